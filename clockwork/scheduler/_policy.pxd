@@ -45,7 +45,7 @@ cdef extern from "scheduler/hooks.h" namespace "clockwork" nogil:
         int64_t there_ns
         int64_t back_ns
 
-    cdef cppclass CDevice "clockwork::Device":
+    cdef cppclass CDevice "clockwork::Executor":
         CWorker *worker
         uint32_t index
         CLane lane

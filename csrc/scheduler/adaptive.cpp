@@ -107,8 +107,9 @@ double Adaptive::need() const {
 double Adaptive::need_at_most() const { return std::min(need(), need_of(lull_.rate(LULL_SIGMAS), parts_.state.now)); }
 
 double Adaptive::need_of(double arrives, Ns now) const {
-    return parts_.state.devices.empty() ? 0
-                                        : arrives * pace_.at(now) / static_cast<double>(parts_.state.devices.size());
+    return parts_.state.executors.empty()
+               ? 0
+               : arrives * pace_.at(now) / static_cast<double>(parts_.state.executors.size());
 }
 
 PolicyStatus Adaptive::status(Ns now) const {
@@ -137,7 +138,7 @@ Ns Adaptive::link_ns(const Model& model) {
     if (model.residencies.empty()) {
         return 0;
     }
-    const Worker& worker = *model.residencies.front()->device->worker;
+    const Worker& worker = *model.residencies.front()->arena->worker;
     return worker.there_ns + worker.back_ns;
 }
 
@@ -152,7 +153,7 @@ Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t r
         if (!is_there && spec->worker_count == 0) {
             continue;
         }
-        Ns link = is_there ? (*first)->device->worker->there_ns + (*first)->device->worker->back_ns : 0;
+        Ns link = is_there ? (*first)->arena->worker->there_ns + (*first)->arena->worker->back_ns : 0;
         least = std::min(least, link + takes_ns(*spec, shape, rows));
     }
     return least < NEVER_NS ? least : 0;
@@ -167,10 +168,8 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     return expected + static_cast<Ns>(static_cast<double>(expected) * margin(spec.kind)) + MARGIN_FIXED_NS;
 }
 
-Ns Adaptive::inputs_ns(const Device& device) const { return device.worker->inputs.batch_ns(parts_.state.now); }
-
 void Adaptive::depart(Flight& flight) {
-    Worker& worker = *flight.device->worker;
+    Worker& worker = *flight.executor->worker;
     std::uint64_t bytes = 0;
     for (const Pending* pending : flight.batch->pendings) {
         bytes += pending->request.bytes;
@@ -204,7 +203,7 @@ void Adaptive::see_who_came(const Batch& batch) {
 
 void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
     if (flight.inputs > 0) {
-        Worker& worker = *flight.device->worker;
+        Worker& worker = *flight.executor->worker;
         worker.inputs.arrived(parts_.state.now, flight.inputs, ready_ns, worker.there_ns);
     }
 }
@@ -291,10 +290,10 @@ bool Adaptive::admit(Pending& pending) {
 }
 
 double Adaptive::crowd() const {
-    if (square_sum_ <= 0 || parts_.state.devices.empty()) {
+    if (square_sum_ <= 0 || parts_.state.executors.empty()) {
         return 0;
     }
-    return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(parts_.state.devices.size());
+    return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(parts_.state.executors.size());
 }
 
 void Adaptive::share_out() {
@@ -304,7 +303,7 @@ void Adaptive::share_out() {
             wanted_.push_back(devices);
         }
     });
-    share_ = level_of(wanted_, static_cast<double>(parts_.state.devices.size()), REFUSE_NEED);
+    share_ = level_of(wanted_, static_cast<double>(parts_.state.executors.size()), REFUSE_NEED);
 }
 
 void Adaptive::turn_away(Pending& pending, Ns after_ns) {
@@ -329,7 +328,7 @@ bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Tra
     if (waiting < rows_within(spec, shape, slack, spec.batch_max)) {
         return false;  // it would only make the next batch cheaper
     }
-    double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.devices.size(), 1));
+    double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
     double wait = waiting * known.ideal_ns / level;
     double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - takes_ns(spec, shape, 1));
     if (wait <= std::max(room, static_cast<double>(takes_ns(spec, shape, pending.size)))) {
@@ -340,13 +339,13 @@ bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Tra
 }
 
 // How long what goes before a request would keep a device, beyond what it was sent; above enough_ns it may be more.
-Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
+Ns Adaptive::before_ns(const Arena& arena, const Pending& pending, Ns enough_ns) {
     double sum = 0, enough = static_cast<double>(enough_ns);
     auto is_wanted = [&](const Model& model, std::uint64_t) {
         // Who saves much by batches may give requests up.
         return sum <= enough && traffic_.of(model).is_told;
     };
-    parts_.queues.for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
+    parts_.queues.for_each_ready(arena, is_wanted, [&](Queue& queue, Residency& residency) {
         if (queue.level > pending.request.priority || queue.front().deadline_ns > pending.deadline_ns) {
             return;
         }
@@ -368,25 +367,25 @@ bool Adaptive::is_too_late(Pending& pending) {
     Ns begins = NEVER_NS;
     for (std::size_t place = 0; place < std::min(model.residencies.size(), OUTLOOK_MAX); ++place) {
         Residency& one = *model.residencies[(model.asked_cursor + place) % model.residencies.size()];
-        if (Ns free = one.device->free_ns(parts_.state.now); free < begins) {
+        if (Ns free = one.arena->free_ns(parts_.state.now); free < begins) {
             begins = free;
             soonest = &one;
         }
     }
     if (model.residencies.size() > OUTLOOK_MAX) {
-        begins = parts_.state.now + soonest->device->worker->there_ns;  // of many, another may be free
+        begins = parts_.state.now + soonest->arena->worker->there_ns;  // of many, another may be free
     }
-    bool is_contested = parts_.state.now < soonest->device->shares.contested_until_ns;
+    bool is_contested = parts_.state.now < soonest->arena->shares.contested_until_ns;
     double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
-    Ns rest = pending.deadline_ns - begins - takes - soonest->device->worker->back_ns;
+    Ns rest = pending.deadline_ns - begins - takes - soonest->arena->worker->back_ns;
     Ns room = std::max({static_cast<Ns>(part * static_cast<double>(rest)), takes, std::min(rest, PROMPT_NS)});
-    Ns wait = before_ns(*soonest->device, pending, room);
+    Ns wait = before_ns(*soonest->arena, pending, room);
     if (wait <= room) {
         return false;
     }
     contest_devices(*pending.model, parts_.state.now);
-    if (is_divided(*soonest->device, parts_.state.now) && soonest->share.is_modest) {
+    if (is_divided(*soonest->arena, parts_.state.now) && soonest->share.is_modest) {
         return false;
     }
     turn_away(pending, wait - room);
@@ -400,7 +399,7 @@ double Adaptive::hold_share(const Model& model) const {
     if (crowd() <= 0) {
         return 0;
     }
-    double there = static_cast<double>(model.residencies.size()) / static_cast<double>(parts_.state.devices.size());
+    double there = static_cast<double>(model.residencies.size()) / static_cast<double>(parts_.state.arenas.size());
     return HOLD_SHARE * std::max(0.0, 1 - HOLD_CROWD * crowd()) * there;
 }
 
@@ -452,7 +451,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
 // The best batch of a queue for a device that is free from free_ns on. False: nothing of it would be in time there.
 bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found) {
     const KindSpec& spec = *residency.spec;
-    const Worker& worker = *residency.device->worker;
+    const Worker& worker = *residency.arena->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
     double row_ns = worker.inputs.byte_ns(parts_.state.now) *
@@ -462,9 +461,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
         return takes_ns(spec, queue.shape, rows) + delay;
     };
-    bool is_shared = is_divided(*residency.device, parts_.state.now),
-         is_modest = is_shared && residency.share.is_modest;
-    Ns longest = is_shared && residency.share.is_greedy ? residency.device->shares.batch_max_ns : NEVER_NS;
+    bool is_shared = is_divided(*residency.arena, parts_.state.now), is_modest = is_shared && residency.share.is_modest;
+    Ns longest = is_shared && residency.share.is_greedy ? residency.arena->shares.batch_max_ns : NEVER_NS;
     std::uint32_t size = queue.size(), first = 0;
     while (first < size && queue[first].deadline_ns - until < takes(queue[first].size)) {
         ++first;
@@ -522,10 +520,10 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     return true;
 }
 
-Choice Adaptive::choose(Device& device, Ns free_ns) {
+Choice Adaptive::choose(Executor& executor, Ns free_ns) {
     // Every round but the last gives up a request at least, so there are no more rounds than requests that wait.
     Candidate chosen{};
-    while (pick(device, free_ns, chosen)) {
+    while (pick(executor, free_ns, chosen)) {
         if (chosen.given_up > 0) {
             give_up_first(chosen);
             // Others that waited in vain may have left with them.
@@ -553,29 +551,29 @@ void Adaptive::give_up_first(const Candidate& chosen) {
 }
 
 // What the device would best be given next, if anything, and which requests that gives up.
-bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
+bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     keep_time();
     // Beside modest models the others come as if they were due later, by the least SLO of models within their shares; less
     // where several devices become free within it.
-    bool is_shared = is_divided(device, parts_.state.now);
+    bool is_shared = is_divided(*executor.arena, parts_.state.now);
     auto is_behind = [&](const Residency& residency) { return is_shared && !residency.share.is_modest; };
-    Ns behind = is_shared ? device.shares.slack_min_ns / static_cast<Ns>(parts_.state.devices.size()) : 0;
+    Ns behind = is_shared ? executor.arena->shares.slack_min_ns / static_cast<Ns>(parts_.state.executors.size()) : 0;
     candidates_.clear();
     Candidate best{};
     // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
     // devices the deadline instead; of the lowest level, none has to go before others.
-    const InputsWay& way = device.worker->inputs;
-    Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - device.worker->there_ns;
+    const InputsWay& way = executor.worker->inputs;
+    Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - executor.worker->there_ns;
     Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_);
-    Ns nearer = device.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);
+    Ns nearer = executor.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);
     std::uint32_t lowest = parts_.requests.lowest_level();
     bool is_level = parts_.requests.is_one_level();
     std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best
     auto is_everywhere = [this](const Model& model) {
-        return parts_.state.devices.size() > 1 && model.residencies.size() >= parts_.state.devices.size();
+        return parts_.state.arenas.size() > 1 && model.residencies.size() >= parts_.state.arenas.size();
     };
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
-    parts_.queues.for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
+    parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
         if (best.queue != nullptr && queue.level >= best.queue->level) {
             const KindSpec& spec = *residency.spec;
             Ns earliest = queue.front().deadline_ns;  // that it could have to start

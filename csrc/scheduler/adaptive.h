@@ -226,7 +226,7 @@ public:
 
     Adaptive(const RuleParts& parts, const SchedulerOptions& options);
 
-    Choice choose(Device& device, Ns free_ns) override;
+    Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
@@ -234,9 +234,9 @@ public:
     Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override {
         return takes_ns(spec, shape, rows);
     }
-    Ns inputs_ns(const Device& device) const override;
-    Ns ahead_ns(const Device& device) const override {
-        return habits.ahead_ns > 0 ? habits.ahead_ns : device.lead.ns(parts_.state.now);
+    Ns inputs_ns(const Worker& worker) const override { return worker.inputs.batch_ns(parts_.state.now); }
+    Ns ahead_ns(const Executor& executor) const override {
+        return habits.ahead_ns > 0 ? habits.ahead_ns : executor.lead.ns(parts_.state.now);
     }
     void depart(Flight& flight) override;
     void delivered(const Flight& flight, Ns ready_ns) override;
@@ -285,7 +285,7 @@ private:
     void see_who_came(const Batch& batch);
     void turn_away(Pending& pending, Ns after_ns);
     bool is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
-    Ns before_ns(Device& device, const Pending& pending, Ns enough_ns);
+    Ns before_ns(const Arena& arena, const Pending& pending, Ns enough_ns);
     bool is_too_late(Pending& pending);
     // Of the time that a request has, the part that may be before it on such a device.
     double wait_part(std::uint32_t kind) const {
@@ -301,7 +301,7 @@ private:
     double hold_share(const Model& model) const;
     // Whether a device that could take work, and found none, has the model.
     bool has_other_device(const Model& model) const { return parts_.queues.find_hungry(model) != nullptr; }
-    bool pick(Device& device, Ns free_ns, Candidate& chosen);
+    bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
 

@@ -23,9 +23,9 @@ bool delays_loads(const Plan& plan, std::size_t index) {
     return false;
 }
 
-Ns loads_waiting_ns(const Device& device) {
+Ns loads_waiting_ns(const Arena& arena) {
     Ns sum = 0;
-    for (const Residency* one : device.pending) {
+    for (const Residency* one : arena.pending) {
         sum += one->spec->load_planned_ns();
     }
     return sum;
@@ -45,22 +45,24 @@ bool Admission::place(Pending& pending) {
     }
     Slot best{NEVER_NS, 0, nullptr, 0}, slot{};
     Residency* chosen = nullptr;
+    Executor* runs = nullptr;
     for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
         if (looked >= PLACE_SCAN_MAX && chosen != nullptr) {
             break;
         }
         Residency* residency = model.residencies[at];
         at = at + 1 < count ? at + 1 : 0;
-        Device& device = *residency->device;
-        if (residency->doomed || device.worker->draining || device.number + 1 == pending.failed_on ||
-            !find_slot(*residency, pending, slot)) {
+        Executor& executor = plans_.soonest(*residency->arena);
+        if (residency->doomed || executor.worker->draining || executor.arena->number + 1 == pending.failed_on ||
+            !find_slot(executor, *residency, pending, slot)) {
             continue;
         }
         if (chosen == nullptr || slot.finish_ns < best.finish_ns) {
             best = slot;
             chosen = residency;
+            runs = &executor;
             model.place_cursor = static_cast<std::uint32_t>(at);
-            if (is_wide && device.lane.empty() && plans_.of(device).empty() && residency->ready_ns == 0) {
+            if (is_wide && executor.lane.empty() && plans_.of(executor).empty() && residency->ready_ns == 0) {
                 break;
             }
         }
@@ -68,7 +70,7 @@ bool Admission::place(Pending& pending) {
     if (chosen == nullptr) {
         return place_cold(pending);
     }
-    commit(pending, *chosen, best);
+    commit(pending, *runs, *chosen, best);
     return true;
 }
 
@@ -82,10 +84,10 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
     }
 }
 
-// Where in the plan of this residency's device the request can go, every promise kept.
-bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& slot) {
-    Device& device = *residency.device;
-    const Plan& plan = plans_.of(device);
+// Where in the plan of an executor of the residency's arena the request can go, every promise kept.
+bool Admission::find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
+    Arena& arena = *executor.arena;
+    const Plan& plan = plans_.of(executor);
     const KindSpec& spec = *residency.spec;
     std::uint32_t shape = pending.request.shape, size = pending.size;
     Ns deadline = pending.deadline_ns;
@@ -94,8 +96,8 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
     if (duration == 0) {
         return false;
     }
-    Ns limit = deadline - device.worker->back_ns - std::min((deadline - state_.now) / RESERVE_SHARE, RESERVE_NS);
-    Ns free = device.free_ns(state_.now);
+    Ns limit = deadline - executor.worker->back_ns - std::min((deadline - state_.now) / RESERVE_SHARE, RESERVE_NS);
+    Ns free = executor.free_ns(state_.now);
     if (free + duration > limit) {
         return false;
     }
@@ -105,24 +107,25 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
             Batch* batch = residency.batches[count - back];
             std::uint32_t total = batch->size + size;
-            if (total > spec.batch_max || batch->shape != shape || batch->pendings.front()->alone) {
+            if (total > spec.batch_max || batch->shape != shape || batch->executor != &executor ||
+                batch->pendings.front()->alone) {
                 continue;
             }
             Ns growth = curve->planned_ns(total) - batch->duration_ns;
             if (growth * JOIN_GAIN > duration * (JOIN_GAIN - 1)) {
                 continue;
             }
-            if (is_beyond && batch->duration_ns + growth > device.shares.batch_max_ns) {
+            if (is_beyond && batch->duration_ns + growth > arena.shares.batch_max_ns) {
                 continue;
             }
             std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
             Ns finish = plan.finish_ns(free, index) + growth;
             Ns latest = finish;
             if (is_beyond) {
-                latest += passing_ns(residency, plan.finish_ns(free, index - 1), index - 1);
+                latest += passing_ns(executor, residency, plan.finish_ns(free, index - 1), index - 1);
             }
             if (latest <= std::min(limit, batch->limit_ns) && plan.holds(latest, index)) {
-                if (!device.pending.empty() && !keeps_loads(device, free, index, growth)) {
+                if (!arena.pending.empty() && !keeps_loads(executor, free, index, growth)) {
                     continue;
                 }
                 slot = {finish, index - 1, batch, 0};
@@ -131,15 +134,15 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
         }
     }
     Ns key = is_beyond ? deadline + BEYOND_NS : deadline;
-    std::size_t index = place_of(residency, key);
+    std::size_t index = place_of(plan, residency, key);
     if (pending.evidence > 0) {  // a suspect goes last, if it can
         Ns last = std::max(plan.finish_ns(free, plan.size()), residency.ready_ns) + duration;
         index = last <= limit ? plan.size() : index;
     }
     // Among what models beyond their shares were promised, one within its share goes as early as that allows.
-    for (std::size_t tries = is_divided(device, state_.now) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
+    for (std::size_t tries = is_divided(arena, state_.now) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
-        Ns latest = finish + (is_beyond ? passing_ns(residency, begin, index) : 0);
+        Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
         if (latest > limit) {
             return false;
         }
@@ -148,7 +151,7 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
             index = late + 1;
             continue;
         }
-        if (!device.pending.empty() && !keeps_loads(device, free, index, duration)) {
+        if (!arena.pending.empty() && !keeps_loads(executor, free, index, duration)) {
             return false;
         }
         slot = {finish, index, nullptr, key};
@@ -159,14 +162,13 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
 
 // How much later than `begin` a batch at this place of the plan may begin because models within their shares go before it;
 // 0 for one that is sent at once.
-Ns Admission::passing_ns(const Residency& residency, Ns begin, std::size_t index) const {
-    bool is_next = index == 0 && begin - residency.device->worker->there_ns - ahead_ns(*residency.device) <= state_.now;
+Ns Admission::passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const {
+    bool is_next = index == 0 && begin - executor.worker->there_ns - ahead_ns(executor) <= state_.now;
     return is_next ? 0 : clockwork::passing_ns(residency, begin - state_.now);
 }
 
 // The index in the plan for a new batch: by its key, but behind the work that its load waits for.
-std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
-    const Plan& plan = plans_.of(*residency.device);
+std::size_t Admission::place_of(const Plan& plan, const Residency& residency, Ns key_ns) {
     std::size_t index = plan.place_of(key_ns);
     if (!residency.victims.empty()) {
         for (std::size_t place = plan.size(); place-- > index;) {
@@ -181,30 +183,30 @@ std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
 
 // Whether loads that wait for victims still come in time if work is added before the plan's index.
 // Work before the last batch of a doomed model delays all that waits for its pages.
-bool Admission::keeps_loads(Device& device, Ns free, std::size_t index, Ns added) {
-    const Plan& plan = plans_.of(device);
+bool Admission::keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added) {
+    const Plan& plan = plans_.of(executor);
     if (!delays_loads(plan, index)) {
         return true;
     }
-    for (Residency* waiting : device.pending) {
+    for (Residency* waiting : executor.arena->pending) {
         waiting->ready_ns += waiting->clear_ns != 0 ? added : 0;
     }
     bool holds = plan.holds(free + added, 0);  // added in front of all: at least as hard as where it goes
-    for (Residency* waiting : device.pending) {
+    for (Residency* waiting : executor.arena->pending) {
         waiting->ready_ns -= waiting->clear_ns != 0 ? added : 0;
     }
     return holds;
 }
 
-void Admission::commit(Pending& pending, Residency& residency, const Slot& slot) {
-    Device& device = *residency.device;
-    Plan& plan = plans_.of(device);
+void Admission::commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot) {
+    Arena& arena = *executor.arena;
+    Plan& plan = plans_.of(executor);
     Batch* batch = slot.batch;
-    Ns limit = pending.deadline_ns - device.worker->back_ns, planned = plan.planned_ns;
+    Ns limit = pending.deadline_ns - executor.worker->back_ns, planned = plan.planned_ns;
     if (batch == nullptr) {
         std::uint32_t shape = pending.request.shape;
         Ns key = slot.index > 0 ? std::max(slot.key_ns, plan.keys[slot.index - 1]) : slot.key_ns;
-        batch = executions_.make_batch(residency, shape, residency.spec->program->curve(shape), key);
+        batch = executions_.make_batch(executor, residency, shape, residency.spec->program->curve(shape), key);
         batch->size = pending.size;
         batch->duration_ns = residency.spec->alone_ns(shape, pending.size);
         batch->limit_ns = limit;
@@ -215,16 +217,16 @@ void Admission::commit(Pending& pending, Residency& residency, const Slot& slot)
     }
     batch->pendings.push_back(&pending);
     pending.batch = batch;
-    if (!device.pending.empty() && delays_loads(plan, slot.index + 1)) {
-        for (Residency* waiting : device.pending) {
+    if (!arena.pending.empty() && delays_loads(plan, slot.index + 1)) {
+        for (Residency* waiting : arena.pending) {
             waiting->clear_ns += waiting->clear_ns != 0 ? plan.planned_ns - planned : 0;
         }
-        arenas_.retime_loads(device);
+        arenas_.retime_loads(arena);
     }
     if (residency.state == ResidencyState::RESIDENT) {
-        device.resident.move_to_end(&residency);
+        arena.resident.move_to_end(&residency);
     }
-    state_.touch(device);
+    state_.touch(executor);
     state_.set_timer(std::max(limit - batch->duration_ns, state_.now + 1), pending);
 }
 
@@ -235,37 +237,38 @@ bool Admission::place_cold(Pending& pending) {
     cold_.clear();
     arenas_.find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
-        const Device& device = *one.device;
-        if (device.number + 1 == pending.failed_on) {
+        const Executor& executor = plans_.soonest(*one.arena);
+        if (executor.arena->number + 1 == pending.failed_on) {
             continue;
         }
         Ns load = one.spec->load_planned_ns(), alone = one.spec->alone_ns(pending.request.shape, pending.size);
-        const Worker& worker = *device.worker;
+        const Worker& worker = *executor.worker;
         Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns);
         if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
             // What is evicted has to be loaded again one day: that counts as a load more.
-            Ns once_more = device.has_room(*one.spec) ? 0 : load;
-            Ns time = start + loads_waiting_ns(device) + load + once_more + plans_.of(device).planned_ns;
-            cold_.push_back({time / LOAD_ALIKE_NS, device.pages.free_count(), one.device, one.spec});
+            Ns once_more = executor.arena->has_room(*one.spec) ? 0 : load;
+            Ns time = start + loads_waiting_ns(*executor.arena) + load + once_more + plans_.of(executor).planned_ns;
+            cold_.push_back({time / LOAD_ALIKE_NS, executor.arena->pages.free_count(), one.arena, one.spec});
         }
     }
     auto better = [](const Cold& a, const Cold& b) {
-        return std::make_tuple(a.time, -std::int64_t{a.free_pages}, a.device->number) <
-               std::make_tuple(b.time, -std::int64_t{b.free_pages}, b.device->number);
+        return std::make_tuple(a.time, -std::int64_t{a.free_pages}, a.arena->number) <
+               std::make_tuple(b.time, -std::int64_t{b.free_pages}, b.arena->number);
     };
     std::size_t count = std::min(cold_.size(), LOAD_SCAN_MAX);
     std::partial_sort(cold_.begin(), cold_.begin() + static_cast<std::ptrdiff_t>(count), cold_.end(), better);
     for (std::size_t place = 0; place < count; ++place) {
-        Device& device = *cold_[place].device;
-        Residency* residency = arenas_.propose_load(device, model, *cold_[place].spec, deadline, true);
+        Arena& arena = *cold_[place].arena;
+        Executor& executor = plans_.soonest(arena);
+        Residency* residency = arenas_.propose_load(arena, model, *cold_[place].spec, deadline, true);
         if (residency == nullptr) {
             continue;
         }
         Slot slot{};
-        if (find_slot(*residency, pending, slot) &&
-            (device.pending.size() == 1 || plans_.of(device).holds(device.free_ns(state_.now), 0))) {
+        if (find_slot(executor, *residency, pending, slot) &&
+            (arena.pending.size() == 1 || plans_.of(executor).holds(executor.free_ns(state_.now), 0))) {
             arenas_.accept_load(*residency);
-            commit(pending, *residency, slot);
+            commit(pending, executor, *residency, slot);
             return true;
         }
         arenas_.drop_load(*residency);
@@ -301,12 +304,12 @@ void Admission::refuse_in_detail(Pending& pending) {
     Ns alone_least = NEVER_NS;  // on an idle device that holds the model
     for_some_residencies(model, [&](Residency& residency) {
         Ns duration = residency.spec->alone_ns(shape, size);
-        const Worker& worker = *residency.device->worker;
+        const Worker& worker = *residency.arena->worker;
         if (duration == 0 || worker.draining) {
             return;
         }
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
-        Ns at_ns = least_finish_ns(residency, duration);
+        Ns at_ns = least_finish_ns(plans_.soonest(*residency.arena), residency, duration);
         if (residency.doomed) {
             at_ns += residency.spec->load_planned_ns();
         }
@@ -318,13 +321,13 @@ void Admission::refuse_in_detail(Pending& pending) {
         if (duration == 0) {
             continue;
         }
-        const Device& device = *one.device;
-        const Worker& worker = *device.worker;
+        const Executor& executor = plans_.soonest(*one.arena);
+        const Worker& worker = *executor.worker;
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
-        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(device);
+        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(*executor.arena);
         Ns loaded = start + one.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
-        const Plan& plan = plans_.of(device);
-        Ns tail = plan.finish_ns(device.free_ns(state_.now), plan.size());
+        const Plan& plan = plans_.of(executor);
+        Ns tail = plan.finish_ns(executor.free_ns(state_.now), plan.size());
         least = std::min(least, std::max(loaded, tail) + duration + worker.back_ns);
     }
     bool unseen = idle_.is_unseen(model, shape);
@@ -358,18 +361,18 @@ void Admission::refuse_in_detail(Pending& pending) {
     }
 }
 
-// The earliest deadline that would be admitted on this residency's device now.
-Ns Admission::least_finish_ns(Residency& residency, Ns duration) const {
-    const Device& device = *residency.device;
-    const Plan& plan = plans_.of(device);
-    Ns back = device.worker->back_ns, ready = residency.ready_ns;
-    Ns finish = plan.finish_ns(device.free_ns(state_.now), plan.size());
+// The earliest deadline that would be admitted on an executor of the residency's arena now.
+Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const {
+    const Plan& plan = plans_.of(executor);
+    Ns back = executor.worker->back_ns, ready = residency.ready_ns;
+    Ns finish = plan.finish_ns(executor.free_ns(state_.now), plan.size());
     std::size_t index = plan.size();
     if (is_beyond_share(residency, state_.now)) {
-        return std::max(finish, ready) + passing_ns(residency, std::max(finish, ready), index) + duration + back;
+        return std::max(finish, ready) + passing_ns(executor, residency, std::max(finish, ready), index) + duration +
+               back;
     }
     if (!plan.empty() && plan[index - 1]->limit_ns - finish >= duration) {
-        std::vector<Ns> finishes{device.free_ns(state_.now)};
+        std::vector<Ns> finishes{executor.free_ns(state_.now)};
         finishes.reserve(plan.size() + 1);
         for (const Batch* batch : plan.batches) {
             finishes.push_back(std::max(finishes.back(), batch->residency->ready_ns) + batch->duration_ns);
@@ -386,8 +389,8 @@ Ns Admission::least_finish_ns(Residency& residency, Ns duration) const {
 void Admission::warm(Model& model) {
     arenas_.find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
-        Device& device = *one.device;
-        if (device.loading == 0 && device.pending.empty() && arenas_.load_idly(device, model, *one.spec)) {
+        Arena& arena = *one.arena;
+        if (arena.loading == 0 && arena.pending.empty() && arenas_.load_idly(arena, model, *one.spec)) {
             return;
         }
     }
@@ -403,37 +406,39 @@ bool Admission::displace(Pending& pending) {
     std::vector<Residency*> residencies;
     for_some_residencies(*pending.model, [&](Residency& one) { residencies.push_back(&one); });
     for (Residency* residency : residencies) {
-        if (residency->doomed || residency->device->worker->draining) {
+        if (residency->doomed || residency->arena->worker->draining) {
             continue;
         }
-        find_displaced(*residency, pending, displaced_);
+        Executor& executor = plans_.soonest(*residency->arena);
+        find_displaced(executor, *residency, pending, displaced_);
         if (displaced_.empty()) {
             continue;
         }
         answer_displaced(displaced_);
-        if (find_slot(*residency, pending, slot)) {
-            commit(pending, *residency, slot);
+        if (find_slot(executor, *residency, pending, slot)) {
+            commit(pending, executor, *residency, slot);
             return true;
         }
     }
     arenas_.find_loadable(*pending.model, loadable_);
     for (std::size_t place = 0; place < std::min(loadable_.size(), LOAD_SCAN_MAX); ++place) {
-        Device& device = *loadable_[place].device;
+        Arena& arena = *loadable_[place].arena;
+        Executor& executor = plans_.soonest(arena);
         Residency* proposed =
-            arenas_.propose_load(device, *pending.model, *loadable_[place].spec, pending.deadline_ns, true);
+            arenas_.propose_load(arena, *pending.model, *loadable_[place].spec, pending.deadline_ns, true);
         if (proposed == nullptr) {
             continue;
         }
-        find_displaced(*proposed, pending, displaced_);
+        find_displaced(executor, *proposed, pending, displaced_);
         if (!displaced_.empty()) {
             arenas_.accept_load(*proposed);
             answer_displaced(displaced_);
-            if (find_slot(*proposed, pending, slot)) {
-                commit(pending, *proposed, slot);
+            if (find_slot(executor, *proposed, pending, slot)) {
+                commit(pending, executor, *proposed, slot);
                 return true;
             }
         }
-        if (std::find(device.pending.begin(), device.pending.end(), proposed) != device.pending.end()) {
+        if (std::find(arena.pending.begin(), arena.pending.end(), proposed) != arena.pending.end()) {
             arenas_.drop_load(*proposed);
         }
     }
@@ -447,13 +452,13 @@ void Admission::answer_displaced(const std::vector<Pending*>& victims) {
 }
 
 // The requests whose displacement makes room for this one; none if none do.
-void Admission::find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const {
+void Admission::find_displaced(const Executor& executor, Residency& residency, const Pending& pending,
+                               std::vector<Pending*>& gone) const {
     gone.clear();
-    const Device& device = *residency.device;
-    const Plan& plan = plans_.of(device);
+    const Plan& plan = plans_.of(executor);
     std::uint32_t level = pending.request.priority;
     Ns duration = residency.spec->alone_ns(pending.request.shape, pending.size);
-    Ns limit = pending.deadline_ns - device.worker->back_ns, free = device.free_ns(state_.now);
+    Ns limit = pending.deadline_ns - executor.worker->back_ns, free = executor.free_ns(state_.now);
     if (duration == 0 || std::max(free, residency.ready_ns) + duration > limit) {
         return;
     }
@@ -473,7 +478,7 @@ void Admission::find_displaced(Residency& residency, const Pending& pending, std
         return std::make_tuple(a.second->request.priority, a.second->deadline_ns, a.first) >
                std::make_tuple(b.second->request.priority, b.second->deadline_ns, b.first);
     });
-    std::size_t index = place_of(residency, is_beyond ? pending.deadline_ns + BEYOND_NS : pending.deadline_ns);
+    std::size_t index = place_of(plan, residency, is_beyond ? pending.deadline_ns + BEYOND_NS : pending.deadline_ns);
     auto is_gone = [&](const Pending* one) { return std::find(gone.begin(), gone.end(), one) != gone.end(); };
     auto fits = [&] {
         Ns time = free;

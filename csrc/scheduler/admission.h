@@ -64,7 +64,7 @@ public:
           plans_(plans) {}
 
     // How long before a device is planned to be free its next batch is sent.
-    Ns ahead_ns(const Device& device) const { return std::max(SCHEDULE_AHEAD_NS, device.lead.ns(state_.now)); }
+    Ns ahead_ns(const Executor& executor) const { return std::max(SCHEDULE_AHEAD_NS, executor.lead.ns(state_.now)); }
     // Promise a request its deadline on the device that finishes it first. False if none can.
     bool place(Pending& pending);
     // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
@@ -86,22 +86,23 @@ private:
     struct Cold {
         Ns time;  // in units of LOAD_ALIKE_NS
         std::uint32_t free_pages;
-        Device* device;
+        Arena* arena;
         KindSpec* spec;
     };
 
     template <typename Function>
     void for_some_residencies(const Model& model, Function&& function) const;
-    bool find_slot(Residency& residency, const Pending& pending, Slot& slot);
-    Ns passing_ns(const Residency& residency, Ns begin, std::size_t index) const;
-    std::size_t place_of(const Residency& residency, Ns key_ns) const;
-    bool keeps_loads(Device& device, Ns free, std::size_t index, Ns added);
-    void commit(Pending& pending, Residency& residency, const Slot& slot);
+    bool find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
+    Ns passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const;
+    static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
+    bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
+    void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool place_cold(Pending& pending);
-    Ns least_finish_ns(Residency& residency, Ns duration) const;
+    Ns least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const;
     void warm(Model& model);
     void answer_displaced(const std::vector<Pending*>& victims);
-    void find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const;
+    void find_displaced(const Executor& executor, Residency& residency, const Pending& pending,
+                        std::vector<Pending*>& gone) const;
 
     State& state_;
     Arenas& arenas_;

@@ -20,22 +20,22 @@ bool contains(const std::vector<T*>& list, const T* one) {
 
 // ----- deciding -----------------------------------------------------------------------------------
 
-Residency* Arenas::propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom) {
-    Residency* residency = make_residency(device, model, spec, key_ns);
+Residency* Arenas::propose_load(Arena& arena, Model& model, KindSpec& spec, Ns key_ns, bool doom) {
+    Residency* residency = make_residency(arena, model, spec, key_ns);
     if (!find_victims(*residency, doom)) {
         state_.pool<Residency>().give_back(residency);
         return nullptr;
     }
     enter_pending(*residency);
     model.residencies.push_back(residency);
-    retime_loads(device);
+    retime_loads(arena);
     return residency;
 }
 
-Residency* Arenas::make_residency(Device& device, Model& model, KindSpec& spec, Ns key_ns) {
+Residency* Arenas::make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns) {
     Residency* residency = state_.pool<Residency>().make();
     residency->model = &model;
-    residency->device = &device;
+    residency->arena = &arena;
     residency->spec = &spec;
     residency->key_ns = key_ns;
     return residency;
@@ -44,23 +44,23 @@ Residency* Arenas::make_residency(Device& device, Model& model, KindSpec& spec, 
 // It has its pages, and goes before what is pending.
 void Arenas::send_at_once(Residency& residency, bool hurries) {
     residency.model->residencies.push_back(&residency);
-    residency.device->pending.push_back(&residency);
+    residency.arena->pending.push_back(&residency);
     send_load(residency, hurries);
 }
 
 void Arenas::enter_pending(Residency& residency) {
-    std::vector<Residency*>& pending = residency.device->pending;
+    std::vector<Residency*>& pending = residency.arena->pending;
     auto place = std::upper_bound(pending.begin(), pending.end(), residency.key_ns,
                                   [](Ns key_ns, const Residency* one) { return key_ns < one->key_ns; });
     pending.insert(place, &residency);
 }
 
-bool Arenas::try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims) {
+bool Arenas::try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims) {
     if (trial_.allocate(runs, trial_starts_)) {
         return true;
     }
     evictable_.clear();
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         if (!one->doomed && one->is_idle() && deciders_.memory->may_evict(*one) && !contains(victims, one)) {
             evictable_.push_back(one);
         }
@@ -80,18 +80,18 @@ bool Arenas::try_idle(Device& device, const std::vector<std::uint32_t>& runs, st
     return false;
 }
 
-bool Arenas::find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims) {
+bool Arenas::find_room(Arena& arena, const KindSpec& spec, std::vector<Residency*>& victims) {
     victims.clear();
-    trial_ = device.pages;
-    return try_idle(device, spec.runs, victims);
+    trial_ = arena.pages;
+    return try_idle(arena, spec.runs, victims);
 }
 
 // Tries out, on a copy of the arena, who has to go for this load. False if it cannot be.
 bool Arenas::find_victims(Residency& residency, bool doom) {
-    Device& device = *residency.device;
+    Arena& arena = *residency.arena;
     const PageAllocator::Pages& runs = residency.spec->runs;
-    trial_ = device.pages;
-    for (const Residency* other : device.pending) {
+    trial_ = arena.pages;
+    for (const Residency* other : arena.pending) {
         for (const Residency* victim : other->victims) {
             if (!victim->starts.empty() && victim->on_device) {
                 trial_.free(victim->starts, victim->spec->runs);
@@ -99,17 +99,17 @@ bool Arenas::find_victims(Residency& residency, bool doom) {
         }
         residency.clear_ns = std::max(residency.clear_ns, other->clear_ns);
     }
-    for (const Residency* other : device.pending) {
+    for (const Residency* other : arena.pending) {
         // Loads sent since it was tried out may have left its victims' pages in pieces: it will take more.
-        if (!try_idle(device, other->spec->runs, residency.victims)) {
+        if (!try_idle(arena, other->spec->runs, residency.victims)) {
             return false;
         }
     }
-    if (try_idle(device, runs, residency.victims)) {
+    if (try_idle(arena, runs, residency.victims)) {
         return true;
     }
     if (doom) {
-        find_busy(device);
+        find_busy(arena);
         for (const Ending& ending : endings_) {
             residency.victims.push_back(ending.residency);
             residency.clear_ns = std::max(residency.clear_ns, ending.finish_ns);
@@ -124,68 +124,68 @@ bool Arenas::find_victims(Residency& residency, bool doom) {
 
 void Arenas::accept_load(Residency& residency) {
     for (Residency* victim : residency.victims) {
-        Device::doom(*victim, true);
+        Arena::doom(*victim, true);
     }
-    state_.touch(*residency.device);
+    state_.touch(*residency.arena);
 }
 
 void Arenas::drop_load(Residency& residency) {
-    remove_from(residency.device->pending, &residency);
+    remove_from(residency.arena->pending, &residency);
     remove_from(residency.model->residencies, &residency);
     absolve(residency);
-    retime_loads(*residency.device);
+    retime_loads(*residency.arena);
     gone(residency);
     state_.retire(&residency);
 }
 
-void Arenas::drop_loads(Device& device) {
-    while (!device.pending.empty()) {
-        drop_load(*device.pending.front());
+void Arenas::drop_loads(Arena& arena) {
+    while (!arena.pending.empty()) {
+        drop_load(*arena.pending.front());
     }
 }
 
 // Its victims are doomed no more, unless another pending load counts on them.
 void Arenas::absolve(Residency& residency) {
     for (Residency* victim : residency.victims) {
-        Device::doom(*victim, std::any_of(residency.device->pending.begin(), residency.device->pending.end(),
-                                          [&](const Residency* other) {
-                                              return other != &residency && contains(other->victims, victim);
-                                          }));
+        Arena::doom(*victim, std::any_of(residency.arena->pending.begin(), residency.arena->pending.end(),
+                                         [&](const Residency* other) {
+                                             return other != &residency && contains(other->victims, victim);
+                                         }));
     }
     residency.victims.clear();
 }
 
 // One that is gone is nobody's victim any more.
-void Arenas::forget_victim(Device& device, Residency& residency) {
-    for (Residency* other : device.pending) {
+void Arenas::forget_victim(Arena& arena, Residency& residency) {
+    for (Residency* other : arena.pending) {
         std::erase(other->victims, &residency);
     }
 }
 
 // Models that could be doomed, with the time at which their work ends, earliest first.
-void Arenas::find_busy(Device& device) {
+void Arenas::find_busy(Arena& arena) {
     endings_.clear();
-    Ns free = device.free_ns(state_.now);
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    Ns free = arena.drained_ns(state_.now);
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         if (!one->doomed && !one->is_idle()) {
             endings_.push_back({free, one});
         }
     }
-    deciders_.memory->count_planned(device, endings_);
+    deciders_.memory->count_planned(arena, endings_);
     for (Ending& ending : endings_) {
-        ending.finish_ns = std::max(ending.finish_ns, ending.residency->ready_ns) + device.worker->back_ns;
+        ending.finish_ns = std::max(ending.finish_ns, ending.residency->ready_ns) + arena.worker->back_ns;
     }
     std::stable_sort(endings_.begin(), endings_.end(),
                      [](const Ending& a, const Ending& b) { return a.finish_ns < b.finish_ns; });
 }
 
-void Arenas::retime_loads(Device& device) {
-    if (device.pending.empty()) {
+void Arenas::retime_loads(Arena& arena) {
+    if (arena.pending.empty()) {
         return;
     }
-    const Worker& worker = *device.worker;
+    const Worker& worker = *arena.worker;
     Ns time = std::max(worker.link_free_ns, state_.now + worker.there_ns);
-    for (Residency* residency : device.pending) {
+    for (Residency* residency : arena.pending) {
         Ns start = std::max(time, residency->clear_ns + worker.there_ns);
         time = start + residency->spec->load_planned_ns();
         residency->ready_ns = time + worker.back_ns + worker.there_ns;
@@ -198,7 +198,7 @@ template <typename Function>
 std::size_t Arenas::for_each_loadable(const Model& model, std::size_t first, Function&& function) {
     ++mark_;
     for (const Residency* residency : model.residencies) {
-        residency->device->mark = mark_;
+        residency->arena->mark = mark_;
     }
     std::size_t count = model.workers.size(), at = first < count ? first : 0;
     for (std::size_t looked = 0; looked < count; ++looked) {
@@ -207,13 +207,13 @@ std::size_t Arenas::for_each_loadable(const Model& model, std::size_t first, Fun
         if (worker.draining) {
             continue;
         }
-        for (Device* device : worker.devices) {
-            if (device->mark == mark_) {
+        for (Arena* arena : worker.arenas) {
+            if (arena->mark == mark_) {
                 continue;
             }
-            KindSpec* spec = model.spec(*device);
-            if (spec != nullptr && spec->page_count <= device->pages.page_count() && worker.could_host(*spec) &&
-                !function(*device, *spec)) {
+            KindSpec* spec = model.spec(*arena);
+            if (spec != nullptr && spec->page_count <= arena->pages.page_count() && worker.could_host(*spec) &&
+                !function(*arena, *spec)) {
                 return at;
             }
         }
@@ -223,8 +223,8 @@ std::size_t Arenas::for_each_loadable(const Model& model, std::size_t first, Fun
 
 void Arenas::find_loadable(Model& model, std::vector<Place>& found) {
     found.clear();
-    std::size_t next = for_each_loadable(model, model.load_cursor, [&](Device& device, KindSpec& spec) {
-        found.push_back({&device, &spec});
+    std::size_t next = for_each_loadable(model, model.load_cursor, [&](Arena& arena, KindSpec& spec) {
+        found.push_back({&arena, &spec});
         return found.size() < LOADABLE_MAX;
     });
     model.load_cursor = static_cast<std::uint32_t>(next);
@@ -232,7 +232,7 @@ void Arenas::find_loadable(Model& model, std::vector<Place>& found) {
 
 bool Arenas::fits_somewhere(Model& model) {
     bool any = false;
-    for_each_loadable(model, 0, [&](Device&, KindSpec&) {
+    for_each_loadable(model, 0, [&](Arena&, KindSpec&) {
         any = true;
         return false;
     });
@@ -241,30 +241,30 @@ bool Arenas::fits_somewhere(Model& model) {
 
 // ----- acting -------------------------------------------------------------------------------------
 
-bool Arenas::takes_load(Device& device, std::uint32_t under_way) const {
-    const Worker& worker = *device.worker;
+bool Arenas::takes_load(Arena& arena, std::uint32_t under_way) const {
+    const Worker& worker = *arena.worker;
     Ns due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS;
-    if (under_way < device.run_ahead || (under_way < OUTSTANDING_MAX && due <= state_.now)) {
+    if (under_way < arena.run_ahead || (under_way < OUTSTANDING_MAX && due <= state_.now)) {
         return true;
     }
     if (under_way < OUTSTANDING_MAX) {
-        device.wake_at(due);
+        arena.wake_at(due);
     }
     return false;
 }
 
-void Arenas::start_loads(Device& device) {
-    while (!device.pending.empty()) {
-        if (!takes_load(device, device.loading)) {
+void Arenas::start_loads(Arena& arena) {
+    while (!arena.pending.empty()) {
+        if (!takes_load(arena, arena.loading)) {
             return;
         }
-        Residency& residency = *device.pending.front();
+        Residency& residency = *arena.pending.front();
         if (!deciders_.memory->is_load_wanted(residency)) {
             drop_load(residency);  // whoever wanted it has gone
             continue;
         }
-        if (!make_room(device, residency, NEVER_NS)) {
-            doom_more(device, residency);
+        if (!make_room(arena, residency, NEVER_NS)) {
+            doom_more(arena, residency);
             return;
         }
         send_load(residency);
@@ -273,16 +273,16 @@ void Arenas::start_loads(Device& device) {
 
 // Its pages are in residency.starts. hurries: a load that cannot start soon is of no use.
 void Arenas::send_load(Residency& residency, bool hurries) {
-    Device& device = *residency.device;
-    Worker& worker = *device.worker;
+    Arena& arena = *residency.arena;
+    Worker& worker = *arena.worker;
     must(worker.is_hosted(*residency.model), "loading a model that is not in the host store");
     if (worker.host_bytes > 0) {
         worker.host[residency.model->slot].used_ns = state_.now;
     }
-    remove_from(device.pending, &residency);
+    remove_from(arena.pending, &residency);
     absolve(residency);
-    device.enter(&residency);
-    ++device.loading;
+    arena.enter(&residency);
+    ++arena.loading;
     Ns expected = residency.spec->load_expected_ns(), planned = with_margin(expected);
     Ns begins = std::max(worker.link_free_ns, state_.now + worker.there_ns);
     if (worker.loads_ns == 0) {
@@ -290,11 +290,11 @@ void Arenas::send_load(Residency& residency, bool hurries) {
     }
     worker.link_free_ns = begins + planned;
     worker.loads_ns += planned;
-    device.wake_at(worker.loads_due_ns() + STUCK_NS);  // see Recovery::watch_loads()
+    arena.wake_at(worker.loads_due_ns() + STUCK_NS);  // see Recovery::watch_loads()
     residency.state = ResidencyState::LOADING;
     residency.load_id = state_.next_load();
     residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
-    Flight* flight = flights_.make(device, FlightKind::LOAD, residency, nullptr, expected, planned);
+    Flight* flight = flights_.make(arena, FlightKind::LOAD, residency, nullptr, expected, planned);
     flights_.enter(*flight);
     residency.action_id = flight->action_id;
     Command& command = flights_.order(CommandKind::SEND_LOAD, *flight);
@@ -304,28 +304,28 @@ void Arenas::send_load(Residency& residency, bool hurries) {
     command.earliest_ns = state_.now;
     command.latest_ns = hurries ? state_.now + std::max(LOAD_WINDOW_NS, 10 * planned) : NEVER_NS;
     command.expected_ns = expected;
-    retime_loads(device);
+    retime_loads(arena);
 }
 
-void Arenas::load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims) {
-    Residency* residency = make_residency(device, model, spec, NEVER_NS);
+void Arenas::load_over(Arena& arena, Model& model, KindSpec& spec, const std::vector<Residency*>& victims) {
+    Residency* residency = make_residency(arena, model, spec, NEVER_NS);
     victims_ = victims;
     for (const Residency* one : victims_) {
-        device.pages.free(one->starts, one->spec->runs);
+        arena.pages.free(one->starts, one->spec->runs);
     }
-    must(device.pages.allocate(spec.runs, residency->starts), "room that was found is not there");
+    must(arena.pages.allocate(spec.runs, residency->starts), "room that was found is not there");
     if (!victims_.empty()) {
         unload_victims(*residency);
     }
     send_at_once(*residency);
 }
 
-bool Arenas::load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns) {
-    if (!bring(*device.worker, model)) {
+bool Arenas::load_now(Arena& arena, Model& model, KindSpec& spec, Ns before_ns) {
+    if (!bring(*arena.worker, model)) {
         return false;
     }
-    Residency* residency = make_residency(device, model, spec, NEVER_NS);
-    if (!make_room(device, *residency, before_ns)) {
+    Residency* residency = make_residency(arena, model, spec, NEVER_NS);
+    if (!make_room(arena, *residency, before_ns)) {
         state_.pool<Residency>().give_back(residency);
         return false;
     }
@@ -333,12 +333,12 @@ bool Arenas::load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns
     return true;
 }
 
-bool Arenas::preload(Device& device, Model& model) {
-    if (!bring(*device.worker, model)) {
+bool Arenas::preload(Arena& arena, Model& model) {
+    if (!bring(*arena.worker, model)) {
         return false;
     }
-    Residency* residency = make_residency(device, model, *model.spec(device), NEVER_NS);
-    if (!device.pages.allocate(residency->spec->runs, residency->starts)) {
+    Residency* residency = make_residency(arena, model, *model.spec(arena), NEVER_NS);
+    if (!arena.pages.allocate(residency->spec->runs, residency->starts)) {
         state_.pool<Residency>().give_back(residency);
         return false;
     }
@@ -346,11 +346,11 @@ bool Arenas::preload(Device& device, Model& model) {
     return true;
 }
 
-bool Arenas::load_by_force(Device& device, Model& model, KindSpec& spec) {
-    if (!bring(*device.worker, model)) {
+bool Arenas::load_by_force(Arena& arena, Model& model, KindSpec& spec) {
+    if (!bring(*arena.worker, model)) {
         return false;
     }
-    Residency* residency = propose_load(device, model, spec, state_.now, true);
+    Residency* residency = propose_load(arena, model, spec, state_.now, true);
     if (residency == nullptr) {
         return false;
     }
@@ -360,15 +360,15 @@ bool Arenas::load_by_force(Device& device, Model& model, KindSpec& spec) {
 
 // Pages for a residency, unloading as few idle models as it takes; false, and nothing done, if those do not suffice.
 // Its victims go first; before_ns: of others, only those last used before then.
-bool Arenas::make_room(Device& device, Residency& residency, Ns before_ns) {
-    PageAllocator& pages = device.pages;
+bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
+    PageAllocator& pages = arena.pages;
     const PageAllocator::Pages& runs = residency.spec->runs;
     if (pages.allocate(runs, residency.starts)) {
         return true;
     }
     victims_.clear();
     bool fits = false;
-    for_each_evictable(device, residency.victims, before_ns, [&](Residency* one) {
+    for_each_evictable(arena, residency.victims, before_ns, [&](Residency* one) {
         pages.free(one->starts, one->spec->runs);
         victims_.push_back(one);
         fits = pages.allocate(runs, residency.starts);
@@ -387,7 +387,7 @@ bool Arenas::make_room(Device& device, Residency& residency, Ns before_ns) {
 
 // Of the victims, whose pages it has, those that turned out not to be needed stay, the most recently used first.
 void Arenas::unload_victims(Residency& residency) {
-    PageAllocator& pages = residency.device->pages;
+    PageAllocator& pages = residency.arena->pages;
     const PageAllocator::Pages& runs = residency.spec->runs;
     for (std::size_t place = victims_.size() - 1; place-- > 0;) {
         Residency* one = victims_[place];
@@ -401,14 +401,14 @@ void Arenas::unload_victims(Residency& residency) {
         }
     }
     for (std::size_t place = 0; place < victims_.size(); ++place) {
-        residency.device->evicted_early += state_.now - victims_[place]->loaded_ns < EVICTED_EARLY_NS;
+        residency.arena->evicted_early += state_.now - victims_[place]->loaded_ns < EVICTED_EARLY_NS;
         send_unload(*victims_[place]);
     }
 }
 
 // Idle models in the order in which they go: the chosen, then the least recently used. Until function returns false.
 template <typename Function>
-void Arenas::for_each_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns,
+void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& chosen, Ns before_ns,
                                 Function&& function) {
     for (Residency* one : chosen) {
         if (one->is_idle() && one->on_device && !function(one)) {
@@ -416,7 +416,7 @@ void Arenas::for_each_evictable(Device& device, const std::vector<Residency*>& c
         }
     }
     evictable_.clear();
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         if (one->used_ns < before_ns && !one->doomed && one->is_idle() && deciders_.memory->may_evict(*one) &&
             !contains(chosen, one)) {
             evictable_.push_back(one);
@@ -432,7 +432,7 @@ void Arenas::for_each_evictable(Device& device, const std::vector<Residency*>& c
         }
     }
     if (before_ns >= NEVER_NS) {  // the first load in line takes, in need, what a later one counted on
-        for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
             if (one->doomed && !contains(chosen, one) && one->is_idle() && !function(one)) {
                 return;
             }
@@ -441,46 +441,46 @@ void Arenas::for_each_evictable(Device& device, const std::vector<Residency*>& c
 }
 
 // Its room is not there yet: see to it that somebody is on the way out.
-void Arenas::doom_more(Device& device, Residency& residency) {
+void Arenas::doom_more(Arena& arena, Residency& residency) {
     if (std::any_of(residency.victims.begin(), residency.victims.end(),
                     [](const Residency* victim) { return !victim->is_idle(); })) {
         return;  // they will be idle in a while
     }
     if (residency.batches.empty() && state_.now < residency.key_ns) {
-        device.wake_at(residency.key_ns);
+        arena.wake_at(residency.key_ns);
         return;  // a background load dooms nobody before it has waited
     }
     // The pages fell otherwise than they were tried out.
-    find_busy(device);
+    find_busy(arena);
     if (!endings_.empty()) {
         Residency* victim = endings_.front().residency;
-        Device::doom(*victim, true);
+        Arena::doom(*victim, true);
         residency.victims.push_back(victim);
         residency.clear_ns = std::max(residency.clear_ns, endings_.front().finish_ns);
-        retime_loads(device);
+        retime_loads(arena);
     }
 }
 
 void Arenas::evict(Residency& residency) {
-    residency.device->pages.free(residency.starts, residency.spec->runs);
-    state_.touch(*residency.device);
+    residency.arena->pages.free(residency.starts, residency.spec->runs);
+    state_.touch(*residency.arena);
     send_unload(residency);
 }
 
 void Arenas::send_unload(Residency& residency) {
-    Device& device = *residency.device;
+    Arena& arena = *residency.arena;
     must(residency.batches.empty(), "unloading a model that work is planned on");
     must(residency.flying == 0, "unloading a model that is running");
     if (residency.on_device) {
-        device.leave(&residency);
+        arena.leave(&residency);
         remove_from(residency.model->residencies, &residency);
-        forget_victim(device, residency);
+        forget_victim(arena, residency);
         gone(residency);
     }
     ++residency.model->unloads;
     ++residency.attempts;
     Flight* flight =
-        flights_.make(device, FlightKind::UNLOAD, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
+        flights_.make(arena, FlightKind::UNLOAD, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
     flights_.enter(*flight);
     Command& command = flights_.order(CommandKind::SEND_UNLOAD, *flight);
     command.earliest_ns = state_.now;
@@ -490,15 +490,14 @@ void Arenas::send_unload(Residency& residency) {
 
 void Arenas::forget(Residency& residency) {
     remove_from(residency.model->residencies, &residency);
-    residency.device->leave(&residency);
+    residency.arena->leave(&residency);
     gone(residency);
     state_.retire(&residency);
 }
 
 void Arenas::gone(Residency& residency) {
     if (residency.state != ResidencyState::PENDING) {
-        residency.model->homes.clear(residency.device->slot);
-        residency.device->models.clear(residency.model->slot);
+        residency.arena->settle(residency, false);
     }
     deciders_.memory->gone_from(residency);
 }
@@ -506,8 +505,8 @@ void Arenas::gone(Residency& residency) {
 // ----- results ------------------------------------------------------------------------------------
 
 void Arenas::load_ended(Flight& flight) {
-    Worker& worker = *flight.device->worker;
-    --flight.device->loading;
+    Worker& worker = *flight.arena->worker;
+    --flight.arena->loading;
     worker.loads_from_ns = state_.now - worker.back_ns;
     worker.link_free_ns = worker.loads_from_ns + worker.loads_ns;
     flight.residency->is_stuck = false;
@@ -518,32 +517,31 @@ void Arenas::loaded(Residency& residency) {
     residency.ready_ns = 0;
     residency.used_ns = residency.loaded_ns = state_.now;
     residency.attempts = 0;
-    residency.model->homes.set(residency.device->slot);
-    residency.device->models.set(residency.model->slot);
+    residency.arena->settle(residency, true);
 }
 
 bool Arenas::failed(Residency& residency) {
-    Device& device = *residency.device;
-    device.pages.free(residency.starts, residency.spec->runs);
+    Arena& arena = *residency.arena;
+    arena.pages.free(residency.starts, residency.spec->runs);
     residency.starts.clear();
-    device.leave(&residency);
-    forget_victim(device, residency);
+    arena.leave(&residency);
+    forget_victim(arena, residency);
     ++residency.attempts;
     residency.state = ResidencyState::PENDING;
-    if (residency.attempts < LOAD_ATTEMPTS_MAX && !device.worker->draining && !residency.model->draining) {
-        Device::doom(residency, false);
+    if (residency.attempts < LOAD_ATTEMPTS_MAX && !arena.worker->draining && !residency.model->draining) {
+        Arena::doom(residency, false);
         enter_pending(residency);
         return true;
     }
     // Its batches are still counted as unready; the residency leaves with the last of them.
-    device.pending.push_back(&residency);
+    arena.pending.push_back(&residency);
     return false;
 }
 
 bool Arenas::unload_ended(Flight& flight, Status status) {
     Residency& residency = *flight.residency;
     --residency.model->unloads;
-    if (is_refused(status) && residency.attempts < UNLOAD_ATTEMPTS_MAX && !flight.device->worker->draining) {
+    if (is_refused(status) && residency.attempts < UNLOAD_ATTEMPTS_MAX && !flight.arena->worker->draining) {
         send_unload(residency);
         return false;
     }
@@ -553,9 +551,9 @@ bool Arenas::unload_ended(Flight& flight, Status status) {
 
 // The UNLOAD makes sure that both sides agree about its pages; it does no harm.
 void Arenas::lose(Residency& residency) {
-    Device::doom(residency, true);
+    Arena::doom(residency, true);
     if (residency.flying == 0) {
-        residency.device->pages.free(residency.starts, residency.spec->runs);
+        residency.arena->pages.free(residency.starts, residency.spec->runs);
         send_unload(residency);
     }
 }

@@ -49,7 +49,7 @@ inline constexpr Ns WARM_IDLE_NS = SECOND;
 
 // A device onto which a model could be loaded, and how its worker prepared it.
 struct Place {
-    Device* device;
+    Arena* arena;
     KindSpec* spec;
 };
 
@@ -63,18 +63,18 @@ public:
     // A pending load, entered in the device's queue with its predicted time. Null if pages cannot come free.
     // The caller either accept_load()s it or drop_load()s it, before anything else is decided.
     // doom: busy models may have to make room, not only idle ones.
-    Residency* propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom);
+    Residency* propose_load(Arena& arena, Model& model, KindSpec& spec, Ns key_ns, bool doom);
     void accept_load(Residency& residency);
     // Decides the load even if busy models have to go for it: nothing new is sent to them, and it starts when their
     // pages are free. False: not even then.
-    bool load_by_force(Device& device, Model& model, KindSpec& spec);
+    bool load_by_force(Arena& arena, Model& model, KindSpec& spec);
     // The idle models that would have to go for it, fewest first; false if they do not suffice.
-    bool find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims);
+    bool find_room(Arena& arena, const KindSpec& spec, std::vector<Residency*>& victims);
     // Forget a load that was not sent. Nothing may be planned on it.
     void drop_load(Residency& residency);
-    void drop_loads(Device& device);
+    void drop_loads(Arena& arena);
     // Predict anew when each load that waits will be done.
-    void retime_loads(Device& device);
+    void retime_loads(Arena& arena);
 
     // Devices that the model is not on, but could be; at most LOADABLE_MAX. `found` is overwritten.
     void find_loadable(Model& model, std::vector<Place>& found);
@@ -103,20 +103,20 @@ public:
 
     // ----- acting ------------------------------------------------------------------------------
 
-    void start_loads(Device& device);
+    void start_loads(Arena& arena);
     // Whether one more LOAD may be sent now, if so many are under way: the link is kept filled for one round trip. If it
     // is filled, the device wakes when it is no more.
-    bool takes_load(Device& device, std::uint32_t under_way) const;
+    bool takes_load(Arena& arena, std::uint32_t under_way) const;
     // Load into free pages, or those of models that have idled long. False if there are none.
-    bool load_idly(Device& device, Model& model, KindSpec& spec) {
-        return load_now(device, model, spec, state_.now - WARM_IDLE_NS);
+    bool load_idly(Arena& arena, Model& model, KindSpec& spec) {
+        return load_now(arena, model, spec, state_.now - WARM_IDLE_NS);
     }
     // Load into the room that find_room() has just found.
-    void load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims);
+    void load_over(Arena& arena, Model& model, KindSpec& spec, const std::vector<Residency*>& victims);
     // Load into free pages, or those of idle models that were last used before then. False if there are none.
-    bool load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns);
+    bool load_now(Arena& arena, Model& model, KindSpec& spec, Ns before_ns);
     // Load into free pages without a request for it: see Scheduler.
-    bool preload(Device& device, Model& model);
+    bool preload(Arena& arena, Model& model);
     // Order a model off its device. Its pages must have been given back to the allocator already.
     void send_unload(Residency& residency);
     // Give its pages back and order it off. It must be idle.
@@ -163,20 +163,20 @@ private:
     void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
     void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
     bool find_victims(Residency& residency, bool doom);
-    void find_busy(Device& device);
+    void find_busy(Arena& arena);
     // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
-    bool try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
+    bool try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
     void absolve(Residency& residency);
-    Residency* make_residency(Device& device, Model& model, KindSpec& spec, Ns key_ns);
+    Residency* make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns);
     void send_load(Residency& residency, bool hurries = true);
     void send_at_once(Residency& residency, bool hurries = true);
     void enter_pending(Residency& residency);
-    bool make_room(Device& device, Residency& residency, Ns before_ns);
+    bool make_room(Arena& arena, Residency& residency, Ns before_ns);
     void unload_victims(Residency& residency);
     template <typename Function>
-    void for_each_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns, Function&& function);
-    void doom_more(Device& device, Residency& residency);
-    void forget_victim(Device& device, Residency& residency);
+    void for_each_evictable(Arena& arena, const std::vector<Residency*>& chosen, Ns before_ns, Function&& function);
+    void doom_more(Arena& arena, Residency& residency);
+    void forget_victim(Arena& arena, Residency& residency);
     void gone(Residency& residency);
     template <typename Function>
     std::size_t for_each_loadable(const Model& model, std::size_t first, Function&& function);

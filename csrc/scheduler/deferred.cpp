@@ -35,7 +35,7 @@ bool Deferred::admit(Pending& pending) {
 void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
     const Worker* worker = nullptr;
     if (!model.residencies.empty()) {
-        worker = model.residencies.front()->device->worker;
+        worker = model.residencies.front()->arena->worker;
     } else if (!model.workers.empty()) {
         worker = parts_.state.find_worker(model.workers.front());  // null while it leaves
     }
@@ -168,10 +168,10 @@ Ns Deferred::rank_ns(const Queue& queue) {
 
 Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) { return parts_.last_start_ns(queue, one); }
 
-Choice Deferred::choose(Device& device, Ns free_ns) {
-    Ns back = device.worker->back_ns;
+Choice Deferred::choose(Executor& executor, Ns free_ns) {
+    Ns back = executor.worker->back_ns;
     Residency* residency = nullptr;
-    Queue* queue = parts_.queues.least(device, residency, [&](const Queue& one, const Residency& here) {
+    Queue* queue = parts_.queues.least(*executor.arena, residency, [&](const Queue& one, const Residency& here) {
         return gather(one, *here.spec, free_ns, back).invalid_ns;
     });
     if (queue == nullptr) {

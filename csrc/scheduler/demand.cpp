@@ -40,10 +40,10 @@ const KindSpec* spec_of(const Model& model) {
     return nullptr;
 }
 
-double pages_of(const KindSpec& spec, const std::vector<Device*>& devices) {
-    for (const Device* device : devices) {
-        if (device->kind == spec.kind) {
-            return static_cast<double>(device->pages.page_count());
+double pages_of(const KindSpec& spec, const std::vector<Arena*>& arenas) {
+    for (const Arena* arena : arenas) {
+        if (arena->kind == spec.kind) {
+            return static_cast<double>(arena->pages.page_count());
         }
     }
     return 0;
@@ -149,7 +149,7 @@ Demand::Cost Demand::cost(const Model& model, std::uint32_t shape, double slack_
     return {is_alone ? alone : least, is_alone ? alone : run, is_alone};
 }
 
-double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Device*>& devices) const {
+double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Arena*>& arenas) const {
     if (since_ns_ < 0) {
         return 0;
     }
@@ -168,14 +168,14 @@ double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const s
         weighted += own * known.run_ns;
         all += requests;
         waits.push_back({requests * known.alone, std::max(known.slack_ns - known.run_ns, 0.0)});
-        double there = pages_of(*spec, devices), loads = static_cast<double>(spec->load_expected_ns());
+        double there = pages_of(*spec, arenas), loads = static_cast<double>(spec->load_expected_ns());
         if (there > 0) {
             double copies = std::max(std::ceil(own / DEMAND_BUSY), 1.0);
             bool can_wait = loads + known.run_ns <= known.slack_ns;
             stays.push_back({spec->page_count * copies / there, can_wait ? requests / span * loads : INFINITY});
         }
     }
-    double most = DEMAND_GROWTH * static_cast<double>(std::max<std::size_t>(devices.size(), 1));
+    double most = DEMAND_GROWTH * static_cast<double>(std::max<std::size_t>(arenas.size(), 1));
     double chance = chance_devices(waits, load, load > 0 ? weighted / load : 0, DEMAND_LATE * all, most);
     return std::min(std::max({load / DEMAND_BUSY, chance, memory_devices(stays)}), most);
 }

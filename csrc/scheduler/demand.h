@@ -28,7 +28,7 @@
 
 namespace clockwork {
 
-struct Device;
+struct Arena;
 struct Model;
 struct Pending;
 
@@ -76,7 +76,7 @@ class Demand {
 public:
     // A request came, which was let in, or should be counted although it was not.
     void add(Ns now, const Pending& pending);
-    double devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Device*>& devices) const;
+    double devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Arena*>& arenas) const;
 
 private:
     double span_ns(Ns now) const;

@@ -25,9 +25,9 @@ void Dispatcher::settle(Ns now) {
             policy_->expire(*due);
         }
         state_.take_touched(looking_);
-        for (Device* device : looking_) {
-            policy_->dispatch(*device);
-            state_.follow_wake(*device);
+        for (Executor* executor : looking_) {
+            policy_->dispatch(*executor);
+            state_.follow_wake(*executor);
         }
     } while (!looking_.empty());
     Ns wake = state_.next_wake_ns();
@@ -111,13 +111,13 @@ bool Dispatcher::preload(Ns now, WorkerId worker_id, std::int32_t device_index, 
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);
     Model* model = state_.find_model(model_id);
-    Device* device = worker != nullptr ? worker->device(device_index) : nullptr;
-    if (device == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining) {
+    Arena* arena = worker != nullptr ? worker->arena(device_index) : nullptr;
+    if (arena == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining) {
         return false;
     }
     bool is_there = std::any_of(model->residencies.begin(), model->residencies.end(),
-                                [device](const Residency* one) { return one->device == device; });
-    return !is_there && arenas_.preload(*device, *model);
+                                [arena](const Residency* one) { return one->arena == arena; });
+    return !is_there && arenas_.preload(*arena, *model);
 }
 
 // ----- results ------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ bool Dispatcher::preload(Ns now, WorkerId worker_id, std::int32_t device_index, 
 void Dispatcher::action_done(Ns now, const ActionResult& result) {
     state_.advance(now);
     Flight* found = state_.flights.find(result.action_id);
-    if (found == nullptr || found->device->worker->worker_id != result.worker) {
+    if (found == nullptr || found->arena->worker->worker_id != result.worker) {
         return;  // an answer to an action that was given up
     }
     Flight& flight = *found;
@@ -136,7 +136,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     }
     parts_.flights.end(flight);
     parts_.flights.judge(flight, result);
-    state_.touch(*flight.device);
+    state_.touch(*flight.arena);
     Model& model = *flight.residency->model;
     switch (flight.kind) {
         case FlightKind::LOAD: load_done(flight, result); break;
@@ -174,7 +174,7 @@ void Dispatcher::load_done(Flight& flight, const ActionResult& result) {
     } else if (!arenas_.failed(residency)) {
         give_up_load(residency, result);
     }
-    arenas_.retime_loads(*flight.device);
+    arenas_.retime_loads(*flight.arena);
     if (model.draining) {
         parts_.models.check_removed(model);
     }
@@ -189,7 +189,7 @@ void Dispatcher::give_up_load(Residency& residency, const ActionResult& result) 
     Model& model = *residency.model;
     Said said(Text::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
     policy_->load_given_up(residency, said);
-    const std::vector<Residency*>& loads = residency.device->pending;
+    const std::vector<Residency*>& loads = residency.arena->pending;
     if (std::find(loads.begin(), loads.end(), &residency) != loads.end()) {
         arenas_.drop_load(residency);
     }
@@ -200,7 +200,7 @@ void Dispatcher::give_up_load(Residency& residency, const ActionResult& result) 
 
 void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
     Model& model = *flight.residency->model;
-    Worker& worker = *flight.device->worker;
+    Worker& worker = *flight.arena->worker;
     KindSpec& spec = *flight.residency->spec;
     if (result.status == Status::OVERRUN) {
         recovery_.accuse(flight, Fault::STUCK);
@@ -212,8 +212,8 @@ void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
         give_up_load(*flight.residency, result);
     }
     arenas_.end_host_action(flight);
-    for (Device* device : worker.devices) {
-        state_.touch(*device);
+    for (Arena* arena : worker.arenas) {
+        state_.touch(*arena);
     }
     policy_->memory().host_changed(worker, model);
     if (model.draining) {
@@ -310,7 +310,7 @@ void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
     for (Pending* pending : waiting_) {
         pending->widenings = static_cast<std::uint8_t>(pending->widenings + !is_counted);
         if (status == Status::DEVICE_ERROR) {
-            pending->failed_on = flight.device->number + 1;
+            pending->failed_on = flight.arena->number + 1;
         }
         requests_.again(*pending, final_status, said, is_counted);
     }

@@ -27,20 +27,20 @@ public:
                        std::uint64_t host_bytes) override;
     void worker_left(Ns now, WorkerId worker) override;
     void worker_draining(Ns now, WorkerId worker) override;
-    void device_lost(Ns now, WorkerId worker, std::int32_t device) override;
-    void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) override;
+    void device_lost(Ns now, WorkerId worker, std::int32_t executor) override;
+    void device_clock(Ns now, WorkerId worker, std::int32_t executor, std::uint32_t mhz) override;
     void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) override;
     void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) override;
     void model_removed(Ns now, ModelId model_id) override;
     void shape_known(std::uint32_t shape, std::uint64_t elements) override { state_.shapes.set(shape, elements); }
     void shape_forgotten(std::uint32_t shape) override { state_.shapes.forget(shape); }
     void settle(Ns now) override;
-    bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) override;
+    bool preload(Ns now, WorkerId worker, std::int32_t executor, ModelId model_id) override;
 
     // ----- what it shows (view.cpp) --------------------------------------------------------------
 
     void shapes_in_use(std::vector<std::uint32_t>& found) const override;
-    bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const override;
+    bool picture(WorkerId worker, std::int32_t executor, std::vector<Held>& held) const override;
     bool host_picture(WorkerId worker, std::vector<ModelId>& held) const override;
     bool plans_fetches() const override { return policy_->plans_fetches(); }
     std::vector<DeviceStatus> devices() const override;
@@ -65,9 +65,9 @@ private:
 
     // Workers that come and go (workers.cpp).
     void add_device(Worker& worker, const DeviceSpec& spec);
-    void take_unsent(Device& device, std::vector<Pending*>& waiting);
+    void take_unsent(Arena& arena, std::vector<Pending*>& waiting);
     void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
-    void lose_device(Device& device, std::vector<Model*>& touched);
+    void lose_device(Arena& arena, std::vector<Model*>& touched);
     void find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched);
     void note_model(Model& model, std::vector<Model*>& touched);
     std::uint32_t kind_of(const DeviceSpec& spec);
@@ -80,8 +80,8 @@ private:
     Recovery& recovery_ = parts_.recovery;
     std::unique_ptr<Policy> policy_;
 
-    Ns wake_ns_ = NEVER_NS;         // when it has asked to be woken
-    std::vector<Device*> looking_;  // the devices that settle() is at
+    Ns wake_ns_ = NEVER_NS;           // when it has asked to be woken
+    std::vector<Executor*> looking_;  // the executors that settle() is at
     std::uint64_t device_count_ = 0;
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;

@@ -50,7 +50,7 @@ void Edf::expire(Pending& pending) {
     }
     Ns at_ns = pending.deadline_ns;
     if (const Batch* batch = pending.batch; batch != nullptr) {
-        const Worker& worker = *batch->residency->device->worker;
+        const Worker& worker = *batch->residency->arena->worker;
         Ns last = pending.deadline_ns - worker.there_ns - worker.back_ns - batch->expected_ns(pending.size);
         if (state_.now > last) {
             requests_.fail(pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
@@ -72,56 +72,56 @@ void Edf::load_given_up(Residency& residency, const Said& said) {
 }
 
 // Send a device what it should do next, as far ahead as it needs.
-void Edf::dispatch(Device& device) {
-    const Worker& worker = *device.worker;
-    Plan& plan = plans_.of(device);
-    device.wake_ns = NEVER_NS;
-    recovery_.watch_loads(device);
-    if (worker.draining || device.is_closed()) {
+void Edf::dispatch(Executor& executor) {
+    const Worker& worker = *executor.worker;
+    Plan& plan = plans_.of(executor);
+    executor.wake_ns = NEVER_NS;
+    recovery_.watch_loads(*executor.arena);
+    if (worker.draining || executor.is_closed()) {
         return;
     }
-    if (!device.pending.empty()) {
-        arenas_.start_loads(device);
+    if (!executor.arena->pending.empty()) {
+        arenas_.start_loads(*executor.arena);
     }
     if (!state_.background.empty() && !plan.empty()) {
-        spare_.promote(device);
+        spare_.promote(executor);
     }
     while (true) {
-        if (device.is_closed()) {
+        if (executor.is_closed()) {
             return;
         }
-        std::uint32_t lane = device.lane.size();
-        Ns free = device.free_ns(state_.now);
+        std::uint32_t lane = executor.lane.size();
+        Ns free = executor.free_ns(state_.now);
         bool has_work = !plan.empty() || !state_.background.empty();
-        if (lane >= device.run_ahead) {
+        if (lane >= executor.run_ahead) {
             // One more must be under way before the results are back, or the device waits a round trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
             if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX && has_work) {
-                    device.wake_at(due);
+                    executor.wake_at(due);
                 }
                 return;
             }
         }
-        Ns due = free - worker.there_ns - admission_.ahead_ns(device);
+        Ns due = free - worker.there_ns - admission_.ahead_ns(executor);
         if (due > state_.now) {
             if (has_work) {
-                device.wake_at(due);
+                executor.wake_at(due);
             }
             return;
         }
-        Batch* batch = plan.empty() ? nullptr : pick(device, free);
+        Batch* batch = plan.empty() ? nullptr : pick(executor, free);
         if (batch == nullptr) {
-            batch = spare_.fill(device, free);
+            batch = spare_.fill(executor, free);
             if (batch == nullptr) {
                 return;
             }
         }
-        if (device.must_wait(*batch->pendings.front())) {
+        if (executor.must_wait(*batch->pendings.front())) {
             return;  // the end of what is under way brings the device back here
         }
-        if (trim(device, *batch, free)) {
-            top_up(device, *batch, free);
+        if (trim(executor, *batch, free)) {
+            top_up(executor, *batch, free);
             plan.remove(batch, plan[0] == batch ? 0 : plan.index(batch));
             executions_.send(*batch);
         }
@@ -129,18 +129,18 @@ void Edf::dispatch(Device& device) {
 }
 
 // The batch to send: the first, unless its model is still on its way and another can go before it.
-Batch* Edf::pick(Device& device, Ns free) {
-    const Plan& plan = plans_.of(device);
+Batch* Edf::pick(Executor& executor, Ns free) {
+    const Plan& plan = plans_.of(executor);
     auto is_ready = [](const Batch* batch) { return batch->residency->state == ResidencyState::RESIDENT; };
     if (plan.unready == 0 || is_ready(plan[0])) {
         return plan[0];
     }
     for (std::size_t place = 1; place < std::min(plan.size(), SKIP_SCAN_MAX); ++place) {
-        if (is_ready(plan[place]) && may_skip(device, free, place)) {
+        if (is_ready(plan[place]) && may_skip(executor, free, place)) {
             return plan[place];
         }
     }
-    if (!device.pending.empty()) {
+    if (!executor.arena->pending.empty()) {
         for (Batch* batch : plan.batches) {  // what the pages are waited for goes first, whatever it costs
             if (batch->residency->doomed && is_ready(batch)) {
                 return batch;
@@ -151,8 +151,8 @@ Batch* Edf::pick(Device& device, Ns free) {
 }
 
 // Whether what lies before this batch still makes its limits if this one goes first.
-bool Edf::may_skip(const Device& device, Ns free, std::size_t place) const {
-    const Plan& plan = plans_.of(device);
+bool Edf::may_skip(const Executor& executor, Ns free, std::size_t place) const {
+    const Plan& plan = plans_.of(executor);
     Ns time = free + plan[place]->duration_ns;
     for (std::size_t before = 0; before < place; ++before) {
         const Batch* batch = plan[before];
@@ -165,8 +165,8 @@ bool Edf::may_skip(const Device& device, Ns free, std::size_t place) const {
 }
 
 // Make a batch small enough for its tightest deadline. False if nothing of it is left to send.
-bool Edf::trim(Device& device, Batch& batch, Ns free) {
-    const Worker& worker = *device.worker;
+bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
+    const Worker& worker = *executor.worker;
     auto by_deadline = [](const Pending* a, const Pending* b) { return a->deadline_ns < b->deadline_ns; };
     left_.clear();
     while (!batch.pendings.empty()) {
@@ -195,7 +195,7 @@ bool Edf::trim(Device& device, Batch& batch, Ns free) {
 }
 
 // Fill a batch that is about to be sent with what waits for the same model and shape.
-void Edf::top_up(Device& device, Batch& batch, Ns free) {
+void Edf::top_up(Executor& executor, Batch& batch, Ns free) {
     const Residency& residency = *batch.residency;
     Model& model = *residency.model;
     std::uint32_t batch_max = residency.spec->batch_max;
@@ -215,41 +215,41 @@ void Edf::top_up(Device& device, Batch& batch, Ns free) {
                 if (batch.size >= batch_max) {
                     return;
                 }
-                if (gains(device, batch, *pending, free)) {
+                if (gains(executor, batch, *pending, free)) {
                     unplan(*pending);
-                    append(device, batch, *pending);
+                    append(executor, batch, *pending);
                 }
             }
         }
     }
     while (!model.background.empty() && batch.size < batch_max) {
         Pending& pending = *model.background.front();
-        if (pending.request.shape != batch.shape || pending.alone || !gains(device, batch, pending, free)) {
+        if (pending.request.shape != batch.shape || pending.alone || !gains(executor, batch, pending, free)) {
             return;
         }
         unplan(pending);
-        append(device, batch, pending);
+        append(executor, batch, pending);
     }
 }
 
 // Whether taking this request along costs less than running it alone, and breaks no promise.
-bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending, Ns free) const {
+bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pending, Ns free) const {
     std::uint32_t total = batch.size + pending.size;
-    if (!device.pending.empty() || pending.alone || total > batch.residency->spec->batch_max) {
+    if (!executor.arena->pending.empty() || pending.alone || total > batch.residency->spec->batch_max) {
         return false;
     }
     Ns duration = batch.curve->planned_ns(total);
-    if (is_beyond_share(*batch.residency, state_.now) && duration > device.shares.batch_max_ns) {
+    if (is_beyond_share(*batch.residency, state_.now) && duration > executor.arena->shares.batch_max_ns) {
         return false;
     }
     if ((duration - batch.duration_ns) * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
         return false;
     }
     Ns time = free + duration;
-    if (time > std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns)) {
+    if (time > std::min(batch.limit_ns, pending.deadline_ns - executor.worker->back_ns)) {
         return false;
     }
-    for (const Batch* other : plans_.of(device).batches) {
+    for (const Batch* other : plans_.of(executor).batches) {
         if (other != &batch) {
             // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
             bool leaves = other == pending.batch;
@@ -268,9 +268,9 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
     return true;
 }
 
-void Edf::append(Device& device, Batch& batch, Pending& pending) {
-    plans_.of(device).resize(&batch, batch.size + pending.size);
-    batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns);
+void Edf::append(Executor& executor, Batch& batch, Pending& pending) {
+    plans_.of(executor).resize(&batch, batch.size + pending.size);
+    batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - executor.worker->back_ns);
     batch.pendings.push_back(&pending);
     pending.batch = &batch;
 }

@@ -41,14 +41,14 @@ public:
     void expire(Pending& pending) override;
     void unplan(Pending& pending) override;
 
-    void dispatch(Device& device) override;
-    bool has_work(const Device& device) const override {
-        const Plan& plan = plans_.of(device);
+    void dispatch(Executor& executor) override;
+    bool has_work(const Executor& executor) const override {
+        const Plan& plan = plans_.of(executor);
         return plan.size() > plan.unready;
     }
-    const std::vector<Batch*>& planned(const Device& device) const override { return plans_.of(device).batches; }
-    void clear_plan(Device& device, std::vector<Pending*>& waiting) override { plans_.clear(device, waiting); }
-    void device_joined(Device& device) override { plans_.add_device(device); }
+    const std::vector<Batch*>& planned(const Executor& executor) const override { return plans_.of(executor).batches; }
+    void clear_plan(Executor& executor, std::vector<Pending*>& waiting) override { plans_.clear(executor, waiting); }
+    void joined(Executor& executor) override { plans_.add(executor); }
 
     void load_done(Residency& residency, Ns took_ns) override { plans_.load_done(residency, took_ns); }
     void load_given_up(Residency& residency, const Said& said) override;
@@ -62,12 +62,12 @@ public:
     void check_invariants() const override { plans_.check_invariants(); }
 
 private:
-    Batch* pick(Device& device, Ns free);
-    bool may_skip(const Device& device, Ns free, std::size_t place) const;
-    bool trim(Device& device, Batch& batch, Ns free);
-    void top_up(Device& device, Batch& batch, Ns free);
-    bool gains(const Device& device, const Batch& batch, const Pending& pending, Ns free) const;
-    void append(Device& device, Batch& batch, Pending& pending);
+    Batch* pick(Executor& executor, Ns free);
+    bool may_skip(const Executor& executor, Ns free, std::size_t place) const;
+    bool trim(Executor& executor, Batch& batch, Ns free);
+    void top_up(Executor& executor, Batch& batch, Ns free);
+    bool gains(const Executor& executor, const Batch& batch, const Pending& pending, Ns free) const;
+    void append(Executor& executor, Batch& batch, Pending& pending);
 
     State& state_;
     Arenas& arenas_;

@@ -4,9 +4,10 @@
 
 namespace clockwork {
 
-Batch* Executions::make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns) {
+Batch* Executions::make_batch(Executor& executor, Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns) {
     Batch* batch = state_.pool<Batch>().make();
     batch->residency = &residency;
+    batch->executor = &executor;
     batch->shape = shape;
     batch->curve = curve;
     batch->key_ns = key_ns;
@@ -15,29 +16,29 @@ Batch* Executions::make_batch(Residency& residency, std::uint32_t shape, Curve* 
 
 Flight* Executions::fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns duration_ns) {
     Residency& residency = *batch.residency;
-    Device& device = *residency.device;
-    Flight* flight = flights_.make(device, kind, residency, &batch, expected_ns, duration_ns);
+    Executor& executor = *batch.executor;
+    Flight* flight = flights_.make(*executor.arena, kind, residency, &batch, expected_ns, duration_ns);
     if (kind == FlightKind::INFER) {
         deciders_.policy->depart(*flight);
     }
     flights_.enter(*flight);
-    device.lane_end_ns = std::max(device.free_ns(state_.now), flight->there_ns) + duration_ns;
-    if (device.lane.empty()) {
-        device.head_end_ns = device.lane_end_ns;
+    executor.lane_end_ns = std::max(executor.free_ns(state_.now), flight->there_ns) + duration_ns;
+    if (executor.lane.empty()) {
+        executor.head_end_ns = executor.lane_end_ns;
     }
-    device.lane.push_back(flight);
+    executor.lane.push_back(flight);
     ++residency.flying;
     residency.used_ns = state_.now;
-    device.resident.move_to_end(&residency);
+    executor.arena->resident.move_to_end(&residency);
     return flight;
 }
 
 Flight* Executions::send(Batch& batch) {
     Residency& residency = *batch.residency;
-    Device& device = *residency.device;
-    const Worker& worker = *device.worker;
-    Ns expected = device.paced(batch.expected_ns(batch.size));
-    Flight* flight = fly(FlightKind::INFER, batch, expected, device.paced(batch.duration_ns));
+    Executor& executor = *batch.executor;
+    const Worker& worker = *executor.worker;
+    Ns expected = executor.paced(batch.expected_ns(batch.size));
+    Flight* flight = fly(FlightKind::INFER, batch, expected, executor.paced(batch.duration_ns));
     charge(residency, state_.now, expected);
     Command& command = flights_.order(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(state_.out.ids.size());
@@ -53,10 +54,10 @@ Flight* Executions::send(Batch& batch) {
         flight->is_apart |= pending->evidence > 0;
         state_.out.ids.push_back(pending->request.id);
     }
-    must(!flight->is_apart || (device.lane.size() == 1 && part == 1), "a suspect was not sent by itself");
+    must(!flight->is_apart || (executor.lane.size() == 1 && part == 1), "a suspect was not sent by itself");
     flight->waits_since_ns = std::max(since, residency.loaded_ns);
-    flight->leaves_work = deciders_.policy->has_work(device);
-    state_.note_waited(*residency.model, since, &device);
+    flight->leaves_work = deciders_.policy->has_work(executor);
+    state_.note_waited(*residency.model, since, &executor);
     command.earliest_ns = state_.now;
     // The controller may have stood still since it was planned: it is the worker then who says that it is late.
     command.latest_ns = deadline < NEVER_NS ? std::max(deadline - expected - worker.back_ns, state_.now) : NEVER_NS;
@@ -64,8 +65,9 @@ Flight* Executions::send(Batch& batch) {
     return flight;
 }
 
-void Executions::measure(Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns) {
-    Batch* batch = make_batch(residency, shape, nullptr, NEVER_NS);
+void Executions::measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows,
+                         Ns bound_ns) {
+    Batch* batch = make_batch(executor, residency, shape, nullptr, NEVER_NS);
     batch->size = rows;
     Flight* flight = fly(FlightKind::PROFILE, *batch, bound_ns, bound_ns);
     Command& command = flights_.order(CommandKind::SEND_PROFILE, *flight);
@@ -79,24 +81,24 @@ void Executions::measure(Residency& residency, std::uint32_t shape, std::uint32_
 // ----- results ------------------------------------------------------------------------------------
 
 void Executions::leave_lane(Flight& flight, const ActionResult& result) {
-    Device& device = *flight.device;
-    const Worker& worker = *device.worker;
-    bool is_first = device.lane.front() == &flight;
+    Executor& executor = *flight.executor;
+    const Worker& worker = *executor.worker;
+    bool is_first = executor.lane.front() == &flight;
     bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;
     if (is_first && is_sane && result.status == Status::OK) {
         // What should follow it at once had to be sent so early, beyond the delay of its way as predicted, had that been
         // as much longer as it was for this one.
         Ns late = result.ready_ns > 0 ? result.ready_ns - flight.there_ns : 0;
-        device.lead.needed(state_.now, device.head_end_ns - result.end_ns + late);
+        executor.lead.needed(state_.now, executor.head_end_ns - result.end_ns + late);
     }
-    device.lane.erase(&flight);
+    executor.lane.erase(&flight);
     --flight.residency->flying;
-    if (device.lane.empty()) {
-        device.idle_since_ns = state_.now;
+    if (executor.lane.empty()) {
+        executor.idle_since_ns = state_.now;
     } else if (is_first) {
-        device.retime_lane(is_sane ? result.end_ns : state_.now - worker.back_ns);
+        executor.retime_lane(is_sane ? result.end_ns : state_.now - worker.back_ns);
     } else {
-        device.lane_end_ns -= flight.duration_ns;
+        executor.lane_end_ns -= flight.duration_ns;
     }
 }
 
@@ -108,9 +110,9 @@ void Executions::count(const Flight& flight, const ActionResult& result) {
     }
     if (flight.kind == FlightKind::INFER) {
         Ns until = flight.leaves_work ? result.begin_ns : std::min(result.begin_ns, flight.sent_ns);
-        state_.count_idle(*flight.device, flight.waits_since_ns, until);
+        state_.count_idle(*flight.executor, flight.waits_since_ns, until);
     }
-    flight.device->time.executed(result.begin_ns, result.end_ns, state_.now);
+    flight.executor->time.executed(result.begin_ns, result.end_ns, state_.now);
 }
 
 // The unanswered requests of a flight that ended, free to be planned again.

@@ -10,13 +10,13 @@ public:
     Executions(State& state, Flights& flights, const Deciders& deciders)
         : state_(state), flights_(flights), deciders_(deciders) {}
 
-    Batch* make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
-    // Send a batch, which must be in no plan, on its residency's device.
+    Batch* make_batch(Executor& executor, Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
+    // Send a batch, which must be in no plan, to its executor.
     Flight* send(Batch& batch);
-    // Have a shape measured on a residency's device, which is expected to take as long as this.
-    void measure(Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
+    // Have a shape measured with this residency, which is expected to take as long as this.
+    void measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
 
-    // One of them came back: its device's lane, and its time.
+    // One of them came back: its executor's lane, and its time.
     void count(const Flight& flight, const ActionResult& result);
     void leave_lane(Flight& flight, const ActionResult& result);
     // Its unanswered requests, free to be planned again, are appended.

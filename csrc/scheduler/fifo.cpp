@@ -29,12 +29,12 @@ Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& one) {
     return parts_.last_start_ns(queue, one);
 }
 
-Choice Fifo::choose(Device& device, Ns free_ns) {
+Choice Fifo::choose(Executor& executor, Ns free_ns) {
     Residency* residency = nullptr;
-    while (Queue* queue = parts_.queues.first_ready(device, residency)) {
+    while (Queue* queue = parts_.queues.first_ready(*executor.arena, residency)) {
         const KindSpec& spec = *residency->spec;
         Curve* curve = spec.program->curve(queue->shape);
-        Ns end = free_ns + device.worker->back_ns;
+        Ns end = free_ns + executor.worker->back_ns;
         if (drops_ && end + planned_ns(*residency, queue->shape, queue->front().size) > queue->front().deadline_ns) {
             parts_.dropper.drop(*queue, queue->front());
             continue;

@@ -29,7 +29,7 @@ public:
 
     Fifo(const RuleParts& parts, const SchedulerOptions& options);
 
-    Choice choose(Device& device, Ns free_ns) override;
+    Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;

@@ -5,53 +5,54 @@
 namespace clockwork {
 
 Command& Flights::order(CommandKind kind, const Flight& flight) {
-    const Device& device = *flight.device;
+    const Arena& arena = *flight.arena;
     Command& command = state_.order(kind);
-    command.worker = device.worker->worker_id;
-    command.device = static_cast<std::int32_t>(device.index);
+    command.worker = arena.worker->worker_id;
+    command.device = static_cast<std::int32_t>(flight.executor != nullptr ? flight.executor->index : arena.index);
     command.action_id = flight.action_id;
     command.model_id = flight.residency->model->model_id;
     command.load_id = flight.residency->load_id;
     return command;
 }
 
-PredictedLane& Flights::predicted_lane(Device& device, FlightKind kind) {
-    return kind == FlightKind::LOAD    ? device.worker->predicted_loads
-           : kind == FlightKind::FETCH ? device.worker->predicted_fetches
-                                       : device.predicted;
+PredictedLane& Flights::predicted_lane(const Flight& flight) {
+    return flight.kind == FlightKind::LOAD    ? flight.arena->worker->predicted_loads
+           : flight.kind == FlightKind::FETCH ? flight.arena->worker->predicted_fetches
+                                              : flight.executor->predicted;
 }
 
-Flight* Flights::make(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
+Flight* Flights::make(Arena& arena, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
                       Ns duration_ns) {
     Flight* flight = state_.pool<Flight>().make();
     flight->action_id = state_.next_action();
     flight->kind = kind;
-    flight->device = &device;
+    flight->arena = &arena;
+    flight->executor = batch != nullptr ? batch->executor : nullptr;
     flight->residency = &residency;
     flight->batch = batch;
     flight->expected_ns = expected_ns;
     flight->duration_ns = duration_ns;
     flight->sent_ns = state_.now;
-    flight->there_ns = state_.now + device.worker->there_ns;
+    flight->there_ns = state_.now + arena.worker->there_ns;
     return flight;
 }
 
 void Flights::enter(Flight& flight) {
     if (flight.kind != FlightKind::UNLOAD && flight.kind != FlightKind::DROP) {
-        PredictedLane& lane = predicted_lane(*flight.device, flight.kind);
+        PredictedLane& lane = predicted_lane(flight);
         flight.predicted_end_ns = lane.sent(flight.there_ns, flight.expected_ns);
     }
     state_.flights.set(flight.action_id, &flight);
-    flight.device->worker->flights.push_back(&flight);
+    flight.arena->worker->flights.push_back(&flight);
 }
 
 void Flights::end(Flight& flight) {
     state_.flights.erase(flight.action_id);
-    flight.device->worker->flights.erase(&flight);
+    flight.arena->worker->flights.erase(&flight);
     if (flight.kind == FlightKind::LOAD) {
-        flight.device->worker->loads_ns -= flight.duration_ns;
+        flight.arena->worker->loads_ns -= flight.duration_ns;
     } else if (flight.kind == FlightKind::FETCH) {
-        flight.device->worker->fetches_ns -= flight.duration_ns;
+        flight.arena->worker->fetches_ns -= flight.duration_ns;
     }
     state_.retire(&flight);
 }
@@ -61,9 +62,9 @@ void Flights::judge(const Flight& flight, const ActionResult& result) {
         return;
     }
     bool is_done = result.status == Status::OK;
-    PredictedLane& lane = predicted_lane(*flight.device, flight.kind);
+    PredictedLane& lane = predicted_lane(flight);
     bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;  // the clocks of two machines were compared
-    Ns end = is_sane ? result.end_ns : state_.now - flight.device->worker->back_ns;
+    Ns end = is_sane ? result.end_ns : state_.now - flight.arena->worker->back_ns;
     lane.ended(is_done ? end - flight.predicted_end_ns : -flight.expected_ns);
     if (!is_done || flight.kind == FlightKind::PROFILE || flight.sent_ns < state_.judged_from_ns ||
         flight.sent_ns >= state_.judged_until_ns) {

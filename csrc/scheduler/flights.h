@@ -11,7 +11,7 @@ public:
 
     // An action that is about to be sent. It is in the books from enter() on; until then, when it will be there may be
     // corrected.
-    Flight* make(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
+    Flight* make(Arena& arena, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
     void enter(Flight& flight);
     // The order that sends it; what is particular to its kind is the caller's.
     Command& order(CommandKind kind, const Flight& flight);
@@ -21,7 +21,7 @@ public:
     void judge(const Flight& flight, const ActionResult& result);
 
 private:
-    static PredictedLane& predicted_lane(Device& device, FlightKind kind);
+    static PredictedLane& predicted_lane(const Flight& flight);
 
     State& state_;
 };

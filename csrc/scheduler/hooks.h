@@ -15,14 +15,14 @@ class HookView {
 public:
     virtual Ns now() const = 0;
     // The ready queue of the lowest rank, of the highest level that has one, among the models on a device; null: none.
-    virtual Queue* first_ready(Device& device) = 0;
+    virtual Queue* first_ready(Executor& executor) = 0;
     // Appends all of them.
-    virtual void ready(Device& device, std::vector<Queue*>& found) = 0;
+    virtual void ready(Executor& executor, std::vector<Queue*>& found) = 0;
     // Appends the devices on which the queue's model is, and which take work.
-    virtual void devices(const Queue& queue, std::vector<Device*>& found) const = 0;
+    virtual void devices(const Queue& queue, std::vector<Executor*>& found) const = 0;
     // How the device's worker prepared the queue's model; null unless the model is there and may be sent work.
-    virtual const KindSpec* spec(const Device& device, const Queue& queue) const = 0;
-    virtual Ns free_ns(const Device& device) const = 0;
+    virtual const KindSpec* spec(const Executor& executor, const Queue& queue) const = 0;
+    virtual Ns free_ns(const Executor& executor) const = 0;
     // The largest batch of the queue's shape, in rows: 1 for a shape that was never measured.
     virtual std::uint32_t batch_max(const KindSpec& spec, const Queue& queue) const = 0;
     // What a batch of so many rows is planned to take; 0: nothing is known of it.
@@ -60,7 +60,7 @@ struct Hooks {
     Ns ahead_ns = 0;                   // how long before a device is planned to be free its next batch is sent
     bool presses_late = true;          // see Habits
 
-    int (*choose)(void* policy, HookView* view, Device* device, HookChoice* choice) = nullptr;
+    int (*choose)(void* policy, HookView* view, Executor* executor, HookChoice* choice) = nullptr;
     int (*rank_ns)(void* policy, HookView* view, Queue* queue, Ns* rank_ns) = nullptr;
     // Null for one that the policy leaves as it is.
     int (*ready_ns)(void* policy, HookView* view, Queue* queue, Ns* ready_ns) = nullptr;

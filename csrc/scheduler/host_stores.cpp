@@ -21,7 +21,7 @@ Ns Arenas::fetch_wait_ns(const Worker& worker, const Model& model) const {
     if (worker.host_state(model) == HostState::FETCHING) {
         return std::max<Ns>(worker.host[model.slot].ready_ns - state_.now, 0);
     }
-    const KindSpec& spec = *model.spec(*worker.devices.front());
+    const KindSpec& spec = *model.spec(*worker.arenas.front());
     Ns begin = std::max(worker.disk_free_ns, state_.now + worker.there_ns);
     return begin + spec.fetch_planned_ns() + worker.back_ns - state_.now;
 }
@@ -34,7 +34,7 @@ void Arenas::for_each_store(const Model& model, Function&& function) const {
         if (worker == nullptr || worker->draining) {
             continue;  // null while it leaves
         }
-        const KindSpec* spec = model.spec(*worker->devices.front());
+        const KindSpec* spec = model.spec(*worker->arenas.front());
         if (spec != nullptr && worker->could_host(*spec) && !function(*worker, *spec)) {
             return;
         }
@@ -104,7 +104,7 @@ const Worker* Arenas::find_host(const Model& model) const {
 // Whether something on the worker is being loaded from it, or is about to be.
 bool Arenas::is_pinned(const Worker& worker, const Model& model) {
     return std::any_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* one) {
-        return one->device->worker == &worker && one->state != ResidencyState::RESIDENT;
+        return one->arena->worker == &worker && one->state != ResidencyState::RESIDENT;
     });
 }
 
@@ -112,7 +112,7 @@ bool Arenas::bring(Worker& worker, Model& model, Ns before_ns) {
     if (worker.is_hosted(model)) {
         return true;
     }
-    const KindSpec* spec = model.spec(*worker.devices.front());
+    const KindSpec* spec = model.spec(*worker.arenas.front());
     if (model.fetches > 0 || worker.fetching >= FETCHES_MAX || worker.draining || model.draining || spec == nullptr ||
         !worker.could_host(*spec)) {
         return false;
@@ -153,13 +153,13 @@ void Arenas::warm(Model& model) {
     }
     find_loadable(model, warm_places_);
     for (const Place& place : warm_places_) {
-        Device& device = *place.device;
-        Worker& worker = *device.worker;
+        Arena& arena = *place.arena;
+        Worker& worker = *arena.worker;
         if (worker.host_bytes == 0) {
             continue;
         }
         if (worker.is_hosted(model)) {
-            if (device.loading == 0 && device.pending.empty() && load_idly(device, model, *place.spec)) {
+            if (arena.loading == 0 && arena.pending.empty() && load_idly(arena, model, *place.spec)) {
                 return;
             }
         } else if (worker.fetching == 0 && find_host(model) == nullptr) {
@@ -175,8 +175,8 @@ void Arenas::warm(Model& model) {
 
 // A residency that stands for the model in an action of the host store: it is on no device.
 Residency& Arenas::stand_in(Worker& worker, Model& model) {
-    Device& device = *worker.devices.front();
-    Residency* one = make_residency(device, model, *model.spec(device), 0);
+    Arena& arena = *worker.arenas.front();
+    Residency* one = make_residency(arena, model, *model.spec(arena), 0);
     one->load_id = state_.next_load();
     return *one;
 }
@@ -197,7 +197,7 @@ void Arenas::send_fetch(Worker& worker, Model& model, const KindSpec& spec) {
     copy.bytes = spec.host_bytes;
     copy.used_ns = state_.now;
     copy.ready_ns = worker.disk_free_ns + worker.back_ns;
-    Flight* flight = flights_.make(*residency.device, FlightKind::FETCH, residency, nullptr, expected, planned);
+    Flight* flight = flights_.make(*residency.arena, FlightKind::FETCH, residency, nullptr, expected, planned);
     flights_.enter(*flight);
     Command& command = flights_.order(CommandKind::SEND_FETCH, *flight);
     command.earliest_ns = state_.now;
@@ -215,7 +215,7 @@ void Arenas::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
     residency.attempts = static_cast<std::uint8_t>(attempts + 1);
     ++model.drops;
     Flight* flight =
-        flights_.make(*residency.device, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
+        flights_.make(*residency.arena, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
     flights_.enter(*flight);
     Command& command = flights_.order(CommandKind::SEND_DROP, *flight);
     command.earliest_ns = state_.now;
@@ -233,7 +233,7 @@ void Arenas::end_host_action(Flight& flight) {
 
 bool Arenas::fetch_ended(Flight& flight, Status status) {
     Model& model = *flight.residency->model;
-    Worker& worker = *flight.device->worker;
+    Worker& worker = *flight.arena->worker;
     HostCopy& copy = worker.host[model.slot];
     --worker.fetching;
     worker.disk_free_ns = state_.now - worker.back_ns + worker.fetches_ns;
@@ -254,7 +254,7 @@ bool Arenas::fetch_ended(Flight& flight, Status status) {
 
 bool Arenas::drop_ended(Flight& flight, Status status) {
     Model& model = *flight.residency->model;
-    Worker& worker = *flight.device->worker;
+    Worker& worker = *flight.arena->worker;
     std::uint8_t attempts = flight.residency->attempts;
     end_host_action(flight);
     if (is_refused(status) && attempts < UNLOAD_ATTEMPTS_MAX && !worker.draining &&
@@ -277,9 +277,9 @@ bool Arenas::leave_hosts(Model& model) {
 
 void Arenas::check_invariants() const {
     const Worker* last = nullptr;
-    for (const Device* device : state_.devices) {
-        const Worker& worker = *device->worker;
-        for (const Residency* one = device->resident.front(); one != nullptr; one = device->resident.next(one)) {
+    for (const Arena* arena : state_.arenas) {
+        const Worker& worker = *arena->worker;
+        for (const Residency* one = arena->resident.front(); one != nullptr; one = arena->resident.next(one)) {
             must(one->state == ResidencyState::RESIDENT || worker.is_hosted(*one->model),
                  "a LOAD of a model that is not in the host store");
         }

@@ -14,35 +14,43 @@ const std::vector<Model*>& Idle::background() {
     return scan_;
 }
 
-void Idle::load_background(Device& device, Model& model) {
+// Whether work is planned for one of its executors.
+bool Idle::has_plan(const Arena& arena) const {
+    const Executor* one = arena.executors.front();
+    while (one != nullptr && deciders_.policy->planned(*one).empty()) {
+        one = one->after;
+    }
+    return one != nullptr;
+}
+
+void Idle::load_background(Arena& arena, Model& model) {
     bool aged = state_.now - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
     if (model.is_within_reach() && !aged) {
         return;
     }
-    KindSpec* spec = model.spec(device);
-    if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
+    KindSpec* spec = model.spec(arena);
+    if (spec == nullptr || spec->page_count > arena.pages.page_count() || !arena.worker->could_host(*spec)) {
         return;
     }
     if (std::any_of(model.residencies.begin(), model.residencies.end(),
-                    [&](const Residency* one) { return one->device == &device; })) {
+                    [&](const Residency* one) { return one->arena == &arena; })) {
         return;
     }
     if (!aged) {
         arenas_.find_loadable(model, elsewhere_);
         for (const Place& place : elsewhere_) {
-            const Device& other = *place.device;
-            bool is_idle = other.lane.empty() && deciders_.policy->planned(other).empty() && other.pending.empty() &&
-                           other.loading == 0;
+            const Arena& other = *place.arena;
+            bool is_idle = other.is_idle() && !has_plan(other) && other.pending.empty() && other.loading == 0;
             if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
-                               std::make_pair(device.has_room(*spec), device.pages.free_count())) {
+                               std::make_pair(arena.has_room(*spec), arena.pages.free_count())) {
                 return;  // which will look at it, too
             }
         }
     }
-    if (!arenas_.bring(*device.worker, model)) {
+    if (!arenas_.bring(*arena.worker, model)) {
         return;  // it comes back when that is done
     }
-    if (Residency* residency = arenas_.propose_load(device, model, *spec, state_.now + BACKGROUND_AGE_NS, aged);
+    if (Residency* residency = arenas_.propose_load(arena, model, *spec, state_.now + BACKGROUND_AGE_NS, aged);
         residency != nullptr) {
         arenas_.accept_load(*residency);
     }
@@ -85,9 +93,9 @@ void Idle::remember(const Model& model, const KindSpec& spec, const Request& req
     }
     std::uint32_t rows = model.batches ? request.rows : 1;
     unmeasured_.push_back({spec.program_number, spec.kind, request.shape, model.model_id, rows, 0, is_doubted});
-    for (Device* device : state_.devices) {
-        if (device->kind == spec.kind) {
-            state_.touch(*device);
+    for (Executor* executor : state_.executors) {
+        if (executor->arena->kind == spec.kind) {
+            state_.touch(*executor);
         }
     }
 }
@@ -106,15 +114,16 @@ KindSpec* Idle::measured_spec(const Model& model, const Unmeasured& one) {
     return found != model.specs.end() ? *found : nullptr;
 }
 
-void Idle::measure(Device& device) {
-    Ns due = device.idle_since_ns + PROFILE_IDLE_NS;
+void Idle::measure(Executor& executor) {
+    Arena& arena = *executor.arena;
+    Ns due = executor.idle_since_ns + PROFILE_IDLE_NS;
     if (due > state_.now) {
-        device.wake_at(due);
+        executor.wake_at(due);
         return;
     }
     for (std::size_t place = 0; place < unmeasured_.size();) {
         Unmeasured& one = unmeasured_[place];
-        if (one.kind != device.kind) {
+        if (one.kind != arena.kind) {
             ++place;
             continue;
         }
@@ -135,18 +144,18 @@ void Idle::measure(Device& device) {
         if (bound == 0) {
             bound = PROFILE_NS_MAX;
         }
-        Residency* residency = device.find(model);
+        Residency* residency = arena.find(model);
         if (residency == nullptr && one.is_doubted) {  // any other that runs the program will do
-            residency = device.resident.front();
+            residency = arena.resident.front();
             while (residency != nullptr && residency->spec->program != spec->program) {
-                residency = device.resident.next(residency);
+                residency = arena.resident.next(residency);
             }
         }
         if (residency == nullptr) {
-            KindSpec* own = model->spec(device);
-            if (own != nullptr && model->residencies.empty() && device.loading == 0) {
-                if (own->page_count <= device.pages.page_count()) {
-                    arenas_.load_idly(device, *model, *own);
+            KindSpec* own = model->spec(arena);
+            if (own != nullptr && model->residencies.empty() && arena.loading == 0) {
+                if (own->page_count <= arena.pages.page_count()) {
+                    arenas_.load_idly(arena, *model, *own);
                 }
                 return;
             }
@@ -158,7 +167,7 @@ void Idle::measure(Device& device) {
             continue;
         }
         ++one.attempts;
-        executions_.measure(*residency, one.shape, one.rows, bound);
+        executions_.measure(executor, *residency, one.shape, one.rows, bound);
         return;
     }
 }

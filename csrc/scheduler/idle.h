@@ -41,12 +41,12 @@ public:
     // it is measured where the model is, once such a device is idle: what refuses everything would hold for ever.
     void doubt(const Pending& pending);
     // Measure a shape that requests have come with, if the device has been idle for a while.
-    void measure(Device& device);
+    void measure(Executor& executor);
     bool has_unmeasured() const { return !unmeasured_.empty(); }
     void shapes_in_use(std::vector<std::uint32_t>& found) const;
 
     // Load a model that has only background requests, where there is room or they have waited long.
-    void load_background(Device& device, Model& model);
+    void load_background(Arena& arena, Model& model);
     // The first of the models with background requests, as they are now.
     const std::vector<Model*>& background();
 
@@ -63,6 +63,7 @@ private:
     };
 
     void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
+    bool has_plan(const Arena& arena) const;
     static KindSpec* measured_spec(const Model& model, const Unmeasured& one);
 
     State& state_;

@@ -6,13 +6,13 @@ namespace clockwork {
 
 // ----- clocks -------------------------------------------------------------------------------------
 
-void Learning::clock_is(Device& device, std::uint32_t mhz) {
-    device.clock_mhz = mhz;
-    KindClock& clock = clocks_[device.kind];
+void Learning::clock_is(Executor& executor, std::uint32_t mhz) {
+    executor.clock_mhz = mhz;
+    KindClock& clock = clocks_[executor.arena->kind];
     if (clock.first_mhz == 0) {
         clock.first_mhz = mhz;
     }
-    follow_clocks(device.kind);
+    follow_clocks(executor.arena->kind);
 }
 
 void Learning::follow_clocks(std::uint32_t kind) {
@@ -21,19 +21,20 @@ void Learning::follow_clocks(std::uint32_t kind) {
         return;
     }
     std::uint32_t slowest = 0;
-    for (const Device* device : state_.devices) {
-        if (device->kind == kind && device->clock_mhz > 0 && (slowest == 0 || device->clock_mhz < slowest)) {
-            slowest = device->clock_mhz;
+    for (const Executor* executor : state_.executors) {
+        if (executor->arena->kind == kind && executor->clock_mhz > 0 &&
+            (slowest == 0 || executor->clock_mhz < slowest)) {
+            slowest = executor->clock_mhz;
         }
     }
     if (slowest == 0) {
         return;
     }
-    for (Device* device : state_.devices) {
-        if (device->kind == kind) {
-            bool is_known = device->clock_mhz > 0;
-            device->pace = is_known ? static_cast<double>(slowest) / device->clock_mhz : 1;
-            state_.touch(*device);
+    for (Executor* executor : state_.executors) {
+        if (executor->arena->kind == kind) {
+            bool is_known = executor->clock_mhz > 0;
+            executor->pace = is_known ? static_cast<double>(slowest) / executor->clock_mhz : 1;
+            state_.touch(*executor);
         }
     }
     clock.scale = static_cast<double>(clock.first_mhz) / slowest;
@@ -49,12 +50,12 @@ void Learning::follow_clocks(std::uint32_t kind) {
 }
 
 // What an execution would have taken at the clock that estimates are of.
-Ns Learning::at_first_clock(const Device& device, Ns took_ns) const {
-    const KindClock& clock = clocks_[device.kind];
-    if (clock.first_mhz == 0 || device.clock_mhz == 0 || device.clock_mhz == clock.first_mhz) {
+Ns Learning::at_first_clock(const Executor& executor, Ns took_ns) const {
+    const KindClock& clock = clocks_[executor.arena->kind];
+    if (clock.first_mhz == 0 || executor.clock_mhz == 0 || executor.clock_mhz == clock.first_mhz) {
         return took_ns;
     }
-    return static_cast<Ns>(static_cast<double>(took_ns) * device.clock_mhz / clock.first_mhz);
+    return static_cast<Ns>(static_cast<double>(took_ns) * executor.clock_mhz / clock.first_mhz);
 }
 
 void Learning::tell_changed(ProgramEstimates& program) {
@@ -70,7 +71,7 @@ void Learning::executed(const Flight& flight, Ns took_ns) {
     const Batch& batch = *flight.batch;
     std::uint32_t forgotten = UINT32_MAX;
     bool changed =
-        program.measure(batch.shape, batch.size, at_first_clock(*flight.device, took_ns), &forgotten, state_.now);
+        program.measure(batch.shape, batch.size, at_first_clock(*flight.executor, took_ns), &forgotten, state_.now);
     if (forgotten != UINT32_MAX) {
         deciders_.policy->estimates_forgotten(program, forgotten);
     }

@@ -26,7 +26,7 @@ public:
     void kinds_are(std::size_t count) { clocks_.resize(count); }
     double scale(std::uint32_t kind) const { return clocks_[kind].scale; }
     // The clock that a device executes at from now on.
-    void clock_is(Device& device, std::uint32_t mhz);
+    void clock_is(Executor& executor, std::uint32_t mhz);
     // A device's clock has changed, or it came or went.
     void follow_clocks(std::uint32_t kind);
 
@@ -51,7 +51,7 @@ private:
         double scale = 1;             // what they are multiplied by
     };
 
-    Ns at_first_clock(const Device& device, Ns took_ns) const;
+    Ns at_first_clock(const Executor& executor, Ns took_ns) const;
     void tell_changed(ProgramEstimates& program);
     void note_raised();
     void look_for_stale();

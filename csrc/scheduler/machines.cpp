@@ -2,7 +2,7 @@
 
 namespace clockwork {
 
-bool Device::has_room(const KindSpec& spec) const {
+bool Arena::has_room(const KindSpec& spec) const {
     std::uint64_t waiting = 0;
     for (const Residency* one : pending) {
         waiting += one->spec->page_count;
@@ -10,7 +10,7 @@ bool Device::has_room(const KindSpec& spec) const {
     return pages.free_count() >= waiting + spec.page_count;
 }
 
-void Device::retime_lane(Ns time) {
+void Executor::retime_lane(Ns time) {
     head_end_ns = 0;
     for (Flight* flight = lane.front(); flight != nullptr; flight = lane.next(flight)) {
         time = std::max(time, flight->there_ns) + flight->duration_ns;
@@ -21,24 +21,32 @@ void Device::retime_lane(Ns time) {
     lane_end_ns = time;
 }
 
-void Device::enter(Residency* residency) {
+void Arena::enter(Residency* residency) {
     resident.push_back(residency);
     by_model.set(static_cast<std::uint64_t>(residency->model->model_id), residency);
     residency->on_device = true;
     doomed += residency->doomed;
 }
 
-void Device::leave(Residency* residency) {
+void Arena::leave(Residency* residency) {
     resident.erase(residency);
     by_model.erase(static_cast<std::uint64_t>(residency->model->model_id));
     residency->on_device = false;
     doomed -= residency->doomed;
 }
 
-void Device::doom(Residency& residency, bool is_doomed) {
+void Arena::settle(Residency& residency, bool is_resident) {
+    Model& model = *residency.model;
+    for (const Executor* one = executors.front(); one != nullptr; one = one->after) {
+        is_resident ? model.homes.set(one->slot) : model.homes.clear(one->slot);
+    }
+    is_resident ? models.set(model.slot) : models.clear(model.slot);
+}
+
+void Arena::doom(Residency& residency, bool is_doomed) {
     if (residency.on_device) {
-        residency.device->doomed += is_doomed;
-        residency.device->doomed -= residency.doomed;
+        residency.arena->doomed += is_doomed;
+        residency.arena->doomed -= residency.doomed;
     }
     residency.doomed = is_doomed;
 }

@@ -1,4 +1,6 @@
-// The records that a scheduler keeps of workers and their devices, and the arithmetic of their timelines.
+// The records that a scheduler keeps of workers, their arenas and executors, and the arithmetic of their timelines.
+//
+// What a worker calls a device is an arena and the executors that run what lies in it.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +21,7 @@ namespace clockwork {
 // The delay each way that is assumed of a link until it has been measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 
-// An execution or a LOAD that is overdue by this much is no longer late but stuck: see Device::free_ns() and
+// An execution or a LOAD that is overdue by this much is no longer late but stuck: see Executor::free_ns() and
 // Recovery::watch_loads().
 inline constexpr Ns STUCK_NS = 500 * MS;
 
@@ -66,45 +68,34 @@ struct DeviceTime {
     }
 };
 
-// One device: what is on it, and what was sent to it.
-struct Device {
+// What runs one batch after the other, of the models in an arena.
+struct Executor {
+    Arena* arena = nullptr;
     Worker* worker = nullptr;
+    Executor* before = nullptr;  // among the arena's
+    Executor* after = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;
-    std::uint64_t number = 0;     // order of joining, breaks ties
-    std::uint32_t kind = 0;       // layouts, and so loads, differ with the page: kind and page size together
-    std::uint32_t kind_said = 0;  // the caller's number for the kind
-    std::uint64_t page_bytes = 0;
-    PageAllocator pages;
+    std::uint32_t index = 0;  // the number by which the worker knows it
     std::uint32_t run_ahead = 1;
-    Bits models;                                                       // slots of the models that are resident
-    Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
-    std::uint32_t doomed = 0;                                          // of these
-    IdMap<Residency> by_model;                                         // the same
-    std::vector<Residency*> pending;                                   // loads not sent, by key
-    std::uint32_t loading = 0;                                         // LOADs under way
-    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;     // the execute lane, oldest first
-    Ns lane_end_ns = 0;                                                // when the last of it is thought to end
-    Ns head_end_ns = 0;                                                // when the oldest is
-    PredictedLane predicted;                                           // the same lane without margins
-    DeviceShares shares;
-    Ns wake_ns = NEVER_NS;   // when it wants to be looked at again
-    Ns timer_ns = NEVER_NS;  // the timer that is set for that
-    Ns aged_ns = 0;          // a waiting background batch is not promoted before this
+    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;  // what was sent to it, oldest first
+    Ns lane_end_ns = 0;                                             // when the last of it is thought to end
+    Ns head_end_ns = 0;                                             // when the oldest is
+    PredictedLane predicted;                                        // the same lane without margins
+    Ns wake_ns = NEVER_NS;                                          // when it wants to be looked at again
+    Ns timer_ns = NEVER_NS;                                         // the timer that is set for that
+    Ns aged_ns = 0;  // a waiting background batch is not promoted before this
     Ns idle_since_ns = 0;
     std::uint64_t served = 0;
     std::uint32_t clock_mhz = 0;  // 0: it did not say
     double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
-    std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
     DeviceTime time;
     Lead lead;
-    std::uint32_t mark = 0;  // of the search that has seen it
-    bool dirty = false;      // something happened to it since it was last looked at
+    bool dirty = false;  // something happened to it, or its arena, since it was last looked at
 
     void reset() {
         std::uint32_t place = slot, age = generation;
-        *this = Device();
+        *this = Executor();
         slot = place;
         generation = age;
     }
@@ -116,17 +107,73 @@ struct Device {
     bool must_wait(const Pending& pending) const { return pending.evidence > 0 && !lane.empty(); }
     Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
     void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
-    Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
-
-    // Whether its free pages, less what waits to be loaded, are as many as the model takes.
-    bool has_room(const KindSpec& spec) const;
     // When a newly sent action would start, by what is thought of those before it.
     Ns free_ns(Ns now) const;
     // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
     void retime_lane(Ns time);
+};
+
+// Memory for models, in pages, with a lane of loads into it. One or more executors run what lies in it; today always one.
+struct Arena {
+    Worker* worker = nullptr;
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+    std::uint32_t index = 0;      // the number by which the worker knows it
+    std::uint64_t number = 0;     // order of joining, breaks ties
+    std::uint32_t kind = 0;       // layouts, and so loads, differ with the page: kind and page size together
+    std::uint32_t kind_said = 0;  // the caller's number for the kind
+    Chain<Executor, &Executor::before, &Executor::after> executors;
+    std::uint64_t page_bytes = 0;
+    PageAllocator pages;
+    std::uint32_t run_ahead = 1;                                       // of LOADs
+    Bits models;                                                       // slots of the models that are resident
+    Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
+    std::uint32_t doomed = 0;                                          // of these
+    IdMap<Residency> by_model;                                         // the same
+    std::vector<Residency*> pending;                                   // loads not sent, by key
+    std::uint32_t loading = 0;                                         // LOADs under way
+    DeviceShares shares;
+    std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
+    std::uint32_t mark = 0;           // of the search that has seen it
+
+    void reset() {
+        std::uint32_t place = slot, age = generation;
+        *this = Arena();
+        slot = place;
+        generation = age;
+    }
+
+    bool usable() const;
+    Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
+    // Whether its free pages, less what waits to be loaded, are as many as the model takes.
+    bool has_room(const KindSpec& spec) const;
+
+    // The executor that is free first.
+    Executor& soonest(Ns now) const {
+        Executor* best = executors.front();
+        for (Executor* one = best->after; one != nullptr; one = one->after) {
+            best = one->free_ns(now) < best->free_ns(now) ? one : best;
+        }
+        return *best;
+    }
+    Ns free_ns(Ns now) const { return soonest(now).free_ns(now); }
+    // When all of them are.
+    Ns drained_ns(Ns now) const {
+        Ns last = 0;
+        for (const Executor* one = executors.front(); one != nullptr; one = one->after) {
+            last = std::max(last, one->free_ns(now));
+        }
+        return last;
+    }
+    // Whether nothing was sent to its executors.
+    bool is_idle() const;
+    // Its first executor looks after its loads.
+    void wake_at(Ns at_ns) { executors.front()->wake_at(at_ns); }
 
     void enter(Residency* residency);
     void leave(Residency* residency);
+    // It can be run there, or can no more.
+    void settle(Residency& residency, bool is_resident);
     // Its pages are wanted by a pending load, or no more.
     static void doom(Residency& residency, bool is_doomed);
 };
@@ -144,7 +191,7 @@ struct HostCopy {
 
 struct Worker {
     WorkerId worker_id = 0;
-    std::vector<Device*> devices;  // that were not lost
+    std::vector<Arena*> arenas;  // that were not lost
     LinkDelays link;
     Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
     Ns back_ns = LINK_DEFAULT_NS;
@@ -189,8 +236,8 @@ struct Worker {
     // When the controller should have heard of all LOADs under way.
     Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
     // By its number; null if there is none, or it was lost.
-    Device* device(std::int32_t index) const {
-        for (Device* one : devices) {
+    Arena* arena(std::int32_t index) const {
+        for (Arena* one : arenas) {
             if (one->index == static_cast<std::uint32_t>(index)) {
                 return one;
             }
@@ -199,24 +246,34 @@ struct Worker {
     }
 };
 
-inline bool Device::usable() const { return !worker->draining; }
+inline bool Executor::usable() const { return !worker->draining; }
 
-inline KindSpec* Model::spec(const Device& device) const {
-    std::uint32_t variant = device.worker->variant_of(*this);
-    return variant != 0 ? spec(device.kind, variant) : nullptr;
+inline bool Arena::usable() const { return !worker->draining; }
+
+inline bool Arena::is_idle() const {
+    const Executor* one = executors.front();
+    while (one != nullptr && one->lane.empty()) {
+        one = one->after;
+    }
+    return one == nullptr;
+}
+
+inline KindSpec* Model::spec(const Arena& arena) const {
+    std::uint32_t variant = arena.worker->variant_of(*this);
+    return variant != 0 ? spec(arena.kind, variant) : nullptr;
 }
 
 inline bool Model::is_somewhere() const {
     return std::any_of(residencies.begin(), residencies.end(),
-                       [](const Residency* one) { return one->device->usable(); });
+                       [](const Residency* one) { return one->arena->usable(); });
 }
 
 inline bool Model::is_within_reach() const {
     return std::any_of(residencies.begin(), residencies.end(),
-                       [](const Residency* one) { return one->device->usable() && !one->is_stuck; });
+                       [](const Residency* one) { return one->arena->usable() && !one->is_stuck; });
 }
 
-inline Ns Device::free_ns(Ns now) const {
+inline Ns Executor::free_ns(Ns now) const {
     Ns soonest = now + worker->there_ns;
     if (lane.empty()) {
         return soonest;

@@ -31,7 +31,7 @@ public:
         return found.size();
     }
     // Busy models of a device, with the time at which what was sent of them ends: later for those with work planned.
-    virtual void count_planned(const Device& /*device*/, std::vector<Ending>& /*busy*/) const {}
+    virtual void count_planned(const Arena& /*arena*/, std::vector<Ending>& /*busy*/) const {}
     // Whether anybody still waits for a load that was not sent. If not, it is dropped.
     virtual bool is_load_wanted(const Residency& residency) const = 0;
 

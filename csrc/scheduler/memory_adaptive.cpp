@@ -165,7 +165,7 @@ Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_ba
 }
 
 // Finds what has to be put back, as if all links were one that is so much faster, and is free when the device's is.
-void AdaptiveMemory::put_in_order(const Device& device) {
+void AdaptiveMemory::put_in_order(const Arena& arena) {
     if (asking_.size() < 2 || now() < ordered_ns_ + ORDER_EVERY_NS) {
         return;
     }
@@ -193,7 +193,7 @@ void AdaptiveMemory::put_in_order(const Device& device) {
         return one.due_ns != other.due_ns ? one.due_ns < other.due_ns : one.slot < other.slot;
     });
     planned_.clear();
-    double begin = static_cast<double>(std::max(now(), device.worker->link_free_ns));
+    double begin = static_cast<double>(std::max(now(), arena.worker->link_free_ns));
     for (std::uint32_t place = 0; place < wishes_.size(); ++place) {
         const Wish& one = wishes_[place];
         if (one.latest_ns <= now()) {
@@ -275,9 +275,9 @@ void AdaptiveMemory::found_all_busy(Model& model) {
     if (!asking_.empty() || model.draining || model.residencies.empty() || is_coming(model)) {
         return;
     }
-    if (Device* device = placement_.find_spare(model); device != nullptr) {
-        offered_[device->slot] = model.slot;
-        state_.touch(*device);
+    if (Arena* arena = placement_.find_spare(model); arena != nullptr) {
+        offered_[arena->slot] = model.slot;
+        state_.touch(*arena);
     }
 }
 
@@ -292,13 +292,12 @@ void AdaptiveMemory::ask(Model& model) {
     bool is_put_back = !is_new && asking_.urgency(model.slot).is_put_back;
     asking_.set(model.slot, urgency(model, cold, is_put_back));
     if (is_new) {
-        Device* device =
-            placement_.find_target(model, [&](const Device& one, const KindSpec& spec, const Score& least) {
-                return score(one, spec, model, least);
-            });
-        if (device != nullptr) {
-            again_ns_[device->slot] = 0;
-            state_.touch(*device);
+        Arena* arena = placement_.find_target(model, [&](const Arena& one, const KindSpec& spec, const Score& least) {
+            return score(one, spec, model, least);
+        });
+        if (arena != nullptr) {
+            again_ns_[arena->slot] = 0;
+            state_.touch(*arena);
         }
     }
 }
@@ -316,64 +315,64 @@ const Queue* AdaptiveMemory::first_queue(const Model& model) const {
 
 // When its first request could have been served by a device that has it from `ready_ns` on; not before enough_ns, if it
 // says more than that.
-Ns AdaptiveMemory::served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns,
+Ns AdaptiveMemory::served_ns(const Arena& arena, const KindSpec& spec, const Queue& queue, Ns ready_ns,
                              Ns enough_ns) const {
     const Waiting& first = queue.front();
-    Ns free = device.free_ns(now()), alone = spec.alone_ns(queue.shape, first.size);
+    Ns free = arena.free_ns(now()), alone = spec.alone_ns(queue.shape, first.size);
     Ns served = std::max(ready_ns, free) + alone;
     if (served >= enough_ns) {
         return served;
     }
-    Ns backlog = placement_.backlog_ns(device, {first.deadline_ns, *queue.model}, enough_ns - free - alone);
+    Ns backlog = placement_.backlog_ns(arena, {first.deadline_ns, *queue.model}, enough_ns - free - alone);
     return std::max(served, free + backlog + alone);
 }
 
 // When it could be there, if it were the next to be loaded there.
-Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec, const Model& model) const {
-    const Worker& worker = *device.worker;
+Ns AdaptiveMemory::loaded_ns(const Arena& arena, const KindSpec& spec, const Model& model) const {
+    const Worker& worker = *arena.worker;
     Ns begin = std::max(worker.link_free_ns, now() + arenas_.fetch_wait_ns(worker, model) + worker.there_ns);
     return begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
 }
 
 // Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
 // Of those that are as good, the one that has the fewest models: they will all be asked for again.
-Score AdaptiveMemory::score(const Device& device, const KindSpec& spec, const Model& model, const Score& least) const {
+Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Model& model, const Score& least) const {
     const Queue* first = first_queue(model);
-    if (first == nullptr || Placement::loading(device) >= OUTSTANDING_MAX) {
+    if (first == nullptr || Placement::loading(arena) >= OUTSTANDING_MAX) {
         return {-1};
     }
-    Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
+    Ns room = arena.has_room(spec) ? 0 : spec.load_planned_ns();
     Ns enough = least.time_ns + SCORE_STEP_NS - room + now();
-    Ns served = served_ns(device, spec, *first, loaded_ns(device, spec, model), enough) - now();
+    Ns served = served_ns(arena, spec, *first, loaded_ns(arena, spec, model), enough) - now();
     Ns time = std::max<Ns>(served, 0) + room;
-    return {time - time % SCORE_STEP_NS, device.resident.size()};
+    return {time - time % SCORE_STEP_NS, arena.resident.size()};
 }
 
 // Whether a model that others have would be served there sooner, or hardly later.
-bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, const Model& model) const {
+bool AdaptiveMemory::earns_copy(const Arena& arena, const KindSpec& spec, const Model& model) const {
     const Queue* first = first_queue(model);
     if (first == nullptr) {
         return false;
     }
-    Ns loaded = loaded_ns(device, spec, model), later = spec.load_planned_ns() / COPY_PART;
+    Ns loaded = loaded_ns(arena, spec, model), later = spec.load_planned_ns() / COPY_PART;
     Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
     Ns soonest = NEVER_NS;
     placement_.begin_backlogs();
     for (const Residency* one : model.residencies) {
-        if (one->device->usable() && !one->doomed) {
-            soonest = std::min(soonest, served_ns(*one->device, *one->spec, *first, 0, soonest));
+        if (one->arena->usable() && !one->doomed) {
+            soonest = std::min(soonest, served_ns(*one->arena, *one->spec, *first, 0, soonest));
             if (soonest <= least - later) {
                 return false;
             }
         }
     }
-    return soonest > served_ns(device, spec, *first, loaded, soonest + later) - later;
+    return soonest > served_ns(arena, spec, *first, loaded, soonest + later) - later;
 }
 
 // A FETCH has ended: one that was waited for may be loaded, and the disk is free for another.
 void AdaptiveMemory::host_changed(Worker& worker, Model& model) {
-    for (Device* device : worker.devices) {
-        again_ns_[device->slot] = 0;
+    for (Arena* arena : worker.arenas) {
+        again_ns_[arena->slot] = 0;
     }
     renew(model);
 }
@@ -406,13 +405,13 @@ void AdaptiveMemory::model_gone(Model& model) {
     demand(model) = Demand();
 }
 
-void AdaptiveMemory::device_joined(Device& device) {
-    if (device.slot >= again_ns_.size()) {
-        again_ns_.resize(device.slot + 1, 0);
-        offered_.resize(device.slot + 1, NOTHING);
+void AdaptiveMemory::joined(Arena& arena) {
+    if (arena.slot >= again_ns_.size()) {
+        again_ns_.resize(arena.slot + 1, 0);
+        offered_.resize(arena.slot + 1, NOTHING);
     }
-    again_ns_[device.slot] = 0;
-    offered_[device.slot] = NOTHING;
+    again_ns_[arena.slot] = 0;
+    offered_[arena.slot] = NOTHING;
 }
 
 // ----- what a device loads ------------------------------------------------------------------------
@@ -438,16 +437,16 @@ std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std:
 }
 
 // Of the devices behind the same link, the one that has free pages for it and would serve it sooner; null: none.
-Device* AdaptiveMemory::roomier(const Device& device, const KindSpec& spec, const Model& model) const {
-    Device* best = nullptr;
-    if (device.worker->devices.size() < 2) {
+Arena* AdaptiveMemory::roomier(const Arena& arena, const KindSpec& spec, const Model& model) const {
+    Arena* best = nullptr;
+    if (arena.worker->arenas.size() < 2) {
         return best;
     }
     placement_.begin_backlogs();
-    Score least = device.has_room(spec) ? score(device, spec, model, WORST_SCORE) : WORST_SCORE;
-    for (Device* other : device.worker->devices) {
+    Score least = arena.has_room(spec) ? score(arena, spec, model, WORST_SCORE) : WORST_SCORE;
+    for (Arena* other : arena.worker->arenas) {
         const KindSpec* there = Placement::loadable(*other, model);
-        if (other == &device || there == nullptr || !other->pending.empty() || now() < again_ns_[other->slot] ||
+        if (other == &arena || there == nullptr || !other->pending.empty() || now() < again_ns_[other->slot] ||
             !other->has_room(*there)) {
             continue;
         }
@@ -461,37 +460,37 @@ Device* AdaptiveMemory::roomier(const Device& device, const KindSpec& spec, cons
 }
 
 // A copy into free pages costs an idle link's time alone. That is worth something, too: others may become cold.
-void AdaptiveMemory::copy_freely(Device& device) {
-    Model& model = state_.at<Model>(offered_[device.slot]);
-    offered_[device.slot] = NOTHING;
-    KindSpec* spec = Placement::loadable(device, model);
-    if (asking_.empty() && device.pending.empty() && Placement::loading(device) == 0 && spec != nullptr &&
+void AdaptiveMemory::copy_freely(Arena& arena) {
+    Model& model = state_.at<Model>(offered_[arena.slot]);
+    offered_[arena.slot] = NOTHING;
+    KindSpec* spec = Placement::loadable(arena, model);
+    if (asking_.empty() && arena.pending.empty() && Placement::loading(arena) == 0 && spec != nullptr &&
         waiting(model) > 0 && rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
-        arenas_.load_now(device, model, *spec, 0);
+        arenas_.load_now(arena, model, *spec, 0);
     }
 }
 
-void AdaptiveMemory::look(Device& device) {
-    if (offered_[device.slot] != NOTHING) {
-        copy_freely(device);
+void AdaptiveMemory::look(Arena& arena) {
+    if (offered_[arena.slot] != NOTHING) {
+        copy_freely(arena);
     }
-    if (asking_.empty() || !device.pending.empty()) {
+    if (asking_.empty() || !arena.pending.empty()) {
         return;
     }
-    if (now() < again_ns_[device.slot]) {
-        if (device.lane.empty()) {
-            device.wake_at(again_ns_[device.slot]);  // what it was to be woken for may have come to nothing since
+    if (now() < again_ns_[arena.slot]) {
+        if (arena.is_idle()) {
+            arena.wake_at(again_ns_[arena.slot]);  // what it was to be woken for may have come to nothing since
         }
         return;
     }
-    put_in_order(device);
-    const Worker& worker = *device.worker;
+    put_in_order(arena);
+    const Worker& worker = *arena.worker;
     Ns delays = worker.there_ns + 2 * worker.back_ns;
     aside_.clear();
     int scanned = 0, passed = 0;
     bool is_denied = false;
     while (!asking_.empty() && scanned < CANDIDATE_SCAN_MAX && passed < PASSED_OVER_MAX &&
-           placement_.takes_load(device)) {
+           placement_.takes_load(arena)) {
         std::uint32_t slot = asking_.top();
         Model& model = state_.at<Model>(slot);
         bool cold = is_cold(model);
@@ -501,10 +500,10 @@ void AdaptiveMemory::look(Device& device) {
         }
         bool is_put_back = asking_.urgency(slot).is_put_back;
         asking_.erase(slot);
-        KindSpec* spec = Placement::loadable(device, model);
+        KindSpec* spec = Placement::loadable(arena, model);
         ++(spec != nullptr ? scanned : passed);
-        if (spec != nullptr && (cold || earns_copy(device, *spec, model))) {
-            if (Device* other = roomier(device, *spec, model); other != nullptr) {
+        if (spec != nullptr && (cold || earns_copy(arena, *spec, model))) {
+            if (Arena* other = roomier(arena, *spec, model); other != nullptr) {
                 state_.touch(*other);
                 aside_.emplace_back(slot, is_put_back);
                 continue;
@@ -515,8 +514,8 @@ void AdaptiveMemory::look(Device& device) {
                 continue;
             }
             Ns begin = std::max(worker.link_free_ns, now() + fetch + worker.there_ns);
-            if (benefit(model, *spec, begin, delays, cold) > 0 && arenas_.bring(*device.worker, model) &&
-                try_load(device, model, *spec)) {
+            if (benefit(model, *spec, begin, delays, cold) > 0 && arenas_.bring(*arena.worker, model) &&
+                try_load(arena, model, *spec)) {
                 continue;
             }
         }
@@ -528,17 +527,17 @@ void AdaptiveMemory::look(Device& device) {
         asking_.set(slot, urgency(model, is_cold(model), is_put_back));
     }
     if (is_denied) {
-        again_ns_[device.slot] = now() + LOOK_AGAIN_NS;
-        if (device.lane.empty()) {
-            device.wake_at(again_ns_[device.slot]);
+        again_ns_[arena.slot] = now() + LOOK_AGAIN_NS;
+        if (arena.is_idle()) {
+            arena.wake_at(again_ns_[arena.slot]);
         }
     }
 }
 
-bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec) {
+bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
     Demand& one = demand(model);
-    if (arenas_.find_room(device, spec, victims_)) {
-        arenas_.load_over(device, model, spec, victims_);
+    if (arenas_.find_room(arena, spec, victims_)) {
+        arenas_.load_over(arena, model, spec, victims_);
         one.denied_ns = 0;
         return true;
     }
@@ -546,7 +545,7 @@ bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec) {
         one.denied_ns = now();
     } else if (now() - one.denied_ns > one.slo_ns / DENIED_PART && is_cold(model)) {
         one.denied_ns = 0;
-        if (arenas_.load_by_force(device, model, spec)) {
+        if (arenas_.load_by_force(arena, model, spec)) {
             for (const Residency* victim : model.residencies.back()->victims) {
                 ask(*victim->model);  // it may be cold now
             }

@@ -123,7 +123,7 @@ public:
     void waits(Pending& pending) override;
     void leaves(Pending& pending) override;
     void sent(Flight& flight) override;
-    void look(Device& device) override;
+    void look(Arena& arena) override;
     void press(Queue& queue) override;
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
@@ -136,7 +136,7 @@ public:
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
     void model_gone(Model& model) override;
-    void device_joined(Device& device) override;
+    void joined(Arena& arena) override;
 
 private:
     struct Demand {  // of a model
@@ -165,12 +165,12 @@ private:
     // Whether no device has it, or all that do have doomed it, or leave.
     static bool is_cold(const Model& model) {
         return std::all_of(model.residencies.begin(), model.residencies.end(),
-                           [](const Residency* one) { return one->doomed || one->is_stuck || !one->device->usable(); });
+                           [](const Residency* one) { return one->doomed || one->is_stuck || !one->arena->usable(); });
     }
     // Whether a load of it is decided or under way.
     static bool is_coming(const Model& model) {
         return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* one) {
-            return one->state != ResidencyState::RESIDENT && !one->doomed && !one->is_stuck && one->device->usable();
+            return one->state != ResidencyState::RESIDENT && !one->doomed && !one->is_stuck && one->arena->usable();
         });
     }
     // Whether it asks for a load.
@@ -183,15 +183,15 @@ private:
     Ns latest_ns(const Model& model, const KindSpec& spec) const;
     static double load_ns(const Model& model, const KindSpec& spec);
     Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
-    void put_in_order(const Device& device);
+    void put_in_order(const Arena& arena);
     const Queue* first_queue(const Model& model) const;
-    Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
-    Ns loaded_ns(const Device& device, const KindSpec& spec, const Model& model) const;
-    bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
-    Score score(const Device& device, const KindSpec& spec, const Model& model, const Score& least) const;
-    Device* roomier(const Device& device, const KindSpec& spec, const Model& model) const;
-    void copy_freely(Device& device);
-    bool try_load(Device& device, Model& model, KindSpec& spec);
+    Ns served_ns(const Arena& arena, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
+    Ns loaded_ns(const Arena& arena, const KindSpec& spec, const Model& model) const;
+    bool earns_copy(const Arena& arena, const KindSpec& spec, const Model& model) const;
+    Score score(const Arena& arena, const KindSpec& spec, const Model& model, const Score& least) const;
+    Arena* roomier(const Arena& arena, const KindSpec& spec, const Model& model) const;
+    void copy_freely(Arena& arena);
+    bool try_load(Arena& arena, Model& model, KindSpec& spec);
 
     // A load that is asked for, when the links are planned.
     struct Wish {

@@ -116,8 +116,8 @@ void PaperMemory::flush() {
         double all = 0, squares = 0;
         weights_.clear();
         for (const Residency* residency : model.residencies) {
-            bool counts = residency->device->usable() && !residency->is_stuck;  // it may leave, or never come
-            double here = counts ? weight(*residency->device) : 0;
+            bool counts = residency->arena->usable() && !residency->is_stuck;  // it may leave, or never come
+            double here = counts ? weight(*residency->arena) : 0;
             all += here;
             squares += here * here;
             weights_.push_back(here);
@@ -126,7 +126,7 @@ void PaperMemory::flush() {
             const Residency& residency = *model.residencies[place];
             Ns& mine = grown(allocated_, residency.slot);
             Ns now_ns = all > 0 ? static_cast<Ns>(static_cast<double>(one.exec_ns) * (weights_[place] / all)) : 0;
-            loads_[residency.device->slot] += now_ns - mine;
+            loads_[residency.arena->slot] += now_ns - mine;
             mine = now_ns;
         }
         double need = static_cast<double>(one.weights_ns);
@@ -145,11 +145,11 @@ void PaperMemory::flush() {
     dirty_.clear();
 }
 
-void PaperMemory::look(Device& device) {
-    if (!device.pending.empty() || (dirty_.empty() && needs_.empty())) {
+void PaperMemory::look(Arena& arena) {
+    if (!arena.pending.empty() || (dirty_.empty() && needs_.empty())) {
         return;
     }
-    Worker& worker = *device.worker;
+    Worker& worker = *arena.worker;
     while (worker.link_free_ns < now() + ahead_ns_) {
         if (now() >= flush_ns_) {
             expire();
@@ -160,8 +160,8 @@ void PaperMemory::look(Device& device) {
         std::size_t seen = 0;
         for (auto place = needs_.begin(); place != needs_.end() && seen < PAPER_SCAN_MAX; ++place, ++seen) {
             Model& model = state_.at<Model>(place->second);
-            KindSpec* spec = Placement::loadable(device, model);
-            if (spec != nullptr && waiting(model) > 0 && arenas_.load_now(device, model, *spec, NEVER_NS)) {
+            KindSpec* spec = Placement::loadable(arena, model);
+            if (spec != nullptr && waiting(model) > 0 && arenas_.load_now(arena, model, *spec, NEVER_NS)) {
                 grown(allocated_, model.residencies.back()->slot) = 0;
                 soil(model);
                 flush_ns_ = 0;  // it needs another load less than before
@@ -174,22 +174,22 @@ void PaperMemory::look(Device& device) {
         }
     }
     if (!needs_.empty()) {
-        device.wake_at(worker.link_free_ns - ahead_ns_ + 1);
+        arena.wake_at(worker.link_free_ns - ahead_ns_ + 1);
     }
 }
 
-Score PaperMemory::score(const Device& device) const {
-    if (device.worker->link_free_ns >= now() + ahead_ns_) {
+Score PaperMemory::score(const Arena& arena) const {
+    if (arena.worker->link_free_ns >= now() + ahead_ns_) {
         return {-1};
     }
-    return {loads_[device.slot]};
+    return {loads_[arena.slot]};
 }
 
 void PaperMemory::call(Model& model) {
-    if (Device *device = placement_.find_target(
-            model, [this](const Device& one, const KindSpec&, const Score&) { return score(one); });
-        device != nullptr) {
-        state_.touch(*device);
+    if (Arena *arena = placement_.find_target(
+            model, [this](const Arena& one, const KindSpec&, const Score&) { return score(one); });
+        arena != nullptr) {
+        state_.touch(*arena);
     }
 }
 
@@ -202,7 +202,7 @@ void PaperMemory::arrived_on(Residency& residency) { soil(*residency.model); }
 
 void PaperMemory::gone_from(Residency& residency) {
     Ns& mine = grown(allocated_, residency.slot);
-    loads_[residency.device->slot] -= mine;
+    loads_[residency.arena->slot] -= mine;
     mine = 0;
     soil(*residency.model);
 }
@@ -227,7 +227,7 @@ void PaperMemory::model_gone(Model& model) {
     one.is_dirty = is_dirty;
 }
 
-void PaperMemory::device_joined(Device& device) { grown(loads_, device.slot) = PAPER_DEVICE_LOAD_NS; }
+void PaperMemory::joined(Arena& arena) { grown(loads_, arena.slot) = PAPER_DEVICE_LOAD_NS; }
 
 void PaperMemory::check_invariants() const {
     for (const Demand& one : demands_) {

@@ -54,7 +54,7 @@ public:
     void leaves(Pending& pending) override;
     void sent(Flight& flight) override;
     void ended(Flight& flight) override;
-    void look(Device& device) override;
+    void look(Arena& arena) override;
     std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
     bool is_load_wanted(const Residency& residency) const override { return queues_.is_load_wanted(residency); }
     bool may_drop(const Model& model) const override { return queues_.may_drop(model); }
@@ -63,7 +63,7 @@ public:
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
     void model_gone(Model& model) override;
-    void device_joined(Device& device) override;
+    void joined(Arena& arena) override;
     void check_invariants() const override;
 
 private:
@@ -97,9 +97,9 @@ private:
     void expire();
     void flush();
     void call(Model& model);
-    Score score(const Device& device) const;
-    double weight(const Device& device) const {
-        return static_cast<double>(PAPER_CAPACITY_NS) / static_cast<double>(loads_[device.slot]);
+    Score score(const Arena& arena) const;
+    double weight(const Arena& arena) const {
+        return static_cast<double>(PAPER_CAPACITY_NS) / static_cast<double>(loads_[arena.slot]);
     }
 
     State& state_;

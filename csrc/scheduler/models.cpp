@@ -9,10 +9,10 @@ namespace {
 // The first device of each kind that a worker has.
 template <typename Function>
 void for_each_kind(const Worker& worker, Function&& function) {
-    for (auto place = worker.devices.begin(); place != worker.devices.end(); ++place) {
-        Device& device = **place;
-        if (std::none_of(worker.devices.begin(), place, [&](const Device* one) { return one->kind == device.kind; })) {
-            function(device);
+    for (auto place = worker.arenas.begin(); place != worker.arenas.end(); ++place) {
+        Arena& arena = **place;
+        if (std::none_of(worker.arenas.begin(), place, [&](const Arena* one) { return one->kind == arena.kind; })) {
+            function(arena);
         }
     }
 }
@@ -30,12 +30,12 @@ Model* Models::prepared(Worker& worker, const ModelSpec& told) {
     } else if (model->draining) {
         return nullptr;
     }
-    for (Device* device : worker.devices) {
-        state_.touch(*device);
+    for (Arena* arena : worker.arenas) {
+        state_.touch(*arena);
     }
     if (!worker.has(model)) {
         std::uint32_t variant = variant_for(*model, worker, told);
-        for_each_kind(worker, [&](Device& device) { ++join_spec(*model, device, variant, told).worker_count; });
+        for_each_kind(worker, [&](Arena& arena) { ++join_spec(*model, arena, variant, told).worker_count; });
         model->note_variants();
         model->workers.push_back(worker.worker_id);
         if (worker.variants.size() <= model->slot) {
@@ -51,8 +51,8 @@ Model* Models::prepared(Worker& worker, const ModelSpec& told) {
 std::uint32_t Models::variant_for(const Model& model, const Worker& worker, const ModelSpec& told) {
     auto said_on_all = [&](std::uint32_t variant, auto&& suits) {
         bool all = true;
-        for_each_kind(worker, [&](Device& device) {
-            const KindSpec* known = model.spec(device.kind, variant);
+        for_each_kind(worker, [&](Arena& arena) {
+            const KindSpec* known = model.spec(arena.kind, variant);
             all = all && suits(known != nullptr && known->worker_count > 0 ? known : nullptr);
         });
         return all;
@@ -74,17 +74,17 @@ std::uint32_t Models::variant_for(const Model& model, const Worker& worker, cons
 }
 
 // What an earlier worker of a kind said went with it; what another that is still there says of it now stays.
-KindSpec& Models::join_spec(Model& model, Device& device, std::uint32_t variant, const ModelSpec& told) {
-    KindSpec* known = model.spec(device.kind, variant);
+KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, const ModelSpec& told) {
+    KindSpec* known = model.spec(arena.kind, variant);
     if (known != nullptr && known->worker_count > 0) {
         return *known;
     }
     KindSpec& fresh = *state_.pool<KindSpec>().make();
-    fresh.kind = device.kind;
+    fresh.kind = arena.kind;
     fresh.variant = variant;
     fresh.program_number = told.program;
-    fresh.program = &state_.estimates.use_program(told.program, device.kind);
-    fresh.loads = &state_.estimates.loads(device.kind);
+    fresh.program = &state_.estimates.use_program(told.program, arena.kind);
+    fresh.loads = &state_.estimates.loads(arena.kind);
     fresh.shapes = &state_.shapes;
     fresh.model_id = told.model_id;
     fresh.batch_max = told.batches ? told.batch_max : 1;
@@ -95,11 +95,11 @@ KindSpec& Models::join_spec(Model& model, Device& device, std::uint32_t variant,
     }
     fresh.load_ns = told.load_ns;
     fresh.load_own_ns = fresh.loads->own_ns(told.model_id, fresh.page_count);
-    fresh.fetches = &state_.estimates.fetches(device.kind);
+    fresh.fetches = &state_.estimates.fetches(arena.kind);
     fresh.fetch_own_ns = fresh.fetches->own_ns(told.model_id, fresh.page_count);
-    fresh.host_bytes = device.page_bytes * fresh.page_count;
+    fresh.host_bytes = arena.page_bytes * fresh.page_count;
     fresh.program->seed(told.profile);
-    fresh.program->set_scale(learning_.scale(device.kind));
+    fresh.program->set_scale(learning_.scale(arena.kind));
     if (known != nullptr) {
         *std::find(model.specs.begin(), model.specs.end(), known) = &fresh;
         state_.retire(known);
@@ -121,7 +121,7 @@ void Models::leave_worker(const Worker& worker) {
     for (Model* model : state_.models) {
         if (worker.has(model)) {
             model->workers.erase(std::find(model->workers.begin(), model->workers.end(), worker.worker_id));
-            for_each_kind(worker, [&](const Device& device) { leave_spec(*model, worker, device.kind); });
+            for_each_kind(worker, [&](const Arena& arena) { leave_spec(*model, worker, arena.kind); });
         }
     }
 }

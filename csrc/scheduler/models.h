@@ -24,7 +24,7 @@ public:
 
 private:
     static std::uint32_t variant_for(const Model& model, const Worker& worker, const ModelSpec& told);
-    KindSpec& join_spec(Model& model, Device& device, std::uint32_t variant, const ModelSpec& told);
+    KindSpec& join_spec(Model& model, Arena& arena, std::uint32_t variant, const ModelSpec& told);
     void leave_spec(Model& model, const Worker& worker, std::uint32_t kind);
 
     State& state_;

@@ -116,10 +116,10 @@ Paper::Strategy Paper::strategy(const Queue& queue, const Residency& residency, 
     return best;
 }
 
-Choice Paper::choose(Device& device, Ns free_ns) {
+Choice Paper::choose(Executor& executor, Ns free_ns) {
     Ns start = std::max(free_ns, parts_.state.now + PAPER_FUTURE_NS);
     Residency* residency = nullptr;
-    Queue* queue = parts_.queues.least(device, residency, [&](const Queue& one, const Residency& here) {
+    Queue* queue = parts_.queues.least(*executor.arena, residency, [&](const Queue& one, const Residency& here) {
         return strategy(one, here, start).priority_ns;
     });
     if (queue == nullptr) {
@@ -138,8 +138,8 @@ Ns Paper::duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
 }
 
 void Paper::sent(Batch& batch, Flight& flight, Command& command) {
-    Device& device = *flight.device;
-    Ns start = std::max(parts_.state.now + PAPER_FUTURE_NS, device.lane_end_ns - batch.duration_ns);
+    Executor& executor = *flight.executor;
+    Ns start = std::max(parts_.state.now + PAPER_FUTURE_NS, executor.lane_end_ns - batch.duration_ns);
     std::uint8_t widenings = 0;
     for (const Pending* pending : batch.pendings) {
         widenings = std::max(widenings, pending->widenings);

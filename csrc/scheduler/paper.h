@@ -51,7 +51,7 @@ public:
     Paper(const RuleParts& parts, const SchedulerOptions& options);
 
     bool admit(Pending& pending) override;
-    Choice choose(Device& device, Ns free_ns) override;
+    Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
     Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override;

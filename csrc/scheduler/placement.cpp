@@ -4,62 +4,62 @@
 
 namespace clockwork {
 
-KindSpec* Placement::loadable(const Device& device, const Model& model) {
-    if (!device.usable()) {
+KindSpec* Placement::loadable(const Arena& arena, const Model& model) {
+    if (!arena.usable()) {
         return nullptr;
     }
-    KindSpec* spec = model.spec(device);
-    if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
+    KindSpec* spec = model.spec(arena);
+    if (spec == nullptr || spec->page_count > arena.pages.page_count() || !arena.worker->could_host(*spec)) {
         return nullptr;
     }
     bool is_there =
         !model.residencies.empty() &&
-        (device.find(&model) != nullptr || std::any_of(device.pending.begin(), device.pending.end(),
-                                                       [&](const Residency* one) { return one->model == &model; }));
+        (arena.find(&model) != nullptr || std::any_of(arena.pending.begin(), arena.pending.end(),
+                                                      [&](const Residency* one) { return one->model == &model; }));
     return is_there ? nullptr : spec;
 }
 
 bool Placement::is_loadable_somewhere(const Model& model) const {
     return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
         const Worker* worker = state_.find_worker(worker_id);  // null: it is just leaving
-        return worker != nullptr && std::any_of(worker->devices.begin(), worker->devices.end(),
-                                                [&](const Device* one) { return loadable(*one, model) != nullptr; });
+        return worker != nullptr && std::any_of(worker->arenas.begin(), worker->arenas.end(),
+                                                [&](const Arena* one) { return loadable(*one, model) != nullptr; });
     });
 }
 
-std::uint32_t Placement::loading(const Device& device) {
+std::uint32_t Placement::loading(const Arena& arena) {
     std::uint32_t count = 0;
-    for (const Device* one : device.worker->devices) {
+    for (const Arena* one : arena.worker->arenas) {
         count += one->loading + static_cast<std::uint32_t>(one->pending.size());
     }
     return count;
 }
 
-Ns Placement::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const {
+Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const {
     double sum = 0, enough = static_cast<double>(enough_ns);
     if (shares_.size() < queues_.model_count()) {
         shares_.resize(queues_.model_count());
     }
-    bool is_any_doomed = device.doomed > 0;
-    queues_.for_each_model(device, [&](std::uint32_t slot) {
+    bool is_any_doomed = arena.doomed > 0;
+    queues_.for_each_model(arena, [&](std::uint32_t slot) {
         if (queues_.first_due_ns(slot) > ahead.due_ns) {
             return true;  // most are, and this lies close together
         }
         Share& share = shares_[slot];
-        if (!is_any_doomed && share.round == round_of_shares_ && share.kind == device.kind && share.is_one) {
+        if (!is_any_doomed && share.round == round_of_shares_ && share.kind == arena.kind && share.is_one) {
             sum += share.time_ns;
             return sum < enough;
         }
         const Model& model = state_.at<Model>(slot);
-        share = {round_of_shares_, device.kind, true, 0};
+        share = {round_of_shares_, arena.kind, true, 0};
         if (&model == &ahead.but) {
             return true;
         }
-        if (is_any_doomed && device.find(&model)->doomed) {
+        if (is_any_doomed && arena.find(&model)->doomed) {
             share.is_one = false;  // elsewhere it is not
             return true;
         }
-        const KindSpec& spec = *model.spec(device);
+        const KindSpec& spec = *model.spec(arena);
         std::uint32_t count = 0;
         for (const auto& queue : queues_.of(model)) {
             if (queue->ready && queue->front().deadline_ns <= ahead.due_ns) {
@@ -77,8 +77,8 @@ Ns Placement::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns)
     return static_cast<Ns>(sum);
 }
 
-Device* Placement::find_spare(const Model& model) {
-    Device* found = nullptr;
+Arena* Placement::find_spare(const Model& model) {
+    Arena* found = nullptr;
     std::size_t seen = 0;
     std::uint32_t from = spare_from_;
     bool is_behind = true;  // the devices from that slot on come first, then those before it
@@ -86,12 +86,12 @@ Device* Placement::find_spare(const Model& model) {
         if ((slot >= from) != is_behind) {
             return true;
         }
-        Device* device = &state_.at<Device>(slot);
-        const KindSpec* spec = model.spec(*device);
-        bool is_spare = spec != nullptr && device->lane.empty() && device->has_room(*spec) && loading(*device) == 0 &&
-                        loadable(*device, model) != nullptr;
+        Arena* arena = state_.at<Executor>(slot).arena;
+        const KindSpec* spec = model.spec(*arena);
+        bool is_spare = spec != nullptr && arena->is_idle() && arena->has_room(*spec) && loading(*arena) == 0 &&
+                        loadable(*arena, model) != nullptr;
         if (is_spare) {
-            found = device;
+            found = arena;
         } else if (++seen == TARGET_SCAN_MAX) {
             spare_from_ = slot + 1;
         }
@@ -110,8 +110,8 @@ bool Placement::offer_to_host(const Model& model) {
     if (host == nullptr) {
         return false;
     }
-    for (Device* device : host->devices) {
-        state_.touch(*device);
+    for (Arena* arena : host->arenas) {
+        state_.touch(*arena);
     }
     return true;
 }

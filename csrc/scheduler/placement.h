@@ -28,13 +28,13 @@ public:
         : state_(state), arenas_(arenas), queues_(queues), rules_(rules) {}
 
     // Whether the model could be loaded there: prepared by the worker, small enough, and not there already.
-    static KindSpec* loadable(const Device& device, const Model& model);
+    static KindSpec* loadable(const Arena& arena, const Model& model);
     // Whether some device that can be used now could load it.
     bool is_loadable_somewhere(const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.
-    static std::uint32_t loading(const Device& device);
+    static std::uint32_t loading(const Arena& arena);
     // See Arenas::takes_load().
-    bool takes_load(Device& device) const { return arenas_.takes_load(device, loading(device)); }
+    bool takes_load(Arena& arena) const { return arenas_.takes_load(arena, loading(arena)); }
 
     // What waits, but for one model, and is due by then: how long would it keep devices? To be asked of several, as
     // long as nothing changes.
@@ -45,16 +45,16 @@ public:
     void begin_backlogs() const { ++round_of_shares_; }
     // How long it would keep the device, beyond what it was sent; a model's share of it where others have the model,
     // too. From enough_ns on it may be more.
-    Ns backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const;
+    Ns backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const;
 
     // Has the devices look that could load a model from a host store which holds it. False: none does.
     bool offer_to_host(const Model& model);
     // The device of the lowest score(device, spec, least) of TARGET_SCAN_MAX that could load the model, others at each
     // call. Of one that is not below `least`, a score need only say so. Null if there is none.
     template <typename Scorer>
-    Device* find_target(const Model& model, Scorer&& score) {
+    Arena* find_target(const Model& model, Scorer&& score) {
         std::size_t count = model.workers.size();
-        Device* best = nullptr;
+        Arena* best = nullptr;
         Score least = WORST_SCORE;
         std::size_t seen = 0;
         begin_backlogs();
@@ -63,15 +63,15 @@ public:
             if (worker == nullptr) {
                 continue;  // it is just leaving
             }
-            for (Device* device : worker->devices) {
+            for (Arena* arena : worker->arenas) {
                 ++seen;
-                KindSpec* spec = loadable(*device, model);
+                KindSpec* spec = loadable(*arena, model);
                 if (spec == nullptr) {
                     continue;
                 }
-                Score here = score(*device, *spec, least);
+                Score here = score(*arena, *spec, least);
                 if (here.time_ns >= 0 && here < least) {
-                    best = device;
+                    best = arena;
                     least = here;
                 }
             }
@@ -81,7 +81,7 @@ public:
     }
     // A device that could take work and finds none, of TARGET_SCAN_MAX, that could load the model over an idle link
     // into free pages; where none of these can, the next call goes on behind them. Null if there is none.
-    Device* find_spare(const Model& model);
+    Arena* find_spare(const Model& model);
 
 private:
     // What the ready queue of a model adds to the backlog of a device of a kind that has it.

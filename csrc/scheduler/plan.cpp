@@ -66,9 +66,9 @@ void Plan::resize(Batch* batch, std::uint32_t size) {
 
 // ----- all of them ---------------------------------------------------------------------------------
 
-void Plans::add_device(const Device& device) {
-    if (device.slot >= plans_.size()) {
-        plans_.resize(state_.pool<Device>().slot_count());
+void Plans::add(const Executor& executor) {
+    if (executor.slot >= plans_.size()) {
+        plans_.resize(state_.pool<Executor>().slot_count());
     }
 }
 
@@ -76,9 +76,9 @@ void Plans::remove(Pending& pending) {
     Batch* batch = pending.batch;
     pending.batch = nullptr;
     batch->pendings.erase(std::find(batch->pendings.begin(), batch->pendings.end(), &pending));
-    Device& device = *batch->residency->device;
-    Plan& plan = of(device);
-    state_.touch(device);
+    Executor& executor = *batch->executor;
+    Plan& plan = of(executor);
+    state_.touch(executor);
     if (batch->pendings.empty()) {
         plan.remove(batch);
         state_.retire(batch);
@@ -89,7 +89,7 @@ void Plans::remove(Pending& pending) {
     for (const Pending* one : batch->pendings) {
         tightest = std::min(tightest, one->deadline_ns);
     }
-    batch->limit_ns = tightest - device.worker->back_ns;
+    batch->limit_ns = tightest - executor.worker->back_ns;
 }
 
 // Its requests wait nowhere then.
@@ -104,13 +104,13 @@ void Plans::dissolve(Batch& batch, std::vector<Pending*>& waiting) {
 void Plans::clear(Residency& residency, std::vector<Pending*>& waiting) {
     while (!residency.batches.empty()) {
         Batch& batch = *residency.batches.front();
-        of(*residency.device).remove(&batch);
+        of(*batch.executor).remove(&batch);
         dissolve(batch, waiting);
     }
 }
 
-void Plans::clear(Device& device, std::vector<Pending*>& waiting) {
-    Plan& plan = of(device);
+void Plans::clear(Executor& executor, std::vector<Pending*>& waiting) {
+    Plan& plan = of(executor);
     while (!plan.empty()) {
         Batch& batch = *plan[0];
         plan.remove(&batch, 0);
@@ -119,8 +119,8 @@ void Plans::clear(Device& device, std::vector<Pending*>& waiting) {
 }
 
 void Plans::load_done(Residency& residency, Ns took_ns) {
-    of(*residency.device).unready -= residency.batches.size();
     for (Batch* batch : residency.batches) {
+        --of(*batch->executor).unready;
         for (Pending* pending : batch->pendings) {
             pending->load_ns = took_ns;
         }
@@ -132,7 +132,7 @@ void Plans::retime(ProgramEstimates& program, std::uint32_t shape) {
     for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
         if (batch->shape == shape) {
             batch->curve = curve;
-            of(*batch->residency->device).resize(batch, batch->size);
+            of(*batch->executor).resize(batch, batch->size);
         }
     }
 }
@@ -145,21 +145,23 @@ void Plans::forget_curve(ProgramEstimates& program, std::uint32_t shape) {
     }
 }
 
-void Plans::count_planned(const Device& device, std::vector<Ending>& busy) const {
-    Ns time = device.free_ns(state_.now);
-    for (const Batch* batch : of(device).batches) {
-        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
-        for (Ending& ending : busy) {
-            if (ending.residency == batch->residency) {
-                ending.finish_ns = time;
+void Plans::count_planned(const Arena& arena, std::vector<Ending>& busy) const {
+    for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+        Ns time = one->free_ns(state_.now);
+        for (const Batch* batch : of(*one).batches) {
+            time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+            for (Ending& ending : busy) {
+                if (ending.residency == batch->residency) {
+                    ending.finish_ns = std::max(ending.finish_ns, time);
+                }
             }
         }
     }
 }
 
 void Plans::check_invariants() const {
-    for (const Device* device : state_.devices) {
-        const Plan& plan = of(*device);
+    for (const Executor* executor : state_.executors) {
+        const Plan& plan = of(*executor);
         must(plan.keys.size() == plan.size() && std::is_sorted(plan.keys.begin(), plan.keys.end()),
              "the plan is out of order");
         Ns planned = 0;

@@ -1,4 +1,4 @@
-// What `edf` has promised on a device, in the order in which it will be sent.
+// What `edf` has promised on each executor, in the order in which it will be sent.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace clockwork {
 
-// The batches promised on a device, by key.
+// The batches promised on an executor, by key.
 struct Plan {
     std::vector<Batch*> batches;
     std::vector<Ns> keys;     // of the batches, ascending
@@ -47,26 +47,34 @@ struct Plan {
     void resize(Batch* batch, std::uint32_t size);
 };
 
-// The plans of all devices, and the memory manager that goes with them: what is planned keeps a model where it is.
+// The plans of all executors, and the memory manager that goes with them: what is planned keeps a model where it is.
 class Plans final : public Memory {
 public:
     explicit Plans(State& state) : state_(state) {}
 
-    Plan& of(const Device& device) { return plans_[device.slot]; }
-    const Plan& of(const Device& device) const { return plans_[device.slot]; }
-    void add_device(const Device& device);
+    Plan& of(const Executor& executor) { return plans_[executor.slot]; }
+    const Plan& of(const Executor& executor) const { return plans_[executor.slot]; }
+    void add(const Executor& executor);
+    // Of an arena's executors, the one that has done what was sent and planned first.
+    Executor& soonest(const Arena& arena) const {
+        Executor* best = arena.executors.front();
+        for (Executor* one = best->after; one != nullptr; one = one->after) {
+            best = end_ns(*one) < end_ns(*best) ? one : best;
+        }
+        return *best;
+    }
 
     // Takes a request out of its batch, which goes with the last of them.
     void remove(Pending& pending);
-    // Takes all batches of a residency, or of a device, out; appends their requests, in order.
+    // Takes all batches of a residency, or of an executor, out; appends their requests, in order.
     void clear(Residency& residency, std::vector<Pending*>& waiting);
-    void clear(Device& device, std::vector<Pending*>& waiting);
+    void clear(Executor& executor, std::vector<Pending*>& waiting);
     void load_done(Residency& residency, Ns took_ns);
     // Times the plans that use the new estimates anew; lets go of a curve that is no more.
     void retime(ProgramEstimates& program, std::uint32_t shape);
     void forget_curve(ProgramEstimates& program, std::uint32_t shape);
 
-    void count_planned(const Device& device, std::vector<Ending>& busy) const override;
+    void count_planned(const Arena& arena, std::vector<Ending>& busy) const override;
     bool is_load_wanted(const Residency& residency) const override {
         return !residency.batches.empty() || !residency.model->background.empty();
     }
@@ -74,10 +82,11 @@ public:
     void check_invariants() const;
 
 private:
+    Ns end_ns(const Executor& executor) const { return executor.free_ns(state_.now) + of(executor).planned_ns; }
     void dissolve(Batch& batch, std::vector<Pending*>& waiting);
 
     State& state_;
-    std::vector<Plan> plans_;  // by the device's slot
+    std::vector<Plan> plans_;  // by the executor's slot
 };
 
 }  // namespace clockwork

@@ -40,15 +40,15 @@ public:
     // ----- devices -----------------------------------------------------------------------------
 
     // Something happened to a device (see State::touch()): send it what it should have now.
-    virtual void dispatch(Device& device) = 0;
+    virtual void dispatch(Executor& executor) = 0;
     // Whether a request waits here that the device could be sent now; whether it should be is not asked.
-    virtual bool has_work(const Device& device) const = 0;
+    virtual bool has_work(const Executor& executor) const = 0;
     // The batches that wait for a device alone, in the order in which it will be sent them.
-    virtual const std::vector<Batch*>& planned(const Device& device) const;
+    virtual const std::vector<Batch*>& planned(const Executor& executor) const;
     // Append the requests of those, in order, and let the device have none.
-    virtual void clear_plan(Device& /*device*/, std::vector<Pending*>& /*waiting*/) {}
-    virtual void device_joined(Device& /*device*/) {}
-    virtual void device_left(Device& /*device*/) {}
+    virtual void clear_plan(Executor& /*executor*/, std::vector<Pending*>& /*waiting*/) {}
+    virtual void joined(Executor& /*executor*/) {}
+    virtual void left(Executor& /*executor*/) {}
 
     // ----- actions -----------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ public:
     virtual void check_invariants() const {}
 };
 
-inline const std::vector<Batch*>& Policy::planned(const Device& /*device*/) const {
+inline const std::vector<Batch*>& Policy::planned(const Executor& /*executor*/) const {
     static const std::vector<Batch*> none;
     return none;
 }

@@ -22,7 +22,7 @@ public:
     virtual void sent(Flight& flight) = 0;
     virtual void ended(Flight& /*flight*/) {}
     // Order what this device should load now.
-    virtual void look(Device& device) = 0;
+    virtual void look(Arena& arena) = 0;
     // The requests that wait for a model cannot all be in time on the devices that have it, the policy finds.
     virtual void press(Queue& /*queue*/) {}
     // A model that devices have wants one now, and none of them could take work.
@@ -32,7 +32,7 @@ public:
     // A model can be loaded in other places than before.
     virtual void renew(Model& model) = 0;
     virtual void model_gone(Model& model) = 0;
-    virtual void device_joined(Device& device) = 0;
+    virtual void joined(Arena& arena) = 0;
     virtual void check_invariants() const {}
 };
 

@@ -128,15 +128,15 @@ void Queued::drop(Queue& queue, const Waiting& one) {
 
 // Refuses who waited, with what is seen now of the devices that have its model, or will have it.
 void Queued::turn_out(const Queue& queue, Pending& pending) {
-    const Device* first = nullptr;
+    const Arena* first = nullptr;
     const KindSpec* spec = nullptr;
     Ns start = NEVER_NS;
-    auto consider = [&](const Device& device, const KindSpec& there, Ns ready_ns) {
-        Ns arrives = state_.now + device.worker->there_ns + rules_->inputs_ns(device);
-        Ns free = std::max({device.free_ns(state_.now), ready_ns, arrives});
+    auto consider = [&](const Arena& arena, const KindSpec& there, Ns ready_ns) {
+        Ns arrives = state_.now + arena.worker->there_ns + rules_->inputs_ns(*arena.worker);
+        Ns free = std::max({arena.free_ns(state_.now), ready_ns, arrives});
         if (free < start) {
             start = free;
-            first = &device;
+            first = &arena;
             spec = &there;
         }
     };
@@ -144,8 +144,8 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     std::size_t count = std::min(model.residencies.size(), OUTLOOK_MAX);
     for (std::size_t place = 0; place < count; ++place) {
         const Residency& one = *model.residencies[place];
-        if (one.device->usable() && !one.doomed) {
-            consider(*one.device, *one.spec, one.ready_ns);
+        if (one.arena->usable() && !one.doomed) {
+            consider(*one.arena, *one.spec, one.ready_ns);
         }
     }
     if (first == nullptr) {  // a load would have to come first, as if it were the next on its link
@@ -156,10 +156,10 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
                 continue;
             }
             Ns begin = std::max(worker->link_free_ns, state_.now + worker->there_ns);
-            for (const Device* device : worker->devices) {
-                const KindSpec* there = model.spec(*device);
-                if (there != nullptr && there->page_count <= device->pages.page_count()) {
-                    consider(*device, *there, begin + there->load_planned_ns() + worker->back_ns + worker->there_ns);
+            for (const Arena* arena : worker->arenas) {
+                const KindSpec* there = model.spec(*arena);
+                if (there != nullptr && there->page_count <= arena->pages.page_count()) {
+                    consider(*arena, *there, begin + there->load_planned_ns() + worker->back_ns + worker->there_ns);
                 }
             }
         }
@@ -227,10 +227,10 @@ void Queued::expire(Pending& pending) {
 
 // A device that could take work has a look at a model's queues.
 void Queued::call(Model& model) {
-    if (Device* device = queues_.find_hungry(model); device != nullptr) {
-        queues_.is_fed(*device);
-        called_[device->slot].push_back(&model);
-        state_.touch(*device);
+    if (Executor* executor = queues_.find_hungry(model); executor != nullptr) {
+        queues_.is_fed(*executor);
+        called_[executor->slot].push_back(&model);
+        state_.touch(*executor);
     } else if (habits_.spreads) {
         memory_->found_all_busy(model);
     }
@@ -238,22 +238,22 @@ void Queued::call(Model& model) {
 
 // ----- devices -----------------------------------------------------------------------------------
 
-void Queued::dispatch(Device& device) {
-    device.wake_ns = NEVER_NS;
-    queues_.is_fed(device);
-    answer_overdue(device);
-    recovery_.watch_loads(device);
-    std::vector<Model*>& called = called_[device.slot];
-    if (device.worker->draining) {
+void Queued::dispatch(Executor& executor) {
+    executor.wake_ns = NEVER_NS;
+    queues_.is_fed(executor);
+    answer_overdue(executor);
+    recovery_.watch_loads(*executor.arena);
+    std::vector<Model*>& called = called_[executor.slot];
+    if (executor.worker->draining) {
         called.clear();
         return;
     }
-    if (!device.pending.empty()) {
-        arenas_.start_loads(device);
+    if (!executor.arena->pending.empty()) {
+        arenas_.start_loads(*executor.arena);
     }
-    memory_->look(device);
-    if (feed(device)) {
-        queues_.is_hungry(device);
+    memory_->look(*executor.arena);
+    if (feed(executor)) {
+        queues_.is_hungry(executor);
     } else {
         // Others may take what this device was called for, or left over.
         for (Model* model : called) {
@@ -266,55 +266,56 @@ void Queued::dispatch(Device& device) {
 }
 
 // Sends a device work as far ahead as it needs. True if it could take more.
-bool Queued::feed(Device& device) {
-    const Worker& worker = *device.worker;
+bool Queued::feed(Executor& executor) {
+    const Worker& worker = *executor.worker;
     while (true) {
-        if (device.is_closed()) {
+        if (executor.is_closed()) {
             return false;
         }
-        std::uint32_t lane = device.lane.size();
-        Ns free = device.free_ns(state_.now), inputs = rules_->inputs_ns(device);
-        if (lane >= (habits_.counts_lane ? device.run_ahead : OUTSTANDING_MAX)) {
+        std::uint32_t lane = executor.lane.size();
+        Ns free = executor.free_ns(state_.now), inputs = rules_->inputs_ns(worker);
+        if (lane >= (habits_.counts_lane ? executor.run_ahead : OUTSTANDING_MAX)) {
             // One more must be under way before the results are back, or the device waits a round trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS - inputs;
             if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX) {
-                    device.wake_at(due);
+                    executor.wake_at(due);
                 }
                 return false;
             }
         }
-        Ns due = free - worker.there_ns - rules_->ahead_ns(device) - inputs;
+        Ns due = free - worker.there_ns - rules_->ahead_ns(executor) - inputs;
         if (due > state_.now) {
-            device.wake_at(due);
+            executor.wake_at(due);
             return false;
         }
-        if (!state_.background.empty() && state_.now >= device.aged_ns && serve_background(device, true)) {
+        if (!state_.background.empty() && state_.now >= executor.aged_ns && serve_background(executor, true)) {
             continue;
         }
-        if (Choice choice = rules_->choose(device, free); choice.queue != nullptr) {
-            if (device.must_wait(*(*choice.queue)[choice.first].pending)) {
+        if (Choice choice = rules_->choose(executor, free); choice.queue != nullptr) {
+            if (executor.must_wait(*(*choice.queue)[choice.first].pending)) {
                 return false;  // the end of what is under way brings the device back here
             }
-            send(device, choice);
-        } else if (state_.background.empty() || !serve_background(device, false)) {
+            send(executor, choice);
+        } else if (state_.background.empty() || !serve_background(executor, false)) {
             break;
         }
     }
     if (!state_.background.empty()) {  // memory may be short, or another device have the model
-        device.wake_at(state_.now + BACKGROUND_RETRY_NS);
+        executor.wake_at(state_.now + BACKGROUND_RETRY_NS);
     }
-    if (idle_.has_unmeasured() && device.lane.empty()) {
-        idle_.measure(device);
+    if (idle_.has_unmeasured() && executor.lane.empty()) {
+        idle_.measure(executor);
     }
     return true;
 }
 
-void Queued::send(Device& device, const Choice& choice) {
+void Queued::send(Executor& executor, const Choice& choice) {
     Queue& queue = *choice.queue;
     Residency& residency = *choice.residency;
     Model& model = *queue.model;
-    Batch* batch = executions_.make_batch(residency, queue.shape, residency.spec->program->curve(queue.shape), 0);
+    Batch* batch =
+        executions_.make_batch(executor, residency, queue.shape, residency.spec->program->curve(queue.shape), 0);
     const Pending& oldest = *queue[choice.first].pending;
     Ns waited = state_.now - oldest.request.arrived_ns, budget = oldest.deadline_ns - oldest.request.arrived_ns;
     if (habits_.presses_late && waited > budget / PRESSED_PART) {
@@ -329,14 +330,14 @@ void Queued::send(Device& device, const Choice& choice) {
     Flight* flight = executions_.send(*batch);
     rules_->sent(*batch, *flight, state_.out.list.back());
     memory_->sent(*flight);
-    device.wake_at(batch->limit_ns);
-    called_[device.slot].push_back(&model);
+    executor.wake_at(batch->limit_ns);
+    called_[executor.slot].push_back(&model);
     review(queue);
 }
 
 // What is on a device is answered at its deadline, whether it has come back or not.
-void Queued::answer_overdue(Device& device) {
-    for (Flight* flight = device.lane.front(); flight != nullptr; flight = device.lane.next(flight)) {
+void Queued::answer_overdue(Executor& executor) {
+    for (Flight* flight = executor.lane.front(); flight != nullptr; flight = executor.lane.next(flight)) {
         Batch* batch = flight->batch;
         if (flight->kind != FlightKind::INFER || batch->limit_ns >= NEVER_NS) {
             continue;
@@ -351,43 +352,43 @@ void Queued::answer_overdue(Device& device) {
                 }
             }
         }
-        device.wake_at(batch->limit_ns);
+        executor.wake_at(batch->limit_ns);
     }
 }
 
 // ----- requests without a deadline ---------------------------------------------------------------
 
 // Sends the oldest whose model is here. aged: only of those that have waited long, and no more than their share.
-bool Queued::serve_background(Device& device, bool aged) {
+bool Queued::serve_background(Executor& executor, bool aged) {
     for (Model* model : idle_.background()) {
         if (aged && state_.now - model->background.front()->request.arrived_ns < BACKGROUND_AGE_NS) {
             continue;
         }
-        Residency* residency = device.find(model);
-        if (device.must_wait(*model->background.front())) {
+        Residency* residency = executor.arena->find(model);
+        if (executor.must_wait(*model->background.front())) {
             continue;
         }
         if (is_usable(residency)) {
-            send_background(*residency);
+            send_background(executor, *residency);
             if (aged) {
-                Ns took = device.lane.back()->duration_ns;
-                device.aged_ns = std::max(device.aged_ns, state_.now) + took * BACKGROUND_SHARE;
+                Ns took = executor.lane.back()->duration_ns;
+                executor.aged_ns = std::max(executor.aged_ns, state_.now) + took * BACKGROUND_SHARE;
             }
             return true;
         }
-        if (residency == nullptr && device.pending.empty() && device.loading == 0) {
-            idle_.load_background(device, *model);
+        if (residency == nullptr && executor.arena->pending.empty() && executor.arena->loading == 0) {
+            idle_.load_background(*executor.arena, *model);
         }
     }
     return false;
 }
 
-void Queued::send_background(Residency& residency) {
+void Queued::send_background(Executor& executor, Residency& residency) {
     Model& model = *residency.model;
     PendingList& queue = model.background;
     std::uint32_t shape = queue.front()->request.shape;
     Curve* curve = residency.spec->program->curve(shape);
-    Batch* batch = executions_.make_batch(residency, shape, curve, 0);
+    Batch* batch = executions_.make_batch(executor, residency, shape, curve, 0);
     bool alone = queue.front()->alone || curve == nullptr;
     while (Pending* pending = queue.front()) {
         bool is_first = batch->pendings.empty();
@@ -442,17 +443,17 @@ void Queued::model_gone(Model& model) {
     memory_->model_gone(model);
 }
 
-void Queued::device_joined(Device& device) {
-    if (device.slot >= called_.size()) {
-        called_.resize(state_.pool<Device>().slot_count());
+void Queued::joined(Executor& executor) {
+    if (executor.slot >= called_.size()) {
+        called_.resize(state_.pool<Executor>().slot_count());
     }
-    called_[device.slot].clear();
-    memory_->device_joined(device);
+    called_[executor.slot].clear();
+    memory_->joined(*executor.arena);
 }
 
-void Queued::device_left(Device& device) {
-    queues_.is_fed(device);
-    called_[device.slot].clear();
+void Queued::left(Executor& executor) {
+    queues_.is_fed(executor);
+    called_[executor.slot].clear();
 }
 
 void Queued::model_prepared(Model& model) {

@@ -31,10 +31,10 @@ public:
     void unplan(Pending& pending) override;
     void strand(Model& model) override;
 
-    void dispatch(Device& device) override;
-    bool has_work(const Device& device) const override { return queues_.has_work(device); }
-    void device_joined(Device& device) override;
-    void device_left(Device& device) override;
+    void dispatch(Executor& executor) override;
+    bool has_work(const Executor& executor) const override { return queues_.has_work(*executor.arena); }
+    void joined(Executor& executor) override;
+    void left(Executor& executor) override;
 
     void depart(Flight& flight) override { rules_->depart(flight); }
     void delivered(const Flight& flight, Ns ready_ns) override { rules_->delivered(flight, ready_ns); }
@@ -59,12 +59,12 @@ private:
     bool is_unknown(Pending& pending, Queue& queue);
     void enqueue(Pending& pending, Queue& queue);
     void call(Model& model);
-    bool feed(Device& device);
-    void send(Device& device, const Choice& choice);
+    bool feed(Executor& executor);
+    void send(Executor& executor, const Choice& choice);
     void turn_out(const Queue& queue, Pending& pending);
-    void answer_overdue(Device& device);
-    bool serve_background(Device& device, bool aged);
-    void send_background(Residency& residency);
+    void answer_overdue(Executor& executor);
+    bool serve_background(Executor& executor, bool aged);
+    void send_background(Executor& executor, Residency& residency);
 
     State& state_;
     Arenas& arenas_;

@@ -117,25 +117,25 @@ void Queues::add_model(const Model& model) {
 
 // ----- what a device could do ---------------------------------------------------------------------
 
-bool Queues::has_work(const Device& device) const {
+bool Queues::has_work(const Arena& arena) const {
     bool found = false;
-    Bits::for_each_in_both(device.models, asked_, [&found](std::uint32_t) {
+    Bits::for_each_in_both(arena.models, asked_, [&found](std::uint32_t) {
         found = true;
         return false;
     });
     return found;
 }
 
-Queue* Queues::first_ready(Device& device, Residency*& residency) {
+Queue* Queues::first_ready(const Arena& arena, Residency*& residency) {
     // Residencies lie far apart in memory: that of the best is looked up alone, and it can nearly always be used.
     for (bool looks = false;; looks = true) {
         std::uint32_t best = UINT32_MAX;
         std::uint64_t least = 0;
-        for_each_model(device, [&](std::uint32_t slot) {
+        for_each_model(arena, [&](std::uint32_t slot) {
             std::uint64_t rank = ranks_[slot];
             bool is_better = best == UINT32_MAX || rank < least ||
                              (rank == least && states_[slot].best->front().order < states_[best].best->front().order);
-            if (is_better && (!looks || is_usable(device.find(&state_.at<Model>(slot))))) {
+            if (is_better && (!looks || is_usable(arena.find(&state_.at<Model>(slot))))) {
                 best = slot;
                 least = rank;
             }
@@ -144,19 +144,19 @@ Queue* Queues::first_ready(Device& device, Residency*& residency) {
         if (best == UINT32_MAX) {
             return nullptr;
         }
-        residency = device.find(&state_.at<Model>(best));
+        residency = arena.find(&state_.at<Model>(best));
         if (is_usable(residency)) {
             return states_[best].best;
         }
     }
 }
 
-Device* Queues::find_hungry(const Model& model) const {
-    Device* found = nullptr;
+Executor* Queues::find_hungry(const Model& model) const {
+    Executor* found = nullptr;
     Bits::for_each_in_both(hungry_, model.homes, [&](std::uint32_t slot) {
-        Device& device = state_.at<Device>(slot);
-        if (device.usable() && is_usable(device.find(&model))) {
-            found = &device;
+        Executor& executor = state_.at<Executor>(slot);
+        if (executor.usable() && is_usable(executor.arena->find(&model))) {
+            found = &executor;
         }
         return found == nullptr;
     });

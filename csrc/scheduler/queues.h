@@ -66,26 +66,26 @@ public:
 
     bool has_ready(const Model& model) const { return work_.test(model.slot); }
     // Whether a request waits that the device could be sent now.
-    bool has_work(const Device& device) const;
+    bool has_work(const Arena& arena) const;
     // The ready queue of the lowest rank on a device, whose residency is set too; null: there is none.
-    Queue* first_ready(Device& device, Residency*& residency);
+    Queue* first_ready(const Arena& arena, Residency*& residency);
     // The earliest deadline of those in front of a model's ready queues; by the model's slot, if it has any.
     Ns first_due_ns(std::uint32_t slot) const { return first_due_ns_[slot]; }
     // Calls function(slot) for the models on a device that have a ready queue, until it returns false.
     template <typename Function>
-    void for_each_model(const Device& device, Function&& function) const {
-        Bits::for_each_in_both(device.models, work_, function);
+    void for_each_model(const Arena& arena, Function&& function) const {
+        Bits::for_each_in_both(arena.models, work_, function);
     }
     // Calls function(queue, residency) for every ready queue of those models on a device that is_wanted(model, rank),
     // which is asked with the packed rank of the model's best queue: what is of no use costs little then.
     template <typename Wanted, typename Function>
-    void for_each_ready(Device& device, Wanted&& is_wanted, Function&& function) {
-        for_each_model(device, [&](std::uint32_t slot) {
+    void for_each_ready(const Arena& arena, Wanted&& is_wanted, Function&& function) {
+        for_each_model(arena, [&](std::uint32_t slot) {
             const Model& model = state_.at<Model>(slot);
             if (!is_wanted(model, ranks_[slot])) {
                 return true;
             }
-            Residency* residency = device.find(&model);
+            Residency* residency = arena.find(&model);
             if (is_usable(residency)) {
                 for (const auto& queue : states_[slot].queues) {
                     if (queue->ready) {
@@ -99,14 +99,14 @@ public:
     // The ready queue of the least exact(queue, residency), of the highest level that has one, on a device.
     // Rules::rank_ns() must never be above it: it tells which need not be looked at. NEVER_NS: not this one. Null: none.
     template <typename Exact>
-    Queue* least(Device& device, Residency*& residency, Exact&& exact) {
+    Queue* least(const Arena& arena, Residency*& residency, Exact&& exact) {
         Queue* best = nullptr;
         std::uint64_t bound = UINT64_MAX;
-        for_each_model(device, [&](std::uint32_t slot) {
+        for_each_model(arena, [&](std::uint32_t slot) {
             if (ranks_[slot] > bound) {
                 return true;
             }
-            Residency* here = device.find(&state_.at<Model>(slot));
+            Residency* here = arena.find(&state_.at<Model>(slot));
             if (!is_usable(here)) {
                 return true;
             }
@@ -132,11 +132,11 @@ public:
 
     // ----- devices that could take work and found none -------------------------------------------
 
-    void is_hungry(const Device& device) { hungry_.set(device.slot); }
-    void is_fed(const Device& device) { hungry_.clear(device.slot); }
+    void is_hungry(const Executor& executor) { hungry_.set(executor.slot); }
+    void is_fed(const Executor& executor) { hungry_.clear(executor.slot); }
     const Bits& hungry() const { return hungry_; }
     // The first of them to which the model's work could be sent; null: none.
-    Device* find_hungry(const Model& model) const;
+    Executor* find_hungry(const Model& model) const;
 
     void collect(std::vector<const Pending*>& found) const;
     void check_invariants() const;

@@ -37,7 +37,8 @@ inline constexpr Ns FAULT_WINDOW_NS = 600 * SECOND;
 inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
 
 struct Batch;
-struct Device;
+struct Arena;
+struct Executor;
 struct Flight;
 struct Model;
 struct Pending;
@@ -129,6 +130,7 @@ struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
 // Requests of one model and shape that run together on one device, planned or sent.
 struct Batch {
     Residency* residency = nullptr;
+    Executor* executor = nullptr;  // that is to run it
     std::uint32_t shape = 0;
     std::uint32_t size = 0;  // rows
     Curve* curve = nullptr;  // null: the shape was never measured, duration_ns is a bound
@@ -210,7 +212,7 @@ struct alignas(CACHE_LINE) Residency {
     Residency* after = nullptr;  // among the device's models, least recently used first
     Model* model = nullptr;
     KindSpec* spec = nullptr;
-    Device* device = nullptr;
+    Arena* arena = nullptr;
     ResidencyState state = ResidencyState::PENDING;
     bool doomed = false;     // a pending load waits for its pages: nothing new is planned on it
     bool on_device = false;  // in device->resident
@@ -261,7 +263,8 @@ struct Flight {
     bool is_apart = false;       // nothing else is sent to its device while it is under way
     bool was_executing = false;  // when its worker was lost
     bool is_narrow = false;      // its window ends before its requests' deadlines demand it
-    Device* device = nullptr;
+    Arena* arena = nullptr;
+    Executor* executor = nullptr;  // INFER and PROFILE
     Residency* residency = nullptr;
     Batch* batch = nullptr;
     Ns expected_ns = 0;
@@ -312,7 +315,7 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // the round of Dispatcher::note_model() that has seen it
     std::uint32_t generation = 0;
-    Bits homes;  // slots of the devices on which it is resident
+    Bits homes;  // slots of the executors that can run it: of the arenas where it is resident
     ModelDemand demand;
     Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
     Recent<OVERRUNS_MAX> overruns;
@@ -360,7 +363,7 @@ struct alignas(CACHE_LINE) Model {
         return nullptr;
     }
     // As the device's worker prepared it; null if it has not.
-    KindSpec* spec(const Device& device) const;
+    KindSpec* spec(const Arena& arena) const;
 
     // Function(spec) for those of its preparations whose loads take as long as this one's.
     template <typename Function>

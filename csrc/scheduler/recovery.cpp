@@ -31,22 +31,22 @@ void Recovery::strand(Model& model) {
 // Like an execution, a LOAD that is overdue by STUCK_NS is likely to take as long again, and it is the worker's to end.
 // Those behind it on its link come no sooner. Until that time has passed, nothing is promised on any of them; what was
 // promised is planned anew, here only if there is no other place and time enough.
-void Recovery::watch_loads(Device& device) {
-    if (device.loading == 0) {
+void Recovery::watch_loads(Arena& arena) {
+    if (arena.loading == 0) {
         return;
     }
-    Worker& worker = *device.worker;
+    Worker& worker = *arena.worker;
     Ns due = worker.loads_due_ns();
     Ns look = std::max(due + STUCK_NS, worker.link_free_ns);
     if (state_.now < look) {
-        device.wake_at(look);
+        arena.wake_at(look);
         return;
     }
     worker.link_free_ns = state_.now + (state_.now - due);
-    device.wake_at(worker.link_free_ns);
+    arena.wake_at(worker.link_free_ns);
     std::vector<Pending*> waiting;
     std::vector<Model*> stuck;
-    for (Device* one : worker.devices) {
+    for (Arena* one : worker.arenas) {
         for (Residency* load = one->resident.front(); load != nullptr; load = one->resident.next(load)) {
             if (load->state == ResidencyState::LOADING) {
                 load->is_stuck = true;
@@ -74,18 +74,20 @@ void Recovery::watch_loads(Device& device) {
 //
 // What was sent before another worker was lost is not suspected: the two have a cause in common, a network or a
 // controller that stood still, for a request that ends workers is tried again only when it has ended one.
-void Recovery::blame(Device& device) {
+void Recovery::blame(const Arena& arena) {
     auto suspect = [this](Flight& flight) { flight.was_executing = flight.sent_ns >= lost_ns_; };
-    Flight* head = device.lane.front();
-    if (head != nullptr && head->there_ns <= state_.now) {
-        suspect(*head);
-        Flight* next = device.lane.next(head);
-        if (next != nullptr && state_.now - device.worker->back_ns > device.head_end_ns) {
-            suspect(*next);
+    for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+        Flight* head = one->lane.front();
+        if (head != nullptr && head->there_ns <= state_.now) {
+            suspect(*head);
+            Flight* next = one->lane.next(head);
+            if (next != nullptr && state_.now - arena.worker->back_ns > one->head_end_ns) {
+                suspect(*next);
+            }
         }
     }
-    for (Flight* one = device.worker->flights.front(); one != nullptr; one = device.worker->flights.next(one)) {
-        if (one->device == &device && one->kind == FlightKind::LOAD) {
+    for (Flight* one = arena.worker->flights.front(); one != nullptr; one = arena.worker->flights.next(one)) {
+        if (one->arena == &arena && one->kind == FlightKind::LOAD) {
             suspect(*one);
             break;
         }
@@ -131,7 +133,7 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
     }
     Command& command = state_.order(CommandKind::MODEL_FAULT);
     command.model_id = model.model_id;
-    command.worker = flight.device->worker->worker_id;
+    command.worker = flight.arena->worker->worker_id;
     command.a = static_cast<Ns>(fault);
     command.b = sets_aside;
     if (!sets_aside) {

@@ -22,11 +22,11 @@ public:
     // A model can no longer be served by a worker that left or leaves: answer whoever waits for it in vain.
     void strand(Model& model);
     // If LOADs under way there are stuck: count on none of them, and plan anew what waits for them.
-    void watch_loads(Device& device);
+    void watch_loads(Arena& arena);
 
     // Notes what a device was at when its worker was lost, or it broke: the oldest action of each lane. Had the oldest
     // ended by now, as was thought, its result may have been lost on its way: then the next had begun, too.
-    void blame(Device& device);
+    void blame(const Arena& arena);
     // A worker is lost: what was sent before is not suspected of what ends others.
     void worker_lost() { lost_ns_ = state_.now; }
     // Holds against a model, and its requests in the flight, what became of it. They have been taken back already.

@@ -120,7 +120,7 @@ void Requests::fail(Pending& pending, Status status, Said said, Reason reason, N
         }
         flight->revoked = true;
         Command& revoke = state_.order(CommandKind::SEND_REVOKE);
-        revoke.worker = flight->device->worker->worker_id;
+        revoke.worker = flight->arena->worker->worker_id;
         revoke.action_id = flight->action_id;
     }
 }
@@ -136,7 +136,7 @@ void Requests::answer_ok(Pending& pending, const Flight& flight, const ActionRes
     command.b = pending.load_ns;
     command.c = result.duration_ns;
     ++pending.model->served;
-    ++flight.device->served;
+    ++flight.executor->served;
     ++counts_.answered;
     close(pending);
 }
@@ -192,16 +192,16 @@ void Requests::leave_background(Pending& pending) {
 void Requests::wake_devices(Model& model) {
     if (model.residencies.size() <= WAKE_MAX) {
         for (Residency* residency : model.residencies) {
-            state_.touch(*residency->device);
+            state_.touch(*residency->arena);
         }
     } else {  // a busy one looks by itself when it is done
         std::size_t count = model.residencies.size(), at = model.place_cursor % count;
         for (std::size_t looked = 0; looked < WAKE_MAX; ++looked) {
-            Device& device = *model.residencies[at]->device;
+            Arena& arena = *model.residencies[at]->arena;
             at = at + 1 < count ? at + 1 : 0;
-            if (device.lane.empty()) {
+            if (arena.is_idle()) {
                 model.place_cursor = static_cast<std::uint32_t>(at);
-                state_.touch(device);
+                state_.touch(arena);
                 break;
             }
         }
@@ -209,7 +209,7 @@ void Requests::wake_devices(Model& model) {
     if (!model.is_within_reach()) {
         arenas_.find_loadable(model, places_);
         for (const Place& place : places_) {
-            state_.touch(*place.device);
+            state_.touch(*place.arena);
         }
     }
 }

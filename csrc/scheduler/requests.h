@@ -64,7 +64,7 @@ public:
 
     std::uint64_t queued_bytes() const { return bytes_; }
     const RequestCounts& counts() const { return counts_; }
-    double devices_wanted(Ns now) const { return demand_.devices_wanted(now, state_.models, state_.devices); }
+    double devices_wanted(Ns now) const { return demand_.devices_wanted(now, state_.models, state_.arenas); }
     void check_invariants() const;
 
 private:

@@ -78,7 +78,7 @@ public:
     virtual ~Rules() = default;
 
     // What a free device runs next; it would start at `free_ns`. May drop() requests that are hopeless.
-    virtual Choice choose(Device& device, Ns free_ns) = 0;
+    virtual Choice choose(Executor& executor, Ns free_ns) = 0;
     // The urgency of a ready queue: of those of one level, the lowest goes first. Asked when the front changed.
     virtual Ns rank_ns(const Queue& queue) = 0;
     // From when on a queue wants a device. Asked at each arrival while it is not ready, when its front changed, and
@@ -90,10 +90,10 @@ public:
     // False: it was refused at arrival, by refuse().
     virtual bool admit(Pending& /*pending*/) { return true; }
 
-    // How long a batch's inputs take to a device, beyond the delay of the link: it is sent so much earlier.
-    virtual Ns inputs_ns(const Device& /*device*/) const { return 0; }
+    // How long a batch's inputs take to a worker, beyond the delay of the link: it is sent so much earlier.
+    virtual Ns inputs_ns(const Worker& /*worker*/) const { return 0; }
     // How long before a device is planned to be free its next batch is sent, beyond its way there.
-    virtual Ns ahead_ns(const Device& /*device*/) const { return habits.ahead_ns; }
+    virtual Ns ahead_ns(const Executor& /*executor*/) const { return habits.ahead_ns; }
     // What a device's timeline is to count for a batch.
     virtual Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
         return spec.alone_ns(shape, rows);

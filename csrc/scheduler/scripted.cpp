@@ -23,13 +23,13 @@ Scripted::Scripted(const RuleParts& parts, const SchedulerOptions& options)
 
 // ----- hooks --------------------------------------------------------------------------------------
 
-Choice Scripted::choose(Device& device, Ns /*free_ns*/) {  // the hook asks the device
+Choice Scripted::choose(Executor& executor, Ns /*free_ns*/) {  // the hook asks the executor
     HookChoice found;
-    succeed(hooks_.choose(hooks_.policy, this, &device, &found));
+    succeed(hooks_.choose(hooks_.policy, this, &executor, &found));
     if (found.queue == nullptr) {
         return {};
     }
-    return {found.queue, device.find(found.queue->model), found.first, found.count};
+    return {found.queue, executor.arena->find(found.queue->model), found.first, found.count};
 }
 
 Ns Scripted::rank_ns(const Queue& queue) {
@@ -78,27 +78,29 @@ bool Scripted::admit(Pending& pending) {
 
 // ----- what they see ------------------------------------------------------------------------------
 
-Queue* Scripted::first_ready(Device& device) {
+Queue* Scripted::first_ready(Executor& executor) {
     Residency* residency = nullptr;
-    return parts_.queues.first_ready(device, residency);
+    return parts_.queues.first_ready(*executor.arena, residency);
 }
 
-void Scripted::ready(Device& device, std::vector<Queue*>& found) {
+void Scripted::ready(Executor& executor, std::vector<Queue*>& found) {
     parts_.queues.for_each_ready(
-        device, [](const Model&, std::uint64_t) { return true; },
+        *executor.arena, [](const Model&, std::uint64_t) { return true; },
         [&found](Queue& queue, const Residency&) { found.push_back(&queue); });
 }
 
-void Scripted::devices(const Queue& queue, std::vector<Device*>& found) const {
+void Scripted::devices(const Queue& queue, std::vector<Executor*>& found) const {
     for (const Residency* one : queue.model->residencies) {
-        if (is_usable(one) && one->device->usable()) {
-            found.push_back(one->device);
+        if (is_usable(one) && one->arena->usable()) {
+            for (Executor* there = one->arena->executors.front(); there != nullptr; there = there->after) {
+                found.push_back(there);
+            }
         }
     }
 }
 
-const KindSpec* Scripted::spec(const Device& device, const Queue& queue) const {
-    const Residency* residency = device.find(queue.model);
+const KindSpec* Scripted::spec(const Executor& executor, const Queue& queue) const {
+    const Residency* residency = executor.arena->find(queue.model);
     return is_usable(residency) ? residency->spec : nullptr;
 }
 

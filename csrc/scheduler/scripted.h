@@ -21,7 +21,7 @@ public:
     // The options' hooks outlive it.
     Scripted(const RuleParts& parts, const SchedulerOptions& options);
 
-    Choice choose(Device& device, Ns free_ns) override;
+    Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
@@ -29,11 +29,11 @@ public:
 
 private:
     Ns now() const override { return parts_.state.now; }
-    Queue* first_ready(Device& device) override;
-    void ready(Device& device, std::vector<Queue*>& found) override;
-    void devices(const Queue& queue, std::vector<Device*>& found) const override;
-    const KindSpec* spec(const Device& device, const Queue& queue) const override;
-    Ns free_ns(const Device& device) const override { return device.free_ns(parts_.state.now); }
+    Queue* first_ready(Executor& executor) override;
+    void ready(Executor& executor, std::vector<Queue*>& found) override;
+    void devices(const Queue& queue, std::vector<Executor*>& found) const override;
+    const KindSpec* spec(const Executor& executor, const Queue& queue) const override;
+    Ns free_ns(const Executor& executor) const override { return executor.free_ns(parts_.state.now); }
     std::uint32_t batch_max(const KindSpec& spec, const Queue& queue) const override;
     Ns planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const override;
     Ns least_ns(const Queue& queue, std::uint32_t rows) const override;

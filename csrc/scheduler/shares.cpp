@@ -24,11 +24,11 @@ double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
     return least;
 }
 
-void divide(Device& device, Ns now) {
-    DeviceShares& shares = device.shares;
+void divide(Arena& arena, Ns now) {
+    DeviceShares& shares = arena.shares;
     shares = {shares.contested_until_ns, now};
     std::vector<double> wanted;
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         one->share.is_greedy = one->share.is_beyond = false;
         if (double rate = one->share.asked.rate(now); rate > 0) {
             wanted.push_back(rate);
@@ -40,7 +40,7 @@ void divide(Device& device, Ns now) {
         return;
     }
     std::size_t greedy_count = 0;
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         if (one->share.asked.rate(now) > level) {
             had_sum += one->share.had.rate(now);
             ++greedy_count;
@@ -48,7 +48,7 @@ void divide(Device& device, Ns now) {
     }
     double had_mean = had_sum / static_cast<double>(std::max<std::size_t>(greedy_count, 1));
     bool some_within = false;
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         ModelShare& share = one->share;
         double asked = share.asked.rate(now);
         share.is_modest = asked <= SHARE_MODEST * level;
@@ -119,26 +119,26 @@ void charge(Residency& residency, Ns now, Ns duration_ns) {
 void contest_devices(Model& model, Ns now) {
     std::size_t count = model.residencies.size(), first = count > CONTEST_MAX ? model.asked_cursor % count : 0;
     for (std::size_t place = 0; place < std::min(count, CONTEST_MAX); ++place) {
-        model.residencies[(first + place) % count]->device->shares.contested_until_ns = now + CONTEST_NS;
+        model.residencies[(first + place) % count]->arena->shares.contested_until_ns = now + CONTEST_NS;
     }
 }
 
-bool is_divided(Device& device, Ns now) {
-    if (now >= device.shares.contested_until_ns) {
+bool is_divided(Arena& arena, Ns now) {
+    if (now >= arena.shares.contested_until_ns) {
         return false;
     }
-    if (now >= device.shares.divided_ns + DIVIDE_EVERY_NS) {
-        divide(device, now);
+    if (now >= arena.shares.divided_ns + DIVIDE_EVERY_NS) {
+        divide(arena, now);
     }
-    return device.shares.is_divided;
+    return arena.shares.is_divided;
 }
 
 bool is_beyond_share(Residency& residency, Ns now) {
-    return is_divided(*residency.device, now) && residency.share.is_beyond;
+    return is_divided(*residency.arena, now) && residency.share.is_beyond;
 }
 
 Ns passing_ns(const Residency& residency, Ns wait_ns) {
-    const DeviceShares& shares = residency.device->shares;
+    const DeviceShares& shares = residency.arena->shares;
     double until = static_cast<double>(std::max<Ns>(wait_ns, 0) + shares.alone_max_ns) / (1 - shares.busy);
     until += residency.share.sigmas * std::sqrt(shares.spread_ns * until);
     return static_cast<Ns>(until) - wait_ns;

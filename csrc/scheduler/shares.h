@@ -32,7 +32,7 @@
 
 namespace clockwork {
 
-struct Device;
+struct Arena;
 struct Model;
 struct Residency;
 
@@ -148,7 +148,7 @@ void charge(Residency& residency, Ns now, Ns duration_ns);
 void contest_devices(Model& model, Ns now);
 
 // Whether some of the device's models are beyond their shares, to the cost of others that are not.
-bool is_divided(Device& device, Ns now);
+bool is_divided(Arena& arena, Ns now);
 
 // Whether the residency's model is beyond its share of the device, to the cost of others.
 bool is_beyond_share(Residency& residency, Ns now);

@@ -12,33 +12,33 @@ constexpr std::size_t AT_THE_END = std::numeric_limits<std::size_t>::max();
 
 }  // namespace
 
-Batch* Spare::fill(Device& device, Ns free) {
-    if (state_.devices.size() > 1 && device.lane.empty()) {
-        if (Batch* batch = steal(device, free); batch != nullptr) {
+Batch* Spare::fill(Executor& executor, Ns free) {
+    if (state_.executors.size() > 1 && executor.lane.empty()) {
+        if (Batch* batch = steal(executor, free); batch != nullptr) {
             return batch;
         }
     }
     if (!state_.background.empty()) {
-        if (Batch* batch = from_background(device, free); batch != nullptr) {
+        if (Batch* batch = from_background(executor, free); batch != nullptr) {
             return batch;
         }
         if (!state_.background.empty()) {  // memory may be short, or another device have the model
-            device.wake_at(state_.now + BACKGROUND_RETRY_NS);
+            executor.wake_at(state_.now + BACKGROUND_RETRY_NS);
         }
     }
-    if (idle_.has_unmeasured() && device.lane.empty() && plans_.of(device).empty()) {
-        idle_.measure(device);
+    if (idle_.has_unmeasured() && executor.lane.empty() && plans_.of(executor).empty()) {
+        idle_.measure(executor);
     }
     return nullptr;
 }
 
 // Take over a batch that another device has planned and this one can run at once.
-Batch* Spare::steal(Device& device, Ns free) {
-    std::size_t count = state_.devices.size();
+Batch* Spare::steal(Executor& executor, Ns free) {
+    std::size_t count = state_.executors.size();
     ++round_;
     for (std::size_t offset = 0; offset < std::min(count, STEAL_SCAN_MAX); ++offset) {
-        Device& other = *state_.devices[(round_ + offset) % count];
-        if (&other == &device || plans_.of(other).empty()) {
+        Executor& other = *state_.executors[(round_ + offset) % count];
+        if (&other == &executor || plans_.of(other).empty()) {
             continue;
         }
         Plan& plan = plans_.of(other);
@@ -48,7 +48,7 @@ Batch* Spare::steal(Device& device, Ns free) {
         }
         for (std::size_t place = 0; place < std::min(plan.size(), STEAL_SCAN_MAX); ++place) {
             Batch* batch = plan[place];
-            Residency* here = device.find(batch->residency->model);
+            Residency* here = executor.arena->find(batch->residency->model);
             if (here == nullptr || here->state != ResidencyState::RESIDENT || here->doomed) {
                 continue;
             }
@@ -60,32 +60,32 @@ Batch* Spare::steal(Device& device, Ns free) {
             bool has_failed_here = false;
             for (const Pending* one : batch->pendings) {
                 deadline = std::min(deadline, one->deadline_ns);
-                has_failed_here |= one->failed_on == device.number + 1;
+                has_failed_here |= one->failed_on == executor.arena->number + 1;
             }
             if (has_failed_here) {
                 continue;
             }
             Ns duration = curve->planned_ns(batch->size);
-            Ns limit = deadline < NEVER_NS ? deadline - device.worker->back_ns : NEVER_NS;
-            if (free + duration > limit || !plans_.of(device).holds(free + duration, 0)) {
+            Ns limit = deadline < NEVER_NS ? deadline - executor.worker->back_ns : NEVER_NS;
+            if (free + duration > limit || !plans_.of(executor).holds(free + duration, 0)) {
                 continue;
             }
             plan.remove(batch, place);
             state_.touch(other);
-            Batch* taken = executions_.make_batch(*here, batch->shape, curve, 0);
+            Batch* taken = executions_.make_batch(executor, *here, batch->shape, curve, 0);
             taken->pendings.swap(batch->pendings);
             taken->duration_ns = duration;
             taken->limit_ns = limit;
             state_.retire(batch);
-            return enter(device, taken, AT_THE_END);
+            return enter(executor, taken, AT_THE_END);
         }
     }
     return nullptr;
 }
 
 // Enters a batch in a device's plan, and fills in what follows from its requests and its place.
-Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
-    Plan& plan = plans_.of(device);
+Batch* Spare::enter(Executor& executor, Batch* batch, std::size_t index) {
+    Plan& plan = plans_.of(executor);
     index = std::min(index, plan.size());
     batch->key_ns = index > 0 ? plan.keys[index - 1] : 0;
     Ns deadline = NEVER_NS;
@@ -102,15 +102,15 @@ Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
 }
 
 // The oldest background requests whose model is here, as many as fit one batch.
-Batch* Spare::from_background(Device& device, Ns free) {
+Batch* Spare::from_background(Executor& executor, Ns free) {
     for (Model* model : idle_.background()) {
-        Residency* residency = device.find(model);
+        Residency* residency = executor.arena->find(model);
         if (residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed) {
-            if (Batch* batch = background_batch(device, *residency, free, AT_THE_END); batch != nullptr) {
+            if (Batch* batch = background_batch(executor, *residency, free, AT_THE_END); batch != nullptr) {
                 return batch;
             }
-        } else if (residency == nullptr && device.pending.empty() && device.loading == 0) {
-            idle_.load_background(device, *model);
+        } else if (residency == nullptr && executor.arena->pending.empty() && executor.arena->loading == 0) {
+            idle_.load_background(*executor.arena, *model);
         }
     }
     return nullptr;
@@ -118,7 +118,7 @@ Batch* Spare::from_background(Device& device, Ns free) {
 
 // The model's oldest background requests as a batch in the plan; at `index` if that keeps what is behind, else at the
 // end. Null if the batch would delay what is planned: at the end, it is to run from `free` on.
-Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, std::size_t index) {
+Batch* Spare::background_batch(Executor& executor, Residency& residency, Ns free, std::size_t index) {
     Model& model = *residency.model;
     const KindSpec& spec = *residency.spec;
     PendingList& queue = model.background;
@@ -147,7 +147,7 @@ Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, st
     if (duration == 0) {
         duration = PROFILE_NS_MAX;
     }
-    const Plan& plan = plans_.of(device);
+    const Plan& plan = plans_.of(executor);
     if (index != AT_THE_END) {
         if (!plan.holds(plan.finish_ns(free, index) + duration, index)) {
             index = AT_THE_END;
@@ -155,36 +155,36 @@ Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, st
     } else if (!plan.empty() && !plan.holds(free + duration, 0)) {
         return nullptr;
     }
-    Batch* batch = executions_.make_batch(residency, shape, curve, 0);
+    Batch* batch = executions_.make_batch(executor, residency, shape, curve, 0);
     while (count-- > 0) {
         batch->pendings.push_back(queue.pop_front());
     }
     requests_.left_background(model);
     batch->duration_ns = duration;
-    return enter(device, batch, index);
+    return enter(executor, batch, index);
 }
 
-void Spare::promote(Device& device) {
-    if (state_.now < device.aged_ns) {
+void Spare::promote(Executor& executor) {
+    if (state_.now < executor.aged_ns) {
         return;
     }
     for (Model* model : idle_.background()) {
         if (state_.now - model->background.front()->request.arrived_ns < BACKGROUND_AGE_NS) {
             continue;
         }
-        Residency* residency = device.find(model);
+        Residency* residency = executor.arena->find(model);
         if (residency == nullptr) {
-            if (device.pending.empty() && device.loading == 0) {
-                idle_.load_background(device, *model);
+            if (executor.arena->pending.empty() && executor.arena->loading == 0) {
+                idle_.load_background(*executor.arena, *model);
             }
             continue;
         }
         if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
             continue;
         }
-        std::size_t place = plans_.of(device).place_of(state_.now + BACKGROUND_AGE_NS);
-        Batch* batch = background_batch(device, *residency, device.free_ns(state_.now), place);
-        device.aged_ns = std::max(device.aged_ns, state_.now) + batch->duration_ns * BACKGROUND_SHARE;
+        std::size_t place = plans_.of(executor).place_of(state_.now + BACKGROUND_AGE_NS);
+        Batch* batch = background_batch(executor, *residency, executor.free_ns(state_.now), place);
+        executor.aged_ns = std::max(executor.aged_ns, state_.now) + batch->duration_ns * BACKGROUND_SHARE;
         return;
     }
 }

@@ -22,15 +22,15 @@ public:
 
     // Something to do for a device that would be idle: another's work, then background, then measuring. The batch is
     // in its plan; null if there is none.
-    Batch* fill(Device& device, Ns free);
+    Batch* fill(Executor& executor, Ns free);
     // Give a background batch that waited long a place in a plan that never ends, where it breaks no promise.
-    void promote(Device& device);
+    void promote(Executor& executor);
 
 private:
-    Batch* steal(Device& device, Ns free);
-    Batch* from_background(Device& device, Ns free);
-    Batch* background_batch(Device& device, Residency& residency, Ns free, std::size_t index);
-    Batch* enter(Device& device, Batch* batch, std::size_t index);
+    Batch* steal(Executor& executor, Ns free);
+    Batch* from_background(Executor& executor, Ns free);
+    Batch* background_batch(Executor& executor, Residency& residency, Ns free, std::size_t index);
+    Batch* enter(Executor& executor, Batch* batch, std::size_t index);
 
     State& state_;
     Requests& requests_;

@@ -14,17 +14,18 @@ void State::recycle() {
     pool<KindSpec>().recycle(
         [this](const KindSpec& spec) { estimates.release_program(spec.program_number, spec.kind); });
     pool<Model>().recycle();
-    pool<Device>().recycle();
+    pool<Arena>().recycle();
+    pool<Executor>().recycle();
     pool<Worker>().recycle();
 }
 
 // ----- time ---------------------------------------------------------------------------------------
 
-void State::follow_wake(Device& device) {
-    if (device.wake_ns != device.timer_ns) {
-        device.timer_ns = device.wake_ns;
-        if (device.wake_ns < NEVER_NS) {
-            push_timer(device.wake_ns, device.slot | DEVICE_TIMER, device.generation);
+void State::follow_wake(Executor& executor) {
+    if (executor.wake_ns != executor.timer_ns) {
+        executor.timer_ns = executor.wake_ns;
+        if (executor.wake_ns < NEVER_NS) {
+            push_timer(executor.wake_ns, executor.slot | EXECUTOR_TIMER, executor.generation);
         }
     }
 }
@@ -36,12 +37,12 @@ Pending* State::next_due() {
         if (is_stale(timer)) {
             continue;
         }
-        if ((timer.slot & DEVICE_TIMER) == 0) {
+        if ((timer.slot & EXECUTOR_TIMER) == 0) {
             return &at<Pending>(timer.slot);
         }
-        Device& device = at<Device>(timer.slot & ~DEVICE_TIMER);
-        device.timer_ns = NEVER_NS;
-        touch(device);
+        Executor& executor = at<Executor>(timer.slot & ~EXECUTOR_TIMER);
+        executor.timer_ns = NEVER_NS;
+        touch(executor);
     }
     return nullptr;
 }
@@ -50,7 +51,7 @@ Ns State::next_wake_ns() {
     while (!timers_.empty() && is_stale(timers_.front())) {
         pop_timer();
     }
-    if (timers_.size() > 4 * (pendings.size() + devices.size()) + TIMERS_SLACK) {
+    if (timers_.size() > 4 * (pendings.size() + executors.size()) + TIMERS_SLACK) {
         std::erase_if(timers_, [this](const Timer& one) { return is_stale(one); });
         std::make_heap(timers_.begin(), timers_.end(), IsLater());
     }
@@ -58,9 +59,9 @@ Ns State::next_wake_ns() {
 }
 
 bool State::is_stale(const Timer& timer) const {
-    if (timer.slot & DEVICE_TIMER) {
-        const Device* device = pool<Device>().at(timer.slot & ~DEVICE_TIMER);
-        return device->generation != timer.generation || device->timer_ns != timer.at_ns;
+    if (timer.slot & EXECUTOR_TIMER) {
+        const Executor* executor = pool<Executor>().at(timer.slot & ~EXECUTOR_TIMER);
+        return executor->generation != timer.generation || executor->timer_ns != timer.at_ns;
     }
     const Pending* pending = pool<Pending>().at(timer.slot);
     return pending->generation != timer.generation || pending->answered;
@@ -76,18 +77,18 @@ void State::pop_timer() {
     timers_.pop_back();
 }
 
-void State::untouch(Device& device) {
-    if (device.dirty) {
-        device.dirty = false;
-        dirty_.erase(std::find(dirty_.begin(), dirty_.end(), &device));
+void State::untouch(Executor& executor) {
+    if (executor.dirty) {
+        executor.dirty = false;
+        dirty_.erase(std::find(dirty_.begin(), dirty_.end(), &executor));
     }
 }
 
-bool State::take_touched(std::vector<Device*>& taken) {
+bool State::take_touched(std::vector<Executor*>& taken) {
     taken.clear();
     taken.swap(dirty_);
-    for (Device* device : taken) {
-        device->dirty = false;
+    for (Executor* executor : taken) {
+        executor->dirty = false;
     }
     return !taken.empty();
 }
@@ -103,9 +104,12 @@ void State::check_invariants(const Policy& policy) const {
                                    " and " + where);
         }
     };
-    for (const Device* device : devices) {
-        const std::vector<Batch*>& planned = policy.planned(*device);
-        check_device(*device, planned);
+    for (const Arena* arena : arenas) {
+        check_arena(*arena, policy);
+    }
+    for (const Executor* executor : executors) {
+        const std::vector<Batch*>& planned = policy.planned(*executor);
+        check_plan(*executor, planned);
         for (const Batch* batch : planned) {
             for (const Pending* pending : batch->pendings) {
                 must(pending->batch == batch, "a planned request that names another batch");
@@ -124,11 +128,13 @@ void State::check_invariants(const Policy& policy) const {
         }
         background_count += !model->background.empty();
         for (const Residency* residency : model->residencies) {
-            must(std::find(devices.begin(), devices.end(), residency->device) != devices.end(),
-                 "a residency on a device that left");
+            const Arena* arena = residency->arena;
+            must(std::find(arenas.begin(), arenas.end(), arena) != arenas.end(), "a residency in an arena that left");
             bool is_home = residency->state == ResidencyState::RESIDENT;
-            must(is_home == model->homes.test(residency->device->slot), "the index of a model's devices is wrong");
-            must(is_home == residency->device->models.test(model->slot), "the index of a device's models is wrong");
+            for (const Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
+                must(is_home == model->homes.test(one->slot), "the index of a model's executors is wrong");
+            }
+            must(is_home == arena->models.test(model->slot), "the index of an arena's models is wrong");
         }
     }
     must(background_count == background.size(), "background index is wrong");
@@ -157,23 +163,7 @@ void State::check_invariants(const Policy& policy) const {
     }
 }
 
-void State::check_device(const Device& device, const std::vector<Batch*>& plan) const {
-    device.pages.check_invariants();
-    std::unordered_map<std::uint32_t, ModelId> used;
-    std::uint32_t doomed = 0;
-    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
-        doomed += one->doomed;
-        must(one->state != ResidencyState::PENDING, "a load that was not sent holds pages");
-        must(one->on_device && device.find(one->model) == one, "the device's index of models is wrong");
-        must(one->starts.size() == one->spec->runs.size(), "a model without its pages");
-        for (std::size_t run = 0; run < one->starts.size(); ++run) {
-            for (std::uint32_t page = one->starts[run]; page < one->starts[run] + one->spec->runs[run]; ++page) {
-                must(used.emplace(page, one->model->model_id).second, "a page belongs to two models");
-            }
-        }
-    }
-    must(doomed == device.doomed, "a device's doomed models were miscounted");
-    must(used.size() + device.pages.free_count() == device.pages.page_count(), "pages were lost");
+void State::check_plan(const Executor& executor, const std::vector<Batch*>& plan) {
     for (const Batch* batch : plan) {
         const Residency* residency = batch->residency;
         std::uint32_t size = 0;
@@ -182,43 +172,70 @@ void State::check_device(const Device& device, const std::vector<Batch*>& plan) 
         }
         must(!batch->pendings.empty(), "an empty batch is planned");
         must(batch->size == size, "a batch of another size than its requests");
-        must(residency->device == &device, "a batch on another device");
+        must(batch->executor == &executor, "a batch on another executor");
+        must(residency->arena == executor.arena, "a batch of a model in another arena");
         const auto& all = residency->model->residencies;
         must(std::find(all.begin(), all.end(), residency) != all.end(), "a batch without its model");
         must(std::find(residency->batches.begin(), residency->batches.end(), batch) != residency->batches.end(),
              "a batch that its residency does not know");
     }
+}
+
+void State::check_arena(const Arena& arena, const Policy& policy) {
+    arena.pages.check_invariants();
+    std::unordered_map<std::uint32_t, ModelId> used;
+    std::uint32_t doomed = 0;
+    for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
+        doomed += one->doomed;
+        must(one->state != ResidencyState::PENDING, "a load that was not sent holds pages");
+        must(one->on_device && arena.find(one->model) == one, "the arena's index of models is wrong");
+        must(one->starts.size() == one->spec->runs.size(), "a model without its pages");
+        for (std::size_t run = 0; run < one->starts.size(); ++run) {
+            for (std::uint32_t page = one->starts[run]; page < one->starts[run] + one->spec->runs[run]; ++page) {
+                must(used.emplace(page, one->model->model_id).second, "a page belongs to two models");
+            }
+        }
+    }
+    must(doomed == arena.doomed, "an arena's doomed models were miscounted");
+    must(used.size() + arena.pages.free_count() == arena.pages.page_count(), "pages were lost");
     auto check = [&](const Residency* residency) {
         const auto& all = residency->model->residencies;
         must(std::find(all.begin(), all.end(), residency) != all.end(), "a residency without its model");
-        auto planned_on =
-            std::count_if(plan.begin(), plan.end(), [&](const Batch* batch) { return batch->residency == residency; });
-        must(residency->batches.size() == static_cast<std::size_t>(planned_on), "a residency's batches are wrong");
+        std::size_t planned = 0;
         std::uint32_t flying = 0;
-        for (const Flight* one = device.lane.front(); one != nullptr; one = device.lane.next(one)) {
-            flying += one->residency == residency;
+        for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+            for (const Batch* batch : policy.planned(*one)) {
+                planned += batch->residency == residency;
+            }
+            for (const Flight* flight = one->lane.front(); flight != nullptr; flight = one->lane.next(flight)) {
+                flying += flight->residency == residency;
+            }
         }
+        must(residency->batches.size() == planned, "a residency's batches are wrong");
         must(residency->flying == flying, "a residency's count of flights is wrong");
         must((residency->ready_ns == 0) == (residency->state == ResidencyState::RESIDENT),
              "a residency is ready or not, but not as it says");
     };
-    for (const Residency* residency : device.pending) {
+    for (const Residency* residency : arena.pending) {
         must(residency->state == ResidencyState::PENDING, "a load that waits was sent");
         check(residency);
     }
-    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         check(one);
     }
 }
 
-// Devices that could have served a model while a request for it waited, and have nothing to do.
-void State::note_waited(const Model& model, Ns since_ns, const Device* except) {
+void State::note_waited(const Model& model, Ns since_ns, const Executor* except) {
     std::size_t count = model.residencies.size();
     for (std::size_t looked = 0; looked < std::min(count, IDLE_LOOK_MAX); ++looked) {
         const Residency& one = *model.residencies[(model.place_cursor + looked) % count];
-        Device& device = *one.device;
-        if (&device != except && device.lane.empty() && one.state == ResidencyState::RESIDENT && device.usable()) {
-            count_idle(device, std::max(since_ns, one.loaded_ns), now);
+        if (one.state != ResidencyState::RESIDENT || !one.arena->usable()) {
+            continue;
+        }
+        for (Executor* there = one.arena->executors.front(); there != nullptr; there = there->after) {
+            if (there != except && there->lane.empty()) {
+                count_idle(*there, std::max(since_ns, one.loaded_ns), now);
+            }
         }
     }
 }

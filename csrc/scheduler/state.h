@@ -55,22 +55,28 @@ public:
     // The policy is told of the request when it is due, unless it was answered.
     void set_timer(Ns at_ns, const Pending& pending) { push_timer(at_ns, pending.slot, pending.generation); }
     // Sets the timer that a device wants.
-    void follow_wake(Device& device);
+    void follow_wake(Executor& executor);
     // The request whose timer is due next; null: none. Devices whose timers are due before are touched.
     Pending* next_due();
     // Drops timers that mean nothing any more. When the next is due.
     Ns next_wake_ns();
 
     // Something happened to a device: it is looked at before the step is over.
-    void touch(Device& device) {
-        if (!device.dirty) {
-            device.dirty = true;
-            dirty_.push_back(&device);
+    void touch(Executor& executor) {
+        if (!executor.dirty) {
+            executor.dirty = true;
+            dirty_.push_back(&executor);
         }
     }
-    void untouch(Device& device);
+    // Something happened to an arena: all of its executors are looked at.
+    void touch(Arena& arena) {
+        for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+            touch(*one);
+        }
+    }
+    void untouch(Executor& executor);
     // Sets the devices that were touched; from then on they are not. False: there are none.
-    bool take_touched(std::vector<Device*>& taken);
+    bool take_touched(std::vector<Executor*>& taken);
 
     // ----- orders ------------------------------------------------------------------------------
 
@@ -85,9 +91,9 @@ public:
     // ----- idle with work waiting --------------------------------------------------------------
 
     // Devices that could have served a model while a request for it waited, and have nothing to do.
-    void note_waited(const Model& model, Ns since_ns, const Device* except);
-    void count_idle(Device& device, Ns since_ns, Ns until_ns) const {
-        device.time.waited(std::max(since_ns, judged_from_ns), std::min(until_ns, judged_until_ns));
+    void note_waited(const Model& model, Ns since_ns, const Executor* except);
+    void count_idle(Executor& executor, Ns since_ns, Ns until_ns) const {
+        executor.time.waited(std::max(since_ns, judged_from_ns), std::min(until_ns, judged_until_ns));
     }
 
     // Throws std::logic_error where the records contradict each other.
@@ -96,7 +102,8 @@ public:
     Commands& out;
     Ns now = 0;
     std::vector<Model*> models;  // in the order of their coming
-    std::vector<Device*> devices;
+    std::vector<Arena*> arenas;
+    std::vector<Executor*> executors;
     IdMap<Model> by_model;
     IdMap<Worker> by_worker;
     IdMap<Flight> flights;
@@ -109,12 +116,12 @@ public:
     Ns judged_from_ns = 0, judged_until_ns = NEVER_NS;  // what was sent then is held against what was predicted
 
 private:
-    static constexpr std::uint32_t DEVICE_TIMER = 1u << 31;
+    static constexpr std::uint32_t EXECUTOR_TIMER = 1u << 31;
 
     struct Timer {
         Ns at_ns;
         std::uint64_t sequence;
-        std::uint32_t slot;  // of a request or, with DEVICE_TIMER, of a device
+        std::uint32_t slot;  // of a request or, with EXECUTOR_TIMER, of an executor
         std::uint32_t generation;
     };
     struct IsLater {  // as a type, so that the heap's functions inline it
@@ -126,14 +133,15 @@ private:
     void push_timer(Ns at_ns, std::uint32_t slot, std::uint32_t generation);
     void pop_timer();
     bool is_stale(const Timer& timer) const;
-    void check_device(const Device& device, const std::vector<Batch*>& planned) const;
+    static void check_arena(const Arena& arena, const Policy& policy);
+    static void check_plan(const Executor& executor, const std::vector<Batch*>& plan);
 
-    std::tuple<Pool<Pending>, Pool<Flight>, Pool<Batch>, Pool<Residency>, Pool<KindSpec>, Pool<Model>, Pool<Device>,
-               Pool<Worker>>
+    std::tuple<Pool<Pending>, Pool<Flight>, Pool<Batch>, Pool<Residency>, Pool<KindSpec>, Pool<Model>, Pool<Arena>,
+               Pool<Executor>, Pool<Worker>>
         pools_;
     std::vector<Timer> timers_;  // a heap, the earliest first
     std::uint64_t sequence_ = 0;
-    std::vector<Device*> dirty_;
+    std::vector<Executor*> dirty_;
     ActionId action_id_ = 0;
     LoadId load_id_ = 0;
 };

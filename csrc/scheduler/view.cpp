@@ -8,17 +8,17 @@ namespace clockwork {
 namespace {
 
 Whereabouts whereabouts_of(const Residency& one) {
-    return {one.model->model_id, one.device->worker->worker_id, one.device->index, static_cast<int>(one.state),
-            one.load_id,         one.spec->page_count,          one.starts};
+    return {one.model->model_id, one.arena->worker->worker_id, one.arena->index, static_cast<int>(one.state),
+            one.load_id,         one.spec->page_count,         one.starts};
 }
 
-void show_shares(const Device& device, Ns now, DeviceStatus& row) {
-    row.contested_ns = std::max<Ns>(device.shares.contested_until_ns - now, 0);
-    if (row.contested_ns == 0 || !device.shares.is_divided) {
+void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
+    row.contested_ns = std::max<Ns>(arena.shares.contested_until_ns - now, 0);
+    if (row.contested_ns == 0 || !arena.shares.is_divided) {
         return;
     }
-    row.level = device.shares.level;
-    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    row.level = arena.shares.level;
+    for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         ModelShare share = one->share;  // to look changes nothing
         if (double asked = share.asked.rate(now); asked > 0) {
             row.shares.push_back({one->model->model_id, asked, share.had.rate(now), share.is_modest, share.is_beyond});
@@ -31,43 +31,45 @@ void show_shares(const Device& device, Ns now, DeviceStatus& row) {
     row.shares.resize(shown);
 }
 
-DeviceStatus status_of(const Device& device, const std::vector<Batch*>& planned, Ns now) {
+DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& planned, Ns now) {
+    const Arena& arena = *executor.arena;
+    const Worker& worker = *executor.worker;
     DeviceStatus row;
-    row.worker = device.worker->worker_id;
-    row.device = device.index;
-    row.kind = device.kind_said;
+    row.worker = worker.worker_id;
+    row.device = executor.index;
+    row.kind = arena.kind_said;
     for (const Batch* batch : planned) {
         row.planned_requests += batch->pendings.size();
         row.planned_ns += batch->duration_ns;
     }
     row.planned_batches = planned.size();
-    row.in_flight = device.lane.size();
-    row.loading = device.loading;
-    row.loads_waiting = device.pending.size();
-    row.pages = device.pages.page_count();
-    row.pages_free = device.pages.free_count();
-    row.resident = device.resident.size();
-    row.served = device.served;
-    row.evicted_early = device.evicted_early;
-    row.idle_with_work_ns = device.time.idle_with_work_ns;
-    row.lead_ns = device.lead.is_learnt() ? device.lead.ns(now) : 0;
-    DeviceTime::Mark recent = device.time.recent(now);
+    row.in_flight = executor.lane.size();
+    row.loading = arena.loading;
+    row.loads_waiting = arena.pending.size();
+    row.pages = arena.pages.page_count();
+    row.pages_free = arena.pages.free_count();
+    row.resident = arena.resident.size();
+    row.served = executor.served;
+    row.evicted_early = arena.evicted_early;
+    row.idle_with_work_ns = executor.time.idle_with_work_ns;
+    row.lead_ns = executor.lead.is_learnt() ? executor.lead.ns(now) : 0;
+    DeviceTime::Mark recent = executor.time.recent(now);
     row.recent_ns = recent.at_ns;
     row.recent_executing_ns = recent.executing_ns;
     row.recent_idle_with_work_ns = recent.idle_with_work_ns;
-    row.draining = device.worker->draining;
-    row.host_bytes = device.worker->host_bytes;
-    row.host_used = device.worker->host_used;
-    row.fetching = device.worker->fetching;
-    for (const HostCopy& copy : device.worker->host) {
+    row.draining = worker.draining;
+    row.host_bytes = worker.host_bytes;
+    row.host_used = worker.host_used;
+    row.fetching = worker.fetching;
+    for (const HostCopy& copy : worker.host) {
         row.hosted += copy.state == HostState::HELD;
     }
-    row.clock_mhz = device.clock_mhz;
-    row.there_ns = device.worker->there_ns;
-    row.back_ns = device.worker->back_ns;
-    row.inputs_bytes = device.worker->inputs.bytes_under_way();
-    row.inputs_mb_ns = device.worker->inputs.takes_ns(now, 1'000'000);
-    show_shares(device, now, row);
+    row.clock_mhz = executor.clock_mhz;
+    row.there_ns = worker.there_ns;
+    row.back_ns = worker.back_ns;
+    row.inputs_bytes = worker.inputs.bytes_under_way();
+    row.inputs_mb_ns = worker.inputs.takes_ns(now, 1'000'000);
+    show_shares(arena, now, row);
     return row;
 }
 
@@ -88,10 +90,10 @@ void Dispatcher::shapes_in_use(std::vector<std::uint32_t>& found) const {
 
 std::vector<DeviceStatus> Dispatcher::devices() const {
     std::vector<DeviceStatus> rows;
-    rows.reserve(state_.devices.size());
-    for (const Device* device : state_.devices) {
-        rows.push_back(status_of(*device, policy_->planned(*device), state_.now));
-        rows.back().margin = policy_->margin(device->kind);
+    rows.reserve(state_.executors.size());
+    for (const Executor* executor : state_.executors) {
+        rows.push_back(status_of(*executor, policy_->planned(*executor), state_.now));
+        rows.back().margin = policy_->margin(executor->arena->kind);
     }
     return rows;
 }
@@ -147,12 +149,11 @@ bool Dispatcher::host_picture(WorkerId worker_id, std::vector<ModelId>& held) co
 bool Dispatcher::picture(WorkerId worker_id, std::int32_t device_index, std::vector<Held>& held) const {
     held.clear();
     const Worker* worker = state_.find_worker(worker_id);
-    const Device* there = worker != nullptr ? worker->device(device_index) : nullptr;
-    if (there == nullptr) {
+    const Arena* arena = worker != nullptr ? worker->arena(device_index) : nullptr;
+    if (arena == nullptr) {
         return false;
     }
-    const Device& device = *there;
-    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+    for (const Residency* one = arena->resident.front(); one != nullptr; one = arena->resident.next(one)) {
         held.push_back({one->model->model_id, one->load_id, one->state == ResidencyState::LOADING, one->starts});
     }
     return true;
@@ -172,28 +173,29 @@ Snapshot Dispatcher::snapshot() const {
     all.displaced = counts.displaced;
     all.devices = devices();
     const Worker* last = nullptr;
-    for (const Device* device : state_.devices) {
+    for (const Executor* executor : state_.executors) {
         std::vector<Whereabouts>& resident = all.resident.emplace_back();
-        for (const Residency* one = device->resident.front(); one != nullptr; one = device->resident.next(one)) {
+        const auto& here = executor->arena->resident;
+        for (const Residency* one = here.front(); one != nullptr; one = here.next(one)) {
             resident.push_back(whereabouts_of(*one));
         }
         std::vector<PlannedBatch>& plan = all.plans.emplace_back();
-        for (const Batch* batch : policy_->planned(*device)) {
+        for (const Batch* batch : policy_->planned(*executor)) {
             PlannedBatch& row = plan.emplace_back();
             row = {batch->residency->model->model_id, batch->shape, batch->size, batch->duration_ns, {}};
             for (const Pending* pending : batch->pendings) {
                 row.requests.push_back(pending->request.id);
             }
         }
-        if (device->worker == last) {
+        if (executor->worker == last) {
             continue;  // the devices of a worker lie together
         }
-        last = device->worker;
+        last = executor->worker;
         for (const Flight* one = last->flights.front(); one != nullptr; one = last->flights.next(one)) {
             FlightStatus& row = all.flights.emplace_back();
             row = {one->action_id,
                    last->worker_id,
-                   one->device->index,
+                   one->arena->index,
                    static_cast<int>(one->kind),
                    one->residency->model->model_id,
                    {}};

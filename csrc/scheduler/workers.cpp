@@ -31,22 +31,30 @@ void Dispatcher::worker_joined(Ns now, WorkerId worker_id, const std::vector<Dev
     }
 }
 
+// What a worker calls a device is an arena with one executor.
 void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec) {
-    Device* device = state_.pool<Device>().make();
-    device->worker = &worker;
-    device->index = static_cast<std::uint32_t>(worker.devices.size());
-    device->number = device_count_++;
-    device->kind = kind_of(spec);
-    device->kind_said = spec.kind;
-    device->page_bytes = spec.page_bytes;
-    device->pages = PageAllocator(spec.page_count);
-    device->run_ahead = std::max(spec.run_ahead, 1u);
-    device->idle_since_ns = state_.now;
-    device->time.last.at_ns = device->time.before_last.at_ns = state_.now;
+    Arena* arena = state_.pool<Arena>().make();
+    arena->worker = &worker;
+    arena->index = static_cast<std::uint32_t>(worker.arenas.size());
+    arena->number = device_count_++;
+    arena->kind = kind_of(spec);
+    arena->kind_said = spec.kind;
+    arena->page_bytes = spec.page_bytes;
+    arena->pages = PageAllocator(spec.page_count);
+    arena->run_ahead = std::max(spec.run_ahead, 1u);
+    Executor* executor = state_.pool<Executor>().make();
+    executor->arena = arena;
+    executor->worker = &worker;
+    executor->index = arena->index;
+    executor->run_ahead = arena->run_ahead;
+    executor->idle_since_ns = state_.now;
+    executor->time.last.at_ns = executor->time.before_last.at_ns = state_.now;
+    arena->executors.push_back(executor);
     parts_.learning.kinds_are(kinds_.size());
-    worker.devices.push_back(device);
-    state_.devices.push_back(device);
-    policy_->device_joined(*device);
+    worker.arenas.push_back(arena);
+    state_.arenas.push_back(arena);
+    state_.executors.push_back(executor);
+    policy_->joined(*executor);
 }
 
 void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
@@ -58,11 +66,11 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
     state_.by_worker.erase(static_cast<std::uint32_t>(worker_id));
     worker->draining = true;  // nothing that is planned again may land here
     std::vector<Pending*> waiting;
-    for (Device* device : worker->devices) {
-        take_unsent(*device, waiting);
+    for (Arena* arena : worker->arenas) {
+        take_unsent(*arena, waiting);
     }
-    for (Device* device : worker->devices) {
-        recovery_.blame(*device);
+    for (Arena* arena : worker->arenas) {
+        recovery_.blame(*arena);
     }
     recovery_.worker_lost();
     while (Flight* flight = worker->flights.front()) {
@@ -70,14 +78,14 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
     }
     ++touch_round_;
     std::vector<Model*> touched;
-    for (Device* device : worker->devices) {
-        lose_device(*device, touched);
+    for (Arena* arena : worker->arenas) {
+        lose_device(*arena, touched);
     }
     state_.tiered -= worker->host_bytes > 0;
     state_.retire(worker);
     parts_.models.leave_worker(*worker);
-    for (const Device* device : worker->devices) {
-        parts_.learning.follow_clocks(device->kind);
+    for (const Arena* arena : worker->arenas) {
+        parts_.learning.follow_clocks(arena->kind);
     }
     find_others(waiting, Text::WORKER_LOST, touched);
 }
@@ -85,28 +93,28 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
 void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);
-    Device* device = worker != nullptr ? worker->device(index) : nullptr;
-    if (device == nullptr) {
+    Arena* arena = worker != nullptr ? worker->arena(index) : nullptr;
+    if (arena == nullptr) {
         return;
     }
-    if (worker->devices.size() == 1) {
+    if (worker->arenas.size() == 1) {
         worker_left(now, worker_id);  // there is nothing that it could do
         return;
     }
-    worker->devices.erase(std::find(worker->devices.begin(), worker->devices.end(), device));
-    recovery_.blame(*device);
+    worker->arenas.erase(std::find(worker->arenas.begin(), worker->arenas.end(), arena));
+    recovery_.blame(*arena);
     std::vector<Pending*> waiting;
-    take_unsent(*device, waiting);
+    take_unsent(*arena, waiting);
     for (Flight *flight = worker->flights.front(), *next = nullptr; flight != nullptr; flight = next) {
         next = worker->flights.next(flight);
-        if (flight->device != device) {
+        if (flight->arena != arena) {
             continue;
         }
         if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
             // The host store is the worker's: its actions go on, in the name of another device.
             Residency& stand_in = *flight->residency;
-            flight->device = stand_in.device = worker->devices.front();
-            KindSpec* spec = stand_in.model->spec(*flight->device);
+            flight->arena = stand_in.arena = worker->arenas.front();
+            KindSpec* spec = stand_in.model->spec(*flight->arena);
             stand_in.spec = spec != nullptr ? spec : stand_in.spec;
             continue;
         }
@@ -119,24 +127,26 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
     worker->link_free_ns = worker->loads_from_ns + worker->loads_ns;
     ++touch_round_;
     std::vector<Model*> touched;
-    lose_device(*device, touched);
-    bool is_last = std::none_of(worker->devices.begin(), worker->devices.end(),
-                                [&](const Device* one) { return one->kind == device->kind; });
+    lose_device(*arena, touched);
+    bool is_last = std::none_of(worker->arenas.begin(), worker->arenas.end(),
+                                [&](const Arena* one) { return one->kind == arena->kind; });
     if (is_last) {
-        parts_.models.leave_kind(*worker, device->kind);
+        parts_.models.leave_kind(*worker, arena->kind);
     }
-    for (Device* mate : worker->devices) {
+    for (Arena* mate : worker->arenas) {
         arenas_.retime_loads(*mate);  // the link is theirs
         state_.touch(*mate);
     }
-    parts_.learning.follow_clocks(device->kind);
+    parts_.learning.follow_clocks(arena->kind);
     find_others(waiting, Text::DEVICE_LOST, touched);
 }
 
-// Takes everything that was not sent off a device; appends the requests, in order.
-void Dispatcher::take_unsent(Device& device, std::vector<Pending*>& waiting) {
-    policy_->clear_plan(device, waiting);
-    arenas_.drop_loads(device);
+// Takes everything that was not sent off an arena and its executors; appends the requests, in order.
+void Dispatcher::take_unsent(Arena& arena, std::vector<Pending*>& waiting) {
+    for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+        policy_->clear_plan(*one, waiting);
+    }
+    arenas_.drop_loads(arena);
 }
 
 // An action of which nothing will be heard any more: its requests are appended to `waiting`.
@@ -159,17 +169,21 @@ void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
     }
 }
 
-// Forgets a device, of which nothing is planned or in flight any more, with what it held.
-void Dispatcher::lose_device(Device& device, std::vector<Model*>& touched) {
-    while (Residency* residency = device.resident.front()) {
+// Forgets an arena, of which nothing is planned or in flight any more, with what it held, and its executors.
+void Dispatcher::lose_device(Arena& arena, std::vector<Model*>& touched) {
+    while (Residency* residency = arena.resident.front()) {
         note_model(*residency->model, touched);
         arenas_.forget(*residency);
     }
-    device.timer_ns = NEVER_NS;  // whatever timer it has set is stale
-    policy_->device_left(device);
-    state_.untouch(device);
-    state_.devices.erase(std::find(state_.devices.begin(), state_.devices.end(), &device));
-    state_.retire(&device);
+    for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+        one->timer_ns = NEVER_NS;  // whatever timer it has set is stale
+        policy_->left(*one);
+        state_.untouch(*one);
+        state_.executors.erase(std::find(state_.executors.begin(), state_.executors.end(), one));
+        state_.retire(one);
+    }
+    state_.arenas.erase(std::find(state_.arenas.begin(), state_.arenas.end(), &arena));
+    state_.retire(&arena);
 }
 
 // Each model once in a round.
@@ -209,8 +223,8 @@ void Dispatcher::worker_draining(Ns now, WorkerId worker_id) {
     }
     worker->draining = true;
     std::vector<Pending*> waiting;
-    for (Device* device : worker->devices) {
-        take_unsent(*device, waiting);
+    for (Arena* arena : worker->arenas) {
+        take_unsent(*arena, waiting);
     }
     for (Pending* pending : waiting) {
         requests_.again(*pending, Status::REFUSED, Text::WORKER_LEAVES, false, Reason::NO_WORKER);
@@ -226,9 +240,14 @@ void Dispatcher::worker_draining(Ns now, WorkerId worker_id) {
 void Dispatcher::device_clock(Ns now, WorkerId worker_id, std::int32_t index, std::uint32_t mhz) {
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);
-    Device* device = worker != nullptr ? worker->device(index) : nullptr;
-    if (device != nullptr && mhz != 0 && mhz != device->clock_mhz) {
-        parts_.learning.clock_is(*device, mhz);
+    Arena* arena = worker != nullptr ? worker->arena(index) : nullptr;
+    if (arena == nullptr || mhz == 0) {
+        return;
+    }
+    for (Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
+        if (mhz != one->clock_mhz) {
+            parts_.learning.clock_is(*one, mhz);
+        }
     }
 }
 

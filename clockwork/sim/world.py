@@ -219,7 +219,7 @@ class Report:
     batches: Counts  # executions by batch size
     device_busy: npt.NDArray[np.float64]  # by device: share of the time in which it executed
     # By device that is there at the end: share of the time in which it was idle while the controller held a request that
-    # it could have served (csrc/scheduler/machines.h: DeviceTime).
+    # it could have served (csrc/scheduler/machines.h: ExecutorTime).
     device_idle_with_work: npt.NDArray[np.float64]
     link_busy: npt.NDArray[np.float64]  # by worker: share of the time in which it loaded
     loads: int

@@ -3,29 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "scheduler/decay.h"
-
 namespace clockwork {
 
 namespace {
 
-// Weights double with every half-life. After so many, all begin anew at 1.
-constexpr Ns DOUBLINGS_MAX = 64;
-
 // A model's ideal cost is looked up anew after so many arrivals: its estimates and SLOs drift slowly.
 constexpr std::uint32_t IDEAL_EVERY = 16;
-
-struct Growth {
-    double weight;
-    double integral;  // of all weights until then, in half-lives
-};
-
-// Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
-Growth growth(Ns past, Ns half_life) {
-    double rest = static_cast<double>(past % half_life) / static_cast<double>(half_life);
-    double scale = power_of_two(static_cast<int>(past / half_life));
-    return {(1 + rest) * scale, (1.5 + rest + rest * rest / 2) * scale};
-}
 
 // The largest batch of at most rows_max that takes no longer than time_ns; 0 if not even one row does.
 template <typename Takes>
@@ -58,29 +41,6 @@ Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
       sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {}
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
-
-int Weights::advance(Ns now) {
-    if (kept_ns_ == now) {
-        return 0;
-    }
-    if (kept_ns_ < 0) {
-        origin_ns_ = now;
-        before_ = growth(0, half_life_ns_).integral;
-    }
-    kept_ns_ = now;
-    Ns doublings = (now - origin_ns_) / half_life_ns_;
-    if (doublings > DOUBLINGS_MAX) {
-        before_ = std::ldexp(before_, -static_cast<int>(doublings));
-        origin_ns_ += doublings * half_life_ns_;
-    } else {
-        doublings = 0;
-    }
-    Growth grown = growth(now - origin_ns_, half_life_ns_);
-    weight_ = grown.weight;
-    double memory = (grown.integral - before_) / grown.weight;
-    memory_ns_ = std::max(memory * static_cast<double>(half_life_ns_), static_cast<double>(memory_min_ns_));
-    return static_cast<int>(doublings);
-}
 
 void Adaptive::keep_time() {
     auto shrink = [](double& one, int doublings) { one = std::ldexp(one, -doublings); };

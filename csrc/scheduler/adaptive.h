@@ -61,6 +61,7 @@
 #include "scheduler/decay.h"
 #include "scheduler/margin.h"
 #include "scheduler/rules.h"
+#include "scheduler/weights.h"
 
 namespace clockwork {
 
@@ -170,53 +171,6 @@ inline constexpr std::size_t COMPANIES = 7;
 inline std::size_t company(std::uint32_t rows) {
     return std::min<std::size_t>(std::bit_width(rows) - 1, COMPANIES - 1);
 }
-
-// Weights of what happened, by its time: they double with every half-life, so the past fades without being touched.
-class Weights {
-public:
-    Weights(Ns half_life_ns, Ns memory_min_ns) : half_life_ns_(half_life_ns), memory_min_ns_(memory_min_ns) {}
-
-    // To now. Once in a while all weights begin anew: sums of weighted things have to be halved so many times then.
-    int advance(Ns now);
-    double weight() const { return weight_; }
-    // What a sum of weighted things is divided by to be a rate per nanosecond.
-    double span_ns() const { return weight_ * memory_ns_; }
-
-private:
-    Ns half_life_ns_;
-    Ns memory_min_ns_;
-    Ns origin_ns_ = 0;      // when the weight was 1
-    Ns kept_ns_ = -1;       // of when these are:
-    double weight_ = 1;     // of what happens
-    double memory_ns_ = 1;  // how long a past the sums stand for
-    double before_ = 0;     // what they would hold from before the beginning, of a steady stream
-};
-
-// What arrived of late, by its mean over a half-life, and how sure that is.
-class Inflow {
-public:
-    Inflow(Ns half_life_ns, Ns memory_min_ns) : weights_(half_life_ns, memory_min_ns) {}
-
-    void advance(Ns now) {
-        if (int doublings = weights_.advance(now); doublings > 0) {
-            sum_ = std::ldexp(sum_, -doublings);
-            square_sum_ = std::ldexp(square_sum_, -doublings);
-        }
-    }
-    void add(double cost) {
-        sum_ += cost * weights_.weight();
-        square_sum_ += cost * cost * weights_.weight();
-    }
-    // Cost per nanosecond, and so many standard deviations of it, counted generously: as if all of it were new.
-    double rate(double sigmas) const {
-        return (sum_ + sigmas * std::sqrt(square_sum_ * weights_.weight())) / weights_.span_ns();
-    }
-
-private:
-    double sum_ = 0;
-    double square_sum_ = 0;  // each request's cost squared
-    Weights weights_;
-};
 
 class Adaptive final : public Rules {
 public:

@@ -47,7 +47,7 @@ inline constexpr std::uint32_t FETCHES_MAX = 2;
 // A refusal that a resident model would have avoided loads it, evicting only what idled this long.
 inline constexpr Ns WARM_IDLE_NS = SECOND;
 
-// A device onto which a model could be loaded, and how its worker prepared it.
+// An arena into which a model could be loaded, and how its worker prepared it.
 struct Place {
     Arena* arena;
     KindSpec* spec;

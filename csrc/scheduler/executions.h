@@ -1,4 +1,4 @@
-// Batches that are sent to devices, and come back.
+// Batches that are sent to executors, and come back.
 #pragma once
 
 #include "scheduler/flights.h"

@@ -6,7 +6,7 @@ namespace clockwork {
 
 // ----- clocks -------------------------------------------------------------------------------------
 
-void Learning::clock_is(Executor& executor, std::uint32_t mhz) {
+void Learning::set_clock(Executor& executor, std::uint32_t mhz) {
     executor.clock_mhz = mhz;
     KindClock& clock = clocks_[executor.arena->kind];
     if (clock.first_mhz == 0) {

@@ -2,7 +2,7 @@
 //
 // A processor that is hot, or draws too much, is slowed down, and all that it does takes longer in proportion, as soon
 // as it is. So samples are kept as of one clock, and an estimate is what they make at the clock of now. Devices of one
-// kind share it: it is of the slowest of them, and what is sent to another is expected to take less (Device::pace).
+// kind share it: it is of the slowest of them, and what is sent to another is expected to take less (Executor::pace).
 //
 // An estimate far above what was told (by a profile, or by the best that was measured) may make requests seem
 // impossible; then nothing is tried, and nothing would ever teach otherwise. So it holds for STALE_NS after its last
@@ -23,10 +23,10 @@ class Learning {
 public:
     Learning(State& state, const Deciders& deciders) : state_(state), deciders_(deciders) {}
 
-    void kinds_are(std::size_t count) { clocks_.resize(count); }
+    void set_kind_count(std::size_t count) { clocks_.resize(count); }
     double scale(std::uint32_t kind) const { return clocks_[kind].scale; }
     // The clock that a device executes at from now on.
-    void clock_is(Executor& executor, std::uint32_t mhz);
+    void set_clock(Executor& executor, std::uint32_t mhz);
     // A device's clock has changed, or it came or went.
     void follow_clocks(std::uint32_t kind);
 

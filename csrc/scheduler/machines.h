@@ -25,14 +25,14 @@ inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 // Recovery::watch_loads().
 inline constexpr Ns STUCK_NS = 500 * MS;
 
-// What status shows of a device's time is of the last one or two of these.
+// What status shows of an executor's time is of the last one or two of these.
 inline constexpr Ns RECENT_NS = 10 * SECOND;
 
-// Of a device's time: how long it was idle with work waiting. That is, it executed nothing while a request waited in the
+// Of an executor's time: how long it was idle with work waiting. That is, it executed nothing while a request waited in the
 // controller, whose model was resident there. (While no more waits than what is on its way there, it is idle.) A lower
 // bound: of the time before a request was sent elsewhere, or answered without being sent, only what then ended counts,
 // on a few of the devices that have its model.
-struct DeviceTime {
+struct ExecutorTime {
     // What it was at some time.
     struct Mark {
         Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
@@ -89,7 +89,7 @@ struct Executor {
     std::uint64_t served = 0;
     std::uint32_t clock_mhz = 0;  // 0: it did not say
     double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
-    DeviceTime time;
+    ExecutorTime time;
     Lead lead;
     bool dirty = false;  // something happened to it, or its arena, since it was last looked at
 

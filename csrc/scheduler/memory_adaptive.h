@@ -208,8 +208,8 @@ private:
     Placement placement_;
     SlotHeap asking_;                     // models; what it says may have shrunk since
     std::vector<Demand> demands_;         // by the model's slot
-    std::vector<Ns> again_ns_;            // by the device's: no look before
-    std::vector<std::uint32_t> offered_;  // by the device's: a model that it may copy for nothing, in this step
+    std::vector<Ns> again_ns_;            // by the arena's: no look before
+    std::vector<std::uint32_t> offered_;  // by the arena's: a model that it may copy for nothing, in this step
     Ns ordered_ns_ = 0;                   // when put_in_order() did it last
     std::vector<Wish> wishes_;
     std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; the place

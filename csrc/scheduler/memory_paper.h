@@ -111,7 +111,7 @@ private:
     std::vector<Share> shares_;                         // by the request's
     std::vector<Ns> batches_;                           // by the batch's: e of its requests
     std::vector<Ns> allocated_;                         // by the residency's: a_mg
-    std::vector<Ns> loads_;                             // by the device's: O_g
+    std::vector<Ns> loads_;                             // by the arena's: O_g
     std::vector<double> weights_;                       // w_g of one model's devices
     std::vector<std::uint32_t> dirty_;                  // models
     std::set<std::pair<double, std::uint32_t>> needs_;  // (-p_m, slot) of models with a need

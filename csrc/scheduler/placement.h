@@ -49,7 +49,7 @@ public:
 
     // Has the devices look that could load a model from a host store which holds it. False: none does.
     bool offer_to_host(const Model& model);
-    // The device of the lowest score(device, spec, least) of TARGET_SCAN_MAX that could load the model, others at each
+    // The arena of the lowest score(arena, spec, least) of TARGET_SCAN_MAX that could load the model, others at each
     // call. Of one that is not below `least`, a score need only say so. Null if there is none.
     template <typename Scorer>
     Arena* find_target(const Model& model, Scorer&& score) {

@@ -8,6 +8,8 @@
 #include "scheduler/dispatcher.h"
 #include "scheduler/edf.h"
 #include "scheduler/fifo.h"
+#include "scheduler/memory_adaptive.h"
+#include "scheduler/memory_paper.h"
 #include "scheduler/paper.h"
 #include "scheduler/queued.h"
 #include "scheduler/scheduler.h"
@@ -23,11 +25,23 @@ struct Known {
     std::unique_ptr<Policy> (*make)(Parts& parts, const SchedulerOptions& options);
 };
 
+std::unique_ptr<QueueMemory> make_memory(const std::string& name, Parts& parts, const Queues& queues,
+                                         const Rules& rules, const SchedulerOptions& options) {
+    if (name == "paper") {
+        return std::make_unique<PaperMemory>(parts, queues, rules, options);
+    }
+    if (name == "adaptive") {
+        return std::make_unique<AdaptiveMemory>(parts, queues, rules);
+    }
+    throw std::invalid_argument("no memory rules '" + name + "' (there are paper, adaptive)");
+}
+
 template <typename T>
 std::unique_ptr<Policy> make_queued(Parts& parts, const SchedulerOptions& options) {
-    return std::make_unique<Queued>(parts, options, [](const RuleParts& given, const SchedulerOptions& told) {
+    auto make_rules = [](const RuleParts& given, const SchedulerOptions& told) {
         return std::make_unique<T>(given, told);
-    });
+    };
+    return std::make_unique<Queued>(parts, options, make_rules, make_memory);
 }
 
 std::unique_ptr<Policy> make_edf(Parts& parts, const SchedulerOptions& options) {

@@ -37,15 +37,15 @@ public:
     // A model can no longer be served by a worker that left or leaves: answer whoever waits for it in vain.
     virtual void strand(Model& /*model*/) {}
 
-    // ----- devices -----------------------------------------------------------------------------
+    // ----- executors -----------------------------------------------------------------------------
 
-    // Something happened to a device (see State::touch()): send it what it should have now.
+    // Something happened to an executor or its arena (see State::touch()): send it what it should have now.
     virtual void dispatch(Executor& executor) = 0;
-    // Whether a request waits here that the device could be sent now; whether it should be is not asked.
+    // Whether a request waits here that the executor could be sent now; whether it should be is not asked.
     virtual bool has_work(const Executor& executor) const = 0;
-    // The batches that wait for a device alone, in the order in which it will be sent them.
+    // The batches that wait for an executor alone, in the order in which it will be sent them.
     virtual const std::vector<Batch*>& planned(const Executor& executor) const;
-    // Append the requests of those, in order, and let the device have none.
+    // Append the requests of those, in order, and let the executor have none.
     virtual void clear_plan(Executor& /*executor*/, std::vector<Pending*>& /*waiting*/) {}
     virtual void joined(Executor& /*executor*/) {}
     virtual void left(Executor& /*executor*/) {}

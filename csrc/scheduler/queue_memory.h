@@ -5,9 +5,6 @@
 // is ever planned for requests that have gone by then.
 #pragma once
 
-#include <memory>
-#include <string>
-
 #include "scheduler/placement.h"
 
 namespace clockwork {
@@ -35,9 +32,5 @@ public:
     virtual void joined(Arena& arena) = 0;
     virtual void check_invariants() const {}
 };
-
-// name: "paper" or "adaptive". Throws std::invalid_argument for another.
-std::unique_ptr<QueueMemory> make_memory(const std::string& name, Parts& parts, const Queues& queues,
-                                         const Rules& rules, const SchedulerOptions& options);
 
 }  // namespace clockwork

@@ -4,7 +4,8 @@
 
 namespace clockwork {
 
-Queued::Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules)
+Queued::Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules,
+               const MakeMemory& make_memory)
     : state_(parts.state),
       arenas_(parts.arenas),
       requests_(parts.requests),
@@ -228,7 +229,7 @@ void Queued::expire(Pending& pending) {
 // A device that could take work has a look at a model's queues.
 void Queued::call(Model& model) {
     if (Executor* executor = queues_.find_hungry(model); executor != nullptr) {
-        queues_.is_fed(*executor);
+        queues_.mark_fed(*executor);
         called_[executor->slot].push_back(&model);
         state_.touch(*executor);
     } else if (habits_.spreads) {
@@ -240,7 +241,7 @@ void Queued::call(Model& model) {
 
 void Queued::dispatch(Executor& executor) {
     executor.wake_ns = NEVER_NS;
-    queues_.is_fed(executor);
+    queues_.mark_fed(executor);
     answer_overdue(executor);
     recovery_.watch_loads(*executor.arena);
     std::vector<Model*>& called = called_[executor.slot];
@@ -253,7 +254,7 @@ void Queued::dispatch(Executor& executor) {
     }
     memory_->look(*executor.arena);
     if (feed(executor)) {
-        queues_.is_hungry(executor);
+        queues_.mark_hungry(executor);
     } else {
         // Others may take what this device was called for, or left over.
         for (Model* model : called) {
@@ -452,7 +453,7 @@ void Queued::joined(Executor& executor) {
 }
 
 void Queued::left(Executor& executor) {
-    queues_.is_fed(executor);
+    queues_.mark_fed(executor);
     called_[executor.slot].clear();
 }
 

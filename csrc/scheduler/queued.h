@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "scheduler/queue_memory.h"
@@ -21,7 +22,12 @@ class Queued final : public Policy, private Dropper {
 public:
     using MakeRules = std::function<std::unique_ptr<Rules>(const RuleParts& parts, const SchedulerOptions& options)>;
 
-    Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules);
+    using MakeMemory =
+        std::function<std::unique_ptr<QueueMemory>(const std::string& name, Parts& parts, const Queues& queues,
+                                                   const Rules& rules, const SchedulerOptions& options)>;
+
+    // make_memory is given the name of the options' memory rules, or of the rules' own.
+    Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules, const MakeMemory& make_memory);
 
     Memory& memory() override { return *memory_; }
 
@@ -77,7 +83,7 @@ private:
     const Habits& habits_;
     std::unique_ptr<QueueMemory> memory_;
     std::vector<std::vector<Model*>>
-        called_;              // by the device's slot: for which it was called, or took a batch, in this step
+        called_;              // by the executor's slot: for which it was called, or took a batch, in this step
     std::int64_t order_ = 0;  // of the last arrival
     bool reviewing_ = false;
 };

@@ -1,7 +1,7 @@
 // Requests that wait for a device, in one queue per (model, shape, level), and the indexes to find them by.
 //
-// A queue that wants a device is *ready*. A device that can take work looks at the ready queues of the models that it
-// holds; if there is none it is *hungry*. Whatever is looked for among devices or models is looked for in bit sets.
+// A queue that wants a device is *ready*. An executor that can take work looks at the ready queues of the models in its
+// arena; if there is none it is *hungry*. Whatever is looked for among executors or models is looked for in bit sets.
 #pragma once
 
 #include <memory>
@@ -62,21 +62,21 @@ public:
     // Slots of models.
     std::size_t model_count() const { return states_.size(); }
 
-    // ----- what a device could do ----------------------------------------------------------------
+    // ----- what an executor could do ----------------------------------------------------------------
 
     bool has_ready(const Model& model) const { return work_.test(model.slot); }
-    // Whether a request waits that the device could be sent now.
+    // Whether a request waits that an executor of the arena could be sent now.
     bool has_work(const Arena& arena) const;
-    // The ready queue of the lowest rank on a device, whose residency is set too; null: there is none.
+    // The ready queue of the lowest rank in an arena, whose residency is set too; null: there is none.
     Queue* first_ready(const Arena& arena, Residency*& residency);
     // The earliest deadline of those in front of a model's ready queues; by the model's slot, if it has any.
     Ns first_due_ns(std::uint32_t slot) const { return first_due_ns_[slot]; }
-    // Calls function(slot) for the models on a device that have a ready queue, until it returns false.
+    // Calls function(slot) for the models in an arena that have a ready queue, until it returns false.
     template <typename Function>
     void for_each_model(const Arena& arena, Function&& function) const {
         Bits::for_each_in_both(arena.models, work_, function);
     }
-    // Calls function(queue, residency) for every ready queue of those models on a device that is_wanted(model, rank),
+    // Calls function(queue, residency) for every ready queue of those models in an arena that is_wanted(model, rank),
     // which is asked with the packed rank of the model's best queue: what is of no use costs little then.
     template <typename Wanted, typename Function>
     void for_each_ready(const Arena& arena, Wanted&& is_wanted, Function&& function) {
@@ -96,7 +96,7 @@ public:
             return true;
         });
     }
-    // The ready queue of the least exact(queue, residency), of the highest level that has one, on a device.
+    // The ready queue of the least exact(queue, residency), of the highest level that has one, in an arena.
     // Rules::rank_ns() must never be above it: it tells which need not be looked at. NEVER_NS: not this one. Null: none.
     template <typename Exact>
     Queue* least(const Arena& arena, Residency*& residency, Exact&& exact) {
@@ -130,10 +130,10 @@ public:
         return best;
     }
 
-    // ----- devices that could take work and found none -------------------------------------------
+    // ----- executors that could take work and found none -----------------------------------------
 
-    void is_hungry(const Executor& executor) { hungry_.set(executor.slot); }
-    void is_fed(const Executor& executor) { hungry_.clear(executor.slot); }
+    void mark_hungry(const Executor& executor) { hungry_.set(executor.slot); }
+    void mark_fed(const Executor& executor) { hungry_.clear(executor.slot); }
     const Bits& hungry() const { return hungry_; }
     // The first of them to which the model's work could be sent; null: none.
     Executor* find_hungry(const Model& model) const;
@@ -161,7 +161,7 @@ private:
     std::vector<Ns> first_due_ns_;        // likewise
     Bits work_;                           // models with a ready queue
     Bits asked_;                          // models for which a request waits, whether a queue is ready or not
-    Bits hungry_;                         // devices that could take work
+    Bits hungry_;                         // executors that could take work
 };
 
 }  // namespace clockwork

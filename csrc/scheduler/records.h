@@ -1,4 +1,5 @@
-// The records that a scheduler keeps of requests, batches, residencies, actions and models; machines.h has those of devices.
+// The records that a scheduler keeps of requests, batches, residencies, actions and models; machines.h has those of
+// workers, arenas and executors.
 //
 // They hold state; what to do with it is the policy's, and what only one policy keeps of a record it keeps beside it, by
 // the record's slot. All live in pools; what is let go of is given back when the step is over, so that no pointer dangles
@@ -127,7 +128,7 @@ struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
     }
 };
 
-// Requests of one model and shape that run together on one device, planned or sent.
+// Requests of one model and shape that run together on one executor, planned or sent.
 struct Batch {
     Residency* residency = nullptr;
     Executor* executor = nullptr;  // that is to run it
@@ -207,15 +208,15 @@ struct alignas(CACHE_LINE) KindSpec {
     }
 };
 
-// One model on one device, from the decision to load it until its UNLOAD is done.
+// One model in one arena, from the decision to load it until its UNLOAD is done.
 struct alignas(CACHE_LINE) Residency {
-    Residency* after = nullptr;  // among the device's models, least recently used first
+    Residency* after = nullptr;  // among the arena's models, least recently used first
     Model* model = nullptr;
     KindSpec* spec = nullptr;
     Arena* arena = nullptr;
     ResidencyState state = ResidencyState::PENDING;
     bool doomed = false;     // a pending load waits for its pages: nothing new is planned on it
-    bool on_device = false;  // in device->resident
+    bool on_device = false;  // in arena->resident
     bool is_stuck = false;   // its LOAD is under way, and so late that it may never end
     std::uint8_t attempts = 0;
     std::uint32_t flying = 0;     // actions of the execute lane that use it

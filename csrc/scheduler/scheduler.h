@@ -67,7 +67,7 @@ struct DeviceStatus {
     std::uint64_t resident = 0;
     std::uint64_t served = 0;
     std::uint64_t evicted_early = 0;  // models that made room soon after they had been loaded
-    Ns idle_with_work_ns = 0;         // since it joined; see DeviceTime
+    Ns idle_with_work_ns = 0;         // since it joined; see ExecutorTime
     Ns lead_ns = 0;                   // see lead.h; 0: nothing was executed
     Ns recent_ns = 0;                 // the last seconds: how long that is, and, of that,
     Ns recent_executing_ns = 0;

@@ -54,14 +54,14 @@ public:
     void advance(Ns to) { now = to > now ? to : now; }
     // The policy is told of the request when it is due, unless it was answered.
     void set_timer(Ns at_ns, const Pending& pending) { push_timer(at_ns, pending.slot, pending.generation); }
-    // Sets the timer that a device wants.
+    // Sets the timer that an executor wants.
     void follow_wake(Executor& executor);
-    // The request whose timer is due next; null: none. Devices whose timers are due before are touched.
+    // The request whose timer is due next; null: none. Executors whose timers are due before are touched.
     Pending* next_due();
     // Drops timers that mean nothing any more. When the next is due.
     Ns next_wake_ns();
 
-    // Something happened to a device: it is looked at before the step is over.
+    // Something happened to an executor: it is looked at before the step is over.
     void touch(Executor& executor) {
         if (!executor.dirty) {
             executor.dirty = true;
@@ -75,7 +75,7 @@ public:
         }
     }
     void untouch(Executor& executor);
-    // Sets the devices that were touched; from then on they are not. False: there are none.
+    // Sets the executors that were touched; from then on they are not. False: there are none.
     bool take_touched(std::vector<Executor*>& taken);
 
     // ----- orders ------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ public:
 
     // ----- idle with work waiting --------------------------------------------------------------
 
-    // Devices that could have served a model while a request for it waited, and have nothing to do.
+    // Executors that could have served a model while a request for it waited, and have nothing to do.
     void note_waited(const Model& model, Ns since_ns, const Executor* except);
     void count_idle(Executor& executor, Ns since_ns, Ns until_ns) const {
         executor.time.waited(std::max(since_ns, judged_from_ns), std::min(until_ns, judged_until_ns));

@@ -53,7 +53,7 @@ DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& plan
     row.evicted_early = arena.evicted_early;
     row.idle_with_work_ns = executor.time.idle_with_work_ns;
     row.lead_ns = executor.lead.is_learnt() ? executor.lead.ns(now) : 0;
-    DeviceTime::Mark recent = executor.time.recent(now);
+    ExecutorTime::Mark recent = executor.time.recent(now);
     row.recent_ns = recent.at_ns;
     row.recent_executing_ns = recent.executing_ns;
     row.recent_idle_with_work_ns = recent.idle_with_work_ns;

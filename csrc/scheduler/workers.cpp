@@ -50,7 +50,7 @@ void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec) {
     executor->idle_since_ns = state_.now;
     executor->time.last.at_ns = executor->time.before_last.at_ns = state_.now;
     arena->executors.push_back(executor);
-    parts_.learning.kinds_are(kinds_.size());
+    parts_.learning.set_kind_count(kinds_.size());
     worker.arenas.push_back(arena);
     state_.arenas.push_back(arena);
     state_.executors.push_back(executor);
@@ -246,7 +246,7 @@ void Dispatcher::device_clock(Ns now, WorkerId worker_id, std::int32_t index, st
     }
     for (Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
         if (mhz != one->clock_mhz) {
-            parts_.learning.clock_is(*one, mhz);
+            parts_.learning.set_clock(*one, mhz);
         }
     }
 }

@@ -14,7 +14,7 @@
 namespace clockwork {
 
 // Timers of answered requests that may lie in the heap beyond the live ones before it is rebuilt.
-inline constexpr std::size_t TIMERS_SLACK = 1024;
+inline constexpr std::size_t TIMERS_SLACK = 64;
 
 // Devices of a model that are looked at whether they were idle while a request for it waited.
 inline constexpr std::size_t IDLE_LOOK_MAX = 4;

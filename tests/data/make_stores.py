@@ -20,7 +20,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "process"), str(ROOT / "tests" / "unit")]
 
-from cluster import Cluster, Reference, running_cluster  # noqa: E402
 from models_onnx import normal, small_net  # noqa: E402
 
 from clockwork import __version__  # noqa: E402
@@ -29,6 +28,7 @@ from clockwork.formats.prepared import prepared_directory  # noqa: E402
 from clockwork.formats.profiles import linear  # noqa: E402
 from clockwork.models.prepare import prepare  # noqa: E402
 from clockwork.system.clock import MS  # noqa: E402
+from tests.process.cluster import Cluster, Reference, running_cluster  # noqa: E402
 
 STORES = Path(__file__).resolve().parent / "stores"
 PAGE_BYTES = 4096

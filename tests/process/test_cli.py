@@ -14,7 +14,6 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from fake_controller import FakeController
 from PIL import Image
 
 from clockwork.cli import root as cli
@@ -25,6 +24,7 @@ from clockwork.wire.keys import read_allowed_keys, read_controller_keys, read_pe
 from clockwork.wire.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
 from clockwork.wire.roles import Role
 from clockwork.wire.tensors import encode_array
+from tests.process.fake_controller import FakeController
 
 LABELS = [str(digit) for digit in range(10)]
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_controller import FakeController, echo, failing, silent
 
 from clockwork import (
     Client,
@@ -61,6 +60,7 @@ from clockwork.wire.messages import (
     UploadChunk,
     UploadNeed,
 )
+from tests.process.fake_controller import FakeController, echo, failing, silent
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_controller import FakeController, failing, silent
 
 from clockwork import AsyncClient, ConnectionLost, InvalidInput, Refused, RequestTimeout
 from clockwork.wire.messages import Bye, Cancel, InferRequest, Query, Register, Reply, Status, Unregister
+from tests.process.fake_controller import FakeController, failing, silent
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

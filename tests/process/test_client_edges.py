@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endless import Endless, after_a_request
-from fake_controller import FakeController, echo
 
 from bench import zmtp
 from clockwork import AsyncClient, Client, ClockworkError, ProtocolMismatch, RequestTimeout, config
@@ -36,6 +34,8 @@ from clockwork.wire.messages import (
 )
 from tests.edges import Edge, edges
 from tests.fuzz import mutate
+from tests.process.endless import Endless, after_a_request
+from tests.process.fake_controller import FakeController, echo
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 10.0

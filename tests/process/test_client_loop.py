@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_controller import FakeController, failing, silent
 
 from clockwork import ClockworkError, ConnectionLost, Refused, RequestTimeout, config
 from clockwork.client.loop import LoopClient
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Bye, Cancel, InferRequest, Offer, Query, Register, Reply, Status
 from clockwork.wire.tensors import FLOAT
+from tests.process.fake_controller import FakeController, failing, silent
 
 RAW = bytes(range(8))
 REFERENCE = ["x", FLOAT, [1, 2], 0]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import FakeWorker, RawClient, controller_settings, prepared_model, running_controller
 
 from clockwork.config import CLOCK_LIMIT_NS
 from clockwork.controller.process import Controller
@@ -17,6 +16,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.process.peers import FakeWorker, RawClient, controller_settings, prepared_model, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()

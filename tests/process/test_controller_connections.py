@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import zmq
-from peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controller
 
 from bench import zmtp
 from clockwork import config
@@ -28,6 +27,7 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.system.limits import raise_descriptor_limit
 from clockwork.wire import codec, keys, messages, transport
 from tests.process.cluster import eventually
+from tests.process.peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controller
 
 MIB = 1 << 20
 

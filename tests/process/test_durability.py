@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from faulty_disk import Disk, Synced
-from peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
 
 from clockwork import config
 from clockwork.config import SHARE_WHOLE
@@ -32,6 +30,8 @@ from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.process.faulty_disk import Disk, Synced
+from tests.process.peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
 
 ERRORS = ((errno.ENOSPC, False), (errno.EIO, False), (errno.EROFS, False), (errno.EROFS, True))
 """What a call fails with, and whether all that follow do."""

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_scheduler_side import SchedulerSide, package, running_worker
-from peers import ROW, FakeWorker, RawClient, Served, serving
 
 from clockwork import __version__
 from clockwork.models import zoo
 from clockwork.wire import messages
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, TO_WORKER, Status
 from tests.edges import Edge, edges
+from tests.process.fake_scheduler_side import SchedulerSide, package, running_worker
+from tests.process.peers import ROW, FakeWorker, RawClient, Served, serving
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_controller import FakeController, echo
-from gateways import HEADER_LENGTH, PATIENCE_S, running_gateway
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +29,8 @@ from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.wire.messages import Failure, InferRequest, Query, Reply, Status
 from clockwork.wire.roles import GRPC, HTTP
 from tests.fuzz import mutate
+from tests.process.fake_controller import FakeController, echo
+from tests.process.gateways import HEADER_LENGTH, PATIENCE_S, running_gateway
 
 FEW = 100
 FEWER = 40  # where the gateway has to be waited for

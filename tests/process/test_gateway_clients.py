@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from gateways import Http, tensor
 from onnx import TensorProto, helper
 
 from clockwork.models import zoo
 from tests.process.cluster import ROOT, Cluster, eventually, running_cluster
+from tests.process.gateways import Http, tensor
 
 MISSING = "tritonclient is not installed (requirements-clients.lock)"
 triton_http = pytest.importorskip("tritonclient.http", reason=MISSING)

@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fake_controller import FakeController, echo, failing, silent
-from gateways import PATIENCE_S, SERVICE, method_of, running_gateway
 
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Cancel, InferRequest, Query, Status
+from tests.process.fake_controller import FakeController, echo, failing, silent
+from tests.process.gateways import PATIENCE_S, SERVICE, method_of, running_gateway
 
 RAW = np.array([[1.5, -2.0]], np.float32).tobytes()
 

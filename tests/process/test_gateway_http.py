@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_controller import FakeController, echo, failing, silent
-from gateways import HEADER_LENGTH, Http, Reply, running_gateway, tensor
 
 from clockwork import config
 from clockwork.gateway.process import Gateway
@@ -22,6 +20,8 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Answer, Cancel, InferRequest, Query, Status
 from clockwork.wire.messages import Reply as Answered
 from clockwork.wire.tensors import DTYPES
+from tests.process.fake_controller import FakeController, echo, failing, silent
+from tests.process.gateways import HEADER_LENGTH, Http, Reply, running_gateway, tensor
 
 X = np.array([[1.5, -2.0]], np.float32)
 RAW = X.tobytes()

@@ -13,13 +13,13 @@ from typing import Any
 
 import grpc
 import pytest
-from gateways import Http, running_gateway, tensor
-from peers import FakeWorker, RawClient, running_controller
 from prometheus_client import parser
 
 from clockwork.gateway.metrics import CONTENT_TYPE
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.wire import messages
+from tests.process.gateways import Http, running_gateway, tensor
+from tests.process.peers import FakeWorker, RawClient, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 PATIENCE_S = 20.0

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from gateways import Http, method_of, running_gateway, tensor
 
 from clockwork import Client
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.models import zoo
 from tests.process.cluster import eventually, running_cluster
+from tests.process.gateways import Http, method_of, running_gateway, tensor
 
 ROW = {"inputs": [tensor(shape=(1, 64), data=[0.5] * 64)]}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateways import Http, running_gateway
 
 from clockwork.gateway import openapi
 from clockwork.models import zoo
 from tests.process.cluster import running_cluster
+from tests.process.gateways import Http, running_gateway
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")

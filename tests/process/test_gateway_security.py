@@ -16,9 +16,6 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_controller import FakeController
-from gateways import Http, Reply, running_gateway, tensor
-from peers import running_controller
 
 from clockwork.errors import ConfigError
 from clockwork.gateway import openapi, security
@@ -31,6 +28,9 @@ from clockwork.wire.messages import Failure, Status
 from clockwork.wire.roles import GRPC, HTTP, Right, Role
 from clockwork.wire.transport import new_key_pair
 from tests.process.cluster import Program
+from tests.process.fake_controller import FakeController
+from tests.process.gateways import Http, Reply, running_gateway, tensor
+from tests.process.peers import running_controller
 
 BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
 TOKEN = "correct-horse"

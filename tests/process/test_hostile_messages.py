@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import ROW, FakeWorker, RawClient, Served, serving
 
 from clockwork.controller.process import Controller
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.process.peers import ROW, FakeWorker, RawClient, Served, serving
 
 
 @pytest.fixture

@@ -16,9 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endless import Endless, after_a_request, welcome
-from fake_controller import FakeController
-from fake_scheduler_side import running_worker
 
 from bench import zmtp
 from clockwork import Client, ConnectionLost, config
@@ -28,6 +25,9 @@ from clockwork.system.limits import resident_bytes
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
 from clockwork.wire.transport import ConnectionEvent, Publisher, Transport
+from tests.process.endless import Endless, after_a_request, welcome
+from tests.process.fake_controller import FakeController
+from tests.process.fake_scheduler_side import running_worker
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 20.0

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from peers import FakeWorker, RawClient, running_controller
 
 from clockwork import Client, config
 from clockwork.cli.root import cli
@@ -21,6 +20,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
+from tests.process.peers import FakeWorker, RawClient, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gateways import Http, running_gateway, tensor
 from onnx import TensorProto, helper
 
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from tests.process.cluster import Cluster, eventually, running_cluster
+from tests.process.gateways import Http, running_gateway, tensor
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 POLL = {"control_mode": "poll", "poll_s": 0.1}

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster import ROOT, Cluster, running_cluster, same
 
 from clockwork import Client
 from clockwork.controller.catalog import Catalog
@@ -22,6 +21,7 @@ from clockwork.device.cpu import fingerprint
 from clockwork.errors import ModelNotFound
 from clockwork.formats.package import LIST_FILE, PackageStore, digest_of, hash_file, parse_files
 from clockwork.formats.prepared import PREPARED_FILE, prepared_directory
+from tests.process.cluster import ROOT, Cluster, running_cluster, same
 
 STORES = sorted((ROOT / "tests" / "data" / "stores").iterdir())
 REBUILT: Sequence[str] = ("0.1.0",)

@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from cluster import ROOT, Cluster, Reference, eventually, running_cluster, same
-from peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
 
 from clockwork import AsyncClient
 from clockwork.cli import root as cli
@@ -35,6 +33,8 @@ from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.process.cluster import ROOT, Cluster, Reference, eventually, running_cluster, same
+from tests.process.peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 ALL = SHARE_WHOLE

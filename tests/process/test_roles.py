@@ -20,7 +20,6 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
 
 from clockwork import Client
 from clockwork.controller.access import Access
@@ -46,6 +45,7 @@ from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, 
 from clockwork.wire.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
 from clockwork.wire.transport import Poller, Transport, new_key_pair
 from tests.process.cluster import eventually
+from tests.process.peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
 
 LEGACY = "legacy"
 """In place of a role: the key that was made before there were roles."""

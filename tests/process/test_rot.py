@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster import ROOT, Cluster, eventually, running_cluster, same
 
 from clockwork import Client
 from clockwork.errors import ClockworkError
@@ -23,6 +22,7 @@ from clockwork.formats.package import DamagedPackage, check_package
 from tests.device.cuda_rig import CudaRig
 from tests.device.fake import DRIVER
 from tests.device.rig import affine, expected_affine
+from tests.process.cluster import ROOT, Cluster, eventually, running_cluster, same
 
 OLD = ROOT / "tests" / "data" / "stores" / "0.1.0"
 ABOUT = json.loads((OLD / "expected.json").read_text())

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-from peers import FakeWorker, RawClient, running_controller
 
 from clockwork import config
 from clockwork.cli.root import cli
 from clockwork.system.clock import SECOND
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
+from tests.process.peers import FakeWorker, RawClient, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 

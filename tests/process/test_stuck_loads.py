@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster import Reference, eventually, running_cluster, same
 
 from clockwork.errors import ClockworkError
 from clockwork.formats.checksums import seal, unseal
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
+from tests.process.cluster import Reference, eventually, running_cluster, same
 
 X = np.zeros((1, 64), np.float32)
 LIMIT_S = 1.0

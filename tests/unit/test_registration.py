@@ -7,7 +7,6 @@ import random
 from pathlib import Path
 
 import pytest
-from registry import CLIENT, CRASHES, Registry, summary
 
 from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
 from clockwork.controller import lifecycle
@@ -36,6 +35,7 @@ from clockwork.wire.messages import (
     Unregister,
     UploadChunk,
 )
+from tests.unit.registry import CLIENT, CRASHES, Registry, summary
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "life-cycle.md"

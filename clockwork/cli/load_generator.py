@@ -42,6 +42,9 @@ from clockwork.wire.description import ModelInfo, TensorInfo
 from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 from clockwork.workloads import Arrivals, Workload
 
+MODELS_SHOWN = 20
+"""Rows of the report by model."""
+
 INPUTS_PER_MODEL = 4
 """How many different inputs are made for each model; requests take them in turn."""
 
@@ -186,6 +189,10 @@ class Report:
     lag_ms: dict[str, float]  # how late the generator itself was: the limit of what it can measure
     input_bytes: int  # of all requests
     classes: list[dict[str, int]]  # class, offered and within_slo of each class of requests
+    models: list[
+        dict[str, Any]
+    ]  # of each model: its name, counts by outcome, and p50_ms and p99_ms of its answers
+    interrupted: bool = False  # by Ctrl-C: what had been sent by then is all that was offered
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -276,6 +283,21 @@ def outcome_of(latency_ns: int, slo_ns: int, error: BaseException | None) -> Out
     return Outcome.TIMEOUT if isinstance(error, RequestTimeout) else Outcome.FAILED
 
 
+class _ModelTally:
+    """Counts of one model's requests."""
+
+    __slots__ = ("latencies", "outcomes")
+
+    def __init__(self) -> None:
+        self.outcomes = [0] * len(Outcome)
+        self.latencies = array.array("q")
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        p50, p99 = (np.percentile(self.latencies, (50, 99)) / 1e6) if self.latencies else (None, None)
+        counts = {outcome.name.lower(): self.outcomes[outcome] for outcome in Outcome}
+        return {"model": name, "offered": sum(self.outcomes), **counts, "p50_ms": p50, "p99_ms": p99}
+
+
 class Tally:
     """Counts and latencies of requests, added as they end."""
 
@@ -289,13 +311,19 @@ class Tally:
         self.lags = array.array("q")
         self.offered_by_class: collections.Counter[int] = collections.Counter()
         self.good_by_class: collections.Counter[int] = collections.Counter()
+        self.models: dict[str, _ModelTally] = {}
 
-    def record(self, latency_ns: int, slo_ns: int, error: BaseException | None, cls: int = 0) -> None:
+    def record(
+        self, model: str, latency_ns: int, slo_ns: int, error: BaseException | None, cls: int = 0
+    ) -> None:
         outcome = outcome_of(latency_ns, slo_ns, error)
         with self._ended:
             self.done += 1
             self.offered_by_class[cls] += 1
+            of_model = self.models.get(model) or self.models.setdefault(model, _ModelTally())
+            of_model.outcomes[outcome] += 1
             if error is None:
+                of_model.latencies.append(latency_ns)
                 self.latencies.append(latency_ns)
                 self.within_slo += outcome == Outcome.GOOD
                 self.good_by_class[cls] += outcome == Outcome.GOOD
@@ -333,7 +361,10 @@ Watch = Callable[[float, Tally], None]
 
 
 def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> Report:
-    """Generate the load; its results. Raises ConfigError, ModelNotFound, ConnectionLost."""
+    """Generate the load; its results. Raises ConfigError, ModelNotFound, ConnectionLost.
+
+    A KeyboardInterrupt ends the sending, and what is under way is waited for; a second one is raised.
+    """
     settings.check()
     workload = workload_of(settings) if settings.rate > 0 else None
     targets = _targets(client, settings.models, settings.rows, settings.seed)
@@ -343,7 +374,7 @@ def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> R
             seconds = generator.open_loop(workload)
         else:
             seconds = generator.closed_loop(settings)
-    return _report(dataclasses.asdict(settings), generator.tally, seconds)
+    return _report(dataclasses.asdict(settings), generator.tally, seconds, generator.interrupted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -428,6 +459,7 @@ class _Generator:
         self._timeout_s = timeout_s
         self._watch = watch
         self._next_watch_ns = 0
+        self.interrupted = False
 
     def open_loop(self, workload: Workload) -> float:
         """Send everything when it is due; seconds from start to the last arrival."""
@@ -435,6 +467,18 @@ class _Generator:
         chunks = iter(workload)
         chunk = next(chunks, None)  # made before the clock runs
         started_ns = now_ns()
+        duration_ns = self._duration_ns
+        try:
+            self._send_all(chunks, chunk, started_ns)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            duration_ns = 0
+        seconds = max(duration_ns, now_ns() - started_ns) / SECOND
+        tally.wait()
+        return seconds
+
+    def _send_all(self, chunks: Iterator[Arrivals], chunk: Arrivals | None, started_ns: int) -> None:
+        tally = self.tally
         while chunk is not None:
             fields = (chunk.t_ns, chunk.model, chunk.slo_ns, chunk.priority, chunk.cls)
             for at_ns, model, slo_ns, priority, cls in zip(*(field.tolist() for field in fields)):
@@ -446,9 +490,6 @@ class _Generator:
                 self._send(self._targets[model], due_ns, slo_ns, priority, cls)
                 self._look(started_ns)
             chunk = next(chunks, None)
-        seconds = max(self._duration_ns, now_ns() - started_ns) / SECOND
-        tally.wait()
-        return seconds
 
     def closed_loop(self, settings: LoadSettings) -> float:
         """Keep ``concurrency`` requests under way; seconds until the last was answered."""
@@ -466,16 +507,20 @@ class _Generator:
         started_ns = now_ns()
         end_ns = started_ns + self._duration_ns
         under_way = 0
-        while under_way < settings.concurrency:
-            under_way += 1
-            self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
-        while under_way:
-            completed.get()
-            under_way -= 1
-            self._look(started_ns)
-            if now_ns() < end_ns:
+        try:
+            while under_way < settings.concurrency:
                 under_way += 1
                 self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
+            while under_way:
+                completed.get()
+                under_way -= 1
+                self._look(started_ns)
+                if now_ns() < end_ns:
+                    under_way += 1
+                    self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.tally.wait()
         return (now_ns() - started_ns) / SECOND
 
     def _one_by_one(self, choose: Callable[[], _Target], slo_ns: int, priority: int) -> float:
@@ -494,8 +539,13 @@ class _Generator:
                 self._client.infer(target.name, inputs, slo=slo_s, priority=priority, timeout=self._timeout_s)
             except ClockworkError as failure:
                 error = failure
+            except KeyboardInterrupt:  # the request was given up, and is not counted
+                self.interrupted = True
+                tally.sent -= 1
+                tally.input_bytes -= target.bytes
+                break
             now = now_ns()
-            tally.record(now - begin_ns, slo_ns or target.slo_ns, error)
+            tally.record(target.name, now - begin_ns, slo_ns or target.slo_ns, error)
             self._look(started_ns)
         return (now - started_ns) / SECOND
 
@@ -519,7 +569,7 @@ class _Generator:
             if kept is not None:  # before it is counted: once all are, the arrays are read
                 kept.latency_ns[number] = latency_ns
                 kept.outcome[number] = outcome_of(latency_ns, limit_ns, error)
-            tally.record(latency_ns, limit_ns, error, cls)
+            tally.record(target.name, latency_ns, limit_ns, error, cls)
             if completed is not None:
                 completed.put(None)
 
@@ -546,7 +596,7 @@ class _Generator:
             self._watch(min(1.0, (now - started_ns) / max(1, self._duration_ns)), self.tally)
 
 
-def _report(settings: dict[str, Any], tally: Tally, seconds: float) -> Report:
+def _report(settings: dict[str, Any], tally: Tally, seconds: float, interrupted: bool = False) -> Report:
     if tally.done != tally.sent:
         raise ClockworkError(f"{tally.sent - tally.done} requests had no outcome")
     return Report(
@@ -570,6 +620,8 @@ def _report(settings: dict[str, Any], tally: Tally, seconds: float) -> Report:
             {"class": cls, "offered": offered, "within_slo": tally.good_by_class[cls]}
             for cls, offered in sorted(tally.offered_by_class.items())
         ],
+        models=[of_model.to_json(name) for name, of_model in tally.models.items()],
+        interrupted=interrupted,
     )
 
 
@@ -617,7 +669,26 @@ def describe(report: Report) -> str:
         *times("generator's own lag", report.lag_ms),
         f"  {'input':<22}{report.input_bytes / max(1, report.offered):.0f} bytes a request",
     ]
+    if report.interrupted:
+        lines.insert(0, "  interrupted: of what had been sent by then")
+    if len(report.models) > 1:
+        lines += ["", *_by_model(report.models)]
     return "\n".join(lines)
+
+
+def _by_model(models: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of those that were asked most; how many more there are."""
+    shown = sorted(models, key=lambda row: -row["offered"])[:MODELS_SHOWN]
+    width = max(len("model"), *(len(row["model"]) for row in shown))
+    titles = ("offered", "good", "late", "refused", "missed", "timeout", "failed", "p50 ms", "p99 ms")
+    lines = [f"  {'model':<{width}}" + "".join(f"  {title:>8}" for title in titles)]
+    for row in shown:
+        counts = [row["offered"], *(row[outcome.name.lower()] for outcome in Outcome)]
+        times = ["-" if row[name] is None else f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms")]
+        lines.append(f"  {row['model']:<{width}}" + "".join(f"  {cell!s:>8}" for cell in (*counts, *times)))
+    if len(models) > len(shown):
+        lines.append(f"  and {len(models) - len(shown)} more (--json has them)")
+    return lines
 
 
 @contextlib.contextmanager

@@ -16,7 +16,10 @@ from clockwork.cli.common import (
     print_table,
     write_file,
 )
-from clockwork.errors import Unavailable
+from clockwork.errors import ClockworkError, Unavailable
+
+INTERRUPTED_STATUS = 130
+"""The exit status after Ctrl-C, as shells have it."""
 
 
 @click.command()
@@ -109,6 +112,8 @@ def load(
 
     Open loop (--rate): requests come when they are due, whatever the cluster does, and latency counts
     from then. Closed loop (--concurrency, 1 if neither is given): the next is sent when one is answered.
+    Ctrl-C ends it, and the report is of what was sent by then. The exit status is 1 if a request failed (a
+    refusal or a missed deadline is no failure), 130 after Ctrl-C.
 
     \b
     Examples:
@@ -145,6 +150,15 @@ def load(
         print_json(report.to_json())
     else:
         click.echo(load_generator.describe(report))
+    failed = report.timeouts + sum(report.errors.values())
+    if failed:
+        kinds = [*report.errors, *(["RequestTimeout"] if report.timeouts else [])]
+        share = 100 * failed / report.offered
+        raise ClockworkError(
+            f"{failed} of {report.offered} requests ({share:.2g} %) failed: {', '.join(kinds)}"
+        )
+    if report.interrupted:
+        raise click.exceptions.Exit(INTERRUPTED_STATUS)
 
 
 @click.command()

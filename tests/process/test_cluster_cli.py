@@ -201,6 +201,17 @@ def test_status_and_load_report_in_json_and_for_people(cluster: Cluster, tmp_pat
     assert after["counts"]["failed"] == 0
 
 
+@pytest.mark.parametrize("how", [["--rate", "40"], ["--concurrency", "3"], []])
+def test_load_that_is_interrupted_reports_what_was_sent(cluster: Cluster, how: list[str]) -> None:
+    program = Program(["load", "--endpoint", cluster.endpoint, "digits", *how, "--duration", "60"])
+    program.wait_for(r"sent \d+  answered [1-9]")
+    program.send(signal.SIGINT)
+    assert program.wait() == 130, program.text
+    assert "interrupted" in program.text
+    (offered,) = re.findall(r"offered +(\d+) in", program.text)
+    assert re.findall(r"answered +(\d+) \(100", program.text) == [offered]
+
+
 def test_the_simulators_arrivals_are_sent_to_a_live_cluster(cluster: Cluster) -> None:
     workload = mixed(
         poisson([40.0, 20.0], 2 * SECOND, seed=3),

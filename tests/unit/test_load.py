@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from clockwork.cli import load_generator
 from clockwork.cli.load_generator import (
     LoadSettings,
     Outcome,
@@ -21,6 +23,7 @@ from clockwork.cli.load_generator import (
     run_live,
     workload_of,
 )
+from clockwork.cli.root import cli
 from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
 from clockwork.system.clock import SECOND
 from clockwork.wire.description import ModelInfo
@@ -170,7 +173,7 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
     ]
     for latency_ns, error in outcomes:
         tally.sent += 1
-        tally.record(latency_ns, 50_000_000, error)
+        tally.record("a" if error is None else "b", latency_ns, 50_000_000, error)
     report = _report({}, tally, 2.0)
     assert (report.offered, report.answered, report.within_slo) == (8, 2, 1)
     assert (report.offered_rate, report.goodput) == (4.0, 0.5)
@@ -182,6 +185,14 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
     text = describe(report)
     assert "deadline 2, memory 1" in text
     assert "0.5/s, 1 (12.50 %)" in text
+    by_model = {row["model"]: row for row in report.models}
+    assert {name: by_model["a"][name] for name in ("offered", "good", "late", "p50_ms")} == {
+        "offered": 2, "good": 1, "late": 1, "p50_ms": 50.0,
+    }  # fmt: skip
+    assert (by_model["b"]["refused"], by_model["b"]["failed"], by_model["b"]["p99_ms"]) == (3, 1, None)
+    rows = [line.split() for line in text.splitlines()[-2:]]
+    assert rows[0] == ["b", "6", "0", "0", "3", "1", "1", "1", "-", "-"]
+    assert rows[1][:9] == ["a", "2", "1", "1", "0", "0", "0", "0", "50.00"]
 
 
 @pytest.mark.parametrize(
@@ -230,3 +241,22 @@ def test_a_trace_may_begin_where_it_is_busiest_and_its_rate_is_of_the_whole(tmp_
         LoadSettings(("m",), rate=10.0, busiest_s=60.0).check()
     with pytest.raises(ConfigError, match="busiest part -1 is not between 0"):
         dataclasses.replace(settings, busiest_s=-1.0).check()
+
+
+def test_requests_that_fail_are_the_commands_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal or a missed deadline is a verdict; a connection that was lost is none."""
+
+    def ran(*errors: BaseException | None) -> Any:
+        tally = Tally()
+        for error in errors:
+            tally.sent += 1
+            tally.record("digits", 1_000_000, 0, error)
+        monkeypatch.setattr(load_generator, "run", lambda *_: _report({}, tally, 1.0))
+        return CliRunner().invoke(cli, ["load", "digits", "--endpoint", "tcp://127.0.0.1:1"])
+
+    verdicts = ran(None, Refused("", "deadline"), DeadlineMissed())
+    assert verdicts.exit_code == 0, verdicts.output
+    lost = ran(None, ConnectionLost(), ConnectionLost(), RequestTimeout())
+    assert lost.exit_code == 1
+    assert "goodput" in lost.output
+    assert "3 of 4 requests (75 %) failed: ConnectionLost, RequestTimeout" in lost.output

@@ -16,7 +16,7 @@ import select
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -257,7 +257,21 @@ def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) ->
             ray_settings = wanted
 
         OnRay.ray = ray
+        if lack := _lack(ray.cluster_resources(), settings.workers, wanted):
+            say(f"The Ray cluster has too little for this, and it waits until there is more: {lack}.")
         return local.up(settings, say, OnRay)
+
+
+def _lack(has: Mapping[str, float], workers: int, wanted: RaySettings) -> str:
+    """What a Ray cluster has too little of for a controller and so many workers; "" if it has enough."""
+    lacking = []
+    cpus, gpus = 1 + workers * wanted.cpus, workers * wanted.gpus
+    if cpus > has.get("CPU", 0):
+        parts = f"1 for the controller, {wanted.cpus} for each of {workers} workers"
+        lacking.append(f"{cpus} CPUs are needed ({parts}) and {has.get('CPU', 0):g} are there")
+    if gpus > has.get("GPU", 0):
+        lacking.append(f"{gpus} GPUs are needed and {has.get('GPU', 0):g} are there")
+    return "; ".join(lacking)
 
 
 def _new_keys(stack: contextlib.ExitStack) -> Path:

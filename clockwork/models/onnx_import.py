@@ -27,6 +27,9 @@ Examples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 """Real inputs: a dict of arrays by input name, or several such dicts."""
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS left in place of a large one."""
+
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -46,6 +49,8 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 def parse_model(data: bytes, name: str) -> onnx.ModelProto:
     """The protobuf of an ONNX file of this name, in memory. Raises InvalidModel."""
+    if data.startswith(LFS_POINTER):
+        raise InvalidModel(f"{name} is a pointer of Git LFS, not the model: `git lfs pull` brings it")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -126,9 +131,12 @@ def check_interface(model: onnx.ModelProto, name: str) -> None:
                 continue
             kind = value.type.WhichOneof("value")
             if kind not in (None, "tensor_type"):
+                hint = ""
+                if kind == "sequence_type" and value.type.sequence_type.elem_type.HasField("map_type"):
+                    hint = ": scikit-learn's converter writes such an output unless told options={'zipmap': False}"
                 raise InvalidModel(
                     f"{name}: {role} {value.name!r} is a {str(kind).removesuffix('_type')}; "
-                    "only tensors can be served"
+                    f"only tensors can be served{hint}"
                 )
 
 

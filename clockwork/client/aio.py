@@ -11,9 +11,17 @@ from typing import Any, ClassVar
 from clockwork import config
 from clockwork.client import calls
 from clockwork.client.blocking import Client, Keys
-from clockwork.client.calls import Arguments, Batching, Call, Inputs, MetricsPages, Outputs, Value
+from clockwork.client.calls import (
+    Arguments,
+    Batching,
+    Call,
+    Inputs,
+    MetricsPages,
+    Outputs,
+    ProgressCallback,
+    Value,
+)
 from clockwork.client.channel import CallStream
-from clockwork.client.upload import ProgressCallback, register
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 
 
@@ -101,7 +109,7 @@ class AsyncClient:
 
         try:
             return await asyncio.to_thread(
-                register, self._channel, name, model, options, examples, limit_ns, tell, opened
+                calls.uploader(), self._channel, name, model, options, examples, limit_ns, tell, opened
             )
         except asyncio.CancelledError:
             cancelled = True

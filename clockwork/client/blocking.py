@@ -12,9 +12,17 @@ from typing import Any, ClassVar, TypeAlias
 
 from clockwork import config
 from clockwork.client import calls
-from clockwork.client.calls import Arguments, Batching, Call, Inputs, MetricsPages, Outputs, Value
+from clockwork.client.calls import (
+    Arguments,
+    Batching,
+    Call,
+    Inputs,
+    MetricsPages,
+    Outputs,
+    ProgressCallback,
+    Value,
+)
 from clockwork.client.channel import Channel
-from clockwork.client.upload import ProgressCallback, register
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.keys import PeerKeys, read_peer_keys
 
@@ -137,7 +145,7 @@ class Client:
         """
         options = calls.registration_options(slo, batching, batch_max, version, origin)
         limit_ns = None if timeout is None else self._limit_ns(timeout)
-        return register(self._channel, name, model, options, examples, limit_ns, progress)
+        return calls.uploader()(self._channel, name, model, options, examples, limit_ns, progress)
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""

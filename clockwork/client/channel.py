@@ -38,6 +38,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.system.clock import now_ns, to_seconds
+from clockwork.system.wake import Wake
 from clockwork.wire import codec
 from clockwork.wire.keys import PeerKeys
 from clockwork.wire.messages import (
@@ -72,7 +73,8 @@ def _after_fork() -> None:
     _generation = next(_forks)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # where there is fork()
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class CallStream:
@@ -147,10 +149,10 @@ class Channel:
         self._woken = False
         self._lone = 0  # blocking calls in a row without another pending call
         self._wake_lock = threading.Lock()  # held to write to the descriptor, and to close it
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # -1 once it is closed
+        self._wakeup = Wake()
         self._transport: Transport | None = None
         self._dealer: Dealer | None = None
-        self._poller = Poller([], [self._wake_fd])
+        self._poller = Poller([], [self._wakeup.fileno()])
         try:
             self._dial()
         except BaseException:
@@ -300,9 +302,9 @@ class Channel:
         """Make the owner look at the queue, unless it will in any case."""
         if self._sleeping or force:
             with self._wake_lock:  # once it is closed, its number may be another descriptor's
-                if self._wake_fd < 0:
+                if self._wakeup.fileno() < 0:
                     return
-                os.eventfd_write(self._wake_fd, 1)
+                self._wakeup.set()
             # After the write: cleared before it is drained, so a wake-up is never left unread for good.
             self._woken = True
 
@@ -412,15 +414,14 @@ class Channel:
             self._transport.close()
         self._transport = self._dealer = None
         with self._wake_lock:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+            self._wakeup.close()
 
     # ----- the owner's work ------------------------------------------------------------------
 
     def _dial(self) -> None:
         self._transport = Transport()
         self._dealer = self._transport.dealer(self.endpoint, self._keys)
-        self._poller = Poller([self._dealer], [self._wake_fd])
+        self._poller = Poller([self._dealer], [self._wakeup.fileno()])
         self._state = _State.DOWN
         self._unapplied = []
         self._broken = 0
@@ -429,7 +430,7 @@ class Channel:
         """Close the socket; the next call dials again."""
         assert self._transport is not None
         self._state = _State.DOWN
-        self._poller = Poller([], [self._wake_fd])
+        self._poller = Poller([], [self._wakeup.fileno()])
         self._transport.close()
         self._transport = self._dealer = None
 
@@ -437,8 +438,7 @@ class Channel:
         self._poller.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
         if self._woken:
             self._woken = False
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
+            self._wakeup.clear()
 
     def _begin(self, call: PendingCall, timed: bool) -> None:
         """Send a call if there is a connection, else let it wait for one. timed: its deadline goes into the heap."""

@@ -74,4 +74,5 @@ def _after_fork() -> None:
     _lock, _idle, _thread = threading.Lock(), weakref.WeakSet(), None
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # where there is fork()
+    os.register_at_fork(after_in_child=_after_fork)

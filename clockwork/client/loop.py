@@ -8,8 +8,6 @@ socket (see clockwork.client.channel).
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Generic
@@ -75,7 +73,7 @@ class LoopChannel(Channel):
         self._sleeping = (
             True  # as far as other threads know: they write to the descriptor that the loop watches
         )
-        self._loop.add_reader(self._wake_fd, self._woken_up)
+        self._loop.add_reader(self._wakeup.fileno(), self._woken_up)
         self._turn()
 
     def submit_on_loop(
@@ -113,8 +111,7 @@ class LoopChannel(Channel):
             self._arm()
 
     def _woken_up(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+        self._wakeup.clear()
         self._turn()
 
     def _turn(self) -> None:
@@ -179,7 +176,7 @@ class LoopChannel(Channel):
             if handle is not None:
                 handle.cancel()
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._wake_fd)
+            self._loop.remove_reader(self._wakeup.fileno())
         super()._release()
 
 

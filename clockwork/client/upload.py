@@ -6,10 +6,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from clockwork import config
 from clockwork.client import calls
+from clockwork.client.calls import ProgressCallback
 from clockwork.client.channel import CallStream, Channel
 from clockwork.errors import ClockworkError, InvalidModel
 from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, hash_file
@@ -17,9 +18,6 @@ from clockwork.formats.profiles import ModelProfile
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Progress, UploadAck, UploadChunk, UploadNeed
 from clockwork.wire.tensors import as_array
-
-ProgressCallback: TypeAlias = Callable[[str, int, int], None]
-"""Called with (stage, done, total); total 0 is unknown. Stages: hash, upload, store, prepare."""
 
 
 def register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
+import sys
 from pathlib import Path
 
 from clockwork.config import OOM_SCORE
@@ -27,6 +27,8 @@ def raise_descriptor_limit() -> int:
     The usual soft limit of 1024 is for programs that call select(). A controller holds a descriptor for every
     client and worker, and a worker one for every file that it maps.
     """
+    import resource  # here, because a client on Windows imports this module
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # fs.nr_open is lower: the limit stays
@@ -44,6 +46,8 @@ def memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process that are in memory."""
+    """Bytes of this process that are in memory; 0 on systems that do not say so in /proc."""
+    if not sys.platform.startswith("linux"):
+        return 0
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -14,7 +14,7 @@ import msgpack
 
 from clockwork.config import HEADER_BYTES_MAX
 from clockwork.errors import ClockworkError
-from clockwork.wire import _codec
+from clockwork.wire import native
 from clockwork.wire.forms import INT64_MAX, Form, Text
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, HEADER_BYTES, TAG_OF, TO_CLIENT, TO_WORKER
 
@@ -60,8 +60,8 @@ def encode(message: tuple[Any, ...]) -> bytes:
 def decode(header: Any, table: Mapping[int, type]) -> Any:
     """The message in a header frame (bytes-like). table: the kinds of its direction, by tag. Raises WireError."""
     try:
-        return _codec.read(header, _LAYOUTS[id(table)])
-    except _codec.Odd as error:
+        return native.read(header, _LAYOUTS[id(table)])
+    except native.Odd as error:
         raise WireError(str(error)) from None
 
 
@@ -74,8 +74,8 @@ def check(message: tuple[Any, ...]) -> bytes:
     """The header of a message made of untrusted data, decoded once as a test. Raises WireError if no receiver takes it."""
     try:
         header = encode(message)
-        _codec.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
-    except (_codec.Odd, TooLarge) as error:
+        native.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
+    except (native.Odd, TooLarge) as error:
         raise WireError(str(error)) from None
     return header
 
@@ -125,7 +125,7 @@ def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any
 
 
 _FORMS = {kind: forms_of(kind) for kind in TAG_OF}
-_ALL = {kind: _codec.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
+_ALL = {kind: native.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
 _LAYOUTS = {
     id(table): {tag: _ALL[kind] for tag, kind in table.items()}
     for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER)

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 from contextlib import suppress
 
 from clockwork.config import INFLOW_SMALL_BYTES
@@ -82,7 +83,10 @@ class Inflow:
 
 
 def received_bytes(connection: socket.socket) -> int:
-    """Bytes that a TCP connection has received since it began; 0 for a unix socket, for which the kernel has no count."""
+    """Bytes that a TCP connection has received since it began; 0 for a unix socket, and on systems other than Linux, for
+    which the kernel has no such count."""
+    if not sys.platform.startswith("linux"):
+        return 0
     with suppress(OSError):
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         if len(info) == _INFO_BYTES:

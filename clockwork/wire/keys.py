@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import re
@@ -202,6 +201,8 @@ def _locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"directory of keys {directory} cannot be opened: {error.strerror}") from None
     try:
+        import fcntl  # here, because a client on Windows imports this module
+
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

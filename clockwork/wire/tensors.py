@@ -96,7 +96,12 @@ def numpy_dtype(dtype: int) -> np.dtype[Any]:
         return np.dtype(kind.name)
     if dtype == STRING:
         return np.dtype(object)
-    import ml_dtypes  # here, because few models use its types and every start would pay for it
+    try:
+        import ml_dtypes  # here, because few use such types and everybody would pay for it
+    except ModuleNotFoundError:
+        raise InvalidInput(
+            f"dtype {kind.name} needs ml_dtypes: pip install ml_dtypes", expected=kind.name
+        ) from None
 
     scalar = getattr(ml_dtypes, kind.name, None)
     if scalar is None:

@@ -1,0 +1,85 @@
+"""What is published: two distributions of one package, of which the client's stands alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.unit.test_imports import IMPORTS, PACKAGE, is_module
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def release() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("release", ROOT / "tools" / "release.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["release"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def place_of(module: str) -> Path:
+    """The file of a module of clockwork, below its folder."""
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    for file in (path.with_suffix(".py"), path / "__init__.py", path.with_suffix(".pyx")):
+        if file.exists():
+            return file.relative_to(PACKAGE)
+    raise AssertionError(f"{module} has no file")
+
+
+def test_the_client_imports_nothing_of_the_server(release: ModuleType) -> None:
+    """But for what native.py has stand-ins for, and for reading models, which is asked for by name."""
+    beyond = set()
+    for one in IMPORTS:
+        if not one.target.startswith("clockwork.") or not is_module(one.target):
+            continue
+        importer = place_of(f"clockwork.{one.importer}" if one.importer else "clockwork")
+        if release.is_clients(importer) and not release.is_clients(place_of(one.target)):
+            beyond.add((str(importer), one.target))
+    assert beyond == {
+        ("client/calls.py", "clockwork.client.upload"),
+        ("wire/native.py", "clockwork.system._wait"),
+        ("wire/native.py", "clockwork.wire._codec"),
+        ("wire/native.py", "clockwork.wire._zmq"),
+    }
+
+
+def test_the_client_needs_three_packages_and_no_more(release: ModuleType) -> None:
+    outside = {
+        one.target.split(".")[0]
+        for one in IMPORTS
+        if release.is_clients(place_of(f"clockwork.{one.importer}" if one.importer else "clockwork"))
+    } - {"clockwork", "__future__"}
+    # ml_dtypes is imported for tensors of its types alone, and asked for by name where it is missing.
+    assert outside - sys.stdlib_module_names == {"numpy", "msgpack", "zmq", "ml_dtypes"}
+
+
+def test_both_projects_together_are_the_package_and_neither_has_the_others_files(
+    release: ModuleType, tmp_path: Path
+) -> None:
+    client, server = release.assemble(tmp_path)
+
+    def files(root: Path) -> set[str]:
+        found = {str(path.relative_to(root)) for path in (root / "clockwork").rglob("*") if path.is_file()}
+        return {name for name in found if not name.endswith("__init__.pxd")}
+
+    assert files(client) & files(server) == set()
+    tracked = {str(path) for path in release.tracked() if path.parts[0] == "clockwork"}
+    assert files(client) | files(server) == tracked
+    of_client = tomllib.loads((client / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    of_server = tomllib.loads((server / "pyproject.toml").read_text(encoding="utf-8"))
+    assert f"clockwork-client=={of_client['version']}" in of_server["project"]["dependencies"]
+    whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert of_server["project"]["scripts"] == whole["project"]["scripts"]
+    assert of_server["tool"]["setuptools"]["package-data"] == whole["tool"]["setuptools"]["package-data"]
+    assert sorted(of_client["dependencies"]) == sorted(
+        need for need in whole["project"]["dependencies"] if need.startswith(("numpy", "msgpack", "pyzmq"))
+    )

@@ -228,9 +228,7 @@ def environment(python: str, directory: Path) -> Path:
 def platform_of(inside: Path, wheel: Path) -> tuple[int, int]:
     """The oldest glibc that a wheel runs on. Exits where it is newer than GLIBC_MAX, or the wheel needs other libraries."""
     told = run([inside, "-m", "auditwheel", "show", wheel], ROOT)
-    found = re.search(
-        r'compatible with the following .*?platform tag:\s*"manylinux_(\d+)_(\d+)_', " ".join(told.split())
-    )
+    found = re.search(r'platform tag: "manylinux_(\d+)_(\d+)_', " ".join(told.split()))
     if found is None:
         sys.exit(f"{wheel.name} is of no manylinux platform:\n{told}")
     platform = int(found[1]), int(found[2])

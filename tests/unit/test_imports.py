@@ -68,7 +68,7 @@ NO_SOCKETS = ["scheduler", "actions", "formats", "workloads", "device", "models"
 """Rooms that import nothing of wire's which opens a socket."""
 
 ONLY_IN = {
-    "zmq": ["wire.transport", "wire._zmq"],
+    "zmq": ["wire.transport", "wire._zmq", "wire._plain_zmq"],
     "onnxruntime": ["models", "device"],
     "sklearn": [],
     "torch": [],

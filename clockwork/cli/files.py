@@ -13,12 +13,27 @@ import numpy as np
 
 from clockwork.errors import ConfigError, InvalidInput
 from clockwork.wire.description import ModelInfo, TensorInfo
+from clockwork.wire.telling import tell
 from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 OUTPUTS = (".npy", ".npz", ".json")
 BEST = 5
 """How many labels are shown for each row."""
+
+
+EXAMPLES = Path(__file__).parents[1] / "models" / "data" / "digits"
+"""Pictures of digits, 0.png to 9.png, for the demo model."""
+
+
+def example(name: str) -> Path:
+    """The file of an example that comes with the package. Raises InvalidInput."""
+    known = sorted(path.stem for path in EXAMPLES.glob("*.png"))
+    if name not in known:
+        raise InvalidInput(
+            f"there is no example {tell(name)}; there are {', '.join(known)}", expected=" ".join(known)
+        )
+    return EXAMPLES / f"{name}.png"
 
 
 def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from clockwork.cli.common import (
     print_table,
     write_file,
 )
-from clockwork.errors import ClockworkError, Unavailable
+from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 
 INTERRUPTED_STATUS = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -24,14 +24,15 @@ INTERRUPTED_STATUS = 130
 
 @click.command()
 @click.argument("model")
-@click.argument("inputs", nargs=-1, required=True)
+@click.argument("inputs", nargs=-1)
+@click.option("--example", metavar="0..9", help="Instead of INPUTS: a picture for the demo model digits.")
 @click.option("--output", "-o", type=PATH, help="Write the outputs: .npy, .npz or .json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
 @click.option("--slo", type=float, help="Seconds in which the answer is due.")
 @click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
 @client_options
 def infer(
-    model: str, inputs: tuple[str, ...], output: Path | None, as_json: bool, slo: float | None, priority: int,
+    model: str, inputs: tuple[str, ...], example: str | None, output: Path | None, as_json: bool, slo: float | None, priority: int,
     endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Send MODEL a request and print its answer.
@@ -42,11 +43,16 @@ def infer(
 
     \b
     Examples:
+      clockwork infer digits --example 7
       clockwork infer digits examples/digits/7.png
       clockwork infer bert ids=ids.npy mask=mask.npy --slo 0.1 --output answer.npz
     """
     from clockwork.cli import files
 
+    if (example is None) == (not inputs):
+        raise InvalidInput("infer takes INPUTS or --example: give one of them")
+    if example is not None:
+        inputs = (str(files.example(example)),)
     if output is not None:
         files.check_output_name(output)
     with new_client(endpoint, key, timeout) as client:

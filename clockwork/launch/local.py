@@ -554,11 +554,8 @@ def _greet(
         # Without a demo there is a model to register first, for which one needs an operator's key.
         role = Role.CLIENT if settings.demo else Role.OPERATOR
         options += ["--key", str(key_file_of(settings.keys, role))]
-    image = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
-    if settings.demo and image.is_file():
-        example = ["infer", *options, DEMO_MODEL, _shown(image)]
-    elif settings.demo:
-        example = ["load", *options, DEMO_MODEL]
+    if settings.demo:
+        example = ["infer", *options, DEMO_MODEL, "--example", "7"]
     else:
         example = ["status", *options]
     say(

@@ -37,7 +37,7 @@ SOURCES := setup.py pyproject.toml \
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
-    lint format typecheck annotate lock proto clean distclean
+    lint format typecheck annotate lock wheels proto clean distclean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -151,6 +151,9 @@ annotate: $(BUILT) ## write Cython's annotated sources to build/annotate (yellow
 
 lock: ## pin the newest dependencies that pyproject.toml allows (needs PYTHON to be 3.11)
 	$(PYTHON) tools/lock.py
+
+wheels: ## make what is published, in dist/: wheels and sdists of clockwork-client and clockwork-serving (ARGS='--python python3.12')
+	$(PYTHON) tools/release.py $(ARGS)
 
 proto: ## make the gateway's protobuf messages from inference.proto
 	$(PYTHON) tools/proto.py

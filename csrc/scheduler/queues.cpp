@@ -21,7 +21,7 @@ std::uint64_t packed_rank(std::uint8_t level, Ns rank_ns) {
 // ----- what waits ---------------------------------------------------------------------------------
 
 Queue& Queues::of(const Pending& pending) {
-    ModelState& state = states_[pending.model->slot];
+    ModelQueues& state = states_[pending.model->slot];
     std::uint32_t shape = pending.request.shape;
     std::uint8_t level = pending.request.priority;
     if (state.last != nullptr && state.last_shape == shape && state.last_level == level) {
@@ -72,7 +72,7 @@ void Queues::set_waiting(const Model& model, std::uint32_t count) {
 
 // Enters the best ready queue of a model in the indexes.
 void Queues::publish(const Model& model) {
-    ModelState& state = states_[model.slot];
+    ModelQueues& state = states_[model.slot];
     state.best = nullptr;
     Ns first_due = NEVER_NS;
     for (const auto& queue : state.queues) {
@@ -104,9 +104,9 @@ void Queues::add_model(const Model& model) {
         states_.resize(state_.pool<Model>().slot_count());
         waiting_.resize(state_.pool<Model>().slot_count(), 0);
     }
-    ModelState& state = states_[model.slot];
+    ModelQueues& state = states_[model.slot];
     if (state.generation != model.generation) {  // the slot had another model before
-        state = ModelState();
+        state = ModelQueues();
         state.generation = model.generation;
         set_waiting(model, 0);
     }
@@ -177,7 +177,7 @@ void Queues::collect(std::vector<const Pending*>& found) const {
 
 void Queues::check_invariants() const {
     for (const Model* model : state_.models) {
-        const ModelState& state = states_[model->slot];
+        const ModelQueues& state = states_[model->slot];
         std::uint32_t waiting = 0;
         bool ready = false;
         for (const auto& queue : state.queues) {

@@ -143,7 +143,7 @@ public:
 
 private:
     // What is known of a model beside its record.
-    struct ModelState {
+    struct ModelQueues {
         Queue* last = nullptr;         // the queue that was asked for last
         std::uint32_t last_shape = 0;  // it is of
         std::uint8_t last_level = 0;
@@ -155,7 +155,7 @@ private:
     void set_waiting(const Model& model, std::uint32_t count);
 
     State& state_;
-    std::vector<ModelState> states_;      // by the model's slot; grows with add_model() alone
+    std::vector<ModelQueues> states_;     // by the model's slot; grows with add_model() alone
     std::vector<std::uint32_t> waiting_;  // likewise, close together: it is asked of every model on a device
     std::vector<std::uint64_t> ranks_;    // by the model's slot: of the best ready queue
     std::vector<Ns> first_due_ns_;        // likewise

@@ -14,9 +14,13 @@ import msgpack
 
 from clockwork.config import HEADER_BYTES_MAX
 from clockwork.errors import ClockworkError
-from clockwork.wire import native
 from clockwork.wire.forms import INT64_MAX, Form, Text
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, HEADER_BYTES, TAG_OF, TO_CLIENT, TO_WORKER
+
+try:
+    import clockwork.wire._codec as reader
+except ModuleNotFoundError:  # clockwork-client alone: nothing of it is compiled
+    import clockwork.wire._plain_codec as reader  # type: ignore[no-redef]
 
 
 class WireError(ClockworkError):
@@ -60,24 +64,22 @@ def encode(message: tuple[Any, ...]) -> bytes:
 def decode(header: Any, table: Mapping[int, type]) -> Any:
     """The message in a header frame (bytes-like). table: the kinds of its direction, by tag. Raises WireError."""
     try:
-        return native.read(header, _LAYOUTS[id(table)])
-    except native.Odd as error:
+        return reader.read(header, _LAYOUTS[id(table)])
+    except reader.Odd as error:
         raise WireError(str(error)) from None
 
 
 def complaint(header: Any, table: Mapping[int, type], flaw: HeaderFlaw) -> str:
     """What decode() says of a header that has this flaw."""
-    from clockwork.wire import _codec  # the exchange's, which is compiled in any case
-
-    return _codec.complaint(header, _LAYOUTS[id(table)][flaw.tag], *flaw[1:])
+    return reader.complaint(header, _LAYOUTS[id(table)][flaw.tag], *flaw[1:])
 
 
 def check(message: tuple[Any, ...]) -> bytes:
     """The header of a message made of untrusted data, decoded once as a test. Raises WireError if no receiver takes it."""
     try:
         header = encode(message)
-        native.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
-    except (native.Odd, TooLarge) as error:
+        reader.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
+    except (reader.Odd, TooLarge) as error:
         raise WireError(str(error)) from None
     return header
 
@@ -127,7 +129,7 @@ def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any
 
 
 _FORMS = {kind: forms_of(kind) for kind in TAG_OF}
-_ALL = {kind: native.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
+_ALL = {kind: reader.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
 _LAYOUTS = {
     id(table): {tag: _ALL[kind] for tag, kind in table.items()}
     for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER)

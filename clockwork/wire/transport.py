@@ -12,7 +12,7 @@ import enum
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import zmq
 import zmq.backend
@@ -42,13 +42,16 @@ from clockwork.config.wire import (
 )
 from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns
-from clockwork.wire import native
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.keys import ControllerKeys, PeerKeys
 from clockwork.wire.roles import Port
 
-if TYPE_CHECKING:
-    from clockwork.wire._zmq import Functions
+try:
+    import clockwork.system._wait as _wait
+    import clockwork.wire._zmq as _zmq
+except ModuleNotFoundError:  # clockwork-client alone: nothing of it is compiled
+    import clockwork.system._plain_wait as _wait  # type: ignore[no-redef]
+    import clockwork.wire._plain_zmq as _zmq  # type: ignore[no-redef]
 
 Frame: TypeAlias = Any
 """A zmq.Frame or bytes-like object; memoryview(frame) is its content."""
@@ -247,7 +250,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None,
     return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
-def _read_monitor(monitor: zmq.Socket[bytes], probe: native.Probe) -> Iterator[tuple[int, int]]:
+def _read_monitor(monitor: zmq.Socket[bytes], probe: _zmq.Probe) -> Iterator[tuple[int, int]]:
     """(event, value) of each monitor message that is waiting."""
     while probe.readable():
         body = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
@@ -264,7 +267,7 @@ def _send(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Frame]) -> 
         _send_part(socket, frame, _MORE if last else _NOBLOCK, copied)
 
 
-def _rest(socket: zmq.Socket[bytes], probe: native.Probe, frames: list[Frame]) -> bool:
+def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> bool:
     """Receive the remaining frames of a message. False if there were too many: they are dropped."""
     while probe.more():
         frame = _receive_part(socket, _NOBLOCK, False)
@@ -296,7 +299,7 @@ class Dealer:
         self._inflow: Inflow | None = None  # counts from before the handshake on
         self._look_ns = 0
         self._monitor = socket.get_monitor_socket(_BEGUN | _UP | _DOWN | _REFUSED | _FAILED)
-        self._probe, self._monitor_probe = native.Probe(socket), native.Probe(self._monitor)
+        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
             socket.connect(endpoint)
@@ -374,13 +377,11 @@ class Dealer:
             self._socket.close()
 
 
-def socket_functions() -> Functions:
+def socket_functions() -> _zmq.Functions:
     """libzmq's functions (csrc/zmq_api.h), for native code.
 
     Raises ConfigError where pyzmq was built with a libzmq that does not export its functions.
     """
-    from clockwork.wire import _zmq  # the exchange's, which is compiled in any case
-
     try:
         return _zmq.Functions()
     except OSError as error:
@@ -403,7 +404,7 @@ class Router:
         _find_dead_hosts_by_tcp(socket)
         # Opened before the first connection can come.
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
-        self._probe = native.Probe(socket)
+        self._probe = _zmq.Probe(socket)
         sockets = [socket] if self._monitor is None else [socket, self._monitor]
         self.filenos = tuple(int(part.get(zmq.FD)) for part in sockets)
         try:
@@ -478,7 +479,7 @@ class Publisher:
         socket.set(zmq.SNDHWM, EVENTS_QUEUE_MAX)
         socket.set(zmq.MAXMSGSIZE, EVENTS_TOPIC_BYTES_MAX)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
-        self._probe = native.Probe(self._monitor)
+        self._probe = _zmq.Probe(self._monitor)
         self._connected: dict[int, Inflow] = {}  # by descriptor
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
@@ -527,7 +528,7 @@ class Poller:
 
     def __init__(self, sockets: Sequence[Dealer | Router], filenos: Sequence[int] = ()) -> None:
         self._sockets = tuple(sockets)
-        self._wait = native.DescriptorPoller(
+        self._wait = _wait.DescriptorPoller(
             [fd for socket in sockets for fd in socket.filenos] + list(filenos)
         ).wait
 

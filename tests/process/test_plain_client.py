@@ -28,10 +28,10 @@ def test_nothing_compiled_is_imported_then() -> None:
     program = (
         "import tests.process.without_extensions, sys\n"
         "from clockwork import AsyncClient, Client\n"
-        "from clockwork.wire import native\n"
-        "native_files = [name for name, module in sys.modules.items() if name.startswith('clockwork')"
+        "from clockwork.wire import codec\n"
+        "compiled = [name for name, module in sys.modules.items() if name.startswith('clockwork')"
         " and str(getattr(module, '__file__', '')).endswith('.so')]\n"
-        "print(native.COMPILED, native_files)"
+        "print(codec.reader.__name__, compiled)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -41,4 +41,4 @@ def test_nothing_compiled_is_imported_then() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "False []"
+    assert done.stdout.strip() == "clockwork.wire._plain_codec []"

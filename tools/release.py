@@ -12,6 +12,7 @@ not be newer than GLIBC_MAX.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -60,22 +61,12 @@ def tracked() -> list[Path]:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML writes it, in one line."""
-    match value:
-        case dict():
-            return "{ " + ", ".join(f"{quoted(key)} = {toml(one)}" for key, one in value.items()) + " }"
-        case list() | tuple():
-            return "[" + ", ".join(map(toml, value)) + "]"
-        case bool():
-            return str(value).lower()
-        case int():
-            return str(value)
-        case _:
-            return quoted(value)
-
-
-def quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """A value as TOML writes it, in one line: but for tables, as JSON does."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{toml(key)} = {toml(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def tables(project: dict[str, Any]) -> str:
@@ -84,12 +75,12 @@ def tables(project: dict[str, Any]) -> str:
     for name, table in project.items():
         plain = {key: one for key, one in table.items() if not (name == "tool" and isinstance(one, dict))}
         if plain:
-            lines += [f"[{name}]", *(f"{quoted(key)} = {toml(one)}" for key, one in plain.items()), ""]
+            lines += [f"[{name}]", *(f"{toml(key)} = {toml(one)}" for key, one in plain.items()), ""]
         for key, one in table.items():
             if key not in plain:
                 lines += [
-                    f"[{name}.{quoted(key)}]",
-                    *(f"{quoted(k)} = {toml(v)}" for k, v in one.items()),
+                    f"[{name}.{toml(key)}]",
+                    *(f"{toml(k)} = {toml(v)}" for k, v in one.items()),
                     "",
                 ]
     return "\n".join(lines)
@@ -254,7 +245,8 @@ def main() -> None:
     said.into.mkdir(parents=True, exist_ok=True)
     print(f"version {version()}, Python {', '.join(sorted(pythons))}", flush=True)
     for missing in [one for one in PYTHONS if one not in pythons]:
-        print(f"not built: Python {missing} is not on this machine", flush=True)
+        why = "was not asked for" if said.python else "is not on this machine"
+        print(f"not built: Python {missing} {why}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         client, server = assemble(scratch)

@@ -391,6 +391,24 @@ def infer_call(inputs: Inputs) -> _Infer:
     return INFER_MAPPING if isinstance(inputs, Mapping) else INFER_ARRAY
 
 
+# ----- registration -------------------------------------------------------------------------
+
+ProgressCallback: TypeAlias = Callable[[str, int, int], None]
+"""Called with (stage, done, total); total 0 is unknown. Stages: hash, upload, store, prepare."""
+
+
+def uploader() -> Callable[..., ModelInfo]:
+    """upload.register(), which is not of clockwork-client alone: it reads models, and needs what reads them."""
+    try:
+        from clockwork.client.upload import register
+    except ModuleNotFoundError as error:
+        raise ClockworkError(
+            f"registering a model takes clockwork-serving, which reads it (there is no {error.name}): "
+            "pip install clockwork-serving"
+        ) from None
+    return register
+
+
 # ----- failures ------------------------------------------------------------------------------
 
 
@@ -424,19 +442,3 @@ _ERRORS: dict[int, type[ClockworkError]] = {
 
 def _seconds_or_none(ns: Any) -> float | None:
     return to_seconds(ns) if isinstance(ns, int) and ns > 0 else None
-
-
-ProgressCallback: TypeAlias = Callable[[str, int, int], None]
-"""Called with (stage, done, total); total 0 is unknown. Stages: hash, upload, store, prepare."""
-
-
-def uploader() -> Callable[..., ModelInfo]:
-    """upload.register(), which is not of clockwork-client alone: it reads models, and needs what reads them."""
-    try:
-        from clockwork.client.upload import register
-    except ModuleNotFoundError as error:
-        raise ClockworkError(
-            f"registering a model takes clockwork-serving, which reads it (there is no {error.name}): "
-            "pip install clockwork-serving"
-        ) from None
-    return register

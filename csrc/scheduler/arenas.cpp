@@ -479,10 +479,13 @@ void Arenas::send_unload(Residency& residency) {
     }
     ++residency.model->unloads;
     ++residency.attempts;
-    Flight* flight =
-        flights_.make(arena, FlightKind::UNLOAD, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
+    order_release(FlightKind::UNLOAD, CommandKind::SEND_UNLOAD, residency);
+}
+
+void Arenas::order_release(FlightKind kind, CommandKind order, Residency& residency) {
+    Flight* flight = flights_.make(*residency.arena, kind, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
     flights_.enter(*flight);
-    Command& command = flights_.order(CommandKind::SEND_UNLOAD, *flight);
+    Command& command = flights_.order(order, *flight);
     command.earliest_ns = state_.now;
     command.latest_ns = NEVER_NS;
     command.expected_ns = UNLOAD_EXPECTED_NS;

@@ -162,6 +162,8 @@ private:
     Residency& stand_in(Worker& worker, Model& model);
     void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
     void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
+    // An UNLOAD or a DROP: at once, and at any time from now on.
+    void order_release(FlightKind kind, CommandKind order, Residency& residency);
     bool find_victims(Residency& residency, bool doom);
     void find_busy(Arena& arena);
     // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.

@@ -214,13 +214,7 @@ void Arenas::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
     Residency& residency = stand_in(worker, model);
     residency.attempts = static_cast<std::uint8_t>(attempts + 1);
     ++model.drops;
-    Flight* flight =
-        flights_.make(*residency.arena, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
-    flights_.enter(*flight);
-    Command& command = flights_.order(CommandKind::SEND_DROP, *flight);
-    command.earliest_ns = state_.now;
-    command.latest_ns = NEVER_NS;
-    command.expected_ns = UNLOAD_EXPECTED_NS;
+    order_release(FlightKind::DROP, CommandKind::SEND_DROP, residency);
 }
 
 // ----- results --------------------------------------------------------------------------------------

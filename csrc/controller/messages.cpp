@@ -19,7 +19,8 @@ public:
         flaw_.depth = 0;
     }
 
-    // The array's head and the tag. `id`: of whom the message is about, which is read ahead for who answers it.
+    // The array's head, the tag and the first field, which is whom the message is about. `id`: that field, 0 where it is
+    // none, whatever else is wrong with the header.
     bool begin(std::int64_t tag, std::uint32_t fields, std::size_t bytes_max, std::int64_t& id) {
         id = 0;
         flaw_.tag = tag;
@@ -33,7 +34,11 @@ public:
         if (header_.size() > bytes_max)
             return fail(HeaderFlaw::TOO_LARGE);
         flaw_.count = count - 1;
-        return count == fields + 1 || fail(HeaderFlaw::FIELDS);
+        if (count != fields + 1)
+            return fail(HeaderFlaw::FIELDS);
+        place(0, 0);
+        std::int64_t first = 0;
+        return integer(first, 0, ANY_MOST);
     }
 
     void place(std::uint32_t level, std::uint32_t number) {
@@ -133,10 +138,6 @@ bool InferRequestHeader::read(std::string_view header, HeaderFlaw& flaw) {
     FieldReader reader(header, flaw);
     if (!reader.begin(TAG_INFER_REQUEST, 5, REQUEST_HEADER_BYTES_MAX, request_id))
         return false;
-    reader.place(0, 0);
-    std::int64_t id = 0;
-    if (!reader.integer(id, 0, ANY_MOST))
-        return false;
     reader.place(0, 1);
     if (!reader.text(model, REFERENCE_BYTES_MAX))
         return false;
@@ -165,11 +166,7 @@ bool InferRequestHeader::read(std::string_view header, HeaderFlaw& flaw) {
 
 bool CancelHeader::read(std::string_view header, HeaderFlaw& flaw) {
     FieldReader reader(header, flaw);
-    if (!reader.begin(TAG_CANCEL, 1, CANCEL_HEADER_BYTES_MAX, request_id))
-        return false;
-    reader.place(0, 0);
-    std::int64_t id = 0;
-    return reader.integer(id, 0, ANY_MOST) && reader.end();
+    return reader.begin(TAG_CANCEL, 1, CANCEL_HEADER_BYTES_MAX, request_id) && reader.end();
 }
 
 bool ResultHeader::read(std::string_view header, HeaderFlaw& flaw) {
@@ -180,10 +177,6 @@ bool ResultHeader::read(std::string_view header, HeaderFlaw& flaw) {
     dims.clear();
     FieldReader reader(header, flaw);
     if (!reader.begin(TAG_RESULT, 8, RESULT_HEADER_BYTES_MAX, action_id))
-        return false;
-    reader.place(0, 0);
-    std::int64_t id = 0;
-    if (!reader.integer(id, 0, ANY_MOST))
         return false;
     reader.place(0, 1);
     if (!reader.integer(status_number, 0, STATUS_NUMBER_MAX))

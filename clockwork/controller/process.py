@@ -529,17 +529,21 @@ class Controller:
                 self._worker_handlers[type(message)](self, worker, message, frames)
         except Forbidden as error:
             self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
-        except (codec.WireError, InvalidInput) as error:
-            self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
-            self._turn_away(identity, fd, worker, str(error))
         except PolicyFailed:
             raise  # the scheduler is in the middle of something
-        except Exception as error:  # a defect of ours; the next message is another worker's
-            self._complain("worker failed", f"failed at a {kind} of {_named(worker)}", error)
-            self._turn_away(identity, fd, worker, f"the controller failed at this worker's {kind}")
+        except Exception as error:
+            self._turn_away(identity, fd, worker, kind, error)
 
-    def _turn_away(self, identity: bytes, fd: int, worker: WorkerLink | None, why: str) -> None:
+    def _turn_away(
+        self, identity: bytes, fd: int, worker: WorkerLink | None, kind: str, error: Exception
+    ) -> None:
         """Let go of a worker whose message could not be dealt with: its books and ours may differ from here on."""
+        if isinstance(error, codec.WireError | InvalidInput):
+            self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
+            why = str(error)
+        else:  # a defect of ours; the next message is another worker's
+            self._complain("worker failed", f"failed at a {kind} of {_named(worker)}", error)
+            why = f"the controller failed at this worker's {kind}"
         link = self._workers.get(identity)  # it may have joined by that very message
         if link is not None:
             self._worker_gone(link, "speaks nonsense")
@@ -552,14 +556,10 @@ class Controller:
         worker = self._workers[identity]
         try:
             self._hold_against(worker, self._exchange.flaw(), frames[0])
-        except codec.WireError as error:
-            self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
-            self._turn_away(identity, fd, worker, str(error))
         except PolicyFailed:
             raise  # the scheduler is in the middle of something
-        except Exception as error:  # a defect of ours; the next message is another worker's
-            self._complain("worker failed", f"failed at a Result of {_named(worker)}", error)
-            self._turn_away(identity, fd, worker, "the controller failed at this worker's Result")
+        except Exception as error:
+            self._turn_away(identity, fd, worker, "Result", error)
 
     def _hold_against(self, worker: WorkerLink, flaw: Flaw, header: bytes) -> None:
         if flaw.header is not None:

@@ -46,6 +46,10 @@ BATCH_GAIN = 1.02
 """Factor by which a larger batch must raise throughput over the last size that did."""
 
 
+Execution = tuple[int, Sequence[Array]]
+"""What a bench executes: the index of a model, and its inputs."""
+
+
 class Bench:
     """Prepared models on a device of their own, with pages for all. On a CPU device times are processor time, if possible."""
 
@@ -165,7 +169,8 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
     bench.load(1)
     give_up = time.monotonic() + COMPARE_SECONDS
     for size in sizes:
-        pairs = _in_turn(bench, tile(inputs, size))
+        batch = tile(inputs, size)
+        pairs = _in_turn(bench, (0, batch), (1, batch), PAIRS_MIN)
         medians = [statistics.median(times) for times in zip(*pairs)]
         gains = [size / taken_ns / BATCH_GAIN >= before for taken_ns, before in zip(medians, best)]
         if found and not any(gains):
@@ -179,14 +184,17 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
     return found
 
 
-def _in_turn(bench: Bench, inputs: Sequence[Array]) -> list[tuple[int, int]]:
-    """Times of executions of the bench's first two models in ns, pair by pair, after a warm-up of each."""
+def _in_turn(bench: Bench, first: Execution, second: Execution, pairs_min: int) -> list[tuple[int, int]]:
+    """Times of two executions in ns, pair by pair, after a warm-up of each: other load on the machine affects both.
+
+    At least pairs_min pairs. Raises RunError.
+    """
     pairs: list[tuple[int, int]] = []
-    bench.run(0, inputs)
-    bench.run(1, inputs)
+    bench.run(*first)
+    bench.run(*second)
     give_up = time.monotonic() + POINT_SECONDS
-    while len(pairs) < PAIRS_MIN or (len(pairs) < RUNS_MAX and time.monotonic() < give_up):
-        pairs.append((max(1, bench.run(0, inputs)[1]), max(1, bench.run(1, inputs)[1])))
+    while len(pairs) < pairs_min or (len(pairs) < RUNS_MAX and time.monotonic() < give_up):
+        pairs.append((max(1, bench.run(*first)[1]), max(1, bench.run(*second)[1])))
     return pairs
 
 
@@ -206,20 +214,22 @@ def profile(
 ) -> tuple[list[ProfilePoint], int]:
     """Points of rising batch size while throughput grows, and the last size that raised it.
 
-    inputs: a single row where the model batches. The point at which throughput no longer grew is kept.
+    A size and the last that raised throughput execute in turn, so that a machine that slows down meanwhile does not
+    make a batch look as if it did not pay. inputs: a single row where the model batches. The point at which throughput no
+    longer grew is kept. Raises RunError.
     """
     shape = tuple(tuple(array.shape[1:] if batches else array.shape) for array in inputs)
-    points: list[ProfilePoint] = []
-    helps, best = 1, 0.0
+    points = [ProfilePoint(shape, 1, execution_time(bench, index, inputs))]
+    helps = 1
     give_up = time.monotonic() + PROFILE_SECONDS
-    for size in batch_sizes(batch_max) if batches else (1,):
-        points.append(ProfilePoint(shape, size, execution_time(bench, index, tile(inputs, size))))
-        throughput = size / points[-1].exec_ns
-        if points[:-1] and throughput < best * BATCH_GAIN:
-            break
-        helps, best = size, throughput
+    for size in batch_sizes(batch_max)[1:] if batches else ():
         if time.monotonic() > give_up:
             break
+        pairs = _in_turn(bench, (index, tile(inputs, helps)), (index, tile(inputs, size)), RUNS_MIN)
+        points.append(ProfilePoint(shape, size, round(statistics.median(larger for _, larger in pairs))))
+        if statistics.median(size * smaller / (helps * larger) for smaller, larger in pairs) < BATCH_GAIN:
+            break
+        helps = size
     return points, helps
 
 

@@ -1,4 +1,4 @@
-"""Which of two holdings is the faster: at the batch sizes that help, whatever else the machine does meanwhile."""
+"""Which of two holdings is the faster, and which batches pay, whatever else the machine does meanwhile."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from clockwork.models import measure
-from clockwork.models.measure import Compared, batch_sizes, compare, overall
+from clockwork.models.measure import Compared, batch_sizes, compare, overall, profile
+from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.tensors import Array
 
 ROW = [np.zeros((1, 2), np.float32)]
@@ -31,7 +32,7 @@ class Bench(measure.Bench):
         self.loaded.remove(index)
 
     def run(self, index: int, inputs: Sequence[Array]) -> tuple[list[Array], int]:
-        assert self.loaded == {0, 1}
+        assert index in self.loaded
         size = len(inputs[0])
         if size not in self.sizes:
             self.sizes.append(size)
@@ -79,3 +80,26 @@ def test_a_slow_model_is_compared_at_few_sizes(monkeypatch: pytest.MonkeyPatch) 
 
 def test_overall_is_the_geometric_mean() -> None:
     assert overall([Compared(1, 0.5), Compared(2, 2.0)]) == pytest.approx(1)
+
+
+def test_a_batch_that_pays_is_found_on_a_machine_that_slows_down_meanwhile() -> None:
+    # By a factor of about three from one size to the next, which no batch makes up for.
+    bench = Bench(lambda index, size, count: round((1_000_000 + 20_000 * size) * 1.2**count))
+    bench.load(0)
+    points, helps = profile(bench, 0, ROW, batches=True, batch_max=16)
+    assert [point.batch for point in points] == [1, 2, 4, 8, 16]
+    assert helps == 16
+
+
+def test_a_profile_ends_at_the_first_batch_that_does_not_pay() -> None:
+    bench = Bench(lambda index, size, _: 1000 * max(4, size))
+    bench.load(0)
+    points, helps = profile(bench, 0, ROW, batches=True, batch_max=32)
+    assert [(point.batch, point.exec_ns) for point in points] == [(1, 4000), (2, 4000), (4, 4000), (8, 8000)]
+    assert helps == 4
+
+
+def test_a_model_that_does_not_batch_has_a_single_point() -> None:
+    bench = Bench(lambda index, size, _: 1000)
+    bench.load(0)
+    assert profile(bench, 0, ROW, batches=False) == ([ProfilePoint(((1, 2),), 1, 1000)], 1)

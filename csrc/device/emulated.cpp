@@ -1,6 +1,7 @@
 #include "device/emulated.h"
 
 #include <cstdio>
+#include <iterator>
 
 namespace clockwork::emulated {
 
@@ -38,6 +39,19 @@ Ns Settings::copy_ns(std::uint64_t bytes) const {
     return static_cast<Ns>(static_cast<unsigned __int128>(bytes) * SECOND / copy_bandwidth);
 }
 
+double Settings::slowness(Ns now) const {
+    double result = 1;
+    if (!spells.empty()) {
+        const auto after = std::upper_bound(spells.begin(), spells.end(), now,
+                                            [](Ns at_ns, const auto& spell) { return at_ns < spell.first; });
+        if (after != spells.begin())
+            result = std::prev(after)->second;
+    }
+    if (slow_ns > 0 && now % slow_every_ns < slow_ns)
+        result *= slow_factor;
+    return result;
+}
+
 // ----- the link and the host store --------------------------------------------------------------
 
 std::uint32_t Link::next() {
@@ -57,6 +71,11 @@ void Link::forget(std::uint32_t device) {
 bool HostStore::holds(ModelId model_id) const {
     const auto found = models_.find(model_id);
     return found != models_.end() && found->second.state == State::HELD;
+}
+
+std::size_t HostStore::held_count() const {
+    return static_cast<std::size_t>(
+        std::ranges::count_if(models_, [](const auto& one) { return one.second.state == State::HELD; }));
 }
 
 void HostStore::reset() {
@@ -233,6 +252,18 @@ void Device::finish_move(const Order& order, bool fails) {
             break;
         default: break;
     }
+}
+
+void Device::hang(Lane which) {
+    static const Order endless = [] {
+        Order order;
+        order.kind = ActionKind::UNLOAD;
+        return order;
+    }();
+    LaneState& lane = at(which);
+    if (store_ && lane.running->kind == ActionKind::LOAD)
+        store_->count_load(lane.running->model_id, -1);
+    lane.running = &endless;
 }
 
 bool Device::revoke(ActionId id, Done& done) {

@@ -2,8 +2,8 @@
 // device: lanes, windows, pages, residencies, a link and a host store that its machine's devices share.
 //
 // Pure: orders and times come in, what has ended comes out. The caller asks step() whenever something may begin in a
-// lane and finish() when what runs there is over, and keeps what is to happen next in a heap of its own, as a Machine does
-// (device/emulated_machine.h).
+// lane and finish() when what runs there is over, and keeps what is to happen next in a heap of its own: the simulator
+// in the one of all its events, a worker in that of a Machine (device/emulated_machine.h).
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <deque>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "actions/kinds.h"
@@ -36,12 +37,13 @@ struct Settings {
     std::uint64_t copy_bandwidth = 0;  // bytes/s at which inputs reach a device, a batch at a time; 0: at once
     std::uint64_t disk_bandwidth = 0;  // bytes/s at which a FETCH brings its model; 0: at once
     // Executions that begin in a slow spell take slow_factor times as long; a spell begins at each multiple of
-    // slow_every_ns and lasts slow_ns.
+    // slow_every_ns and lasts slow_ns. And by time: how many times as long those take that begin from then on.
     double slow_factor = 1;
     Ns slow_ns = 0, slow_every_ns = 0;
+    std::vector<std::pair<Ns, double>> spells;
 
     Ns copy_ns(std::uint64_t bytes) const;  // of a batch's inputs
-    double slowness(Ns now) const { return slow_ns > 0 && now % slow_every_ns < slow_ns ? slow_factor : 1; }
+    double slowness(Ns now) const;          // of executions that begin now
 };
 
 struct PageRun {
@@ -144,6 +146,7 @@ public:
     explicit HostStore(std::uint64_t budget_bytes) : budget_bytes_(budget_bytes) {}
 
     bool holds(ModelId model_id) const;  // fetched, and not dropped
+    std::size_t held_count() const;
     std::uint64_t used_bytes() const { return used_bytes_; }
     bool uses(ModelId model_id) const { return models_.contains(model_id); }
     void reset();  // nothing is held or fetched any more; LOADs are their devices' to forget
@@ -241,6 +244,8 @@ public:
 
     // Ends what a lane runs. status: other than OK where the caller ends it.
     Done finish(Lane lane, Ns now, Status status = Status::OK);
+    // What the lane runs never ends, and its order is not looked at any more.
+    void hang(Lane lane);
     // Takes an action out of its lane that has not begun; false if none of that id waits.
     bool revoke(ActionId id, Done& done);
     // Forgets all actions and residencies.
@@ -250,6 +255,7 @@ public:
     Ns ends_ns(Lane lane) const { return at(lane).end_ns; }
     Ns opens_ns(Lane lane) const { return at(lane).opens_ns; }
     const Resident* resident(ModelId model_id) const;  // null: it has no pages here
+    std::size_t resident_count() const { return places_.size(); }
     std::uint64_t held_pages() const { return held_pages_; }
     bool has_orders_for(ModelId model_id) const;
 

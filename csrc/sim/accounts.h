@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "actions/kinds.h"
 #include "histogram.h"
 #include "scheduler/types.h"
 
@@ -45,6 +46,19 @@ struct Accounts {
     std::uint64_t crashes = 0;
     std::vector<Slice> slices;
     HistogramOf<4> slice_latency;  // of the newest slice
+
+    void count(ActionKind kind, std::uint32_t rows) {  // an action that took its time
+        switch (kind) {
+            case ActionKind::LOAD: ++loads; return;
+            case ActionKind::UNLOAD: ++unloads; return;
+            case ActionKind::FETCH: ++fetches; return;
+            case ActionKind::DROP: ++drops; return;
+            default: ++infers;
+        }
+        if (rows >= batches.size())
+            batches.resize(rows + 1);
+        ++batches[rows];
+    }
 };
 
 // A running hash, 128 bits wide, of everything that happens. Not for adversaries.

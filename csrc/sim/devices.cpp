@@ -8,7 +8,6 @@ namespace clockwork::sim {
 
 namespace {
 
-constexpr Ns UNLOAD_NS = 20'000;
 constexpr Ns RECONNECT_NS = 100 * MS;     // from a broken connection to the next hello
 constexpr Ns SYNC_NS = 250 * MS;          // clockwork.config.HEARTBEAT_NS: the controller pings as often
 constexpr Ns SYNC_WINDOW = 64;            // clockwork.config.CLOCK_WINDOW
@@ -77,29 +76,18 @@ void World::crash(std::uint32_t index, bool hangs) {
     for (std::uint32_t number = 0; number < worker.device_count; ++number) {
         Device& device = devices_[worker.first_device + number];
         device.queue.reset();
-        for (LaneState& lane : device.lanes)
-            lane = LaneState{};
+        device.lanes.reset();
         device.queue_due_ns = NEVER_NS;
-        device.copied_ns = 0;
-        std::fill(device.owner.begin(), device.owner.end(), NONE);
-        for (std::uint32_t& held : device.held) {
-            if (held == NONE)
-                continue;
-            free_residents_.push_back(held);
-            held = NONE;
-        }
     }
+    if (worker.store)
+        worker.store->reset();
     for (std::uint32_t slot = 0; slot < actions_.size(); ++slot) {
-        const Action& action = actions_[slot];
+        const Action& action = *actions_[slot];
         if (action.id == 0 || devices_[action.device].worker != index)
             continue;
         if (action.at_worker)
             drop_action(slot);
     }
-    worker.link_user = NONE;
-    worker.link_queue.clear();
-    std::fill(worker.host.begin(), worker.host.end(), Hosting::NO);
-    worker.host_used = 0;
     heap_.push(now_ + (hangs ? cluster_.timeout_ns : cluster_.link_back_ns), EventKind::NOTICED, index, worker.epoch,
                0);
     ++worker.epoch;
@@ -137,7 +125,7 @@ bool World::lost(std::uint32_t index) {
 }
 
 void World::send(std::uint32_t slot, std::uint64_t bytes) {
-    const std::uint32_t index = devices_[actions_[slot].device].worker;
+    const std::uint32_t index = devices_[actions_[slot]->device].worker;
     if (lost(index)) {
         drop_action(slot);
         return;
@@ -163,8 +151,8 @@ void World::send(std::uint32_t slot, std::uint64_t bytes) {
 }
 
 void World::send_back(std::uint32_t slot) {
-    const std::uint32_t index = devices_[actions_[slot].device].worker;
-    actions_[slot].at_worker = false;
+    const std::uint32_t index = devices_[actions_[slot]->device].worker;
+    actions_[slot]->at_worker = false;
     if (lost(index)) {
         drop_action(slot);
         return;
@@ -283,7 +271,7 @@ void World::give_back(std::vector<QueueCommand>&& commands) {
 }
 
 void World::deliver(std::uint32_t slot) {
-    Action& action = actions_[slot];
+    Action& action = *actions_[slot];
     action.at_worker = true;
     action.received_ns = now_;
     Device& device = devices_[action.device];
@@ -292,7 +280,7 @@ void World::deliver(std::uint32_t slot) {
     queued.earliest_ns = action.earliest_ns;
     queued.latest_ns = action.latest_ns;
     queued.is_unload = action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP;
-    queued.lane = static_cast<Lane>(lane_of(action.kind));
+    queued.lane = lane_of(action.kind);
     queued.token = slot;
     auto commands = buffer();
     device.queue.received(now_, queued, commands);
@@ -329,31 +317,21 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
     WorkerState& worker = workers_[device.worker];
     const std::uint32_t epoch = worker.epoch;
     for (const QueueCommand& command : commands) {
-        Action& action = actions_[command.token];
+        Action& action = *actions_[command.token];
         switch (command.order) {
             case QueueOrder::START: {
-                const std::size_t which = lane_of(action.kind);
-                LaneState& lane = device.lanes[which];
-                if (cluster_.copy_bandwidth && action.kind == ActionKind::INFER) {
-                    device.copied_ns = std::max(device.copied_ns, now_) + copy_ns(action);
-                    action.ready_ns = device.copied_ns;
-                }
-                lane.waiting.push_back(command.token);
-                demand(lane.waiting.size() + (lane.running != NONE) <= cluster_.run_ahead,
-                       "a device was given more than run_ahead actions");
-                advance(number, static_cast<std::uint32_t>(which));
+                const Lane lane = lane_of(action.kind);
+                demand(!device.lanes.is_full(lane), "a device was given more than run_ahead actions");
+                device.lanes.push(action, now_);
+                advance(number, lane);
                 break;
             }
-            case QueueOrder::REVOKE_STARTED:
-                for (LaneState& lane : device.lanes) {
-                    const auto place = std::find(lane.waiting.begin(), lane.waiting.end(), command.token);
-                    if (place == lane.waiting.end())
-                        continue;
-                    lane.waiting.erase(place);
-                    conclude(number, command.token, Status::ACTION_CANCELLED);
-                    break;
-                }
+            case QueueOrder::REVOKE_STARTED: {
+                emulated::Done done;
+                if (device.lanes.revoke(command.action_id, done))
+                    conclude(number, command.token, done.status);
                 break;
+            }
             case QueueOrder::REJECT_LATE:
                 action.status = Status::TOO_LATE;
                 send_back(command.token);
@@ -382,95 +360,6 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
 
 // ----- devices ----------------------------------------------------------------------------------
 
-// Begin what is at the head of a lane, if its time has come.
-void World::advance(std::uint32_t number, std::uint32_t which) {
-    Device& device = devices_[number];
-    WorkerState& worker = workers_[device.worker];
-    LaneState& lane = device.lanes[which];
-    const std::uint32_t epoch = worker.epoch;
-    while (lane.running == NONE && !lane.wants_link && !lane.waiting.empty()) {
-        const std::uint32_t slot = lane.waiting.front();
-        const Action& action = actions_[slot];
-        const Ns opens = std::max(action.earliest_ns, action.ready_ns);
-        if (opens > now_) {
-            if (lane.opens_ns > opens) {
-                lane.opens_ns = opens;
-                heap_.push(opens, EventKind::LANE_OPEN, number, worker.epoch, which);
-            }
-            return;
-        }
-        if (action.kind == ActionKind::LOAD && worker.link_user != NONE) {
-            lane.wants_link = true;  // the devices of a worker load one after the other
-            worker.link_queue.push_back(number);
-            return;
-        }
-        lane.waiting.erase(lane.waiting.begin());
-        if (begin(number, which, slot))
-            return;
-        if (worker.epoch != epoch)
-            return;
-    }
-}
-
-// True if it runs now; else it has been answered.
-bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot) {
-    Device& device = devices_[number];
-    Action& action = actions_[slot];
-    Status status = Status::OK;
-    if (action.latest_ns < now_) {
-        status = Status::TOO_LATE;
-    } else if (action.kind == ActionKind::LOAD) {
-        status = begin_load(device, action);
-    } else if (action.kind == ActionKind::FETCH || action.kind == ActionKind::DROP) {
-        status = begin_host(device, action);
-    } else {
-        const std::uint32_t held = device.held[action.model];
-        if (held == NONE || residents_[held].load_id != action.load_id || residents_[held].loading) {
-            demand(!run_.check || cluster_.load_failures > 0, "an action on a model that is not resident");
-            status = Status::NOT_RESIDENT;
-        } else if (action.kind == ActionKind::UNLOAD) {
-            const LaneState& lane = device.lanes[1];
-            bool used = lane.running != NONE && actions_[lane.running].model == action.model;
-            for (std::uint32_t other : lane.waiting)
-                used |= actions_[other].model == action.model;
-            demand(!run_.check || !used, "an UNLOAD of a model in use");
-            if (used)
-                status = Status::IN_USE;
-        }
-    }
-    if (status != Status::OK) {
-        conclude(number, slot, status);
-        return false;
-    }
-    action.begin_ns = now_;
-    device.lanes[which].running = slot;
-    if (action.kind == ActionKind::LOAD)
-        workers_[device.worker].link_user = number;
-    note(201, static_cast<std::int64_t>(action.id), number);
-    Ns took_ns = duration_ns(device, action);
-    action.overran = false;
-    if (action.kind == ActionKind::INFER || action.kind == ActionKind::PROFILE) {
-        const std::vector<Ns>& table = models_[action.model].table;
-        const Ns limit_ns = EXECUTION_LIMIT_FACTOR * table[std::min<std::size_t>(action.rows, table.size() - 1)];
-        action.overran = took_ns > std::max(EXECUTION_LIMIT_NS, limit_ns);
-        if (action.overran)
-            took_ns = std::max(EXECUTION_LIMIT_NS, limit_ns);
-    } else if (action.kind == ActionKind::LOAD) {
-        const Ns limit_ns = std::max(LOAD_LIMIT_NS, LOAD_LIMIT_FACTOR * models_[action.model].load_ns);
-        action.overran = took_ns > limit_ns;
-        took_ns = std::min(took_ns, limit_ns);
-    }
-    heap_.push(now_ + took_ns, EventKind::LANE_END, number, workers_[device.worker].epoch, which);
-    return true;
-}
-
-std::size_t World::lane_of(ActionKind kind) {
-    if (kind == ActionKind::LOAD || kind == ActionKind::UNLOAD)
-        return static_cast<std::size_t>(Lane::LOAD);
-    const bool is_host = kind == ActionKind::FETCH || kind == ActionKind::DROP;
-    return static_cast<std::size_t>(is_host ? Lane::FETCH : Lane::EXECUTE);
-}
-
 // A model's layout on a worker; valid until this is asked again.
 const std::vector<std::uint32_t>& World::runs_of(const WorkerState& worker, std::uint32_t model) {
     if (worker.extra_pages == 0)
@@ -485,166 +374,117 @@ std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model
     return worker.batch_max == 0 ? most : std::min(most, worker.batch_max);
 }
 
-std::uint64_t World::host_bytes(const WorkerState& worker, std::uint32_t model) {
-    std::uint64_t pages = 0;
-    for (std::uint32_t run : runs_of(worker, model))
-        pages += run;
-    return pages * cluster_.page_bytes;
-}
-
-// Nor does the host store.
-Status World::begin_host(Device& device, const Action& action) {
-    WorkerState& worker = workers_[device.worker];
-    demand(!worker.host.empty(), "an order to a host store that is none");
-    Hosting& here = worker.host[action.model];
-    if (action.kind == ActionKind::FETCH) {
-        demand(here == Hosting::NO, "a FETCH of a model that is in the host store");
-        demand(worker.host_used + host_bytes(worker, action.model) <= cluster_.host_bytes,
-               "a host store is over-committed");
-        if (device.random.chance(cluster_.load_failures))
-            return Status::DEVICE_ERROR;
-        here = Hosting::FETCHING;
-        worker.host_used += host_bytes(worker, action.model);
-        return Status::OK;
-    }
-    demand(here == Hosting::HELD, "a DROP of a model that is not in the host store");
-    for (std::uint32_t number = 0; number < worker.device_count; ++number) {
-        const LaneState& lane = devices_[worker.first_device + number].lanes[0];
-        const auto loads = [&](std::uint32_t slot) {
-            return actions_[slot].kind == ActionKind::LOAD && actions_[slot].model == action.model;
-        };
-        bool used = lane.running != NONE && loads(lane.running);
-        for (std::uint32_t other : lane.waiting)
-            used |= loads(other);
-        demand(!used, "a DROP of a model that is being loaded");
-    }
-    here = Hosting::NO;
-    worker.host_used -= host_bytes(worker, action.model);
-    return Status::OK;
-}
-
-// The page table believes nothing: a LOAD that cannot be is a fault of the scheduler's.
-Status World::begin_load(Device& device, Action& action) {
-    const std::vector<std::uint32_t>& runs = runs_of(workers_[device.worker], action.model);
-    demand(action.starts.size() == runs.size(), "a LOAD with the wrong number of runs");
-    demand(device.held[action.model] == NONE, "a LOAD of a model that is there");
+// Begin what is at the head of a lane, if its time has come.
+void World::advance(std::uint32_t number, Lane lane) {
+    Device& device = devices_[number];
     const WorkerState& worker = workers_[device.worker];
-    demand(worker.host.empty() || worker.host[action.model] == Hosting::HELD,
-           "a LOAD of a model that is not in the host store");
-    for (std::size_t run = 0; run < runs.size(); ++run) {
-        for (std::uint32_t page = action.starts[run]; page < action.starts[run] + runs[run]; ++page) {
-            demand(page < device.owner.size(), "a LOAD outside the arena");
-            demand(device.owner[page] == NONE, "a LOAD onto pages in use");
-            device.owner[page] = action.model;
+    const std::uint32_t epoch = worker.epoch;
+    const auto allowed = [this](const emulated::Order& order, Ns took_ns) { return allowed_ns(order, took_ns); };
+    emulated::Done done;
+    for (;;) {
+        const auto [next, at_ns] = device.lanes.step(lane, now_, done, allowed);
+        switch (next) {
+            case emulated::Next::NOTHING: return;
+            case emulated::Next::OPENS:
+                heap_.push(at_ns, EventKind::LANE_OPEN, number, epoch, static_cast<std::uint64_t>(lane));
+                return;
+            case emulated::Next::RUNS: {
+                Action& action = *actions_[device.lanes.running(lane)->token];
+                action.begin_ns = now_;
+                note(201, static_cast<std::int64_t>(action.id), number);
+                heap_.push(at_ns, EventKind::LANE_END, number, epoch, static_cast<std::uint64_t>(lane));
+                return;
+            }
+            case emulated::Next::ENDED:
+                demand_possible(done);
+                conclude(number, done.token, done.status);
+                if (worker.epoch != epoch)
+                    return;
         }
     }
-    std::uint32_t held;
-    if (free_residents_.empty()) {
-        held = static_cast<std::uint32_t>(residents_.size());
-        residents_.emplace_back();
-    } else {
-        held = free_residents_.back();
-        free_residents_.pop_back();
-    }
-    Resident& resident = residents_[held];
-    resident.model = action.model;
-    resident.load_id = action.load_id;
-    resident.loading = true;
-    resident.starts = action.starts;
-    device.held[action.model] = held;
-    if (device.random.chance(cluster_.load_failures)) {
-        release(device, action.model);
-        return Status::DEVICE_ERROR;
-    }
-    return Status::OK;
 }
 
-void World::release(Device& device, std::uint32_t model) {
-    const std::uint32_t held = device.held[model];
-    const std::vector<std::uint32_t>& runs = runs_of(workers_[device.worker], model);
-    for (std::size_t run = 0; run < runs.size(); ++run) {
-        const std::uint32_t first = residents_[held].starts[run];
-        for (std::uint32_t page = first; page < first + runs[run]; ++page)
-            device.owner[page] = NONE;
-    }
-    device.held[model] = NONE;
-    free_residents_.push_back(held);
+// How long an action goes on that would take so long, undisturbed and unwatched.
+Ns World::allowed_ns(const emulated::Order& order, Ns took_ns) {
+    Action& action = *actions_[order.token];
+    const bool is_execution = executes(order.kind);
+    const auto kind = is_execution ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
+    took_ns = slowed_ns(kind, devices_[action.device].worker, now_, took_ns);
+    if (order.kind == ActionKind::FETCH)
+        return took_ns;
+    const Ns limit_ns = is_execution ? std::max(EXECUTION_LIMIT_NS, EXECUTION_LIMIT_FACTOR * order.profiled_ns)
+                                     : std::max(LOAD_LIMIT_NS, LOAD_LIMIT_FACTOR * order.profiled_ns);
+    action.overran = took_ns > limit_ns;
+    return std::min(took_ns, limit_ns);
 }
 
-void World::lane_end(std::uint32_t number, std::uint32_t which) {
+// The device believes nothing: an order that it cannot follow is a fault of the scheduler's.
+void World::demand_possible(const emulated::Done& done) const {
+    switch (done.why) {
+        case emulated::Why::LATE:
+        case emulated::Why::CHANCE: return;
+        case emulated::Why::NOT_LOADED:
+            if (!run_.check || cluster_.load_failures > 0)
+                return;
+            break;
+        case emulated::Why::IN_USE:
+            if (!run_.check)
+                return;
+            break;
+        default: break;
+    }
+    fail("an order that cannot be followed: " + emulated::sentence(done));
+}
+
+void World::lane_end(std::uint32_t number, Lane lane) {
     Device& device = devices_[number];
-    const std::uint32_t slot = device.lanes[which].running;
-    Action& action = actions_[slot];
-    device.lanes[which].running = NONE;
+    const std::uint32_t slot = device.lanes.running(lane)->token;
+    Action& action = *actions_[slot];
+    const std::uint32_t index = device.worker, epoch = workers_[index].epoch;
+    const ActionKind kind = action.kind;
     action.end_ns = now_;
-    Status status = Status::OK;
-    Slice* slice = this->slice();
-    if (action.kind == ActionKind::LOAD && action.overran) {
+    if (kind == ActionKind::LOAD && action.overran) {
         // The lane stays where it is: the worker says why it leaves, and leaves when that has arrived.
-        device.lanes[which].running = slot;
+        device.lanes.hang(lane);
         action.status = Status::OVERRUN;
-        const std::uint32_t index = device.worker, epoch = workers_[index].epoch;
         send_back(slot);
         if (workers_[index].epoch != epoch)
             return;  // the connection broke
         heap_.push(workers_[index].back_free_ns + 1, EventKind::GIVE_UP, index, epoch, 0);
         return;
     }
-    if (action.kind == ActionKind::LOAD) {
-        residents_[device.held[action.model]].loading = false;
-        accounts_.link_busy_ns[device.worker] += overlap(action.begin_ns, now_);
-        if (counting())
-            ++accounts_.loads;
+    const emulated::Done done = device.lanes.finish(lane, now_, action.overran ? Status::OVERRUN : Status::OK);
+    Slice* slice = this->slice();
+    if (kind == ActionKind::LOAD) {
+        accounts_.link_busy_ns[index] += overlap(action.begin_ns, now_);
         if (slice) {
             ++slice->loads;
             slice->link_busy_ns += now_ - action.begin_ns;
         }
-        workers_[device.worker].link_user = NONE;
-    } else if (action.kind == ActionKind::FETCH) {
-        workers_[device.worker].host[action.model] = Hosting::HELD;
-        if (counting())
-            ++accounts_.fetches;
-    } else if (action.kind == ActionKind::DROP) {
-        if (counting())
-            ++accounts_.drops;
-    } else if (action.kind == ActionKind::UNLOAD) {
-        release(device, action.model);
-        if (counting())
-            ++accounts_.unloads;
-    } else {
+    } else if (executes(kind)) {
         accounts_.busy_ns[number] += overlap(action.begin_ns, now_);
-        if (counting()) {
-            ++accounts_.infers;
-            if (action.rows >= accounts_.batches.size())
-                accounts_.batches.resize(action.rows + 1);
-            ++accounts_.batches[action.rows];
-        }
         if (slice) {
             ++slice->infers;
             slice->batched += action.rows;
             slice->busy_ns += now_ - action.begin_ns;
         }
-        if (device.random.chance(cluster_.infer_failures))
-            status = Status::DEVICE_ERROR;
-        if (action.overran)
-            status = Status::OVERRUN;
     }
-    const std::uint32_t worker = device.worker, epoch = workers_[worker].epoch;
-    const bool loaded = action.kind == ActionKind::LOAD;
-    conclude(number, slot, status);
-    if (workers_[worker].epoch != epoch)
+    if (counting())
+        accounts_.count(kind, action.rows);
+    conclude(number, slot, done.status);
+    if (workers_[index].epoch != epoch)
         return;
-    advance(number, which);
-    if (loaded)
-        grant_link(worker);
+    advance(number, lane);
+    if (kind == ActionKind::LOAD)
+        grant_link(index);
 }
 
 // The device is done with an action, or will not do it.
 void World::conclude(std::uint32_t number, std::uint32_t slot, Status status) {
     Device& device = devices_[number];
     const std::uint32_t worker = device.worker, epoch = workers_[worker].epoch;
-    const ActionId id = actions_[slot].id;
-    actions_[slot].status = status;
+    const ActionId id = actions_[slot]->id;
+    actions_[slot]->status = status;
     note(202, static_cast<std::int64_t>(id), static_cast<std::int64_t>(status));
     send_back(slot);
     if (workers_[worker].epoch != epoch)
@@ -658,60 +498,13 @@ void World::conclude(std::uint32_t number, std::uint32_t slot, Status status) {
 void World::grant_link(std::uint32_t index) {
     WorkerState& worker = workers_[index];
     const std::uint32_t epoch = worker.epoch;
-    while (worker.link_user == NONE && !worker.link_queue.empty()) {
-        const std::uint32_t number = worker.link_queue.front();
-        worker.link_queue.erase(worker.link_queue.begin());
-        devices_[number].lanes[0].wants_link = false;
-        advance(number, 0);
-        if (worker.epoch != epoch)
+    while (worker.epoch == epoch) {
+        const std::uint32_t number = worker.link.next();
+        if (number == emulated::Link::NONE)
             return;
+        devices_[number].lanes.granted();
+        advance(number, Lane::LOAD);
     }
-}
-
-// How long the inputs of an action take to the device.
-Ns World::copy_ns(const Action& action) const {
-    if (cluster_.copy_bandwidth == 0 || action.kind != ActionKind::INFER)
-        return 0;
-    const auto bytes = static_cast<unsigned __int128>(models_[action.model].input_bytes) * action.rows;
-    return static_cast<Ns>(bytes * SECOND / cluster_.copy_bandwidth);
-}
-
-// How many times as long an execution takes that begins now.
-double World::spell() const {
-    if (!begun_)
-        return 1;
-    auto after = std::upper_bound(cluster_.spells.begin(), cluster_.spells.end(), now_ - base_ns_,
-                                  [](Ns at_ns, const auto& one) { return at_ns < one.first; });
-    return after == cluster_.spells.begin() ? 1 : std::prev(after)->second;
-}
-
-Ns World::duration_ns(Device& device, const Action& action) {
-    if (action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP)
-        return UNLOAD_NS;
-    double exact, factor = 1;
-    if (action.kind == ActionKind::FETCH) {
-        if (cluster_.disk_bandwidth == 0)
-            return 1;
-        const std::uint64_t bytes = host_bytes(workers_[device.worker], action.model);
-        exact = static_cast<double>(bytes) * SECOND / static_cast<double>(cluster_.disk_bandwidth);
-        if (cluster_.load_noise > 0)
-            factor = device.random.lognormal(cluster_.load_noise);
-    } else if (action.kind == ActionKind::LOAD) {
-        exact = static_cast<double>(models_[action.model].load_ns);
-        if (cluster_.load_noise > 0)
-            factor = device.random.lognormal(cluster_.load_noise);
-    } else {
-        const std::vector<Ns>& table = models_[action.model].table;
-        exact = static_cast<double>(table[std::min<std::size_t>(action.rows, table.size() - 1)]);
-        exact = exact / workers_[device.worker].speed * spell();
-        if (cluster_.exec_noise > 0)
-            factor = device.random.lognormal(cluster_.exec_noise);
-    }
-    if (device.random.chance(cluster_.outlier))
-        factor *= cluster_.outlier_factor;
-    const bool executes = action.kind == ActionKind::INFER || action.kind == ActionKind::PROFILE;
-    const auto kind = executes ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
-    return std::max<Ns>(slowed_ns(kind, device.worker, now_, static_cast<Ns>(exact * factor)), 1);
 }
 
 }  // namespace clockwork::sim

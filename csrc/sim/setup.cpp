@@ -13,6 +13,7 @@ namespace {
 constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // of one worker: their windows are a second long
 constexpr std::size_t PRELOAD_WAITS_MAX = 4;    // rounds in which nothing could be loaded, for want of a fetch
 constexpr Ns SET_UP_LIMIT_NS = 3600 * SECOND;
+constexpr Ns UNLOAD_NS = 20'000;
 
 }  // namespace
 
@@ -48,6 +49,17 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
     if (cluster_.host_bytes > 0 && !scheduler_->plans_fetches()) {
         throw std::invalid_argument("this policy cannot plan for a host store with a budget (host_bytes)");
     }
+    settings_.page_count = cluster_.page_count;
+    settings_.run_ahead = cluster_.run_ahead;
+    settings_.unload_ns = UNLOAD_NS;
+    settings_.exec_noise = cluster_.exec_noise;
+    settings_.load_noise = cluster_.load_noise;
+    settings_.exec_outlier = settings_.load_outlier = cluster_.outlier;
+    settings_.outlier_factor = cluster_.outlier_factor;
+    settings_.load_refusals = cluster_.load_failures;
+    settings_.exec_failures = cluster_.infer_failures;
+    settings_.copy_bandwidth = cluster_.copy_bandwidth;
+    settings_.disk_bandwidth = cluster_.disk_bandwidth;
     scheduler_->shape_known(0, 1);
     worker_of_.push_back(NONE);  // WorkerIds begin at 1
     const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
@@ -67,15 +79,14 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
         worker.offset_ns =
             static_cast<Ns>((2 * worker.random.uniform() - 1) * static_cast<double>(cluster_.clock_offset_ns));
         if (cluster_.host_bytes > 0)
-            worker.host.assign(models_.size(), Hosting::NO);
+            worker.store.emplace(cluster_.host_bytes);
         worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
-            Device& device = devices_.emplace_back(cluster_.run_ahead, cluster_.actions_queued_max);
-            device.worker = index;
-            device.index = number;
-            device.owner.assign(cluster_.page_count, NONE);
-            device.held.assign(models_.size(), NONE);
-            device.random = Random(run_.seed, 1'000'000 + worker.first_device + number);
+            const std::uint32_t device = worker.first_device + number;
+            emulated::HostStore* store = worker.store ? &*worker.store : nullptr;
+            devices_.push_back({index, number, ActionQueue(cluster_.run_ahead, cluster_.actions_queued_max),
+                                emulated::Device(settings_, &worker.link, store, device, worker.speed,
+                                                 Random(run_.seed, 1'000'000 + device))});
         }
     }
     accounts_.models.resize(models_.size());
@@ -100,6 +111,9 @@ void World::set_up() {
     scheduler_->judge_predictions(count_from_, count_until_);
     now_ = base_ns_;
     begun_ = true;
+    settings_.spells = cluster_.spells;
+    for (auto& [from_ns, factor] : settings_.spells)
+        from_ns += base_ns_;
     start_disturbances();
     for (std::uint32_t number = 0; number < closed_.size(); ++number) {
         const ClosedInfo& group = closed_[number];

@@ -154,14 +154,13 @@ void World::handle(const Event& event) {
             break;
         case EventKind::LANE_OPEN:
             if (workers_[devices_[subject].worker].epoch == event.epoch) {
-                devices_[subject].lanes[event.value].opens_ns = NEVER_NS;
-                advance(subject, static_cast<std::uint32_t>(event.value));
+                devices_[subject].lanes.opened(static_cast<Lane>(event.value));
+                advance(subject, static_cast<Lane>(event.value));
             }
             break;
         case EventKind::LANE_END:
-            if (workers_[devices_[subject].worker].epoch == event.epoch) {
-                lane_end(subject, static_cast<std::uint32_t>(event.value));
-            }
+            if (workers_[devices_[subject].worker].epoch == event.epoch)
+                lane_end(subject, static_cast<Lane>(event.value));
             break;
         case EventKind::RESULT:
             if (workers_[subject].epoch != event.epoch) {
@@ -406,35 +405,47 @@ void World::order(const Command& command) {
            "an order for a model that is none");
     demand(command.latest_ns >= command.earliest_ns, "a window that never opens");
     const Commands& out = scheduler_->out;
+    const auto number = static_cast<std::uint32_t>(command.model_id);
+    const ModelInfo& model = models_[number];
     const std::uint32_t slot = take_action();
-    Action& action = actions_[slot];
+    Action& action = *actions_[slot];
     action.id = command.action_id;
+    action.token = slot;
     action.device = worker.first_device + static_cast<std::uint32_t>(command.device);
-    action.model = static_cast<std::uint32_t>(command.model_id);
+    action.model_id = command.model_id;
     action.load_id = command.load_id;
     action.rows = 0;
+    action.bytes = 0;
     std::uint64_t bytes = 0;
     switch (command.kind) {
-        case CommandKind::SEND_LOAD:
+        case CommandKind::SEND_LOAD: {
             action.kind = ActionKind::LOAD;
-            action.starts.assign(out.runs.begin() + command.first, out.runs.begin() + command.first + command.count);
+            action.profiled_ns = model.load_ns;
+            const std::vector<std::uint32_t>& runs = runs_of(worker, number);
+            demand(command.count == runs.size(), "a LOAD with the wrong number of runs");
+            for (std::uint32_t run = 0; run < command.count; ++run)
+                action.pages.push_back({out.runs[command.first + run], runs[run]});
             break;
+        }
         case CommandKind::SEND_UNLOAD: action.kind = ActionKind::UNLOAD; break;
-        case CommandKind::SEND_FETCH: action.kind = ActionKind::FETCH; break;
+        case CommandKind::SEND_FETCH:
+            action.kind = ActionKind::FETCH;
+            for (std::uint32_t pages : runs_of(worker, number))
+                action.bytes += pages * cluster_.page_bytes;
+            break;
         case CommandKind::SEND_DROP: action.kind = ActionKind::DROP; break;
         case CommandKind::SEND_INFER: {
             action.kind = ActionKind::INFER;
             action.requests.assign(out.ids.begin() + command.first, out.ids.begin() + command.first + command.count);
             action.rows = command.count;
-            bytes = models_[action.model].input_bytes * command.count;
+            action.bytes = bytes = model.input_bytes * command.count;
             demand(command.count > 0, "an INFER of nothing");
             if (run_.check) {
-                demand(command.count <= batch_max_of(workers_[index], action.model),
-                       "a batch larger than the model's largest");
+                demand(command.count <= batch_max_of(worker, number), "a batch larger than the model's largest");
                 for (RequestId id : action.requests) {
                     Request* request = find(id);
                     demand(request != nullptr, "an answered request is sent");
-                    demand(request->model == action.model, "a request is sent with another model's");
+                    demand(request->model == number, "a request is sent with another model's");
                     demand(request->flying == 0, "a request is sent twice at once");
                     request->flying = action.id;
                     request->flying_worker = index;
@@ -444,12 +455,15 @@ void World::order(const Command& command) {
         }
         default: action.kind = ActionKind::PROFILE; action.rows = std::max<std::uint32_t>(command.rows, 1);
     }
+    demand(worker.store || lane_of(action.kind) != Lane::FETCH, "an order to a host store that is none");
+    if (executes(action.kind))
+        action.profiled_ns = model.table[std::min<std::size_t>(action.rows, model.table.size() - 1)];
     set_window(action, command);
     send(slot, bytes);
 }
 
 void World::reported(std::uint32_t slot, std::uint32_t index) {
-    Action& action = actions_[slot];
+    Action& action = *actions_[slot];
     WorkerState& worker = workers_[index];
     static const std::string said = "as the simulated device said";
     ActionResult result;
@@ -459,7 +473,8 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
     result.begin_ns = to_controller(worker, action.begin_ns);
     result.end_ns = to_controller(worker, action.end_ns);
     result.duration_ns = action.end_ns - action.begin_ns;
-    result.ready_ns = to_controller(worker, action.received_ns + copy_ns(action));
+    const Ns copy_ns = action.kind == ActionKind::INFER ? settings_.copy_ns(action.bytes) : 0;
+    result.ready_ns = to_controller(worker, action.received_ns + copy_ns);
     result.text = &said;
     note(4, static_cast<std::int64_t>(action.id), static_cast<std::int64_t>(action.status), result.begin_ns,
          result.end_ns);
@@ -508,16 +523,12 @@ void World::at_rest() {
     demand(outstanding_ == 0, "a request was never answered");
     std::vector<ModelId> hosted;
     for (const WorkerState& worker : workers_) {
-        if (!worker.alive || worker.host.empty() || !scheduler_->host_picture(worker.id, hosted))
+        if (!worker.alive || !worker.store || !scheduler_->host_picture(worker.id, hosted))
             continue;
-        std::size_t there = 0;
-        for (Hosting one : worker.host)
-            there += one == Hosting::HELD;
-        demand(there == hosted.size(), "the scheduler's picture of a host store has another number of models");
-        for (ModelId one : hosted) {
-            demand(worker.host[static_cast<std::size_t>(one)] == Hosting::HELD,
-                   "the scheduler's picture of a host store is wrong");
-        }
+        demand(worker.store->held_count() == hosted.size(),
+               "the scheduler's picture of a host store has another number of models");
+        for (ModelId one : hosted)
+            demand(worker.store->holds(one), "the scheduler's picture of a host store is wrong");
     }
     std::vector<Held> held;
     for (std::uint32_t number = 0; number < devices_.size(); ++number) {
@@ -527,14 +538,12 @@ void World::at_rest() {
         held.clear();
         if (!worker.alive || !scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held))
             continue;
-        std::size_t resident = 0;
-        for (std::uint32_t one : device.held)
-            resident += one != NONE;
-        demand(resident == held.size(), "the scheduler's picture of a device has another number of models");
+        demand(device.lanes.resident_count() == held.size(),
+               "the scheduler's picture of a device has another number of models");
         for (const Held& one : held) {
-            const std::uint32_t there = device.held[static_cast<std::size_t>(one.model_id)];
-            demand(there != NONE && residents_[there].load_id == one.load_id &&
-                       residents_[there].starts == one.starts && !one.loading,
+            const emulated::Resident* there = device.lanes.resident(one.model_id);
+            demand(there != nullptr && there->load_id == one.load_id && !there->loading && !one.loading &&
+                       std::ranges::equal(there->pages, one.starts, {}, &emulated::PageRun::first),
                    "the scheduler's picture of a device is wrong");
         }
     }
@@ -544,7 +553,7 @@ void World::at_rest() {
 
 std::uint32_t World::take_action() {
     if (free_actions_.empty()) {
-        actions_.emplace_back();
+        actions_.push_back(std::make_unique<Action>());
         return static_cast<std::uint32_t>(actions_.size() - 1);
     }
     const std::uint32_t slot = free_actions_.back();
@@ -553,13 +562,13 @@ std::uint32_t World::take_action() {
 }
 
 void World::drop_action(std::uint32_t slot) {
-    Action& action = actions_[slot];
+    Action& action = *actions_[slot];
     action.id = 0;
     action.status = Status::OK;
-    action.at_worker = false;
-    action.received_ns = action.ready_ns = action.begin_ns = action.end_ns = 0;
+    action.at_worker = action.overran = false;
+    action.received_ns = action.begin_ns = action.end_ns = 0;
     action.requests.clear();
-    action.starts.clear();
+    action.pages.clear();
     free_actions_.push_back(slot);
 }
 

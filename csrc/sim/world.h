@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "actions/queue.h"
+#include "device/emulated.h"
 #include "random.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/types.h"
@@ -174,25 +176,16 @@ public:
 private:
     static constexpr std::uint32_t NONE = UINT32_MAX;
 
-    enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
-    enum class Hosting : std::uint8_t { NO, FETCHING, HELD };
-
-    struct Action {
-        ActionId id = 0;
-        ActionKind kind = ActionKind::INFER;
+    // An order, and what has become of it. Its token is its slot, its window true time, as the worker's clock tells it.
+    struct Action : emulated::Order {
         Status status = Status::OK;
         bool at_worker = false;  // else on its way
         bool overran = false;    // it takes longer than it may: an execution is ended then, a load's worker begins anew
         std::uint32_t device = 0;  // of all
-        std::uint32_t model = 0;
         std::uint32_t rows = 0;
-        LoadId load_id = 0;
-        Ns earliest_ns = 0, latest_ns = 0;  // true time, as the worker's clock tells it
         Ns received_ns = 0;
-        Ns ready_ns = 0;  // INFER: its inputs are on the device
         Ns begin_ns = 0, end_ns = 0;
         std::vector<RequestId> requests;
-        std::vector<std::uint32_t> starts;
     };
 
     struct Request {
@@ -208,31 +201,11 @@ private:
         ActionId flying = 0;  // check: the action that it was sent with
     };
 
-    struct LaneState {
-        std::vector<std::uint32_t> waiting;  // actions' slots, at most run_ahead
-        std::uint32_t running = NONE;
-        bool wants_link = false;
-        Ns opens_ns = NEVER_NS;  // when a LANE_OPEN is due
-    };
-
-    struct Resident {
-        std::uint32_t model = 0;
-        LoadId load_id = 0;
-        bool loading = true;
-        std::vector<std::uint32_t> starts;
-    };
-
     struct Device {
         std::uint32_t worker = 0, index = 0;
         ActionQueue queue;
-        LaneState lanes[LANES];
-        Ns queue_due_ns = NEVER_NS;        // when a QUEUE_DUE is due
-        Ns copied_ns = 0;                  // inputs are copied until then
-        std::vector<std::uint32_t> owner;  // by page: model, or NONE
-        std::vector<std::uint32_t> held;   // by model: index into residents, or NONE
-        Random random;
-
-        Device(std::uint32_t run_ahead, std::size_t queued_max) : queue(run_ahead, queued_max) {}
+        emulated::Device lanes;
+        Ns queue_due_ns = NEVER_NS;  // when a QUEUE_DUE is due
     };
 
     struct WorkerState {
@@ -250,13 +223,11 @@ private:
         Ns there_seen_ns = 0, back_seen_ns = 0;  // what the controller has measured
         std::deque<std::pair<Ns, Ns>> pongs;     // on their way back: when the ping was sent and received
         Ns offset_ns = 0;
-        double drift = 0;                       // per nanosecond
-        Ns synced_ns = NEVER_NS;                // true time of the newest estimate of the clock
-        Ns upper_ns = 0, lower_ns = 0;          // bounds of the offset at that time
-        std::uint32_t link_user = NONE;         // device whose LOAD has the link
-        std::vector<std::uint32_t> link_queue;  // devices, in order
-        std::vector<Hosting> host;              // by model; empty: it has no host store
-        std::uint64_t host_used = 0;
+        double drift = 0;               // per nanosecond
+        Ns synced_ns = NEVER_NS;        // true time of the newest estimate of the clock
+        Ns upper_ns = 0, lower_ns = 0;  // bounds of the offset at that time
+        emulated::Link link;
+        std::optional<emulated::HostStore> store;
         Random random;
     };
 
@@ -300,21 +271,14 @@ private:
     void deliver(std::uint32_t slot);
     void revoke(std::uint32_t worker, ActionId action_id);
     void queue_due(std::uint32_t device);
-    void advance(std::uint32_t device, std::uint32_t lane);
-    bool begin(std::uint32_t device, std::uint32_t lane, std::uint32_t slot);
-    Status begin_load(Device& device, Action& action);
-    Status begin_host(Device& device, const Action& action);
-    std::uint64_t host_bytes(const WorkerState& worker, std::uint32_t model);
+    void advance(std::uint32_t device, Lane lane);
+    Ns allowed_ns(const emulated::Order& order, Ns took_ns);
+    void demand_possible(const emulated::Done& done) const;
     const std::vector<std::uint32_t>& runs_of(const WorkerState& worker, std::uint32_t model);
     std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
-    static std::size_t lane_of(ActionKind kind);
-    void release(Device& device, std::uint32_t model);
-    void lane_end(std::uint32_t device, std::uint32_t lane);
+    void lane_end(std::uint32_t device, Lane lane);
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);
     void grant_link(std::uint32_t worker);
-    Ns copy_ns(const Action& action) const;
-    double spell() const;
-    Ns duration_ns(Device& device, const Action& action);
     void sync_clock(WorkerState& worker);
     void ping(std::uint32_t worker);
     void pinged(std::uint32_t worker, Ns sent_ns);
@@ -359,6 +323,7 @@ private:
     std::unique_ptr<Scheduler> scheduler_;
     std::vector<ModelInfo> models_;
     ClusterInfo cluster_;
+    emulated::Settings settings_;  // of all devices
     std::vector<ClosedInfo> closed_;
     RunInfo run_;
 
@@ -379,15 +344,13 @@ private:
     std::vector<WorkerState> workers_;
     std::vector<std::uint32_t> worker_of_;  // by WorkerId
     std::vector<DeviceSpec> specs_;
-    std::vector<std::uint32_t> runs_;  // of runs_of()         // scratch
-    std::vector<Action> actions_;
+    std::vector<std::uint32_t> runs_;               // of runs_of()         // scratch
+    std::vector<std::unique_ptr<Action>> actions_;  // they stay where they are: devices refer to them
     std::vector<std::uint32_t> free_actions_;
     std::vector<Request> requests_;
     std::vector<std::uint32_t> free_requests_;
     std::uint64_t next_request_ = 0;
     std::size_t outstanding_ = 0;
-    std::vector<Resident> residents_;
-    std::vector<std::uint32_t> free_residents_;
     std::vector<std::vector<QueueCommand>> buffers_;
     std::uint8_t highest_arrived_ = 255;                         // priority, of this step
     std::unordered_map<ActionId, std::vector<RequestId>> done_;  // check: reported OK in this step

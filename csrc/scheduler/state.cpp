@@ -6,7 +6,8 @@
 
 namespace clockwork {
 
-void State::recycle() {
+void State::recycle_all() {
+    has_retired_ = false;
     pool<Pending>().recycle();
     pool<Flight>().recycle();
     pool<Batch>().recycle();
@@ -30,43 +31,6 @@ void State::follow_wake(Executor& executor) {
     }
 }
 
-Pending* State::next_due() {
-    while (!timers_.empty() && timers_.front().at_ns <= now) {
-        Timer timer = timers_.front();
-        pop_timer();
-        if (is_stale(timer)) {
-            continue;
-        }
-        if ((timer.slot & EXECUTOR_TIMER) == 0) {
-            return &at<Pending>(timer.slot);
-        }
-        Executor& executor = at<Executor>(timer.slot & ~EXECUTOR_TIMER);
-        executor.timer_ns = NEVER_NS;
-        touch(executor);
-    }
-    return nullptr;
-}
-
-Ns State::next_wake_ns() {
-    while (!timers_.empty() && is_stale(timers_.front())) {
-        pop_timer();
-    }
-    if (timers_.size() > 4 * (pendings.size() + executors.size()) + TIMERS_SLACK) {
-        std::erase_if(timers_, [this](const Timer& one) { return is_stale(one); });
-        std::make_heap(timers_.begin(), timers_.end(), IsLater());
-    }
-    return timers_.empty() ? NEVER_NS : timers_.front().at_ns;
-}
-
-bool State::is_stale(const Timer& timer) const {
-    if (timer.slot & EXECUTOR_TIMER) {
-        const Executor* executor = pool<Executor>().at(timer.slot & ~EXECUTOR_TIMER);
-        return executor->generation != timer.generation || executor->timer_ns != timer.at_ns;
-    }
-    const Pending* pending = pool<Pending>().at(timer.slot);
-    return pending->generation != timer.generation || pending->answered;
-}
-
 void State::push_timer(Ns at_ns, std::uint32_t slot, std::uint32_t generation) {
     timers_.push_back({at_ns, ++sequence_, slot, generation});
     std::push_heap(timers_.begin(), timers_.end(), IsLater());
@@ -82,15 +46,6 @@ void State::untouch(Executor& executor) {
         executor.dirty = false;
         dirty_.erase(std::find(dirty_.begin(), dirty_.end(), &executor));
     }
-}
-
-bool State::take_touched(std::vector<Executor*>& taken) {
-    taken.clear();
-    taken.swap(dirty_);
-    for (Executor* executor : taken) {
-        executor->dirty = false;
-    }
-    return !taken.empty();
 }
 
 // ----- what must hold -----------------------------------------------------------------------------

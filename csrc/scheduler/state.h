@@ -3,6 +3,7 @@
 // Nothing is decided here.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -43,8 +44,12 @@ public:
     template <typename T>
     void retire(T* one) {
         pool<T>().retire(one);
+        has_retired_ = true;
     }
-    void recycle();
+    void recycle() {
+        if (has_retired_)
+            recycle_all();
+    }
 
     Model* find_model(ModelId id) const { return by_model.find(static_cast<std::uint64_t>(id)); }
     Worker* find_worker(WorkerId id) const { return by_worker.find(static_cast<std::uint32_t>(id)); }
@@ -130,6 +135,7 @@ private:
         }
     };
 
+    void recycle_all();
     void push_timer(Ns at_ns, std::uint32_t slot, std::uint32_t generation);
     void pop_timer();
     bool is_stale(const Timer& timer) const;
@@ -139,11 +145,60 @@ private:
     std::tuple<Pool<Pending>, Pool<Flight>, Pool<Batch>, Pool<Residency>, Pool<KindSpec>, Pool<Model>, Pool<Arena>,
                Pool<Executor>, Pool<Worker>>
         pools_;
+    bool has_retired_ = false;   // any of the pools, in this step
     std::vector<Timer> timers_;  // a heap, the earliest first
     std::uint64_t sequence_ = 0;
     std::vector<Executor*> dirty_;
     ActionId action_id_ = 0;
     LoadId load_id_ = 0;
 };
+
+// ----- what happens in each step ----------------------------------------------------------------
+
+inline Pending* State::next_due() {
+    while (!timers_.empty() && timers_.front().at_ns <= now) {
+        Timer timer = timers_.front();
+        pop_timer();
+        if (is_stale(timer)) {
+            continue;
+        }
+        if ((timer.slot & EXECUTOR_TIMER) == 0) {
+            return &at<Pending>(timer.slot);
+        }
+        Executor& executor = at<Executor>(timer.slot & ~EXECUTOR_TIMER);
+        executor.timer_ns = NEVER_NS;
+        touch(executor);
+    }
+    return nullptr;
+}
+
+inline Ns State::next_wake_ns() {
+    while (!timers_.empty() && is_stale(timers_.front())) {
+        pop_timer();
+    }
+    if (timers_.size() > 4 * (pendings.size() + executors.size()) + TIMERS_SLACK) {
+        std::erase_if(timers_, [this](const Timer& one) { return is_stale(one); });
+        std::make_heap(timers_.begin(), timers_.end(), IsLater());
+    }
+    return timers_.empty() ? NEVER_NS : timers_.front().at_ns;
+}
+
+inline bool State::is_stale(const Timer& timer) const {
+    if (timer.slot & EXECUTOR_TIMER) {
+        const Executor* executor = pool<Executor>().at(timer.slot & ~EXECUTOR_TIMER);
+        return executor->generation != timer.generation || executor->timer_ns != timer.at_ns;
+    }
+    const Pending* pending = pool<Pending>().at(timer.slot);
+    return pending->generation != timer.generation || pending->answered;
+}
+
+inline bool State::take_touched(std::vector<Executor*>& taken) {
+    taken.clear();
+    taken.swap(dirty_);
+    for (Executor* executor : taken) {
+        executor->dirty = false;
+    }
+    return !taken.empty();
+}
 
 }  // namespace clockwork

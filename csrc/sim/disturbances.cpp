@@ -74,7 +74,7 @@ Ns World::stopped_until_ns(std::uint32_t worker) const {
 }
 
 // When the controller looks at what comes at a time.
-Ns World::turn_ns(Ns at_ns) const {
+Ns World::next_turn_ns(Ns at_ns) const {
     if (!begun_ || at_ns == NEVER_NS)
         return at_ns;
     for (const DisturbanceInfo& one : cluster_.disturbances) {

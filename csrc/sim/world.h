@@ -296,7 +296,8 @@ private:
     bool holds(const DisturbanceInfo& one, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
     Ns slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns) const;
     Ns stopped_until_ns(std::uint32_t worker) const;
-    Ns turn_ns(Ns at_ns) const;
+    Ns turn_ns(Ns at_ns) const { return cluster_.disturbances.empty() ? at_ns : next_turn_ns(at_ns); }
+    Ns next_turn_ns(Ns at_ns) const;
     Ns noticed_ns(const Event& event) const;
 
     // both

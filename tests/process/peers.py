@@ -7,6 +7,7 @@ import hashlib
 import queue
 import struct
 import threading
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from clockwork.controller import process
 from clockwork.controller.process import Controller
 from clockwork.controller.settings import ControllerSettings
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
@@ -41,8 +43,13 @@ def on_loop(controller: Controller, work: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
-    """A controller on a thread; whatever its loop raised is raised again at the end."""
+def running_controller(
+    data: Path, *, worker_timeout_ns: int = PATIENCE_NS, **more: Any
+) -> Iterator[Controller]:
+    """A controller on a thread; whatever its loop raised is raised again at the end.
+
+    A fake worker answers pings only while its test looks, so its silence may be long, unless a test is about that.
+    """
     controller = Controller(controller_settings(data, **more))
     failure: list[BaseException] = []
 
@@ -53,13 +60,14 @@ def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
             failure.append(error)
 
     thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield controller
-    finally:
-        controller.stop()  # the loop looks at least once a heartbeat
-        thread.join()
-        controller.close()
+    with unittest.mock.patch.object(process, "WORKER_TIMEOUT_NS", worker_timeout_ns):
+        thread.start()
+        try:
+            yield controller
+        finally:
+            controller.stop()  # the loop looks at least once a heartbeat
+            thread.join()
+            controller.close()
         if failure:
             raise failure[0]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.config import CLOCK_LIMIT_NS
+from clockwork.config import CLOCK_LIMIT_NS, WORKER_TIMEOUT_NS
 from clockwork.controller.process import Controller
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
@@ -26,7 +26,7 @@ EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 def served(tmp_path: Path) -> Any:
     """A controller with one worker and one model ``m`` that echoes [N, 2] floats."""
     with (
-        running_controller(tmp_path) as controller,
+        running_controller(tmp_path, worker_timeout_ns=WORKER_TIMEOUT_NS) as controller,
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):

@@ -93,6 +93,11 @@ def repository_arguments(
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
 @click.option(
+    "--shared-memory/--no-shared-memory",
+    default=None,
+    help="Whether programs on this machine may have tensors in shared memory.  [default: where --host is loopback]",
+)
+@click.option(
     "--max-request-bytes",
     callback=_bytes,
     metavar="SIZE",
@@ -116,14 +121,15 @@ def repository_arguments(
 @click.option("--parent", type=int, hidden=True)
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
-    tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, otlp_endpoint: str,
+    tls_key: Path | None, token_file: Path | None, insecure: bool, shared_memory: bool | None, max_request_bytes: int, otlp_endpoint: str,
     model_repository: tuple[Path, ...], model_control_mode: str, repository_poll_secs: float,
     load_model: tuple[str, ...], operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
     parent: int | None,
 ) -> None:  # fmt: skip
     """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
 
-    Any number of gateways may stand before one cluster; none of them holds anything.
+    Any number of gateways may stand before one cluster; none of them holds anything but the names of
+    shared memory that programs on its machine have registered.
 
     \b
     Examples:
@@ -143,7 +149,7 @@ def gateway(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
         operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
-        insecure=insecure, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
+        insecure=insecure, shared_memory=shared_memory, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
         repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
         load_models=load_model,
     )))  # fmt: skip

@@ -124,6 +124,30 @@ FILES_MAX = 10_000
 REGISTERING_MAX = 4
 """Versions that are registered at once: workers prepare them one by one in any case."""
 
+# ----- gateway/regions.py ----------------------------------------------------------------------
+
+REGIONS_MAX = 4_096
+"""Shared memory regions that are registered with a gateway; a further one is refused."""
+
+OWNER_REGIONS_MAX = 1_024
+"""Shared memory regions of one user."""
+
+REGION_BYTES_MAX = (1 << 62) - 1
+"""Largest offset and size in shared memory, so that their sums fit into 63 bits; the file's size bounds both further."""
+
+REGION_NAME_CHARS_MAX = 256
+"""Longest name of a shared memory region, in characters."""
+
+SHARED_MEMORY_KEY_BYTES_MAX = 255
+"""Longest name of a file in /dev/shm: the file system's own bound."""
+
+REGIONS_SWEEP_S = 10.0
+"""Interval at which regions are removed whose callers have gone."""
+
+REGION_UNHELD_SWEEPS = 2
+"""Sweeps in a row after which a region is removed whose file no process has open or mapped: one alone may come just
+between a caller's close() and its next open()."""
+
 # ----- gateway/errors.py -----------------------------------------------------------------------
 
 RETRY_AFTER_S = 1

@@ -38,7 +38,7 @@ class Unauthorized(ClockworkError):
 
 
 class NotFound(ClockworkError):
-    """No such path."""
+    """No such path, or no such shared memory region."""
 
 
 class WrongMethod(ClockworkError):

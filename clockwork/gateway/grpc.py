@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import socket
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,10 +30,12 @@ from clockwork.config.gateway import (
     STREAM_WINDOW,
     STREAMS_MAX,
 )
-from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
-from clockwork.gateway.errors import Unsupported, tell
+from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Forbidden, InvalidInput
+from clockwork.gateway.callers import Address, Caller
+from clockwork.gateway.errors import NotFound, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.service import (
     Inference,
@@ -90,6 +93,7 @@ class GrpcServer:
         self._inflater = Inflater()
         self._counted_as: dict[str, str] = {}  # methods, as metrics name them
         self._server: Any = None
+        self._host, self._port = "", 0  # what it listens on; "": every address
 
     async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
         """Take over the address of a bound socket, which is closed. Raises ConfigError."""
@@ -111,6 +115,7 @@ class GrpcServer:
             grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
         ))  # fmt: skip
         host, port = bound.getsockname()[:2]
+        self._host, self._port = "" if host in ("0.0.0.0", "::") else host, port
         bound.close()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -141,6 +146,12 @@ class GrpcServer:
             "ModelInfer": self._infer,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
+            "SystemSharedMemoryStatus": self._region_status,
+            "SystemSharedMemoryRegister": self._register_region,
+            "SystemSharedMemoryUnregister": self._unregister_region,
+            "CudaSharedMemoryStatus": self._cuda_status,
+            "CudaSharedMemoryRegister": self._register_cuda,
+            "CudaSharedMemoryUnregister": self._unregister_cuda,
             "RepositoryIndex": self._index,
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
@@ -242,10 +253,17 @@ class GrpcServer:
             hold(-len(data))
 
     async def _infer(self, request: Any, context: Context) -> Any:
-        inference = _read(request, context.time_remaining())
-        answer, frames = await self._service.infer(inference, PROTOCOL, context.invocation_metadata() or ())
-        response = _response(inference, self._service.chosen(inference, answer), answer.model_version, frames)
-        self._service.counters.sent(PROTOCOL, sum(memoryview(frame).nbytes for frame in frames))
+        shared = self._service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
+        try:
+            inference = _read(request, context.time_remaining(), shared)
+            answer, frames = await self._service.infer(
+                inference, PROTOCOL, context.invocation_metadata() or ()
+            )
+            chosen = self._service.chosen(inference, answer)
+            response, sent = _response(inference, chosen, answer.model_version, frames, shared)
+        finally:
+            shared.release()
+        self._service.counters.sent(PROTOCOL, sent)
         return response
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
@@ -307,6 +325,45 @@ class GrpcServer:
             {"model_stats": found}, pb.ModelStatisticsResponse(), ignore_unknown_fields=True
         )
 
+    def _user_of(self, context: Context) -> int:
+        """The user who runs the program that made a call. Raises Forbidden; see Caller.user()."""
+        kind, _, rest = context.peer().partition(":")
+        host, _, port = urllib.parse.unquote(rest).rpartition(":")
+        if kind not in ("ipv4", "ipv6") or not port.isdigit():
+            raise Forbidden(f"shared memory is for programs that connect over TCP, not {kind[:40]!r}")
+        names = [name for name, _ in context.invocation_metadata() or ()]
+        # gRPC does not say which of its addresses a call came to. On one machine, both ends have the same, unless the
+        # server listens on one only.
+        served = Address(self._host or host, self._port)
+        return Caller(Address(host, int(port)), served, names).user()
+
+    async def _region_status(self, request: Any, context: Context) -> Any:
+        found = self._service.regions().status(self._user_of(context), request.name)
+        status = pb.SystemSharedMemoryStatusResponse.RegionStatus
+        return pb.SystemSharedMemoryStatusResponse(
+            regions={region.name: status(**region.described()) for region in found}
+        )
+
+    async def _register_region(self, request: Any, context: Context) -> Any:
+        regions, owner = self._service.regions(), self._user_of(context)
+        regions.register(owner, request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def _unregister_region(self, request: Any, context: Context) -> Any:
+        self._service.regions().unregister(self._user_of(context), request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def _cuda_status(self, request: Any, context: Context) -> Any:
+        if request.name:
+            raise NotFound(f"Unable to find cuda shared memory region: {request.name[:80]!r}")
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def _register_cuda(self, request: Any, context: Context) -> Any:
+        raise Unsupported(NO_CUDA_MEMORY)
+
+    async def _unregister_cuda(self, request: Any, context: Context) -> Any:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
     async def _index(self, request: Any, context: Context) -> Any:
         return pb.RepositoryIndexResponse(
             models=[
@@ -316,8 +373,7 @@ class GrpcServer:
         )
 
     async def _load(self, request: Any, context: Context) -> Any:
-        parameters = {key: _parameter(value) for key, value in request.parameters.items()}
-        await self._service.load(request.model_name, parameters)
+        await self._service.load(request.model_name, _parameters(request))
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any, context: Context) -> Any:
@@ -395,16 +451,20 @@ def _metadata(body: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((f"clockwork-{key.replace('_', '-')}", str(body[key])) for key in keys if key in body)
 
 
-def _parameter(value: Any) -> Any:
-    choice = value.WhichOneof("parameter_choice")
-    return getattr(value, choice) if choice is not None else None
+def _parameters(message: Any) -> dict[str, Any]:
+    """The parameters of a request or a tensor, as JSON would have them."""
+    found = {}
+    for key, value in message.parameters.items():
+        choice = value.WhichOneof("parameter_choice")
+        found[key] = getattr(value, choice) if choice is not None else None
+    return found
 
 
-def _read(request: Any, left_s: float | None) -> Inference:
+def _read(request: Any, left_s: float | None, shared: Shared) -> Inference:
     """The inference that a message asks for. left_s: until the call's own deadline. Raises InvalidInput."""
     timeout_ns = priority = 0
     if request.parameters:
-        parameters = {key: _parameter(value) for key, value in request.parameters.items()}
+        parameters = _parameters(request)
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
         priority = priority_of(parameters)
     if left_s is not None:
@@ -415,21 +475,25 @@ def _read(request: Any, left_s: float | None) -> Inference:
     references: list[NamedTensorRef] = []
     frames: list[Frame] = []
     raw = list(request.raw_input_contents)  # once: each look at one copies it
-    if raw and len(raw) != len(request.inputs):
+    remote = [REGION in tensor.parameters for tensor in request.inputs]
+    if raw and len(raw) != remote.count(False):
         raise InvalidInput(
-            f"raw_input_contents has {len(raw)} tensors for {len(request.inputs)} inputs",
-            expected=str(len(request.inputs)), got=str(len(raw)),
+            f"raw_input_contents has {len(raw)} tensors for {remote.count(False)} inputs",
+            expected=str(remote.count(False)), got=str(len(raw)),
         )  # fmt: skip
+    contents = iter(raw)
     for index, tensor in enumerate(request.inputs):
         name = tensor.name
         code = code_of(tensor.datatype, name)
         shape = checked_shape(list(tensor.shape), name)
-        if tensor.parameters and "shared_memory_region" in tensor.parameters:
-            raise Unsupported(f"input {name!r}: shared memory is not supported")
-        if raw:
+        if remote[index]:
+            if tensor.HasField("contents"):
+                raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
+            frame = shared.input(_parameters(tensor), code, shape, name)
+        elif raw:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
-            frame = raw[index]
+            frame = next(contents)
             check_size(code, shape, len(frame), name)
         else:
             frame = _frame_of_contents(code, shape, tensor.contents, name)
@@ -437,9 +501,10 @@ def _read(request: Any, left_s: float | None) -> Inference:
         frames.append(frame)
     for output in request.outputs:
         if output.parameters:
-            for key in ("shared_memory_region", "classification"):
-                if key in output.parameters:
-                    raise Unsupported(f"output {output.name!r}: {key} is not supported")
+            if "classification" in output.parameters:
+                raise Unsupported(f"output {output.name!r}: classification is not supported")
+            if REGION in output.parameters:
+                shared.output(_parameters(output), output.name)
     return Inference(
         reference_of(request.model_name, request.model_version), request.id, references, frames,
         list(dict.fromkeys(output.name for output in request.outputs)),  # each once: names are cheaper than what they ask for
@@ -477,11 +542,18 @@ def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) ->
     return frame
 
 
-def _response(inference: Inference, chosen: list[NamedTensorRef], version: int, frames: list[Frame]) -> Any:
+def _response(
+    inference: Inference, chosen: list[NamedTensorRef], version: int, frames: list[Frame], shared: Shared
+) -> tuple[Any, int]:
+    """The message, and the bytes of tensors in it."""
+    sent = 0
     response = pb.ModelInferResponse(
         model_name=name_of(inference.model), model_version=str(version), id=inference.request_id
     )
     for name, code, shape, frame in chosen:
         response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)
-        response.raw_output_contents.append(bytes(memoryview(frames[frame])))
-    return response
+        # An output in shared memory has an empty place here, because clients count the places by outputs.
+        content = b"" if shared.deliver(name, frames[frame]) else bytes(memoryview(frames[frame]))
+        response.raw_output_contents.append(content)
+        sent += len(content)
+    return response, sent

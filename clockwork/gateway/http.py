@@ -26,10 +26,12 @@ from clockwork.config.gateway import (
     LINGER_S,
     SWEEP_S,
 )
-from clockwork.errors import ClockworkError, InvalidInput, Unavailable
+from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
+from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
+from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.service import (
     Inference,
@@ -328,15 +330,18 @@ class HttpServer:
     # ----- inference ---------------------------------------------------------------------------
 
     async def _infer(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        body = await self._body(request, self._settings.request_bytes_max)
+        limit = self._settings.request_bytes_max
+        body = await self._body(request, limit)
+        shared = self._service.shared(lambda: _user_of(request), limit)
         try:
             if request.headers.get(HEADER_LENGTH) == "0":
                 inference, wants = await self._read_raw(request, path, body)
             else:
-                inference, wants = self._read(request, path, body)
+                inference, wants = self._read(request, path, body, shared)
             answer, frames = await self._service.infer(inference, PROTOCOL, request.headers)
-            response = _answer(inference, wants, answer, frames)
+            response = _answer(inference, wants, answer, frames, shared)
         finally:
+            shared.release()
             self._service.hold(-len(body))
         if isinstance(response, web.Response):
             return response
@@ -360,7 +365,9 @@ class HttpServer:
                 transport.abort()
         return response
 
-    def _read(self, request: web.BaseRequest, path: list[str], body: bytes) -> tuple[Inference, _Wants]:
+    def _read(
+        self, request: web.BaseRequest, path: list[str], body: bytes, shared: Shared
+    ) -> tuple[Inference, _Wants]:
         """The inference that a request asks for, and the form of its outputs. Raises InvalidInput."""
         headers = request.headers
         length_text = headers.get(HEADER_LENGTH)
@@ -386,8 +393,8 @@ class HttpServer:
             raise InvalidInput(
                 f"id must be a string, got {telling.tell(request_id)}", got=telling.tell(request_id)
             )
-        references, frames = _inputs(fields, memoryview(body)[length:])
-        wants = _wants(fields, parameters)
+        references, frames = _inputs(fields, memoryview(body)[length:], shared)
+        wants = _wants(fields, parameters, shared)
         inference = Inference(
             reference_of(*_named(path)), request_id, references, frames,
             list(wants.named), least(timeout_ns, _header_timeout(request)), priority_of(parameters),
@@ -453,6 +460,36 @@ class HttpServer:
         await self._service.unload(path[4])
         return _json(200, {})
 
+    async def _region_status(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        regions = self._service.regions()
+        found = regions.status(_user_of(request), _region(path))
+        return _json(200, [region.described() for region in found])
+
+    async def _register_region(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        regions, fields = self._service.regions(), await self._json_body(request)
+        regions.register(
+            _user_of(request), path[4], fields.get("key"), fields.get("offset", 0), fields.get("byte_size")
+        )
+        return _json(200, {})
+
+    async def _unregister_region(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        regions, _ = self._service.regions(), await self._json_body(request)
+        regions.unregister(_user_of(request), _region(path))
+        return _json(200, {})
+
+    async def _cuda_status(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        if name := _region(path):
+            raise NotFound(f"Unable to find cuda shared memory region: {name[:80]!r}")
+        return _json(200, [])
+
+    async def _register_cuda(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        await self._json_body(request)
+        raise Unsupported(NO_CUDA_MEMORY)
+
+    async def _unregister_cuda(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        await self._json_body(request)
+        return _json(200, {})
+
     async def _openapi(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         return _json(200, openapi.document(with_token=bool(self._tokens)))
 
@@ -474,6 +511,16 @@ PATHS = (
     Path("/v2/models/{model}/versions/{version}/ready", HttpServer._model_ready, GET),
     Path("/v2/models/{model}/versions/{version}/config", HttpServer._config, GET),
     Path("/v2/models/{model}/versions/{version}/stats", HttpServer._statistics, GET),
+    Path("/v2/systemsharedmemory/status", HttpServer._region_status, GET),
+    Path("/v2/systemsharedmemory/unregister", HttpServer._unregister_region, POST),
+    Path("/v2/systemsharedmemory/region/{region}/status", HttpServer._region_status, GET),
+    Path("/v2/systemsharedmemory/region/{region}/register", HttpServer._register_region, POST),
+    Path("/v2/systemsharedmemory/region/{region}/unregister", HttpServer._unregister_region, POST),
+    Path("/v2/cudasharedmemory/status", HttpServer._cuda_status, GET),
+    Path("/v2/cudasharedmemory/unregister", HttpServer._unregister_cuda, POST),
+    Path("/v2/cudasharedmemory/region/{region}/status", HttpServer._cuda_status, GET),
+    Path("/v2/cudasharedmemory/region/{region}/register", HttpServer._register_cuda, POST),
+    Path("/v2/cudasharedmemory/region/{region}/unregister", HttpServer._unregister_cuda, POST),
     Path("/v2/repository/index", HttpServer._index, POST),
     Path("/v2/repository/models/{model}/load", HttpServer._load, POST),
     Path("/v2/repository/models/{model}/unload", HttpServer._unload, POST),
@@ -498,6 +545,24 @@ class _Wants:
 def _named(path: list[str]) -> tuple[str, str]:
     """Model and version ("" for none) of /v2/models/NAME[/versions/VERSION]."""
     return path[3], path[5] if path[4:5] == ["versions"] else ""
+
+
+def _region(path: list[str]) -> str:
+    """The region of /v2/systemsharedmemory[/region/NAME]/ACTION; "": all."""
+    return path[4] if path[3] == "region" else ""
+
+
+def _user_of(request: web.BaseRequest) -> int:
+    """The user who runs the program that made a request. Raises Forbidden; see Caller.user()."""
+    transport = request.transport
+    peer, served = (
+        (transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
+        if transport
+        else (None, None)
+    )
+    if peer is None or served is None:
+        raise Forbidden("the connection of this request has ended")
+    return Caller(Address(*peer[:2]), Address(*served[:2]), request.headers).user()
 
 
 def _header_timeout(request: web.BaseRequest) -> int:
@@ -564,12 +629,9 @@ def _flag(parameters: dict[str, Any], key: str, subject: str, default: bool) -> 
     return value
 
 
-def _no_shared_memory(parameters: dict[str, Any], subject: str) -> None:
-    if "shared_memory_region" in parameters:
-        raise Unsupported(f"{subject}: shared memory is not supported")
-
-
-def _inputs(fields: dict[str, Any], rest: memoryview) -> tuple[list[NamedTensorRef], list[Frame]]:
+def _inputs(
+    fields: dict[str, Any], rest: memoryview, shared: Shared
+) -> tuple[list[NamedTensorRef], list[Frame]]:
     """Every input of a request; ``rest`` is what follows its JSON."""
     references: list[NamedTensorRef] = []
     frames: list[Frame] = []
@@ -580,9 +642,12 @@ def _inputs(fields: dict[str, Any], rest: memoryview) -> tuple[list[NamedTensorR
         shape = checked_shape(row.get("shape"), name)
         parameters = _parameters(row, f"input {name!r}")
         size = parameters.get("binary_data_size")
-        if size is None:
-            _no_shared_memory(parameters, f"input {name!r}")
-            frame: Frame = frame_of_json(code, shape, row.get("data"), name)
+        if REGION in parameters:
+            if size is not None or "data" in row:
+                raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
+            frame: Frame = shared.input(parameters, code, shape, name)
+        elif size is None:
+            frame = frame_of_json(code, shape, row.get("data"), name)
         elif type(size) is not int or not 0 <= size <= len(rest) - offset:
             raise InvalidInput(
                 f"input {name!r} has binary_data_size {repr(size)[:40]}, but {len(rest) - offset} bytes are left",
@@ -602,14 +667,15 @@ def _inputs(fields: dict[str, Any], rest: memoryview) -> tuple[list[NamedTensorR
     return references, frames
 
 
-def _wants(fields: dict[str, Any], parameters: dict[str, Any]) -> _Wants:
+def _wants(fields: dict[str, Any], parameters: dict[str, Any], shared: Shared) -> _Wants:
     otherwise = _flag(parameters, "binary_data_output", "the request", False)
     named: dict[str, bool] = {}
     if fields.get("outputs"):
         for row in _listed(fields, "outputs"):
             name = row["name"]
             its = _parameters(row, f"output {name!r}")
-            _no_shared_memory(its, f"output {name!r}")
+            if REGION in its:
+                shared.output(its, name)
             if its.get("classification"):
                 raise Unsupported(f"output {name!r}: classification is not supported")
             named[name] = _flag(its, "binary_data", f"output {name!r}", otherwise)
@@ -617,7 +683,7 @@ def _wants(fields: dict[str, Any], parameters: dict[str, Any]) -> _Wants:
 
 
 def _answer(
-    inference: Inference, wants: _Wants, answer: Answer, frames: list[Frame]
+    inference: Inference, wants: _Wants, answer: Answer, frames: list[Frame], shared: Shared
 ) -> web.Response | tuple[dict[str, str], list[Any]]:
     """A response; or, if it is large, its headers and pieces."""
     outputs = []
@@ -625,7 +691,9 @@ def _answer(
     total = 0
     for name, code, shape, frame in InferenceService.chosen(inference, answer):
         row: dict[str, Any] = {"name": name, "datatype": NAME_OF[code], "shape": shape}
-        if wants.binary(name):
+        if shared.deliver(name, frames[frame]):
+            pass
+        elif wants.binary(name):
             piece = memoryview(frames[frame])
             row["parameters"] = {"binary_data_size": piece.nbytes}
             total += piece.nbytes

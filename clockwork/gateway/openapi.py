@@ -13,7 +13,7 @@ Json = dict[str, Any]
 _ANSWERS = {
     "400": "A request that is wrong; the error names the tensor, what was expected and what came.",
     "401": "The bearer token is missing or wrong.",
-    "403": "The token is the clients', and this call takes the operator's.",
+    "403": "The token is the clients', and this call takes the operator's; or shared memory, for a caller elsewhere.",
     "404": "No such model, version or path.",
     "405": "The path is there, this method is not.",
     "408": "The body took too long to come.",
@@ -65,6 +65,7 @@ def _paths() -> Json:
             "parameters": [_path_parameter("model", "A model's name.")],
             "post": _post(summary, "RepositoryRequest", "Empty", "403", "404"),
         }
+    paths |= _memory_paths()
     named = [_path_parameter("model", "A model's name.")]
     versioned = [*named, _path_parameter("version", "A version's number.")]
     for prefix, parameters in (("", named), ("/versions/{version}", versioned)):
@@ -81,13 +82,39 @@ def _paths() -> Json:
     return paths
 
 
+def _memory_paths() -> Json:
+    """Of shared memory. CUDA's has the same calls, and never a region."""
+    paths: Json = {}
+    for kind, schema, refused in (
+        ("system", "Regions", ("403", "501")),
+        ("cuda", "NoRegions", ()),
+    ):
+        base = f"/v2/{kind}sharedmemory"
+        one = f"{base}/region/{{region}}"
+        named = [_path_parameter("region", "A region's name.")]
+        registered = ("RegisterRegion", "Empty") if kind == "system" else ("EmptyRequest", "Empty")
+        paths |= {
+            f"{base}/status": {"get": _get("The caller's regions of shared memory.", schema, *refused)},
+            f"{base}/unregister": {"post": _post("Forget all of the caller's regions.", "EmptyRequest", "Empty", *refused)},
+            f"{one}/status": {"parameters": named, "get": _get("One region of the caller's.", schema, "404", *refused)},
+            f"{one}/register": {
+                "parameters": named,
+                "post": _post("Make shared memory known under a name.", *registered, "403", "501"),
+            },
+            f"{one}/unregister": {
+                "parameters": named, "post": _post("Forget a region.", "EmptyRequest", "Empty", *refused)
+            },
+        }  # fmt: skip
+    return paths
+
+
 def _infer() -> Json:
     """Its own, because of the binary form."""
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     operation = _post(
         "Run the model. As JSON; or as JSON of Inference-Header-Content-Length bytes and then the raw bytes of each "
-        "tensor that has binary_data_size, in order. The parameter timeout (microseconds) is the request's deadline.",
-        "InferRequest", "InferResponse", "404", "408", "413", "501",
+        "tensor that has binary_data_size, in order; a tensor with shared_memory_region is in shared memory instead. The parameter timeout (microseconds) is the request's deadline.",
+        "InferRequest", "InferResponse", "403", "404", "408", "413", "501",
     )  # fmt: skip
     operation["parameters"] = [
         {
@@ -159,6 +186,9 @@ def _schemas() -> Json:
     datatype: Json = {"type": "string", "enum": list(STANDARD)}
     tensor = _object(["name", "datatype", "shape"], name=text, datatype=text, shape=dimensions)
     config_tensor = _object(["name", "data_type", "dims"], name=text, data_type=text, dims=dimensions)
+    memory: Json = {
+        "shared_memory_region": text, "shared_memory_byte_size": count, "shared_memory_offset": count
+    }  # fmt: skip
     data: Json = {
         "description": "The elements, row by row, flat or nested as the shape says.",
         "type": "array",
@@ -198,6 +228,16 @@ def _schemas() -> Json:
         ),
         "IndexRequest": _object([], ready=flag),
         "Index": _list(_object(["name", "version", "state"], name=text, version=text, state=text, reason=text)),
+        "Regions": _list(_object(
+            ["name", "key", "offset", "byte_size"], name=text, key=text, offset=count, byte_size=count
+        )),
+        "NoRegions": {"type": "array", "items": {}, "maxItems": 0},
+        "EmptyRequest": {"type": "object"},
+        "RegisterRegion": _object(
+            ["key", "byte_size"],
+            key={"type": "string", "minLength": 1, "description": "The name that shm_open() was given."},
+            offset=count, byte_size=count,
+        ),
         "RepositoryRequest": _object([], parameters=_object([], unload_dependents=flag)),
         "InferRequest": _object(
             ["inputs"],
@@ -213,9 +253,9 @@ def _schemas() -> Json:
             inputs=_list(_object(
                 ["name", "shape", "datatype"],
                 name=text, shape=shape, datatype=datatype, data=data,
-                parameters=_object([], binary_data_size=count),
+                parameters=_object([], binary_data_size=count, **memory),
             )),
-            outputs=_list(_object(["name"], name=text, parameters=_object([], binary_data=flag))),
+            outputs=_list(_object(["name"], name=text, parameters=_object([], binary_data=flag, **memory))),
         ),
         "InferResponse": _object(
             ["model_name", "model_version", "outputs"],

@@ -17,11 +17,12 @@ from typing import Any
 from clockwork.client.blocking import Client
 from clockwork.client.loop import LoopClient
 from clockwork.config import CLIENT_TIMEOUT_NS, VERSION
-from clockwork.config.gateway import METRICS_TIMEOUT_S
+from clockwork.config.gateway import METRICS_TIMEOUT_S, REGIONS_SWEEP_S
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import MetricsSource
+from clockwork.gateway.regions import Regions
 from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
@@ -120,10 +121,12 @@ class Gateway:
             )
             operator.start()
         tracing = start_tracing(settings.otlp_endpoint or None)
+        regions = Regions() if security.shares_memory(settings) else None
+        sweeping = asyncio.create_task(_sweep(regions)) if regions is not None else None
         try:
             service = InferenceService(
-                client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator
-            )
+                client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator, regions
+            )  # fmt: skip
             if (bound := self._sockets.get("http")) is not None:
                 http = HttpServer(service, settings, self._tokens)
                 await http.start(bound, self._tls)
@@ -144,6 +147,8 @@ class Gateway:
             log.info("shutting down")
             await asyncio.gather(*(close() for close in self._closers))
         finally:
+            if sweeping is not None:
+                sweeping.cancel()
             if self._keeper is not None:
                 # Not to_thread(): all of its threads may be waiting for the calls that this ends.
                 with concurrent.futures.ThreadPoolExecutor(1, "closing") as closing:
@@ -168,6 +173,12 @@ class Gateway:
         return ", ".join(
             f"{name} on {before[name]}{port}{behind.get(name, '')}" for name, port in self.ports.items()
         )
+
+
+async def _sweep(regions: Regions) -> None:
+    while True:
+        await asyncio.sleep(REGIONS_SWEEP_S)
+        regions.sweep()
 
 
 def _keeper(settings: GatewaySettings) -> Keeper | None:

@@ -48,6 +48,12 @@ def require_security_beyond_loopback(settings: GatewaySettings) -> None:
         )
 
 
+def shares_memory(settings: GatewaySettings) -> bool:
+    """Whether callers on this machine may use shared memory. A gateway that other machines can reach is likely to have
+    a proxy before it, for which all callers are on this machine, so there it must be asked for."""
+    return is_loopback(settings.host) if settings.shared_memory is None else settings.shared_memory
+
+
 def read_token(path: Path | None) -> bytes | None:
     """The token in a file, without the white space around it. Raises ConfigError."""
     if path is None:

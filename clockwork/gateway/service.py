@@ -1,7 +1,7 @@
 """The Open Inference Protocol's operations on a cluster, for the HTTP and the gRPC server alike.
 
-The servers read requests and write answers in their own encodings; tensors pass as they travel. Nothing is kept between
-two requests, so that any number of gateways may stand before one cluster: every description of a model is asked of the
+The servers read requests and write answers in their own encodings; tensors pass as they travel. Nothing but the names
+of shared memory (regions.py) is kept between two requests, so that any number of gateways may stand before one cluster: every description of a model is asked of the
 controller, because the name may mean another version a moment later.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,10 @@ from clockwork.client.loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
+from clockwork.gateway.errors import Unsupported
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
+from clockwork.gateway.regions import OFF_HERE, Regions, Shared
 from clockwork.gateway.tensors import check_size, name_of_dtype
 from clockwork.gateway.tracing import Carrier, Tracing
 from clockwork.wire import tensors
@@ -35,7 +37,10 @@ EXTENSIONS = (
     "binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)",
     "schedule_policy", "statistics",
 )  # fmt: skip
-"""Triton's extensions that the gateway has."""
+"""Triton's extensions that every gateway has."""
+
+SHARED_MEMORY = "system_shared_memory"
+"""Triton's extension that a gateway has where shared memory is on."""
 
 PLATFORM = "clockwork_onnx"
 
@@ -112,9 +117,12 @@ class InferenceService:
         tracing: Tracing | None = None,
         keeper: Keeper | None = None,
         operator: LoopClient | None = None,
+        regions: Regions | None = None,
     ) -> None:
-        """operator: the client for calls that change what is served; None: ``client`` makes them."""
+        """operator: the client for calls that change what is served; None: ``client`` makes them. regions: shared memory
+        of callers on this machine; None: it is off."""
         self._keeper = keeper
+        self._regions = regions
         self._client = client
         self._operator = operator or client
         self._requests_max = requests_max
@@ -187,7 +195,8 @@ class InferenceService:
     # ----- the server --------------------------------------------------------------------------
 
     def server(self) -> dict[str, Any]:
-        return {"name": SERVER_NAME, "version": VERSION, "extensions": list(EXTENSIONS)}
+        extensions = [*EXTENSIONS, *([SHARED_MEMORY] if self._regions is not None else [])]
+        return {"name": SERVER_NAME, "version": VERSION, "extensions": extensions}
 
     async def why_not_ready(self) -> str:
         """Why the cluster is not ready, in a sentence; "" if it is. See Versions.readiness() of the controller."""
@@ -196,6 +205,18 @@ class InferenceService:
         except ClockworkError as error:
             return f"the controller does not answer: {error}"
         return str(status.get("why_not_ready", "" if status.get("workers") else "no worker is connected"))
+
+    # ----- shared memory -----------------------------------------------------------------------
+
+    def shared(self, find_owner: Callable[[], int], limit: int) -> Shared:
+        """What one request has in shared memory; see Shared. Its release() must be called."""
+        return Shared(self._regions, find_owner, self.hold, limit)
+
+    def regions(self) -> Regions:
+        """The regions that callers have registered. Raises Unsupported where shared memory is off."""
+        if self._regions is None:
+            raise Unsupported(OFF_HERE)
+        return self._regions
 
     # ----- models ------------------------------------------------------------------------------
 

@@ -49,6 +49,9 @@ class GatewaySettings:
         None  # for calls that change what is served; None: `token_file` is enough
     )
     insecure: bool = False
+    shared_memory: bool | None = (
+        None  # whether callers on this machine may use it; None: if `host` is loopback
+    )
     otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere
     repositories: tuple[Path, ...] = ()  # Triton model repositories
     control_mode: str = CONTROL_MODES[0]

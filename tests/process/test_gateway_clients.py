@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ triton_http = pytest.importorskip("tritonclient.http", reason=MISSING)
 triton_grpc = pytest.importorskip("tritonclient.grpc", reason=MISSING)
 triton_http_aio = pytest.importorskip("tritonclient.http.aio", reason=MISSING)
 triton_grpc_aio = pytest.importorskip("tritonclient.grpc.aio", reason=MISSING)
-InferenceServerException = pytest.importorskip("tritonclient.utils", reason=MISSING).InferenceServerException
+triton_utils = pytest.importorskip("tritonclient.utils", reason=MISSING)
+triton_memory = pytest.importorskip("tritonclient.utils.shared_memory", reason=MISSING)
+InferenceServerException = triton_utils.InferenceServerException
 
 RNG = np.random.default_rng(5)
 IMAGE = RNG.random((2, 1, 8, 8), dtype=np.float32)
@@ -237,6 +240,76 @@ def test_the_repository_unloads_and_loads(triton: tuple[Any, Any], expected: np.
         client.load_model("digits", config="{}")
 
 
+def test_tensors_in_shared_memory(triton: tuple[Any, Any], expected: np.ndarray) -> None:
+    module, client = triton
+    name = f"clockwork-test-{secrets.token_hex(8)}"
+    handle = triton_memory.create_shared_memory_region("images", f"/{name}", IMAGE.nbytes + expected.nbytes)
+    try:
+        triton_memory.set_shared_memory_region(handle, [IMAGE])
+        assert "system_shared_memory" in plain(client.get_server_metadata())["extensions"]
+        client.unregister_system_shared_memory()
+        client.unregister_cuda_shared_memory()
+        client.register_system_shared_memory("images", f"/{name}", IMAGE.nbytes + expected.nbytes)
+        status = client.get_system_shared_memory_status("images")
+        rows = status if isinstance(status, list) else [plain(row) for row in status.regions.values()]
+        assert [(row["name"], row["key"], int(row["byte_size"])) for row in rows] == [
+            ("images", f"/{name}", IMAGE.nbytes + expected.nbytes)
+        ]
+        image = module.InferInput("image", list(IMAGE.shape), "FP32")
+        image.set_shared_memory("images", IMAGE.nbytes)
+        scores = module.InferRequestedOutput("scores")
+        scores.set_shared_memory("images", expected.nbytes, offset=IMAGE.nbytes)
+        answer = client.infer("digits", [image], outputs=[scores])
+        described = plain(answer.get_output("scores"))
+        assert [int(dimension) for dimension in described["shape"]] == list(expected.shape)
+        found = triton_memory.get_contents_as_numpy(handle, np.float32, list(expected.shape), IMAGE.nbytes)
+        assert np.allclose(found, expected, atol=1e-5)
+        # Memory for the input alone, and for the output alone.
+        answer = client.infer("digits", [image])
+        assert np.allclose(answer.as_numpy("scores"), expected, atol=1e-5)
+        found[:] = 0
+        client.infer("digits", [image_of(module)], outputs=[scores])
+        assert np.allclose(found, expected, atol=1e-5)
+        del found
+        wrong = "400" if module is triton_http else "StatusCode.INVALID_ARGUMENT"
+        for words, call in (
+            ("already in manager", lambda: client.register_system_shared_memory("images", f"/{name}", 1)),
+            ("there is no", lambda: client.register_system_shared_memory("x", f"/{name}-x", 1)),
+            ("does not fit", lambda: client.register_system_shared_memory("x", f"/{name}", 1 << 40)),
+        ):
+            with pytest.raises(InferenceServerException, match=words) as caught:
+                call()
+            assert str(caught.value.status()) == wrong
+        client.unregister_system_shared_memory("images")
+        with pytest.raises(InferenceServerException, match="Unable to find"):
+            client.get_system_shared_memory_status("images")
+    finally:
+        client.unregister_system_shared_memory()
+        triton_memory.destroy_shared_memory_region(handle)
+
+
+def test_strings_in_shared_memory(triton: tuple[Any, Any]) -> None:
+    module, client = triton
+    words = np.array([["", "näher"], ["\0", "x" * 1000]], dtype=object)
+    raw = triton_utils.serialize_byte_tensor(words)
+    size = len(raw.item())
+    key = f"clockwork-test-{secrets.token_hex(8)}"
+    handle = triton_memory.create_shared_memory_region("words", key, 2 * size)
+    try:
+        triton_memory.set_shared_memory_region(handle, [raw])
+        client.register_system_shared_memory("words", key, 2 * size)
+        text = module.InferInput("text", [2, 2], "BYTES")
+        text.set_shared_memory("words", size)
+        same = module.InferRequestedOutput("same")
+        same.set_shared_memory("words", size, offset=size)
+        client.infer("text", [text], outputs=[same])
+        found = triton_memory.get_contents_as_numpy(handle, np.object_, [2, 2], size)
+        assert [[word.decode() for word in row] for row in found] == words.tolist()
+    finally:
+        client.unregister_system_shared_memory()
+        triton_memory.destroy_shared_memory_region(handle)
+
+
 def test_many_requests_under_way(served: Served, expected: np.ndarray) -> None:
     with triton_http.InferenceServerClient(served.http, concurrency=8) as client:
         waiting = [client.async_infer("digits", [image_of(triton_http)]) for _ in range(64)]
@@ -282,6 +355,14 @@ def test_a_grpc_stream(served: Served, expected: np.ndarray) -> None:
 LOADS = {
     "closed loop": ["--concurrency-range", "2"],
     "open loop": ["--request-rate-range", "40", "--request-distribution", "poisson"],
+    "shared memory": [
+        "--shared-memory",
+        "system",
+        "--output-shared-memory-size",
+        "1024",
+        "--concurrency-range",
+        "2",
+    ],
 }
 
 

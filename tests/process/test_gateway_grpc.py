@@ -226,13 +226,13 @@ def test_what_is_wrong_with_a_request_is_said(call: Call, request_: Any, words: 
 
 
 def test_what_is_not_here_is_unimplemented(call: Call, channel: grpc.Channel) -> None:
-    shared = inference([])
-    shared.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    classes = inference()
+    classes.outputs.add(name="y").parameters["classification"].int64_param = 3
     with pytest.raises(grpc.RpcError) as caught:
-        call("ModelInfer", shared)
+        call("ModelInfer", classes)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(SERVICE + "SystemSharedMemoryStatus")(b"")
+        channel.unary_unary(SERVICE + "TraceSetting")(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -1,0 +1,117 @@
+"""The user that a caller of the gateway runs as, for callers on this machine.
+
+Shared memory belongs to a user of this machine, so the gateway must know on whose behalf it reads and writes it. A TCP
+connection carries no credentials, but where both of its ends are on this machine (more exactly: in this network
+namespace), the kernel knows the user of the caller's socket and tells it by the connection's addresses
+(sock_diag(7)). The answer holds while the connection is open: until then no other socket can have these addresses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from clockwork.errors import Forbidden
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST = 1
+_TCP_ESTABLISHED = 1
+_ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr
+_REQUEST = struct.Struct("=BBBxI")  # inet_diag_req_v2, up to its addresses
+_PORTS = struct.Struct(">HH")
+_FOUND = struct.Struct("=BBBB48x4xIIII")  # inet_diag_msg: family, state, ..., then two queues, user, inode
+_ANSWER_BYTES = 4_096
+
+_RELAYED = frozenset({"forwarded", "x-forwarded-for", "via", "origin"})
+"""Headers that say that a request was made by somebody else than the process whose connection it came on: three of
+proxies, and the one that browsers send for a page."""
+
+
+class Address(NamedTuple):
+    """One end of a TCP connection."""
+
+    host: str
+    port: int
+
+
+class Caller(NamedTuple):
+    """The connection and the headers (or gRPC metadata) of one request."""
+
+    address: Address
+    served: Address  # the gateway's end of the connection
+    headers: Iterable[str]  # their names
+
+    def user(self) -> int:
+        """The user id of the process that made the request. Raises Forbidden for other machines' and relayed requests."""
+        for name in self.headers:
+            if name.lower() in _RELAYED:
+                raise Forbidden(
+                    "shared memory is for programs on the gateway's machine that connect to it directly; "
+                    f"this request has the header {name}, so it was made by a proxy or a web page"
+                )
+        found = user_of(self.address, self.served)
+        if found is None:
+            raise Forbidden(
+                f"shared memory is for programs on the gateway's machine; no connection from {self.address.host} "
+                f"port {self.address.port} is known here"
+            )
+        return found
+
+
+def user_of(address: Address, served: Address) -> int | None:
+    """The user id that owns the socket at ``address`` whose other end is ``served``; None where this machine has no such
+    connection, or its user is not known in this user namespace."""
+    local, remote = _packed(address.host), _packed(served.host)
+    if local is None or remote is None or len(local) != len(remote):
+        return None
+    family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
+    body = b"".join((
+        _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF),
+        _PORTS.pack(address.port, served.port), local.ljust(16, b"\0"), remote.ljust(16, b"\0"),
+        struct.pack("=III", 0, *_ANY_COOKIE),
+    ))  # fmt: skip
+    header = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+    try:
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
+        ) as asking:
+            asking.sendto(header + body, (0, 0))
+            answer = asking.recv(
+                _ANSWER_BYTES, socket.MSG_DONTWAIT
+            )  # the kernel answers before send() returns
+    except OSError:  # a kernel or a sandbox without sock_diag: the caller is told that nobody is known
+        return None
+    if len(answer) < _HEADER.size + _FOUND.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        return None
+    state, user = (_FOUND.unpack_from(answer, _HEADER.size)[index] for index in (1, 6))
+    # A connection that its caller has closed is nobody's: the kernel gives it to user 0.
+    if state != _TCP_ESTABLISHED or user == _OVERFLOW_USER:
+        return None
+    return int(user)
+
+
+def _packed(host: str) -> bytes | None:
+    try:
+        found = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return found.packed
+
+
+def _overflow_user() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return 65534
+
+
+_OVERFLOW_USER = _overflow_user()
+"""In place of every user that has no number in this user namespace."""

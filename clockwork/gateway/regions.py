@@ -1,0 +1,380 @@
+"""Triton's system shared memory: tensors in POSIX shared memory that the caller made, in place of a request's body.
+
+A region belongs to the user who registered it (callers.py), and so must the memory: a file in /dev/shm that this user
+owns. Other users see neither. Memory is read and written with pread() and pwrite(), by a descriptor that is opened for
+each request: a mapping would end the gateway with SIGBUS when its caller makes the file shorter, and a descriptor kept
+would keep memory alive that its caller has given up. What a request reads is therefore a copy that cannot change, and
+all that the gateway keeps of a region is its row in a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clockwork.config.gateway import (
+    OWNER_REGIONS_MAX,
+    REGION_BYTES_MAX,
+    REGION_NAME_CHARS_MAX,
+    REGION_UNHELD_SWEEPS,
+    REGIONS_MAX,
+    SHARED_MEMORY_KEY_BYTES_MAX,
+)
+from clockwork.errors import InvalidInput, Refused
+from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
+from clockwork.gateway.tensors import check_size
+from clockwork.wire.messages import Reason
+from clockwork.wire.telling import tell
+from clockwork.wire.transport import Frame
+
+FOLDER = Path("/dev/shm")
+"""Where shm_open(3) has its files."""
+
+REGION = "shared_memory_region"
+SIZE = "shared_memory_byte_size"
+OFFSET = "shared_memory_offset"
+"""The parameters of a tensor that lies in shared memory."""
+
+
+@dataclasses.dataclass(slots=True)
+class Region:
+    """A part of one shared-memory file, under the name that its owner gave it."""
+
+    name: str
+    key: str  # as it was registered: with or without the slash that it may begin with
+    offset: int
+    byte_size: int
+    file: tuple[int, int]  # device and inode: another file may come to have the same key
+    unheld: int = 0  # sweeps in a row that found that no process has the file open or mapped
+
+    def described(self) -> dict[str, Any]:
+        """As the status calls answer."""
+        return {"name": self.name, "key": self.key, "offset": self.offset, "byte_size": self.byte_size}
+
+
+class Place(NamedTuple):
+    """Where in a region one tensor lies."""
+
+    region: Region
+    offset: int  # from the region's beginning
+    size: int
+
+
+class Regions:
+    """The regions that callers have registered, by owner (a user id) and name."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+        self._owners: dict[int, dict[str, Region]] = {}
+        self._count = 0
+
+    def register(self, owner: int, name: Any, key: Any, offset: Any, byte_size: Any) -> None:
+        """Make memory that ``owner`` owns known under a name of his. Raises InvalidInput, and Refused past the bounds."""
+        name = _name(name)
+        if not name:
+            raise InvalidInput("a shared memory region needs a name")
+        offset, byte_size = _count(offset, "offset"), _count(byte_size, "byte_size")
+        file_name = _file_name(key)
+        mine = self._owners.get(owner, {})
+        old = mine.get(name)
+        with self._opened(owner, file_name, key, os.O_RDWR) as descriptor:
+            found = os.fstat(descriptor)
+            file = (found.st_dev, found.st_ino)
+            if old is not None and self._is_there(owner, old):
+                raise InvalidInput(
+                    f"shared memory region {name!r} is already in manager; unregister it first", name
+                )
+            if offset + byte_size > found.st_size:
+                raise InvalidInput(
+                    f"shared memory region {name!r} of {byte_size} bytes at offset {offset} does not fit into "
+                    f"{key!r}, which has {found.st_size} bytes",
+                    name, f"at most {found.st_size} bytes", f"{offset + byte_size} bytes",
+                )  # fmt: skip
+        if old is None:
+            for count, most, whose in (
+                (len(mine), OWNER_REGIONS_MAX, f"user {owner} has"),
+                (self._count, REGIONS_MAX, "the gateway has"),
+            ):
+                if count >= most:
+                    raise Refused(
+                        f"{whose} {most} shared memory regions, which is the most", Reason.OVERLOADED.value
+                    )
+            self._count += 1
+        self._owners.setdefault(owner, mine)[name] = Region(name, key, offset, byte_size, file)
+
+    def unregister(self, owner: int, name: str) -> None:
+        """Forget a region of the owner's, or, without a name, all of the owner's. What is not there is as good as done."""
+        mine = self._owners.get(owner, {})
+        for one in [name] if name else list(mine):
+            if mine.pop(one, None) is not None:
+                self._count -= 1
+        if not mine:
+            self._owners.pop(owner, None)
+
+    def status(self, owner: int, name: str) -> list[Region]:
+        """The owner's region of that name, or, without a name, all of the owner's. Raises NotFound."""
+        mine = self._owners.get(owner, {})
+        if not name:
+            return list(mine.values())
+        if name not in mine:
+            raise NotFound(f"Unable to find system shared memory region: {name[:80]!r}")
+        return [mine[name]]
+
+    def place(self, owner: int, parameters: Mapping[str, Any], subject: str) -> Place:
+        """Where a tensor's parameters say that it lies. Raises InvalidInput."""
+        name = _name(parameters.get(REGION))
+        region = self._owners.get(owner, {}).get(name)
+        if region is None:
+            raise InvalidInput(
+                f"{subject}: Unable to find shared memory region: {name[:80]!r}",
+                expected="a region that the same user has registered", got=name[:80],
+            )  # fmt: skip
+        if SIZE not in parameters:
+            raise InvalidInput(f"{subject} is in shared memory and has no parameter {SIZE}", expected=SIZE)
+        size = _count(parameters[SIZE], f"parameter {SIZE} of {subject}")
+        offset = _count(parameters.get(OFFSET, 0), f"parameter {OFFSET} of {subject}")
+        if offset + size > region.byte_size:
+            raise InvalidInput(
+                f"{subject}: Invalid offset + byte size for shared memory region: {name!r} has {region.byte_size} "
+                f"bytes, {size} at offset {offset} were asked for",
+                expected=f"at most {region.byte_size}", got=str(offset + size),
+            )  # fmt: skip
+        return Place(region, offset, size)
+
+    def read(self, owner: int, place: Place) -> bytes:
+        """A copy of the bytes at a place. Raises InvalidInput where the file has gone or become shorter."""
+        region = place.region
+        with self._of(owner, region, os.O_RDONLY) as descriptor:
+            # One call of pread() takes at most 2 GiB - 4 KiB; a request is far smaller.
+            data = os.pread(descriptor, place.size, region.offset + place.offset)
+        if len(data) != place.size:
+            raise _too_short(region)
+        return data
+
+    def write(self, owner: int, place: Place, frame: Frame) -> None:
+        """Copy a tensor's bytes to a place, which is at least as large. Raises InvalidInput as read() does."""
+        region, data = place.region, memoryview(frame).cast("B")
+        assert data.nbytes <= place.size
+        begin = region.offset + place.offset
+        with self._of(owner, region, os.O_RDWR) as descriptor:
+            # Writing beyond its end would make the file longer again.
+            if os.fstat(descriptor).st_size < begin + data.nbytes:
+                raise _too_short(region)
+            try:
+                written = os.pwrite(descriptor, data, begin)
+            except OSError as error:  # a page of a sparse file, and no memory left for it
+                raise InvalidInput(
+                    f"cannot write to shared memory region {region.name!r}: {error.strerror}"
+                ) from None
+        if written != data.nbytes:
+            raise InvalidInput(
+                f"only {written} of {data.nbytes} bytes fit into shared memory region {region.name!r}"
+            )
+
+    def sweep(self) -> None:
+        """Forget what callers who are gone have left: regions whose file has gone or been replaced, and those whose file
+        no process has had open or mapped for REGION_UNHELD_SWEEPS sweeps. The file itself is its owner's, and stays."""
+        for owner, mine in list(self._owners.items()):
+            for name, region in list(mine.items()):
+                region.unheld = 0 if self._is_held(owner, region) else region.unheld + 1
+                if region.unheld >= REGION_UNHELD_SWEEPS or not self._is_there(owner, region):
+                    self.unregister(owner, name)
+
+    # ----- files -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _opened(self, owner: int, file_name: str, key: str, mode: int) -> Iterator[int]:
+        """A descriptor of a shared-memory file that the owner owns. Raises InvalidInput."""
+        try:
+            # NONBLOCK: anybody may have put a FIFO there, at which open() would wait.
+            descriptor = os.open(
+                self._folder / file_name, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            )
+        except OSError as error:
+            why = {
+                errno.ENOENT: f"there is no {self._folder / file_name} on the gateway's machine",
+                errno.ELOOP: "it is a symbolic link",
+                errno.EACCES: f"the gateway (user {os.geteuid()}) has no right to it",
+            }.get(error.errno or 0, error.strerror)
+            raise InvalidInput(f"Unable to open shared memory region: {key!r}: {why}", got=key) from None
+        try:
+            found = os.fstat(descriptor)
+            # Whether somebody else's file is there is none of the caller's business beyond what `ls` shows.
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
+                raise InvalidInput(
+                    f"Unable to open shared memory region: {key!r}: it is no shared memory of user {owner}, "
+                    "whose program asks",
+                    expected=f"memory of user {owner}", got=key,
+                )  # fmt: skip
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _of(self, owner: int, region: Region, mode: int) -> Iterator[int]:
+        """A descriptor of the file that a region was registered for. Raises InvalidInput."""
+        with self._opened(owner, _file_name(region.key), region.key, mode) as descriptor:
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) != region.file:
+                raise InvalidInput(
+                    f"the memory {region.key!r} of shared memory region {region.name!r} was made anew since the region "
+                    "was registered; register it again",
+                    got=region.key,
+                )  # fmt: skip
+            yield descriptor
+
+    def _is_there(self, owner: int, region: Region) -> bool:
+        try:
+            with self._of(owner, region, os.O_RDONLY):
+                return True
+        except InvalidInput:
+            return False
+
+    def _is_held(self, owner: int, region: Region) -> bool:
+        """Whether any process may have a region's file open or mapped. The kernel gives a lease for writing on a file
+        that nobody else has open; where it gives leases to nobody (another user's file), the answer is yes."""
+        try:
+            with self._of(owner, region, os.O_RDONLY) as descriptor:
+                # Whoever opens the file meanwhile waits for the few microseconds until the lease is given back, and the
+                # kernel sends the holder a signal, by default SIGIO, which ends a process.
+                fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+                fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return True
+        except InvalidInput:
+            return False
+        return False
+
+
+class Shared:
+    """What one request has in shared memory: its inputs, which are read at once, and the places for its outputs."""
+
+    __slots__ = ("_find_owner", "_held", "_hold", "_limit", "_outputs", "_owner", "_regions")
+
+    def __init__(
+        self, regions: Regions | None, find_owner: Callable[[], int], hold: Callable[[int], None], limit: int
+    ) -> None:
+        """find_owner: called where a tensor lies in shared memory; raises where the caller may have none. hold: counts
+        bytes read, and may refuse them. limit: the most bytes of all inputs."""
+        self._regions = regions
+        self._find_owner = find_owner
+        self._owner: int | None = None
+        self._hold = hold
+        self._held = 0
+        self._limit = limit
+        self._outputs: dict[str, Place] = {}
+
+    def input(self, parameters: Mapping[str, Any], code: int, shape: Sequence[int], name: str) -> bytes:
+        """The bytes of an input that lies in shared memory. Raises InvalidInput, TooLarge or Refused."""
+        regions, owner = self._known(f"input {name!r}")
+        place = regions.place(owner, parameters, f"input {name!r}")
+        check_size(code, shape, place.size, name)
+        if self._held + place.size > self._limit:
+            raise TooLarge(
+                f"the request's inputs in shared memory have more than {self._limit} bytes, which are the most"
+            )
+        self._hold(place.size)
+        self._held += place.size
+        return regions.read(owner, place)
+
+    def output(self, parameters: Mapping[str, Any], name: str) -> None:
+        """Note where an output is to be written. Raises InvalidInput."""
+        regions, owner = self._known(f"output {name!r}")
+        self._outputs[name] = regions.place(owner, parameters, f"output {name!r}")
+
+    def deliver(self, name: str, frame: Frame) -> bool:
+        """Write an output where it is to go; False if it travels in the answer instead. The answer says no more of it
+        than its shape: perf_analyzer takes any parameter of an output for one of binary data. Raises InvalidInput where
+        the output does not fit."""
+        place = self._outputs.get(name)
+        if place is None:
+            return False
+        size = memoryview(frame).nbytes
+        if size > place.size:
+            raise InvalidInput(
+                f"shared memory size specified with the request for output {name!r} ({place.size} bytes) should be at "
+                f"least {size} bytes to hold the results",
+                name, f"at least {size} bytes", f"{place.size} bytes",
+            )  # fmt: skip
+        regions, owner = self._known(f"output {name!r}")
+        regions.write(owner, place, frame)
+        return True
+
+    def release(self) -> None:
+        """Count the inputs' bytes no longer."""
+        self._hold(-self._held)
+        self._held = 0
+
+    def _known(self, subject: str) -> tuple[Regions, int]:
+        if self._regions is None:
+            raise Unsupported(f"{subject}: {OFF_HERE}")
+        if self._owner is None:
+            self._owner = self._find_owner()
+        return self._regions, self._owner
+
+
+OFF_HERE = "shared memory is off: it is on where the gateway listens on loopback, or was started with --shared-memory"
+
+
+NO_CUDA_MEMORY = "CUDA shared memory is not supported; system shared memory is"
+
+
+def _name(value: Any) -> str:
+    if type(value) is not str or len(value) > REGION_NAME_CHARS_MAX or not _is_text(value):
+        raise InvalidInput(
+            f"the name of a shared memory region is a text of at most {REGION_NAME_CHARS_MAX} characters, "
+            f"got {tell(value)}",
+            got=tell(value),
+        )  # fmt: skip
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can write it: JSON can write half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _count(value: Any, subject: str) -> int:
+    if type(value) is not int or not 0 <= value <= REGION_BYTES_MAX:
+        raise InvalidInput(
+            f"{subject} is a count of bytes from 0 to {REGION_BYTES_MAX}, got {tell(value)}",
+            expected=f"0 to {REGION_BYTES_MAX}", got=tell(value),
+        )  # fmt: skip
+    return value
+
+
+def _file_name(key: Any) -> str:
+    """The name of a key's file in /dev/shm, as shm_open(3) finds it. Raises InvalidInput for what names no file there."""
+    name = key.removeprefix("/") if type(key) is str and _is_text(key) else ""
+    if (
+        not 0 < len(name.encode()) <= SHARED_MEMORY_KEY_BYTES_MAX
+        or "/" in name
+        or "\0" in name
+        or name in (".", "..")
+    ):
+        raise InvalidInput(
+            f"the key of a shared memory region is the name that shm_open() was given: 1 to "
+            f"{SHARED_MEMORY_KEY_BYTES_MAX} bytes without a slash inside, got {tell(key)}",
+            expected="a name of shared memory", got=tell(key),
+        )  # fmt: skip
+    return name
+
+
+def _too_short(region: Region) -> InvalidInput:
+    return InvalidInput(
+        f"the memory {region.key!r} of shared memory region {region.name!r} has become shorter than the region",
+        got=region.key,
+    )

@@ -1,0 +1,283 @@
+"""Regions of shared memory: whose they are, what may be named, and what is forgotten. Files in a folder of the test's."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.protobuf", reason="the gateway's libraries are not installed ([gateway])")
+
+from clockwork.config.gateway import OWNER_REGIONS_MAX, REGION_UNHELD_SWEEPS, REGIONS_MAX
+from clockwork.errors import Forbidden, InvalidInput, Refused
+from clockwork.gateway import callers, regions
+from clockwork.gateway.callers import Address, Caller
+from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
+from clockwork.gateway.regions import Place, Region, Regions, Shared
+from clockwork.wire import tensors
+
+ME = os.getuid()
+OTHER = ME + 1
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Regions:
+    return Regions(tmp_path)
+
+
+def make(folder: Path, name: str = "memory", content: bytes = bytes(range(64))) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def parameters(size: Any = 8, offset: Any = None, region: Any = "r") -> dict[str, Any]:
+    found = {"shared_memory_region": region, "shared_memory_byte_size": size}
+    return found if offset is None else found | {"shared_memory_offset": offset}
+
+
+def test_a_place_is_read_and_written_by_region_and_offset(table: Regions, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    table.register(ME, "r", "/memory", 16, 32)
+    place = table.place(ME, parameters(4, 8), "input")
+    assert table.read(ME, place) == bytes(range(24, 28))
+    table.write(ME, place, b"abcd")
+    assert path.read_bytes() == bytes(range(24)) + b"abcd" + bytes(range(28, 64))
+    described = {"name": "r", "key": "/memory", "offset": 16, "byte_size": 32}
+    assert [one.described() for one in table.status(ME, "")] == [described]
+
+
+@pytest.mark.parametrize("key", [
+    "/etc/passwd", "../memory", "a/b", "/", "", ".", "..", "/..", "//memory", "x\0y", "x" * 256, "\ud800", 7, None,
+])  # fmt: skip
+def test_a_key_names_a_file_in_the_folder_and_nothing_else(table: Regions, key: Any) -> None:
+    with pytest.raises(InvalidInput, match="the name that shm_open"):
+        table.register(ME, "r", key, 0, 1)
+
+
+def test_what_is_no_memory_of_the_users_own_is_not_opened(table: Regions, tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "memory")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for owner, key, words in (
+        (ME, "nope", "there is no .*/nope on the gateway's machine"),
+        (ME, "link", "symbolic link"),
+        (ME, "fifo", f"no shared memory of user {ME}"),
+        (ME, "folder", "Is a directory"),
+        (OTHER, "memory", f"no shared memory of user {OTHER}"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            table.register(owner, "r", key, 0, 1)
+        assert table.status(owner, "") == []
+
+
+def test_nobody_sees_names_or_removes_anothers_region(table: Regions, tmp_path: Path) -> None:
+    make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    with pytest.raises(InvalidInput, match="Unable to find shared memory region"):
+        table.place(OTHER, parameters(), "input")
+    assert table.status(OTHER, "") == []
+    with pytest.raises(NotFound, match="Unable to find system shared memory region"):
+        table.status(OTHER, "r")
+    table.unregister(OTHER, "r")
+    table.unregister(OTHER, "")
+    assert [region.name for region in table.status(ME, "r")] == ["r"]
+    # Nor does the memory open for another user, whatever he has registered.
+    place = table.place(ME, parameters(), "input")
+    with pytest.raises(InvalidInput, match=f"no shared memory of user {OTHER}"):
+        table.read(OTHER, place)
+
+
+def test_a_name_is_registered_once_and_again_when_its_memory_is_new(table: Regions, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    with pytest.raises(InvalidInput, match="already in manager"):
+        table.register(ME, "r", "memory", 0, 64)
+    place = table.place(ME, parameters(), "input")
+    path.rename(tmp_path / "old")  # keeps its inode, so that the new file has another
+    make(tmp_path, content=b"new memory")
+    with pytest.raises(InvalidInput, match="was made anew"):
+        table.read(ME, place)
+    table.register(ME, "r", "memory", 0, 10)
+    assert table.read(ME, table.place(ME, parameters(3), "input")) == b"new"
+
+
+def test_bounds_of_regions_and_places(table: Regions, tmp_path: Path) -> None:
+    make(tmp_path)
+    for offset, size in ((0, 65), (1, 64), (64, 1)):
+        with pytest.raises(InvalidInput, match="does not fit into 'memory', which has 64 bytes"):
+            table.register(ME, "r", "memory", offset, size)
+    for offset, size in (
+        (-1, 1),
+        (0, -1),
+        (1 << 62, 1),
+        (0, 1 << 63),
+        (True, 1),
+        ("0", 1),
+        (0, None),
+        (0, 1.0),
+    ):
+        with pytest.raises(InvalidInput, match="a count of bytes"):
+            table.register(ME, "r", "memory", offset, size)
+    for name in ("", "x" * 257, "\ud800", 7):
+        with pytest.raises(InvalidInput, match="name"):
+            table.register(ME, name, "memory", 0, 1)
+    table.register(ME, "r", "memory", 32, 32)
+    for good in ((32, None), (32, 0), (0, 32), (1, 31)):
+        assert table.place(ME, parameters(*good), "input").size == good[0]
+    for wrong in ((33, None), (32, 1), (1, 32)):
+        with pytest.raises(InvalidInput, match="Invalid offset"):
+            table.place(ME, parameters(*wrong), "input")
+    for wrong in ((-1, 0), (1 << 62, 1 << 62), ("8", 0), (8, -1), (True, 0)):
+        with pytest.raises(InvalidInput, match="a count of bytes"):
+            table.place(ME, parameters(*wrong), "input")
+    with pytest.raises(InvalidInput, match="no parameter shared_memory_byte_size"):
+        table.place(ME, {"shared_memory_region": "r"}, "input")
+
+
+def test_memory_that_shrinks_is_an_error_and_no_signal(table: Regions, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    place = table.place(ME, parameters(64), "input")
+    os.truncate(path, 10)
+    with pytest.raises(InvalidInput, match="has become shorter"):
+        table.read(ME, place)
+    with pytest.raises(InvalidInput, match="has become shorter"):
+        table.write(ME, place, bytes(64))
+    assert path.stat().st_size == 10, "and it is not made longer again"
+    path.unlink()
+    for call in (lambda: table.read(ME, place), lambda: table.write(ME, place, b"x")):
+        with pytest.raises(InvalidInput, match="there is no"):
+            call()
+
+
+def test_there_are_so_many_regions_and_no_more(
+    table: Regions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    for number in range(OWNER_REGIONS_MAX):
+        table.register(ME, str(number), "memory", 0, 1)
+    with pytest.raises(Refused, match=f"user {ME} has {OWNER_REGIONS_MAX} shared memory regions"):
+        table.register(ME, "one more", "memory", 0, 1)
+    table.unregister(ME, "7")
+    table.register(ME, "one more", "memory", 0, 1)
+    assert REGIONS_MAX > OWNER_REGIONS_MAX, "one user does not take all"
+    monkeypatch.setattr(regions, "OWNER_REGIONS_MAX", REGIONS_MAX + 1)
+    for number in range(REGIONS_MAX - OWNER_REGIONS_MAX):
+        table.register(ME, f"more {number}", "memory", 0, 1)
+    with pytest.raises(Refused, match=f"the gateway has {REGIONS_MAX}"):
+        table.register(ME, "two more", "memory", 0, 1)
+    table.unregister(ME, "")
+    table.register(ME, "r", "memory", 0, 1)
+
+
+def names(table: Regions) -> list[str]:
+    return [region.name for region in table.status(ME, "")]
+
+
+def test_what_a_dead_caller_left_is_forgotten(table: Regions, tmp_path: Path) -> None:
+    """A file that somebody maps, as callers do while they live; one that is gone; one that nobody holds."""
+    for name in ("held", "gone", "left"):
+        make(tmp_path, name)
+        table.register(ME, name, name, 0, 64)
+    with open(tmp_path / "held", "r+b") as file, mmap.mmap(file.fileno(), 64) as mapped:
+        file.close()
+        (tmp_path / "gone").unlink()
+        table.sweep()
+        assert names(table) == ["held", "left"], "a caller may be between two uses"
+        for _ in range(REGION_UNHELD_SWEEPS):
+            table.sweep()
+        assert names(table) == ["held"]
+        assert mapped[3] == 3
+    assert (tmp_path / "left").exists(), "a file is its owner's"
+    for _ in range(REGION_UNHELD_SWEEPS):
+        table.sweep()
+    assert names(table) == []
+
+
+def test_a_region_that_is_used_between_two_sweeps_stays(table: Regions, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    for _ in range(3):
+        for _ in range(REGION_UNHELD_SWEEPS - 1):
+            table.sweep()
+        with open(path, "rb"):
+            table.sweep()
+    assert names(table) == ["r"]
+
+
+# ----- one request ---------------------------------------------------------------------------------
+
+
+class Held:
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __call__(self, count: int) -> None:
+        self.now += count
+        self.most = max(self.most, self.now)
+
+
+def test_a_request_counts_what_it_reads_and_reads_no_more_than_a_request_may(
+    table: Regions, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    held = Held()
+    shared = Shared(table, lambda: ME, held, 100)
+    assert shared.input(parameters(64), tensors.UINT8, [64], "a") == bytes(range(64))
+    with pytest.raises(TooLarge, match="more than 100 bytes"):
+        shared.input(parameters(64), tensors.UINT8, [64], "b")
+    with pytest.raises(InvalidInput, match="takes 12 bytes, got 8"):
+        shared.input(parameters(8), tensors.FLOAT, [3], "c")
+    shared.release()
+    assert (held.now, held.most) == (0, 64)
+
+
+def test_an_output_is_written_where_it_fits(table: Regions, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    shared = Shared(table, lambda: ME, Held(), 100)
+    assert not shared.deliver("y", b"12345678"), "it was not asked for there"
+    shared.output(parameters(8, 8), "y")
+    assert shared.deliver("y", b"1234")
+    assert path.read_bytes()[8:16] == b"1234" + bytes(range(12, 16))
+    with pytest.raises(InvalidInput, match=r"for output 'y' \(8 bytes\) should be at least 9 bytes"):
+        shared.deliver("y", b"123456789")
+    assert not shared.deliver("z", b"123456789")
+
+
+def test_where_shared_memory_is_off_a_request_for_it_is_refused() -> None:
+    shared = Shared(None, lambda: ME, Held(), 100)
+    with pytest.raises(Unsupported, match="--shared-memory"):
+        shared.input(parameters(), tensors.UINT8, [8], "x")
+    with pytest.raises(Unsupported, match="--shared-memory"):
+        shared.output(parameters(), "y")
+
+
+# ----- who asks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "forwarded", "Via", "Origin"])
+def test_who_asks_through_a_proxy_or_from_a_page_is_nobody(header: str) -> None:
+    caller = Caller(Address("127.0.0.1", 1), Address("127.0.0.1", 2), ["Accept", header])
+    with pytest.raises(Forbidden, match=f"the header {header}"):
+        caller.user()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.1", "no address", ""])
+def test_a_connection_that_is_not_here_is_nobodys(host: str) -> None:
+    assert callers.user_of(Address(host, 1), Address(host, 2)) is None
+    with pytest.raises(Forbidden, match="programs on the gateway's machine"):
+        Caller(Address(host, 1), Address(host, 2), []).user()
+
+
+def test_a_place_is_only_written_as_far_as_it_goes(table: Regions, tmp_path: Path) -> None:
+    found = make(tmp_path).stat()
+    region = Region("r", "memory", 0, 64, (found.st_dev, found.st_ino))
+    with pytest.raises(AssertionError):
+        table.write(ME, Place(region, 0, 4), b"12345")

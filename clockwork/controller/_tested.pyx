@@ -242,7 +242,7 @@ def batch_place(uint32_t rows):
     return place, CBatchCounts.size(place)
 
 
-def sentence(templates, uint8_t number, int64_t a, int64_t b, str name, said):
+def sentence(templates, uint8_t number, int64_t a, int64_t b, int64_t c, str name, said):
     """What is made of one of the templates; said: what a worker said, or None."""
     cdef CSentences sentences = sentences_of(templates, ())
     cdef CCommand command
@@ -253,7 +253,7 @@ def sentence(templates, uint8_t number, int64_t a, int64_t b, str name, said):
     cdef const string *heard = &words
     if said is None:
         heard = NULL
-    command.text, command.a, command.b = <CText>number, a, b
+    command.text, command.a, command.b, command.c = <CText>number, a, b, c
     found = sentences.text(command, view_of(encoded), heard)
     return found.data()[:found.size()].decode()
 

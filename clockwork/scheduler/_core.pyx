@@ -52,7 +52,7 @@ for _status in Status:
 
 _LATE = "it could no longer be answered by its deadline"
 
-# By Text: a sentence, with {name} of the model, {a} and {b} numbers, {a_ms} and {b_ms} the same in milliseconds, and
+# By Text: a sentence, with {name} of the model, {a} and {b} numbers, {a_time}, {b_time} and {c_time} durations, and
 # {said} what the worker said or else the name of status a.
 TEXTS = (
     "",
@@ -63,9 +63,9 @@ TEXTS = (
     "every worker that has the model is leaving",
     "{name} was never measured with this input shape; it will be when a device is idle",
     "{name} cannot be placed on any device now",
-    "{name} was never measured with this input shape, and its bound of {a_ms:.1f} ms is above the SLO",
-    "{name} takes {a_ms:.1f} ms on an idle device, the SLO is {b_ms:.1f} ms",
-    "{name} could be answered in {a_ms:.1f} ms, the SLO is {b_ms:.1f} ms",
+    "{name} was never measured with this input shape, and its bound of {a_time} is above the SLO",
+    "{name} takes {a_time} on an idle device ({c_time} to execute, the rest on the way and in reserve), the SLO is {b_time}",
+    "{name} could be answered in {a_time}, the SLO is {b_time}",
     "a request of higher priority took its place",
     "the deadline passed",
     _LATE,
@@ -95,6 +95,10 @@ cdef object _SendFetch = SendFetch, _SendDrop = SendDrop
 cdef object _SendRevoke = SendRevoke, _AnswerOk = AnswerOk, _AnswerFailed = AnswerFailed
 cdef object _ModelGone = ModelGone, _ModelFault = ModelFault, _Wake = Wake
 cdef tuple FAULTS = tuple(Fault)
+
+cdef extern from "duration.h" namespace "clockwork":
+    string duration_text(int64_t ns)
+
 
 cdef extern from *:
     """
@@ -536,7 +540,10 @@ cdef class Core(Driven):
             else:
                 said = STATUSES[one.a].name.lower().replace("_", " ")
         name = self._names.get(one.model_id, "")
-        return text.format(name=name, a=one.a, b=one.b, a_ms=one.a / 1e6, b_ms=one.b / 1e6, said=said)
+        return text.format(
+            name=name, a=one.a, b=one.b, said=said,
+            a_time=duration_text(one.a).decode(), b_time=duration_text(one.b).decode(), c_time=duration_text(one.c).decode(),
+        )
 
     @property
     def plans_fetches(self):

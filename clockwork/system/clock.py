@@ -25,3 +25,12 @@ def to_ns(seconds: float) -> int:
 def to_seconds(ns: int) -> float:
     """Nanoseconds as seconds."""
     return ns / SECOND
+
+
+def duration(ns: int) -> str:
+    """A duration for people: three digits or so, in the unit that fits, as 57 us, 8.61 ms or 2.00 s."""
+    if ns < MS:
+        return f"{ns / 1e3:.{1 if ns < 10_000 else 0}f} us"
+    if ns < SECOND:
+        return f"{ns / 1e6:.{2 if ns < 10 * MS else 1}f} ms"
+    return f"{ns / 1e9:.2f} s"

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <cctype>
-#include <cstdio>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "duration.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -49,11 +49,8 @@ private:
             text_ += std::to_string(field == "a" ? command.a : command.b);
         } else if (field == "said") {
             say(command, said);
-        } else {  // a_ms:.1f, b_ms:.1f
-            char digits[64];
-            Ns value = field[0] == 'a' ? command.a : command.b;
-            std::snprintf(digits, sizeof(digits), "%.1f", static_cast<double>(value) / 1e6);
-            text_ += digits;
+        } else {  // a_time, b_time, c_time
+            text_ += duration_text(field[0] == 'a' ? command.a : field[0] == 'b' ? command.b : command.c);
         }
     }
 

@@ -218,7 +218,8 @@ bool Adaptive::admit(Pending& pending) {
     if (soonest > pending.deadline_ns - parts_.state.now) {
         Ns least = soonest + (parts_.state.now - request.arrived_ns);
         parts_.idle.doubt(pending);
-        parts_.requests.refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo),
+        parts_.requests.refuse(pending, Reason::INFEASIBLE,
+                               Said(Text::SLO_BELOW_IDLE, least, slo, model.least_exec_ns(request.shape, pending.size)),
                                std::max(least, slo + 1));
         return false;
     }

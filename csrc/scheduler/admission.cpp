@@ -350,7 +350,8 @@ void Admission::refuse_in_detail(Pending& pending) {
         requests_.refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
     } else if (alone_least > slo) {
         idle_.doubt(pending);
-        requests_.refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo},
+        requests_.refuse(pending, Reason::INFEASIBLE,
+                         {Text::SLO_BELOW_IDLE, alone_least, slo, model.least_exec_ns(shape, size)},
                          std::max(alone_least, slo + 1));
     } else {
         requests_.refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,

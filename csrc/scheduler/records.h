@@ -355,6 +355,18 @@ struct alignas(CACHE_LINE) Model {
         return least;
     }
 
+    // What such a batch is expected to take, without margin; the bound where its shape was never measured.
+    Ns least_exec_ns(std::uint32_t shape, std::uint32_t size) const {
+        Ns least = NEVER_NS;
+        for (const KindSpec* one : specs) {
+            Curve* curve = one->program->curve(shape);
+            if (Ns exec = curve != nullptr ? curve->exec_ns(size) : one->alone_ns(shape, size); exec > 0) {
+                least = std::min(least, exec);
+            }
+        }
+        return least;
+    }
+
     KindSpec* spec(std::uint32_t kind, std::uint32_t variant) const {
         for (KindSpec* one : specs) {
             if (one->kind == kind && one->variant == variant) {

@@ -65,6 +65,7 @@ void Requests::say(Command& command, const Said& said) {
     command.text = said.text;
     command.a = said.a;
     command.b = said.b;
+    command.c = said.c;
     if (said.words != nullptr && !said.words->empty()) {
         command.said = static_cast<std::int32_t>(state_.out.texts.size());
         state_.out.texts.push_back(*said.words);

@@ -61,7 +61,7 @@ enum class Reason : std::uint8_t {
     DRAINING,
 };
 
-// Which sentence the binding makes of an answer; a, b and Command::text fill it in.
+// Which sentence the binding makes of an answer; a, b, c and Command::said fill it in.
 enum class Text : std::uint8_t {
     NONE,
     NO_WORKER,          // no worker that can serve the model is connected
@@ -72,7 +72,7 @@ enum class Text : std::uint8_t {
     NEVER_MEASURED,     // never measured with this input shape
     NO_PLACE,           // cannot be placed on any device now
     BOUND_ABOVE_SLO,    // never measured; its bound of a ns is above the SLO of b ns
-    SLO_BELOW_IDLE,     // takes a ns on an idle device, the SLO is b ns
+    SLO_BELOW_IDLE,     // takes a ns on an idle device, of which c ns execution; the SLO is b ns
     COULD_BE_ANSWERED,  // could be answered in a ns, the SLO is b ns
     TOOK_ITS_PLACE,     // a request of higher priority took its place
     DEADLINE_PASSED,
@@ -96,10 +96,12 @@ struct Said {
     Text text = Text::NONE;
     Ns a = 0;
     Ns b = 0;
+    Ns c = 0;
     const std::string* words = nullptr;  // the worker's own; null or empty: it said none
 
     Said(Text text) : text(text) {}  // NOLINT: most sentences need nothing else
     Said(Text text, Ns a, Ns b = 0, const std::string* words = nullptr) : text(text), a(a), b(b), words(words) {}
+    Said(Text text, Ns a, Ns b, Ns c) : text(text), a(a), b(b), c(c) {}
 };
 
 struct Request {
@@ -197,7 +199,7 @@ struct Command {
     Ns expected_ns = 0;
     Ns a = 0;                // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number; MODEL_FAULT: Fault
     Ns b = 0;                // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if it is set aside
-    Ns c = 0;                // ANSWER_OK: exec_ns
+    Ns c = 0;                // ANSWER_OK: exec_ns; ANSWER_FAILED: the third
     Ns feasible_slo_ns = 0;  // ANSWER_FAILED, REFUSED: 0 if unknown
     Ns retry_after_ns = 0;
 };

@@ -66,7 +66,7 @@ class Stage:
         if type(message) is messages.Failure:
             found = {"id": message.request_id, "status": Status(message.status).name, "text": message.text}
             if message.status == Status.REFUSED:
-                found["text"] = re.sub(r"[0-9.]+ ms", "t ms", message.text)
+                found["text"] = re.sub(r"[0-9.]+ (us|ms|s)\b", "t", message.text)
                 message.details.update(feasible_slo_ns=0, retry_after_ns=0)
             return found | {"details": message.details}
         assert type(message) is messages.Answer, message

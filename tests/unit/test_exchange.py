@@ -17,6 +17,7 @@ from clockwork.controller.flaws import Flaw
 from clockwork.errors import InvalidInput
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.scheduler._core import TEXTS
+from clockwork.system.clock import duration
 from clockwork.wire import codec
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
 from clockwork.wire.tensors import BOOL, DTYPES, FLOAT, INT4, INT64, STRING, UINT8, join_strings
@@ -417,7 +418,16 @@ def test_a_workers_clock_may_read_less_than_zero_but_nothing_takes_less(
 
 @pytest.mark.parametrize("said", [None, "it said {so}: \N{SNOWMAN}"])
 @pytest.mark.parametrize(
-    ("a", "b"), [(20, 1), (27, 999_999_999_999), (22, 50_000), (26, 149_999), (25, 150_000), (24, 250_000)]
+    ("a", "b"),
+    [
+        (20, 1),
+        (27, 999_999_999_999),
+        (22, 50_000),
+        (26, 149_999),
+        (25, 1_005_000),
+        (24, 9_995_000),
+        (24, 999_950_000),
+    ],
 )
 def test_both_ways_of_saying_why_are_one(a: int, b: int, said: str | None) -> None:
     """a is a status as well as a number: where the worker said nothing, the name of that is said."""
@@ -426,8 +436,9 @@ def test_both_ways_of_saying_why_are_one(a: int, b: int, said: str | None) -> No
         words = (
             said if said is not None else status if "loaded" in template else status.lower().replace("_", " ")
         )
-        expected = template.format(name="m{0}", a=a, b=b, a_ms=a / 1e6, b_ms=b / 1e6, said=words)
-        assert _tested.sentence(TEXTS, number, a, b, "m{0}", said) == expected
+        times = {"a_time": duration(a), "b_time": duration(b), "c_time": duration(a + b)}
+        expected = template.format(name="m{0}", a=a, b=b, said=words, **times)
+        assert _tested.sentence(TEXTS, number, a, b, a + b, "m{0}", said) == expected
 
 
 def test_nothing_fits_a_declaration_beyond_int64() -> None:

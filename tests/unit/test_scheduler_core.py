@@ -69,7 +69,7 @@ def test_reasons_are_named_in_the_same_order() -> None:
 def test_every_answer_has_its_sentence() -> None:
     assert len(members("Text")) == len(_core.TEXTS)
     for text in _core.TEXTS:
-        text.format(name="m", a=1, b=2, a_ms=1.0, b_ms=2.0, said="no")
+        text.format(name="m", a=1, b=2, a_time="1 us", b_time="2 us", c_time="3 us", said="no")
 
 
 def test_the_bounds_are_those_of_the_configuration() -> None:
@@ -87,7 +87,9 @@ def test_the_sentences_name_the_model_and_the_numbers() -> None:
         return answer.text
 
     assert text(request(1, 77)) == "no worker that can serve the model is connected"
-    assert text(request(2, slo_ms=3)) == "m1@3 takes 5.6 ms on an idle device, the SLO is 3.0 ms"
+    assert text(request(2, slo_ms=3)) == (
+        "m1@3 takes 5.61 ms on an idle device (5.00 ms to execute, the rest on the way and in reserve), the SLO is 3.00 ms"
+    )
     scheduler.step(request(3, size=600))
     assert text(request(4, size=600)) == "1 requests of 600 bytes are queued"
     assert text(RequestCancelled(0, 3)) == "the request was cancelled"

@@ -20,13 +20,14 @@ INPUT, OUTPUT = "image", "scores"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
-REFUSALS = (408, 429, 503, 504)
+REFUSALS = (408, 422, 429, 503, 504)
 """HTTP statuses of refusals: deadline, or overload."""
 
 GRPC_REFUSALS = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
 )
 MESSAGE_BYTES = 64 << 20
 

@@ -23,6 +23,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.system.clock import to_ns
+from clockwork.wire.messages import Reason
 
 
 class Unsupported(ClockworkError):
@@ -85,12 +86,17 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
 ]
 """Error, HTTP status, gRPC status, and the word that programs read; the first kind that fits counts."""
 
+_INFEASIBLE = (422, "FAILED_PRECONDITION")
+"""Of a refusal whose deadline is below what an idle device takes: no proxy and no client tries such a request again."""
+
 
 def tell(error: ClockworkError) -> Told:
     """An error's statuses, body and headers, for a client."""
     status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
     body: dict[str, Any] = {"error": _cut(str(error)) or type(error).__name__, "reason": reason}
     headers: dict[str, str] = {}
+    if isinstance(error, Refused) and error.reason == Reason.INFEASIBLE:
+        status, grpc = _INFEASIBLE
     if isinstance(error, Refused):
         body["reason"] = error.reason or reason
         retry_s = error.retry_after
@@ -98,7 +104,8 @@ def tell(error: ClockworkError) -> Told:
             body["retry_after_us"] = to_ns(retry_s) // 1000
         if error.feasible_slo is not None:
             body["feasible_timeout_us"] = math.ceil(to_ns(error.feasible_slo) / 1000)
-        headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s or 0)))
+        if status == 503:
+            headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s or 0)))
     elif isinstance(error, InvalidInput):
         body |= {
             key: _cut(value)

@@ -18,6 +18,7 @@ _ANSWERS = {
     "405": "The path is there, this method is not.",
     "408": "The body took too long to come.",
     "413": "A request beyond the gateway's limits.",
+    "422": "Refused, because no device could meet the deadline even if idle: to try again is of no use.",
     "501": "A part of the protocol that is not here.",
     "503": "Refused, or the cluster cannot serve it now. Retry-After says when to try again.",
     "504": "The deadline passed.",
@@ -114,7 +115,7 @@ def _infer() -> Json:
     operation = _post(
         "Run the model. As JSON; or as JSON of Inference-Header-Content-Length bytes and then the raw bytes of each "
         "tensor that has binary_data_size, in order; a tensor with shared_memory_region is in shared memory instead. The parameter timeout (microseconds) is the request's deadline.",
-        "InferRequest", "InferResponse", "403", "404", "408", "413", "501",
+        "InferRequest", "InferResponse", "403", "404", "408", "413", "422", "501",
     )  # fmt: skip
     operation["parameters"] = [
         {

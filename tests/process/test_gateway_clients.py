@@ -194,7 +194,7 @@ def test_errors_are_exceptions_with_a_status(triton: tuple[Any, Any]) -> None:
     image = image_of(module)
     unknown = "404" if http else "StatusCode.NOT_FOUND"
     wrong = "400" if http else "StatusCode.INVALID_ARGUMENT"
-    refused = "503" if http else "StatusCode.UNAVAILABLE"
+    refused = "422" if http else "StatusCode.FAILED_PRECONDITION"
     assert status_of(lambda: client.infer("nope", [image]), "'nope'") == unknown
     assert status_of(lambda: client.infer("digits", [image], "7"), "digits@7") == unknown
     assert status_of(lambda: client.get_model_metadata("nope"), "'nope'") == unknown
@@ -441,8 +441,13 @@ def test_a_refusal_looks_as_documented(served: Served) -> None:
     http = Http(served.http_port)
     body = json.loads((ROOT / "examples" / "digits" / "7.json").read_text())
     reply = http.infer(body, model="digits", X_Clockwork_Timeout_Us="1")
-    assert (reply.status, reply.json["reason"], reply.headers["retry-after"]) == (503, "infeasible", "1")
-    assert reply.json["feasible_timeout_us"] > 1
+    assert (reply.status, reply.json["reason"], "retry-after" in reply.headers) == (422, "infeasible", False)
+    said = re.match(
+        r"digits@1 takes ([0-9.]+) (us|ms) on an idle device \([0-9.]+ [mu]s to execute", reply.json["error"]
+    )
+    assert said, reply.json
+    told_us = float(said[1]) * {"us": 1, "ms": 1000}[said[2]]
+    assert told_us == pytest.approx(reply.json["feasible_timeout_us"], rel=0.02), "one figure, said twice"
     best = max(enumerate(http.infer(body, model="digits").json["outputs"][0]["data"]), key=lambda one: one[1])
     assert best[0] == 7
     http.close()

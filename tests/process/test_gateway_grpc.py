@@ -162,6 +162,12 @@ OUTCOMES = [
             "clockwork-feasible-timeout-us": "30000",
         },
     ),
+    (
+        Status.REFUSED,
+        {"reason": "infeasible", "feasible_slo_ns": 30 * MS},
+        "FAILED_PRECONDITION",
+        {"clockwork-reason": "infeasible", "clockwork-feasible-timeout-us": "30000"},
+    ),
 ]
 
 

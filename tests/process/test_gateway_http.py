@@ -211,8 +211,17 @@ def test_a_refusal_says_when_to_try_again_and_what_would_have_been_enough(
     assert reply.json == {
         "error": "no", "reason": "deadline", "retry_after_us": 1_200_000, "feasible_timeout_us": 30_001,
     }  # fmt: skip
-    controller.handle = failing(Status.REFUSED, "never", {"reason": "infeasible"})
+    controller.handle = failing(Status.REFUSED, "no", {"reason": "overloaded"})
     assert http.infer(PLAIN).headers["retry-after"] == "1"
+
+
+def test_what_no_device_could_meet_is_nothing_to_try_again(http: Http, controller: FakeController) -> None:
+    controller.handle = failing(
+        Status.REFUSED, "never", {"reason": "infeasible", "feasible_slo_ns": 30_000_500}
+    )
+    reply = http.infer(PLAIN)
+    assert (reply.status, "retry-after" in reply.headers) == (422, False)
+    assert reply.json == {"error": "never", "reason": "infeasible", "feasible_timeout_us": 30_001}
 
 
 WRONG: list[tuple[str, Any, bytes | None, str]] = [

@@ -224,7 +224,9 @@ def why_no_card() -> str:
     if reason := why_unusable():
         return f"no GPU: {reason}"
     return (
-        "" if nvrtc.is_installed() else "a GPU, but no NVRTC to compile the kernels: pip install '.[compile]'"
+        ""
+        if nvrtc.is_installed()
+        else "a GPU, but no NVRTC to compile the kernels: pip install 'clockwork-serving[compile]'"
     )
 
 

@@ -218,7 +218,9 @@ def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pyte
     assert {row["predicted"] for row in rows} >= {"infer duration", "load duration"}
 
 
-@pytest.mark.skipif(not compiler.is_installed(), reason="compiling needs tinygrad: pip install '.[compile]'")
+@pytest.mark.skipif(
+    not compiler.is_installed(), reason="compiling needs tinygrad: pip install 'clockwork-serving[compile]'"
+)
 @pytest.mark.slow
 def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

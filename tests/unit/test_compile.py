@@ -471,7 +471,8 @@ def test_without_the_extra_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setattr(compiler, "is_installed", lambda: False)
     with pytest.raises(
-        InvalidModel, match=r"needs tinygrad, which is not installed: pip install '\.\[compile\]'"
+        InvalidModel,
+        match=r"needs tinygrad, which is not installed: pip install 'clockwork-serving\[compile\]'",
     ):
         Case(zoo.build("null"), tmp_path)
 

@@ -164,7 +164,7 @@ def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -
     """`clockwork` on the index is somebody else's, and would overwrite this package's files."""
     project = PROJECT["project"]
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    found = []
+    found, of_folders = [], []
     for name in filter(None, tracked.decode().split("\0")):
         path = ROOT / name
         if (
@@ -173,6 +173,8 @@ def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -
         ):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
+        lines = re.findall(r"^.*'\.\[[a-z0-9,]+\]'.*$", text, re.M)
+        of_folders += [(name, line) for line in lines if "checkout" not in line]
         for match in re.finditer(
             r"(?<![\w./-])([\w.-]+)\[([a-z0-9,]+)\]|pip install '?([\w.-]+)(?=['\s`\"])", text
         ):
@@ -185,6 +187,7 @@ def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -
     assert [one for one in found if one[1] != project["name"]] == []
     known = {"", *project["optional-dependencies"]}
     assert [one for one in found if not set(one[2].split(",")) <= known] == []
+    assert of_folders == [], "which works in a checkout alone, and does not say so"
 
 
 def test_what_only_tests_call_is_built_in_a_checkout_and_is_in_no_wheel() -> None:

@@ -110,7 +110,9 @@ def is_installed() -> bool:
 def require() -> None:
     """Raises InvalidModel, naming the package to install, unless is_installed()."""
     if not is_installed():
-        raise InvalidModel("compiling needs tinygrad, which is not installed: pip install '.[compile]'")
+        raise InvalidModel(
+            "compiling needs tinygrad, which is not installed: pip install 'clockwork-serving[compile]'"
+        )
 
 
 def compile_model(

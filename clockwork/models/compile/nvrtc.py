@@ -82,7 +82,9 @@ def _find() -> Path:
             path = folder / "lib" / f"libnvrtc.so.{major}"
             if path.is_file():
                 return path
-    raise InvalidModel("compiling for CUDA needs NVRTC, which is not installed: pip install '.[compile]'")
+    raise InvalidModel(
+        "compiling for CUDA needs NVRTC, which is not installed: pip install 'clockwork-serving[compile]'"
+    )
 
 
 @functools.cache

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
@@ -188,7 +189,7 @@ _DECLARED = (
     Metric("clockwork_gateway_requests_total", "counter", ("protocol", "method", "code"), "requests",
            "Requests that this gateway answered, by HTTP status or gRPC code."),
     Metric("clockwork_gateway_requests_in_flight", "gauge", ("protocol",), "requests",
-           "Requests that this gateway has not answered yet."),
+           "Requests that this gateway has not answered yet, scrapes of its metrics excepted."),
     Metric("clockwork_gateway_request_duration_seconds", "histogram", ("protocol", "method"), "seconds",
            "From the request's being read by this gateway to its answer's being written."),
     Metric("clockwork_gateway_received_bytes_total", "counter", ("protocol",), "bytes", "Bodies of requests; over gRPC their raw tensors."),
@@ -281,6 +282,15 @@ class GatewayCounters:
     def sent(self, protocol: str, count: int) -> None:
         """Count bytes of an answer that end() does not know."""
         self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + count
+
+    @contextlib.contextmanager
+    def uncounted(self, protocol: str) -> Iterator[None]:
+        """Leave one request out of those in flight while inside: a scrape would see itself in every idle gateway."""
+        self.in_flight[protocol] -= 1
+        try:
+            yield
+        finally:
+            self.in_flight[protocol] += 1
 
     def abandon(self, protocol: str) -> None:
         """Count a request whose client went away before the answer."""

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import NotFound
-from clockwork.gateway.http import GET, HttpServer, Path
+from clockwork.gateway.http import GET, PROTOCOL, HttpServer, Path
 from clockwork.gateway.metrics import CONTENT_TYPE, PARTS, MetricsSource
 from clockwork.gateway.security import Tokens
 from clockwork.gateway.service import InferenceService
@@ -31,7 +31,9 @@ class MetricsServer(HttpServer):
         of = request.query.get("of", "")
         if of and of not in PARTS:
             raise InvalidInput(f"of is {' or '.join(PARTS)}, not {of[:40]!r}")
-        return web.Response(body=await self._source.text(of), headers={"Content-Type": CONTENT_TYPE})
+        with self._service.counters.uncounted(PROTOCOL):
+            text = await self._source.text(of)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
 
 METRICS = Path("/metrics", MetricsServer._metrics, GET)

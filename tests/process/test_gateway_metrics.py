@@ -114,7 +114,7 @@ def test_a_scrape_tells_of_the_cluster_and_of_the_gateway_itself(
         assert found["clockwork_gateway_received_bytes_total", "http"] > 2 * len(ROW)
         assert found["clockwork_gateway_received_bytes_total", "grpc"] > len(ROW)
         assert found["clockwork_gateway_sent_bytes_total", "grpc"] == len(ROW)
-        assert found["clockwork_gateway_requests_in_flight", "http"] == 1  # the scrape itself
+        assert found["clockwork_gateway_requests_in_flight", "http"] == 0, "a scrape does not count itself"
         assert ("clockwork_up",) not in one.samples("gateway")
         assert not [key for key in one.samples("cluster") if key[0].startswith("clockwork_gateway")]
 
@@ -124,6 +124,7 @@ def test_a_client_that_goes_is_counted_as_gone(tmp_path: Path) -> None:
         body = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'
         one.http.connection.request("POST", "/v2/models/m/infer", body)
         action, _ = one.worker.next_action()  # so it has arrived
+        assert one.samples("gateway")["clockwork_gateway_requests_in_flight", "http"] == 1, "and no scrape"
         one.http.close()
         deadline = time.monotonic() + PATIENCE_S
         while one.samples("gateway").get(("clockwork_gateway_abandoned_total", "http")) != 1:

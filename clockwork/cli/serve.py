@@ -226,6 +226,9 @@ def up(
               help="The list of keys that are let in, read again when it changes (or CLOCKWORK_ALLOWED).  [default: "
                    "allowed.keys beside the key file]")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option("--await-model", "await_models", multiple=True, metavar="NAME",
+              help="Say that the cluster is not ready before a model of that name is registered, and is served or has "
+                   "failed; may be given more than once.")  # fmt: skip
 @click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
 @click.option(
     "--record-max",
@@ -239,7 +242,8 @@ def up(
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
     memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None,
-    allowed: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
+    allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
+    parent: int | None,
 ) -> None:  # fmt: skip
     """Run a controller: it holds the models and decides what every worker does when.
 
@@ -267,6 +271,7 @@ def controller(
         key=key or config.key_file(),
         allowed=allowed or config.allowed_file(),
         insecure=insecure,
+        await_models=await_models,
         record=record,
         record_bytes_max=record_max,
     )

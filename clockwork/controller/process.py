@@ -261,6 +261,7 @@ class Controller:
         )  # fmt: skip
         records, complaints = self._catalog.records()
         self._registrar.restore(records, complaints, *self._catalog.routes())
+        self._registrar.versions.await_names(settings.await_models)
         self._carry_out()
         self._repairs.start()
         log.info(

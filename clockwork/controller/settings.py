@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clockwork import config
@@ -23,6 +23,7 @@ class ControllerSettings:
     key: Path | None = None  # a controller.key file; none: no encryption, loopback only
     allowed: Path | None = None  # the list of keys that are let in; none: allowed.keys beside `key`
     insecure: bool = False  # listen beyond loopback without keys
+    await_models: Sequence[str] = ()  # names of models that must be registered before the cluster is ready
     record: Path | None = None  # where to write down what the scheduler is told
     record_bytes_max: int = config.RECORD_BYTES_MAX
     client_bounds: config.ConnectionBounds = config.CLIENT_CONNECTIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from clockwork.config import TROUBLE_CHARS_MAX, VERSIONS_MAX
@@ -64,27 +64,35 @@ class Versions:
         self._removals: list[Removal] = []
         # Versions for which a start still waits; see readiness().
         self._starting: dict[ModelVersion, None] = {}
+        self._unregistered: dict[str, None] = {}  # names that it waits for, too
         self._has_started = False
 
     # ----- the start ---------------------------------------------------------------------------
+
+    def await_names(self, names: Iterable[str]) -> None:
+        """The start is not over before models of these names are registered, and are served or have failed."""
+        self._unregistered.update((name, None) for name in names if name not in self._table.versions)
 
     def await_start(self, model: ModelVersion) -> None:
         """A start that is not over yet waits for this version, too."""
         if not self._has_started:
             self._starting[model] = None
+            self._unregistered.pop(model.record.name, None)
 
     def readiness(self) -> str:
         """Why the cluster is not ready, as a sentence; "" once it is.
 
         It has started when every model is served by somebody, or has failed for a reason, that was registered before
-        or has been since: with hundreds of models one that fails keeps nobody waiting, and one that is registered
-        later makes nothing unready. From then on it is ready while there is a worker that does not leave; whether a
+        or has been since, and none is missing that is awaited: with hundreds of models one that fails keeps nobody
+        waiting, and one that is registered later makes nothing unready. From then on it is ready while there is a worker that does not leave; whether a
         model is, is the model's to say.
         """
         if not self.preparations.has_workers():
             return "no worker is connected"
         for model in self._starting:
             return f"{len(self._starting)} models are not served yet, among them {model.label}"
+        for name in self._unregistered:
+            return f"{len(self._unregistered)} awaited models are not registered yet, among them {name}"
         return ""
 
     def _note_start(self, model: ModelVersion) -> None:
@@ -93,7 +101,7 @@ class Versions:
         if self._has_started or (is_open and not self.preparations.is_served(model)):
             return
         self._starting.pop(model, None)
-        if not self._starting:
+        if not self._starting and not self._unregistered:
             self._has_started = any(
                 other.state in (ModelState.READY, ModelState.FAILED) for other in self._table.by_id.values()
             )

@@ -58,6 +58,10 @@ class Keeper:
         self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
         self._done: dict[tuple[str, int], Done] = {}
         self._busy: set[tuple[str, int]] = set()
+        # Versions that were there at the start, and of which the cluster has said nothing yet.
+        self._starting = {
+            key: None for key in self._before.versions if mode != "explicit" or {"*", key[0]} & {*first}
+        }
         self._broken: dict[str, str] = {}
         # Versions in the cluster that could not be unregistered yet.
         self._leaving: set[tuple[str, int]] = set()
@@ -79,6 +83,14 @@ class Keeper:
             self._thread.join()
 
     # ----- for the servers, any thread --------------------------------------------------------
+
+    def why_not_ready(self) -> str:
+        """Why the start is not over, as a sentence; "" once every version that it found is served or has failed."""
+        with self._lock:
+            for name, version in self._starting:
+                count = len(self._starting)
+                return f"{count} models of the repository are not served yet, among them {name}@{version}"
+        return ""
 
     def missing(self) -> list[dict[str, str]]:
         """Rows of the repository index for versions in a repository that are not registered, with the reason."""
@@ -175,6 +187,8 @@ class Keeper:
                     log.warning("model repository: there is no %s to be loaded", name)
             except (ClockworkError, OSError) as error:
                 log.warning("model repository: %s: %s", name, error)
+        with self._lock:
+            self._starting.clear()
 
     def _unsettled(self) -> bool:
         with self._lock:
@@ -185,6 +199,7 @@ class Keeper:
             for name in found.broken.keys() - self._broken.keys():
                 log.warning("model repository: %s: %s", name, found.broken[name])
             self._broken = dict(found.broken)
+            self._starting = {key: None for key in self._starting if key in found.versions}
             busy = set(self._busy)
             done = dict(self._done)
         wanted = plan(done, found, before)
@@ -239,6 +254,7 @@ class Keeper:
             earlier = self._done.get(key)
         # Until the new files are registered, the earlier ones serve on.
         done = Done(version.fingerprint, served=earlier.served if earlier is not None else 0)
+        is_answered = True
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
         try:
@@ -264,6 +280,7 @@ class Keeper:
                 self._retire(version.name, earlier.served)
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
+            is_answered = isinstance(error, Unavailable)
         except (ClockworkError, OSError) as error:
             done.error = str(error)
             log.warning("model repository: %s version %d: %s", version.name, version.version, error)
@@ -274,6 +291,8 @@ class Keeper:
             with self._lock:
                 self._done[key] = done
                 self._busy.discard(key)
+                if is_answered:
+                    self._starting.pop(key, None)
 
     def _unregister(self, key: tuple[str, int]) -> None:
         with self._lock:

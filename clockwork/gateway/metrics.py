@@ -89,7 +89,7 @@ _DECLARED = (
     # ----- models -----
     Metric("clockwork_models", "gauge", ("state",), "models", "Registered models (versions), by state."),
     Metric("clockwork_ready", "gauge", (), "",
-           "1 if the cluster is ready, as /v2/health/ready says: it has a worker, and whatever it began with is served or"
+           "1 if the cluster is ready: it has a worker, and whatever it began with or awaits (--await-model) is served or"
            " has failed."),
     Metric("clockwork_model_ready", "gauge", _MODEL, "",
            "1 if requests for the model are taken; 0 while it is prepared or drained, or if it failed."),

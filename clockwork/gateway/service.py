@@ -199,12 +199,16 @@ class InferenceService:
         return {"name": SERVER_NAME, "version": VERSION, "extensions": extensions}
 
     async def why_not_ready(self) -> str:
-        """Why the cluster is not ready, in a sentence; "" if it is. See Versions.readiness() of the controller."""
+        """Why the cluster is not ready, in a sentence; "" if it is. See Versions.readiness() of the controller.
+
+        A gateway with model repositories begins with what it found in them, too.
+        """
         try:
             status = await self._client.status(timeout=READY_LIMIT_S)
         except ClockworkError as error:
             return f"the controller does not answer: {error}"
-        return str(status.get("why_not_ready", "" if status.get("workers") else "no worker is connected"))
+        why = str(status.get("why_not_ready", "" if status.get("workers") else "no worker is connected"))
+        return why or (self._keeper.why_not_ready() if self._keeper is not None else "")
 
     # ----- shared memory -----------------------------------------------------------------------
 

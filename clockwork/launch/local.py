@@ -227,6 +227,7 @@ class Cluster:
         self._endpoints = endpoints
         self._say = say
         self._seats: list[Seat] = []  # the controller's first
+        self._awaits_models: list[str] = []  # the last of its arguments until all is ready
         self._gateway: Seat | None = None
         self._armed = False  # whether a signal may interrupt the main thread
         self._awaits = False  # whether a child's end may, too
@@ -309,6 +310,9 @@ class Cluster:
                 self.wait_for_signal()
                 self.mend()
         self._settle_ports()
+        # A controller that is started again waits for no model that somebody has removed since.
+        arguments = self._seats[0].arguments
+        del arguments[len(arguments) - len(self._awaits_models) :]
 
     def _lost_controller(self) -> bool:
         """Whether the controller has ended. Waits a second for its end: its connections may end first."""
@@ -370,7 +374,8 @@ class Cluster:
             arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]
         if settings.insecure:
             arguments += ["--insecure"]
-        self._spawn("controller", arguments)
+        self._awaits_models = [word for name in self._registered_here() for word in ("--await-model", name)]
+        self._spawn("controller", [*arguments, *self._awaits_models])
         for index in range(settings.workers):
             name = f"worker-{index}"
             arguments = [
@@ -466,6 +471,16 @@ class Cluster:
                 self._say(f"Waiting for {awaited} ...")
                 said_ns = now
             pause.wait(POLL_S)
+
+    def _registered_here(self) -> list[str]:
+        """Names of the models that this command registers: before them, the gateway says that nothing is ready."""
+        names = [DEMO_MODEL] if self._settings.demo else []
+        if self._settings.profiles:
+            from clockwork.launch.profiles import read_profiles
+
+            profiles = read_profiles(self._settings.profiles, self._settings.copies)
+            names += [profile.name for profile in profiles]
+        return names
 
     def _register_demo(self, client: Any) -> None:
         from clockwork.formats.package import MODEL_FILE, PackageFile, digest_of, hash_file

@@ -74,6 +74,9 @@ def test_models_come_change_and_go_as_their_files_do(cluster: Cluster, root: Pat
     put(root, "broken", 1, b"this is no model")
     with running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway:
         http = Http(gateway.ports["http"])
+        ready = eventually(lambda: http.ask("GET", "/v2/health/ready").status == 200, "the gateway is ready")
+        assert ready, "although one of its models is none"
+        assert (factor(http, "single"), factor(http, "several")) == (2, 30), "at once"
         several = [30, 10, 30, None]
         eventually(
             lambda: (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 from clockwork import Client
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
+from clockwork.launch.local import free_ports
 from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
 from clockwork.wire.roles import Role
@@ -191,6 +193,38 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
             eventually(lambda: up.workers(client) == both, "both are there again")
         assert up.end() == 0
         assert up.program.lines[-1] == "Stopping ..."
+
+
+def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_path: Path) -> None:
+    [port] = free_ports(1)
+
+    def status(path: str, body: bytes | None = None) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            connection.request("GET" if body is None else "POST", path, body)
+            return connection.getresponse().status
+        except OSError:  # nobody listens
+            return 0
+        finally:
+            connection.close()
+
+    def is_ready() -> bool:
+        return status("/v2/health/ready") == 200
+
+    image = {"name": "image", "datatype": "FP32", "shape": list(IMAGE.shape), "data": IMAGE.ravel().tolist()}
+    up = Up(tmp_path / "data", "--http-port", str(port))
+    try:
+        eventually(is_ready, "the cluster is ready")
+        assert status("/v2/models/digits/infer", json.dumps({"inputs": [image]}).encode()) == 200, "at once"
+        up.ready()
+        with Client(up.endpoint, timeout=20) as client:
+            client.unregister("digits")
+        up.kill("controller")
+        eventually(lambda: not is_ready(), "the controller is gone")
+        eventually(is_ready, "a new controller awaits no model that was removed")
+        assert up.end() == 0
+    finally:
+        up.program.destroy()
 
 
 def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:

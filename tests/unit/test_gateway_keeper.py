@@ -105,6 +105,39 @@ def test_what_cannot_be_unregistered_now_is_so_later_and_holds_up_nothing(root: 
     keeper.close()
 
 
+def test_the_start_is_over_when_the_cluster_has_said_something_of_every_model(root: Path) -> None:
+    client = FakeClient()
+    client.fail_register = ConnectionLost("there is no controller yet")
+    keeper = keeper_of(root, client)
+    assert keeper.why_not_ready() == "2 models of the repository are not served yet, among them a@1"
+    keeper.start()
+    client.wait(lambda: client.asked >= 4)  # more than one look
+    assert keeper.why_not_ready() == "2 models of the repository are not served yet, among them a@1"
+    take_away(root / "a")
+    client.fail_register = InvalidInput("b is no model")
+    client.wait(lambda: not keeper.why_not_ready())
+    client.fail_register = None
+    (root / "c/1").mkdir(parents=True)
+    (root / "c/1/model.onnx").write_bytes(b"onnx")
+    client.wait(lambda: "c@1" in client.served)
+    assert keeper.why_not_ready() == ""
+    keeper.close()
+
+
+@pytest.mark.parametrize(("first", "awaited"), [((), 0), (("b", "none such"), 1), (("*",), 2)])
+def test_in_explicit_mode_the_start_is_what_is_loaded_first(
+    root: Path, first: tuple[str, ...], awaited: int
+) -> None:
+    client = FakeClient()
+    keeper = Keeper([root], "explicit", 0.02, lambda: cast(Client, client), first)
+    assert keeper.why_not_ready().partition(" ")[0] == (str(awaited) if awaited else "")
+    keeper.start()
+    keeper._thread.join(PATIENCE_S)
+    assert keeper.why_not_ready() == ""
+    assert len(client.served) == awaited
+    keeper.close()
+
+
 def test_what_an_earlier_run_registered_stays_while_it_cannot_be_registered_again(root: Path) -> None:
     client = FakeClient()
     keeper = keeper_of(root, client, mode="none")

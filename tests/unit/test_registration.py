@@ -243,6 +243,30 @@ def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Regi
     assert again.registrar.versions.readiness() == ""
 
 
+def test_a_start_waits_for_awaited_models_until_they_are_registered_and_served(served: Registry) -> None:
+    again = served.restart()
+    versions = again.registrar.versions
+    versions.await_names(["m", "n", "o"])  # of which m is known
+    again.join(1)
+    again.prepare()
+    assert versions.readiness() == "2 awaited models are not registered yet, among them n"
+    again.register("n", b"two")
+    again.settle()
+    assert again.states("n") == {1: "ready"}
+    assert versions.readiness() == "1 awaited models are not registered yet, among them o"
+    waiter = again.register("o", b"three")
+    again.store()
+    again.send_chunk(waiter)
+    for _ in range(4):
+        again.store()
+    assert versions.readiness() == "1 models are not served yet, among them o@1"
+    again.prepare(Status.INTERNAL)
+    assert versions.readiness() == ""
+    again.order(Unregister(0, "n"))
+    again.settle()
+    assert versions.readiness() == "", "a start that is over stays so"
+
+
 # ----- going --------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import enum
 import itertools
 import queue
 import random
+import signal
 import sys
 import threading
 import time
@@ -363,13 +364,13 @@ Watch = Callable[[float, Tally], None]
 def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> Report:
     """Generate the load; its results. Raises ConfigError, ModelNotFound, ConnectionLost.
 
-    A KeyboardInterrupt ends the sending, and what is under way is waited for; a second one is raised.
+    SIGINT ends the sending, and what is under way is waited for; a second one raises KeyboardInterrupt.
     """
     settings.check()
     workload = workload_of(settings) if settings.rate > 0 else None
     targets = _targets(client, settings.models, settings.rows, settings.seed)
     generator = _Generator(client, targets, to_ns(settings.duration_s), settings.timeout_s, watch)
-    with _quick_switches():
+    with _quick_switches(), _ended_by_sigint(generator):
         if workload is not None:
             seconds = generator.open_loop(workload)
         else:
@@ -434,6 +435,25 @@ def _quick_switches() -> Iterator[None]:
         sys.setswitchinterval(interval)
 
 
+@contextlib.contextmanager
+def _ended_by_sigint(generator: _Generator) -> Iterator[None]:
+    """Within the block, SIGINT asks the generator to end, so that it stops between two requests and not inside one."""
+
+    def end(*_: object) -> None:
+        if generator.interrupted:
+            raise KeyboardInterrupt
+        generator.interrupted = True
+
+    before = (
+        signal.signal(signal.SIGINT, end) if threading.current_thread() is threading.main_thread() else None
+    )
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
 class _Kept:
     """Outcome and latency of each request, by its number."""
 
@@ -467,13 +487,8 @@ class _Generator:
         chunks = iter(workload)
         chunk = next(chunks, None)  # made before the clock runs
         started_ns = now_ns()
-        duration_ns = self._duration_ns
-        try:
-            self._send_all(chunks, chunk, started_ns)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            duration_ns = 0
-        seconds = max(duration_ns, now_ns() - started_ns) / SECOND
+        self._send_all(chunks, chunk, started_ns)
+        seconds = max(0 if self.interrupted else self._duration_ns, now_ns() - started_ns) / SECOND
         tally.wait()
         return seconds
 
@@ -483,9 +498,11 @@ class _Generator:
             fields = (chunk.t_ns, chunk.model, chunk.slo_ns, chunk.priority, chunk.cls)
             for at_ns, model, slo_ns, priority, cls in zip(*(field.tolist() for field in fields)):
                 due_ns = started_ns + at_ns
-                while (wait_ns := due_ns - now_ns()) > 0:
+                while (wait_ns := due_ns - now_ns()) > 0 and not self.interrupted:
                     self._look(started_ns)
                     time.sleep(min(wait_ns, SECOND // 10) / SECOND)
+                if self.interrupted:
+                    return
                 tally.lags.append(now_ns() - due_ns)
                 self._send(self._targets[model], due_ns, slo_ns, priority, cls)
                 self._look(started_ns)
@@ -507,20 +524,16 @@ class _Generator:
         started_ns = now_ns()
         end_ns = started_ns + self._duration_ns
         under_way = 0
-        try:
-            while under_way < settings.concurrency:
+        while under_way < settings.concurrency and not self.interrupted:
+            under_way += 1
+            self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
+        while under_way:
+            completed.get()
+            under_way -= 1
+            self._look(started_ns)
+            if now_ns() < end_ns and not self.interrupted:
                 under_way += 1
                 self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
-            while under_way:
-                completed.get()
-                under_way -= 1
-                self._look(started_ns)
-                if now_ns() < end_ns:
-                    under_way += 1
-                    self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
-        except KeyboardInterrupt:
-            self.interrupted = True
-            self.tally.wait()
         return (now_ns() - started_ns) / SECOND
 
     def _one_by_one(self, choose: Callable[[], _Target], slo_ns: int, priority: int) -> float:
@@ -528,7 +541,7 @@ class _Generator:
         tally = self.tally
         started_ns = now = now_ns()
         slo_s = slo_ns / SECOND if slo_ns else None
-        while now < started_ns + self._duration_ns:
+        while now < started_ns + self._duration_ns and not self.interrupted:
             target = choose()
             inputs = target.inputs[tally.sent % len(target.inputs)]
             tally.sent += 1
@@ -539,11 +552,6 @@ class _Generator:
                 self._client.infer(target.name, inputs, slo=slo_s, priority=priority, timeout=self._timeout_s)
             except ClockworkError as failure:
                 error = failure
-            except KeyboardInterrupt:  # the request was given up, and is not counted
-                self.interrupted = True
-                tally.sent -= 1
-                tally.input_bytes -= target.bytes
-                break
             now = now_ns()
             tally.record(target.name, now - begin_ns, slo_ns or target.slo_ns, error)
             self._look(started_ns)

@@ -31,6 +31,7 @@ _HOME = {
     "ProtocolMismatch": "clockwork.errors",
     "Refused": "clockwork.errors",
     "RequestTimeout": "clockwork.errors",
+    "SloWarning": "clockwork.errors",
     "Unavailable": "clockwork.errors",
 }
 """Imported on first use, so that a process pays only for what it needs."""
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         ProtocolMismatch,
         Refused,
         RequestTimeout,
+        SloWarning,
         Unavailable,
     )
     from clockwork.wire.description import ModelInfo, RouteInfo
@@ -74,6 +76,7 @@ __all__ = [
     "Refused",
     "RequestTimeout",
     "RouteInfo",
+    "SloWarning",
     "Unavailable",
     "__version__",
 ]

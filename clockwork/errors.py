@@ -25,6 +25,10 @@ class InvalidModel(ClockworkError, ValueError):
     """The file is no ONNX model, is damaged, or holds something that cannot be served."""
 
 
+class SloWarning(UserWarning):
+    """An SLO so long that it was probably not meant in seconds. It is taken as it is."""
+
+
 class Refused(ClockworkError):
     """The request was turned away, at arrival or while it waited, because it could not have been answered in time.
 

@@ -4,11 +4,14 @@ itself."""
 from __future__ import annotations
 
 import importlib
+import warnings
+from typing import TextIO
 
 import click
 
 from clockwork.cli.common import Commands
 from clockwork.config import VERSION
+from clockwork.errors import SloWarning
 
 COMMANDS = {
     "compile": "compile",
@@ -44,6 +47,22 @@ class _Root(Commands):
 
 def main() -> None:
     """Run the program `clockwork`."""
+    show = warnings.showwarning
+
+    def say(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, SloWarning):
+            click.echo(f"clockwork: {message}", err=True)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = say
     cli(prog_name="clockwork")
 
 

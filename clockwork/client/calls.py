@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, cast
 
@@ -24,6 +25,7 @@ from clockwork.errors import (
     ProtocolMismatch,
     Refused,
     RequestTimeout,
+    SloWarning,
     Unavailable,
 )
 from clockwork.system.clock import now_ns, to_ns, to_seconds
@@ -45,7 +47,7 @@ from clockwork.wire.messages import (
     Unregister,
 )
 from clockwork.wire.telling import tell
-from clockwork.wire.tensors import Array, as_array, decode_tensor, encode_array
+from clockwork.wire.tensors import DTYPES, Array, as_array, decode_tensor, dtype_name, encode_array
 from clockwork.wire.transport import Frame
 
 Inputs: TypeAlias = Any
@@ -139,6 +141,18 @@ def _checked_version(version: int) -> int:
     return version
 
 
+def slo_ns_of(slo: float | None) -> int:
+    """An SLO in seconds as nanoseconds; 0: none. Raises InvalidInput; warns where milliseconds may have been meant."""
+    if slo is None:
+        return 0
+    slo_ns = checked_ns(slo, "slo")
+    if slo_ns >= config.SLO_DOUBTED_NS:
+        warnings.warn(
+            f"an SLO is in seconds: {slo:g} is {slo:g} s, {slo:g} ms is {slo / 1000:g}", SloWarning, 4
+        )
+    return slo_ns
+
+
 def registration_options(
     slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = ""
 ) -> dict[str, Any]:
@@ -156,7 +170,7 @@ def registration_options(
             f"version {version!r}: an integer of at least 1", expected=">= 1", got=repr(version)
         )
     return {
-        "slo_ns": 0 if slo is None else checked_ns(slo, "slo"),
+        "slo_ns": slo_ns_of(slo),
         "batching": batching,
         "batch_max": batch_max or 0,
         **({} if version is None else {"version": version}),
@@ -170,7 +184,7 @@ def registration_options(
 def _encode_infer(
     request_id: int, model: str, inputs: Iterable[tuple[str, Any]], slo: float | None, priority: int
 ) -> Encoded:
-    slo_ns = 0 if slo is None else checked_ns(slo, "slo")
+    slo_ns = slo_ns_of(slo)
     if type(priority) is not int or not 0 <= priority <= config.PRIORITY_MAX:
         raise InvalidInput(
             f"priority {priority!r}: an integer from 0 (the default) to {config.PRIORITY_MAX}",
@@ -424,9 +438,15 @@ def error_of(failure: Failure) -> ClockworkError:
                 _seconds_or_none(details.get("retry_after_ns")),
             )
         case Status.INVALID_INPUT:
-            return InvalidInput(text, *(str(details.get(key, "")) for key in ("tensor", "expected", "got")))
+            tensor, expected, got = (str(details.get(key, "")) for key in ("tensor", "expected", "got"))
+            error = InvalidInput(text, tensor, expected, got)
+            if {expected, got} <= _NUMBERS:
+                error.add_note(f"NumPy converts it: .astype({expected!r})")
+            return error
     return _ERRORS.get(failure.status, ClockworkError)(text)
 
+
+_NUMBERS = frozenset(dtype_name(code) for code in DTYPES) - {"string"}
 
 _ERRORS: dict[int, type[ClockworkError]] = {
     Status.DEADLINE_MISSED: DeadlineMissed,

@@ -469,6 +469,9 @@ never leaves the thread idle, and the hop between threads costs it 100 us a call
 SECONDS_MAX = 31_536_000
 """The longest SLO or timeout, in seconds: a year."""
 
+SLO_DOUBTED_NS = 10_000_000_000
+"""An SLO from which on a client warns: it may have been meant in milliseconds."""
+
 MODEL_REFERENCE_MAX = 256
 """Most characters of ``name`` or ``name@version`` in a request."""
 

@@ -127,6 +127,9 @@ _REQUESTS: Mapping[str, Callable[[Flaw], InvalidInput]] = {
 
 def _no_input(flaw: Flaw, model: str) -> InvalidInput:
     names, came = ", ".join(map(repr, flaw.inputs)), flaw.name[:FAILURE_CHARS_MAX]
+    if not came and len(flaw.inputs) > 1:
+        text = f"{model} has {len(flaw.inputs)} inputs, {names}: a request names each of them"
+        return InvalidInput(text, came, names, "an array without a name")
     return InvalidInput(
         f"{model} has no input {tell(flaw.name, 200)}; its inputs are {names}", came, names, came
     )

@@ -193,6 +193,9 @@ class ModelTable:
             return set_aside_text(away[-1].record)
         if away:
             return f"model {tell(text, 200)} is unloaded"
+        name, at, version = text[: MODEL_REFERENCE_MAX + 1].partition("@")
+        if at and (there := self.live(name)):
+            return f"{name} has no version {tell(version, 20)}; it has {', '.join(map(str, there))}"
         return f"no model {tell(text, 200)} is registered"
 
     def is_set_aside(self, text: str) -> bool:

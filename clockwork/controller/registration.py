@@ -76,7 +76,6 @@ from clockwork.wire.messages import (
     Unregister,
     UploadChunk,
 )  # fmt: skip
-from clockwork.wire.telling import tell
 
 log = logging.getLogger("clockwork.controller")
 
@@ -501,7 +500,7 @@ class Registrar:
         just going."""
         models, away = self._addressed(text), self._table.find_unloaded(text)
         if not models and not away:
-            raise ModelNotFound(f"no model {tell(text, 200)} is registered")
+            raise ModelNotFound(self._table.absence(text))
         if any(model.state.is_leaving for model in models):
             raise Unavailable(f"{text} is being unloaded or removed; try again when that is done")
         return models, away
@@ -554,7 +553,7 @@ class Registrar:
         models = [model for model in self._addressed(text) if model.state is not ModelState.REMOVING]
         models += self._table.find_unloaded(text)
         if not models:
-            raise ModelNotFound(f"no model {tell(text, 200)} is registered")
+            raise ModelNotFound(self._table.absence(text))
         self._check_free(text, "removed")
         change = self._erasure(models, with_route="@" not in text)
         self._write(models[0].record.name, change, Leave(waiter, text, models, VersionEvent.ERASED))

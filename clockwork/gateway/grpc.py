@@ -255,7 +255,10 @@ class GrpcServer:
     async def _infer(self, request: Any, context: Context) -> Any:
         shared = self._service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
         try:
-            inference = _read(request, context.time_remaining(), shared)
+            try:
+                inference = _read(request, context.time_remaining(), shared)
+            except InvalidInput as error:
+                raise await self._service.blame(request.model_name, request.model_version, error) from None
             answer, frames = await self._service.infer(
                 inference, PROTOCOL, context.invocation_metadata() or ()
             )

@@ -337,7 +337,10 @@ class HttpServer:
             if request.headers.get(HEADER_LENGTH) == "0":
                 inference, wants = await self._read_raw(request, path, body)
             else:
-                inference, wants = self._read(request, path, body, shared)
+                try:
+                    inference, wants = self._read(request, path, body, shared)
+                except InvalidInput as error:
+                    raise await self._service.blame(*_named(path), error) from None
             answer, frames = await self._service.infer(inference, PROTOCOL, request.headers)
             response = _answer(inference, wants, answer, frames, shared)
         finally:

@@ -29,6 +29,7 @@ from clockwork.wire import tensors
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Answer, NamedTensorRef, Reason
 from clockwork.wire.references import model_reference
+from clockwork.wire.telling import tell
 from clockwork.wire.transport import Frame
 
 SERVER_NAME = "clockwork"
@@ -272,6 +273,23 @@ class InferenceService:
         if batch_max:
             config["dynamic_batching"] = {}
         return config
+
+    async def blame(self, name: str, version: str, error: InvalidInput) -> InvalidInput:
+        """What is told of a request that could not be read: that the model has no such input, where that is so.
+
+        Raises ModelNotFound where that is so, and what describe() and _prepared() raise.
+        """
+        if not error.tensor:
+            return error
+        info = _prepared(await self.describe(name, version))
+        names = [tensor.name for tensor in info.inputs]
+        if error.tensor in names:
+            return error
+        listed = ", ".join(map(repr, names))
+        return InvalidInput(
+            f"{info.reference} has no input {tell(error.tensor, 200)}; its inputs are {listed}",
+            error.tensor, listed, error.tensor,
+        )  # fmt: skip
 
     async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
         """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes. Raises InvalidInput."""

@@ -51,6 +51,9 @@ def test_models_go_out_of_service_and_come_back(cluster: Cluster) -> None:
 
 
 def test_infer_reads_images_and_arrays_alike_and_writes_files(cluster: Cluster, tmp_path: Path) -> None:
+    status, text = cluster.run("infer", "digits", str(DIGITS / "7.png"), "--slo", "100")
+    assert status == 0
+    assert text.startswith("clockwork: an SLO is in seconds: 100 is 100 s, 100 ms is 0.1\ndigits: 7")
     for digit in (0, 7):
         status, text = cluster.run("infer", "digits", str(DIGITS / f"{digit}.png"))
         assert status == 0
@@ -246,7 +249,7 @@ def test_the_simulators_arrivals_are_sent_to_a_live_cluster(cluster: Cluster) ->
         (["models", "add", "x@1", str(MODEL)], 1, "x@1"),
         (["models", "add", "x", str(MODEL), "--slo", "1e-7"], 1, "SLO"),
         (["models", "remove", "nosuch"], 1, "nosuch"),
-        (["models", "show", "digits@9"], 1, "digits@9"),
+        (["models", "show", "digits@9"], 1, "digits has no version '9'"),
         (["load", "nosuch"], 1, "nosuch"),
         (["load", "digits", "--rate", "5", "--concurrency", "5"], 1, "one of them"),
         (["load", "digits", "--trace", "synthetic"], 1, "open loop"),

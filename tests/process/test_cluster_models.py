@@ -121,6 +121,12 @@ def test_several_inputs_and_outputs_travel_by_name(client: Client) -> None:
     np.testing.assert_allclose(outputs["count"], inputs["mask"].sum(1), rtol=1e-5)
     with pytest.raises(InvalidInput, match="mask"):
         client.infer("two", {"ids": inputs["ids"]})
+    with pytest.raises(InvalidInput, match=r"has 2 inputs, 'ids', 'mask': a request names each of them"):
+        client.infer("two", inputs["ids"])
+    with pytest.raises(ModelNotFound, match=r"^two has no version '9'; it has 1$"):
+        client.infer("two@9", inputs)
+    with pytest.raises(ModelNotFound, match=r"^two has no version '9'; it has 1$"):
+        client.unregister("two@9")
     with pytest.raises(InvalidInput) as caught:
         client.infer("two", {"ids": inputs["ids"], "mask": inputs["mask"][:, :3]})
     assert caught.value.tensor == "mask"
@@ -413,7 +419,7 @@ def test_what_is_unloaded_serves_nobody_until_it_is_loaded(client: Client) -> No
 
     client.unload("away@1")
     client.unregister("away@1")
-    with pytest.raises(ModelNotFound, match="registered"):
+    with pytest.raises(ModelNotFound, match="no version"):
         client.load("away@1")
     client.unload("away")
     assert client.register("away", first).version == 3  # a number is not given twice

@@ -196,7 +196,10 @@ def test_errors_are_exceptions_with_a_status(triton: tuple[Any, Any]) -> None:
     wrong = "400" if http else "StatusCode.INVALID_ARGUMENT"
     refused = "422" if http else "StatusCode.FAILED_PRECONDITION"
     assert status_of(lambda: client.infer("nope", [image]), "'nope'") == unknown
-    assert status_of(lambda: client.infer("digits", [image], "7"), "digits@7") == unknown
+    assert (
+        status_of(lambda: client.infer("digits", [image], "7"), "digits has no version '7'; it has 1")
+        == unknown
+    )
     assert status_of(lambda: client.get_model_metadata("nope"), "'nope'") == unknown
     assert status_of(lambda: client.load_model("nope"), "'nope'") == unknown
     assert status_of(lambda: client.unload_model("nope"), "'nope'") == unknown
@@ -214,6 +217,11 @@ def test_errors_are_exceptions_with_a_status(triton: tuple[Any, Any]) -> None:
     named.set_data_from_numpy(IMAGE)
     assert status_of(lambda: client.infer("digits", [named]), "no input 'picture'") == wrong
     assert status_of(lambda: client.infer("digits", []), "'image' is missing|inputs") == wrong
+    named._shape = [3, 1, 8, 8]  # which is not what the data has
+    assert (
+        status_of(lambda: client.infer("digits", [named]), "has no input 'picture'; its inputs are 'image'")
+        == wrong
+    )
     assert status_of(lambda: client.infer("digits", [image], timeout=1), "idle device") == refused
 
 

@@ -63,6 +63,13 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any]) -> C
         if index is None:
             if name or len(inputs) != 1:
                 names = ", ".join(repr(spec.name) for spec in inputs)
+                if not name and len(inputs) > 1:
+                    raise InvalidInput(
+                        f"{model.name} has {len(inputs)} inputs, {names}: a request names each of them",
+                        "",
+                        names,
+                        "an array without a name",
+                    )
                 raise InvalidInput(
                     f"{model.name} has no input {tell(name, 200)}; its inputs are {names}",
                     name[:FAILURE_CHARS_MAX],

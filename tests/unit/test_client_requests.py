@@ -6,6 +6,7 @@ import inspect
 import math
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,16 @@ def test_an_slo_that_is_none(slo: object) -> None:
     assert repr(slo) in str(caught.value)
 
 
+def test_an_slo_that_was_probably_meant_in_milliseconds_is_taken_with_a_question() -> None:
+    with pytest.warns(errors.SloWarning, match=r"in seconds: 100 is 100 s, 100 ms is 0\.1"):
+        assert request(slo=100).slo_ns == 100_000_000_000
+    with pytest.warns(errors.SloWarning):
+        registration_options(250, "auto", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        request(slo=9.9)
+
+
 @pytest.mark.parametrize("priority", [-1, 256, 1.5, True, "high"])
 def test_a_priority_that_is_none(priority: object) -> None:
     with pytest.raises(InvalidInput, match="priority"):
@@ -80,6 +91,15 @@ def test_an_input_that_cannot_be_sent_is_named() -> None:
     assert caught.value.tensor == "when"
     with pytest.raises(InvalidInput, match="str"):
         request(inputs={3: np.zeros(2)})
+
+
+def test_numbers_of_another_dtype_come_with_how_to_convert_them() -> None:
+    details = {"tensor": "x", "expected": "float32", "got": "float64"}
+    wrong = error_of(Failure(1, Status.INVALID_INPUT, "input 'x' is float32, got float64", details))
+    assert wrong.__notes__ == ["NumPy converts it: .astype('float32')"]
+    assert str(wrong) == "input 'x' is float32, got float64"
+    other = error_of(Failure(1, Status.INVALID_INPUT, "no", details | {"expected": "string"}))
+    assert not hasattr(other, "__notes__")
 
 
 @pytest.mark.parametrize(

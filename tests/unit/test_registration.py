@@ -445,7 +445,7 @@ def test_traffic_goes_where_a_route_says_once_that_is_written_and_back(served: R
         (Promote(0, "x", 1), "no model 'x' is registered"),
         (Rollback(0, "m"), "there is no earlier route of m to go back to"),
         (Route(0, "m", [[1, 1], [1, 2]], []), "version 1 is named twice"),
-        (Unregister(0, "m@9"), "no model 'm@9' is registered"),
+        (Unregister(0, "m@9"), "m has no version '9'; it has 1"),
         (Offer(0, "x", True), "no model 'x' is registered"),
     ],
 )

@@ -38,6 +38,7 @@ EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *EMULATED, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 WORKSPACE = ["csrc/device/workspace.cpp"]
+OPERATORS = ["csrc/device/operators.cpp", "csrc/device/images.cpp"]
 
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
@@ -47,6 +48,7 @@ LINKED = {
     "clockwork.actions._queue": ACTIONS,
     "clockwork.sim._world": WORLD,
     "clockwork.device._emulated": EMULATED,
+    "clockwork.device._operators": OPERATORS,
     "clockwork.device._ort": WORKSPACE,
 }
 """Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
@@ -148,7 +150,7 @@ extensions = [
     *(
         extension(f"clockwork.device.{name}", CORE, ("dl", "pthread"))
         for name in (
-            "_parts", "_orders", "_crash", "_ort", "_pages", "_cpu", "_cudriver", "_cuda_host", "_cuda_model", "_cuda",
+            "_parts", "_orders", "_crash", "_operators", "_ort", "_pages", "_cpu", "_cudriver", "_cuda_host", "_cuda_model", "_cuda",
         )
     ),
     *(

@@ -17,6 +17,7 @@ cdef class Core(Arena):
     cdef void run_infer(self, Order* order) noexcept nogil
     cdef bint feed(self, Order* order) noexcept nogil
     cdef bint feed_strings(self, Order* order, size_t index, OrtValue* value) noexcept nogil
+    cdef bint feed_text(self, Order* order, size_t index, OrtValue* value) noexcept nogil
     cdef bint take_outputs(self, Order* order, Session* session) noexcept nogil
     cdef bint describe_output(self, Order* order, OrtValue* value, const char* name, size_t index) noexcept nogil
     cdef bint copy_output(self, Order* order, OrtValue* value, size_t index) noexcept nogil

@@ -10,7 +10,7 @@ from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove, strlen, strstr
 
 from clockwork.device._orders cimport INFER, PENDING, PROFILE, Lane, thread_time_ns
 from clockwork.device._ort cimport (
@@ -22,6 +22,9 @@ from clockwork.device._pages cimport CpuSlot
 from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
+
+cdef extern from "device/operators.h" nogil:
+    const char* INPUT_MARK
 
 cdef enum:
     IN_PLACE_ALIGNMENT = 16  # of a caller's buffer that a kernel reads directly
@@ -113,6 +116,11 @@ cdef class Core(Arena):
         overrun = self.overrun
         self.lanes.hub.unlock()
         order.status = EXECUTION_FAILED
+        cdef char* sentence = strstr(order.text, INPUT_MARK)
+        if sentence != NULL:
+            order.status = INVALID_INPUT
+            sentence += strlen(INPUT_MARK)
+            memmove(order.text, sentence, strlen(sentence) + 1)
         if overrun:
             order.status = OVERRUN
             snprintf(order.text, TEXT_BYTES, "the execution took longer than it may and was ended")
@@ -207,6 +215,7 @@ cdef class Core(Arena):
         cdef Input* joined
         cdef OrtStatus* status
         cdef OrtValue** value
+        cdef bint done
         for index in range(order.parts.input_count):
             joined = &order.parts.inputs[index]
             value = &model.values[index]
@@ -215,7 +224,8 @@ cdef class Core(Arena):
                 if ort_failed(self.api, status, order.text, TEXT_BYTES):
                     order.status = DEVICE_ERROR
                     return False
-                if order.kind == INFER and not self.feed_strings(order, index, value[0]):
+                done = self.feed_strings(order, index, value[0]) if order.kind == INFER else self.feed_text(order, index, value[0])
+                if not done:
                     return False
                 continue
             if joined.place < 0:
@@ -275,6 +285,23 @@ cdef class Core(Arena):
                 snprintf(order.text, TEXT_BYTES, "input %zu has %zu bytes behind its last string", index, left)
                 order.status = INVALID_INPUT
                 return False
+        return True
+
+    cdef bint feed_text(self, Order* order, size_t index, OrtValue* value) noexcept nogil:
+        """Fill a tensor of strings with words, as many bytes a string as are to be timed."""
+        cdef Input* joined = &order.parts.inputs[index]
+        cdef size_t element, count = 1
+        cdef int64_t place
+        cdef int axis
+        cdef char* text = NULL
+        for axis in range(joined.rank):
+            count *= joined.dims[axis]
+        for element in range(count):
+            if ort_failed(self.api, ort_string_buffer(self.api, value, element, joined.bytes, &text), order.text, TEXT_BYTES):
+                order.status = DEVICE_ERROR
+                return False
+            for place in range(joined.bytes):
+                text[place] = <char>(32 if place % 6 == 5 else 97 + (element + place * 7) % 26)  # a space, or a to z
         return True
 
     cdef bint take_outputs(self, Order* order, Session* session) noexcept nogil:

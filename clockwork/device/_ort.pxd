@@ -120,7 +120,10 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         int* input_dtypes
         OrtValue** outputs
 
+ctypedef OrtStatus* (*RegisterOperators)(OrtSessionOptions*, const OrtApiBase*) noexcept nogil
+
 cdef class Runtime:
+    cdef const OrtApiBase* base
     cdef const OrtApi* api
     cdef OrtEnv* env
     cdef OrtMemoryInfo* memory
@@ -130,7 +133,8 @@ cdef class Runtime:
     cdef readonly str path
 
     cdef int check(self, OrtStatus* status) except -1
-    cdef OrtSessionOptions* make_options(self, int threads) except NULL
+    cdef OrtSessionOptions* make_options(self, int threads, tuple libraries) except NULL
+    cdef int add_operators(self, OrtSessionOptions* options, str path) except -1
     cdef bint open(self, const OrtSessionOptions* options, const char* path, const void* model, size_t bytes,
                    Session* session, char* text) noexcept nogil
     cdef bint _describe(self, Session* session, char* text) noexcept nogil

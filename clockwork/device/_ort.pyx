@@ -62,6 +62,7 @@ cdef class Runtime:
             raise ConfigError(f"{path} is not ONNX Runtime: it has no OrtGetApiBase")
         cdef const OrtApiBase* base = (<const OrtApiBase* (*)() noexcept nogil>symbol)()
         self.path = path
+        self.base = base
         self.version = base.GetVersionString().decode()
         self.api = base.GetApi(ORT_API_VERSION)
         if self.api == NULL:
@@ -80,8 +81,8 @@ cdef class Runtime:
             raise ClockworkError(f"ONNX Runtime {self.version}: {text.decode(errors='replace')}")
         return 0
 
-    cdef OrtSessionOptions* make_options(self, int threads) except NULL:
-        """Options of every session: as the graph is, in the shared workspace, so many threads."""
+    cdef OrtSessionOptions* make_options(self, int threads, tuple libraries) except NULL:
+        """Options of every session: as the graph is, in the shared workspace, so many threads. libraries: of operators."""
         cdef OrtSessionOptions* options = NULL
         self.check(ort_create_session_options(self.api, &options))
         try:
@@ -93,10 +94,24 @@ cdef class Runtime:
             self.check(ort_add_config(self.api, options, b"session.use_env_allocators", b"1"))
             # Idle threads of one session must not take the core from the next one's.
             self.check(ort_add_config(self.api, options, b"session.force_spinning_stop", b"1"))
+            for path in libraries:
+                self.add_operators(options, path)
         except ClockworkError:
             ort_release_session_options(self.api, options)
             raise
         return options
+
+    cdef int add_operators(self, OrtSessionOptions* options, str path) except -1:
+        """Make the operators of a library, which is never closed, known to sessions."""
+        cdef bytes name = os.fsencode(path)
+        cdef void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)
+        if library == NULL:
+            raise ConfigError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
+        cdef void* symbol = dlsym(library, b"RegisterCustomOps")
+        if symbol == NULL:
+            raise ConfigError(f"{path} has no operators for ONNX Runtime: it lacks RegisterCustomOps")
+        self.check((<RegisterOperators>symbol)(options, self.base))
+        return 0
 
     def _verify(self):
         """Run the known model: raises ConfigError if the table is not laid out as csrc/device/ort_api.h says."""
@@ -113,7 +128,7 @@ cdef class Runtime:
         cdef int dtype = 0
         cdef void* y = NULL
         cdef bytes model = _KNOWN_MODEL
-        cdef OrtSessionOptions* options = self.make_options(1)
+        cdef OrtSessionOptions* options = self.make_options(1, ())
         x[:] = [1.0, 2.0, 3.0, 4.0]
         w[:] = [10.0, 100.0]
         x_dims[:] = [2, 2]

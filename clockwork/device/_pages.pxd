@@ -23,6 +23,7 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         Session* session
         Session own
         string path
+        const OrtSessionOptions* options
         vector[int] input_dtypes
         char* source
         size_t source_bytes
@@ -33,6 +34,10 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         vector[OrtValue*] values
     cppclass CpuSlot(Room):
         char* base
+
+cdef class Options:
+    cdef OrtSessionOptions* handle
+    cdef Runtime runtime
 
 cdef class Program:
     cdef Session session
@@ -48,13 +53,15 @@ cdef class Model(Known):
 cdef class Arena(Orders):
     cdef Runtime runtime
     cdef const OrtApi* api
-    cdef OrtSessionOptions* options
+    cdef dict options  # by libraries of operators
+    cdef int threads
     cdef char* arena
     cdef size_t arena_bytes
     cdef vector[unsigned char] hollow  # of each page: it has given up its memory. The load lane's, and reset()'s
     cdef vector[CpuSlot] slots
     cdef size_t slot_bytes_most
 
+    cdef Options options_for(self, tuple libraries)
     cdef int free_memory(self) except -1
     cdef void give_up_memory(self, CpuModel* model) noexcept nogil
     cdef bint take_memory(self, CpuModel* model) noexcept nogil

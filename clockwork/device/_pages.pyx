@@ -79,17 +79,31 @@ cdef void read_ahead(char* base, size_t size) noexcept nogil:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Program:
-    """A session that holds no weights, shared by every model of one architecture."""
+cdef class Options:
+    """The options of sessions that know the operators of some libraries."""
 
-    def __cinit__(self, Arena arena, str path):
+    def __cinit__(self, Runtime runtime, int threads, tuple libraries):
+        self.runtime = runtime
+        self.handle = runtime.make_options(threads, libraries)
+
+    def __dealloc__(self):
+        if self.runtime is not None:
+            ort_release_session_options(self.runtime.api, self.handle)
+
+
+@cython.no_gc_clear  # its end still needs the runtime
+cdef class Program:
+    """A session that holds no weights, shared by every model of one architecture. libraries: of its operators."""
+
+    def __cinit__(self, Arena arena, str path, tuple libraries):
         cdef char text[TEXT_BYTES]
         cdef bytes name = os.fsencode(path)
         cdef const char* c_name = name
         cdef bint opened
         self.runtime = arena.runtime
+        cdef Options options = arena.options_for(libraries)
         with nogil:
-            opened = self.runtime.open(arena.options, c_name, NULL, 0, &self.session, text)
+            opened = self.runtime.open(options.handle, c_name, NULL, 0, &self.session, text)
         if not opened:
             raise InvalidModel(f"{path}: {text.decode(errors='replace')}")
 
@@ -222,7 +236,8 @@ cdef class Arena(Orders):
         for index in range(self.slot_count):
             self.rooms.push_back(&self.slots[index])
         self.hollow.resize(self.page_count)
-        self.options = self.runtime.make_options(threads)
+        self.options, self.threads = {}, threads
+        self.options_for(())
         self.arena_bytes = round_up(self.page_count * page_bytes, HUGE_PAGE_BYTES)
         with nogil:
             self.arena = map_touched(self.arena_bytes)
@@ -241,11 +256,19 @@ cdef class Arena(Orders):
                 self.slots[index].base = NULL
         if self.arena != NULL:
             munmap(self.arena, self.arena_bytes)
-        if self.runtime is not None:
-            ort_release_session_options(self.api, self.options)
         self.arena = NULL
-        self.options = NULL
         return 0
+
+    cdef Options options_for(self, tuple libraries):
+        """The options of sessions that know these libraries' operators; they are kept as long as the arena."""
+        found = self.options.get(libraries)
+        if found is None:
+            found = self.options[libraries] = Options(self.runtime, self.threads, libraries)
+        return found
+
+    def open_with(self, Model model, tuple libraries):
+        """Have the session of a packed model know these libraries' operators."""
+        model.state.options = self.options_for(libraries).handle
 
     def memory(self):
         """Bytes by purpose, and counts of pages."""
@@ -352,7 +375,7 @@ cdef class Arena(Orders):
             # The session keeps its own memory, so the pages it is charged for give up theirs. They get it back when a
             # bound model is loaded there: touching it takes as long as a load, and the next may be packed again.
             self.give_up_memory(model)
-            if not self.runtime.open(self.options, model.path.c_str(), NULL, 0, &model.own, text):
+            if not self.runtime.open(model.options, model.path.c_str(), NULL, 0, &model.own, text):
                 return False
             if model.own.input_count != model.input_dtypes.size():
                 snprintf(text, TEXT_BYTES, "the packed session takes %zu inputs, the model %zu",

@@ -25,6 +25,7 @@ from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
 from clockwork.device.native import NativeDevice, start_lanes
+from clockwork.device.operators import libraries_for
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import (
     PACKED_DATA_FILE,
@@ -36,7 +37,7 @@ from clockwork.formats.prepared import (
     program_damage,
 )
 from clockwork.wire.messages import DeviceInfo
-from clockwork.wire.tensors import DTYPES
+from clockwork.wire.tensors import DTYPES, STRING
 
 _ALIGNMENT = 64
 """Of each input's place in a slot, in bytes."""
@@ -126,6 +127,7 @@ class CpuDevice(NativeDevice[Core]):
             model = Model(
                 model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes, budget
             )
+            self._core.open_with(model, libraries_for(path))
             data = place / PACKED_DATA_FILE
             if self._lock_store and data.is_file():
                 self._locked_bytes += model.lock_file(str(data), data.stat().st_size)
@@ -157,7 +159,7 @@ class CpuDevice(NativeDevice[Core]):
             path = place.parent.parent / "programs" / digest / PROGRAM_FILE
             if damage := program_damage(path, self.info.fingerprint):
                 raise InvalidModel(damage)
-            program = self._programs[digest] = Program(self._core, str(path))
+            program = self._programs[digest] = Program(self._core, str(path), libraries_for(path))
         return program
 
     def forget(self, model_id: int) -> None:
@@ -187,6 +189,8 @@ def slot_bytes(prepared: PreparedModel) -> int:
     for shapes, rows in [*((point.shape, point.batch) for point in prepared.profile), (prepared.example, 0)]:
         total = 0
         for spec, shape in zip(prepared.inputs, shapes):
+            if spec.dtype == STRING:
+                continue  # fed from where they lie
             bits = DTYPES[spec.dtype].bits * math.prod(shape)
             # A profile point of a model that batches has no axis 0; the example has it.
             bits *= rows if rows and prepared.batches else 1

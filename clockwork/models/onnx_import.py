@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, defs, helper
 
 from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPTH_MAX
+from clockwork.device.operators import EXTENSION_DOMAINS
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
 from clockwork.formats.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
@@ -31,6 +32,20 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that Git LFS left in place of a large one."""
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
+
+_EXTENSIONS_SERVED = frozenset(
+    (
+        "BertTokenizer", "BertTokenizerDecoder", "BlingFireSentenceBreaker", "BpeDecoder", "CLIPTokenizer", "GPT2Tokenizer",
+        "HfBertTokenizer", "HfJsonTokenizer", "MaskedFill", "RaggedTensorToDense", "RaggedTensorToSparse",
+        "RobertaTokenizer", "SegmentExtraction", "SegmentSum", "SentencepieceDecoder", "SentencepieceTokenizer",
+        "SpmTokenizer", "StringConcat", "StringEqual", "StringHash", "StringHashFast", "StringJoin", "StringLength",
+        "StringLower", "StringMapping", "StringRaggedTensorToDense", "StringRegexReplace", "StringRegexSplitWithOffsets",
+        "StringSplit", "StringStrip", "StringToVector", "StringUpper", "TrieDetokenizer", "TrieTokenizer",
+        "VectorToString", "WordpieceTokenizer",
+    )
+)  # fmt: skip
+"""Operators of onnxruntime-extensions that are served: those that read texts. Others of them read files that a request
+names (ImageReader), or end the process at a damaged image (DecodeImage)."""
 
 
 # ----- the file ------------------------------------------------------------------------------
@@ -80,7 +95,17 @@ def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
     for tensor in tensors_of(model):
         _check_tensor(tensor, path)
     check_interface(model, path.name)
+    _check_operators(model, path.name)
     return model
+
+
+def _check_operators(model: onnx.ModelProto, name: str) -> None:
+    for node in nodes_of(model):
+        if node.domain in EXTENSION_DOMAINS and node.op_type not in _EXTENSIONS_SERVED:
+            hint = "; `clockwork models add --image` has images decoded" if "Image" in node.op_type else ""
+            raise InvalidModel(
+                f"{name} uses operator {node.domain}.{node.op_type}: of onnxruntime-extensions, those for texts are served{hint}"
+            )
 
 
 def _check_versions(model: onnx.ModelProto, name: str) -> None:
@@ -141,6 +166,21 @@ def check_interface(model: onnx.ModelProto, name: str) -> None:
 
 
 # ----- tensors and external data -------------------------------------------------------------
+
+
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every operator of a model, subgraphs and functions included."""
+
+    def walk(nodes: Any) -> Iterator[onnx.NodeProto]:
+        for node in nodes:
+            yield node
+            for attribute in node.attribute:
+                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                    yield from walk(body.node)
+
+    yield from walk(model.graph.node)
+    for function in model.functions:
+        yield from walk(function.node)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -18,6 +18,7 @@ import onnxruntime as ort
 from onnx import TensorProto
 
 from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
+from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
 from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
@@ -127,12 +128,16 @@ class Session:
             if packed_data:
                 options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         try:
+            for library in libraries_for(model):
+                options.register_custom_ops_library(library)
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
                 options,
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=list(_VALUE_DEPENDENT),
             )
+        except InvalidModel as error:
+            raise RunError(str(error)) from None
         except Exception as error:  # pybind11 raises one class per status, and RuntimeError
             raise RunError(_one_line(error)) from None
         self._run_options = ort.RunOptions()
@@ -181,10 +186,20 @@ class Session:
     def _run_strings(
         self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]]
     ) -> list[Array]:
-        feed: dict[str, Any] = {name: array for (name, _, _), array in zip(self.inputs, inputs)}
+        feed: dict[str, Any] = {name: _feedable(array) for (name, _, _), array in zip(self.inputs, inputs)}
         for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
             feed[name] = _memory(address, dtype, shape)
         return [np.asarray(output) for output in self._session.run(None, feed, self._run_options)]
+
+
+def _feedable(array: Array) -> Array:
+    """The array as ONNX Runtime's binding reads it whole: it takes bytes for their repr(), and ends them at a zero byte."""
+    if array.dtype.kind != "O" or not any(isinstance(text, bytes) for text in array.flat):
+        return array
+    # Elements of one length: what is shorter ends in zero bytes, which decoders of images do not read.
+    return np.array([np.void(text) for text in array.flat], f"V{max(map(len, array.flat)) or 1}").reshape(
+        array.shape
+    )
 
 
 def optimise(model: Path, target: Path, external_data: str = "") -> Session:

@@ -33,9 +33,10 @@ struct CpuWeight {
 
 struct CpuModel : Residency {
     bool packed = false;
-    Session* session = nullptr;  // the shared program's, or &own
-    Session own = {};            // packed, and resident
-    std::string path;            // packed: what LOAD opens
+    Session* session = nullptr;                  // the shared program's, or &own
+    Session own = {};                            // packed, and resident
+    std::string path;                            // packed: what LOAD opens ...
+    const OrtSessionOptions* options = nullptr;  // ... and how
     std::vector<int> input_dtypes;
     char* source = nullptr;  // the weights, mapped
     std::size_t source_bytes = 0;

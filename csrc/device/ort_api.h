@@ -16,6 +16,7 @@
 #include <stdio.h>
 
 enum { ORT_API_VERSION = 15, ORT_ENTRY_COUNT = 253 };
+enum { ORT_INVALID_ARGUMENT = 2, ORT_UINT8 = 2 };
 
 enum { ORT_LOG_FATAL = 4, ORT_OPTIMIZE_NOTHING = 0, ORT_TYPE_TENSOR = 1, ORT_STRING = 8 };
 enum { ORT_DEVICE_ALLOCATOR = 0, ORT_MEMORY_DEFAULT = 0 };
@@ -29,6 +30,9 @@ typedef struct OrtValue OrtValue;
 typedef struct OrtTypeInfo OrtTypeInfo;
 typedef struct OrtTensorInfo OrtTensorInfo; /* OrtTensorTypeAndShapeInfo */
 typedef struct OrtMemoryInfo OrtMemoryInfo;
+typedef struct OrtCustomOpDomain OrtCustomOpDomain;
+typedef struct OrtKernelInfo OrtKernelInfo;
+typedef struct OrtKernelContext OrtKernelContext;
 
 typedef struct OrtApi {
     void* entry[ORT_ENTRY_COUNT];
@@ -82,6 +86,11 @@ static inline int ort_failed(const OrtApi* api, OrtStatus* status, char* text, s
     return 1;
 }
 
+/* The message is copied. */
+static inline OrtStatus* ort_create_status(const OrtApi* api, int code, const char* text) {
+    return ORT_CALL(api, 0, int, const char*)(code, text);
+}
+
 static inline OrtStatus* ort_create_env(const OrtApi* api, int log_level, const char* name, OrtEnv** out) {
     return ORT_CALL(api, 3, int, const char*, OrtEnv**)(log_level, name, out);
 }
@@ -127,6 +136,19 @@ static inline OrtStatus* ort_set_intra_threads(const OrtApi* api, OrtSessionOpti
 
 static inline OrtStatus* ort_set_inter_threads(const OrtApi* api, OrtSessionOptions* options, int count) {
     return ORT_CALL(api, 25, OrtSessionOptions*, int)(options, count);
+}
+
+/* Operators are added to a domain, and the domain to the options of sessions; both must outlive those. */
+static inline OrtStatus* ort_create_domain(const OrtApi* api, const char* name, OrtCustomOpDomain** out) {
+    return ORT_CALL(api, 26, const char*, OrtCustomOpDomain**)(name, out);
+}
+
+static inline OrtStatus* ort_add_operator(const OrtApi* api, OrtCustomOpDomain* domain, const struct OrtCustomOp* op) {
+    return ORT_CALL(api, 27, OrtCustomOpDomain*, const struct OrtCustomOp*)(domain, op);
+}
+
+static inline OrtStatus* ort_add_domain(const OrtApi* api, OrtSessionOptions* options, OrtCustomOpDomain* domain) {
+    return ORT_CALL(api, 28, OrtSessionOptions*, OrtCustomOpDomain*)(options, domain);
 }
 
 static inline OrtStatus* ort_input_count(const OrtApi* api, const OrtSession* session, size_t* out) {
@@ -238,6 +260,22 @@ static inline OrtStatus* ort_allocator_free(const OrtApi* api, OrtAllocator* all
 /* The allocator is the runtime's own: it is never released. */
 static inline OrtStatus* ort_default_allocator(const OrtApi* api, OrtAllocator** out) {
     return ORT_CALL(api, 78, OrtAllocator**)(out);
+}
+
+static inline OrtStatus* ort_attribute_int(const OrtApi* api, const OrtKernelInfo* info, const char* name,
+                                           int64_t* out) {
+    return ORT_CALL(api, 86, const OrtKernelInfo*, const char*, int64_t*)(info, name, out);
+}
+
+static inline OrtStatus* ort_kernel_input(const OrtApi* api, const OrtKernelContext* context, size_t index,
+                                          const OrtValue** out) {
+    return ORT_CALL(api, 90, const OrtKernelContext*, size_t, const OrtValue**)(context, index, out);
+}
+
+static inline OrtStatus* ort_kernel_output(const OrtApi* api, OrtKernelContext* context, size_t index,
+                                           const int64_t* dims, size_t rank, OrtValue** out) {
+    return ORT_CALL(api, 91, OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)(context, index, dims, rank,
+                                                                                            out);
 }
 
 static inline OrtStatus* ort_add_config(const OrtApi* api, OrtSessionOptions* options, const char* key,

@@ -1,0 +1,81 @@
+"""Libraries of operators beside ONNX Runtime's own, for models that take strings and images.
+
+Clockwork's are in csrc/device/operators.h. Those of the package onnxruntime-extensions (extra ``text``) are loaded for
+models that use them. A session is given the libraries that its model needs, so that others pay nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import importlib.util
+import mmap
+import os
+from pathlib import Path
+
+from clockwork.device import _operators
+from clockwork.errors import ConfigError, InvalidModel
+
+DOMAIN = "clockwork"
+EXTENSION_DOMAINS = ("ai.onnx.contrib", "com.microsoft.extensions")
+
+_SYSTEM_JPEG = "libjpeg.so.62"
+
+
+def libraries_for(model: Path | bytes) -> tuple[str, ...]:
+    """The libraries that sessions of an ONNX model need. Raises InvalidModel where one is not installed."""
+    found = []
+    if _names(model, DOMAIN):
+        found.append(_own())
+    if any(_names(model, domain) for domain in EXTENSION_DOMAINS):
+        path = extensions()
+        if path is None:
+            raise InvalidModel(
+                "it uses operators of onnxruntime-extensions, which is not installed: pip install 'clockwork-serving[text]'"
+            )
+        found.append(path)
+    return tuple(found)
+
+
+@functools.cache
+def extensions() -> str | None:
+    """The library of the package onnxruntime-extensions, which is not imported. None: it is not installed."""
+    spec = importlib.util.find_spec("onnxruntime_extensions")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    found = [
+        path
+        for place in spec.submodule_search_locations
+        for path in glob.glob(os.path.join(place, "_extensions_pydll*.so"))
+    ]
+    return found[0] if found else None
+
+
+@functools.cache
+def _own() -> str:
+    """The library of Clockwork's operators. Raises ConfigError without a libjpeg to decode images with."""
+    problem = _operators.load_jpeg(os.fsencode(_jpeg()))
+    if problem:
+        raise ConfigError(f"images cannot be decoded: {problem}")
+    return _operators.__file__
+
+
+def _jpeg() -> str:
+    """The libjpeg that Pillow's wheel brings, so that images are decoded as Pillow does; else the system's."""
+    spec = importlib.util.find_spec("PIL")
+    for place in spec.submodule_search_locations or () if spec is not None else ():
+        for path in sorted(glob.glob(os.path.join(place, os.pardir, "pillow.libs", "libjpeg-*.so*"))):
+            return path
+    return _SYSTEM_JPEG
+
+
+def _names(model: Path | bytes, domain: str) -> bool:
+    """Whether an ONNX file has the domain in an operator or function: field 7 of a node, with its length."""
+    needle = b"\x3a" + bytes([len(domain)]) + domain.encode()
+    if isinstance(model, bytes):
+        return needle in model
+    with open(model, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return mapped.find(needle) >= 0

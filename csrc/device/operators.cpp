@@ -1,0 +1,231 @@
+#include "device/operators.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "device/images.h"
+
+/* An operator as the runtime sees it; later members than version 16's are not read, for `version` says so. */
+struct OrtCustomOp {
+    std::uint32_t version;
+    void* (*CreateKernel)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*);
+    const char* (*GetName)(const OrtCustomOp*);
+    const char* (*GetExecutionProviderType)(const OrtCustomOp*);
+    int (*GetInputType)(const OrtCustomOp*, std::size_t);
+    std::size_t (*GetInputTypeCount)(const OrtCustomOp*);
+    int (*GetOutputType)(const OrtCustomOp*, std::size_t);
+    std::size_t (*GetOutputTypeCount)(const OrtCustomOp*);
+    void (*KernelCompute)(void*, OrtKernelContext*);
+    void (*KernelDestroy)(void*);
+    int (*GetInputCharacteristic)(const OrtCustomOp*, std::size_t);
+    int (*GetOutputCharacteristic)(const OrtCustomOp*, std::size_t);
+    int (*GetInputMemoryType)(const OrtCustomOp*, std::size_t);
+    int (*GetVariadicInputMinArity)(const OrtCustomOp*);
+    int (*GetVariadicInputHomogeneity)(const OrtCustomOp*);
+    int (*GetVariadicOutputMinArity)(const OrtCustomOp*);
+    int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*);
+    OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void**);
+    OrtStatus* (*KernelComputeV2)(void*, OrtKernelContext*);
+};
+
+namespace clockwork::device {
+
+namespace {
+
+constexpr std::uint32_t OPERATOR_VERSION = 16;
+constexpr const char* DOMAIN_NAME = "clockwork";
+
+// A status that the runtime gave; whoever catches it passes it on.
+struct Failed {
+    OrtStatus* status;
+};
+
+void check(OrtStatus* status) {
+    if (status != nullptr)
+        throw Failed{status};
+}
+
+// A tensor of strings, copied.
+struct Strings {
+    std::vector<char> bytes;
+    std::vector<std::size_t> offsets;
+
+    Strings(const OrtApi* api, OrtKernelContext* context) {
+        const OrtValue* value = nullptr;
+        OrtTensorInfo* info = nullptr;
+        check(ort_kernel_input(api, context, 0, &value));
+        check(ort_tensor_info(api, value, &info));
+        std::size_t rank = 0, total = 0;
+        std::int64_t dims[1] = {0};
+        OrtStatus* status = ort_tensor_rank(api, info, &rank);
+        if (status == nullptr && rank == 1)
+            status = ort_tensor_dims(api, info, dims, 1);
+        ort_release_tensor_info(api, info);
+        check(status);
+        if (rank != 1)
+            throw Failed{ort_create_status(api, ORT_INVALID_ARGUMENT, "the strings are not in a list")};
+        check(ort_strings_bytes(api, value, &total));
+        bytes.resize(total + 1);
+        offsets.resize(static_cast<std::size_t>(dims[0]) + 1);
+        check(ort_strings(api, value, bytes.data(), total, offsets.data(), count()));
+        offsets.back() = total;
+    }
+
+    std::size_t count() const { return offsets.size() - 1; }
+    std::string_view operator[](std::size_t index) const {
+        return {bytes.data() + offsets[index], offsets[index + 1] - offsets[index]};
+    }
+};
+
+class Attributes {
+public:
+    Attributes(const OrtApi* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+
+    std::int64_t number(const char* name) const {
+        std::int64_t value = 0;
+        check(ort_attribute_int(api_, info_, name, &value));
+        return value;
+    }
+    std::size_t size(const char* name) const {
+        return static_cast<std::size_t>(std::max<std::int64_t>(number(name), 0));
+    }
+
+private:
+    const OrtApi* api_;
+    const OrtKernelInfo* info_;
+};
+
+OrtStatus* invalid_input(const OrtApi* api, const char* what, std::size_t index, const std::string& problem) {
+    std::string text = std::string(INPUT_MARK) + what + " " + std::to_string(index) + " " + problem;
+    return ort_create_status(api, ORT_INVALID_ARGUMENT, text.c_str());
+}
+
+template <typename Element>
+Element* output(const OrtApi* api, OrtKernelContext* context, std::size_t index,
+                const std::vector<std::int64_t>& dims) {
+    OrtValue* value = nullptr;
+    void* data = nullptr;
+    check(ort_kernel_output(api, context, index, dims.data(), dims.size(), &value));
+    check(ort_tensor_data(api, value, &data));
+    return static_cast<Element*>(data);
+}
+
+// ----- the operators ----------------------------------------------------------------------------------
+
+struct DecodeJpeg {
+    static constexpr const char* NAME = "DecodeJpeg";
+    static constexpr std::size_t OUTPUTS = 1;
+    static constexpr int OUTPUT_TYPE = ORT_UINT8;
+
+    ImageForm form;
+
+    explicit DecodeJpeg(const Attributes& attributes)
+        : form{attributes.size("width"),
+               attributes.size("height"),
+               attributes.size("shortest"),
+               attributes.size("channels") == 1 ? std::size_t{1} : std::size_t{3},
+               attributes.number("bicubic") != 0 ? Filter::BICUBIC : Filter::BILINEAR,
+               attributes.size("pixels_max")} {}
+
+    OrtStatus* compute(const OrtApi* api, OrtKernelContext* context) const {
+        Strings images(api, context);
+        std::size_t size = form.height * form.width * form.channels;
+        auto dims = {images.count(), form.height, form.width, form.channels};
+        std::uint8_t* target = output<std::uint8_t>(api, context, 0, {dims.begin(), dims.end()});
+        std::string problem;
+        for (std::size_t index = 0; index < images.count(); ++index) {
+            if (!read_image(images[index], form, target + index * size, problem))
+                return invalid_input(api, "image", index, problem);
+        }
+        return nullptr;
+    }
+};
+
+// ----- how the runtime calls them -----------------------------------------------------------------------
+
+template <typename Operator>
+struct Kernel {
+    const OrtApi* api;
+    Operator op;
+};
+
+// Whatever is thrown becomes a status: the caller is C.
+template <typename Function>
+OrtStatus* guarded(const OrtApi* api, Function&& function) {
+    try {
+        return function();
+    } catch (const Failed& failed) {
+        return failed.status;
+    } catch (const std::bad_alloc&) {
+        return ort_create_status(api, ORT_INVALID_ARGUMENT, "no memory");
+    }
+}
+
+template <typename Operator>
+OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+    return guarded(api, [&]() -> OrtStatus* {
+        *kernel = new Kernel<Operator>{api, Operator(Attributes(api, info))};
+        return nullptr;
+    });
+}
+
+template <typename Operator>
+OrtStatus* compute(void* kernel, OrtKernelContext* context) {
+    const Kernel<Operator>& one = *static_cast<const Kernel<Operator>*>(kernel);
+    return guarded(one.api, [&] { return one.op.compute(one.api, context); });
+}
+
+template <typename Operator>
+const OrtCustomOp* described() {
+    static const OrtCustomOp op = {
+        OPERATOR_VERSION,
+        nullptr,
+        [](const OrtCustomOp*) { return Operator::NAME; },
+        [](const OrtCustomOp*) -> const char* { return nullptr; },
+        [](const OrtCustomOp*, std::size_t) -> int { return ORT_STRING; },
+        [](const OrtCustomOp*) { return std::size_t{1}; },
+        [](const OrtCustomOp*, std::size_t) { return Operator::OUTPUT_TYPE; },
+        [](const OrtCustomOp*) { return Operator::OUTPUTS; },
+        nullptr,
+        [](void* kernel) { delete static_cast<Kernel<Operator>*>(kernel); },
+        [](const OrtCustomOp*, std::size_t) { return 0; },
+        [](const OrtCustomOp*, std::size_t) { return 0; },
+        [](const OrtCustomOp*, std::size_t) { return 0; },
+        nullptr,
+        nullptr,
+        nullptr,
+        nullptr,
+        create<Operator>,
+        compute<Operator>,
+    };
+    return &op;
+}
+
+std::mutex registering;
+std::map<const OrtApi*, OrtCustomOpDomain*> domains;  // of each runtime in this process; sessions go on using them
+
+}  // namespace
+
+}  // namespace clockwork::device
+
+OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+    using namespace clockwork::device;
+    const OrtApi* api = base->GetApi(ORT_API_VERSION);
+    return guarded(api, [&]() -> OrtStatus* {
+        std::lock_guard<std::mutex> guard(registering);
+        OrtCustomOpDomain*& domain = domains[api];
+        if (domain == nullptr) {
+            OrtCustomOpDomain* made = nullptr;
+            check(ort_create_domain(api, DOMAIN_NAME, &made));
+            check(ort_add_operator(api, made, described<DecodeJpeg>()));
+            domain = made;
+        }
+        return ort_add_domain(api, options, domain);
+    });
+}

@@ -1,0 +1,18 @@
+/* Operators of the domain "clockwork", which take strings: what a model's own strings become before it sees numbers.
+ *
+ *   DecodeJpeg   strings[N] -> uint8[N, height, width, channels]: each string a JPEG image (device/images.h)
+ *
+ * What is wrong with a string is an error of the execution whose text has INPUT_MARK before the sentence for people.
+ */
+#ifndef CLOCKWORK_OPERATORS_H
+#define CLOCKWORK_OPERATORS_H
+
+#include "device/ort_api.h"
+
+#define INPUT_MARK "[input] "
+
+/* Tell ONNX Runtime of the operators. By this name it looks for them in a library of custom operators. */
+extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
+                                                                               const OrtApiBase* base);
+
+#endif

@@ -71,6 +71,22 @@ PROFILED_SHAPES = 4
 LEFTOVER_SECONDS = 86_400
 """Age of temporary directories beyond which they belong to a process that died."""
 
+# ----- models/samples.py -----------------------------------------------------------------------
+
+TEXT_SIZES = (16, 64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
+JPEG_SIZES = (16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
+"""Bytes of the strings that a model is timed with. A request whose strings lie between two of these is taken to need as
+long as with the larger one, until some like it have been executed."""
+
+JPEG_PIXELS_MAX = 1 << 25
+"""Pixels of an image that is decoded, if its model does not say another bound: a small file may hold very many."""
+
+SAMPLE_SECONDS = 0.08
+"""For which executions with strings of one size, in batches of one size, are timed."""
+
+SAMPLES_NS = 500_000_000
+"""No larger strings are timed than those with which one execution takes so long."""
+
 # ----- models/prepare_program.py ---------------------------------------------------------------
 
 CHECKS_RUN_MAX = 4

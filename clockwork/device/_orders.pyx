@@ -12,7 +12,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
-from clockwork.device._parts cimport list_parts, pin_parts, release_parts
+from clockwork.device._parts cimport list_parts, pin_parts, release_parts, timed_view
 
 from clockwork.device.base import Completion
 from clockwork.wire.messages import Status
@@ -296,7 +296,7 @@ cdef class Orders:
         cdef Order* order = self.make_order(PROFILE, action)
         if order.status == PENDING:
             dtypes = (<Known>order.owner).input_dtypes[0]
-            self.start_run(order, [[(dtype, shape, None) for dtype, shape in zip(dtypes, action.shapes)]], True)
+            self.start_run(order, [[timed_view(dtype, shape) for dtype, shape in zip(dtypes, action.shapes)]], True)
 
     cdef int start_run(self, Order* order, object views, bint without_data) except -1:
         """Queue an INFER or PROFILE whose inputs are what the model takes, or end it with a sentence."""

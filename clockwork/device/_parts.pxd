@@ -43,6 +43,7 @@ cdef class Block:
     cdef Py_ssize_t bytes
 
 cdef int dtype_bits(int dtype) noexcept nogil
+cdef tuple timed_view(int dtype, shape)
 cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bint without_data)
 cdef list list_parts(Parts* parts)
 cdef int release_parts(Parts* parts) except -1

@@ -44,10 +44,19 @@ cdef class Block:
         free(self.data)
 
 
+cdef tuple timed_view(int dtype, shape):
+    """What pin_parts() takes for an input that is only timed. shape: as the scheduler knows it, of strings with the bytes
+    of each behind it."""
+    if dtype != STRING:
+        return dtype, shape, None
+    return dtype, shape[:-1], shape[-1] if shape else 0
+
+
 cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bint without_data):
     """Pin the parts' buffers and describe the inputs joined. A sentence if they are not valid, else None.
 
-    dtypes: of the model's inputs. without_data: only types and shapes are given, and looked at.
+    dtypes: of the model's inputs. without_data: only types and shapes are given, and looked at; of strings the bytes of
+    each, instead of a buffer.
     """
     cdef size_t part, index
     cdef int64_t extent, count, part_bits
@@ -103,6 +112,8 @@ cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bin
                 return f"input {index} does not end on a byte, and cannot be joined"
             joined.bytes += (part_bits + 7) // 8
             if without_data:
+                if dtype == STRING:
+                    joined.bytes = view[2]
                 continue
             buffer = &parts.buffer(part, index)
             PyObject_GetBuffer(view[2], buffer, PyBUF_SIMPLE)

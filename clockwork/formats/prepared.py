@@ -133,7 +133,14 @@ class PreparedModel:
         body, is_sealed = unseal(read_plain(os.path.join(directory, PREPARED_FILE)))
         if not is_sealed:
             raise ValueError("it was prepared by a version that took no checksums")
-        return PreparedModel.from_dict(body)
+        prepared = PreparedModel.from_dict(body)
+        if any(
+            spec.dtype == STRING and len(dims) != len(shape) - prepared.batches + 1
+            for point in prepared.profile
+            for spec, dims, shape in zip(prepared.inputs, point.shape, prepared.example)
+        ):
+            raise ValueError("it was prepared by a version that timed strings without their size")
+        return prepared
 
     @staticmethod
     def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:

@@ -7,7 +7,7 @@ leaves open are guessed until it runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,8 +16,9 @@ from onnx import TensorProto
 from clockwork.config.models import GUESS_SECONDS
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
+from clockwork.models import samples
 from clockwork.models.runtime import RunError
-from clockwork.wire.tensors import DTYPES, Array, numpy_dtype
+from clockwork.wire.tensors import DTYPES, Array, encode_array, numpy_dtype, string_size
 
 Run: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 
@@ -33,8 +34,10 @@ _ID_BOUNDS = (16, 2, 1)
 """Bounds below which integers are drawn: for token ids and class numbers, for flags, for zeros only."""
 
 
-def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:
-    """Inputs to try, most plausible first. Axis 0, where it is open, has a single row."""
+def guesses(specs: Sequence[TensorSpec], contents: Mapping[str, str] = {}) -> Iterator[list[Array]]:
+    """Inputs to try, most plausible first. Axis 0, where it is open, has a single row.
+
+    contents: of strings, as samples.contents_of() has it."""
     open_dims = any(isinstance(dim, str) for spec in specs for dim in spec.shape)
     integers = any(_is_integer(spec.dtype) for spec in specs)
     # The state of a recurrent model has its batch on axis 1.
@@ -45,14 +48,19 @@ def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:
             shapes = [_shape(spec.shape, sizes, image, other, middle) for spec in specs]
             for bound in _ID_BOUNDS if integers else _ID_BOUNDS[:1]:
                 rng = np.random.default_rng(SEED)
-                yield [seeded(spec.dtype, shape, rng, bound) for spec, shape in zip(specs, shapes)]
+                yield [
+                    seeded(spec.dtype, shape, rng, bound, contents.get(spec.name, samples.TEXT))
+                    for spec, shape in zip(specs, shapes)
+                ]
 
 
-def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] | None, list[Array], str]:
+def first_that_runs(
+    specs: Sequence[TensorSpec], run: Run, contents: Mapping[str, str] = {}
+) -> tuple[list[Array] | None, list[Array], str]:
     """The first guess that the model accepts, its outputs, and ""; or None and the error for the last guess."""
     error = ""
     give_up = time.monotonic() + GUESS_SECONDS
-    for inputs in guesses(specs):
+    for inputs in guesses(specs, contents):
         try:
             return inputs, run(inputs), ""
         except RunError as failure:
@@ -116,10 +124,16 @@ def _shape(
     return tuple(shape)
 
 
-def seeded(dtype: int, shape: Sequence[int], rng: np.random.Generator, id_bound: int = 16) -> Array:
-    """Random values that most models accept: normal floats, small non-negative integers."""
+def seeded(
+    dtype: int,
+    shape: Sequence[int],
+    rng: np.random.Generator,
+    id_bound: int = 16,
+    content: str = samples.TEXT,
+) -> Array:
+    """Random values that most models accept: normal floats, small non-negative integers, words or images."""
     if dtype == TensorProto.STRING:
-        return np.array([f"text {k}" for k in rng.integers(0, 9, shape).reshape(-1)], object).reshape(shape)
+        return samples.sample(content, shape, int(rng.integers(0, 9)))
     kind = numpy_dtype(dtype)
     if dtype == TensorProto.BOOL:
         return rng.integers(0, 2, shape).astype(bool)
@@ -145,8 +159,13 @@ def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
         scale = (4.0, 0.125)[index % 2] * (1 + index // 2)
         row: list[Array] = []
         for array in inputs:
-            if array.dtype.kind in "OSU" or array.size == 0:
+            if array.size == 0:
                 row.append(array)
+            elif array.dtype.kind in "OSU":
+                is_image = any(isinstance(value, bytes) for value in array.flat)
+                row.append(
+                    samples.sample(samples.JPEG if is_image else samples.TEXT, array.shape, 10 * index)
+                )
             elif array.dtype == bool or _is_integer_array(array):
                 row.append(rng.permutation(array.reshape(-1)).reshape(array.shape))
             else:
@@ -159,6 +178,19 @@ def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
 
 def _is_integer_array(array: Array) -> bool:
     return "int" in array.dtype.name
+
+
+def timed_shape(inputs: Sequence[Array], batches: bool) -> tuple[tuple[int, ...], ...]:
+    """What an execution with these inputs is timed by: their shapes, without rows where the model batches, and of strings
+    the size of one behind it."""
+    found = []
+    for array in inputs:
+        dims = tuple(array.shape[1:] if batches else array.shape)
+        if array.dtype.kind in "OSU":
+            size = len(encode_array(array)[2]) - 4 * array.size
+            dims = (*dims, string_size(array.size, size))
+        found.append(dims)
+    return tuple(found)
 
 
 def tile(inputs: Sequence[Array], rows: int) -> list[Array]:

@@ -36,7 +36,7 @@ from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import which_card
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
-from clockwork.models.inputs import tile
+from clockwork.models.inputs import tile, timed_shape
 from clockwork.models.runtime import Limit, RunError
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
@@ -140,11 +140,11 @@ def load_time(bench: Bench, index: int) -> int:
     return round(statistics.median(times))
 
 
-def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
-    """Median time of an execution in ns, after a warm-up. Raises RunError."""
+def execution_time(bench: Bench, index: int, inputs: Sequence[Array], seconds: float = POINT_SECONDS) -> int:
+    """Median time of an execution in ns, after a warm-up, measured for so long. Raises RunError."""
     bench.run(index, inputs)
     times: list[int] = []
-    give_up = time.monotonic() + POINT_SECONDS
+    give_up = time.monotonic() + seconds
     while len(times) < RUNS_MIN or (len(times) < RUNS_MAX and time.monotonic() < give_up):
         times.append(max(1, bench.run(index, inputs)[1]))
     return round(statistics.median(times))
@@ -184,15 +184,17 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
     return found
 
 
-def _in_turn(bench: Bench, first: Execution, second: Execution, pairs_min: int) -> list[tuple[int, int]]:
+def _in_turn(
+    bench: Bench, first: Execution, second: Execution, pairs_min: int, seconds: float = POINT_SECONDS
+) -> list[tuple[int, int]]:
     """Times of two executions in ns, pair by pair, after a warm-up of each: other load on the machine affects both.
 
-    At least pairs_min pairs. Raises RunError.
+    At least pairs_min pairs, for so long. Raises RunError.
     """
     pairs: list[tuple[int, int]] = []
     bench.run(*first)
     bench.run(*second)
-    give_up = time.monotonic() + POINT_SECONDS
+    give_up = time.monotonic() + seconds
     while len(pairs) < pairs_min or (len(pairs) < RUNS_MAX and time.monotonic() < give_up):
         pairs.append((max(1, bench.run(*first)[1]), max(1, bench.run(*second)[1])))
     return pairs
@@ -210,22 +212,27 @@ def batch_sizes(batch_max: int) -> list[int]:
 
 
 def profile(
-    bench: Bench, index: int, inputs: Sequence[Array], batches: bool, batch_max: int = BATCH_MAX
+    bench: Bench,
+    index: int,
+    inputs: Sequence[Array],
+    batches: bool,
+    batch_max: int = BATCH_MAX,
+    seconds: float = POINT_SECONDS,
 ) -> tuple[list[ProfilePoint], int]:
     """Points of rising batch size while throughput grows, and the last size that raised it.
 
     A size and the last that raised throughput execute in turn, so that a machine that slows down meanwhile does not
     make a batch look as if it did not pay. inputs: a single row where the model batches. The point at which throughput no
-    longer grew is kept. Raises RunError.
+    longer grew is kept. seconds: at each size. Raises RunError.
     """
-    shape = tuple(tuple(array.shape[1:] if batches else array.shape) for array in inputs)
-    points = [ProfilePoint(shape, 1, execution_time(bench, index, inputs))]
+    shape = timed_shape(inputs, batches)
+    points = [ProfilePoint(shape, 1, execution_time(bench, index, inputs, seconds))]
     helps = 1
     give_up = time.monotonic() + PROFILE_SECONDS
     for size in batch_sizes(batch_max)[1:] if batches else ():
         if time.monotonic() > give_up:
             break
-        pairs = _in_turn(bench, (index, tile(inputs, helps)), (index, tile(inputs, size)), RUNS_MIN)
+        pairs = _in_turn(bench, (index, tile(inputs, helps)), (index, tile(inputs, size)), RUNS_MIN, seconds)
         points.append(ProfilePoint(shape, size, round(statistics.median(larger for _, larger in pairs))))
         if statistics.median(size * smaller / (helps * larger) for smaller, larger in pairs) < BATCH_GAIN:
             break

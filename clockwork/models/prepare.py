@@ -31,6 +31,8 @@ from clockwork.config.models import (
     LEFTOVER_SECONDS,
     PROFILED_SHAPES,
     REFERENCE_SETS,
+    SAMPLE_SECONDS,
+    SAMPLES_NS,
 )
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
@@ -56,7 +58,7 @@ from clockwork.formats.prepared import (
     program_name,
 )
 from clockwork.formats.program import stored_damage
-from clockwork.models import batching, measure, prepare_program
+from clockwork.models import batching, measure, prepare_program, samples
 from clockwork.models import inputs as trial
 from clockwork.models.holdings import (
     Bound,
@@ -73,7 +75,7 @@ from clockwork.models.onnx_import import check_model, external_files, metadata_o
 from clockwork.models.runtime import RunError, Session, optimise
 from clockwork.models.split import Program, Splitter
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.wire.tensors import Array
+from clockwork.wire.tensors import STRING, Array
 
 Progress = Callable[[str, int, int], None]
 
@@ -185,6 +187,7 @@ class _Preparation:
         model_path = self._package_dir / MODEL_FILE
         model = check_model(model_path)
         self._metadata = metadata_of(model)
+        self._contents = samples.contents_of(self._metadata)
         self._examples = read_examples(self._package_dir, model)
         model_path = self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
@@ -293,7 +296,7 @@ class _Preparation:
         if self._examples:
             sets = self._examples[:REFERENCE_SETS]
         else:
-            guess, answer, error = trial.first_that_runs(self._inputs, session.run)
+            guess, answer, error = trial.first_that_runs(self._inputs, session.run, self._contents)
             if guess is None:
                 shapes = ", ".join(f"{tensor.name}{list(tensor.shape)}" for tensor in self._inputs)
                 raise InvalidModel(
@@ -345,6 +348,7 @@ class _Preparation:
             points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, batch_max)
             for row in rows[1:]:
                 points += measure.profile(bench, chosen, row, proof.batches, batch_max)[0]
+            points += self._time_strings(bench, chosen, rows[0], points, batch_max if proof.batches else 1)
         except RunError as error:
             raise InvalidModel(f"the model fails on the device: {error}") from None
         finally:
@@ -353,6 +357,39 @@ class _Preparation:
         return OnnxMeasurement(
             names[chosen], proof.batches, proof.note, batch_max, load_ns, points, seen, bench.workspace_bytes
         )
+
+    def _time_strings(
+        self,
+        bench: measure.Bench,
+        chosen: int,
+        row: list[Array],
+        known: Sequence[ProfilePoint],
+        batch_max: int,
+    ) -> list[ProfilePoint]:
+        """Executions with strings of rising size, up to where they take long. row: the inputs of which strings are replaced.
+
+        What the model does not take is timed as well: so long it takes to say so."""
+        strings = [index for index, spec in enumerate(self._inputs) if spec.dtype == STRING]
+        if not strings:
+            return []
+        points: list[ProfilePoint] = []
+        batches = batch_max > 1
+        contents = [self._contents.get(self._inputs[index].name, samples.TEXT) for index in strings]
+        for size in samples.sizes_of(samples.JPEG if samples.JPEG in contents else samples.TEXT):
+            inputs = list(row)
+            for index, content in zip(strings, contents):
+                inputs[index] = samples.sample(content, row[index].shape, size=size)
+            shape = trial.timed_shape(inputs, batches)
+            if any(point.shape == shape for point in (*known, *points)):
+                continue
+            begun_ns = time.perf_counter_ns()
+            try:
+                points += measure.profile(bench, chosen, inputs, batches, batch_max, SAMPLE_SECONDS)[0]
+            except RunError:
+                points.append(ProfilePoint(shape, 1, max(1, time.perf_counter_ns() - begun_ns)))
+            if points[-1].exec_ns > SAMPLES_NS:
+                break
+        return points
 
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
         """Inputs to profile with, a single set of each shape (a single row where the model batches), and the proof."""
@@ -369,7 +406,7 @@ class _Preparation:
             proof = batching.prove_by_rows(session.run, sets, self._batching == "on")
         if proof.batches:
             sets = [[array[:1] for array in inputs] for inputs in sets]
-        distinct = {tuple(array.shape for array in inputs): inputs for inputs in reversed(sets)}
+        distinct = {trial.timed_shape(inputs, proof.batches): inputs for inputs in reversed(sets)}
         return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
 
     def _answers(self, session: Session) -> list[list[Array]]:
@@ -403,7 +440,7 @@ class _Preparation:
 
     def _finding_path(self) -> Path:
         about = [FORMAT_VERSION, self._batching, self._batch_max, bool(self._examples),
-                 [[list(array.shape) for array in tensor] for tensor in self._reference.inputs]]  # fmt: skip
+                 [[list(dims) for dims in trial.timed_shape(tensor, False)] for tensor in self._reference.inputs]]  # fmt: skip
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return self._store / "programs" / self._program / f"finding-{key}.json"
 

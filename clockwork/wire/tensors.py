@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
+from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRING_SIZE_MIN, STRINGS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.wire.telling import tell
 
@@ -225,6 +225,16 @@ def check_strings(count: int, frame: Any) -> None:
         raise string_outside(count - 1, count, total)
     if offset != total:
         raise bytes_behind_strings(total - offset, count)
+
+
+def string_size(count: int, total_bytes: int) -> int:
+    """The size that each of ``count`` strings of so many bytes together counts as where executions are timed.
+
+    Their mean, rounded up to a power of two: what it takes to read a string follows its size, as it follows a shape."""
+    size = STRING_SIZE_MIN
+    while size * count < total_bytes:
+        size *= 2
+    return size
 
 
 def split_strings(count: int, frame: Any) -> list[bytes]:

@@ -137,6 +137,14 @@ std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
     return static_cast<std::int64_t>(count);
 }
 
+// The size that each of a tensor's strings counts as: their mean, rounded up.
+std::int64_t string_size(std::int64_t count, std::size_t frame_bytes) {
+    std::int64_t bytes = static_cast<std::int64_t>(frame_bytes) - count * 4, size = STRING_SIZE_MIN;
+    while (size * count < bytes)
+        size *= 2;
+    return size;
+}
+
 }  // namespace
 
 bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
@@ -181,10 +189,15 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
         return false;
     accepted.shape.clear();
     std::uint32_t first = model.batches ? 1 : 0;
-    for (const TensorRef* ref : accepted.tensors) {
+    for (std::size_t input = 0; input < inputs; ++input) {
+        const TensorRef* ref = accepted.tensors[input];
         const std::int64_t* dims = request.dims.data() + ref->first;
-        accepted.shape.push_back(ref->rank - first);
+        bool is_strings = model.inputs[input].bits == BITS_OF_STRING;
+        accepted.shape.push_back(ref->rank - first + is_strings);
         accepted.shape.insert(accepted.shape.end(), dims + first, dims + ref->rank);
+        if (is_strings)
+            accepted.shape.push_back(
+                string_size(count_elements(*ref, dims), frames[static_cast<std::size_t>(ref->frame)].size()));
     }
     return true;
 }

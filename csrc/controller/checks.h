@@ -16,6 +16,9 @@ inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockw
 inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
 
+// Strings of up to so many bytes count as of this size, and longer ones as of the next power of two: clockwork.wire.tensors.string_size.
+inline constexpr std::int64_t STRING_SIZE_MIN = 16;
+
 // More rows than these are as good as these to any estimate.
 inline constexpr std::int64_t ROWS_MAX = 1 << 30;
 
@@ -27,7 +30,8 @@ struct Accepted {
     std::uint32_t rows = 1;
     std::uint64_t bytes = 0;
     std::vector<const TensorRef*> tensors;  // in the model's order
-    std::vector<std::int64_t> shape;        // the rank and dimensions of each input, without the axis of rows
+    // The rank and dimensions of each input, without the axis of rows; of strings with the size of one behind them.
+    std::vector<std::int64_t> shape;
 
     // While checking.
     std::vector<bool> taken;

@@ -15,7 +15,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
 from clockwork.scheduler.types import ShapeKey
 from clockwork.wire.messages import NEVER_NS, Result, Status
 from clockwork.wire.telling import tell
-from clockwork.wire.tensors import DTYPES, STRING, check_strings, check_tensor, dtype_name
+from clockwork.wire.tensors import DTYPES, STRING, check_strings, check_tensor, dtype_name, string_size
 
 
 class Model(NamedTuple):
@@ -103,7 +103,7 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any]) -> C
         tensors.append(tensor)
     if len(tensors) > 1:
         _check_symbols(inputs, tensors)
-    rows, shape_key = _rows_and_shape(model, tensors)
+    rows, shape_key = _rows_and_shape(model, tensors, frames)
     return Checked(rows, shape_key, total, tensors)
 
 
@@ -148,9 +148,18 @@ def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, li
                     )
 
 
-def _rows_and_shape(model: Model, tensors: Sequence[tuple[int, list[int], int]]) -> tuple[int, ShapeKey]:
+def _rows_and_shape(
+    model: Model, tensors: Sequence[tuple[int, list[int], int]], frames: Sequence[Any]
+) -> tuple[int, ShapeKey]:
+    def key(index: int, shape: list[int]) -> tuple[int, ...]:
+        if model.inputs[index].dtype != STRING:
+            return tuple(shape)
+        _, dims, frame = tensors[index]
+        count = math.prod(dims)
+        return (*shape, string_size(count, len(frames[frame]) - 4 * count))
+
     if not model.batches:
-        return 1, tuple(tuple(shape) for _, shape, _ in tensors)
+        return 1, tuple(key(index, shape) for index, (_, shape, _) in enumerate(tensors))
     for spec, (_, shape, _) in zip(model.inputs, tensors):
         if not shape:
             raise InvalidInput(
@@ -166,7 +175,7 @@ def _rows_and_shape(model: Model, tensors: Sequence[tuple[int, list[int], int]])
                 expected,
                 f"{shape[0]} rows",
             )
-    return rows, tuple(tuple(shape[1:]) for _, shape, _ in tensors)
+    return rows, tuple(key(index, shape[1:]) for index, (_, shape, _) in enumerate(tensors))
 
 
 def check_result(

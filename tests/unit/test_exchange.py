@@ -20,7 +20,7 @@ from clockwork.scheduler._core import TEXTS
 from clockwork.system.clock import duration
 from clockwork.wire import codec
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
-from clockwork.wire.tensors import BOOL, DTYPES, FLOAT, INT4, INT64, STRING, UINT8, join_strings
+from clockwork.wire.tensors import BOOL, DTYPES, FLOAT, INT4, INT64, STRING, UINT8, join_strings, string_size
 from tests.fuzz import mutate
 from tests.unit import oracle
 from tests.unit.oracle import Model
@@ -98,6 +98,24 @@ def test_good_requests_are_taken(model: Model, refs: Any, frames: list[bytes]) -
     taken = by_exchange(model, header_of(refs), frames)
     assert taken == by_oracle(model, header_of(refs), frames)
     assert taken[1] == sum(map(len, frames))
+
+
+@pytest.mark.parametrize(
+    ("texts", "size"),
+    [
+        ([b""], 16),
+        ([b"x" * 16], 16),
+        ([b"x" * 17], 32),
+        ([b"x" * 1024], 1024),
+        ([b"x" * 1025, b""], 1024),  # 512.5 bytes each
+        ([bytes(100)] * 3 + [bytes(60_000)], 16_384),
+    ],
+)
+def test_strings_count_by_their_size(texts: list[bytes], size: int) -> None:
+    refs = [["text", STRING, [len(texts)], 0]]
+    rows, _, _, shape = by_exchange(WORDS, header_of(refs), [join_strings(texts)])
+    assert (rows, shape) == (len(texts), ((size,),))
+    assert string_size(len(texts), sum(map(len, texts))) == size
 
 
 BAD = [

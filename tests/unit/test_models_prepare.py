@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from clockwork.config.models import TEXT_SIZES
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import seal, unseal
@@ -85,6 +86,28 @@ class Workshop:
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
     return Workshop(tmp_path)
+
+
+def text_model() -> onnx.ModelProto:
+    """`text` strings (N) to the same."""
+    values = [value(name, ["N"], TensorProto.STRING) for name in ("text", "same")]
+    return model_of([helper.make_node("Identity", ["text"], ["same"])], values[:1], values[1:])
+
+
+def test_strings_are_timed_by_their_size(workshop: Workshop) -> None:
+    prepared = workshop.prepare(workshop.package(text_model()))
+    assert prepared.batches, prepared.batching_note
+    sizes = {point.shape for point in prepared.profile}
+    assert {((size,),) for size in TEXT_SIZES} <= sizes
+    # A model that was prepared when strings were timed without their size is prepared again.
+    directory = workshop.directory(prepared)
+    for point in prepared.profile:
+        object.__setattr__(point, "shape", ((),))
+    prepared.write(directory)
+    with pytest.raises(ValueError, match="timed strings without their size"):
+        PreparedModel.read(directory)
+    again = workshop.prepare(workshop.package(text_model()))
+    assert {point.shape for point in again.profile} == sizes
 
 
 def test_what_preparation_leaves_behind(workshop: Workshop) -> None:

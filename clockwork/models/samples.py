@@ -1,0 +1,94 @@
+"""Strings to try and to time a model with, where no examples say what it reads.
+
+    clockwork.strings    JSON, in an ONNX file's metadata: {"image": "jpeg"}, by the name of the input.
+
+A string that the metadata does not name is a text.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from clockwork.config.models import JPEG_SIZES, TEXT_SIZES
+from clockwork.errors import InvalidModel
+from clockwork.wire.tensors import Array
+
+STRINGS_KEY = "clockwork.strings"
+JPEG, TEXT = "jpeg", "text"
+
+_WORDS = (
+    "the", "of", "a", "deadline", "is", "and", "requests", "in", "time", "model", "to", "answers", "it", "Clockwork",
+    "plans", "ahead", "because", "every", "execution", "takes", "as", "long", "again", "so", "nothing", "waits",
+)  # fmt: skip
+_SAMPLE_SIZE = {JPEG: 16_000, TEXT: 60}
+
+
+def contents_of(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What the strings of inputs hold, by the input's name. Raises InvalidModel."""
+    try:
+        found = json.loads(metadata.get(STRINGS_KEY, "{}"))
+    except ValueError as error:
+        raise InvalidModel(f"metadata {STRINGS_KEY} is not JSON: {error}") from None
+    if not isinstance(found, dict) or not all(kind in (JPEG, TEXT) for kind in found.values()):
+        raise InvalidModel(
+            f"metadata {STRINGS_KEY} is not {JPEG!r} or {TEXT!r} by the name of an input: {found!r}"
+        )
+    return found
+
+
+def sizes_of(content: str) -> Sequence[int]:
+    """The sizes in bytes at which strings are timed, each with a size of its own in wire.tensors.string_size()."""
+    return JPEG_SIZES if content == JPEG else TEXT_SIZES
+
+
+def sample(content: str, shape: Sequence[int], seed: int = 0, size: int = 0) -> Array:
+    """Strings of a shape that differ in value, and, where no size is given, in size, too. size: bytes that each has at most."""
+    count = int(np.prod(shape))
+    made: list[str | bytes] = []
+    for index in range(count):
+        number = seed + index
+        if content == JPEG:
+            made.append(jpeg(size or _SAMPLE_SIZE[JPEG] >> number % 3, number))
+        else:
+            made.append(text(size or _SAMPLE_SIZE[TEXT] << number % 3, number))
+    array = np.empty(count, object)
+    array[:] = made
+    return array.reshape(shape)
+
+
+def text(size: int, seed: int) -> str:
+    """English words, of at most ``size`` bytes and almost as many."""
+    rng = np.random.default_rng(seed)
+    words = " ".join(_WORDS[index] for index in rng.integers(0, len(_WORDS), size // 2 + 1))
+    return words[:size].strip()
+
+
+@functools.lru_cache(16)
+def jpeg(size: int, seed: int) -> bytes:
+    """A JPEG image of at most ``size`` bytes and almost as many, as detailed as a photograph: 5 pixels a byte or so."""
+    pixels = 5.0 * size
+    for _ in range(5):
+        data = _jpeg(max(8, int(pixels**0.5)), seed)
+        if 0.8 * size < len(data) <= size or pixels < 64:
+            break
+        pixels *= 0.95 * size / len(data)
+    return data
+
+
+def _jpeg(side: int, seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    picture = Image.new("RGB", (side, side))
+    # Forms of three sizes, from coarse to fine.
+    for cell, weight in ((64, 1.0), (16, 0.35), (4, 0.15)):
+        cells = side // cell + 1
+        forms = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        picture = Image.blend(picture, forms.resize((side, side), Image.Resampling.BICUBIC), weight)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -136,6 +136,8 @@ def _read_many(path: Path) -> dict[str, Any]:
 
 def _read_one(path: Path, spec: TensorInfo, info: ModelInfo) -> Array:
     suffix = path.suffix.lower()
+    if code_of(spec.dtype) == STRING and suffix in (*IMAGES, ".txt"):
+        return _as_strings(path, spec)
     if suffix in IMAGES:
         from clockwork.formats.prepared import TensorSpec
         from clockwork.models import images
@@ -150,12 +152,25 @@ def _read_one(path: Path, spec: TensorInfo, info: ModelInfo) -> Array:
     elif suffix == ".json":
         content = _load_json(path)
     else:
-        raise InvalidInput(f"{path}: an input is a .npy, .npz, .json or image file", spec.name)
+        raise InvalidInput(f"{path}: an input is a .npy, .npz, .json, .txt or image file", spec.name)
     if isinstance(content, dict):
         if len(content) != 1:
             raise InvalidInput(f"{path} holds {len(content)} arrays, input {spec.name!r} is one", spec.name)
         (content,) = content.values()
     return _typed(content, spec)
+
+
+def _as_strings(path: Path, spec: TensorInfo) -> Array:
+    """A file's bytes as a string for a model that reads strings: an image as it is, a text without its last line's end."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", spec.name) from None
+    if path.suffix.lower() == ".txt":
+        data = data.removesuffix(b"\n").removesuffix(b"\r")
+    array = np.empty(1, object)
+    array[0] = data
+    return array.reshape([1] * len(spec.shape))
 
 
 def _typed(value: Any, spec: TensorInfo) -> Array:

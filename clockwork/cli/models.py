@@ -46,11 +46,30 @@ for command in (routes.route, routes.promote, routes.rollback):
 )
 @click.option("--batching", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
+@click.option(
+    "--image", is_flag=True, help="The model's input becomes JPEG images, which it then decodes itself."
+)
+@click.option(
+    "--resize",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="With --image: of the shorter side, before the middle is cut out.  [default: both sides are stretched]",
+)
+@click.option(
+    "--mean", metavar="NUMBERS", help="With --image: of each channel, after --scale: 0.485,0.456,0.406"
+)
+@click.option("--std", metavar="NUMBERS", help="With --image: of each channel: 0.229,0.224,0.225")
+@click.option("--scale", type=float, help="With --image: what pixels are multiplied by.  [default: 1/255]")
+@click.option(
+    "--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="With --image: how it is resized."
+)
+@click.option("--labels", type=FILE, help="Names of the scores: a line each, or a JSON list.")
 @client_options
 def add(
     name: str | None, file: Path | None, profiles: str | None, copies: int, slo: float | None,
-    examples: Path | None, batching: Any, batch_max: int | None, endpoint: str | None, key: Path | None,
-    timeout: float | None,
+    examples: Path | None, batching: Any, batch_max: int | None, image: bool, resize: int | None,
+    mean: str | None, std: str | None, scale: float | None, filter_: str | None, labels: Path | None,
+    endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
 
@@ -60,14 +79,18 @@ def add(
     External data beside the file is taken along. Other content under a known name becomes its next
     version and takes over without a failed request.
 
+    With --image, decoding, resizing, cropping and normalising become part of the model, so that their time is
+    part of what is predicted; what the flags leave out, the model's metadata says (docs/strings-and-images.md).
+
     \b
     Examples:
       clockwork models add resnet50 resnet50.onnx --slo 0.1
+      clockwork models add resnet50 resnet50.onnx --image --resize 256 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
       clockwork models add resnet50-gpu resnet50.program --slo 0.05
       clockwork models add --profiles paper --copies 66 --slo 0.1
     """
-    from clockwork.cli import files
+    from clockwork.cli import files, joined
     from clockwork.launch.profiles import read_profiles, register_profiles
 
     if profiles is None and (name is None or file is None):
@@ -82,9 +105,17 @@ def add(
         return
     assert name is not None, "only --profiles goes without"
     given = files.read_examples(examples) if examples is not None else None
+    model: Any = file
+    image_flags = {"--resize": resize, "--mean": mean, "--std": std, "--scale": scale, "--filter": filter_}
+    if image:
+        model = joined.with_images(file, resize, mean, std, scale, filter_)
+    elif alone := [flag for flag, value in image_flags.items() if value is not None]:
+        raise InvalidInput(f"models add {alone[0]} goes with --image")
+    if labels is not None:
+        model = joined.with_labels(model, labels)
     with new_client(endpoint, key, timeout) as client, _progress(f"Registering {name}") as tell:
         info = client.register(
-            name, file, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
+            name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
             progress=tell,
         )  # fmt: skip
     click.echo(f"{info.reference} is ready: {_summary(info)}")

@@ -38,7 +38,8 @@ def infer(
     """Send MODEL a request and print its answer.
 
     INPUTS are files: .npy, .npz (by input name), .json (nested lists, or an object by input name), or an
-    image, which is fitted to the model's input as its metadata says. Of a model with several inputs,
+    image, which is fitted to the model's input as its metadata says. A model that reads strings is sent an
+    image or a .txt file as it is. Of a model with several inputs,
     name each: ids=ids.npy mask=mask.npy.
 
     \b

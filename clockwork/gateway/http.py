@@ -54,6 +54,7 @@ from clockwork.wire import telling
 from clockwork.wire.messages import Answer, NamedTensorRef
 from clockwork.wire.references import name_of
 from clockwork.wire.roles import HTTP
+from clockwork.wire.tensors import STRING, join_strings
 from clockwork.wire.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
@@ -410,6 +411,8 @@ class HttpServer:
         """A request that is nothing but the raw bytes of its model's one input; all outputs come raw as well."""
         named = _named(path)
         name, code, shape = await self._service.only_input(*named, len(body))
+        if code == STRING:
+            body = join_strings([body])
         timeout_ns = _header_timeout(request)
         inference = Inference(reference_of(*named), "", [[name, code, shape, 0]], [body], [], timeout_ns, 0)
         return inference, _Wants({}, True)

@@ -292,7 +292,7 @@ class InferenceService:
         )  # fmt: skip
 
     async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
-        """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes. Raises InvalidInput."""
+        """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes, or is one string. Raises InvalidInput."""
         info = _prepared(await self.describe(name, version))
         if len(info.inputs) != 1:
             raise InvalidInput(
@@ -301,6 +301,8 @@ class InferenceService:
         tensor = info.inputs[0]
         code, shape = tensors.code_of(tensor.dtype), _dimensions(tensor.shape)
         unknown = [axis for axis, dimension in enumerate(shape) if dimension < 0]
+        if code == tensors.STRING and all(dimension in (1, -1) for dimension in shape):
+            return tensor.name, code, [1] * len(shape)
         if code == tensors.STRING or len(unknown) > 1:
             raise InvalidInput(
                 f"raw bytes alone do not say the shape of input {tensor.name!r} of {name!r}: {shape}",

@@ -163,7 +163,7 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("infer", "digits", "absent.npy"), "absent.npy cannot be read"),
         (("infer", "digits", "absent.png"), "absent.png"),
         (("infer", "digits", "other=absent.npy"), "no input 'other'; it has image"),
-        (("infer", "digits", "file.xyz"), ".npy, .npz, .json or image"),
+        (("infer", "digits", "file.xyz"), ".npy, .npz, .json, .txt or image"),
         (("infer", "two", "ids.npy"), "say ids=ids.npy"),
         (("infer", "digits", "x.npy", "-o", "out.csv"), ".npy, .npz, .json"),
         (("load", "digits", "--rate", "-1"), "rate -1"),

@@ -1,0 +1,213 @@
+"""Models that read what users have: the steps before a model become operators of its graph, and its input strings.
+
+What is joined takes a list of strings, as many as rows: JPEG images (with_images) or texts (tokenizers.with_texts).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from clockwork.config.models import EXTERNAL_BYTES, JPEG_PIXELS_MAX, SIDE_MAX
+from clockwork.device.operators import DOMAIN
+from clockwork.errors import InvalidModel
+from clockwork.formats.prepared import TensorSpec
+from clockwork.models import images, samples
+from clockwork.models.onnx_import import (
+    check_model,
+    external_files,
+    external_path,
+    metadata_of,
+    real_inputs,
+)
+from clockwork.wire.tensors import dtype_name
+
+FILTERS = ("bilinear", "bicubic")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFlags:
+    """What is said of images beside the model's metadata (models.images); None and 0: nothing."""
+
+    shortest: int = (
+        0  # side that the shorter side is resized to, before the middle is cut out; 0: images are stretched
+    )
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    filter: str = FILTERS[0]
+    pixels_max: int = JPEG_PIXELS_MAX
+
+
+def read_whole(path: Path) -> onnx.ModelProto:
+    """An ONNX file that has been checked, with its external data in it. Raises InvalidModel."""
+    model = check_model(path)
+    size = sum(external_path(path.parent, location).stat().st_size for location in external_files(model))
+    if size > EXTERNAL_BYTES:
+        raise InvalidModel(
+            f"{path.name} has {size} bytes of external data; at most {EXTERNAL_BYTES} can be joined"
+        )
+    if size:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def with_images(model: onnx.ModelProto, flags: ImageFlags) -> onnx.ModelProto:
+    """The model with JPEG images as its input, each decoded, resized, cropped and normalised as the metadata and flags say.
+
+    Raises InvalidModel.
+    """
+    metadata = metadata_of(model)
+    (value,) = _only_inputs(model, 1)
+    spec = _spec_of(value)
+    known = json.loads(metadata.get(images.INPUT_KEY, "{}"))
+    said = {key: given for key in ("mean", "std", "scale") if (given := getattr(flags, key)) is not None}
+    body = {
+        **known,
+        **{key: list(given) if isinstance(given, tuple) else given for key, given in said.items()},
+    }
+    form = images.image_spec({**metadata, images.INPUT_KEY: json.dumps(body)}, spec)
+    if form.channels not in (1, 3):
+        raise InvalidModel(f"input {spec.name!r} has {form.channels} channels; a JPEG image has 1 or 3")
+    if not form.height or not form.width:
+        raise InvalidModel(
+            f"input {spec.name!r} leaves height or width open: the metadata {images.INPUT_KEY} has to say them"
+        )
+    if flags.shortest and not max(form.height, form.width) <= flags.shortest <= SIDE_MAX:
+        raise InvalidModel(
+            f"the shorter side becomes {flags.shortest} pixels; the model takes {form.height} x {form.width}"
+        )
+    names = free_names(
+        model, "pixels", "values", "scaled", "shifted", "ordered", "typed", "factor", "offset", "array"
+    )
+    nodes = [
+        helper.make_node(
+            "DecodeJpeg", [spec.name], [names["pixels"]], domain=DOMAIN, width=form.width, height=form.height,
+            shortest=flags.shortest, channels=form.channels, bicubic=FILTERS.index(flags.filter),
+            pixels_max=flags.pixels_max,
+        )
+    ]  # fmt: skip
+    constants, last = [], names["pixels"]
+    # (p * scale - mean) / std, and of an inverted pixel 255 - p, in one multiplication and one subtraction.
+    factor = np.full(form.channels, form.scale) / np.array(form.std)
+    offset = np.broadcast_to(np.array(form.mean) / np.array(form.std), factor.shape)
+    if form.invert:
+        offset, factor = offset - 255 * factor, -factor
+    if spec.dtype in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+        constants = [
+            numpy_helper.from_array(factor.astype(np.float32), names["factor"]),
+            numpy_helper.from_array(offset.astype(np.float32), names["offset"]),
+        ]
+        nodes += [
+            helper.make_node("Cast", [last], [names["values"]], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [names["values"], names["factor"]], [names["scaled"]]),
+            helper.make_node("Sub", [names["scaled"], names["offset"]], [names["shifted"]]),
+        ]
+        last = names["shifted"]
+        if spec.dtype != TensorProto.FLOAT:
+            nodes.append(helper.make_node("Cast", [last], [names["typed"]], to=spec.dtype))
+            last = names["typed"]
+    elif spec.dtype != TensorProto.UINT8 or factor.tolist() != [1.0] * form.channels or offset.any():
+        raise InvalidModel(
+            f"input {spec.name!r} is {dtype_name(spec.dtype)}: an image becomes floating-point numbers, or uint8 as it is"
+        )
+    rows = value.type.tensor_type.shape.dim[0].dim_param or "N"
+    shape = [rows, form.height, form.width, form.channels]
+    if form.layout == "NCHW":
+        nodes.append(helper.make_node("Transpose", [last], [names["ordered"]], perm=[0, 3, 1, 2]))
+        last = names["ordered"]
+        shape = [rows, form.channels, form.height, form.width]
+    _rename_input(model, spec.name, names["array"])
+    before = helper.make_graph(
+        nodes,
+        "images",
+        [helper.make_tensor_value_info(spec.name, TensorProto.STRING, [rows])],
+        [helper.make_tensor_value_info(last, spec.dtype, shape)],
+        initializer=constants,
+    )
+    return join(model, before, {last: names["array"]}, {spec.name: samples.JPEG}, drop=[images.INPUT_KEY])
+
+
+def join(
+    model: onnx.ModelProto,
+    before: onnx.GraphProto,
+    joined: Mapping[str, str],
+    contents: Mapping[str, str],
+    drop: Sequence[str] = (),
+) -> onnx.ModelProto:
+    """A graph of Clockwork's operators before a model. joined: its outputs, and the inputs of the model that they become.
+
+    contents: what its own inputs hold, see models.samples. drop: metadata of the model that no longer holds.
+    """
+    opsets = [helper.make_opsetid(opset.domain, opset.version) for opset in model.opset_import]
+    first = helper.make_model(before, opset_imports=[*opsets, helper.make_opsetid(DOMAIN, 1)])
+    first.ir_version = model.ir_version = max(model.ir_version, 4)  # where initializers need not be inputs
+    metadata = {key: text for key, text in metadata_of(model).items() if key not in drop}
+    metadata[samples.STRINGS_KEY] = json.dumps(dict(contents))
+    del model.metadata_props[:]
+    try:
+        whole = compose.merge_models(first, model, io_map=list(joined.items()))
+    except (ValueError, onnx.checker.ValidationError) as error:
+        raise InvalidModel(f"the model cannot be joined with what comes before it: {error}") from None
+    helper.set_model_props(whole, metadata)
+    whole.producer_name = model.producer_name
+    return whole
+
+
+def with_labels(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
+    """The model with labels for its scores."""
+    helper.set_model_props(model, {**metadata_of(model), images.LABELS_KEY: json.dumps(list(labels))})
+    return model
+
+
+def _only_inputs(model: onnx.ModelProto, count: int) -> list[onnx.ValueInfoProto]:
+    found = real_inputs(model)
+    if len(found) != count:
+        names = ", ".join(repr(value.name) for value in found)
+        raise InvalidModel(f"the model has the inputs {names}; what reads images has {count}")
+    return found
+
+
+def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    dims = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "") for dim in tensor.shape.dim]
+    return TensorSpec(value.name, tensor.elem_type, tuple(dims))
+
+
+def free_names(model: onnx.ModelProto, *wanted: str) -> dict[str, str]:
+    """Names of values that the model does not have, as near to those wanted as can be."""
+    graph = model.graph
+    taken = {value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)}
+    taken.update(name for node in graph.node for name in (*node.output, *node.input))
+    found = {}
+    for name in wanted:
+        free = name
+        while free in taken:
+            free += "_"
+        taken.add(free)
+        found[name] = free
+    return found
+
+
+def _rename_input(model: onnx.ModelProto, old: str, new: str) -> None:
+    """Give an input of the model another name, so that what comes before the model can have its own."""
+
+    def walk(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            for place, name in enumerate(node.input):
+                if name == old:
+                    node.input[place] = new
+            for attribute in node.attribute:
+                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                    walk(body)
+
+    walk(model.graph)
+    for value in model.graph.input:
+        if value.name == old:
+            value.name = new

@@ -1,0 +1,175 @@
+"""Models that are sent JPEG images, by everybody's clients, against a whole cluster with its gateway."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from clockwork.errors import InvalidInput, Refused
+from clockwork.models import samples
+from tests.process.cluster import ROOT, Cluster, running_cluster
+from tests.process.gateways import running_gateway
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIDE, SHORTEST = 32, 40
+TOLERANCE = 1e-5
+"""Of scores: pixels are Pillow's to the bit; normalising is in float32 here and in float64 there."""
+
+
+def classifier() -> onnx.ModelProto:
+    """`image` (N, 3, 32, 32) to `scores` (N, 5): a mean of each quarter, and a linear layer."""
+    rng = np.random.default_rng(3)
+    weights = numpy_helper.from_array(rng.standard_normal((12, 5)).astype(np.float32), "w")
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["scores"]),
+    ]
+    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])]
+    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", 5])]
+    graph = helper.make_graph(nodes, "classifier", inputs, outputs, [weights])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def expected(data: bytes) -> np.ndarray:
+    """The scores of an image that Pillow and NumPy prepare."""
+    with Image.open(io.BytesIO(data)) as opened:
+        picture = opened.convert("RGB")
+    width, height = (SHORTEST * side // min(picture.size) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - SIDE) / 2), round((height - SIDE) / 2)
+    pixels = np.asarray(picture.crop((left, top, left + SIDE, top + SIDE)), np.float64)
+    values = ((pixels / 255 - MEAN) / STD).transpose(2, 0, 1)
+    quarters = values.reshape(3, 2, 16, 2, 16).mean((2, 4)).reshape(-1)
+    (weights,) = classifier().graph.initializer
+    return quarters @ numpy_helper.to_array(weights)
+
+
+def strings(*texts: str | bytes) -> np.ndarray:
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
+
+
+def cli(cluster: Cluster, *arguments: str) -> str:
+    """What a command prints."""
+    command = [sys.executable, "-m", "clockwork", *arguments, "--endpoint", cluster.endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PHOTOGRAPHS = [samples.jpeg(size, seed) for seed, size in enumerate((4_000, 12_000, 30_000))]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    place = tmp_path_factory.mktemp("cluster")
+    onnx.save(classifier(), place / "classifier.onnx")
+    (place / "labels.txt").write_text("bee\ncat\ndog\neel\nfox\n")
+    numbers = {"--mean": MEAN, "--std": STD}
+    flags = [part for flag, values in numbers.items() for part in (flag, ",".join(map(str, values)))]
+    with running_cluster(place / "data", arena="16MiB") as cluster:
+        added = cli(
+            cluster, "models", "add", "photographs", str(place / "classifier.onnx"), "--image", "--resize", str(SHORTEST),
+            *flags, "--labels", str(place / "labels.txt"),
+        )  # fmt: skip
+        assert "photographs@1 is ready: image string['N']; batches of up to" in added
+        yield cluster
+
+
+def test_images_are_answered_as_if_pillow_had_prepared_them(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        for data in PHOTOGRAPHS:
+            np.testing.assert_allclose(
+                client.infer("photographs", strings(data))[0], expected(data), atol=TOLERANCE
+            )
+        together = client.infer("photographs", strings(*PHOTOGRAPHS))
+    np.testing.assert_allclose(together, [expected(data) for data in PHOTOGRAPHS], atol=TOLERANCE)
+
+
+def test_triton_clients_and_curl_send_images(cluster: Cluster, tmp_path: Path) -> None:
+    (data, scores) = PHOTOGRAPHS[1], expected(PHOTOGRAPHS[1])
+    with running_gateway(cluster.endpoint) as gateway:
+        for kind in ("http", "grpc"):
+            module: Any = pytest.importorskip(f"tritonclient.{kind}", reason="tritonclient is not installed")
+            with module.InferenceServerClient(f"127.0.0.1:{gateway.ports[kind]}") as client:
+                image = module.InferInput("image", [1], "BYTES")
+                image.set_data_from_numpy(strings(data))
+                answer = client.infer("photographs", [image]).as_numpy("scores")
+            np.testing.assert_allclose(answer[0], scores, atol=TOLERANCE)
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        (tmp_path / "image.jpg").write_bytes(data)
+        url = f"http://127.0.0.1:{gateway.ports['http']}/v2/models/photographs/infer"
+
+        def curl(file: Path) -> bytes:
+            arguments = ["-s", url, "-H", "Inference-Header-Content-Length: 0", "--data-binary", f"@{file}"]
+            return subprocess.run(["curl", *arguments], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+
+        np.testing.assert_allclose(
+            np.frombuffer(curl(tmp_path / "image.jpg")[-20:], "<f4"), scores, atol=TOLERANCE
+        )
+        (tmp_path / "text.txt").write_text("no image")
+        error = json.loads(curl(tmp_path / "text.txt"))["error"]
+    assert error == "image 0 is not a JPEG image: it begins with 6e 6f 20 69 6d 61 67 65"
+
+
+def test_the_command_line_sends_a_file_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(PHOTOGRAPHS[0])
+    best = ["bee", "cat", "dog", "eel", "fox"][int(expected(PHOTOGRAPHS[0]).argmax())]
+    assert f"photographs: {best}" in cli(cluster, "infer", "photographs", str(tmp_path / "image.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "image 0 is empty, not a JPEG image"),
+        (b"GIF89a" + bytes(3_500), "image 0 is not a JPEG image: it begins with 47 49 46 38 39 61 00 00"),
+        (PHOTOGRAPHS[0][:-700], "image 0 is damaged: it ends too early"),
+    ],
+    ids=["empty", "gif", "truncated"],
+)
+def test_an_image_that_is_none_costs_its_batch_mates_nothing(
+    cluster: Cluster, data: bytes, said: str
+) -> None:
+    with cluster.client() as client:
+        good, bad = strings(PHOTOGRAPHS[0]), strings(data)
+        # A long execution, behind which the others wait and become a batch.
+        first = client.submit("photographs", strings(*[PHOTOGRAPHS[2]] * 200), slo=20)
+        mates = [client.submit("photographs", good, slo=20) for _ in range(3)]
+        refused = client.submit("photographs", bad, slo=20)
+        mates += [client.submit("photographs", good, slo=20) for _ in range(3)]
+        assert first.result().shape == (200, 5)
+        with pytest.raises(InvalidInput, match=said):
+            refused.result()
+        for mate in mates:
+            np.testing.assert_allclose(mate.result()[0], expected(PHOTOGRAPHS[0]), atol=TOLERANCE)
+
+
+def test_times_are_known_by_the_size_of_an_image(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        info = client.model("photographs")
+        alone = {point.shape[0][0]: point.exec_ns for point in info.profile if point.batch == 1}
+        assert sorted(alone) == [1 << power for power in (14, 16, 18, 20, 22)]
+        assert alone[1 << 22] > 20 * alone[1 << 16]
+        # So a deadline that a small image meets is one that a large one cannot meet, which is known before it is tried.
+        slo = 3 * alone[1 << 16] / 1e9 + 0.005
+        with pytest.raises(Refused, match="idle device"):
+            client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=min(slo, alone[1 << 22] / 2e9))
+        assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=20).shape == (1, 5)
+        # Larger than anything that was measured, by far.
+        with pytest.raises(Refused, match="never measured with inputs of this shape or size"):
+            client.infer("photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=20)

@@ -29,6 +29,7 @@ MODELS := $(VENV)/.models-$(PLACE)
 CLIENTS := $(VENV)/.clients-$(PLACE)
 RAY := $(VENV)/.ray-$(PLACE)
 CUPY := $(VENV)/.cupy-$(PLACE)
+SOURCES_OF_MODELS := $(VENV)/.sources-$(PLACE)
 
 SOURCES := setup.py pyproject.toml \
     $(shell find clockwork csrc -name '*.pyx' -o -name '*.pxd' -o -path 'csrc/*' -type f)
@@ -80,13 +81,13 @@ define run_tests
 	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(1)" $(CLUSTERS))
 endef
 
-test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
+test: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(call run_tests,not slow and not conformance and not long)
 
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
-test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
+test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
 	$(call run_tests,(slow or conformance) and not long)
 
 test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
@@ -212,6 +213,11 @@ $(CLIENTS): $(TESTABLE) requirements-clients.lock
 $(RAY): $(TESTABLE) requirements-ray.lock
 	@echo "Installing Ray (80 MB, once) ..."
 	@$(PIP) -r requirements-ray.lock && touch $@ || echo "Ray could not be installed; its tests are skipped"
+
+# Likewise: without these the tests of models that are fetched skip.
+$(SOURCES_OF_MODELS): $(TESTABLE) requirements-sources.lock
+	@echo "Installing the libraries of object stores (120 MB, once) ..."
+	@$(PIP) -r requirements-sources.lock && touch $@ || echo "They could not be installed; the tests of models from s3:// and its like are skipped"
 
 # Likewise: without it the tests that hold the stand-in for CuPy against CuPy skip.
 $(CUPY): $(TESTABLE) requirements-cupy.lock

@@ -1,4 +1,4 @@
-"""Writes requirements.lock, -test.lock and -ray.lock anew: the newest releases that pyproject.toml allows.
+"""Writes requirements.lock, -test.lock, -ray.lock and -sources.lock anew: the newest releases that pyproject.toml allows.
 
     python3.11 tools/lock.py
 
@@ -17,14 +17,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 
+SOURCES = ("s3", "gs", "az", "hf", "http", "test-sources")
+"""Extras of requirements-sources.lock, in whose environment the tests run, too."""
 
-def freeze(python: Path, requirements: list[str]) -> list[str]:
-    """Installs the requirements and answers with every package that is then there, as name==version."""
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-    subprocess.run(
-        [*pip, "install", "--quiet", "--upgrade", "--only-binary=:all:", *requirements], check=True
-    )
-    frozen = subprocess.run([*pip, "freeze", "--all"], check=True, stdout=subprocess.PIPE, text=True).stdout
+SHARED = ("python-dateutil<3",)
+"""Bounds of the extras in SOURCES on packages that the tests need for another reason."""
+
+
+HEADER = (
+    "# Written by `make lock` from pyproject.toml. Has wheels for Python 3.11 to 3.14 on x86-64 and aarch64."
+)
+
+
+def freeze(requirements: list[str]) -> list[str]:
+    """Installs the requirements into a fresh environment, and returns every package that is then there, as name==version."""
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        pip = [str(Path(directory) / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run(
+            [*pip, "install", "--quiet", "--upgrade", "--only-binary=:all:", *requirements], check=True
+        )
+        frozen = subprocess.run(
+            [*pip, "freeze", "--all"], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
     return sorted((line for line in frozen.splitlines() if not line.startswith("pip==")), key=str.lower)
 
 
@@ -36,23 +51,23 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     run = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["gateway"]]
-    test = [*extras["test"], *extras["plots"], *extras["compile"], *extras["otel"]]
-    with tempfile.TemporaryDirectory() as directory:
-        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        python = Path(directory) / "bin" / "python"
-        base = freeze(python, run)
-        everything = freeze(python, [*base, *test])
-        with_ray = freeze(python, [*everything, *extras["ray"]])
-    header = "# Written by `make lock` from pyproject.toml. Has wheels for Python 3.11 to 3.14 on x86-64 and aarch64.\n"
-    (ROOT / "requirements.lock").write_text(header + "\n".join(base) + "\n", encoding="utf-8")
-    extra = [line for line in everything if line not in base]
-    (ROOT / "requirements-test.lock").write_text(
-        header + "-r requirements.lock\n" + "\n".join(extra) + "\n", encoding="utf-8"
-    )
-    more = [line for line in with_ray if line not in everything]
-    (ROOT / "requirements-ray.lock").write_text(
-        header + "-r requirements-test.lock\n" + "\n".join(more) + "\n", encoding="utf-8"
-    )
+    test = [*extras["test"], *extras["plots"], *extras["compile"], *extras["otel"], *SHARED]
+    base = freeze(run)
+    everything = freeze([*base, *test])
+    for name, lines, before, on in (
+        ("", base, [], ""),
+        ("-test", everything, base, "requirements.lock"),
+        ("-ray", freeze([*everything, *extras["ray"]]), everything, "requirements-test.lock"),
+        (
+            "-sources",
+            freeze([*everything, *(one for extra in SOURCES for one in extras[extra])]),
+            everything,
+            "requirements-test.lock",
+        ),
+    ):
+        more = [f"-r {on}"] if on else []
+        more += [line for line in lines if line not in before]
+        (ROOT / f"requirements{name}.lock").write_text("\n".join([HEADER, *more, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

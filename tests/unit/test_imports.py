@@ -30,12 +30,13 @@ MAY_IMPORT = {
     "device": ["base", "system", "wire", "formats"],
     "models": ["base", "system", "wire", "scheduler", "formats", "device"],  # preparation measures on the device itself
     "client": ["base", "system", "wire", "formats", "models"],
+    "sources": ["base", "system", "wire", "formats"],
     "controller": ["base", "system", "wire", "scheduler", "formats"],
     "worker": ["base", "system", "wire", "actions", "formats", "device", "models"],
-    "gateway": ["base", "system", "wire", "formats", "models", "client"],  # models: to read what it registers
+    "gateway": ["base", "system", "wire", "formats", "models", "client", "sources"],  # models: to read what it registers
     "sim": ["base", "system", "wire", "scheduler", "actions", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
-    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "controller", "worker", "gateway", "sim", "launch"],
+    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "launch"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip
 """Room: the rooms that it may import. A room is a folder of its name, but for the two of the files beside the folders."""
@@ -74,6 +75,7 @@ ONLY_IN = {
     "sklearn": [],
     "torch": [],
     "aiohttp": ["gateway"],
+    "fsspec": ["sources.reader"],
     "grpc": ["gateway"],
     "google": ["gateway", "models"],
     "prometheus_client": ["gateway"],

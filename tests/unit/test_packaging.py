@@ -97,10 +97,15 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
     run, test = pins("requirements.lock"), pins("requirements-test.lock")
     assert not run.keys() & test.keys()
     wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
+    extras = PROJECT["project"]["optional-dependencies"]
     for pinned, texts in (
         (run, wanted),
-        ({**run, **test}, PROJECT["project"]["optional-dependencies"]["test"]),
-        (pins("requirements-ray.lock"), PROJECT["project"]["optional-dependencies"]["ray"]),
+        ({**run, **test}, extras["test"]),
+        (pins("requirements-ray.lock"), extras["ray"]),
+        (
+            {**run, **test, **pins("requirements-sources.lock")},
+            [one for extra in ("s3", "gs", "az", "hf", "http", "test-sources") for one in extras[extra]],
+        ),
     ):
         for text in texts:
             requirement = Requirement(text)

@@ -1,0 +1,158 @@
+"""Files that have been fetched from a source, kept on the local disk so that they are fetched once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from clockwork.config.sources import ABANDONED_S
+from clockwork.errors import InvalidModel
+from clockwork.formats.package import hash_file, put_in_place
+from clockwork.sources.location import Location
+from clockwork.sources.reading import Reader, RemoteFile, SourceFailed
+
+LIST = "fetched.json"
+"""The last file of a copy: [path, sha256] of every other."""
+
+FILES = "files"
+"""The folder of a copy that has the source's files."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Copy:
+    folder: Path
+    bytes: int
+    used_ns: int
+
+
+class Cache:
+    """A directory of copies. Several processes may share it; each of them keeps it within ``bytes_max``.
+
+    A copy is named by what it is a copy of: the location, and path, size and mark of each file. Thread-safe.
+    """
+
+    def __init__(self, root: Path, bytes_max: int) -> None:
+        """Raises OSError where the directory cannot be made."""
+        self._root = root
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()  # guards the fields below
+        self._used: dict[Path, int] = {}  # copies in use, and how often
+        self._promised = 0  # bytes that are being fetched
+        root.mkdir(parents=True, exist_ok=True)
+        for abandoned in root.glob(".incoming-*"):
+            newest = max((one.lstat().st_mtime for one in (abandoned, *abandoned.rglob("*"))), default=0.0)
+            if time.time() - newest > ABANDONED_S:
+                shutil.rmtree(abandoned, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def copy(
+        self,
+        location: Location,
+        files: Sequence[RemoteFile],
+        reader: Callable[[], contextlib.AbstractContextManager[Reader]],
+        progress: Callable[[int, int], None],
+    ) -> Iterator[Path]:
+        """The folder that has these files of a location, fetched if need be; they stay while the context does.
+
+        reader: lends a reader of the location. progress: called with the bytes that have come, and all bytes. Raises
+        what Reader.fetch() raises, and SourceFailed where others' copies, which are in use, leave no room.
+        """
+        names = "\n".join(f"{file.path}\0{file.bytes}\0{file.mark}" for file in files)
+        folder = self._root / hashlib.sha256(f"{location}\n{names}".encode()).hexdigest()[:40]
+        with self._lock:
+            self._used[folder] = self._used.get(folder, 0) + 1
+        try:
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                with self._room([file.bytes for file in files]) as bytes_max:
+                    put_in_place(
+                        folder,
+                        LIST,
+                        lambda into: self._fetch(into, location, files, reader, progress, bytes_max),
+                    )
+            now = time.time_ns()
+            os.utime(folder / LIST, ns=(now, now))
+            yield folder / FILES
+        finally:
+            with self._lock:
+                self._used[folder] -= 1
+                if not self._used[folder]:
+                    del self._used[folder]
+
+    def _fetch(
+        self,
+        into: Path,
+        location: Location,
+        files: Sequence[RemoteFile],
+        reader: Callable[[], contextlib.AbstractContextManager[Reader]],
+        progress: Callable[[int, int], None],
+        bytes_max: int,
+    ) -> None:
+        rows, done, total = [], 0, sum(max(0, file.bytes) for file in files)
+
+        def tell(come: int) -> None:
+            progress(done + come, total)
+
+        progress(0, total)
+        with reader() as lent:
+            for file in files:
+                path = into / FILES / file.path
+                sha256 = lent.fetch(location.file(file.path), file, path, bytes_max - done, tell)
+                done += path.stat().st_size
+                rows.append([file.path, sha256])
+        (into / LIST).write_text(json.dumps(rows), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _room(self, sizes: Sequence[int]) -> Iterator[int]:
+        """Remove what has not been used for longest until files of these sizes (-1: unknown) fit. Gives the bytes that they
+        may take: what is left of the cache where a size is unknown."""
+        needed = sum(max(0, size) for size in sizes)
+        if needed > self._bytes_max:
+            raise InvalidModel(
+                f"{needed} bytes are to be fetched; the cache holds {self._bytes_max} (--repository-cache-size)"
+            )
+        with self._lock:
+            copies = sorted(self._copies(), key=lambda one: one.used_ns)
+            free = self._bytes_max - self._promised - sum(one.bytes for one in copies)
+            for one in copies:
+                if free >= needed:
+                    break
+                if one.folder not in self._used:
+                    shutil.rmtree(one.folder, ignore_errors=True)
+                    free += one.bytes
+            if free < needed:
+                raise SourceFailed(
+                    f"{needed} bytes are to be fetched, and what is in use leaves {max(0, free)} of the cache's "
+                    f"{self._bytes_max} (--repository-cache-size)"
+                )
+            taken = free if -1 in sizes else needed
+            self._promised += taken
+        try:
+            yield taken
+        finally:
+            with self._lock:
+                self._promised -= taken
+
+    def _copies(self) -> Iterator[_Copy]:
+        for folder in self._root.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # of another process, or still coming
+                used_ns = (folder / LIST).stat().st_mtime_ns
+                size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+                yield _Copy(folder, size, used_ns)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a copy has every byte that was fetched."""
+    try:
+        rows = json.loads((folder / LIST).read_bytes())
+        return all(hash_file(folder / FILES / path)[1] == sha256 for path, sha256 in rows)
+    except (OSError, ValueError, TypeError):
+        return False

@@ -1,0 +1,251 @@
+"""Asks a process of its own (reader.py) what a source has, and has it fetch files."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from clockwork.config.sources import (
+    ANSWER_BYTES_MAX,
+    LIST_LIMIT_S,
+    PIECE_BYTES,
+    READ_FILES_MAX,
+    REASON_CHARS_MAX,
+    STALL_S,
+)
+from clockwork.errors import ClockworkError, InvalidModel, Unavailable
+from clockwork.sources.location import Location
+
+COMMAND = (sys.executable, "-m", "clockwork.sources.reader")
+
+
+class SourceFailed(Unavailable):
+    """A source is away, too slow, or does not let us in: asking again later may help."""
+
+
+class SourceChanged(SourceFailed):
+    """A file is not what was listed any more, or was not whole: it is to be listed and fetched again."""
+
+
+class SourceMissing(SourceFailed):
+    """A source has no such file or folder."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a source, as it was listed."""
+
+    path: str  # below the location that was listed; "" for a location that is a file
+    bytes: int  # -1: the source does not say
+    mark: str  # changes whenever the file does
+    checksum: str  # of the source's record, with its kind; "": it has none
+
+
+class Reader:
+    """One reader's process, which is started when it is first asked, and again after it has failed.
+
+    Carries out one call at a time; close() may be called by any thread, and ends the call that is under way.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._child: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None  # what the process writes to its standard error
+        self._closed = False
+        self._lock = threading.Lock()  # guards the fields above
+        self._rest = b""
+
+    def files(self, limit_s: float = LIST_LIMIT_S) -> list[RemoteFile]:
+        """All files below the location. Raises SourceFailed, SourceMissing, and InvalidModel where it has too many."""
+        found = []
+        with self._answers(
+            {"do": "list", "url": self.location.url}, "listed", limit_s + STALL_S, limit_s
+        ) as answers:
+            for answer in answers:
+                found += [RemoteFile(*row) for row in answer.get("files", ())]
+        return [file for file in found if _is_below(file.path)]
+
+    def describe(self, url: str) -> RemoteFile | None:
+        """What a source knows of a file; None for a folder. Raises SourceFailed and SourceMissing."""
+        with self._answers({"do": "describe", "url": url}, "read", STALL_S, STALL_S) as answers:
+            *_, answer = answers
+        return None if answer["end"] is None else RemoteFile(*answer["end"])
+
+    def read(self, files: Sequence[RemoteFile], bytes_max: int) -> dict[str, bytes | None]:
+        """The content of small files below the location, by path; None for larger ones. Raises what files() raises."""
+        found: dict[str, bytes | None] = {}
+        for begin in range(0, len(files), READ_FILES_MAX):
+            some = files[begin : begin + READ_FILES_MAX]
+            rows = [[self.location.file(file.path), dataclasses.astuple(file)] for file in some]
+            command = {"do": "read", "url": self.location.url, "files": rows, "bytes_max": bytes_max}
+            with self._answers(command, "read", LIST_LIMIT_S, STALL_S) as answers:
+                for answer in answers:
+                    if "read" in answer:
+                        path, data = answer["read"]
+                        found[path] = None if data is None else base64.b64decode(data)
+        return found
+
+    def fetch(
+        self,
+        url: str,
+        file: RemoteFile,
+        to: Path,
+        bytes_max: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> str:
+        """Copy a file to a path, and return its SHA-256. Raises SourceFailed, SourceChanged, SourceMissing, OSError, and
+        InvalidModel for a file larger than ``bytes_max``, of which no more than that is written."""
+        if file.bytes > bytes_max:
+            raise InvalidModel(
+                f"{self._name(url)} has {file.bytes} bytes; there is room for {bytes_max} more"
+            )
+        to.parent.mkdir(parents=True, exist_ok=True)
+        row = list(dataclasses.astuple(file))
+        command = {"do": "fetch", "url": url, "row": row, "to": os.fspath(to), "bytes_max": bytes_max}
+        pieces = 1 + (bytes_max if file.bytes < 0 else file.bytes) // PIECE_BYTES
+        with self._answers(command, "fetched", STALL_S * (pieces + 1), STALL_S) as answers:
+            for answer in answers:
+                if "done" in answer:
+                    progress(answer["done"])
+        return str(answer["end"])
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._child is not None:
+                self._child.kill()
+        # The thread whose call this ends takes leave of the process.
+
+    def stop(self) -> None:
+        """End the process; the next call starts another. For the thread that makes calls."""
+        with self._lock:
+            child, self._child = self._child, None
+            errors, self._errors = self._errors, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout, errors):
+                assert pipe is not None
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self._rest = b""
+
+    # ----- one call ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _answers(
+        self, command: dict[str, Any], what: str, limit_s: float, silence_s: float
+    ) -> Iterator[Iterator[dict[str, Any]]]:
+        """The answers to a command, the last one included. The process ends with a call that fails, so that the next one
+        begins with fresh connections and credentials."""
+        whole = False
+        try:
+            answers = self._ask(command, what, limit_s, silence_s)
+            yield answers
+            whole = True
+        finally:
+            if not whole:
+                self.stop()
+
+    def _ask(
+        self, command: dict[str, Any], what: str, limit_s: float, silence_s: float
+    ) -> Iterator[dict[str, Any]]:
+        child = self._started()
+        assert child.stdin is not None
+        name = self._name(command["url"])
+        try:
+            child.stdin.write(json.dumps(command).encode() + b"\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            raise self._died(name, what) from None
+        began = time.monotonic()
+        while True:
+            left_s = began + limit_s - time.monotonic()
+            line = self._line(child, max(0.0, min(silence_s, left_s)))
+            if line is None:
+                seconds = round(time.monotonic() - began)
+                raise SourceFailed(f"{name} cannot be {what}: no answer in time, after {seconds} s")
+            if not line:
+                raise self._died(name, what)
+            answer = json.loads(line)
+            if "error" in answer:
+                raise self._failure(answer, name, what)
+            yield answer
+            if "end" in answer:
+                return
+
+    def _failure(self, answer: dict[str, Any], name: str, what: str) -> ClockworkError:
+        text = self.location.hide(answer["error"])[:REASON_CHARS_MAX]
+        match answer["kind"]:
+            case "changed":
+                return SourceChanged(f"{name}: {text}")
+            case "missing":
+                return SourceMissing(f"{name} is not there: {text}")
+            case "refused":
+                return InvalidModel(f"{name} cannot be {what}: {text}")
+        return SourceFailed(f"{name} cannot be {what}: {text}")
+
+    def _name(self, url: str) -> str:
+        return str(Location(url, self.location.scheme))
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._closed:
+                raise SourceFailed("the reader was closed")
+            if self._child is not None:
+                return self._child
+            # Whatever a library says there matters only if the process ends by it.
+            self._errors = os.fdopen(os.memfd_create("errors"), "w+b")
+            self._child = subprocess.Popen(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            )
+            return self._child
+
+    def _died(self, name: str, what: str) -> SourceFailed:
+        with self._lock:
+            closed, errors = self._closed, self._errors
+        if closed or errors is None:
+            return SourceFailed("the reader was closed")
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+        last = self.location.hide(lines[-1] if lines else "without a word")[:REASON_CHARS_MAX]
+        return SourceFailed(f"{name} cannot be {what}: its reader ended: {last}")
+
+    def _line(self, child: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
+        """The next line; b"" if the process has ended, None if nothing came in time."""
+        assert child.stdout is not None
+        deadline = time.monotonic() + limit_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._rest:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    return None
+                piece = os.read(child.stdout.fileno(), 1 << 16)
+                if not piece or len(self._rest) > ANSWER_BYTES_MAX:
+                    return b""
+                self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+def _is_below(path: str) -> bool:
+    """Whether a path, which a stranger has chosen, is one of a file below the folder that it is relative to."""
+    pure = PurePosixPath(path)
+    return (
+        bool(path)
+        and str(pure) == path
+        and not pure.is_absolute()
+        and ".." not in pure.parts
+        and "\0" not in path
+    )

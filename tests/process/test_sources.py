@@ -1,0 +1,483 @@
+"""Sources of models, read by a process of their own: an HTTP server and an S3 of this machine, with faults."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.sources import location as location_module
+from clockwork.sources import reader as child
+from clockwork.sources import reading
+from clockwork.sources.cache import Cache
+from clockwork.sources.location import Location, location_of, require_library
+from clockwork.sources.reading import Reader, RemoteFile, SourceChanged, SourceFailed, SourceMissing
+from tests.process.file_server import PATIENCE_S, FileServer, running_file_server
+
+pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
+pytest.importorskip("aiohttp", reason="aiohttp is not installed ([http])")
+
+ROOM = 1 << 20
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with running_file_server() as one:
+        yield one
+
+
+@pytest.fixture
+def reader(server: FileServer) -> Iterator[Reader]:
+    with reading_at(f"{server.url}/models") as one:
+        yield one
+
+
+@contextlib.contextmanager
+def reading_at(url: str) -> Iterator[Reader]:
+    location = location_of(url)
+    assert location is not None
+    reader = Reader(location)
+    try:
+        yield reader
+    finally:
+        reader.stop()
+
+
+def process_of(reader: Reader) -> subprocess.Popen[bytes]:
+    assert reader._child is not None
+    return reader._child
+
+
+def fetch(reader: Reader, file: RemoteFile, to: Path, room: int = ROOM) -> str:
+    return reader.fetch(reader.location.file(file.path), file, to, room)
+
+
+# ----- URLs ----------------------------------------------------------------------------------------
+
+
+def test_a_path_is_no_url_and_a_url_of_another_kind_is_refused_with_those_there_are() -> None:
+    assert location_of("/srv/models") is None
+    assert location_of("models/s3") is None
+    for text in ("s3://bucket/models", "gs://b/m", "az://c/m", "hf://o/r", "https://h/m", "HTTP://h/m"):
+        assert isinstance(location_of(text), Location)
+    with pytest.raises(ConfigError, match=r"ftp:// is no source of models; there are s3://.* and paths"):
+        location_of("ftp://server/models")
+    with pytest.raises(ConfigError, match="such as s3://bucket"):
+        location_of("s3:///models")
+
+
+@pytest.mark.parametrize(
+    ("url", "extra"), [("s3://b/m", "s3"), ("gs://b/m", "gs"), ("az://c/m", "az"), ("hf://o/r", "hf"), ("https://h/m", "http")]
+)  # fmt: skip
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
+    url: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(location_module.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
+    location = location_of(url)
+    assert location is not None
+    with pytest.raises(ConfigError, match=rf"needs fsspec and .*pip install 'clockwork-serving\[{extra}\]'"):
+        require_library(location)
+
+
+def test_what_people_are_told_of_a_url_gives_no_access() -> None:
+    location = location_of("https://me:secret@server/models/a.onnx?X-Amz-Signature=abc#x")
+    assert location is not None
+    assert str(location) == "https://server/models/a.onnx"
+    assert location.name == "a.onnx"
+    hidden = location.hide("GET https://me:secret@server/models/a.onnx?X-Amz-Signature=abc failed")
+    assert "secret" not in hidden
+    assert "abc" not in hidden
+
+
+def test_a_file_beside_another_keeps_what_gives_access() -> None:
+    for url, beside in (
+        ("https://me:pw@server/m/a.onnx?sig=1", "https://me:pw@server/m/a%20b.data?sig=1"),
+        ("s3://bucket/m/a.onnx", "s3://bucket/m/a b.data"),
+    ):
+        location = location_of(url)
+        assert location is not None
+        assert location.beside("a b.data") == beside
+
+
+# ----- an HTTP server --------------------------------------------------------------------------------
+
+
+def test_files_are_listed_and_fetched_as_they_are(server: FileServer, reader: Reader, tmp_path: Path) -> None:
+    big = os.urandom(3 << 20)
+    server.files = {
+        "/models/a/1/model.onnx": big,
+        "/models/a/1/more data.bin": b"weights",
+        "/models/b/config.pbtxt": b"name: 'b'",
+        "/other/c/1/model.onnx": b"of somebody else",
+    }
+    files = {file.path: file for file in reader.files()}
+    assert set(files) == {"a/1/model.onnx", "a/1/more data.bin", "b/config.pbtxt"}
+    assert files["a/1/model.onnx"].bytes == len(big)
+    told: list[int] = []
+    sha256 = reader.fetch(
+        reader.location.file("a/1/model.onnx"), files["a/1/model.onnx"], tmp_path / "m", 4 << 20, told.append
+    )
+    assert sha256 == hashlib.sha256(big).hexdigest()
+    assert (tmp_path / "m").read_bytes() == big
+    assert told[0] > 0
+    assert fetch(reader, files["a/1/more data.bin"], tmp_path / "w") == hashlib.sha256(b"weights").hexdigest()
+    assert reader.read([files["b/config.pbtxt"]], 100) == {"b/config.pbtxt": b"name: 'b'"}
+    assert reader.read([files["b/config.pbtxt"]], 3) == {"b/config.pbtxt": None}
+
+
+def test_links_that_lead_elsewhere_are_not_followed(server: FileServer, reader: Reader) -> None:
+    server.files = {"/models/a/1/model.onnx": b"onnx", "/secret/1/model.onnx": b"not yours"}
+    server.links["/models/"] = (
+        '<a href="?C=N;O=D">sort</a> <a href="/secret/">s</a> <a href="https://elsewhere/x">x</a>'
+        '<a href="%2e%2e%2f%2e%2e%2fescape">e</a> <a href="/models/">self</a>'
+    )
+    server.files["/models/../../escape"] = b"?"
+    assert [file.path for file in reader.files()] == ["a/1/model.onnx"]
+
+
+def test_a_file_that_changes_while_it_is_fetched_is_not_taken(
+    server: FileServer, reader: Reader, tmp_path: Path
+) -> None:
+    path = "/models/a/1/model.onnx"
+    server.files[path] = b"a half-written mod"
+    (file,) = reader.files()
+    server.changing[path] = b"a whole model, now"
+    with pytest.raises(SourceChanged, match="changed while it was fetched"):
+        fetch(reader, file, tmp_path / "m")
+    with pytest.raises(SourceChanged):  # it is not what was listed any more
+        fetch(reader, file, tmp_path / "m")
+    (file,) = reader.files()
+    assert fetch(reader, file, tmp_path / "m") == hashlib.sha256(b"a whole model, now").hexdigest()
+    server.files[path] += b", and more"
+    with pytest.raises(SourceChanged, match="bytes"):
+        fetch(reader, file, tmp_path / "m")
+
+
+def test_bytes_that_do_not_have_the_checksum_of_the_source_are_not_taken(
+    server: FileServer, reader: Reader, tmp_path: Path
+) -> None:
+    path = "/models/a/1/model.onnx"
+    server.files[path] = b"what was sent"
+    server.md5[path] = base64.b64encode(hashlib.md5(b"what is kept").digest()).decode()
+    (file,) = reader.files()
+    with pytest.raises(SourceChanged, match=f"do not have its checksum {file.checksum}"):
+        fetch(reader, file, tmp_path / "m")
+    server.md5[path] = base64.b64encode(hashlib.md5(b"what was sent").digest()).decode()
+    (file,) = reader.files()
+    assert fetch(reader, file, tmp_path / "m") == hashlib.sha256(b"what was sent").hexdigest()
+
+
+def test_half_a_file_is_a_failure(server: FileServer, reader: Reader, tmp_path: Path) -> None:
+    server.files["/models/a/1/model.onnx"] = b"x" * 10_000
+    (file,) = reader.files()
+    server.cut.add("/models/a/1/model.onnx")
+    with pytest.raises(SourceFailed, match="cannot be fetched"):
+        fetch(reader, file, tmp_path / "m")
+    server.cut.clear()
+    assert fetch(reader, file, tmp_path / "m") == hashlib.sha256(b"x" * 10_000).hexdigest()
+
+
+def test_a_source_that_stops_in_the_middle_is_given_up(
+    server: FileServer, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/models/a/1/model.onnx"] = b"x" * 10_000
+    (file,) = reader.files()
+    process = process_of(reader)
+    server.stalled.add("/models/a/1/model.onnx")
+    monkeypatch.setattr(reading, "STALL_S", 0.3)
+    with pytest.raises(SourceFailed, match="no answer in time"):
+        fetch(reader, file, tmp_path / "m")
+    assert process.poll() is not None, "its process is gone"
+    monkeypatch.undo()
+    server.go_on.set()
+    assert fetch(reader, file, tmp_path / "m") == hashlib.sha256(b"x" * 10_000).hexdigest()
+
+
+def test_a_file_larger_than_there_is_room_for_is_refused_also_where_nobody_says_its_size(
+    server: FileServer, reader: Reader, tmp_path: Path
+) -> None:
+    path = "/models/a/1/model.onnx"
+    server.files[path] = b"x" * 1_000_000
+    (file,) = reader.files()
+    with pytest.raises(InvalidModel, match="has 1000000 bytes; there is room for 5000 more"):
+        fetch(reader, file, tmp_path / "m", 5_000)
+    server.unsized.add(path)
+    (file,) = reader.files()
+    assert file.bytes == -1
+    with pytest.raises(InvalidModel, match="more than the 5000 bytes"):
+        fetch(reader, file, tmp_path / "m", 5_000)
+    assert (tmp_path / "m").stat().st_size <= 5_000
+    assert fetch(reader, file, tmp_path / "m", 1_000_000) == hashlib.sha256(b"x" * 1_000_000).hexdigest()
+
+
+def test_what_is_away_or_not_there_is_said(server: FileServer, reader: Reader) -> None:
+    with pytest.raises(SourceMissing, match="/models is not there"):
+        reader.files()
+    server.away = True
+    with pytest.raises(SourceFailed, match=r"cannot be listed: .*503"):
+        reader.files()
+    with reading_at("http://127.0.0.1:9/models/a.onnx") as nobody:
+        with pytest.raises(SourceFailed, match=r"cannot be read: .*[Cc]onnect") as caught:
+            nobody.describe(nobody.location.url)
+        assert not isinstance(caught.value, SourceMissing)
+
+
+def test_close_ends_the_call_that_is_under_way(server: FileServer, reader: Reader, tmp_path: Path) -> None:
+    server.files["/models/a/1/model.onnx"] = b"x" * 10_000
+    (file,) = reader.files()
+    server.stalled.add("/models/a/1/model.onnx")
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fetch(reader, file, tmp_path / "m")
+        except SourceFailed as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert server.sending.wait(PATIENCE_S)
+    reader.close()
+    thread.join(PATIENCE_S)
+    assert [str(error) for error in failures] == ["the reader was closed"]
+
+
+def test_a_reader_ends_when_whoever_asked_is_gone(server: FileServer, reader: Reader) -> None:
+    server.files["/models/a/1/model.onnx"] = b"onnx"
+    reader.files()
+    process = process_of(reader)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(PATIENCE_S) == 0
+
+
+def test_a_reader_that_dies_is_an_error_and_the_next_call_has_another(
+    server: FileServer, reader: Reader
+) -> None:
+    server.files["/models/a/1/model.onnx"] = b"onnx"
+    reader.files()
+    process_of(reader).kill()
+    with pytest.raises(SourceFailed, match="its reader ended"):
+        reader.files()
+    assert len(reader.files()) == 1
+
+
+# ----- the cache --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Copying:
+    """A cache, and what is needed to fill it."""
+
+    cache: Cache
+    reader: Reader
+    server: FileServer
+    told: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def of(self, *files: RemoteFile) -> Iterator[Path]:
+        lend = lambda: contextlib.nullcontext(self.reader)  # noqa: E731
+        with self.cache.copy(
+            self.reader.location, files, lend, lambda done, total: self.told.append((done, total))
+        ) as one:
+            yield one
+
+    def fetches(self) -> int:
+        return sum(method == "GET" and path in self.server.files for method, path in self.server.asked)
+
+
+@pytest.fixture
+def copying(server: FileServer, reader: Reader, tmp_path: Path) -> Copying:
+    return Copying(Cache(tmp_path / "cache", 25_000), reader, server)
+
+
+def test_what_has_been_fetched_is_kept_and_checked_before_it_is_used_again(copying: Copying) -> None:
+    copying.server.files["/models/a/1/model.onnx"] = b"m" * 9_000
+    copying.server.files["/models/a/1/data/weights"] = b"w" * 9_000
+    files = copying.reader.files()
+    with copying.of(*files) as folder:
+        assert (folder / "a/1/data/weights").read_bytes() == b"w" * 9_000
+    assert copying.fetches() == 2
+    assert copying.told[0] == (0, 18_000)
+    again = Copying(Cache(copying.cache._root, 25_000), copying.reader, copying.server)  # after a restart
+    with again.of(*files) as folder:
+        assert copying.fetches() == 2
+    (folder / "a/1/model.onnx").write_bytes(b"d" * 9_000)  # the disk has damaged it
+    with again.of(*files) as folder:
+        assert (folder / "a/1/model.onnx").read_bytes() == b"m" * 9_000
+    assert copying.fetches() == 4
+
+
+def test_what_was_not_used_for_longest_makes_room(copying: Copying) -> None:
+    for name in "abc":
+        copying.server.files[f"/models/{name}"] = name.encode() * 10_000
+    a, b, c = sorted(copying.reader.files(), key=lambda file: file.path)
+    for file in (a, b, a, c):
+        with copying.of(file):
+            pass
+    assert copying.fetches() == 3
+    with copying.of(a), copying.of(c):
+        assert copying.fetches() == 3, "b was not used for longest"
+        with pytest.raises(SourceFailed, match="what is in use leaves"), copying.of(b):
+            pass
+
+
+def test_what_is_larger_than_the_cache_is_refused_and_what_fails_leaves_nothing(copying: Copying) -> None:
+    copying.server.files["/models/a"] = b"a" * 30_000
+    copying.server.files["/models/b"] = b"b" * 10_000
+    a, b = sorted(copying.reader.files(), key=lambda file: file.path)
+    said = r"30000 bytes .* the cache holds 25000 \(--repository-cache-size\)"
+    with pytest.raises(InvalidModel, match=said), copying.of(a):
+        pass
+    copying.server.cut.add("/models/b")
+    with pytest.raises(SourceFailed), copying.of(b):
+        pass
+    assert list(copying.cache._root.iterdir()) == []
+
+
+# ----- S3 --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """A client of an S3 on this machine, to which the usual variables lead."""
+    if importlib.util.find_spec("s3fs") is None:
+        pytest.skip("s3fs is not installed ([s3])")
+    with running_s3() as client:
+        yield client
+
+
+@contextlib.contextmanager
+def running_s3() -> Iterator[Any]:
+    pytest.importorskip("flask_cors", reason="moto's server is not installed")
+    server_of = pytest.importorskip("moto.server", reason="moto's server is not installed")
+    import boto3
+
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+            ("AWS_DEFAULT_REGION", "us-east-1"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+        ):
+            patch.setenv(name, value)
+        try:
+            yield boto3.client("s3")
+        finally:
+            server.stop()
+
+
+def test_objects_are_listed_and_fetched_and_their_md5_is_checked(s3: Any, tmp_path: Path) -> None:
+    s3.create_bucket(Bucket="models")
+    data = os.urandom(9 << 20)  # of several pieces
+    s3.put_object(Bucket="models", Key="deep/a/1/model.onnx", Body=data)
+    s3.put_object(Bucket="models", Key="deep/a/", Body=b"")  # what consoles make for a folder
+    s3.put_object(Bucket="models", Key="deep/../escape", Body=b"?")
+    s3.put_object(Bucket="models", Key="deeper/b/1/model.onnx", Body=b"not below")
+    with reading_at("s3://models/deep/") as reader:
+        (file,) = reader.files()
+        assert (file.path, file.bytes) == ("a/1/model.onnx", len(data))
+        assert file.checksum == f"md5:{hashlib.md5(data).hexdigest()}"
+        assert fetch(reader, file, tmp_path / "m", 16 << 20) == hashlib.sha256(data).hexdigest()
+        s3.put_object(Bucket="models", Key="deep/a/1/model.onnx", Body=bytes(reversed(data)))
+        with pytest.raises(SourceChanged):
+            fetch(reader, file, tmp_path / "m", 16 << 20)
+
+
+def test_objects_that_are_uploaded_in_parts_or_encrypted_have_no_md5(s3: Any, tmp_path: Path) -> None:
+    s3.create_bucket(Bucket="parts")
+    upload = s3.create_multipart_upload(Bucket="parts", Key="m/a/1/model.onnx")["UploadId"]
+    parts = []
+    for number in (1, 2):
+        done = s3.upload_part(
+            Bucket="parts", Key="m/a/1/model.onnx", UploadId=upload, PartNumber=number, Body=b"p" * (5 << 20)
+        )
+        parts.append({"PartNumber": number, "ETag": done["ETag"]})
+    with reading_at("s3://parts/m") as reader:
+        s3.put_object(Bucket="parts", Key="m/b/1/model.onnx", Body=b"b", ServerSideEncryption="aws:kms")
+        (other,) = reader.files()  # an upload that is not complete is no object
+        assert fetch(reader, other, tmp_path / "o") == hashlib.sha256(b"b").hexdigest()
+        s3.complete_multipart_upload(
+            Bucket="parts", Key="m/a/1/model.onnx", UploadId=upload, MultipartUpload={"Parts": parts}
+        )
+        file = next(one for one in reader.files() if one.path == "a/1/model.onnx")
+        assert file.checksum == ""
+        assert fetch(reader, file, tmp_path / "m", 16 << 20) == hashlib.sha256(b"p" * (10 << 20)).hexdigest()
+
+
+def test_a_bucket_that_is_not_there_and_one_that_does_not_let_us_in(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with reading_at("s3://nowhere/models") as reader:
+        with pytest.raises(SourceMissing, match="s3://nowhere/models is not there"):
+            reader.files()
+        with pytest.raises(SourceMissing):
+            reader.describe("s3://nowhere/models/a.onnx")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with reading_at("s3://models/deep") as reader, pytest.raises(SourceFailed, match="credentials"):
+        reader.files()
+
+
+MD5 = hashlib.md5(b"onnx")
+
+
+@pytest.mark.parametrize(
+    ("info", "mark", "checksum"),
+    [
+        (
+            {"ETag": f'"{MD5.hexdigest()}"', "StorageClass": "STANDARD"},
+            MD5.hexdigest(),
+            f"md5:{MD5.hexdigest()}",
+        ),
+        ({"ETag": f'"{MD5.hexdigest()}-2"', "StorageClass": "STANDARD"}, f"{MD5.hexdigest()}-2", ""),
+        ({"ETag": f'"{MD5.hexdigest()}"'}, MD5.hexdigest(), ""),  # of a web server it may be anything
+        (
+            {"generation": "17", "etag": "CJ=", "md5Hash": base64.b64encode(MD5.digest()).decode()},
+            "17",
+            f"md5:{MD5.hexdigest()}",
+        ),
+        (
+            {"etag": '"0x25"', "content_settings": SimpleNamespace(content_md5=bytearray(MD5.digest()))},
+            "0x25",
+            f"md5:{MD5.hexdigest()}",
+        ),
+        ({"blob_id": "f" * 40, "lfs": {"sha256": "a" * 64, "size": 4}}, "a" * 64, "sha256:" + "a" * 64),
+        ({"blob_id": "f" * 40, "lfs": None}, "f" * 40, "git:" + "f" * 40),
+        ({"Last-Modified": "Fri"}, "Fri", ""),
+        ({"ETag": '"x"', "Content-MD5": "not base64"}, "x", ""),
+    ],
+)
+def test_every_library_says_its_own_way_what_a_file_is(
+    info: dict[str, Any], mark: str, checksum: str
+) -> None:
+    assert child._row("a", info | {"size": 4}) == ["a", 4, mark, checksum]
+    if checksum.startswith("md5:"):
+        assert child._hash_of(checksum, 4).hexdigest() == hashlib.md5(b"").hexdigest()
+
+
+def test_a_bound_of_files_is_held(monkeypatch: pytest.MonkeyPatch, server: FileServer) -> None:
+    monkeypatch.setattr(child, "SOURCE_FILES_MAX", 10)
+    server.files = {f"/models/{number}": b"x" for number in range(11)}
+    answers: list[dict[str, Any]] = []
+    one = child.Reader(None)  # type: ignore[arg-type]
+    monkeypatch.setattr(one, "_say", lambda **answer: answers.append(answer))
+    one.carry_out({"do": "list", "url": f"{server.url}/models"})
+    assert answers[-1]["kind"] == "refused"
+    assert "more than 10 files" in answers[-1]["error"]

@@ -13,6 +13,7 @@ from clockwork.cli.common import FILE, FOLDER, PATH
 from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
+from clockwork.sources.location import Location, location_of, require_library
 
 
 def _port(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -34,18 +35,46 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
     return found
 
 
+def _repositories(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Path | Location, ...]:
+    found: list[Path | Location] = []
+    for value in values:
+        try:
+            location = location_of(value)
+            if location is not None:
+                require_library(location)
+        except ConfigError as error:
+            raise click.BadParameter(str(error)) from None
+        found.append(location or FOLDER.convert(value, parameter, context))
+    return tuple(found)
+
+
+def _cache_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    try:
+        return config.parse_bytes(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def repository_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the flags that say which model repositories are served, and how."""
     for option in reversed([
-        click.option("--model-repository", type=FOLDER, multiple=True, metavar="DIRECTORY",
+        click.option("--model-repository", callback=_repositories, multiple=True, metavar="DIRECTORY|URL",
                      help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "
-                          "NAME/config.pbtxt); may be given more than once."),
+                          "NAME/config.pbtxt): a directory, or a URL of s3://, gs://, az://, hf://, https:// or "
+                          "http://; may be given more than once."),
         click.option("--model-control-mode", type=click.Choice(bounds.CONTROL_MODES), show_default=True,
                      default=bounds.CONTROL_MODES[0],
                      help="poll: follow what changes in it; explicit: load what the repository API or --load-model "
                           "names; none: register what is there at start."),
         click.option("--repository-poll-secs", type=click.FloatRange(0.1, 86_400), show_default=True,
                      default=POLL_S, help="Between two looks at it."),
+        click.option("--repository-cache", type=PATH, metavar="DIRECTORY",
+                     help="Where files of repositories that are URLs are kept.  [default: repositories/ in "
+                          "CLOCKWORK_DATA]"),
+        click.option("--repository-cache-size", callback=_cache_size, metavar="SIZE", default="64GiB",
+                     show_default=True, help="How much is kept there; what was not used for longest goes first."),
         click.option("--load-model", multiple=True, metavar="NAME",
                      help="In explicit mode, a model to load at start (*: all); may be given more than once."),
     ]):  # fmt: skip
@@ -54,16 +83,18 @@ def repository_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def repository_arguments(
-    repositories: tuple[Path, ...], mode: str, poll_s: float, load_models: tuple[str, ...]
-) -> tuple[str, ...]:
+    repositories: tuple[Path | Location, ...], mode: str, poll_s: float, load_models: tuple[str, ...],
+    cache: Path, cache_bytes: int,
+) -> tuple[str, ...]:  # fmt: skip
     """The command-line arguments that give a gateway the values of repository_options()."""
     if not repositories:
         if load_models:
             raise ConfigError("--load-model needs a --model-repository")
         return ()
     found = ["--model-control-mode", mode, "--repository-poll-secs", f"{poll_s:g}"]
+    found += ["--repository-cache", str(cache.absolute()), "--repository-cache-size", str(cache_bytes)]
     for root in repositories:
-        found += ["--model-repository", str(root.absolute())]
+        found += ["--model-repository", root.url if isinstance(root, Location) else str(root.absolute())]
     for name in load_models:
         found += ["--load-model", name]
     return tuple(found)
@@ -122,8 +153,9 @@ def repository_arguments(
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None, insecure: bool, shared_memory: bool | None, max_request_bytes: int, otlp_endpoint: str,
-    model_repository: tuple[Path, ...], model_control_mode: str, repository_poll_secs: float,
-    load_model: tuple[str, ...], operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
+    model_repository: tuple[Path | Location, ...], model_control_mode: str, repository_poll_secs: float,
+    repository_cache: Path | None, repository_cache_size: int, load_model: tuple[str, ...],
+    operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
     parent: int | None,
 ) -> None:  # fmt: skip
     """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
@@ -137,6 +169,7 @@ def gateway(
       clockwork gateway --connect tcp://10.0.0.1:5555 --key gateway.key --host 0.0.0.0 \\
           --tls-cert cert.pem --tls-key key.pem --token-file token
       clockwork gateway --model-repository /srv/models
+      clockwork gateway --model-repository s3://bucket/models --repository-poll-secs 30
       curl http://127.0.0.1:8000/v2/models/digits
     """
     if parent is not None:
@@ -151,5 +184,5 @@ def gateway(
         operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
         insecure=insecure, shared_memory=shared_memory, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
         repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
-        load_models=load_model,
+        load_models=load_model, cache=repository_cache, cache_bytes=repository_cache_size,
     )))  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from clockwork.cli.common import (
     print_table,
     write_file,
 )
-from clockwork.errors import InvalidInput
+from clockwork.errors import ConfigError, InvalidInput, ModelNotFound
+from clockwork.gateway.settings import REPOSITORY_ORIGIN
+from clockwork.sources.location import Location, location_of
+
+EXISTING = click.Path(path_type=Path, exists=True)
 
 
 @click.group(cls=Commands)
@@ -33,9 +38,19 @@ for command in (routes.route, routes.promote, routes.rollback):
     models.add_command(command)
 
 
+def _model(context: click.Context, parameter: click.Parameter, value: str | None) -> Path | Location | None:
+    if value is None:
+        return None
+    try:
+        location = location_of(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    return location or EXISTING.convert(value, parameter, context)
+
+
 @models.command("add")
 @click.argument("name", required=False)
-@click.argument("file", type=click.Path(path_type=Path, exists=True), required=False)
+@click.argument("file", required=False, callback=_model)
 @click.option(
     "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
 )
@@ -66,12 +81,14 @@ for command in (routes.route, routes.promote, routes.rollback):
 @click.option("--labels", type=FILE, help="Names of the scores: a line each, or a JSON list.")
 @client_options
 def add(
-    name: str | None, file: Path | None, profiles: str | None, copies: int, slo: float | None,
+    name: str | None, file: Path | Location | None, profiles: str | None, copies: int, slo: float | None,
     examples: Path | None, batching: Any, batch_max: int | None, image: bool, resize: int | None,
     mean: str | None, std: str | None, scale: float | None, filter_: str | None, labels: Path | None,
     endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
+
+    FILE may be a URL of s3://, gs://, az://, hf://, https:// or http://, from which it is fetched.
 
     Returns once it is ready to serve. Or, for emulated devices, models that are only profiles: of a file,
     or of the paper's table.
@@ -88,6 +105,8 @@ def add(
       clockwork models add resnet50 resnet50.onnx --image --resize 256 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
       clockwork models add resnet50-gpu resnet50.program --slo 0.05
+      clockwork models add resnet50 s3://bucket/models/resnet50.onnx
+      clockwork models add minilm hf://sentence-transformers/all-MiniLM-L6-v2/onnx/model.onnx
       clockwork models add --profiles paper --copies 66 --slo 0.1
     """
     from clockwork.cli import files, joined
@@ -105,15 +124,21 @@ def add(
         return
     assert name is not None, "only --profiles goes without"
     given = files.read_examples(examples) if examples is not None else None
-    model: Any = file
     image_flags = {"--resize": resize, "--mean": mean, "--std": std, "--scale": scale, "--filter": filter_}
-    if image:
-        model = joined.with_images(file, resize, mean, std, scale, filter_)
-    elif alone := [flag for flag, value in image_flags.items() if value is not None]:
+    if not image and (alone := [flag for flag, value in image_flags.items() if value is not None]):
         raise InvalidInput(f"models add {alone[0]} goes with --image")
-    if labels is not None:
-        model = joined.with_labels(model, labels)
-    with new_client(endpoint, key, timeout) as client, _progress(f"Registering {name}") as tell:
+    with (
+        new_client(endpoint, key, timeout) as client,
+        _progress(f"Registering {name}") as tell,
+        tempfile.TemporaryDirectory(prefix="clockwork-") as folder,
+    ):
+        if isinstance(file, Location):
+            from clockwork.cli.fetching import fetch_model
+
+            file = fetch_model(file, Path(folder), tell)
+        model: Any = joined.with_images(file, resize, mean, std, scale, filter_) if image else file
+        if labels is not None:
+            model = joined.with_labels(model, labels)
         info = client.register(
             name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
             progress=tell,
@@ -291,6 +316,7 @@ def show(
         ("load", f"{info.load_ns / 1e6:.3f} ms"),
         ("program", str(info.raw.get("program", ""))),
         ("package", info.digest),
+        ("from", _repository(info)),
         *(
             ("prepared" if index == 0 else "", _say_preparation(report))
             for index, report in enumerate(info.raw.get("preparations") or ())
@@ -367,11 +393,28 @@ def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, t
 def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
     """Remove models: NAME, or NAME@VERSION. What was admitted is still answered.
 
+    What a gateway registered from a model repository comes back when its files change, or a gateway starts: take its
+    files away instead.
+
     \b
     Example:
       clockwork models remove resnet50 bert@1
     """
     with new_client(endpoint, key, timeout) as client:
         for name in names:
+            repository = ""
+            with suppress(ModelNotFound):  # a version on its way out can be removed, and not described
+                repository = _repository(client.model(name))
             client.unregister(name)
             click.echo(f"removed {name}")
+            if repository:
+                click.echo(
+                    f"  It came from the model repository {repository}: unless its files are taken away there, it is "
+                    "registered again when they change, and when a gateway starts"
+                )
+
+
+def _repository(info: Any) -> str:
+    """The model repositories that a gateway registered a model from; "" if it came otherwise."""
+    origin = str((info.raw.get("options") or {}).get("origin", ""))
+    return origin.removeprefix(REPOSITORY_ORIGIN) if origin.startswith(REPOSITORY_ORIGIN) else ""

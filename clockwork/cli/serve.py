@@ -14,6 +14,7 @@ from clockwork import config
 from clockwork.cli.common import PATH, policy_numbers
 from clockwork.cli.gateway import repository_arguments, repository_options
 from clockwork.errors import ConfigError
+from clockwork.sources.location import Location
 from clockwork.system.clock import SECOND
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -151,8 +152,9 @@ def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
     options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
-    grpc_port: str | None, metrics_port: str | None, model_repository: tuple[Path, ...],
-    model_control_mode: str, repository_poll_secs: float, load_model: tuple[str, ...],
+    grpc_port: str | None, metrics_port: str | None, model_repository: tuple[Path | Location, ...],
+    model_control_mode: str, repository_poll_secs: float, repository_cache: Path | None,
+    repository_cache_size: int, load_model: tuple[str, ...],
     verbose: bool, on_ray: bool, ray_address: str, device: str, devices: int,
     emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
@@ -168,6 +170,7 @@ def up(
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
       clockwork up --model-repository /srv/models
+      clockwork up --no-demo --model-repository s3://bucket/models
       clockwork up --device emulated --devices 12 --profiles paper --copies 66
       clockwork up --ray --workers 8 --device cuda
     """
@@ -199,7 +202,8 @@ def up(
         verbose=verbose, worker_arguments=tuple(arguments), gateway=_starts_gateway(gateway),
         gateway_ports=tuple(ports),
         gateway_arguments=repository_arguments(
-            model_repository, model_control_mode, repository_poll_secs, load_model
+            model_repository, model_control_mode, repository_poll_secs, load_model,
+            repository_cache or (data or config.data_directory()) / "repositories", repository_cache_size,
         ),
     )  # fmt: skip
     if not on_ray and not ray_address:

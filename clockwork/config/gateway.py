@@ -124,6 +124,9 @@ FILES_MAX = 10_000
 REGISTERING_MAX = 4
 """Versions that are registered at once: workers prepare them one by one in any case."""
 
+LOADING_MAX = 4
+"""Calls to load a model of a repository that are carried out at once; further ones wait."""
+
 # ----- gateway/regions.py ----------------------------------------------------------------------
 
 REGIONS_MAX = 4_096

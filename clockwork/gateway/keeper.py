@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clockwork.client.blocking import Client
-from clockwork.config.gateway import REGISTERING_MAX
+from clockwork.config.gateway import LOADING_MAX, REGISTERING_MAX
+from clockwork.config.sources import RETRY_MAX_S
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -23,36 +24,59 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clockwork.gateway.repository import Contents, Done, Version, plan, scan
+from clockwork.gateway.remote import Remote
+from clockwork.gateway.repository import Contents, Done, Folder, Version, plan, scan
+from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.gateway.tensors import NAME_OF
 from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
+from clockwork.sources.cache import Cache
+from clockwork.sources.location import Location, require_library
+from clockwork.sources.reading import SourceFailed
+from clockwork.system.clock import now_ns, to_ns
 from clockwork.wire.references import model_reference
 
 log = logging.getLogger("clockwork.gateway")
+
+ALL = "*"
+"""Instead of a name to be loaded at start: every model."""
 
 
 class Keeper:
     """Follows model repositories.
 
-    roots: the repositories; where two have a model of one name, the first one's is served.
+    roots: the repositories; where two have a model of one name, the first one's is served. cache: where files of remote
+    ones are kept; None where none is remote.
 
     mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers the models that load() names, and at
-    start those in ``first`` ("*": all). Raises ConfigError for a repository that cannot be read.
+    start those in ``first`` ("*": all). Raises ConfigError for a folder that cannot be read, and where the library that
+    reads a remote repository is missing. A remote one that is away is no error.
     """
 
     def __init__(
         self,
-        roots: Sequence[Path],
+        roots: Sequence[Path | Location],
         mode: str,
         poll_s: float,
         connect: Callable[[], Client],
         first: Sequence[str] = (),
+        cache: Cache | None = None,
     ) -> None:
-        self._first = tuple(first)
-        self._roots = [root.absolute() for root in roots]
+        self._waiting = list(first)  # names to be loaded at start
+        self._repositories: list[Folder | Remote] = []
+        for root in roots:
+            if isinstance(root, Location):
+                require_library(root)
+                assert cache is not None, "what is fetched needs a place"
+                self._repositories.append(Remote(root, poll_s, mode == "poll", cache))
+            else:
+                self._repositories.append(Folder(root))
+        self._remotes = [one for one in self._repositories if isinstance(one, Remote)]
         self._mode = mode
         self._poll_s = poll_s
-        self._origin = "repository:" + ":".join(map(str, self._roots))
+        self._origin = REPOSITORY_ORIGIN + ":".join(map(str, self._repositories))
+        # As they were looked at last.
+        self._folders = {one: scan(one) for one in self._repositories if isinstance(one, Folder)}
+        self._unread: set[Folder] = set()  # which could not be read then
         self._before = self._scan()
         self._client = connect()
         self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
@@ -62,14 +86,20 @@ class Keeper:
         self._starting = {
             key: None for key in self._before.versions if mode != "explicit" or {"*", key[0]} & {*first}
         }
+        # Remote repositories whose first listing is still to be acted upon.
+        self._awaited = set(self._remotes if mode != "explicit" or first else ())
         self._broken: dict[str, str] = {}
         # Versions in the cluster that could not be unregistered yet.
         self._leaving: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
+        self.loads = concurrent.futures.ThreadPoolExecutor(LOADING_MAX, "load")
+        """For calls of load(), which may take minutes."""
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
 
     def start(self) -> None:
+        for remote in self._remotes:
+            remote.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -77,16 +107,24 @@ class Keeper:
         self._stop.set()
         # Before close() ends those under way, whose threads would otherwise begin the next.
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.loads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+        for remote in self._remotes:
+            remote.close()
         self._pool.shutdown()
+        self.loads.shutdown()
         if self._thread.ident is not None:
             self._thread.join()
 
     # ----- for the servers, any thread --------------------------------------------------------
 
     def why_not_ready(self) -> str:
-        """Why the start is not over, as a sentence; "" once every version that it found is served or has failed."""
+        """Why the start is not over, as a sentence; "" once every version that it found is served or has failed. A remote
+        repository that is away keeps nobody waiting."""
         with self._lock:
+            awaited = [remote for remote in self._remotes if remote in self._awaited and not remote.trouble]
+            if awaited:
+                return f"the model repository {awaited[0]} has not been listed yet"
             for name, version in self._starting:
                 count = len(self._starting)
                 return f"{count} models of the repository are not served yet, among them {name}@{version}"
@@ -101,7 +139,12 @@ class Keeper:
                 if done.error
             ]
             rows += [
-                {"name": name, "version": str(version), "state": "LOADING", "reason": ""}
+                {
+                    "name": name,
+                    "version": str(version),
+                    "state": "LOADING",
+                    "reason": self._progress(name, version),
+                }
                 for name, version in sorted(self._busy)
             ]
             broken = dict(self._broken)
@@ -110,21 +153,36 @@ class Keeper:
             {"name": name, "version": "", "state": "UNAVAILABLE", "reason": why}
             for name, why in broken.items()
         ]
+        rows += [
+            {"name": str(remote), "version": "", "state": "UNAVAILABLE", "reason": why}
+            for remote in self._remotes
+            if (why := remote.trouble)
+        ]
         if self._mode == "explicit":
             names = {name for name, _ in self._before.versions} - known - set(broken)
             rows += [{"name": name, "version": "", "state": "", "reason": ""} for name in sorted(names)]
         return rows
 
+    def _progress(self, name: str, version: int) -> str:
+        return next(filter(None, (remote.progress(name, version) for remote in self._remotes)), "")
+
     def load(self, name: str) -> bool:
         """Register the versions of a model as its files are now; returns when they are ready.
 
         False: no repository has it, or this one is not in explicit mode. Raises InvalidModel for a broken folder,
-        and what registering raises.
+        SourceFailed for a remote repository that does not answer, and what registering raises.
         """
         if self._mode != "explicit":
             return False
-        found = self._scan()
-        self._before = found
+        found = Contents({}, {})
+        for repository in self._repositories:
+            found = self._look_now(repository)
+            if name in found.broken or any(name == one for one, _ in found.versions):
+                break
+        self._before = self._scan()
+        return self._load(name, found)
+
+    def _load(self, name: str, found: Contents) -> bool:
         if name in found.broken:
             raise InvalidModel(found.broken[name])
         wanted = [version for key, version in sorted(found.versions.items()) if key[0] == name]
@@ -136,8 +194,10 @@ class Keeper:
             if known is None or known.error or known.fingerprint != version.fingerprint:
                 self._register(version)
                 with self._lock:
-                    if why := self._done[name, version.version].error:
-                        raise InvalidModel(f"{name} version {version.version}: {why}")
+                    done = self._done[name, version.version]
+                if done.error:
+                    text = f"{name} version {version.version}: {done.error}"
+                    raise Unavailable(text) if done.again else InvalidModel(text)
         with self._lock:
             gone = [key for key in self._done if key[0] == name and key not in found.versions]
         for key in gone:
@@ -150,14 +210,16 @@ class Keeper:
     def _run(self) -> None:
         before: Contents | None = None
         found = self._before
+        tidied = False
+        listed: list[Remote] = []  # those that have been since the last look
         while True:
             try:
                 if self._mode == "explicit":
-                    self._load_first()
+                    self._load_waiting(found)
                 else:
                     self._follow(found, before)
-                if before is None:
-                    self._tidy(found)
+                if not tidied:
+                    tidied = self._tidy(found)
             except ClockworkError as error:
                 if self._stop.is_set():
                     return
@@ -166,27 +228,50 @@ class Keeper:
                 if self._stop.is_set():
                     return
                 log.error("model repository: a look at it failed", exc_info=error)
-            if self._mode == "explicit" or (self._mode == "none" and not self._unsettled()):
+            with self._lock:
+                self._awaited.difference_update(listed)
+            if self._mode == "explicit" and tidied and not self._waiting:
+                return
+            if self._mode == "none" and tidied and not self._unsettled():
                 return
             if self._stop.wait(self._poll_s):
                 return
             before = found
-            if self._mode != "poll":
-                continue
-            try:
-                found = self._scan()
-            except ConfigError as error:
-                log.warning("%s", error)  # the repository may come back; its versions stay registered
-            self._before = found
+            if self._mode == "poll":
+                self._look_at_folders()
+            with self._lock:
+                listed = [remote for remote in self._awaited if remote.is_known]
+            self._before = found = self._scan()
+            if self._mode != "explicit":
+                with self._lock:
+                    keys = [key for remote in listed for key in remote.look().versions]
+                    self._starting |= {
+                        key: None for key in keys if key not in self._done and key in found.versions
+                    }
 
-    def _load_first(self) -> None:
-        names = sorted({name for name, _ in self._before.versions})
-        for name in names if "*" in self._first else self._first:
+    def _load_waiting(self, found: Contents) -> None:
+        """Load what --load-model names. What is in no repository waits while one has not been listed yet."""
+        is_known = all(remote.is_known for remote in self._remotes)
+        names = [name for name in self._waiting if name != ALL]
+        if ALL in self._waiting:
+            with self._lock:
+                known = {name for name, _ in self._done}
+            names += sorted({name for name, _ in found.versions} - known - set(names))
+        left = [ALL] if ALL in self._waiting and not is_known else []
+        now = now_ns()
+        for name in names:
+            with self._lock:
+                later = any(key[0] == name and done.again_ns > now for key, done in self._done.items())
             try:
-                if not self.load(name):
+                if later or not (self._load(name, found) or is_known):
+                    left.append(name)
+                elif not any(name == one for one, _ in found.versions):
                     log.warning("model repository: there is no %s to be loaded", name)
+            except Unavailable:  # _register() has said so
+                left.append(name)
             except (ClockworkError, OSError) as error:
                 log.warning("model repository: %s: %s", name, error)
+        self._waiting = left
         with self._lock:
             self._starting.clear()
 
@@ -202,14 +287,14 @@ class Keeper:
             self._starting = {key: None for key in self._starting if key in found.versions}
             busy = set(self._busy)
             done = dict(self._done)
-        wanted = plan(done, found, before)
+        wanted = plan(done, found, before, now_ns())
         futures = []
         for version in wanted.register:
             key = (version.name, version.version)
             if key not in busy:
                 with self._lock:
                     self._busy.add(key)
-                futures.append(self._pool.submit(self._register, version))
+                futures.append((version.repository.pool or self._pool).submit(self._register, version))
         self._retire_again()
         for key in wanted.unregister:
             if key not in busy:
@@ -220,27 +305,48 @@ class Keeper:
                 with contextlib.suppress(concurrent.futures.CancelledError):
                     future.exception()
 
-    def _tidy(self, found: Contents) -> None:
-        """Unregister versions that an earlier run registered from these repositories and that are no longer in them."""
+    def _tidy(self, found: Contents) -> bool:
+        """Unregister versions that an earlier run registered from these repositories and that are no longer in them. False:
+        it is not known yet what is in them, and nothing was done."""
         with self._lock:
+            if self._busy or self._waiting or not all(remote.is_known for remote in self._remotes):
+                return False
             served = {(name, done.served) for (name, _), done in self._done.items()}
             # A model that could not be registered may be served since the run before, and stays.
-            busy = {name for name, _ in self._busy} | {
-                name for (name, _), done in self._done.items() if done.error
-            }
+            failed = {name for (name, _), done in self._done.items() if done.error}
         for info in self._client.models():
-            if info.raw.get("origin") != self._origin or info.name in found.broken or info.name in busy:
+            if info.raw.get("origin") != self._origin or info.name in found.broken or info.name in failed:
                 continue
             here = any(name == info.name for name, _ in found.versions)
             if (info.name, info.version) not in served and not (here and self._mode == "explicit"):
                 log.info("model repository: %s is no longer here", info.reference)
                 self._client.unregister(info.reference)
+        return True
+
+    def _look_at_folders(self) -> None:
+        """Look at the repositories on this machine. One that cannot be read now may come back; its versions stay."""
+        for folder in self._folders:
+            try:
+                self._folders[folder] = scan(folder)
+            except ConfigError as error:
+                if folder not in self._unread:
+                    log.warning("%s; what was registered from it serves on", error)
+                self._unread.add(folder)
+            else:
+                self._unread.discard(folder)
+
+    def _look_now(self, repository: Folder | Remote) -> Contents:
+        if isinstance(repository, Remote):
+            return repository.look_now()
+        self._folders[repository] = scan(repository)
+        return self._folders[repository]
 
     def _scan(self) -> Contents:
+        """What all repositories have: folders as they were looked at last, remote ones as they were listed last."""
         versions: dict[tuple[str, int], Version] = {}
         broken: dict[str, str] = {}
-        for root in self._roots:
-            found = scan(root)
+        for repository in self._repositories:
+            found = repository.look() if isinstance(repository, Remote) else self._folders[repository]
             taken = {name for name, _ in versions} | set(broken)
             versions.update({key: version for key, version in found.versions.items() if key[0] not in taken})
             broken.update({name: why for name, why in found.broken.items() if name not in taken})
@@ -258,17 +364,19 @@ class Keeper:
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
         try:
-            check_demands(version)
-            info = self._client.register(
-                version.name,
-                version.path,
-                slo=config.slo_s,
-                batching="off" if config.batch_max == 0 else "auto",
-                batch_max=config.batch_max or None,
-                version=version.version,
-                origin=self._origin,
-            )
+            with version.copy() as path:
+                check_demands(version, path)
+                info = self._client.register(
+                    version.name,
+                    path,
+                    slo=config.slo_s,
+                    batching="off" if config.batch_max == 0 else "auto",
+                    batch_max=config.batch_max or None,
+                    version=version.version,
+                    origin=self._origin,
+                )
             done.served = info.version
+            log.info("model repository: %s version %d is registered", version.name, version.version)
             with self._lock:
                 self._leaving.discard((version.name, info.version))
             if info.version != version.version:
@@ -278,6 +386,19 @@ class Keeper:
                 )  # fmt: skip
             if earlier is not None and earlier.served not in (0, info.version):
                 self._retire(version.name, earlier.served)
+        except SourceFailed as error:
+            done.error, done.again = str(error), True
+            if earlier is not None and earlier.fingerprint == done.fingerprint:
+                done.failures = earlier.failures
+            done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(done.failures, 20)))
+            done.failures += 1
+            if done.failures == 1 and not self._stop.is_set():
+                log.warning(
+                    "model repository: %s version %d: %s; it is tried again",
+                    version.name,
+                    version.version,
+                    error,
+                )
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
             is_answered = isinstance(error, Unavailable)
@@ -324,14 +445,14 @@ class Keeper:
             self._retire(name, served)
 
 
-def check_demands(version: Version) -> None:
-    """Raises InvalidModel unless an ONNX model has the inputs and outputs that its configuration declares."""
+def check_demands(version: Version, path: Path) -> None:
+    """Raises InvalidModel unless an ONNX model, in the file, has the inputs and outputs that its configuration declares."""
     config = version.config
-    if version.path.is_dir() or not (config.inputs or config.outputs):
+    if path.is_dir() or not (config.inputs or config.outputs):
         return
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
-    model = onnx_import.read_model(version.path)
+    model = onnx_import.read_model(path)
     for side, demands, values in (
         ("input", config.inputs, onnx_import.real_inputs(model)),
         ("output", config.outputs, list(model.graph.output)),

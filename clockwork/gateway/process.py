@@ -16,7 +16,7 @@ from typing import Any
 
 from clockwork.client.blocking import Client
 from clockwork.client.loop import LoopClient
-from clockwork.config import CLIENT_TIMEOUT_NS, VERSION
+from clockwork.config import CLIENT_TIMEOUT_NS, VERSION, data_directory
 from clockwork.config.gateway import METRICS_TIMEOUT_S, REGIONS_SWEEP_S
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
@@ -26,6 +26,8 @@ from clockwork.gateway.regions import Regions
 from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
+from clockwork.sources.cache import Cache
+from clockwork.sources.location import Location
 from clockwork.system.clock import to_seconds
 from clockwork.system.limits import raise_descriptor_limit
 
@@ -189,10 +191,17 @@ def _keeper(settings: GatewaySettings) -> Keeper | None:
         return None
     if settings.load_models and settings.control_mode != "explicit":
         raise ConfigError("--load-model is for --model-control-mode explicit; else every model is loaded")
+    cache = None
+    if any(isinstance(root, Location) for root in settings.repositories):
+        folder = settings.cache or data_directory() / "repositories"
+        try:
+            cache = Cache(folder, settings.cache_bytes)
+        except OSError as error:
+            raise ConfigError(f"--repository-cache {folder} cannot be written: {error.strerror}") from None
     return Keeper(
         settings.repositories, settings.control_mode, settings.poll_s,
         lambda: Client(settings.endpoint, keys=settings.operator_key or settings.key, name="repository"),
-        settings.load_models,
+        settings.load_models, cache,
     )  # fmt: skip
 
 

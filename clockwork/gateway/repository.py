@@ -6,16 +6,20 @@
 This module decides, keeper.py acts: scan() reads a repository, plan() compares it with what was done about it. The
 files are the truth: this process remembers only which of them it has registered, and the controller where they came
 from. An error in one model's folder concerns no other model.
+
+A repository is a folder of this machine (Folder, here) or of a source that is read over the network (remote.py).
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from clockwork.config import VERSION_MAX, VERSIONS_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
@@ -25,8 +29,41 @@ from clockwork.gateway.triton_config import FolderConfig, read_config
 
 CONFIG = "config.pbtxt"
 
-Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
-"""(path, bytes, time of the last change in ns, inode) of every file of a version, and of its configuration."""
+Row: TypeAlias = tuple[str, int, str]
+"""(path, bytes, mark) of a file. The mark changes when the file does: of a folder's, its time of change and inode."""
+
+Fingerprint: TypeAlias = tuple[Row, ...]
+"""The rows of every file of a version, and of its configuration."""
+
+
+class Repository(Protocol):
+    """A repository, as a scan reads it and as its files are brought here. ``folder`` is a model's."""
+
+    is_settled: bool
+    """Whether files that it names were the same a while ago: they need not be looked at again before they are taken."""
+
+    pool: concurrent.futures.Executor | None
+    """Whose threads fetch its files; None where nothing has to be fetched."""
+
+    def folders(self) -> Sequence[str]:
+        """The names of its folders. Raises ConfigError where they cannot be read."""
+        ...
+
+    def config(self, folder: str) -> tuple[Row, bytes] | None:
+        """The configuration in a folder, unless there is none. Raises InvalidModel and OSError, as do the next two."""
+        ...
+
+    def versions(self, folder: str) -> Sequence[str]:
+        """The names of the folders in a folder."""
+        ...
+
+    def rows(self, folder: str, version: str) -> Fingerprint:
+        """All files of a version, by their paths below its folder."""
+        ...
+
+    def copy(self, version: Version) -> contextlib.AbstractContextManager[Path]:
+        """The folder of a version's files on this machine, where they stay while the context does."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,9 +72,16 @@ class Version:
 
     name: str
     version: int
-    path: Path  # of the ONNX file, or the folder of a compiled program
+    file: str  # the ONNX file's name; "": the version is a compiled program, of several files
     config: FolderConfig
     fingerprint: Fingerprint
+    repository: Repository = dataclasses.field(repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def copy(self) -> Iterator[Path]:
+        """Its ONNX file, or the folder of its program, on this machine. Raises what fetching it raises."""
+        with self.repository.copy(self) as folder:
+            yield folder / self.file if self.file else folder
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,29 +92,18 @@ class Contents:
     broken: Mapping[str, str]
 
 
-def scan(root: Path) -> Contents:
-    """Read a repository. Raises ConfigError where there is no such directory."""
+def scan(repository: Repository) -> Contents:
+    """Read a repository. Raises ConfigError where that is impossible."""
     versions: dict[tuple[str, int], Version] = {}
     broken: dict[str, str] = {}
-    try:
-        with os.scandir(root) as entries:
-            folders = sorted(
-                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "_"))
-            )
-    except OSError as error:
-        raise ConfigError(f"model repository {root} cannot be read: {error.strerror}") from None
-    if len(folders) > FOLDERS_MAX:
-        raise ConfigError(
-            f"model repository {root} has {len(folders)} models; at most {FOLDERS_MAX} are read"
-        )
-    for name in folders:
+    for name in sorted(repository.folders()):
         try:
-            for version in _scan_model(root / name, name):
+            for version in _scan_model(repository, name):
                 versions[name, version.version] = version
         except InvalidModel as error:
             broken[_text(name)] = _text(str(error))
         except OSError as error:
-            broken[_text(name)] = _text(f"{error.filename or root / name}: {error.strerror}")
+            broken[_text(name)] = _text(f"{error.filename or name}: {error.strerror}")
     return Contents(versions, broken)
 
 
@@ -79,62 +112,105 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _scan_model(folder: Path, name: str) -> list[Version]:
+def _scan_model(repository: Repository, name: str) -> list[Version]:
     check_name(name)
-    config_file = folder / CONFIG
     config = FolderConfig()
     config_row: Fingerprint = ()
-    if config_file.is_file():
-        if config_file.stat().st_size > CONFIG_BYTES_MAX:
-            raise InvalidModel(f"{CONFIG} is larger than {CONFIG_BYTES_MAX} bytes")
-        config_row = (_row(config_file, CONFIG),)
+    if (found := repository.config(name)) is not None:
+        row, data = found
+        config_row = (row,)
         try:
-            config = read_config(config_file.read_text(encoding="utf-8"), name)
+            config = read_config(data.decode("utf-8"), name)
         except UnicodeDecodeError as error:
             raise InvalidModel(f"{CONFIG} is no UTF-8 text: {error}") from None
     numbers = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir() and entry.name.isascii() and entry.name.isdigit():
-                if entry.name.startswith("0") or int(entry.name) > VERSION_MAX:
-                    raise InvalidModel(
-                        f"version {entry.name[:30]}: a number from 1 to {VERSION_MAX} without leading zeros"
-                    )
-                numbers[int(entry.name)] = Path(entry.path)
+    for text in repository.versions(name):
+        if text.isascii() and text.isdigit():
+            if text.startswith("0") or int(text) > VERSION_MAX:
+                raise InvalidModel(
+                    f"version {text[:30]}: a number from 1 to {VERSION_MAX} without leading zeros"
+                )
+            numbers[int(text)] = text
     chosen = config.chosen(list(numbers))
     if not chosen:
         wanted = f" of {list(config.versions)}" if config.versions else ""
-        raise InvalidModel(f"{folder} has no version{wanted}: a folder whose name is a number")
+        raise InvalidModel(f"{name} has no version{wanted}: a folder whose name is a number")
     if len(chosen) > VERSIONS_MAX:
         note = f"a model has at most {VERSIONS_MAX} versions: those before {chosen[-VERSIONS_MAX]} are passed over"
         config = dataclasses.replace(config, notes=(*config.notes, note))
         chosen = chosen[-VERSIONS_MAX:]
-    found = []
+    versions = []
     for number in chosen:
-        place = numbers[number]
-        path = place if (place / PROGRAM_JSON).is_file() else place / config.filename
-        if not path.exists():
+        rows = repository.rows(name, numbers[number])
+        paths = {path for path, _, _ in rows}
+        file = "" if PROGRAM_JSON in paths else config.filename
+        if file and file not in paths:
             raise InvalidModel(f"version {number} has no file {config.filename}")
-        found.append(Version(name, number, path, config, config_row + _rows(place)))
-    return found
+        versions.append(Version(name, number, file, config, config_row + rows, repository))
+    return versions
 
 
-def _rows(folder: Path) -> Fingerprint:
-    rows = []
-    for place, _, files in os.walk(folder):
-        for file in files:
-            path = Path(place, file)
-            rows.append(_row(path, str(path.relative_to(folder))))
-            if len(rows) > FILES_MAX:
-                raise InvalidModel(f"{folder} has more than {FILES_MAX} files")
-    return tuple(sorted(rows))
+class Folder:
+    """A repository in a folder of this machine."""
+
+    is_settled = False
+    pool: concurrent.futures.Executor | None = None
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def folders(self) -> list[str]:
+        try:
+            with os.scandir(self.root) as entries:
+                found = [
+                    entry.name
+                    for entry in entries
+                    if entry.is_dir() and not entry.name.startswith((".", "_"))
+                ]
+        except OSError as error:
+            raise ConfigError(f"model repository {self} cannot be read: {error.strerror}") from None
+        if len(found) > FOLDERS_MAX:
+            raise ConfigError(
+                f"model repository {self} has {len(found)} models; at most {FOLDERS_MAX} are read"
+            )
+        return found
+
+    def config(self, folder: str) -> tuple[Row, bytes] | None:
+        file = self.root / folder / CONFIG
+        if not file.is_file():
+            return None
+        if file.stat().st_size > CONFIG_BYTES_MAX:
+            raise InvalidModel(f"{CONFIG} is larger than {CONFIG_BYTES_MAX} bytes")
+        return _row(file, CONFIG), file.read_bytes()
+
+    def versions(self, folder: str) -> list[str]:
+        with os.scandir(self.root / folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+
+    def rows(self, folder: str, version: str) -> Fingerprint:
+        root = self.root / folder / version
+        rows = []
+        for place, _, files in os.walk(root):
+            for file in files:
+                path = Path(place, file)
+                rows.append(_row(path, str(path.relative_to(root))))
+                if len(rows) > FILES_MAX:
+                    raise InvalidModel(f"{root} has more than {FILES_MAX} files")
+        return tuple(sorted(rows))
+
+    @contextlib.contextmanager
+    def copy(self, version: Version) -> Iterator[Path]:
+        yield self.root / version.name / str(version.version)
 
 
-def _row(path: Path, name: str) -> tuple[str, int, int, int]:
+def _row(path: Path, name: str) -> Row:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise InvalidModel(f"{path} is no file")
-    return name, found.st_size, found.st_mtime_ns, found.st_ino
+    return name, found.st_size, f"{found.st_mtime_ns}-{found.st_ino}"
 
 
 # ----- what to do about it ---------------------------------------------------------------------------
@@ -148,6 +224,8 @@ class Done:
     error: str = ""  # why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: it has none
+    failures: int = 0  # of its source, one after the other
+    again_ns: int = 0  # when it is to be tried again, by the monotonic clock
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,19 +239,26 @@ class Plan:
     )
 
 
-def plan(done: Mapping[tuple[str, int], Done], found: Contents, before: Contents | None) -> Plan:
+def plan(
+    done: Mapping[tuple[str, int], Done], found: Contents, before: Contents | None, now_ns: int = 0
+) -> Plan:
     """What to register and to unregister after a scan. ``before``: the scan before it, since which files must not have
-    changed to be registered; None at start, when all are.
+    changed to be registered, unless they are settled; None at start, when all are. ``now_ns``: by the monotonic clock.
 
     A model whose folder is broken keeps its versions: a folder that is half copied does not ask to remove them.
     """
     register, settling = [], False
     for key, version in sorted(found.versions.items()):
         known = done.get(key)
-        if known is not None and known.fingerprint == version.fingerprint and not known.again:
+        is_known = known is not None and known.fingerprint == version.fingerprint
+        if known is not None and is_known and (not known.again or now_ns < known.again_ns):
             continue
         earlier = None if before is None else before.versions.get(key)
-        if before is None or (earlier is not None and earlier.fingerprint == version.fingerprint):
+        if (
+            before is None
+            or version.repository.is_settled
+            or (earlier is not None and earlier.fingerprint == version.fingerprint)
+        ):
             register.append(version)
         else:
             settling = True

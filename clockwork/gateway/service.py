@@ -352,7 +352,7 @@ class InferenceService:
                 expected="no parameters",
             )
         if self._keeper is not None:
-            await asyncio.to_thread(self._keeper.load, name)
+            await asyncio.get_running_loop().run_in_executor(self._keeper.loads, self._keeper.load, name)
         await self._operator.load(name, timeout=LOAD_LIMIT_S)
 
     async def unload(self, name: str) -> None:

@@ -17,6 +17,8 @@ from clockwork.config.gateway import (
     REQUESTS_BYTES_MAX,
     REQUESTS_MAX,
 )
+from clockwork.config.sources import CACHE_BYTES
+from clockwork.sources.location import Location
 
 HTTP_PORT = 8000
 GRPC_PORT = 8001
@@ -29,6 +31,10 @@ OFF = -1
 
 CONTROL_MODES = ("poll", "explicit", "none")
 """How a model repository is followed, as Triton's --model-control-mode."""
+
+
+REPOSITORY_ORIGIN = "repository:"
+"""How the origin of a model begins that a gateway registered from repositories; their places follow."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,7 +59,9 @@ class GatewaySettings:
         None  # whether callers on this machine may use it; None: if `host` is loopback
     )
     otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere
-    repositories: tuple[Path, ...] = ()  # Triton model repositories
+    repositories: tuple[Path | Location, ...] = ()  # Triton model repositories
+    cache: Path | None = None  # where files of remote ones are kept; None: in the data directory
+    cache_bytes: int = CACHE_BYTES
     control_mode: str = CONTROL_MODES[0]
     poll_s: float = POLL_S
     load_models: tuple[str, ...] = ()  # at start, in explicit mode; "*": all

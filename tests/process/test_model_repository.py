@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+from clockwork.cli.root import cli
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from tests.process.cluster import Cluster, eventually, running_cluster
@@ -201,14 +203,36 @@ def test_in_explicit_mode_the_repository_calls_say_what_is_served(cluster: Clust
 def test_a_configuration_that_does_not_fit_its_model_is_refused(root: Path, config: str, said: str) -> None:
     from clockwork.errors import InvalidModel
     from clockwork.gateway.keeper import check_demands
-    from clockwork.gateway.repository import scan
+    from clockwork.gateway.repository import Folder, scan
+
+    def check() -> None:
+        version = scan(Folder(root)).versions["m", 1]
+        with version.copy() as path:
+            check_demands(version, path)
 
     put(root, "m", 1, scaled(1), config)
     with pytest.raises(InvalidModel) as caught:
-        check_demands(scan(root).versions["m", 1])
+        check()
     assert said in str(caught.value)
     put(root, "m", 1, scaled(1), 'max_batch_size: 4 input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]')
-    check_demands(scan(root).versions["m", 1])
+    check()
+
+
+def test_a_model_that_is_removed_by_hand_comes_back_and_that_is_said(cluster: Cluster, root: Path) -> None:
+    put(root, "back", 1, scaled(2))
+    remove = ["models", "remove", "back", "--endpoint", cluster.endpoint]
+    with running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway:
+        http = Http(gateway.ports["http"])
+        eventually(lambda: factor(http, "back") == 2, "it is served")
+        said = CliRunner().invoke(cli, remove).output
+        assert f"It came from the model repository {root}" in said
+        assert factor(http, "back") is None
+        put(root, "back", 1, scaled(3))
+        eventually(lambda: factor(http, "back") == 3, "it is back")
+    with cluster.client() as client:
+        client.unregister("back")
+        client.register("own", scaled(1))
+    assert CliRunner().invoke(cli, [*remove[:2], "own", *remove[3:]]).output == "removed own\n"
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:

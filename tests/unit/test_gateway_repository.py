@@ -13,7 +13,8 @@ pytest.importorskip(
 
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.gateway.repository import Contents, Done, plan, scan
+from clockwork.gateway import repository
+from clockwork.gateway.repository import Contents, Done, Folder, plan
 from clockwork.gateway.triton_config import FolderConfig, read_config, split_fields
 
 CONFIG = """
@@ -28,6 +29,10 @@ instance_group [ { count: 2 kind: KIND_CPU } ]
 model_warmup [ { name: "warm: { } up" batch_size: 1 } ]
 parameters { key: "clockwork_slo_ms" value { string_value: "25" } }
 """
+
+
+def scan(root: Path) -> Contents:
+    return repository.scan(Folder(root))
 
 
 def put(root: Path, name: str, *versions: int, config: str = "", content: bytes = b"onnx") -> Path:
@@ -116,7 +121,8 @@ def test_a_scan_finds_models_and_says_what_is_wrong_with_the_others(tmp_path: Pa
     found = scan(tmp_path)
     assert set(found.versions) == {("plain", 3), ("configured", 1), ("configured", 2), ("configured", 5)}
     assert found.versions["configured", 2].config.batch_max == 0
-    assert found.versions["plain", 3].path == tmp_path / "plain/3/model.onnx"
+    with found.versions["plain", 3].copy() as path:
+        assert path == tmp_path / "plain/3/model.onnx"
     assert found.broken["renamed"] == "version 1 has no file other.onnx"
     assert "is not 1 to 200 letters" in found.broken["bad name"]
     assert "config.pbtxt" in found.broken["torn"]
@@ -153,7 +159,8 @@ def test_a_compiled_program_is_a_version_like_any_other(tmp_path: Path) -> None:
     folder = tmp_path / "compiled" / "1"
     folder.mkdir(parents=True)
     (folder / "program.json").write_text("{}")
-    assert scan(tmp_path).versions["compiled", 1].path == folder
+    with scan(tmp_path).versions["compiled", 1].copy() as path:
+        assert path == folder
 
 
 def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,292 @@
+"""Model repositories that are read over the network: listed and fetched beside everything that serves.
+
+A Remote has a thread that lists its source at an interval. What is found takes effect when two listings in a row agree, so
+that an upload under way is not taken for a model. While the source is away the last listing holds; it is asked again after
+pauses that grow.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
+from clockwork.config.sources import FETCHES_AT_ONCE, FIRST_PAUSE_S, READER_IDLE_S, RETRY_MAX_S
+from clockwork.errors import ClockworkError, ConfigError, InvalidModel
+from clockwork.gateway.repository import CONFIG, Contents, Fingerprint, Row, Version, scan
+from clockwork.sources.cache import Cache
+from clockwork.sources.location import Location
+from clockwork.sources.reading import Reader, RemoteFile, SourceFailed
+from clockwork.system.clock import now_ns, to_seconds
+
+log = logging.getLogger("clockwork.gateway")
+
+
+class Listing:
+    """A source's files as a repository of models, as they were listed once (see repository.Repository)."""
+
+    is_settled = True  # Remote lets hold what two listings agree about
+
+    def __init__(self, remote: Remote, files: Sequence[RemoteFile]) -> None:
+        self._remote = remote
+        self.pool: concurrent.futures.Executor | None = remote.pool
+        self.configs: Mapping[str, bytes | None] = {}
+        """The content of each configuration file, by the folder of its model; None: it is too large."""
+
+        self.config_files: dict[str, RemoteFile] = {}
+        self.files: dict[str, dict[str, list[RemoteFile]]] = {}  # by the folders of model and version
+        for file in files:
+            name, _, rest = file.path.partition("/")
+            if not rest or name.startswith((".", "_")):
+                continue
+            versions = self.files.setdefault(name, {})
+            version, _, path = rest.partition("/")
+            if path:
+                versions.setdefault(version, []).append(file)
+            elif version == CONFIG:
+                self.config_files[name] = file
+
+    def folders(self) -> Sequence[str]:
+        if len(self.files) > FOLDERS_MAX:
+            raise ConfigError(f"{self._remote} has {len(self.files)} models; at most {FOLDERS_MAX} are read")
+        return list(self.files)
+
+    def config(self, folder: str) -> tuple[Row, bytes] | None:
+        file = self.config_files.get(folder)
+        if file is None:
+            return None
+        data = self.configs[folder]
+        if data is None:
+            raise InvalidModel(f"{CONFIG} is larger than {CONFIG_BYTES_MAX} bytes")
+        return (CONFIG, file.bytes, file.mark), data
+
+    def versions(self, folder: str) -> Sequence[str]:
+        return list(self.files[folder])
+
+    def rows(self, folder: str, version: str) -> Fingerprint:
+        files = self.files[folder][version]
+        if len(files) > FILES_MAX:
+            raise InvalidModel(f"{folder}/{version} has more than {FILES_MAX} files")
+        skip = len(f"{folder}/{version}/")
+        return tuple(sorted((file.path[skip:], file.bytes, file.mark) for file in files))
+
+    @contextlib.contextmanager
+    def copy(self, version: Version) -> Iterator[Path]:
+        with self._remote.fetched(version, self.files[version.name][str(version.version)]) as folder:
+            yield folder
+
+
+class Remote:
+    """Follows the repository at a location.
+
+    follow: list it again and again; otherwise until two listings have agreed. start() begins, close() ends all calls.
+    """
+
+    def __init__(self, location: Location, poll_s: float, follow: bool, cache: Cache) -> None:
+        self.location = location
+        self.pool = concurrent.futures.ThreadPoolExecutor(FETCHES_AT_ONCE, "fetch")
+        self._poll_s = poll_s
+        self._follow = follow
+        self._cache = cache
+        self._lister = Reader(location)
+        self._listing = threading.Lock()  # held while the source is listed; guards the next three
+        self._configs: dict[RemoteFile, bytes | None] = {}
+        self._before: Contents | None = None  # of the listing before
+        self._failures = 0  # one after the other
+        self._lock = threading.Lock()  # guards the fields below
+        self._contents = Contents({}, {})  # what holds
+        self._is_known = False  # two listings have agreed since the start
+        self._failing: tuple[str, int] | None = None  # why it cannot be listed, and since when
+        self._coming: dict[tuple[str, int], tuple[int, int]] = {}  # versions: bytes that have come, and all
+        self._readers: list[Reader] = []
+        self._idle: list[Reader] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listing", daemon=True)
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self._lister.close()
+        with self._lock:
+            readers = list(self._readers)
+        for reader in readers:
+            reader.close()
+        self.pool.shutdown()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._lister.stop()
+        for reader in readers:
+            reader.stop()
+
+    # ----- any thread -------------------------------------------------------------------------
+
+    def look(self) -> Contents:
+        """What holds; does not wait for the source."""
+        with self._lock:
+            return self._contents
+
+    def look_now(self) -> Contents:
+        """What the source has at this moment, which then holds. Raises SourceFailed and its like."""
+        with self._listing:
+            found = self._list()
+            self._before = found
+            with self._lock:
+                self._contents = found
+            return found
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the source has been listed, so that what it does not have is known, too."""
+        with self._lock:
+            return self._is_known
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be listed; "" if it can."""
+        with self._lock:
+            failing = self._failing
+        if failing is None:
+            return ""
+        why, since_ns = failing
+        return f"{why} (for {to_seconds(now_ns() - since_ns):.0f} s; what was registered from it serves on)"
+
+    def progress(self, name: str, version: int) -> str:
+        """How far a version is fetched; "" if it is not being fetched."""
+        with self._lock:
+            done, total = self._coming.get((name, version), (0, 0))
+        return f"fetching: {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else ""
+
+    @contextlib.contextmanager
+    def fetched(self, version: Version, files: Sequence[RemoteFile]) -> Iterator[Path]:
+        """The folder of a version's files, as Cache.copy() gives it."""
+        key = (version.name, version.version)
+        began_ns, total = now_ns(), sum(max(0, file.bytes) for file in files)
+
+        def tell(done: int, total: int) -> None:
+            with self._lock:
+                is_first = key not in self._coming
+                self._coming[key] = (done, total)
+            if is_first:
+                log.info("model repository: fetching %s version %d of %s: %.1f MB", *key, self, total / 1e6)
+
+        try:
+            with self._cache.copy(self.location, files, self._lend, tell) as folder:
+                with self._lock:
+                    came = self._coming.pop(key, None) is not None
+                if came:
+                    seconds = to_seconds(now_ns() - began_ns)
+                    log.info(
+                        "model repository: fetched %s version %d: %.1f MB in %.1f s",
+                        *key,
+                        total / 1e6,
+                        seconds,
+                    )
+                yield folder / version.name / str(version.version)
+        finally:
+            with self._lock:
+                self._coming.pop(key, None)
+
+    @contextlib.contextmanager
+    def _lend(self) -> Iterator[Reader]:
+        with self._lock:
+            if self._idle:
+                reader = self._idle.pop()
+            else:
+                reader = Reader(self.location)
+                self._readers.append(reader)
+            if self._stop.is_set():
+                reader.close()
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                self._idle.append(reader)
+
+    # ----- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            pause_s = self._look_again()
+            if self.is_known and not self._follow:
+                self._lister.stop()
+                return
+            with self._lock:
+                idle = [self._idle.pop() for _ in range(len(self._idle))]
+                self._readers = [reader for reader in self._readers if reader not in idle]
+            for reader in idle:
+                reader.stop()
+            if pause_s > READER_IDLE_S:
+                self._lister.stop()
+            self._stop.wait(pause_s)
+
+    def _look_again(self) -> float:
+        """List the source, and let hold what two listings agree about. Returns the seconds until the next listing."""
+        with self._listing:
+            before = self._before
+            try:
+                found = self._list()
+            except Exception as error:  # of the source's, or a defect of ours: either must not end the thread
+                self._fail(error)
+                return float(min(RETRY_MAX_S, self._poll_s * 2 ** min(self._failures, 20)))
+            self._before = found
+            self._failures = 0
+            with self._lock:
+                failing, self._failing = self._failing, None
+                if before is not None:
+                    self._contents = agreed(self._contents, before, found)
+                    self._is_known = True
+        if failing is not None:
+            log.info(
+                "model repository %s: it is listed again, after %.0f s",
+                self,
+                to_seconds(now_ns() - failing[1]),
+            )
+        return self._poll_s if before is not None else min(self._poll_s, FIRST_PAUSE_S)
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        if self._stop.is_set():
+            return
+        why = str(error) if isinstance(error, ClockworkError) else f"{self}: {type(error).__name__}: {error}"
+        with self._lock:
+            is_new = self._failing is None
+            self._failing = (why, now_ns() if self._failing is None else self._failing[1])
+        if is_new:
+            log.warning("model repository: %s; what was registered from it serves on", why)
+
+    def _list(self) -> Contents:
+        """The repository as its source has it now. Raises SourceFailed and its like."""
+        files = self._lister.files()
+        if not files:
+            # A folder that is emptied on purpose looks like a prefix that was mistyped, or that lost its objects.
+            raise SourceFailed(f"{self} has no files")
+        listing = Listing(self, files)
+        fresh = [file for file in listing.config_files.values() if file not in self._configs]
+        texts = self._lister.read(fresh, CONFIG_BYTES_MAX)
+        self._configs = {
+            file: texts[file.path] if file.path in texts else self._configs[file]
+            for file in listing.config_files.values()
+        }
+        listing.configs = {name: self._configs[file] for name, file in listing.config_files.items()}
+        return scan(listing)
+
+
+def agreed(holds: Contents, before: Contents, found: Contents) -> Contents:
+    """What holds after a listing: what it has like the one before; where they differ, what held until now."""
+    versions = {}
+    for key in sorted({*holds.versions, *before.versions, *found.versions}):
+        earlier, now = before.versions.get(key), found.versions.get(key)
+        is_same = (earlier and earlier.fingerprint) == (now and now.fingerprint)
+        if (one := now if is_same else holds.versions.get(key)) is not None:
+            versions[key] = one
+    return Contents(versions, found.broken)

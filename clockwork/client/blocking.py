@@ -23,6 +23,7 @@ from clockwork.client.calls import (
     Value,
 )
 from clockwork.client.channel import Channel
+from clockwork.client.memory import ClientMemory, Loan
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.keys import PeerKeys, read_peer_keys
 
@@ -39,6 +40,9 @@ class Client:
     timeout: seconds that a call waits for its answer unless it says otherwise.
     keys: the peer's key file (or its content); else CLOCKWORK_KEY, else none.
     name: how this client appears in the controller's logs.
+    shared_memory: infer() puts large tensors into memory that workers on this machine read and write in place, if
+    they run as the same user; nothing of them passes the controller. Where a worker cannot, they are sent as
+    always, and a warning is logged. submit() always sends them.
 
     It connects in the background and, when the connection is lost, again: calls under way then fail
     with ConnectionLost, later ones wait for the new connection (a few seconds at most).
@@ -56,13 +60,15 @@ class Client:
         timeout: float = config.CLIENT_TIMEOUT_NS / 1e9,
         keys: Keys = None,
         name: str = "",
+        shared_memory: bool = False,
     ) -> None:
+        self._memory = ClientMemory() if shared_memory else None
         self._timeout_ns = calls.checked_ns(timeout, "timeout")
         self._channel = self.channel_type(
             endpoint if endpoint is not None else config.client_endpoint(), _read_keys(keys), name
         )
         # Not __del__: this also runs at exit, while sockets can still be closed in order.
-        self._finalizer = weakref.finalize(self, self._channel.close)
+        self._finalizer = weakref.finalize(self, _close, self._channel, self._memory)
 
     @property
     def endpoint(self) -> str:
@@ -93,9 +99,13 @@ class Client:
         The arrays returned are read-only views of the received message; ``.copy()`` gives writable
         ones. Arrays passed in must not be changed by other threads meanwhile.
         """
-        return self._channel.call(
-            calls.infer_call(inputs), self._limit_ns(timeout), model, inputs, slo, priority
-        )
+        limit_ns = self._limit_ns(timeout)
+
+        def ask(loan: Loan | None) -> Outputs:
+            call = calls.infer_call(inputs, loan)
+            return self._channel.call(call, limit_ns, model, inputs, slo, priority)
+
+        return ask(None) if self._memory is None else self._memory.infer(ask, model)
 
     def submit(
         self,
@@ -218,7 +228,7 @@ class Client:
     def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
         self._finalizer.detach()
-        self._channel.close()
+        _close(self._channel, self._memory)
 
     def __enter__(self) -> Client:
         return self
@@ -233,6 +243,12 @@ class Client:
 
     def _ask(self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments) -> Value:
         return self._channel.call(call, self._limit_ns(timeout), *arguments)
+
+
+def _close(channel: Channel, memory: ClientMemory | None) -> None:
+    channel.close()
+    if memory is not None:
+        memory.close()
 
 
 def _read_keys(keys: Keys) -> PeerKeys | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, cast
 
 from clockwork import config
+from clockwork.client.memory import Loan
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
@@ -46,6 +47,7 @@ from clockwork.wire.messages import (
     Status,
     Unregister,
 )
+from clockwork.wire.shared import SHARED
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import DTYPES, Array, as_array, decode_tensor, dtype_name, encode_array
 from clockwork.wire.transport import Frame
@@ -182,7 +184,12 @@ def registration_options(
 
 
 def _encode_infer(
-    request_id: int, model: str, inputs: Iterable[tuple[str, Any]], slo: float | None, priority: int
+    request_id: int,
+    model: str,
+    inputs: Iterable[tuple[str, Any]],
+    slo: float | None,
+    priority: int,
+    loan: Loan | None = None,
 ) -> Encoded:
     slo_ns = slo_ns_of(slo)
     if type(priority) is not int or not 0 <= priority <= config.PRIORITY_MAX:
@@ -203,6 +210,8 @@ def _encode_infer(
             raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got) from None
         references.append([name, dtype, shape, len(frames)])
         frames.append(frame)
+    if loan is not None:
+        loan.place(references, frames)
     return _infer_header(InferRequest(request_id, model, slo_ns, priority, references)), frames
 
 
@@ -245,21 +254,24 @@ def _infer_header(request: InferRequest) -> bytes:
         ) from None  # fmt: skip
 
 
-def _outputs(answer: Any, frames: list[Frame]) -> dict[str, Array]:
+def _outputs(answer: Any, frames: list[Frame], loan: Loan | None = None) -> dict[str, Array]:
     if type(answer) is not Answer:
         _damaged(f"{type(answer).__name__} answers no inference")
     outputs: dict[str, Array] = {}
     try:
         for name, dtype, shape, at in answer.tensors:
-            outputs[name] = decode_tensor(dtype, shape, frames[at])
+            if dtype & SHARED and loan is not None:
+                outputs[name] = decode_tensor(dtype & ~SHARED, shape, loan.fetch(frames[at]))
+            else:
+                outputs[name] = decode_tensor(dtype, shape, frames[at])
     except (ValueError, TypeError, IndexError) as error:
         _damaged(str(error))
     return outputs
 
 
-def _only_output(answer: Any, frames: list[Frame]) -> Outputs:
+def _only_output(answer: Any, frames: list[Frame], loan: Loan | None = None) -> Outputs:
     """The array of an answer's one output; of several, a dict by name."""
-    outputs = _outputs(answer, frames)
+    outputs = _outputs(answer, frames, loan)
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
@@ -400,9 +412,18 @@ STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of
 METRICS = _replied(_metrics, _unchanged)  # a page: see MetricsPages
 
 
-def infer_call(inputs: Inputs) -> _Infer:
-    """The call for such inputs: one array for one array, a dict for a mapping."""
-    return INFER_MAPPING if isinstance(inputs, Mapping) else INFER_ARRAY
+def infer_call(inputs: Inputs, loan: Loan | None = None) -> _Infer:
+    """The call for such inputs: one array for one array, a dict for a mapping. loan: memory for its tensors."""
+    is_mapping = isinstance(inputs, Mapping)
+    if loan is None:
+        return INFER_MAPPING if is_mapping else INFER_ARRAY
+
+    def encode(request_id: int, model: str, inputs: Inputs, slo: float | None, priority: int) -> Encoded:
+        items = inputs.items() if is_mapping else (("", inputs),)
+        return _encode_infer(request_id, model, items, slo, priority, loan)
+
+    decode = _outputs if is_mapping else _only_output
+    return Call(encode, lambda answer, frames: decode(answer, frames, loan))
 
 
 # ----- registration -------------------------------------------------------------------------

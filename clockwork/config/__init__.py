@@ -465,6 +465,21 @@ UPLOAD_AHEAD_BYTES_MAX = 256 << 20
 CLIENT_THREAD_IDLE_NS = 5_000_000_000
 """Idle time after which a client's I/O thread ends; a lone caller then does its own I/O again."""
 
+CLIENT_SHARED_TENSOR_BYTES = 64 << 10
+"""Size from which a tensor is put into shared memory, where a client has any: below it, a message is as quick."""
+
+CLIENT_MEMORY_PART_BYTES = 64 << 20
+"""Least size of a piece of a client's shared memory. Its pages are the system's until they are first written to."""
+
+CLIENT_MEMORY_BYTES_MAX = 1 << 30
+"""Shared memory of one client; tensors for which none is left are sent."""
+
+CLIENT_MEMORY_PAUSE_NS = 10_000_000_000
+"""Time for which a client sends its tensors after a worker could not use its memory."""
+
+CLIENT_ROOMS_MAX = 1_024
+"""Models of which a client keeps the size of their outputs."""
+
 CLIENT_LONE_CALLS = 32
 """Blocking calls in a row, none overlapping another, after which a client's I/O thread ends: a single caller in a loop
 never leaves the thread idle, and the hop between threads costs it 100 us a call."""

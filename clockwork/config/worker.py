@@ -17,6 +17,12 @@ DEVICES_ALONE_MAX = 12
 STALE_WAKES_MAX = 1024
 """Stale entries that the heap of wake-ups may have beyond one for each device, before it is built anew."""
 
+# ----- worker/memory.py ------------------------------------------------------------------------
+
+CLIENT_MEMORIES_MAX = 256
+"""Memories of clients that are mapped at once; beyond it, the one that was not used for longest is mapped anew when it is
+needed."""
+
 # ----- worker/preparation.py -------------------------------------------------------------------
 
 MESSAGE_BYTES_MAX = 1 << 20

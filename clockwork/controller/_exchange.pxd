@@ -341,3 +341,4 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         int64_t *spent_data "spent_ns.data" ()
         cbool is_timed
         size_t shadow_width
+        int64_t shared_machine

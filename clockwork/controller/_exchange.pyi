@@ -36,6 +36,7 @@ class Exchange:
     is_recording: bool
     is_timed: bool
     shadow_width: int
+    shared_machine: int
 
     def __init__(
         self,

@@ -491,5 +491,14 @@ cdef class Exchange:
     def shadow_width(self, size_t value):
         self._exchange.get().shadow_width = value
 
+    @property
+    def shared_machine(self):
+        """The machine whose memory every worker sees, as wire.shared.machine_id() numbers it; 0: there is none."""
+        return self._exchange.get().shared_machine
+
+    @shared_machine.setter
+    def shared_machine(self, int64_t value):
+        self._exchange.get().shared_machine = value
+
 
 REASONS = ("", *[str(reason) for reason in Reason])

@@ -8,6 +8,7 @@ from clockwork.scheduler.types import ShapeKey
 
 SHARE_WHOLE: int
 BOUNDS: dict[str, int]
+SHARED_FORM: dict[str, int]
 
 def read_request(header: bytes) -> tuple[int, str, int, int, list[list[Any]]] | Flaw: ...
 def read_cancel(header: bytes) -> tuple[int] | Flaw: ...
@@ -15,10 +16,14 @@ def read_result(
     header: bytes,
 ) -> tuple[int, int, str, int, int, int, int, list[list[list[Any]]]] | Flaw: ...
 def check_request(
-    interface: Interface, header: bytes, frames: list[bytes]
+    interface: Interface, header: bytes, frames: list[bytes], machine: int = 0
 ) -> tuple[int, int, list[int], ShapeKey] | Flaw: ...
 def check_result(
-    interface: Interface | None, part_rows: Sequence[int], header: bytes, frames: list[bytes]
+    interface: Interface | None,
+    part_rows: Sequence[int],
+    header: bytes,
+    frames: list[bytes],
+    part_rooms: Sequence[bool] = (),
 ) -> Flaw | None: ...
 def turns(shares: Sequence[int], count: int) -> list[int]: ...
 def difference(dtype: int, first: bytes, other: bytes) -> tuple[bool, float, float]: ...

@@ -47,6 +47,9 @@ cdef extern from "controller/messages.h" namespace "clockwork" nogil:
     int64_t C_DTYPE_MAX "clockwork::DTYPE_MAX"
     int64_t C_PRIORITY_MAX "clockwork::PRIORITY_MAX"
     int64_t C_STATUS_NUMBER_MAX "clockwork::STATUS_NUMBER_MAX"
+    int64_t C_SHARED "clockwork::SHARED"
+    int64_t C_SHARED_REFERENCE_BYTES "clockwork::REFERENCE_BYTES"
+    int64_t C_PLACE_BYTES "clockwork::PLACE_BYTES"
 
     cdef cppclass CInferRequestHeader "clockwork::InferRequestHeader":
         int64_t request_id
@@ -84,10 +87,11 @@ cdef extern from "controller/checks.h" namespace "clockwork" nogil:
     cdef cppclass CExpected "clockwork::Expected":
         shared_ptr[const CModelInterface] interface
         vector[uint32_t] part_rows
+        vector[cbool] part_rooms
 
     cbool c_check_request "clockwork::check_request" (
         const CModelInterface &model, const CInferRequestHeader &request, const vector[string_view] &frames,
-        CAccepted &accepted, CFlaw &flaw) except +
+        int64_t machine, CAccepted &accepted, CFlaw &flaw) except +
     cbool c_check_result "clockwork::check_result" (
         const CExpected &expected, const CResultHeader &result, const vector[string_view] &frames,
         CFlaw &flaw) except +
@@ -121,6 +125,7 @@ BOUNDS = {
     "parts": C_PARTS_MAX, "rank": C_RANK_MAX, "frame": C_FRAME_MAX, "dtype": C_DTYPE_MAX,
     "priority": C_PRIORITY_MAX, "status": C_STATUS_NUMBER_MAX,
 }
+SHARED_FORM = {"shared": C_SHARED, "reference_bytes": C_SHARED_REFERENCE_BYTES, "place_bytes": C_PLACE_BYTES}
 
 
 # ----- messages ----------------------------------------------------------------------------------
@@ -184,14 +189,17 @@ def read_result(bytes header):
     )
 
 
-def check_request(Interface interface, bytes header, list frames):
-    """(rows, bytes, frame of each input in the model's order, shape key), or a Flaw. The header is well formed."""
+def check_request(Interface interface, bytes header, list frames, int64_t machine=0):
+    """(rows, bytes, frame of each input in the model's order, shape key), or a Flaw. The header is well formed.
+
+    machine: whose memory the workers see; 0: none.
+    """
     cdef CInferRequestHeader request
     cdef CAccepted accepted
     cdef CWrong wrong
     cdef size_t place
     assert request.read(view_of(header), wrong.header)
-    if not c_check_request(interface._model.get()[0], request, views_of(frames), accepted, wrong.flaw):
+    if not c_check_request(interface._model.get()[0], request, views_of(frames), machine, accepted, wrong.flaw):
         wrong.is_request, wrong.id = True, request.request_id
         wrong.interface = <shared_ptr[const CModelInterface]>interface._model
         wrong.tensors, wrong.dims = &request.tensors, &request.dims
@@ -200,16 +208,18 @@ def check_request(Interface interface, bytes header, list frames):
     return accepted.rows, accepted.bytes, order, shapes_of(accepted.shape)
 
 
-def check_result(Interface interface, part_rows, bytes header, list frames):
+def check_result(Interface interface, part_rows, bytes header, list frames, part_rooms=()):
     """None for a result of a batch of parts of so many rows that is as it must be, or a Flaw. The header is well formed.
 
-    interface: None for an action that is no INFER.
+    interface: None for an action that is no INFER. part_rooms: whether the outputs of a part may be in its client's
+    memory; empty: none may.
     """
     cdef CResultHeader result
     cdef CExpected expected
     cdef CWrong wrong
     assert result.read(view_of(header), wrong.header)
     expected.part_rows = part_rows
+    expected.part_rooms = part_rooms
     if interface is not None:
         expected.interface = <shared_ptr[const CModelInterface]>interface._model
     if c_check_result(expected, result, views_of(frames), wrong.flaw):

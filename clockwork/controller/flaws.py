@@ -13,6 +13,7 @@ from clockwork.errors import InvalidInput
 from clockwork.formats import prepared
 from clockwork.wire.codec import HeaderFlaw
 from clockwork.wire.messages import NEVER_NS
+from clockwork.wire.shared import SHARED
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import (
     DTYPES,
@@ -53,7 +54,7 @@ class Flaw(NamedTuple):
 
 
 def _bytes_of(flaw: Flaw) -> int:
-    return (flaw.got * DTYPES[flaw.dtype].bits + 7) >> 3
+    return (flaw.got * DTYPES[flaw.dtype & ~SHARED].bits + 7) >> 3
 
 
 _TENSORS: Mapping[str, Callable[[Flaw], InvalidInput]] = {
@@ -120,6 +121,13 @@ _REQUESTS: Mapping[str, Callable[[Flaw], InvalidInput]] = {
     "symbol": _symbol,
     "no_rows_axis": lambda flaw: _input(flaw, "has no axis of rows", "at least 1 axis", "a scalar"),
     "rows": _rows,
+    "unseen": lambda flaw: _input(
+        flaw,
+        "is in shared memory, and not every worker runs on this client's machine as the same user; send its bytes",
+        "bytes",
+        "a reference to memory",
+    ),
+    "no_memory": lambda flaw: _input(flaw, "has a reference to shared memory that cannot be one"),
     "dtype": _dtype,
     "shape": _shape,
 }
@@ -158,6 +166,7 @@ _RESULTS: Mapping[str, Callable[[Flaw], str]] = {
 _OUTPUTS: Mapping[str, Callable[[Flaw], str]] = {
     "dtype": lambda flaw: prepared.other_dtype(flaw.got, flaw.expected),
     "strings": lambda flaw: prepared.too_many_strings(math.prod(flaw.shape)),
+    "no_place": lambda flaw: "is not in its client's memory where it says to be",
     "output_rows": lambda flaw: prepared.other_rows(flaw.shape, flaw.expected),
     "shape": lambda flaw: prepared.other_shape(flaw.shape, flaw.declared),
 }

@@ -118,6 +118,7 @@ from clockwork.system.clock import now_ns
 from clockwork.system.limits import raise_descriptor_limit
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
+from clockwork.wire.forms import INT64_MAX
 from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
@@ -153,6 +154,7 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.roles import Port
+from clockwork.wire.shared import MACHINE
 from clockwork.wire.telling import printable
 from clockwork.wire.transport import Transport, require_keys_beyond_loopback, socket_functions
 
@@ -649,8 +651,15 @@ class Controller:
         )
         self.publish("worker", {"worker": worker.name, "state": "joined"})
 
+    def _compare_machines(self) -> None:
+        """Have the exchange know the machine whose memory all workers see, if they are all on one; see wire/shared.py."""
+        machines = [worker.stats.get(MACHINE, 0) for worker in self._workers.values()]
+        is_one = bool(machines) and all(type(one) is int and one == machines[0] for one in machines)
+        self._exchange.shared_machine = machines[0] if is_one and 0 < machines[0] <= INT64_MAX else 0
+
     def _count_devices(self) -> None:
         self._exchange.shadow_width = max(1, sum(len(worker.devices) for worker in self._workers.values()))
+        self._compare_machines()
 
     def _worker_gone(self, worker: WorkerLink, why: str) -> None:
         if self._workers.pop(worker.identity, None) is None:
@@ -695,7 +704,10 @@ class Controller:
         worker.jitter_ns = message.jitter_ns
         if text := new_damage(worker.stats, message.stats):
             self.note_trouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)
+        has_moved = worker.stats.get(MACHINE) != message.stats.get(MACHINE)
         worker.stats = message.stats
+        if has_moved:
+            self._compare_machines()
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._now)

@@ -63,9 +63,11 @@ from clockwork.wire.messages import (
     Unload,
     WorkerWelcome,
 )
+from clockwork.wire.shared import MACHINE, machine_id
 from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker.clock import Jitter, WorkerClock
 from clockwork.worker.devices import open_clocks, open_devices
+from clockwork.worker.memory import ClientMemories
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.runner import ActionRunner, Answer, DeviceQueue, Outcome, refusal, views
 from clockwork.worker.session import Departure, Session
@@ -120,6 +122,8 @@ class Worker:
         holders = list(dict.fromkeys(device.group or device for device in devices))
         self._models = WorkerModels(holders, store, self._send, self.wake, start_over=self._start_over)
         self._complaints = Complaints(log, ("malformed", "failed"))
+        self._memories = ClientMemories()
+        self._machine = machine_id()
         self._runner = ActionRunner(devices, self._models, self._clock, self._complaints)
         self._poller = Poller([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
@@ -286,6 +290,7 @@ class Worker:
                 self._lose(queue, queue.device.fault)
         self._complaints.settle(now)
         self._models.beat()
+        self._memories.sweep()
         if self._dealer.look():
             log.error("the connection was ended: the controller sent more than this worker could take in")
         if self._session.is_hello_due(now):
@@ -302,6 +307,8 @@ class Worker:
         pages = int(os.pread(self._statm, 256, 0).split()[1])
         return {
             "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+            MACHINE: self._machine,
+            "client_memories": len(self._memories),
             **self._complaints.counts(),
             "draining": bool(self._departure.began_ns),
             "devices_lost": self._devices_lost,
@@ -430,12 +437,12 @@ class Worker:
 
     def _on_infer(self, message: Infer, frames: list[Frame], now: int) -> None:
         try:
-            parts = views(message.parts, frames)
+            parts, rooms = views(message.parts, frames, self._memories)
         except InvalidInput as error:
             received_ns = self._clock.to_worker(now)
             self._answer([refusal(message.action_id, Status.INVALID_INPUT, str(error), received_ns)])
             return
-        self._answer(self._runner.receive(message._replace(parts=[]), parts, now))
+        self._answer(self._runner.receive(message._replace(parts=[]), parts, now, rooms))
 
     def _on_action(self, message: Action, frames: list[Frame], now: int) -> None:
         self._answer(self._runner.receive(message, [], now))

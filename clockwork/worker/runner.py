@@ -47,8 +47,10 @@ from clockwork.wire.messages import (
     TensorRef,
     Unload,
 )
+from clockwork.wire.shared import SHARED
 from clockwork.wire.transport import Frame
 from clockwork.worker.clock import WorkerClock
+from clockwork.worker.memory import ClientMemories, Room
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
 
@@ -58,6 +60,8 @@ Answer: TypeAlias = tuple[bytes, Sequence[Frame]]
 """The header and frames of a Result."""
 
 Parts: TypeAlias = list[list[TensorView]]
+
+Rooms: TypeAlias = Sequence[Room | None]
 
 Outcome: TypeAlias = tuple[Status, str]
 
@@ -108,6 +112,7 @@ class _Held(NamedTuple):
     received_ns: int  # worker clock
     expected_ns: int
     parts: Parts  # INFER: its inputs
+    rooms: Rooms  # where the outputs of each part may be written; empty: nowhere
     model_id: int
 
 
@@ -173,8 +178,8 @@ class ActionRunner:
 
     # ----- events ------------------------------------------------------------------------------
 
-    def receive(self, action: Action, parts: Parts, now: int) -> list[Answer]:
-        """Queue an action of the controller. parts: the inputs of an INFER."""
+    def receive(self, action: Action, parts: Parts, now: int, rooms: Rooms = ()) -> list[Answer]:
+        """Queue an action of the controller. parts: the inputs of an INFER; rooms: for the outputs of its parts."""
         received_ns = self._clock.to_worker(now)
         action_id = action.action_id
         if action.device >= len(self.queues):
@@ -189,7 +194,7 @@ class ActionRunner:
             log.warning("action %d was sent twice; the second is dropped", action_id)
             return []
         queue = self.queues[action.device]
-        self._held[action_id] = _Held(queue, received_ns, action.expected_ns, parts, action.model_id)
+        self._held[action_id] = _Held(queue, received_ns, action.expected_ns, parts, rooms, action.model_id)
         answers: list[Answer] = []
         self._obey(queue, queue.queue.step(Received(now, self._clock.window(action))), answers)
         return answers
@@ -324,7 +329,10 @@ class ActionRunner:
                 completion = completion._replace(status=Status.EXECUTION_FAILED, text=why, parts=[])
         frames: list[Frame] = []
         parts: list[list[TensorRef]] = []
-        for part in completion.parts:
+        for place, part in enumerate(completion.parts):
+            if held.rooms and (room := held.rooms[place]) is not None:
+                room.write(part, parts, frames)
+                continue
             refs: list[TensorRef] = []
             for dtype, shape, data in part:
                 refs.append([dtype, shape, len(frames)])
@@ -398,18 +406,27 @@ def refusal(action_id: int, status: Status, text: str, received_ns: int) -> Answ
     return codec.encode(Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])), ()
 
 
-def views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:
-    """The inputs of each part, in place. Raises InvalidInput for a reference that leads nowhere.
+def views(parts: list[list[TensorRef]], frames: list[Frame], memories: ClientMemories) -> tuple[Parts, Rooms]:
+    """The inputs of each part, in place, and the rooms for their outputs. Raises InvalidInput for a reference that leads
+    nowhere.
 
     frames: of the whole message, its header first. Whether a frame holds what its reference declares is for the device
     to check: it knows the model.
     """
     result = []
+    rooms: list[Room | None] = []
     for part in parts:
         row = []
+        room = None
         for dtype, shape, index in part:
             if index >= len(frames) - 1:
                 raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
-            row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
+            if dtype & SHARED:
+                view, given = memories.input(dtype, shape, frames[index + 1])
+                row.append(view)
+                room = room or given
+            else:
+                row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
         result.append(row)
-    return result
+        rooms.append(room)
+    return result, rooms if any(rooms) else ()

@@ -44,8 +44,10 @@ bool check_strings(std::int64_t count, std::string_view data, Flaw& flaw) {
     return at == data.size() || fail(flaw, Flaw::STRINGS_END, count, static_cast<std::int64_t>(data.size() - at));
 }
 
-// Whether a frame holds a tensor of these dimensions, with elements of so many bits: clockwork.wire.tensors.check_tensor.
-bool check_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+// The elements and bytes of a tensor of these dimensions, with elements of so many bits; of strings, the bytes of each
+// length: clockwork.wire.tensors.tensor_bytes.
+bool count_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::int64_t& elements,
+                 std::int64_t& bytes, Flaw& flaw) {
     __int128 product = 1;  // without zeros
     bool is_empty = false;
     for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
@@ -58,27 +60,60 @@ bool check_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* di
         if (product > DIMENSIONS_MAX)
             return fail(flaw, Flaw::OVERFLOW);
     }
-    std::int64_t elements = is_empty ? 0 : static_cast<std::int64_t>(product);
-    bool is_strings = bits == BITS_OF_STRING;
-    __int128 size = (__int128{elements} * (is_strings ? 32 : bits) + 7) >> 3;  // of strings, the length of each
+    elements = is_empty ? 0 : static_cast<std::int64_t>(product);
+    __int128 size = (__int128{elements} * (bits == BITS_OF_STRING ? 32 : bits) + 7) >> 3;
     if (size > MESSAGE_BYTES_MAX)
         return fail(flaw, Flaw::TOO_LARGE, MESSAGE_BYTES_MAX, elements);
-    std::int64_t bytes = static_cast<std::int64_t>(size), came = static_cast<std::int64_t>(data.size());
+    bytes = static_cast<std::int64_t>(size);
+    return true;
+}
+
+// Whether a frame holds a tensor of these dimensions: clockwork.wire.tensors.check_tensor.
+bool check_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+    std::int64_t elements = 0, bytes = 0, came = static_cast<std::int64_t>(data.size());
+    if (!count_bytes(bits, ref, dims, elements, bytes, flaw))
+        return false;
+    bool is_strings = bits == BITS_OF_STRING;
     flaw.bytes = came;
     if (is_strings ? came < bytes : came != bytes)
         return fail(flaw, Flaw::BYTES, bytes, came);
     return !is_strings || check_strings(elements, data, flaw);
 }
 
+bool is_range(std::int64_t offset, std::int64_t bytes) {
+    return offset >= 0 && bytes >= 0 && bytes <= INT64_MAX - offset;
+}
+
+// Whether a frame is a reference to memory that every worker sees. What is there, and whether it is as large as it must
+// be, the worker looks up.
+bool check_reference(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
+                     std::int64_t machine, Accepted& accepted, Flaw& flaw) {
+    std::int64_t elements = 0, bytes = 0, numbers[REFERENCE_BYTES / sizeof(std::int64_t)];
+    if (data.size() != REFERENCE_BYTES || bits == BITS_OF_STRING)
+        return fail(flaw, Flaw::NO_MEMORY);
+    if (!count_bytes(bits, ref, dims, elements, bytes, flaw))
+        return false;
+    // Machine, process, descriptor, key (two), offset; the room's descriptor, key (two) and bytes.
+    std::memcpy(numbers, data.data(), REFERENCE_BYTES);
+    if (machine == 0 || numbers[0] != machine)
+        return fail(flaw, Flaw::UNSEEN);
+    if (!is_range(numbers[5], bytes) || numbers[9] < 0)
+        return fail(flaw, Flaw::NO_MEMORY);
+    accepted.is_shared = true;
+    accepted.has_room = accepted.has_room || numbers[9] > 0;
+    return true;
+}
+
 bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
-                 Flaw& flaw) {
-    if (ref.dtype != spec.dtype)
+                 std::int64_t machine, Accepted& accepted, Flaw& flaw) {
+    if ((ref.dtype & ~SHARED) != spec.dtype)
         return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
     if (!has_shape(spec, ref, dims) || (spec.any_rank && ref.rank > 0 && dims[0] < 0))
         return fail(flaw, Flaw::SHAPE);
     if (spec.bits == BITS_UNKNOWN)
         return fail(flaw, Flaw::NO_DTYPE, 0, ref.dtype);
-    return check_bytes(spec.bits, ref, dims, data, flaw);
+    return ref.is_shared() ? check_reference(spec.bits, ref, dims, data, machine, accepted, flaw)
+                           : check_bytes(spec.bits, ref, dims, data, flaw);
 }
 
 // One symbol means one size, in all inputs of a request.
@@ -148,7 +183,7 @@ std::int64_t string_size(std::int64_t count, std::size_t frame_bytes) {
 }  // namespace
 
 bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
-                   Accepted& accepted, Flaw& flaw) {
+                   std::int64_t machine, Accepted& accepted, Flaw& flaw) {
     flaw = {};
     std::size_t inputs = model.inputs.size();
     if (request.tensors.size() != frames.size()) {
@@ -156,6 +191,7 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
                     static_cast<std::int64_t>(frames.size()));
     }
     accepted.bytes = 0;
+    accepted.is_shared = accepted.has_room = false;
     accepted.tensors.assign(inputs, nullptr);
     accepted.taken.assign(frames.size(), false);
     for (const TensorRef& ref : request.tensors) {
@@ -172,7 +208,8 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
         if (accepted.taken[frame])
             return fail(flaw, Flaw::FRAME_TAKEN);
         accepted.taken[frame] = true;
-        if (!check_input(*spec, ref, request.dims.data() + ref.first, frames[frame], flaw))
+        const std::int64_t* dims = request.dims.data() + ref.first;
+        if (!check_input(*spec, ref, dims, frames[frame], machine, accepted, flaw))
             return false;
         accepted.bytes += frames[frame].size();
         place = &ref;
@@ -202,12 +239,25 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
     return true;
 }
 
-bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
-                  const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+// Whether a frame says where in the client's memory an output of this size is.
+bool check_place(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+    std::int64_t elements = 0, bytes = 0, numbers[PLACE_BYTES / sizeof(std::int64_t)];
+    if (!count_bytes(bits, ref, dims, elements, bytes, flaw))
+        return false;
+    if (data.size() != PLACE_BYTES)
+        return fail(flaw, Flaw::NO_PLACE);
+    std::memcpy(numbers, data.data(), PLACE_BYTES);  // offset, bytes
+    return (is_range(numbers[0], bytes) && numbers[1] == bytes) || fail(flaw, Flaw::NO_PLACE);
+}
+
+bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, bool has_room,
+                  const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+    if (ref.is_shared() && (!has_room || output >= model.given.size() || model.given[output].bits <= 0))
+        return fail(flaw, Flaw::NO_PLACE);
     if (output >= model.given.size())
         return true;
     const OutputSpec& spec = model.given[output];
-    if (ref.dtype != spec.dtype)
+    if ((ref.dtype & ~SHARED) != spec.dtype)
         return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
     if (spec.bits == BITS_OF_STRING && count_elements(ref, dims) > STRINGS_MAX)
         return fail(flaw, Flaw::STRINGS, STRINGS_MAX);
@@ -215,6 +265,8 @@ bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t
         return fail(flaw, Flaw::OUTPUT_ROWS, rows);
     if (!has_shape(spec, ref, dims))
         return fail(flaw, Flaw::SHAPE);
+    if (ref.is_shared())
+        return check_place(spec.bits, ref, dims, data, flaw);
     return spec.bits == BITS_UNKNOWN || check_bytes(spec.bits, ref, dims, data, flaw);
 }
 
@@ -242,10 +294,12 @@ bool check_result(const Expected& expected, const ResultHeader& result, const Fr
         }
     }
     flaw.ref = 0;
-    for (std::uint32_t rows : expected.part_rows) {
+    for (std::size_t part = 0; part < expected.part_rows.size(); ++part) {
+        std::uint32_t rows = expected.part_rows[part];
+        bool has_room = part < expected.part_rooms.size() && expected.part_rooms[part];
         for (flaw.tensor = 0; flaw.tensor < tensors; ++flaw.tensor, ++flaw.ref) {
             const TensorRef& ref = result.tensors[flaw.ref];
-            if (!check_output(*expected.interface, flaw.tensor, rows, ref, result.dims.data() + ref.first,
+            if (!check_output(*expected.interface, flaw.tensor, rows, has_room, ref, result.dims.data() + ref.first,
                               frames[static_cast<std::size_t>(ref.frame)], flaw)) {
                 return false;
             }

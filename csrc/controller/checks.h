@@ -29,6 +29,8 @@ using FrameBytes = std::vector<std::string_view>;
 struct Accepted {
     std::uint32_t rows = 1;
     std::uint64_t bytes = 0;
+    bool is_shared = false;                 // some tensor is in the client's memory
+    bool has_room = false;                  // where there is room for outputs as well
     std::vector<const TensorRef*> tensors;  // in the model's order
     // The rank and dimensions of each input, without the axis of rows; of strings with the size of one behind them.
     std::vector<std::int64_t> shape;
@@ -39,15 +41,17 @@ struct Accepted {
     std::vector<std::int64_t> sizes;     // and its size there
 };
 
-// Whether every tensor is named, typed, shaped and sized right; if not, `flaw` says what is wrong first.
+// Whether every tensor is named, typed, shaped and sized right; if not, `flaw` says what is wrong first. machine: whose
+// memory every worker sees (0: none), as clockwork.wire.shared.machine_id() numbers it.
 bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
-                   Accepted& accepted, Flaw& flaw);
+                   std::int64_t machine, Accepted& accepted, Flaw& flaw);
 
 // Whether a result is one of this action: its parts, tensors, frames, and each output what the model gives.
 bool check_result(const Expected& expected, const ResultHeader& result, const FrameBytes& frames, Flaw& flaw);
 
-// Whether an output is what the model gives for so many rows; flaw.tensor and flaw.ref are the caller's.
-bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
-                  const std::int64_t* dims, std::string_view data, Flaw& flaw);
+// Whether an output is what the model gives for so many rows; flaw.tensor and flaw.ref are the caller's. has_room: it
+// may be in the client's memory.
+bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, bool has_room,
+                  const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw);
 
 }  // namespace clockwork

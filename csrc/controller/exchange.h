@@ -201,6 +201,9 @@ public:
     // Copies that the scheduler has at once: as many as there are devices.
     std::size_t shadow_width = 1;
 
+    // Whose memory every worker sees; see check_request().
+    std::int64_t shared_machine = 0;
+
 private:
     struct Hash {
         using is_transparent = void;

@@ -47,6 +47,8 @@ struct Flaw {
         SYMBOL,        // `symbol` is `expected` in the input `other`, and `got` in this one
         NO_ROWS_AXIS,  // a scalar, of a model that batches
         ROWS,          // `got` rows instead of `expected`; 0 expected: of at least one
+        UNSEEN,        // in memory that not every worker sees
+        NO_MEMORY,     // its reference to memory cannot be one
         // Of a tensor of either.
         DTYPE,           // `got` instead of `expected`
         SHAPE,           // other dimensions than declared
@@ -66,6 +68,7 @@ struct Flaw {
         PART_TENSORS,  // `got` tensors in a part, of a model with `expected` outputs
         OUTPUT_FRAME,  // an output in frame `got`, of `expected`
         OUTPUT_ROWS,   // an output without the batch's `expected` rows
+        NO_PLACE,      // an output that is not in memory where it says to be
         CODES,
     };
 
@@ -84,11 +87,11 @@ inline constexpr std::array<std::string_view, HeaderFlaw::KINDS> HEADER_FLAW_NAM
 };
 
 inline constexpr std::array<std::string_view, Flaw::CODES> FLAW_NAMES = {
-    "none",        "unserved",    "in_use",         "frames",       "reference",    "no_input",
-    "twice",       "frame_taken", "missing",        "symbol",       "no_rows_axis", "rows",
-    "dtype",       "shape",       "no_dtype",       "negative",     "overflow",     "too_large",
-    "bytes",       "strings",     "string_outside", "strings_end",  "status",       "phases",
-    "frames_more", "parts",       "part_tensors",   "output_frame", "output_rows",
+    "none",         "unserved",       "in_use",      "frames",       "reference", "no_input",    "twice",
+    "frame_taken",  "missing",        "symbol",      "no_rows_axis", "rows",      "unseen",      "no_memory",
+    "dtype",        "shape",          "no_dtype",    "negative",     "overflow",  "too_large",   "bytes",
+    "strings",      "string_outside", "strings_end", "status",       "phases",    "frames_more", "parts",
+    "part_tensors", "output_frame",   "output_rows", "no_place",
 };
 
 }  // namespace clockwork

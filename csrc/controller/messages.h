@@ -44,6 +44,12 @@ inline constexpr std::int64_t FRAME_MAX = 65'535;  // the last one's number
 inline constexpr std::int64_t DTYPE_MAX = INT32_MAX;
 inline constexpr std::int64_t STATUS_NUMBER_MAX = 31;
 
+// Added to the dtype of a tensor whose frame does not hold its bytes, but says where they are in the client's memory:
+// clockwork/wire/shared.py has both forms, of an input (REFERENCE_BYTES) and of an output (PLACE_BYTES).
+inline constexpr std::int64_t SHARED = 1 << 28;
+inline constexpr std::size_t REFERENCE_BYTES = 80;
+inline constexpr std::size_t PLACE_BYTES = 16;
+
 // A tensor that a header describes. Its dimensions are `rank` numbers of the header's dims, from `first` on.
 struct TensorRef {
     std::string_view name;  // a result's has none
@@ -51,6 +57,8 @@ struct TensorRef {
     std::uint32_t first = 0;
     std::uint32_t rank = 0;
     std::int64_t frame = 0;
+
+    bool is_shared() const { return (dtype & SHARED) != 0; }
 };
 
 struct InferRequestHeader {

@@ -66,8 +66,10 @@ void Exchange::send_infer(const Command& command) {
     Expected& expected = note_sent(*worker, command.action_id, ActionKind::INFER, command.device, command.model_id);
     expected.rows = rows;
     expected.interface = sending_.front()->model->interface;
-    for (const HeldRequest* one : sending_)
+    for (const HeldRequest* one : sending_) {
         expected.part_rows.push_back(one->rows);
+        expected.part_rooms.push_back(one->has_room);
+    }
     if (!to_worker(*worker, frames > 0))
         return;
     for (HeldRequest* one : sending_) {

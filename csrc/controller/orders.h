@@ -30,6 +30,7 @@ struct Expected {
     ModelId model_id = 0;
     std::shared_ptr<const ModelInterface> interface;  // of an INFER
     std::vector<std::uint32_t> part_rows;             // of each part of the batch
+    std::vector<bool> part_rooms;                     // whether its outputs may be in the client's memory
 
     std::size_t tensors() const { return interface != nullptr ? interface->outputs.size() : 0; }
 };
@@ -66,6 +67,7 @@ public:
         one.model_id = 0;
         one.interface.reset();
         one.part_rows.clear();
+        one.part_rooms.clear();
         free_.push_back(place);
         return true;
     }

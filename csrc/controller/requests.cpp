@@ -69,15 +69,17 @@ Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
     ServedModel& model = *target.model;
     read_frames(batch, arrival);
     Flaw flaw;
-    if (!check_request(*model.interface, request_, frames_, accepted_, flaw)) {
+    if (!check_request(*model.interface, request_, frames_, shared_machine, accepted_, flaw)) {
         count_invalid(model);
         return note_wrong(flaw, target);
     }
     Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
     Route* copier = target.copied_by;
-    bool can_copy = copier != nullptr && has_room(accepted_.bytes) &&
-                    check_request(*copier->shadow->interface, request_, frames_, copy_accepted_, flaw);
+    // Not of what is in the client's memory, which is the client's again when it has its answer.
+    bool can_copy = copier != nullptr && !accepted_.is_shared && has_room(accepted_.bytes) &&
+                    check_request(*copier->shadow->interface, request_, frames_, shared_machine, copy_accepted_, flaw);
     HeldRequest& held = hold(&client, request_.request_id, model);
+    held.has_room = accepted_.has_room;
     for (const TensorRef* ref : accepted_.tensors) {
         auto start = request_.dims.begin() + ref->first;
         held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->rank});

@@ -32,6 +32,7 @@ struct HeldRequest {
     ClientLink* client = nullptr;  // null: it is a shadow's, and nobody is sent its answer
     ServedModel* model = nullptr;
     std::uint32_t rows = 1;
+    bool has_room = false;  // its outputs may be in the client's memory
     Ns arrived_ns = 0;
     ShadowPair* pair = nullptr;      // if its answer is to be compared
     std::uint64_t copied_bytes = 0;  // of a copy: what it counts for
@@ -51,6 +52,7 @@ struct HeldRequest {
         pair = nullptr;
         copied_bytes = 0;
         has_arrived = false;
+        has_room = false;
         tensors.clear();
         dims.clear();
         frames.clear();

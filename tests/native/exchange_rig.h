@@ -129,6 +129,7 @@ public:
         exchange_ = std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
                                                RouterSocket(&from_clients_, &clients_news_), sentences, lookups,
                                                ExchangeBounds());
+        exchange_->shared_machine = MACHINE;
         add_models();
         for (std::uint32_t number = 0; number < WORKERS; ++number)
             worker_joins(number);
@@ -168,6 +169,7 @@ private:
     static constexpr std::uint32_t PAGES = 8;
     static constexpr std::int64_t GOOD_IDS = 1 << 20;  // good requests count from here on
     static constexpr std::int64_t FLOAT = 1, UINT8 = 2, INT64 = 7, STRING = 8, BOOL = 9;
+    static constexpr std::int64_t MACHINE = 7;  // whose memory every worker sees
     static constexpr ModelId WORDS = 5;
 
     struct Waiting {
@@ -419,7 +421,8 @@ private:
         for (std::size_t place = 0; place < inputs.size(); ++place) {
             writer_.array(4);
             writer_.text(inputs[place].name);
-            writer_.integer(inputs[place].dtype);
+            bool is_shared = request_id % 5 == 3 && model != WORDS;
+            writer_.integer(inputs[place].dtype | (is_shared ? SHARED : 0));
             std::vector<std::int64_t> dims = model == 3       ? std::vector<std::int64_t>{4}
                                              : model == WORDS ? std::vector<std::int64_t>{rows}
                                                               : std::vector<std::int64_t>{rows, model == 2 ? 2 : 4};
@@ -433,8 +436,14 @@ private:
                 continue;
             }
             std::string frame(static_cast<std::size_t>(bits / 8), static_cast<char>(place));
+            std::size_t first = 0;
+            if (is_shared) {  // a reference, of which all but the machine may be anything
+                frame.assign(REFERENCE_BYTES, '\0');
+                std::memcpy(frame.data(), &MACHINE, sizeof MACHINE);
+                first = sizeof MACHINE;
+            }
             std::uint64_t mark = ++mark_;
-            for (std::size_t at = 0; at < frame.size() && mark != 0; ++at, mark >>= 8)
+            for (std::size_t at = first; at < frame.size() && mark != 0; ++at, mark >>= 8)
                 frame[at] = static_cast<char>(mark);
             asked.inputs.push_back(std::move(frame));
         }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "controller/exchange.h"
@@ -70,6 +71,14 @@ void check_flaw(bool is_read, const clockwork::HeaderFlaw& flaw, bool is_of_its_
     demand(flaw.kind != HeaderFlaw::FORM || flaw.offset < header.size(), "a value beyond the header");
 }
 
+// Whatever a reference names, so that some are of the right machine.
+std::int64_t machine_of(const clockwork::FrameBytes& frames) {
+    std::int64_t machine = 0;
+    if (!frames.empty() && frames[0].size() >= sizeof machine)
+        std::memcpy(&machine, frames[0].data(), sizeof machine);
+    return machine;
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -95,7 +104,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         for (const ModelInterface& model : models) {
             Accepted accepted;
             Flaw wrong;
-            if (!check_request(model, request, frames, accepted, wrong)) {
+            if (!check_request(model, request, frames, machine_of(frames), accepted, wrong)) {
                 demand(Flaw::IN_USE < wrong.code && wrong.code < Flaw::STATUS, "a request that is wrong in nothing");
                 demand(wrong.tensor <= model.inputs.size() && wrong.ref <= request.tensors.size(), "no such tensor");
                 continue;
@@ -121,6 +130,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         }
         Expected expected;
         expected.part_rows.assign(result.parts.size(), 1);
+        expected.part_rooms.assign(result.parts.size(), (data[0] & 4) != 0);
         expected.interface = std::make_shared<const ModelInterface>(models[data[0] % models.size()]);
         Flaw wrong;
         bool is_right = check_result(expected, result, frames, wrong);

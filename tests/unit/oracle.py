@@ -13,9 +13,19 @@ from clockwork.config import FAILURE_CHARS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
 from clockwork.scheduler.types import ShapeKey
+from clockwork.wire.forms import INT64_MAX
 from clockwork.wire.messages import NEVER_NS, Result, Status
+from clockwork.wire.shared import PLACE, SHARED, unpack
 from clockwork.wire.telling import tell
-from clockwork.wire.tensors import DTYPES, STRING, check_strings, check_tensor, dtype_name, string_size
+from clockwork.wire.tensors import (
+    DTYPES,
+    STRING,
+    check_strings,
+    check_tensor,
+    dtype_name,
+    string_size,
+    tensor_bytes,
+)
 
 
 class Model(NamedTuple):
@@ -37,8 +47,8 @@ class Checked(NamedTuple):
     tensors: list[tuple[int, list[int], int]]
 
 
-def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any]) -> Checked:
-    """Raises InvalidInput, naming the tensor, what was expected and what came."""
+def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any], machine: int) -> Checked:
+    """Raises InvalidInput, naming the tensor, what was expected and what came. machine: whose memory workers see."""
     inputs = model.inputs
     places = {spec.name: place for place, spec in enumerate(inputs)}
     if len(refs) != len(frames):
@@ -86,6 +96,11 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any]) -> C
         _check_declared(spec, dtype, shape)
         data = frames[frame]
         size = len(data)
+        if dtype & SHARED and spec.dtype in DTYPES:
+            _check_reference(spec, shape, data, machine)
+            total += size
+            ordered[index] = (dtype, shape, frame)
+            continue
         try:
             check_tensor(dtype, shape, size)
             if dtype == STRING:
@@ -108,7 +123,7 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any]) -> C
 
 
 def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
-    if dtype != spec.dtype:
+    if dtype & ~SHARED != spec.dtype:
         expected, got = dtype_name(spec.dtype), dtype_name(dtype)
         raise InvalidInput(f"input {spec.name!r} is {expected}, got {got}", spec.name, expected, got)
     matches = len(shape) == len(spec.shape) or spec.shape == UNKNOWN_RANK
@@ -124,6 +139,27 @@ def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
     if not matches:
         expected, got = _declared(spec), tell(shape, 200)
         raise InvalidInput(f"input {spec.name!r} has shape {expected}, got {got}", spec.name, expected, got)
+
+
+def _check_reference(spec: TensorSpec, shape: list[int], data: bytes, machine: int) -> None:
+    wrong = InvalidInput(
+        f"input {spec.name!r} has a reference to shared memory that cannot be one", spec.name
+    )
+    if len(data) != 80 or spec.dtype == STRING:
+        raise wrong
+    try:
+        size = tensor_bytes(spec.dtype, shape)
+    except InvalidInput as error:
+        raise InvalidInput(f"input {spec.name!r}: {error}", spec.name, error.expected, error.got) from None
+    reference = unpack(data)
+    if machine == 0 or reference.machine != machine:
+        raise InvalidInput(
+            f"input {spec.name!r} is in shared memory, and not every worker runs on this client's machine as the same "
+            "user; send its bytes",
+            spec.name, "bytes", "a reference to memory",
+        )  # fmt: skip
+    if not 0 <= reference.offset <= INT64_MAX - size or reference.room_bytes < 0:
+        raise wrong
 
 
 def _declared(spec: TensorSpec) -> str:
@@ -179,11 +215,11 @@ def _rows_and_shape(
 
 
 def check_result(
-    model: Model | None, part_rows: Sequence[int], message: Result, frames: Sequence[Any]
+    model: Model | None, part_rows: Sequence[int], message: Result, frames: Sequence[Any], has_room: bool
 ) -> None:
     """Raises InvalidInput for a result that makes no sense, or is none of the model's, saying why.
 
-    part_rows: of the batch, by parts. model: None of an action that is no INFER.
+    part_rows: of the batch, by parts. model: None of an action that is no INFER. has_room: outputs may be in memory.
     """
     if message.status not in set(Status):
         raise InvalidInput(f"{message.status} is no status")
@@ -207,10 +243,25 @@ def check_result(
     for part, rows in zip(message.parts, part_rows):
         for spec, (dtype, shape, frame) in zip(outputs, part):
             assert model is not None
-            why = contradiction(spec, model.verified, rows if model.batches else 0, dtype, shape)
+            no_place = InvalidInput(
+                f"output {tell(spec.name)} is not in its client's memory where it says to be"
+            )
+            if dtype & SHARED and (not has_room or spec.dtype == STRING or spec.dtype not in DTYPES):
+                raise no_place
+            plain = dtype & ~SHARED if dtype & ~SHARED == spec.dtype else dtype
+            why = contradiction(spec, model.verified, rows if model.batches else 0, plain, shape)
             if why:
                 raise InvalidInput(f"output {tell(spec.name)} {why}")
-            _check_bytes(spec, shape, frames[frame])
+            if not dtype & SHARED:
+                _check_bytes(spec, shape, frames[frame])
+                continue
+            try:
+                size = tensor_bytes(spec.dtype, shape)
+            except InvalidInput as error:
+                raise InvalidInput(f"output {tell(spec.name)}: {error}") from None
+            place = PLACE.unpack(frames[frame]) if len(frames[frame]) == PLACE.size else (-1, -1)
+            if not 0 <= place[0] <= INT64_MAX - size or place[1] != size:
+                raise no_place
 
 
 def _check_bytes(spec: TensorSpec, shape: list[int], data: Any) -> None:

@@ -20,6 +20,7 @@ from clockwork.scheduler._core import TEXTS
 from clockwork.system.clock import duration
 from clockwork.wire import codec
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
+from clockwork.wire.shared import PLACE, SHARED, Reference
 from clockwork.wire.tensors import BOOL, DTYPES, FLOAT, INT4, INT64, STRING, UINT8, join_strings, string_size
 from tests.fuzz import mutate
 from tests.unit import oracle
@@ -28,6 +29,9 @@ from tests.unit.oracle import Model
 SEED = 20201104
 MUTATIONS = 20_000
 CHOSEN = settings(derandomize=True, database=None, deadline=None, max_examples=1_000)
+
+MACHINE = 7
+"""Whose memory the workers see."""
 
 Y = [TensorSpec("y", FLOAT, ("N",))]
 IMAGE = Model([TensorSpec("x", FLOAT, ("N", 3, "H", "W"))], Y, True)
@@ -57,7 +61,7 @@ def by_oracle(model: Model, header: bytes, frames: list[bytes]) -> Any:
         message = codec.decode(header, FROM_CLIENT)
         if type(message) is not InferRequest:
             return None
-        found = oracle.check_request(model, message.tensors, frames)
+        found = oracle.check_request(model, message.tensors, frames, MACHINE)
     except InvalidInput as error:
         return facts(error)
     except codec.WireError as error:
@@ -70,7 +74,7 @@ def by_exchange(model: Model, header: bytes, frames: list[bytes]) -> Any:
     if isinstance(read, Flaw):
         assert read.header is not None
         return None if read.header.kind == "other" else codec.complaint(header, FROM_CLIENT, read.header)
-    found = _tested.check_request(interface_of(model), header, frames)
+    found = _tested.check_request(interface_of(model), header, frames, MACHINE)
     return facts(flaws.request_error(found, model.name)) if isinstance(found, Flaw) else found
 
 
@@ -78,7 +82,22 @@ def header_of(refs: Any) -> bytes:
     return codec.encode(InferRequest(1, "m", 0, 0, refs))
 
 
+def reference(machine: int = MACHINE, offset: int = 64, room_bytes: int = 0) -> bytes:
+    return Reference(machine, 1, 3, bytes(16), offset, -1, bytes(16), room_bytes).pack()
+
+
+REFERENCES = [
+    *[reference()] * 3, reference(offset=0, room_bytes=1), reference(8), reference(0), reference(offset=-1),
+    reference(offset=(1 << 63) - 1), reference(room_bytes=-1), reference()[:-1], reference() + b"x", b"",
+]  # fmt: skip
+
 GOOD = [
+    (IMAGE, [["x", FLOAT | SHARED, [2, 3, 4, 5], 0]], [reference()]),
+    (
+        TWO,
+        [["ids", INT64, [2, 5], 0], ["mask", BOOL | SHARED, [2, 5], 1]],
+        [bytes(80), reference(room_bytes=9)],
+    ),
     (IMAGE, [["x", FLOAT, [2, 3, 4, 5], 0]], [bytes(480)]),
     (IMAGE, [["", FLOAT, [1, 3, 1, 1], 0]], [bytes(12)]),
     (IMAGE, [["x", FLOAT, [1, 3, 0, 7], 0]], [b""]),
@@ -119,6 +138,11 @@ def test_strings_count_by_their_size(texts: list[bytes], size: int) -> None:
 
 
 BAD = [
+    *((IMAGE, [["x", FLOAT | SHARED, [1, 3, 1, 1], 0]], [frame]) for frame in REFERENCES[4:]),
+    (IMAGE, [["x", INT64 | SHARED, [1, 3, 1, 1], 0]], [reference()]),
+    (IMAGE, [["x", FLOAT | SHARED, [1, 3, 1 << 40, 1 << 40], 0]], [reference()]),
+    (IMAGE, [["x", FLOAT | 2 * SHARED, [1, 3, 1, 1], 0]], [reference()]),
+    (WORDS, [["text", STRING | SHARED, [2], 0]], [reference()]),
     (IMAGE, [["x", FLOAT, [2, 3, 4, 5], 0]], [bytes(479)]),
     (IMAGE, [["x", FLOAT, [2, 3, 4], 0]], [bytes(96)]),
     (IMAGE, [["x", FLOAT, [2, 4, 1, 1], 0]], [bytes(32)]),
@@ -238,8 +262,9 @@ def asked(draw: Callable[..., Any]) -> tuple[Model, list[Any], list[bytes]]:
                     shape.pop()
                 case 5:
                     frame = draw(st.integers(0, count))
-        refs.append([name, dtype, shape, frame])
-        frames.append(draw(frames_of(dtype, shape)))
+        is_shared = draw(st.integers(0, 4)) == 0
+        refs.append([name, dtype | SHARED if is_shared else dtype, shape, frame])
+        frames.append(draw(st.sampled_from(REFERENCES) if is_shared else frames_of(dtype, shape)))
     match draw(st.integers(0, 20)):
         case 0:
             refs.pop()
@@ -278,28 +303,28 @@ RESULTS = [
 
 
 def result_by_oracle(
-    model: Model | None, part_rows: list[int], header: bytes, frames: list[bytes]
+    model: Model | None, part_rows: list[int], header: bytes, frames: list[bytes], has_room: bool = False
 ) -> str | None:
     """What is said of a result; "" if it is as it must be, None if it is no result at all."""
     try:
         message = codec.decode(header, FROM_WORKER)
         if type(message) is not Result:
             return None
-        oracle.check_result(model, part_rows, message, frames)
+        oracle.check_result(model, part_rows, message, frames, has_room)
     except (codec.WireError, InvalidInput) as error:
         return str(error)
     return ""
 
 
 def result_by_exchange(
-    model: Model | None, part_rows: list[int], header: bytes, frames: list[bytes]
+    model: Model | None, part_rows: list[int], header: bytes, frames: list[bytes], has_room: bool = False
 ) -> str | None:
     read = _tested.read_result(header)
     if isinstance(read, Flaw):
         assert read.header is not None
         return None if read.header.kind == "other" else codec.complaint(header, FROM_WORKER, read.header)
     interface = None if model is None else interface_of(model)
-    found = _tested.check_result(interface, part_rows, header, frames)
+    found = _tested.check_result(interface, part_rows, header, frames, [has_room] * len(part_rows))
     return "" if found is None else flaws.result_text(found)
 
 
@@ -362,6 +387,10 @@ def test_outputs_are_taken_or_refused_as_the_oracle_says() -> None:
     for _ in range(MUTATIONS):
         spec, rows, dtype, shape, data = rng.choice(good)
         verified, shape = rng.random() < 0.7, list(shape)
+        if rng.random() < 0.2:
+            size = len(data) if dtype != STRING else 12
+            dtype |= SHARED
+            data = PLACE.pack(rng.choice([64, 0, -1, (1 << 63) - 1]), size + rng.choice([0, 0, 0, 1, -1]))
         for _ in range(rng.choice([0, 1, 1, 2])):
             match rng.randrange(6):
                 case 0:
@@ -382,8 +411,9 @@ def test_outputs_are_taken_or_refused_as_the_oracle_says() -> None:
         nothing = [0, 0, 0]
         header = codec.encode(Result(1, 0, "", 0, nothing, nothing, nothing, [[[dtype, shape, 0]]]))
         _interfaces.clear()
-        found = result_by_exchange(model, [rows or 1], header, [data])
-        assert found == result_by_oracle(model, [rows or 1], header, [data])
+        case = model, [rows or 1], header, [data], rng.random() < 0.8
+        found = result_by_exchange(*case)
+        assert found == result_by_oracle(*case)
         taken, refused = taken + (found == ""), refused + (found != "")
     assert min(taken, refused) > MUTATIONS // 10
 

@@ -1,0 +1,85 @@
+"""Tensors in a client's memory, which a worker on the same machine reads and writes there.
+
+Where a tensor's dtype has SHARED added, its frame does not hold the tensor's bytes. An input's frame is a Reference to
+them; an output's frame says with PLACE where in the *room* they are, memory that a request may lend for its outputs.
+Controller and sockets carry these few bytes alone.
+
+All memory is anonymous (memfd_create(2)): no name is left when the client ends. A worker finds it by the client's process
+and descriptor, which the kernel lets it open as the same user only, and takes it only if it begins with the key of the
+reference: the key is random, so whoever names memory has been able to read it, and a descriptor that has become another's
+is noticed. Memory for inputs is sealed against becoming shorter, so that a worker may map it: reading it never ends the
+worker.
+
+A request may be executed although nobody waits for it any more: it was given up, or its worker was thought to be lost.
+Such an execution reads inputs that have become another request's, and computes nonsense for nobody; a room is therefore
+of one request alone and is never used again, so that it cannot overwrite another's outputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+SHARED = 1 << 28
+"""Added to a dtype's code. See csrc/controller/messages.h."""
+
+MACHINE = "machine"
+"""In a worker's heartbeat: its machine_id()."""
+
+MAGIC = b"clockwork-memory"
+KEY_BYTES = 16
+FIRST_OFFSET = 64
+"""Where tensors may begin: MAGIC and the key come first."""
+
+ALIGNMENT = 64
+"""Of every tensor, so that kernels can read it in place."""
+
+_REFERENCE = struct.Struct(f"<qqq{KEY_BYTES}sqq{KEY_BYTES}sq")
+PLACE = struct.Struct("<qq")
+"""The offset and the bytes of an output."""
+
+
+class Reference(NamedTuple):
+    """Where an input is, and the room for the request's outputs: of several references of a request, the first with a room
+    counts."""
+
+    machine: int  # machine_id() of the client
+    process: int
+    descriptor: int
+    key: bytes
+    offset: int
+    room: int  # its descriptor
+    room_key: bytes
+    room_bytes: int  # for outputs, which begin at FIRST_OFFSET; 0: there is no room
+
+    def pack(self) -> bytes:
+        """The frame."""
+        return _REFERENCE.pack(*self)
+
+
+def unpack(frame: bytes) -> Reference:
+    """Raises ValueError where the frame has another size than a reference's."""
+    if len(frame) != _REFERENCE.size:
+        raise ValueError(f"a reference to memory has {_REFERENCE.size} bytes, not {len(frame)}")
+    return Reference(*_REFERENCE.unpack(frame))
+
+
+def aligned(size: int) -> int:
+    """The size, up to the next multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def machine_id() -> int:
+    """A number that processes have in common which can open each other's memory: those of one boot of one machine, one
+    namespace of processes and one user. 0 where the system does not say: such processes share nothing."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        processes = os.stat("/proc/self/ns/pid").st_ino
+        user = os.geteuid()
+    except (OSError, AttributeError):
+        return 0
+    digest = hashlib.sha256(b"%b %d %d" % (boot.strip(), processes, user)).digest()
+    return int.from_bytes(digest[:8], "little") >> 2 or 1

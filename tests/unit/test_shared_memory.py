@@ -1,0 +1,361 @@
+"""Tensors in a client's memory: what a client lends, and what a worker takes of it."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("clockwork.controller._tested", reason="the extensions are not built")
+if not hasattr(os, "memfd_create"):
+    pytest.skip("this system has no memfd_create()", allow_module_level=True)
+
+from clockwork.client import memory
+from clockwork.client.calls import infer_call
+from clockwork.client.memory import ClientMemory, Loan
+from clockwork.config import CLIENT_SHARED_TENSOR_BYTES
+from clockwork.controller import _tested
+from clockwork.device.base import TensorView
+from clockwork.errors import InvalidInput, RequestTimeout
+from clockwork.wire import codec, shared
+from clockwork.wire.messages import FROM_CLIENT, Answer
+from clockwork.wire.shared import FIRST_OFFSET, MAGIC, PLACE, SHARED, Reference, machine_id, unpack
+from clockwork.wire.tensors import FLOAT, INT32, INT64, STRING, UINT8, encode_array
+from clockwork.worker import memory as worker_memory
+from clockwork.worker.memory import ClientMemories
+
+LARGE = CLIENT_SHARED_TENSOR_BYTES
+RNG = np.random.default_rng(7)
+
+
+@pytest.fixture
+def lender() -> Iterator[ClientMemory]:
+    lender = ClientMemory()
+    yield lender
+    lender.close()
+
+
+def bytes_of(count: int = LARGE) -> np.ndarray:
+    return RNG.integers(0, 256, count, dtype=np.uint8)
+
+
+def placed(loan: Loan, *arrays: np.ndarray) -> tuple[list[Any], list[Any]]:
+    """A request's references and frames, after the loan has had them."""
+    references, frames = [], []
+    for array in arrays:
+        dtype, shape, frame = encode_array(array)
+        references.append([f"x{len(frames)}", dtype, shape, len(frames)])
+        frames.append(frame)
+    loan.place(references, frames)
+    return references, frames
+
+
+# ----- the form ------------------------------------------------------------------------------------
+
+
+def test_the_controller_and_python_have_the_same_form() -> None:
+    reference = Reference(machine_id(), 2, 3, bytes(range(16)), 4, 5, bytes(16), 6)
+    assert unpack(reference.pack()) == reference
+    ours = {"shared": SHARED, "reference_bytes": len(reference.pack()), "place_bytes": PLACE.size}
+    assert ours == _tested.SHARED_FORM
+    assert len(MAGIC) + shared.KEY_BYTES <= FIRST_OFFSET
+    for frame in (b"", bytes(79), bytes(81)):
+        with pytest.raises(ValueError, match="80 bytes"):
+            unpack(frame)
+
+
+def test_processes_of_one_machine_and_user_have_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from clockwork.wire.shared import machine_id; print(machine_id())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(said) == machine_id() > 0
+    ours = machine_id()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert machine_id() not in (0, ours)
+
+
+# ----- a client ------------------------------------------------------------------------------------
+
+
+def test_large_inputs_are_lent_and_others_are_sent(lender: ClientMemory) -> None:
+    loan = Loan(lender, 0)
+    arrays = [bytes_of(), bytes_of(LARGE - 1), np.zeros(LARGE // 4, np.float32), np.array(["x" * LARGE])]
+    indices = [np.zeros(LARGE, np.int64), np.zeros(LARGE, np.int32)]
+    references, frames = placed(loan, *arrays, *indices)
+    codes = [dtype for _, dtype, _, _ in references]
+    assert codes == [UINT8 | SHARED, UINT8, FLOAT | SHARED, STRING, INT64, INT32]
+    assert loan.is_used
+    worker = ClientMemories()
+    for place in (0, 2):
+        view, room = worker.input(codes[place], arrays[place].shape, frames[place])
+        assert room is None
+        assert view.dtype == codes[place] - SHARED
+        assert bytes(view.data) == arrays[place].tobytes()
+        assert unpack(frames[place]).offset % shared.ALIGNMENT == 0
+    assert len(worker) == 1
+    loan.release()
+    loan.release()
+
+
+def test_memory_is_lent_again_and_never_twice_at_once(lender: ClientMemory) -> None:
+    rng = np.random.default_rng(11)
+    lent: list[tuple[Loan, int, int]] = []
+    for _ in range(500):
+        if lent and rng.random() < 0.5:
+            loan, _, _ = lent.pop(rng.integers(len(lent)))
+            loan.release()
+        else:
+            loan, size = Loan(lender, 0), int(rng.integers(LARGE, 20 * LARGE))
+            _, frames = placed(loan, np.empty(size, np.uint8))
+            begin = unpack(frames[0]).offset
+            assert all(begin + size <= other or end <= begin for _, other, end in lent)
+            lent.append((loan, begin, begin + size))
+    for loan, _, _ in lent:
+        loan.release()
+    whole = Loan(lender, 0)
+    _, frames = placed(whole, np.empty(60 << 20, np.uint8))
+    assert unpack(frames[0]).offset == FIRST_OFFSET, "all of it is free again, in one piece"
+    whole.release()
+
+
+def test_without_memory_left_tensors_are_sent(lender: ClientMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CLIENT_MEMORY_BYTES_MAX", memory.CLIENT_MEMORY_PART_BYTES)
+    first, second = Loan(lender, 0), Loan(lender, 0)
+    references, _ = placed(first, np.empty(60 << 20, np.uint8))
+    assert references[0][1] == UINT8 | SHARED
+    references, frames = placed(second, np.empty(60 << 20, np.uint8))
+    assert references[0][1] == UINT8
+    assert len(frames[0]) == 60 << 20
+    assert not second.is_used
+    first.release()
+
+
+def test_outputs_are_read_from_the_room_and_from_nowhere_else(lender: ClientMemory) -> None:
+    loan = Loan(lender, 3 * LARGE)
+    _, frames = placed(loan, bytes_of())
+    _, room = ClientMemories().input(UINT8 | SHARED, [LARGE], frames[0])
+    assert room is not None
+    outputs = [bytes_of(LARGE), bytes_of(5), bytes_of(LARGE * 3), bytes_of(LARGE)]
+    refs: list[Any] = []
+    sent: list[Any] = []
+    room.write([TensorView(UINT8, one.shape, one.data) for one in outputs], refs, sent)
+    assert [dtype for dtype, _, _ in refs[0]] == [UINT8 | SHARED, UINT8 | SHARED, UINT8, UINT8 | SHARED]
+    tensors = [[f"y{place}", *ref] for place, ref in enumerate(refs[0])]
+    answer = Answer(1, 1, tensors, [0] * 6)
+    decoded = infer_call({}, loan).decode(answer, sent)
+    assert [decoded[f"y{place}"].tolist() for place in range(4)] == [one.tolist() for one in outputs]
+    for place in (
+        (FIRST_OFFSET, 3 * LARGE + 1),
+        (FIRST_OFFSET - 1, 1),
+        (FIRST_OFFSET + 3 * LARGE, 1),
+        (-1, 1),
+        (64, -1),
+    ):
+        with pytest.raises(InvalidInput, match="did not lend"):
+            loan.fetch(PLACE.pack(*place))
+    for frame in (b"", bytes(15)):
+        with pytest.raises(InvalidInput, match="did not lend"):
+            loan.fetch(frame)
+    loan.release()
+    with pytest.raises(InvalidInput, match="did not lend"):
+        loan.fetch(PLACE.pack(FIRST_OFFSET, 1))
+
+
+def test_an_answer_in_memory_that_was_not_lent_is_damaged() -> None:
+    answer = Answer(1, 1, [["y", UINT8 | SHARED, [1], 0]], [0] * 6)
+    with pytest.raises(Exception, match="damaged"):
+        infer_call(np.zeros(1)).decode(answer, [PLACE.pack(64, 1)])
+
+
+def test_a_request_that_a_worker_could_not_take_is_sent_and_then_nothing_is_shared(
+    lender: ClientMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[bool] = []
+
+    def ask(loan: Loan | None) -> str:
+        asked.append(loan is not None)
+        if loan is not None:
+            placed(loan, bytes_of())
+            raise InvalidInput("cannot use the memory")
+        return "outputs"
+
+    def infer() -> Any:
+        return lender.infer(ask, "m")
+
+    with caplog.at_level("WARNING", "clockwork.client"):
+        assert infer() == "outputs"
+    assert "cannot use the memory" in caplog.text
+    assert lender.is_paused
+    assert infer() == "outputs"
+    assert asked == [True, False, False]
+
+
+def test_a_wrong_request_is_the_callers_and_sharing_goes_on(lender: ClientMemory) -> None:
+    def wrong(loan: Loan | None) -> str:
+        if loan is not None:
+            placed(loan, bytes_of())
+        raise InvalidInput("by reference" if loan is not None else "of its own")
+
+    with pytest.raises(InvalidInput, match="of its own"):
+        lender.infer(wrong, "m")
+    assert not lender.is_paused
+
+    def late(loan: Loan | None) -> str:
+        assert loan is not None
+        placed(loan, bytes_of())
+        raise RequestTimeout("late")
+
+    with pytest.raises(RequestTimeout):
+        lender.infer(late, "m")
+
+
+def test_a_forked_child_lends_nothing(lender: ClientMemory) -> None:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            loans: list[Any] = []
+            lender.infer(lambda loan: loans.append(loan), "m")
+            code = 0 if loans == [None] else 1
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_the_room_is_as_large_as_the_models_outputs_were(lender: ClientMemory) -> None:
+    rooms: list[int] = []
+
+    def ask(loan: Loan | None) -> Any:
+        assert loan is not None
+        rooms.append(loan._room_bytes)
+        return answers.pop()
+
+    answers = [np.zeros(LARGE, np.uint8), {"a": np.zeros(LARGE, np.uint8), "b": np.zeros(1)}, np.zeros(5)]
+    for _ in range(3):
+        lender.infer(ask, "m")
+    lender.infer(lambda loan: ask(loan) if answers else np.zeros(1), "other")
+    assert rooms == [0, 0, LARGE + 64]
+
+
+def test_a_request_by_reference_is_a_request_to_the_controller(lender: ClientMemory) -> None:
+    x = np.zeros((1, LARGE), np.float32)
+    loan = Loan(lender, 0)
+    header, frames = infer_call(x, loan).encode(1, "m", x, None, 0)
+    message = codec.decode(header, FROM_CLIENT)
+    assert message.tensors == [["", FLOAT | SHARED, [1, LARGE], 0]]
+    assert sum(map(len, frames)) == 80
+    loan.release()
+
+
+# ----- a worker ------------------------------------------------------------------------------------
+
+
+def reference_to(loan: Loan, **changes: Any) -> bytes:
+    _, frames = placed(loan, bytes_of())
+    return unpack(frames[0])._replace(**changes).pack()
+
+
+def test_memory_is_taken_with_its_key_alone(lender: ClientMemory) -> None:
+    worker = ClientMemories()
+    for changes, words in (
+        ({"key": bytes(16)}, "has not the key"),
+        ({"descriptor": 10_000}, "No such file"),
+        ({"process": (1 << 22) + 1}, "No such file"),
+        ({"descriptor": -1}, "No such file"),
+        ({"offset": -1}, "of a client's memory"),
+        ({"offset": 64 << 20}, "of a client's memory"),
+        ({"offset": (64 << 20) - LARGE + 1}, "of a client's memory"),
+    ):
+        loan = Loan(lender, 0)
+        with pytest.raises(InvalidInput, match=words):
+            worker.input(UINT8 | SHARED, [LARGE], reference_to(loan, **changes))
+        loan.release()
+    with pytest.raises(InvalidInput, match="80 bytes"):
+        worker.input(UINT8 | SHARED, [LARGE], b"x")
+
+
+def test_other_files_of_a_process_are_no_memory(tmp_path: Any) -> None:
+    """Not even where they begin as memory does: a file may become shorter, which would end the worker."""
+    key = bytes(range(16))
+    path = tmp_path / "file"
+    path.write_bytes(MAGIC + key + bytes(1000))
+    unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
+    os.write(unsealed, MAGIC + key + bytes(1000))
+    reading, writing = os.pipe()
+    with open(path, "r+b") as file, open("/dev/null", "r+b") as null:
+        for descriptor in (file.fileno(), unsealed, reading, null.fileno()):
+            reference = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0)
+            with pytest.raises(InvalidInput, match="cannot use the memory"):
+                ClientMemories().input(UINT8 | SHARED, [10], reference.pack())
+        fcntl.fcntl(unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        reference = Reference(machine_id(), os.getpid(), unsealed, key, 64, -1, bytes(16), 0)
+        assert len(ClientMemories().input(UINT8 | SHARED, [10], reference.pack())[0].data) == 10
+    for descriptor in (unsealed, reading, writing):
+        os.close(descriptor)
+
+
+def mapped() -> int:
+    with open("/proc/self/maps") as file:
+        return sum("memfd:clockwork-client" in line for line in file)
+
+
+def test_what_a_client_leaves_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = ClientMemories()
+    before = mapped()
+    lender = ClientMemory()
+    loan = Loan(lender, 0)
+    _, frames = placed(loan, bytes_of())
+    view, _ = worker.input(UINT8 | SHARED, [LARGE], frames[0])
+    worker.sweep()
+    assert len(worker) == 1
+    loan.release()
+    lender.close()
+    del lender, loan
+    worker.sweep()
+    assert len(worker) == 0
+    assert bytes(view.data[:1]), "what is being read stays until it has been read"
+    with pytest.raises(InvalidInput):
+        worker.input(UINT8 | SHARED, [LARGE], frames[0])
+    del view
+    gc.collect()
+    assert mapped() == before
+
+
+def test_so_many_memories_are_mapped_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_memory, "CLIENT_MEMORIES_MAX", 2)
+    worker, lenders = ClientMemories(), [ClientMemory() for _ in range(3)]
+    frames = [reference_to(Loan(lender, 0)) for lender in lenders]
+    for place in (0, 1, 0, 2, 1, 0):
+        worker.input(UINT8 | SHARED, [LARGE], frames[place])
+        assert len(worker) <= 2
+    for lender in lenders:
+        lender.close()
+
+
+def test_a_room_that_is_gone_or_anothers_is_not_written_to(lender: ClientMemory) -> None:
+    """A request was given up, and its descriptor is another request's by the time its outputs are there."""
+    worker, output = ClientMemories(), bytes_of(100)
+    loan = Loan(lender, LARGE)
+    _, frames = placed(loan, bytes_of())
+    _, room = worker.input(UINT8 | SHARED, [LARGE], frames[0])
+    assert room is not None
+    loan.release()
+    again = Loan(lender, LARGE)
+    _, frames = placed(again, bytes_of())
+    assert unpack(frames[0]).room == room.descriptor
+    refs: list[Any] = []
+    sent: list[Any] = []
+    room.write([TensorView(UINT8, (100,), output.data)], refs, sent)
+    assert refs == [[[UINT8, (100,), 0]]]
+    assert bytes(sent[0]) == output.tobytes()
+    assert not again.fetch(PLACE.pack(FIRST_OFFSET, LARGE)).any()
+    again.release()
+    room.write([TensorView(UINT8, (100,), output.data)], refs, sent)
+    assert refs[1] == [[UINT8, (100,), 1]]

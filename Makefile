@@ -37,7 +37,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
+.PHONY: help check build run-cluster test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
     lint format typecheck annotate lock wheels proto clean distclean
 
 help: ## list the targets
@@ -93,6 +93,9 @@ test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(RAY) $(CUPY) #
 test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
 	$(BIN)/python -m pytest -m long $(TESTS)
 	$(if $(TESTS),,$(BIN)/python tools/debug.py)
+
+image-test: $(TESTABLE) ## build the image with podman and serve from it, alone and by compose; skips, and says why, where that cannot be
+	$(BIN)/python -m pytest -s -rs -m long tests/deployment/test_image.py
 
 conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
 	$(BIN)/python -m pytest -m conformance $(TESTS)

@@ -348,7 +348,7 @@ class _Preparation:
             points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, batch_max)
             for row in rows[1:]:
                 points += measure.profile(bench, chosen, row, proof.batches, batch_max)[0]
-            points += self._time_strings(bench, chosen, rows[0], points, batch_max if proof.batches else 1)
+            points += self._time_strings(bench, chosen, rows[0], points, proof.batches, batch_max)
         except RunError as error:
             raise InvalidModel(f"the model fails on the device: {error}") from None
         finally:
@@ -364,6 +364,7 @@ class _Preparation:
         chosen: int,
         row: list[Array],
         known: Sequence[ProfilePoint],
+        batches: bool,
         batch_max: int,
     ) -> list[ProfilePoint]:
         """Executions with strings of rising size, up to where they take long. row: the inputs of which strings are replaced.
@@ -373,7 +374,6 @@ class _Preparation:
         if not strings:
             return []
         points: list[ProfilePoint] = []
-        batches = batch_max > 1
         contents = [self._contents.get(self._inputs[index].name, samples.TEXT) for index in strings]
         for size in samples.sizes_of(samples.JPEG if samples.JPEG in contents else samples.TEXT):
             inputs = list(row)

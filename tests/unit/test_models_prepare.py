@@ -99,6 +99,11 @@ def test_strings_are_timed_by_their_size(workshop: Workshop) -> None:
     assert prepared.batches, prepared.batching_note
     sizes = {point.shape for point in prepared.profile}
     assert {((size,),) for size in TEXT_SIZES} <= sizes
+    # One that batches, although no batch pays, has the same sizes.
+    alone = workshop.prepare(workshop.package(text_model()), batch_max=1)
+    assert alone.batches
+    assert {point.shape for point in alone.profile} == sizes
+    assert PreparedModel.read(workshop.directory(alone, batch_max=1)).profile == alone.profile
     # A model that was prepared when strings were timed without their size is prepared again.
     directory = workshop.directory(prepared)
     for point in prepared.profile:

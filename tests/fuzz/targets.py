@@ -23,6 +23,7 @@ from clockwork.formats.profiles import dump_profiles, parse_profiles
 from clockwork.formats.program import parse_program
 from clockwork.gateway import http, triton_config
 from clockwork.gateway.errors import tell
+from clockwork.gateway.regions import Regions, Shared
 from clockwork.scheduler import recording
 from clockwork.wire import codec, messages, tensors
 
@@ -195,8 +196,9 @@ def bodies(data: bytes) -> bool:
     try:
         fields = http._object(text, "the body")
         parameters = http._parameters(fields, "the request")
-        http._wants(fields, parameters)
-        _, frames = http._inputs(fields, memoryview(rest))
+        shared = Shared(Regions(), lambda: 0, lambda count: None, len(data))
+        http._wants(fields, parameters, shared)
+        _, frames = http._inputs(fields, memoryview(rest), shared)
     except ClockworkError as error:
         demand(len(str(tell(error).body)) < 5000, "an answer repeats a request without a bound")
         return False

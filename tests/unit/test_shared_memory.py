@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from clockwork.wire.shared import FIRST_OFFSET, MAGIC, PLACE, SHARED, Reference,
 from clockwork.wire.tensors import FLOAT, INT32, INT64, STRING, UINT8, encode_array
 from clockwork.worker import memory as worker_memory
 from clockwork.worker.memory import ClientMemories
+from tests.fuzz.mutate import odd_bytes
 
 LARGE = CLIENT_SHARED_TENSOR_BYTES
 RNG = np.random.default_rng(7)
@@ -279,6 +281,23 @@ def test_memory_is_taken_with_its_key_alone(lender: ClientMemory) -> None:
         loan.release()
     with pytest.raises(InvalidInput, match="80 bytes"):
         worker.input(UINT8 | SHARED, [LARGE], b"x")
+
+
+def test_no_mutation_of_a_reference_does_more_than_be_refused(lender: ClientMemory) -> None:
+    seed = 13
+    rng = random.Random(seed)
+    loan, worker, taken = Loan(lender, LARGE), ClientMemories(), 0
+    _, frames = placed(loan, bytes_of())
+    for _ in range(3_000):
+        frame = odd_bytes(frames[0], rng)
+        try:
+            view, _ = worker.input(UINT8 | SHARED, [LARGE], frame)
+        except InvalidInput:
+            continue
+        assert len(view.data) == LARGE, (seed, frame)
+        taken += 1
+    assert 0 < taken < 3_000
+    loan.release()
 
 
 def test_other_files_of_a_process_are_no_memory(tmp_path: Any) -> None:

@@ -16,8 +16,8 @@ from clockwork.client.calls import (
     Batching,
     Call,
     Inputs,
-    MetricsPages,
     Outputs,
+    Pages,
     ProgressCallback,
     Value,
 )
@@ -119,7 +119,10 @@ class AsyncClient:
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """See Client.models()."""
-        return await self._ask(calls.MODELS, timeout)
+        pages = Pages("", self._client._limit_ns(timeout))
+        while pages.add(await self._ask(calls.MODELS, pages.left_s(), pages.argument)):
+            pass
+        return pages.models()
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """See Client.model()."""
@@ -163,7 +166,7 @@ class AsyncClient:
 
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """See Client.metrics()."""
-        pages = MetricsPages(model, self._client._limit_ns(timeout))
+        pages = Pages(model, self._client._limit_ns(timeout))
         while pages.add(await self._ask(calls.METRICS, pages.left_s(), pages.argument)):
             pass
         return pages.body

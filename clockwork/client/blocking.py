@@ -17,8 +17,8 @@ from clockwork.client.calls import (
     Batching,
     Call,
     Inputs,
-    MetricsPages,
     Outputs,
+    Pages,
     ProgressCallback,
     Value,
 )
@@ -159,7 +159,10 @@ class Client:
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""
-        return self._ask(calls.MODELS, timeout)
+        pages = Pages("", self._limit_ns(timeout))
+        while pages.add(self._ask(calls.MODELS, pages.left_s(), pages.argument)):
+            pass
+        return pages.models()
 
     def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """One model; its newest version, or the one in ``name@version``. Raises ModelNotFound."""
@@ -220,7 +223,7 @@ class Client:
 
     def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """Every number that the controller has, as plain data: see docs/metrics.md. model: of its versions alone."""
-        pages = MetricsPages(model, self._limit_ns(timeout))
+        pages = Pages(model, self._limit_ns(timeout))
         while pages.add(self._ask(calls.METRICS, pages.left_s(), pages.argument)):
             pass
         return pages.body

@@ -333,8 +333,9 @@ def _promote(request_id: int, name: str, version: int) -> Promote:
     return Promote(request_id, checked_model(name), _checked_version(version))
 
 
-def _metrics(request_id: int, page: str) -> Query:
-    return Query(request_id, "metrics", page)
+def _paged(what: str) -> Callable[[int, str], Query]:
+    """A query that is answered page by page: see Pages."""
+    return lambda request_id, page: Query(request_id, what, page)
 
 
 def _of_model(message: Callable[[int, str], tuple[Any, ...]]) -> Callable[[int, str], tuple[Any, ...]]:
@@ -342,8 +343,11 @@ def _of_model(message: Callable[[int, str], tuple[Any, ...]]) -> Callable[[int, 
     return lambda request_id, name: message(request_id, checked_model(name))
 
 
-def _models_of(body: Any) -> list[ModelInfo]:
-    return [ModelInfo.from_wire(info) for info in body] if isinstance(body, list) else []
+def _models_of(page: Any) -> Any:
+    """A page of models, with a record of each."""
+    if isinstance(page, dict) and isinstance(rows := page.get("models"), list):
+        return {**page, "models": [ModelInfo.from_wire(row) for row in rows]}
+    return page
 
 
 def _status_of(body: Any) -> ClusterStatus:
@@ -358,12 +362,12 @@ def _nothing(body: Any) -> None:
     return None
 
 
-class MetricsPages:
-    """The answers to one query for metrics, page by page, within one time limit and bounds of their number."""
+class Pages:
+    """The answers to one query for models or metrics, page by page, within one time limit and bounds of their number."""
 
-    def __init__(self, model: str, limit_ns: int) -> None:
+    def __init__(self, argument: str, limit_ns: int) -> None:
         self.body: dict[str, Any] = {}
-        self.argument = model  # the argument of METRICS for the next page
+        self.argument = argument  # of MODELS or METRICS, for the next page
         self._until_ns = now_ns() + limit_ns
         self._limit_ns = limit_ns
 
@@ -377,17 +381,22 @@ class MetricsPages:
     def add(self, page: Any) -> bool:
         """Add a page; whether another follows. Raises ClockworkError where the page is damaged."""
         if type(page) is not dict or type(models := page.get("models")) is not list:
-            _damaged("it is no page of metrics")
+            _damaged("it is no page of models")
         self.argument = page.pop("next", "")
         if type(self.argument) is not str or (self.argument and not models):
-            _damaged("a page of metrics without a model is followed by another")
+            _damaged("a page without a model is followed by another")
         if not self.body:
             self.body = page
         else:
             self.body["models"] += models
         if len(self.body["models"]) > config.MODELS_MAX:
-            _damaged(f"it has metrics of more than {config.MODELS_MAX} models")
+            _damaged(f"it is of more than {config.MODELS_MAX} models")
         return bool(self.argument)
+
+    def models(self) -> list[ModelInfo]:
+        """Of all pages of MODELS, by name and version."""
+        infos: list[ModelInfo] = self.body["models"]
+        return sorted(infos, key=lambda info: (info.name, info.version))
 
 
 # ----- the table -----------------------------------------------------------------------------
@@ -406,10 +415,10 @@ ROUTE = _replied(_route, RouteInfo.from_wire)
 PROMOTE = _replied(_promote, RouteInfo.from_wire)
 ROLLBACK = _replied(_of_model(Rollback), RouteInfo.from_wire)
 
-MODELS = _replied(lambda request_id: Query(request_id, "models", ""), _models_of)
+MODELS = _replied(_paged("models"), _models_of)
 MODEL = _replied(_of_model(lambda request_id, name: Query(request_id, "model", name)), ModelInfo.from_wire)
 STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of)
-METRICS = _replied(_metrics, _unchanged)  # a page: see MetricsPages
+METRICS = _replied(_paged("metrics"), _unchanged)
 
 
 def infer_call(inputs: Inputs, loan: Loan | None = None) -> _Infer:

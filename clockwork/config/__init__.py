@@ -243,7 +243,9 @@ SUMMARY_TEXT_CHARS_MAX = 4_096
 """Longest text in a worker's summary of a model."""
 
 METRICS_MODELS_PAGE = 64
-"""Models in an answer to the query for metrics: gathering them blocks the controller, for so many for a millisecond."""
+LISTED_MODELS_PAGE = 32
+"""Models in an answer to the queries for metrics and for models: gathering them blocks the controller, for so many for a
+millisecond."""
 
 TROUBLES_PER_KIND_MAX = 64
 """Troubles of a kind that status lists; further ones are only counted."""

@@ -16,17 +16,13 @@ from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_B
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.queries import state_of, traffic
+from clockwork.controller.queries import PAGE_MARK, page_after, state_of, traffic
 from clockwork.controller.troubles import Troubles
 from clockwork.controller.versions import Versions
-from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
+from clockwork.errors import ClockworkError, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
 from clockwork.wire.complaints import Complaints
-from clockwork.wire.telling import tell
-
-PAGE_MARK = "#"
-"""Begins an argument that asks for a further page, as "next" of the one before it names it."""
 
 _LEARNT = ("margin", "contested_ns", "level", "beyond")
 """What the scheduler has learnt of a device, as csrc/scheduler/scheduler.h describes it in DeviceStatus."""
@@ -95,7 +91,7 @@ class MetricsQuery:
                 raise ModelNotFound(self._table.absence(argument))
             return body | {"models": self._models(versions or [found], names), "next": ""}
         ids = list(self._table.by_id)  # ascending: they are given out in order, and none twice
-        first = bisect.bisect_right(ids, _after(argument)) if argument else 0
+        first = bisect.bisect_right(ids, page_after(argument)) if argument else 0
         page = ids[first : first + METRICS_MODELS_PAGE]
         more = first + len(page) < len(ids)
         body |= {
@@ -208,10 +204,3 @@ def unique_names(names: Mapping[int, str]) -> dict[int, str]:
     """Workers' names by id; those that several have get their ids, or what is told of one would be told of the others."""
     counts = collections.Counter(names.values())
     return {one: name if counts[name] == 1 else f"{name}#{one}" for one, name in names.items()}
-
-
-def _after(argument: str) -> int:
-    digits = argument[len(PAGE_MARK) :]
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-        raise InvalidInput(f"{tell(argument)} is no page of metrics: it is what the page before calls next")
-    return int(digits)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Mapping, Sized
 from typing import Any
 
-from clockwork.config import QUEUED_REQUESTS_MAX, VERSION
+from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
 from clockwork.controller._exchange import Exchange
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.links import WorkerLink
@@ -33,6 +34,10 @@ SET_ASIDE = "set_aside"
 
 UNSERVED = "unserved"
 """The state of a version that is ready and that no worker serves: those that have it left, or leave."""
+
+
+PAGE_MARK = "#"
+"""Begins an argument that asks for a further page, as "next" of the one before it names it."""
 
 
 class Queries:
@@ -73,18 +78,41 @@ class Queries:
             case "status":
                 return self.status()
             case "models":
-                return self.list_models()
+                return self.list_models(query.argument)
             case "model":
                 return self.find_model(query.argument)
         raise InvalidInput(f"a query is for status, models, model or metrics, not {tell(query.what)}")
 
-    def list_models(self) -> list[dict[str, Any]]:
-        """What ``clockwork models list`` shows: a short description of each version, unloaded ones last."""
-        names = self._worker_names()
-        models = [model for versions in self._table.versions.values() for model in versions.values()]
-        return [self._describe_briefly(model, names) for model in models if model.state.is_live] + [
-            describe_unloaded(model.record) for model in models if not model.state.is_live
-        ]
+    def list_models(self, argument: str = "") -> dict[str, Any]:
+        """A page of what ``clockwork models list`` shows: short descriptions of versions, unloaded ones on the last pages.
+
+        argument: "" for the first page, "next" of a page for the one behind it; the last has "" there. Raises InvalidInput.
+        """
+        if argument and not argument.startswith(PAGE_MARK):
+            raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
+        rows: list[dict[str, Any]] = []
+        name, at, version = argument[len(PAGE_MARK) :].partition("@")
+        if not at:
+            ids = [number for number, model in self._table.by_id.items() if model.state.is_live]
+            first = bisect.bisect_right(ids, page_after(argument)) if argument else 0
+            page, names = ids[first : first + LISTED_MODELS_PAGE], self._worker_names()
+            rows += [self._describe_briefly(self._table.by_id[number], names) for number in page]
+            if first + len(page) < len(ids):
+                return {"models": rows, "next": f"{PAGE_MARK}{page[-1]}"}
+        shown = (name, int(version) if version.isascii() and version.isdigit() else 0) if at else ("", 0)
+        away = sorted(
+            (one.record.name, one.record.version, one.record)
+            for versions in self._table.versions.values()
+            for one in versions.values()
+            if not one.state.is_live
+        )
+        away = [one for one in away if one[:2] > shown]
+        page_away = away[: LISTED_MODELS_PAGE - len(rows)]
+        rows += [describe_unloaded(record) for _, _, record in page_away]
+        if len(page_away) == len(away):
+            return {"models": rows, "next": ""}
+        last = page_away[-1] if page_away else ("", 0)
+        return {"models": rows, "next": f"{PAGE_MARK}{last[0]}@{last[1]}"}
 
     def find_model(self, text: str) -> dict[str, Any]:
         """The description of what ``name`` or ``name@version`` addresses. Raises ModelNotFound."""
@@ -205,6 +233,10 @@ class Queries:
 
     def _describe_briefly(self, model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
         prepared = model.prepared
+        quickest = (
+            min(prepared.profile, key=lambda point: point.exec_ns) if prepared and prepared.profile else None
+        )
+        live = self._scheduler.expected_ns(model.model_id, [quickest]) if quickest is not None else []
         return {
             "name": model.record.name,
             "version": model.record.version,
@@ -218,11 +250,16 @@ class Queries:
             "hosted": self._hosts(model, names),
             "slo_ns": model.slo_ns,
             "origin": model.record.options.get("origin", ""),
+            "inputs": [_describe_tensor(spec) for spec in prepared.inputs] if prepared else [],
+            "outputs": [_describe_tensor(spec) for spec in prepared.outputs] if prepared else [],
             "holding": prepared.holding if prepared else "",
             "batches": prepared.batches if prepared else False,
+            "batch_max": prepared.batch_max if prepared else 0,
             "weights_bytes": prepared.weights_bytes if prepared else 0,
+            "resident_bytes": prepared.resident_bytes if prepared else 0,
             "program": prepared.program if prepared else "",
-            "exec_ns": min((point.exec_ns for point in prepared.profile), default=0) if prepared else 0,
+            "exec_ns": quickest.exec_ns if quickest is not None else 0,
+            **({"live_exec_ns": live[0]} if live else {}),
             "load_ns": prepared.load_ns if prepared else 0,
         }
 
@@ -343,3 +380,11 @@ def _describe_preparations(model: ModelVersion, names: Mapping[int, str]) -> lis
 
 def _describe_tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
+
+
+def page_after(argument: str) -> int:
+    """The id in a mark that names the page behind a model. Raises InvalidInput."""
+    digits = argument[len(PAGE_MARK) :]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
+    return int(digits)

@@ -34,7 +34,8 @@ class ProfileInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A version of a registered model. Client.models() leaves out the fields that take long to list: see model()."""
+    """A version of a registered model. Client.models() leaves out profile, metadata, counts, digest and batching_note: see
+    model()."""
 
     name: str
     version: int

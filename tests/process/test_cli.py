@@ -66,9 +66,9 @@ def serve(controller: FakeController, identity: bytes, message: Any, frames: lis
             text = f"no model {message.argument!r} is registered"
             controller.send(identity, Failure(message.request_id, Status.MODEL_NOT_FOUND, text, {}))
             return
-        body = {"models": list(MODELS.values()), "status": STATUS}.get(message.what) or MODELS[
-            message.argument
-        ]
+        body = {"models": {"models": list(MODELS.values()), "next": ""}, "status": STATUS}.get(
+            message.what
+        ) or MODELS[message.argument]
         controller.send(identity, Reply(message.request_id, body))
     elif type(message) is Unregister:
         controller.send(identity, Reply(message.request_id, None))
@@ -222,7 +222,7 @@ def test_models(run: Any, controller: FakeController, tmp_path: Path) -> None:
     assert [one["name"] for one in json.loads(run("models", "list", "--json").output)] == ["digits", "two"]
     text = run("models", "show", "digits").output
     assert "image  float32 ['n', 1, 8, 8]" in text
-    assert "2.000 ms" in text
+    assert "2.00 ms" in text
     assert "w device 0: resident" in text
     run("models", "show", "digits", "--profile", tmp_path / "profile.json")
     text = (tmp_path / "profile.json").read_text()

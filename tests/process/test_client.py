@@ -627,7 +627,7 @@ def test_a_fork_is_told_so(client: Client) -> None:
 
 def test_queries(client: Client, controller: FakeController) -> None:
     bodies = {
-        "models": [{"name": "a", "version": 1}],
+        "models": {"models": [{"name": "a", "version": 1}], "next": ""},
         "model": {"name": "a", "version": 2},
         "status": {"epoch": 5},
     }

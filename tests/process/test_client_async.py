@@ -92,7 +92,11 @@ def test_cancelling_a_registration_cancels_it(controller: FakeController, tmp_pa
 def test_queries(controller: FakeController) -> None:
     def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
         what = message.what if type(message) is Query else ""
-        body = {"models": [{"name": "a"}], "model": {"name": "a"}, "status": {"epoch": 5}}.get(what)
+        body = {
+            "models": {"models": [{"name": "a"}], "next": ""},
+            "model": {"name": "a"},
+            "status": {"epoch": 5},
+        }.get(what)
         controller.send(identity, Reply(message.request_id, body))
 
     controller.handle = handle

@@ -61,7 +61,7 @@ class Liar:
 
 
 def honest_body(what: str) -> Any:
-    return [] if what == "models" else {"name": "m"}
+    return {"models": [], "next": ""} if what == "models" else {"name": "m"}
 
 
 ASKED: dict[str, Callable[[Client], Any]] = {
@@ -137,8 +137,9 @@ ROUTE: dict[str, Any] = {
     "shadow": {"version": 3, "parts": 500, "tolerance": 1e-6, "copied": 4}, "earlier": [{"shares": [[1, 10_000]]}],
 }  # fmt: skip
 METRICS: dict[str, Any] = {"models": [{"name": "m"}], "workers": [], "next": ""}
+LISTED: dict[str, Any] = {"models": [DESCRIPTION], "next": ""}
 BODIES = {
-    "models": [DESCRIPTION],
+    "models": LISTED,
     "model": DESCRIPTION,
     "status": {"workers": []},
     "metrics": METRICS,
@@ -158,8 +159,9 @@ def test_any_reply_is_taken_or_called_damaged(call: str, count: int) -> None:
     told: list[tuple[str, Any]] = []
 
     def reply(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-        follows = type(message) is Query and message.what == "metrics" and message.argument
-        controller.send(identity, Reply(message.request_id, METRICS if follows else bodies[-1]))
+        follows = type(message) is Query and message.what in ("models", "metrics") and message.argument
+        page = LISTED if follows and message.what == "models" else METRICS
+        controller.send(identity, Reply(message.request_id, page if follows else bodies[-1]))
 
     with (
         FakeController(handle=reply) as controller,

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from clockwork import Client
 from clockwork.config import CLOCK_LIMIT_NS, WORKER_TIMEOUT_NS
+from clockwork.controller import queries
 from clockwork.controller.process import Controller
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
@@ -286,7 +288,7 @@ def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_p
         assert failure.status == Status.INVALID_MODEL
         assert "Frobnicate" in failure.text
         client.send(messages.Query(2, "models", ""))
-        assert client.receive(messages.Reply)[0].body == []
+        assert client.receive(messages.Reply)[0].body == {"models": [], "next": ""}
     assert list((tmp_path / "models").iterdir()) == []
     assert list((tmp_path / "packages").iterdir()) == []
 
@@ -561,3 +563,27 @@ def test_rows_of_a_scalar(tmp_path: Path) -> None:
             client.register("any", b"content")
         client.infer("any", 2, [], ROW[:4])
         assert "no axis of rows" in client.receive(messages.Failure)[0].text
+
+
+def test_models_are_listed_page_by_page_those_out_of_service_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "LISTED_MODELS_PAGE", 2)
+    names = [f"m{number}" for number in range(5)]
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller, pages=16) as worker,
+        RawClient(controller) as raw,
+        Client(controller.client_endpoint) as client,
+    ):
+        for number, name in enumerate(names):
+            with worker.preparing(program=f"program {number}"):
+                raw.register(name, name.encode(), request_id=number + 1)
+        for away in ((), ("m0", "m3"), ("m1", "m2"), ("m4",)):
+            for name in away:
+                client.unload(name)
+            assert [model.name for model in client.models()] == names
+        raw.send(messages.Query(9, "models", "m0"))
+        assert "is no page" in raw.receive(messages.Failure)[0].text
+        raw.send(messages.Query(10, "models", "#one"))
+        assert "is no page" in raw.receive(messages.Failure)[0].text

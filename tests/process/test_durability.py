@@ -96,7 +96,7 @@ class Stage:
         return self.ask(lambda number: messages.Register(number, name, [row], options), content)
 
     def models(self) -> list[dict[str, Any]]:
-        body = self.ask(lambda number: messages.Query(number, "models", "")).body
+        body = self.ask(lambda number: messages.Query(number, "models", "")).body["models"]
         return sorted(body, key=lambda one: (one["name"], one["version"]))
 
     def wait_for_all(self) -> None:

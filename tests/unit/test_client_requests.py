@@ -121,7 +121,7 @@ MESSAGES: list[tuple[calls.Call[Any, *tuple[Any, ...]], tuple[Any, ...], tuple[A
     (calls.ROUTE, ("m", None, {}, 0.5), Route(7, "m", [], [0, 0, 0.0])),
     (calls.PROMOTE, ("m", 2), Promote(7, "m", 2)),
     (calls.ROLLBACK, ("m",), Rollback(7, "m")),
-    (calls.MODELS, (), Query(7, "models", "")),
+    (calls.MODELS, ("#3",), Query(7, "models", "#3")),
     (calls.MODEL, ("m@2",), Query(7, "model", "m@2")),
     (calls.STATUS, (), Query(7, "status", "")),
     (calls.METRICS, ("m",), Query(7, "metrics", "m")),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -89,8 +90,10 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def print_table(titles: list[str], rows: list[list[str]]) -> None:
-    """Print a table, as wide as the terminal; elsewhere 200 columns."""
+def print_table(
+    titles: list[str], rows: list[list[str]], legend: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Print a table, as wide as the terminal; elsewhere 200 columns. legend: what columns mean, printed below them."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -101,6 +104,8 @@ def print_table(titles: list[str], rows: list[list[str]]) -> None:
         table.add_row(*(Text(cell, no_wrap=True) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
+    for column, meaning in legend.items():
+        console.print(Text(f"{column}: {meaning}", "dim"))
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -25,8 +25,12 @@ from clockwork.cli.common import (
 from clockwork.errors import ConfigError, InvalidInput, ModelNotFound
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.sources.location import Location, location_of
+from clockwork.system.clock import duration
 
 EXISTING = click.Path(path_type=Path, exists=True)
+
+PACKED_NOTED = 1.1
+"""How many times a model's weights a packed model takes in memory before that is said beside them."""
 
 
 @click.group(cls=Commands)
@@ -181,7 +185,7 @@ def _summary(info: Any) -> str:
     shapes = ", ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)}" for tensor in info.inputs)
     batching = f"batches of up to {info.batch_max}" if info.batches else "one by one"
     fastest = min((point.exec_ns for point in info.profile), default=0)
-    return f"{shapes}; {batching}; {fastest / 1e6:.2f} ms; {info.weights_bytes / 2**20:.1f} MiB of weights"
+    return f"{shapes}; {batching}; {duration(fastest)}; {info.weights_bytes / 2**20:.1f} MiB of weights, {_holding(info)}"
 
 
 @models.command("list")
@@ -206,10 +210,11 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             _traffic(info),
             _where(info),
             f"{info.slo * 1e3:g} ms" if info.slo is not None else "-",
-            f"{info.raw.get('exec_ns', 0) / 1e6:.2f} ms",
-            f"{info.load_ns / 1e6:.2f} ms",
+            _time(info.raw.get("exec_ns")),
+            _time(info.raw.get("live_exec_ns")),
+            _time(info.load_ns),
             f"{info.weights_bytes / 2**20:.1f} MiB",
-            info.holding,
+            _holding(info),
             "yes" if info.batches else "no",
             _remarks(info),
         ]
@@ -222,7 +227,8 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             "traffic",
             "where",
             "SLO",
-            "execution",
+            "profiled",
+            "live",
             "load",
             "weights",
             "holding",
@@ -230,7 +236,24 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             "",
         ],
         rows,
+        {
+            "profiled, live": "an execution of the smallest batch: in a row at registration, and as the scheduler expects it now",
+            "load": "from host memory onto a device",
+            "holding": "bound: weights lie in the device's pages as they are; packed: as ONNX Runtime repacked them, which is "
+            "quicker and takes more memory",
+        },
     )
+
+
+def _time(ns: Any) -> str:
+    return duration(ns) if isinstance(ns, int) and ns > 0 else "-"
+
+
+def _holding(info: Any) -> str:
+    """How a device holds the weights, and in how much memory if that is more than they are."""
+    resident = info.raw.get("resident_bytes", 0)
+    more = resident > PACKED_NOTED * info.weights_bytes and info.holding == "packed"
+    return f"{info.holding}, {resident / 2**20:.1f} MiB" if more else info.holding
 
 
 def _remarks(info: Any) -> str:
@@ -310,7 +333,7 @@ def show(
         ("", info.batching_note),
         (
             "weights",
-            f"{info.weights_bytes / 2**20:.2f} MiB, {info.raw.get('pages', 0)} pages, {info.holding}",
+            f"{info.weights_bytes / 2**20:.2f} MiB, {info.raw.get('pages', 0)} pages, {_holding(info)}",
         ),
         ("", str(info.raw.get("constants_note", ""))),
         ("load", f"{info.load_ns / 1e6:.3f} ms"),
@@ -336,9 +359,13 @@ def show(
         if text:
             click.echo(f"  {title:<10}{text}")
     if info.profile:
-        rows = [[str([list(shape) for shape in point.shape]), str(point.batch), f"{point.exec_ns / 1e6:.3f} ms",
-                 f"{point.exec_ns / 1e6 / max(1, point.batch):.3f} ms"] for point in info.profile]  # fmt: skip
-        print_table(["shape", "batch", "execution", "a row"], rows)
+        live = list(info.raw.get("expected_ns") or ()) or [0] * len(info.profile)
+        rows = [[str([list(shape) for shape in point.shape]), str(point.batch), _time(point.exec_ns), _time(now_ns),
+                 _time(point.exec_ns // max(1, point.batch))] for point, now_ns in zip(info.profile, live)]  # fmt: skip
+        print_table(
+            ["shape", "batch", "profiled", "live", "profiled a row"], rows,
+            {"live": "as the scheduler expects it now, from the executions of late"},
+        )  # fmt: skip
 
 
 def _say_preparation(report: dict[str, Any]) -> str:

@@ -228,6 +228,15 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     print_table(
         ["worker", "device", "arena", "free", "loaded", "executing", "idle with work",
          "queued", "round trip", "jitter", "inputs", "memory"], rows,
+        {
+            "free": "of the arena, in which models are loaded",
+            "executing, idle with work": "of the last ten seconds or so; idle with work: a request waited that it could have served",
+            "queued": "actions that the worker has and has not begun",
+            "round trip": "of a message to the worker and back",
+            "jitter": "how late the machine wakes the worker, 99th percentile",
+            "inputs": "how long a megabyte of them takes to the worker",
+            "memory": "of the worker's process",
+        },
     )  # fmt: skip
     _print_learnt(body)
     rows = []

@@ -1,4 +1,4 @@
-"""What `clockwork models add` puts before and behind a model: images, labels."""
+"""What `clockwork models add` puts before and behind a model: images, texts, labels."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def with_images(
         filter=resampling or compose.FILTERS[0],
     )
     return compose.with_images(_read(file), flags)
+
+
+def with_texts(
+    file: Path | None, directory: Path, tokens_max: int | None, truncates: bool
+) -> onnx.ModelProto:
+    """The model of an ONNX file that takes texts. Raises InvalidInput, InvalidModel, ConfigError."""
+    from clockwork.models import tokenizers
+
+    return tokenizers.with_texts(_read(file), directory, tokenizers.TextFlags(tokens_max or 0, truncates))
 
 
 def with_labels(model: onnx.ModelProto | Path | None, path: Path) -> onnx.ModelProto:

@@ -82,12 +82,23 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="With --image: how it is resized."
 )
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="DIRECTORY",
+    help="The model's input becomes texts, which a tokenizer.json there makes tokens of.",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="With --tokenizer: of a text.  [default: as its files say]"
+)
+@click.option("--truncate", is_flag=True, help="With --tokenizer: cut longer texts instead of refusing them.")
 @click.option("--labels", type=FILE, help="Names of the scores: a line each, or a JSON list.")
 @client_options
 def add(
     name: str | None, file: Path | Location | None, profiles: str | None, copies: int, slo: float | None,
     examples: Path | None, batching: Any, batch_max: int | None, image: bool, resize: int | None,
-    mean: str | None, std: str | None, scale: float | None, filter_: str | None, labels: Path | None,
+    mean: str | None, std: str | None, scale: float | None, filter_: str | None,
+    tokenizer: Path | None, max_tokens: int | None, truncate: bool, labels: Path | None,
     endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
@@ -101,13 +112,15 @@ def add(
     version and takes over without a failed request.
 
     With --image, decoding, resizing, cropping and normalising become part of the model, so that their time is
-    part of what is predicted; what the flags leave out, the model's metadata says (docs/strings-and-images.md).
+    part of what is predicted; what the flags leave out, the model's metadata says. With --tokenizer, making
+    tokens of texts does (docs/strings-and-images.md).
 
     \b
     Examples:
       clockwork models add resnet50 resnet50.onnx --slo 0.1
       clockwork models add resnet50 resnet50.onnx --image --resize 256 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
+      clockwork models add sentences encoder.onnx --tokenizer all-MiniLM-L6-v2/
       clockwork models add resnet50-gpu resnet50.program --slo 0.05
       clockwork models add resnet50 s3://bucket/models/resnet50.onnx
       clockwork models add minilm hf://sentence-transformers/all-MiniLM-L6-v2/onnx/model.onnx
@@ -131,6 +144,10 @@ def add(
     image_flags = {"--resize": resize, "--mean": mean, "--std": std, "--scale": scale, "--filter": filter_}
     if not image and (alone := [flag for flag, value in image_flags.items() if value is not None]):
         raise InvalidInput(f"models add {alone[0]} goes with --image")
+    if image and tokenizer is not None:
+        raise InvalidInput("models add takes --image or --tokenizer: a model reads images or texts")
+    if tokenizer is None and (max_tokens is not None or truncate):
+        raise InvalidInput("models add --max-tokens and --truncate go with --tokenizer")
     with (
         new_client(endpoint, key, timeout) as client,
         _progress(f"Registering {name}") as tell,
@@ -140,7 +157,11 @@ def add(
             from clockwork.cli.fetching import fetch_model
 
             file = fetch_model(file, Path(folder), tell)
-        model: Any = joined.with_images(file, resize, mean, std, scale, filter_) if image else file
+        model: Any = file
+        if image:
+            model = joined.with_images(file, resize, mean, std, scale, filter_)
+        elif tokenizer is not None:
+            model = joined.with_texts(file, tokenizer, max_tokens, truncate)
         if labels is not None:
             model = joined.with_labels(model, labels)
         info = client.register(

@@ -87,6 +87,11 @@ SAMPLE_SECONDS = 0.08
 SAMPLES_NS = 500_000_000
 """No larger strings are timed than those with which one execution takes so long."""
 
+# ----- models/tokenizers.py --------------------------------------------------------------------
+
+TOKENIZER_PROBES = 100
+"""Texts of random characters, and as many of a vocabulary's tokens, with which a tokenizer is compared with its library's."""
+
 # ----- models/prepare_program.py ---------------------------------------------------------------
 
 CHECKS_RUN_MAX = 4

@@ -26,7 +26,7 @@ _WORDS = (
     "the", "of", "a", "deadline", "is", "and", "requests", "in", "time", "model", "to", "answers", "it", "Clockwork",
     "plans", "ahead", "because", "every", "execution", "takes", "as", "long", "again", "so", "nothing", "waits",
 )  # fmt: skip
-_SAMPLE_SIZE = {JPEG: 16_000, TEXT: 60}
+_SAMPLE_SIZE = {JPEG: 16_000, TEXT: 10}
 
 
 def contents_of(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device/images.h"
+#include "device/wordpiece.h"
 
 /* An operator as the runtime sees it; later members than version 16's are not read, for `version` says so. */
 struct OrtCustomOp {
@@ -95,6 +96,14 @@ public:
     std::size_t size(const char* name) const {
         return static_cast<std::size_t>(std::max<std::int64_t>(number(name), 0));
     }
+    std::string text(const char* name) const {
+        std::size_t bytes = 0;
+        check(ort_attribute_string(api_, info_, name, nullptr, &bytes));
+        std::string value(bytes, '\0');
+        check(ort_attribute_string(api_, info_, name, value.data(), &bytes));
+        value.resize(bytes > 0 ? bytes - 1 : 0);
+        return value;
+    }
 
 private:
     const OrtApi* api_;
@@ -142,6 +151,46 @@ struct DecodeJpeg {
         for (std::size_t index = 0; index < images.count(); ++index) {
             if (!read_image(images[index], form, target + index * size, problem))
                 return invalid_input(api, "image", index, problem);
+        }
+        return nullptr;
+    }
+};
+
+struct WordPieces {
+    static constexpr const char* NAME = "WordPiece";
+    static constexpr std::size_t OUTPUTS = 3;
+    static constexpr int OUTPUT_TYPE = ORT_INT64;
+
+    WordPiece tokenizer;
+    std::int64_t padding;
+    std::size_t length;  // of every text; 0: of the longest in the batch
+
+    explicit WordPieces(const Attributes& attributes)
+        : tokenizer({attributes.text("vocabulary"), attributes.text("specials"), attributes.text("normalised"),
+                     attributes.text("removed"), attributes.text("spaces"), attributes.text("alone"),
+                     attributes.text("prefix"), attributes.text("before"), attributes.text("after"),
+                     attributes.number("unknown"), attributes.size("word_max"), attributes.size("tokens_max"),
+                     attributes.number("truncates") != 0}),
+          padding(attributes.number("padding")),
+          length(attributes.size("length")) {}
+
+    OrtStatus* compute(const OrtApi* api, OrtKernelContext* context) const {
+        Strings texts(api, context);
+        std::vector<std::vector<std::int64_t>> rows(texts.count());
+        std::size_t longest = length;
+        std::string problem;
+        for (std::size_t index = 0; index < texts.count(); ++index) {
+            if (!tokenizer.encode(texts[index], rows[index], problem))
+                return invalid_input(api, "text", index, problem);
+            longest = std::max(longest, rows[index].size());
+        }
+        std::vector<std::int64_t> dims = {static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(longest)};
+        std::int64_t* ids = output<std::int64_t>(api, context, 0, dims);
+        std::int64_t* mask = output<std::int64_t>(api, context, 1, dims);
+        std::fill_n(output<std::int64_t>(api, context, 2, dims), rows.size() * longest, 0);
+        for (const std::vector<std::int64_t>& row : rows) {
+            ids = std::fill_n(std::copy(row.begin(), row.end(), ids), longest - row.size(), padding);
+            mask = std::fill_n(std::fill_n(mask, row.size(), 1), longest - row.size(), 0);
         }
         return nullptr;
     }
@@ -224,6 +273,7 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
             OrtCustomOpDomain* made = nullptr;
             check(ort_create_domain(api, DOMAIN_NAME, &made));
             check(ort_add_operator(api, made, described<DecodeJpeg>()));
+            check(ort_add_operator(api, made, described<WordPieces>()));
             domain = made;
         }
         return ort_add_domain(api, options, domain);

@@ -1,6 +1,7 @@
 /* Operators of the domain "clockwork", which take strings: what a model's own strings become before it sees numbers.
  *
  *   DecodeJpeg   strings[N] -> uint8[N, height, width, channels]: each string a JPEG image (device/images.h)
+ *   WordPiece    strings[N] -> ids, mask, types int64[N, length]: each string a text (device/wordpiece.h)
  *
  * What is wrong with a string is an error of the execution whose text has INPUT_MARK before the sentence for people.
  */

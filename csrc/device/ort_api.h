@@ -16,7 +16,7 @@
 #include <stdio.h>
 
 enum { ORT_API_VERSION = 15, ORT_ENTRY_COUNT = 253 };
-enum { ORT_INVALID_ARGUMENT = 2, ORT_UINT8 = 2 };
+enum { ORT_INVALID_ARGUMENT = 2, ORT_INT64 = 7, ORT_UINT8 = 2 };
 
 enum { ORT_LOG_FATAL = 4, ORT_OPTIMIZE_NOTHING = 0, ORT_TYPE_TENSOR = 1, ORT_STRING = 8 };
 enum { ORT_DEVICE_ALLOCATOR = 0, ORT_MEMORY_DEFAULT = 0 };
@@ -265,6 +265,12 @@ static inline OrtStatus* ort_default_allocator(const OrtApi* api, OrtAllocator**
 static inline OrtStatus* ort_attribute_int(const OrtApi* api, const OrtKernelInfo* info, const char* name,
                                            int64_t* out) {
     return ORT_CALL(api, 86, const OrtKernelInfo*, const char*, int64_t*)(info, name, out);
+}
+
+/* *bytes: in, what there is room for; out, what it takes, its end included. With NULL it is only measured. */
+static inline OrtStatus* ort_attribute_string(const OrtApi* api, const OrtKernelInfo* info, const char* name, char* out,
+                                              size_t* bytes) {
+    return ORT_CALL(api, 87, const OrtKernelInfo*, const char*, char*, size_t*)(info, name, out, bytes);
 }
 
 static inline OrtStatus* ort_kernel_input(const OrtApi* api, const OrtKernelContext* context, size_t index,

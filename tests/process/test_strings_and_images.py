@@ -1,4 +1,4 @@
-"""Models that are sent JPEG images, by everybody's clients, against a whole cluster with its gateway."""
+"""Models that are sent JPEG images and texts, by everybody's clients, against a whole cluster with its gateway."""
 
 from __future__ import annotations
 
@@ -148,10 +148,10 @@ def test_an_image_that_is_none_costs_its_batch_mates_nothing(
     with cluster.client() as client:
         good, bad = strings(PHOTOGRAPHS[0]), strings(data)
         # A long execution, behind which the others wait and become a batch.
-        first = client.submit("photographs", strings(*[PHOTOGRAPHS[2]] * 200), slo=20)
-        mates = [client.submit("photographs", good, slo=20) for _ in range(3)]
-        refused = client.submit("photographs", bad, slo=20)
-        mates += [client.submit("photographs", good, slo=20) for _ in range(3)]
+        first = client.submit("photographs", strings(*[PHOTOGRAPHS[2]] * 200), slo=9)
+        mates = [client.submit("photographs", good, slo=9) for _ in range(3)]
+        refused = client.submit("photographs", bad, slo=9)
+        mates += [client.submit("photographs", good, slo=9) for _ in range(3)]
         assert first.result().shape == (200, 5)
         with pytest.raises(InvalidInput, match=said):
             refused.result()
@@ -169,7 +169,84 @@ def test_times_are_known_by_the_size_of_an_image(cluster: Cluster) -> None:
         slo = 3 * alone[1 << 16] / 1e9 + 0.005
         with pytest.raises(Refused, match="idle device"):
             client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=min(slo, alone[1 << 22] / 2e9))
-        assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=20).shape == (1, 5)
+        assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=9).shape == (1, 5)
         # Larger than anything that was measured, by far.
         with pytest.raises(Refused, match="never measured with inputs of this shape or size"):
-            client.infer("photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=20)
+            client.infer("photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=9)
+
+
+# ----- texts -----------------------------------------------------------------------------------------
+
+TOKENS_MAX = 32
+SENTENCES = ["the quick brown fox", "Crème brûlée [MASK] 😀", "", "数据 hello"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tokenizer before the model `sentences`, as `tokenizers` has it."""
+    from tests.unit import texts  # which skips where that is not installed
+
+    place = tmp_path_factory.mktemp("sentences")
+    made = texts.word_pieces()
+    texts.save(made, place, model_max_length=TOKENS_MAX, pad_token="[PAD]")
+    onnx.save(texts.encoder(made.get_vocab_size()), place / "encoder.onnx")
+    said = cli(cluster, "models", "add", "sentences", str(place / "encoder.onnx"), "--tokenizer", str(place))
+    assert "sentences@1 is ready: text string['batch']; batches of up to" in said
+    return made
+
+
+def embeddings(tokenizer: Any, *given: str) -> list[np.ndarray]:
+    from tests.unit import texts
+
+    return [texts.embedding_of(tokenizer, text) for text in given]
+
+
+def test_texts_are_answered_as_if_the_library_had_made_tokens_of_them(
+    cluster: Cluster, tokenizer: Any
+) -> None:
+    with cluster.client() as client:
+        together = client.infer("sentences", strings(*SENTENCES))
+        alone = [client.infer("sentences", [text])[0] for text in SENTENCES]
+    np.testing.assert_allclose(together, embeddings(tokenizer, *SENTENCES), atol=TOLERANCE)
+    np.testing.assert_allclose(alone, together, atol=TOLERANCE)
+
+
+def test_triton_clients_and_curl_send_texts(cluster: Cluster, tokenizer: Any) -> None:
+    expected = embeddings(tokenizer, *SENTENCES)
+    with running_gateway(cluster.endpoint) as gateway:
+        for kind in ("http", "grpc"):
+            module: Any = pytest.importorskip(f"tritonclient.{kind}", reason="tritonclient is not installed")
+            with module.InferenceServerClient(f"127.0.0.1:{gateway.ports[kind]}") as client:
+                text = module.InferInput("text", [len(SENTENCES)], "BYTES")
+                text.set_data_from_numpy(strings(*SENTENCES))
+                answer = client.infer("sentences", [text]).as_numpy("embedding")
+            np.testing.assert_allclose(answer, expected, atol=TOLERANCE)
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        tensor = {"name": "text", "shape": [len(SENTENCES)], "datatype": "BYTES", "data": SENTENCES}
+        url = f"http://127.0.0.1:{gateway.ports['http']}/v2/models/sentences/infer"
+        command = ["curl", "-s", url, "-d", json.dumps({"inputs": [tensor]})]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=30)
+        (output,) = json.loads(done.stdout)["outputs"]
+        np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"the \xff fox", "text 0 is not UTF-8 at byte 4"),
+        ("the fox " * 1_000, "text 0 has 2002 tokens; the model takes at most 32"),
+    ],
+    ids=["bytes", "long"],
+)
+def test_a_text_that_cannot_be_read_costs_its_batch_mates_nothing(
+    cluster: Cluster, tokenizer: Any, text: str | bytes, said: str
+) -> None:
+    with cluster.client() as client:
+        mates = [client.submit("sentences", strings(SENTENCES[0]), slo=9) for _ in range(20)]
+        refused = client.submit("sentences", strings(text), slo=9)
+        mates += [client.submit("sentences", strings(SENTENCES[0]), slo=9) for _ in range(20)]
+        with pytest.raises(InvalidInput, match=said):
+            refused.result()
+        for mate in mates:
+            np.testing.assert_allclose(mate.result(), embeddings(tokenizer, SENTENCES[0]), atol=TOLERANCE)

@@ -1,0 +1,365 @@
+"""Models that read texts: a tokenizer of Hugging Face's library `tokenizers`, as an operator before the model.
+
+Tokenizers of the kind that BERT has (WordPiece) become Clockwork's operator of that name. All that they know of Unicode is
+asked of the library here, character by character, and goes along as tables; then both are given texts of many kinds, and
+a tokenizer whose tokens would be others is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from clockwork.config.models import TOKENIZER_PROBES
+from clockwork.device.operators import DOMAIN
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.models import samples
+from clockwork.models.compose import free_names, join
+from clockwork.models.onnx_import import real_inputs
+from clockwork.models.runtime import RunError, Session
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+INPUT_NAMES = {
+    "ids": ("input_ids", "ids", "token_ids", "input_ids:0"),
+    "mask": ("attention_mask", "mask", "input_mask"),
+    "types": ("token_type_ids", "segment_ids", "type_ids"),
+}
+"""What a model calls the operator's outputs."""
+
+_SURROGATES = range(0xD800, 0xE000)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextFlags:
+    """What is said of texts beside the tokenizer's files. tokens_max 0: as they say."""
+
+    tokens_max: int = 0  # of a text, with those that the tokenizer puts around it
+    truncates: bool = False  # a text of more is cut, and not refused
+
+
+def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onnx.ModelProto:
+    """The model with texts as its input, which a tokenizer reads. directory: of tokenizer.json.
+
+    Raises InvalidModel, or ConfigError where `tokenizers` is not installed.
+    """
+    tokenizer, spec, config = _read(directory)
+    roles = _roles(model)
+    fixed = _fixed_length(model, roles)
+    attributes = _attributes(tokenizer, spec)
+    tokens_max = flags.tokens_max or _tokens_max(spec, config) or fixed
+    if not tokens_max:
+        raise InvalidModel("nothing says how many tokens the model takes: --max-tokens")
+    if fixed and tokens_max > fixed:
+        tokens_max = fixed
+    attributes |= {"tokens_max": tokens_max, "truncates": int(flags.truncates), "length": fixed}
+    attributes["padding"] = _padding(tokenizer, config)
+    _verify(tokenizer, attributes)
+
+    names = free_names(model, "text", "ids", "mask", "types", "ids_cast", "mask_cast", "types_cast")
+    rows = _rows(model)
+    nodes = [
+        helper.make_node(
+            "WordPiece",
+            [names["text"]],
+            [names["ids"], names["mask"], names["types"]],
+            domain=DOMAIN,
+            **attributes,
+        )
+    ]
+    outputs, joined = [], {}
+    for role, value in roles.items():
+        made, dtype = names[role], value.type.tensor_type.elem_type
+        if dtype != TensorProto.INT64:
+            nodes.append(helper.make_node("Cast", [made], [names[f"{role}_cast"]], to=dtype))
+            made = names[f"{role}_cast"]
+        outputs.append(helper.make_tensor_value_info(made, dtype, [rows, fixed or "tokens"]))
+        joined[made] = value.name
+    text = helper.make_tensor_value_info(names["text"], TensorProto.STRING, [rows])
+    before = helper.make_graph(nodes, "texts", [text], outputs)
+    return join(model, before, joined, {names["text"]: samples.TEXT})
+
+
+# ----- the tokenizer's files -----------------------------------------------------------------------
+
+
+def _read(directory: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The tokenizer of `tokenizers`, tokenizer.json, and tokenizer_config.json, if there is one."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise ConfigError("--tokenizer needs `tokenizers`: pip install 'clockwork-serving[text]'") from None
+    path = directory / TOKENIZER_FILE if directory.is_dir() else directory
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # the library raises Exception itself
+        raise InvalidModel(f"{path} holds no tokenizer: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    config: dict[str, Any] = {}
+    beside = path.with_name(CONFIG_FILE)
+    if beside.is_file():
+        try:
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InvalidModel(f"{beside} is not JSON: {error}") from None
+    return tokenizer, spec, config
+
+
+def _tokens_max(spec: dict[str, Any], config: dict[str, Any]) -> int:
+    truncation = spec.get("truncation") or {}
+    said = truncation.get("max_length") or config.get("model_max_length") or 0
+    return int(said) if 0 < said < 1 << 20 else 0  # transformers writes 1e30 for none
+
+
+def _padding(tokenizer: Any, config: dict[str, Any]) -> int:
+    token = config.get("pad_token") or "[PAD]"
+    found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token)
+    return 0 if found is None else int(found)
+
+
+def _attributes(tokenizer: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """The operator's attributes: vocabulary, special tokens, and tables of characters."""
+    model = spec["model"]
+    if model.get("type", "WordPiece" if "continuing_subword_prefix" in model else "") != "WordPiece":
+        raise InvalidModel(f"a tokenizer of type {model.get('type')} is not served; WordPiece is")
+    vocabulary = sorted(model["vocab"].items(), key=lambda item: item[1])
+    if [number for _, number in vocabulary] != list(range(len(vocabulary))):
+        raise InvalidModel("the ids of the tokenizer's vocabulary have gaps")
+    specials = []
+    for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
+        if token.single_word or token.lstrip or token.rstrip or token.normalized:
+            raise InvalidModel(
+                f"the tokenizer's token {token.content!r} is found by rules that are not served"
+            )
+        specials.append(f"{token.content}\t{number}")
+    if any("\n" in token for token, _ in vocabulary) or any("\n" in line for line in specials):
+        raise InvalidModel("a token of the tokenizer's has a line break in it")
+    inner = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a")
+    at = next((at for at in range(len(whole.ids)) if whole.ids[at : at + len(inner)] == inner), 0)
+    if any(whole.type_ids):
+        raise InvalidModel("the tokenizer gives the first text another type than 0")
+    return {
+        "vocabulary": "\n".join(token for token, _ in vocabulary),
+        "specials": "\n".join(specials),
+        "prefix": model.get("continuing_subword_prefix", "##"),
+        "before": ",".join(map(str, whole.ids[:at])),
+        "after": ",".join(map(str, whole.ids[at + len(inner) :])),
+        "unknown": model["vocab"][model["unk_token"]],
+        "word_max": model.get("max_input_chars_per_word", 100),
+        **_tables(json.dumps([spec.get("normalizer"), spec.get("pre_tokenizer")])),
+    }
+
+
+# ----- what it knows of characters ------------------------------------------------------------------
+
+
+@functools.lru_cache(4)
+def _tables(parts: str) -> dict[str, str]:
+    """What becomes of each character, and which are spaces, or words of their own.
+
+    parts: a tokenizer's normalizer and pre_tokenizer, as JSON. Most of BERT's kind have the same; each takes 2 s."""
+    from tokenizers import Tokenizer
+
+    normalizer, pre_tokenizer = json.loads(parts)
+    empty = {
+        "type": "WordPiece",
+        "vocab": {"": 0},
+        "unk_token": "",
+        "continuing_subword_prefix": "",
+        "max_input_chars_per_word": 1,
+    }
+    bare = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "model": empty,
+    }
+    tokenizer = Tokenizer.from_str(json.dumps(bare))
+    points = [point for point in range(sys.maxunicode + 1) if point not in _SURROGATES]
+    normalise: Callable[[str], str] = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    removed, changed = [], []
+    spaces, alone = _kinds_of(tokenizer, points)
+    has_spaces = ord(" ") in spaces
+    for point, becomes in _normalised(normalise, points):
+        character = chr(point)
+        if not becomes:
+            removed.append(point)
+        elif (
+            becomes == f" {character} " and has_spaces
+        ):  # as BERT has Chinese characters: the same, and half a megabyte less
+            alone.append(point)
+        elif becomes != character:
+            changed.append((point, becomes))
+    alone = sorted(set(alone))
+    lines = (f"{point:x}\t{becomes}" for point, becomes in changed)
+    return {
+        "normalised": "\n".join(lines),
+        "removed": _ranges(removed),
+        "spaces": _ranges(spaces),
+        "alone": _ranges(alone),
+    }
+
+
+def _normalised(normalise: Callable[[str], str], points: list[int]) -> Iterator[tuple[int, str]]:
+    """Each character, and what it becomes: hundreds at once, where they can be told apart, which is ten times as fast."""
+    for begin in range(0, len(points), 256):
+        some = points[begin : begin + 256]
+        pieces = normalise("a" + "a".join(map(chr, some)) + "a").split("a")
+        if len(pieces) == len(some) + 2:
+            yield from zip(some, pieces[1:-1])
+        else:
+            yield from ((point, normalise(chr(point))) for point in some)
+
+
+def _kinds_of(tokenizer: Any, points: list[int]) -> tuple[list[int], list[int]]:
+    """Characters that end words and vanish, and characters that are words, where they stand between letters."""
+    if tokenizer.pre_tokenizer is None:
+        return [], []
+    spaces, alone = [], []
+    text = "a" + "a".join(map(chr, points)) + "a"
+    begins, ends = set(), set()
+    for _, (begin, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text):
+        begins.add(begin)
+        ends.add(end)
+    for index, point in enumerate(points):
+        place = 2 * index + 1
+        if place in begins and place + 1 in ends:
+            alone.append(point)
+        elif place in ends and place not in begins:
+            spaces.append(point)
+    return spaces, alone
+
+
+def _ranges(points: list[int]) -> str:
+    """Sorted numbers as "first-last" in hex, separated by commas."""
+
+    def runs() -> Iterator[tuple[int, int]]:
+        first = last = points[0]
+        for point in points[1:]:
+            if point != last + 1:
+                yield first, last
+                first = point
+            last = point
+        yield first, last
+
+    return ",".join(f"{first:x}-{last:x}" for first, last in runs()) if points else ""
+
+
+# ----- whether it is the same -----------------------------------------------------------------------
+
+
+def _verify(tokenizer: Any, attributes: dict[str, Any]) -> None:
+    """Raises InvalidModel for a text whose tokens are not the library's."""
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "T"])
+        for name in ("ids", "mask", "types")
+    ]
+    names = [output.name for output in outputs]
+    unbound = {**attributes, "tokens_max": 1 << 20, "length": 0}
+    graph = helper.make_graph(
+        [helper.make_node("WordPiece", ["text"], names, domain=DOMAIN, **unbound)],
+        "tokenizer",
+        [helper.make_tensor_value_info("text", TensorProto.STRING, ["N"])],
+        outputs,
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+    try:
+        session = Session(
+            helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), optimise=False
+        )
+        texts = [*probes(), *_known(attributes)]
+        ids, mask, _ = session.run([np.array(texts, object)])
+    except RunError as error:
+        raise InvalidModel(f"the tokenizer does not run: {error}") from None
+    for text, row, count in zip(texts, ids.tolist(), mask.sum(1)):
+        expected, found = tokenizer.encode(text).ids, row[:count]
+        if found != expected:
+            raise InvalidModel(
+                f"the tokenizer is not one that is served: of {text!r} it makes {expected[:20]}, not {found[:20]}"
+            )
+
+
+def _known(attributes: dict[str, Any]) -> Iterable[str]:
+    """Texts of tokens that the vocabulary has."""
+    tokens = [token.removeprefix(attributes["prefix"]) for token in attributes["vocabulary"].split("\n")]
+    rng = np.random.default_rng(2)
+    for _ in range(TOKENIZER_PROBES):
+        yield "".join(
+            tokens[index] + (" " if rng.random() < 0.3 else "")
+            for index in rng.integers(len(tokens), size=20)
+        )
+
+
+def probes() -> Iterable[str]:
+    """Texts of many kinds, the same each time."""
+    yield from (
+        "", " ", "a", "The quick brown fox.", "Crème brûlée, naïve café", "don't stop!!", "tab\tnew\nline\r\n",
+        "数据处理 hello 世界", "안녕하세요 세계", "Привет, мир", "שלום עולם", "नमस्ते दुनिया", "สวัสดี", "😀👍🏽 emoji", "e\u0301 o\u0308",
+        "[MASK] [CLS][SEP] [UNK]", "x" * 99, "x" * 100, "x" * 101, "1234567890" * 15, "\u200bzero\u00adwidth\ufeff", "nbsp\u00a0x",
+        "\ufffd \x07 \x7f", "ǅ ŉ ẞ ß İ \u0131 ﬁ \u017f", "—“quotes”…", "$100 + 5% = ~105^2 `code` <b>|</b>",
+    )  # fmt: skip
+    rng = np.random.default_rng(1)
+    ranges = [
+        (32, 127),
+        (160, 600),
+        (0x370, 0x530),
+        (0x590, 0x1000),
+        (0x2000, 0x2C00),
+        (0x3000, 0xD7FF),
+        (0xF900, 0x10FFFF),
+    ]
+    for _ in range(TOKENIZER_PROBES):
+        low, high = ranges[rng.integers(len(ranges))]
+        characters = [chr(point) for point in rng.integers(low, high, 30) if point not in _SURROGATES]
+        words = samples.text(40, int(rng.integers(1 << 30)))
+        yield "".join(characters[:15]) + words + "".join(characters[15:])
+
+
+# ----- the model -------------------------------------------------------------------------------------
+
+
+def _roles(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """The inputs of the model by what they are: ids, mask, types."""
+    found = {}
+    for value in real_inputs(model):
+        role = next((role for role, names in INPUT_NAMES.items() if value.name in names), None)
+        if role is None or role in found:
+            known = ", ".join(name for names in INPUT_NAMES.values() for name in names)
+            raise InvalidModel(f"the model's input {value.name!r} is none that a tokenizer gives: {known}")
+        if value.type.tensor_type.elem_type not in (TensorProto.INT64, TensorProto.INT32):
+            raise InvalidModel(f"the model's input {value.name!r} is not of int64 or int32")
+        found[role] = value
+    if "ids" not in found:
+        raise InvalidModel(f"the model has no input of token ids: {', '.join(INPUT_NAMES['ids'])}")
+    return found
+
+
+def _fixed_length(model: onnx.ModelProto, roles: dict[str, onnx.ValueInfoProto]) -> int:
+    """The number of tokens that the model takes, if it takes no other; else 0."""
+    shape = roles["ids"].type.tensor_type.shape.dim
+    if len(shape) != 2:
+        raise InvalidModel(
+            f"the model's input {roles['ids'].name!r} has {len(shape)} dimensions, not 2: rows, tokens"
+        )
+    return int(shape[1].dim_value) if shape[1].HasField("dim_value") else 0
+
+
+def _rows(model: onnx.ModelProto) -> str | int:
+    dim = real_inputs(model)[0].type.tensor_type.shape.dim[0]
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "N"

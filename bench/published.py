@@ -163,6 +163,22 @@ def _roundtrip(found: dict[str, Any]) -> Lines:
     ]
 
 
+def _shared_memory(found: dict[str, Any]) -> Lines:
+    def ms(row: dict[str, Any], name: str) -> str:
+        return f"{row[name]:.1f} ms" if row.get(name, 0) >= 0.05 else "-"
+
+    names = ("client_cpu_ms", "gateway_cpu_ms", "controller_cpu_ms", "worker_cpu_ms")
+    return [
+        "| tensor | model | way | requests | p50 | p99 | client | gateway | controller | worker |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['tensor']} | `{row['model']}` | {row['way']} | {row['requests']:,} | {row['p50_ms']:.1f} ms |"
+            f" {row['p99_ms']:.1f} ms | {' | '.join(ms(row, name) for name in names)} |"
+            for row in found["rows"]
+        ),
+    ]
+
+
 def _grid(resident: bool) -> Callable[[dict[str, Any]], Lines]:
     return lambda found: [
         *policies.table(found["rows"], resident),
@@ -220,6 +236,7 @@ COMMANDS = {
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     "recovery": "python -m bench.recovery --publish",
     "roundtrip": "python -m bench.roundtrip --publish",
+    "shared-memory": "python -m bench.shared_memory --publish",
     "grid": "python -m bench.grid run --seed 1001 --seeds 3 --requests 20000 --processes 1"
     f" {' '.join(f'--without {cell}' for cell in GRID_LEFT_OUT)} --publish",
     **dict.fromkeys(SIMULATED, f"python -m bench.paper {' '.join(SIMULATED)} --no-live --publish"),
@@ -239,6 +256,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "disturbance": ("disturbance", _disturbance),
     "recovery": ("recovery", _recovery),
     "roundtrip": ("roundtrip", _roundtrip),
+    "shared-memory": ("shared-memory", _shared_memory),
     "grid-resident": ("grid", _grid(resident=True)),
     "grid-pressed": ("grid", _grid(resident=False)),
     **{name: (name, render) for name, render in figures.TABLES.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from bench import (
     pump,
     rot,
     roundtrip,
+    shared_memory,
 )
 from bench.cluster import Cluster
 from bench.paper import fig11, live
@@ -41,6 +43,22 @@ def test_round_trip_beside_a_relay() -> None:
     assert roundtrip.compare(ours, bare)["p50 ratio"] > 0
     # A request takes the relay's road and does more on it. (Who else ran meanwhile is in the medians.)
     assert min(ours) > min(bare)
+
+
+@pytest.mark.slow
+def test_what_large_tensors_cost_sent_and_shared() -> None:
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no memory to share")
+    rows = shared_memory.measure(1, block_bytes=20_000_000)
+    found = {(row["tensor"], row["model"], row["way"]): row for row in rows}
+    for size in shared_memory.SIZES:
+        sent, shared = found[size, "max", "sent"], found[size, "max", "shared"]
+        assert shared["requests"] == sent["requests"] > 0
+    # The controller does not see the tensors, however busy the machine is.
+    assert (
+        found["10 MB", "same", "shared"]["controller_cpu_ms"]
+        < found["10 MB", "same", "sent"]["controller_cpu_ms"]
+    )
 
 
 def test_what_a_request_costs_a_gateway() -> None:

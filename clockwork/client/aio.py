@@ -43,8 +43,11 @@ class AsyncClient:
         timeout: float = config.CLIENT_TIMEOUT_NS / 1e9,
         keys: Keys = None,
         name: str = "",
+        shared_memory: bool = False,
     ) -> None:
-        self._client = self.client_type(endpoint, timeout=timeout, keys=keys, name=name)
+        self._client = self.client_type(
+            endpoint, timeout=timeout, keys=keys, name=name, shared_memory=shared_memory
+        )
         self._channel = self._client._channel
 
     @property
@@ -62,6 +65,8 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Outputs:
         """See Client.infer(). The arrays passed in must not be changed before it returns."""
+        if self._client._memory is not None:
+            return await self.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
         return await self._ask(calls.infer_call(inputs), timeout, model, inputs, slo, priority)
 
     def submit(

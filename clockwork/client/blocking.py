@@ -40,9 +40,9 @@ class Client:
     timeout: seconds that a call waits for its answer unless it says otherwise.
     keys: the peer's key file (or its content); else CLOCKWORK_KEY, else none.
     name: how this client appears in the controller's logs.
-    shared_memory: infer() puts large tensors into memory that workers on this machine read and write in place, if
-    they run as the same user; nothing of them passes the controller. Where a worker cannot, they are sent as
-    always, and a warning is logged. submit() always sends them.
+    shared_memory: large tensors of infer() and submit() are put into memory that workers on this machine read and
+    write in place, if they run as the same user; nothing of them passes the controller. Where a worker cannot,
+    they are sent as always, and a warning is logged. See docs/shared-memory.md.
 
     It connects in the background and, when the connection is lost, again: calls under way then fail
     with ConnectionLost, later ones wait for the new connection (a few seconds at most).
@@ -121,9 +121,13 @@ class Client:
         The arrays passed in are sent without a copy: do not change them before the future is done.
         Callbacks of the future run on the client's I/O thread, and must not wait for another call.
         """
-        return self._channel.submit(
-            calls.infer_call(inputs), self._limit_ns(timeout), model, inputs, slo, priority
-        )
+        limit_ns = self._limit_ns(timeout)
+
+        def ask(loan: Loan | None) -> concurrent.futures.Future[Outputs]:
+            call = calls.infer_call(inputs, loan)
+            return self._channel.submit(call, limit_ns, model, inputs, slo, priority)
+
+        return ask(None) if self._memory is None else self._memory.submit(ask, model)
 
     # ----- models ----------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +43,8 @@ from clockwork.wire.transport import Frame
 SENT = frozenset({STRING, INT32, INT64})
 """Dtypes that are never shared. A worker that executes a request which was given up may read its inputs while another
 request's are written there. Any other number is as good as another, but indices were checked before they change."""
+
+Outputs = TypeVar("Outputs")
 
 log = logging.getLogger("clockwork.client")
 
@@ -168,6 +171,42 @@ class Loan:
             self._part = None
 
 
+class _AskedTwice(Future[Any]):
+    """The future of a request that is asked again where its memory cannot be used. cancel() cancels what is under way."""
+
+    def __init__(self, asked: Future[Any]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled:
+            self._asked.cancel()
+        return cancelled
+
+    def follow(self, asked: Future[Any]) -> None:
+        """It is asked again."""
+        self._asked = asked
+        if self.cancelled():  # meanwhile
+            asked.cancel()
+
+    def end(self, asked: Future[Any]) -> None:
+        """As that one has ended."""
+        if asked.cancelled():
+            super().cancel()
+        if not self.set_running_or_notify_cancel():
+            return
+        error = asked.exception()
+        if error is None:
+            self.set_result(asked.result())
+        else:
+            self.set_exception(error)
+
+    def fail(self, error: ClockworkError) -> None:
+        if self.set_running_or_notify_cancel():
+            self.set_exception(error)
+
+
 class ClientMemory:
     """All memory that one client shares. Thread-safe.
 
@@ -192,12 +231,11 @@ class ClientMemory:
         """Whether nothing is shared now, because a worker could not use it."""
         return now_ns() < self._paused_until_ns
 
-    def infer(self, ask: Callable[[Loan | None], Any], model: str) -> Any:
+    def infer(self, ask: Callable[[Loan | None], Outputs], model: str) -> Outputs:
         """The outputs of a request. ask: carries it out; its argument is where its tensors may lie, None: with it."""
-        # After a fork, two processes would each think that the memory is theirs to lend.
-        if self.is_paused or os.getpid() != self._process:
+        loan = self._lend(model)
+        if loan is None:
             return ask(None)
-        loan = Loan(self, self._rooms.get(model, 0))
         try:
             outputs = ask(loan)
         except InvalidInput as error:
@@ -210,9 +248,47 @@ class ClientMemory:
         finally:
             loan.release()
         outputs = ask(None)  # where the tensors themselves are wrong, this says so
-        self._paused_until_ns = now_ns() + CLIENT_MEMORY_PAUSE_NS
-        log.warning("tensors are sent, not shared, for %g s: %s", to_seconds(CLIENT_MEMORY_PAUSE_NS), refused)
+        self._pause(refused)
         return outputs
+
+    def submit(self, ask: Callable[[Loan | None], Future[Outputs]], model: str) -> Future[Outputs]:
+        """Like infer(), of a request that ask() begins and whose future it returns."""
+        loan = self._lend(model)
+        if loan is None:
+            return ask(None)
+        try:
+            asked = ask(loan)
+        except BaseException:
+            loan.release()
+            raise
+        if not loan.is_used:
+            return asked
+        future = _AskedTwice(asked)
+
+        def answered(asked: Future[Outputs]) -> None:
+            loan.release()
+            refused = None if asked.cancelled() else asked.exception()
+            if not isinstance(refused, InvalidInput):
+                future.end(asked)
+                if refused is None and not asked.cancelled():
+                    self._note_room(model, asked.result())
+                return
+
+            def answered_again(asked: Future[Outputs]) -> None:
+                if not asked.cancelled() and asked.exception() is None:
+                    self._pause(refused)
+                future.end(asked)
+
+            try:
+                again = ask(None)
+            except ClockworkError as error:
+                future.fail(error)
+                return
+            future.follow(again)
+            again.add_done_callback(answered_again)
+
+        asked.add_done_callback(answered)
+        return future
 
     def take(self, size: int) -> tuple[_Part, int] | None:
         """So many bytes, in which part and where; None where the bound is reached."""
@@ -242,6 +318,16 @@ class ClientMemory:
             for part in self._parts:
                 part.close()
             self._parts.clear()
+
+    def _lend(self, model: str) -> Loan | None:
+        # After a fork, two processes would each think that the memory is theirs to lend.
+        if self.is_paused or os.getpid() != self._process:
+            return None
+        return Loan(self, self._rooms.get(model, 0))
+
+    def _pause(self, refused: InvalidInput) -> None:
+        self._paused_until_ns = now_ns() + CLIENT_MEMORY_PAUSE_NS
+        log.warning("tensors are sent, not shared, for %g s: %s", to_seconds(CLIENT_MEMORY_PAUSE_NS), refused)
 
     def _note_room(self, model: str, outputs: Any) -> None:
         """Lend the next request of the model room for outputs like these, if any of them is large."""

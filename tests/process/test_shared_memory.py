@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import secrets
@@ -19,6 +20,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork import config
+from clockwork.client.aio import AsyncClient
 from clockwork.client.blocking import Client
 from clockwork.client.calls import INFER_FRAMES
 from clockwork.errors import InvalidInput
@@ -79,6 +81,24 @@ def test_answers_are_those_of_tensors_that_are_sent(cluster: Cluster, sharing: C
     eventually(
         lambda: worker_stats(sharing)["client_memories"] == 1, "the worker has the memory of one client"
     )
+
+
+def test_futures_and_coroutines_share_as_well(cluster: Cluster, sharing: Client) -> None:
+    futures = [(x, sharing.submit("double", x)) for x in (rows(1, seed) for seed in range(20))]
+    assert all(np.array_equal(future.result(), x + x) for x, future in futures)
+
+    async def infer() -> bool:
+        async with AsyncClient(cluster.endpoint, shared_memory=True) as client:
+            asked = [rows(1, seed) for seed in range(20)]
+            answers = await asyncio.gather(*(client.infer("double", x) for x in asked))
+            assert client._client._memory is not None
+            assert client._client._memory._parts, "it has lent memory"
+            assert not client._client._memory.is_paused
+            return all(np.array_equal(answer, x + x) for x, answer in zip(asked, answers))
+
+    assert asyncio.run(infer())
+    assert sharing._memory is not None
+    assert not sharing._memory.is_paused
 
 
 def test_many_threads_share_and_every_one_gets_its_own(sharing: Client) -> None:

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,63 @@ def test_a_wrong_request_is_the_callers_and_sharing_goes_on(lender: ClientMemory
 
     with pytest.raises(RequestTimeout):
         lender.infer(late, "m")
+
+
+@pytest.mark.parametrize("how", ["answered", "sent again", "wrong", "late", "not asked again"])
+def test_a_future_ends_as_its_request_does_and_the_memory_is_free(lender: ClientMemory, how: str) -> None:
+    asked: list[Future[Any]] = []
+    loans: list[Loan] = []
+    outputs = np.zeros(1)
+
+    def ask(loan: Loan | None) -> Future[Any]:
+        if loan is not None:
+            placed(loan, bytes_of())
+            loans.append(loan)
+        elif how == "not asked again":
+            raise RequestTimeout("the client was closed")
+        asked.append(Future())
+        return asked[-1]
+
+    future = lender.submit(ask, "m")
+    assert loans[0].is_used
+    assert not future.done()
+    if how == "answered":
+        asked[0].set_result(outputs)
+    else:
+        asked[0].set_exception(RequestTimeout("late") if how == "late" else InvalidInput("no such memory"))
+    assert not loans[0].is_used
+    assert lender.is_paused is False
+    if how == "sent again":
+        assert not future.done()
+        asked[1].set_result(outputs)
+    elif how == "wrong":
+        asked[1].set_exception(InvalidInput("wrong"))
+    if how in ("answered", "sent again"):
+        assert future.result(0) is outputs
+    else:
+        error = InvalidInput if how == "wrong" else RequestTimeout
+        with pytest.raises(error, match=r"wrong|late|closed"):
+            future.result(0)
+    assert lender.is_paused == (how == "sent again")
+
+
+@pytest.mark.parametrize("when", ["first", "again"])
+def test_a_future_that_is_cancelled_cancels_what_is_under_way(lender: ClientMemory, when: str) -> None:
+    asked: list[Future[Any]] = []
+
+    def ask(loan: Loan | None) -> Future[Any]:
+        if loan is not None:
+            placed(loan, bytes_of())
+        asked.append(Future())
+        return asked[-1]
+
+    future = lender.submit(ask, "m")
+    if when == "again":
+        asked[0].set_exception(InvalidInput("no such memory"))
+    assert future.cancel()
+    assert asked[-1].cancelled()
+    assert len(asked) == (2 if when == "again" else 1)
+    assert wait([future], 0).done == {future}
 
 
 def test_a_forked_child_lends_nothing(lender: ClientMemory) -> None:

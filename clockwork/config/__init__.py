@@ -87,7 +87,7 @@ RANK_MAX = 32
 STRINGS_MAX = 1 << 16
 """The most elements of a tensor of strings: the controller looks at the length of each."""
 
-STRING_SIZE_MIN = 16
+STRING_SIZE_MIN = 64
 """Bytes up to which strings count as of one size where executions are timed; longer ones as of the next power of two."""
 
 SEND_QUEUE_MAX = 65_536

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import mmap
@@ -148,6 +149,17 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array], seconds: f
     while len(times) < RUNS_MIN or (len(times) < RUNS_MAX and time.monotonic() < give_up):
         times.append(max(1, bench.run(index, inputs)[1]))
     return round(statistics.median(times))
+
+
+def refusal_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
+    """The least time in ns that a model takes to fail on inputs: nothing but the clock on the wall says when it did."""
+    times = []
+    for _ in range(RUNS_MIN):
+        begun_ns = time.perf_counter_ns()
+        with contextlib.suppress(RunError):
+            bench.run(index, inputs)
+        times.append(time.perf_counter_ns() - begun_ns)
+    return min(times)
 
 
 class Compared(NamedTuple):

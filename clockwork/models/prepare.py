@@ -369,7 +369,8 @@ class _Preparation:
     ) -> list[ProfilePoint]:
         """Executions with strings of rising size, up to where they take long. row: the inputs of which strings are replaced.
 
-        What the model does not take is timed as well: so long it takes to say so."""
+        A size of which the sample is refused is taken to need what it takes to refuse it, and at least what the model took
+        for a smaller one: others of that size may be taken."""
         strings = [index for index, spec in enumerate(self._inputs) if spec.dtype == STRING]
         if not strings:
             return []
@@ -382,11 +383,13 @@ class _Preparation:
             shape = trial.timed_shape(inputs, batches)
             if any(point.shape == shape for point in (*known, *points)):
                 continue
-            begun_ns = time.perf_counter_ns()
             try:
                 points += measure.profile(bench, chosen, inputs, batches, batch_max, SAMPLE_SECONDS)[0]
             except RunError:
-                points.append(ProfilePoint(shape, 1, max(1, time.perf_counter_ns() - begun_ns)))
+                taken = [point.exec_ns for point in (*known, *points) if point.batch == 1]
+                points.append(
+                    ProfilePoint(shape, 1, max(*taken, measure.refusal_time(bench, chosen, inputs)))
+                )
             if points[-1].exec_ns > SAMPLES_NS:
                 break
         return points

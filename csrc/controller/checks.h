@@ -17,7 +17,7 @@ inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockw
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
 
 // Strings of up to so many bytes count as of this size, and longer ones as of the next power of two: clockwork.wire.tensors.string_size.
-inline constexpr std::int64_t STRING_SIZE_MIN = 16;
+inline constexpr std::int64_t STRING_SIZE_MIN = 64;
 
 // More rows than these are as good as these to any estimate.
 inline constexpr std::int64_t ROWS_MAX = 1 << 30;

@@ -122,9 +122,9 @@ def test_good_requests_are_taken(model: Model, refs: Any, frames: list[bytes]) -
 @pytest.mark.parametrize(
     ("texts", "size"),
     [
-        ([b""], 16),
-        ([b"x" * 16], 16),
-        ([b"x" * 17], 32),
+        ([b""], 64),
+        ([b"x" * 64], 64),
+        ([b"x" * 65], 128),
         ([b"x" * 1024], 1024),
         ([b"x" * 1025, b""], 1024),  # 512.5 bytes each
         ([bytes(100)] * 3 + [bytes(60_000)], 16_384),

@@ -141,7 +141,9 @@ def _attributes(tokenizer: Any, spec: dict[str, Any]) -> dict[str, Any]:
         raise InvalidModel("the ids of the tokenizer's vocabulary have gaps")
     specials = []
     for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
-        if token.single_word or token.lstrip or token.rstrip or token.normalized:
+        if (
+            token.single_word or token.normalized
+        ):  # lstrip and rstrip take spaces, which are nothing here: see _verify()
             raise InvalidModel(
                 f"the tokenizer's token {token.content!r} is found by rules that are not served"
             )
@@ -284,6 +286,9 @@ def _verify(tokenizer: Any, attributes: dict[str, Any]) -> None:
             helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), optimise=False
         )
         texts = [*probes(), *_known(attributes)]
+        for line in attributes["specials"].split("\n"):
+            special = line.rpartition("\t")[0]
+            texts += [f"a {special} b", f"a{special}b", f"  {special}\t{special} "]
         ids, mask, _ = session.run([np.array(texts, object)])
     except RunError as error:
         raise InvalidModel(f"the tokenizer does not run: {error}") from None

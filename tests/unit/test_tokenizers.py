@@ -64,6 +64,14 @@ def test_tokens_are_those_of_the_library(tmp_path: Path, normaliser: dict[str, A
     assert known > 1_500  # and not merely unknown words
 
 
+def test_special_tokens_may_take_the_spaces_around_them(tmp_path: Path) -> None:
+    tokenizer = texts.word_pieces()
+    tokenizer.add_special_tokens([texts.tokenizers.AddedToken("<mask>", lstrip=True, rstrip=True)])
+    session = joined(texts.save(tokenizer, tmp_path, model_max_length=20))
+    for text in ("the <mask> fox", "<mask><mask> ", " the<mask>"):
+        assert session.run([strings(text)])[0][0].tolist() == tokenizer.encode(text).ids
+
+
 def test_rows_are_padded_to_the_longest_or_to_what_the_model_takes(tmp_path: Path) -> None:
     tokenizer = texts.word_pieces()
     directory = texts.save(tokenizer, tmp_path, model_max_length=12, pad_token="[PAD]")
@@ -117,10 +125,10 @@ def test_tokenizers_that_are_not_served_are_refused(tmp_path: Path) -> None:
     library = texts.tokenizers
     pairs = library.Tokenizer(library.models.BPE())
     assert "of type BPE is not served" in refusal(tokens_model(), texts.save(pairs, tmp_path / "bpe"))
-    stripping = texts.word_pieces()
-    stripping.add_special_tokens([library.AddedToken("<mask>", lstrip=True)])
-    said = refusal(tokens_model(), texts.save(stripping, tmp_path / "strip"))
-    assert "'<mask>' is found by rules that are not served" in said
+    within = texts.word_pieces()
+    within.add_special_tokens([library.AddedToken("<word>", single_word=True)])
+    said = refusal(tokens_model(), texts.save(within, tmp_path / "within"))
+    assert "'<word>' is found by rules that are not served" in said
     composing = texts.word_pieces(lowercase=False)
     composing.normalizer = library.normalizers.NFC()  # what becomes of a character depends on its neighbour
     said = refusal(tokens_model(), texts.save(composing, tmp_path / "nfc"), TextFlags(tokens_max=8))

@@ -38,9 +38,10 @@ from clockwork.config.workloads import (
     SYNTHETIC_FUNCTIONS_MIN,
 )
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Refused, RequestTimeout
+from clockwork.models import samples
 from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo, TensorInfo
-from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
+from clockwork.wire.tensors import STRING, Array, code_of, encode_array, numpy_dtype
 from clockwork.workloads import Arrivals, Workload
 
 MODELS_SHOWN = 20
@@ -199,8 +200,14 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def make_input(spec: TensorInfo, example: Sequence[int] | None, rows: int, rng: np.random.Generator) -> Array:
-    """A plausible value of one input: normal floats, ids of 0 and 1, short strings.
+def make_input(
+    spec: TensorInfo,
+    example: Sequence[int] | None,
+    rows: int,
+    rng: np.random.Generator,
+    content: str = samples.TEXT,
+) -> Array:
+    """A plausible value of one input: normal floats, ids of 0 and 1, words or JPEG images.
 
     Open dimensions: the first is ``rows``, others are as in ``example`` (what the model was profiled
     with), or 1.
@@ -215,7 +222,7 @@ def make_input(spec: TensorInfo, example: Sequence[int] | None, rows: int, rng: 
             shape.append(example[axis] if example is not None and axis < len(example) else 1)
     code = code_of(spec.dtype)
     if code == STRING:
-        return np.full(shape, "clockwork", dtype=object)
+        return samples.sample(content, shape, int(rng.integers(1 << 16)))
     dtype = numpy_dtype(code)
     if np.issubdtype(dtype, np.integer) or np.issubdtype(dtype, np.bool_):
         return rng.integers(0, 2, shape).astype(dtype)
@@ -226,9 +233,16 @@ def make_inputs(info: ModelInfo, rows: int, seed: int) -> list[dict[str, Array]]
     """Several different inputs of a model, the same for the same seed."""
     rng = np.random.default_rng(seed)
     examples = info.raw.get("example") or []
+    contents = samples.contents_of(info.metadata)
     return [
         {
-            spec.name: make_input(spec, examples[index] if index < len(examples) else None, rows, rng)
+            spec.name: make_input(
+                spec,
+                examples[index] if index < len(examples) else None,
+                rows,
+                rng,
+                contents.get(spec.name, samples.TEXT),
+            )
             for index, spec in enumerate(info.inputs)
         }
         for _ in range(INPUTS_PER_MODEL)
@@ -242,7 +256,7 @@ class _Target:
         self.name = info.name
         self.inputs = inputs
         self.slo_ns = to_ns(info.slo) if info.slo is not None else 0  # its own
-        self.bytes = sum(value.nbytes for value in inputs[0].values())
+        self.bytes = sum(len(encode_array(value)[2]) for value in inputs[0].values())
 
 
 def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list[_Target]:
@@ -253,7 +267,7 @@ def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list
         info = client.model(name)
         if not info.inputs:
             raise ConfigError(f"model {name!r} is {info.state} and takes no load yet {info.text}".rstrip())
-        key = (info.inputs, str(info.raw.get("example")))
+        key = (info.inputs, str(info.raw.get("example")), info.metadata.get(samples.STRINGS_KEY))
         if key not in made:
             made[key] = make_inputs(info, rows, seed + index)
         target = _Target(info, made[key])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -381,12 +381,21 @@ def show(
             click.echo(f"  {title:<10}{text}")
     if info.profile:
         live = list(info.raw.get("expected_ns") or ()) or [0] * len(info.profile)
-        rows = [[str([list(shape) for shape in point.shape]), str(point.batch), _time(point.exec_ns), _time(now_ns),
+        rows = [[_shape(point.shape, info), str(point.batch), _time(point.exec_ns), _time(now_ns),
                  _time(point.exec_ns // max(1, point.batch))] for point, now_ns in zip(info.profile, live)]  # fmt: skip
         print_table(
             ["shape", "batch", "profiled", "live", "profiled a row"], rows,
             {"live": "as the scheduler expects it now, from the executions of late"},
         )  # fmt: skip
+
+
+def _shape(shape: Sequence[Sequence[int]], info: Any) -> str:
+    """What an execution was timed by: dimensions without rows, and of strings the bytes of each behind them."""
+    found = []
+    for index, dims in enumerate(shape):
+        is_text = index < len(info.inputs) and info.inputs[index].dtype == "string" and dims
+        found.append(str([*dims[:-1], f"{dims[-1]} B"]).replace("'", "") if is_text else str(list(dims)))
+    return "[" + ", ".join(found) + "]"
 
 
 def _say_preparation(report: dict[str, Any]) -> str:

@@ -159,6 +159,15 @@ def test_inputs_are_made_to_measure_and_repeatable() -> None:
     assert np.array_equal(made[3]["x"], make_inputs(info, 4, seed=3)[3]["x"])
 
 
+def test_models_that_read_images_are_sent_images() -> None:
+    spec = {"name": "image", "dtype": "string", "shape": ["n"]}
+    info = ModelInfo.from_wire({"inputs": [spec], "metadata": {"clockwork.strings": '{"image": "jpeg"}'}})
+    first, second, *_ = make_inputs(info, 2, seed=3)
+    images = [*first["image"], *second["image"]]
+    assert len(set(images)) > 1
+    assert all(data.startswith(b"\xff\xd8\xff") for data in images)
+
+
 def test_everything_is_counted_once_and_where_it_belongs() -> None:
     tally = Tally()
     outcomes: list[tuple[int, BaseException | None]] = [

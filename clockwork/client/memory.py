@@ -20,6 +20,7 @@ import numpy as np
 from clockwork.config import (
     CLIENT_MEMORY_BYTES_MAX,
     CLIENT_MEMORY_PART_BYTES,
+    CLIENT_MEMORY_PAUSE_MAX_NS,
     CLIENT_MEMORY_PAUSE_NS,
     CLIENT_ROOMS_MAX,
     CLIENT_SHARED_TENSOR_BYTES,
@@ -121,31 +122,30 @@ class Loan:
 
     def place(self, references: list[NamedTensorRef], frames: list[Frame]) -> None:
         """Write a request's large inputs to memory, and put references in the place of their frames. The request stays as
-        it is where there are none, or no memory is left."""
-        large = [
-            (reference, memoryview(frames[reference[3]]).nbytes)
-            for reference in references
-            if reference[1] not in SENT
-            and memoryview(frames[reference[3]]).nbytes >= CLIENT_SHARED_TENSOR_BYTES
-        ]
-        size = sum(aligned(bytes_) for _, bytes_ in large)
-        found = self._memory.take(size) if large else None
+        it is where there are none, or no memory is left. For a room alone, any input has to do, since its reference says
+        where the room is."""
+        sizes = [(one, memoryview(frames[one[3]]).nbytes) for one in references if one[1] not in SENT]
+        large = [(one, size) for one, size in sizes if size >= CLIENT_SHARED_TENSOR_BYTES]
+        if not large and self._room_bytes:
+            large = [(one, size) for one, size in sizes if size > 0][:1]
+        whole = sum(aligned(size) for _, size in large)
+        found = self._memory.take(whole) if large else None
         if found is None:
             return
         part, at = found
-        self._part, self._offset, self._size = part, at, size
+        self._part, self._offset, self._size = part, at, whole
         room_key = bytes(KEY_BYTES)
         if self._room_bytes:
             self._room, room_key = _create(FIRST_OFFSET + self._room_bytes)
-        for reference, bytes_ in large:
+        for reference, size in large:
             # Not by a slice of the mapping: this copy lets other threads run.
-            np.copyto(part.bytes[at : at + bytes_], np.frombuffer(frames[reference[3]], np.uint8))
+            np.copyto(part.bytes[at : at + size], np.frombuffer(frames[reference[3]], np.uint8))
             where = Reference(
                 self._memory.machine, os.getpid(), part.descriptor, part.key, at, self._room, room_key, self._room_bytes
             )  # fmt: skip
             frames[reference[3]] = where.pack()
             reference[1] |= SHARED
-            at += aligned(bytes_)
+            at += aligned(size)
 
     def fetch(self, frame: Frame) -> Array:
         """The bytes of an output that the worker wrote. Raises InvalidInput for a place that is not in the room."""
@@ -211,7 +211,7 @@ class ClientMemory:
     """All memory that one client shares. Thread-safe.
 
     A worker that cannot use it fails the request, which is then sent again with its tensors in it; after that, nothing is
-    shared for a while (CLIENT_MEMORY_PAUSE_NS), and a warning is logged.
+    shared for a while (CLIENT_MEMORY_PAUSE_NS, and longer each time in a row), and a warning is logged.
     """
 
     def __init__(self) -> None:
@@ -224,6 +224,7 @@ class ClientMemory:
         self._parts: list[_Part] = []
         self._rooms: dict[str, int] = {}  # by model: the bytes of the largest outputs that it gave
         self._paused_until_ns = 0
+        self._pause_ns = CLIENT_MEMORY_PAUSE_NS
         self._is_closed = False
 
     @property
@@ -243,7 +244,7 @@ class ClientMemory:
                 raise
             refused = error
         else:
-            self._note_room(model, outputs)
+            self._note_answer(model, outputs, loan.is_used)
             return outputs
         finally:
             loan.release()
@@ -261,17 +262,16 @@ class ClientMemory:
         except BaseException:
             loan.release()
             raise
-        if not loan.is_used:
-            return asked
+        is_used = loan.is_used
         future = _AskedTwice(asked)
 
         def answered(asked: Future[Outputs]) -> None:
             loan.release()
             refused = None if asked.cancelled() else asked.exception()
-            if not isinstance(refused, InvalidInput):
+            if not (is_used and isinstance(refused, InvalidInput)):
                 future.end(asked)
                 if refused is None and not asked.cancelled():
-                    self._note_room(model, asked.result())
+                    self._note_answer(model, asked.result(), is_used)
                 return
 
             def answered_again(asked: Future[Outputs]) -> None:
@@ -326,11 +326,14 @@ class ClientMemory:
         return Loan(self, self._rooms.get(model, 0))
 
     def _pause(self, refused: InvalidInput) -> None:
-        self._paused_until_ns = now_ns() + CLIENT_MEMORY_PAUSE_NS
-        log.warning("tensors are sent, not shared, for %g s: %s", to_seconds(CLIENT_MEMORY_PAUSE_NS), refused)
+        pause_ns, self._pause_ns = self._pause_ns, min(2 * self._pause_ns, CLIENT_MEMORY_PAUSE_MAX_NS)
+        self._paused_until_ns = now_ns() + pause_ns
+        log.warning("tensors are sent, not shared, for %g s: %s", to_seconds(pause_ns), refused)
 
-    def _note_room(self, model: str, outputs: Any) -> None:
+    def _note_answer(self, model: str, outputs: Any, is_by_reference: bool) -> None:
         """Lend the next request of the model room for outputs like these, if any of them is large."""
+        if is_by_reference:
+            self._pause_ns = CLIENT_MEMORY_PAUSE_NS
         arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)
         sizes = [array.nbytes for array in arrays if array.dtype != object]
         if max(sizes, default=0) < CLIENT_SHARED_TENSOR_BYTES:

@@ -477,7 +477,9 @@ CLIENT_MEMORY_BYTES_MAX = 1 << 30
 """Shared memory of one client; tensors for which none is left are sent."""
 
 CLIENT_MEMORY_PAUSE_NS = 10_000_000_000
-"""Time for which a client sends its tensors after a worker could not use its memory."""
+CLIENT_MEMORY_PAUSE_MAX_NS = 640_000_000_000
+"""Time for which a client sends its tensors after a worker could not use its memory: twice as long each time in a row, up to
+the second."""
 
 CLIENT_ROOMS_MAX = 1_024
 """Models of which a client keeps the size of their outputs."""

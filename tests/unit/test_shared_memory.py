@@ -170,6 +170,19 @@ def test_outputs_are_read_from_the_room_and_from_nowhere_else(lender: ClientMemo
         loan.fetch(PLACE.pack(FIRST_OFFSET, 1))
 
 
+def test_a_room_is_lent_with_small_inputs_too(lender: ClientMemory) -> None:
+    loan = Loan(lender, LARGE)
+    small = [np.zeros(3, np.int64), np.zeros(0, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)]
+    references, frames = placed(loan, *small)
+    assert [dtype for _, dtype, _, _ in references] == [INT64, FLOAT, FLOAT | SHARED, FLOAT]
+    assert unpack(frames[2]).room_bytes == LARGE
+    loan.release()
+    loan = Loan(lender, LARGE)
+    placed(loan, np.zeros(LARGE, np.int64))
+    assert not loan.is_used, "there is no input that may be shared"
+    loan.release()
+
+
 def test_an_answer_in_memory_that_was_not_lent_is_damaged() -> None:
     answer = Answer(1, 1, [["y", UINT8 | SHARED, [1], 0]], [0] * 6)
     with pytest.raises(Exception, match="damaged"):
@@ -197,6 +210,26 @@ def test_a_request_that_a_worker_could_not_take_is_sent_and_then_nothing_is_shar
     assert lender.is_paused
     assert infer() == "outputs"
     assert asked == [True, False, False]
+
+
+def test_the_pause_doubles_until_a_worker_can(lender: ClientMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, can = [0], [False]
+    monkeypatch.setattr(memory, "now_ns", lambda: now[0])
+
+    def ask(loan: Loan | None) -> np.ndarray:
+        if loan is not None:
+            placed(loan, bytes_of())
+            if not can[0]:
+                raise InvalidInput("cannot use the memory")
+        return np.zeros(1)
+
+    pauses = []
+    for can[0] in (False, False, True, False):
+        lender.infer(ask, "m")
+        lender.infer(lambda loan: np.zeros(1), "small")  # says nothing of memory
+        pauses.append((lender._paused_until_ns - now[0]) // memory.CLIENT_MEMORY_PAUSE_NS)
+        now[0] = max(now[0], lender._paused_until_ns)
+    assert pauses == [1, 2, 0, 1]
 
 
 def test_a_wrong_request_is_the_callers_and_sharing_goes_on(lender: ClientMemory) -> None:
@@ -295,6 +328,7 @@ def test_the_room_is_as_large_as_the_models_outputs_were(lender: ClientMemory) -
     def ask(loan: Loan | None) -> Any:
         assert loan is not None
         rooms.append(loan._room_bytes)
+        placed(loan, bytes_of(5))
         return answers.pop()
 
     answers = [np.zeros(LARGE, np.uint8), {"a": np.zeros(LARGE, np.uint8), "b": np.zeros(1)}, np.zeros(5)]

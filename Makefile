@@ -30,6 +30,7 @@ CLIENTS := $(VENV)/.clients-$(PLACE)
 RAY := $(VENV)/.ray-$(PLACE)
 CUPY := $(VENV)/.cupy-$(PLACE)
 SOURCES_OF_MODELS := $(VENV)/.sources-$(PLACE)
+EXAMPLES := $(VENV)/.examples-$(PLACE)
 
 SOURCES := setup.py pyproject.toml \
     $(shell find clockwork csrc -name '*.pyx' -o -name '*.pxd' -o -path 'csrc/*' -type f)
@@ -87,7 +88,7 @@ test: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) lint typecheck ## li
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
-test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
+test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(EXAMPLES) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
 	$(call run_tests,(slow or conformance) and not long)
 
 test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
@@ -216,6 +217,12 @@ $(CLIENTS): $(TESTABLE) requirements-clients.lock
 $(RAY): $(TESTABLE) requirements-ray.lock
 	@echo "Installing Ray (80 MB, once) ..."
 	@$(PIP) -r requirements-ray.lock && touch $@ || echo "Ray could not be installed; its tests are skipped"
+
+# Likewise. The examples from PyTorch, Hugging Face and Keras need PyTorch, which is too large to be installed here:
+# pip install torch onnxscript transformers keras (of PyTorch the build for CPUs, a tenth of the other) has them run, too.
+$(EXAMPLES): $(TESTABLE) requirements-examples.lock
+	@echo "Installing the exporters of examples/models ..."
+	@$(PIP) --no-deps -r requirements-examples.lock && touch $@ || echo "They could not be installed; their examples are not run"
 
 # Likewise: without these the tests of models that are fetched skip.
 $(SOURCES_OF_MODELS): $(TESTABLE) requirements-sources.lock

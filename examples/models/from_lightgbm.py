@@ -1,0 +1,38 @@
+"""A LightGBM booster, from fit() to an answer. XGBoost goes the same way, with convert_xgboost().
+
+pip install lightgbm scikit-learn onnxmltools
+clockwork up                                   (in another terminal)
+python examples/models/from_lightgbm.py
+"""
+
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+from onnxmltools import convert_lightgbm
+from onnxmltools.convert.common.data_types import FloatTensorType
+from sklearn.datasets import load_breast_cancer
+
+from clockwork import Client
+
+features, kinds = load_breast_cancer(return_X_y=True)
+features = features.astype(np.float32)
+model = lightgbm.LGBMClassifier(n_estimators=50, random_state=7, verbose=-1).fit(features, kinds)
+
+file = Path("cancer.onnx")
+onnx_model = convert_lightgbm(
+    model.booster_,
+    initial_types=[("features", FloatTensorType([None, features.shape[1]]))],  # None: any number of rows
+    zipmap=False,  # probabilities as one tensor, instead of a list of dictionaries, which is none
+)
+# The converter says that the label has one row, whatever the features have: then it would be served one row at a time.
+for value in (*onnx_model.graph.input, *onnx_model.graph.output):
+    value.type.tensor_type.shape.dim[0].dim_param = "rows"
+file.write_bytes(onnx_model.SerializeToString())
+
+with Client() as client:
+    info = client.register("cancer", file, slo=0.1)
+    answer = client.infer("cancer", {"features": features[:20]})
+np.testing.assert_array_equal(answer["label"], model.predict(features[:20]))
+np.testing.assert_allclose(answer["probabilities"], model.predict_proba(features[:20]), atol=1e-5)
+print(f"{info.reference}: 20 answers like LightGBM's; batches of up to {info.batch_max}")

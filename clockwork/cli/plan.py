@@ -14,7 +14,7 @@ from clockwork import config
 from clockwork.cli.common import PATH, Commands, client_options, new_client, policy_numbers, print_json
 from clockwork.config.workloads import NOISE_EXECUTIONS_MIN
 from clockwork.errors import ConfigError
-from clockwork.system.clock import SECOND, to_ns
+from clockwork.system.clock import SECOND, now_ns, to_ns
 
 if TYPE_CHECKING:
     from clockwork.formats.profiles import ModelProfile
@@ -25,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TRACE_DURATION_S = 600.0
 """Seconds of a trace that are counted by default."""
+
+TOLD_EVERY_NS = 5 * SECOND
+"""How often it is said, where there is no terminal, how far a simulation is."""
 
 NOISE = 0.0003
 """Relative sigma of execution times, where it was not measured."""
@@ -161,8 +164,8 @@ def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, 
     from clockwork.sim import planning
 
     scenario = _scenario(sought, given, rate, slo, devices)
-    with _telling(sought) as tell:
-        planner = planning.Planner(scenario, tell)
+    with _telling(sought) as (tell, watch):
+        planner = planning.Planner(scenario, tell, watch=watch)
         found = {"devices": planner.devices, "rate": planner.rate, "slo": planner.slo}[sought]()
     if given["plot"] is not None:
         draw(found, scenario.bad_max, given["plot"])
@@ -302,14 +305,25 @@ def _bytes(text: str) -> int:
 
 
 @contextlib.contextmanager
-def _telling(sought: str) -> Iterator[Callable[[str], None]]:
-    """The newest trial beside a spinner on a terminal, a line for each elsewhere; on stderr either way."""
+def _telling(sought: str) -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
+    """How trials are told of, and how far the one under way is; on stderr.
+
+    On a terminal the latter is a line beside a spinner, elsewhere a line every TOLD_EVERY_NS.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda line: click.echo(line, err=True)
+        next_ns = now_ns() + TOLD_EVERY_NS
+
+        def say(what: str, part: float) -> None:
+            nonlocal next_ns
+            if now_ns() >= next_ns:
+                next_ns = now_ns() + TOLD_EVERY_NS
+                click.echo(f"simulating {what}: {part:.0%}", err=True)
+
+        yield lambda line: click.echo(line, err=True), say
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -319,7 +333,7 @@ def _telling(sought: str) -> Iterator[Callable[[str], None]]:
             progress.console.print(line, highlight=False)
             progress.update(task, description="next ...")
 
-        yield tell
+        yield tell, lambda what, part: progress.update(task, description=f"simulating {what}: {part:.0%}")
 
 
 def written(sought: str, value: float | None) -> str:

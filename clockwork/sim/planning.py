@@ -275,12 +275,20 @@ class Plan:
 Tell = Callable[[str], None]
 """Called with a line after every trial."""
 
+Watch = Callable[[str, float], None]
+"""Called now and then, from any thread, with the scenario that is simulated and the part of it that is over, 0 to 1."""
+
 
 class Planner:
     """Trials of a scenario, each run once."""
 
     def __init__(
-        self, scenario: Scenario, tell: Tell | None = None, threads: int = 0, limits: bool = True
+        self,
+        scenario: Scenario,
+        tell: Tell | None = None,
+        threads: int = 0,
+        limits: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         """threads: simulations at once; 0: as many as processors. limits: find the bottleneck, which takes a simulation
         of each seed for each of RESOURCES, and, if no trial failed, first a trial that does."""
@@ -288,6 +296,7 @@ class Planner:
         self._limits = limits
         self.scenario = scenario
         self._tell: Tell = tell or (lambda line: None)
+        self._watch: Watch = watch or (lambda what, part: None)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._shares = self._find_shares()
         self.trials: list[Trial] = []
@@ -443,7 +452,14 @@ class Planner:
             else scenario.models
         )
 
+        done = dict.fromkeys(scenario.seeds, 0.0)
+        what = f"{scenario.cluster.devices} devices, {scenario.rate:.6g} requests/s"
+
         def run(seed: int) -> Report:
+            def look(now_ns: int, requests: int) -> None:
+                done[seed] = min(1.0, now_ns / (warm + window))
+                self._watch(what, sum(done.values()) / len(done))
+
             return simulate(
                 models,
                 scenario.cluster,
@@ -455,6 +471,7 @@ class Planner:
                 warmup_ns=warm,
                 until_ns=warm + window,
                 resident=True,
+                on_progress=look,
             )
 
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:  # without the interpreter's lock

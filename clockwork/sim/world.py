@@ -23,8 +23,8 @@ from clockwork.workloads import Arrivals
 
 SECOND = 1_000_000_000
 
-EVENTS_A_TURN = 1_000_000
-"""Events between two calls of on_progress."""
+EVENTS_A_TURN = 200_000
+"""Most events between two calls of on_progress."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -374,13 +374,12 @@ def simulate(
     running, running_cpu = time.perf_counter(), time.process_time()
     while True:
         wanted = world.run(EVENTS_A_TURN)
+        if wanted < -1:
+            break
         if wanted >= 0:
             world.feed(wanted, _next_chunk(opens[wanted]))
-        elif wanted == -1:
-            if on_progress is not None:
-                on_progress(world.now_ns, world.requests)
-        else:
-            break
+        if on_progress is not None:
+            on_progress(world.now_ns, world.requests)
     # The scheduler's real time is scaled by the process's ratio of processor time to real time.
     used_s, real_s = time.process_time() - running_cpu, time.perf_counter() - running
     scheduler_s = world.scheduler_ns / SECOND * used_s / real_s if real_s > 0 else 0.0

@@ -15,7 +15,7 @@ from clockwork.cli.root import cli
 from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile, linear, save_profiles
-from clockwork.sim import Cluster, Report, planning, simulate
+from clockwork.sim import Cluster, Report, planning, simulate, world
 from clockwork.sim.planning import Planner, Scenario
 from clockwork.workloads import Workload, poisson, zipf
 
@@ -244,6 +244,18 @@ def test_the_command_line_plans_from_a_profile_file_and_draws(tmp_path: Path) ->
     assert "limited by" in text
     text = run("slo", *quick, "--rate", "50", "--model", "cnn")
     assert math.isfinite(float(text.split()[1]))
+
+
+def test_a_long_simulation_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "EVENTS_A_TURN", 100)
+    told: list[tuple[str, float]] = []
+    small = scenario([CNN], rate=50)
+    Planner(small, watch=lambda what, part: told.append((what, part)), threads=1).trial(small)
+    parts = [part for _, part in told]
+    assert {what for what, _ in told} == {"1 devices, 50 requests/s"}
+    assert parts == sorted(parts)
+    assert parts[0] < 0.2
+    assert parts[-1] == pytest.approx(1, abs=0.01)
 
 
 def test_the_command_line_plans_for_a_trace(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.runtime import RunError, Session, explain
 from clockwork.models.split import operator
-from clockwork.wire.tensors import Array
+from clockwork.wire.tensors import STRING, Array
 
 BATCHES = (1, 2, 4, 8, 16)
 """Default batch sizes."""
@@ -240,6 +240,10 @@ class _Compilation:
         self._inputs = [spec for spec in specs if spec.name in wanted]
         self._outputs = [_spec(*output) for output in self._session.outputs]
         for spec in self._inputs:
+            if spec.dtype == STRING:
+                raise InvalidModel(
+                    f"input {spec.name!r} is strings, which no kernel reads: it runs on CPU devices"
+                )
             value = next(declared for declared in model.graph.input if declared.name == spec.name)
             if not value.type.tensor_type.HasField("shape"):
                 raise InvalidModel(f"input {spec.name!r} has no declared shape, and cannot be compiled")

@@ -88,6 +88,7 @@ WordPiece::WordPiece(const Parts& parts)
     split(parts.specials, '\n', [&](std::string_view line) {
         std::size_t tab = line.find('\t');
         specials_.emplace_back(line.substr(0, tab), decimal(line.substr(tab + 1)));
+        begins_special_.set(static_cast<unsigned char>(line[0]));
     });
     std::sort(specials_.begin(), specials_.end(),
               [](const auto& one, const auto& other) { return one.first.size() > other.first.size(); });
@@ -139,7 +140,7 @@ void WordPiece::add_plain(std::string_view text, std::vector<std::int64_t>& ids,
             end_word(ids, word, length);
     };
     std::uint32_t point = 0;
-    while (!text.empty()) {
+    while (!text.empty() && !is_full(ids)) {
         std::size_t size = character(text, point);
         if (auto found = normalised_.find(point); found != normalised_.end()) {
             std::string_view left = found->second;
@@ -169,9 +170,12 @@ bool WordPiece::encode(std::string_view text, std::vector<std::int64_t>& ids, st
     ids = before_;
     std::string word;
     std::size_t length = 0, plain = 0;
-    for (std::size_t at = 0; at < text.size();) {
-        auto found = std::find_if(specials_.begin(), specials_.end(),
-                                  [&](const auto& one) { return text.substr(at).starts_with(one.first); });
+    for (std::size_t at = 0; at < text.size() && !is_full(ids);) {
+        auto found = specials_.end();
+        if (begins_special_[static_cast<unsigned char>(text[at])]) {
+            found = std::find_if(specials_.begin(), specials_.end(),
+                                 [&](const auto& one) { return text.substr(at).starts_with(one.first); });
+        }
         if (found == specials_.end()) {
             ++at;
             continue;
@@ -182,10 +186,9 @@ bool WordPiece::encode(std::string_view text, std::vector<std::int64_t>& ids, st
         plain = at;
     }
     add_plain(text.substr(plain), ids, word, length);
-    if (ids.size() + after_.size() > tokens_max_) {
+    if (is_full(ids)) {
         if (!truncates_) {
-            problem = "has " + std::to_string(ids.size() + after_.size()) + " tokens; the model takes at most " +
-                      std::to_string(tokens_max_);
+            problem = "has more than the " + std::to_string(tokens_max_) + " tokens that the model takes";
             return false;
         }
         ids.resize(tokens_max_ - after_.size());

@@ -3,6 +3,7 @@
 // What depends on Unicode comes as tables, made from the tokenizer itself (clockwork/models/tokenizers.py).
 #pragma once
 
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -37,11 +38,14 @@ public:
 private:
     using Ranges = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
 
+    // Whether a text has more tokens already than it may have: the rest of it is not looked at.
+    bool is_full(const std::vector<std::int64_t>& ids) const { return ids.size() + after_.size() > tokens_max_; }
     void add_plain(std::string_view text, std::vector<std::int64_t>& ids, std::string& word, std::size_t& length) const;
     void end_word(std::vector<std::int64_t>& ids, std::string& word, std::size_t& length) const;
 
     std::unordered_map<std::string, std::int64_t> vocabulary_;
     std::vector<std::pair<std::string, std::int64_t>> specials_;  // the longest first
+    std::bitset<256> begins_special_;                             // by byte
     std::unordered_map<std::uint32_t, std::string> normalised_;
     Ranges removed_, spaces_, alone_;
     std::string prefix_;

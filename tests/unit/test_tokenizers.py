@@ -89,7 +89,7 @@ def test_a_longer_text_is_refused_or_cut(tmp_path: Path) -> None:
     tokenizer = texts.word_pieces()
     directory = texts.save(tokenizer, tmp_path, model_max_length=8)
     long = "the fox " * 20
-    with pytest.raises(RunError, match=r"\[input\] text 1 has 42 tokens; the model takes at most 8"):
+    with pytest.raises(RunError, match=r"\[input\] text 1 has more than the 8 tokens that the model takes"):
         joined(directory).run([strings("the fox", long)])
     (ids, _, _) = joined(directory, TextFlags(truncates=True)).run([strings(long)])
     tokenizer.enable_truncation(8)

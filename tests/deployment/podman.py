@@ -30,9 +30,9 @@ BASE = "localhost/clockwork-image-test-base:bookworm"
 BASE_PACKAGES = "ca-certificates,python3,python3-venv,python3-pip,python3-dev,python-is-python3"
 
 COMMAND_S = 120
-PULL_S = 300
-BASE_S = 600
-BUILD_S = 3000
+PULL_S = 180
+BASE_S = 300
+BUILD_S = 1300
 
 HANDED_IN = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
 """Files of this machine that pip may need to reach its index; mounted while the image is built, and not in it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def test_the_image_serves_read_only_and_without_rights(podman: Podman) -> None:
         *("up", "--host", "0.0.0.0", "--insecure"),
     )
     try:
-        eventually(lambda: is_ready(port), f"it is ready: {podman.logs(container)}")
+        eventually(lambda: is_ready(port), "it is ready")
         assert infer(port) == 200, "at once"
         said = podman.run("exec", container, "clockwork", "infer", "digits", "--example", "7")
         assert said.startswith("digits: 7"), said
@@ -76,6 +77,9 @@ def test_the_image_serves_read_only_and_without_rights(podman: Podman) -> None:
         podman.run("stop", "--time", "30", container)
         assert podman.inspect(container, ".State.ExitCode") == "0", podman.logs(container)
         assert "Traceback" not in podman.logs(container)
+    except BaseException:
+        print(podman.logs(container))
+        raise
     finally:
         podman.run("rm", "--force", "--volumes", container)
 
@@ -135,7 +139,7 @@ def running_compose(podman: Podman, program: str, workers: int) -> Iterator[Comp
 
 @pytest.mark.parametrize("program", ["podman-compose", "docker-compose"])
 def test_compose_serves_with_two_workers_of_which_one_is_killed(podman: Podman, program: str) -> None:
-    if podman.call("-c", f"command -v {program}", program="sh").returncode:
+    if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed: apt-get install --no-install-recommends {program}")
     with running_compose(podman, program, workers=2) as compose:
         eventually(lambda: is_ready(compose.port), "it is ready")

@@ -55,6 +55,10 @@ def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
         from clockwork.formats.profiled import encode_profile
 
         return [(PROFILE_FILE, encode_profile(model))]
+    if isinstance(model, str) and "://" in model:
+        raise InvalidModel(
+            f"{model} is a URL: `clockwork models add` takes it; register() takes what is on this machine"
+        )
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         if examples is not None:
             raise InvalidModel("a compiled program brings its own checks: it takes no examples")

@@ -136,7 +136,7 @@ class Keeper:
             rows = [
                 {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": done.error}
                 for (name, version), done in sorted(self._done.items())
-                if done.error
+                if done.error and (name, version) not in self._busy
             ]
             rows += [
                 {

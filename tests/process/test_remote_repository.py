@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
 
 from clockwork.cli.root import cli
+from clockwork.errors import InvalidModel
 from clockwork.sources.location import Location, location_of
 from tests.process.cluster import Cluster, eventually, running_cluster
 from tests.process.file_server import FileServer, running_file_server
@@ -164,6 +165,7 @@ def test_a_slow_source_holds_up_neither_other_repositories_nor_answers(
             client.unregister(name)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_half_written_is_not_served(
     cluster: Cluster, server: FileServer, tmp_path: Path
 ) -> None:
@@ -189,6 +191,7 @@ def test_a_file_that_is_half_written_is_not_served(
         client.unregister("grows")
 
 
+@pytest.mark.slow
 def test_in_explicit_mode_a_load_asks_the_source(
     cluster: Cluster, server: FileServer, tmp_path: Path
 ) -> None:
@@ -235,3 +238,5 @@ def test_models_add_takes_a_url(cluster: Cluster, server: FileServer, tmp_path: 
     assert "m.data is not there" in done.stderr
     with cluster.client() as client:
         client.unregister("fetched")
+        with pytest.raises(InvalidModel, match="is a URL: `clockwork models add` takes it"):
+            client.register("fetched", f"{server.url}/m/m.onnx")

@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import io
+import json
 import os
 import subprocess
 import threading
@@ -472,7 +474,64 @@ def test_every_library_says_its_own_way_what_a_file_is(
         assert child._hash_of(checksum, 4).hexdigest() == hashlib.md5(b"").hexdigest()
 
 
-def test_a_bound_of_files_is_held(monkeypatch: pytest.MonkeyPatch, server: FileServer) -> None:
+class FakeStore:
+    """fsspec's view of a store that has, or says that it has, whatever a test wants."""
+
+    def __init__(self, infos: dict[str, dict[str, Any]], content: bytes = b"") -> None:
+        self.infos = {f"bucket/m/{path}": {"type": "file", "size": 4} | info for path, info in infos.items()}
+        self.content = content
+
+    def find(self, root: str, detail: bool) -> dict[str, dict[str, Any]]:
+        return self.infos
+
+    def info(self, path: str) -> dict[str, Any]:
+        return self.infos[path]
+
+    def open(self, path: str, mode: str, **how: Any) -> io.BytesIO:
+        return io.BytesIO(self.content)
+
+    def invalidate_cache(self) -> None:
+        pass
+
+
+def answers_to(
+    command: dict[str, Any], store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """What the reader answers; in this process."""
+    monkeypatch.setattr(child, "_open", lambda url: (store, url.removeprefix("s3://")))
+    answer = io.StringIO()
+    child.Reader(answer).carry_out(command)
+    return [json.loads(line) for line in answer.getvalue().splitlines()]
+
+
+def test_what_stands_for_a_folder_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore({"a/1/model.onnx": {}, "a/": {"size": 0}, "b": {"type": "directory"}})
+    (files, end) = answers_to({"do": "list", "url": "s3://bucket/m"}, store, monkeypatch)
+    assert [row[0] for row in files["files"]] == ["a/1/model.onnx"]
+    assert end == {"end": None}
+
+
+def test_a_file_that_comes_shorter_than_it_is_said_to_be_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Libraries may end a file early without an error."""
+    store = FakeStore({"a": {"size": 10}}, b"half")
+    command = {"do": "fetch", "url": "s3://bucket/m/a", "row": ["a", 10, "", ""], "bytes_max": 100}
+    (*_, answer) = answers_to(command | {"to": str(tmp_path / "a")}, store, monkeypatch)
+    assert (answer["kind"], answer["error"]) == ("changed", "4 bytes came, and 10 were listed")
+
+
+def test_a_bound_of_files_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "SOURCE_FILES_MAX", 10)
+    for count, kind in ((10, None), (11, "refused")):
+        store = FakeStore({f"a/1/{number}": {} for number in range(count)})
+        (*_, answer) = answers_to({"do": "list", "url": "s3://bucket/m"}, store, monkeypatch)
+        assert answer.get("kind") == kind
+
+
+def test_a_bound_of_files_is_held_of_an_http_server(
+    monkeypatch: pytest.MonkeyPatch, server: FileServer
+) -> None:
     monkeypatch.setattr(child, "SOURCE_FILES_MAX", 10)
     server.files = {f"/models/{number}": b"x" for number in range(11)}
     answers: list[dict[str, Any]] = []

@@ -3,7 +3,8 @@
     python3.11 tools/lock.py
 
 Run it with the oldest Python that is supported: a release that runs there has so far run on every newer one,
-while the newest releases drop old Pythons. `make lock` does, then try `make test` with each Python.
+while the newest releases drop old Pythons. `make lock` does, then try `make test` with each Python. Each release comes with the
+SHA-256 of its files on the index, without which pip takes none of them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ SHARED = ("python-dateutil<3",)
 """Bounds of the extras in SOURCES on packages that the tests need for another reason."""
 
 
+UV = "uv>=0.9,<1"
+"""Asks the index for the hashes of releases for every platform; pip knows only those that it fetched."""
+
 HEADER = (
     "# Written by `make lock` from pyproject.toml. Has wheels for Python 3.11 to 3.14 on x86-64 and aarch64."
 )
@@ -41,6 +45,22 @@ def freeze(requirements: list[str]) -> list[str]:
             [*pip, "freeze", "--all"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
     return sorted((line for line in frozen.splitlines() if not line.startswith("pip==")), key=str.lower)
+
+
+def with_hashes(pinned: list[str]) -> list[str]:
+    """The lines, each with the SHA-256 of every file of that release, in lines of their own."""
+    if not pinned:
+        return []
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        inside = Path(directory) / "bin"
+        subprocess.run([inside / "python", "-m", "pip", "install", "--quiet", UV], check=True)
+        written = subprocess.run(
+            [inside / "uv", "pip", "compile", "-", "--quiet", "--no-deps", "--universal", "--generate-hashes",
+             "--no-annotate", "--no-header", "--only-binary=:all:", f"--python-version={'.'.join(map(str, OLDEST))}"],
+            check=True, input="\n".join(pinned), stdout=subprocess.PIPE, text=True,
+        ).stdout  # fmt: skip
+    return written.splitlines()
 
 
 def main() -> None:
@@ -66,7 +86,7 @@ def main() -> None:
         ),
     ):
         more = [f"-r {on}"] if on else []
-        more += [line for line in lines if line not in before]
+        more += with_hashes([line for line in lines if line not in before])
         (ROOT / f"requirements{name}.lock").write_text("\n".join([HEADER, *more, ""]), encoding="utf-8")
 
 

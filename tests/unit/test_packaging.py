@@ -87,10 +87,22 @@ def test_a_missing_compiler_is_named_with_its_package(variable: str, package: st
 def pins(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     return {
-        line.split("==")[0].lower().replace("_", "-"): line.split("==")[1]
+        line.split("==")[0].lower().replace("_", "-"): line.split("==")[1].rstrip(" \\")
         for line in lines
-        if line and not line.startswith(("#", "-r"))
+        if line and not line.startswith(("#", "-r", "    --hash="))
     }
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", *(f"requirements-{one}.lock" for one in ("test", "ray", "sources"))]
+)
+def test_every_pinned_release_is_held_to_the_files_that_were_seen(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [line for line in text.splitlines() if not line.startswith(("#", "-r"))]
+    assert len(lines) == len(pins(name)) > 0
+    assert [
+        line for line in lines if not re.fullmatch(r"\S+==\S+( +--hash=sha256:[0-9a-f]{64})+", line)
+    ] == []
 
 
 def test_every_dependency_is_pinned_within_its_bounds() -> None:

@@ -20,6 +20,8 @@ from clockwork.wire.messages import (
     Failure,
     HelloNeeded,
     InferRequest,
+    Query,
+    Reply,
     Status,
 )
 from clockwork.wire.transport import Poller, Router, Transport
@@ -128,14 +130,21 @@ class FakeController:
             handle(self, identity, message, frames[1:])
 
 
+INPUTS = [{"name": name, "dtype": "float32", "shape": ["N", 2]} for name in ("x", "x1", "a", "b")]
+"""Of every model, as a fake controller describes it."""
+
+
 def echo(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-    """Answers a request with its own inputs, each named y, y1, y2, ... in order."""
+    """Answers a request with its own inputs, each named y, y1, y2, ... in order; describes any model."""
     if type(message) is InferRequest:
         tensors = [
             [f"y{index or ''}", dtype, shape, frame]
             for index, (_, dtype, shape, frame) in enumerate(message.tensors)
         ]
         controller.send(identity, Answer(message.request_id, 1, tensors, [0, 0, 0, 0]), frames)
+    elif type(message) is Query and message.what == "model":
+        described = {"name": message.argument, "version": 1, "state": "ready", "inputs": INPUTS}
+        controller.send(identity, Reply(message.request_id, described))
 
 
 def silent(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:

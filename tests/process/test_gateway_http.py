@@ -132,7 +132,7 @@ def test_raw_bytes_alone_are_a_models_one_input(http: Http, controller: FakeCont
     assert (reply.status, "takes 8 bytes, got 9" in reply.json["error"]) == (400, True)
     for inputs in (
         [{"name": "x", "dtype": "float32", "shape": ["N", "M"]}],
-        [{"name": "x", "dtype": "string", "shape": [1]}],
+        [{"name": "x", "dtype": "string", "shape": [2]}],
         [],
     ):
         described["inputs"] = inputs

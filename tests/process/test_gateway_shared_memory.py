@@ -297,6 +297,24 @@ def test_a_grpc_callers_user_is_known(gateway: Gateway, memory: SharedMemory) ->
             method_of(channel, "SystemSharedMemoryRegister")(request, timeout=10)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_gateway_on_every_address_knows_who_is_on_its_machine(host: str, memory: SharedMemory) -> None:
+    """An IPv4 connection to an IPv6 socket included; gRPC does not say which address a call came to."""
+    if host == "::" and not socket.has_dualstack_ipv6():
+        pytest.skip("there is no IPv6")
+    with (
+        FakeController() as controller,
+        running_gateway(controller.endpoint, host=host, insecure=True, shared_memory=True) as gateway,
+        contextlib.closing(Http(gateway.ports["http"])) as http,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):
+        assert register(http, memory).status == 200
+        found = method_of(channel, "SystemSharedMemoryStatus")(
+            pb.SystemSharedMemoryStatusRequest(), timeout=10
+        )
+        assert list(found.regions) == ["r"]
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_the_user_of_a_connection_is_told_while_it_is_open(family: socket.AddressFamily) -> None:
     host = "127.0.0.1" if family == socket.AF_INET else "::1"

@@ -314,7 +314,7 @@ def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
             array = np.asarray(value)
             wanted = inputs[name].type.tensor_type
             if array.dtype.kind in "OUS":
-                array = array.astype(np.str_)
+                array = _packed_strings(array)
             elif wanted.elem_type != TensorProto.STRING:
                 expected = helper.tensor_dtype_to_np_dtype(wanted.elem_type)
                 if array.dtype != expected:
@@ -329,6 +329,25 @@ def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
+
+
+def _packed_strings(array: Array) -> Array:
+    """Strings as an array that needs no pickle: of text, or, where one is no text (an image), of bytes of one length, which
+    zero bytes fill up."""
+    try:
+        texts = [
+            text.decode() if isinstance(text, bytes) else str(text) for text in array.reshape(-1).tolist()
+        ]
+        return np.array(texts, np.str_).reshape(array.shape)
+    except UnicodeDecodeError:
+        return padded_strings(array)
+
+
+def padded_strings(array: Array) -> Array:
+    """Strings as raw memory of one length; what is shorter ends in zero bytes, which decoders of images do not read."""
+    texts = [text if isinstance(text, bytes) else text.encode() for text in array.reshape(-1).tolist()]
+    size = max(map(len, texts), default=0) or 1
+    return np.array([np.void(text.ljust(size, b"\0")) for text in texts], f"V{size}").reshape(array.shape)
 
 
 def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
@@ -349,7 +368,10 @@ def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
 def _as_declared(array: Array, dtype: int) -> Array:
     """The array with its declared dtype: np.load() drops the names of types that NumPy itself lacks, such as bfloat16."""
     if dtype == TensorProto.STRING:
-        return array.astype(object)
+        plain = array.astype(object)
+        if array.dtype.kind == "V":
+            plain.reshape(-1)[:] = [bytes(text) for text in array.reshape(-1)]
+        return plain
     expected = helper.tensor_dtype_to_np_dtype(dtype)
     return array.view(expected) if array.dtype.kind == "V" else array
 

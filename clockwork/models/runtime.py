@@ -20,6 +20,7 @@ from onnx import TensorProto
 from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
+from clockwork.models.onnx_import import padded_strings
 from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
 SILENT = 4  # ONNX Runtime's severity "fatal": errors come as exceptions, not as lines on stderr
@@ -196,10 +197,7 @@ def _feedable(array: Array) -> Array:
     """The array as ONNX Runtime's binding reads it whole: it takes bytes for their repr(), and ends them at a zero byte."""
     if array.dtype.kind != "O" or not any(isinstance(text, bytes) for text in array.flat):
         return array
-    # Elements of one length: what is shorter ends in zero bytes, which decoders of images do not read.
-    return np.array([np.void(text) for text in array.flat], f"V{max(map(len, array.flat)) or 1}").reshape(
-        array.shape
-    )
+    return padded_strings(array)
 
 
 def optimise(model: Path, target: Path, external_data: str = "") -> Session:

@@ -173,6 +173,17 @@ def test_examples_come_back_as_they_were(tmp_path: Path) -> None:
         assert array.tolist() == example[name].tolist()
 
 
+def test_examples_may_be_images(tmp_path: Path) -> None:
+    values = [value(name, ["N"], TensorProto.STRING) for name in ("s", "t")]
+    model = model_of([helper.make_node("Identity", ["s"], ["t"])], values[:1], values[1:])
+    path = save(model, tmp_path / "m.onnx")
+    image, short = b"\xff\xd8\xff\0\xd9", b"\xff\xd9"
+    for given in (np.array([image, short], object), np.array([image, short])):
+        folder = unpack(package_files(path, {"s": given}), tmp_path / f"package-{given.dtype.kind}")
+        ((found,),) = read_examples(folder, check_model(path))
+        assert found.tolist() == [image, short + bytes(3)]  # of one length: what follows an image is not read
+
+
 def test_examples_that_do_not_fit(tmp_path: Path) -> None:
     path = save(small_net(1), tmp_path / "m.onnx")
     for example, words in (

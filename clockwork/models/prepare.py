@@ -384,7 +384,10 @@ class _Preparation:
             if any(point.shape == shape for point in (*known, *points)):
                 continue
             try:
-                points += measure.profile(bench, chosen, inputs, batches, batch_max, SAMPLE_SECONDS)[0]
+                timed, helps = measure.profile(bench, chosen, inputs, batches, batch_max, SAMPLE_SECONDS)
+                points += timed
+                if helps == 1:  # nor will batches of larger ones pay
+                    batch_max = 1
             except RunError:
                 taken = [point.exec_ns for point in (*known, *points) if point.batch == 1]
                 points.append(

@@ -39,7 +39,7 @@ SOURCES := setup.py pyproject.toml \
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help check build run-cluster test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
-    lint format typecheck annotate lock wheels proto clean distclean
+    lint format typecheck annotate lock wheels release proto clean distclean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -159,6 +159,10 @@ lock: ## pin the newest dependencies that pyproject.toml allows (needs PYTHON to
 
 wheels: ## make what is published, in dist/: wheels and sdists of clockwork-client and clockwork-serving (ARGS='--python python3.12')
 	$(PYTHON) tools/release.py $(ARGS)
+
+release: ## check that this checkout is a release of VERSION=1.2.3, and make its wheels; nothing is sent anywhere
+	@test -n "$(VERSION)" || { echo "which? make release VERSION=1.2.3"; exit 1; }
+	$(PYTHON) tools/release.py --release "$(VERSION)" $(ARGS)
 
 proto: ## make the gateway's protobuf messages from inference.proto
 	$(PYTHON) tools/proto.py

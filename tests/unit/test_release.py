@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -83,3 +85,36 @@ def test_both_projects_together_are_the_package_and_neither_has_the_others_files
     assert sorted(of_client["dependencies"]) == sorted(
         need for need in whole["project"]["dependencies"] if need.startswith(("numpy", "msgpack", "pyzmq"))
     )
+
+
+LOG = "# Changelog\n\n## 1.2.0 (2026-05-01)\n\n- A thing.\n\n## 1.1.0 (2026-01-01)\n\n- Another.\n"
+TODAY = datetime.date(2026, 5, 2)
+
+
+def test_what_is_complete_is_a_release(release: ModuleType) -> None:
+    assert release.faults("1.2.0", "1.2.0", LOG, [], ["v1.1.0"], TODAY) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "changes", "lacking"),
+    [
+        ("1.2", {"said": "1.2", "changelog": LOG.replace("1.2.0", "1.2")}, "'1.2' is no version"),
+        ("1.2.0", {"said": "1.1.0"}, "has VERSION '1.1.0'"),
+        (
+            "1.2.0",
+            {"changelog": LOG.replace("(2026-05-01)", "(unreleased)")},
+            "'1.2.0 (unreleased)': it is to be '1.2.0 (2026-05-02)'",
+        ),
+        ("1.3.0", {"said": "1.3.0"}, "begins with the section '1.2.0 (2026-05-01)'"),
+        ("1.2.0", {"changelog": LOG.replace("2026-05-01", "2026-06-01")}, "dates 1.2.0 2026-06-01"),
+        ("1.2.0", {"changelog": LOG.replace("- A thing.", "")}, "lists nothing"),
+        ("1.2.0", {"changed": ["README.md"]}, "not committed: README.md"),
+        ("1.2.0", {"tags": ["v1.2.0"]}, "a tag v1.2.0 already"),
+    ],
+)
+def test_what_a_release_lacks_is_named(
+    release: ModuleType, wanted: str, changes: dict[str, Any], lacking: str
+) -> None:
+    given = {"said": "1.2.0", "changelog": LOG, "changed": [], "tags": [], "today": TODAY} | changes
+    (found,) = release.faults(wanted, *given.values())
+    assert lacking in found

@@ -1,0 +1,121 @@
+"""What `make wheels` makes serves where there is no checkout and no compiler, and the client's wheel asks from beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clockwork.launch.local import free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 300
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+ASK = """
+import sys
+import numpy as np
+from clockwork import Client, ClockworkError
+with Client(sys.argv[1]) as client:
+    print(client.infer("digits", np.zeros((1, 1, 8, 8), np.float32)).shape, [m.reference for m in client.models()])
+    try:
+        client.register("m", "m.onnx")
+    except ClockworkError as error:
+        print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of this Python."""
+    into = tmp_path_factory.mktemp("wheels")
+    done = subprocess.run(
+        [sys.executable, "tools/release.py", "--python", sys.executable, "--into", str(into)],
+        cwd=ROOT, capture_output=True, text=True, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    return into
+
+
+class Place:
+    """A fresh environment in a directory of its own, whose PATH has no compiler."""
+
+    def __init__(self, root: Path, wheels: Path, *requirements: str) -> None:
+        self.root = root
+        venv.create(root / "venv", with_pip=True)
+        self.bin = root / "venv" / "bin"
+        self._environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "CLOCKWORK_", "VIRTUAL"))
+        } | {"PATH": str(self.bin), "HOME": str(root)}
+        assert shutil.which("gcc", path=str(self.bin)) is None
+        self.run("pip", "install", "--quiet", "--find-links", str(wheels), *requirements)
+
+    def start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [self.bin / program, *arguments], cwd=self.root, env=self._environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, program: str, *arguments: str) -> str:
+        process = self.start(program, *arguments)
+        text, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, text
+        return text
+
+
+@pytest.fixture(scope="module")
+def served(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, str]]:
+    """A place where `clockwork up` runs, and its endpoint."""
+    place = Place(tmp_path_factory.mktemp("server"), wheels, "clockwork-serving")
+    (port, *_) = free_ports(3)
+    up = place.start(
+        "clockwork", "up", "--port", str(port), "--no-gateway", "--data", str(place.root / "data")
+    )
+    assert up.stdout is not None
+    said = []
+    for line in up.stdout:
+        said.append(line)
+        if "Ctrl-C ends it" in line:
+            break
+    else:
+        raise AssertionError("".join(said))
+    yield place, f"tcp://127.0.0.1:{port}"
+    up.send_signal(signal.SIGINT)
+    assert up.wait(PATIENCE_S) == 0
+    up.stdout.close()
+
+
+def test_a_fresh_environment_serves(served: tuple[Place, str]) -> None:
+    place, endpoint = served
+    assert place.run("clockwork", "infer", "digits", "--example", "7", "--endpoint", endpoint).startswith(
+        "digits: 7"
+    )
+    assert not list((place.root / "venv").rglob("*_tested*")), "what only tests call is in no wheel"
+
+
+def test_the_client_asks_and_brings_nothing_else(
+    served: tuple[Place, str], wheels: Path, tmp_path: Path
+) -> None:
+    place = Place(tmp_path, wheels, "clockwork-client")
+    installed = {line.partition("==")[0] for line in place.run("pip", "freeze").splitlines()}
+    assert {re.split(r"[ @]", one)[0] for one in installed} == {
+        "clockwork-client",
+        "numpy",
+        "msgpack",
+        "pyzmq",
+    }
+    said = place.run("python", "-c", ASK, served[1])
+    assert said.startswith("(1, 10) ['digits@1']\n")
+    assert "pip install clockwork-serving" in said

@@ -1,7 +1,7 @@
 #include "device/wordpiece.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <charconv>
 
 namespace clockwork::device {
 
@@ -17,11 +17,17 @@ void split(std::string_view text, char separator, Function&& function) {
     }
 }
 
-std::uint32_t hex(std::string_view text) {
-    return static_cast<std::uint32_t>(std::strtoul(std::string(text).c_str(), nullptr, 16));
+// What a text begins with as a number; 0 if that is none. (strtol() would bind this to the newest glibc.)
+template <typename Number>
+Number number_of(std::string_view text, int base) {
+    Number value = 0;
+    std::from_chars(text.data(), text.data() + text.size(), value, base);
+    return value;
 }
 
-std::int64_t decimal(std::string_view text) { return std::strtoll(std::string(text).c_str(), nullptr, 10); }
+std::uint32_t hex(std::string_view text) { return number_of<std::uint32_t>(text, 16); }
+
+std::int64_t decimal(std::string_view text) { return number_of<std::int64_t>(text, 10); }
 
 template <typename Ranges>
 Ranges ranges_of(std::string_view text) {

@@ -172,6 +172,14 @@ def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> N
     assert naming == []
 
 
+def test_extensions_run_with_the_glibc_of_debian_12() -> None:
+    """A call that the newest headers redirect, as they do strtol() and sscanf(), needs the glibc that it was built with."""
+    built = sorted((ROOT / "clockwork").rglob("*.so"))
+    assert built
+    newer = re.compile(rb"GLIBC_2\.(?:3[7-9]|[4-9]\d)")
+    assert [str(path.relative_to(ROOT)) for path in built if newer.search(path.read_bytes())] == []
+
+
 def test_the_demo_model_is_package_data() -> None:
     assert "data/*.onnx" in PROJECT["tool"]["setuptools"]["package-data"]["clockwork.models"]
     assert (ROOT / "clockwork" / "models" / "data" / "digits.onnx").is_file()

@@ -38,7 +38,13 @@ EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *EMULATED, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 WORKSPACE = ["csrc/device/workspace.cpp"]
-OPERATORS = ["csrc/device/operators.cpp", "csrc/device/images.cpp", "csrc/device/wordpiece.cpp"]
+OPERATORS = [
+    "csrc/device/operators.cpp",
+    "csrc/device/images.cpp",
+    "csrc/device/tokens.cpp",
+    "csrc/device/wordpiece.cpp",
+    "csrc/device/byte_pairs.cpp",
+]
 
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,

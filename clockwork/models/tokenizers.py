@@ -1,7 +1,7 @@
 """Models that read texts: a tokenizer of Hugging Face's library `tokenizers`, as an operator before the model.
 
-Tokenizers of the kind that BERT has (WordPiece) become Clockwork's operator of that name. All that they know of Unicode is
-asked of the library here, character by character, and goes along as tables; then both are given texts of many kinds, and
+Tokenizers of the kinds that BERT (WordPiece) and GPT-2 have (byte-level BPE) become Clockwork's operators. All that they know
+of Unicode is asked of the library here, character by character, and goes along as tables; then both are given texts of many kinds, and
 a tokenizer whose tokens would be others is refused.
 """
 
@@ -56,7 +56,7 @@ def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onn
     tokenizer, spec, config = _read(directory)
     roles = _roles(model)
     fixed = _fixed_length(model, roles)
-    attributes = _attributes(tokenizer, spec)
+    operator, attributes = _attributes(tokenizer, spec)
     tokens_max = flags.tokens_max or _tokens_max(spec, config) or fixed
     if not tokens_max:
         raise InvalidModel("nothing says how many tokens the model takes: --max-tokens")
@@ -64,13 +64,13 @@ def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onn
         tokens_max = fixed
     attributes |= {"tokens_max": tokens_max, "truncates": int(flags.truncates), "length": fixed}
     attributes["padding"] = _padding(tokenizer, config)
-    _verify(tokenizer, attributes)
+    _verify(tokenizer, operator, attributes, spec["model"]["vocab"])
 
     names = free_names(model, "text", "ids", "mask", "types", "ids_cast", "mask_cast", "types_cast")
     rows = _rows(model)
     nodes = [
         helper.make_node(
-            "WordPiece",
+            operator,
             [names["text"]],
             [names["ids"], names["mask"], names["types"]],
             domain=DOMAIN,
@@ -131,40 +131,78 @@ def _padding(tokenizer: Any, config: dict[str, Any]) -> int:
     return 0 if found is None else int(found)
 
 
-def _attributes(tokenizer: Any, spec: dict[str, Any]) -> dict[str, Any]:
-    """The operator's attributes: vocabulary, special tokens, and tables of characters."""
+def _attributes(tokenizer: Any, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The operator that is the tokenizer, and its attributes: vocabulary, special tokens, tables of characters."""
     model = spec["model"]
-    if model.get("type", "WordPiece" if "continuing_subword_prefix" in model else "") != "WordPiece":
-        raise InvalidModel(f"a tokenizer of type {model.get('type')} is not served; WordPiece is")
-    vocabulary = sorted(model["vocab"].items(), key=lambda item: item[1])
-    if [number for _, number in vocabulary] != list(range(len(vocabulary))):
-        raise InvalidModel("the ids of the tokenizer's vocabulary have gaps")
+    kind = model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else "BPE")
+    if kind not in ("WordPiece", "BPE"):
+        raise InvalidModel(f"a tokenizer of type {kind} is not served; WordPiece and byte-level BPE are")
+    operator, made = _word_pieces(spec) if kind == "WordPiece" else _byte_pairs(spec)
     specials = []
     for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
-        if (
-            token.single_word or token.normalized
-        ):  # lstrip and rstrip take spaces, which are nothing here: see _verify()
+        if token.single_word or token.normalized:
             raise InvalidModel(
                 f"the tokenizer's token {token.content!r} is found by rules that are not served"
             )
-        specials.append(f"{token.content}\t{number}")
-    if any("\n" in token for token, _ in vocabulary) or any("\n" in line for line in specials):
-        raise InvalidModel("a token of the tokenizer's has a line break in it")
+        if any(character in token.content for character in "\n\t"):
+            raise InvalidModel(f"the tokenizer's token {token.content!r} has white space in it")
+        specials.append(f"{token.content}\t{number}\t{'l' * token.lstrip}{'r' * token.rstrip}")
     inner = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a")
     at = next((at for at in range(len(whole.ids)) if whole.ids[at : at + len(inner)] == inner), 0)
     if any(whole.type_ids):
         raise InvalidModel("the tokenizer gives the first text another type than 0")
-    return {
-        "vocabulary": "\n".join(token for token, _ in vocabulary),
+    return operator, {
         "specials": "\n".join(specials),
-        "prefix": model.get("continuing_subword_prefix", "##"),
         "before": ",".join(map(str, whole.ids[:at])),
         "after": ",".join(map(str, whole.ids[at + len(inner) :])),
+        **made,
+    }
+
+
+def _word_pieces(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    model = spec["model"]
+    vocabulary = sorted(model["vocab"].items(), key=lambda item: item[1])
+    if [number for _, number in vocabulary] != list(range(len(vocabulary))):
+        raise InvalidModel("the ids of the tokenizer's vocabulary have gaps")
+    if any("\n" in token for token, _ in vocabulary):
+        raise InvalidModel("a token of the tokenizer's has a line break in it")
+    return "WordPiece", {
+        "vocabulary": "\n".join(token for token, _ in vocabulary),
+        "prefix": model.get("continuing_subword_prefix", "##"),
         "unknown": model["vocab"][model["unk_token"]],
         "word_max": model.get("max_input_chars_per_word", 100),
         **_tables(json.dumps([spec.get("normalizer"), spec.get("pre_tokenizer")])),
     }
+
+
+def _byte_pairs(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    model, before = spec["model"], spec.get("pre_tokenizer") or {}
+    if before.get("type") != "ByteLevel" or not before.get("use_regex", True) or spec.get("normalizer"):
+        raise InvalidModel(
+            "of BPE tokenizers those are served that work on bytes as GPT-2's does, and normalise nothing"
+        )
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout"):
+        if model.get(name):
+            raise InvalidModel(f"a BPE tokenizer with {name} is not served")
+    ids = model["vocab"]
+    if missing := [byte for byte, character in enumerate(_byte_characters()) if character not in ids]:
+        raise InvalidModel(f"the tokenizer's vocabulary lacks bytes: {missing[:5]}")
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    return "BytePairs", {
+        "bytes": ",".join(str(ids[character]) for character in _byte_characters()),
+        "merges": "\n".join(f"{ids[left]},{ids[right]},{ids[left + right]}" for left, right in merges),
+        "begins_with_space": int(before.get("add_prefix_space", True)),
+        **_classes(),
+    }
+
+
+@functools.cache
+def _byte_characters() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return [chr(byte) if byte in plain else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 # ----- what it knows of characters ------------------------------------------------------------------
@@ -193,7 +231,7 @@ def _tables(parts: str) -> dict[str, str]:
         "model": empty,
     }
     tokenizer = Tokenizer.from_str(json.dumps(bare))
-    points = [point for point in range(sys.maxunicode + 1) if point not in _SURROGATES]
+    points = _points()
     normalise: Callable[[str], str] = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
     removed, changed = [], []
     spaces, alone = _kinds_of(tokenizer, points)
@@ -216,6 +254,25 @@ def _tables(parts: str) -> dict[str, str]:
         "spaces": _ranges(spaces),
         "alone": _ranges(alone),
     }
+
+
+@functools.cache
+def _classes() -> dict[str, str]:
+    """The letters, numbers and white space of the library's patterns: those that a piece goes on with."""
+    from tokenizers import Regex, pre_tokenizers
+
+    text = "".join(map(chr, _points()))
+    found = {}
+    for name, pattern in (("letters", r"\p{L}"), ("numbers", r"\p{N}"), ("spaces", r"\s")):
+        runs = pre_tokenizers.Split(Regex(f"(?:{pattern})+"), "removed").pre_tokenize_str(text)
+        others = {place for _, (begin, end) in runs for place in range(begin, end)}
+        found[name] = _ranges([point for place, point in enumerate(_points()) if place not in others])
+    return found
+
+
+@functools.cache
+def _points() -> list[int]:
+    return [point for point in range(sys.maxunicode + 1) if point not in _SURROGATES]
 
 
 def _normalised(normalise: Callable[[str], str], points: list[int]) -> Iterator[tuple[int, str]]:
@@ -266,7 +323,7 @@ def _ranges(points: list[int]) -> str:
 # ----- whether it is the same -----------------------------------------------------------------------
 
 
-def _verify(tokenizer: Any, attributes: dict[str, Any]) -> None:
+def _verify(tokenizer: Any, operator: str, attributes: dict[str, Any], vocabulary: dict[str, int]) -> None:
     """Raises InvalidModel for a text whose tokens are not the library's."""
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "T"])
@@ -275,7 +332,7 @@ def _verify(tokenizer: Any, attributes: dict[str, Any]) -> None:
     names = [output.name for output in outputs]
     unbound = {**attributes, "tokens_max": 1 << 20, "length": 0}
     graph = helper.make_graph(
-        [helper.make_node("WordPiece", ["text"], names, domain=DOMAIN, **unbound)],
+        [helper.make_node(operator, ["text"], names, domain=DOMAIN, **unbound)],
         "tokenizer",
         [helper.make_tensor_value_info("text", TensorProto.STRING, ["N"])],
         outputs,
@@ -285,9 +342,9 @@ def _verify(tokenizer: Any, attributes: dict[str, Any]) -> None:
         session = Session(
             helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), optimise=False
         )
-        texts = [*probes(), *_known(attributes)]
+        texts = [*probes(), *_known(list(vocabulary))]
         for line in attributes["specials"].split("\n"):
-            special = line.rpartition("\t")[0]
+            special = line.partition("\t")[0]
             texts += [f"a {special} b", f"a{special}b", f"  {special}\t{special} "]
         ids, mask, _ = session.run([np.array(texts, object)])
     except RunError as error:
@@ -300,9 +357,9 @@ def _verify(tokenizer: Any, attributes: dict[str, Any]) -> None:
             )
 
 
-def _known(attributes: dict[str, Any]) -> Iterable[str]:
+def _known(vocabulary: list[str]) -> Iterable[str]:
     """Texts of tokens that the vocabulary has."""
-    tokens = [token.removeprefix(attributes["prefix"]) for token in attributes["vocabulary"].split("\n")]
+    tokens = [token.removeprefix("##").replace("\u0120", " ") for token in vocabulary]
     rng = np.random.default_rng(2)
     for _ in range(TOKENIZER_PROBES):
         yield "".join(

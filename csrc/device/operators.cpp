@@ -7,8 +7,10 @@
 #include <new>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "device/byte_pairs.h"
 #include "device/images.h"
 #include "device/wordpiece.h"
 
@@ -156,21 +158,21 @@ struct DecodeJpeg {
     }
 };
 
-struct WordPieces {
-    static constexpr const char* NAME = "WordPiece";
+// A tokenizer's operator; Kind makes the tokenizer of the attributes.
+template <typename Kind>
+struct Tokens {
+    static constexpr const char* NAME = Kind::NAME;
     static constexpr std::size_t OUTPUTS = 3;
     static constexpr int OUTPUT_TYPE = ORT_INT64;
 
-    WordPiece tokenizer;
+    decltype(Kind::make(std::declval<Attributes>(), {})) tokenizer;
     std::int64_t padding;
     std::size_t length;  // of every text; 0: of the longest in the batch
 
-    explicit WordPieces(const Attributes& attributes)
-        : tokenizer({attributes.text("vocabulary"), attributes.text("specials"), attributes.text("normalised"),
-                     attributes.text("removed"), attributes.text("spaces"), attributes.text("alone"),
-                     attributes.text("prefix"), attributes.text("before"), attributes.text("after"),
-                     attributes.number("unknown"), attributes.size("word_max"), attributes.size("tokens_max"),
-                     attributes.number("truncates") != 0}),
+    explicit Tokens(const Attributes& attributes)
+        : tokenizer(
+              Kind::make(attributes, {attributes.text("specials"), attributes.text("before"), attributes.text("after"),
+                                      attributes.size("tokens_max"), attributes.number("truncates") != 0})),
           padding(attributes.number("padding")),
           length(attributes.size("length")) {}
 
@@ -193,6 +195,27 @@ struct WordPieces {
             mask = std::fill_n(std::fill_n(mask, row.size(), 1), longest - row.size(), 0);
         }
         return nullptr;
+    }
+};
+
+struct WordPieceKind {
+    static constexpr const char* NAME = "WordPiece";
+
+    static WordPiece make(const Attributes& attributes, const Tokenizer::Common& common) {
+        return {common,
+                {attributes.text("vocabulary"), attributes.text("normalised"), attributes.text("removed"),
+                 attributes.text("spaces"), attributes.text("alone"), attributes.text("prefix"),
+                 attributes.number("unknown"), attributes.size("word_max")}};
+    }
+};
+
+struct BytePairsKind {
+    static constexpr const char* NAME = "BytePairs";
+
+    static BytePairs make(const Attributes& attributes, const Tokenizer::Common& common) {
+        return {common,
+                {attributes.text("bytes"), attributes.text("merges"), attributes.text("letters"),
+                 attributes.text("numbers"), attributes.text("spaces"), attributes.number("begins_with_space") != 0}};
     }
 };
 
@@ -273,7 +296,8 @@ OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base)
             OrtCustomOpDomain* made = nullptr;
             check(ort_create_domain(api, DOMAIN_NAME, &made));
             check(ort_add_operator(api, made, described<DecodeJpeg>()));
-            check(ort_add_operator(api, made, described<WordPieces>()));
+            check(ort_add_operator(api, made, described<Tokens<WordPieceKind>>()));
+            check(ort_add_operator(api, made, described<Tokens<BytePairsKind>>()));
             domain = made;
         }
         return ort_add_domain(api, options, domain);

@@ -2,6 +2,7 @@
  *
  *   DecodeJpeg   strings[N] -> uint8[N, height, width, channels]: each string a JPEG image (device/images.h)
  *   WordPiece    strings[N] -> ids, mask, types int64[N, length]: each string a text (device/wordpiece.h)
+ *   BytePairs    likewise (device/byte_pairs.h)
  *
  * What is wrong with a string is an error of the execution whose text has INPUT_MARK before the sentence for people.
  */

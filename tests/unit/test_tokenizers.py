@@ -64,6 +64,27 @@ def test_tokens_are_those_of_the_library(tmp_path: Path, normaliser: dict[str, A
     assert known > 1_500  # and not merely unknown words
 
 
+@pytest.mark.parametrize("form", [{}, {"prefix_space": True}, {"is_roberta": True}], ids=str)
+def test_byte_level_tokens_are_those_of_the_library(tmp_path: Path, form: dict[str, bool]) -> None:
+    tokenizer = texts.byte_pairs(**form)
+    session = joined(texts.save(tokenizer, tmp_path, model_max_length=10_000, pad_token="<pad>"))
+    hard = (
+        "can't  we'll I'M they've'd",
+        "a  b   c ",
+        "\n\n x\t\t",
+        "12ab34 ½²",
+        " <mask> x<mask>\u00a0<mask> ",
+        "<s></s>",
+        "\0nul",
+    )
+    for text in (*texts.CORPUS, *probes(), *hard, "deadline" * 500):
+        expected = tokenizer.encode(text)
+        ids, mask, types = session.run([strings(text.encode() if "\0" in text else text)])
+        assert ids[0].tolist() == expected.ids, text
+        assert mask.all()
+        assert not types.any()
+
+
 def test_special_tokens_may_take_the_spaces_around_them(tmp_path: Path) -> None:
     tokenizer = texts.word_pieces()
     tokenizer.add_special_tokens([texts.tokenizers.AddedToken("<mask>", lstrip=True, rstrip=True)])
@@ -124,7 +145,14 @@ def refusal(model: onnx.ModelProto, directory: Path, flags: TextFlags = PLAIN) -
 def test_tokenizers_that_are_not_served_are_refused(tmp_path: Path) -> None:
     library = texts.tokenizers
     pairs = library.Tokenizer(library.models.BPE())
-    assert "of type BPE is not served" in refusal(tokens_model(), texts.save(pairs, tmp_path / "bpe"))
+    assert "of BPE tokenizers those are served that work" in refusal(
+        tokens_model(), texts.save(pairs, tmp_path / "bpe")
+    )
+    words = library.Tokenizer(library.models.Unigram())
+    assert "of type Unigram is not served" in refusal(tokens_model(), texts.save(words, tmp_path / "unigram"))
+    normalising = texts.byte_pairs()
+    normalising.normalizer = library.normalizers.NFC()
+    assert "and normalise nothing" in refusal(tokens_model(), texts.save(normalising, tmp_path / "nfc-bpe"))
     within = texts.word_pieces()
     within.add_special_tokens([library.AddedToken("<word>", single_word=True)])
     said = refusal(tokens_model(), texts.save(within, tmp_path / "within"))

@@ -38,6 +38,22 @@ def word_pieces(**normaliser: Any) -> Any:
     return made
 
 
+def byte_pairs(prefix_space: bool = False, is_roberta: bool = False) -> Any:
+    """A tokenizer like GPT-2's, or RoBERTa's."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    specials = ["<s>", "<pad>", "</s>", "<unk>"] if is_roberta else ["<|endoftext|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500, special_tokens=specials, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    made.train_from_iterator(CORPUS, trainer)
+    if is_roberta:
+        made.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+        made.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+    return made
+
+
 def save(tokenizer: Any, directory: Path, **config: Any) -> Path:
     """The folder of a tokenizer, as Hugging Face has it."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,47 @@
+// Texts as the tokens of byte-level byte-pair encoding, as the library `tokenizers` finds them for models such as GPT-2 and
+// RoBERTa.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "device/tokens.h"
+
+namespace clockwork::device {
+
+class BytePairs final : public Tokenizer {
+public:
+    struct Parts {
+        std::string bytes;                     // the id of each byte, separated by commas
+        std::string merges;                    // "left,right,made" a line, of ids, the first to be done first
+        std::string letters, numbers, spaces;  // CodePoints
+        bool begins_with_space = false;        // a text that begins with none gets one
+    };
+
+    BytePairs(const Common& common, const Parts& parts);
+
+protected:
+    void add_plain(std::string_view text, std::vector<std::int64_t>& ids) const override;
+
+private:
+    struct Merge {
+        std::uint32_t rank, made;
+    };
+    enum class Kind : std::uint8_t { LETTER, NUMBER, SPACE, OTHER };
+
+    Kind kind_of(std::uint32_t point) const;
+    const Merge* merge_of(std::uint32_t left, std::uint32_t right) const;
+    void add_piece(std::string_view piece, std::vector<std::int64_t>& ids) const;
+
+    std::array<std::uint32_t, 256> bytes_ = {};
+    std::unordered_map<std::uint64_t, Merge> merges_;  // by left << 32 | right
+    CodePoints letters_, numbers_, spaces_;
+    bool begins_with_space_;
+};
+
+}  // namespace clockwork::device

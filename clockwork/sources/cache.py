@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from clockwork.config.sources import ABANDONED_S
 from clockwork.errors import InvalidModel
@@ -43,8 +45,7 @@ class Cache:
         """Raises OSError where the directory cannot be made."""
         self._root = root
         self._bytes_max = bytes_max
-        self._lock = threading.Lock()  # guards the fields below
-        self._used: dict[Path, int] = {}  # copies in use, and how often
+        self._lock = threading.Lock()  # guards the field below, and is held while room is made
         self._promised = 0  # bytes that are being fetched
         root.mkdir(parents=True, exist_ok=True)
         for abandoned in root.glob(".incoming-*"):
@@ -67,25 +68,25 @@ class Cache:
         """
         names = "\n".join(f"{file.path}\0{file.bytes}\0{file.mark}" for file in files)
         folder = self._root / hashlib.sha256(f"{location}\n{names}".encode()).hexdigest()[:40]
-        with self._lock:
-            self._used[folder] = self._used.get(folder, 0) + 1
-        try:
-            if not _is_whole(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        held = _hold(folder)
+        if held is None:
+            try:
+                shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
                 with self._room([file.bytes for file in files]) as bytes_max:
                     put_in_place(
                         folder,
                         LIST,
                         lambda into: self._fetch(into, location, files, reader, progress, bytes_max),
                     )
+                held = _hold(folder)
+            except OSError as error:
+                raise SourceFailed(f"{self._root} cannot be written: {error.strerror}") from None
+            if held is None:
+                raise SourceFailed(f"{folder} was removed or damaged as soon as it was there")
+        with held:
             now = time.time_ns()
-            os.utime(folder / LIST, ns=(now, now))
+            os.utime(held.fileno(), ns=(now, now))
             yield folder / FILES
-        finally:
-            with self._lock:
-                self._used[folder] -= 1
-                if not self._used[folder]:
-                    del self._used[folder]
 
     def _fetch(
         self,
@@ -125,8 +126,7 @@ class Cache:
             for one in copies:
                 if free >= needed:
                     break
-                if one.folder not in self._used:
-                    shutil.rmtree(one.folder, ignore_errors=True)
+                if _remove_unless_held(one.folder):
                     free += one.bytes
             if free < needed:
                 raise SourceFailed(
@@ -149,10 +149,28 @@ class Cache:
                 yield _Copy(folder, size, used_ns)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a copy has every byte that was fetched."""
+def _hold(folder: Path) -> IO[bytes] | None:
+    """A copy's open list; while it is open, no process makes room by removing the copy. None: it is not there, or damaged."""
     try:
-        rows = json.loads((folder / LIST).read_bytes())
-        return all(hash_file(folder / FILES / path)[1] == sha256 for path, sha256 in rows)
+        file = open(folder / LIST, "rb")  # noqa: SIM115
+    except OSError:
+        return None
+    fcntl.flock(file, fcntl.LOCK_SH)
+    try:
+        rows = json.loads(file.read())
+        if all(hash_file(folder / FILES / path)[1] == sha256 for path, sha256 in rows):
+            return file
     except (OSError, ValueError, TypeError):
+        pass
+    file.close()
+    return None
+
+
+def _remove_unless_held(folder: Path) -> bool:
+    try:
+        with open(folder / LIST, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except (BlockingIOError, FileNotFoundError):
         return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import io
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from clockwork.errors import ConfigError, InvalidModel
+from clockwork.sources import cache as cache_module
 from clockwork.sources import location as location_module
 from clockwork.sources import reader as child
 from clockwork.sources import reading
@@ -330,10 +332,33 @@ def test_what_was_not_used_for_longest_makes_room(copying: Copying) -> None:
         with copying.of(file):
             pass
     assert copying.fetches() == 3
+    other = Copying(
+        Cache(copying.cache._root, 25_000), copying.reader, copying.server
+    )  # as in another process
     with copying.of(a), copying.of(c):
         assert copying.fetches() == 3, "b was not used for longest"
-        with pytest.raises(SourceFailed, match="what is in use leaves"), copying.of(b):
-            pass
+        for one in (copying, other):
+            with pytest.raises(SourceFailed, match="what is in use leaves"), one.of(b):
+                pass
+    with other.of(b):
+        assert copying.fetches() == 4
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_model(
+    copying: Copying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying.server.files["/models/a"] = b"a"
+    files = copying.reader.files()
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache_module, "put_in_place", full)
+    with pytest.raises(SourceFailed, match="cache cannot be written: No space left"), copying.of(*files):
+        pass
+    monkeypatch.undo()
+    with copying.of(*files) as folder:
+        assert (folder / "a").read_bytes() == b"a"
 
 
 def test_what_is_larger_than_the_cache_is_refused_and_what_fails_leaves_nothing(copying: Copying) -> None:

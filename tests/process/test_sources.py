@@ -28,6 +28,7 @@ from clockwork.sources import reading
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, location_of, require_library
 from clockwork.sources.reading import Reader, RemoteFile, SourceChanged, SourceFailed, SourceMissing
+from tests.process.fake_hub import running_hub
 from tests.process.file_server import PATIENCE_S, FileServer, running_file_server
 
 pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
@@ -461,6 +462,41 @@ def test_a_bucket_that_is_not_there_and_one_that_does_not_let_us_in(
     with reading_at("s3://models/deep") as reader, pytest.raises(SourceFailed, match="credentials"):
         reader.files()
 
+
+# ----- the Hugging Face Hub ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_files_of_the_hub_are_listed_and_fetched_and_their_hashes_are_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed ([hf])")
+    weights = os.urandom(5 << 20)
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        hub.files = {"m/a/1/model.onnx": weights, "m/a/config.pbtxt": b"max_batch_size: 4", "README.md": b"#"}
+        hub.large = {"m/a/1/model.onnx"}
+        for url in ("hf://o/r/m", "hf://o/r@main/m"):
+            with reading_at(url) as reader:
+                files = {file.path: file for file in reader.files()}
+                assert set(files) == {"a/1/model.onnx", "a/config.pbtxt"}
+                model, config = files["a/1/model.onnx"], files["a/config.pbtxt"]
+                assert model.checksum == f"sha256:{hashlib.sha256(weights).hexdigest()}"
+                assert config.checksum.startswith("git:")
+                assert fetch(reader, model, tmp_path / "m", 8 << 20) == hashlib.sha256(weights).hexdigest()
+                assert reader.read([config], 100) == {"a/config.pbtxt": b"max_batch_size: 4"}
+                assert reader.describe(f"{url}/a/config.pbtxt") == dataclasses.replace(config, path="")
+                fetch(reader, config, tmp_path / "c")
+        with reading_at("hf://o/r/m") as reader:
+            (model,) = (file for file in reader.files() if file.path == "a/1/model.onnx")
+            hub.files["m/a/1/model.onnx"] = bytes(reversed(weights))
+            with pytest.raises(SourceChanged):
+                fetch(reader, model, tmp_path / "m", 8 << 20)
+            with pytest.raises(SourceMissing):
+                reader.describe("hf://o/r/m/a/2/model.onnx")
+
+
+# ----- what libraries say -----------------------------------------------------------------------------
 
 MD5 = hashlib.md5(b"onnx")
 

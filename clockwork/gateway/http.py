@@ -375,6 +375,12 @@ class HttpServer:
         """The inference that a request asks for, and the form of its outputs. Raises InvalidInput."""
         headers = request.headers
         length_text = headers.get(HEADER_LENGTH)
+        if not body:
+            raise InvalidInput(
+                "the request has no body; it is a JSON object with inputs",
+                expected="a JSON object",
+                got="0 bytes",
+            )
         if length_text is None:
             length = len(body)
         elif length_text.isascii() and length_text.isdigit() and len(length_text) < 12:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,12 +40,19 @@ class Commands(click.Group):
         except Refused as error:
             more = [f"reason: {error.reason}"] if error.reason else []
             if error.feasible_slo is not None:
-                more.append(f"an SLO of {error.feasible_slo:g} s would have been enough")
+                more.append(f"an SLO of {say_enough(error.feasible_slo)} would have been enough")
             if error.retry_after is not None:
-                more.append(f"retry after {error.retry_after:g} s")
+                more.append(f"retry after {say_enough(error.retry_after)}")
             raise _Failure(f"refused: {error}" + (f" ({'; '.join(more)})" if more else "")) from None
         except ClockworkError as error:
             raise _Failure(str(error) or type(error).__name__) from None
+
+
+def say_enough(seconds: float) -> str:
+    """A time that is enough, in three digits, rounded up: so that what is said is enough, too."""
+    exact = Decimal(repr(seconds))
+    step = Decimal(1).scaleb(exact.adjusted() - 2)
+    return f"{float(exact.quantize(step, ROUND_CEILING) if exact else exact):g} s"
 
 
 def client_options(command: F) -> F:

@@ -18,6 +18,9 @@ from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 OUTPUTS = (".npy", ".npz", ".json")
+UNNAMED = "arr_0"
+"""What numpy.savez() calls an array that it was given without a name."""
+
 BEST = 5
 """How many labels are shown for each row."""
 
@@ -40,19 +43,24 @@ def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
     """The inputs of a model from ``file`` or ``name=file`` arguments. Raises InvalidInput."""
     specs = {spec.name: spec for spec in info.inputs}
     inputs: dict[str, Array] = {}
+
+    def give(name: str, array: Array, argument: str) -> None:
+        if name in inputs:
+            raise InvalidInput(f"input {name!r} is given twice, the second time by {argument}", name)
+        inputs[name] = array
+
     for argument in arguments:
         name, equals, file = argument.partition("=")
         if equals and name in specs:
-            inputs[name] = _read_one(Path(file), specs[name], info)
+            give(name, _read_one(Path(file), specs[name], info), argument)
             continue
         path = Path(argument)
         if equals and not path.exists():
             raise InvalidInput(f"model {info.name!r} has no input {name!r}; it has {', '.join(specs)}", name)
         if len(specs) == 1:
             (only,) = specs.values()
-            content = _read_many(path) if _is_mapping(path) else None
-            if content is None or (only.name not in content and len(content) == 1):
-                inputs[only.name] = _read_one(path, only, info)
+            if not _is_mapping(path) or (path.suffix == ".npz" and list(_read_many(path)) == [UNNAMED]):
+                give(only.name, _read_one(path, only, info), argument)
                 continue
         elif not _is_mapping(path):
             raise InvalidInput(
@@ -63,7 +71,7 @@ def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
                 raise InvalidInput(
                     f"model {info.name!r} has no input {key!r}; it has {', '.join(specs)}", key
                 )
-            inputs[key] = _typed(value, specs[key])
+            give(key, _typed(value, specs[key]), argument)
     return inputs
 
 

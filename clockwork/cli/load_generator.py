@@ -95,6 +95,8 @@ class LoadSettings:
         ):
             if not 0 <= value <= bound:
                 raise ConfigError(f"{name} {value:g} is not between 0 and {bound}")
+        if not self.duration_s:
+            raise ConfigError(f"duration 0: it must be above 0 s and at most {DURATION_MAX_S} s")
         if (self.rate > 0) == (self.concurrency > 0):
             raise ConfigError("load is open loop (a rate) or closed loop (a concurrency): give one of them")
         if self.slo_s is not None and not 0 < self.slo_s <= SECONDS_MAX:
@@ -362,12 +364,12 @@ class Tally:
     def line(self) -> str:
         """The counts so far, in one line for people."""
         refused = sum(self.refusals.values())
-        failed = self.missed + self.timeouts + sum(self.errors.values())
+        failed = self.timeouts + sum(self.errors.values())
         recent = self.latencies[-1000:]
         p50, p99 = (np.percentile(recent, (50, 99)) / 1e6) if recent else (0.0, 0.0)
         return (
-            f"sent {self.sent}  answered {len(self.latencies)}  refused {refused}  failed {failed}  "
-            f"p50 {p50:.2f} ms  p99 {p99:.2f} ms"
+            f"sent {self.sent}  answered {len(self.latencies)}  refused {refused}  missed {self.missed}  "
+            f"failed {failed}  p50 {p50:.2f} ms  p99 {p99:.2f} ms"
         )
 
 

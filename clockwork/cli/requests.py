@@ -73,10 +73,8 @@ def infer(
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--rate", type=float, default=0.0, help="Open loop: requests per second, of all models together."
-)
-@click.option("--concurrency", type=int, default=0, help="Closed loop: requests under way at once.")
+@click.option("--rate", type=float, help="Open loop: requests per second, of all models together.")
+@click.option("--concurrency", type=click.IntRange(1), help="Closed loop: requests under way at once.")
 @click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds.")
 @click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
 @click.option(
@@ -110,7 +108,7 @@ def infer(
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @client_options
 def load(
-    models: tuple[str, ...], rate: float, concurrency: int, duration: float, slo: float | None, arrivals: Any,
+    models: tuple[str, ...], rate: float | None, concurrency: int | None, duration: float, slo: float | None, arrivals: Any,
     cv: float, bursts: tuple[float, float] | None, ramp: tuple[float, float] | None, trace: str, mapping: Any,
     priority: int, rows: int, zipf: float, seed: int, as_json: bool, endpoint: str | None, key: Path | None,
     timeout: float | None,
@@ -132,9 +130,11 @@ def load(
     """
     from clockwork.cli import load_generator
 
+    if rate == 0:
+        raise InvalidInput("rate 0 asks nothing: leave --rate out for closed loop")
     settings = load_generator.LoadSettings(
         models=models,
-        rate=rate,
+        rate=rate or 0.0,
         concurrency=concurrency or (0 if rate else 1),
         duration_s=duration,
         arrivals=arrivals,

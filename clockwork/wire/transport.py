@@ -246,7 +246,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None,
     except zmq.ZMQError as error:
         socket.close(0)
         hint = " (is another cluster running?)" if error.errno == zmq.EADDRINUSE else ""
-        raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}{hint}") from None
+        raise ConfigError(f"cannot listen on {endpoint}: {zmq.strerror(error.errno or 0)}{hint}") from None
     return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
@@ -305,7 +305,9 @@ class Dealer:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
             self.close()
-            raise ConfigError(f"{endpoint!r} is no endpoint: {error.strerror}") from None
+            raise ConfigError(
+                f"{endpoint!r} is no endpoint: {zmq.strerror(error.errno or 0)}; one is tcp://HOST:PORT"
+            ) from None
 
     def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """Queue one message. False if there is no connection, or its queue is full.

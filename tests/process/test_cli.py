@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from clockwork.cli import root as cli
+from clockwork.cli.common import say_enough
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import parse_profiles
 from clockwork.wire import transport
@@ -167,6 +168,8 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("infer", "two", "ids.npy"), "say ids=ids.npy"),
         (("infer", "digits", "x.npy", "-o", "out.csv"), ".npy, .npz, .json"),
         (("load", "digits", "--rate", "-1"), "rate -1"),
+        (("load", "digits", "--rate", "0"), "rate 0 asks nothing: leave --rate out for closed loop"),
+        (("load", "digits", "--duration", "0"), "duration 0: it must be above 0 s"),
         (("load", "digits", "--rate", "5", "--concurrency", "5"), "open loop"),
         (("load", "nope"), "no model 'nope'"),
         (("models", "show", "nope"), "no model 'nope'"),
@@ -185,6 +188,25 @@ def test_mistakes_are_one_line_on_stderr(run: Any, arguments: tuple[str, ...], s
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
+
+
+def test_a_file_by_input_name_has_the_model_s_names(run: Any, tmp_path: Path) -> None:
+    image = np.zeros((1, 1, 8, 8), np.float32)
+    np.savez(tmp_path / "other.npz", picture=image)
+    (tmp_path / "other.json").write_text(json.dumps({"picture": image.tolist()}))
+    for name in ("other.npz", "other.json"):
+        stderr = run("infer", "digits", tmp_path / name, ok=False).stderr
+        assert "model 'digits' has no input 'picture'; it has image" in stderr
+
+
+@pytest.mark.parametrize("second", ["in.npy", "image=in.npy"])
+def test_an_input_is_given_once(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", np.zeros((1, 1, 8, 8), np.float32))
+    stderr = run("infer", "digits", "in.npy", second, ok=False).stderr
+    assert f"input 'image' is given twice, the second time by {second}" in stderr
 
 
 def test_damaged_files(run: Any, tmp_path: Path) -> None:
@@ -209,6 +231,14 @@ def test_a_refusal_says_what_would_have_been_admitted(
     stderr = run("infer", "digits", tmp_path / "in.npy", ok=False).stderr
     assert "too busy" in stderr
     assert "reason: deadline; an SLO of 0.02 s would have been enough; retry after 0.005 s" in stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.02, "0.02 s"), (0.050013903, "0.0501 s"), (0.0501, "0.0501 s"), (1.3903e-05, "1.4e-05 s"), (0.99999, "1 s"), (12.341, "12.4 s"), (1234.5, "1240 s")],
+)  # fmt: skip
+def test_what_would_be_enough_is_rounded_up(seconds: float, said: str) -> None:
+    assert say_enough(seconds) == said
 
 
 # ----- models and status ---------------------------------------------------------------------

@@ -352,7 +352,7 @@ def test_keys_let_a_worker_in_or_end_it(tmp_path: Path, shared_store: Path) -> N
         ({"devices": ["tpu:0"]}, "no worker can have the devices ['tpu:0']"),
         ({"page_bytes": 1000}, "page_bytes is 1000"),
         ({"key": "/nonexistent/key"}, "key file /nonexistent/key cannot be read"),
-        ({"endpoint": "nonsense"}, "'nonsense' is no endpoint"),
+        ({"endpoint": "nonsense"}, "'nonsense' is no endpoint: Invalid argument; one is tcp://HOST:PORT"),
         ({"store": "/dev/null/store"}, "the store /dev/null/store cannot be used: Not a directory"),
     ],
 )

@@ -191,6 +191,7 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
     assert report.latency_ms["p50"] == 50.0
     assert report.latency_ms["max"] == 90.0
     assert report.refusal_ms["max"] == 3.0
+    assert "refused 3  missed 1  failed 2  p50" in tally.line(), "a missed deadline is no failure"
     text = describe(report)
     assert "deadline 2, memory 1" in text
     assert "0.5/s, 1 (12.50 %)" in text
@@ -215,6 +216,7 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
         {"rate": float("nan")},
         {"rate": 0.0, "concurrency": 10**6},
         {"duration_s": -1.0},
+        {"duration_s": 0.0},
         {"slo_s": 0.0},
         {"rate": 0.0, "concurrency": 1, "trace": "synthetic"},
         {"rate": 0.0, "concurrency": 1, "ramp": (2.0, 1.0)},

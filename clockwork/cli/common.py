@@ -55,6 +55,18 @@ def say_enough(seconds: float) -> str:
     return f"{float(exact.quantize(step, ROUND_CEILING) if exact else exact):g} s"
 
 
+def say_bytes(count: int) -> str:
+    """A size for people: 512 B, 41 KiB, 0.2 MiB or 32.0 MiB."""
+    if count < 2**10:
+        return f"{count} B"
+    return f"{count / 2**20:.1f} MiB" if count >= 100 * 2**10 else f"{count / 2**10:.0f} KiB"
+
+
+def say_count(count: int, noun: str) -> str:
+    """1 page, 2 pages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def client_options(command: F) -> F:
     command = click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: 30]")(
         command

@@ -20,6 +20,8 @@ from clockwork.cli.common import (
     new_client,
     print_json,
     print_table,
+    say_bytes,
+    say_count,
     write_file,
 )
 from clockwork.errors import ConfigError, InvalidInput, ModelNotFound
@@ -206,7 +208,7 @@ def _summary(info: Any) -> str:
     shapes = ", ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)}" for tensor in info.inputs)
     batching = f"batches of up to {info.batch_max}" if info.batches else "one by one"
     fastest = min((point.exec_ns for point in info.profile), default=0)
-    return f"{shapes}; {batching}; {duration(fastest)}; {info.weights_bytes / 2**20:.1f} MiB of weights, {_holding(info)}"
+    return f"{shapes}; {batching}; {duration(fastest)}; {say_bytes(info.weights_bytes)} of weights, {_holding(info)}"
 
 
 @models.command("list")
@@ -234,7 +236,7 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             _time(info.raw.get("exec_ns")),
             _time(info.raw.get("live_exec_ns")),
             _time(info.load_ns),
-            f"{info.weights_bytes / 2**20:.1f} MiB",
+            say_bytes(info.weights_bytes),
             _holding(info),
             "yes" if info.batches else "no",
             _remarks(info),
@@ -261,7 +263,7 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             "profiled, live": "an execution of the smallest batch: in a row at registration, and as the scheduler expects it now",
             "load": "from host memory onto a device",
             "holding": "bound: weights lie in the device's pages as they are; packed: as ONNX Runtime repacked them, which is "
-            "quicker and takes more memory",
+            "quicker and takes more memory; none: it has no weights to load",
         },
     )
 
@@ -274,7 +276,7 @@ def _holding(info: Any) -> str:
     """How a device holds the weights, and in how much memory if that is more than they are."""
     resident = info.raw.get("resident_bytes", 0)
     more = resident > PACKED_NOTED * info.weights_bytes and info.holding == "packed"
-    return f"{info.holding}, {resident / 2**20:.1f} MiB" if more else info.holding
+    return f"{info.holding}, {say_bytes(resident)}" if more else info.holding
 
 
 def _remarks(info: Any) -> str:
@@ -354,7 +356,7 @@ def show(
         ("", info.batching_note),
         (
             "weights",
-            f"{info.weights_bytes / 2**20:.2f} MiB, {info.raw.get('pages', 0)} pages, {_holding(info)}",
+            f"{say_bytes(info.weights_bytes)}, {say_count(info.raw.get('pages', 0), 'page')}, {_holding(info)}",
         ),
         ("", str(info.raw.get("constants_note", ""))),
         ("load", f"{info.load_ns / 1e6:.3f} ms"),
@@ -403,7 +405,7 @@ def _say_preparation(report: dict[str, Any]) -> str:
     text = f"on {report.get('worker')}: {report.get('state')}"
     if "exec_ns" in report:
         text += (
-            f", {report['exec_ns'] / 1e6:.3f} ms, batches of up to {report['batch_max']}, {report['pages']} pages {report['holding']}, "
+            f", {report['exec_ns'] / 1e6:.3f} ms, batches of up to {report['batch_max']}, {say_count(report['pages'], 'page')} {report['holding']}, "
             f"load {report['load_ns'] / 1e6:.3f} ms"
         )
     return text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork.cli.common import client_options, new_client
+from clockwork.cli.common import client_options, new_client, say_count
 from clockwork.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ def probe(
     if ready and why:
         raise Unavailable(f"the cluster is not ready: {why}")
     state = f"not ready: {why}" if why else "ready"
-    click.echo(f"controller {body['version']} answers; {len(body['workers'])} workers; {state}")
+    click.echo(f"controller {body['version']} answers; {say_count(len(body['workers']), 'worker')}; {state}")
 
 
 def _probe_model(info: ModelInfo) -> None:
     if info.state != "ready":
         raise Unavailable(f"{info.reference} is {info.state}" + (f": {info.text}" if info.text else ""))
     served = sum(report.get("state") == "ready" for report in info.raw.get("preparations", ()))
-    click.echo(f"{info.reference} is ready; {served} workers serve it")
+    click.echo(f"{info.reference} is ready; {say_count(served, 'worker')} serving it")
 
 
 def _probe_worker(body: Mapping[str, Any], name: str) -> None:
@@ -78,5 +78,5 @@ def _probe_worker(body: Mapping[str, Any], name: str) -> None:
     failed = "".join(f"\n{label} failed there: {why}" for label, why in models["failures"])
     if models["failed"] and not models["ready"]:
         raise Unavailable(f"{name} has prepared none of {models['failed']} models" + failed)
-    text = f"{name} is ready; it has prepared {models['ready']} models"
+    text = f"{name} is ready; it has prepared {say_count(models['ready'], 'model')}"
     click.echo(text + (f", and failed to prepare {models['failed']}" + failed if failed else ""))

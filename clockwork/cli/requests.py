@@ -14,6 +14,7 @@ from clockwork.cli.common import (
     new_client,
     print_json,
     print_table,
+    say_count,
     write_file,
 )
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
@@ -190,8 +191,8 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
         else states
     )
     click.echo(f"controller {body.get('version')}, policy {body.get('policy')}, "
-               f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {body.get('clients', 0)} clients")  # fmt: skip
-    click.echo(f"models     {by_state or 'none'}, {body.get('programs', 0)} programs")
+               f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {say_count(body.get('clients', 0), 'client')}")  # fmt: skip
+    click.echo(f"models     {by_state or 'none'}, {say_count(body.get('programs', 0), 'program')}")
     if body.get("why_not_ready"):
         click.echo(f"not ready  {body['why_not_ready']}")
     counts = body.get("counts") or {}

@@ -74,6 +74,6 @@ def cli() -> None:
     \b
     Start here:
       clockwork up                                      a cluster on this machine
-      clockwork infer digits examples/digits/7.png      ask it something
+      clockwork infer digits --example 7                ask it something
       clockwork models add resnet50 resnet50.onnx       serve a model of your own
     """

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from clockwork.cli import root as cli
-from clockwork.cli.common import say_enough
+from clockwork.cli.common import say_bytes, say_count, say_enough
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import parse_profiles
 from clockwork.wire import transport
@@ -231,6 +231,17 @@ def test_a_refusal_says_what_would_have_been_admitted(
     stderr = run("infer", "digits", tmp_path / "in.npy", ok=False).stderr
     assert "too busy" in stderr
     assert "reason: deadline; an SLO of 0.02 s would have been enough; retry after 0.005 s" in stderr
+
+
+def test_small_and_single_things_are_said_as_what_they_are() -> None:
+    assert [say_bytes(count) for count in (0, 500, 41_900, 170_000, 32 << 20)] == [
+        "0 B",
+        "500 B",
+        "41 KiB",
+        "0.2 MiB",
+        "32.0 MiB",
+    ]
+    assert [say_count(count, "page") for count in (0, 1, 2)] == ["0 pages", "1 page", "2 pages"]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_status_says_how_well_actions_were_predicted(cluster: Cluster) -> None:
 def test_a_probe_says_by_its_exit_status_who_is_well(cluster: Cluster) -> None:
     assert cluster.run("probe")[0] == 0
     status, text = cluster.run("probe", "--worker", "worker-0")
-    assert (status, text) == (0, "worker-0 is ready; it has prepared 1 models")
+    assert (status, text) == (0, "worker-0 is ready; it has prepared 1 model")
     assert cluster.run("probe", "--worker", "another") == (1, "clockwork: no worker 'another' is connected")
 
 

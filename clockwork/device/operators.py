@@ -14,10 +14,14 @@ import os
 from pathlib import Path
 
 from clockwork.device import _operators
-from clockwork.errors import ConfigError, InvalidModel
+from clockwork.errors import InvalidModel
 
 DOMAIN = "clockwork"
 EXTENSION_DOMAINS = ("ai.onnx.contrib", "com.microsoft.extensions")
+
+_DECODER = "DecodeJpeg"
+_OPERATOR, _DOMAIN_OF_NODE = 4, 7
+"""Fields of ONNX's NodeProto."""
 
 _SYSTEM_JPEG = "libjpeg.so.62"
 
@@ -26,7 +30,9 @@ def libraries_for(model: Path | bytes) -> tuple[str, ...]:
     """The libraries that sessions of an ONNX model need. Raises InvalidModel where one is not installed."""
     found = []
     if _names(model, DOMAIN):
-        found.append(_own())
+        if (problem := _load_jpeg()) and _names(model, _DECODER, _OPERATOR):
+            raise InvalidModel(f"images cannot be decoded here: {problem}")
+        found.append(_operators.__file__)
     if any(_names(model, domain) for domain in EXTENSION_DOMAINS):
         path = extensions()
         if path is None:
@@ -52,12 +58,9 @@ def extensions() -> str | None:
 
 
 @functools.cache
-def _own() -> str:
-    """The library of Clockwork's operators. Raises ConfigError without a libjpeg to decode images with."""
-    problem = _operators.load_jpeg(os.fsencode(_jpeg()))
-    if problem:
-        raise ConfigError(f"images cannot be decoded: {problem}")
-    return _operators.__file__
+def _load_jpeg() -> str:
+    """Have the operators decode images by a libjpeg. Returns why they cannot, or ""."""
+    return _operators.load_jpeg(os.fsencode(_jpeg()))
 
 
 def _jpeg() -> str:
@@ -69,9 +72,9 @@ def _jpeg() -> str:
     return _SYSTEM_JPEG
 
 
-def _names(model: Path | bytes, domain: str) -> bool:
-    """Whether an ONNX file has the domain in an operator or function: field 7 of a node, with its length."""
-    needle = b"\x3a" + bytes([len(domain)]) + domain.encode()
+def _names(model: Path | bytes, name: str, field: int = _DOMAIN_OF_NODE) -> bool:
+    """Whether an ONNX file has a name, with its length, in this field of an operator."""
+    needle = bytes([field << 3 | 2, len(name)]) + name.encode()
     if isinstance(model, bytes):
         return needle in model
     with open(model, "rb") as file:

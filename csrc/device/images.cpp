@@ -69,16 +69,31 @@ void on_progress(jpeg::Decompress* state) {
         jump_out(state, "has more scans than a progressive JPEG image needs");
 }
 
-// Reads the image into `rows`, which `start` makes once its size is known. False: decoding.text says why.
-template <typename Start>
-bool decode(Decoding& decoding, std::string_view data, Start&& start) {
+jpeg::Decompress* begin(Decoding& decoding, const jpeg::Library& with) {
     jpeg::Decompress* state = &decoding.state;
     std::memset(&decoding, 0, sizeof decoding);
-    state->errors = library.std_error(&decoding.errors);
+    state->errors = with.std_error(&decoding.errors);
     state->client_data = &decoding;
     decoding.errors.error_exit = on_error;
     decoding.errors.emit_message = on_message;
     decoding.errors.output_message = on_output;
+    return state;
+}
+
+// Whether the library has the version and the structures that jpeg_api.h declares.
+bool is_usable(const jpeg::Library& with, Decoding& decoding) {
+    jpeg::Decompress* state = begin(decoding, with);
+    if (setjmp(decoding.out))
+        return false;
+    with.create(state, jpeg::VERSION, sizeof *state);
+    with.destroy(state);
+    return true;
+}
+
+// Reads the image into `rows`, which `start` makes once its size is known. False: decoding.text says why.
+template <typename Start>
+bool decode(Decoding& decoding, std::string_view data, Start&& start) {
+    jpeg::Decompress* state = begin(decoding, library);
     if (setjmp(decoding.out)) {
         library.destroy(state);
         return false;
@@ -250,11 +265,18 @@ std::string load_jpeg(const std::string& path) {
         !find(handle, "jpeg_resync_to_restart", found.resync) ||
         !find(handle, "jpeg_destroy_decompress", found.destroy))
         return path + " is not libjpeg: it lacks a function";
+    Decoding decoding;
+    if (!is_usable(found, decoding))
+        return path + " is a libjpeg that is not known here: " + decoding.text;
     library = found;
     return "";
 }
 
 bool decode_jpeg(std::string_view data, std::size_t pixels_max, Pixels& image, std::string& problem) {
+    if (library.destroy == nullptr) {
+        problem = "cannot be decoded: no libjpeg was loaded";
+        return false;
+    }
     if (data.size() < 3 || std::memcmp(data.data(), "\xff\xd8\xff", 3) != 0) {
         problem = data.empty() ? "is empty, not a JPEG image" : "is not a JPEG image: it begins with";
         char digits[8];

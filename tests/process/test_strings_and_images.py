@@ -96,7 +96,7 @@ def test_images_are_answered_as_if_pillow_had_prepared_them(cluster: Cluster) ->
             np.testing.assert_allclose(
                 client.infer("photographs", strings(data))[0], expected(data), atol=TOLERANCE
             )
-        together = client.infer("photographs", strings(*PHOTOGRAPHS))
+        together = client.infer("photographs", PHOTOGRAPHS)
     np.testing.assert_allclose(together, [expected(data) for data in PHOTOGRAPHS], atol=TOLERANCE)
 
 

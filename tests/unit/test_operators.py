@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,27 @@ def test_damaged_images_cost_an_error_and_nothing_else() -> None:
     assert min(decoded, len(refused)) > 100  # damage to values is seen in the picture alone, as with Pillow
     assert all("[input] image 0" in text for text in refused)
     np.testing.assert_array_equal(*session.run([strings(GOOD, GOOD)])[0])
+
+
+def test_without_a_libjpeg_only_models_that_read_images_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path, said in (
+        (tmp_path / "libjpeg.so", "cannot load"),
+        (Path(operators._operators.__file__), "is not libjpeg: it lacks a function"),
+    ):
+        # In a process of its own: a library that was loaded stays.
+        code = f"from clockwork.device import _operators; print(_operators.load_jpeg({str(path).encode()!r}))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert said in done.stdout
+    monkeypatch.setattr(operators, "_load_jpeg", lambda: "there is none")
+    with pytest.raises(RunError, match="images cannot be decoded here: there is none"):
+        decoder()
+    node = helper.make_node("WordPiece", ["text"], ["ids"], domain="clockwork")
+    model = helper.make_model(helper.make_graph([node], "texts", [], []))
+    assert operators.libraries_for(model.SerializeToString()) == (operators._operators.__file__,)
 
 
 # ----- onnxruntime-extensions ------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
         described = ask(client, "model", "m")
         assert described["state"] == "set_aside"
         assert f"{config.OVERRUNS_MAX} of its executions" in described["text"]
-        assert [one["state"] for one in ask(client, "models")] == ["set_aside"]
+        assert [one["state"] for one in ask(client, "models")["models"]] == ["set_aside"]
         shown = CliRunner().invoke(cli, ["models", "list", "--endpoint", controller.client_endpoint]).output
         assert "set_aside" in shown
         client.infer("m", 702, [1, 2], ROW, slo_ns=10 * SECOND)
@@ -107,7 +107,7 @@ def test_what_was_set_aside_can_be_removed(tmp_path: Path) -> None:
         worker.next_action()
         client.send(messages.Unregister(803, "m"))
         client.receive(messages.Reply)
-        assert ask(client, "models") == []
+        assert ask(client, "models")["models"] == []
         assert ask(client, "status")["troubles"]["noted"]["model_set_aside"] == 1
         kinds = [one["kind"] for one in ask(client, "status")["troubles"]["open"]]
         assert kinds == ["model_overrun"], "what happened stays for a day"

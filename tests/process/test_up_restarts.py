@@ -19,6 +19,7 @@ import pytest
 from clockwork import Client
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
 from clockwork.launch.local import free_ports
+from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
 from clockwork.wire.roles import Role
@@ -225,6 +226,21 @@ def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_p
         assert up.end() == 0
     finally:
         up.program.destroy()
+
+
+def test_a_start_leaves_a_model_of_the_demo_s_name_alone(tmp_path: Path) -> None:
+    for start in range(2):
+        up = Up(tmp_path / "data", "--no-gateway")
+        try:
+            up.ready()
+            with Client(up.endpoint, timeout=20) as client:
+                if start == 0:
+                    client.register("digits", zoo.fine_tune(zoo.digits(), seed=1))
+                    client.unregister("digits@1")
+                assert [model.reference for model in client.models()] == ["digits@2"]
+            assert up.end() == 0
+        finally:
+            up.program.destroy()
 
 
 def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:

@@ -161,7 +161,13 @@ def join(
 
 
 def with_labels(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
-    """The model with labels for its scores."""
+    """The model with labels for its scores. Raises InvalidModel where it is known to have another number of them."""
+    if len(model.graph.output) == 1:
+        scores = _spec_of(model.graph.output[0])
+        if scores.shape and type(scores.shape[-1]) is int and scores.shape[-1] != len(labels):
+            raise InvalidModel(
+                f"{len(labels)} labels for the {scores.shape[-1]} scores of output {scores.name!r}"
+            )
     helper.set_model_props(model, {**metadata_of(model), images.LABELS_KEY: json.dumps(list(labels))})
     return model
 

@@ -89,6 +89,8 @@ def test_what_is_joined_is_a_model_like_any_other(tmp_path: Path) -> None:
     ]
     metadata = metadata_of(model)
     assert json.loads(metadata["clockwork.labels"]) == ["x"] * 10
+    with pytest.raises(InvalidModel, match="2 labels for the 10 scores of output 'scores'"):
+        compose.with_labels(zoo.digits(), ["x"] * 2)
     assert samples.contents_of(metadata) == {"image": "jpeg"}
     assert "clockwork.input" not in metadata  # the command line sends the file, and not its pixels
 

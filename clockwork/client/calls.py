@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, cast
@@ -143,6 +144,14 @@ def _checked_version(version: int) -> int:
     return version
 
 
+def _callers_level() -> int:
+    """The stacklevel at which a function that calls this warns of the first line outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("clockwork."):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def slo_ns_of(slo: float | None) -> int:
     """An SLO in seconds as nanoseconds; 0: none. Raises InvalidInput; warns where milliseconds may have been meant."""
     if slo is None:
@@ -150,7 +159,9 @@ def slo_ns_of(slo: float | None) -> int:
     slo_ns = checked_ns(slo, "slo")
     if slo_ns >= config.SLO_DOUBTED_NS:
         warnings.warn(
-            f"an SLO is in seconds: {slo:g} is {slo:g} s, {slo:g} ms is {slo / 1000:g}", SloWarning, 4
+            f"an SLO is in seconds: {slo:g} is {slo:g} s, {slo:g} ms is {slo / 1000:g}",
+            SloWarning,
+            _callers_level(),
         )
     return slo_ns
 

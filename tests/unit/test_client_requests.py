@@ -66,8 +66,9 @@ def test_an_slo_that_is_none(slo: object) -> None:
 def test_an_slo_that_was_probably_meant_in_milliseconds_is_taken_with_a_question() -> None:
     with pytest.warns(errors.SloWarning, match=r"in seconds: 100 is 100 s, 100 ms is 0\.1"):
         assert request(slo=100).slo_ns == 100_000_000_000
-    with pytest.warns(errors.SloWarning):
+    with pytest.warns(errors.SloWarning) as told:
         registration_options(250, "auto", None)
+    assert told[0].filename == __file__, "the caller's line is shown, and none of ours"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         request(slo=9.9)

@@ -158,8 +158,8 @@ Ns Connections::look(Ns now) {
         ++place;
     }
     cursor_ = place == by_fd_.end() ? 0 : place->first;
-    for (const ConnectionPtr& one : now_due)
-        look_at(*one, now);
+    for (const ConnectionPtr& connection : now_due)
+        look_at(*connection, now);
     std::uint64_t ungreeted_bytes = 0;
     for (const auto& [number, one] : ungreeted_)
         ungreeted_bytes += one->behind;
@@ -211,11 +211,11 @@ void Connections::cut_largest(SizeOf size_of, std::uint64_t bound, CutReason rea
     }
     std::stable_sort(open.begin(), open.end(),
                      [&](Connection* one, Connection* other) { return size_of(*one) > size_of(*other); });
-    for (Connection* one : open) {
+    for (Connection* connection : open) {
         if (sum <= bound)
             return;
-        sum -= std::min(sum, size_of(*one));
-        cut(*one, reason);
+        sum -= std::min(sum, size_of(*connection));
+        cut(*connection, reason);
     }
 }
 

@@ -35,11 +35,11 @@ Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clie
 
 void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
     descriptors_.clear();
-    for (int one : descriptors)
-        descriptors_.push_back({one, POLLIN, 0});
+    for (int descriptor : descriptors)
+        descriptors_.push_back({descriptor, POLLIN, 0});
     own_count_ = descriptors_.size();
-    for (int one : others)
-        descriptors_.push_back({one, POLLIN, 0});
+    for (int other : others)
+        descriptors_.push_back({other, POLLIN, 0});
 }
 
 Exchange::Need Exchange::run(Ns until) {

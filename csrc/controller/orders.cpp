@@ -66,14 +66,14 @@ void Exchange::send_infer(const Command& command) {
     Expected& expected = note_sent(*worker, command.action_id, ActionKind::INFER, command.device, command.model_id);
     expected.rows = rows;
     expected.interface = sending_.front()->model->interface;
-    for (const HeldRequest* one : sending_) {
-        expected.part_rows.push_back(one->rows);
-        expected.part_rooms.push_back(one->has_room);
+    for (const HeldRequest* held : sending_) {
+        expected.part_rows.push_back(held->rows);
+        expected.part_rooms.push_back(held->has_room);
     }
     if (!to_worker(*worker, frames > 0))
         return;
-    for (HeldRequest* one : sending_) {
-        for (Frame& frame : one->frames) {
+    for (HeldRequest* held : sending_) {
+        for (Frame& frame : held->frames) {
             spare_.share(frame);  // kept, for the action may come to nothing
             sockets_[WORKERS].send(spare_, --frames > 0);
         }

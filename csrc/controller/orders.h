@@ -75,9 +75,9 @@ public:
     // Ascending.
     std::vector<ActionId> ids() const {
         std::vector<ActionId> found;
-        for (const Expected& one : all_) {
-            if (one.action_id != 0)
-                found.push_back(one.action_id);
+        for (const Expected& expected : all_) {
+            if (expected.action_id != 0)
+                found.push_back(expected.action_id);
         }
         std::sort(found.begin(), found.end());
         return found;

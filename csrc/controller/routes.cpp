@@ -106,8 +106,8 @@ std::uint32_t Exchange::shape_number(const std::vector<std::int64_t>& shape) {
 }
 
 void Exchange::forget_shapes() {
-    for (const WaitingCopy& one : copies_waiting_)
-        shadows_moot_.push_back(one.id);  // their numbers may be others' soon
+    for (const WaitingCopy& copy : copies_waiting_)
+        shadows_moot_.push_back(copy.id);  // their numbers may be others' soon
     copies_waiting_.clear();
     shapes_.clear();
     has_last_ = false;

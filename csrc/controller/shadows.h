@@ -81,8 +81,8 @@ struct AnswerKept {
 
     std::size_t bytes() const {
         std::size_t sum = 0;
-        for (const OutputKept& one : tensors)
-            sum += one.frame.size();
+        for (const OutputKept& tensor : tensors)
+            sum += tensor.frame.size();
         return sum;
     }
 };

@@ -76,12 +76,12 @@ Ns Machine::next_ns() {
 }
 
 bool Machine::is_resident(ModelId model_id) const {
-    return std::ranges::any_of(devices_, [&](const Device& one) { return one.resident(model_id) != nullptr; });
+    return std::ranges::any_of(devices_, [&](const Device& device) { return device.resident(model_id) != nullptr; });
 }
 
 bool Machine::is_used(ModelId model_id) const {
     return (store_ && store_->uses(model_id)) || is_resident(model_id) ||
-           std::ranges::any_of(devices_, [&](const Device& one) { return one.has_orders_for(model_id); });
+           std::ranges::any_of(devices_, [&](const Device& device) { return device.has_orders_for(model_id); });
 }
 
 // Whether what an event was for is still to come.

@@ -107,7 +107,7 @@ bool Tokenizer::encode(std::string_view text, std::vector<std::int64_t>& ids, st
         auto found = specials_.end();
         if (begins_special_[static_cast<unsigned char>(text[at])]) {
             found = std::find_if(specials_.begin(), specials_.end(),
-                                 [&](const Special& one) { return text.substr(at).starts_with(one.text); });
+                                 [&](const Special& special) { return text.substr(at).starts_with(special.text); });
         }
         if (found == specials_.end()) {
             ++at;

@@ -45,9 +45,9 @@ Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
 void Adaptive::keep_time() {
     auto shrink = [](double& one, int doublings) { one = std::ldexp(one, -doublings); };
     if (int doublings = weights_.advance(parts_.state.now); doublings > 0) {
-        traffic_.for_each([&](Traffic& one) {
-            shrink(one.cost, doublings);
-            shrink(one.rows, doublings);
+        traffic_.for_each([&](Traffic& traffic) {
+            shrink(traffic.cost, doublings);
+            shrink(traffic.rows, doublings);
         });
         shrink(cost_sum_, doublings);
         shrink(square_sum_, 2 * doublings);
@@ -108,7 +108,7 @@ Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t r
     Ns least = NEVER_NS;
     for (const KindSpec* spec : model.specs) {
         auto first = std::find_if(model.residencies.begin(), model.residencies.end(),
-                                  [spec](const Residency* one) { return one->spec == spec; });
+                                  [spec](const Residency* residency) { return residency->spec == spec; });
         bool is_there = first != model.residencies.end();  // else it could be loaded onto such a device
         if (!is_there && spec->worker_count == 0) {
             continue;
@@ -235,8 +235,8 @@ bool Adaptive::admit(Pending& pending) {
             return false;
         }
     }
-    for (const KindSpec* one : model.specs) {
-        batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * one->batch_max);
+    for (const KindSpec* spec : model.specs) {
+        batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * spec->batch_max);
     }
     // Only what is let in counts: a client that tries again at once must not look like a flood.
     double recent = there.ideal_ns * pending.size;
@@ -259,8 +259,8 @@ double Adaptive::crowd() const {
 
 void Adaptive::share_out() {
     wanted_.clear();
-    traffic_.for_each([&](const Traffic& one) {
-        if (double devices = rate(one.rows) * one.ideal_ns; devices > 0) {
+    traffic_.for_each([&](const Traffic& traffic) {
+        if (double devices = rate(traffic.rows) * traffic.ideal_ns; devices > 0) {
             wanted_.push_back(devices);
         }
     });
@@ -504,9 +504,9 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     for (std::uint32_t place = 0; place < chosen.given_up; ++place) {
         victims_.push_back((*chosen.queue)[chosen.first + place]);
     }
-    for (const Waiting& one : victims_) {
-        if (!one.pending->answered) {
-            parts_.dropper.drop(*chosen.queue, one);
+    for (const Waiting& victim : victims_) {
+        if (!victim.pending->answered) {
+            parts_.dropper.drop(*chosen.queue, victim);
         }
     }
 }
@@ -565,15 +565,16 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     }
     // A higher level that could not wait for the end of it goes first.
     Candidate urgent{};
-    for (const Candidate& one : candidates_) {
+    for (const Candidate& candidate : candidates_) {
         // Its first must not wait for so long that its last comes too late.
-        Ns rest = one.duration_ns / one.count * (one.queue->size() - one.count);
-        bool may_pass = !is_behind(*one.residency) || is_behind(*best.residency);
-        bool cannot_wait = may_pass && one.queue->level < best.queue->level &&
-                           one.start_ns - rest < free_ns + best.duration_ns && !has_other_device(*one.queue->model);
-        if (cannot_wait && (urgent.queue == nullptr || one.queue->level < urgent.queue->level ||
-                            (one.queue->level == urgent.queue->level && one.start_ns < urgent.start_ns))) {
-            urgent = one;
+        Ns rest = candidate.duration_ns / candidate.count * (candidate.queue->size() - candidate.count);
+        bool may_pass = !is_behind(*candidate.residency) || is_behind(*best.residency);
+        bool cannot_wait = may_pass && candidate.queue->level < best.queue->level &&
+                           candidate.start_ns - rest < free_ns + best.duration_ns &&
+                           !has_other_device(*candidate.queue->model);
+        if (cannot_wait && (urgent.queue == nullptr || candidate.queue->level < urgent.queue->level ||
+                            (candidate.queue->level == urgent.queue->level && candidate.start_ns < urgent.start_ns))) {
+            urgent = candidate;
         }
     }
     chosen = urgent.queue != nullptr ? urgent : best;

@@ -25,8 +25,8 @@ bool delays_loads(const Plan& plan, std::size_t index) {
 
 Ns loads_waiting_ns(const Arena& arena) {
     Ns sum = 0;
-    for (const Residency* one : arena.pending) {
-        sum += one->spec->load_planned_ns();
+    for (const Residency* residency : arena.pending) {
+        sum += residency->spec->load_planned_ns();
     }
     return sum;
 }
@@ -236,19 +236,19 @@ bool Admission::place_cold(Pending& pending) {
     Ns deadline = pending.deadline_ns;
     cold_.clear();
     arenas_.find_loadable(model, loadable_);
-    for (const Place& one : loadable_) {
-        const Executor& executor = plans_.soonest(*one.arena);
+    for (const Place& place : loadable_) {
+        const Executor& executor = plans_.soonest(*place.arena);
         if (executor.arena->number + 1 == pending.failed_on) {
             continue;
         }
-        Ns load = one.spec->load_planned_ns(), alone = one.spec->alone_ns(pending.request.shape, pending.size);
+        Ns load = place.spec->load_planned_ns(), alone = place.spec->alone_ns(pending.request.shape, pending.size);
         const Worker& worker = *executor.worker;
         Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns);
         if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
             // What is evicted has to be loaded again one day: that counts as a load more.
-            Ns once_more = executor.arena->has_room(*one.spec) ? 0 : load;
+            Ns once_more = executor.arena->has_room(*place.spec) ? 0 : load;
             Ns time = start + loads_waiting_ns(*executor.arena) + load + once_more + plans_.of(executor).planned_ns;
-            cold_.push_back({time / LOAD_ALIKE_NS, executor.arena->pages.free_count(), one.arena, one.spec});
+            cold_.push_back({time / LOAD_ALIKE_NS, executor.arena->pages.free_count(), place.arena, place.spec});
         }
     }
     auto better = [](const Cold& a, const Cold& b) {
@@ -316,16 +316,16 @@ void Admission::refuse_in_detail(Pending& pending) {
         least = std::min(least, at_ns);
     });
     arenas_.find_loadable(model, loadable_);
-    for (const Place& one : loadable_) {
-        Ns duration = one.spec->alone_ns(shape, size);
+    for (const Place& place : loadable_) {
+        Ns duration = place.spec->alone_ns(shape, size);
         if (duration == 0) {
             continue;
         }
-        const Executor& executor = plans_.soonest(*one.arena);
+        const Executor& executor = plans_.soonest(*place.arena);
         const Worker& worker = *executor.worker;
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
         Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(*executor.arena);
-        Ns loaded = start + one.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
+        Ns loaded = start + place.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
         const Plan& plan = plans_.of(executor);
         Ns tail = plan.finish_ns(executor.free_ns(state_.now), plan.size());
         least = std::min(least, std::max(loaded, tail) + duration + worker.back_ns);
@@ -389,9 +389,9 @@ Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns
 // Load a model that could not be promised because it is not resident; the next request may.
 void Admission::warm(Model& model) {
     arenas_.find_loadable(model, loadable_);
-    for (const Place& one : loadable_) {
-        Arena& arena = *one.arena;
-        if (arena.loading == 0 && arena.pending.empty() && arenas_.load_idly(arena, model, *one.spec)) {
+    for (const Place& place : loadable_) {
+        Arena& arena = *place.arena;
+        if (arena.loading == 0 && arena.pending.empty() && arenas_.load_idly(arena, model, *place.spec)) {
             return;
         }
     }
@@ -405,7 +405,7 @@ bool Admission::displace(Pending& pending) {
     }
     Slot slot{};
     std::vector<Residency*> residencies;
-    for_some_residencies(*pending.model, [&](Residency& one) { residencies.push_back(&one); });
+    for_some_residencies(*pending.model, [&](Residency& residency) { residencies.push_back(&residency); });
     for (Residency* residency : residencies) {
         if (residency->doomed || residency->arena->worker->draining) {
             continue;
@@ -469,9 +469,9 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
         if (is_beyond && !plan[place]->residency->share.is_beyond) {
             continue;  // a higher priority is no claim to more than its share
         }
-        for (Pending* one : plan[place]->pendings) {
-            if (one->request.priority > level) {
-                candidates.emplace_back(place, one);
+        for (Pending* pending : plan[place]->pendings) {
+            if (pending->request.priority > level) {
+                candidates.emplace_back(place, pending);
             }
         }
     }
@@ -480,7 +480,7 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
                std::make_tuple(b.second->request.priority, b.second->deadline_ns, b.first);
     });
     std::size_t index = place_of(plan, residency, is_beyond ? pending.deadline_ns + BEYOND_NS : pending.deadline_ns);
-    auto is_gone = [&](const Pending* one) { return std::find(gone.begin(), gone.end(), one) != gone.end(); };
+    auto is_gone = [&](const Pending* pending) { return std::find(gone.begin(), gone.end(), pending) != gone.end(); };
     auto fits = [&] {
         Ns time = free;
         for (std::size_t place = 0;; ++place) {
@@ -495,9 +495,9 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
             }
             const Batch* batch = plan[place];
             std::uint32_t size = batch->size;
-            for (const Pending* one : batch->pendings) {
-                if (one->request.priority > level && is_gone(one)) {
-                    size -= one->size;
+            for (const Pending* pending : batch->pendings) {
+                if (pending->request.priority > level && is_gone(pending)) {
+                    size -= pending->size;
                 }
             }
             if (size > 0) {

@@ -310,8 +310,8 @@ void Arenas::send_load(Residency& residency, bool hurries) {
 void Arenas::load_over(Arena& arena, Model& model, KindSpec& spec, const std::vector<Residency*>& victims) {
     Residency* residency = make_residency(arena, model, spec, NEVER_NS);
     victims_ = victims;
-    for (const Residency* one : victims_) {
-        arena.pages.free(one->starts, one->spec->runs);
+    for (const Residency* residency : victims_) {
+        arena.pages.free(residency->starts, residency->spec->runs);
     }
     must(arena.pages.allocate(spec.runs, residency->starts), "room that was found is not there");
     if (!victims_.empty()) {
@@ -375,8 +375,8 @@ bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
         return !fits;
     });
     if (!fits) {
-        for (Residency* one : victims_) {
-            pages.take(one->starts, one->spec->runs);
+        for (Residency* residency : victims_) {
+            pages.take(residency->starts, residency->spec->runs);
         }
         residency.starts.clear();
         return false;
@@ -410,8 +410,8 @@ void Arenas::unload_victims(Residency& residency) {
 template <typename Function>
 void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& chosen, Ns before_ns,
                                 Function&& function) {
-    for (Residency* one : chosen) {
-        if (one->is_idle() && one->on_device && !function(one)) {
+    for (Residency* residency : chosen) {
+        if (residency->is_idle() && residency->on_device && !function(residency)) {
             return;
         }
     }

@@ -51,7 +51,7 @@ double pages_of(const KindSpec& spec, const std::vector<Arena*>& arenas) {
 
 // The least number of devices that has room for what stays, and time to load the rest.
 double memory_devices(std::vector<Stay>& models) {
-    auto saves = [](const Stay& one) { return one.pages > 0 ? one.loading / one.pages : INFINITY; };
+    auto saves = [](const Stay& stay) { return stay.pages > 0 ? stay.loading / stay.pages : INFINITY; };
     std::stable_sort(models.begin(), models.end(), [&](const Stay& a, const Stay& b) { return saves(a) > saves(b); });
     double loading = 0, pages = 0;
     std::size_t first = 0;
@@ -79,8 +79,8 @@ double chance_devices(const std::vector<Wait>& waits, double load, double run_ns
             continue;
         }
         double all_busy = count * free / (count - load * (1 - free)), late = 0;
-        for (const Wait& one : waits) {
-            late += one.requests * all_busy * std::exp(-2 * (count - load) * one.room_ns / run_ns);
+        for (const Wait& wait : waits) {
+            late += wait.requests * all_busy * std::exp(-2 * (count - load) * wait.room_ns / run_ns);
         }
         if (late <= late_max) {
             return count - 1 + late / late_max;  // above the number before, which does not suffice

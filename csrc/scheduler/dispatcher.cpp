@@ -116,7 +116,7 @@ bool Dispatcher::preload(Ns now, WorkerId worker_id, std::int32_t device_index, 
         return false;
     }
     bool is_there = std::any_of(model->residencies.begin(), model->residencies.end(),
-                                [arena](const Residency* one) { return one->arena == arena; });
+                                [arena](const Residency* residency) { return residency->arena == arena; });
     return !is_there && arenas_.preload(*arena, *model);
 }
 

@@ -103,8 +103,8 @@ const Worker* Arenas::find_host(const Model& model) const {
 
 // Whether something on the worker is being loaded from it, or is about to be.
 bool Arenas::is_pinned(const Worker& worker, const Model& model) {
-    return std::any_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* one) {
-        return one->arena->worker == &worker && one->state != ResidencyState::RESIDENT;
+    return std::any_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* residency) {
+        return residency->arena->worker == &worker && residency->state != ResidencyState::RESIDENT;
     });
 }
 
@@ -120,10 +120,10 @@ bool Arenas::bring(Worker& worker, Model& model, Ns before_ns) {
     std::uint64_t free = worker.host_bytes - worker.host_used;
     dropped_.clear();
     if (free < spec->host_bytes) {
-        for (Model* one : state_.models) {
-            if (worker.host_state(*one) == HostState::HELD && worker.host[one->slot].used_ns < before_ns &&
-                deciders_.memory->may_drop(*one) && !is_pinned(worker, *one)) {
-                dropped_.push_back({deciders_.memory->host_worth(*one), worker.host[one->slot].used_ns, one});
+        for (Model* model : state_.models) {
+            if (worker.host_state(*model) == HostState::HELD && worker.host[model->slot].used_ns < before_ns &&
+                deciders_.memory->may_drop(*model) && !is_pinned(worker, *model)) {
+                dropped_.push_back({deciders_.memory->host_worth(*model), worker.host[model->slot].used_ns, model});
             }
         }
         std::stable_sort(dropped_.begin(), dropped_.end(), [](const Dropped& one, const Dropped& other) {
@@ -138,8 +138,8 @@ bool Arenas::bring(Worker& worker, Model& model, Ns before_ns) {
         }
         dropped_.resize(count);
     }
-    for (const Dropped& one : dropped_) {
-        send_drop(worker, *one.model, 0);
+    for (const Dropped& dropped : dropped_) {
+        send_drop(worker, *dropped.model, 0);
     }
     send_fetch(worker, model, *spec);
     return false;

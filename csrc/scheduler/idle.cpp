@@ -33,7 +33,7 @@ void Idle::load_background(Arena& arena, Model& model) {
         return;
     }
     if (std::any_of(model.residencies.begin(), model.residencies.end(),
-                    [&](const Residency* one) { return one->arena == &arena; })) {
+                    [&](const Residency* residency) { return residency->arena == &arena; })) {
         return;
     }
     if (!aged) {
@@ -82,8 +82,9 @@ void Idle::doubt(const Pending& pending) {
 }
 
 void Idle::remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted) {
-    bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& one) {
-        return one.program == spec.program_number && one.kind == spec.kind && one.shape == request.shape;
+    bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& unmeasured) {
+        return unmeasured.program == spec.program_number && unmeasured.kind == spec.kind &&
+               unmeasured.shape == request.shape;
     });
     if (known) {
         return;
@@ -101,8 +102,8 @@ void Idle::remember(const Model& model, const KindSpec& spec, const Request& req
 }
 
 void Idle::shapes_in_use(std::vector<std::uint32_t>& found) const {
-    for (const Unmeasured& one : unmeasured_) {
-        found.push_back(one.shape);
+    for (const Unmeasured& unmeasured : unmeasured_) {
+        found.push_back(unmeasured.shape);
     }
 }
 

@@ -85,12 +85,12 @@ void Learning::executed(const Flight& flight, Ns took_ns) {
 
 void Learning::loaded(Model& model, KindSpec& spec, Ns took_ns) {
     Ns own = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took_ns, state_.now);
-    model.for_each_alike(spec, [own](KindSpec& one) { one.load_own_ns = own; });
+    model.for_each_alike(spec, [own](KindSpec& spec) { spec.load_own_ns = own; });
 }
 
 void Learning::fetched(Model& model, KindSpec& spec, Ns took_ns) {
     Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took_ns, state_.now);
-    model.for_each_alike(spec, [own](KindSpec& one) { one.fetch_own_ns = own; });
+    model.for_each_alike(spec, [own](KindSpec& spec) { spec.fetch_own_ns = own; });
 }
 
 void Learning::load_ended(const KindSpec& spec) {

@@ -4,8 +4,8 @@ namespace clockwork {
 
 bool Arena::has_room(const KindSpec& spec) const {
     std::uint64_t waiting = 0;
-    for (const Residency* one : pending) {
-        waiting += one->spec->page_count;
+    for (const Residency* residency : pending) {
+        waiting += residency->spec->page_count;
     }
     return pages.free_count() >= waiting + spec.page_count;
 }

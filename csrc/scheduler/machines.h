@@ -237,9 +237,9 @@ struct Worker {
     Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
     // By its number; null if there is none, or it was lost.
     Arena* arena(std::int32_t index) const {
-        for (Arena* one : arenas) {
-            if (one->index == static_cast<std::uint32_t>(index)) {
-                return one;
+        for (Arena* arena : arenas) {
+            if (arena->index == static_cast<std::uint32_t>(index)) {
+                return arena;
             }
         }
         return nullptr;
@@ -265,12 +265,12 @@ inline KindSpec* Model::spec(const Arena& arena) const {
 
 inline bool Model::is_somewhere() const {
     return std::any_of(residencies.begin(), residencies.end(),
-                       [](const Residency* one) { return one->arena->usable(); });
+                       [](const Residency* residency) { return residency->arena->usable(); });
 }
 
 inline bool Model::is_within_reach() const {
     return std::any_of(residencies.begin(), residencies.end(),
-                       [](const Residency* one) { return one->arena->usable() && !one->is_stuck; });
+                       [](const Residency* residency) { return residency->arena->usable() && !residency->is_stuck; });
 }
 
 inline Ns Executor::free_ns(Ns now) const {

@@ -358,9 +358,9 @@ bool AdaptiveMemory::earns_copy(const Arena& arena, const KindSpec& spec, const 
     Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
     Ns soonest = NEVER_NS;
     placement_.begin_backlogs();
-    for (const Residency* one : model.residencies) {
-        if (one->arena->usable() && !one->doomed) {
-            soonest = std::min(soonest, served_ns(*one->arena, *one->spec, *first, 0, soonest));
+    for (const Residency* residency : model.residencies) {
+        if (residency->arena->usable() && !residency->doomed) {
+            soonest = std::min(soonest, served_ns(*residency->arena, *residency->spec, *first, 0, soonest));
             if (soonest <= least - later) {
                 return false;
             }
@@ -421,10 +421,10 @@ bool AdaptiveMemory::may_evict(const Residency& residency) const { return waitin
 std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std::size_t ordered) {
     if (ordered == 0) {
         densities_.clear();
-        for (Residency* one : found) {
-            double worth = rate(*one->model) * static_cast<double>(one->spec->load_planned_ns());
-            worth /= std::max<std::uint32_t>(one->spec->page_count, 1);
-            densities_.push_back({worth, static_cast<std::uint32_t>(densities_.size()), one});
+        for (Residency* residency : found) {
+            double worth = rate(*residency->model) * static_cast<double>(residency->spec->load_planned_ns());
+            worth /= std::max<std::uint32_t>(residency->spec->page_count, 1);
+            densities_.push_back({worth, static_cast<std::uint32_t>(densities_.size()), residency});
         }
     }
     std::size_t until = std::min(found.size(), std::max(2 * ordered, EVICTABLE_ORDERED));

@@ -164,13 +164,15 @@ private:
     }
     // Whether no device has it, or all that do have doomed it, or leave.
     static bool is_cold(const Model& model) {
-        return std::all_of(model.residencies.begin(), model.residencies.end(),
-                           [](const Residency* one) { return one->doomed || one->is_stuck || !one->arena->usable(); });
+        return std::all_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
+            return residency->doomed || residency->is_stuck || !residency->arena->usable();
+        });
     }
     // Whether a load of it is decided or under way.
     static bool is_coming(const Model& model) {
-        return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* one) {
-            return one->state != ResidencyState::RESIDENT && !one->doomed && !one->is_stuck && one->arena->usable();
+        return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
+            return residency->state != ResidencyState::RESIDENT && !residency->doomed && !residency->is_stuck &&
+                   residency->arena->usable();
         });
     }
     // Whether it asks for a load.

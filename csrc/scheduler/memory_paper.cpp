@@ -194,7 +194,8 @@ void PaperMemory::call(Model& model) {
 }
 
 std::size_t PaperMemory::order_evictable(std::vector<Residency*>& found, std::size_t /*ordered*/) {
-    std::stable_partition(found.begin(), found.end(), [](const Residency* one) { return one->model->live == 0; });
+    std::stable_partition(found.begin(), found.end(),
+                          [](const Residency* residency) { return residency->model->live == 0; });
     return found.size();
 }
 

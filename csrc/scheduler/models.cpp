@@ -61,9 +61,9 @@ std::uint32_t Models::variant_for(const Model& model, const Worker& worker, cons
         return known != nullptr && known->program_number == told.program && known->runs == told.runs &&
                known->batch_max == (told.batches ? told.batch_max : 1);
     };
-    for (const KindSpec* one : model.specs) {
-        if (said_on_all(one->variant, is_same)) {
-            return one->variant;
+    for (const KindSpec* spec : model.specs) {
+        if (said_on_all(spec->variant, is_same)) {
+            return spec->variant;
         }
     }
     std::uint32_t variant = 1;

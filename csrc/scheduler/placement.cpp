@@ -12,10 +12,10 @@ KindSpec* Placement::loadable(const Arena& arena, const Model& model) {
     if (spec == nullptr || spec->page_count > arena.pages.page_count() || !arena.worker->could_host(*spec)) {
         return nullptr;
     }
-    bool is_there =
-        !model.residencies.empty() &&
-        (arena.find(&model) != nullptr || std::any_of(arena.pending.begin(), arena.pending.end(),
-                                                      [&](const Residency* one) { return one->model == &model; }));
+    bool is_there = !model.residencies.empty() &&
+                    (arena.find(&model) != nullptr ||
+                     std::any_of(arena.pending.begin(), arena.pending.end(),
+                                 [&](const Residency* residency) { return residency->model == &model; }));
     return is_there ? nullptr : spec;
 }
 
@@ -23,7 +23,7 @@ bool Placement::is_loadable_somewhere(const Model& model) const {
     return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
         const Worker* worker = state_.find_worker(worker_id);  // null: it is just leaving
         return worker != nullptr && std::any_of(worker->arenas.begin(), worker->arenas.end(),
-                                                [&](const Arena* one) { return loadable(*one, model) != nullptr; });
+                                                [&](const Arena* arena) { return loadable(*arena, model) != nullptr; });
     });
 }
 

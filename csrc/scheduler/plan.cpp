@@ -86,8 +86,8 @@ void Plans::remove(Pending& pending) {
     }
     plan.resize(batch, batch->size - pending.size);
     Ns tightest = NEVER_NS;
-    for (const Pending* one : batch->pendings) {
-        tightest = std::min(tightest, one->deadline_ns);
+    for (const Pending* pending : batch->pendings) {
+        tightest = std::min(tightest, pending->deadline_ns);
     }
     batch->limit_ns = tightest - executor.worker->back_ns;
 }

@@ -42,9 +42,9 @@ public:
     // function(one) for each, before.
     template <typename Function>
     void recycle(Function&& function) {
-        for (T* one : retired_) {
-            function(*one);
-            give_back(one);
+        for (T* record : retired_) {
+            function(*record);
+            give_back(record);
         }
         retired_.clear();
     }

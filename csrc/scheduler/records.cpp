@@ -17,7 +17,7 @@ void Model::note_variants() {
     is_varied = false;
     for (std::size_t place = 0; place < specs.size(); ++place) {
         is_varied = is_varied || std::any_of(specs.begin(), specs.begin() + static_cast<std::ptrdiff_t>(place),
-                                             [&](const KindSpec* one) { return one->kind == specs[place]->kind; });
+                                             [&](const KindSpec* spec) { return spec->kind == specs[place]->kind; });
     }
 }
 

@@ -347,8 +347,8 @@ struct alignas(CACHE_LINE) Model {
     // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
     Ns least_alone_ns(std::uint32_t shape, std::uint32_t size) const {
         Ns least = NEVER_NS;
-        for (const KindSpec* one : specs) {
-            if (Ns alone = one->alone_ns(shape, size); alone > 0) {
+        for (const KindSpec* spec : specs) {
+            if (Ns alone = spec->alone_ns(shape, size); alone > 0) {
                 least = std::min(least, alone);
             }
         }
@@ -358,9 +358,9 @@ struct alignas(CACHE_LINE) Model {
     // What such a batch is expected to take, without margin; the bound where its shape was never measured.
     Ns least_exec_ns(std::uint32_t shape, std::uint32_t size) const {
         Ns least = NEVER_NS;
-        for (const KindSpec* one : specs) {
-            Curve* curve = one->program->curve(shape);
-            if (Ns exec = curve != nullptr ? curve->exec_ns(size) : one->alone_ns(shape, size); exec > 0) {
+        for (const KindSpec* spec : specs) {
+            Curve* curve = spec->program->curve(shape);
+            if (Ns exec = curve != nullptr ? curve->exec_ns(size) : spec->alone_ns(shape, size); exec > 0) {
                 least = std::min(least, exec);
             }
         }
@@ -368,9 +368,9 @@ struct alignas(CACHE_LINE) Model {
     }
 
     KindSpec* spec(std::uint32_t kind, std::uint32_t variant) const {
-        for (KindSpec* one : specs) {
-            if (one->kind == kind && one->variant == variant) {
-                return one;
+        for (KindSpec* spec : specs) {
+            if (spec->kind == kind && spec->variant == variant) {
+                return spec;
             }
         }
         return nullptr;

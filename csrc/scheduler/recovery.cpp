@@ -46,8 +46,8 @@ void Recovery::watch_loads(Arena& arena) {
     arena.wake_at(worker.link_free_ns);
     std::vector<Pending*> waiting;
     std::vector<Model*> stuck;
-    for (Arena* one : worker.arenas) {
-        for (Residency* load = one->resident.front(); load != nullptr; load = one->resident.next(load)) {
+    for (Arena* arena : worker.arenas) {
+        for (Residency* load = arena->resident.front(); load != nullptr; load = arena->resident.next(load)) {
             if (load->state == ResidencyState::LOADING) {
                 load->is_stuck = true;
                 load->ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
@@ -55,11 +55,11 @@ void Recovery::watch_loads(Arena& arena) {
                 deciders_.policy->evacuate(*load, waiting);
             }
         }
-        for (Residency* load : one->pending) {
+        for (Residency* load : arena->pending) {
             deciders_.policy->evacuate(*load, waiting);
         }
-        arenas_.retime_loads(*one);
-        state_.touch(*one);
+        arenas_.retime_loads(*arena);
+        state_.touch(*arena);
     }
     for (Pending* pending : waiting) {
         requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);

@@ -90,9 +90,9 @@ void Scripted::ready(Executor& executor, std::vector<Queue*>& found) {
 }
 
 void Scripted::devices(const Queue& queue, std::vector<Executor*>& found) const {
-    for (const Residency* one : queue.model->residencies) {
-        if (is_usable(one) && one->arena->usable()) {
-            for (Executor* there = one->arena->executors.front(); there != nullptr; there = there->after) {
+    for (const Residency* residency : queue.model->residencies) {
+        if (is_usable(residency) && residency->arena->usable()) {
+            for (Executor* there = residency->arena->executors.front(); there != nullptr; there = there->after) {
                 found.push_back(there);
             }
         }

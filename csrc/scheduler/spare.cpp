@@ -58,9 +58,9 @@ Batch* Spare::steal(Executor& executor, Ns free) {
             }
             Ns deadline = NEVER_NS;
             bool has_failed_here = false;
-            for (const Pending* one : batch->pendings) {
-                deadline = std::min(deadline, one->deadline_ns);
-                has_failed_here |= one->failed_on == executor.arena->number + 1;
+            for (const Pending* pending : batch->pendings) {
+                deadline = std::min(deadline, pending->deadline_ns);
+                has_failed_here |= pending->failed_on == executor.arena->number + 1;
             }
             if (has_failed_here) {
                 continue;

@@ -177,7 +177,7 @@ inline Ns State::next_wake_ns() {
         pop_timer();
     }
     if (timers_.size() > 4 * (pendings.size() + executors.size()) + TIMERS_SLACK) {
-        std::erase_if(timers_, [this](const Timer& one) { return is_stale(one); });
+        std::erase_if(timers_, [this](const Timer& timer) { return is_stale(timer); });
         std::make_heap(timers_.begin(), timers_.end(), IsLater());
     }
     return timers_.empty() ? NEVER_NS : timers_.front().at_ns;

@@ -101,8 +101,8 @@ std::vector<DeviceStatus> Dispatcher::devices() const {
 std::vector<Whereabouts> Dispatcher::whereabouts(ModelId model_id) const {
     std::vector<Whereabouts> found;
     if (const Model* model = state_.find_model(model_id); model != nullptr) {
-        for (const Residency* one : model->residencies) {
-            found.push_back(whereabouts_of(*one));
+        for (const Residency* residency : model->residencies) {
+            found.push_back(whereabouts_of(*residency));
         }
     }
     return found;
@@ -207,8 +207,8 @@ Snapshot Dispatcher::snapshot() const {
     for (const Model* model : state_.models) {
         ModelStatus& row = all.models.emplace_back();
         row = {model->model_id, model->live, model->served, model->draining, model->workers, {}};
-        for (const Residency* one : model->residencies) {
-            row.residencies.push_back(whereabouts_of(*one));
+        for (const Residency* residency : model->residencies) {
+            row.residencies.push_back(whereabouts_of(*residency));
         }
     }
     return all;

@@ -49,11 +49,11 @@ Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_n
         return took_ns;
     double slower = 1;
     Ns until = NEVER_NS;
-    for (const DisturbanceInfo& one : cluster_.disturbances) {
-        if (!holds(one, kind, worker, begin_ns))
+    for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
+        if (!holds(disturbance, kind, worker, begin_ns))
             continue;
-        slower *= one.factor;
-        until = std::min(until, base_ns_ + one.until_ns);
+        slower *= disturbance.factor;
+        until = std::min(until, base_ns_ + disturbance.until_ns);
     }
     if (slower == 1)
         return took_ns;
@@ -66,9 +66,9 @@ Ns World::stopped_until_ns(std::uint32_t worker) const {
     Ns until = now_;
     if (!begun_)
         return until;
-    for (const DisturbanceInfo& one : cluster_.disturbances) {
-        if (holds(one, DisturbanceInfo::Kind::STOP, worker, now_))
-            until = std::max(until, base_ns_ + one.until_ns);
+    for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
+        if (holds(disturbance, DisturbanceInfo::Kind::STOP, worker, now_))
+            until = std::max(until, base_ns_ + disturbance.until_ns);
     }
     return until;
 }
@@ -77,13 +77,14 @@ Ns World::stopped_until_ns(std::uint32_t worker) const {
 Ns World::next_turn_ns(Ns at_ns) const {
     if (!begun_ || at_ns == NEVER_NS)
         return at_ns;
-    for (const DisturbanceInfo& one : cluster_.disturbances) {
+    for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
         const Ns at = at_ns - base_ns_;
-        if (one.kind != DisturbanceInfo::Kind::CONTROLLER || at < one.from_ns || at >= one.until_ns)
+        if (disturbance.kind != DisturbanceInfo::Kind::CONTROLLER || at < disturbance.from_ns ||
+            at >= disturbance.until_ns)
             continue;
-        const Ns turn = std::max<Ns>(static_cast<Ns>(TURN_NS * one.factor), 1);
-        const Ns turns = (at - one.from_ns + turn - 1) / turn;
-        at_ns = base_ns_ + std::min(one.from_ns + turns * turn, one.until_ns);
+        const Ns turn = std::max<Ns>(static_cast<Ns>(TURN_NS * disturbance.factor), 1);
+        const Ns turns = (at - disturbance.from_ns + turn - 1) / turn;
+        at_ns = base_ns_ + std::min(disturbance.from_ns + turns * turn, disturbance.until_ns);
     }
     return at_ns;
 }

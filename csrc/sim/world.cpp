@@ -527,8 +527,8 @@ void World::at_rest() {
             continue;
         demand(worker.store->held_count() == hosted.size(),
                "the scheduler's picture of a host store has another number of models");
-        for (ModelId one : hosted)
-            demand(worker.store->holds(one), "the scheduler's picture of a host store is wrong");
+        for (ModelId model_id : hosted)
+            demand(worker.store->holds(model_id), "the scheduler's picture of a host store is wrong");
     }
     std::vector<Held> held;
     for (std::uint32_t number = 0; number < devices_.size(); ++number) {

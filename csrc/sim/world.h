@@ -163,8 +163,8 @@ public:
     // By device, in the order of joining: how long each was idle with work waiting, of the time that is counted.
     std::vector<Ns> idle_with_work_ns() const {
         std::vector<Ns> found;
-        for (const DeviceStatus& one : scheduler_->devices())
-            found.push_back(one.idle_with_work_ns);
+        for (const DeviceStatus& device : scheduler_->devices())
+            found.push_back(device.idle_with_work_ns);
         return found;
     }
     double devices_wanted() const {

@@ -104,8 +104,10 @@ class ClockSync:
         return self._back
 
     def _refresh(self, now_ns: int) -> None:
-        self._upper_at, self._upper = min(self._sends, key=lambda one: one[1] + _drift_ns(now_ns - one[0]))
-        self._lower_at, self._lower = max(self._returns, key=lambda one: one[1] - _drift_ns(now_ns - one[0]))
+        self._upper_at, self._upper = min(self._sends, key=lambda send: send[1] + _drift_ns(now_ns - send[0]))
+        self._lower_at, self._lower = max(
+            self._returns, key=lambda answer: answer[1] - _drift_ns(now_ns - answer[0])
+        )
         self._reconcile(now_ns)
         middle = self.offset_ns(now_ns)
         self._there = max(self._sends[-1][1] - middle, 0)

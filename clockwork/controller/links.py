@@ -76,7 +76,7 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[WorkerDevice]:
     if not rows:
         raise InvalidInput("a worker has at least one device")
     devices = [WorkerDevice(**({"host_bytes": 0} | row)) for row in rows]
-    if any(one.host_bytes != devices[0].host_bytes for one in devices):
+    if any(device.host_bytes != devices[0].host_bytes for device in devices):
         raise InvalidInput("the devices of a worker share one host store")
     return devices
 

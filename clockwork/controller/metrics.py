@@ -95,7 +95,7 @@ class MetricsQuery:
         page = ids[first : first + METRICS_MODELS_PAGE]
         more = first + len(page) < len(ids)
         body |= {
-            "models": self._models([self._table.by_id[one] for one in page], names),
+            "models": self._models([self._table.by_id[number] for number in page], names),
             "next": f"{PAGE_MARK}{page[-1]}" if more else "",
         }
         if argument:
@@ -110,7 +110,7 @@ class MetricsQuery:
             },
             "lag": self._exchange.lag(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
-            "devices": sum(not one["draining"] for one in devices),
+            "devices": sum(not device["draining"] for device in devices),
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),
             "requests_open": self._exchange.held_count - self._exchange.copy_count,
             "clients": clients,

@@ -260,7 +260,7 @@ class ModelTable:
         self, name: str, shares: list[tuple[ModelVersion, int]], shadow: tuple[ModelVersion, Shadow] | None
     ) -> None:
         if shares:
-            self.routes[name] = max(reversed(shares), key=lambda one: one[1])[0]
+            self.routes[name] = max(reversed(shares), key=lambda share: share[1])[0]
         else:
             self.routes.pop(name, None)
         by_id = [(model.model_id, parts) for model, parts in shares]

@@ -128,7 +128,7 @@ class Preparations:
 
     def has_workers(self) -> bool:
         """Whether there is a worker that does not leave."""
-        return any(not one.is_draining for one in self._workers.values())
+        return any(not worker.is_draining for worker in self._workers.values())
 
     def count(self, worker: int) -> dict[str, int]:
         """A worker's models by what became of them there."""

@@ -654,7 +654,9 @@ class Controller:
     def _compare_machines(self) -> None:
         """Have the exchange know the machine whose memory all workers see, if they are all on one; see wire/shared.py."""
         machines = [worker.stats.get(MACHINE, 0) for worker in self._workers.values()]
-        is_one = bool(machines) and all(type(one) is int and one == machines[0] for one in machines)
+        is_one = bool(machines) and all(
+            type(machine) is int and machine == machines[0] for machine in machines
+        )
         self._exchange.shared_machine = machines[0] if is_one and 0 < machines[0] <= INT64_MAX else 0
 
     def _count_devices(self) -> None:
@@ -890,10 +892,10 @@ class Controller:
         if not revoked:
             return
         why = "its key was revoked"
-        for worker in [one for one in self._workers.values() if one.key in revoked]:
+        for worker in [link for link in self._workers.values() if link.key in revoked]:
             self._worker_gone(worker, why)
             self._exchange.disconnect(WORKERS, worker.fd)
-        for client in [one for one in self._clients.values() if one.key in revoked]:
+        for client in [link for link in self._clients.values() if link.key in revoked]:
             log.info("client %s left: %s", client.name, why)
             self._client_gone(client, why)
             self._exchange.disconnect(CLIENTS, client.fd)

@@ -106,7 +106,7 @@ class Queries:
             for one in versions.values()
             if not one.state.is_live
         )
-        away = [one for one in away if one[:2] > shown]
+        away = [version for version in away if version[:2] > shown]
         page_away = away[: LISTED_MODELS_PAGE - len(rows)]
         rows += [describe_unloaded(record) for _, _, record in page_away]
         if len(page_away) == len(away):
@@ -151,7 +151,7 @@ class Queries:
             "automatic": route is None or route.split is None,
             **(split.to_wire() if split is not None else {"shares": [], "shadow": None}),
             "serving": [[model.record.version, parts] for model, parts in self._table.shares(name)],
-            "earlier": [one.to_wire() for one in route.earlier] if route is not None else [],
+            "earlier": [split.to_wire() for split in route.earlier] if route is not None else [],
         }
         if body["shadow"] is not None:
             body["shadow"] |= self._exchange.shadow_results(name) or {}

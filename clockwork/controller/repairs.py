@@ -154,7 +154,7 @@ class Repairs:
     def _seek(self, digest: str) -> None:
         """Fetch it from the next worker that may have it, or wait for one."""
         repair = self._open[digest]
-        workers = [one for one in self._table.workers_with(digest) if one not in repair.tried]
+        workers = [worker for worker in self._table.workers_with(digest) if worker not in repair.tried]
         repair.worker = workers[0] if workers else 0
         if repair.worker:
             self._fetcher.start(digest, repair.files)

@@ -98,7 +98,7 @@ class NameRoute:
 
     def forget(self, version: int) -> bool:
         """Keep nothing to go back to that names a version that is no more. Whether there was such."""
-        kept = [one for one in self.earlier if version not in one.versions()]
+        kept = [split for split in self.earlier if version not in split.versions()]
         changed = len(kept) < len(self.earlier)
         self.earlier = kept
         return changed
@@ -110,7 +110,7 @@ class NameRoute:
         body = {
             "name": self.name,
             "split": None if self.split is None else self.split.to_wire(),
-            "earlier": [one.to_wire() for one in self.earlier],
+            "earlier": [split.to_wire() for split in self.earlier],
         }
         return seal(body)
 
@@ -124,7 +124,7 @@ class NameRoute:
         return NameRoute(
             body["name"],
             None if split is None else Split.from_wire(split),
-            [Split.from_wire(one) for one in earlier],
+            [Split.from_wire(split) for split in earlier],
         )
 
     @property
@@ -137,7 +137,7 @@ def divide(whole_parts: int, weights: Sequence[tuple[int, int]]) -> dict[int, in
     total = sum(weight for _, weight in weights)
     parts = {version: whole_parts * weight // total for version, weight in weights}
     left = whole_parts - sum(parts.values())
-    by_remainder = sorted(weights, key=lambda one: (-(whole_parts * one[1] % total), one[0]))
+    by_remainder = sorted(weights, key=lambda weight: (-(whole_parts * weight[1] % total), weight[0]))
     for version, _ in by_remainder[:left]:
         parts[version] += 1
     return parts
@@ -249,7 +249,7 @@ def _form(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
                 spec.dtype,
                 "any"
                 if spec.shape == UNKNOWN_RANK
-                else [one if type(one) is int else -1 for one in spec.shape],
+                else [dimension if type(dimension) is int else -1 for dimension in spec.shape],
             )
             for spec in specs
         )

@@ -75,7 +75,7 @@ class Troubles:
             found.count += 1
             return
         if found is not None or len(of_kind) >= TROUBLES_PER_KIND_MAX:
-            for old in [one.subject for one in of_kind.values() if _is_over(one, now_ns)]:
+            for old in [trouble.subject for trouble in of_kind.values() if _is_over(trouble, now_ns)]:
                 del of_kind[old]
         if len(of_kind) >= TROUBLES_PER_KIND_MAX:
             self._left_out[kind] += 1
@@ -89,8 +89,8 @@ class Troubles:
     def describe(self, now_ns: int) -> dict[str, Any]:
         """``open``: oldest first, with ages in place of times, which are this machine's alone. ``left_out``: notes of
         subjects that had no room, by kind. ``noted``: all notes ever, by kind."""
-        current = (one for kind in self._open for one in self._current(kind, now_ns))
-        found = sorted(current, key=lambda one: one.since_ns)
+        current = (trouble for kind in self._open for trouble in self._current(kind, now_ns))
+        found = sorted(current, key=lambda trouble: trouble.since_ns)
         return {
             "open": [
                 {
@@ -111,12 +111,12 @@ class Troubles:
         """For metrics: by kind, how many are open, the age of the oldest, and how often one was noted in all."""
         body = {}
         for kind, noted in self._noted.items():
-            ages = [now_ns - one.since_ns for one in self._current(kind, now_ns)]
+            ages = [now_ns - trouble.since_ns for trouble in self._current(kind, now_ns)]
             body[kind.value] = {"open": len(ages), "since_ns": max(ages, default=0), "noted": noted}
         return body
 
     def _current(self, kind: TroubleKind, now_ns: int) -> list[Trouble]:
-        return [one for one in self._open[kind].values() if not _is_over(one, now_ns)]
+        return [trouble for trouble in self._open[kind].values() if not _is_over(trouble, now_ns)]
 
 
 def _is_over(trouble: Trouble, now_ns: int) -> bool:

@@ -262,7 +262,11 @@ class Versions:
 
     def answer_gone(self) -> None:
         """Answer whoever waits for versions to go, and they are gone. On disk they were first."""
-        gone = [one for one in self._removals if not any(model.state.is_leaving for model in one.models)]
+        gone = [
+            removal
+            for removal in self._removals
+            if not any(model.state.is_leaving for model in removal.models)
+        ]
         for removal in gone:
             self._removals.remove(removal)
             reply = Reply(removal.waiter.request_id, removal.body)

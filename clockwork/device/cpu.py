@@ -118,7 +118,7 @@ class CpuDevice(NativeDevice[Core]):
         check_layout(prepared, place)
 
     def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
-        dtypes = [one.dtype for one in prepared.inputs]
+        dtypes = [spec.dtype for spec in prepared.inputs]
         budget = config.execution_workspace_bytes(prepared.workspace_bytes)
         if prepared.holding == "packed":
             path = place / PACKED_FILE
@@ -139,7 +139,10 @@ class CpuDevice(NativeDevice[Core]):
                 f"{place}: its program takes {program.input_count} inputs and gives {program.output_count} outputs, "
                 f"expected {expected} and {len(prepared.outputs)}"
             )
-        weights = [(one.dtype, one.shape, one.run, one.offset, one.bytes) for one in prepared.weights]
+        weights = [
+            (weight.dtype, weight.shape, weight.run, weight.offset, weight.bytes)
+            for weight in prepared.weights
+        ]
         model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0, budget)
         size = sum(prepared.runs) * prepared.page_bytes
         if size:

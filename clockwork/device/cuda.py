@@ -191,7 +191,7 @@ class CudaDevice(NativeDevice[Core]):
             host = self._store.take(model_id, weights, _used_bytes(prepared))
             self._memory.make_current()
             self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes)
-            places = [(one.run, one.offset) for one in prepared.weights]
+            places = [(weight.run, weight.offset) for weight in prepared.weights]
             self._core.add_model(Model(model_id, loaded.program, host, list(prepared.runs), places))
         except BaseException:
             if host is not None:

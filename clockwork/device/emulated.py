@@ -68,7 +68,7 @@ class _Model:
         self.outputs = [
             (
                 spec.dtype,
-                tuple(one if isinstance(one, int) else 1 for one in spec.shape),
+                tuple(dimension if isinstance(dimension, int) else 1 for dimension in spec.shape),
                 DTYPES[spec.dtype].bits,
             )
             for spec in prepared.outputs

@@ -70,12 +70,16 @@ class Keeper:
                 self._repositories.append(Remote(root, poll_s, mode == "poll", cache))
             else:
                 self._repositories.append(Folder(root))
-        self._remotes = [one for one in self._repositories if isinstance(one, Remote)]
+        self._remotes = [repository for repository in self._repositories if isinstance(repository, Remote)]
         self._mode = mode
         self._poll_s = poll_s
         self._origin = REPOSITORY_ORIGIN + ":".join(map(str, self._repositories))
         # As they were looked at last.
-        self._folders = {one: scan(one) for one in self._repositories if isinstance(one, Folder)}
+        self._folders = {
+            repository: scan(repository)
+            for repository in self._repositories
+            if isinstance(repository, Folder)
+        }
         self._unread: set[Folder] = set()  # which could not be read then
         self._before = self._scan()
         self._client = connect()

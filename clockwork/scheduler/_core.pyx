@@ -605,7 +605,7 @@ cdef class Core(Driven):
 
     def whereabouts(self, model_id):
         cdef CWhereabouts one
-        return [(one.worker, one.device, STATES[one.state]) for one in self._core.whereabouts(model_id)]
+        return [(place.worker, place.device, STATES[place.state]) for place in self._core.whereabouts(model_id)]
 
     def devices_wanted(self, int64_t now_ns):
         return self._core.devices_wanted(now_ns)
@@ -765,7 +765,7 @@ cdef class PageAllocator:
 
     def intervals(self):
         cdef CInterval one
-        return [(one.start, one.size) for one in self._pages.intervals()]
+        return [(interval.start, interval.size) for interval in self._pages.intervals()]
 
     def check_invariants(self):
         self._pages.check_invariants()

@@ -104,7 +104,7 @@ cdef class Queue(View):
         cdef vector[CDevice *] found
         cdef CDevice *one
         self.seen().devices(self._queue[0], found)
-        return [self._script.device(one) for one in found]
+        return [self._script.device(number) for number in found]
 
     def fit(self, rows_max, size_t first=0):
         cdef CHookView *view = self.seen()
@@ -168,7 +168,7 @@ cdef class Device(View):
         cdef vector[CQueue *] found
         cdef CQueue *one
         self.seen().ready(self._device[0], found)
-        return [self._script.queue(one) for one in found]
+        return [self._script.queue(number) for number in found]
 
     cdef const CKindSpec *spec(self, Queue queue) except NULL:
         queue.seen()

@@ -49,7 +49,7 @@ class Cache:
         self._promised = 0  # bytes that are being fetched
         root.mkdir(parents=True, exist_ok=True)
         for abandoned in root.glob(".incoming-*"):
-            newest = max((one.lstat().st_mtime for one in (abandoned, *abandoned.rglob("*"))), default=0.0)
+            newest = max((path.lstat().st_mtime for path in (abandoned, *abandoned.rglob("*"))), default=0.0)
             if time.time() - newest > ABANDONED_S:
                 shutil.rmtree(abandoned, ignore_errors=True)
 
@@ -121,8 +121,8 @@ class Cache:
                 f"{needed} bytes are to be fetched; the cache holds {self._bytes_max} (--repository-cache-size)"
             )
         with self._lock:
-            copies = sorted(self._copies(), key=lambda one: one.used_ns)
-            free = self._bytes_max - self._promised - sum(one.bytes for one in copies)
+            copies = sorted(self._copies(), key=lambda copy: copy.used_ns)
+            free = self._bytes_max - self._promised - sum(copy.bytes for copy in copies)
             for one in copies:
                 if free >= needed:
                     break
@@ -145,7 +145,7 @@ class Cache:
         for folder in self._root.iterdir():
             with contextlib.suppress(FileNotFoundError):  # of another process, or still coming
                 used_ns = (folder / LIST).stat().st_mtime_ns
-                size = sum(one.stat().st_size for one in folder.rglob("*") if one.is_file())
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 yield _Copy(folder, size, used_ns)
 
 

@@ -81,7 +81,7 @@ def location_of(text: str) -> Location | None:
         return None
     scheme = found[1].lower()
     if scheme not in LIBRARIES:
-        known = ", ".join(f"{one}://" for one in LIBRARIES)
+        known = ", ".join(f"{scheme}://" for scheme in LIBRARIES)
         raise ConfigError(f"{scheme}:// is no source of models; there are {known} and paths")
     rest = found[2]
     if not rest.split("/")[0] or not rest.isprintable():

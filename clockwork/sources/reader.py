@@ -190,12 +190,14 @@ def _http_rows(fs: Any, url: str) -> Iterator[Row]:
     folders, seen, files = [root], {root}, []
     with ThreadPoolExecutor(HTTP_REQUESTS_AT_ONCE) as pool:
         for _ in range(LINK_DEPTH_MAX):
-            links = [one["name"] for entries in pool.map(fs.ls, folders) for one in entries]
+            links = [entry["name"] for entries in pool.map(fs.ls, folders) for entry in entries]
             # Links with a query sort the page. A page may link to its parents.
-            links = [one for one in dict.fromkeys(links) if one.startswith(root) and not set("?#") & set(one)]
-            folders = [one for one in links if one.endswith("/") and one not in seen]
+            links = [
+                link for link in dict.fromkeys(links) if link.startswith(root) and not set("?#") & set(link)
+            ]
+            folders = [link for link in links if link.endswith("/") and link not in seen]
             seen.update(folders)
-            files += [one for one in links if not one.endswith("/")]
+            files += [link for link in links if not link.endswith("/")]
             if len(seen) > LINK_FOLDERS_MAX or len(files) > SOURCE_FILES_MAX:
                 raise Refused(
                     f"it has more than {SOURCE_FILES_MAX} files, or more than {LINK_FOLDERS_MAX} folders"
@@ -213,7 +215,7 @@ def _row(path: str, info: Mapping[str, Any]) -> Row:
         lfs.get("sha256"), info.get("blob_id"), info.get("generation"), info.get("ETag"), info.get("etag"),
         info.get("Last-Modified"), info.get("LastModified"), info.get("last_modified"), info.get("mtime"),
     )  # fmt: skip
-    mark = next((str(one) for one in marks if one), "")
+    mark = next((str(found) for found in marks if found), "")
     return [path, -1 if size is None else int(size), mark.strip('"'), _checksum(info)]
 
 

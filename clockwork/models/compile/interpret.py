@@ -122,7 +122,7 @@ class Runner(OnnxRunner):
             case AttributeProto.STRING:
                 return value.decode()
             case AttributeProto.STRINGS:
-                return tuple(one.decode() for one in value)
+                return tuple(name.decode() for name in value)
             case AttributeProto.TENSOR:
                 array = numpy_helper.to_array(value)
                 if array.size == 1:

@@ -215,12 +215,17 @@ bool Adaptive::admit(Pending& pending) {
     }
     Ns slo = pending.deadline_ns - request.arrived_ns;
     Ns soonest = soonest_ns(model, request.shape, pending.size);
-    if (soonest > pending.deadline_ns - parts_.state.now) {
-        Ns least = soonest + (parts_.state.now - request.arrived_ns);
+    if (soonest > slo) {
         parts_.idle.doubt(pending);
-        parts_.requests.refuse(pending, Reason::INFEASIBLE,
-                               Said(Text::SLO_BELOW_IDLE, least, slo, model.least_exec_ns(request.shape, pending.size)),
-                               std::max(least, slo + 1));
+        parts_.requests.refuse(
+            pending, Reason::INFEASIBLE,
+            Said(Text::SLO_BELOW_IDLE, soonest, slo, model.least_exec_ns(request.shape, pending.size)), soonest);
+        return false;
+    }
+    Ns late = soonest - (pending.deadline_ns - parts_.state.now);
+    if (late > 0) {  // it was feasible when it arrived, and has waited for the controller since
+        parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + late, slo), slo + late,
+                               late);
         return false;
     }
     if (Residency* asked = model.next_asked()) {

@@ -102,11 +102,14 @@ class Story:
         rows: int = 1,
         shape: Any = SHAPE,
         size: int = 10,
+        waited_ms: float = 0,
     ) -> tuple[int, list[Any]]:
+        """waited_ms: for how long it has waited for the controller."""
         self.ids += 1
-        deadline = self.now + round(slo_ms * MS) if slo_ms else NEVER_NS
+        arrived = self.now - round(waited_ms * MS)
+        deadline = arrived + round(slo_ms * MS) if slo_ms else NEVER_NS
         return self.ids, self(
-            Arrived(self.now, Request(self.ids, model, rows, shape, size, self.now, deadline, priority))
+            Arrived(self.now, Request(self.ids, model, rows, shape, size, arrived, deadline, priority))
         )
 
     def ask(self, *models: int, slo_ms: float = 100, priority: int = 4) -> list[int]:

@@ -308,6 +308,17 @@ def test_an_slo_that_an_idle_device_cannot_keep_is_refused_with_one_that_it_can(
     assert isinstance(send, SendInfer)
 
 
+def test_what_waited_too_long_for_the_controller_was_feasible_and_may_be_tried_again() -> None:
+    story = adaptive(spec(1, exec_ms=5)).at(10)
+    request, [refusal] = story.request(1, slo_ms=8, waited_ms=4)
+    assert told([refusal]) == [("refused", request)]
+    assert refusal.reason == Reason.DEADLINE
+    assert 9 * MS < refusal.feasible_slo_ns < 10 * MS
+    assert refusal.retry_after_ns == refusal.feasible_slo_ns - 8 * MS
+    _, [send] = story.request(1, slo_ms=refusal.feasible_slo_ns / MS, waited_ms=4)
+    assert isinstance(send, SendInfer)
+
+
 def test_a_request_larger_than_a_batch_runs_alone_or_not_at_all() -> None:
     busy, small = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=4, row_ms=5)
     story = adaptive(busy, small)

@@ -119,7 +119,7 @@ def checked_ns(seconds: float, name: str) -> int:
     except TypeError:
         sound = False
     if not sound:
-        expected = f"above 0 s and at most {config.SECONDS_MAX} s"
+        expected = f"a number of seconds above 0 and at most {config.SECONDS_MAX}"
         raise InvalidInput(f"{name} {seconds!r}: must be {expected}", expected=expected, got=repr(seconds))
     return max(1, to_ns(float(seconds)))
 
@@ -218,7 +218,8 @@ def _encode_infer(
         try:
             dtype, shape, frame = encode_array(as_array(value))
         except InvalidInput as error:
-            raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got) from None
+            subject = f"input {name!r}" if name else "the input"  # the only one may be given without its name
+            raise InvalidInput(f"{subject}: {error}", name, error.expected, error.got) from None
         references.append([name, dtype, shape, len(frames)])
         frames.append(frame)
     if loan is not None:

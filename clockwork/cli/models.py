@@ -24,7 +24,7 @@ from clockwork.cli.common import (
     say_count,
     write_file,
 )
-from clockwork.errors import ConfigError, InvalidInput, ModelNotFound
+from clockwork.errors import ClockworkError, ConfigError, InvalidInput, ModelNotFound
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.sources.location import Location, location_of
 from clockwork.system.clock import duration
@@ -425,9 +425,12 @@ def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
       clockwork models load resnet50 bert@1
     """
     with new_client(endpoint, key, timeout) as client:
-        for name in names:
+
+        def take_out(name: str) -> None:
             client.unload(name)
             click.echo(f"unloaded {name}")
+
+        _with_each(names, take_out)
 
 
 @models.command("load")
@@ -441,9 +444,12 @@ def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, t
       clockwork models load resnet50
     """
     with new_client(endpoint, key, timeout) as client:
-        for name in names:
+
+        def put_in(name: str) -> None:
             client.load(name)
             click.echo(f"{name} serves")
+
+        _with_each(names, put_in)
 
 
 @models.command()
@@ -460,7 +466,8 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
       clockwork models remove resnet50 bert@1
     """
     with new_client(endpoint, key, timeout) as client:
-        for name in names:
+
+        def take_away(name: str) -> None:
             repository = ""
             with suppress(ModelNotFound):  # a version on its way out can be removed, and not described
                 repository = _repository(client.model(name))
@@ -471,6 +478,22 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
                     f"  It came from the model repository {repository}: unless its files are taken away there, it is "
                     "registered again when they change, and when a gateway starts"
                 )
+
+        _with_each(names, take_away)
+
+
+def _with_each(names: Sequence[str], act: Callable[[str], None]) -> None:
+    """Do something with each model. One that it cannot be done with is an error, and keeps no other from it."""
+    errors: list[ClockworkError] = []
+    for name in names:
+        try:
+            act(name)
+        except (ModelNotFound, InvalidInput) as error:
+            errors.append(error)
+    if errors:
+        for earlier in errors[:-1]:
+            click.echo(f"clockwork: {earlier}", err=True)
+        raise errors[-1]
 
 
 def _repository(info: Any) -> str:

@@ -71,6 +71,9 @@ def serve(controller: FakeController, identity: bytes, message: Any, frames: lis
             message.what
         ) or MODELS[message.argument]
         controller.send(identity, Reply(message.request_id, body))
+    elif type(message) is Unregister and message.model.startswith("nope"):
+        text = f"no model {message.model!r} is registered"
+        controller.send(identity, Failure(message.request_id, Status.MODEL_NOT_FOUND, text, {}))
     elif type(message) is Unregister:
         controller.send(identity, Reply(message.request_id, None))
     elif type(message) is InferRequest and message.model == "digits":
@@ -275,6 +278,15 @@ def test_models(run: Any, controller: FakeController, tmp_path: Path) -> None:
     assert json.loads(run("models", "show", "digits", "--json").output) == MODELS["digits"]
     assert run("models", "remove", "digits", "two@2").output == "removed digits\nremoved two@2\n"
     assert [message.model for message in controller.of(Unregister)[-2:]] == ["digits", "two@2"]
+
+
+def test_a_model_that_cannot_be_removed_keeps_no_other_from_it(run: Any, controller: FakeController) -> None:
+    result = run("models", "remove", "nope", "digits", "nope2", ok=False)
+    assert (result.exit_code, result.stdout) == (1, "removed digits\n")
+    assert result.stderr.splitlines() == [
+        "clockwork: no model 'nope' is registered",
+        "clockwork: no model 'nope2' is registered",
+    ]
 
 
 def test_status(run: Any) -> None:

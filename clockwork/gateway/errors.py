@@ -87,7 +87,7 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
 """Error, HTTP status, gRPC status, and the word that programs read; the first kind that fits counts."""
 
 _INFEASIBLE = (422, "FAILED_PRECONDITION")
-"""Of a refusal whose deadline is below what an idle device takes: no proxy and no client tries such a request again."""
+"""Of a refusal whose deadline is below what the execution alone takes: no proxy and no client tries such a request again."""
 
 
 def tell(error: ClockworkError) -> Told:

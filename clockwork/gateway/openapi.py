@@ -18,7 +18,7 @@ _ANSWERS = {
     "405": "The path is there, this method is not.",
     "408": "The body took too long to come.",
     "413": "A request beyond the gateway's limits.",
-    "422": "Refused, because no device could meet the deadline even if idle: to try again is of no use.",
+    "422": "Refused, because the execution alone takes longer than the deadline allows: to try again is of no use.",
     "501": "A part of the protocol that is not here.",
     "503": "Refused, or the cluster cannot serve it now. Retry-After says when to try again.",
     "504": "The deadline passed.",

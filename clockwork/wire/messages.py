@@ -99,7 +99,7 @@ class Reason(enum.StrEnum):
     """Why a request was refused."""
 
     DEADLINE = "deadline"  # It cannot be done in time given what was already promised.
-    INFEASIBLE = "infeasible"  # Its SLO is below what the model takes on an idle device.
+    INFEASIBLE = "infeasible"  # Its SLO is below what the execution alone takes.
     OVERLOADED = "overloaded"  # A bound on queued requests or bytes was reached.
     MEMORY = "memory"  # The model does not fit any device's arena.
     DISPLACED = "displaced"  # A request of higher priority took its place.

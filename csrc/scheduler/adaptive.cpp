@@ -217,9 +217,7 @@ bool Adaptive::admit(Pending& pending) {
     Ns soonest = soonest_ns(model, request.shape, pending.size);
     if (soonest > slo) {
         parts_.idle.doubt(pending);
-        parts_.requests.refuse(
-            pending, Reason::INFEASIBLE,
-            Said(Text::SLO_BELOW_IDLE, soonest, slo, model.least_exec_ns(request.shape, pending.size)), soonest);
+        parts_.requests.refuse_below_idle(pending, soonest, slo);
         return false;
     }
     Ns late = soonest - (pending.deadline_ns - parts_.state.now);

@@ -350,9 +350,7 @@ void Admission::refuse_in_detail(Pending& pending) {
         requests_.refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
     } else if (alone_least > slo) {
         idle_.doubt(pending);
-        requests_.refuse(pending, Reason::INFEASIBLE,
-                         {Text::SLO_BELOW_IDLE, alone_least, slo, model.least_exec_ns(shape, size)},
-                         std::max(alone_least, slo + 1));
+        requests_.refuse_below_idle(pending, alone_least, slo);
     } else {
         requests_.refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,
                          std::max<Ns>(least - deadline, 1));

@@ -308,6 +308,15 @@ def test_an_slo_that_an_idle_device_cannot_keep_is_refused_with_one_that_it_can(
     assert isinstance(send, SendInfer)
 
 
+def test_what_only_the_way_and_the_reserve_exceed_may_be_tried_again() -> None:
+    """They are learnt, and a disturbance may have lengthened them; more devices would be of no use."""
+    story = adaptive(spec(1, exec_ms=5))
+    _, [refusal] = story.request(1, slo_ms=5.001)
+    assert refusal.reason == Reason.DEADLINE
+    assert refusal.text.startswith("m1@1 takes 5.")
+    assert 5 * MS < refusal.feasible_slo_ns < 6 * MS
+
+
 def test_what_waited_too_long_for_the_controller_was_feasible_and_may_be_tried_again() -> None:
     story = adaptive(spec(1, exec_ms=5)).at(10)
     request, [refusal] = story.request(1, slo_ms=8, waited_ms=4)

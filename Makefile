@@ -82,7 +82,7 @@ define run_tests
 	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(1)" $(CLUSTERS))
 endef
 
-test: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
+test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(call run_tests,not slow and not conformance and not long)
 
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none

@@ -23,6 +23,8 @@ from tests.process.gateways import Http, running_gateway
 from tests.process.test_model_repository import factor, index, put, scaled
 from tests.process.test_sources import running_s3
 
+pytestmark = pytest.mark.slow  # and `make test` does without the libraries that they need
+
 POLL_S = 0.1
 
 
@@ -165,7 +167,6 @@ def test_a_slow_source_holds_up_neither_other_repositories_nor_answers(
             client.unregister(name)
 
 
-@pytest.mark.slow
 def test_a_file_that_is_half_written_is_not_served(
     cluster: Cluster, server: FileServer, tmp_path: Path
 ) -> None:
@@ -191,7 +192,6 @@ def test_a_file_that_is_half_written_is_not_served(
         client.unregister("grows")
 
 
-@pytest.mark.slow
 def test_in_explicit_mode_a_load_asks_the_source(
     cluster: Cluster, server: FileServer, tmp_path: Path
 ) -> None:

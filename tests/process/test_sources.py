@@ -31,6 +31,7 @@ from clockwork.sources.reading import Reader, RemoteFile, SourceChanged, SourceF
 from tests.process.fake_hub import running_hub
 from tests.process.file_server import PATIENCE_S, FileServer, running_file_server
 
+pytestmark = pytest.mark.slow  # and `make test` does without the libraries that they need
 pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed ([http])")
 
@@ -466,7 +467,6 @@ def test_a_bucket_that_is_not_there_and_one_that_does_not_let_us_in(
 # ----- the Hugging Face Hub ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_files_of_the_hub_are_listed_and_fetched_and_their_hashes_are_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

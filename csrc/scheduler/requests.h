@@ -40,7 +40,7 @@ public:
     // A request that was never opened.
     void refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
     // Of a request whose SLO is below what an idle device takes. It is never possible only if the execution alone takes
-    // longer: the way there and back and the reserve are learnt, and a disturbance may have lengthened them. More devices
+    // as long: the way there and back and the reserve are learnt, and a disturbance may have lengthened them. More devices
     // would not have helped, so none are wanted for it.
     void refuse_below_idle(Pending& pending, Ns least_ns, Ns slo_ns);
     void refuse(const Request& request, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);

@@ -45,7 +45,7 @@ REQUESTS: dict[str, Case] = {
     "by version, and wrong": ([15, "m@1", 0, 0, [["x", FLOAT, [1, 3], 0]]], [ROW]),
     "without the input's name": ([16, "m", 0, 0, [["", FLOAT, [1, 2], 0]]], [ROW]),
     "the longest SLO": ([17, "m", NEVER_NS - 1, 255, [PLAIN]], [ROW]),
-    "an SLO that cannot be": ([18, "m", 1000, 0, [PLAIN]], [ROW]),
+    "an SLO that cannot be": ([18, "m", 500, 0, [PLAIN]], [ROW]),
     "an SLO out of range": ([19, "m", NEVER_NS, 0, [PLAIN]], [ROW]),
     "a negative SLO": ([20, "m", -1, 0, [PLAIN]], [ROW]),
     "a priority out of range": ([21, "m", 0, 256, [PLAIN]], [ROW]),

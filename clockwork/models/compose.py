@@ -24,6 +24,7 @@ from clockwork.models.onnx_import import (
     external_files,
     external_path,
     metadata_of,
+    nodes_within,
     real_inputs,
 )
 from clockwork.wire.tensors import dtype_name
@@ -203,17 +204,10 @@ def free_names(model: onnx.ModelProto, *wanted: str) -> dict[str, str]:
 
 def _rename_input(model: onnx.ModelProto, old: str, new: str) -> None:
     """Give an input of the model another name, so that what comes before the model can have its own."""
-
-    def walk(graph: onnx.GraphProto) -> None:
-        for node in graph.node:
-            for place, name in enumerate(node.input):
-                if name == old:
-                    node.input[place] = new
-            for attribute in node.attribute:
-                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                    walk(body)
-
-    walk(model.graph)
+    for node in nodes_within(model.graph.node):
+        for place, name in enumerate(node.input):
+            if name == old:
+                node.input[place] = new
     for value in model.graph.input:
         if value.name == old:
             value.name = new

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -168,19 +168,28 @@ def check_interface(model: onnx.ModelProto, name: str) -> None:
 # ----- tensors and external data -------------------------------------------------------------
 
 
+def bodies_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that an operator's attribute holds."""
+    if attribute.HasField("g"):
+        yield attribute.g
+    yield from attribute.graphs
+
+
+def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The operators, each with those of its bodies behind it."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for body in bodies_of(attribute):
+                yield from nodes_within(body.node)
+
+
 def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every operator of a model, subgraphs and functions included."""
 
-    def walk(nodes: Any) -> Iterator[onnx.NodeProto]:
-        for node in nodes:
-            yield node
-            for attribute in node.attribute:
-                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                    yield from walk(body.node)
-
-    yield from walk(model.graph.node)
+    yield from nodes_within(model.graph.node)
     for function in model.functions:
-        yield from walk(function.node)
+        yield from nodes_within(function.node)
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -192,9 +201,7 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
-                if attribute.HasField("g"):
-                    yield from of_graph(attribute.g)
-                for body in attribute.graphs:
+                for body in bodies_of(attribute):
                     yield from of_graph(body)
 
     def of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:

@@ -18,7 +18,15 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from clockwork.models.onnx_import import external_entry, external_path, is_external, read_model, tensor_bytes
+from clockwork.models.onnx_import import (
+    bodies_of,
+    external_entry,
+    external_path,
+    is_external,
+    nodes_within,
+    read_model,
+    tensor_bytes,
+)
 from clockwork.wire.tensors import DTYPES
 
 SMALL_INTEGERS = 64
@@ -155,7 +163,7 @@ class Splitter:
 
     def operators(self) -> list[str]:
         """Every operator of the model, each once."""
-        return list(dict.fromkeys(operator(node) for node in _nodes(self._graph)))
+        return list(dict.fromkeys(operator(node) for node in nodes_within(self._graph.node)))
 
     def program(self, keep: Callable[[Constant], bool] = lambda constant: False) -> Program:
         """The program with the weights inside for which ``keep`` is true."""
@@ -174,7 +182,7 @@ class Splitter:
             model.graph.input.append(
                 helper.make_tensor_value_info(name, constant.tensor.data_type, constant.shape)
             )
-        used = {node.domain for node in _nodes(model.graph)} | {""}
+        used = {node.domain for node in nodes_within(model.graph.node)} | {""}
         for opset in sorted(self._model.opset_import, key=lambda opset: opset.domain):
             if opset.domain in used:
                 model.opset_import.append(helper.make_opsetid(opset.domain, opset.version))
@@ -284,7 +292,7 @@ class Splitter:
         return copy
 
     def _find_uses(self, graph: GraphProto) -> None:
-        for node in _nodes(graph):
+        for node in nodes_within(graph.node):
             for position, name in enumerate(node.input):
                 if name in self._constants:
                     self._constants[name].uses.append((node, position))
@@ -303,24 +311,13 @@ class Splitter:
                 tensor.raw_data = bytes(constant.data())
         for node in graph.node:
             for attribute in node.attribute:
-                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                for body in bodies_of(attribute):
                     self._restore(body, leaving)
 
 
 def operator(node: NodeProto) -> str:
     """The usual name of an operator: Conv, com.microsoft.FusedConv."""
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
-
-
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """Every node, bodies included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
-            for body in attribute.graphs:
-                yield from _nodes(body)
 
 
 def _constant_of(node: NodeProto) -> TensorProto | None:
@@ -362,13 +359,13 @@ def _captured_by(attribute: AttributeProto) -> Iterable[str]:
                 if name and name not in scope:
                     found.setdefault(name)
             for attribute in node.attribute:
-                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                for body in bodies_of(attribute):
                     walk(body, scope)
         for value in graph.output:
             if value.name not in scope:
                 found.setdefault(value.name)
 
-    for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+    for body in bodies_of(attribute):
         walk(body, frozenset())
     return found
 

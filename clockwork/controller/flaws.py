@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from clockwork.config import FAILURE_CHARS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.formats import prepared
 from clockwork.wire.codec import HeaderFlaw
 from clockwork.wire.messages import NEVER_NS
 from clockwork.wire.shared import SHARED
-from clockwork.wire.telling import tell
+from clockwork.wire.telling import no_such_input, tell
 from clockwork.wire.tensors import (
     DTYPES,
     bytes_behind_strings,
@@ -134,13 +133,11 @@ _REQUESTS: Mapping[str, Callable[[Flaw], InvalidInput]] = {
 
 
 def _no_input(flaw: Flaw, model: str) -> InvalidInput:
-    names, came = ", ".join(map(repr, flaw.inputs)), flaw.name[:FAILURE_CHARS_MAX]
-    if not came and len(flaw.inputs) > 1:
+    if not flaw.name and len(flaw.inputs) > 1:
+        names = ", ".join(map(repr, flaw.inputs))
         text = f"{model} has {len(flaw.inputs)} inputs, {names}: a request names each of them"
-        return InvalidInput(text, came, names, "an array without a name")
-    return InvalidInput(
-        f"{model} has no input {tell(flaw.name, 200)}; its inputs are {names}", came, names, came
-    )
+        return InvalidInput(text, "", names, "an array without a name")
+    return no_such_input(model, flaw.name, flaw.inputs)
 
 
 def request_error(flaw: Flaw, model: str) -> InvalidInput:

@@ -95,29 +95,28 @@ def tell(error: ClockworkError) -> Told:
     status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
     body: dict[str, Any] = {"error": _cut(str(error)) or type(error).__name__, "reason": reason}
     headers: dict[str, str] = {}
-    if isinstance(error, Refused) and error.reason == Reason.INFEASIBLE:
-        status, grpc = _INFEASIBLE
+    retry_s = 0.0
     if isinstance(error, Refused):
         body["reason"] = error.reason or reason
-        retry_s = error.retry_after
-        if retry_s is not None:
+        if error.reason == Reason.INFEASIBLE:
+            status, grpc = _INFEASIBLE
+        if error.retry_after is not None:
+            retry_s = error.retry_after
             body["retry_after_us"] = to_ns(retry_s) // 1000
         if error.feasible_slo is not None:
             body["feasible_timeout_us"] = math.ceil(to_ns(error.feasible_slo) / 1000)
-        if status == 503:
-            headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s or 0)))
     elif isinstance(error, InvalidInput):
         body |= {
             key: _cut(value)
             for key, value in (("tensor", error.tensor), ("expected", error.expected), ("got", error.got))
             if value
         }
-    elif status == 503:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
     elif isinstance(error, WrongMethod):
         headers["Allow"] = error.allowed
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="clockwork"'
+    if status == 503:
+        headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s)))
     return Told(status, grpc, body, headers)
 
 

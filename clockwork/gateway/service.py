@@ -29,7 +29,7 @@ from clockwork.wire import tensors
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Answer, NamedTensorRef, Reason
 from clockwork.wire.references import model_reference
-from clockwork.wire.telling import tell
+from clockwork.wire.telling import no_such_input
 from clockwork.wire.transport import Frame
 
 SERVER_NAME = "clockwork"
@@ -285,11 +285,7 @@ class InferenceService:
         names = [tensor.name for tensor in info.inputs]
         if error.tensor in names:
             return error
-        listed = ", ".join(map(repr, names))
-        return InvalidInput(
-            f"{info.reference} has no input {tell(error.tensor, 200)}; its inputs are {listed}",
-            error.tensor, listed, error.tensor,
-        )  # fmt: skip
+        return no_such_input(info.reference, error.tensor, names)
 
     async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
         """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes, or is one string. Raises InvalidInput."""

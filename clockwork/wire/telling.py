@@ -7,7 +7,10 @@ not make use tell() or printable().
 
 from __future__ import annotations
 
-from clockwork.config import TOLD_CHARS
+from collections.abc import Iterable
+
+from clockwork.config import FAILURE_CHARS_MAX, TOLD_CHARS
+from clockwork.errors import InvalidInput
 
 _LEVELS = 4  # of containers within containers that are shown
 _CUT = "..."
@@ -33,6 +36,14 @@ def printable(text: str, chars: int = TOLD_CHARS) -> str:
             character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cut
         )
     return cut if len(text) <= chars else cut + _CUT
+
+
+def no_such_input(model: str, name: str, inputs: Iterable[str]) -> InvalidInput:
+    """The error of a request that names an input which the model does not have."""
+    listed, came = ", ".join(map(repr, inputs)), name[:FAILURE_CHARS_MAX]
+    return InvalidInput(
+        f"{model} has no input {tell(name, 200)}; its inputs are {listed}", came, listed, came
+    )
 
 
 def _tell(value: object, parts: list[str], left: int, levels: int) -> int:

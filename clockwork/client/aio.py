@@ -124,10 +124,7 @@ class AsyncClient:
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """See Client.models()."""
-        pages = Pages("", self._client._limit_ns(timeout))
-        while pages.add(await self._ask(calls.MODELS, pages.left_s(), pages.argument)):
-            pass
-        return pages.models()
+        return (await self._pages(calls.MODELS, "", timeout)).models()
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """See Client.model()."""
@@ -171,10 +168,7 @@ class AsyncClient:
 
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """See Client.metrics()."""
-        pages = Pages(model, self._client._limit_ns(timeout))
-        while pages.add(await self._ask(calls.METRICS, pages.left_s(), pages.argument)):
-            pass
-        return pages.body
+        return (await self._pages(calls.METRICS, model, timeout)).body
 
     async def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
@@ -187,6 +181,13 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> Pages:
+        """The answers to a query that is answered page by page."""
+        pages = Pages(argument, self._client._limit_ns(timeout))
+        while pages.add(await self._ask(call, pages.left_s(), pages.argument)):
+            pass
+        return pages
 
     async def _ask(
         self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments

@@ -163,10 +163,7 @@ class Client:
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""
-        pages = Pages("", self._limit_ns(timeout))
-        while pages.add(self._ask(calls.MODELS, pages.left_s(), pages.argument)):
-            pass
-        return pages.models()
+        return self._pages(calls.MODELS, "", timeout).models()
 
     def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """One model; its newest version, or the one in ``name@version``. Raises ModelNotFound."""
@@ -227,10 +224,7 @@ class Client:
 
     def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """Every number that the controller has, as plain data: see docs/metrics.md. model: of its versions alone."""
-        pages = Pages(model, self._limit_ns(timeout))
-        while pages.add(self._ask(calls.METRICS, pages.left_s(), pages.argument)):
-            pass
-        return pages.body
+        return self._pages(calls.METRICS, model, timeout).body
 
     def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
@@ -247,6 +241,13 @@ class Client:
 
     def _limit_ns(self, timeout: float | None) -> int:
         return self._timeout_ns if timeout is None else calls.checked_ns(timeout, "timeout")
+
+    def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> Pages:
+        """The answers to a query that is answered page by page."""
+        pages = Pages(argument, self._limit_ns(timeout))
+        while pages.add(self._ask(call, pages.left_s(), pages.argument)):
+            pass
+        return pages
 
     def _ask(self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments) -> Value:
         return self._channel.call(call, self._limit_ns(timeout), *arguments)

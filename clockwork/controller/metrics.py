@@ -7,7 +7,6 @@ the controller serves nobody meanwhile.
 
 from __future__ import annotations
 
-import bisect
 import collections
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_B
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.queries import PAGE_MARK, page_after, state_of, traffic
+from clockwork.controller.queries import PAGE_MARK, page_of, state_of, traffic
 from clockwork.controller.troubles import Troubles
 from clockwork.controller.versions import Versions
 from clockwork.errors import ClockworkError, ModelNotFound, Unavailable
@@ -91,12 +90,10 @@ class MetricsQuery:
                 raise ModelNotFound(self._table.absence(argument))
             return body | {"models": self._models(versions or [found], names), "next": ""}
         ids = list(self._table.by_id)  # ascending: they are given out in order, and none twice
-        first = bisect.bisect_right(ids, page_after(argument)) if argument else 0
-        page = ids[first : first + METRICS_MODELS_PAGE]
-        more = first + len(page) < len(ids)
+        page, following = page_of(ids, argument, METRICS_MODELS_PAGE)
         body |= {
             "models": self._models([self._table.by_id[number] for number in page], names),
-            "next": f"{PAGE_MARK}{page[-1]}" if more else "",
+            "next": following,
         }
         if argument:
             return body

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
@@ -94,11 +94,11 @@ class Queries:
         name, at, version = argument[len(PAGE_MARK) :].partition("@")
         if not at:
             ids = [number for number, model in self._table.by_id.items() if model.state.is_live]
-            first = bisect.bisect_right(ids, page_after(argument)) if argument else 0
-            page, names = ids[first : first + LISTED_MODELS_PAGE], self._worker_names()
+            page, following = page_of(ids, argument, LISTED_MODELS_PAGE)
+            names = self._worker_names()
             rows += [self._describe_briefly(self._table.by_id[number], names) for number in page]
-            if first + len(page) < len(ids):
-                return {"models": rows, "next": f"{PAGE_MARK}{page[-1]}"}
+            if following:
+                return {"models": rows, "next": following}
         shown = (name, int(version) if version.isascii() and version.isdigit() else 0) if at else ("", 0)
         away = sorted(
             (one.record.name, one.record.version, one.record)
@@ -382,9 +382,16 @@ def _describe_tensor(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
 
 
-def page_after(argument: str) -> int:
-    """The id in a mark that names the page behind a model. Raises InvalidInput."""
-    digits = argument[len(PAGE_MARK) :]
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-        raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
-    return int(digits)
+def page_of(ids: Sequence[int], argument: str, most: int) -> tuple[Sequence[int], str]:
+    """A page of at most so many ascending ids, and the argument that asks for the page behind it, "" after the last.
+
+    argument: "" for the first page. Raises InvalidInput.
+    """
+    first = 0
+    if argument:
+        digits = argument[len(PAGE_MARK) :]
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+            raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
+        first = bisect.bisect_right(ids, int(digits))
+    page = ids[first : first + most]
+    return page, f"{PAGE_MARK}{page[-1]}" if first + len(page) < len(ids) else ""

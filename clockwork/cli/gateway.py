@@ -25,11 +25,15 @@ def _port(context: click.Context, parameter: click.Parameter, value: str) -> int
     return int(value)
 
 
-def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
     try:
-        found = config.parse_bytes(value)
+        return config.parse_bytes(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _request_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    found = _size(context, parameter, value)
     if found >= REQUESTS_BYTES_MAX:
         raise click.BadParameter(f"{value} is not below {REQUESTS_BYTES_MAX} bytes, which all requests share")
     return found
@@ -50,13 +54,6 @@ def _repositories(
     return tuple(found)
 
 
-def _cache_size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    try:
-        return config.parse_bytes(value)
-    except ConfigError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 def repository_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the flags that say which model repositories are served, and how."""
     for option in reversed([
@@ -73,7 +70,7 @@ def repository_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--repository-cache", type=PATH, metavar="DIRECTORY",
                      help="Where files of repositories that are URLs are kept.  [default: repositories/ in "
                           "CLOCKWORK_DATA]"),
-        click.option("--repository-cache-size", callback=_cache_size, metavar="SIZE", default="64GiB",
+        click.option("--repository-cache-size", callback=_size, metavar="SIZE", default="64GiB",
                      show_default=True, help="How much is kept there; what was not used for longest goes first."),
         click.option("--load-model", multiple=True, metavar="NAME",
                      help="In explicit mode, a model to load at start (*: all); may be given more than once."),
@@ -130,7 +127,7 @@ def repository_arguments(
 )
 @click.option(
     "--max-request-bytes",
-    callback=_bytes,
+    callback=_request_size,
     metavar="SIZE",
     default="64MiB",
     show_default=True,

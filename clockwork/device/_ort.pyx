@@ -49,17 +49,23 @@ def _find_library():
     return found[-1]
 
 
+cdef void* symbol_of(str path, const char* symbol, str lacking) except NULL:
+    """A function of a library, which is never closed. Raises ConfigError, with what the library lacks."""
+    cdef bytes name = os.fsencode(path)
+    cdef void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)
+    if library == NULL:
+        raise ConfigError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
+    cdef void* found = dlsym(library, symbol)
+    if found == NULL:
+        raise ConfigError(f"{path} {lacking}")
+    return found
+
+
 cdef class Runtime:
     """The library's function table, its environment, and the allocator that all sessions share."""
 
     def __cinit__(self, str path):
-        cdef bytes name = os.fsencode(path)
-        cdef void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)
-        if library == NULL:
-            raise ConfigError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
-        cdef void* symbol = dlsym(library, b"OrtGetApiBase")
-        if symbol == NULL:
-            raise ConfigError(f"{path} is not ONNX Runtime: it has no OrtGetApiBase")
+        cdef void* symbol = symbol_of(path, b"OrtGetApiBase", "is not ONNX Runtime: it has no OrtGetApiBase")
         cdef const OrtApiBase* base = (<const OrtApiBase* (*)() noexcept nogil>symbol)()
         self.path = path
         self.base = base
@@ -102,14 +108,10 @@ cdef class Runtime:
         return options
 
     cdef int add_operators(self, OrtSessionOptions* options, str path) except -1:
-        """Make the operators of a library, which is never closed, known to sessions."""
-        cdef bytes name = os.fsencode(path)
-        cdef void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)
-        if library == NULL:
-            raise ConfigError(f"cannot load {path}: {dlerror().decode(errors='replace')}")
-        cdef void* symbol = dlsym(library, b"RegisterCustomOps")
-        if symbol == NULL:
-            raise ConfigError(f"{path} has no operators for ONNX Runtime: it lacks RegisterCustomOps")
+        """Make the operators of a library known to sessions."""
+        cdef void* symbol = symbol_of(
+            path, b"RegisterCustomOps", "has no operators for ONNX Runtime: it lacks RegisterCustomOps"
+        )
         self.check((<RegisterOperators>symbol)(options, self.base))
         return 0
 

@@ -9,7 +9,7 @@ from clockwork.config import PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import MODEL_FILE, PROGRAM_JSON
 from clockwork.sources.location import Location, require_library
-from clockwork.sources.reading import Reader, RemoteFile
+from clockwork.sources.reading import Reader, RemoteFile, fetch_all
 
 SHOWN = 5
 """ONNX files of a folder that an error names."""
@@ -63,12 +63,7 @@ def _fetch_program(reader: Reader, folder: Path, tell: Callable[[str, int, int],
         models = [path for path in paths if path.endswith(".onnx")]
         hint = f"it has {', '.join(models[:SHOWN])}" if models else "it has no .onnx file"
         raise InvalidModel(f"{location} is a folder without {PROGRAM_JSON}: name an ONNX file; {hint}")
-    done, total = 0, sum(max(0, file.bytes) for file in files)
-
-    def told(come: int) -> None:
-        tell("fetch", done + come, total)
-
-    for file in files:
-        reader.fetch(location.file(file.path), file, folder / file.path, PACKAGE_BYTES_MAX - done, told)
-        done += (folder / file.path).stat().st_size
+    fetch_all(
+        reader, location, files, folder, PACKAGE_BYTES_MAX, lambda done, total: tell("fetch", done, total)
+    )
     return folder

@@ -19,7 +19,7 @@ from clockwork.config.sources import ABANDONED_S
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import hash_file, put_in_place
 from clockwork.sources.location import Location
-from clockwork.sources.reading import Reader, RemoteFile, SourceFailed
+from clockwork.sources.reading import Reader, RemoteFile, SourceFailed, fetch_all
 
 LIST = "fetched.json"
 """The last file of a copy: [path, sha256] of every other."""
@@ -97,18 +97,9 @@ class Cache:
         progress: Callable[[int, int], None],
         bytes_max: int,
     ) -> None:
-        rows, done, total = [], 0, sum(max(0, file.bytes) for file in files)
-
-        def tell(come: int) -> None:
-            progress(done + come, total)
-
-        progress(0, total)
+        progress(0, sum(max(0, file.bytes) for file in files))
         with reader() as lent:
-            for file in files:
-                path = into / FILES / file.path
-                sha256 = lent.fetch(location.file(file.path), file, path, bytes_max - done, tell)
-                done += path.stat().st_size
-                rows.append([file.path, sha256])
+            rows = fetch_all(lent, location, files, into / FILES, bytes_max, progress)
         (into / LIST).write_text(json.dumps(rows), encoding="utf-8")
 
     @contextlib.contextmanager

@@ -239,6 +239,31 @@ class Reader:
         return line
 
 
+def fetch_all(
+    reader: Reader,
+    location: Location,
+    files: Sequence[RemoteFile],
+    into: Path,
+    bytes_max: int,
+    progress: Callable[[int, int], None],
+) -> list[tuple[str, str]]:
+    """Copy files below a location into a folder: the path and SHA-256 of each. Raises what Reader.fetch() raises.
+
+    bytes_max: of all together. progress: called with the bytes that have come, and all bytes that are known of.
+    """
+    rows, done, total = [], 0, sum(max(0, file.bytes) for file in files)
+
+    def tell(come: int) -> None:
+        progress(done + come, total)
+
+    for file in files:
+        path = into / file.path
+        sha256 = reader.fetch(location.file(file.path), file, path, bytes_max - done, tell)
+        done += path.stat().st_size
+        rows.append((file.path, sha256))
+    return rows
+
+
 def _is_below(path: str) -> bool:
     """Whether a path, which a stranger has chosen, is one of a file below the folder that it is relative to."""
     pure = PurePosixPath(path)

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.process.file_server import running
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PATIENCE_S = 20.0
 
 
 class FakeHub(http.server.ThreadingHTTPServer):
@@ -96,11 +96,5 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def running_hub() -> Iterator[FakeHub]:
     hub = FakeHub()
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, name="hub")
-    thread.start()
-    try:
+    with running(hub):
         yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()
-        thread.join(PATIENCE_S)

@@ -30,6 +30,7 @@ class FileServer(http.server.ThreadingHTTPServer):
         self.go_on = threading.Event()
         self.sending = threading.Event()  # half of a stalled file has been sent
         self.asked: list[tuple[str, str]] = []  # (method, path)
+        self.sent: list[str] = []  # files of which bytes were sent
 
     @property
     def url(self) -> str:
@@ -76,6 +77,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if not with_body:
             return
+        server.sent.append(path)
         if path in server.unsized:
             for begin in range(0, len(data), 1 << 16):
                 piece = data[begin : begin + (1 << 16)]
@@ -113,14 +115,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running_file_server() -> Iterator[FileServer]:
-    server = FileServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="files")
+def running(server: http.server.ThreadingHTTPServer) -> Iterator[None]:
+    """Within the block, the server answers, on a thread of its own."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="server")
     thread.start()
     try:
-        yield server
+        yield
     finally:
-        server.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def running_file_server() -> Iterator[FileServer]:
+    server = FileServer()
+    with running(server):
+        try:
+            yield server
+        finally:
+            server.go_on.set()

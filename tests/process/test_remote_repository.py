@@ -137,8 +137,8 @@ def test_a_source_that_is_away_disturbs_nothing_that_serves(
     lines = [record.getMessage() for record in caplog.records]
     assert sum("503" in line for line in lines) == 2, "said once for each run"
     assert sum("is listed again" in line for line in lines) == 1
-    gets = sum(one == ("GET", "/m/kept/1/model.onnx") for one in server.asked)
-    assert gets == 1, "the second run had it in its cache"
+    # Not those that it was asked for: where HEAD fails, as while the source is away, the library tries GET.
+    assert server.sent.count("/m/kept/1/model.onnx") == 1, "the second run had it in its cache"
     with cluster.client() as client:
         for name in {info.name for info in client.models()}:
             client.unregister(name)

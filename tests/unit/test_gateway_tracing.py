@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import threading
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,11 +45,14 @@ def spans_of(exporter: InMemorySpanExporter) -> dict[str, Any]:
     return {one.name: one for one in exporter.get_finished_spans()}
 
 
-def test_a_request_is_followed_from_the_gateway_to_the_device() -> None:
+def test_a_request_is_followed_from_the_gateway_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(1_000_000_000_000, 1_000)  # nanoseconds, each time that it is read
+    monkeypatch.setattr("clockwork.gateway.tracing.time", SimpleNamespace(time_ns=lambda: next(clock)))
+    monkeypatch.setattr("opentelemetry.sdk.trace.time_ns", lambda: next(clock))
     tracing, exporter = traced()
     span = tracing.begin("http", "infer", {"Traceparent": TRACEPARENT, "Accept": "*/*"}, "resnet")
     span.asked()
-    time.sleep(0.02)  # the controller and the device work meanwhile
+    clock = itertools.count(next(clock) + 20_000_000, 1_000)  # the controller and the device work meanwhile
     span.answered(TIMES, 3)
     span.end(200)
     spans = spans_of(exporter)

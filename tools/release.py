@@ -1,4 +1,4 @@
-"""Makes what is published: wheels and source distributions of clockwork-client and clockwork-serving, in dist/.
+"""Makes the wheels and source distributions of clockwork-client and clockwork-serving, in dist/.
 
     make wheels                 or: python tools/release.py [--python PYTHON]... [--into DIRECTORY]
     make release VERSION=0.1.0  or: python tools/release.py --release 0.1.0
@@ -37,7 +37,7 @@ CLIENT_ROOMS = ("config", "system", "wire", "client")
 """What the client's distribution has of clockwork/, the extensions excepted."""
 
 SERVER_ONLY = ("client/upload.py",)
-"""What it has not, of these rooms: reading models takes what reads them."""
+"""Files of these rooms that it lacks: they import the server's readers of models."""
 
 CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")
 

@@ -49,7 +49,7 @@ class Commands(click.Group):
 
 
 def say_enough(seconds: float) -> str:
-    """A time that is enough, in three digits, rounded up: so that what is said is enough, too."""
+    """A sufficient time, in three digits, rounded up: the printed figure suffices, too."""
     exact = Decimal(repr(seconds))
     step = Decimal(1).scaleb(exact.adjusted() - 2)
     return f"{float(exact.quantize(step, ROUND_CEILING) if exact else exact):g} s"

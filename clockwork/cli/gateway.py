@@ -71,7 +71,7 @@ def repository_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Where files of repositories that are URLs are kept.  [default: repositories/ in "
                           "CLOCKWORK_DATA]"),
         click.option("--repository-cache-size", callback=_size, metavar="SIZE", default="64GiB",
-                     show_default=True, help="How much is kept there; what was not used for longest goes first."),
+                     show_default=True, help="How much is kept there; the least recently used versions go first."),
         click.option("--load-model", multiple=True, metavar="NAME",
                      help="In explicit mode, a model to load at start (*: all); may be given more than once."),
     ]):  # fmt: skip

@@ -380,7 +380,7 @@ Watch = Callable[[float, Tally], None]
 def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> Report:
     """Generate the load; its results. Raises ConfigError, ModelNotFound, ConnectionLost.
 
-    SIGINT ends the sending, and what is under way is waited for; a second one raises KeyboardInterrupt.
+    SIGINT ends the sending, and requests under way are waited for; a second SIGINT raises KeyboardInterrupt.
     """
     settings.check()
     workload = workload_of(settings) if settings.rate > 0 else None

@@ -114,8 +114,8 @@ def add(
     version and takes over without a failed request.
 
     With --image, decoding, resizing, cropping and normalising become part of the model, so that their time is
-    part of what is predicted; what the flags leave out, the model's metadata says. With --tokenizer, making
-    tokens of texts does (docs/strings-and-images.md).
+    predicted; the model's metadata completes the flags. With --tokenizer, making tokens of texts does
+    (docs/strings-and-images.md).
 
     \b
     Examples:
@@ -483,7 +483,7 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 
 
 def _with_each(names: Sequence[str], act: Callable[[str], None]) -> None:
-    """Do something with each model. One that it cannot be done with is an error, and keeps no other from it."""
+    """Do something with each model. A failure with one model is an error, and the other models are not affected."""
     errors: list[ClockworkError] = []
     for name in names:
         try:

@@ -306,9 +306,9 @@ def _bytes(text: str) -> int:
 
 @contextlib.contextmanager
 def _telling(sought: str) -> Iterator[tuple[Callable[[str], None], Callable[[str, float], None]]]:
-    """How trials are told of, and how far the one under way is; on stderr.
+    """Callbacks that report a finished trial, and the progress of the current trial, on stderr.
 
-    On a terminal the latter is a line beside a spinner, elsewhere a line every TOLD_EVERY_NS.
+    On a terminal, progress is a line beside a spinner; elsewhere, a line every TOLD_EVERY_NS.
     """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -118,7 +118,7 @@ def load(
 
     Open loop (--rate): requests come when they are due, whatever the cluster does, and latency counts
     from then. Closed loop (--concurrency, 1 if neither is given): the next is sent when one is answered.
-    Ctrl-C ends it, and the report is of what was sent by then. The exit status is 1 if a request failed (a
+    Ctrl-C ends it, and the report is of the requests sent by then. The exit status is 1 if a request failed (a
     refusal or a missed deadline is no failure), 130 after Ctrl-C.
 
     \b

@@ -79,7 +79,7 @@ class _Part:
         self._free = [(FIRST_OFFSET, size - FIRST_OFFSET)]  # (offset, size), ascending, never adjacent
 
     def take(self, size: int) -> int | None:
-        """The offset of so many bytes, at the lowest place that has them: what was used before is in the cache."""
+        """The offset of so many bytes, at the lowest place that has them: memory that was used before is in the processor's cache."""
         for place, (offset, free) in enumerate(self._free):
             if free >= size:
                 if free == size:
@@ -172,7 +172,7 @@ class Loan:
 
 
 class _AskedTwice(Future[Any]):
-    """The future of a request that is asked again where its memory cannot be used. cancel() cancels what is under way."""
+    """The future of a request that is sent again where its memory cannot be used. cancel() cancels the attempt under way."""
 
     def __init__(self, asked: Future[Any]) -> None:
         super().__init__()

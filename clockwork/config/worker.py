@@ -20,7 +20,7 @@ STALE_WAKES_MAX = 1024
 # ----- worker/memory.py ------------------------------------------------------------------------
 
 CLIENT_MEMORIES_MAX = 256
-"""Memories of clients that are mapped at once; beyond it, the one that was not used for longest is mapped anew when it is
+"""Clients' memories that are mapped at once; beyond it, the least recently used mapping is dropped, and made anew when
 needed."""
 
 # ----- worker/preparation.py -------------------------------------------------------------------

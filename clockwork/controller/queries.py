@@ -37,7 +37,7 @@ UNSERVED = "unserved"
 
 
 PAGE_MARK = "#"
-"""Begins an argument that asks for a further page, as "next" of the one before it names it."""
+"""Begins an argument that asks for a further page: "next" of the page before."""
 
 
 class Queries:
@@ -86,7 +86,7 @@ class Queries:
     def list_models(self, argument: str = "") -> dict[str, Any]:
         """A page of what ``clockwork models list`` shows: short descriptions of versions, unloaded ones on the last pages.
 
-        argument: "" for the first page, "next" of a page for the one behind it; the last has "" there. Raises InvalidInput.
+        argument: "" for the first page, then "next" of the page before; the last page has "" there. Raises InvalidInput.
         """
         if argument and not argument.startswith(PAGE_MARK):
             raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
@@ -101,10 +101,10 @@ class Queries:
                 return {"models": rows, "next": following}
         shown = (name, int(version) if version.isascii() and version.isdigit() else 0) if at else ("", 0)
         away = sorted(
-            (one.record.name, one.record.version, one.record)
+            (model.record.name, model.record.version, model.record)
             for versions in self._table.versions.values()
-            for one in versions.values()
-            if not one.state.is_live
+            for model in versions.values()
+            if not model.state.is_live
         )
         away = [version for version in away if version[:2] > shown]
         page_away = away[: LISTED_MODELS_PAGE - len(rows)]

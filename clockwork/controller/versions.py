@@ -82,10 +82,10 @@ class Versions:
     def readiness(self) -> str:
         """Why the cluster is not ready, as a sentence; "" once it is.
 
-        It has started when every model is served by somebody, or has failed for a reason, that was registered before
-        or has been since, and none is missing that is awaited: with hundreds of models one that fails keeps nobody
-        waiting, and one that is registered later makes nothing unready. From then on it is ready while there is a worker that does not leave; whether a
-        model is, is the model's to say.
+        It has started when every model that was registered before or since is served by somebody, or has failed for a
+        reason, and no awaited model is missing: among hundreds of models a failure keeps nobody waiting, and a later
+        registration makes nothing unready. From then on the cluster is ready while there is a worker that does not leave;
+        each model has a readiness of its own.
         """
         if not self.preparations.has_workers():
             return "no worker is connected"

@@ -29,8 +29,8 @@ _FOUND = struct.Struct("=BBBB48x4xIIII")  # inet_diag_msg: family, state, ..., t
 _ANSWER_BYTES = 4_096
 
 _RELAYED = frozenset({"forwarded", "x-forwarded-for", "via", "origin"})
-"""Headers that say that a request was made by somebody else than the process whose connection it came on: three of
-proxies, and the one that browsers send for a page."""
+"""Headers that say that somebody else than the connected process made a request: three are proxies', and browsers send
+Origin for a page."""
 
 
 class Address(NamedTuple):

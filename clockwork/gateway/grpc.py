@@ -93,7 +93,7 @@ class GrpcServer:
         self._inflater = Inflater()
         self._counted_as: dict[str, str] = {}  # methods, as metrics name them
         self._server: Any = None
-        self._host, self._port = "", 0  # what it listens on; "": every address
+        self._host, self._port = "", 0  # its listening address; "": every address
 
     async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
         """Take over the address of a bound socket, which is closed. Raises ConfigError."""

@@ -49,7 +49,7 @@ class Keeper:
 
     mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers the models that load() names, and at
     start those in ``first`` ("*": all). Raises ConfigError for a folder that cannot be read, and where the library that
-    reads a remote repository is missing. A remote one that is away is no error.
+    reads a remote repository is missing. A remote repository that is away is no error.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Keeper:
         for root in roots:
             if isinstance(root, Location):
                 require_library(root)
-                assert cache is not None, "what is fetched needs a place"
+                assert cache is not None, "fetched files need a place"
                 self._repositories.append(Remote(root, poll_s, mode == "poll", cache))
             else:
                 self._repositories.append(Folder(root))
@@ -254,7 +254,7 @@ class Keeper:
                     }
 
     def _load_waiting(self, found: Contents) -> None:
-        """Load what --load-model names. What is in no repository waits while one has not been listed yet."""
+        """Load the models that --load-model names. A model that no repository has waits while any repository is unlisted."""
         is_known = all(remote.is_known for remote in self._remotes)
         names = [name for name in self._waiting if name != ALL]
         if ALL in self._waiting:
@@ -311,7 +311,7 @@ class Keeper:
 
     def _tidy(self, found: Contents) -> bool:
         """Unregister versions that an earlier run registered from these repositories and that are no longer in them. False:
-        it is not known yet what is in them, and nothing was done."""
+        their content is not known yet, and nothing was done."""
         with self._lock:
             if self._busy or self._waiting or not all(remote.is_known for remote in self._remotes):
                 return False
@@ -328,7 +328,7 @@ class Keeper:
         return True
 
     def _look_at_folders(self) -> None:
-        """Look at the repositories on this machine. One that cannot be read now may come back; its versions stay."""
+        """Look at the repositories on this machine. An unreadable repository may come back; its versions stay."""
         for folder in self._folders:
             try:
                 self._folders[folder] = scan(folder)

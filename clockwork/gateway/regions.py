@@ -111,7 +111,7 @@ class Regions:
         self._owners.setdefault(owner, mine)[name] = Region(name, key, offset, byte_size, file)
 
     def unregister(self, owner: int, name: str) -> None:
-        """Forget a region of the owner's, or, without a name, all of the owner's. What is not there is as good as done."""
+        """Forget a region of the owner's, or, without a name, all of the owner's. A missing region is as good as forgotten."""
         mine = self._owners.get(owner, {})
         for one in [name] if name else list(mine):
             if mine.pop(one, None) is not None:

@@ -1,6 +1,6 @@
 """Model repositories that are read over the network: listed and fetched beside everything that serves.
 
-A Remote has a thread that lists its source at an interval. What is found takes effect when two listings in a row agree, so
+A Remote has a thread that lists its source at an interval. A change takes effect when two listings in a row agree, so
 that an upload under way is not taken for a model. While the source is away the last listing holds; it is asked again after
 pauses that grow.
 """
@@ -146,7 +146,7 @@ class Remote:
 
     @property
     def is_known(self) -> bool:
-        """Whether the source has been listed, so that what it does not have is known, too."""
+        """Whether the source has been listed, so that missing files are known to be missing."""
         with self._lock:
             return self._is_known
 
@@ -282,7 +282,7 @@ class Remote:
 
 
 def agreed(holds: Contents, before: Contents, found: Contents) -> Contents:
-    """What holds after a listing: what it has like the one before; where they differ, what held until now."""
+    """The contents that hold after a listing: versions on which both listings agree; elsewhere the version that held before."""
     versions = {}
     for key in sorted({*holds.versions, *before.versions, *found.versions}):
         earlier, now = before.versions.get(key), found.versions.get(key)

@@ -202,7 +202,7 @@ class InferenceService:
     async def why_not_ready(self) -> str:
         """Why the cluster is not ready, in a sentence; "" if it is. See Versions.readiness() of the controller.
 
-        A gateway with model repositories begins with what it found in them, too.
+        A gateway with model repositories also waits for the models that it found in them at its start.
         """
         try:
             status = await self._client.status(timeout=READY_LIMIT_S)
@@ -275,7 +275,7 @@ class InferenceService:
         return config
 
     async def blame(self, name: str, version: str, error: InvalidInput) -> InvalidInput:
-        """What is told of a request that could not be read: that the model has no such input, where that is so.
+        """The error to send for a request that could not be read: a wrong input name comes before any other fault.
 
         Raises ModelNotFound where that is so, and what describe() and _prepared() raise.
         """

@@ -1,6 +1,6 @@
 """Models that read what users have: the steps before a model become operators of its graph, and its input strings.
 
-What is joined takes a list of strings, as many as rows: JPEG images (with_images) or texts (tokenizers.with_texts).
+A joined model takes a list of strings, as many as rows: JPEG images (with_images) or texts (tokenizers.with_texts).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FILTERS = ("bilinear", "bicubic")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFlags:
-    """What is said of images beside the model's metadata (models.images); None and 0: nothing."""
+    """Flags about images, which complete the model's metadata (models.images); None and 0: not given."""
 
     shortest: int = (
         0  # side that the shorter side is resized to, before the middle is cut out; 0: images are stretched

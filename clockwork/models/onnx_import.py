@@ -351,7 +351,7 @@ def _packed_strings(array: Array) -> Array:
 
 
 def padded_strings(array: Array) -> Array:
-    """Strings as raw memory of one length; what is shorter ends in zero bytes, which decoders of images do not read."""
+    """Strings as raw memory of one length; shorter strings end in zero bytes, which decoders of images do not read."""
     texts = [text if isinstance(text, bytes) else text.encode() for text in array.reshape(-1).tolist()]
     size = max(map(len, texts), default=0) or 1
     return np.array([np.void(text.ljust(size, b"\0")) for text in texts], f"V{size}").reshape(array.shape)

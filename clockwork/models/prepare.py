@@ -369,8 +369,8 @@ class _Preparation:
     ) -> list[ProfilePoint]:
         """Executions with strings of rising size, up to where they take long. row: the inputs of which strings are replaced.
 
-        A size of which the sample is refused is taken to need what it takes to refuse it, and at least what the model took
-        for a smaller one: others of that size may be taken."""
+        Where the model refuses a size's sample, that size is assumed to take as long as the refusal, and at least as long
+        as smaller sizes: the model may take other strings of that size."""
         strings = [index for index, spec in enumerate(self._inputs) if spec.dtype == STRING]
         if not strings:
             return []

@@ -1,4 +1,4 @@
-"""Strings to try and to time a model with, where no examples say what it reads.
+"""Strings to try and to time a model with, where there are no examples.
 
     clockwork.strings    JSON, in an ONNX file's metadata: {"image": "jpeg"}, by the name of the input.
 

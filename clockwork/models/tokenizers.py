@@ -42,7 +42,7 @@ _SURROGATES = range(0xD800, 0xE000)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextFlags:
-    """What is said of texts beside the tokenizer's files. tokens_max 0: as they say."""
+    """Flags about texts, which complete the tokenizer's files. tokens_max 0: as the files say."""
 
     tokens_max: int = 0  # of a text, with those that the tokenizer puts around it
     truncates: bool = False  # a text of more is cut, and not refused
@@ -205,7 +205,7 @@ def _byte_characters() -> list[str]:
     return [chr(byte) if byte in plain else chr(256 + others.index(byte)) for byte in range(256)]
 
 
-# ----- what it knows of characters ------------------------------------------------------------------
+# ----- the tables of characters ---------------------------------------------------------------------
 
 
 @functools.lru_cache(4)
@@ -276,7 +276,7 @@ def _points() -> list[int]:
 
 
 def _normalised(normalise: Callable[[str], str], points: list[int]) -> Iterator[tuple[int, str]]:
-    """Each character, and what it becomes: hundreds at once, where they can be told apart, which is ten times as fast."""
+    """Each character with its normalised form: hundreds at once, where they can be told apart, which is ten times as fast."""
     for begin in range(0, len(points), 256):
         some = points[begin : begin + 256]
         pieces = normalise("a" + "a".join(map(chr, some)) + "a").split("a")

@@ -38,7 +38,7 @@ class _Copy:
 class Cache:
     """A directory of copies. Several processes may share it; each of them keeps it within ``bytes_max``.
 
-    A copy is named by what it is a copy of: the location, and path, size and mark of each file. Thread-safe.
+    A copy's name is a hash of its location, and of path, size and mark of each file. Thread-safe.
     """
 
     def __init__(self, root: Path, bytes_max: int) -> None:
@@ -104,8 +104,8 @@ class Cache:
 
     @contextlib.contextmanager
     def _room(self, sizes: Sequence[int]) -> Iterator[int]:
-        """Remove what has not been used for longest until files of these sizes (-1: unknown) fit. Gives the bytes that they
-        may take: what is left of the cache where a size is unknown."""
+        """Remove the least recently used copies until files of these sizes (-1: unknown) fit. Gives the bytes that they may
+        take: the rest of the cache where a size is unknown."""
         needed = sum(max(0, size) for size in sizes)
         if needed > self._bytes_max:
             raise InvalidModel(
@@ -114,11 +114,11 @@ class Cache:
         with self._lock:
             copies = sorted(self._copies(), key=lambda copy: copy.used_ns)
             free = self._bytes_max - self._promised - sum(copy.bytes for copy in copies)
-            for one in copies:
+            for copy in copies:
                 if free >= needed:
                     break
-                if _remove_unless_held(one.folder):
-                    free += one.bytes
+                if _remove_unless_held(copy.folder):
+                    free += copy.bytes
             if free < needed:
                 raise SourceFailed(
                     f"{needed} bytes are to be fetched, and what is in use leaves {max(0, free)} of the cache's "

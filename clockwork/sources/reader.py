@@ -48,7 +48,7 @@ Row = list[Any]  # [path, bytes, mark, checksum]
 
 
 class Changed(Exception):
-    """A file is no longer what was listed."""
+    """A file has changed since it was listed."""
 
 
 class Refused(Exception):

@@ -35,7 +35,7 @@ class SourceFailed(Unavailable):
 
 
 class SourceChanged(SourceFailed):
-    """A file is not what was listed any more, or was not whole: it is to be listed and fetched again."""
+    """A file has changed since it was listed, or was not whole: it is to be listed and fetched again."""
 
 
 class SourceMissing(SourceFailed):
@@ -77,7 +77,7 @@ class Reader:
         return [file for file in found if _is_below(file.path)]
 
     def describe(self, url: str) -> RemoteFile | None:
-        """What a source knows of a file; None for a folder. Raises SourceFailed and SourceMissing."""
+        """A file as its source describes it; None for a folder. Raises SourceFailed and SourceMissing."""
         with self._answers({"do": "describe", "url": url}, "read", STALL_S, STALL_S) as answers:
             *_, answer = answers
         return None if answer["end"] is None else RemoteFile(*answer["end"])

@@ -60,7 +60,7 @@ _SIZED: Final = {
 
 
 class Odd(ValueError):
-    """A header that is not what was declared; the sentence says which value, what it may be and what came."""
+    """A header that differs from its declaration; the sentence names the value, its bounds and the value that came."""
 
 
 class Layout:

@@ -230,7 +230,7 @@ def check_strings(count: int, frame: Any) -> None:
 def string_size(count: int, total_bytes: int) -> int:
     """The size that each of ``count`` strings of so many bytes together counts as where executions are timed.
 
-    Their mean, rounded up to a power of two: what it takes to read a string follows its size, as it follows a shape."""
+    Their mean, rounded up to a power of two: the time to read a string follows its size, as an execution's follows a shape."""
     size = STRING_SIZE_MIN
     while size * count < total_bytes:
         size *= 2

@@ -76,7 +76,7 @@ def _write(descriptor: int, content: memoryview, at: int) -> bool:
 
 
 class _Found(NamedTuple):
-    """A client's memory that is mapped. What is read of it keeps it mapped, also after it is forgotten here."""
+    """A client's memory that is mapped. Views of it keep it mapped, also after it is forgotten here."""
 
     memory: mmap.mmap
     file: tuple[int, int]  # device and inode
@@ -126,12 +126,12 @@ class ClientMemories:
 
 
 def _open(reference: Reference) -> _Found:
-    """Raises InvalidInput for what is not a client's memory with the reference's key."""
+    """Raises InvalidInput unless it is a client's memory with the reference's key."""
     try:
         descriptor = _open_memory(reference.process, reference.descriptor)
         try:
             state = os.fstat(descriptor)
-            # Of huge pages, one that cannot be had ends the process that touches it.
+            # A huge page that cannot be had would end the process that touches it.
             if state.st_blksize > mmap.PAGESIZE:
                 raise _unusable(reference, f"its pages have {state.st_blksize} bytes")
             memory = mmap.mmap(descriptor, state.st_size, prot=mmap.PROT_READ)
@@ -146,7 +146,7 @@ def _open(reference: Reference) -> _Found:
 
 
 def _open_memory(process: int, descriptor: int) -> int:
-    """A descriptor of a client's memory. Raises OSError, and ValueError for what is none, or may become shorter."""
+    """A descriptor of a client's memory. Raises OSError, and ValueError for a file that is no such memory, or may become shorter."""
     path = _path(process, descriptor)
     # Looked at before it is opened: to open a device or a FIFO of another process may do something.
     if not stat.S_ISREG(os.stat(path).st_mode):

@@ -84,8 +84,8 @@ bool is_range(std::int64_t offset, std::int64_t bytes) {
     return offset >= 0 && bytes >= 0 && bytes <= INT64_MAX - offset;
 }
 
-// Whether a frame is a reference to memory that every worker sees. What is there, and whether it is as large as it must
-// be, the worker looks up.
+// Whether a frame is a reference to memory that every worker sees. The worker checks
+// whether the memory exists and is large enough.
 bool check_reference(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
                      std::int64_t machine, Accepted& accepted, Flaw& flaw) {
     std::int64_t elements = 0, bytes = 0, numbers[REFERENCE_BYTES / sizeof(std::int64_t)];

@@ -75,7 +75,7 @@ Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
     }
     Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
     Route* copier = target.copied_by;
-    // Not of what is in the client's memory, which is the client's again when it has its answer.
+    // Not of tensors in the client's memory, which is the client's again when it has its answer.
     bool can_copy = copier != nullptr && !accepted_.is_shared && has_room(accepted_.bytes) &&
                     check_request(*copier->shadow->interface, request_, frames_, shared_machine, copy_accepted_, flaw);
     HeldRequest& held = hold(&client, request_.request_id, model);

@@ -56,7 +56,7 @@ const BytePairs::Merge* BytePairs::merge_of(std::uint32_t left, std::uint32_t ri
     return found != merges_.end() ? &found->second : nullptr;
 }
 
-// The merge of the least rank first, of several the one that is further left.
+// The merge of the least rank first, of several the leftmost.
 void BytePairs::add_piece(std::string_view piece, std::vector<std::int64_t>& ids) const {
     struct Symbol {
         std::uint32_t id, before, after;

@@ -2,8 +2,8 @@
 // device: lanes, windows, pages, residencies, a link and a host store that its machine's devices share.
 //
 // Pure: orders and times come in, what has ended comes out. The caller asks step() whenever something may begin in a
-// lane and finish() when what runs there is over, and keeps what is to happen next in a heap of its own: the simulator
-// in the one of all its events, a worker in that of a Machine (device/emulated_machine.h).
+// lane and finish() when the action there is over, and keeps the next times in a heap of its own: the simulator in its
+// heap of all events, a worker in that of a Machine (device/emulated_machine.h).
 #pragma once
 
 #include <algorithm>

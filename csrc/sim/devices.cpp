@@ -374,7 +374,7 @@ std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model
     return worker.batch_max == 0 ? most : std::min(most, worker.batch_max);
 }
 
-// Begin what is at the head of a lane, if its time has come.
+// Begin the action at the head of a lane, if its time has come.
 void World::advance(std::uint32_t number, Lane lane) {
     Device& device = devices_[number];
     const WorkerState& worker = workers_[device.worker];

@@ -1,8 +1,12 @@
-"""Recordings: a scheduler's events, step by step, with a digest of its orders.
+"""Recordings: what a scheduler was told, step by step, and what it decided.
 
-A recording is a sequence of msgpack objects: a header, then an array for each call of step_many(): the events,
-each [number of its type, fields...], and the digest of the orders. Since schedulers are deterministic, that is
-enough to repeat every decision.
+A recording is a sequence of msgpack objects: a header, then for each call of step_many() a byte string, so that a
+reader can pass over it, of another msgpack object: [time, settled, events, commands]. Time is the first event's; all
+other moments are told as the difference to it, which makes most of them short; ``settled`` is when the step decided.
+Events and commands are [number of the type, fields...]. A Wake is left out: it only says when the next Tick comes, and
+a Tick is a step without events. Since schedulers are deterministic, the events are enough to repeat every decision.
+
+csrc/controller/recorder.cpp writes the same bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from clockwork.scheduler.types import (
     DeviceClock,
     DeviceLost,
     Event,
+    Fault,
     LinkMeasured,
     ModelFault,
     ModelGone,
@@ -47,10 +52,10 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.wire.messages import Status
+from clockwork.wire.messages import Reason, Status
 
-FORMAT = 1
-"""Version of the format of recordings. Every change of the events' fields needs a new one."""
+FORMAT = 2
+"""Version of the format of recordings. Every change of the events' and commands' fields needs a new one."""
 
 DIGEST_BYTES = 8
 
@@ -63,8 +68,33 @@ COMMANDS: tuple[type[Any], ...] = (
     SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,
     SendFetch, SendDrop, ModelFault,
 )  # fmt: skip
+REASONS = ("", *Reason)
 _EVENT_NUMBERS = {kind: number for number, kind in enumerate(EVENTS)}
 _COMMAND_NUMBERS = {kind: number for number, kind in enumerate(COMMANDS)}
+_REASON_NUMBERS = {reason: number for number, reason in enumerate(REASONS)}
+
+_MOMENTS = (
+    "now_ns",
+    "begin_ns",
+    "end_ns",
+    "ready_ns",
+    "arrived_ns",
+    "deadline_ns",
+    "earliest_ns",
+    "latest_ns",
+)
+_REQUEST_MOMENTS = tuple(
+    place for place, field in enumerate(dataclasses.fields(Request)) if field.name in _MOMENTS
+)
+
+
+def _moments(kind: type[Any]) -> tuple[int, ...]:
+    """Places of the fields that are moments of the controller's clock."""
+    return tuple(place for place, name in enumerate(kind._fields) if name in _MOMENTS)
+
+
+_EVENT_MOMENTS = {kind: _moments(kind) for kind in EVENTS}
+_COMMAND_MOMENTS = {kind: _moments(kind) for kind in COMMANDS}
 
 
 class Header(NamedTuple):
@@ -79,8 +109,8 @@ class Header(NamedTuple):
 class Step(NamedTuple):
     """A call of step_many()."""
 
-    events: Sequence[Event]
-    digest: bytes  # of its orders
+    events: Sequence[Event]  # a Tick where it was only time
+    commands: Sequence[Command]  # without any Wake
 
 
 class Readable(Protocol):
@@ -91,14 +121,17 @@ def encode_header(header: Header) -> bytes:
     return bytes(msgpack.packb([FORMAT, *header]))
 
 
-def encode_step(events: Iterable[Event], commands: Iterable[Command]) -> bytes:
-    """The bytes of a step."""
-    return bytes(msgpack.packb([[_plain(event) for event in events], digest_of(commands)]))
+def encode_step(events: Sequence[Event], commands: Iterable[Command]) -> bytes:
+    """The bytes of a step of at least one event, none but the last of them a Tick."""
+    time_ns, settled_ns = events[0].now_ns, max(event.now_ns for event in events)
+    told = [_plain_event(event, time_ns) for event in events if type(event) is not Tick]
+    ordered = [_plain_command(command, time_ns) for command in commands if type(command) is not Wake]
+    return bytes(msgpack.packb(msgpack.packb([time_ns, settled_ns - time_ns, told, ordered])))
 
 
 def digest_of(commands: Iterable[Command]) -> bytes:
-    """A hash of every field of the orders."""
-    plain = [[_COMMAND_NUMBERS[type(command)], *command] for command in commands]
+    """A hash of every field of the commands, but for Wakes."""
+    plain = [_plain_command(command, 0) for command in commands if type(command) is not Wake]
     return hashlib.blake2b(msgpack.packb(plain), digest_size=DIGEST_BYTES).digest()
 
 
@@ -123,8 +156,7 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
     try:
         for number, body in enumerate(unpacker):
             try:
-                events, digest = body
-                step = Step([_event(event) for event in events], digest)
+                step = decode_step(body)
             except (TypeError, ValueError, IndexError, KeyError):
                 raise ConfigError(f"step {number} of the recording is damaged") from None
             yield step
@@ -132,27 +164,62 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
         raise ConfigError(f"the recording is damaged: {error}") from None
 
 
-def _plain(event: Event) -> list[Any]:
+def decode_step(body: bytes) -> Step:
+    """The step that one byte string of a recording is. Raises TypeError, ValueError, IndexError or KeyError if it is none."""
+    time_ns, settled, told, ordered = msgpack.unpackb(body, use_list=False)
+    events = [_event(one, time_ns) for one in told]
+    if not events or max(event.now_ns for event in events) < time_ns + settled:
+        events.append(Tick(time_ns + settled))
+    return Step(events, [_command(one, time_ns) for one in ordered])
+
+
+def _plain_event(event: Event, time_ns: int) -> list[Any]:
     kind = type(event)
     if kind is Arrived:
-        return [0, event.now_ns, *_fields(event.request)]  # type: ignore[union-attr]
+        fields = _shifted(_fields(event.request), _REQUEST_MOMENTS, -time_ns)  # type: ignore[union-attr]
+        return [0, event.now_ns - time_ns, *fields]
     if kind is ModelReady:
         spec: ModelSpec = event.spec  # type: ignore[union-attr]
         fields = _fields(spec)
         fields[-1] = [_fields(point) for point in spec.profile]
-        return [_EVENT_NUMBERS[kind], event.now_ns, event.worker, *fields]  # type: ignore[union-attr]
-    return [_EVENT_NUMBERS[kind], *event]
+        return [_EVENT_NUMBERS[kind], event.now_ns - time_ns, event.worker, *fields]  # type: ignore[union-attr]
+    return [_EVENT_NUMBERS[kind], *_shifted([*event], _EVENT_MOMENTS[kind], -time_ns)]
 
 
-def _event(body: tuple[Any, ...]) -> Event:
+def _plain_command(command: Command, time_ns: int) -> list[Any]:
+    kind = type(command)
+    fields = _shifted([*command], _COMMAND_MOMENTS[kind], -time_ns)
+    if kind is AnswerFailed:
+        fields[2] = _REASON_NUMBERS[fields[2]]
+    return [_COMMAND_NUMBERS[kind], *fields]
+
+
+def _event(body: tuple[Any, ...], time_ns: int) -> Event:
     kind = EVENTS[body[0]]
     if kind is Arrived:
-        return Arrived(body[1], Request(*body[2:]))
+        return Arrived(body[1] + time_ns, Request(*_shifted([*body[2:]], _REQUEST_MOMENTS, time_ns)))
     if kind is ModelReady:
         fields = [*body[3:-1], [ProfilePoint(*point) for point in body[-1]]]
-        return ModelReady(body[1], body[2], ModelSpec(*fields))
-    event: Event = kind(*body[1:])
+        return ModelReady(body[1] + time_ns, body[2], ModelSpec(*fields))
+    event: Event = kind(*_shifted([*body[1:]], _EVENT_MOMENTS[kind], time_ns))
     return event._replace(status=Status(event.status)) if isinstance(event, ActionDone) else event
+
+
+def _command(body: tuple[Any, ...], time_ns: int) -> Command:
+    kind = COMMANDS[body[0]]
+    fields = _shifted([*body[1:]], _COMMAND_MOMENTS[kind], time_ns)
+    if kind is AnswerFailed:
+        fields[1], fields[2] = Status(fields[1]), REASONS[fields[2]]
+    elif kind is ModelFault:
+        fields[2] = Fault(fields[2])
+    command: Command = kind(*fields)
+    return command
+
+
+def _shifted(fields: list[Any], places: Iterable[int], by_ns: int) -> list[Any]:
+    for place in places:
+        fields[place] += by_ns
+    return fields
 
 
 def _fields(record: Any) -> list[Any]:

@@ -47,7 +47,7 @@ def replay(path: Path, policy: str = "") -> Replayed:
         step_count = event_count = order_count = 0
         for step in steps:
             orders = scheduler.step_many(step.events)
-            if digest_of(orders) != step.digest:
+            if digest_of(orders) != digest_of(step.commands):
                 return Replayed(header, step_count, event_count, order_count, step_count, step.events, orders)
             step_count += 1
             event_count += len(step.events)

@@ -20,7 +20,7 @@ from clockwork.formats.package import PackageFile, digest_of
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.formats.program import write_program
 from clockwork.scheduler import recording
-from clockwork.scheduler.types import ProfilePoint, Tick
+from clockwork.scheduler.types import AnswerOk, LinkMeasured, ProfilePoint, Tick
 from clockwork.wire import codec
 from clockwork.wire.tensors import FLOAT, STRING
 from tests.edges import plain
@@ -195,17 +195,23 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
         "route": (sealed, [unseal(NameRoute("m", split, [split]).to_json())[0]]),
         "bodies": (lambda value: _http_body(value, b"abcd"), [HTTP]),
         "recordings": (
-            lambda rows: b"".join(packed(one) for one in rows) if type(rows) is list else b"",
-            [list(msgpack.Unpacker(_recording()))],
+            lambda rows: (
+                packed(rows[0]) + b"".join(packed(packed(one)) for one in rows[1:])
+                if type(rows) is list and rows
+                else b""
+            ),
+            [_recording()],
         ),
     }
 
 
-def _recording() -> Any:
-    import io
-
-    head = recording.encode_header(recording.Header("edf", "", {}, "1"))
-    return io.BytesIO(head + recording.encode_step([Tick(5)], []) * 3)
+def _recording() -> list[Any]:
+    """The header of a recording, and what its steps hold."""
+    step = recording.encode_step([LinkMeasured(5, 1, 2, 3), Tick(6)], [AnswerOk(1, 2, 0, 3, 4, 5)])
+    return [
+        msgpack.unpackb(recording.encode_header(recording.Header("edf", "", {}, "1"))),
+        *[msgpack.unpackb(msgpack.unpackb(step))] * 3,
+    ]
 
 
 RAW: dict[str, list[bytes]] = {

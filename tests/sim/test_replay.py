@@ -6,13 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from clockwork import __version__
 from clockwork.controller.record import Recorder
 from clockwork.errors import ConfigError
-from clockwork.scheduler.recording import Header, decode
-from clockwork.scheduler.types import ActionDone, Arrived, LinkMeasured
+from clockwork.scheduler.recording import Header, Step, decode, decode_step, encode_step
+from clockwork.scheduler.types import (
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    Arrived,
+    Fault,
+    LinkMeasured,
+    ModelFault,
+    Reason,
+    SendInfer,
+    SendLoad,
+    Status,
+    Tick,
+    Wake,
+)
 from clockwork.sim.replay import replay
 from tests.sim.test_scheduler_random import random_world
 
@@ -39,10 +54,34 @@ def write(path: Path, trace: Trace, bytes_max: int = 1 << 30) -> Path:
 def test_what_is_read_is_what_was_written(tmp_path: Path, trace: Trace) -> None:
     with write(tmp_path / "it", trace).open("rb") as file:
         header, steps = decode(file)
-        events = [event for step in steps for event in step.events]
+        found = list(steps)
     assert header.policy == "edf"
-    assert events == [event for event, _ in trace]
-    assert [type(event) for event in events] == [type(event) for event, _ in trace]
+    assert [step.events for step in found] == [[event] for event, _ in trace]
+    assert [type(step.events[0]) for step in found] == [type(event) for event, _ in trace]
+    ordered = [[order for order in orders if not isinstance(order, Wake)] for _, orders in trace]
+    assert [step.commands for step in found] == ordered
+    assert [[type(order) for order in step.commands] for step in found] == [
+        [type(order) for order in orders] for orders in ordered
+    ]
+    kinds = {type(order) for orders in ordered for order in orders}
+    assert {SendInfer, SendLoad, AnswerOk, AnswerFailed} <= kinds
+    refusals = [order for step in found for order in step.commands if isinstance(order, AnswerFailed)]
+    assert {type(order.status) for order in refusals} == {Status}
+    assert Reason in {type(order.reason) for order in refusals} <= {Reason, str}
+
+
+def test_time_that_passes_before_the_decision_is_kept() -> None:
+    told = [LinkMeasured(1_000, 1, 5, 5), Tick(3_000)]
+    body = msgpack.unpackb(encode_step(told, [Wake(9_000)]))
+    assert decode_step(body) == Step(told, [])
+    assert decode_step(msgpack.unpackb(encode_step([Tick(7)], []))) == Step([Tick(7)], [])
+
+
+def test_a_fault_of_a_model_is_kept() -> None:
+    fault = ModelFault(3, 1, Fault.OVERRUN, True)
+    (found,) = decode_step(msgpack.unpackb(encode_step([Tick(7)], [fault]))).commands
+    assert found == fault
+    assert (type(found), type(found.fault)) == (ModelFault, Fault)
 
 
 def test_a_fresh_scheduler_decides_the_same(tmp_path: Path, trace: Trace) -> None:
@@ -54,10 +93,11 @@ def test_a_fresh_scheduler_decides_the_same(tmp_path: Path, trace: Trace) -> Non
 
 def test_another_decision_is_found_where_it_was_taken(tmp_path: Path, trace: Trace) -> None:
     place = next(
-        i for i, (event, orders) in enumerate(trace) if i > 100 and isinstance(event, Arrived) and orders
-    )
+        i for i, (event, orders) in enumerate(trace)
+        if i > 100 and isinstance(event, Arrived) and orders and not isinstance(orders[0], Wake)
+    )  # fmt: skip
     changed = list(trace)
-    changed[place] = (trace[place][0], trace[place][1][:-1])
+    changed[place] = (trace[place][0], trace[place][1][1:])
     found = replay(write(tmp_path / "it", changed))
     assert not found.identical
     assert found.parted_at == found.steps == place
@@ -97,9 +137,12 @@ def test_a_full_recording_ends_with_a_whole_step(tmp_path: Path, trace: Trace) -
         (b"", "no recording"),
         (b"\x93\x01\x02\x03", "no recording"),
         (b"\x95\x63\xa3edf\xa0\x80\xa10", "format 99"),
-        (b"\x95\x01\xa3edf\xa0\x80\xa10\x92\x91\x91\x63\xc4\x00", "step 0 .* is damaged"),
-        (b"\x95\x01\xa3edf\xa0\x80\xa10\xc1", "is damaged"),
-        (b"\x95\x01\xa6no-one\xa0\x80\xa10", "no-one"),
+        (b"\x95\x01\xa3edf\xa0\x80\xa10", "format 1;"),
+        (b"\x95\x02\xa3edf\xa0\x80\xa10\xc4\x07\x94\x05\x00\x91\x91\x63\x90", "step 0 .* is damaged"),
+        (b"\x95\x02\xa3edf\xa0\x80\xa10\xc4\x01\x94", "step 0 .* is damaged"),
+        (b"\x95\x02\xa3edf\xa0\x80\xa10\x94\x05\x00\x90\x90", "step 0 .* is damaged"),
+        (b"\x95\x02\xa3edf\xa0\x80\xa10\xc1", "is damaged"),
+        (b"\x95\x02\xa6no-one\xa0\x80\xa10", "no-one"),
     ],
 )
 def test_what_is_no_recording_is_refused(tmp_path: Path, body: bytes, sentence: str) -> None:

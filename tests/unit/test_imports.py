@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "wire": ["base", "system"],
     "scheduler": ["base", "wire"],
     "actions": ["base", "wire"],
+    "observe": ["base", "system", "wire", "scheduler"],
     "formats": ["base", "system", "wire", "scheduler"],
     "workloads": ["base", "system"],
     "device": ["base", "system", "wire", "formats"],
@@ -34,9 +35,9 @@ MAY_IMPORT = {
     "controller": ["base", "system", "wire", "scheduler", "formats"],
     "worker": ["base", "system", "wire", "actions", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "formats", "models", "client", "sources"],  # models: to read what it registers
-    "sim": ["base", "system", "wire", "scheduler", "actions", "formats", "workloads", "device"],
+    "sim": ["base", "system", "wire", "scheduler", "observe", "actions", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
-    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "launch"],
+    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "observe", "launch"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip
 """Room: the rooms that it may import. A room is a folder of its name, but for the two of the files beside the folders."""

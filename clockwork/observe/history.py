@@ -1,0 +1,774 @@
+"""A cluster's history: a fold over the steps of its scheduler.
+
+    history = History()
+    for step in steps:  # of a recording, or of a live controller
+        history.apply(step)
+
+What it has then is plain data to read: ``devices``, ``models``, ``requests``, ``actions``, ``workers``, ``counts`` and
+``marks``. It reads no clock: its time is that of the newest event. It forgets what has been over for ``keep_ns``, and
+the oldest first where there is more than ``requests_max`` or ``actions_max`` of them.
+
+It may begin in the middle, and steps may be left out (``skip()``): requests and actions that were never seen to begin
+are entered with what is known of them. Times are of the controller's clock, in nanoseconds; 0 is unknown or not yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from clockwork.config.observe import (
+    HISTORY_ACTIONS_MAX,
+    HISTORY_MARK_NS,
+    HISTORY_NS,
+    HISTORY_REQUESTS_MAX,
+)
+from clockwork.scheduler.types import (
+    NEVER_NS,
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    Arrived,
+    Command,
+    DeviceClock,
+    DeviceLost,
+    Event,
+    Fault,
+    LinkMeasured,
+    ModelFault,
+    ModelGone,
+    ModelReady,
+    ModelRemoved,
+    ModelSpec,
+    SendDrop,
+    SendFetch,
+    SendInfer,
+    SendLoad,
+    SendProfile,
+    SendRevoke,
+    SendUnload,
+    ShapeKey,
+    Status,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+)
+
+OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
+"""How a request may end. Answered: in time, which is goodput; nothing late is answered as a success."""
+
+WAITING, SENT, ENDED, UNKNOWN = "waiting", "sent", "ended", "unknown"
+"""States of a request: it waits in the controller, it is in a batch that was sent, it was answered; unknown: steps that
+may have ended it were left out."""
+
+LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"
+"""States of a residency."""
+
+MODEL_UNKNOWN = -1
+"""The model of a request of which nothing but the answer was seen."""
+
+EXECUTIONS = ("infer", "profile")
+"""Kinds of actions on a device's execute lane; the others are on its load lane."""
+
+_OUTCOME_OF = {
+    Status.OK: "answered",
+    Status.REFUSED: "refused",
+    Status.DEADLINE_MISSED: "missed",
+    Status.CANCELLED: "cancelled",
+}
+
+
+class StepLike(Protocol):
+    """A call of the scheduler: what it was told, and what it ordered."""
+
+    @property
+    def events(self) -> Sequence[Event]: ...
+
+    @property
+    def commands(self) -> Sequence[Command]: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """Since the beginning of the history, without the steps that were left out."""
+
+    arrived: int = 0
+    answered: int = 0
+    refused: int = 0
+    missed: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    waiting: int = 0  # now, in the controller
+    executions: int = 0  # INFERs that ended well
+    executed: int = 0  # requests in them
+    loads: int = 0  # LOADs that ended well
+    refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
+
+    @property
+    def ended(self) -> int:
+        return self.answered + self.refused + self.missed + self.cancelled + self.failed
+
+
+class Mark(NamedTuple):
+    """Counts at a time: what happened between two marks is the difference of theirs."""
+
+    at_ns: int
+    arrived: int
+    answered: int
+    refused: int
+    missed: int
+    cancelled: int
+    failed: int
+    waiting: int
+    executions: int
+    executed: int
+    loads: int
+    refusals: tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(slots=True)
+class SeenRequest:
+    """A request, from its arrival to its answer."""
+
+    id: int
+    model_id: int
+    state: str  # WAITING, SENT, ENDED or UNKNOWN
+    rows: int = 1
+    shape: ShapeKey = ()
+    priority: int = 0
+    arrived_ns: int = 0  # 0: before the history
+    deadline_ns: int = NEVER_NS
+    sent_ns: int = 0  # when the newest batch with it was ordered
+    sent_count: int = 0
+    action: SeenAction | None = None  # that batch
+    part: int = 0  # its place in the result
+    answered_ns: int = 0
+    status: Status | None = None  # of its answer
+    reason: str = ""  # of a refusal
+    text: str = ""
+    feasible_slo_ns: int = 0  # of a refusal, 0: unknown
+    retry_after_ns: int = 0
+    queue_ns: int = 0  # as the answer says
+    load_ns: int = 0
+    exec_ns: int = 0
+
+    @property
+    def slo_ns(self) -> int:
+        """From arrival to deadline; 0: it has no deadline, or its arrival was not seen."""
+        return self.deadline_ns - self.arrived_ns if self.arrived_ns and self.deadline_ns < NEVER_NS else 0
+
+    @property
+    def latency_ns(self) -> int:
+        """From arrival to answer; 0: one of them was not seen."""
+        return self.answered_ns - self.arrived_ns if self.answered_ns and self.arrived_ns else 0
+
+    @property
+    def outcome(self) -> str:
+        """One of OUTCOMES, or "" before the answer."""
+        return "" if self.status is None else _OUTCOME_OF.get(self.status, "failed")
+
+
+@dataclasses.dataclass(slots=True)
+class SeenAction:
+    """An order to a device, and its result."""
+
+    id: int
+    kind: str  # load, unload, infer, profile, fetch or drop
+    worker: int
+    device: int
+    model_id: int
+    load_id: int = 0
+    requests: tuple[int, ...] = ()  # of an INFER, in the order of its parts
+    rows: int = 0  # of them all; of a request that was not seen to arrive: 1
+    ordered_ns: int = 0
+    earliest_ns: int = 0  # the window in which it may begin
+    latest_ns: int = 0
+    expected_ns: int = 0  # its predicted duration
+    begin_ns: int = 0  # 0: it did not begin, or has not yet ended
+    end_ns: int = 0
+    duration_ns: int = 0  # measured
+    ready_ns: int = 0  # when the order and its inputs had reached the worker
+    done_ns: int = 0  # when its result was noticed, or it was lost
+    status: Status | None = None  # None: under way
+    text: str = ""
+    revoked_ns: int = 0  # when it was called back
+
+    @property
+    def is_execution(self) -> bool:
+        return self.kind in EXECUTIONS
+
+    @property
+    def is_under_way(self) -> bool:
+        return not self.done_ns
+
+
+@dataclasses.dataclass(slots=True)
+class Residency:
+    """A model on a device, from the order to load it until its pages are free again."""
+
+    model_id: int
+    load_id: int
+    state: str  # LOADING, RESIDENT or UNLOADING
+    run_starts: tuple[int, ...] = ()  # the first page of each run; () if its load was not seen
+    runs: tuple[int, ...] = ()  # pages of each run; () if the model was not seen
+    since_ns: int = 0  # when it was ordered; 0: before the history
+    ready_ns: int = 0  # when it was loaded
+    until_ns: int = 0  # when it went; 0: it is there
+
+    @property
+    def pages(self) -> int:
+        return sum(self.runs)
+
+
+@dataclasses.dataclass(slots=True)
+class SeenDevice:
+    """A device. ``executions`` and ``loads`` are its lanes: actions in the order in which they were ordered."""
+
+    worker: int
+    index: int  # within the worker
+    kind: str = ""
+    page_bytes: int = 0
+    page_count: int = 0
+    run_ahead: int = 1
+    clock_mhz: int = 0  # 0: it did not say
+    lost_ns: int = 0  # when it, or its worker, was lost
+    pages_used: int = 0  # by what is loaded or being loaded; an order to unload frees pages for later orders
+    resident: dict[int, Residency] = dataclasses.field(default_factory=dict)  # by load_id
+    gone: deque[Residency] = dataclasses.field(default_factory=deque)  # what was resident
+    executions: deque[SeenAction] = dataclasses.field(default_factory=deque)
+    loads: deque[SeenAction] = dataclasses.field(default_factory=deque)
+    executing_ns: int = 0  # the sum of what ended
+    executed: int = 0  # requests
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of actions that ended well, by kind
+
+    @property
+    def label(self) -> str:
+        return f"{self.worker}:{self.index}"
+
+    def holds(self, model_id: int, at_ns: int) -> Residency | None:
+        """The model's residency at a time, loaded then or not."""
+        for one in [*self.resident.values(), *self.gone]:
+            if one.model_id == model_id and one.since_ns <= at_ns and not 0 < one.until_ns <= at_ns:
+                return one
+        return None
+
+
+@dataclasses.dataclass(slots=True)
+class SeenWorker:
+    """A worker and its link."""
+
+    id: int
+    device_count: int = 0
+    joined_ns: int = 0  # 0: before the history
+    left_ns: int = 0
+    draining_ns: int = 0  # since when it wishes to leave
+    there_ns: int = 0  # high percentiles of the delay of messages
+    back_ns: int = 0
+    host_bytes: int = 0
+    hosted: dict[int, int] = dataclasses.field(default_factory=dict)  # models in its host store: since when
+
+
+@dataclasses.dataclass(slots=True)
+class SeenModel:
+    """A model. ``specs``: by worker that has prepared it."""
+
+    id: int
+    name: str = ""  # "": it was not seen to become ready
+    version: int = 0
+    specs: dict[int, ModelSpec] = dataclasses.field(default_factory=dict)
+    removed_ns: int = 0  # since when it takes no more requests
+    gone_ns: int = 0
+    faults: list[tuple[int, int, Fault]] = dataclasses.field(default_factory=list)  # (time, worker, fault)
+    counts: Counts = dataclasses.field(default_factory=Counts)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}@{self.version}" if self.name else f"model {self.id}"
+
+
+class History:
+    """See the module. All it keeps may be read at any time, and is changed by apply() and skip() alone."""
+
+    def __init__(
+        self,
+        keep_ns: int = HISTORY_NS,
+        requests_max: int = HISTORY_REQUESTS_MAX,
+        actions_max: int = HISTORY_ACTIONS_MAX,
+    ) -> None:
+        self.keep_ns = keep_ns
+        self.requests_max = requests_max
+        self.actions_max = actions_max
+        self.begun_ns = 0  # the time of the first event
+        self.now_ns = 0  # that of the newest
+        self.skipped_ns = 0  # the time that skip() left out
+        self.steps = 0
+        self.events = 0
+        self.workers: dict[int, SeenWorker] = {}
+        self.devices: dict[tuple[int, int], SeenDevice] = {}  # by worker and index
+        self.models: dict[int, SeenModel] = {}
+        self.requests: dict[int, SeenRequest] = {}  # in the order of arrival
+        self.live: dict[int, SeenRequest] = {}  # of these, what waits or was sent
+        self.actions: dict[int, SeenAction] = {}  # in the order of the orders
+        self.under_way: dict[int, SeenAction] = {}  # of these, what has not ended
+        self.counts = Counts()
+        self.marks: deque[Mark] = deque()  # HISTORY_MARK_NS or more apart
+        self.forgotten = 0  # requests that are kept no longer
+        self._skipping = False
+        self._mark_ns = 0  # when the next mark is due
+        self._ended: deque[tuple[int, SeenRequest]] = deque()  # by when they ended, or were given up
+        self._done: deque[SeenAction] = deque()
+        self._gone_models: deque[SeenModel] = deque()
+        self._gone_workers: deque[SeenWorker] = deque()
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Arrived: self._arrived,
+            ActionDone: self._action_done,
+            WorkerJoined: self._worker_joined,
+            WorkerLeft: self._worker_left,
+            WorkerDraining: self._worker_draining,
+            DeviceLost: self._device_lost,
+            DeviceClock: self._device_clock,
+            LinkMeasured: self._link_measured,
+            ModelReady: self._model_ready,
+            ModelRemoved: self._model_removed,
+            SendInfer: self._send_infer,
+            SendLoad: self._send_load,
+            SendUnload: self._send_unload,
+            SendProfile: self._send_profile,
+            SendFetch: self._send_fetch,
+            SendDrop: self._send_drop,
+            SendRevoke: self._send_revoke,
+            AnswerOk: self._answer_ok,
+            AnswerFailed: self._answer_failed,
+            ModelGone: self._model_gone,
+            ModelFault: self._model_fault,
+        }
+
+    def apply(self, step: StepLike) -> None:
+        """Take in the next step."""
+        handlers = self._handlers
+        self.steps += 1
+        for event in step.events:
+            now = event[0]
+            if now > self.now_ns:
+                self._advance(now)
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(event)
+        self.events += len(step.events)
+        for command in step.commands:
+            handler = handlers.get(type(command))
+            if handler is not None:
+                handler(command)
+        if self.now_ns >= self._mark_ns:
+            self._mark()
+        self._forget()
+
+    def skip(self) -> None:
+        """Say that steps are left out here: what waits or is under way may end unseen, so it is counted no longer."""
+        for request in self.live.values():
+            request.state = UNKNOWN
+            self._ended.append((self.now_ns, request))
+        self.live.clear()
+        for action in self.under_way.values():
+            action.done_ns = self.now_ns
+            self._done.append(action)
+        self.under_way.clear()
+        self.counts.waiting = 0
+        for model in self.models.values():
+            model.counts.waiting = 0
+        self._skipping = True
+
+    def label(self, model_id: int) -> str:
+        """``name@version`` of a model, as far as it is known."""
+        model = self.models.get(model_id)
+        return model.label if model is not None else f"model {model_id}"
+
+    @property
+    def covered_ns(self) -> int:
+        """The time that ``counts`` are of."""
+        return self.now_ns - self.begun_ns - self.skipped_ns
+
+    def lanes(self) -> Iterator[SeenDevice]:
+        """Every device, in the order of workers and indices."""
+        for key in sorted(self.devices):
+            yield self.devices[key]
+
+    # ----- events --------------------------------------------------------------------------------
+
+    def _advance(self, now: int) -> None:
+        if not self.begun_ns:
+            self.begun_ns = now
+        elif self._skipping:
+            self.skipped_ns += now - self.now_ns
+        self._skipping = False
+        self.now_ns = now
+
+    def _arrived(self, event: Arrived) -> None:
+        told = event.request
+        request = SeenRequest(
+            told.id, told.model_id, WAITING, told.rows, told.shape, told.priority, told.arrived_ns, told.deadline_ns
+        )  # fmt: skip
+        self.requests[told.id] = self.live[told.id] = request
+        for counts in (self.counts, self._model(told.model_id).counts):
+            counts.arrived += 1
+            counts.waiting += 1
+
+    def _action_done(self, event: ActionDone) -> None:
+        action = self.actions.get(event.action_id)
+        if action is None or action.status is not None:
+            return  # it was ordered before the history, or has been lost
+        if not action.done_ns:
+            del self.under_way[action.id]
+            self._done.append(action)
+        action.status = event.status
+        action.text = event.text
+        action.begin_ns, action.end_ns = event.begin_ns, event.end_ns
+        action.duration_ns, action.ready_ns = event.duration_ns, event.ready_ns
+        action.done_ns = event.now_ns
+        device = self.devices.get((action.worker, action.device))
+        is_ok = event.status is Status.OK
+        if device is not None:
+            if is_ok:
+                device.counts[action.kind] = device.counts.get(action.kind, 0) + 1
+            if action.is_execution:
+                device.executing_ns += event.duration_ns
+            elif action.kind in ("load", "unload"):
+                self._moved(device, action, is_ok)
+        if action.kind == "infer":
+            if is_ok:
+                for counts in (self.counts, self._model(action.model_id).counts):
+                    counts.executions += 1
+                    counts.executed += len(action.requests)
+                if device is not None:
+                    device.executed += len(action.requests)
+            else:
+                self._wait_again(action)
+        elif action.kind == "load" and is_ok:
+            self.counts.loads += 1
+            self._model(action.model_id).counts.loads += 1
+        elif action.kind == "fetch" and is_ok and action.worker in self.workers:
+            self.workers[action.worker].hosted[action.model_id] = event.end_ns or event.now_ns
+        elif action.kind == "drop" and is_ok and action.worker in self.workers:
+            self.workers[action.worker].hosted.pop(action.model_id, None)
+
+    def _moved(self, device: SeenDevice, action: SeenAction, is_ok: bool) -> None:
+        """A LOAD or UNLOAD has ended."""
+        residency = device.resident.get(action.load_id)
+        if residency is None:
+            return
+        at_ns = action.end_ns or action.done_ns
+        if action.kind == "load" and is_ok:
+            residency.state, residency.ready_ns = RESIDENT, at_ns
+        elif action.kind == "load" or is_ok or action.status is Status.NOT_RESIDENT:
+            self._free(device, residency, at_ns)
+        else:
+            residency.state = RESIDENT
+            device.pages_used += residency.pages
+
+    def _free(self, device: SeenDevice, residency: Residency, at_ns: int) -> None:
+        del device.resident[residency.load_id]
+        if residency.state != UNLOADING:
+            device.pages_used -= residency.pages
+        residency.until_ns = at_ns
+        device.gone.append(residency)
+
+    def _wait_again(self, action: SeenAction) -> None:
+        """The requests of a batch that came to nothing: they are sent again, or answered."""
+        for request_id in action.requests:
+            request = self.requests.get(request_id)
+            if request is not None and request.state == SENT and request.action is action:
+                request.state = WAITING
+                self.counts.waiting += 1
+                self._model(request.model_id).counts.waiting += 1
+
+    def _worker_joined(self, event: WorkerJoined) -> None:
+        worker = self._worker(event.worker)
+        worker.joined_ns, worker.host_bytes = event.now_ns, event.host_bytes
+        for index, shape in enumerate(event.devices):
+            device = self._device(event.worker, index)
+            device.kind, device.page_bytes, device.page_count, device.run_ahead = shape
+            for residency in list(device.resident.values()):  # it is told again, after a gap, what is there
+                self._free(device, residency, event.now_ns)
+
+    def _worker_left(self, event: WorkerLeft) -> None:
+        worker = self._worker(event.worker)
+        worker.left_ns = event.now_ns
+        worker.hosted.clear()
+        self._gone_workers.append(worker)
+        for device in list(self.devices.values()):
+            if device.worker == event.worker:
+                self._lose(device, event.now_ns)
+        for model in self.models.values():
+            model.specs.pop(event.worker, None)
+
+    def _worker_draining(self, event: WorkerDraining) -> None:
+        self._worker(event.worker).draining_ns = event.now_ns
+
+    def _device_lost(self, event: DeviceLost) -> None:
+        self._lose(self._device(event.worker, event.device), event.now_ns)
+
+    def _lose(self, device: SeenDevice, now_ns: int) -> None:
+        if device.lost_ns:
+            return
+        device.lost_ns = now_ns
+        for action in [*device.executions, *device.loads]:
+            if action.done_ns:
+                continue
+            action.done_ns, action.status = now_ns, Status.WORKER_LOST
+            del self.under_way[action.id]
+            self._done.append(action)
+            self._wait_again(action)
+        for residency in list(device.resident.values()):
+            self._free(device, residency, now_ns)
+
+    def _device_clock(self, event: DeviceClock) -> None:
+        self._device(event.worker, event.device).clock_mhz = event.mhz
+
+    def _link_measured(self, event: LinkMeasured) -> None:
+        worker = self._worker(event.worker)
+        worker.there_ns, worker.back_ns = event.there_ns, event.back_ns
+
+    def _model_ready(self, event: ModelReady) -> None:
+        model = self._model(event.spec.model_id)
+        model.name, model.version = event.spec.name, event.spec.version
+        model.specs[event.worker] = event.spec
+
+    def _model_removed(self, event: ModelRemoved) -> None:
+        self._model(event.model_id).removed_ns = event.now_ns
+
+    # ----- commands ------------------------------------------------------------------------------
+
+    def _send_infer(self, command: SendInfer) -> None:
+        now = self.now_ns
+        action = SeenAction(
+            command.action_id, "infer", command.worker, command.device, command.model_id, command.load_id,
+            command.requests, 0, now, command.earliest_ns, command.latest_ns, command.expected_ns,
+        )  # fmt: skip
+        rows = waited = 0
+        for request_id in command.requests:
+            request = self.requests.get(request_id)
+            if request is None:
+                request = SeenRequest(request_id, command.model_id, UNKNOWN)
+                self.requests[request_id] = request
+            if request.state == WAITING:
+                waited += 1
+            elif request.state == UNKNOWN:
+                self.live[request_id] = request
+            request.state = SENT
+            request.sent_ns = now
+            request.sent_count += 1
+            request.action = action
+            rows += request.rows
+        action.rows = rows
+        if waited:
+            self.counts.waiting -= waited
+            self._model(command.model_id).counts.waiting -= waited
+        self._ordered(action)
+
+    def _send_profile(self, command: SendProfile) -> None:
+        action = self._action(command, "profile")
+        action.rows = command.rows
+        self._ordered(action)
+
+    def _send_load(self, command: SendLoad) -> None:
+        self._ordered(self._action(command, "load"))
+        device = self._device(command.worker, command.device)
+        model = self._model(command.model_id)
+        spec = model.specs.get(command.worker)
+        residency = Residency(
+            command.model_id, command.load_id, LOADING, command.run_starts, spec.runs if spec is not None else (),
+            since_ns=self.now_ns,
+        )  # fmt: skip
+        device.resident[command.load_id] = residency
+        device.pages_used += residency.pages
+
+    def _send_unload(self, command: SendUnload) -> None:
+        self._ordered(self._action(command, "unload"))
+        device = self._device(command.worker, command.device)
+        residency = device.resident[command.load_id]
+        residency.state = UNLOADING
+        device.pages_used -= residency.pages
+
+    def _send_fetch(self, command: SendFetch) -> None:
+        self._ordered(self._action(command, "fetch"))
+
+    def _send_drop(self, command: SendDrop) -> None:
+        self._ordered(self._action(command, "drop"))
+
+    def _action(self, command: Any, kind: str) -> SeenAction:
+        return SeenAction(
+            command.action_id, kind, command.worker, command.device, command.model_id, command.load_id,
+            ordered_ns=self.now_ns, earliest_ns=command.earliest_ns, latest_ns=command.latest_ns,
+            expected_ns=command.expected_ns,
+        )  # fmt: skip
+
+    def _ordered(self, action: SeenAction) -> None:
+        self.actions[action.id] = self.under_way[action.id] = action
+        device = self._device(action.worker, action.device)
+        if action.kind in EXECUTIONS:
+            device.executions.append(action)
+        else:
+            device.loads.append(action)
+        if action.kind in ("infer", "profile", "unload") and action.load_id not in device.resident:
+            # It was loaded before the history.
+            spec = self._model(action.model_id).specs.get(action.worker)
+            residency = Residency(action.model_id, action.load_id, RESIDENT, runs=spec.runs if spec else ())
+            device.resident[action.load_id] = residency
+            device.pages_used += residency.pages
+
+    def _send_revoke(self, command: SendRevoke) -> None:
+        action = self.actions.get(command.action_id)
+        if action is not None:
+            action.revoked_ns = self.now_ns
+
+    def _answer_ok(self, command: AnswerOk) -> None:
+        request = self._end(command.request_id, command.action_id, Status.OK)
+        request.part = command.part
+        request.queue_ns, request.load_ns, request.exec_ns = (
+            command.queue_ns, command.load_ns, command.exec_ns,
+        )  # fmt: skip
+        for counts in self._counts(request.model_id):
+            counts.answered += 1
+
+    def _answer_failed(self, command: AnswerFailed) -> None:
+        request = self._end(command.request_id, 0, command.status)
+        request.reason, request.text = command.reason, command.text
+        request.feasible_slo_ns, request.retry_after_ns = command.feasible_slo_ns, command.retry_after_ns
+        outcome = request.outcome
+        for counts in self._counts(request.model_id):
+            if outcome == "refused":
+                counts.refused += 1
+                counts.refusals[command.reason] = counts.refusals.get(command.reason, 0) + 1
+            elif outcome == "missed":
+                counts.missed += 1
+            elif outcome == "cancelled":
+                counts.cancelled += 1
+            else:
+                counts.failed += 1
+
+    def _end(self, request_id: int, action_id: int, status: Status) -> SeenRequest:
+        request = self.requests.get(request_id)
+        if request is None:
+            action = self.actions.get(action_id)
+            request = SeenRequest(
+                request_id, action.model_id if action is not None else MODEL_UNKNOWN, UNKNOWN
+            )
+            self.requests[request_id] = request
+        self.live.pop(request_id, None)
+        if request.state == WAITING:
+            self.counts.waiting -= 1
+            self._model(request.model_id).counts.waiting -= 1
+        request.state = ENDED
+        request.status = status
+        request.answered_ns = self.now_ns
+        self._ended.append((self.now_ns, request))
+        return request
+
+    def _model_gone(self, command: ModelGone) -> None:
+        model = self._model(command.model_id)
+        model.gone_ns = self.now_ns
+        self._gone_models.append(model)
+
+    def _model_fault(self, command: ModelFault) -> None:
+        model = self._model(command.model_id)
+        model.faults.append((self.now_ns, command.worker, command.fault))
+        if command.set_aside:
+            model.removed_ns = self.now_ns
+
+    # ----- looked up -----------------------------------------------------------------------------
+
+    def _counts(self, model_id: int) -> tuple[Counts, ...]:
+        """The counts that a request of a model adds to."""
+        return (self.counts,) if model_id == MODEL_UNKNOWN else (self.counts, self._model(model_id).counts)
+
+    def _model(self, model_id: int) -> SeenModel:
+        model = self.models.get(model_id)
+        if model is None:
+            model = self.models[model_id] = SeenModel(model_id)
+        return model
+
+    def _worker(self, worker: int) -> SeenWorker:
+        found = self.workers.get(worker)
+        if found is None:
+            found = self.workers[worker] = SeenWorker(worker)
+        return found
+
+    def _device(self, worker: int, index: int) -> SeenDevice:
+        device = self.devices.get((worker, index))
+        if device is None:
+            device = self.devices[worker, index] = SeenDevice(worker, index)
+            found = self._worker(worker)
+            found.device_count = max(found.device_count, index + 1)
+        return device
+
+    # ----- forgetting ----------------------------------------------------------------------------
+
+    def _mark(self) -> None:
+        self._mark_ns = self.now_ns + HISTORY_MARK_NS
+        counts = self.counts
+        self.marks.append(
+            Mark(
+                self.now_ns, counts.arrived, counts.answered, counts.refused, counts.missed, counts.cancelled,
+                counts.failed, counts.waiting, counts.executions, counts.executed, counts.loads,
+                tuple(counts.refusals.items()),
+            )
+        )  # fmt: skip
+        horizon = self.now_ns - self.keep_ns
+        while self.marks[0].at_ns < horizon:
+            self.marks.popleft()
+        for device in self.devices.values():
+            while device.gone and device.gone[0].until_ns < horizon:
+                device.gone.popleft()
+        while self._gone_models and self._gone_models[0].gone_ns < horizon:
+            model = self._gone_models.popleft()
+            if self.models.get(model.id) is model:
+                del self.models[model.id]
+        while self._gone_workers and self._gone_workers[0].left_ns < horizon:
+            worker = self._gone_workers.popleft()
+            if self.workers.get(worker.id) is worker:
+                del self.workers[worker.id]
+                for index in range(worker.device_count):
+                    self.devices.pop((worker.id, index), None)
+
+    def _forget(self) -> None:
+        horizon = self.now_ns - self.keep_ns
+        ended, done = self._ended, self._done
+        while ended and (ended[0][0] < horizon or len(self.requests) > self.requests_max):
+            at_ns, request = ended.popleft()
+            if request.state == UNKNOWN or request.answered_ns == at_ns:  # or it was seen again after that
+                self._forget_request(request)
+        while len(self.requests) > self.requests_max:  # more is live than may be kept
+            self._forget_request(next(iter(self.requests.values())))
+        while done and (done[0].done_ns < horizon or len(self.actions) > self.actions_max):
+            self._forget_action(done.popleft())
+        while len(self.actions) > self.actions_max:
+            self._forget_action(next(iter(self.actions.values())))
+
+    def _forget_request(self, request: SeenRequest) -> None:
+        if self.requests.get(request.id) is not request:
+            return
+        del self.requests[request.id]
+        self.forgotten += 1
+        if self.live.pop(request.id, None) is not None and request.state == WAITING:
+            request.state = UNKNOWN
+            for counts in self._counts(request.model_id):
+                counts.waiting -= 1
+
+    def _forget_action(self, action: SeenAction) -> None:
+        self.actions.pop(action.id, None)
+        self.under_way.pop(action.id, None)
+        device = self.devices.get((action.worker, action.device))
+        if device is not None:
+            lane = device.executions if action.is_execution else device.loads
+            while lane and lane[0].id not in self.actions:
+                lane.popleft()
+
+
+def replayed(steps: Iterable[StepLike], history: History | None = None) -> History:
+    """The history of steps."""
+    history = History() if history is None else history
+    for step in steps:
+        history.apply(step)
+    return history

@@ -1,0 +1,232 @@
+"""A history is what happened: it agrees with the scheduler's own picture after every step, from wherever it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+
+from clockwork.observe.history import ENDED, RESIDENT, UNLOADING, WAITING, History
+from clockwork.scheduler.types import NEVER_NS, AnswerOk, Status
+from tests.sim.harness import MS, SECOND, World, spec
+from tests.sim.test_scheduler_random import random_world
+
+
+class Taken(NamedTuple):
+    """A step, as the world traces it."""
+
+    events: Sequence[Any]
+    commands: Sequence[Any]
+
+
+def history_of(world: World, **bounds: int) -> History:
+    history = History(**bounds)
+    for event, commands in world.trace:
+        history.apply(Taken([event], commands))
+    return history
+
+
+class FollowedWorld(World):
+    """A world whose history is held against its scheduler's own picture after every step."""
+
+    history: History
+
+    def step(self, event: Any) -> list[Any]:
+        commands = super().step(event)
+        self.history.apply(Taken([event], commands))
+        self.compare()
+        return commands
+
+    def compare(self) -> None:
+        history, snapshot = self.history, self.scheduler.snapshot()
+        flights = {one["action_id"]: one for one in snapshot["flights"]}
+        sent = [request for one in flights.values() for request in one["requests"]]
+        unanswered = [request for request in self.requests if request not in self.answers]
+        assert list(history.under_way) == sorted(flights), "actions under way"
+        assert sorted(history.live) == unanswered, "requests that are not answered"
+        waiting = [one.id for one in history.live.values() if one.state == WAITING]
+        assert sorted(waiting) == [one for one in unanswered if one not in sent], "requests that wait"
+        assert (
+            history.counts.waiting
+            == len(waiting)
+            == sum(model.counts.waiting for model in history.models.values())
+        )
+        for row in snapshot["devices"]:
+            device = history.devices[row["worker"], row["device"]]
+            there = {m: one for m, one in row["resident"].items() if one["state"] != "pending"}
+            held = {one.model_id: one for one in device.resident.values() if one.state != UNLOADING}
+            assert {
+                m: (one.load_id, list(one.run_starts), one.pages, one.state) for m, one in held.items()
+            } == {
+                m: (one["load_id"], one["run_starts"], one["pages"], one["state"]) for m, one in there.items()
+            }
+            assert device.pages_used == row["pages"] - row["pages_free"]
+
+
+def followed(world: World) -> FollowedWorld:
+    """The same world, from its beginning or from now on."""
+    world.__class__ = FollowedWorld
+    assert isinstance(world, FollowedWorld)
+    world.history = history_of(world)
+    return world
+
+
+def one_device(pages: int = 8) -> World:
+    world = World()
+    world.now = SECOND  # a controller's clock does not begin at 0
+    world.join(1, [("cpu", pages, 1.0)])
+    world.ready(spec(1, exec_ms=5, batch_max=4, row_ms=1, load_ms=10, runs=(2, 1)))
+    return world
+
+
+def test_a_request_is_followed_from_arrival_to_answer() -> None:
+    world = one_device()
+    first = world.request(1, slo_ms=100)
+    world.settle()
+    history = history_of(world)
+    request = history.requests[first]
+    assert (request.state, request.status, request.outcome, request.slo_ns) == (
+        ENDED, Status.OK, "answered", 100 * MS,
+    )  # fmt: skip
+    assert request.latency_ns == world.latency_ns(first)
+    answer = world.answers[first]
+    assert isinstance(answer, AnswerOk)
+    assert (request.queue_ns, request.load_ns, request.exec_ns) == answer[3:]
+    batch = request.action
+    assert batch is not None
+    assert (batch.kind, batch.requests, batch.rows, batch.status) == ("infer", (first,), 1, Status.OK)
+    assert request.arrived_ns < request.sent_ns == batch.ordered_ns <= batch.begin_ns
+    assert batch.begin_ns + batch.duration_ns == batch.end_ns < request.answered_ns == batch.done_ns
+    assert batch.expected_ns == batch.duration_ns == 5 * MS
+    load = next(iter(history.actions.values()))
+    assert (load.kind, load.status, load.duration_ns) == ("load", Status.OK, 10 * MS)
+    (device,) = history.lanes()
+    (residency,) = device.resident.values()
+    assert (residency.model_id, residency.state, residency.pages, residency.ready_ns) == (
+        1, RESIDENT, 3, load.end_ns,
+    )  # fmt: skip
+    assert (device.label, device.kind, device.pages_used, device.executing_ns) == ("1:0", "cpu", 3, 5 * MS)
+    assert history.models[1].label == "m1@1"
+    assert (history.counts.arrived, history.counts.answered, history.counts.waiting) == (1, 1, 0)
+    assert not history.live
+    assert not history.under_way
+
+
+def test_a_refusal_says_why() -> None:
+    world = one_device()
+    refused = world.request(1, slo_ms=2)
+    history = history_of(world)
+    request = history.requests[refused]
+    assert (request.outcome, request.reason) == ("refused", "infeasible")
+    assert "the SLO is 2" in request.text, request
+    assert 5 * MS < request.feasible_slo_ns < 6 * MS
+    assert history.counts.refusals == history.models[1].counts.refusals == {"infeasible": 1}
+    assert history.counts.waiting == 0
+
+
+def test_what_must_go_is_seen_to_go() -> None:
+    world = one_device(pages=4)
+    world.ready(spec(2, exec_ms=5, load_ms=10, runs=(2,)))
+    world.request(1)
+    world.settle()
+    second = world.request(2)
+    world.settle()
+    history = history_of(world)
+    assert history.requests[second].outcome == "answered"
+    (device,) = history.lanes()
+    (old,), (new,) = device.gone, device.resident.values()
+    assert (old.model_id, new.model_id, device.pages_used) == (1, 2, 2)
+    assert old.ready_ns < old.until_ns <= new.ready_ns
+    assert [action.kind for action in device.loads] == ["load", "unload", "load"]
+    assert device.holds(1, old.ready_ns) is old
+    assert device.holds(1, old.until_ns) is None
+
+
+@pytest.mark.parametrize("policy", ["edf", "adaptive", "paper"])
+@pytest.mark.parametrize("seed", range(4))
+def test_it_agrees_with_the_scheduler_after_every_step(seed: int, policy: str) -> None:
+    world = followed(random_world(seed, calm=False, policy=policy))
+    world.settle()
+    history = world.history
+    assert len(history.requests) == len(world.requests)
+    for request_id, answer in world.answers.items():
+        request = history.requests[request_id]
+        assert request.status == (Status.OK if isinstance(answer, AnswerOk) else answer.status)
+        assert request.answered_ns == world.answered_at[request_id]
+        assert request.sent_count == world.sent.get(request_id, 0)
+    assert history.counts.ended == history.counts.arrived == len(world.requests)
+    last = history.marks[-1]
+    assert last.arrived <= history.counts.arrived
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_it_may_begin_in_the_middle(seed: int) -> None:
+    world = random_world(seed, calm=False)
+    world.settle()
+    whole = history_of(world)
+    middle = len(world.trace) // 2
+    late = History()
+    for event, commands in world.trace[middle:]:
+        late.apply(Taken([event], commands))
+    begun = [request for request in late.requests.values() if request.arrived_ns]
+    assert len(begun) > 5
+    for request in begun:
+        known = whole.requests[request.id]
+        assert (request.status, request.answered_ns, request.sent_count) == (
+            known.status, known.answered_ns, known.sent_count,
+        )  # fmt: skip
+    assert not late.live
+    assert late.counts.waiting == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_may_be_left_out(seed: int) -> None:
+    world = random_world(seed, calm=False)
+    world.settle()
+    whole = history_of(world)
+    sampled = History()
+    for place, (event, commands) in enumerate(world.trace):
+        if place % 20 < 10:
+            sampled.apply(Taken([event], commands))
+        elif place % 20 == 10:
+            sampled.skip()
+    assert sampled.counts.waiting == len([one for one in sampled.live.values() if one.state == WAITING])
+    assert 0 < sampled.skipped_ns < sampled.now_ns - sampled.begun_ns
+    for request in sampled.requests.values():
+        if request.state == ENDED:
+            assert request.status == whole.requests[request.id].status
+
+
+def test_it_forgets_in_order_what_is_over() -> None:
+    world = one_device()
+    requests = []
+    for number in range(200):
+        world.at(number * 10 * MS + world.now, lambda: requests.append(world.request(1, slo_ms=50)))
+    world.settle()
+    by_time = history_of(world, keep_ns=500 * MS)
+    assert 40 < len(by_time.requests) < 70
+    assert list(by_time.requests) == requests[-len(by_time.requests) :]
+    assert by_time.forgotten == 200 - len(by_time.requests)
+    assert len(by_time.actions) <= len(by_time.requests)
+    assert list(next(by_time.lanes()).executions) == list(by_time.actions.values())
+    assert by_time.marks[0].at_ns >= by_time.now_ns - 600 * MS
+    assert by_time.counts.answered == 200
+    by_number = history_of(world, requests_max=10, actions_max=5)
+    assert list(by_number.requests) == requests[-10:]
+    assert len(by_number.actions) == 5
+
+
+def test_what_waits_is_forgotten_only_where_too_much_waits() -> None:
+    world = World()
+    world.join(1)
+    world.ready(spec(1, exec_ms=1000))
+    for _ in range(20):
+        world.request(1, slo_ms=0)
+    history = history_of(world, keep_ns=1)
+    assert len(history.live) == 20
+    bounded = history_of(world, requests_max=5)
+    assert len(bounded.requests) == len(bounded.live) == 5
+    assert bounded.counts.waiting == len(
+        [one for one in bounded.live.values() if one.state == WAITING and one.deadline_ns == NEVER_NS]
+    )

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from clockwork.config.observe import (
     HISTORY_ACTIONS_MAX,
@@ -25,16 +25,15 @@ from clockwork.config.observe import (
     HISTORY_NS,
     HISTORY_REQUESTS_MAX,
 )
+from clockwork.scheduler.recording import Step
 from clockwork.scheduler.types import (
     NEVER_NS,
     ActionDone,
     AnswerFailed,
     AnswerOk,
     Arrived,
-    Command,
     DeviceClock,
     DeviceLost,
-    Event,
     Fault,
     LinkMeasured,
     ModelFault,
@@ -78,16 +77,6 @@ _OUTCOME_OF = {
     Status.DEADLINE_MISSED: "missed",
     Status.CANCELLED: "cancelled",
 }
-
-
-class StepLike(Protocol):
-    """A call of the scheduler: what it was told, and what it ordered."""
-
-    @property
-    def events(self) -> Sequence[Event]: ...
-
-    @property
-    def commands(self) -> Sequence[Command]: ...
 
 
 @dataclasses.dataclass(slots=True)
@@ -345,7 +334,7 @@ class History:
             ModelFault: self._model_fault,
         }
 
-    def apply(self, step: StepLike) -> None:
+    def apply(self, step: Step) -> None:
         """Take in the next step."""
         handlers = self._handlers
         self.steps += 1
@@ -766,9 +755,9 @@ class History:
                 lane.popleft()
 
 
-def replayed(steps: Iterable[StepLike], history: History | None = None) -> History:
-    """The history of steps."""
-    history = History() if history is None else history
+def history_of(steps: Iterable[Step], **bounds: int) -> History:
+    """The history of steps. bounds: keep_ns, requests_max and actions_max of a History."""
+    history = History(**bounds)
     for step in steps:
         history.apply(step)
     return history

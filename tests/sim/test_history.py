@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from clockwork.observe.history import ENDED, RESIDENT, UNLOADING, WAITING, History
+from clockwork.observe.history import history_of as fold
+from clockwork.scheduler.recording import Step
 from clockwork.scheduler.types import NEVER_NS, AnswerOk, Status
 from tests.sim.harness import MS, SECOND, World, spec
 from tests.sim.test_scheduler_random import random_world
 
 
-class Taken(NamedTuple):
-    """A step, as the world traces it."""
-
-    events: Sequence[Any]
-    commands: Sequence[Any]
-
-
 def history_of(world: World, **bounds: int) -> History:
-    history = History(**bounds)
-    for event, commands in world.trace:
-        history.apply(Taken([event], commands))
-    return history
+    return fold((Step([event], commands) for event, commands in world.trace), **bounds)
 
 
 class FollowedWorld(World):
@@ -34,7 +25,7 @@ class FollowedWorld(World):
 
     def step(self, event: Any) -> list[Any]:
         commands = super().step(event)
-        self.history.apply(Taken([event], commands))
+        self.history.apply(Step([event], commands))
         self.compare()
         return commands
 
@@ -168,7 +159,7 @@ def test_it_may_begin_in_the_middle(seed: int) -> None:
     middle = len(world.trace) // 2
     late = History()
     for event, commands in world.trace[middle:]:
-        late.apply(Taken([event], commands))
+        late.apply(Step([event], commands))
     begun = [request for request in late.requests.values() if request.arrived_ns]
     assert len(begun) > 5
     for request in begun:
@@ -188,7 +179,7 @@ def test_steps_may_be_left_out(seed: int) -> None:
     sampled = History()
     for place, (event, commands) in enumerate(world.trace):
         if place % 20 < 10:
-            sampled.apply(Taken([event], commands))
+            sampled.apply(Step([event], commands))
         elif place % 20 == 10:
             sampled.skip()
     assert sampled.counts.waiting == len([one for one in sampled.live.values() if one.state == WAITING])

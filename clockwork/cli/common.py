@@ -16,6 +16,8 @@ from clockwork import config
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, Refused
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from clockwork.client.blocking import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -111,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(
-    titles: list[str], rows: list[list[str]], legend: Mapping[str, str] = MappingProxyType({})
+    titles: list[str], rows: Sequence[Sequence[str | Text]], legend: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     """Print a table, as wide as the terminal; elsewhere 200 columns. legend: what columns mean, printed below them."""
     from rich.box import SIMPLE
@@ -121,7 +123,7 @@ def print_table(
 
     table = Table(*titles, box=SIMPLE, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
+        table.add_row(*(Text(cell, no_wrap=True) if isinstance(cell, str) else cell for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     for column, meaning in legend.items():

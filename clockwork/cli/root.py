@@ -26,6 +26,7 @@ COMMANDS = {
     "probe": "probe",
     "replay": "serve",
     "status": "requests",
+    "top": "top",
     "up": "serve",
     "worker": "serve",
 }

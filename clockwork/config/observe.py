@@ -1,4 +1,4 @@
-"""Bounds of what is kept and written of a cluster's history."""
+"""Bounds of what is kept, written and shown of a cluster's history."""
 
 from __future__ import annotations
 
@@ -15,3 +15,17 @@ HISTORY_ACTIONS_MAX = 200_000
 
 HISTORY_MARK_NS = 100_000_000
 """How far apart the marks of a history's counts are at least."""
+
+# ----- observe/reading.py, observe/top.py ------------------------------------------------------
+
+TOP_INTERVAL_MIN_S = 0.2
+TOP_INTERVAL_MAX_S = 3600.0
+
+TOP_COST_PART = 0.01
+"""Most of the controller's time that readings may take."""
+
+TOP_PAGE_S = 0.001
+"""What a page of METRICS_MODELS_PAGE models costs the controller, at most."""
+
+TOP_ROWS_MAX = 500
+"""Rows that a table on a terminal shows."""

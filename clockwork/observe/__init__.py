@@ -1,1 +1,1 @@
-"""A cluster's history, from what its scheduler was told and what it ordered: kept, drawn, compared and explained."""
+"""A cluster's present and history, from its numbers and its scheduler's steps: kept, drawn, compared and explained."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import struct
 from pathlib import Path
@@ -198,6 +199,22 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     assert re.search(r"^devices    1; the load needs 0\.0", shown, re.MULTILINE), shown
     as_json = CliRunner().invoke(cli, ["metrics", "m", "--json", "--endpoint", controller.client_endpoint])
     assert '"success": 1' in as_json.output
+
+
+def test_top_prints_rates_once_for_people_and_for_scripts(served: Any) -> None:
+    controller, worker, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    worker.serve_one()
+    client.receive(messages.Answer)
+    once = ["top", "--once", "--interval", "0.2", "--endpoint", controller.client_endpoint]
+    shown = CliRunner().invoke(cli, once)
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"^ m@1 +- +- +- +- +- +0 +- +- +- +1 +ready", shown.output, re.MULTILINE), shown.output
+    assert "requests/s -:" in shown.output or "requests/s 0:" in shown.output
+    body = json.loads(CliRunner().invoke(cli, [*once, "--json"]).output)
+    assert (body["devices"][0]["worker"], body["models"][0]["resident"]) == ("fake1", [["fake1", 0]])
+    wrong = CliRunner().invoke(cli, ["top", "--once", "--interval", "0"])
+    assert (wrong.exit_code, "0.2<=x<=3600" in wrong.output) == (2, True)
 
 
 def test_what_is_learnt_of_a_device_is_in_status_by_name_and_in_metrics_by_device(tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""What a cluster did between two readings of its numbers: of the whole, of each device and of each model.
+
+A reading is the body of the query "metrics" (``Client.metrics()``), whose counts only grow. Nothing here asks or waits.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
+from clockwork.wire.references import model_reference
+
+SECOND = 1_000_000_000
+
+Reading = Mapping[str, Any]
+
+
+class Rates(NamedTuple):
+    """Answers per second, by what became of the request. good: answered in time. failed: of any other end, with invalid
+    inputs and cancelled requests."""
+
+    good: float
+    refused: float
+    missed: float
+    failed: float
+
+    @property
+    def answered(self) -> float:
+        return sum(self)
+
+
+class DeviceRow(NamedTuple):
+    """A device in the time between two readings. Shares are of that time, from 0 to 1."""
+
+    worker: str
+    device: int
+    kind: str
+    state: str  # serving, leaving or lost
+    executing: float
+    idle_with_work: float
+    loading: float
+    executions: float  # per second
+    loads: float  # per second
+    models: int  # that are resident
+    pages: int
+    free_pages: int
+    page_bytes: int
+    early: int  # models that made room although they were used again soon, since the start
+    text: str  # why it is lost
+
+    @property
+    def idle(self) -> float:
+        return max(0.0, 1 - self.executing - self.idle_with_work)
+
+
+class ModelRow(NamedTuple):
+    """A version of a model in the time between two readings. A percentile is None where nothing was answered in time."""
+
+    model: str  # name@version
+    state: str
+    rates: Rates
+    reasons: Mapping[str, float]  # refusals per second
+    waiting: int
+    batch: float  # requests' rows to an execution; 0: none
+    p50_ns: int | None
+    p99_ns: int | None
+    queue_p99_ns: int | None
+    execute_p50_ns: int | None
+    resident: Sequence[tuple[str, int]]  # (worker, device)
+    pages: int
+    weights_bytes: int
+    share: float  # of the requests to its name, from 0 to 1
+
+
+class Overview(NamedTuple):
+    """All of it. seconds: between the two readings."""
+
+    seconds: float
+    policy: str
+    uptime_s: float
+    ready: bool
+    rates: Rates
+    reasons: Mapping[str, float]  # refusals per second
+    waiting: int
+    clients: int
+    wanted: float  # devices that the load needs
+    late_p99_ns: int | None  # the controller's loop
+    troubles: int  # kinds of trouble that are open
+    devices: tuple[DeviceRow, ...]
+    models: tuple[ModelRow, ...]
+
+
+def is_same_run(before: Reading, after: Reading) -> bool:
+    """Whether both readings are of the same start of a controller: counts begin anew with it."""
+    return bool(before.get("started_ns") == after.get("started_ns"))
+
+
+def compare(before: Reading, after: Reading) -> Overview:
+    """What happened between two readings of the same start. Whoever came meanwhile counts from zero."""
+    seconds = max((after["now_ns"] - before["now_ns"]) / SECOND, 1e-9)
+    devices = tuple(_devices(before, after, seconds))
+    models = tuple(_models(before, after, seconds))
+    return Overview(
+        seconds=seconds,
+        policy=after["policy"],
+        uptime_s=(after["now_ns"] - after["started_ns"]) / SECOND,
+        ready=after["ready"],
+        rates=Rates(*(sum(column) for column in zip(*(row.rates for row in models))))
+        if models
+        else Rates(0, 0, 0, 0),
+        reasons=_added(row.reasons for row in models),
+        waiting=after["requests_open"],
+        clients=after["clients"],
+        wanted=after["devices_wanted"],
+        late_p99_ns=percentile(_grown(before["lag"]["buckets"], after["lag"]["buckets"]), 0.99),
+        troubles=sum(trouble["open"] > 0 for trouble in after["troubles"].values()),
+        devices=devices,
+        models=models,
+    )
+
+
+def percentile(buckets: Sequence[int], part: float) -> int | None:
+    """A percentile of a histogram over METRIC_BOUNDS_NS whose counts add up; None of an empty one.
+
+    Within a bucket values are taken to be spread evenly; of the last, which has no end, the result is its beginning.
+    """
+    if not buckets or not buckets[-1]:
+        return None
+    rank = part * buckets[-1]
+    place = bisect.bisect_left(buckets, rank)
+    low: int = METRIC_BOUNDS_NS[place - 1] if place else 0
+    if place >= len(METRIC_BOUNDS_NS):
+        return low
+    under = buckets[place - 1] if place else 0
+    part_of_bucket = (rank - under) / (buckets[place] - under)
+    return round(low + (int(METRIC_BOUNDS_NS[place]) - low) * part_of_bucket)
+
+
+def _devices(before: Reading, after: Reading, seconds: float) -> Iterable[DeviceRow]:
+    earlier = {
+        (worker["name"], device["index"]): device
+        for worker in before["workers"]
+        for device in worker["devices"]
+    }
+    for worker in after["workers"]:
+        for device in worker["devices"]:
+            was = earlier.get((worker["name"], device["index"]), {})
+            if any(was.get(name, 0) > device[name] for name in ("busy_ns", "executions", "loads")):
+                was = {}  # another process of the same name
+
+            def grown(name: str, was: Mapping[str, int] = was, device: Mapping[str, int] = device) -> float:
+                return max(0, device[name] - was.get(name, 0)) / seconds
+
+            executing = min(1.0, grown("busy_ns") / SECOND)
+            yield DeviceRow(
+                worker=worker["name"],
+                device=device["index"],
+                kind=device["kind"],
+                state="lost"
+                if device["lost"]
+                else "leaving"
+                if worker["state"] == "draining"
+                else worker["state"],
+                executing=executing,
+                idle_with_work=min(1.0 - executing, grown("idle_with_work_ns") / SECOND),
+                loading=min(1.0, grown("load_busy_ns") / SECOND),
+                executions=grown("executions"),
+                loads=grown("loads"),
+                models=device["resident"],
+                pages=device["pages"],
+                free_pages=device["free_pages"],
+                page_bytes=device["page_bytes"],
+                early=device["evicted_early"],
+                text=device["lost"],
+            )
+
+
+def _models(before: Reading, after: Reading, seconds: float) -> Iterable[ModelRow]:
+    earlier = {(model["name"], model["version"]): model for model in before["models"]}
+    for model in after["models"]:
+        was = earlier.get((model["name"], model["version"]))
+        if was is not None and any(was[name] > model[name] for name in ("inferences", "executions")):
+            was = None  # it was removed, and came again
+        now, then = model["outcomes"], was["outcomes"] if was else {}
+        refused = {
+            reason: (count - then.get("refused", {}).get(reason, 0)) / seconds
+            for reason, count in now["refused"].items()
+        }
+
+        def grown(*names: str, now: Mapping[str, int] = now, then: Mapping[str, int] = then) -> float:
+            return sum(now[name] - then.get(name, 0) for name in names) / seconds
+
+        def times(name: str, model: Reading = model, was: Reading | None = was) -> list[int]:
+            return _grown(was["times"][name]["buckets"] if was else (), model["times"][name]["buckets"])
+
+        executions = model["executions"] - (was["executions"] if was else 0)
+        inferences = model["inferences"] - (was["inferences"] if was else 0)
+        yield ModelRow(
+            model=model_reference(model["name"], model["version"]),
+            state=model["state"],
+            rates=Rates(
+                grown("success"), sum(refused.values()), grown("deadline_missed"),
+                grown("failed", "invalid_input", "cancelled"),
+            ),
+            reasons={reason: rate for reason, rate in refused.items() if rate},
+            waiting=model["pending"],
+            batch=inferences / executions if executions else 0.0,
+            p50_ns=percentile(times("total"), 0.5),
+            p99_ns=percentile(times("total"), 0.99),
+            queue_p99_ns=percentile(times("queue"), 0.99),
+            execute_p50_ns=percentile(times("execute"), 0.5),
+            resident=tuple((worker, device) for worker, device in model["resident"]),
+            pages=model["pages"],
+            weights_bytes=model["weights_bytes"],
+            share=model["share"] / SHARE_WHOLE,
+        )  # fmt: skip
+
+
+def _grown(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    return [now - then for now, then in zip(after, before)] if before else list(after)
+
+
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

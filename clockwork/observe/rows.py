@@ -1,0 +1,181 @@
+"""Tables of an overview, for `clockwork top`: which columns there are, how a cell is said, and by what rows are sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from rich.text import Text
+
+from clockwork.observe.overview import DeviceRow, ModelRow, Overview
+from clockwork.observe.palette import (
+    DEVICE_LOOKS,
+    EXECUTING,
+    FAILED,
+    GOOD,
+    IDLE,
+    IDLE_WITH_WORK,
+    MISSED,
+    REFUSED,
+    Look,
+)
+from clockwork.system.clock import duration
+
+Row = TypeVar("Row")
+
+BAR = 16
+"""Characters of a device's bar."""
+
+
+class Column(NamedTuple, Generic[Row]):
+    """value: what rows are sorted by. cell: what is shown of it. largest_first: how a sort by it begins."""
+
+    title: str
+    value: Callable[[Row], Any]
+    cell: Callable[[Row], Text | str]
+    largest_first: bool = True
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value else "-"
+
+
+def _said(value: float) -> str:
+    """A rate within a sentence."""
+    return _rate(value) if value else "0"
+
+
+def _coloured(value: float, look: Look) -> Text:
+    return Text(_rate(value), look.color if value else "")
+
+
+def _time(value_ns: int | None) -> str:
+    return "-" if value_ns is None else duration(value_ns)
+
+
+def _part(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def bar(row: DeviceRow) -> Text:
+    """What a device did, as a bar of BAR characters."""
+    text = Text()
+    left = BAR
+    for look, share in ((EXECUTING, row.executing), (IDLE_WITH_WORK, row.idle_with_work)):
+        width = min(left, round(share * BAR))
+        text.append(look.sign * width, look.color)
+        left -= width
+    return text.append(IDLE.sign * left, IDLE.color)
+
+
+def legend() -> Text:
+    """What the signs of a bar mean, in their colours."""
+    text = Text()
+    for look in DEVICE_LOOKS:
+        if look.word != "loading":  # it happens beside the execution, and has a column of its own
+            text.append(f"{look.sign * 2} ", look.color).append(f"{look.word}   ")
+    return text
+
+
+DEVICES: Sequence[Column[DeviceRow]] = (
+    Column("worker", lambda row: row.worker, lambda row: row.worker, largest_first=False),
+    Column("device", lambda row: row.device, lambda row: str(row.device), largest_first=False),
+    Column("kind", lambda row: row.kind, lambda row: row.kind, largest_first=False),
+    Column("time", lambda row: row.executing + row.idle_with_work, bar),
+    Column("executing", lambda row: row.executing, lambda row: _part(row.executing)),
+    Column("idle with work", lambda row: row.idle_with_work, lambda row: _part(row.idle_with_work)),
+    Column("loading", lambda row: row.loading, lambda row: _part(row.loading)),
+    Column("exec/s", lambda row: row.executions, lambda row: _rate(row.executions)),
+    Column("loads/s", lambda row: row.loads, lambda row: _rate(row.loads)),
+    Column("models", lambda row: row.models, lambda row: str(row.models)),
+    Column(
+        "memory used", lambda row: row.pages - row.free_pages,
+        lambda row: _part((row.pages - row.free_pages) / row.pages) if row.pages else "-",
+    ),
+    Column("state", lambda row: row.state, lambda row: row.state, largest_first=False),
+)  # fmt: skip
+
+MODELS: Sequence[Column[ModelRow]] = (
+    Column("model", lambda row: row.model, lambda row: row.model, largest_first=False),
+    Column("asked/s", lambda row: row.rates.answered, lambda row: _rate(row.rates.answered)),
+    Column("good/s", lambda row: row.rates.good, lambda row: _coloured(row.rates.good, GOOD)),
+    Column("refused/s", lambda row: row.rates.refused, lambda row: _coloured(row.rates.refused, REFUSED)),
+    Column("missed/s", lambda row: row.rates.missed, lambda row: _coloured(row.rates.missed, MISSED)),
+    Column("failed/s", lambda row: row.rates.failed, lambda row: _coloured(row.rates.failed, FAILED)),
+    Column("waiting", lambda row: row.waiting, lambda row: str(row.waiting)),
+    Column("p50", lambda row: row.p50_ns or 0, lambda row: _time(row.p50_ns)),
+    Column("p99", lambda row: row.p99_ns or 0, lambda row: _time(row.p99_ns)),
+    Column("batch", lambda row: row.batch, lambda row: f"{row.batch:.1f}" if row.batch else "-"),
+    Column("devices", lambda row: len(row.resident), lambda row: str(len(row.resident))),
+    Column("state", lambda row: row.state, lambda row: row.state, largest_first=False),
+)
+
+FIRST_SORT = {"devices": 4, "models": 1}
+"""The columns by which the tables are sorted at first: executing, and asked/s."""
+
+
+def sorted_rows(rows: Sequence[Row], column: Column[Row], is_reversed: bool) -> list[Row]:
+    """By a column; equal ones stay in the controller's order, whichever way."""
+    return sorted(rows, key=column.value, reverse=column.largest_first != is_reversed)
+
+
+def summary(overview: Overview) -> Text:
+    """Two lines about the whole cluster."""
+    rates = overview.rates
+    text = Text(f"policy {overview.policy}   up {_uptime(overview.uptime_s)}   "
+                f"{len(overview.devices)} devices, the load needs {overview.wanted:.2g}   "
+                f"{overview.clients} clients   {overview.waiting} waiting   "
+                f"loop's lateness p99 {_time(overview.late_p99_ns)}")  # fmt: skip
+    if not overview.ready:
+        text.append("   not ready", MISSED.color)
+    if overview.troubles:
+        text.append(f"   kinds of trouble: {overview.troubles} (clockwork status)", MISSED.color)
+    text.append(f"\nrequests/s {_said(rates.answered)}:")
+    for look, rate in zip((GOOD, REFUSED, MISSED, FAILED), rates):
+        text.append(f"  {look.sign} ", look.color).append(f"{_said(rate)} {look.word}")
+    if overview.reasons:
+        told = ", ".join(f"{reason} {_said(rate)}" for reason, rate in sorted(overview.reasons.items()))
+        text.append(f"   refused for: {told}")
+    return text
+
+
+def about_model(row: ModelRow) -> Text:
+    """Everything about one model, line by line."""
+    rates = row.rates
+    what = zip(rates, (GOOD, REFUSED, MISSED, FAILED))
+    asked = ", ".join(f"{_said(rate)} {look.word}" for rate, look in what)
+    parts = f"waiting p99 {_time(row.queue_p99_ns)}, execution p50 {_time(row.execute_p50_ns)}"
+    lines = [
+        f"{row.model}, {row.state}, {row.share:.0%} of the requests to its name",
+        f"asked {_said(rates.answered)}/s: {asked}; {row.waiting} waiting",
+        *(f"  refused for {reason}: {_said(rate)}/s" for reason, rate in sorted(row.reasons.items())),
+        f"latency p50 {_time(row.p50_ns)}, p99 {_time(row.p99_ns)}; of that {parts}",
+        f"{row.batch:.1f} rows to an execution" if row.batch else "no execution",
+        f"{row.pages} pages, {row.weights_bytes / 2**20:.1f} MiB of weights",
+        "resident on " + (", ".join(f"{worker}/{device}" for worker, device in row.resident) or "no device"),
+    ]
+    return Text("\n".join(lines))
+
+
+def about_device(row: DeviceRow, overview: Overview) -> Text:
+    """Everything about one device, with the models that are on it, the busiest first."""
+    there = [model for model in overview.models if (row.worker, row.device) in model.resident]
+    there.sort(key=lambda model: -model.rates.answered)
+    text = Text(f"{row.worker}/{row.device}, {row.kind}, {row.state}{': ' + row.text if row.text else ''}\n")
+    text.append_text(bar(row)).append(
+        f"  executing {_part(row.executing)}, idle with work {_part(row.idle_with_work)}, loading {_part(row.loading)}\n"
+        f"{_said(row.executions)} executions/s, {_said(row.loads)} loads/s\n"
+        f"{row.pages - row.free_pages} of {row.pages} pages used ({row.page_bytes / 2**20:.0f} MiB each); "
+        f"{row.early} models made room too early\n\n{len(there)} models are here:\n"
+    )
+    for model in there:
+        text.append(
+            f"  {model.model}: asked {_said(model.rates.answered)}/s of all its devices, {model.pages} pages\n"
+        )
+    return text
+
+
+def _uptime(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

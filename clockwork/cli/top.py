@@ -45,7 +45,7 @@ def top(
     Examples:
       clockwork top
       clockwork top --once
-      clockwork top --once --json | jq .rates.good
+      clockwork top --once --json | jq .rates.answered
       clockwork top --json --interval 10 >> cluster.jsonl
     """
     from clockwork.observe.reading import Reader

@@ -18,16 +18,16 @@ Reading = Mapping[str, Any]
 
 
 class Rates(NamedTuple):
-    """Answers per second, by what became of the request. good: answered in time. failed: of any other end, with invalid
+    """Answers per second, by what became of the request. answered: in time. failed: of any other end, with invalid
     inputs and cancelled requests."""
 
-    good: float
+    answered: float
     refused: float
     missed: float
     failed: float
 
     @property
-    def answered(self) -> float:
+    def ended(self) -> float:
         return sum(self)
 
 

@@ -24,10 +24,10 @@ IDLE = Look("idle", "#999999", "·")
 DEVICE_LOOKS = (EXECUTING, LOADING, IDLE_WITH_WORK, IDLE)
 """What a device may be doing. Idle with work: a request waited that it could have served."""
 
-GOOD = Look("good", "#009E73", "✓")
+ANSWERED = Look("answered", "#009E73", "✓")
 REFUSED = Look("refused", "#E69F00", "-")
 MISSED = Look("missed", "#D55E00", "✗")
 FAILED = Look("failed", "#CC79A7", "!")
 WAITING = Look("waiting", "#56B4E9", "…")
-ANSWER_LOOKS = (GOOD, REFUSED, MISSED, FAILED, WAITING)
-"""What may become of a request. Good: answered in time."""
+ANSWER_LOOKS = (ANSWERED, REFUSED, MISSED, FAILED, WAITING)
+"""What may become of a request. Answered: in time, which is goodput."""

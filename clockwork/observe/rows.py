@@ -12,7 +12,7 @@ from clockwork.observe.palette import (
     DEVICE_LOOKS,
     EXECUTING,
     FAILED,
-    GOOD,
+    ANSWERED,
     IDLE,
     IDLE_WITH_WORK,
     MISSED,
@@ -97,8 +97,8 @@ DEVICES: Sequence[Column[DeviceRow]] = (
 
 MODELS: Sequence[Column[ModelRow]] = (
     Column("model", lambda row: row.model, lambda row: row.model, largest_first=False),
-    Column("asked/s", lambda row: row.rates.answered, lambda row: _rate(row.rates.answered)),
-    Column("good/s", lambda row: row.rates.good, lambda row: _coloured(row.rates.good, GOOD)),
+    Column("asked/s", lambda row: row.rates.ended, lambda row: _rate(row.rates.ended)),
+    Column("answered/s", lambda row: row.rates.answered, lambda row: _coloured(row.rates.answered, ANSWERED)),
     Column("refused/s", lambda row: row.rates.refused, lambda row: _coloured(row.rates.refused, REFUSED)),
     Column("missed/s", lambda row: row.rates.missed, lambda row: _coloured(row.rates.missed, MISSED)),
     Column("failed/s", lambda row: row.rates.failed, lambda row: _coloured(row.rates.failed, FAILED)),
@@ -130,8 +130,8 @@ def summary(overview: Overview) -> Text:
         text.append("   not ready", MISSED.color)
     if overview.troubles:
         text.append(f"   kinds of trouble: {overview.troubles} (clockwork status)", MISSED.color)
-    text.append(f"\nrequests/s {_said(rates.answered)}:")
-    for look, rate in zip((GOOD, REFUSED, MISSED, FAILED), rates):
+    text.append(f"\nrequests/s {_said(rates.ended)}:")
+    for look, rate in zip((ANSWERED, REFUSED, MISSED, FAILED), rates):
         text.append(f"  {look.sign} ", look.color).append(f"{_said(rate)} {look.word}")
     if overview.reasons:
         told = ", ".join(f"{reason} {_said(rate)}" for reason, rate in sorted(overview.reasons.items()))
@@ -142,12 +142,12 @@ def summary(overview: Overview) -> Text:
 def about_model(row: ModelRow) -> Text:
     """Everything about one model, line by line."""
     rates = row.rates
-    what = zip(rates, (GOOD, REFUSED, MISSED, FAILED))
+    what = zip(rates, (ANSWERED, REFUSED, MISSED, FAILED))
     asked = ", ".join(f"{_said(rate)} {look.word}" for rate, look in what)
     parts = f"waiting p99 {_time(row.queue_p99_ns)}, execution p50 {_time(row.execute_p50_ns)}"
     lines = [
         f"{row.model}, {row.state}, {row.share:.0%} of the requests to its name",
-        f"asked {_said(rates.answered)}/s: {asked}; {row.waiting} waiting",
+        f"asked {_said(rates.ended)}/s: {asked}; {row.waiting} waiting",
         *(f"  refused for {reason}: {_said(rate)}/s" for reason, rate in sorted(row.reasons.items())),
         f"latency p50 {_time(row.p50_ns)}, p99 {_time(row.p99_ns)}; of that {parts}",
         f"{row.batch:.1f} rows to an execution" if row.batch else "no execution",
@@ -160,7 +160,7 @@ def about_model(row: ModelRow) -> Text:
 def about_device(row: DeviceRow, overview: Overview) -> Text:
     """Everything about one device, with the models that are on it, the busiest first."""
     there = [model for model in overview.models if (row.worker, row.device) in model.resident]
-    there.sort(key=lambda model: -model.rates.answered)
+    there.sort(key=lambda model: -model.rates.ended)
     text = Text(f"{row.worker}/{row.device}, {row.kind}, {row.state}{': ' + row.text if row.text else ''}\n")
     text.append_text(bar(row)).append(
         f"  executing {_part(row.executing)}, idle with work {_part(row.idle_with_work)}, loading {_part(row.loading)}\n"
@@ -170,7 +170,7 @@ def about_device(row: DeviceRow, overview: Overview) -> Text:
     )
     for model in there:
         text.append(
-            f"  {model.model}: asked {_said(model.rates.answered)}/s of all its devices, {model.pages} pages\n"
+            f"  {model.model}: asked {_said(model.rates.ended)}/s of all its devices, {model.pages} pages\n"
         )
     return text
 

@@ -77,7 +77,7 @@ def test_rates_are_counts_by_the_time_between_two_readings() -> None:
     assert (overview.seconds, overview.rates) == (4.0, Rates(2.0, 1.0, 0.5, 0.25))
     assert overview.reasons == {"deadline": 0.75, "memory": 0.25}
     a, b = overview.models
-    assert (a.model, a.rates.answered, a.batch, a.waiting, a.share) == ("a@1", 3.5, 4.0, 5, 1.0)
+    assert (a.model, a.rates.ended, a.batch, a.waiting, a.share) == ("a@1", 3.5, 4.0, 5, 1.0)
     assert (b.rates, b.batch, b.p50_ns) == (Rates(0, 0, 0, 0.25), 0.0, None)
     assert a.p50_ns == 3_750_000  # the middle of its bucket
     assert a.p99_ns == pytest.approx(4_975_000)
@@ -93,7 +93,7 @@ def test_a_newcomer_counts_from_zero_and_so_does_who_came_again() -> None:
     before["workers"][0]["devices"][0]["busy_ns"] = 100 * SECOND  # of a worker that was started anew
     overview = compare(before, after)
     assert overview.models[2].batch == 1.0
-    assert overview.models[0].rates.good == 2.0
+    assert overview.models[0].rates.answered == 2.0
     assert overview.devices[0].executing == 0.5
     assert min(min(row.rates) for row in overview.models) >= 0
 
@@ -131,7 +131,7 @@ def test_a_reader_says_what_there_is_to_compare() -> None:
     reader = Reader(lambda: next(readings), interval_s=2.0)
     assert reader.next() == (None, "the first rates come in 2 s")
     found, note = reader.next()
-    assert (found is not None and found.rates.good, note) == (2.0, "")
+    assert (found is not None and found.rates.answered, note) == (2.0, "")
     assert not is_same_run(after, anew)
     assert reader.next() == (None, "the controller was started anew")
     assert reader.next()[0] is not None
@@ -168,7 +168,7 @@ def test_what_is_said_of_the_whole_and_of_one() -> None:
     overview = compare(*busy_pair())
     said = summary(overview).plain
     assert (
-        "requests/s 3.8:  ✓ 2.0 good  - 1.0 refused  ✗ 0.5 missed  ! 0.2 failed   refused for: deadline 0.8, memory 0.2"
+        "requests/s 3.8:  ✓ 2.0 answered  - 1.0 refused  ✗ 0.5 missed  ! 0.2 failed   refused for: deadline 0.8, memory 0.2"
         in said
     )
     assert "not ready" not in said

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from clockwork.observe.overview import DeviceRow, ModelRow, Overview
 from clockwork.observe.palette import (
+    ANSWERED,
     DEVICE_LOOKS,
     EXECUTING,
     FAILED,
-    ANSWERED,
     IDLE,
     IDLE_WITH_WORK,
     MISSED,

@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "serve",
     "status": "requests",
     "top": "top",
+    "trace": "trace",
     "up": "serve",
     "worker": "serve",
 }

@@ -29,3 +29,20 @@ TOP_PAGE_S = 0.001
 
 TOP_ROWS_MAX = 500
 """Rows that a table on a terminal shows."""
+
+# ----- observe/perfetto.py ---------------------------------------------------------------------
+
+TRACE_REQUESTS_MAX = 500_000
+"""Most requests of a history that is folded for a trace; of a longer one the newest are traced."""
+
+TRACE_ROWS_MAX = 200
+"""Most rows of a trace for requests that are there at once; a request that finds none free is not drawn, but counted."""
+
+TRACE_IDS_MAX = 64
+"""Most ids of a batch's requests that a trace tells."""
+
+TRACE_RATE_NS = 100_000_000
+"""Rates of a trace, such as goodput, are counted over this time."""
+
+TRACE_COUNTER_NS = 1_000_000
+"""Counters of a trace change at most this often; the last value within it is told."""

@@ -1,7 +1,8 @@
-"""What a live controller decided is decided again, event by event, from its recording."""
+"""What a live controller decided is decided again, event by event, from its recording, and can be traced."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from clockwork.cli import load_generator
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.system.clock import MS
 from tests.process.cluster import eventually, running_cluster
+from tests.sim.test_trace import check_format
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
 
@@ -47,3 +49,13 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
         assert counts[4] == policy
         assert int(counts[2]) > report.offered
         assert int(counts[3]) > report.offered
+        output = tmp_path / "run.json"
+        traced = cluster.program(["trace", str(recording), "-o", str(output)])
+        assert traced.wait() == 0, traced.text
+        body = json.loads(output.read_text())
+        check_format(body)
+        requests = [one for one in body["traceEvents"] if one.get("cat") == "request" and one["ph"] == "X"]
+        assert len(requests) > report.offered
+        answered = [one for one in requests if one["args"]["outcome"] == "answered"]
+        assert len(answered) == report.answered
+        assert f"with {len(requests)} requests" in traced.text

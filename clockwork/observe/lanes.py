@@ -1,0 +1,101 @@
+"""Spans of time on devices: what they executed, and when they were idle with work waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from clockwork.observe.history import History, SeenAction, SeenDevice
+
+Span = tuple[int, int]
+"""[from, until) in nanoseconds of the controller's clock."""
+
+
+def span_of(action: SeenAction) -> Span | None:
+    """When an action was carried out; None: it was not, or has not ended.
+
+    A worker's clock is known to some microseconds only, so it is held to begin after its order and to end before its result.
+    """
+    if not action.begin_ns or not action.end_ns:
+        return None
+    end_ns = min(action.end_ns, action.done_ns)
+    return min(max(action.begin_ns, action.ordered_ns), end_ns), end_ns
+
+
+def waiting_spans(history: History) -> dict[int, list[Span]]:
+    """By model: when at least one of its requests waited in the controller."""
+    found: dict[int, list[Span]] = {}
+    for request in history.requests.values():
+        if request.arrived_ns:
+            until_ns = request.sent_ns or request.answered_ns or history.now_ns
+            found.setdefault(request.model_id, []).append((request.arrived_ns, until_ns))
+    return {model_id: union(spans) for model_id, spans in found.items()}
+
+
+def executing_spans(device: SeenDevice) -> list[Span]:
+    """When a device executed, as far as its actions have ended."""
+    return union(span for action in device.executions if (span := span_of(action)) is not None)
+
+
+def idle_with_work_spans(
+    history: History, device: SeenDevice, waiting: Mapping[int, list[Span]]
+) -> list[Span]:
+    """When a device executed nothing while a request waited in the controller whose model was resident there.
+
+    waiting: of waiting_spans(). Time after the end of the newest execution that has ended counts only if none is under way.
+    """
+    could: list[Span] = []
+    for residency in [*device.gone, *device.resident.values()]:
+        from_ns = residency.ready_ns or (history.begun_ns if not residency.since_ns else 0)
+        if from_ns:
+            there = [(from_ns, residency.until_ns or history.now_ns)]
+            could += intersection(there, waiting.get(residency.model_id, []))
+    busy = executing_spans(device)
+    if any(action.is_under_way for action in device.executions):
+        busy.append((busy[-1][1] if busy else history.begun_ns, history.now_ns))
+    return without(union(could), busy)
+
+
+def union(spans: Iterable[Span]) -> list[Span]:
+    """The spans in order, without overlaps, adjacent ones joined and empty ones left out."""
+    found: list[Span] = []
+    for begin, end in sorted(spans):
+        if begin >= end:
+            continue
+        if found and begin <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], end))
+        else:
+            found.append((begin, end))
+    return found
+
+
+def intersection(some: list[Span], others: list[Span]) -> list[Span]:
+    """What is in both. Each: as union() gives them."""
+    found = []
+    place = other = 0
+    while place < len(some) and other < len(others):
+        begin, end = max(some[place][0], others[other][0]), min(some[place][1], others[other][1])
+        if begin < end:
+            found.append((begin, end))
+        if some[place][1] < others[other][1]:
+            place += 1
+        else:
+            other += 1
+    return found
+
+
+def without(spans: list[Span], taken: list[Span]) -> list[Span]:
+    """What of the spans is not taken. Each: as union() gives them."""
+    found = []
+    place = 0
+    for begin, end in spans:
+        while place < len(taken) and taken[place][1] <= begin:
+            place += 1
+        at = place
+        while at < len(taken) and taken[at][0] < end:
+            if begin < taken[at][0]:
+                found.append((begin, taken[at][0]))
+            begin = max(begin, taken[at][1])
+            at += 1
+        if begin < end:
+            found.append((begin, end))
+    return found

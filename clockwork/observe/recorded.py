@@ -1,0 +1,36 @@
+"""Reads histories from recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clockwork.config.observe import TRACE_REQUESTS_MAX
+from clockwork.errors import ConfigError
+from clockwork.observe.history import History
+from clockwork.scheduler.recording import Header, decode
+from clockwork.scheduler.types import NEVER_NS
+
+
+def read_history(path: Path, from_ns: int = 0, span_ns: int = NEVER_NS) -> tuple[Header, History]:
+    """The header of a recording, and its history until ``from_ns + span_ns`` after its first event.
+
+    It keeps what was there from ``from_ns`` on, and of more than TRACE_REQUESTS_MAX requests the newest. Raises ConfigError
+    unless the file is a recording that reaches so far.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
+        header, steps = decode(file)
+        history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)
+        for step in steps:
+            if history.begun_ns and step.events[0].now_ns - history.begun_ns > from_ns + span_ns:
+                break
+            history.apply(step)
+    if not history.steps:
+        raise ConfigError(f"{path} is a recording without a step")
+    if history.now_ns - history.begun_ns < from_ns:
+        lasts = (history.now_ns - history.begun_ns) / 1e9
+        raise ConfigError(f"{path} lasts {lasts:g} s, so nothing of it is after {from_ns / 1e9:g} s")
+    return header, history

@@ -71,7 +71,14 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     run = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["gateway"]]
-    test = [*extras["test"], *extras["plots"], *extras["compile"], *extras["otel"], *SHARED]
+    test = [
+        *extras["test"],
+        *extras["plots"],
+        *extras["telemetry"],
+        *extras["compile"],
+        *extras["otel"],
+        *SHARED,
+    ]
     base = freeze(run)
     everything = freeze([*base, *test])
     for name, lines, before, on in (

@@ -26,6 +26,7 @@ COMMANDS = {
     "probe": "probe",
     "replay": "serve",
     "status": "requests",
+    "telemetry": "telemetry",
     "top": "top",
     "trace": "trace",
     "up": "serve",

@@ -46,3 +46,20 @@ TRACE_RATE_NS = 100_000_000
 
 TRACE_COUNTER_NS = 1_000_000
 """Counters of a trace change at most this often; the last value within it is told."""
+
+# ----- observe/telemetry.py --------------------------------------------------------------------
+
+TELEMETRY_BYTES = 4 << 30
+"""What telemetry files may take on disk unless told otherwise; the oldest go first."""
+
+TELEMETRY_FILE_BYTES = 64 << 20
+"""Size at which a file is ended and the next one begins."""
+
+TELEMETRY_FILE_NS = 300_000_000_000
+"""Age at which it is: what a crash of the writer may lose."""
+
+TELEMETRY_ROWS = 20_000
+"""Rows that are written together."""
+
+TELEMETRY_KEEP_NS = 1_000_000_000
+"""How long the writer remembers what is over."""

@@ -1,0 +1,352 @@
+"""Every request and every action as rows of Parquet files, written as a scheduler's steps come.
+
+A folder has two kinds of files, ``requests-*.parquet`` and ``actions-*.parquet``; docs/telemetry.md describes their columns,
+which are those of the original's logs and more. A file has one of the names above when it is whole, and ends in ``.part``
+before that. Files are replaced by new ones when they are large or old, and the oldest go when the folder is full.
+
+Needs pyarrow (extra ``[telemetry]``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clockwork.config.observe import (
+    TELEMETRY_FILE_BYTES,
+    TELEMETRY_FILE_NS,
+    TELEMETRY_KEEP_NS,
+    TELEMETRY_ROWS,
+)
+from clockwork.errors import ConfigError, Unavailable
+from clockwork.observe.history import History, SeenAction, SeenRequest
+from clockwork.scheduler.recording import Step, decode
+from clockwork.scheduler.types import NEVER_NS, ActionDone, AnswerFailed, AnswerOk, DeviceLost, WorkerLeft
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+REQUESTS = {
+    "t": "timestamp",
+    "request_id": "int64",
+    "outcome": "word",
+    "status": "word",
+    "reason": "word",
+    "model": "word",
+    "rows": "int32",
+    "priority": "int16",
+    "arrived_ns": "int64",
+    "deadline_ns": "int64",
+    "slo_ns": "int64",
+    "latency_ns": "int64",
+    "deadline_met": "bool",
+    "is_coldstart": "bool",
+    "queue_ns": "int64",
+    "load_ns": "int64",
+    "exec_ns": "int64",
+    "action_id": "int64",
+    "worker": "int32",
+    "device": "int32",
+    "batch_rows": "int32",
+    "sent_count": "int32",
+    "feasible_slo_ns": "int64",
+    "retry_after_ns": "int64",
+    "arrival_count": "int64",
+    "departure_count": "int64",
+}
+"""Columns of requests, a row for each when it is answered."""
+
+ACTIONS = {
+    "t": "timestamp",
+    "action_id": "int64",
+    "action_type": "word",
+    "status": "word",
+    "worker": "int32",
+    "device": "int32",
+    "model": "word",
+    "batch_size": "int32",
+    "requests": "int32",
+    "ordered_ns": "int64",
+    "earliest_ns": "int64",
+    "latest_ns": "int64",
+    "expected_exec_ns": "int64",
+    "exec_ns": "int64",
+    "ready_ns": "int64",
+    "begin_ns": "int64",
+    "end_ns": "int64",
+    "result_ns": "int64",
+    "clock_mhz": "int32",
+    "met": "int32",
+    "goodput_ns": "int64",
+    "requests_queued": "int32",
+    "copies_loaded": "int32",
+}
+"""Columns of actions, a row for each when its result has come, or it was lost."""
+
+
+class Telemetry:
+    """Writes what steps tell. wall_ns: what to add to the controller's clock for the time of day; 0: unknown, and column
+    ``t`` is the controller's clock. bytes_max: of all files of the folder together. note: goes into every file's metadata.
+
+    Raises ConfigError where the folder cannot be written to or another process does, Unavailable without pyarrow, and OSError where the disk fails.
+    """
+
+    def __init__(
+        self, folder: Path, bytes_max: int, wall_ns: int = 0, note: Mapping[str, Any] | None = None
+    ) -> None:
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise Unavailable("telemetry needs pyarrow: pip install 'clockwork-serving[telemetry]'") from None
+        if bytes_max < (least := 8 * TELEMETRY_FILE_BYTES):
+            raise ConfigError(f"telemetry may take {bytes_max} bytes; it needs {least} at least, eight files")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"telemetry cannot be written to {folder}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ConfigError(f"another process writes telemetry to {folder}") from None
+        for left in folder.glob("*.parquet.part"):
+            left.unlink()  # of a process that was killed; without its end it cannot be read
+        self.folder = folder
+        self.bytes_max = bytes_max
+        self.lost_bytes = 0  # of steps that fell out of the controller's ring before they were read
+        self.removed = 0  # files that went because the folder was full
+        self.requests = 0  # rows
+        self.actions = 0
+        self._note = dict(note or {}) | {"wall_ns": wall_ns}
+        self._wall_ns = wall_ns
+        self._history = History(keep_ns=TELEMETRY_KEEP_NS)
+        self._copies: dict[int, int] = {}  # devices that hold a model, of those asked for since one changed
+        self._tables = {
+            "requests": _Table(self, "requests", REQUESTS),
+            "actions": _Table(self, "actions", ACTIONS),
+        }
+
+    def apply(self, step: Step) -> None:
+        """Take in the next step."""
+        history = self._history
+        lost = [
+            action
+            for event in step.events
+            if isinstance(event, WorkerLeft | DeviceLost)
+            for action in history.under_way.values()
+            if action.worker == event.worker
+            and (isinstance(event, WorkerLeft) or action.device == event.device)
+        ]
+        history.apply(step)
+        answered: dict[int, int] = {}  # requests in time, by action
+        for command in step.commands:
+            if isinstance(command, AnswerOk):
+                answered[command.action_id] = answered.get(command.action_id, 0) + 1
+                self._add_request(history.requests[command.request_id])
+            elif isinstance(command, AnswerFailed):
+                self._add_request(history.requests[command.request_id])
+        for event in step.events:
+            if isinstance(event, ActionDone):
+                action = history.actions.get(event.action_id)
+                if action is not None and action.done_ns == event.now_ns:  # else it was lost, and had its row
+                    if not action.is_execution:
+                        self._copies.pop(action.model_id, None)
+                    self._add_action(action, answered.get(action.id, 0))
+        if lost:
+            self._copies.clear()
+            for action in lost:
+                self._add_action(action, 0)
+
+    def skip(self, lost_bytes: int) -> None:
+        """Say that steps of so many bytes were lost here."""
+        self.lost_bytes += lost_bytes
+        self._history.skip()
+
+    def flush(self) -> None:
+        """End the files that are old, and write what is held of the others."""
+        for table in self._tables.values():
+            table.flush(self._history.now_ns)
+
+    def close(self) -> None:
+        """End all files, and let others write to the folder. Nothing is written after that. Idempotent."""
+        for table in self._tables.values():
+            table.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def note(self) -> dict[str, Any]:
+        """The metadata of a file that begins now."""
+        return self._note | {"lost_bytes": self.lost_bytes}
+
+    def make_room(self, coming: int) -> None:
+        """Remove the oldest files until there is room for so many bytes."""
+        files = sorted(self.folder.glob("*.parquet"), key=lambda path: path.name.partition("-")[2])
+        sizes = {path: path.stat().st_size for path in files}
+        total = sum(sizes.values()) + coming
+        for path in files:
+            if total <= self.bytes_max:
+                return
+            path.unlink()
+            self.removed += 1
+            total -= sizes[path]
+
+    def _add_request(self, request: SeenRequest) -> None:
+        action = request.action if request.outcome == "answered" else None
+        counts = self._history.counts
+        self.requests += 1
+        self._tables["requests"].add((
+            (request.answered_ns + self._wall_ns) // 1000,
+            request.id,
+            request.outcome,
+            request.status.name if request.status is not None else "",
+            request.reason,
+            self._history.label(request.model_id),
+            request.rows,
+            request.priority,
+            request.arrived_ns or None,
+            request.deadline_ns if request.deadline_ns < NEVER_NS else None,
+            request.slo_ns or None,
+            request.latency_ns or None,
+            request.outcome == "answered",
+            request.load_ns > 0,
+            request.queue_ns if action is not None else None,
+            request.load_ns if action is not None else None,
+            request.exec_ns if action is not None else None,
+            action.id if action is not None else None,
+            action.worker if action is not None else None,
+            action.device if action is not None else None,
+            action.rows if action is not None else None,
+            request.sent_count,
+            request.feasible_slo_ns or None,
+            request.retry_after_ns or None,
+            counts.arrived,
+            counts.ended,
+        ), request.answered_ns)  # fmt: skip
+
+    def _add_action(self, action: SeenAction, met: int) -> None:
+        history = self._history
+        device = history.devices.get((action.worker, action.device))
+        count = len(action.requests)
+        self.actions += 1
+        self._tables["actions"].add((
+            (action.done_ns + self._wall_ns) // 1000,
+            action.id,
+            action.kind,
+            action.status.name if action.status is not None else "",
+            action.worker,
+            action.device,
+            history.label(action.model_id),
+            action.rows or None,
+            count,
+            action.ordered_ns or None,
+            action.earliest_ns,
+            action.latest_ns if action.latest_ns < NEVER_NS else None,
+            action.expected_ns,
+            action.duration_ns or None,
+            action.ready_ns or None,
+            action.begin_ns or None,
+            action.end_ns or None,
+            action.done_ns,
+            device.clock_mhz if device is not None and device.clock_mhz else None,
+            met,
+            action.duration_ns * met // count if count else 0,
+            history.counts.waiting,
+            self._copies_of(action.model_id),
+        ), action.done_ns)  # fmt: skip
+
+    def _copies_of(self, model_id: int) -> int:
+        found = self._copies.get(model_id)
+        if found is None:
+            found = self._copies[model_id] = sum(
+                any(one.model_id == model_id for one in device.resident.values())
+                for device in self._history.devices.values()
+            )
+        return found
+
+
+def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
+    """The files of a recording, or of a dump of the flight recorder. Raises as Telemetry, and ConfigError for another file."""
+    with recording.open("rb") as file:
+        header, steps = decode(file)
+        writer = Telemetry(folder, bytes_max, note={"policy": header.policy, "version": header.version})
+        try:
+            for step in steps:
+                writer.apply(step)
+        finally:
+            writer.close()
+    return writer
+
+
+class _Table:
+    """Files of one kind, one after the other."""
+
+    def __init__(self, owner: Telemetry, name: str, columns: Mapping[str, str]) -> None:
+        self._owner = owner
+        self._name = name
+        self._columns = columns
+        self._rows: list[tuple[Any, ...]] = []
+        self._count = 0  # files that were begun
+        self._begun_ns = 0  # the time of the first row of the file
+        self._path: Path | None = None  # of the open file
+        self._writer: Any = None
+        self._sink: Any = None
+
+    def add(self, row: tuple[Any, ...], now_ns: int) -> None:
+        if not self._rows and self._path is None:
+            self._begun_ns = now_ns
+        self._rows.append(row)
+        if len(self._rows) >= TELEMETRY_ROWS:
+            self.flush(now_ns)
+
+    def flush(self, now_ns: int) -> None:
+        if self._rows:
+            self._write()
+        if self._path is not None and (
+            self._sink.tell() >= TELEMETRY_FILE_BYTES or now_ns - self._begun_ns >= TELEMETRY_FILE_NS
+        ):
+            self.close()
+
+    def close(self) -> None:
+        if self._rows:
+            self._write()
+        if self._path is None:
+            return
+        path, self._path = self._path, None
+        self._writer.close()
+        self._sink.close()
+        os.replace(path, path.with_suffix(""))
+
+    def _write(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = self._schema()
+        if self._path is None:
+            # Two files are open, and each may be somewhat beyond its bound.
+            self._owner.make_room(3 * TELEMETRY_FILE_BYTES)
+            # Names sort by time, and no two processes, nor two files, have the same.
+            name = f"{self._name}-{self._rows[0][0]:020d}-{os.getpid()}-{self._count}.parquet.part"
+            self._path = self._owner.folder / name
+            self._count += 1
+            self._sink = pa.OSFile(str(self._path), "wb")
+            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd")
+        rows, self._rows = self._rows, []
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows), schema)]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+    def _schema(self) -> pa.Schema:
+        import pyarrow as pa
+
+        word = pa.dictionary(pa.int32(), pa.string())
+        kinds = {
+            "timestamp": pa.timestamp("us", "UTC"), "word": word, "bool": pa.bool_(), "int64": pa.int64(),
+            "int32": pa.int32(), "int16": pa.int16(),
+        }  # fmt: skip
+        note = {"clockwork": json.dumps(self._owner.note())}
+        return pa.schema([pa.field(name, kinds[kind]) for name, kind in self._columns.items()], note)

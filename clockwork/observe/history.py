@@ -234,7 +234,7 @@ class SeenDevice:
 
     @property
     def label(self) -> str:
-        return f"{self.worker}:{self.index}"
+        return f"{self.worker}/{self.index}"
 
     def holds(self, model_id: int, at_ns: int) -> Residency | None:
         """The model's residency at a time, loaded then or not."""
@@ -246,9 +246,10 @@ class SeenDevice:
 
 @dataclasses.dataclass(slots=True)
 class SeenWorker:
-    """A worker and its link."""
+    """A worker and its link. No event tells its name: whoever reads the history may fill it in."""
 
     id: int
+    name: str = ""
     device_count: int = 0
     joined_ns: int = 0  # 0: before the history
     left_ns: int = 0
@@ -373,6 +374,11 @@ class History:
         """``name@version`` of a model, as far as it is known."""
         model = self.models.get(model_id)
         return model.label if model is not None else f"model {model_id}"
+
+    def device_label(self, worker: int, index: int) -> str:
+        """``worker/device``, with the worker's name where it is known."""
+        found = self.workers.get(worker)
+        return f"{found.name if found is not None and found.name else worker}/{index}"
 
     @property
     def covered_ns(self) -> int:

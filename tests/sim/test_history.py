@@ -97,7 +97,7 @@ def test_a_request_is_followed_from_arrival_to_answer() -> None:
     assert (residency.model_id, residency.state, residency.pages, residency.ready_ns) == (
         1, RESIDENT, 3, load.end_ns,
     )  # fmt: skip
-    assert (device.label, device.kind, device.pages_used, device.executing_ns) == ("1:0", "cpu", 3, 5 * MS)
+    assert (device.label, device.kind, device.pages_used, device.executing_ns) == ("1/0", "cpu", 3, 5 * MS)
     assert history.models[1].label == "m1@1"
     assert (history.counts.arrived, history.counts.answered, history.counts.waiting) == (1, 1, 0)
     assert not history.live

@@ -43,6 +43,7 @@ from clockwork.gateway.service import (
     least,
     priority_of,
     reference_of,
+    refuse_sequences,
     timeout_of,
 )
 from clockwork.gateway.settings import GatewaySettings
@@ -468,6 +469,7 @@ def _read(request: Any, left_s: float | None, shared: Shared) -> Inference:
     timeout_ns = priority = 0
     if request.parameters:
         parameters = _parameters(request)
+        refuse_sequences(parameters)
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
         priority = priority_of(parameters)
     if left_s is not None:

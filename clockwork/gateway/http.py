@@ -39,6 +39,7 @@ from clockwork.gateway.service import (
     least,
     priority_of,
     reference_of,
+    refuse_sequences,
     timeout_of,
 )
 from clockwork.gateway.settings import GatewaySettings
@@ -397,6 +398,7 @@ class HttpServer:
             raise TooLarge(f"JSON of {length} bytes, at most {JSON_BYTES_MAX} are taken; send binary data")
         fields = _object(body if length == len(body) else body[:length], "the request")
         parameters = _parameters(fields, "the request")
+        refuse_sequences(parameters)
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
         request_id = fields.get("id", "")
         if type(request_id) is not str:

@@ -47,6 +47,9 @@ PLATFORM = "clockwork_onnx"
 
 TIMEOUT_US_MAX = SECONDS_MAX * 1_000_000
 
+SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+"""The parameters of a request that is part of a sequence; 0, false and "" mean that it is not."""
+
 INDEX_STATES = {
     "ready": "READY",
     "preparing": "LOADING",
@@ -100,6 +103,16 @@ def priority_of(parameters: Mapping[str, Any]) -> int:
             expected=f"0 to {PRIORITY_MAX}", got=repr(value)[:80],
         )  # fmt: skip
     return value
+
+
+def refuse_sequences(parameters: Mapping[str, Any]) -> None:
+    """Raise Unsupported for a request that is part of a sequence, as Triton's stateful models have them."""
+    for name in SEQUENCE_PARAMETERS:
+        if value := parameters.get(name):
+            raise Unsupported(
+                f"parameter {name} is {repr(value)[:80]}, and sequences are not supported: each request is answered by "
+                "itself; leave the parameter out"
+            )
 
 
 def least(*limits_ns: int) -> int:

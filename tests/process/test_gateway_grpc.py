@@ -237,6 +237,9 @@ def test_what_is_not_here_is_unimplemented(call: Call, channel: grpc.Channel) ->
     with pytest.raises(grpc.RpcError) as caught:
         call("ModelInfer", classes)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(grpc.RpcError, match="sequences are not supported") as caught:
+        call("ModelInfer", inference(parameters={"sequence_id": ("int64_param", 7)}))
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(SERVICE + "TraceSetting")(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -169,7 +169,7 @@ def test_a_deadline_comes_as_a_parameter_or_in_a_header_and_the_smaller_counts(
     assert slo_ns("2000", timeout=1500) == 1_500_000
     assert slo_ns("1000", timeout=1500) == 1_000_000
     assert slo_ns("0", timeout=1500) == 1_500_000
-    http.infer(PLAIN | {"parameters": {"priority": 2, "sequence_id": 4}})
+    http.infer(PLAIN | {"parameters": {"priority": 2, "unknown": 4}})
     assert last_request(controller).priority == 2
 
 
@@ -293,6 +293,21 @@ def test_a_timeout_header_that_cannot_be(http: Http, timeout: str) -> None:
 def test_what_is_not_here_is_said(http: Http) -> None:
     classes = PLAIN | {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
     assert http.infer(classes).status == 501
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"sequence_id": 7}, {"sequence_id": "a"}, {"sequence_start": True}, {"sequence_end": True}]
+)
+def test_a_request_of_a_sequence_is_refused(http: Http, parameters: dict[str, Any]) -> None:
+    reply = http.infer(PLAIN | {"parameters": parameters})
+    assert (reply.status, reply.json["reason"]) == (501, "unsupported")
+    assert next(iter(parameters)) in reply.json["error"]
+    assert "sequences are not supported" in reply.json["error"]
+
+
+def test_a_request_that_says_that_it_is_of_no_sequence_is_answered(http: Http) -> None:
+    none = {"sequence_id": 0, "sequence_start": False, "sequence_end": False}
+    assert http.infer(PLAIN | {"parameters": none}).status == 200
 
 
 def test_no_mutation_of_a_binary_request_does_more_than_be_refused(http: Http) -> None:

@@ -375,7 +375,7 @@ def show(
         ("traffic", f"{_traffic(info)}; {info.name}: {routes.say_route(route)}"),
         *(("", line) for line in routes.say_shadow(route.shadow)),
         *(("before", routes.say_shares(shares)) for shares in route.earlier[:1]),
-        ("requests", ", ".join(f"{count} {kind}" for kind, count in info.counts.items())),
+        ("requests", ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in info.counts.items())),
         ("faults", ", ".join(f"{count} {kind}" for kind, count in (info.raw.get("faults") or {}).items())),
     ]
     for title, text in facts:

@@ -121,8 +121,6 @@ cdef extern from "controller/counts.h" namespace "clockwork" nogil:
         const uint64_t *refused_data "refused.data" ()
         uint64_t rows
         uint64_t executions
-        uint64_t invalid
-        uint64_t failed
         int64_t last_ns
 
     cdef cppclass CDeviceCounts "clockwork::DeviceCounts":
@@ -174,6 +172,7 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
         uint64_t missed
         uint64_t cancelled
         uint64_t failed
+        uint64_t invalid
 
     cdef cppclass CServedModel "clockwork::ServedModel":
         COutcomes outcomes

@@ -402,7 +402,7 @@ cdef class Exchange:
     # ----- counts ------------------------------------------------------------------------------
 
     def outcomes(self, model_id=None):
-        """(answered, refused, missed, cancelled, failed), of one model or of all."""
+        """(answered, refused, missed, cancelled, failed, invalid), of one model or of all."""
         cdef COutcomes found
         cdef CServedModel *model
         if model_id is None:
@@ -410,9 +410,9 @@ cdef class Exchange:
         else:
             model = self._exchange.get().find_model(model_id)
             if model == NULL:
-                return 0, 0, 0, 0, 0
+                return 0, 0, 0, 0, 0, 0
             found = model.outcomes
-        return found.answered, found.refused, found.missed, found.cancelled, found.failed
+        return found.answered, found.refused, found.missed, found.cancelled, found.failed, found.invalid
 
     def refusals(self, int reason):
         """By the number of a reason: 1 is the first of messages.Reason."""
@@ -435,8 +435,8 @@ cdef class Exchange:
                 },
                 "deadline_missed": model.outcomes.missed,
                 "cancelled": model.outcomes.cancelled,
-                "failed": counts.failed,
-                "invalid_input": counts.invalid,
+                "failed": model.outcomes.failed,
+                "invalid_input": model.outcomes.invalid,
             },
             "inferences": counts.rows,
             "executions": counts.executions,

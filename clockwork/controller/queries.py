@@ -26,7 +26,7 @@ from clockwork.wire.messages import Query, Reason
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
 
-OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
+OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed", "invalid_input")
 """What can become of a request, in the order in which the exchange counts it."""
 
 SET_ASIDE = "set_aside"

@@ -25,7 +25,8 @@ void Exchange::count_failed(const HeldRequest& one, const Command& command) {
 void Exchange::count_invalid(ServedModel& model) {
     if (model.counts == nullptr)
         model.counts = std::make_unique<ModelCounts>();
-    ++model.counts->invalid;
+    outcomes_.count(Status::INVALID_INPUT);
+    model.outcomes.count(Status::INVALID_INPUT);
 }
 
 void Exchange::count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result) {

@@ -84,9 +84,7 @@ struct ModelCounts {
     std::array<std::uint64_t, REASONS> refused{};
     std::uint64_t rows = 0;  // of requests that succeeded
     std::uint64_t executions = 0;
-    std::uint64_t invalid = 0;  // requests that were wrong, found at arrival or by the device
-    std::uint64_t failed = 0;   // in any other way
-    Ns last_ns = 0;             // of the last answer
+    Ns last_ns = 0;  // of the last answer
 
     void succeeded(Ns now, std::uint32_t of_rows, const Spent& spent) {
         times[TOTAL].add(spent.total_ns);
@@ -101,13 +99,8 @@ struct ModelCounts {
     }
 
     void did_not(Ns now, Status status, Reason reason) {
-        switch (status) {
-            case Status::REFUSED: ++refused[static_cast<std::size_t>(reason)]; break;
-            case Status::DEADLINE_MISSED:
-            case Status::CANCELLED: break;  // Outcomes have them
-            case Status::INVALID_INPUT: ++invalid; break;
-            default: ++failed;
-        }
+        if (status == Status::REFUSED)
+            ++refused[static_cast<std::size_t>(reason)];
         last_ns = now;
     }
 };

@@ -58,6 +58,7 @@ private:
 // Counted since the controller started.
 struct Outcomes {
     std::uint64_t answered = 0, refused = 0, missed = 0, cancelled = 0, failed = 0;
+    std::uint64_t invalid = 0;  // requests that were wrong, found at arrival or by the device
 
     void count(Status status) {
         switch (status) {
@@ -65,6 +66,7 @@ struct Outcomes {
             case Status::REFUSED: ++refused; break;
             case Status::DEADLINE_MISSED: ++missed; break;
             case Status::CANCELLED: ++cancelled; break;
+            case Status::INVALID_INPUT: ++invalid; break;
             default: ++failed;
         }
     }

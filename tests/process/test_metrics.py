@@ -91,6 +91,23 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
     assert len(answer.times) == 6
 
 
+def test_an_input_that_the_worker_finds_wrong_is_counted_as_the_callers_mistake(served: Any) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    worker.answer(*worker.next_action())  # the load
+    worker.answer(*worker.next_action(), status=Status.INVALID_INPUT, text="input 'x' is no image")
+    assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
+    client.infer("m", 2, [1, 3], ROW)
+    assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
+
+    outcomes = metrics_of(client)["models"][0]["outcomes"]
+    assert (outcomes["invalid_input"], outcomes["failed"]) == (2, 0)
+    for query, argument in (("model", "m"), ("status", "")):
+        client.send(messages.Query(901, query, argument))
+        counts = client.receive(messages.Reply)[0].body["counts"]
+        assert (counts["invalid_input"], counts["failed"]) == (2, 0)
+
+
 def test_devices_are_counted_by_what_they_did(served: Any) -> None:
     _, worker, client = served
     client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)

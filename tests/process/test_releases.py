@@ -352,7 +352,7 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
     assert (found["beyond"], found["differing"], found["relative_max"]) == (2, 0, 0.2)
     # Nobody but the shadow's own askers counts for it.
     assert stage.model("m@2")["counts"] == {
-        "answered": 10, "refused": 0, "missed": 0, "cancelled": 0, "failed": 0,
+        "answered": 10, "refused": 0, "missed": 0, "cancelled": 0, "failed": 0, "invalid_input": 0,
     }  # fmt: skip
     assert stage.model("m@1")["counts"]["answered"] == 15
     assert stage.controller.queries.status()["requests_held"] == 0

@@ -49,6 +49,7 @@ def register(
 
 
 def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
+    _check_examples(examples)
     if isinstance(model, ModelProfile):
         if examples is not None:
             raise InvalidModel("a profile has been measured already: it takes no examples")
@@ -84,6 +85,17 @@ def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
                 raise InvalidModel(f"examples of a model with the inputs {names} are dicts by input name")
             examples = {names[0]: as_array(examples)}
     return onnx_import.package_files(path, examples, data)
+
+
+def _check_examples(examples: Any) -> None:
+    """Raise InvalidModel for a path, and for a list of no examples."""
+    if isinstance(examples, (str, bytes, os.PathLike)):
+        path = os.fsdecode(examples)
+        raise InvalidModel(
+            f"examples are arrays, not the path {path!r}: read the file first, as with dict(numpy.load({path!r}))"
+        )
+    if isinstance(examples, Sequence) and not examples:
+        raise InvalidModel("examples is empty: give at least one, or leave it out, and inputs are made up")
 
 
 def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:

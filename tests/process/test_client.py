@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -23,6 +24,7 @@ from clockwork import (
     ConfigError,
     ConnectionLost,
     InvalidInput,
+    InvalidModel,
     ModelNotFound,
     ProtocolMismatch,
     Refused,
@@ -720,6 +722,20 @@ def test_an_upload_keeps_its_window_and_arrives_whole(
     total = sum(row[1] for row in uploads.register.files)
     assert ("upload", total, total) in stages
     assert stages[-1] == ("prepare", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("examples", "says"),
+    [
+        ("ex.npz", "examples are arrays, not the path 'ex.npz': read the file first, as with dict(numpy.load('ex.npz'))"),
+        (Path("ex.npz"), "not the path 'ex.npz'"),
+        ([], "examples is empty"),
+        ((), "examples is empty"),
+    ],
+)  # fmt: skip
+def test_examples_that_are_none(client: Client, model_file: Path, examples: Any, says: str) -> None:
+    with pytest.raises(InvalidModel, match=re.escape(says)):
+        client.register("small", model_file, examples=examples)
 
 
 def test_known_content_is_not_sent_again(

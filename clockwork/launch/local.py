@@ -462,14 +462,15 @@ class Cluster:
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, awaited: str) -> None:
         pause = threading.Event()
-        said_ns = now_ns()
+        begun_ns = now_ns()
+        told_after_s = 2
         while not ready():
             now = now_ns()
             if limit_ns is not None and now > limit_ns:
                 raise ClockworkError(f"{awaited} were not ready within {to_seconds(self.ready_ns):g} s")
-            if now - said_ns > 2 * SECOND:
-                self._say(f"Waiting for {awaited} ...")
-                said_ns = now
+            if now - begun_ns > told_after_s * SECOND:
+                self._say(f"Waiting for {awaited}, {told_after_s} s by now ...")
+                told_after_s *= 2  # so that a long wait is a few lines
             pause.wait(POLL_S)
 
     def _registered_here(self) -> list[str]:

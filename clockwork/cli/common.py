@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +28,68 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
+_DURATION = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?) *([a-zµ]*)")
+
+_UNITS = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "ms": "1e-3", "s": "1", "min": "60", "h": "3600"}
+"""Units of durations: each one's seconds, as a decimal fraction."""
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
+    """Seconds, as a float, of a number with a unit: 100ms, 250us, 2s, 5min. A number alone is in ``unit``."""
+
+    name = "duration"
+
+    def __init__(
+        self, least_s: float, most_s: float = config.SECONDS_MAX, unit: str = "s", *, is_open: bool = False
+    ) -> None:
+        """is_open: the value is above least_s, and not equal to it."""
+        self._least_s, self._most_s, self._unit, self._is_open = least_s, most_s, unit, is_open
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        match = _DURATION.fullmatch(str(value))
+        if match is None or (match[2] and match[2] not in _UNITS):
+            self.fail(
+                f"{str(value)[:80]!r} is no duration: a number and a unit, as 100ms, 250us, 2s or 5min (a number "
+                f"alone is in {self._unit})", parameter, context,
+            )  # fmt: skip
+        seconds = float(Decimal(match[1]) * Decimal(_UNITS[match[2] or self._unit]))
+        least_s, most_s = self._least_s, self._most_s
+        if not least_s <= seconds <= most_s or (self._is_open and seconds == least_s):
+            least = f"{'above' if self._is_open else 'at least'} {least_s:g} s"
+            self.fail(f"{value} is not {least} and at most {most_s:.15g} s", parameter, context)
+        return seconds
+
+
+DURATION = Duration(0, is_open=True)
+"""Above 0 s."""
+
+
+def _existing_trace(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    from clockwork.cli.load_generator import SYNTHETIC
+
+    if value and value != SYNTHETIC and not Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is no file, and not `{SYNTHETIC}`")
+    return value
+
+
+def trace_option(text: str) -> Callable[[F], F]:
+    """The option --trace. text: its help."""
+    return click.option("--trace", default="", metavar="FILE", callback=_existing_trace, help=text)
+
+
+CV = click.FloatRange(0.01, 100)
+"""The coefficient of variation of gamma arrivals."""
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """Raise a wrong value that the block finds as click.UsageError: exit status 2, with the command's usage."""
+    try:
+        yield
+    except (ConfigError, InvalidInput) as error:
+        raise click.UsageError(str(error)) from None
+
+
 class _Failure(click.ClickException):
     """An error, printed in one line."""
 
@@ -34,7 +98,11 @@ class _Failure(click.ClickException):
 
 
 class Commands(click.Group):
-    """A group of commands whose errors are one line on stderr and exit status 1, never a traceback."""
+    """A group of commands whose errors are one line on stderr, never a traceback.
+
+    The exit status is 2 where the command line is wrong (an argument is missing, an option has no such value, a file
+    cannot be read), and 1 where what it asks for failed.
+    """
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -47,7 +115,8 @@ class Commands(click.Group):
                 more.append(f"retry after {say_enough(error.retry_after)}")
             raise _Failure(f"refused: {error}" + (f" ({'; '.join(more)})" if more else "")) from None
         except ClockworkError as error:
-            raise _Failure(str(error) or type(error).__name__) from None
+            hints = getattr(error, "__notes__", ())
+            raise _Failure("; ".join([str(error) or type(error).__name__, *hints])) from None
 
 
 def say_enough(seconds: float) -> str:
@@ -70,9 +139,9 @@ def say_count(count: int, noun: str) -> str:
 
 
 def client_options(command: F) -> F:
-    command = click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: 30]")(
-        command
-    )
+    command = click.option(
+        "--timeout", type=DURATION, help="How long to wait for an answer.  [default: 30s]"
+    )(command)
     command = click.option(
         "--key",
         type=PATH,
@@ -86,7 +155,8 @@ def client_options(command: F) -> F:
 def new_client(endpoint: str | None, key: Path | None, timeout: float | None) -> Client:
     from clockwork.client.blocking import Client
 
-    return Client(endpoint, keys=key, timeout=30.0 if timeout is None else timeout, name="cli")
+    with as_usage():
+        return Client(endpoint, keys=key, timeout=30.0 if timeout is None else timeout, name="cli")
 
 
 def policy_numbers(settings: Sequence[str]) -> dict[str, float]:

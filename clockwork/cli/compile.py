@@ -12,7 +12,7 @@ import click
 
 from clockwork.cli.common import FILE, PATH, print_table
 from clockwork.config import silence_onnxruntime
-from clockwork.errors import ConfigError, InvalidModel
+from clockwork.errors import InvalidModel
 
 
 @click.command("compile")
@@ -70,7 +70,9 @@ def compile_command(
     compiler.require()
     targets = archs or tuple(filter(None, [compiler.local_architecture()]))
     if not targets:
-        raise ConfigError("this machine has no GPU whose architecture could be taken: give --arch, as sm_80")
+        raise click.UsageError(
+            "this machine has no GPU whose architecture could be taken: give --arch, as sm_80"
+        )
     options = compiler.Options(
         targets=targets,
         batches=batches or compiler.BATCHES,
@@ -113,7 +115,7 @@ compile = compile_command  # as clockwork.cli.root looks for it
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
-    """``ids:1,128`` as shapes by input, in the order given. Raises ConfigError."""
+    """``ids:1,128`` as shapes by input, in the order given. Raises click.UsageError."""
     shapes: dict[str, list[list[int]]] = {}
     for text in texts:
         name, colon, dims = text.rpartition(":")
@@ -122,7 +124,9 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
         except ValueError:
             sizes = []
         if not colon or not name or not sizes or min(sizes) < 1:
-            raise ConfigError(f"--shape {text!r} is not INPUT:DIMS with sizes of at least 1, as ids:1,128")
+            raise click.UsageError(
+                f"--shape {text!r} is not INPUT:DIMS with sizes of at least 1, as ids:1,128"
+            )
         shapes.setdefault(name, []).append(sizes)
     return shapes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from clockwork import config
-from clockwork.cli.common import FILE, FOLDER, PATH
+from clockwork.cli.common import FILE, FOLDER, PATH, Duration
 from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
@@ -65,8 +65,8 @@ def repository_options(command: Callable[..., None]) -> Callable[..., None]:
                      default=bounds.CONTROL_MODES[0],
                      help="poll: follow what changes in it; explicit: load what the repository API or --load-model "
                           "names; none: register what is there at start."),
-        click.option("--repository-poll-secs", type=click.FloatRange(0.1, 86_400), show_default=True,
-                     default=POLL_S, help="Between two looks at it."),
+        click.option("--repository-poll-secs", type=Duration(0.1, 86_400), show_default=True,
+                     default=f"{POLL_S:g}", help="Between two looks at it."),
         click.option("--repository-cache", type=PATH, metavar="DIRECTORY",
                      help="Where files of repositories that are URLs are kept.  [default: repositories/ in "
                           "CLOCKWORK_DATA]"),
@@ -86,7 +86,7 @@ def repository_arguments(
     """The command-line arguments that give a gateway the values of repository_options()."""
     if not repositories:
         if load_models:
-            raise ConfigError("--load-model needs a --model-repository")
+            raise click.UsageError("--load-model needs a --model-repository")
         return ()
     found = ["--model-control-mode", mode, "--repository-poll-secs", f"{poll_s:g}"]
     found += ["--repository-cache", str(cache.absolute()), "--repository-cache-size", str(cache_bytes)]

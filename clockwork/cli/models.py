@@ -13,9 +13,11 @@ import click
 from clockwork import config
 from clockwork.cli import routes
 from clockwork.cli.common import (
+    DURATION,
     FILE,
     PATH,
     Commands,
+    as_usage,
     client_options,
     new_client,
     print_json,
@@ -61,7 +63,7 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
     "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
 )
 @click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
-@click.option("--slo", type=float, help="The default SLO of its requests, in seconds.")
+@click.option("--slo", type=DURATION, help="The default SLO of its requests: 100ms, or a number of seconds.")
 @click.option(
     "--examples", type=FILE, help="Real inputs for profiling and checks: .npz by input name, or .npy."
 )
@@ -132,24 +134,26 @@ def add(
     from clockwork.launch.profiles import read_profiles, register_profiles
 
     if profiles is None and (name is None or file is None):
-        raise InvalidInput("models add takes a NAME and an ONNX FILE, or --profiles")
+        raise click.UsageError("models add takes a NAME and an ONNX FILE, or --profiles")
     if profiles is not None:
         if file is not None:
-            raise InvalidInput("models add --profiles takes no ONNX FILE")
-        found = read_profiles(profiles, copies)
+            raise click.UsageError("models add --profiles takes no ONNX FILE")
+        with as_usage():
+            found = read_profiles(profiles, copies)
         with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
             register_profiles(client, found, slo, timeout, tell)
         click.echo(f"{len(found)} models are ready")
         return
     assert name is not None, "only --profiles goes without"
-    given = files.read_examples(examples) if examples is not None else None
+    with as_usage():
+        given = files.read_examples(examples) if examples is not None else None
     image_flags = {"--resize": resize, "--mean": mean, "--std": std, "--scale": scale, "--filter": filter_}
     if not image and (alone := [flag for flag, value in image_flags.items() if value is not None]):
-        raise InvalidInput(f"models add {alone[0]} goes with --image")
+        raise click.UsageError(f"models add {alone[0]} goes with --image")
     if image and tokenizer is not None:
-        raise InvalidInput("models add takes --image or --tokenizer: a model reads images or texts")
+        raise click.UsageError("models add takes --image or --tokenizer: a model reads images or texts")
     if tokenizer is None and (max_tokens is not None or truncate):
-        raise InvalidInput("models add --max-tokens and --truncate go with --tokenizer")
+        raise click.UsageError("models add --max-tokens and --truncate go with --tokenizer")
     with (
         new_client(endpoint, key, timeout) as client,
         _progress(f"Registering {name}") as tell,
@@ -160,12 +164,13 @@ def add(
 
             file = fetch_model(file, Path(folder), tell)
         model: Any = file
-        if image:
-            model = joined.with_images(file, resize, mean, std, scale, filter_)
-        elif tokenizer is not None:
-            model = joined.with_texts(file, tokenizer, max_tokens, truncate)
-        if labels is not None:
-            model = joined.with_labels(model, labels)
+        with as_usage():
+            if image:
+                model = joined.with_images(file, resize, mean, std, scale, filter_)
+            elif tokenizer is not None:
+                model = joined.with_texts(file, tokenizer, max_tokens, truncate)
+            if labels is not None:
+                model = joined.with_labels(model, labels)
         info = client.register(
             name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
             progress=tell,

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli.common import PATH, Commands, client_options, new_client, policy_numbers, print_json
+from clockwork.cli.common import (
+    CV,
+    DURATION,
+    PATH,
+    Commands,
+    Duration,
+    as_usage,
+    client_options,
+    new_client,
+    policy_numbers,
+    print_json,
+    say_count,
+    trace_option,
+)
 from clockwork.config.workloads import NOISE_EXECUTIONS_MIN
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND, now_ns, to_ns
@@ -66,11 +79,10 @@ def _options(command: F) -> F:
         click.option("--model", "names", multiple=True, metavar="NAME", help="Only this one (may be repeated)."),
         click.option("--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson",
                      show_default=True),
-        click.option("--cv", type=float, default=4.0, show_default=True, help="Variation of gamma arrivals."),
+        click.option("--cv", type=CV, default=4.0, show_default=True, help="Variation of gamma arrivals."),
         click.option("--zipf", type=click.FloatRange(0, 10), default=0.0,
                      help="Skew of popularity, first model first."),
-        click.option("--trace", default="", metavar="FILE",
-                     help="Requests come as in an Azure Functions trace, or `synthetic`."),
+        trace_option("Requests come as in an Azure Functions trace, or `synthetic`."),
         click.option("--mapping", type=click.Choice(["original", "shuffled"]), default="original",
                      show_default=True, help="Hot functions on the first models, or anywhere."),
         click.option("--busiest", is_flag=True,
@@ -92,7 +104,7 @@ def _options(command: F) -> F:
                      help="Bytes a second from host to device, for weights.  [default: as profiled]"),
         click.option("--input-bandwidth", default="", metavar="SIZE",
                      help="Bytes a second of a worker's network.  [default: no limit]"),
-        click.option("--network-ms", type=click.FloatRange(0, 1000), default=0.05, show_default=True,
+        click.option("--network-ms", type=Duration(0, 1, unit="ms"), default="0.05", show_default=True,
                      help="Delay between controller and worker, each way."),
         click.option("--noise", type=click.FloatRange(0, 1),
                      help="Relative sigma of execution times.  [default: with outliers, as the cluster at --endpoint had"
@@ -101,8 +113,8 @@ def _options(command: F) -> F:
                      help="Simulations of each setting."),
         click.option("--requests", type=click.IntRange(0), default=0,
                      help="Requests that each setting counts.  [default: 20,000 or more, by --bad]"),
-        click.option("--duration", type=click.FloatRange(0), default=0.0,
-                     help=f"Seconds that are counted.  [default: by --requests; of a trace: {TRACE_DURATION_S:g}]"),
+        click.option("--duration", type=Duration(0), default="0",
+                     help=f"How much time is counted.  [default: by --requests; of a trace: {TRACE_DURATION_S:g}s]"),
         click.option("--plot", type=PATH, metavar="FILE", help="Draw what was simulated (PNG)."),
         click.option("--json", "as_json", is_flag=True, help="Print everything as JSON."),
     ]):
@@ -112,7 +124,11 @@ def _options(command: F) -> F:
 
 
 _rate = click.option("--rate", type=float, required=True, help="Requests per second, of all models together.")
-_slo = click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
+_slo = click.option(
+    "--slo",
+    type=DURATION,
+    help="Of every request: 100ms, or a number of seconds.  [default: each model's own]",
+)
 _devices = click.option("--devices", type=click.IntRange(1), default=1, show_default=True)
 
 
@@ -165,7 +181,8 @@ def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, 
 
     scenario = _scenario(sought, given, rate, slo, devices)
     with _telling(sought) as (tell, watch):
-        planner = planning.Planner(scenario, tell, watch=watch)
+        with as_usage():
+            planner = planning.Planner(scenario, tell, watch=watch)
         found = {"devices": planner.devices, "rate": planner.rate, "slo": planner.slo}[sought]()
     if given["plot"] is not None:
         draw(found, scenario.bad_max, given["plot"])
@@ -189,7 +206,7 @@ def _scenario(
         ]
     duration_s = given["duration"] or (TRACE_DURATION_S if given["trace"] else 0.0)
     if given["busiest"] and not given["trace"]:
-        raise ConfigError("--busiest is of a trace: give --trace")
+        raise click.UsageError("--busiest is of a trace: give --trace")
     settings = load_generator.LoadSettings(
         models=tuple(model.name for model in models),
         rate=rate,
@@ -200,7 +217,9 @@ def _scenario(
         zipf=given["zipf"],
         busiest_s=duration_s if given["busiest"] else 0.0,
     )
-    settings.check()
+    with as_usage():
+        settings.check()
+        numbers = policy_numbers(given["options"])
 
     def make_workload(rate: float, duration_ns: int, seed: int) -> Workload:
         return load_generator.workload_of(
@@ -225,7 +244,7 @@ def _scenario(
         bad_max=given["bad"] / 100,
         group_bad_max=(given["bad_group"] or 0.0) / 100,
         policy=given["policy"],
-        options=policy_numbers(given["options"]),
+        options=numbers,
         seeds=seeds,
         requests=given["requests"],
         duration_ns=to_ns(duration_s),
@@ -245,9 +264,10 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
 
     noise, outlier, outlier_factor = NOISE if given["noise"] is None else given["noise"], 0.0, 1.0
     page_bytes, arena = _bytes(given["page_size"]), _bytes(given["arena"])
-    delay_ns = jitter_ns = round(given["network_ms"] * 1e6)
+    delay_ns = jitter_ns = to_ns(given["network_ms"])
     if given["profiles"] is not None:
-        models = read_profiles(given["profiles"], given["copies"])
+        with as_usage():
+            models = read_profiles(given["profiles"], given["copies"])
         jitter_ns //= 5
         pages = arena // page_bytes
     else:
@@ -281,7 +301,7 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
     if given["names"]:
         known = {model.name: model for model in models}
         if missing := [name for name in given["names"] if name not in known]:
-            raise ConfigError(f"no model {missing[0]!r} (there is {', '.join(list(known)[:20])})")
+            raise click.UsageError(f"no model {missing[0]!r} (there is {', '.join(list(known)[:20])})")
         models = [known[name] for name in given["names"]]
     cluster = Cluster(
         devices=devices,
@@ -301,7 +321,8 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
 
 
 def _bytes(text: str) -> int:
-    return config.parse_bytes(text) if text else 0
+    with as_usage():
+        return config.parse_bytes(text) if text else 0
 
 
 @contextlib.contextmanager
@@ -341,7 +362,7 @@ def written(sought: str, value: float | None) -> str:
     if value is None:
         return "-"
     if sought == "devices":
-        return f"{value:.0f} devices"
+        return say_count(round(value), "device")
     return f"{value:.5g} requests/s" if sought == "rate" else f"{value / 1e6:.4g} ms"
 
 
@@ -397,7 +418,7 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
         lines += [
             f"  {'limited by':<14}{found.limited_by or 'none of what could be doubled'}",
             (
-                f"  {'':<14}just beyond ({found.beyond.devices} devices, {found.beyond.rate:.5g}/s),"
+                f"  {'':<14}just beyond ({say_count(found.beyond.devices, 'device')}, {found.beyond.rate:.5g}/s),"
                 f" {100 * found.beyond.bad_fraction:.3g} % are bad{worst(found.beyond)}{weighed};"
                 f" with twice as much {doubled}"
             ),

@@ -9,15 +9,19 @@ import click
 
 from clockwork import config
 from clockwork.cli.common import (
+    CV,
+    DURATION,
     PATH,
+    as_usage,
     client_options,
     new_client,
     print_json,
     print_table,
     say_count,
+    trace_option,
     write_file,
 )
-from clockwork.errors import ClockworkError, InvalidInput, Unavailable
+from clockwork.errors import ClockworkError, Unavailable
 
 INTERRUPTED_STATUS = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -29,7 +33,7 @@ INTERRUPTED_STATUS = 130
 @click.option("--example", metavar="0..9", help="Instead of INPUTS: a picture for the demo model digits.")
 @click.option("--output", "-o", type=PATH, help="Write the outputs: .npy, .npz or .json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
-@click.option("--slo", type=float, help="Seconds in which the answer is due.")
+@click.option("--slo", type=DURATION, help="When the answer is due: 100ms, or a number of seconds.")
 @click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
 @client_options
 def infer(
@@ -52,16 +56,20 @@ def infer(
     from clockwork.cli import files
 
     if (example is None) == (not inputs):
-        raise InvalidInput("infer takes INPUTS or --example: give one of them")
+        raise click.UsageError("infer takes INPUTS or --example: give one of them")
     if example is not None:
-        inputs = (str(files.example(example)),)
+        with as_usage():
+            inputs = (str(files.example(example)),)
     if output is not None:
-        files.check_output_name(output)
+        with as_usage():
+            files.check_output_name(output)
     with new_client(endpoint, key, timeout) as client:
         info = client.model(model)
         if not info.inputs and not info.outputs:  # it is not prepared, or unloaded
             raise Unavailable(f"model {model!r} is {info.state} {info.text}".rstrip())
-        outputs = client.infer(model, files.read_inputs(inputs, info), slo=slo, priority=priority)
+        with as_usage():
+            values = files.read_inputs(inputs, info)
+        outputs = client.infer(model, values, slo=slo, priority=priority)
     assert isinstance(outputs, dict)
     if output is not None:
         write_file(output, files.pack_outputs(output, outputs))
@@ -76,23 +84,32 @@ def infer(
 @click.argument("models", nargs=-1, required=True)
 @click.option("--rate", type=float, help="Open loop: requests per second, of all models together.")
 @click.option("--concurrency", type=click.IntRange(1), help="Closed loop: requests under way at once.")
-@click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds.")
-@click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
+@click.option(
+    "--duration", type=DURATION, default="10s", show_default=True, help="How long requests are sent."
+)
+@click.option(
+    "--slo",
+    type=DURATION,
+    help="Of every request: 100ms, or a number of seconds.  [default: each model's own]",
+)
 @click.option(
     "--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson", show_default=True
 )
-@click.option("--cv", type=float, default=4.0, show_default=True, help="Variation of gamma arrivals.")
+@click.option("--cv", type=CV, default=4.0, show_default=True, help="Variation of gamma arrivals.")
 @click.option(
     "--bursts",
-    type=float,
+    type=DURATION,
     nargs=2,
     metavar="ON OFF",
-    help="Mean seconds on and off of each model's requests.",
+    help="Mean time on and off of each model's requests, as 2s 10s.",
 )
 @click.option(
-    "--ramp", type=float, nargs=2, metavar="FACTOR SECONDS", help="Multiply the rate every so often."
+    "--ramp",
+    type=(float, DURATION),
+    metavar="FACTOR DURATION",
+    help="Multiply the rate every so often, as 1.5 10s.",
 )
-@click.option("--trace", default="", metavar="FILE", help="Replay an Azure Functions trace, or `synthetic`.")
+@trace_option("Replay an Azure Functions trace, or `synthetic`.")
 @click.option(
     "--mapping",
     type=click.Choice(["original", "shuffled"]),
@@ -132,7 +149,7 @@ def load(
     from clockwork.cli import load_generator
 
     if rate == 0:
-        raise InvalidInput("rate 0 asks nothing: leave --rate out for closed loop")
+        raise click.UsageError("rate 0 asks nothing: leave --rate out for closed loop")
     settings = load_generator.LoadSettings(
         models=models,
         rate=rate or 0.0,
@@ -151,7 +168,8 @@ def load(
         seed=seed,
         timeout_s=30.0 if timeout is None else timeout,
     )
-    settings.check()
+    with as_usage():
+        settings.check()
     with new_client(endpoint, key, timeout) as client, load_generator.watching() as watch:
         report = load_generator.run(client, settings, watch)
     if as_json:

@@ -79,4 +79,7 @@ def cli() -> None:
       clockwork up                                      a cluster on this machine
       clockwork infer digits --example 7                ask it something
       clockwork models add resnet50 resnet50.onnx       serve a model of your own
+
+    Exit status: 0; 1 if a command fails; 2 if the command line is wrong. A duration is a number of seconds, or has a
+    unit: 100ms, 250us, 2s, 5min.
     """

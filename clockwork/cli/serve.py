@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli.common import PATH, policy_numbers
+from clockwork.cli.common import PATH, Duration, as_usage, policy_numbers
 from clockwork.cli.gateway import repository_arguments, repository_options
 from clockwork.errors import ConfigError
 from clockwork.sources.location import Location
@@ -178,12 +178,13 @@ def up(
     from clockwork.launch import local
     from clockwork.worker.settings import device_names
 
-    device_names(device, devices)
-    check_policy(policy, save_devices, host_bytes)
+    with as_usage():
+        device_names(device, devices)
+        check_policy(policy, save_devices, host_bytes)
     if model_repository and not _starts_gateway(gateway):
-        raise ConfigError("--model-repository needs a gateway, which registers its models")
+        raise click.UsageError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
-        raise ConfigError("--profiles needs a worker that takes them")
+        raise click.UsageError("--profiles needs a worker that takes them")
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
     for name, size in (("--arena", arena), ("--page-size", page_size), ("--host-bytes", host_bytes)):
         arguments += [name, str(size)] if size else []
@@ -263,7 +264,9 @@ def controller(
     from clockwork.controller import process
     from clockwork.controller.settings import ControllerSettings, check_policy
 
-    check_policy(policy, save_devices)
+    with as_usage():
+        check_policy(policy, save_devices)
+        numbers = policy_numbers(options)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or config.worker_endpoint(),
@@ -271,7 +274,7 @@ def controller(
         data=data or config.data_directory(),
         policy=policy,
         memory=memory or "",
-        options=policy_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
+        options=numbers | ({"save_devices": 1.0} if save_devices else {}),
         key=key or config.key_file(),
         allowed=allowed or config.allowed_file(),
         insecure=insecure,
@@ -317,8 +320,8 @@ def replay(recording: Path, policy: str) -> None:
 @click.option("--name", help="How it is called in `status`.  [default: host-pid]")
 @worker_options
 @click.option("--store", type=PATH, help="Where prepared models are kept (or CLOCKWORK_DATA).")
-@click.option("--drain", type=click.FloatRange(0, config.SECONDS_MAX), default=config.DRAIN_LIMIT_NS / SECOND,
-              show_default=True, metavar="SECONDS",
+@click.option("--drain", type=Duration(0, config.SECONDS_MAX), default=f"{config.DRAIN_LIMIT_NS / SECOND:g}s",
+              show_default=True,
               help="How long it finishes what it has after SIGTERM or SIGINT; a second signal ends it at once.")  # fmt: skip
 @click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)

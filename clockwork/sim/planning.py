@@ -539,7 +539,9 @@ def _groups(
     elif len(ranks) > GROUPS:
         first = 1
         for members in np.array_split(ranks, GROUPS):
-            add(f"models {first} to {first + len(members) - 1} by popularity", members)
+            last = first + len(members) - 1
+            span = f"models {first} to {last}" if last > first else f"model {first}"
+            add(f"{span} by popularity", members)
             first += len(members)
     slos = np.array([scenario.slo_of(model) for model in scenario.models])
     different = np.unique(slos)
@@ -549,7 +551,8 @@ def _groups(
     elif len(different) > GROUPS:
         for values in np.array_split(different, GROUPS):
             members = np.flatnonzero((slos >= values[0]) & (slos <= values[-1]))
-            add(f"SLOs {values[0] / 1e6:.4g} to {values[-1] / 1e6:.4g} ms", members)
+            span = f"SLOs {values[0] / 1e6:.4g} to" if len(values) > 1 else "SLO"
+            add(f"{span} {values[-1] / 1e6:.4g} ms", members)
     classes = max(len(report.classes.offered) for report in reports)
     for place in range(classes) if classes > 1 else ():
         rows = [report.classes for report in reports if place < len(report.classes.offered)]

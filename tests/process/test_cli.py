@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from clockwork.cli import root as cli
-from clockwork.cli.common import say_bytes, say_count, say_enough
+from clockwork.cli.common import DURATION, Duration, say_bytes, say_count, say_enough
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import parse_profiles
 from clockwork.wire import transport
@@ -107,7 +107,59 @@ def run(controller: FakeController, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+# ----- durations -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0.1", 0.1), ("100ms", 0.1), ("100 ms", 0.1), ("250us", 250e-6), ("7ns", 7e-9), ("2s", 2.0), ("5min", 300.0),
+        ("1e-3", 1e-3), (".5h", 1800.0),
+    ],
+)  # fmt: skip
+def test_a_duration_is_a_number_with_a_unit_or_of_seconds(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "ms", "1 m", "1e", "nan", "inf", "1ms2", "1,5s", "1 Ms", "x" * 1000])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"is no duration: a number and a unit") as caught:
+        DURATION.convert(text, None, None)
+    assert len(caught.value.message) < 250
+
+
+def test_a_duration_in_another_unit_within_bounds() -> None:
+    kind = Duration(0, 1, unit="ms")
+    assert kind.convert("0.05", None, None) == 50e-6
+    assert kind.convert("1s", None, None) == 1.0
+    with pytest.raises(click.BadParameter, match="1001 is not at least 0 s and at most 1 s"):
+        kind.convert("1001", None, None)
+
+
 # ----- infer ---------------------------------------------------------------------------------
+
+
+def test_an_slo_with_a_unit(run: Any, controller: FakeController) -> None:
+    run("infer", "digits", "--example", "7", "--slo", "250ms")
+    assert controller.of(InferRequest)[-1].slo_ns == 250_000_000
+
+
+def test_an_array_of_another_type_is_answered_with_the_call_that_converts_it(
+    run: Any, controller: FakeController, tmp_path: Path
+) -> None:
+    def refuse(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        if type(message) is not InferRequest:
+            serve(controller, identity, message, frames)
+            return
+        details = {"tensor": "image", "expected": "float32", "got": "float64"}
+        controller.send(
+            identity, Failure(message.request_id, Status.INVALID_INPUT, "input 'image' ...", details)
+        )
+
+    np.save(tmp_path / "in.npy", np.zeros((1, 1, 8, 8)))
+    controller.handle = refuse
+    result = run("infer", "digits", tmp_path / "in.npy", ok=False)
+    assert (result.exit_code, "NumPy converts it: .astype('float32')" in result.stderr) == (1, True)
 
 
 def test_an_image_becomes_a_visible_answer(run: Any, controller: FakeController, tmp_path: Path) -> None:
@@ -163,7 +215,6 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("infer", "nope", "x.npy"), "no model 'nope'"),
         (("infer", "digits", "absent.npy"), "absent.npy cannot be read"),
         (("infer", "digits", "absent.png"), "absent.png"),
         (("infer", "digits", "other=absent.npy"), "no input 'other'; it has image"),
@@ -172,20 +223,51 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("infer", "digits", "x.npy", "-o", "out.csv"), ".npy, .npz, .json"),
         (("load", "digits", "--rate", "-1"), "rate -1"),
         (("load", "digits", "--rate", "0"), "rate 0 asks nothing: leave --rate out for closed loop"),
-        (("load", "digits", "--duration", "0"), "duration 0: it must be above 0 s"),
+        (("load", "digits", "--duration", "0"), "0 is not above 0 s"),
         (("load", "digits", "--rate", "5", "--concurrency", "5"), "open loop"),
-        (("load", "nope"), "no model 'nope'"),
-        (("models", "show", "nope"), "no model 'nope'"),
-        (("status", "--timeout", "-1"), "timeout -1"),
+        (("infer",), "Missing argument 'MODEL'"),
+        (("infer", "digits"), "infer takes INPUTS or --example"),
+        (("infer", "digits", "--example", "ten"), "there is no example 'ten'"),
+        (("models", "add"), "models add takes a NAME and an ONNX FILE"),
+        (("models", "add", "m", "absent.onnx"), "'absent.onnx' does not exist"),
+        (("models", "show"), "Missing argument 'NAME'"),
+        (("plan", "devices", "--profiles", "absent.json", "--rate", "5"), "absent.json"),
+        (("up", "--workers", "0", "--profiles", "paper"), "--profiles needs a worker"),
+        (("infer", "digits", "x.npy", "--slo", "100 parsecs"), "'100 parsecs' is no duration"),
+        (("status", "--timeout", "soon"), "a number and a unit, as 100ms, 250us, 2s or 5min"),
+        (("worker", "--drain", "-1s"), "-1s is not at least 0 s"),
+        (("gateway", "--repository-poll-secs", "1ms"), "1ms is not at least 0.1 s"),
+        (("status", "--timeout", "-1"), "-1 is not above 0 s"),
         (("status", "--endpoint", "nonsense"), "nonsense"),
         (("status", "--key", "absent.key"), "absent.key"),
         (("controller", "--policy", "clairvoyant"), "no scheduling policy 'clairvoyant' (there is edf, "),
+        (("controller", "--option", "lead"), "a policy's option is NAME=NUMBER, not 'lead'"),
         (("controller", "--save-devices", "--policy", "edf"), "--save-devices needs --policy adaptive"),
         (("up", "--save-devices", "--policy", "fifo"), "--save-devices needs --policy adaptive"),
         (("up", "--host-bytes", "1GiB", "--policy", "edf"), "--host-bytes needs --policy adaptive"),
     ],
 )
-def test_mistakes_are_one_line_on_stderr(run: Any, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_command_line_is_answered_with_the_usage_and_status_2(
+    run: Any, arguments: tuple[str, ...], said: str
+) -> None:
+    result = run(*arguments, ok=False)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.startswith("Usage: ")
+    assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("infer", "nope", "x.npy"), "no model 'nope'"),
+        (("load", "nope"), "no model 'nope'"),
+        (("models", "show", "nope"), "no model 'nope'"),
+    ],
+)
+def test_what_fails_is_one_line_on_stderr_and_status_1(
+    run: Any, arguments: tuple[str, ...], said: str
+) -> None:
     result = run(*arguments, ok=False)
     assert result.exit_code == 1
     assert said in result.stderr
@@ -379,7 +461,7 @@ def test_python_dash_m_reaches_the_same_program() -> None:
         capture_output=True,
         text=True,
     )
-    assert result.returncode == 1
-    assert result.stderr.startswith("clockwork: ")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Usage: clockwork status ")
     with pytest.raises(ConfigError):
         raise ConfigError(result.stderr)

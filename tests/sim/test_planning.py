@@ -145,6 +145,16 @@ def test_many_models_are_limited_by_tenths_of_their_popularity() -> None:
     assert trial.badness == pytest.approx(trial.groups_bad[trial.worst_group] / 2)
 
 
+def test_a_group_of_a_single_model_or_slo_is_named_so() -> None:
+    models = [
+        dataclasses.replace(CNN, name=f"cnn-{number}", slo_ns=(50 + number) * MS) for number in range(11)
+    ]
+    found = Planner(scenario(models, rate=80, skew=1.0))
+    names = list(found.trial(found.scenario).groups_bad)
+    assert names[:2] == ["models 1 to 2 by popularity", "model 3 by popularity"]
+    assert names[10:12] == ["SLOs 50 to 51 ms", "SLO 52 ms"]
+
+
 def test_where_a_busier_part_of_a_whole_is_counted_the_bound_is_of_that_part() -> None:
     """Three times the whole's rate, which rates are of."""
 
@@ -234,6 +244,7 @@ def test_the_command_line_plans_from_a_profile_file_and_draws(tmp_path: Path) ->
     file, picture = tmp_path / "models.json", tmp_path / "plan.png"
     save_profiles(file, [CNN])
     quick = ["--profiles", str(file), "--requests", "2000", "--seeds", "1"]
+    assert " 1 device\n" in run("devices", *quick, "--rate", "10")
     found = json.loads(run("devices", *quick, "--rate", "150", "--json", "--plot", str(picture)))
     assert found["answer"] == 2
     assert found["limited_by"] == "execution"
@@ -307,5 +318,5 @@ def test_the_command_line_names_what_is_wrong(tmp_path: Path, arguments: list[st
     file = tmp_path / "models.json"
     save_profiles(file, [CNN])
     found = CliRunner().invoke(cli, ["plan", "devices", "--profiles", str(file), "--rate", "5", *arguments])
-    assert found.exit_code == 1
+    assert found.exit_code == 2
     assert text in found.output

@@ -63,3 +63,14 @@ TELEMETRY_ROWS = 20_000
 
 TELEMETRY_KEEP_NS = 1_000_000_000
 """How long the writer remembers what is over."""
+
+# ----- observe/explain.py, observe/timeline.py -------------------------------------------------
+
+EXPLAINED_DEVICES_MAX = 8
+"""Devices of which an explanation tells what each was doing."""
+
+EXPLAINED_MODELS_MAX = 6
+"""Models that an explanation names of those that a device executed before."""
+
+TIMELINE_WIDTH_MIN = 60
+"""Columns of a terminal that a timeline takes at least."""

@@ -262,12 +262,13 @@ class SeenWorker:
 
 @dataclasses.dataclass(slots=True)
 class SeenModel:
-    """A model. ``specs``: by worker that has prepared it."""
+    """A model. ``specs``: by worker that has prepared it, also of one that has left, until that is forgotten."""
 
     id: int
     name: str = ""  # "": it was not seen to become ready
     version: int = 0
     specs: dict[int, ModelSpec] = dataclasses.field(default_factory=dict)
+    ready_ns: dict[int, int] = dataclasses.field(default_factory=dict)  # since when each has
     removed_ns: int = 0  # since when it takes no more requests
     gone_ns: int = 0
     faults: list[tuple[int, int, Fault]] = dataclasses.field(default_factory=list)  # (time, worker, fault)
@@ -495,8 +496,6 @@ class History:
         for device in list(self.devices.values()):
             if device.worker == event.worker:
                 self._lose(device, event.now_ns)
-        for model in self.models.values():
-            model.specs.pop(event.worker, None)
 
     def _worker_draining(self, event: WorkerDraining) -> None:
         self._worker(event.worker).draining_ns = event.now_ns
@@ -529,6 +528,7 @@ class History:
         model = self._model(event.spec.model_id)
         model.name, model.version = event.spec.name, event.spec.version
         model.specs[event.worker] = event.spec
+        model.ready_ns.setdefault(event.worker, event.now_ns)
 
     def _model_removed(self, event: ModelRemoved) -> None:
         self._model(event.model_id).removed_ns = event.now_ns
@@ -724,6 +724,9 @@ class History:
             worker = self._gone_workers.popleft()
             if self.workers.get(worker.id) is worker:
                 del self.workers[worker.id]
+                for model in self.models.values():
+                    model.specs.pop(worker.id, None)
+                    model.ready_ns.pop(worker.id, None)
                 for index in range(worker.device_count):
                     self.devices.pop((worker.id, index), None)
 

@@ -99,3 +99,8 @@ def without(spans: list[Span], taken: list[Span]) -> list[Span]:
         if begin < end:
             found.append((begin, end))
     return found
+
+
+def total_ns(spans: Iterable[Span]) -> int:
+    """The sum of their lengths."""
+    return sum(end - begin for begin, end in spans)

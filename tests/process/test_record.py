@@ -59,3 +59,11 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
         answered = [one for one in requests if one["args"]["outcome"] == "answered"]
         assert len(answered) == report.answered
         assert f"with {len(requests)} requests" in traced.text
+        picture = tmp_path / "why.svg"
+        slowest = cluster.program(
+            ["explain", "--slowest", "--recording", str(recording), "--svg", str(picture)]
+        )
+        assert slowest.wait() == 0, slowest.text
+        assert "It was answered after" in slowest.text
+        assert "2 of 2 devices could have served it" in slowest.text
+        assert "its own batch" in picture.read_text()

@@ -1,0 +1,549 @@
+"""Says from a history why a request was refused, waited or missed its deadline: in sentences, and as a timeline.
+
+explanation = explain(history, request_id)
+print("\n".join(explanation.sentences))
+explanation.timeline  # drawn by observe.timeline
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from clockwork.config.observe import EXPLAINED_DEVICES_MAX, EXPLAINED_MODELS_MAX
+from clockwork.errors import InvalidInput
+from clockwork.observe.history import (
+    LOADING,
+    UNKNOWN,
+    WAITING,
+    History,
+    Residency,
+    SeenAction,
+    SeenDevice,
+    SeenModel,
+    SeenRequest,
+)
+from clockwork.observe.lanes import (
+    Span,
+    executing_spans,
+    intersection,
+    span_of,
+    total_ns,
+    without,
+)
+from clockwork.scheduler.types import NEVER_NS, Reason, Status
+from clockwork.system.clock import duration
+
+REASONS = {
+    Reason.DEADLINE: "it could not have been answered by its deadline behind what was waiting and under way",
+    Reason.INFEASIBLE: "even an idle device that has the model would have been too slow for its SLO",
+    Reason.OVERLOADED: "the controller held as many requests, or bytes of them, as it may",
+    Reason.MEMORY: "no device has room for the model",
+    Reason.DISPLACED: "a request of higher priority took its place",
+    Reason.UNPROFILED: "an input of this shape was never measured, and its bound is above the SLO",
+    Reason.NO_WORKER: "no worker that can serve the model was connected",
+    Reason.DRAINING: "the model was being removed, or what serves it was leaving",
+}
+"""What each reason of a refusal means."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaneSpan:
+    """Something that a device did. ``what``: execute, load or idle with work."""
+
+    begin_ns: int
+    end_ns: int
+    what: str
+    label: str  # the model's
+    text: str  # all about it, in a line
+    is_own: bool = False  # of the request that is explained, or of its model's load
+    is_predicted: bool = False  # it had not ended, and is drawn as long as it was thought to take
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lane:
+    """A device's lane within a timeline."""
+
+    name: str
+    what: str  # execute or load
+    spans: Sequence[LaneSpan]
+
+
+class Moment(NamedTuple):
+    """A mark on a timeline."""
+
+    at_ns: int
+    sign: str  # one letter
+    word: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timeline:
+    """What devices did around a request's time. Times are the history's."""
+
+    title: str
+    from_ns: int
+    until_ns: int
+    zero_ns: int  # the arrival, from which times are counted
+    moments: Sequence[Moment]
+    lanes: Sequence[Lane]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request had the end that it had."""
+
+    request_id: int
+    model: str
+    outcome: str  # of OUTCOMES; "" while it is not answered
+    sentences: Sequence[str]
+    devices: Sequence[str]  # a sentence for each device that could have served it
+    timeline: Timeline
+
+
+def explain(history: History, request_id: int) -> Explanation:
+    """Explain a request of the history. Raises InvalidInput where it has no such request, or not its arrival."""
+    request = history.requests.get(request_id)
+    if request is None or not request.arrived_ns:
+        raise InvalidInput(_absence(history, request_id))
+    return _Case(history, request).explanation()
+
+
+def find_request(history: History, outcome: str, model: str = "") -> int:
+    """The id of the newest request with an outcome. model: only of this, by name or name@version. Raises InvalidInput."""
+    for request in reversed(history.requests.values()):
+        if request.outcome == outcome and request.arrived_ns and _is_of(history, request, model):
+            return request.id
+    raise InvalidInput(f"no request{f' of {model}' if model else ''} was {outcome} {_period(history)}")
+
+
+def find_slowest(history: History, model: str = "") -> int:
+    """The id of the answered request that took longest. model: as for find_request(). Raises InvalidInput."""
+    found = max(
+        (
+            one
+            for one in history.requests.values()
+            if one.outcome == "answered" and _is_of(history, one, model)
+        ),
+        key=lambda request: request.latency_ns,
+        default=None,
+    )
+    if found is None or not found.latency_ns:
+        raise InvalidInput(f"no request{f' of {model}' if model else ''} was answered {_period(history)}")
+    return found.id
+
+
+def _is_of(history: History, request: SeenRequest, model: str) -> bool:
+    if not model:
+        return True
+    seen = history.models.get(request.model_id)
+    return seen is not None and model in (seen.name, seen.label)
+
+
+def _period(history: History) -> str:
+    return f"in the {duration(history.now_ns - _since(history))} that are kept"
+
+
+def _since(history: History) -> int:
+    return max(history.begun_ns, history.now_ns - history.keep_ns)
+
+
+def _absence(history: History, request_id: int) -> str:
+    known = [one.id for one in history.requests.values() if one.arrived_ns]
+    if not known:
+        return f"there is no request {request_id} {_period(history)}, nor any other"
+    return f"there is no request {request_id} {_period(history)}: those are {min(known)} to {max(known)}"
+
+
+class _Case:
+    """One request, and what was around it."""
+
+    def __init__(self, history: History, request: SeenRequest) -> None:
+        self._history = history
+        self._request = request
+        self._model = history.models.get(request.model_id) or SeenModel(request.model_id)
+        self._arrived_ns = request.arrived_ns
+        self._ended_ns = request.answered_ns or history.now_ns
+        deadline = request.deadline_ns if request.deadline_ns < NEVER_NS else self._ended_ns
+        self._until_ns = max(self._ended_ns, deadline)  # until when it was of use that a device is free
+
+    def explanation(self) -> Explanation:
+        could = self._could_serve()
+        return Explanation(
+            self._request.id,
+            self._model.label,
+            self._request.outcome,
+            [*self._arrival(), *self._end(), *self._devices_in_all(could), *self._joinable()],
+            [self._device(device) for device in could[:EXPLAINED_DEVICES_MAX]],
+            self._timeline(could[:EXPLAINED_DEVICES_MAX]),
+        )
+
+    # ----- sentences -----------------------------------------------------------------------------
+
+    def _arrival(self) -> Iterator[str]:
+        request = self._request
+        slo = f"an SLO of {duration(request.slo_ns)}" if request.slo_ns else "no deadline"
+        ago = duration(self._history.now_ns - self._arrived_ns)
+        yield (
+            f"Request {request.id} for {self._model.label} ({_count(request.rows, 'row')}, priority {request.priority}) "
+            f"arrived {ago} before the end of this history, with {slo}."
+        )
+        waiting = [
+            one
+            for one in self._history.requests.values()
+            if one is not request
+            and 0 < one.arrived_ns <= self._arrived_ns
+            and self._left(one) > self._arrived_ns
+        ]
+        same = sum(one.model_id == request.model_id for one in waiting)
+        yield (
+            f"{_count(len(waiting), 'other request')} waited in the controller then, {same} of them for its model."
+        )
+
+    def _left(self, request: SeenRequest) -> int:
+        """When a request no longer waited in the controller."""
+        return request.sent_ns or request.answered_ns or NEVER_NS
+
+    def _end(self) -> Iterator[str]:
+        request = self._request
+        took = duration(self._ended_ns - self._arrived_ns)
+        if request.outcome == "refused":
+            when = "at its arrival" if request.answered_ns == self._arrived_ns else f"after {took}"
+            meaning = REASONS.get(request.reason, "")  # type: ignore[call-overload]
+            yield f"It was refused {when} ({request.reason}): {meaning or request.text}."
+            if meaning and request.text:
+                yield f"The refusal said: {request.text}."
+            if request.feasible_slo_ns:
+                yield f"It would have needed an SLO of {duration(request.feasible_slo_ns)}, by the estimates of that moment."
+            if request.retry_after_ns:
+                yield f"After {duration(request.retry_after_ns)} the same request would probably have been admitted."
+        elif request.outcome == "answered":
+            yield (
+                f"It was answered after {took}: {duration(request.queue_ns)} in a queue, "
+                f"{duration(request.load_ns)} waiting for a load and {duration(request.exec_ns)} on the device."
+            )
+        elif request.outcome == "missed":
+            yield f"It missed its deadline, and was told so after {took}: {request.text}."
+        elif request.outcome:
+            yield f"It was {request.outcome} after {took}: {request.text}."
+        elif request.state == UNKNOWN:
+            yield "What became of it is not known: steps of the scheduler were left out."
+        else:
+            doing = "waits in the controller" if request.state == WAITING else "is in a batch that was sent"
+            yield f"It has not been answered; after {took} it {doing}."
+        if request.action is not None:
+            yield from self._own_batch(request.action)
+        elif request.outcome in ("missed", "cancelled", "failed") or (
+            request.outcome == "refused" and request.answered_ns > self._arrived_ns
+        ):
+            yield "It was never sent to a device."
+
+    def _own_batch(self, action: SeenAction) -> Iterator[str]:
+        request, history = self._request, self._history
+        device = history.device_label(action.worker, action.device)
+        waited = action.ordered_ns - self._arrived_ns
+        again = (
+            f" (it was sent {request.sent_count} times, this is the last)" if request.sent_count > 1 else ""
+        )
+        yield (
+            f"{duration(waited)} after its arrival it was sent to {device}, in a batch of "
+            f"{_count(len(action.requests), 'request')} with {_count(action.rows, 'row')}{again}."
+        )
+        span = span_of(action)
+        if span is None:
+            if action.is_under_way:
+                yield f"That batch has not ended; it was predicted to take {duration(action.expected_ns)}."
+            else:
+                status = _status(action.status)
+                yield f"That batch was not executed: {status}{f', {action.text}' if action.text else ''}."
+            return
+        seen = history.devices.get((action.worker, action.device))
+        if seen is not None:
+            yield from self._before(seen, action, span[0])
+        late = span[1] - request.deadline_ns
+        yield (
+            f"It was executed from {self._at(span[0])} to {self._at(span[1])}: predicted were "
+            f"{duration(action.expected_ns)}, measured {duration(action.duration_ns)}"
+            + (f"; it ended {duration(late)} after the deadline." if late > 0 else ".")
+        )
+
+    def _before(self, device: SeenDevice, action: SeenAction, begin_ns: int) -> Iterator[str]:
+        """What the device did between the arrival and the execution."""
+        wait = [(self._arrived_ns, begin_ns)] if begin_ns > self._arrived_ns else []
+        others = [
+            one
+            for one in device.executions
+            if one is not action and (span := span_of(one)) is not None and intersection([span], wait)
+        ]
+        busy_ns = total_ns(intersection(executing_spans(device), wait))
+        if others:
+            models: dict[str, int] = {}
+            for one in others:
+                label = self._history.label(one.model_id)
+                models[label] = models.get(label, 0) + 1
+            often = sorted(models.items(), key=lambda one: -one[1])
+            told = ", ".join(
+                label if count == 1 else f"{label} {count} times"
+                for label, count in often[:EXPLAINED_MODELS_MAX]
+            )
+            if len(often) > EXPLAINED_MODELS_MAX:
+                told += f" and {_count(len(often) - EXPLAINED_MODELS_MAX, 'other model')}"
+            yield (
+                f"Before it, {self._name(device)} executed {_count(len(others), 'other batch', 'other batches')} for "
+                f"{duration(busy_ns)} of that time: {told}."
+            )
+        load = self._load_that_ends(device, begin_ns)
+        if load is not None and load.end_ns > self._arrived_ns:
+            yield (
+                f"The model had to be loaded there first, which was ordered {self._at(load.ordered_ns)} and lasted until "
+                f"{self._at(load.end_ns)}; the load took {duration(load.duration_ns)}, predicted were {duration(load.expected_ns)}."
+            )
+        free = without(wait, executing_spans(device))
+        if load is not None and load.end_ns > self._arrived_ns:
+            free = without(free, [(self._arrived_ns, load.end_ns)])
+        idle = [(begin, end) for begin, end in free if end <= action.ordered_ns]
+        if total_ns(idle) > 0:
+            yield (
+                f"{self._name(device)} was idle for {duration(total_ns(idle))} of that time before the batch was ordered: "
+                "the policy waited for more requests, or preferred another device."
+            )
+
+    def _load_that_ends(self, device: SeenDevice, by_ns: int) -> SeenAction | None:
+        """The newest load of the model that ended well by a time."""
+        for action in reversed(device.loads):
+            if (
+                action.kind == "load"
+                and action.model_id == self._request.model_id
+                and action.status is Status.OK
+            ) and action.end_ns <= by_ns:
+                return action
+        return None
+
+    def _could_serve(self) -> list[SeenDevice]:
+        """The devices whose worker had prepared the model: first its own, then those that had it, or were loading it."""
+        found = []
+        for device in self._history.lanes():
+            worker = self._history.workers.get(device.worker)
+            residency = device.holds(self._model.id, self._arrived_ns)
+            is_lost = 0 < device.lost_ns <= self._arrived_ns
+            is_leaving = worker is not None and 0 < worker.draining_ns <= self._arrived_ns
+            is_ready = self._model.ready_ns.get(device.worker, NEVER_NS) <= self._arrived_ns
+            if is_lost or is_leaving or not (is_ready or residency is not None):
+                continue
+            found.append((self._rank(device, residency), device))
+        found.sort(key=lambda one: one[0])
+        return [device for _, device in found]
+
+    def _rank(self, device: SeenDevice, residency: Residency | None) -> int:
+        own = self._request.action
+        if own is not None and (own.worker, own.device) == (device.worker, device.index):
+            return 0
+        if residency is None:
+            return 3
+        return 1 if self._had(residency) else 2
+
+    def _had(self, residency: Residency) -> bool:
+        """Whether the model could be executed when the request arrived. Since 0: it was there before the history."""
+        return 0 < residency.ready_ns <= self._arrived_ns or not residency.since_ns
+
+    def _devices_in_all(self, could: Sequence[SeenDevice]) -> Iterator[str]:
+        there = [one for one in self._history.lanes() if not 0 < one.lost_ns <= self._arrived_ns]
+        if not could:
+            yield f"None of {_count(len(there), 'device')} could have served it: no worker that has prepared {self._model.label} was there."
+            return
+        held = sum(
+            (one := device.holds(self._model.id, self._arrived_ns)) is not None and self._had(one)
+            for device in could
+        )
+        busy = sum(self._executing(device, self._arrived_ns) is not None for device in could)
+        yield (
+            f"{len(could)} of {_count(len(there), 'device')} could have served it: {held} had the model, and {busy} "
+            f"{'was' if busy == 1 else 'were'} executing when it arrived."
+        )
+        if len(could) > EXPLAINED_DEVICES_MAX:
+            yield f"{EXPLAINED_DEVICES_MAX} of these devices are told of below."
+
+    def _executing(self, device: SeenDevice, at_ns: int) -> SeenAction | None:
+        """What a device executed at a time, by what was measured, or by what is predicted of what has not ended."""
+        for action in reversed(device.executions):
+            begin_ns, end_ns = self._shown(device, action)
+            if begin_ns <= at_ns < end_ns:
+                return action
+        return None
+
+    def _shown(self, device: SeenDevice, action: SeenAction) -> Span:
+        """When an action was carried out; of one that has not ended, when it is thought to be; (0, 0): it was not."""
+        span = span_of(action)
+        if span is not None:
+            return span
+        if not action.is_under_way:
+            return 0, 0
+        lane = device.executions if action.is_execution else device.loads
+        begin_ns = max(action.earliest_ns, action.ordered_ns)
+        for other in lane:
+            if other is action:
+                break
+            if other.is_under_way:
+                begin_ns += other.expected_ns
+        return begin_ns, begin_ns + action.expected_ns
+
+    def _device(self, device: SeenDevice) -> str:
+        """What a device had, and did, when the request arrived."""
+        at_ns, name = self._arrived_ns, self._name(device)
+        residency = device.holds(self._model.id, at_ns)
+        parts = []
+        if residency is None:
+            needed = self._load_expected_ns(device)
+            takes = f", and a load takes {duration(needed)}" if needed else ""
+            parts.append(f"did not have the model{takes}")
+        elif self._had(residency):
+            parts.append("had the model")
+        elif residency.ready_ns:
+            parts.append(f"was loading the model until {self._at(residency.ready_ns)}")
+        elif residency.state == LOADING and not residency.until_ns:
+            parts.append("is loading the model")
+        else:
+            parts.append("was loading the model, which came to nothing")
+        executing = self._executing(device, at_ns)
+        if executing is None:
+            parts.append("executed nothing at that moment")
+        else:
+            _, end_ns = self._shown(device, executing)
+            size = f" with {_count(executing.rows, 'row')}" if executing.rows > 1 else ""
+            parts.append(f"executed {self._history.label(executing.model_id)}{size} until {self._at(end_ns)}")
+        sent = [one for one in device.executions if one.ordered_ns <= at_ns < self._shown(device, one)[0]]
+        if sent:
+            parts.append(
+                f"had {_count(len(sent), 'batch', 'batches')} more, sent before, until "
+                f"{self._at(max(self._shown(device, one)[1] for one in sent))}"
+            )
+        loading = [
+            one
+            for one in device.loads
+            if one.kind == "load"
+            and one.model_id != self._model.id
+            and self._shown(device, one)[0] <= at_ns < self._shown(device, one)[1]
+        ]
+        if loading:
+            until = self._at(self._shown(device, loading[0])[1])
+            parts.append(f"was loading {self._history.label(loading[0].model_id)} until {until}")
+        if self._until_ns > at_ns:
+            window = [(at_ns, self._until_ns)]
+            busy_ns = total_ns(intersection(self._shown_executing(device), window))
+            parts.append(
+                f"executed for {busy_ns / (self._until_ns - at_ns):.0%} of the {duration(self._until_ns - at_ns)} until "
+                + ("its deadline" if self._until_ns == self._request.deadline_ns else "its answer")
+            )
+        return f"{name} {', '.join(parts)}."
+
+    def _shown_executing(self, device: SeenDevice) -> list[Span]:
+        spans = (self._shown(device, action) for action in device.executions)
+        return sorted(span for span in spans if span[1])
+
+    def _load_expected_ns(self, device: SeenDevice) -> int:
+        for action in reversed(device.loads):
+            if action.kind == "load" and action.model_id == self._model.id:
+                return action.expected_ns
+        spec = self._model.specs.get(device.worker)
+        return spec.load_ns if spec is not None else 0
+
+    def _joinable(self) -> Iterator[str]:
+        """The first batch of the same model and shape that was ordered while the request was of use, without it."""
+        request = self._request
+        if request.outcome == "answered":
+            return
+        found = min(self._later_batches(), key=lambda one: one[1].ordered_ns, default=None)
+        if found is None:
+            yield "No other batch of its model was ordered after it came."
+            return
+        device, action = found
+        if action.ordered_ns > request.deadline_ns:
+            late = duration(action.ordered_ns - request.deadline_ns)
+            yield f"The next other batch of its model was ordered {late} after its deadline."
+            return
+        spec = self._model.specs.get(device.worker)
+        has_room = spec is None or action.rows + request.rows <= spec.batch_max
+        _, end_ns = self._shown(device, action)
+        slack_ns = request.deadline_ns - end_ns
+        ends = "ended" if span_of(action) is not None else "would have ended"
+        yield (
+            f"The next other batch of its model was ordered {self._at(action.ordered_ns)}, on {self._name(device)}, of "
+            f"{_count(action.rows, 'row')}, {'with room for it' if has_room else 'full'}"
+            + ("." if request.deadline_ns == NEVER_NS
+               else f"; it {ends} {duration(abs(slack_ns))} {'before' if slack_ns >= 0 else 'after'} its deadline.")
+        )  # fmt: skip
+
+    def _later_batches(self) -> Iterator[tuple[SeenDevice, SeenAction]]:
+        request = self._request
+        for device in self._history.lanes():
+            for action in device.executions:
+                if (
+                    action.kind != "infer"
+                    or action.model_id != request.model_id
+                    or request.id in action.requests
+                ):
+                    continue
+                others = (self._history.requests.get(one) for one in action.requests)
+                shape = next(
+                    (one.shape for one in others if one is not None and one.arrived_ns), request.shape
+                )
+                if (
+                    shape == request.shape
+                    and action.ordered_ns >= self._arrived_ns
+                    and self._shown(device, action)[0]
+                ):
+                    yield device, action
+
+    def _name(self, device: SeenDevice) -> str:
+        return f"device {self._history.device_label(device.worker, device.index)}"
+
+    def _at(self, at_ns: int) -> str:
+        """A time as people are told it: relative to the arrival."""
+        ns = at_ns - self._arrived_ns
+        return f"{duration(ns)} after its arrival" if ns >= 0 else f"{duration(-ns)} before its arrival"
+
+    # ----- the picture ---------------------------------------------------------------------------
+
+    def _timeline(self, devices: Sequence[SeenDevice]) -> Timeline:
+        request = self._request
+        span_ns = max(self._until_ns - self._arrived_ns, 1_000_000)
+        from_ns, until_ns = self._arrived_ns - span_ns // 4, self._until_ns + span_ns // 4
+        moments = [Moment(self._arrived_ns, "A", "arrival")]
+        if request.sent_ns:
+            moments.append(Moment(request.sent_ns, "S", "sent"))
+        if request.answered_ns:
+            moments.append(Moment(request.answered_ns, "E", request.outcome))
+        if request.deadline_ns < NEVER_NS:
+            moments.append(Moment(request.deadline_ns, "D", "deadline"))
+        lanes = []
+        for device in devices:
+            for what, actions in (("execute", device.executions), ("load", device.loads)):
+                spans = []
+                for action in actions:
+                    begin_ns, end_ns = self._shown(device, action)
+                    if end_ns > from_ns and begin_ns < until_ns and begin_ns:
+                        spans.append(self._lane_span(action, begin_ns, end_ns))
+                lanes.append(
+                    Lane(f"{self._history.device_label(device.worker, device.index)} {what}", what, spans)
+                )
+        title = f"Request {request.id} for {self._model.label}: {request.outcome or 'not answered'}"
+        return Timeline(title, from_ns, until_ns, self._arrived_ns, moments, lanes)
+
+    def _lane_span(self, action: SeenAction, begin_ns: int, end_ns: int) -> LaneSpan:
+        label = self._history.label(action.model_id)
+        size = f", {_count(action.rows, 'row')}" if action.rows else ""
+        text = f"{action.kind} {label}{size}, {duration(end_ns - begin_ns)}, predicted {duration(action.expected_ns)}"
+        is_own = action is self._request.action or (
+            action.kind == "load" and action.model_id == self._request.model_id
+        )
+        what = "execute" if action.is_execution else "load"
+        return LaneSpan(begin_ns, end_ns, what, label, text, is_own, action.is_under_way)
+
+
+def _count(count: int, noun: str, plural: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
+
+
+def _status(status: Status | None) -> str:
+    return "unknown" if status is None else status.name.lower().replace("_", " ")

@@ -1,45 +1,62 @@
-"""`clockwork trace`: a file that Perfetto and Chrome open."""
+"""`clockwork trace`: a file that Perfetto and Chrome open; and two runs side by side."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from clockwork.cli.common import FILE, PATH, say_count
+from clockwork.cli.common import DURATION, FILE, PATH, Duration, print_json, print_table, say_count
+from clockwork.config.observe import COMPARED_ROWS_MAX
 from clockwork.errors import InvalidInput
-from clockwork.system.clock import SECOND
+from clockwork.system.clock import SECOND, duration
 from clockwork.wire.messages import NEVER_NS
+
+if TYPE_CHECKING:
+    from clockwork.observe.compare import Comparison, Summary
 
 
 @click.command()
-@click.argument("recording", type=FILE)
-@click.option("--output", "-o", type=PATH, required=True, help="The file to write, such as run.json.")
-@click.option(
-    "--from",
-    "from_s",
-    type=click.FloatRange(0),
-    default=0.0,
-    help="Begin so many seconds after RECORDING does.",
-)
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="How much to trace.  [default: all]")
-def trace(recording: Path, output: Path, from_s: float, seconds: float | None) -> None:
+@click.argument("recording", type=FILE, required=False)
+@click.option("--output", "-o", type=PATH, help="The file to write, such as run.json.")
+@click.option("--from", "from_s", type=Duration(0), default=0.0, help="Begin so long after RECORDING does.")
+@click.option("--seconds", type=DURATION, help="How much to trace.  [default: all]")
+@click.option("--compare", type=FILE, nargs=2, metavar="A B", help="Instead: say where two recordings part.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def trace(
+    recording: Path | None, output: Path | None, from_s: float, seconds: float | None,
+    compare: tuple[Path, Path] | None, as_json: bool,
+) -> None:  # fmt: skip
     """Write what a cluster did as a trace, which https://ui.perfetto.dev and chrome://tracing open.
 
-    It shows what each device executed and loaded, when it was idle with work waiting, every request with an arrow to its
-    batch, and waiting requests, goodput and refusals over time. RECORDING is of `clockwork controller --record`.
+    It shows what each device executed and loaded, when it was idle with work, every request with an arrow to its batch,
+    and waiting requests, goodput and refusals over time. RECORDING is of `clockwork controller --record`.
+
+    --compare says of two recordings of one workload which decision is the first that differs, and holds models and
+    devices side by side: answers, refusals, loads, batches and latency. Requests are matched by the order of their
+    arrival.
 
     \b
-    Example:
+    Examples:
       clockwork trace monday.rec --from 60 --seconds 5 -o run.json
+      clockwork trace --compare adaptive.rec edf.rec
     """
+    span_ns = NEVER_NS if seconds is None else round(seconds * SECOND)
+    if compare:
+        if recording is not None or output is not None:
+            raise click.UsageError("--compare takes two recordings, and neither a third nor --output")
+        _compare(compare, span_ns, as_json)
+        return
+    if recording is None or output is None:
+        raise click.UsageError("name a RECORDING and, with --output, the file to write")
     from clockwork.observe.perfetto import write_trace
     from clockwork.observe.recorded import read_history
 
     from_ns = round(from_s * SECOND)
-    header, history = read_history(
-        recording, from_ns, NEVER_NS if seconds is None else round(seconds * SECOND)
-    )
+    header, history = read_history(recording, from_ns, span_ns)
     about = {"recording": recording.name, "policy": header.policy, "version": header.version}
     try:
         with output.open("w", encoding="utf-8") as file:
@@ -50,10 +67,122 @@ def trace(recording: Path, output: Path, from_s: float, seconds: float | None) -
         f"wrote {output}: {drawn.span_ns / SECOND:.3g} s with {say_count(drawn.requests, 'request')}, "
         f"{say_count(drawn.executions, 'execution')} and {say_count(drawn.loads, 'load')}"
     )
-    if history.forgotten:
+    if len(history.requests) >= history.requests_max:
         click.echo(
-            f"{say_count(history.forgotten, 'request')} before these are left out: --from and --seconds choose others"
+            f"requests before the newest {history.requests_max} are left out: --from and --seconds choose others"
         )
     if drawn.left_out:
         click.echo(f"{say_count(drawn.left_out, 'request')} are not drawn: too many were there at once")
     click.echo("open it at https://ui.perfetto.dev or chrome://tracing")
+
+
+def _compare(paths: tuple[Path, Path], span_ns: int, as_json: bool) -> None:
+    from clockwork.observe.compare import compare
+    from clockwork.observe.recorded import read_history
+
+    (_, first), (_, second) = (read_history(path, 0, span_ns) for path in paths)
+    for path, history in zip(paths, (first, second), strict=True):
+        if history.forgotten:
+            raise InvalidInput(
+                f"{path} has more requests than can be compared, by {history.forgotten}: take less of it by --seconds"
+            )
+    found = compare(first, second)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    a, b = (path.name for path in paths)
+    click.echo(f"A: {a}, {duration(found.span_ns[0])}\nB: {b}, {duration(found.span_ns[1])}\n")
+    click.echo(_say_part(found))
+    both = found.total[0].answered - found.only_first
+    click.echo(
+        f"Both answered {say_count(both, 'request')}, only A {found.only_first}, only B {found.only_second}.\n"
+    )
+    print_table(["", "A", "B"], _total_rows(found))
+    titles = ["answered", "refused", "missed", "executions", "batch", "loads", "p50", "p99"]
+    click.echo("Of each pair, A is first.")
+    differing = sorted(found.models, key=lambda name: -_difference(found.models[name]))
+    rows = [[name, *_cells(found.models[name])] for name in differing[:COMPARED_ROWS_MAX]]
+    print_table(["model", *titles], rows)
+    if len(differing) > COMPARED_ROWS_MAX:
+        click.echo(f"{len(differing) - COMPARED_ROWS_MAX} models more, which differ less: --json has all\n")
+    rows = [[name, *_device_cells(pair)] for name, pair in list(found.devices.items())[:COMPARED_ROWS_MAX]]
+    titles = ["executions", "batch", "loads", "executing", "idle with work"]
+    print_table(["device", *titles], rows)
+    if len(found.devices) > COMPARED_ROWS_MAX:
+        click.echo(f"{len(found.devices) - COMPARED_ROWS_MAX} devices more: --json has all")
+
+
+def _say_part(found: Comparison) -> str:
+    lines = []
+    if found.workload_parts_at:
+        lines.append(
+            f"They were not asked the same: request {found.workload_parts_at} is the first that differs."
+        )
+    part = found.part
+    if part is None:
+        lines.append("All decisions are the same.")
+    else:
+        late = f", at most {duration(part.late_ns)} apart" if part.late_ns else ""
+        lines.append(f"They part after {say_count(part.number, 'decision')} that are the same{late}.")
+        lines += [
+            f"  {run} {decision or 'ends'}" for run, decision in (("A", part.first), ("B", part.second))
+        ]
+    return "\n".join(lines)
+
+
+def _difference(pair: tuple[Summary, Summary]) -> int:
+    """How much two runs differ in a model, in requests."""
+    first, second = pair
+    return abs(first.answered - second.answered) + abs(first.refused - second.refused)
+
+
+def _total_rows(found: Comparison) -> list[list[str]]:
+    first, second = found.total
+    reasons = sorted({*first.refusals, *second.refusals})
+    seconds = [max(ns, 1) / SECOND for ns in found.span_ns]
+    return [
+        ["requests", *(str(one.arrived) for one in found.total)],
+        ["goodput/s", *(f"{one.answered / s:.1f}" for one, s in zip(found.total, seconds, strict=True))],
+        *([name, *(str(getattr(one, name)) for one in found.total)] for name in ("answered", "refused")),
+        *(
+            [f"  for {reason}", *(str(one.refusals.get(reason, 0)) for one in found.total)]
+            for reason in reasons
+        ),
+        *(
+            [name, *(str(getattr(one, name)) for one in found.total)]
+            for name in ("missed", "failed", "executions")
+        ),
+        ["requests an execution", *(f"{one.batch:.2f}" for one in found.total)],
+        ["loads", *(str(one.loads) for one in found.total)],
+        ["latency p50", *(duration(one.p50_ns) for one in found.total)],
+        ["latency p99", *(duration(one.p99_ns) for one in found.total)],
+        ["devices executing", *(f"{one.executing:.1%}" for one in found.total)],
+        ["devices idle with work", *(f"{one.idle_with_work:.1%}" for one in found.total)],
+    ]
+
+
+def _cells(pair: tuple[Summary, Summary]) -> list[str]:
+    return [
+        _both(pair, lambda one: str(one.answered)),
+        _both(pair, lambda one: str(one.refused)),
+        _both(pair, lambda one: str(one.missed)),
+        _both(pair, lambda one: str(one.executions)),
+        _both(pair, lambda one: f"{one.batch:.1f}"),
+        _both(pair, lambda one: str(one.loads)),
+        _both(pair, lambda one: duration(one.p50_ns)),
+        _both(pair, lambda one: duration(one.p99_ns)),
+    ]
+
+
+def _device_cells(pair: tuple[Summary, Summary]) -> list[str]:
+    return [
+        _both(pair, lambda one: str(one.executions)),
+        _both(pair, lambda one: f"{one.batch:.1f}"),
+        _both(pair, lambda one: str(one.loads)),
+        _both(pair, lambda one: f"{one.executing:.1%}"),
+        _both(pair, lambda one: f"{one.idle_with_work:.1%}"),
+    ]
+
+
+def _both(pair: tuple[Summary, Summary], said: Callable[[Summary], str]) -> str:
+    return " | ".join(said(one) for one in pair)

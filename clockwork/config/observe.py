@@ -74,3 +74,8 @@ EXPLAINED_MODELS_MAX = 6
 
 TIMELINE_WIDTH_MIN = 60
 """Columns of a terminal that a timeline takes at least."""
+
+# ----- cli/trace.py ----------------------------------------------------------------------------
+
+COMPARED_ROWS_MAX = 20
+"""Models, and devices, that a comparison on a terminal shows; --json has all."""

@@ -59,6 +59,10 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
         answered = [one for one in requests if one["args"]["outcome"] == "answered"]
         assert len(answered) == report.answered
         assert f"with {len(requests)} requests" in traced.text
+        same = cluster.program(["trace", "--compare", str(recording), str(recording)])
+        assert same.wait() == 0, same.text
+        assert "All decisions are the same." in same.text
+        assert f"Both answered {report.answered} requests, only A 0, only B 0." in same.text
         picture = tmp_path / "why.svg"
         slowest = cluster.program(
             ["explain", "--slowest", "--recording", str(recording), "--svg", str(picture)]

@@ -1,0 +1,242 @@
+"""Holds two histories side by side: where their decisions part, and what came of them.
+
+Requests are matched by the order of their arrival, models by their labels and devices by worker and index, so that two
+runs of one workload can be compared: under two policies, in two versions, or simulated and live.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from clockwork.observe.history import History, SeenAction, SeenRequest
+from clockwork.observe.lanes import (
+    executing_spans,
+    idle_with_work_spans,
+    total_ns,
+    waiting_spans,
+)
+from clockwork.scheduler.types import Status
+
+
+class Asked(NamedTuple):
+    """A request as its client made it."""
+
+    model: str
+    rows: int
+    priority: int
+    slo_ns: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """A decision: an order to a device, or a request that is answered without outputs."""
+
+    at_ns: int  # since the first event
+    what: str  # load, unload, infer, profile, fetch or drop; or refused, missed, cancelled or failed
+    model: str
+    device: str  # "" of an answer
+    requests: tuple[int, ...]  # by the order of their arrival, from 1 on
+    reason: str  # of a refusal
+
+    def is_same(self, other: Decision) -> bool:
+        """Whether the same was decided, whenever that was."""
+        return (self.what, self.model, self.device, self.requests, self.reason) == (
+            other.what, other.model, other.device, other.requests, other.reason,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        at = f"{self.at_ns / 1e9:.6f} s: "
+        if self.device:
+            batch = f" of {_requests(self.requests)}" if self.requests else ""
+            return f"{at}{self.what} {self.model}{batch} on {self.device}"
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{at}{_requests(self.requests)} of {self.model} {self.what}{reason}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Where two runs part. None: that run had no further decision."""
+
+    number: int  # decisions that are the same before
+    first: Decision | None
+    second: Decision | None
+    late_ns: int  # by how much the times of those before differ at most
+
+
+@dataclasses.dataclass(slots=True)
+class Summary:
+    """What came of a model's requests, of what a device was ordered, or of all. Latencies are of answered requests."""
+
+    arrived: int = 0
+    answered: int = 0
+    refused: int = 0
+    missed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    executions: int = 0  # that ended well
+    executed: int = 0  # requests in them
+    loads: int = 0
+    p50_ns: int = 0
+    p99_ns: int = 0
+    executing: float = 0.0  # part of the time; of a device, or the mean of all
+    idle_with_work: float = 0.0
+    refusals: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def batch(self) -> float:
+        """Mean requests of an execution."""
+        return self.executed / self.executions if self.executions else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs side by side. Of each pair the first is of the first run."""
+
+    span_ns: tuple[int, int]
+    workload_parts_at: int  # the first request, from 1 on, that is not the same in both; 0: all are
+    part: Part | None  # None: all decisions are the same
+    total: tuple[Summary, Summary]
+    models: dict[str, tuple[Summary, Summary]]
+    devices: dict[str, tuple[Summary, Summary]]
+    only_first: int  # requests that only the first run answered
+    only_second: int
+
+
+def compare(first: History, second: History) -> Comparison:
+    """Compare two histories that begin where their runs do, and keep all of them."""
+    runs = _Run(first), _Run(second)
+    models = sorted({*runs[0].models, *runs[1].models})
+    devices = sorted({*runs[0].devices, *runs[1].devices})
+    answered = [run.answered for run in runs]
+    return Comparison(
+        (first.covered_ns, second.covered_ns),
+        _workload_part(runs[0].workload(), runs[1].workload()),
+        _part(runs[0].decisions(), runs[1].decisions()),
+        (runs[0].total, runs[1].total),
+        {name: (runs[0].models.get(name, Summary()), runs[1].models.get(name, Summary())) for name in models},
+        {
+            name: (runs[0].devices.get(name, Summary()), runs[1].devices.get(name, Summary()))
+            for name in devices
+        },
+        len(answered[0] - answered[1]),
+        len(answered[1] - answered[0]),
+    )
+
+
+class _Run:
+    """One run, summed up."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self.requests = [request for request in history.requests.values() if request.arrived_ns]
+        self._number = {request.id: number for number, request in enumerate(self.requests, 1)}
+        self.answered = {self._number[one.id] for one in self.requests if one.outcome == "answered"}
+        self.total = Summary()
+        self.models: dict[str, Summary] = {}
+        self.devices: dict[str, Summary] = {}
+        self._sum_requests()
+        self._sum_actions()
+
+    def _sum_requests(self) -> None:
+        latencies: dict[str, list[int]] = {}
+        for request in self.requests:
+            label = self._history.label(request.model_id)
+            for summary in (self.total, self.models.setdefault(label, Summary())):
+                summary.arrived += 1
+                if request.outcome:
+                    setattr(summary, request.outcome, getattr(summary, request.outcome) + 1)
+                if request.outcome == "refused":
+                    reason = str(request.reason)
+                    summary.refusals[reason] = summary.refusals.get(reason, 0) + 1
+            if request.outcome == "answered":
+                latencies.setdefault(label, []).append(request.latency_ns)
+        for label, some in latencies.items():
+            self.models[label].p50_ns, self.models[label].p99_ns = _percentiles(some)
+        self.total.p50_ns, self.total.p99_ns = _percentiles(
+            [one for some in latencies.values() for one in some]
+        )
+
+    def _sum_actions(self) -> None:
+        history = self._history
+        waiting = waiting_spans(history)
+        span_ns = max(history.covered_ns, 1)
+        for device in history.lanes():
+            summary = self.devices.setdefault(history.device_label(device.worker, device.index), Summary())
+            summary.executing = total_ns(executing_spans(device)) / span_ns
+            summary.idle_with_work = total_ns(idle_with_work_spans(history, device, waiting)) / span_ns
+            for action in [*device.executions, *device.loads]:
+                if action.status is not Status.OK:
+                    continue
+                model = self.models.setdefault(history.label(action.model_id), Summary())
+                for one in (summary, model, self.total):
+                    one.executions += action.kind == "infer"
+                    one.executed += len(action.requests)
+                    one.loads += action.kind == "load"
+        count = max(len(self.devices), 1)
+        self.total.executing = sum(one.executing for one in self.devices.values()) / count
+        self.total.idle_with_work = sum(one.idle_with_work for one in self.devices.values()) / count
+
+    def workload(self) -> list[Asked]:
+        return [
+            Asked(self._history.label(one.model_id), one.rows, one.priority, one.slo_ns)
+            for one in self.requests
+        ]
+
+    def decisions(self) -> list[Decision]:
+        """All of them, in the order of time; of one step, orders before answers."""
+        found = [(one.ordered_ns, 0, one.id, self._order(one)) for one in self._history.actions.values()]
+        found += [
+            (one.answered_ns, 1, one.id, self._answer(one))
+            for one in self.requests
+            if one.outcome and one.outcome != "answered"
+        ]
+        found.sort(key=lambda one: one[:3])
+        return [one[3] for one in found]
+
+    def _order(self, action: SeenAction) -> Decision:
+        return Decision(
+            action.ordered_ns - self._history.begun_ns, action.kind, self._history.label(action.model_id),
+            f"{action.worker}/{action.device}", tuple(self._number.get(one, 0) for one in action.requests), "",
+        )  # fmt: skip
+
+    def _answer(self, request: SeenRequest) -> Decision:
+        return Decision(
+            request.answered_ns - self._history.begun_ns, request.outcome, self._history.label(request.model_id), "",
+            (self._number[request.id],), str(request.reason),
+        )  # fmt: skip
+
+
+def _part(first: Sequence[Decision], second: Sequence[Decision]) -> Part | None:
+    late_ns = 0
+    for number, (one, other) in enumerate(zip(first, second, strict=False)):
+        if not one.is_same(other):
+            return Part(number, one, other, late_ns)
+        late_ns = max(late_ns, abs(one.at_ns - other.at_ns))
+    number = min(len(first), len(second))
+    if len(first) == len(second):
+        return None
+    return Part(
+        number, first[number] if number < len(first) else None, second[number] if number < len(second) else None, late_ns
+    )  # fmt: skip
+
+
+def _workload_part(first: Sequence[Asked], second: Sequence[Asked]) -> int:
+    for number, (one, other) in enumerate(zip(first, second, strict=False), 1):
+        if one != other:
+            return number
+    return 0 if len(first) == len(second) else min(len(first), len(second)) + 1
+
+
+def _percentiles(latencies: Iterable[int]) -> tuple[int, int]:
+    """The 50th and the 99th; 0 of none."""
+    ordered = sorted(latencies)
+    if not ordered:
+        return 0, 0
+    return ordered[(len(ordered) - 1) // 2], ordered[(len(ordered) - 1) * 99 // 100]
+
+
+def _requests(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(number) for number in numbers[:8]) + (", ..." if len(numbers) > 8 else "")
+    return f"request{'' if len(numbers) == 1 else 's'} {shown}"

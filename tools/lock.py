@@ -73,6 +73,7 @@ def main() -> None:
     run = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["gateway"]]
     test = [
         *extras["test"],
+        *extras["dashboard"],
         *extras["plots"],
         *extras["telemetry"],
         *extras["compile"],

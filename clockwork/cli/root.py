@@ -16,6 +16,7 @@ from clockwork.errors import SloWarning
 COMMANDS = {
     "compile": "compile",
     "controller": "serve",
+    "dashboard": "dashboard",
     "explain": "explain",
     "gateway": "gateway",
     "infer": "requests",

@@ -31,3 +31,9 @@ FAILED = Look("failed", "#CC79A7", "!")
 WAITING = Look("waiting", "#56B4E9", "…")
 ANSWER_LOOKS = (ANSWERED, REFUSED, MISSED, FAILED, WAITING)
 """What may become of a request. Answered: in time, which is goodput."""
+
+MODEL_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#E69F00")
+"""Of the busiest models, where bars are coloured by model. Vermillion stays that of what goes wrong."""
+
+OTHER_MODELS = Look("other models", "#999999", "█")
+"""All the others."""

@@ -76,11 +76,13 @@ ONLY_IN = {
     "sklearn": [],
     "torch": [],
     "aiohttp": ["gateway"],
+    "bokeh": ["observe.dashboard"],
     "fsspec": ["sources.reader"],
     "grpc": ["gateway"],
     "google": ["gateway", "models"],
     "prometheus_client": ["gateway"],
     "ray": ["launch.ray"],
+    "tornado": ["observe.dashboard"],
     "tinygrad": ["models.compile.lower", "models.compile.interpret"],
 }
 """Outside packages, and the modules (a package stands for all that it holds) that may import them."""

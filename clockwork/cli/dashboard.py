@@ -1,0 +1,125 @@
+"""`clockwork dashboard`: a cluster as it goes, in a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clockwork.cli.common import FILE
+from clockwork.config.dashboard import DASHBOARD_PAGES_MAX, DASHBOARD_PORT
+from clockwork.errors import ConfigError
+from clockwork.system.clock import SECOND
+
+if TYPE_CHECKING:
+    from clockwork.observe.dashboard.follower import Source
+
+
+@click.command()
+@click.option(
+    "--recording",
+    type=FILE,
+    required=True,
+    help="Show a recording of `clockwork controller --record`, at its own pace.",
+)
+@click.option(
+    "--from",
+    "from_s",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="With it: begin so many seconds after it does.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DASHBOARD_PORT,
+    show_default=True,
+    help="0: any that is free.",
+)
+@click.option("--token-file", type=FILE, help="A file that holds the token that whoever looks must give.")
+@click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
+@click.option("--tls-key", type=FILE, help="Its key, PEM.")
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Another name under which browsers reach it, such as a proxy's; may be given more than once.",
+)
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
+@click.option(
+    "--pages",
+    type=click.IntRange(1, 1000),
+    default=DASHBOARD_PAGES_MAX,
+    show_default=True,
+    help="Most pages that are open at once.",
+)
+@click.option("--parent", type=int, hidden=True)
+def dashboard(
+    recording: Path, from_s: float, host: str, port: int, token_file: Path | None, tls_cert: Path | None,
+    tls_key: Path | None, origins: tuple[str, ...], insecure: bool, pages: int, parent: int | None,
+) -> None:  # fmt: skip
+    """Show a cluster in a browser: devices, answers, memory, predictions, and each request.
+
+    It listens on this machine alone, unless told otherwise; then it takes TLS and a token. Ctrl-C ends it.
+
+    \b
+    Examples:
+      clockwork dashboard --recording monday.rec
+      clockwork dashboard --recording monday.rec --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file token
+    """
+    if importlib.util.find_spec("bokeh") is None:
+        raise ConfigError("the dashboard needs bokeh: pip install 'clockwork-serving[dashboard]'")
+    if parent is not None:
+        from clockwork.launch.local import die_with
+
+        die_with(parent)
+    from clockwork.gateway.process import listen
+    from clockwork.gateway.security import read_token, require_security_beyond_loopback, tls_context
+    from clockwork.gateway.settings import GatewaySettings
+    from clockwork.observe.dashboard.server import Dashboard, DashboardSettings
+
+    security = GatewaySettings(
+        host=host, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file, insecure=insecure
+    )
+    require_security_beyond_loopback(security)
+    token, tls = read_token(token_file), tls_context(security)
+    with contextlib.ExitStack() as stack:
+        bound = stack.enter_context(listen(host, port, "--port"))
+        port = int(bound.getsockname()[1])
+        source, name = _recorded(stack, recording, from_s)
+        settings = DashboardSettings(bound, tuple(_origins(host, port, origins)), name, token, tls, pages)
+        where = host if host not in ("0.0.0.0", "::") else socket.gethostname()
+        url = f"{'https' if tls else 'http'}://{f'[{where}]' if ':' in where else where}:{port}/"
+
+        def started() -> None:
+            click.echo(f"The dashboard is at {url} (Ctrl-C ends it)")
+            sys.stdout.flush()
+
+        Dashboard(settings, source).run(started)
+
+
+def _recorded(stack: contextlib.ExitStack, path: Path, from_s: float) -> tuple[Source, str]:
+    from clockwork.observe.dashboard.sources import Recorded
+
+    file = stack.enter_context(path.open("rb"))
+    return Recorded(file, time.monotonic_ns, round(from_s * SECOND)), path.name
+
+
+def _origins(host: str, port: int, more: tuple[str, ...]) -> Iterator[str]:
+    """HOST:PORT of the pages that may open a websocket."""
+    names = [host, socket.gethostname()]
+    if host in ("127.0.0.1", "::1", "localhost"):
+        names = ["127.0.0.1", "localhost", "::1"]
+    for name in names:
+        yield f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    for name in more:
+        yield name if ":" in name else f"{name}:{port}"

@@ -1,0 +1,47 @@
+"""Bounds of observe/dashboard: what it reads, keeps and draws, and for whom."""
+
+from __future__ import annotations
+
+DASHBOARD_PORT = 8787
+
+DASHBOARD_LOOK_S = 0.5
+"""Time between two looks of the dashboard at the controller's steps, and between two pictures of a page."""
+
+DASHBOARD_LOOK_BYTES = 512 << 10
+"""Most bytes of steps that a look reads: some 3,500 requests. Of a busier cluster it reads the newest."""
+
+DASHBOARD_REQUESTS_MAX = 20_000
+"""Most requests, and most actions, of the dashboard's history."""
+
+DASHBOARD_BARS_MAX = 4_000
+"""Most executions, and most loads, that a page draws; the newest."""
+
+DASHBOARD_POINTS_MAX = 1_000
+"""Most points of predicted against measured durations."""
+
+DASHBOARD_ROWS_MAX = 40
+"""Requests of each outcome that a page lists."""
+
+DASHBOARD_DEVICES_MAX = 128
+"""Devices that a page draws, the first by worker and index."""
+
+DASHBOARD_ROUND_MAX = 16
+"""Devices that are drawn around one request."""
+
+DASHBOARD_PAGES_MAX = 16
+"""Pages that may be open at once, unless told otherwise."""
+
+DASHBOARD_UNUSED_S = 15.0
+"""A page that was closed, or never opened its connection, is forgotten after this."""
+
+DASHBOARD_MESSAGE_BYTES = 64 << 10
+"""The largest message that a page may send."""
+
+DASHBOARD_TOKEN_FORM_BYTES = 8 << 10
+"""The largest form with a token."""
+
+DASHBOARD_LANES_PX = 384
+"""Height that the rows of devices share, as long as each has at least some pixels."""
+
+DASHBOARD_WINDOWS_S = (0.5, 1, 2, 5, 10)
+"""Times that the lanes of a page can show."""

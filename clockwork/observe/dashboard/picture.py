@@ -1,0 +1,421 @@
+"""What the dashboard draws, computed from a history: columns of numbers, rows and sentences. Pure; no Bokeh here.
+
+Times in columns are seconds before the newest event, so that a picture that does not change need not be sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork.config.dashboard import (
+    DASHBOARD_BARS_MAX,
+    DASHBOARD_DEVICES_MAX,
+    DASHBOARD_POINTS_MAX,
+    DASHBOARD_ROWS_MAX,
+)
+from clockwork.observe.history import (
+    ENDED,
+    LOADING,
+    OUTCOMES,
+    UNLOADING,
+    History,
+    Mark,
+    Residency,
+    SeenAction,
+    SeenDevice,
+)
+from clockwork.observe.lanes import Span, idle_with_work_spans, span_of, waiting_spans, without
+from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
+from clockwork.scheduler.types import Status
+
+MS, SECOND = 1e6, 1e9
+
+Columns = dict[str, Any]
+"""Lists or arrays of one length, by name."""
+
+SERIES_NS = 60_000_000_000
+BIN_NS = 1_000_000_000
+"""What the series show, and over how long each of their points counts."""
+
+
+class ModelColors:
+    """Which models have colours of their own: the busiest, each the same colour for as long as it is among them.
+
+    A model keeps its colour until it is no longer among twice as many of the busiest as there are colours, so that two of
+    about the same load do not take turns.
+    """
+
+    def __init__(self) -> None:
+        self._holders: list[int | None] = [None] * len(MODEL_COLORS)
+
+    def update(self, busy_ns: dict[int, int]) -> None:
+        """busy_ns: the time on devices of each model lately."""
+        ranked = sorted((model for model in busy_ns if busy_ns[model] > 0), key=lambda m: (-busy_ns[m], m))
+        near = ranked[: 2 * len(MODEL_COLORS)]
+        self._holders = [model if model in near else None for model in self._holders]
+        for model in ranked[: len(MODEL_COLORS)]:
+            if model not in self._holders and None in self._holders:
+                self._holders[self._holders.index(None)] = model
+
+    def of(self, model_id: int) -> str:
+        return (
+            MODEL_COLORS[self._holders.index(model_id)] if model_id in self._holders else OTHER_MODELS.color
+        )
+
+    def holders(self) -> list[tuple[int, str]]:
+        """(model, colour) of each colour that is given out."""
+        return [(model, color) for model, color in zip(self._holders, MODEL_COLORS) if model is not None]
+
+
+def busy_times(history: History) -> dict[int, int]:
+    """By model: the time that its executions took, of those that are kept."""
+    found: dict[int, int] = {}
+    for device in history.devices.values():
+        for action in device.executions:
+            if action.duration_ns:
+                found[action.model_id] = found.get(action.model_id, 0) + action.duration_ns
+    return found
+
+
+# ----- lanes -------------------------------------------------------------------------------------
+
+
+class Lanes(NamedTuple):
+    """What devices did over some time. Rows count from the top, a row for each device; y grows downwards in them."""
+
+    labels: list[str]
+    executions: Columns
+    loads: Columns
+    idle: Columns  # with work waiting
+    gaps: Columns  # times of which nothing is known
+    from_s: float  # where the picture begins: later than asked for, where there is too much to be drawn
+
+
+def lanes(
+    history: History, colors: ModelColors, seconds: float, gaps: Iterable[Span], until_ns: int = 0,
+    devices: Sequence[SeenDevice] = (),
+) -> Lanes:  # fmt: skip
+    """until_ns: the end, 0: now. devices: these, in this order; (): all."""
+    now = until_ns or history.now_ns
+    from_ns = now - round(seconds * SECOND)
+    shown = list(devices) or _shown(history)
+    executions: list[_Bar] = []
+    loads: list[_Bar] = []
+    for row, device in enumerate(shown):
+        executions += _bars_of(row, device.executions, from_ns, now)
+        loads += [one for one in _bars_of(row, device.loads, from_ns, now) if one.action.kind == "load"]
+    if len(executions) > DASHBOARD_BARS_MAX:
+        executions.sort(key=lambda one: one.begin_ns)
+        executions = executions[-DASHBOARD_BARS_MAX:]
+        from_ns = max(from_ns, executions[0].begin_ns)
+    loads = sorted(loads, key=lambda one: one.begin_ns)[-DASHBOARD_BARS_MAX:]
+    waiting = waiting_spans(history)
+    # What a device did while steps were left out is not known, so it is not called idle.
+    unknown = [span for span in gaps if span[1] > from_ns and span[0] < now]
+    idle: list[tuple[int, Span]] = []
+    for row, device in enumerate(shown):
+        for begin, end in without(idle_with_work_spans(history, device, waiting), unknown):
+            if end > from_ns and begin < now and end - begin > 50_000:
+                idle.append((row, (max(begin, from_ns), min(end, now))))
+    return Lanes(
+        labels=[device_label(history, device) for device in shown],
+        executions=_columns(history, colors, executions, now),
+        loads=_columns(history, colors, loads, now),
+        idle={
+            "row": [row for row, _ in idle],
+            "left": _seconds([span[0] for _, span in idle], now),
+            "right": _seconds([span[1] for _, span in idle], now),
+        },
+        gaps={
+            "left": _seconds([max(span[0], from_ns) for span in unknown], now),
+            "right": _seconds([min(span[1], now) for span in unknown], now),
+        },
+        from_s=(from_ns - now) / SECOND,
+    )
+
+
+def device_label(history: History, device: SeenDevice) -> str:
+    return history.device_label(device.worker, device.index) + (" (lost)" if device.lost_ns else "")
+
+
+def bar_height(rows: int) -> float:
+    """How high an execution of a batch is drawn, as a part of its lane: a row is as high as must be to be seen, and every
+    doubling of the batch adds as much again, up to 16."""
+    return min(1.0, 0.32 + 0.17 * float(np.log2(max(rows, 1))))
+
+
+def _shown(history: History) -> list[SeenDevice]:
+    return list(history.lanes())[:DASHBOARD_DEVICES_MAX]
+
+
+class _Bar(NamedTuple):
+    row: int
+    begin_ns: int
+    end_ns: int
+    action: SeenAction
+
+
+def _bars_of(row: int, lane: Iterable[SeenAction], from_ns: int, until_ns: int) -> Iterator[_Bar]:
+    """What of a lane was carried out, as far as it falls into a time."""
+    for action in lane:
+        span = span_of(action)
+        if span is not None and span[1] > from_ns and span[0] < until_ns:
+            yield _Bar(row, max(span[0], from_ns), min(span[1], until_ns), action)
+
+
+def _columns(history: History, colors: ModelColors, found: Sequence[_Bar], now: int) -> Columns:
+    actions = [one.action for one in found]
+    return {
+        "row": [one.row for one in found],
+        "left": _seconds([one.begin_ns for one in found], now),
+        "right": _seconds([one.end_ns for one in found], now),
+        "height": [bar_height(one.rows) for one in actions],
+        "color": [colors.of(one.model_id) for one in actions],
+        "model": [history.label(one.model_id) for one in actions],
+        "batch": [one.rows for one in actions],
+        "predicted": [one.expected_ns / MS for one in actions],
+        "measured": [one.duration_ns / MS for one in actions],
+        "began": [_began(one) for one in actions],
+        "status": ["" if one.status is Status.OK else _said(one.status) for one in actions],
+    }
+
+
+def _began(action: SeenAction) -> str:
+    """When an action began, in words, against the window in which it might."""
+    if not action.earliest_ns:
+        return f"{(action.begin_ns - action.ordered_ns) / MS:.1f} ms after its order"
+    early = (action.begin_ns - action.earliest_ns) / MS
+    left = (action.latest_ns - action.begin_ns) / MS
+    return f"{early:.1f} ms after its window opened, {left:.1f} ms before it closed"
+
+
+def _said(status: Status | None) -> str:
+    return "under way" if status is None else status.name.lower().replace("_", " ")
+
+
+def _seconds(moments: Sequence[int], now: int) -> npt.NDArray[np.float64]:
+    return (np.array(moments, dtype=np.int64) - now) / SECOND
+
+
+# ----- series ------------------------------------------------------------------------------------
+
+
+def series(history: History, gaps: Sequence[Span]) -> Columns:
+    """Answers per second by outcome, and requests that wait, over the last minute, second by second.
+
+    A second of which steps were left out counts for as much as is known of it.
+    """
+    marks = list(history.marks)
+    if marks and history.now_ns > marks[-1].at_ns:
+        marks.append(_mark_now(history))
+    at: list[float] = []
+    rates: dict[str, list[float]] = {outcome: [] for outcome in OUTCOMES}
+    arrived: list[float] = []
+    waiting: list[int] = []
+    begin = None
+    for mark in marks:
+        if begin is None:
+            begin = mark
+            continue
+        if mark.at_ns - begin.at_ns < BIN_NS * 0.95 and mark is not marks[-1]:
+            continue
+        missing = sum(
+            max(0, min(end, mark.at_ns) - max(start, begin.at_ns)) for start, end in gaps if end > begin.at_ns
+        )
+        known_s = (mark.at_ns - begin.at_ns - missing) / SECOND
+        if known_s > 0.02:
+            at.append((mark.at_ns - history.now_ns) / SECOND)
+            for outcome in OUTCOMES:
+                rates[outcome].append((getattr(mark, outcome) - getattr(begin, outcome)) / known_s)
+            arrived.append((mark.arrived - begin.arrived) / known_s)
+            waiting.append(mark.waiting)
+        begin = mark
+    return {"at": at, **rates, "arrived": arrived, "waiting": waiting}
+
+
+def reasons(history: History, seconds: float = 10) -> list[tuple[str, int]]:
+    """Why requests were refused lately, the most frequent reason first."""
+    marks = history.marks
+    horizon = history.now_ns - round(seconds * SECOND)
+    before = next((dict(mark.refusals) for mark in marks if mark.at_ns >= horizon), {})
+    now = history.counts.refusals
+    found = [(reason, count - before.get(reason, 0)) for reason, count in now.items()]
+    return sorted(
+        ((reason, count) for reason, count in found if count > 0), key=lambda one: (-one[1], one[0])
+    )
+
+
+def _mark_now(history: History) -> Mark:
+    counts = history.counts
+    return Mark(
+        history.now_ns, counts.arrived, counts.answered, counts.refused, counts.missed, counts.cancelled,
+        counts.failed, counts.waiting, counts.executions, counts.executed, counts.loads, tuple(counts.refusals.items()),
+    )  # fmt: skip
+
+
+# ----- memory ------------------------------------------------------------------------------------
+
+
+class Memory(NamedTuple):
+    """What lies in the devices' memory. Pages count from the left."""
+
+    labels: list[str]
+    pages: list[int]  # of each device; 0: unknown
+    runs: Columns
+    unplaced: int  # models that are there, and were loaded before the first step that is kept
+    used: float  # of all pages, from 0 to 1
+
+
+def memory(history: History, colors: ModelColors) -> Memory:
+    shown = _shown(history)
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("row", "left", "right", "color", "model", "state", "pages", "alpha")
+    }
+    unplaced = 0
+    for row, device in enumerate(shown):
+        end = device.page_count
+        for one in device.resident.values():
+            if one.run_starts and one.runs:
+                for start, pages in zip(one.run_starts, one.runs):
+                    _add_run(rows, history, colors, row, one, start, start + pages)
+            elif one.runs:  # where it lies is not known: it is shown at the end
+                unplaced += 1
+                _add_run(rows, history, colors, row, one, end - one.pages, end)
+                end -= one.pages
+            else:
+                unplaced += 1
+    total = sum(device.page_count for device in shown)
+    return Memory(
+        [device_label(history, device) for device in shown], [device.page_count for device in shown], rows, unplaced,
+        sum(device.pages_used for device in shown) / total if total else 0.0,
+    )  # fmt: skip
+
+
+def _add_run(
+    rows: dict[str, list[Any]], history: History, colors: ModelColors, row: int, one: Residency, left: int, right: int
+) -> None:  # fmt: skip
+    rows["row"].append(row)
+    rows["left"].append(left)
+    rows["right"].append(right)
+    rows["color"].append(colors.of(one.model_id))
+    rows["model"].append(history.label(one.model_id))
+    rows["state"].append(one.state if one.run_starts else f"{one.state}; where it lies is not known")
+    rows["pages"].append(one.pages)
+    rows["alpha"].append(0.45 if one.state in (LOADING, UNLOADING) or not one.run_starts else 0.95)
+
+
+# ----- predictions -------------------------------------------------------------------------------
+
+
+class Predictions(NamedTuple):
+    executions: Columns
+    loads: Columns
+    within: float  # the share of executions within a tenth of what was predicted
+    worst: float  # the 99th percentile of how much longer executions took: 0.1 is a tenth
+    executed: int
+
+
+def predictions(history: History, colors: ModelColors) -> Predictions:
+    """What actions were predicted to take and took, of the newest that ended well."""
+    found: dict[bool, list[SeenAction]] = {True: [], False: []}
+    for action in reversed(history.actions.values()):
+        if action.status is not Status.OK or not action.expected_ns or not action.duration_ns:
+            continue
+        if action.kind in ("infer", "load") and len(found[action.is_execution]) < DASHBOARD_POINTS_MAX:
+            found[action.is_execution].append(action)
+    columns = {
+        kind: {
+            "predicted": [one.expected_ns / MS for one in actions],
+            "measured": [one.duration_ns / MS for one in actions],
+            "color": [colors.of(one.model_id) for one in actions],
+            "model": [history.label(one.model_id) for one in actions],
+            "batch": [one.rows for one in actions],
+        }
+        for kind, actions in found.items()
+    }
+    longer = np.array([one.duration_ns / one.expected_ns - 1 for one in found[True]])
+    return Predictions(
+        columns[True],
+        columns[False],
+        float(np.mean(np.abs(longer) <= 0.1)) if len(longer) else 0.0,
+        float(np.percentile(longer, 99)) if len(longer) else 0.0,
+        len(longer),
+    )
+
+
+# ----- numbers and requests ----------------------------------------------------------------------
+
+
+class Tiles(NamedTuple):
+    """The numbers at the top: of the last seconds."""
+
+    good: float  # per second
+    refused: float
+    missed: float
+    failed: float
+    waiting: int
+    p50_ms: float
+    p99_ms: float
+    batch: float
+    executing: float  # of the devices' time, from 0 to 1
+    devices: int
+    models: int
+
+
+def tiles(history: History, gaps: Sequence[Span], seconds: float = 5) -> Tiles:
+    now = history.now_ns
+    from_ns = max(now - round(seconds * SECOND), history.begun_ns)
+    known_ns = now - from_ns - sum(max(0, min(end, now) - max(begin, from_ns)) for begin, end in gaps)
+    before = next((mark for mark in history.marks if mark.at_ns >= from_ns), None)
+    counts = history.counts
+    per_second = SECOND / known_ns if known_ns > 0 else 0.0
+
+    def rate(name: str) -> float:
+        return float(getattr(counts, name) - (getattr(before, name) if before else 0)) * per_second
+
+    latencies = [
+        one.latency_ns
+        for one in history.requests.values()
+        if one.state == ENDED and one.status is Status.OK and one.answered_ns >= from_ns and one.latency_ns
+    ]
+    there = [device for device in history.devices.values() if not device.lost_ns]
+    busy = executed = batches = 0
+    for device in there:
+        for bar in _bars_of(0, device.executions, from_ns, now):
+            busy += bar.end_ns - bar.begin_ns
+            executed += bar.action.rows
+            batches += 1
+    return Tiles(
+        rate("answered"), rate("refused"), rate("missed"), rate("failed") + rate("cancelled"), counts.waiting,
+        float(np.percentile(latencies, 50)) / MS if latencies else 0.0,
+        float(np.percentile(latencies, 99)) / MS if latencies else 0.0,
+        executed / batches if batches else 0.0,
+        min(1.0, busy / (known_ns * len(there))) if there and known_ns > 0 else 0.0,
+        len(there),
+        sum(1 for model in history.models.values() if not model.gone_ns),
+    )  # fmt: skip
+
+
+def recent_requests(history: History) -> list[list[Any]]:
+    """The newest requests of each outcome: [id, model, outcome, why, SLO in ms, latency in ms, seconds ago]. An SLO or
+    latency of -1 is unknown."""
+    found: dict[str, list[list[Any]]] = {outcome: [] for outcome in OUTCOMES}
+    wanted = len(OUTCOMES) * DASHBOARD_ROWS_MAX
+    for request in reversed(history.requests.values()):
+        rows = found.get(request.outcome)
+        if rows is None or len(rows) >= DASHBOARD_ROWS_MAX:
+            continue
+        rows.append([
+            request.id, history.label(request.model_id), request.outcome, str(request.reason),
+            round(request.slo_ns / MS, 2) if request.slo_ns else -1,
+            round(request.latency_ns / MS, 2) if request.arrived_ns else -1,
+            round((history.now_ns - request.answered_ns) / SECOND, 1),
+        ])  # fmt: skip
+        wanted -= 1
+        if not wanted:
+            break
+    return sorted((row for rows in found.values() for row in rows), key=lambda row: (row[6], -row[0]))

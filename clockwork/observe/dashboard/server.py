@@ -1,0 +1,264 @@
+"""Serves the dashboard's pages, from start to end: a Bokeh application on one event loop, and a thread that reads.
+
+Whoever may see the pages sees what is asked of the cluster and when, so beyond loopback they take a token: as
+``Authorization: Bearer``, or typed in once, for which the browser gets a cookie that this process alone knows. Pages load
+nothing from another host, and say so in a header. A websocket is taken from the pages' own origins only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hmac
+import logging
+import secrets
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bokeh.application import Application
+from bokeh.application.handlers.function import FunctionHandler
+from bokeh.document import Document
+from bokeh.server.auth_provider import AuthProvider
+from bokeh.server.server import BaseServer
+from bokeh.server.tornado import BokehTornado
+from jinja2 import Template
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders
+from tornado.ioloop import IOLoop
+from tornado.web import HTTPError, OutputTransform, RequestHandler
+
+from clockwork.config.dashboard import (
+    DASHBOARD_LOOK_S,
+    DASHBOARD_MESSAGE_BYTES,
+    DASHBOARD_PAGES_MAX,
+    DASHBOARD_TOKEN_FORM_BYTES,
+    DASHBOARD_UNUSED_S,
+)
+from clockwork.errors import ClockworkError
+from clockwork.observe.dashboard.follower import Follower, Look, Source
+from clockwork.observe.dashboard.page import FILES, Board, Page
+
+log = logging.getLogger("clockwork.dashboard")
+
+POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""What a page may load: its own server's files alone. Bokeh's formatters of ticks are evaluated."""
+
+LOGIN = "/login"
+
+
+@dataclasses.dataclass(slots=True)
+class DashboardSettings:
+    """How one dashboard is served. bound: a socket that listens at the address."""
+
+    bound: socket.socket
+    origins: tuple[str, ...]  # HOST:PORT of pages, as browsers name it
+    endpoint: str  # of the controller, as pages name it
+    token: bytes | None = None
+    tls: ssl.SSLContext | None = None
+    pages_max: int = DASHBOARD_PAGES_MAX
+
+
+class Dashboard:
+    """The server of one dashboard. It serves until stop()."""
+
+    def __init__(self, settings: DashboardSettings, source: Source) -> None:
+        self._source = source
+        self._settings = settings
+        self.follower = Follower()
+        self._board = Board(self.follower, settings.endpoint)
+        self._pages: dict[str, Page] = {}
+        self._ended = threading.Event()
+        self._taken = threading.Event()
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Serve until SIGTERM, SIGINT or stop(). started: called once browsers can connect."""
+        asyncio.run(self._serve(started))
+
+    def stop(self) -> None:
+        """End run(); from its thread."""
+        self._stop.set()
+
+    async def _serve(self, started: Callable[[], None]) -> None:
+        settings = self._settings
+        self._loop = IOLoop.current()
+        self._stop = asyncio.Event()
+        running = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            running.add_signal_handler(number, self._stop.set)
+        self._application = application = BokehTornado(
+            {"/": Application(FunctionHandler(self._open))}, use_index=False, extra_websocket_origins=list(settings.origins),
+            sign_sessions=False, include_headers=[], include_cookies=[],
+            check_unused_sessions_milliseconds=2000, unused_session_lifetime_milliseconds=round(DASHBOARD_UNUSED_S * 1000),
+            websocket_max_message_size_bytes=DASHBOARD_MESSAGE_BYTES, ico_path="none",
+            auth_provider=_Tokens(settings.token, settings.bound.getsockname()[1], settings.tls is not None),
+            transforms=[_Headers],
+        )  # fmt: skip
+        http = HTTPServer(application, ssl_options=settings.tls, max_body_size=DASHBOARD_TOKEN_FORM_BYTES)
+        settings.bound.listen()
+        settings.bound.setblocking(False)
+        http.add_socket(settings.bound)
+        server = BaseServer(self._loop, application, http)
+        server.start()
+        reader = threading.Thread(target=self._read, name="dashboard-reader", daemon=True)
+        reader.start()
+        try:
+            started()
+            await self._stop.wait()
+        finally:
+            self._ended.set()
+            self._taken.set()
+            server.stop(wait=False)
+
+    # ----- reading -------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Look at the controller again and again. A look is taken in by the event loop before the next one begins."""
+        wait = 0.0
+        while not self._ended.wait(wait):
+            began = time.monotonic()
+            try:
+                look: Look | str = self._source.look()
+            except ClockworkError as error:
+                look = str(error)
+            self._taken.clear()
+            if self._ended.is_set():
+                return
+            self._loop.add_callback(self._take, look)
+            self._taken.wait()
+            wait = max(0.0, DASHBOARD_LOOK_S - (time.monotonic() - began))
+
+    def _take(self, look: Look | str) -> None:
+        try:
+            if isinstance(look, str):
+                self.follower.fail(look, time.time())
+            else:
+                self.follower.take(look, time.time())
+        finally:
+            self._taken.set()
+
+    # ----- pages ---------------------------------------------------------------------------------
+
+    def _open(self, document: Document) -> None:
+        if len(self._pages) >= self._settings.pages_max:
+            document.template = Template((FILES / "full.html").read_text(encoding="utf-8"))
+            document.template_variables["pages"] = self._settings.pages_max
+            return
+        context = document.session_context
+        assert context is not None
+        number = str(context.id)
+        self._pages[number] = Page(document, self._board, lambda: self._is_watched(number))
+        document.on_session_destroyed(lambda _: self._forget(number))
+
+    def _is_watched(self, number: str) -> bool:
+        """Whether a browser is connected to the page."""
+        return bool(self._application.get_session("/", number).connection_count)
+
+    def _forget(self, number: str) -> None:
+        self._pages.pop(number, None)
+
+
+class _Headers(OutputTransform):
+    """Adds to every answer what browsers are to refuse."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        headers["Content-Security-Policy"] = POLICY
+        headers["Referrer-Policy"] = "no-referrer"
+        headers["X-Content-Type-Options"] = "nosniff"
+        return status_code, headers, chunk
+
+
+class _Tokens(AuthProvider):
+    """Who may see the pages. token None: everybody who can connect."""
+
+    def __init__(self, token: bytes | None, port: int, is_secure: bool) -> None:
+        self._token = token
+        self._cookie = secrets.token_urlsafe(32)
+        self._cookie_name = f"clockwork-dashboard-{port}"  # cookies are shared by the ports of a host
+        self._is_secure = is_secure
+        super().__init__()
+
+    @property
+    def get_user(self) -> None:
+        return None
+
+    @property
+    def get_user_async(self) -> Callable[[Any], Awaitable[str | None]] | None:
+        """Asked before anything else of a request, so that a websocket is not even begun without a token."""
+        return None if self._token is None else self._user
+
+    @property
+    def login_url(self) -> str | None:
+        return None if self._token is None else LOGIN
+
+    @property
+    def get_login_url(self) -> None:
+        return None
+
+    @property
+    def login_handler(self) -> type[RequestHandler] | None:
+        if self._token is None:
+            return None
+        tokens = self
+
+        class Login(RequestHandler):
+            """A form that takes the token."""
+
+            def get(self) -> None:
+                self._form(200, "")
+
+            def post(self) -> None:
+                given = self.get_body_argument("token", "").strip().encode()
+                if not tokens.is_right(given):
+                    self._form(403, "That is not the token.")
+                    return
+                self.set_cookie(
+                    tokens._cookie_name, tokens._cookie, httponly=True, samesite="Strict", secure=tokens._is_secure,
+                )  # fmt: skip
+                self.redirect("/")
+
+            def _form(self, status: int, wrong: str) -> None:
+                self.set_status(status)
+                self.set_header("Content-Type", "text/html; charset=UTF-8")
+                style = (FILES / "page.css").read_text(encoding="utf-8")
+                self.finish(
+                    Template((FILES / "login.html").read_text(encoding="utf-8")).render(
+                        style=style, wrong=wrong
+                    )
+                )
+
+        return Login
+
+    @property
+    def logout_url(self) -> None:
+        return None
+
+    @property
+    def logout_handler(self) -> None:
+        return None
+
+    def is_right(self, given: bytes) -> bool:
+        assert self._token is not None
+        return hmac.compare_digest(given, self._token)
+
+    async def _user(self, handler: RequestHandler) -> str | None:
+        scheme, _, rest = handler.request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            if self.is_right(rest.strip().encode()):
+                return "operator"
+            raise HTTPError(401, reason="that is not the token")
+        cookie = handler.get_cookie(self._cookie_name, "") or ""
+        if hmac.compare_digest(cookie.encode(), self._cookie.encode()):
+            return "operator"
+        if handler.request.path != "/":  # a browser is sent to the form from the page alone
+            raise HTTPError(401, reason="this takes the operator's token")
+        return None

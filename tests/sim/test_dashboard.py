@@ -1,0 +1,277 @@
+"""What the dashboard draws is what happened: columns computed from seeded worlds, held against their histories."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+
+from clockwork.observe import explain
+from clockwork.observe.dashboard import picture, sources
+from clockwork.observe.dashboard.around import around
+from clockwork.observe.dashboard.follower import AWAY, EMPTY, LIVE, LOADING, Follower, Look
+from clockwork.observe.history import History
+from clockwork.observe.lanes import total_ns, union
+from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
+from clockwork.scheduler.recording import Header, Step, encode_header, encode_step
+from clockwork.scheduler.types import AnswerOk, SendInfer
+from tests.sim.harness import MS, SECOND, World, spec
+from tests.sim.test_history import one_device
+from tests.sim.test_scheduler_random import random_world
+
+
+def steps_of(world: World) -> list[Step]:
+    return [Step([event], commands) for event, commands in world.trace]
+
+
+def recorded(steps: list[Step]) -> bytes:
+    """The bytes of a recording."""
+    header = encode_header(Header("adaptive", "adaptive", {}, "1"))
+    return header + b"".join(encode_step(step.events, step.commands) for step in steps)
+
+
+def followed(world: World, from_step: int = 0) -> Follower:
+    follower = Follower()
+    follower.take(Look(1, steps_of(world)[from_step:]), 100.0)
+    return follower
+
+
+def colors_of(history: History) -> picture.ModelColors:
+    colors = picture.ModelColors()
+    colors.update(picture.busy_times(history))
+    return colors
+
+
+def busy_world(seed: int = 3) -> World:
+    world = random_world(seed, calm=True, policy="adaptive")
+    world.settle()
+    return world
+
+
+def test_a_lane_has_the_execution_and_the_load() -> None:
+    world = one_device()
+    for _ in range(3):
+        world.request(1, slo_ms=100)
+    world.settle()
+    history = followed(world).history
+    shown = picture.lanes(history, colors_of(history), 1.0, [])
+    assert shown.labels == ["1/0"]
+    batch = next(one for one in history.actions.values() if one.kind == "infer")
+    assert shown.executions["batch"] == [3]
+    assert shown.executions["model"] == ["m1@1"]
+    assert shown.executions["color"] == [MODEL_COLORS[0]]
+    assert shown.executions["predicted"] == [batch.expected_ns / MS] == shown.executions["measured"]
+    assert shown.executions["left"][0] == pytest.approx((batch.begin_ns - history.now_ns) / SECOND)
+    assert shown.executions["right"][0] - shown.executions["left"][0] == pytest.approx(0.007)
+    assert shown.loads["measured"] == [10.0]
+    assert shown.from_s == -1.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_executions_within_the_time_are_drawn(seed: int) -> None:
+    history = followed(busy_world(seed)).history
+    shown = picture.lanes(history, colors_of(history), 60.0, [])
+    assert len(shown.executions["row"]) == sum(
+        one.end_ns > 0 for device in history.devices.values() for one in device.executions
+    )
+    assert len(shown.executions["row"]) > 20, f"seed {seed}"
+    assert {len(column) for column in shown.executions.values()} == {len(shown.executions["row"])}
+    widths = shown.executions["right"] - shown.executions["left"]
+    assert sum(widths) == pytest.approx(sum(picture.busy_times(history).values()) / SECOND, rel=0.01)
+    part = picture.lanes(history, colors_of(history), 0.1, [])
+    assert 0 < len(part.executions["row"]) < len(shown.executions["row"]) or not len(part.executions["row"])
+    assert min(part.executions["left"], default=0) >= -0.1
+
+
+def test_where_too_much_would_be_drawn_the_newest_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = followed(busy_world()).history
+    everything = picture.lanes(history, colors_of(history), 60.0, [])
+    monkeypatch.setattr(picture, "DASHBOARD_BARS_MAX", 10)
+    shown = picture.lanes(history, colors_of(history), 60.0, [])
+    assert len(shown.executions["row"]) == 10
+    assert sorted(shown.executions["left"]) == sorted(everything.executions["left"])[-10:]
+    assert shown.from_s == min(shown.executions["left"]) > -60
+
+
+def test_waiting_work_is_drawn_unless_nothing_is_known_of_that_time() -> None:
+    world = World(policy="adaptive")
+    world.now = SECOND
+    world.join(1)
+    world.ready(spec(1, exec_ms=5, batch_max=8, row_ms=1, load_ms=10))
+    world.request(1, slo_ms=200)
+    world.settle()
+    world.at(world.now + 5 * MS, world.request, 1, 300)  # it waits for the order's way to the device
+    world.settle()
+    history = followed(world).history
+    colors = colors_of(history)
+    idle = picture.lanes(history, colors, 5.0, []).idle
+    assert len(idle["row"]) >= 1
+    assert all(right > left for left, right in zip(idle["left"], idle["right"]))
+    gap = (history.begun_ns, history.now_ns)
+    shown = picture.lanes(history, colors, 5.0, [gap])
+    assert list(shown.idle["row"]) == []
+    assert len(shown.gaps["left"]) == 1
+
+
+def test_the_busiest_models_keep_their_colors() -> None:
+    colors = picture.ModelColors()
+    count = len(MODEL_COLORS)
+    colors.update({model: 1000 - model for model in range(20)})
+    first = {model: colors.of(model) for model in range(count)}
+    assert sorted(first.values()) == sorted(MODEL_COLORS)
+    assert colors.of(count) == OTHER_MODELS.color
+    colors.update(
+        {model: 1000 - model for model in range(20)} | {count: 2000}
+    )  # among the busiest, but not alone
+    assert {model: colors.of(model) for model in range(count)} == first
+    colors.update(dict.fromkeys(range(2, 30), 1000))  # the first two are asked for no longer
+    assert {model: colors.of(model) for model in range(2, count)} == {m: first[m] for m in range(2, count)}
+    assert colors.of(0) == colors.of(1) == OTHER_MODELS.color
+    assert {colors.of(count), colors.of(count + 1)} == {first[0], first[1]}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_is_what_devices_hold(seed: int) -> None:
+    world = busy_world(seed)
+    history = followed(world).history
+    shown = picture.memory(history, colors_of(history))
+    assert shown.unplaced == 0
+    for row, device in enumerate(history.lanes()):
+        runs = [
+            (left, right)
+            for at, left, right in zip(shown.runs["row"], shown.runs["left"], shown.runs["right"])
+            if at == row
+        ]
+        assert total_ns(union(runs)) == sum(right - left for left, right in runs), "pages overlap"
+        assert all(0 <= left < right <= device.page_count for left, right in runs)
+        assert sum(right - left for left, right in runs) == sum(one.pages for one in device.resident.values())
+
+
+def test_a_model_whose_load_was_not_seen_is_shown_without_its_place() -> None:
+    world = one_device()
+    world.request(1, slo_ms=100)
+    world.settle()
+    seen = len(world.trace)
+    world.request(1, slo_ms=100)
+    world.settle()
+    early = [step for step in steps_of(world) if not any(isinstance(c, SendInfer) for c in step.commands)]
+    joined = early[:3]  # the worker, its link and the model
+    follower = Follower()
+    follower.take(Look(1, [*joined, *steps_of(world)[seen:]]), 0.0)
+    shown = picture.memory(follower.history, colors_of(follower.history))
+    assert shown.unplaced == 1
+    assert (shown.runs["left"], shown.runs["right"]) == ([5], [8])
+    assert "not known" in shown.runs["state"][0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_series_add_up_to_what_was_answered(seed: int) -> None:
+    history = followed(busy_world(seed)).history
+    found = picture.series(history, [])
+    edges = [history.marks[0].at_ns / SECOND, *(at + history.now_ns / SECOND for at in found["at"])]
+    lasted = [after - before for before, after in itertools.pairwise(edges)]
+    for outcome in ("answered", "refused"):
+        counted = sum(rate * time for rate, time in zip(found[outcome], lasted))
+        first = getattr(history.marks[0], outcome)
+        assert counted == pytest.approx(getattr(history.counts, outcome) - first), f"seed {seed}"
+
+
+def test_a_second_of_which_half_was_not_read_counts_for_the_other_half() -> None:
+    history = followed(busy_world()).history
+    whole = picture.series(history, [])
+    end = history.now_ns
+    first = history.marks[0].at_ns
+    half = picture.series(history, [(first, first + (end - first) // 2)])
+    assert sum(half["arrived"]) > 1.3 * sum(whole["arrived"]) > 0
+
+
+def test_predictions_and_tiles() -> None:
+    history = followed(busy_world()).history
+    found = picture.predictions(history, colors_of(history))
+    assert found.executed == len(found.executions["predicted"]) > 20
+    assert found.within == 1.0  # a calm world has no noise
+    assert found.executions["predicted"] == pytest.approx(found.executions["measured"], rel=0.1)
+    numbers = picture.tiles(history, [], seconds=60)
+    assert numbers.good > 0
+    assert 0 < numbers.executing <= 1
+    assert numbers.devices == len(history.devices)
+    assert 0 < numbers.p50_ms <= numbers.p99_ms
+    assert numbers.batch >= 1
+
+
+def test_the_newest_requests_of_each_outcome_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = followed(busy_world()).history
+    monkeypatch.setattr(picture, "DASHBOARD_ROWS_MAX", 5)
+    rows = picture.recent_requests(history)
+    for outcome in ("answered", "refused"):
+        newest = [one.id for one in history.requests.values() if one.outcome == outcome][-5:]
+        assert sorted(row[0] for row in rows if row[2] == outcome) == newest
+    assert [row[6] for row in rows] == sorted(row[6] for row in rows)
+
+
+def test_a_refused_request_is_seen_among_what_devices_did() -> None:
+    history = followed(busy_world()).history
+    refused = explain.find_request(history, "refused")
+    found = around(history, colors_of(history), refused, [])
+    request = history.requests[refused]
+    assert "refused" in found.title
+    assert any("was refused" in sentence for sentence in found.sentences)
+    assert found.from_s < 0 < found.until_s
+    words = ", ".join(word for _, word in found.marks)
+    assert "refused" in words
+    assert len(found.lanes.labels) == len(history.devices)
+    assert set(found.lanes.labels) == {one.label for one in history.devices.values()}
+    holders = [one.label for one in history.lanes() if one.holds(request.model_id, request.arrived_ns)]
+    assert set(found.lanes.labels[: len(holders)]) == set(holders)
+    moments = [at for at, _ in found.marks]
+    assert moments == sorted(moments)
+
+
+def test_states_of_a_follower() -> None:
+    world = one_device()
+    world.request(1, slo_ms=100)
+    world.settle()
+    steps = steps_of(world)
+    follower = Follower()
+    assert follower.state == LOADING
+    follower.fail("no answer", 1.0)
+    assert (follower.state, follower.since_s, follower.note) == (AWAY, 1.0, "no answer")
+    follower.take(Look(1, []), 2.0)
+    assert (follower.state, follower.since_s) == (EMPTY, 2.0)
+    follower.take(Look(1, steps), 3.0)
+    assert (follower.state, follower.since_s) == (LIVE, 3.0)
+    follower.take(Look(1, []), 4.0)
+    assert (follower.state, follower.since_s) == (LIVE, 3.0)
+    follower.fail("it is gone", 5.0)
+    assert follower.history.counts.answered == 1, "the last picture stays"
+    follower.take(Look(2, steps[:3]), 6.0)
+    assert (follower.state, follower.restarted_s, follower.history.counts.answered) == (LIVE, 6.0, 0)
+
+
+def test_what_was_left_out_is_known() -> None:
+    world = busy_world()
+    steps = steps_of(world)
+    third = len(steps) // 3
+    follower = Follower()
+    follower.take(Look(1, steps[:third]), 0.0)
+    before_ns = follower.history.now_ns
+    follower.take(Look(1, steps[2 * third :], is_gap=True, share=0.5), 1.0)
+    ((begin, end),) = follower.gaps
+    assert begin == before_ns < end == steps[2 * third].events[0].now_ns
+    assert follower.share == 0.75
+    assert follower.history.skipped_ns == end - begin
+
+
+def test_a_recording_is_shown_at_its_own_pace() -> None:
+    world = busy_world()
+    steps = steps_of(world)
+    begun = steps[0].events[0].now_ns
+    clock = iter([50, 50 + 100 * MS, 50 + 10_000 * MS])
+    source = sources.Recorded(io.BytesIO(recorded(steps)), lambda: next(clock), from_ns=20 * MS)
+    looks = [source.look() for _ in range(3)]
+    assert sum(len(look.steps) for look in looks) == len(steps)
+    assert all(step.events[0].now_ns <= begun + 20 * MS for step in looks[0].steps)
+    assert all(step.events[0].now_ns <= begun + 120 * MS for step in looks[1].steps)
+    assert looks[1].steps
+    assert sum(isinstance(c, AnswerOk) for look in looks for step in look.steps for c in step.commands) > 10

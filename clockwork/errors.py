@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class ClockworkError(Exception):
-    """Base of every error that Clockwork raises on purpose."""
+    """Base of every error that Clockwork raises on purpose.
+
+    request: the number by which the controller knows the request that failed (None: none did, or it was not taken).
+    `clockwork explain` says from it what happened.
+    """
+
+    request: int | None = None
 
 
 class ModelNotFound(ClockworkError):

@@ -113,6 +113,8 @@ class Commands(click.Group):
                 more.append(f"an SLO of {say_enough(error.feasible_slo)} would have been enough")
             if error.retry_after is not None:
                 more.append(f"retry after {say_enough(error.retry_after)}")
+            if error.request is not None:
+                more.append(f"request {error.request}, for `clockwork explain`")
             raise _Failure(f"refused: {error}" + (f" ({'; '.join(more)})" if more else "")) from None
         except ClockworkError as error:
             hints = getattr(error, "__notes__", ())

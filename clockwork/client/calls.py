@@ -470,6 +470,21 @@ def uploader() -> Callable[..., ModelInfo]:
 
 def error_of(failure: Failure) -> ClockworkError:
     """The exception that says the same as a Failure message."""
+    error = _error_of(failure)
+    error.request = failure.details.get("request")
+    return error
+
+
+def request_of(answer: Answer) -> int | None:
+    """The number by which the controller knows an answered request; None where it did not say."""
+    return answer.times[_REQUEST_PLACE] if len(answer.times) > _REQUEST_PLACE else None
+
+
+_REQUEST_PLACE = 6
+"""Where in Answer.times the number of the request is."""
+
+
+def _error_of(failure: Failure) -> ClockworkError:
     text, details = failure.text, failure.details
     match failure.status:
         case Status.REFUSED:

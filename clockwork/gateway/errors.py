@@ -86,6 +86,9 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
 ]
 """Error, HTTP status, gRPC status, and the word that programs read; the first kind that fits counts."""
 
+REQUEST = "X-Clockwork-Request"
+"""The header with the number by which the controller knows a request, for `clockwork explain`."""
+
 _INFEASIBLE = (422, "FAILED_PRECONDITION")
 """Of a refusal whose deadline is below what the execution alone takes: no proxy and no client tries such a request again."""
 
@@ -115,6 +118,9 @@ def tell(error: ClockworkError) -> Told:
         headers["Allow"] = error.allowed
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="clockwork"'
+    if error.request is not None:
+        body["request"] = error.request
+        headers[REQUEST] = str(error.request)
     if status == 503:
         headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s)))
     return Told(status, grpc, body, headers)

@@ -451,7 +451,7 @@ def _token(metadata: Any) -> bytes | None:
 
 def _metadata(body: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """The facts of an error, as trailing metadata."""
-    keys = ("reason", "retry_after_us", "feasible_timeout_us")
+    keys = ("reason", "retry_after_us", "feasible_timeout_us", "request")
     return tuple((f"clockwork-{key.replace('_', '-')}", str(body[key])) for key in keys if key in body)
 
 

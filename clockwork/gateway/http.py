@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from clockwork.client.calls import request_of
 from clockwork.config.gateway import (
     BACKLOG,
     HANDSHAKE_S,
@@ -29,7 +30,7 @@ from clockwork.config.gateway import (
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.callers import Address, Caller
-from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
+from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
 from clockwork.gateway.security import Tokens, bearer
@@ -723,10 +724,12 @@ def _answer(
     if inference.request_id:
         body["id"] = inference.request_id
     header = json.dumps(body, separators=(",", ":")).encode()
+    request = request_of(answer)
+    headers = {} if request is None else {REQUEST: str(request)}
     if len(pieces) == 1:
-        return web.Response(body=header, content_type="application/json")
+        return web.Response(body=header, content_type="application/json", headers=headers)
     pieces[0] = header
-    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+    headers |= {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
     if total > JOINED_BYTES_MAX:
         return headers, pieces
     return web.Response(body=b"".join(pieces), headers=headers)

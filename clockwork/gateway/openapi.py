@@ -203,6 +203,7 @@ def _schemas() -> Json:
             tensor=text, expected=text, got=text,
             retry_after_us=count | {"description": "When the same request is likely to be answered."},
             feasible_timeout_us=count | {"description": "The least timeout that would have been enough."},
+            request=count | {"description": "The request's number, for `clockwork explain`."},
         ),
         "Server": _object(["name", "version", "extensions"], name=text, version=text, extensions=_list(text)),
         "Live": _object(["live"], live=flag),

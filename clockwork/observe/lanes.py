@@ -13,12 +13,17 @@ Span = tuple[int, int]
 def span_of(action: SeenAction) -> Span | None:
     """When an action was carried out; None: it was not, or has not ended.
 
-    A worker's clock is known to some microseconds only, so it is held to begin after its order and to end before its result.
+    A worker's clock is known to some microseconds only, at first to a millisecond or so. What would have begun before its
+    order, or ended behind its result, is moved, and cut where it does not fit between the two.
     """
     if not action.begin_ns or not action.end_ns:
         return None
-    end_ns = min(action.end_ns, action.done_ns)
-    return min(max(action.begin_ns, action.ordered_ns), end_ns), end_ns
+    begin_ns, end_ns = action.begin_ns, action.end_ns
+    if begin_ns < action.ordered_ns:
+        begin_ns, end_ns = action.ordered_ns, end_ns + action.ordered_ns - begin_ns
+    if end_ns > action.done_ns:
+        begin_ns, end_ns = max(begin_ns + action.done_ns - end_ns, action.ordered_ns), action.done_ns
+    return begin_ns, end_ns
 
 
 def waiting_spans(history: History) -> dict[int, list[Span]]:

@@ -308,7 +308,8 @@ class ClientWelcome(NamedTuple):
 
 class Answer(NamedTuple):
     """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a load, on the
-    device, in all; then the parts of the device's time that copied inputs in and outputs out."""
+    device, in all; then the parts of the device's time that copied inputs in and outputs out. Last, no time but the number
+    by which the controller knows the request: `clockwork explain` takes it."""
 
     request_id: Id
     model_version: VersionNumber
@@ -318,6 +319,7 @@ class Answer(NamedTuple):
 
 _FAILURE_DETAILS = Record(
     {
+        "request": Integer(0, INT64_MAX),
         "reason": Text(NAME_BYTES_MAX),
         "feasible_slo_ns": Integer(INT64_MIN, INT64_MAX),
         "retry_after_ns": Integer(INT64_MIN, INT64_MAX),
@@ -325,7 +327,7 @@ _FAILURE_DETAILS = Record(
         "expected": Text(4 * SENTENCE_BYTES_MAX),
         "got": Text(4 * SENTENCE_BYTES_MAX),
     },
-    optional=("reason", "feasible_slo_ns", "retry_after_ns", "tensor", "expected", "got"),
+    optional=("request", "reason", "feasible_slo_ns", "retry_after_ns", "tensor", "expected", "got"),
 )
 
 
@@ -334,6 +336,7 @@ class Failure(NamedTuple):
 
     REFUSED: reason, feasible_slo_ns (0 unknown), retry_after_ns (0 unknown).
     INVALID_INPUT: tensor, expected, got.
+    Of a request that the scheduler took: request, the number by which the controller knows it.
     """
 
     request_id: Id

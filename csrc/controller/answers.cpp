@@ -51,13 +51,14 @@ void Exchange::answer_ok(const Command& command) {
         writer_.natural(index);
     }
     Ns total_ns = now_ - one.arrived_ns;
-    writer_.array(6);
+    writer_.array(7);
     writer_.integer(command.a);
     writer_.integer(command.b);
     writer_.integer(command.c);
     writer_.integer(total_ns);
     writer_.integer(result.header.copy_in_ns);
     writer_.integer(result.header.copy_out_ns);
+    writer_.natural(one.id);
     if (to_client(*one.client, count > 0)) {
         for (std::size_t index = 0; index < count; ++index) {
             Frame& frame = batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame));
@@ -89,21 +90,27 @@ void Exchange::answer_failed(const Command& command) {
     release(one);
 }
 
-void Exchange::fail(HeldRequest& one, Status status, std::string_view text, const Command* refusal) {
+void Exchange::fail(HeldRequest& one, Status status, std::string_view text, const Command* answer) {
     writer_.clear();
     writer_.array(5);
     writer_.integer(TAG_FAILURE);
     writer_.integer(one.request_id);
     writer_.integer(static_cast<std::int64_t>(status));
     writer_.text(text);
-    if (status == Status::REFUSED && refusal != nullptr) {
-        writer_.map(3);
+    if (status == Status::REFUSED && answer != nullptr) {
+        writer_.map(4);
+        writer_.text("request");
+        writer_.natural(one.id);
         writer_.text("reason");
-        writer_.text(sentences_.reason(refusal->reason));
+        writer_.text(sentences_.reason(answer->reason));
         writer_.text("feasible_slo_ns");
-        writer_.integer(refusal->feasible_slo_ns);
+        writer_.integer(answer->feasible_slo_ns);
         writer_.text("retry_after_ns");
-        writer_.integer(refusal->retry_after_ns);
+        writer_.integer(answer->retry_after_ns);
+    } else if (answer != nullptr) {
+        writer_.map(1);
+        writer_.text("request");
+        writer_.natural(one.id);
     } else {
         writer_.map(0);
     }

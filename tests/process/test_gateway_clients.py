@@ -450,14 +450,17 @@ def test_a_refusal_looks_as_documented(served: Served) -> None:
     body = json.loads((ROOT / "examples" / "digits" / "7.json").read_text())
     reply = http.infer(body, model="digits", X_Clockwork_Timeout_Us="1")
     assert (reply.status, reply.json["reason"], "retry-after" in reply.headers) == (422, "infeasible", False)
+    assert reply.headers["x-clockwork-request"] == str(reply.json["request"])
     said = re.match(
         r"digits@1 takes ([0-9.]+) (us|ms) on an idle device \([0-9.]+ [mu]s to execute", reply.json["error"]
     )
     assert said, reply.json
     told_us = float(said[1]) * {"us": 1, "ms": 1000}[said[2]]
     assert told_us == pytest.approx(reply.json["feasible_timeout_us"], rel=0.02), "one figure, said twice"
-    best = max(enumerate(http.infer(body, model="digits").json["outputs"][0]["data"]), key=lambda one: one[1])
+    answer = http.infer(body, model="digits")
+    best = max(enumerate(answer.json["outputs"][0]["data"]), key=lambda one: one[1])
     assert best[0] == 7
+    assert int(answer.headers["x-clockwork-request"]) > reply.json["request"], "an answer has its number, too"
     http.close()
 
 

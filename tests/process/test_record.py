@@ -6,9 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clockwork.cli import load_generator
+from clockwork.errors import Refused
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.system.clock import MS
 from tests.process.cluster import eventually, running_cluster
@@ -34,6 +36,8 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
             )
             report = load_generator.run(client, settings)
             assert report.answered > 100
+            with pytest.raises(Refused) as refused:
+                client.infer(names[0], np.zeros((1, SMALL.input_bytes), np.uint8), slo=1e-6)
             cluster.kill(worker)
             eventually(lambda: not client.status()["workers"], "the worker is missed")
             load_generator.run(
@@ -63,6 +67,10 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
         assert same.wait() == 0, same.text
         assert "All decisions are the same." in same.text
         assert f"Both answered {report.answered} requests, only A 0, only B 0." in same.text
+        why = cluster.program(["explain", str(refused.value.request), "--recording", str(recording)])
+        assert why.wait() == 0, why.text
+        assert f"Request {refused.value.request} for small-0@1" in why.text
+        assert "It was refused at its arrival (infeasible)" in why.text
         picture = tmp_path / "why.svg"
         slowest = cluster.program(
             ["explain", "--slowest", "--recording", str(recording), "--svg", str(picture)]

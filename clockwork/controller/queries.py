@@ -238,6 +238,7 @@ class Queries:
         )
         live = self._scheduler.expected_ns(model.model_id, [quickest]) if quickest is not None else []
         return {
+            "id": model.model_id,
             "name": model.record.name,
             "version": model.record.version,
             **self._state(model),
@@ -257,6 +258,7 @@ class Queries:
             "batch_max": prepared.batch_max if prepared else 0,
             "weights_bytes": prepared.weights_bytes if prepared else 0,
             "resident_bytes": prepared.resident_bytes if prepared else 0,
+            "runs": list(prepared.runs) if prepared else [],
             "program": prepared.program if prepared else "",
             "exec_ns": quickest.exec_ns if quickest is not None else 0,
             **({"live_exec_ns": live[0]} if live else {}),

@@ -198,7 +198,7 @@ class Residency:
     """A model on a device, from the order to load it until its pages are free again."""
 
     model_id: int
-    load_id: int
+    load_id: int  # below 0: not known
     state: str  # LOADING, RESIDENT or UNLOADING
     run_starts: tuple[int, ...] = ()  # the first page of each run; () if its load was not seen
     runs: tuple[int, ...] = ()  # pages of each run; () if the model was not seen
@@ -370,6 +370,14 @@ class History:
         for model in self.models.values():
             model.counts.waiting = 0
         self._skipping = True
+
+    def hold(self, worker: int, index: int, model_id: int, load_id: int = 0) -> None:
+        """Say that a model was resident on a device before the history. load_id 0: which of its loads is not known."""
+        device = self._device(worker, index)
+        known = load_id or -1 - model_id
+        if known in device.resident or any(one.model_id == model_id for one in device.resident.values()):
+            return
+        self._enter(device, model_id, known)
 
     def label(self, model_id: int) -> str:
         """``name@version`` of a model, as far as it is known."""
@@ -608,10 +616,19 @@ class History:
             device.loads.append(action)
         if action.kind in ("infer", "profile", "unload") and action.load_id not in device.resident:
             # It was loaded before the history.
-            spec = self._model(action.model_id).specs.get(action.worker)
-            residency = Residency(action.model_id, action.load_id, RESIDENT, runs=spec.runs if spec else ())
-            device.resident[action.load_id] = residency
-            device.pages_used += residency.pages
+            held = device.resident.pop(-1 - action.model_id, None)
+            if held is None:
+                self._enter(device, action.model_id, action.load_id)
+            else:
+                held.load_id = action.load_id
+                device.resident[action.load_id] = held
+
+    def _enter(self, device: SeenDevice, model_id: int, load_id: int) -> None:
+        """Enter a residency that was there before the history."""
+        spec = self._model(model_id).specs.get(device.worker)
+        residency = Residency(model_id, load_id, RESIDENT, runs=spec.runs if spec is not None else ())
+        device.resident[load_id] = residency
+        device.pages_used += residency.pages
 
     def _send_revoke(self, command: SendRevoke) -> None:
         action = self.actions.get(command.action_id)

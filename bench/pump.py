@@ -3,12 +3,14 @@
 In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
 or thread of its own; the calls release the interpreter.
 
-    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME] [--json]
+    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME]
+                         [--recorder 0,64MiB] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
 are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
-so in some runs only.
+so in some runs only. Each row is measured with every size of the flight recorder that --recorder names, in turn: 0 is none,
+and beside the others stands by how much more a request costs there than with the first, as the median over pairs of runs.
 """
 
 from __future__ import annotations
@@ -179,6 +181,7 @@ class Settings:
     row_ns: int = 20_000  # of each of its requests
     repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
     policy: str = ""
+    recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder; "": the default
     python: str = ""  # a checkout whose controller is measured; this one's where it is empty
 
 
@@ -188,7 +191,7 @@ def cpu_of(pid: int) -> dict[str, float]:
     return {"all": sum(spent.values()), "io": io_s}
 
 
-def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
+def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -> dict[str, Any]:
     """A row: a controller of its own, a client, and a worker of many devices."""
     profiles = [
         linear(f"m{index}", settings.row_ns, settings.base_ns, 32, weights_bytes=16 << 20, load_ns=2 * MS,
@@ -197,6 +200,7 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
     ]  # fmt: skip
     library()
     more = ("--policy", settings.policy) if settings.policy else ()
+    more += ("--recorder-bytes", recorder) if recorder else ()
     cluster = Cluster(0, controller_arguments=more, directory=settings.python or None)
     with cluster:
         worker = PumpWorker(
@@ -226,6 +230,7 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
     ended = max(1, answered + failed)
     return {
         "input_bytes": size,
+        "recorder": recorder or "default",
         "in flight": pump.in_flight,
         "requests/s": answered / wall_s,
         "requests/cpu-s": answered / cpu_s,
@@ -240,7 +245,10 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row for several runs of a case: medians, and the worst."""
-    row = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    row = {
+        name: value if isinstance(value, str) else statistics.median(run[name] for run in runs)
+        for name, value in runs[0].items()
+    }
     row["worst requests/s"] = min(run["requests/s"] for run in runs)
     row["worst good_%"] = min(run["good_%"] for run in runs)
     return row
@@ -260,6 +268,7 @@ def main() -> None:
         help=f"runs of each row (default {Settings().repeat}; 1 with --quick)",
     )
     parser.add_argument("--policy", default="")
+    parser.add_argument("--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB")
     parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
     options = parser.parse_args()
     settings = Settings(
@@ -267,13 +276,25 @@ def main() -> None:
         warm_up_s=0.2 if options.quick else Settings().warm_up_s,
         sizes=options.sizes, in_flight=options.in_flight[:1] if options.quick else options.in_flight, devices=options.devices,
         repeat=options.repeat or (1 if options.quick else Settings().repeat), policy=options.policy, python=options.python,
+        recorders=tuple(options.recorder.split(",")),
     )  # fmt: skip
-    cases = [(size, depth) for size in settings.sizes for depth in settings.in_flight]
+    cases = [
+        (size, depth, recorder)
+        for size in settings.sizes
+        for depth in settings.in_flight
+        for recorder in settings.recorders
+    ]
     runs: list[list[dict[str, Any]]] = [[] for _ in cases]
     for _ in range(settings.repeat):
-        for place, (size, depth) in enumerate(cases):
-            runs[place].append(measure(settings, size, depth))
+        for place, case in enumerate(cases):
+            runs[place].append(measure(settings, *case))
     rows = [summary(run) for run in runs]
+    for place in range(len(rows)):
+        first = runs[place - place % len(settings.recorders)]
+        ratios = [
+            own["us/request"] / other["us/request"] for own, other in zip(runs[place], first, strict=True)
+        ]
+        rows[place]["recorder_%"] = 100 * (statistics.median(ratios) - 1)
     facts = {
         "devices, models": f"{settings.devices}, {settings.models}",
         "runs": settings.repeat,

@@ -26,6 +26,7 @@ COMMANDS = {
     "models": "models",
     "plan": "plan",
     "probe": "probe",
+    "recorder": "recorder",
     "replay": "serve",
     "status": "requests",
     "telemetry": "telemetry",

@@ -28,6 +28,11 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
         raise click.BadParameter(str(error)) from None
 
 
+def _size_or_none(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A count of bytes, or "0"."""
+    return 0 if value.strip() == "0" else _size(context, parameter, value)
+
+
 def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """The names of devices; ``auto`` becomes cpu or cuda, and the choice is printed."""
     from clockwork.worker.settings import device_names, first_gpu, why_no_gpu
@@ -243,12 +248,14 @@ def up(
     show_default=True,
     help="Where a recording ends.",
 )
+@click.option("--recorder-bytes", callback=_size_or_none, metavar="SIZE", default="64MiB", show_default=True,
+              help="Memory of the flight recorder, which keeps the last minute at most; 0: none.")  # fmt: skip
 @click.option("--parent", type=int, hidden=True)
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
     memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None,
     allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
-    parent: int | None,
+    recorder_bytes: int, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a controller: it holds the models and decides what every worker does when.
 
@@ -262,11 +269,12 @@ def controller(
 
         die_with(parent)
     from clockwork.controller import process
-    from clockwork.controller.settings import ControllerSettings, check_policy
+    from clockwork.controller.settings import ControllerSettings, check_policy, check_recorder
 
     with as_usage():
         check_policy(policy, save_devices)
         numbers = policy_numbers(options)
+        check_recorder(recorder_bytes, record)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or config.worker_endpoint(),
@@ -281,6 +289,7 @@ def controller(
         await_models=await_models,
         record=record,
         record_bytes_max=record_max,
+        recorder_bytes=recorder_bytes,
     )
     sys.exit(process.main(settings))
 

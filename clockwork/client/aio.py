@@ -170,6 +170,10 @@ class AsyncClient:
         """See Client.metrics()."""
         return (await self._pages(calls.METRICS, model, timeout)).body
 
+    async def recorder(self, argument: str = "", *, timeout: float | None = None) -> Any:
+        """See Client.recorder()."""
+        return await self._ask(calls.RECORDER, timeout, argument)
+
     async def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
         await asyncio.to_thread(self._client.close)

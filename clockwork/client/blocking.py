@@ -226,6 +226,14 @@ class Client:
         """Every number that the controller has, as plain data: see docs/metrics.md. model: of its versions alone."""
         return self._pages(calls.METRICS, model, timeout).body
 
+    def recorder(self, argument: str = "", *, timeout: float | None = None) -> Any:
+        """What the controller's flight recorder answers: see docs/recorder.md, and scheduler.recording.Stream.
+
+        argument: "" for the state of its ring; "#PLACE" for the bytes from a place on; "-NS" for those from the step that was
+        told so many nanoseconds ago; "dump", "dumps" and "NAME#OFFSET" for files.
+        """
+        return self._ask(calls.RECORDER, timeout, argument)
+
     def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
         self._finalizer.detach()

@@ -431,6 +431,7 @@ MODELS = _replied(_paged("models"), _models_of)
 MODEL = _replied(_of_model(lambda request_id, name: Query(request_id, "model", name)), ModelInfo.from_wire)
 STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of)
 METRICS = _replied(_paged("metrics"), _unchanged)
+RECORDER = _replied(_paged("recorder"), _unchanged)
 
 
 def infer_call(inputs: Inputs, loan: Loan | None = None) -> _Infer:

@@ -49,8 +49,3 @@ LOST_NS = 500_000_000
 
 RESET_TOLD_NS = 10_000_000_000
 """Time for which a jump of a clock is reported."""
-
-# ----- controller/record.py --------------------------------------------------------------------
-
-BUFFER_BYTES = 1 << 20
-"""Bytes of a recording that are written at once: a busy controller writes a few times a second, to the page cache."""

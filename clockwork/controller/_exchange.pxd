@@ -6,7 +6,7 @@ from libcpp.string cimport string
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
-from clockwork.scheduler._core cimport CActionResult, CCommand, CReason, CRequest, CScheduler, CStatus, CText
+from clockwork.scheduler._core cimport CActionResult, CCommand, CCommands, CReason, CRequest, CScheduler, CStatus, CText
 from clockwork.wire._zmq cimport clockwork_zmq_api
 
 
@@ -230,6 +230,37 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         uint64_t behind_bytes()
         const uint64_t *cut_counts()
 
+cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
+    cdef cppclass CRingState "clockwork::RingState":
+        uint64_t begin
+        uint64_t end
+        int64_t oldest_ns
+        uint64_t steps
+        size_t bytes_max
+
+    cdef cppclass CRing "clockwork::Ring":
+        CRing(size_t bytes_max, int64_t span_ns) except +
+        cbool is_on()
+        void append(int64_t at, string_view step) except +
+        uint64_t read(uint64_t since, size_t bytes_max, string &found) except +
+        uint64_t seek(int64_t at)
+        uint64_t step_from(uint64_t place)
+        int64_t step_ns(uint64_t place)
+        CRingState state()
+
+    cdef cppclass CRecorder "clockwork::Recorder":
+        CRecorder(shared_ptr[CRing] ring) except +
+        cbool is_on()
+        int64_t time_ns(int64_t now)
+        void arrived(int64_t now, const CRequest &request, string_view shape) except +
+        void cancelled(int64_t now, uint64_t request_id) except +
+        void action_done(int64_t now, const CActionResult &result, string_view text) except +
+        void noted(string_view event) except +
+        void settle(int64_t now) except +
+        void ordered(const CCommand &command, const CCommands &all, string_view text, string_view shape) except +
+        void end() except +
+        const string &know_shape(uint32_t number, const vector[int64_t] &dims) except +
+
 cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
     const uint32_t C_NO_SLOT "clockwork::NO_SLOT"
 
@@ -271,18 +302,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         const vector[CTensorRef] *tensors
         const vector[int64_t] *dims
 
-    cdef enum CToldKind "clockwork::ToldEvent::Kind":
-        C_ARRIVED "clockwork::ToldEvent::ARRIVED"
-        C_CANCELLED "clockwork::ToldEvent::CANCELLED"
-        C_ACTION_DONE "clockwork::ToldEvent::ACTION_DONE"
-
-    cdef cppclass CToldEvent "clockwork::ToldEvent":
-        CToldKind kind
-        int64_t now
-        CRequest request
-        CActionResult result
-        string text
-
     cdef cppclass CBounds "clockwork::ExchangeBounds":
         size_t drain_messages
         size_t message_frames
@@ -296,13 +315,14 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
 
     cdef cppclass CExchange "clockwork::Exchange":
         CExchange(CScheduler &scheduler, CRouterSocket workers, CRouterSocket clients, CSentences sentences,
-                  CLookups lookups, CBounds bounds) except +
+                  CLookups lookups, CBounds bounds, shared_ptr[CRing] ring) except +
         void wait_on(const vector[int] &descriptors, const vector[int] &others) except +
         CNeed run(int64_t until) except +
         int64_t now()
         const CArrival &current()
         CHaul &batch()
-        void note()
+        void note(string_view event) except +
+        CRecorder &recorder()
         const CWrong &wrong()
         size_t order_place()
         vector[uint32_t] lost_clients
@@ -335,8 +355,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         const COutcomes &outcomes()
         uint64_t refusals(CReason reason)
         const CDurations &lag()
-        vector[CToldEvent] told
-        cbool is_recording
         int64_t *spent_data "spent_ns.data" ()
         cbool is_timed
         size_t shadow_width

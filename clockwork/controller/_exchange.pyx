@@ -27,7 +27,7 @@ from clockwork.scheduler._core cimport Driven
 from clockwork.wire._zmq cimport Functions
 
 from clockwork.wire.messages import Reason, Status
-from clockwork.scheduler.types import ActionDone, Arrived, Request, RequestCancelled
+from clockwork.scheduler.recording import encode_event
 
 FLOAT_MAX = sys.float_info.max
 
@@ -76,23 +76,68 @@ cdef int look_up_shape(void *owner, uint32_t number, vector[int64_t] *shape) exc
     return 1
 
 
+cdef class Ring:
+    """The steps that the flight recorder keeps: a stream of bytes, with places since the start. Any thread may read."""
+
+    cdef shared_ptr[CRing] _ring
+
+    def __init__(self, size_t bytes_max, int64_t span_ns):
+        """bytes_max 0: nothing is recorded."""
+        self._ring.reset(new CRing(bytes_max, span_ns))
+
+    @property
+    def is_on(self):
+        return bool(self._ring.get().is_on())
+
+    def append(self, int64_t at, bytes step):
+        """A step that was told at a time, as scheduler.recording encodes it. For tests: a recorder does so itself."""
+        self._ring.get().append(at, view_of(step))
+
+    def read(self, uint64_t since, size_t bytes_max):
+        """(place, bytes): at most so many from a place on, or from the oldest kept where that is later."""
+        cdef string found
+        cdef uint64_t place
+        with nogil:
+            place = self._ring.get().read(since, bytes_max, found)
+        return place, found
+
+    def seek(self, int64_t at):
+        """Where a step begins that was told at a time or shortly before: at most 64 KiB of steps."""
+        return self._ring.get().seek(at)
+
+    def step_from(self, uint64_t place):
+        """Where a step begins, at a place or shortly behind."""
+        return self._ring.get().step_from(place)
+
+    def step_ns(self, uint64_t place):
+        """When the step was told that begins at a place; 0 if that is not kept."""
+        return self._ring.get().step_ns(place)
+
+    def state(self):
+        """begin and end (places), oldest_ns (0: nothing is kept), steps since the start, bytes_max."""
+        cdef CRingState found = self._ring.get().state()
+        return {
+            "begin": found.begin, "end": found.end, "oldest_ns": found.oldest_ns, "steps": found.steps,
+            "bytes_max": found.bytes_max,
+        }
+
+
 cdef class Exchange:
     """Requests and results in, orders and answers out. The thread of the sockets only.
 
     core: a Core, whose C++ scheduler is driven from here. find_model: the id of the model that a text addresses which is
     no route's, 0 where its requests are turned away. functions: libzmq's. workers, clients: what
     Router.addresses() says. templates, status_names, reasons: see csrc/controller/sentences.h. connections: bounds of
-    each side, by side.
+    each side, by side. ring: where the flight recorder writes.
     """
 
     cdef unique_ptr[CExchange] _exchange
     cdef object _core  # owns the scheduler that _exchange calls
     cdef object _find_model
-    cdef list _noted  # for a recording: events of Python's
 
     def __init__(self, Driven core not None, find_model, Functions functions not None, workers, clients, templates, reasons, *,
                  drain_messages, message_frames, turn_bytes, turn_python_ns, priority_default, queued_requests,
-                 connections):
+                 connections, Ring ring not None):
         set_zmq(functions.table)
         cdef uintptr_t socket = workers[0], monitor = workers[1]
         cdef CRouterSocket *worker_socket = new CRouterSocket(<void *>socket, <void *>monitor)
@@ -113,13 +158,13 @@ cdef class Exchange:
         try:
             self._exchange.reset(
                 new CExchange(
-                    core._core[0], worker_socket[0], client_socket[0], sentences_of(templates, reasons), lookups, bounds
+                    core._core[0], worker_socket[0], client_socket[0], sentences_of(templates, reasons), lookups, bounds,
+                    ring._ring
                 )
             )
         finally:
             del worker_socket, client_socket
         self._core, self._find_model = core, find_model
-        self._noted = []
 
     # ----- the loop ----------------------------------------------------------------------------
 
@@ -219,10 +264,12 @@ cdef class Exchange:
 
     def note(self, event):
         """Have the scheduler hear of something that only Python knows."""
+        cdef CExchange *exchange = self._exchange.get()
+        cdef bytes encoded = b""
+        if exchange.recorder().is_on():
+            encoded = encode_event(event, exchange.recorder().time_ns(event.now_ns))
         self._core.note(event)
-        self._exchange.get().note()
-        if self._exchange.get().is_recording:
-            self._noted.append(event)
+        exchange.note(view_of(encoded))
 
     def order(self):
         """The order that is Python's."""
@@ -231,48 +278,6 @@ cdef class Exchange:
     def end_orders(self):
         """All orders have been carried out: forget them, and what they followed from."""
         self._core.end_orders()
-        self._noted.clear()
-        self._exchange.get().told.clear()
-
-    def orders(self):
-        """All orders of the decision, until end_orders()."""
-        return self._core.orders()
-
-    def events(self):
-        """What the scheduler was told since end_orders(), in order, if is_recording."""
-        cdef CToldEvent *told
-        cdef size_t place
-        noted = iter(self._noted)
-        found = []
-        for place in range(self._exchange.get().told.size()):
-            told = &self._exchange.get().told[place]
-            if told.kind == C_ARRIVED:
-                request = Request(
-                    told.request.id, told.request.model_id, told.request.rows,
-                    self._core.shape_of(told.request.shape), told.request.bytes, told.request.arrived_ns,
-                    told.request.deadline_ns, told.request.priority,
-                )
-                found.append(Arrived(told.now, request))
-            elif told.kind == C_CANCELLED:
-                found.append(RequestCancelled(told.now, told.request.id))
-            elif told.kind == C_ACTION_DONE:
-                found.append(ActionDone(
-                    told.now, told.result.worker, told.result.action_id, Status(<uint8_t>told.result.status),
-                    told.text.decode(), told.result.begin_ns, told.result.end_ns, told.result.duration_ns,
-                    told.result.ready_ns,
-                ))
-            else:
-                found.append(next(noted))
-        return found
-
-    @property
-    def is_recording(self):
-        """Whether events() are kept."""
-        return bool(self._exchange.get().is_recording)
-
-    @is_recording.setter
-    def is_recording(self, cbool value):
-        self._exchange.get().is_recording = value
 
     def lost(self):
         """(slots of clients, ids of workers) that could not be reached since this was asked last."""

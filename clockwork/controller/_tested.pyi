@@ -4,7 +4,7 @@ from typing import Any
 from clockwork.config import ConnectionBounds
 from clockwork.controller._values import Interface
 from clockwork.controller.flaws import Flaw
-from clockwork.scheduler.types import ShapeKey
+from clockwork.scheduler.types import Command, Event, ShapeKey
 
 SHARE_WHOLE: int
 BOUNDS: dict[str, int]
@@ -31,6 +31,13 @@ def batch_place(rows: int) -> tuple[int, int]: ...
 def sentence(
     templates: Sequence[str], number: int, a: int, b: int, c: int, name: str, said: str | None
 ) -> str: ...
+
+class Recorder:
+    """The flight recorder without its exchange."""
+
+    def __init__(self, bytes_max: int) -> None: ...
+    def record(self, events: Sequence[Event], commands: Sequence[Command]) -> None: ...
+    def read(self) -> bytes: ...
 
 class Connections:
     """The connections of one port without the port: of any sockets of this process, by descriptor."""

@@ -15,6 +15,8 @@ from clockwork.controller._exchange cimport (
     CFlaw,
     CHeaderFlaw,
     CModelInterface,
+    CRecorder,
+    CRing,
     CSentences,
     CTensorRef,
     CWrong,
@@ -30,7 +32,22 @@ from clockwork.controller._values cimport (
     view_of,
     word_of,
 )
-from clockwork.scheduler._core cimport CCommand, CText
+from clockwork.scheduler._core cimport (
+    CActionResult,
+    CCommand,
+    CCommands,
+    CommandKind,
+    CReason,
+    CRequest,
+    CStatus,
+    CText,
+)
+
+from clockwork.scheduler.recording import REASONS, encode_event
+from clockwork.scheduler.types import (
+    ActionDone, AnswerFailed, AnswerOk, Arrived, ModelFault, ModelGone, RequestCancelled, SendDrop, SendFetch, SendInfer,
+    SendLoad, SendProfile, SendRevoke, SendUnload, Tick,
+)
 
 
 cdef extern from "controller/messages.h" namespace "clockwork" nogil:
@@ -266,6 +283,134 @@ def sentence(templates, uint8_t number, int64_t a, int64_t b, int64_t c, str nam
     command.text, command.a, command.b, command.c = <CText>number, a, b, c
     found = sentences.text(command, view_of(encoded), heard)
     return found.data()[:found.size()].decode()
+
+
+cdef dict _kinds = {
+    SendLoad: CommandKind.SEND_LOAD, SendUnload: CommandKind.SEND_UNLOAD, SendInfer: CommandKind.SEND_INFER,
+    SendProfile: CommandKind.SEND_PROFILE, SendRevoke: CommandKind.SEND_REVOKE, AnswerOk: CommandKind.ANSWER_OK,
+    AnswerFailed: CommandKind.ANSWER_FAILED, ModelGone: CommandKind.MODEL_GONE, SendFetch: CommandKind.SEND_FETCH,
+    SendDrop: CommandKind.SEND_DROP, ModelFault: CommandKind.MODEL_FAULT,
+}
+
+
+cdef class Recorder:
+    """The flight recorder without its exchange."""
+
+    cdef shared_ptr[CRing] _ring
+    cdef unique_ptr[CRecorder] _recorder
+
+    def __init__(self, size_t bytes_max):
+        self._ring.reset(new CRing(bytes_max, 1 << 62))
+        self._recorder.reset(new CRecorder(self._ring))
+
+    def record(self, events, commands):
+        """A step; no event is a Tick but the last."""
+        cdef int64_t now = 0
+        for event in events:
+            now = max(now, event.now_ns)
+            if type(event) is not Tick:
+                self._tell(event)
+        self._recorder.get().settle(now)
+        for command in commands:
+            self._order(command)
+        self._recorder.get().end()
+
+    def read(self):
+        """All bytes that are kept."""
+        cdef string found
+        self._ring.get().read(0, 1 << 40, found)
+        return found
+
+    cdef int _tell(self, event) except -1:
+        cdef CRequest request
+        cdef CActionResult result
+        cdef CRecorder *recorder = self._recorder.get()
+        cdef bytes text
+        if type(event) is Arrived:
+            request.id, request.model_id, request.rows = event.request.id, event.request.model_id, event.request.rows
+            request.bytes, request.priority = event.request.bytes, event.request.priority
+            request.arrived_ns, request.deadline_ns = event.request.arrived_ns, event.request.deadline_ns
+            recorder.arrived(event.now_ns, request, self._shape(event.request.shape))
+        elif type(event) is RequestCancelled:
+            recorder.cancelled(event.now_ns, event.request_id)
+        elif type(event) is ActionDone:
+            result.worker, result.action_id = event.worker, event.action_id
+            result.status = <CStatus><uint8_t>event.status
+            result.begin_ns, result.end_ns = event.begin_ns, event.end_ns
+            result.duration_ns, result.ready_ns = event.duration_ns, event.ready_ns
+            text = event.text.encode()
+            recorder.action_done(event.now_ns, result, view_of(text))
+        else:
+            text = encode_event(event, recorder.time_ns(event.now_ns))
+            recorder.noted(view_of(text))
+        return 0
+
+    cdef string_view _shape(self, shape) except *:
+        cdef vector[int64_t] dims
+        for axes in shape:
+            dims.push_back(len(axes))
+            for axis in axes:
+                dims.push_back(axis)
+        cdef const string *found = &self._recorder.get().know_shape(1, dims)
+        return string_view(found.data(), found.size())
+
+    cdef int _order(self, command) except -1:
+        cdef CCommand one
+        cdef CCommands all_
+        cdef bytes text = b""
+        cdef string_view shape
+        kind = type(command)
+        one.kind = _kinds[kind]
+        for name in command._fields:
+            value = getattr(command, name)
+            if name == "worker":
+                one.worker = value
+            elif name == "device":
+                one.device = value
+            elif name == "action_id":
+                one.action_id = value
+            elif name == "model_id":
+                one.model_id = value
+            elif name == "load_id":
+                one.load_id = value
+            elif name == "request_id":
+                one.request_id = value
+            elif name == "earliest_ns":
+                one.earliest_ns = value
+            elif name == "latest_ns":
+                one.latest_ns = value
+            elif name == "expected_ns":
+                one.expected_ns = value
+            elif name == "part":
+                one.part = value
+            elif name == "rows":
+                one.rows = value
+            elif name == "shape":
+                shape = self._shape(value)
+            elif name == "run_starts":
+                all_.runs, one.count = value, len(value)
+            elif name == "requests":
+                all_.ids, one.count = value, len(value)
+            elif name == "status":
+                one.status = <CStatus><uint8_t>value
+            elif name == "reason":
+                one.reason = <CReason><uint8_t>REASONS.index(value)
+            elif name == "text":
+                text = value.encode()
+            elif name in ("queue_ns", "fault"):
+                one.a = value
+            elif name in ("load_ns", "set_aside"):
+                one.b = value
+            elif name == "exec_ns":
+                one.c = value
+            elif name == "feasible_slo_ns":
+                one.feasible_slo_ns = value
+            elif name == "retry_after_ns":
+                one.retry_after_ns = value
+            else:
+                raise TypeError(name)
+        self._recorder.get().ordered(one, all_, view_of(text), shape)
+        return 0
 
 
 cdef class Connections:

@@ -36,6 +36,7 @@ from clockwork.config import (
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
 )
+from clockwork.config.recorder import RECORDER_SPAN_NS
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
     CLIENTS,
@@ -49,6 +50,7 @@ from clockwork.controller._exchange import (
     WRONG_REQUEST,
     WRONG_RESULT,
     Exchange,
+    Ring,
 )
 from clockwork.controller.access import Access
 from clockwork.controller.catalog import Catalog
@@ -80,13 +82,13 @@ from clockwork.controller.links import ClientLink, WorkerLink, new_damage, parse
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
-from clockwork.controller.queries import Queries
-from clockwork.controller.record import Recorder
+from clockwork.controller.queries import OUTCOMES, Queries
+from clockwork.controller.recorder import FlightRecorder, RecordingFile
 from clockwork.controller.registration import Registrar
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.storage import CatalogJobs, StorageThread
-from clockwork.controller.troubles import TroubleKind, Troubles
+from clockwork.controller.troubles import ALERTING, TroubleKind, Troubles
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -109,7 +111,6 @@ from clockwork.scheduler.types import (
     ModelGone,
     ModelReady,
     ModelRemoved,
-    Tick,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
@@ -200,10 +201,11 @@ class Controller:
         self.troubles = Troubles()
         self._complaints = Complaints(log, _COMPLAINTS)
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
-        self._recorder: Recorder | None = None
+        self._ring = Ring(settings.recorder_bytes, RECORDER_SPAN_NS)
+        header = Header(settings.policy, settings.memory, settings.options, VERSION)
+        self._recording: RecordingFile | None = None
         if settings.record is not None:
-            header = Header(settings.policy, settings.memory, settings.options, VERSION)
-            self._recorder = Recorder(settings.record, header, settings.record_bytes_max)
+            self._recording = RecordingFile(settings.record, header, self._ring, settings.record_bytes_max)
         functions = socket_functions()
         self._epoch = int.from_bytes(os.urandom(7), "big")
         self._started_ns = now_ns()
@@ -243,9 +245,9 @@ class Controller:
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
             turn_bytes=TURN_HEADER_BYTES, turn_python_ns=TURN_PYTHON_NS,
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
-            connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds},
+            connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds}, ring=self._ring,
         )  # fmt: skip
-        self._exchange.is_recording = self._recorder is not None
+        self._flight = FlightRecorder(self._ring, header, settings.data, self._scheduler.held)
         self._mirror = ExchangeMirror(self._exchange)
         self._storage = StorageThread()
         self._jobs = CatalogJobs(self._catalog)
@@ -277,7 +279,8 @@ class Controller:
 
     def run(self, wake_fd: int = -1) -> None:
         """Serve until stop(). wake_fd: a descriptor that becomes readable when a signal has come."""
-        others = [self._storage.fileno(), self._repairs.fileno()] + ([wake_fd] if wake_fd >= 0 else [])
+        others = [self._storage.fileno(), self._repairs.fileno(), self._flight.fileno()]
+        others += [wake_fd] if wake_fd >= 0 else []
         exchange = self._exchange
         exchange.wait_on([*self._worker_router.filenos, *self._client_router.filenos], others)
         gc.collect()
@@ -292,8 +295,12 @@ class Controller:
                 need != ORDER
             ):  # between decisions: the scheduler hears of it before anything that happened later
                 for event in self._events:
-                    exchange.note(event)
+                    self._tell_scheduler(event)
                 self._events.clear()
+
+    def _tell_scheduler(self, event: Event) -> None:
+        self._flight.told(event)
+        self._exchange.note(event)
 
     def time_stages(self) -> None:
         """Count what the processor time of this thread goes to."""
@@ -311,10 +318,11 @@ class Controller:
             self._tell_client(client.identity, client.fd, Goodbye())
         for worker in self._workers.values():
             self._tell_worker(worker.identity, worker.fd, Goodbye())
-        if self._recorder is not None:
-            self._recorder.close()
+        if self._recording is not None:
+            self._recording.close()
         self._storage.close()
         self._repairs.close()
+        self._flight.close()
         self._transport.close()
         self._catalog.close()
 
@@ -342,6 +350,7 @@ class Controller:
         """What is neither a message nor an order."""
         self._storage.drain(self._after_job_failed)
         self._repairs.drain(self._after_job_failed)
+        self._flight.drain(self._after_job_failed)
         if self._now >= self._heartbeat_ns:
             self._beat()
 
@@ -492,11 +501,28 @@ class Controller:
         self._registrar.request(client.identity, message)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
+        if message.what == "recorder":
+            answered = functools.partial(self._recorder_answered, client.identity, message.request_id)
+            self._flight.ask(message.argument, self._now, answered)
+            return
         if message.what == "metrics":
             body = self._metrics.body(message.argument, self._workers.values(), len(self._clients))
         else:
             body = self.queries.answer(message)
         self._send_client(client, Reply(message.request_id, body))
+
+    def _recorder_answered(
+        self, client: bytes, request_id: int, body: Any, error: BaseException | None
+    ) -> None:
+        if error is None:
+            self._to_client(client, Reply(request_id, body))
+        elif isinstance(error, ClockworkError):
+            self.fail(client, request_id, error)
+        else:  # a defect of ours
+            self._complain("storage failed", "failed at a query for the flight recorder", error)
+            self.fail(
+                client, request_id, Unavailable("the flight recorder failed: the controller's log says why")
+            )
 
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
         self._client_gone(client, "left")
@@ -680,6 +706,8 @@ class Controller:
         for index in worker.offline:
             self.clear_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
+        if not worker.is_draining:
+            self._flight.alert("worker-lost", self._now)
         self.publish("worker", {"worker": worker.name, "state": "left", "why": why})
 
     def _fault(self, worker: WorkerLink, why: str) -> bool:
@@ -696,7 +724,7 @@ class Controller:
             del self._let_go[next(iter(self._let_go))]
         self._let_go[worker.worker_epoch] = why
         # It goes like one that leaves in order: what it had under way is nobody's fault but its own.
-        self._exchange.note(WorkerDraining(self._now, worker.worker_id))
+        self._tell_scheduler(WorkerDraining(self._now, worker.worker_id))
         self._exchange.fail_actions(worker.slot, "the worker that had it was let go")
         self._tell_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
         self._worker_gone(worker, "was let go")
@@ -807,8 +835,6 @@ class Controller:
 
     def _orders_done(self) -> None:
         """The orders of one decision have been carried out, as far as they could."""
-        if self._recorder is not None:
-            self._recorder.record(self._exchange.events() or [Tick(self._now)], self._exchange.orders())
         self._exchange.end_orders()
         clients, workers = self._exchange.lost()
         if clients:
@@ -847,6 +873,9 @@ class Controller:
         self._registrar.beat(self._now)
         self._complaints.settle(self._now)
         self._note_cuts()
+        counts = dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True))
+        bad = counts["refused"] + counts["missed"] + counts["failed"]
+        self._flight.beat(counts["answered"], bad, self._now)
         if self._access.has_changed():
             self._read_keys()
         for text in self._access.refusals():
@@ -987,6 +1016,8 @@ class Controller:
 
     def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None:
         """Have status and metrics say so until it is cleared, or a day if nothing can mend it."""
+        if kind in ALERTING:
+            self._flight.alert(kind.value.replace("_", "-"), self._now)
         self.troubles.note(kind, subject, text, self._now)
 
     def clear_trouble(self, kind: TroubleKind, subject: str) -> None:

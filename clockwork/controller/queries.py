@@ -81,7 +81,9 @@ class Queries:
                 return self.list_models(query.argument)
             case "model":
                 return self.find_model(query.argument)
-        raise InvalidInput(f"a query is for status, models, model or metrics, not {tell(query.what)}")
+        raise InvalidInput(
+            f"a query is for status, models, model, metrics or recorder, not {tell(query.what)}"
+        )
 
     def list_models(self, argument: str = "") -> dict[str, Any]:
         """A page of what ``clockwork models list`` shows: short descriptions of versions, unloaded ones on the last pages.

@@ -44,6 +44,13 @@ PASSING = frozenset({
 """Events, which nothing mends. The other kinds are states and stay until they are cleared."""
 
 
+ALERTING = frozenset({
+    TroubleKind.MODEL_SET_ASIDE, TroubleKind.MODEL_OVERRUN, TroubleKind.WORKER_KILLED, TroubleKind.WORKER_STUCK,
+    TroubleKind.WORKER_LET_GO, TroubleKind.WORKER_CLOCK, TroubleKind.DEVICE_LOST,
+})  # fmt: skip
+"""Kinds that the minute before may explain: the flight recorder is dumped when one is noted."""
+
+
 @dataclasses.dataclass(slots=True)
 class Trouble:
     """One thing that is wrong. text: of the last time that it was noted."""

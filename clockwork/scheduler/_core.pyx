@@ -311,11 +311,6 @@ cdef class Core(Driven):
             raise IndexError(place)
         return self._command(&self._core.out.list[index])
 
-    def orders(self):
-        """All of them."""
-        cdef size_t place
-        return [self._command(&self._core.out.list[place]) for place in range(self._core.out.list.size())]
-
     def end_orders(self):
         """All that is in ``out`` has been carried out: forget it, and the names of models that are gone."""
         cdef size_t place
@@ -450,7 +445,10 @@ cdef class Core(Driven):
     # ----- orders ------------------------------------------------------------------------------
 
     cdef list _commands(self):
-        cdef list commands = self.orders()
+        cdef size_t place
+        cdef list commands = [
+            self._command(&self._core.out.list[place]) for place in range(self._core.out.list.size())
+        ]
         self.end_orders()
         return commands
 
@@ -637,6 +635,17 @@ cdef class Core(Driven):
             "fetch_duration": buckets_of(found.fetch_duration, bounds_ns),
             "fetch_completion": buckets_of(found.fetch_completion, bounds_ns),
         }
+
+    def held(self):
+        cdef vector[CHeld] found
+        cdef CHeld one
+        rows = []
+        for device in self._core.devices():
+            if self._core.picture(device.worker, device.device, found):
+                rows += [
+                    (device.worker, device.device, one.model_id, one.load_id) for one in found if not one.loading
+                ]
+        return rows
 
     def hosts(self, model_id):
         return list(self._core.hosts(model_id))

@@ -97,6 +97,15 @@ _EVENT_MOMENTS = {kind: _moments(kind) for kind in EVENTS}
 _COMMAND_MOMENTS = {kind: _moments(kind) for kind in COMMANDS}
 
 
+class Held(NamedTuple):
+    """A model that is resident on a device."""
+
+    worker: int
+    device: int
+    model_id: int
+    load_id: int
+
+
 class Header(NamedTuple):
     """The scheduler and the program that a recording is of."""
 
@@ -104,6 +113,11 @@ class Header(NamedTuple):
     memory: str
     options: Mapping[str, float]
     version: str  # of the program that wrote it
+    # Of a dump that does not begin at the controller's start (start > 0): the first so many steps tell of the cluster as it
+    # was at `start`, a place of the recorder's stream; and `held` is what devices held when the dump was written.
+    start: int = 0
+    cluster_steps: int = 0
+    held: Sequence[Held] = ()
 
 
 class Step(NamedTuple):
@@ -119,6 +133,11 @@ class Readable(Protocol):
 
 def encode_header(header: Header) -> bytes:
     return bytes(msgpack.packb([FORMAT, *header]))
+
+
+def encode_event(event: Event, time_ns: int) -> bytes:
+    """The bytes of one event, within a step of that time."""
+    return bytes(msgpack.packb(_plain_event(event, time_ns)))
 
 
 def encode_step(events: Sequence[Event], commands: Iterable[Command]) -> bytes:
@@ -145,11 +164,16 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
         head = next(unpacker)
     except (StopIteration, ValueError):
         raise ConfigError("this is no recording of a controller") from None
-    if not isinstance(head, tuple) or len(head) != 5 or not isinstance(head[2], str):
+    if not isinstance(head, tuple) or len(head) < 5 or not isinstance(head[2], str):
         raise ConfigError("this is no recording of a controller")
     if head[0] != FORMAT:
         raise ConfigError(f"a recording of format {head[0]}; this program reads format {FORMAT}")
-    return Header(*head[1:]), _steps(unpacker)
+    try:
+        header = Header(*head[1:])
+        header = header._replace(options=dict(header.options), held=tuple(Held(*one) for one in header.held))
+    except (TypeError, ValueError):
+        raise ConfigError("the head of the recording is damaged") from None
+    return header, _steps(unpacker)
 
 
 def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
@@ -162,6 +186,45 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
             yield step
     except (msgpack.UnpackException, msgpack.BufferFull, ValueError) as error:
         raise ConfigError(f"the recording is damaged: {error}") from None
+
+
+class Stream:
+    """Steps from a controller's flight recorder, piece by piece: give take() what Client.recorder(stream.argument) answers."""
+
+    def __init__(self, since: str = "#0") -> None:
+        """since: "#PLACE", or "-NS" for so many nanoseconds before now; "#0" begins with the oldest that is kept."""
+        self.argument = since
+        self.place = 0  # where the next piece begins
+        self.lost = 0  # bytes that the recorder forgot before they were read, but for the first piece
+        self.is_at_end = False  # the last piece was the newest
+        self._unpacker = self._fresh()
+        self._has_begun = False
+
+    def take(self, answer: Mapping[str, Any]) -> list[Step]:
+        """The steps that are complete with this piece. Raises ConfigError where it is none of a recorder's."""
+        try:
+            place, piece, following = answer["place"], answer["bytes"], answer["next"]
+            if self._has_begun and place != self.place:  # a piece begins with a step where something was lost
+                self.lost += place - self.place
+                self._unpacker = self._fresh()
+            self._has_begun = True
+            self.place, self.argument = following, f"#{following}"
+            self.is_at_end = following >= answer["end"]
+            self._unpacker.feed(piece)
+            return [decode_step(body) for body in self._unpacker]
+        except (
+            TypeError,
+            ValueError,
+            IndexError,
+            KeyError,
+            msgpack.UnpackException,
+            msgpack.BufferFull,
+        ) as error:
+            raise ConfigError(f"the recorder's answer is damaged: {error}") from None
+
+    @staticmethod
+    def _fresh() -> Any:
+        return msgpack.Unpacker(use_list=False, max_buffer_size=STEP_BYTES_MAX)
 
 
 def decode_step(body: bytes) -> Step:

@@ -357,6 +357,10 @@ class Scheduler(Protocol):
         """predictions() as histograms with these bounds of their buckets."""
         ...
 
+    def held(self) -> list[tuple[int, int, int, int]]:
+        """(worker, device, model, load id) of each model that is resident on a device."""
+        ...
+
     def hosts(self, model_id: int) -> list[int]:
         """Workers that hold a model in a host store with a budget."""
         ...

@@ -251,7 +251,7 @@ class Offer(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: models, model (argument: its name), status, metrics (see controller/metrics.py)."""
+    """``what``: models, model (argument: its name), status, metrics (see controller/metrics.py), recorder (controller/recorder.py)."""
 
     request_id: Id
     what: Annotated[str, Text(NAME_BYTES_MAX)]

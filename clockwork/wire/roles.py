@@ -101,6 +101,7 @@ QUERIES: Mapping[str, frozenset[Role]] = {
     "model": _ASKS,
     # Gathering them blocks the loop, which not every client may cause.
     "metrics": frozenset({Role.OPERATOR, Role.GATEWAY}),
+    "recorder": _OPERATES,  # what everybody asked, and a file on the controller's disk
 }
 
 

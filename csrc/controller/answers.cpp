@@ -83,11 +83,16 @@ void Exchange::answer_failed(const Command& command) {
         release(one);
         return;
     }
-    const std::string* said =
-        command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
-    fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
+    fail(one, command.status, failure_text(command, one), &command);
     count_failed(one, command);
     release(one);
+}
+
+// Valid until the next one is asked for.
+std::string_view Exchange::failure_text(const Command& command, const HeldRequest& one) {
+    const std::string* said =
+        command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
+    return sentences_.text(command, one.model->label, said);
 }
 
 void Exchange::fail(HeldRequest& one, Status status, std::string_view text, const Command* answer) {

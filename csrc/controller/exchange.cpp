@@ -25,13 +25,14 @@ Ns clock_ns() {
 }
 
 Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
-                   Lookups lookups, ExchangeBounds bounds)
+                   Lookups lookups, ExchangeBounds bounds, std::shared_ptr<Ring> ring)
     : scheduler_(scheduler),
       sockets_{workers, clients},
       connections_{Connections(bounds.connections[WORKERS]), Connections(bounds.connections[CLIENTS])},
       sentences_(std::move(sentences)),
       lookups_(lookups),
-      bounds_(bounds) {}
+      bounds_(bounds),
+      recorder_(std::move(ring)) {}
 
 void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
     descriptors_.clear();
@@ -122,6 +123,8 @@ Exchange::Need Exchange::step(Ns until) {
             if (now_ >= wake_ns_)
                 wake_ns_ = NEVER_NS;
             order_ = 0;
+            if (recorder_.is_on())
+                recorder_.settle(now_);
             scheduler_.settle(now_);
             stage_ = EXECUTE;
             break;
@@ -131,9 +134,10 @@ Exchange::Need Exchange::step(Ns until) {
                 return ORDER;
             }
             stage_ = DONE;
-            if (stopped_at_order_ || is_recording || !lost_clients.empty() || !lost_workers.empty()) {
+            if (recorder_.is_on())
+                recorder_.end();
+            if (stopped_at_order_ || !lost_clients.empty() || !lost_workers.empty())
                 return ORDERS_DONE;
-            }
             scheduler_.out.clear();
             break;
         case DONE:
@@ -247,6 +251,8 @@ bool Exchange::is_known(const Arrival& arrival) {
 bool Exchange::execute() {
     while (order_ < scheduler_.out.list.size()) {
         const Command& command = scheduler_.out.list[order_++];
+        if (recorder_.is_on())
+            record_order(command);
         switch (command.kind) {
             case CommandKind::SEND_INFER: send_infer(command); break;
             case CommandKind::SEND_LOAD: send_order(command, TAG_LOAD, ActionKind::LOAD); break;
@@ -263,6 +269,25 @@ bool Exchange::execute() {
         }
     }
     return false;
+}
+
+// Before it is carried out, as long as the request of an answer is held.
+void Exchange::record_order(const Command& command) {
+    std::string_view text;
+    std::string_view shape;
+    if (command.kind == CommandKind::ANSWER_FAILED)
+        text = failure_text(command, held(command.request_id));
+    else if (command.kind == CommandKind::SEND_PROFILE)
+        shape = recorded_shape(command.shape);
+    recorder_.ordered(command, scheduler_.out, text, shape);
+}
+
+std::string_view Exchange::recorded_shape(std::uint32_t number) {
+    if (const std::string* known = recorder_.shape(number); known != nullptr)
+        return *known;
+    profiled_.clear();
+    ask([&] { return lookups_.shape(lookups_.owner, number, &profiled_); });
+    return recorder_.know_shape(number, profiled_);
 }
 
 void Exchange::end_turn() {

@@ -31,6 +31,7 @@
 #include "controller/messages.h"
 #include "controller/models.h"
 #include "controller/orders.h"
+#include "controller/recorder.h"
 #include "controller/requests.h"
 #include "controller/routes.h"
 #include "controller/sentences.h"
@@ -44,17 +45,6 @@ namespace clockwork {
 
 // Of texts that refer() remembers.
 inline constexpr std::size_t REFERENCES_MAX = 65'536;
-
-// What the scheduler was told, for a recording. Which fields count depends on kind.
-struct ToldEvent {
-    enum Kind { ARRIVED, CANCELLED, ACTION_DONE, PYTHON };  // PYTHON: one that Python noted, and keeps itself
-
-    Kind kind = PYTHON;
-    Ns now = 0;
-    Request request;  // CANCELLED: its id
-    ActionResult result;
-    std::string text;  // of the result
-};
 
 // What is wrong with the current message, and with what it was held against.
 struct Wrong {
@@ -108,7 +98,7 @@ public:
 
     // descriptors: of the sockets and their monitors; others: for which run() returns, as they become readable.
     Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences, Lookups lookups,
-             ExchangeBounds bounds);
+             ExchangeBounds bounds, std::shared_ptr<Ring> ring);
     void wait_on(const std::vector<int>& descriptors, const std::vector<int>& others);
 
     // ----- the loop ----------------------------------------------------------------------------
@@ -121,12 +111,13 @@ public:
     Haul& batch() { return batches_[side_]; }
     const Wrong& wrong() const { return wrong_; }
     std::size_t order_place() const { return order_ - 1; }
-    // Python noted something with the scheduler.
-    void note() {
+    // Python noted something with the scheduler: an event that it has encoded for recorder().
+    void note(std::string_view event) {
         dirty_ = true;
-        if (is_recording)
-            told.push_back({});
+        if (recorder_.is_on())
+            recorder_.noted(event);
     }
+    Recorder& recorder() { return recorder_; }
     // Peers that could not be reached while sending: slots of clients, ids of workers. Cleared by the caller.
     std::vector<std::uint32_t> lost_clients;
     std::vector<WorkerId> lost_workers;
@@ -189,10 +180,6 @@ public:
     // followed from it had been sent. A turn in which nothing happened is not counted.
     const Durations& lag() const { return lag_; }
     std::uint64_t refusals(Reason reason) const { return refusals_[static_cast<std::size_t>(reason)]; }
-
-    // What was noted since the caller last cleared it, if is_recording.
-    std::vector<ToldEvent> told;
-    bool is_recording = false;
 
     // Processor time of this thread by stage, and behind them of Python between two calls of run(), if is_timed.
     std::array<Ns, STAGES + 1> spent_ns{};
@@ -289,6 +276,9 @@ private:
     void send_revoke(const Command& command);
     void answer_ok(const Command& command);
     void answer_failed(const Command& command);
+    std::string_view failure_text(const Command& command, const HeldRequest& one);
+    void record_order(const Command& command);
+    std::string_view recorded_shape(std::uint32_t number);
     void fail(HeldRequest& one, Status status, std::string_view text, const Command* refusal);
     void head(const Command& command, std::int64_t tag, std::size_t fields);
     void window(const Command& command, const WorkerLink& worker);
@@ -393,6 +383,7 @@ private:
     Writer writer_;
     Frame spare_;
     std::vector<HeldRequest*> sending_;
+    Recorder recorder_;
     Outcomes outcomes_;
     std::uint64_t refusals_[REASONS] = {};
 };

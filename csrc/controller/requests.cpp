@@ -147,18 +147,15 @@ void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape
     request.is_spare = held.client == nullptr;  // a copy
     request.priority = static_cast<std::uint8_t>(priority != 0 ? priority : bounds_.priority_default);
     dirty_ = true;
-    if (is_recording) {
-        told.push_back({ToldEvent::ARRIVED, now_, request, {}, {}});
-    }
+    if (recorder_.is_on())
+        recorder_.arrived(now_, request, recorded_shape(shape));
     scheduler_.arrived(now_, request);
 }
 
 void Exchange::cancel(const HeldRequest& held) {
     dirty_ = true;
-    if (is_recording) {
-        told.push_back({ToldEvent::CANCELLED, now_, {}, {}, {}});
-        told.back().request.id = held.id;
-    }
+    if (recorder_.is_on())
+        recorder_.cancelled(now_, held.id);
     scheduler_.cancelled(now_, held.id);
 }
 

@@ -76,8 +76,8 @@ void Exchange::end_action(WorkerLink& worker, const ActionResult& ended, std::st
     worker.actions.erase(done.action_id);
     ++worker.results[static_cast<std::size_t>(done.status)];
     dirty_ = true;
-    if (is_recording)
-        told.push_back({ToldEvent::ACTION_DONE, now_, {}, done, said});
+    if (recorder_.is_on())
+        recorder_.action_done(now_, done, said);
     scheduler_.action_done(now_, done);
 }
 

@@ -110,6 +110,7 @@ void Exchange::forget_shapes() {
         shadows_moot_.push_back(copy.id);  // their numbers may be others' soon
     copies_waiting_.clear();
     shapes_.clear();
+    recorder_.forget_shapes();
     has_last_ = false;
 }
 

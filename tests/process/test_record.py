@@ -12,6 +12,7 @@ import pytest
 from clockwork.cli import load_generator
 from clockwork.errors import Refused
 from clockwork.formats.profiles import ModelProfile, copies
+from clockwork.scheduler.recording import decode, encode_header, encode_step
 from clockwork.system.clock import MS
 from tests.process.cluster import eventually, running_cluster
 from tests.sim.test_trace import check_format
@@ -79,3 +80,14 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
         assert "It was answered after" in slowest.text
         assert "2 of 2 devices could have served it" in slowest.text
         assert "its own batch" in picture.read_text()
+    check_the_two_encoders_agree(recording)
+
+
+def check_the_two_encoders_agree(recording: Path) -> None:
+    """The controller writes steps natively: the same as scheduler.recording does, byte for byte."""
+    with recording.open("rb") as file:
+        header, steps = decode(file)
+        again = encode_header(header) + b"".join(encode_step(*step) for step in steps)
+    written = recording.read_bytes()
+    assert len(written) == len(again)
+    assert written == again

@@ -1,0 +1,38 @@
+"""Bounds of the flight recorder: csrc/controller/recorder.h, controller/recorder.py."""
+
+from __future__ import annotations
+
+RECORDER_BYTES = 64 << 20
+"""Default size of the ring of steps: a minute at some 14,000 requests a second. Memory is taken as it fills."""
+
+RECORDER_BYTES_LEAST = 1 << 20
+"""Smallest ring, other than none."""
+
+RECORDER_SPAN_NS = 60_000_000_000
+"""Time after which a step is forgotten, however much room there is."""
+
+FOLLOW_S = 0.1
+"""Time between two looks of a recording's file at the ring."""
+
+READ_BYTES = 256 << 10
+"""Largest part of the ring that is copied at once: the loop waits for it, some 30 us."""
+
+READS_MAX = 16
+"""Pieces of dumps that are read for clients at once."""
+
+DUMPS_MAX = 8
+"""Dumps that are kept, the newest; each is as large as the ring at most, and what is told of the cluster."""
+
+ALERT_AFTER_NS = 3_000_000_000
+"""Time from an alert to its dump, which so has what followed."""
+
+ALERT_INTERVAL_NS = 60_000_000_000
+"""Least time between two alerts that are dumped."""
+
+BURST_SPAN_NS = 1_000_000_000
+BURST_LEAST = 50
+BURST_PART = 0.2
+"""An alert: in a span, so many requests were refused, missed or failed, and they are at least such a part of those that ended;"""
+
+BURST_CALM_NS = 60_000_000_000
+"""and it was not so for that long: a load that is too high for hours is one alert."""

@@ -1,0 +1,469 @@
+"""The flight recorder's files, and what is told of it. What it records, it writes natively into a ring
+(csrc/controller/recorder.h).
+
+A ring that has forgotten the controller's start cannot be replayed by itself, so its tail is remembered in another form: a
+Cluster folds what left the ring of what only Python tells the scheduler, workers and models. A dump is that, the ring,
+and what every device held when it was written; which of it the devices held already at the ring's tail follows from the
+loads in between.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clockwork.config.recorder import (
+    ALERT_AFTER_NS,
+    ALERT_INTERVAL_NS,
+    BURST_CALM_NS,
+    BURST_LEAST,
+    BURST_PART,
+    BURST_SPAN_NS,
+    DUMPS_MAX,
+    FOLLOW_S,
+    READ_BYTES,
+    READS_MAX,
+    RECORDER_SPAN_NS,
+)
+from clockwork.controller._exchange import Ring
+from clockwork.controller.storage import StorageThread
+from clockwork.errors import ConfigError, InvalidInput, Unavailable
+from clockwork.scheduler.recording import Header, Held, encode_header, encode_step
+from clockwork.scheduler.types import (
+    DeviceClock,
+    DeviceLost,
+    Event,
+    LinkMeasured,
+    ModelReady,
+    ModelRemoved,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+)
+from clockwork.wire.telling import tell
+
+log = logging.getLogger("clockwork.controller")
+
+DIRECTORY = "recordings"
+"""Of the controller's data directory: the dumps."""
+
+SUFFIX = ".rec"
+
+
+# ----- a file of everything ----------------------------------------------------------------------
+
+
+class RecordingFile:
+    """A file that follows a ring from its start, on a thread of its own, until it is full, the disk is, or the ring has
+    forgotten what was not yet written."""
+
+    def __init__(self, path: Path, header: Header, ring: Ring, bytes_max: int) -> None:
+        """Raises ConfigError if the file cannot be written."""
+        self._path = path
+        self._ring = ring
+        self._left = bytes_max
+        self._place = 0
+        try:
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+        self._write(encode_header(header))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what there is, and stop."""
+        self._stop.set()
+        self._thread.join()
+        if not self._file.closed:
+            self._close()
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last and not self._file.closed:
+            is_last = self._stop.wait(FOLLOW_S)
+            while self._follow():
+                pass
+
+    def _follow(self) -> bool:
+        """Write one chunk. False where there is nothing more, or nowhere to write it."""
+        if self._file.closed:
+            return False
+        place, chunk = self._ring.read(self._place, READ_BYTES)
+        if place != self._place:
+            log.error(
+                "the recording %s ends here: the disk was too slow, and %d bytes are lost",
+                self._path,
+                place - self._place,
+            )
+            self._close()
+            return False
+        self._place += len(chunk)
+        if chunk:
+            self._write(chunk)
+        return bool(chunk)
+
+    def _write(self, body: bytes) -> None:
+        is_full = len(body) > self._left
+        rest = memoryview(body)[: self._left]  # a step that is cut off is left out by whoever reads
+        self._left -= len(rest)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            log.error("the recording %s ends here: %s", self._path, error.strerror)
+            is_full = False
+            self._close()
+        if is_full:
+            log.warning("the recording %s is full and ends here", self._path)
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            log.error("the end of the recording %s is lost: %s", self._path, error.strerror)
+
+
+# ----- what a scheduler knows of its cluster -----------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class _Worker:
+    """What was said of a worker that is there: the newest event of each kind."""
+
+    joined: WorkerJoined
+    draining: WorkerDraining | None = None
+    link: LinkMeasured | None = None
+    clocks: dict[int, DeviceClock] = dataclasses.field(default_factory=dict)  # by device
+    lost: dict[int, DeviceLost] = dataclasses.field(default_factory=dict)
+    models: dict[int, ModelReady] = dataclasses.field(default_factory=dict)  # by model
+
+    def events(self) -> list[Event]:
+        ready = list(self.models.values())
+        more = [event for event in (self.link, self.draining) if event is not None]
+        return [self.joined, *self.clocks.values(), *ready, *self.lost.values(), *more]
+
+
+class Cluster:
+    """Workers, and the models that they have prepared: the events from which a fresh scheduler would know them."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, _Worker] = {}
+
+    def told(self, event: Event) -> None:
+        """Take in an event that is neither a request's nor an action's."""
+        if type(event) is WorkerJoined:
+            self._workers[event.worker] = _Worker(event)
+            return
+        if type(event) is ModelRemoved:
+            for one in self._workers.values():
+                one.models.pop(event.model_id, None)
+            return
+        worker = self._workers.get(event.worker)  # type: ignore[union-attr]
+        if worker is None:
+            return
+        match event:
+            case WorkerLeft():
+                del self._workers[event.worker]
+            case WorkerDraining():
+                worker.draining = event
+            case LinkMeasured():
+                worker.link = event
+            case DeviceClock():
+                worker.clocks[event.device] = event
+            case DeviceLost():
+                worker.lost[event.device] = event
+            case ModelReady():
+                worker.models[event.spec.model_id] = event
+
+    def copy(self) -> Cluster:
+        """One that goes its own way. Of each worker's models only the references are copied."""
+        other = Cluster()
+        for number, one in self._workers.items():
+            twin = copy.copy(one)
+            twin.clocks, twin.lost, twin.models = dict(one.clocks), dict(one.lost), dict(one.models)
+            other._workers[number] = twin
+        return other
+
+    def steps(self, now_ns: int) -> Iterable[list[Event]]:
+        """The events as they would be told now, worker by worker."""
+        return ([event._replace(now_ns=now_ns) for event in one.events()] for one in self._workers.values())
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+
+# ----- dumps -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dump:
+    """A dump that was written."""
+
+    name: str
+    bytes: int
+
+
+class Dumps:
+    """The newest dumps in a directory. Belongs to the thread that writes them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, name: str, header: Header, cluster: Cluster, ring: Ring, end: int) -> Dump:
+        """Write the ring from header.start until `end`, and drop the oldest dumps. Raises OSError."""
+        self._directory.mkdir(exist_ok=True)
+        partial = self._directory / f".{name}"
+        try:
+            with partial.open("wb") as file:
+                file.write(encode_header(header))
+                for events in cluster.steps(ring.step_ns(header.start)):
+                    file.write(encode_step(events, []))
+                place = header.start
+                while place < end:
+                    found, chunk = ring.read(place, min(READ_BYTES, end - place))
+                    if found != place:
+                        raise OSError(
+                            0, "the disk is too slow, and the recorder has forgotten the rest meanwhile"
+                        )
+                    file.write(chunk)
+                    place += len(chunk)
+                size = file.tell()
+            partial.rename(self._directory / (name + SUFFIX))
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        for old in self._files()[:-DUMPS_MAX]:
+            old.unlink(missing_ok=True)
+        return Dump(name + SUFFIX, size)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Name, size and age of each, oldest first."""
+        found = [(path.name, path.stat()) for path in self._files()]
+        return [{"name": name, "bytes": stat.st_size, "written_s": stat.st_mtime} for name, stat in found]
+
+    def read(self, name: str, offset: int) -> bytes:
+        """A piece of one. Raises FileNotFoundError, OSError."""
+        with (self._directory / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(READ_BYTES)
+
+    def _files(self) -> list[Path]:
+        try:
+            found = [path for path in self._directory.iterdir() if path.suffix == SUFFIX]
+        except FileNotFoundError:
+            return []
+        return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+# ----- the recorder as the controller has it -------------------------------------------------------
+
+Answered = Callable[[Any, Exception | None], None]
+"""Told the answer to a query, or why there is none."""
+
+
+class FlightRecorder:
+    """Answers what is asked of the ring, and writes dumps, at an alert by itself. The loop's; its files are a thread's."""
+
+    def __init__(
+        self,
+        ring: Ring,
+        header: Header,
+        directory: Path,
+        held: Callable[[], Iterable[tuple[int, int, int, int]]],
+    ) -> None:
+        """header: of the scheduler. directory: the controller's. held: what the scheduler thinks that devices hold."""
+        self._ring = ring
+        self._header = header
+        self._held = held
+        self._dumps = Dumps(directory / DIRECTORY)
+        self._thread = StorageThread("recorder")
+        self._tail = Cluster()  # as it was where the ring begins
+        self._noted: deque[tuple[int, Event]] = deque()  # in the ring, by the place before it
+        self._is_dumping = False
+        self._reads = 0
+        self._alert = ""
+        self._alert_due_ns = 0
+        self._alerted_ns = -ALERT_INTERVAL_NS
+        self._burst_ns = -BURST_CALM_NS
+        self._counted_ns = 0
+        self._counted = (0, 0)
+
+    def fileno(self) -> int:
+        """Readable while drain() has something to do."""
+        return self._thread.fileno()
+
+    def drain(self, failed: Callable[[Exception], None]) -> None:
+        self._thread.drain(failed)
+
+    def close(self) -> None:
+        self._thread.close()
+
+    def told(self, event: Event) -> None:
+        """The scheduler is about to be told what is neither a request's nor an action's."""
+        if self._ring.is_on:
+            self._noted.append((self._ring.state()["end"], event))
+            self._advance()
+
+    def _advance(self) -> None:
+        """Fold what has left the ring."""
+        begin = self._ring.state()["begin"]
+        while self._noted and self._noted[0][0] < begin:
+            self._tail.told(self._noted.popleft()[1])
+
+    # ----- queries -----------------------------------------------------------------------------
+
+    def ask(self, argument: str, now_ns: int, done: Answered) -> None:
+        """Answer a query, at once or when a file has been read or written. Raises InvalidInput, Unavailable.
+
+        argument: "" for the state of the ring; "#PLACE" for the bytes from a place on, "-NS" for those from the step that
+        was told so long ago; "dump" to write one, "dumps" for a list, "NAME#OFFSET" for a piece of one.
+        """
+        name, mark, number = argument.rpartition("#")
+        if argument == "":
+            done(self._state(now_ns), None)
+        elif argument.startswith("-") and _is_number(argument[1:]):
+            self._need_ring()
+            done(self._chunk(self._ring.seek(now_ns - int(argument[1:]))), None)
+        elif mark and not name and _is_number(number):
+            self._need_ring()
+            done(self._chunk(int(number)), None)
+        elif argument == "dump":
+            self._dump("asked", now_ns, done)
+        elif argument == "dumps":
+            self._read(self._dumps.describe, done)
+        elif mark and _is_number(number) and _is_name(name):
+            self._read(functools.partial(self._dumps.read, name, int(number)), done)
+        else:
+            raise InvalidInput(f"{tell(argument)} asks nothing of the recorder: see docs/recorder.md")
+
+    def _need_ring(self) -> None:
+        if not self._ring.is_on:
+            raise Unavailable("the flight recorder is off: the controller runs with --recorder-bytes 0")
+
+    def _state(self, now_ns: int) -> dict[str, Any]:
+        header = self._header._asdict() | {"options": dict(self._header.options)}
+        return {
+            **self._ring.state(),
+            "span_ns": RECORDER_SPAN_NS,
+            "now_ns": now_ns,
+            "chunk_bytes": READ_BYTES,
+            **{name: header[name] for name in ("policy", "memory", "options", "version")},
+        }
+
+    def _chunk(self, since: int) -> dict[str, Any]:
+        place, found = self._ring.read(since, READ_BYTES)
+        return {
+            "place": place,
+            "bytes": found,
+            "next": place + len(found),
+            "lost": max(0, place - since),
+            "end": self._ring.state()["end"],
+        }
+
+    def _read(self, job: Callable[[], Any], done: Answered) -> None:
+        if self._reads >= READS_MAX:
+            raise Unavailable(f"{READS_MAX} pieces of dumps are being read, which is the most")
+        self._reads += 1
+
+        def answered(found: Any, error: BaseException | None) -> None:
+            self._reads -= 1
+            if isinstance(error, OSError):
+                done(None, Unavailable(f"the dump cannot be read: {error.strerror}"))
+            else:
+                done(found, error)  # type: ignore[arg-type]
+
+        self._thread.submit(job, answered)
+
+    # ----- dumps -------------------------------------------------------------------------------
+
+    def _dump(self, why: str, now_ns: int, done: Answered) -> None:
+        self._need_ring()
+        if self._is_dumping:
+            raise Unavailable("a dump is being written: ask again when it is")
+        self._is_dumping = True
+        cluster, start = self._cluster_at_start(now_ns)
+        header = self._header._replace(
+            start=start, cluster_steps=len(cluster), held=tuple(Held(*one) for one in self._held())
+        )
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{why}"
+        end = self._ring.state()["end"]
+
+        def written(dump: Dump | None, error: BaseException | None) -> None:
+            self._is_dumping = False
+            if isinstance(error, OSError):
+                done(None, Unavailable(f"the dump cannot be written: {error.strerror}"))
+            else:
+                done(None if dump is None else dataclasses.asdict(dump), error)  # type: ignore[arg-type]
+
+        self._thread.submit(
+            functools.partial(self._dumps.write, name, header, cluster, self._ring, end), written
+        )
+
+    def _cluster_at_start(self, now_ns: int) -> tuple[Cluster, int]:
+        """Where a dump begins, and the cluster as it was there. While it is written the ring goes on forgetting, so a dump
+        begins a little behind the ring, unless that has room for what comes meanwhile."""
+        self._advance()
+        state = self._ring.state()
+        begin, end = state["begin"], state["end"]
+        has_room = end - begin <= state["bytes_max"] * 3 // 4
+        is_young = now_ns - state["oldest_ns"] <= RECORDER_SPAN_NS * 3 // 4
+        if begin == 0 and has_room and is_young:
+            return Cluster(), 0
+        start = begin if has_room and is_young else self._ring.step_from(begin + (end - begin) // 64)
+        cluster = self._tail.copy()
+        for place, event in self._noted:
+            if place >= start:
+                break
+            cluster.told(event)
+        return cluster, start
+
+    # ----- alerts ------------------------------------------------------------------------------
+
+    def alert(self, why: str, now_ns: int) -> None:
+        """Something began that a dump may explain: one is written soon, when the ring has what followed, too; at most one
+        a minute."""
+        if self._ring.is_on and not self._alert and now_ns - self._alerted_ns >= ALERT_INTERVAL_NS:
+            self._alert, self._alert_due_ns, self._alerted_ns = why, now_ns + ALERT_AFTER_NS, now_ns
+
+    def beat(self, answered: int, bad: int, now_ns: int) -> None:
+        """Now and then. answered, bad: requests since the start; refused, missed and failed ones are bad."""
+        if now_ns - self._counted_ns >= BURST_SPAN_NS:
+            good_now, bad_now = answered - self._counted[0], bad - self._counted[1]
+            self._counted, self._counted_ns = (answered, bad), now_ns
+            if bad_now >= BURST_LEAST and bad_now >= BURST_PART * (good_now + bad_now):
+                if now_ns - self._burst_ns >= BURST_CALM_NS:
+                    self.alert("burst", now_ns)
+                self._burst_ns = now_ns
+        if self._alert and now_ns >= self._alert_due_ns and not self._is_dumping:
+            why, self._alert = self._alert, ""
+            self._dump(why, now_ns, functools.partial(self._alert_written, why))
+
+    def _alert_written(self, why: str, body: Mapping[str, Any] | None, error: Exception | None) -> None:
+        if body is None:
+            log.error("no dump of the flight recorder (%s): %s", why, error)
+        else:
+            log.warning("the flight recorder was dumped (%s): %s, %d bytes", why, body["name"], body["bytes"])
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
+def _is_name(text: str) -> bool:
+    """Whether this can be a dump's name, and no path to elsewhere."""
+    return (
+        text.endswith(SUFFIX)
+        and text.replace("-", "").replace(".", "").replace("_", "").isalnum()
+        and text[0] != "."
+    )

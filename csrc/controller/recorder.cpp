@@ -1,0 +1,338 @@
+#include "controller/recorder.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace clockwork {
+
+namespace {
+
+// Of EVENTS in clockwork/scheduler/recording.py. COMMANDS there are in the order of CommandKind.
+enum EventNumber : std::int64_t { ARRIVED, CANCELLED, ACTION_DONE };
+
+// Numbers and heads of a record, and a shape's, text's or list's besides.
+constexpr std::size_t NUMBERS_BYTES_MAX = 16 * 9;
+
+}  // namespace
+
+// ----- the ring ----------------------------------------------------------------------------------
+
+Ring::Ring(std::size_t bytes_max, Ns span_ns)
+    : bytes_max_(bytes_max),
+      span_ns_(span_ns),
+      memory_(bytes_max != 0 ? new char[bytes_max] : nullptr),
+      marks_(bytes_max / MARK_BYTES + 2) {}
+
+void Ring::append(Ns at, std::initializer_list<std::string_view> parts) {
+    std::lock_guard lock(mutex_);
+    ++steps_;
+    std::size_t bytes = 0;
+    for (std::string_view part : parts)
+        bytes += part.size();
+    if (bytes > bytes_max_) {
+        end_ += bytes;
+        begin_ = end_;
+        oldest_.at = 0;
+        mark_count_ = 0;
+        return;
+    }
+    while (end_ - begin_ + bytes > bytes_max_)
+        drop_oldest();
+    if (mark_count_ == 0 || end_ - mark(mark_count_ - 1).place >= MARK_BYTES) {
+        marks_[(first_mark_ + mark_count_) % marks_.size()] = {end_, at};
+        ++mark_count_;
+    }
+    bool was_empty = begin_ == end_;
+    for (std::string_view part : parts)
+        put(part);
+    if (was_empty)
+        oldest_ = step_at(begin_);
+    while (begin_ != end_ && oldest_.at < at - span_ns_)
+        drop_oldest();
+}
+
+void Ring::put(std::string_view part) {
+    std::size_t place = end_ % bytes_max_;
+    std::size_t before = std::min(part.size(), bytes_max_ - place);
+    std::memcpy(memory_.get() + place, part.data(), before);
+    if (before < part.size())
+        std::memcpy(memory_.get(), part.data() + before, part.size() - before);
+    end_ += part.size();
+}
+
+void Ring::drop_oldest() {
+    begin_ = oldest_.end;
+    if (mark_count_ != 0 && mark(0).place < begin_) {
+        first_mark_ = (first_mark_ + 1) % marks_.size();
+        --mark_count_;
+    }
+    if (begin_ != end_) {
+        oldest_ = step_at(begin_);
+    } else {
+        oldest_.at = 0;
+    }
+}
+
+// When the step was told that begins there, and where it ends.
+Ring::Step Ring::step_at(std::uint64_t place) const {
+    unsigned kind = byte(place++);
+    std::uint64_t bytes = number(place, kind == 0xc4 ? 1 : kind == 0xc5 ? 2 : 4);
+    std::uint64_t end = place + bytes;
+    ++place;  // an array of four
+    kind = byte(place++);
+    bool is_long = 0xcc <= kind && kind <= 0xcf;
+    return {is_long ? static_cast<Ns>(number(place, 1u << (kind - 0xcc))) : static_cast<Ns>(kind), end};
+}
+
+std::uint64_t Ring::number(std::uint64_t& place, unsigned bytes) const {
+    std::uint64_t found = 0;
+    for (; bytes > 0; --bytes)
+        found = found << 8 | byte(place++);
+    return found;
+}
+
+std::uint64_t Ring::read(std::uint64_t since, std::size_t bytes_max, std::string& found) const {
+    std::lock_guard lock(mutex_);
+    std::uint64_t from = std::clamp(since, begin_, end_);
+    std::size_t bytes = std::min<std::uint64_t>(end_ - from, bytes_max);
+    found.resize(bytes);
+    if (bytes == 0)
+        return from;
+    std::size_t place = from % bytes_max_;
+    std::size_t before = std::min(bytes, bytes_max_ - place);
+    std::memcpy(found.data(), memory_.get() + place, before);
+    std::memcpy(found.data() + before, memory_.get(), bytes - before);
+    return from;
+}
+
+std::uint64_t Ring::seek(Ns at) const {
+    std::lock_guard lock(mutex_);
+    std::size_t low = 0;
+    std::size_t high = mark_count_;
+    while (low < high) {  // the first mark that was told later
+        std::size_t middle = (low + high) / 2;
+        if (mark(middle).at > at)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low == 0 ? begin_ : mark(low - 1).place;
+}
+
+std::uint64_t Ring::step_from(std::uint64_t place) const {
+    std::lock_guard lock(mutex_);
+    if (place <= begin_)
+        return begin_;
+    for (std::size_t index = 0; index < mark_count_; ++index) {
+        if (mark(index).place >= place)
+            return mark(index).place;
+    }
+    return end_;
+}
+
+Ns Ring::step_ns(std::uint64_t place) const {
+    std::lock_guard lock(mutex_);
+    return begin_ <= place && place < end_ ? step_at(place).at : 0;
+}
+
+RingState Ring::state() const {
+    std::lock_guard lock(mutex_);
+    return {begin_, end_, oldest_.at, steps_, bytes_max_};
+}
+
+// ----- events ------------------------------------------------------------------------------------
+
+void Recorder::arrived(Ns now, const Request& request, std::string_view shape) {
+    Ns time = time_ns(now);
+    ++event_count_;
+    Packer packer = events_.begin(NUMBERS_BYTES_MAX + shape.size());
+    packer.array(10);
+    packer.integer(ARRIVED);
+    packer.integer(now - time);
+    packer.natural(request.id);
+    packer.integer(request.model_id);
+    packer.natural(request.rows);
+    packer.raw(shape);
+    packer.natural(request.bytes);
+    packer.integer(request.arrived_ns - time);
+    packer.integer(request.deadline_ns - time);
+    packer.natural(request.priority);
+    events_.end(packer);
+}
+
+void Recorder::cancelled(Ns now, RequestId request_id) {
+    Ns time = time_ns(now);
+    ++event_count_;
+    Packer packer = events_.begin(NUMBERS_BYTES_MAX);
+    packer.array(3);
+    packer.integer(CANCELLED);
+    packer.integer(now - time);
+    packer.natural(request_id);
+    events_.end(packer);
+}
+
+void Recorder::action_done(Ns now, const ActionResult& result, std::string_view text) {
+    Ns time = time_ns(now);
+    ++event_count_;
+    Packer packer = events_.begin(NUMBERS_BYTES_MAX + text.size());
+    packer.array(10);
+    packer.integer(ACTION_DONE);
+    packer.integer(now - time);
+    packer.integer(result.worker);
+    packer.natural(result.action_id);
+    packer.natural(static_cast<std::uint64_t>(result.status));
+    packer.text(text.size());
+    packer.raw(text);
+    packer.integer(result.begin_ns - time);
+    packer.integer(result.end_ns - time);
+    packer.integer(result.duration_ns);
+    packer.integer(result.ready_ns - time);
+    events_.end(packer);
+}
+
+void Recorder::noted(std::string_view event) {
+    ++event_count_;
+    events_.raw(event);
+}
+
+// ----- the step ----------------------------------------------------------------------------------
+
+void Recorder::settle(Ns now) {
+    settled_time_ns_ = time_ns(now);
+    settled_ns_ = now;
+    step_.clear();
+    Packer packer = step_.begin(NUMBERS_BYTES_MAX + events_.size());
+    packer.array(4);
+    packer.integer(settled_time_ns_);
+    packer.integer(now - settled_time_ns_);
+    packer.array(event_count_);
+    packer.raw(events_.view());
+    step_.end(packer);
+    events_.clear();
+    event_count_ = 0;
+    commands_.clear();
+    command_count_ = 0;
+}
+
+void Recorder::head(Packer& packer, const Command& command, std::size_t fields) const {
+    packer.array(1 + 5 + fields + 3);
+    packer.natural(static_cast<std::uint64_t>(command.kind));
+    packer.integer(command.worker);
+    packer.integer(command.device);
+    packer.natural(command.action_id);
+    packer.integer(command.model_id);
+    packer.natural(command.load_id);
+}
+
+void Recorder::window(Packer& packer, const Command& command) const {
+    packer.integer(command.earliest_ns - settled_time_ns_);
+    packer.integer(command.latest_ns - settled_time_ns_);
+    packer.integer(command.expected_ns);
+}
+
+void Recorder::ordered(const Command& command, const Commands& all, std::string_view text, std::string_view shape) {
+    if (command.kind == CommandKind::WAKE)
+        return;
+    ++command_count_;
+    Packer packer = commands_.begin(NUMBERS_BYTES_MAX + text.size() + shape.size() + 9 * std::size_t{command.count});
+    std::uint64_t number = static_cast<std::uint64_t>(command.kind);
+    switch (command.kind) {
+        case CommandKind::SEND_LOAD:
+            head(packer, command, 1);
+            packer.array(command.count);
+            for (std::uint32_t place = 0; place < command.count; ++place)
+                packer.natural(all.runs[command.first + place]);
+            window(packer, command);
+            break;
+        case CommandKind::SEND_INFER:
+            head(packer, command, 1);
+            packer.array(command.count);
+            for (std::uint32_t place = 0; place < command.count; ++place)
+                packer.natural(all.ids[command.first + place]);
+            window(packer, command);
+            break;
+        case CommandKind::SEND_PROFILE:
+            head(packer, command, 2);
+            packer.natural(command.rows);
+            packer.raw(shape);
+            window(packer, command);
+            break;
+        case CommandKind::SEND_UNLOAD:
+        case CommandKind::SEND_FETCH:
+        case CommandKind::SEND_DROP:
+            head(packer, command, 0);
+            window(packer, command);
+            break;
+        case CommandKind::SEND_REVOKE:
+            packer.array(3);
+            packer.natural(number);
+            packer.integer(command.worker);
+            packer.natural(command.action_id);
+            break;
+        case CommandKind::ANSWER_OK:
+            packer.array(7);
+            packer.natural(number);
+            packer.natural(command.request_id);
+            packer.natural(command.action_id);
+            packer.natural(command.part);
+            packer.integer(command.a);
+            packer.integer(command.b);
+            packer.integer(command.c);
+            break;
+        case CommandKind::ANSWER_FAILED:
+            packer.array(7);
+            packer.natural(number);
+            packer.natural(command.request_id);
+            packer.natural(static_cast<std::uint64_t>(command.status));
+            packer.natural(static_cast<std::uint64_t>(command.reason));
+            packer.text(text.size());
+            packer.raw(text);
+            packer.integer(command.feasible_slo_ns);
+            packer.integer(command.retry_after_ns);
+            break;
+        case CommandKind::MODEL_GONE:
+            packer.array(2);
+            packer.natural(number);
+            packer.integer(command.model_id);
+            break;
+        case CommandKind::MODEL_FAULT:
+            packer.array(5);
+            packer.natural(number);
+            packer.integer(command.model_id);
+            packer.integer(command.worker);
+            packer.integer(command.a);
+            packer.flag(command.b != 0);
+            break;
+        case CommandKind::WAKE: break;
+    }
+    commands_.end(packer);
+}
+
+void Recorder::end() {
+    step_.array(command_count_);
+    char head[5];
+    Packer packer{head};
+    packer.bytes(step_.size() + commands_.size());
+    ring_->append(settled_ns_, {{head, static_cast<std::size_t>(packer.at - head)}, step_.view(), commands_.view()});
+}
+
+// ----- shapes ------------------------------------------------------------------------------------
+
+const std::string& Recorder::know_shape(std::uint32_t number, const std::vector<std::int64_t>& dims) {
+    std::size_t inputs = 0;
+    for (std::size_t place = 0; place < dims.size(); place += 1 + static_cast<std::size_t>(dims[place]))
+        ++inputs;
+    Writer writer;
+    writer.array(inputs);
+    for (std::size_t place = 0; place < dims.size();) {
+        std::size_t rank = static_cast<std::size_t>(dims[place++]);
+        writer.array(rank);
+        for (; rank > 0; --rank)
+            writer.integer(dims[place++]);
+    }
+    if (number >= shapes_.size())
+        shapes_.resize(number + 1);
+    return shapes_[number] = writer.view();
+}
+
+}  // namespace clockwork

@@ -1,0 +1,147 @@
+// The flight recorder: what the scheduler was told and what it decided, step by step, in a ring of bounded memory.
+//
+// Recorder writes a step as clockwork/scheduler/recording.py declares it, while it happens; Ring keeps the newest steps as
+// one stream of bytes, whose places are counted since the start. Nothing is allocated once the buffers have grown.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "msgpack.h"
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+struct RingState {
+    std::uint64_t begin = 0;  // where the oldest step begins that is kept
+    std::uint64_t end = 0;    // behind the newest
+    Ns oldest_ns = 0;         // of the oldest step; 0: there is none
+    std::uint64_t steps = 0;  // since the start
+    std::size_t bytes_max = 0;
+};
+
+// The newest steps, of at most so many bytes and so much time. One thread appends, any may read meanwhile.
+class Ring {
+public:
+    // Bytes of steps between two places that seek() finds.
+    static constexpr std::uint64_t MARK_BYTES = 64 << 10;
+
+    // bytes_max 0: nothing is kept.
+    Ring(std::size_t bytes_max, Ns span_ns);
+
+    bool is_on() const { return bytes_max_ != 0; }
+
+    // A step, in parts. A step that is larger than the ring empties it, and is lost.
+    void append(Ns at, std::initializer_list<std::string_view> parts);
+    void append(Ns at, std::string_view step) { append(at, {step}); }
+
+    // At most so many bytes from `since` on. What is not kept any more is passed over, and a place behind the end counts
+    // as the end. The place of the first byte that was read.
+    std::uint64_t read(std::uint64_t since, std::size_t bytes_max, std::string& found) const;
+
+    // Where a step begins that was told at `at` or shortly before, and that is kept; the end if there is none.
+    std::uint64_t seek(Ns at) const;
+    // Where a step begins, at `place` or shortly behind.
+    std::uint64_t step_from(std::uint64_t place) const;
+    // When the step was told that begins there; 0 if none does that is kept.
+    Ns step_ns(std::uint64_t place) const;
+
+    RingState state() const;
+
+private:
+    struct Mark {
+        std::uint64_t place;
+        Ns at;
+    };
+
+    void put(std::string_view part);
+    void drop_oldest();
+    struct Step {
+        Ns at;
+        std::uint64_t end;
+    };
+    Step step_at(std::uint64_t place) const;
+    std::uint8_t byte(std::uint64_t place) const { return static_cast<std::uint8_t>(memory_[place % bytes_max_]); }
+    std::uint64_t number(std::uint64_t& place, unsigned bytes) const;
+    const Mark& mark(std::size_t place) const { return marks_[(first_mark_ + place) % marks_.size()]; }
+
+    mutable std::mutex mutex_;
+    const std::size_t bytes_max_;
+    const Ns span_ns_;
+    std::unique_ptr<char[]> memory_;  // touched as it fills
+    std::uint64_t begin_ = 0;
+    std::uint64_t end_ = 0;
+    std::uint64_t steps_ = 0;
+    Step oldest_{0, 0};        // if there is one; else its time is 0
+    std::vector<Mark> marks_;  // a ring, of steps that are kept
+    std::size_t first_mark_ = 0;
+    std::size_t mark_count_ = 0;
+};
+
+// Takes a step apart into bytes as it happens: events, settle(), commands, end().
+class Recorder {
+public:
+    explicit Recorder(std::shared_ptr<Ring> ring) : ring_(std::move(ring)), is_on_(ring_->is_on()) {}
+
+    // Nothing else may be called where it is off.
+    bool is_on() const { return is_on_; }
+    Ring& ring() { return *ring_; }
+
+    // ----- events of the step to come ----------------------------------------------------------
+
+    // The time of the step that an event at `now` belongs to, which all of the step's moments are differences to.
+    Ns time_ns(Ns now) {
+        if (event_count_ == 0)
+            time_ns_ = now;
+        return time_ns_;
+    }
+    // shape: as encode_shape() wrote it.
+    void arrived(Ns now, const Request& request, std::string_view shape);
+    void cancelled(Ns now, RequestId request_id);
+    void action_done(Ns now, const ActionResult& result, std::string_view text);
+    // An event that was encoded elsewhere, with time_ns(now).
+    void noted(std::string_view event);
+
+    // ----- the step ----------------------------------------------------------------------------
+
+    // The scheduler decides now, of all that was told so far.
+    void settle(Ns now);
+    // An order of the decision. text: of an ANSWER_FAILED; shape: of a SEND_PROFILE.
+    void ordered(const Command& command, const Commands& all, std::string_view text, std::string_view shape);
+    void end();
+
+    // ----- shapes, as they are written ---------------------------------------------------------
+
+    // Null for a number that is not known here.
+    const std::string* shape(std::uint32_t number) const {
+        return number < shapes_.size() && !shapes_[number].empty() ? &shapes_[number] : nullptr;
+    }
+    // dims: the rank of each input, followed by its dimensions.
+    const std::string& know_shape(std::uint32_t number, const std::vector<std::int64_t>& dims);
+    void forget_shapes() { shapes_.clear(); }
+
+private:
+    void head(Packer& packer, const Command& command, std::size_t fields) const;
+    void window(Packer& packer, const Command& command) const;
+
+    std::shared_ptr<Ring> ring_;
+    const bool is_on_;
+    Ns time_ns_ = 0;  // of the step to come
+    std::size_t event_count_ = 0;
+    Writer events_;
+    Ns settled_time_ns_ = 0;  // of the step that is being decided
+    Ns settled_ns_ = 0;
+    std::size_t command_count_ = 0;
+    Writer step_;
+    Writer commands_;
+    std::vector<std::string> shapes_;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,301 @@
+"""The flight recorder: what is written natively, what the ring keeps of it, and the file that follows the ring."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clockwork import __version__
+from clockwork.controller._exchange import Ring
+from clockwork.controller._tested import Recorder
+from clockwork.controller.recorder import RecordingFile
+from clockwork.errors import ConfigError
+from clockwork.scheduler.recording import Header, decode, decode_step, encode_step
+from clockwork.scheduler.types import (
+    NEVER_NS,
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    Arrived,
+    Fault,
+    LinkMeasured,
+    ModelFault,
+    ModelGone,
+    ModelReady,
+    ModelSpec,
+    ProfilePoint,
+    Reason,
+    Request,
+    RequestCancelled,
+    SendDrop,
+    SendFetch,
+    SendInfer,
+    SendLoad,
+    SendProfile,
+    SendRevoke,
+    SendUnload,
+    Status,
+    Tick,
+    WorkerJoined,
+)
+
+MARK_BYTES = 64 << 10
+HEADER = Header("edf", "", {}, __version__)
+
+edges = [0, 1, 127, 128, 255, 256, 65535, 65536, (1 << 32) - 1, 1 << 32]
+ids = st.sampled_from([*edges, (1 << 64) - 1]) | st.integers(0, (1 << 64) - 1)
+small = st.sampled_from([*edges[:5], (1 << 31) - 1]) | st.integers(0, (1 << 31) - 1)
+times = st.sampled_from([*edges, NEVER_NS]) | st.integers(0, NEVER_NS)
+spans = times | st.integers(-NEVER_NS, NEVER_NS)
+texts = st.text(max_size=40) | st.sampled_from(["ü" * 20, "x" * 300, "x" * 70_000])
+shapes = st.lists(st.lists(times, max_size=20).map(tuple), max_size=20).map(tuple)
+headed = (small, small, ids, small, ids)
+window = (times, times, times)
+requests = st.builds(Request, ids, small, small, shapes, ids, times, times, st.integers(0, 255))
+points = st.builds(ProfilePoint, shapes, small, times)
+specs = st.builds(
+    ModelSpec, small, texts, small, texts, st.booleans(), small, times, st.lists(small).map(tuple), times,
+    st.lists(points, max_size=3),
+)  # fmt: skip
+EVENT_STRATEGIES = [
+    st.builds(Arrived, times, requests),
+    st.builds(RequestCancelled, times, ids),
+    st.builds(ActionDone, times, small, ids, st.sampled_from(Status), texts, times, times, spans, times),
+    st.builds(LinkMeasured, times, small, times, times),
+    st.builds(ModelReady, times, small, specs),
+    st.builds(WorkerJoined, times, small, st.just((("v100", 1 << 24, 100, 2),)), ids),
+]
+COMMAND_STRATEGIES = [
+    st.builds(SendLoad, *headed, st.lists(small, max_size=20).map(tuple), *window),
+    st.builds(SendUnload, *headed, *window),
+    st.builds(SendInfer, *headed, st.lists(ids, max_size=20).map(tuple), *window),
+    st.builds(SendProfile, *headed, small, shapes, *window),
+    st.builds(SendFetch, *headed, *window),
+    st.builds(SendDrop, *headed, *window),
+    st.builds(SendRevoke, small, ids),
+    st.builds(AnswerOk, ids, ids, small, spans, spans, spans),
+    st.builds(
+        AnswerFailed, ids, st.sampled_from(Status), st.sampled_from(["", *Reason]), texts, spans, spans
+    ),
+    st.builds(ModelGone, small),
+    st.builds(ModelFault, small, small, st.sampled_from(Fault), st.booleans()),
+]
+steps = st.tuples(
+    st.lists(st.one_of(*EVENT_STRATEGIES), max_size=6), st.lists(st.one_of(*COMMAND_STRATEGIES), max_size=6), times
+)  # fmt: skip
+
+
+@given(st.lists(steps, min_size=1, max_size=4))
+def test_steps_are_written_as_scheduler_recording_writes_them(told) -> None:
+    recorder = Recorder(1 << 24)
+    expected = b""
+    for events, commands, settled_ns in told:
+        events = [*events, Tick(settled_ns)]
+        recorder.record(events, commands)
+        expected += encode_step(events, commands)
+    assert recorder.read() == expected
+    unpacker = msgpack.Unpacker(max_buffer_size=1 << 28)
+    unpacker.feed(expected)
+    for body, (events, commands, settled_ns) in zip(unpacker, told, strict=True):
+        found = decode_step(body)
+        late = not events or max(event.now_ns for event in events) < settled_ns
+        assert found.events == [*events, *([Tick(settled_ns)] if late else [])]
+        assert found.commands == commands
+
+
+# ----- the ring ----------------------------------------------------------------------------------
+
+
+def step_of(at_ns: int, bytes_about: int) -> bytes:
+    done = ActionDone(at_ns, 1, 2, Status.OK, "x" * bytes_about, at_ns, at_ns, 5)
+    return encode_step([done], [])
+
+
+def steps_in(body: bytes) -> list[int]:
+    """The times of the steps in a piece of the stream, which begins with one."""
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(body)
+    return [decode_step(step).events[0].now_ns for step in unpacker]
+
+
+def test_the_ring_keeps_whole_steps_and_forgets_the_oldest() -> None:
+    rng = random.Random(7)
+    ring = Ring(4_000, 1 << 62)
+    written = b""
+    for at_ns in range(2_000):
+        step = step_of(at_ns, rng.choice([0, 5, 200, 300, 1_500]))
+        ring.append(at_ns, step)
+        written += step
+        state = ring.state()
+        assert state["end"] == len(written)
+        assert state["steps"] == at_ns + 1
+        assert 0 < state["end"] - state["begin"] <= 4_000
+        place, kept = ring.read(0, 10_000)
+        assert place == state["begin"]
+        assert kept == written[place:]
+        times = steps_in(kept)
+        assert times == list(range(at_ns + 1 - len(times), at_ns + 1))
+        assert state["oldest_ns"] == times[0]
+        oldest = len(encode_step([ActionDone(times[0] - 1, 1, 2, Status.OK, "", 0, 0, 5)], []))
+        assert state["begin"] == 0 or state["end"] - state["begin"] > 4_000 - 1_600 - oldest
+
+
+def test_the_ring_forgets_by_time() -> None:
+    ring = Ring(1 << 20, 1_000)
+    for at_ns in range(5_000, 10_000, 100):
+        ring.append(at_ns, step_of(at_ns, 10))
+    _, kept = ring.read(0, 1 << 20)
+    assert steps_in(kept) == list(range(8_900, 10_000, 100))
+    ring.append(50_000, step_of(50_000, 10))
+    assert steps_in(ring.read(0, 1 << 20)[1]) == [50_000]
+
+
+def test_a_step_larger_than_the_ring_empties_it_and_is_counted() -> None:
+    ring = Ring(1_000, 1 << 62)
+    ring.append(1, step_of(1, 10))
+    huge = step_of(2, 5_000)
+    before = ring.state()["end"]
+    ring.append(2, huge)
+    assert ring.state() | {"steps": 0} == {
+        "begin": before + len(huge), "end": before + len(huge), "oldest_ns": 0, "steps": 0, "bytes_max": 1_000,
+    }  # fmt: skip
+    ring.append(3, step_of(3, 10))
+    place, kept = ring.read(0, 1_000)
+    assert (place, steps_in(kept)) == (before + len(huge), [3])
+    full = step_of(4, 1_000 - len(step_of(4, 300)) + 300)
+    assert len(full) == 1_000
+    ring.append(4, full)
+    assert ring.read(0, 2_000)[1] == full
+
+
+def test_a_reader_goes_on_where_it_was_and_learns_what_it_missed() -> None:
+    ring = Ring(10_000, 1 << 62)
+    written, read, at = b"", b"", 0
+    for at_ns in range(1_000):
+        step = step_of(at_ns, at_ns % 90)
+        ring.append(at_ns, step)
+        written += step
+        if at_ns % 7 == 0:
+            while True:
+                place, chunk = ring.read(at, 100)
+                assert place == at
+                assert len(chunk) <= 100
+                read += chunk
+                at += len(chunk)
+                if not chunk:
+                    break
+            assert read == written
+    for at_ns in range(1_000):  # it is slow
+        ring.append(at_ns, step_of(at_ns, 50))
+    place, chunk = ring.read(at, 10_000)
+    assert place == ring.state()["begin"] > at
+    assert len(steps_in(chunk)) > 50
+
+
+@pytest.mark.parametrize("since", [1 << 63, (1 << 64) - 1, 50_000])
+def test_a_place_that_was_never_reached_is_the_end(since: int) -> None:
+    ring = Ring(10_000, 1 << 62)
+    ring.append(1, step_of(1, 100))
+    end = ring.state()["end"]
+    assert ring.read(since, 1 << 40) == (end, b"")
+    assert ring.read(end, 5) == (end, b"")
+    with pytest.raises(OverflowError):
+        ring.read(1 << 64, 5)
+    with pytest.raises(OverflowError):
+        ring.read(-1, 5)
+
+
+def test_places_beyond_what_32_bits_hold_are_as_good_as_others() -> None:
+    """More than 4 GiB go through the ring, of which most are steps that it cannot hold."""
+    ring = Ring(1 << 20, 1 << 62)
+    huge = bytes(64 << 20)
+    for at_ns in range(65):
+        ring.append(at_ns, huge)
+    assert ring.state()["begin"] == 65 * (64 << 20) > 1 << 32
+    for at_ns in range(1_000_000_000, 1_000_030_000):
+        ring.append(at_ns, step_of(at_ns, 30))
+    place, kept = ring.read(0, 1 << 20)
+    assert place > 1 << 32
+    times = steps_in(kept)
+    assert times == list(range(1_000_030_000 - len(times), 1_000_030_000))
+
+
+def test_steps_are_found_by_time_and_by_place() -> None:
+    ring = Ring(1 << 20, 1 << 62)
+    assert (ring.seek(5), ring.step_from(5)) == (0, 0)
+    for at_ns in range(10_000, 50_000):
+        ring.append(at_ns, step_of(at_ns, 20))
+    state = ring.state()
+    for at_ns in (0, state["oldest_ns"] - 1, state["oldest_ns"], state["oldest_ns"] + 5):
+        assert ring.seek(at_ns) == state["begin"]
+    for at_ns in range(state["oldest_ns"] + 5_000, 50_000, 777):
+        place, kept = ring.read(ring.seek(at_ns), 1 << 20)
+        first = steps_in(kept)[0]
+        assert first <= at_ns
+        assert (at_ns - first) * len(step_of(at_ns, 20)) < MARK_BYTES + 200
+        assert ring.step_ns(place) == first
+        behind = ring.step_from(place + 1)
+        assert place < behind < place + 2 * MARK_BYTES or behind == state["end"]
+        assert steps_in(ring.read(behind, 1 << 20)[1])[:1] > [first] or behind == state["end"]
+    assert ring.step_from(state["end"] + 5) == state["end"]
+    assert ring.step_ns(state["end"]) == ring.step_ns(state["begin"] - 1) == 0
+
+
+def test_a_ring_of_no_bytes_is_off() -> None:
+    ring = Ring(0, 1 << 62)
+    assert not ring.is_on
+    assert ring.read(0, 100) == (0, b"")
+
+
+# ----- the file that follows it ------------------------------------------------------------------
+
+
+def record(path: Path, count: int, bytes_max: int = 1 << 30) -> Ring:
+    ring = Ring(1 << 20, 1 << 62)
+    file = RecordingFile(path, HEADER, ring, bytes_max)
+    for at_ns in range(count):
+        ring.append(at_ns, step_of(at_ns, 50))
+    file.close()
+    return ring
+
+
+def test_a_recording_has_every_step(tmp_path: Path) -> None:
+    record(tmp_path / "it", 2_000)
+    with (tmp_path / "it").open("rb") as file:
+        header, found = decode(file)
+        assert header == HEADER
+        assert [step.events[0].now_ns for step in found] == list(range(2_000))
+
+
+def test_a_full_recording_is_good_until_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record(tmp_path / "it", 2_000, bytes_max=10_000)
+    assert (tmp_path / "it").stat().st_size == 10_000
+    assert "is full and ends here" in caplog.text
+    with (tmp_path / "it").open("rb") as file:
+        times = [step.events[0].now_ns for step in decode(file)[1]]
+    assert times == list(range(len(times)))
+    assert len(times) > 100
+
+
+def test_a_recording_that_has_missed_something_ends_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ring = Ring(1_000, 1 << 62)
+    for at_ns in range(100):
+        ring.append(at_ns, step_of(at_ns, 50))
+    RecordingFile(tmp_path / "it", HEADER, ring, 1 << 20).close()
+    assert "the disk was too slow" in caplog.text
+    with (tmp_path / "it").open("rb") as file:
+        assert list(decode(file)[1]) == []
+
+
+def test_files_that_cannot_be_written_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RecordingFile(tmp_path / "no" / "directory", HEADER, Ring(1_000, 1), 100)
+    record(Path("/dev/full"), 10)
+    assert "ends here: No space left" in caplog.text

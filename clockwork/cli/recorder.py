@@ -1,16 +1,22 @@
-"""`clockwork recorder`: what a scheduler was told and what it decided, kept by its controller."""
+"""`clockwork recorder` and `clockwork replay`: what a scheduler was told and what it decided, and what it would have."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clockwork.cli.common import (
+    DURATION,
+    FILE,
     PATH,
     Commands,
+    as_usage,
     client_options,
     new_client,
     print_json,
@@ -21,6 +27,7 @@ from clockwork.errors import ConfigError
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
+    from clockwork.sim.recorded import Recorded
 
 
 @click.group(cls=Commands)
@@ -29,14 +36,24 @@ def recorder() -> None:
 
     The controller keeps the last minute of what its scheduler was told and what it decided, and writes it to its data
     directory by itself when something goes wrong: docs/recorder.md.
+
+    \b
+    Examples:
+      clockwork recorder status
+      clockwork recorder dump now.rec
     """
 
 
 @recorder.command()
 @client_options
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the same for programs.")
 def status(endpoint: str | None, key: Path | None, timeout: float | None, as_json: bool) -> None:
-    """Show how much the recorder holds, and the dumps that the controller has."""
+    """Show how much the recorder holds, and the dumps that the controller has.
+
+    \b
+    Example:
+      clockwork recorder status
+    """
     with new_client(endpoint, key, timeout) as client:
         state, dumps = client.recorder(), client.recorder("dumps")
     if as_json:
@@ -95,3 +112,156 @@ def _fetch(client: Client, name: str, out: Any) -> int:
         out.write(piece)
         size += len(piece)
     return size
+
+
+@click.command()
+@click.argument("recording", type=FILE)
+@click.option("--policy", default="", help="What another policy would have done.")
+@click.option(
+    "--devices", type=click.IntRange(1), help="What as many devices of the recorded kind would have done."
+)
+@click.option("--slo", type=DURATION, help="What would have happened had every request had this SLO.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation's noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers for programs.")
+def replay(
+    recording: Path, policy: str, devices: int | None, slo: float | None, seed: int, as_json: bool
+) -> None:
+    """Have a controller's decisions again, and see what would have happened otherwise.
+
+    RECORDING is a dump of the flight recorder, or what `clockwork controller --record` wrote. If it begins with its
+    controller, every decision is repeated and compared, and the exit status is 1 where one differs. A dump that begins later
+    is simulated instead, and so is what --policy, --devices and --slo ask: the recorded arrivals, on a simulated cluster that
+    takes the times that were measured. The column `simulated` has the recorded settings, so that the simulator's own error
+    can be seen.
+
+    \b
+    Examples:
+      clockwork recorder dump now.rec && clockwork replay now.rec
+      clockwork replay now.rec --policy edf
+      clockwork replay now.rec --devices 8 --slo 100ms
+    """
+    from clockwork.sim.recorded import check_policy, read_recorded
+    from clockwork.sim.replay import header_of
+    from clockwork.sim.replay import replay as repeat
+
+    if policy:
+        with as_usage():
+            check_policy(policy)
+    header = header_of(recording)
+    body: dict[str, Any] = {
+        "policy": header.policy,
+        "version": header.version,
+        "from_start": header.start == 0,
+    }
+    parted = None
+    if header.start == 0:
+        found = repeat(recording)
+        parted = None if found.identical else found
+        body |= {
+            "steps": found.steps, "events": found.events, "orders": found.orders, "identical": found.identical,
+        }  # fmt: skip
+        if not as_json:
+            click.echo(
+                f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {header.policy}, "
+                f"recorded by version {header.version}"
+            )
+            if found.identical:
+                click.echo("The decisions are identical.")
+    elif not as_json:
+        click.echo(
+            f"A dump of policy {header.policy}, by version {header.version}. It begins after its controller did, so its decisions "
+            "are not repeated one by one, but simulated from what was resident then."
+        )
+    if header.start or policy or devices or slo:
+        with _named(recording):
+            recorded = read_recorded(recording)
+            body |= _compare(recorded, policy, devices or 0, round((slo or 0) * 1e9), seed)
+        if not as_json:
+            _print_comparison(body)
+    if as_json:
+        print_json(body)
+    elif parted is not None:
+        click.echo(f"They part at step {parted.parted_at}. It was told:")
+        for event in parted.parted_events:
+            click.echo(f"  {event}")
+        click.echo("and now orders:")
+        for order in parted.parted_orders:
+            click.echo(f"  {order}")
+    if parted is not None:
+        sys.exit(1)
+
+
+def _compare(recorded: Recorded, policy: str, devices: int, slo_ns: int, seed: int) -> dict[str, Any]:
+    """The columns of the comparison, by title."""
+    counted = recorded.counted()
+    span_ns = recorded.span_ns - recorded.warm_up_ns
+    truth = recorded.outcomes.at(counted)
+    columns: dict[str, Any] = {"recorded": truth.summary(span_ns)}
+    settings = {"policy": policy, "devices": devices, "slo_ns": slo_ns}
+    changes = [
+        text
+        for text in (
+            policy,
+            f"{devices} devices" if devices else "",
+            f"SLO {slo_ns / 1e6:g} ms" if slo_ns else "",
+        )
+        if text
+    ]
+    runs = {"simulated": {}, **({", ".join(changes): settings} if changes else {})}
+    for title, changed in runs.items():
+        found = recorded.simulate(**changed, seed=seed).at(counted)  # type: ignore[arg-type]
+        columns[title] = found.summary(span_ns) | found.likeness(truth)
+    return {
+        "span_s": span_ns / 1e9,
+        "left_out": int((~counted).sum()),
+        "devices": recorded.cluster.devices,
+        "models": len(recorded.models),
+        "columns": columns,
+    }
+
+
+def _print_comparison(body: dict[str, Any]) -> None:
+    columns: dict[str, dict[str, Any]] = body["columns"]
+    reasons = sorted({reason for column in columns.values() for reason in column["refusals"]})
+
+    def row(title: str, value: Callable[[dict[str, Any]], str]) -> list[str]:
+        return [title, *(value(column) for column in columns.values())]
+
+    def ms(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda column: f"{column[name] / 1e6:.2f} ms"
+
+    def percent(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda column: f"{100 * column[name]:.2f} %" if name in column else ""
+
+    rows = [
+        row("goodput", lambda column: f"{column['goodput_rate']:,.1f}/s"),
+        row("requests", lambda column: f"{column['requests']:,}"),
+        row("answered in time", lambda column: f"{column['good']:,}"),
+        row("refused", lambda column: f"{column['refused']:,}"),
+        *(
+            row(f"  {reason}", lambda column, reason=reason: f"{column['refusals'].get(reason, 0):,}")  # type: ignore[misc]
+            for reason in reasons
+        ),
+        row("missed", lambda column: f"{column['missed']:,}"),
+        row("failed", lambda column: f"{column['failed']:,}"),
+        row("p50", ms("p50_ns")),
+        row("p99", ms("p99_ns")),
+        row("p99.9", ms("p99.9_ns")),
+        row("same answer as recorded", percent("same_answer")),
+        row("same device, if answered", percent("same_device")),
+    ]
+    click.echo(
+        f"{body['span_s']:.1f} s of {body['models']} models on {body['devices']} devices; {body['left_out']} requests are left out "
+        "(warm-up, cancelled, or not answered by the end)"
+    )
+    print_table(["", *columns], rows)
+
+
+@contextlib.contextmanager
+def _named(recording: Path) -> Iterator[None]:
+    """Say of which file an error is."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if str(recording) in text else f"{recording}: {text}") from None

@@ -27,7 +27,7 @@ COMMANDS = {
     "plan": "plan",
     "probe": "probe",
     "recorder": "recorder",
-    "replay": "serve",
+    "replay": "recorder",
     "status": "requests",
     "telemetry": "telemetry",
     "top": "top",

@@ -295,36 +295,6 @@ def controller(
 
 
 @click.command()
-@click.argument("recording", type=PATH)
-@click.option("--policy", default="", help="Another than the recorded one, to see where they part.")
-def replay(recording: Path, policy: str) -> None:
-    """Have a recorded controller's decisions again, and say whether they are the same.
-
-    \b
-    Example:
-      clockwork controller --record monday.rec
-      clockwork replay monday.rec
-    """
-    from clockwork.sim.replay import replay as replay_file
-
-    found = replay_file(recording, policy)
-    click.echo(
-        f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {found.header.policy}, "
-        f"recorded by version {found.header.version}"
-    )
-    if found.identical:
-        click.echo("The decisions are identical.")
-        return
-    click.echo(f"They part at step {found.parted_at}. It was told:")
-    for event in found.parted_events:
-        click.echo(f"  {event}")
-    click.echo("and now orders:")
-    for order in found.parted_orders:
-        click.echo(f"  {order}")
-    sys.exit(1)
-
-
-@click.command()
 @click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--name", help="How it is called in `status`.  [default: host-pid]")
 @worker_options

@@ -143,7 +143,8 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
     cdef cppclass RunInfo:
         uint64_t seed
         int64_t warmup_ns, until_ns, drain_ns, slice_ns
-        cbool resident, check, timed
+        cbool resident, check, timed, fates
+        vector[pair[uint32_t, uint32_t]] placed
         size_t trace_max
         uint8_t priority_default
 
@@ -157,6 +158,18 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
 
     cdef cppclass TraceRow:
         int64_t at_ns, what, a, b, c, d
+
+    cdef enum class Outcome(uint8_t):
+        pass
+
+    cdef enum class Reason "clockwork::Reason"(uint8_t):
+        pass
+
+    cdef cppclass Fate:
+        Outcome outcome
+        Reason reason
+        int32_t device
+        int64_t latency_ns
 
     cdef enum class Stop(uint8_t):
         WANTS_CHUNK
@@ -181,6 +194,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         vector[int64_t] idle_with_work_ns() except +raise_as_python
         const Digest &digest()
         const vector[TraceRow] &trace()
+        const vector[Fate] &fates()
 
 OUTCOME_NAMES = ("good", "late", "refused", "missed", "failed", "cancelled", "unanswered")
 SLICE_NAMES = (
@@ -321,6 +335,9 @@ cdef class World:
         how.check = run["check"]
         how.timed = run["timed"]
         how.trace_max = run["trace_max"]
+        how.fates = run["fates"]
+        for device, number in run["placed"]:
+            how.placed.push_back(pair[uint32_t, uint32_t](<uint32_t>device, <uint32_t>number))
         how.priority_default = run["priority_default"]
         self._chunks = [None] * opens
         cdef unique_ptr[Scheduler] scheduler = make_scheduler(scheduler_options)
@@ -440,6 +457,20 @@ cdef class World:
         for place in range(rows.size()):
             row = &rows.at(place)
             result.append((row.at_ns, row.what, row.a, row.b, row.c, row.d))
+        return result
+
+
+    def fates(self):
+        """By request, in the order of arrival: its outcome (of OUTCOME_NAMES), reason (0: none), device (-1: none), latency."""
+        cdef const vector[Fate] *fates = &self._world.get().fates()
+        cdef size_t place
+        result = np.zeros((<Py_ssize_t>fates.size(), 4), np.int64)
+        cdef int64_t[:, ::1] view = result
+        for place in range(fates.size()):
+            view[place, 0] = <int64_t><uint8_t>fates.at(place).outcome
+            view[place, 1] = <int64_t><uint8_t>fates.at(place).reason
+            view[place, 2] = fates.at(place).device
+            view[place, 3] = fates.at(place).latency_ns
         return result
 
 

@@ -29,10 +29,19 @@ class Replayed:
         return self.parted_at < 0
 
 
-def replay(path: Path, policy: str = "") -> Replayed:
-    """Feed a recording to a fresh scheduler, up to the first step with other orders.
+def header_of(path: Path) -> Header:
+    """The head of a recording. Raises ConfigError unless the file is one."""
+    try:
+        with path.open("rb") as file:
+            return decode(file)[0]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
-    policy: another than the recorded one, to see where they part. Raises ConfigError unless the file is a recording.
+
+def replay(path: Path) -> Replayed:
+    """Feed a recording that begins with its controller to a fresh scheduler, up to the first step with other orders.
+
+    Raises ConfigError unless the file is such a recording.
     """
     try:
         file = path.open("rb")
@@ -40,10 +49,11 @@ def replay(path: Path, policy: str = "") -> Replayed:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     with file:
         header, steps = decode(file)
-        if policy and policy != header.policy:
-            scheduler = make_scheduler(policy)
-        else:
-            scheduler = make_scheduler(header.policy, header.memory, header.options)
+        if header.start:
+            raise ConfigError(
+                f"{path} begins after its controller did: its decisions cannot be repeated one by one"
+            )
+        scheduler = make_scheduler(header.policy, header.memory, header.options)
         step_count = event_count = order_count = 0
         for step in steps:
             orders = scheduler.step_many(step.events)

@@ -243,6 +243,9 @@ class Report:
     cpu_s: float  # of this process, in the simulation
     scheduler_s: float  # the part of cpu_s in the scheduler itself after set-up; 0 unless timed
     trace: Sequence[tuple[int, int, int, int, int, int]]  # if asked for; see csrc/sim/world.h
+    # If asked for, by request in the order of arrival: outcome (of OUTCOME_NAMES), reason of a refusal (0: none; else of
+    # Reason, from 1), device (index; -1: none) and latency until its answer in ns.
+    fates: Counts
 
     def __getattr__(self, name: str) -> Counts:
         if name in OUTCOME_NAMES or name in ("offered", "cold", "bad"):
@@ -321,10 +324,12 @@ def simulate(
     until_ns: int = 0,
     drain_ns: int = 10 * SECOND,
     resident: bool = False,
+    placed: Sequence[tuple[int, int]] = (),
     series_ns: int = 0,
     check: bool = False,
     timed: bool = False,
     trace_max: int = 0,
+    fates: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the workloads against the cluster.
@@ -332,9 +337,9 @@ def simulate(
     policy, memory, options: of the scheduler; a policy in Python is ``module:Class``. warmup_ns: requests that arrive
     before are not counted. until_ns: nothing arrives from then on; 0: when the open workloads end (closed ones then need
     an until_ns of their own). drain_ns: time for which answers are awaited after that. resident: begin with as many
-    models on the devices as fit, in as many copies. check: check all invariants after every step, and raise
+    models on the devices as fit, in as many copies. placed: begin with these instead, (device, model) by index. check: check all invariants after every step, and raise
     AssertionError. timed: measure the scheduler's own part of the processor time (Report.scheduler_s), at some cost.
-    trace_max: rows of the trace to keep. on_progress: called now and then with (simulated ns, requests).
+    trace_max: rows of the trace to keep. fates: keep what became of each request (Report.fates). on_progress: called now and then with (simulated ns, requests).
 
     Raises ValueError for inconsistent arguments.
     """
@@ -353,6 +358,8 @@ def simulate(
         "drain_ns": drain_ns,
         "slice_ns": series_ns,
         "resident": resident,
+        "placed": list(placed),
+        "fates": fates,
         "check": check,
         "timed": timed,
         "trace_max": trace_max,
@@ -507,4 +514,5 @@ def _report(
         cpu_s=0.0,
         scheduler_s=0.0,
         trace=world.trace(),
+        fates=world.fates(),
     )

@@ -103,7 +103,7 @@ void World::set_up() {
         join(index);
     settle();
     drain_set_up();
-    if (run_.resident)
+    if (run_.resident || !run_.placed.empty())
         preload();
     base_ns_ = (now_ / MS + 1) * MS;
     count_from_ = base_ns_ + run_.warmup_ns;
@@ -156,7 +156,8 @@ void World::drain_set_up() {
     }
 }
 
-// Every model on every device if all fit, else as many copies as there is room for, spread over the devices.
+// What is placed; else every model on every device if all fit, else as many copies as there is room for, spread over the
+// devices.
 void World::preload() {
     struct Room {
         std::uint64_t free;
@@ -165,7 +166,7 @@ void World::preload() {
     const std::uint32_t most_extra = cluster_.extra_pages.empty() ? 0 : std::ranges::max(cluster_.extra_pages);
     std::vector<Room> rooms(devices_.size(), Room{cluster_.page_count, std::vector<bool>(models_.size())});
     std::vector<std::pair<std::uint32_t, std::uint32_t>> wanted;  // device, model
-    for (bool placed = true; placed;) {
+    for (bool placed = run_.resident; placed;) {
         placed = false;
         for (std::uint32_t model = 0; model < models_.size(); ++model) {
             std::uint64_t pages = 0;
@@ -187,6 +188,8 @@ void World::preload() {
             placed = true;
         }
     }
+    if (!run_.placed.empty())
+        wanted = run_.placed;
     std::size_t accepted = 0;
     std::vector<std::uint32_t> under_way(workers_.size());
     std::size_t waited = 0;

@@ -252,6 +252,8 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
     request.counted = counting();
     request.cancelled = false;
     request.flying = 0;
+    if (run_.fates)
+        fates_.emplace_back();
     ++outstanding_;
     last_arrival_ns_ = now_ - base_ns_;
     if (request.counted) {
@@ -383,6 +385,12 @@ void World::answer(const Command& command) {
     if (run_.check && outcome != Outcome::GOOD) {
         demand(now_ <= std::max(request->deadline_ns, request->arrived_ns), "an answer after its deadline");
     }
+    if (run_.fates) {
+        Fate& fate = fates_[request->sequence - 1];
+        fate.outcome = outcome;
+        fate.reason = command.reason;
+        fate.latency_ns = now_ - request->arrived_ns;
+    }
     close(command.request_id, *request, outcome);
 }
 
@@ -440,6 +448,10 @@ void World::order(const Command& command) {
             action.rows = command.count;
             action.bytes = bytes = model.input_bytes * command.count;
             demand(command.count > 0, "an INFER of nothing");
+            if (run_.fates) {
+                for (RequestId id : action.requests)
+                    fates_[(id >> SEQUENCE_SHIFT) - 1].device = static_cast<std::int32_t>(action.device);
+            }
             if (run_.check) {
                 demand(command.count <= batch_max_of(worker, number), "a batch larger than the model's largest");
                 for (RequestId id : action.requests) {

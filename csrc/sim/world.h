@@ -103,9 +103,11 @@ struct RunInfo {
     Ns drain_ns = 10 * SECOND;  // how long answers are waited for after that
     Ns slice_ns = 0;            // 0: no series
     bool resident = false;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> placed;  // device, model: what is resident instead
     bool check = false;
     bool timed = false;         // measure the time spent in the scheduler
     std::size_t trace_max = 0;  // rows of the trace that are kept
+    bool fates = false;         // keep what became of each request
     std::uint8_t priority_default = 4;
 };
 
@@ -123,6 +125,14 @@ struct TraceRow {
     Ns at_ns;
     std::int64_t what;  // 0 to 99: an event of the controller's; 100 on: 100 + CommandKind; 200 on: devices
     std::int64_t a, b, c, d;
+};
+
+// What became of a request.
+struct Fate {
+    Outcome outcome = Outcome::UNANSWERED;
+    Reason reason = Reason::NONE;
+    std::int32_t device = -1;  // that it was sent to last; -1: none
+    Ns latency_ns = 0;         // until its answer
 };
 
 enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
@@ -172,6 +182,7 @@ public:
     }  // at the end of that
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
+    const std::vector<Fate>& fates() const { return fates_; }  // in the order of arrival, if kept
 
 private:
     static constexpr std::uint32_t NONE = UINT32_MAX;
@@ -360,6 +371,7 @@ private:
     Accounts accounts_;
     Digest digest_;
     std::vector<TraceRow> trace_;
+    std::vector<Fate> fates_;
 };
 
 }  // namespace clockwork::sim

@@ -1,0 +1,519 @@
+"""What would have happened otherwise: a recording's arrivals, once more, in a simulated cluster like the recorded one.
+
+The cluster is rebuilt from what the recording says: workers and devices, models with their layouts, what was resident
+where the recording begins, link delays, and what executions and loads were measured to take. It differs from the real
+one where the simulator knows less: every request counts as one row (a batch of n requests takes what such batches took),
+workers are alike but for their speed, and inputs take no time on the way beyond their link's delay. ``Outcomes`` of the
+recording and of its simulation under the recorded settings, side by side, say how far to trust it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork.errors import ConfigError
+from clockwork.formats.profiles import ModelProfile
+from clockwork.scheduler import known_options
+from clockwork.scheduler.recording import REASONS, Header, Step, decode
+from clockwork.scheduler.types import (
+    NEVER_NS,
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    Arrived,
+    ModelReady,
+    ModelSpec,
+    SendFetch,
+    SendInfer,
+    SendLoad,
+    SendUnload,
+    Status,
+    WorkerJoined,
+    WorkerLeft,
+)
+from clockwork.sim.world import Cluster, Disturbance, Open, simulate
+from clockwork.workloads import Arrivals
+
+SECOND = 1_000_000_000
+
+WARM_UP_NS = SECOND
+"""At the beginning of a recording that does not begin with the controller, what waits is not known: it is not counted."""
+
+OUTLIER = 1.5
+"""Executions that took more than so many times the usual are outliers, as status has it."""
+
+Ints = npt.NDArray[np.int64]
+
+GOOD, REFUSED, MISSED, FAILED, CANCELLED, OPEN = range(6)
+"""What became of a request. OPEN: it was not answered before the recording's end."""
+
+_OF_SIMULATED = np.array([GOOD, MISSED, REFUSED, MISSED, FAILED, CANCELLED, OPEN])
+"""By the simulator's outcomes, _world.OUTCOME_NAMES: a late answer is one that nobody waits for any more."""
+
+_OF_STATUS = {
+    Status.REFUSED: REFUSED,
+    Status.DEADLINE_MISSED: MISSED,
+    Status.CANCELLED: CANCELLED,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of requests, in the order of arrival."""
+
+    arrived_ns: Ints  # since the recording began
+    outcome: Ints
+    reason: Ints  # of a refusal: index into REASONS
+    device: Ints  # that it was sent to last, by the recording's count; -1: none
+    latency_ns: Ints  # of an answer
+
+    def at(self, where: npt.NDArray[np.bool_]) -> Outcomes:
+        return Outcomes(*(getattr(self, field.name)[where] for field in dataclasses.fields(self)))
+
+    def likeness(self, other: Outcomes) -> dict[str, float]:
+        """Of the same requests: the parts that ended alike, and, of those answered in both, on the same device."""
+        both = (self.outcome == GOOD) & (other.outcome == GOOD)
+        return {
+            "same_answer": float(np.mean(self.outcome == other.outcome)) if len(self.outcome) else 1.0,
+            "same_device": float(np.mean((self.device == other.device)[both])) if both.any() else 1.0,
+        }
+
+    def summary(self, span_ns: int) -> dict[str, Any]:
+        """Counts, goodput, refusals by reason and percentiles of latency."""
+        good = self.outcome == GOOD
+        latency = np.sort(self.latency_ns[good])
+        refusals = Counter(self.reason[self.outcome == REFUSED].tolist())
+        return {
+            "requests": len(self.outcome),
+            "goodput_rate": float(good.sum()) * SECOND / span_ns,
+            "good": int(good.sum()),
+            "refused": int((self.outcome == REFUSED).sum()),
+            "refusals": {str(REASONS[reason]): count for reason, count in sorted(refusals.items())},
+            "missed": int((self.outcome == MISSED).sum()),
+            "failed": int((self.outcome == FAILED).sum()),
+            **{
+                f"p{percent:g}_ns": int(latency[min(int(len(latency) * percent / 100), len(latency) - 1)])
+                if len(latency)
+                else 0
+                for percent in (50, 99, 99.9)
+            },
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recording, as far as a simulation needs it."""
+
+    header: Header
+    span_ns: int
+    warm_up_ns: int
+    arrivals: Arrivals
+    outcomes: Outcomes
+    models: Sequence[ModelProfile]
+    cluster: Cluster
+    placed: Sequence[tuple[int, int]]  # device, model: what was resident when the recording began
+
+    def counted(self) -> npt.NDArray[np.bool_]:
+        """The requests that are compared: not those of the warm-up, those whose end is not recorded, and those that
+        their clients cancelled, which the simulator cannot know."""
+        closed = ~np.isin(self.outcomes.outcome, (OPEN, CANCELLED))
+        return closed & (self.outcomes.arrived_ns >= self.warm_up_ns)
+
+    def simulate(self, policy: str = "", devices: int = 0, slo_ns: int = 0, seed: int = 0) -> Outcomes:
+        """What becomes of the same arrivals; by default with the recorded settings.
+
+        policy: another, with its defaults. devices: as many, of the recorded kind. slo_ns: of every request.
+        Raises ConfigError where the cluster cannot be simulated.
+        """
+        cluster, placed = self.cluster, self.placed
+        if devices:
+            cluster = dataclasses.replace(
+                cluster,
+                devices=devices,
+                devices_per_worker=min(cluster.devices_per_worker, devices),
+                disturbances=[
+                    one for one in cluster.disturbances if one.worker * cluster.devices_per_worker < devices
+                ],
+            )
+            placed = [(device, model) for device, model in placed if device < devices]
+        arrivals = self.arrivals
+        if slo_ns:
+            arrivals = dataclasses.replace(arrivals, slo_ns=np.full(len(arrivals), slo_ns, np.int64))
+        is_other = policy not in ("", self.header.policy)
+        try:
+            report = simulate(
+                self.models,
+                cluster,
+                [Open([arrivals])],
+                policy if is_other else self.header.policy,
+                "" if is_other else self.header.memory,
+                {} if is_other else self.header.options,
+                seed,
+                placed=placed,
+                fates=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"the recorded cluster cannot be simulated: {error}") from None
+        fates = report.fates
+        return Outcomes(
+            self.outcomes.arrived_ns, _OF_SIMULATED[fates[:, 0]], fates[:, 1], fates[:, 2], fates[:, 3]
+        )
+
+
+def check_policy(policy: str) -> None:
+    """Raises ConfigError unless there is such a policy; one in Python, module:Class, is found out when it runs."""
+    if ":" not in policy:
+        known_options(policy)
+
+
+def read_recorded(path: Path) -> Recorded:
+    """Read a recording or a dump. Raises ConfigError unless it is one, with requests."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
+        header, steps = decode(file)
+        fold = _Fold()
+        for number, step in enumerate(steps):
+            fold.take(step, number < header.cluster_steps)
+    return fold.recorded(path, header)
+
+
+@dataclasses.dataclass(slots=True)
+class _Sent:
+    """An action under way."""
+
+    worker: int
+    device: int
+    model_id: int
+    load_id: int
+    ordered_ns: int
+    requests: Sequence[int]
+
+
+class _Fold:
+    """Takes in the steps of a recording, and makes a simulation's arguments of them."""
+
+    def __init__(self) -> None:
+        self._begun_ns = -1
+        self._now_ns = 0
+        self._workers: dict[int, WorkerJoined] = {}
+        self._joined: list[tuple[int, int]] = []  # (when, worker), in this order
+        self._left: dict[int, int] = {}
+        self._specs: dict[int, ModelSpec] = {}
+        self._links: dict[str, list[int]] = {
+            "there": [],
+            "back": [],
+        }  # what batches and results took on the way
+        self._sent: dict[int, _Sent] = {}
+        self._loaded: set[tuple[int, int, int]] = (
+            set()
+        )  # (worker, device, load): ordered within the recording
+        self._early: dict[tuple[int, int, int], int] = {}  # the model of a load that was ordered before
+        self._runs: list[tuple[int, int, int, int]] = []  # (model, requests, worker, duration) of executions
+        self._loads: dict[int, list[int]] = {}
+        self._fetches: list[tuple[int, int]] = []  # (model, duration)
+        # By request, in the order of arrival: arrived, model, slo, priority, rows, bytes.
+        self._rows: list[tuple[int, int, int, int, int, int]] = []
+        self._place: dict[int, int] = {}  # request: its place in _rows, until it is answered
+        self._ends: dict[int, tuple[int, int, int]] = {}  # place: outcome, reason, when
+        self._devices: dict[int, tuple[int, int]] = {}  # place: worker, device
+
+    def take(self, step: Step, is_cluster: bool) -> None:
+        for event in step.events:
+            self._now_ns = max(self._now_ns, event.now_ns)
+            match event:
+                case Arrived():
+                    self._arrived(event)
+                case ActionDone():
+                    self._done(event)
+                case WorkerJoined():
+                    self._workers[event.worker] = event
+                    self._joined.append((event.now_ns, event.worker))
+                case WorkerLeft():
+                    self._left[event.worker] = event.now_ns
+                case ModelReady():
+                    self._specs.setdefault(event.spec.model_id, event.spec)
+        if self._begun_ns < 0 and not is_cluster:
+            self._begun_ns = step.events[0].now_ns
+        for command in step.commands:
+            match command:
+                case SendInfer():
+                    self._ordered(command, command.requests)
+                    for request in command.requests:
+                        if (place := self._place.get(request)) is not None:
+                            self._devices[place] = (command.worker, command.device)
+                case SendLoad():
+                    self._loaded.add((command.worker, command.device, command.load_id))
+                    self._send(command)
+                case SendUnload():
+                    self._ordered(command, ())
+                case SendFetch():
+                    self._send(command)
+                case AnswerOk():
+                    self._answered(command.request_id, GOOD, 0)
+                case AnswerFailed():
+                    outcome = _OF_STATUS.get(command.status, FAILED)
+                    self._answered(command.request_id, outcome, REASONS.index(command.reason))
+
+    def _arrived(self, event: Arrived) -> None:
+        request = event.request
+        slo_ns = request.deadline_ns - request.arrived_ns if request.deadline_ns < NEVER_NS else 0
+        self._place[request.id] = len(self._rows)
+        self._rows.append(
+            (request.arrived_ns, request.model_id, slo_ns, request.priority, request.rows, request.bytes)
+        )
+
+    def _answered(self, request_id: int, outcome: int, reason: int) -> None:
+        place = self._place.pop(request_id, None)
+        if place is not None:
+            self._ends[place] = (outcome, reason, self._now_ns)
+
+    def _ordered(self, command: SendInfer | SendUnload, requests: Sequence[int]) -> None:
+        key = (command.worker, command.device, command.load_id)
+        if key not in self._loaded:
+            self._early[key] = command.model_id
+        self._send(command, requests)
+
+    def _send(
+        self, command: SendInfer | SendLoad | SendUnload | SendFetch, requests: Sequence[int] = ()
+    ) -> None:
+        self._sent[command.action_id] = _Sent(
+            command.worker, command.device, command.model_id, command.load_id, self._now_ns, requests
+        )
+
+    def _done(self, event: ActionDone) -> None:
+        sent = self._sent.pop(event.action_id, None)
+        if sent is None or event.status is not Status.OK or event.duration_ns <= 0:
+            return
+        if sent.requests:
+            self._runs.append((sent.model_id, len(sent.requests), sent.worker, event.duration_ns))
+            if event.ready_ns:
+                self._links["there"].append(max(event.ready_ns - sent.ordered_ns, 0))
+                self._links["back"].append(max(event.now_ns - event.end_ns, 0))
+        elif (sent.worker, sent.device, sent.load_id) in self._loaded:
+            self._loads.setdefault(sent.model_id, []).append(event.duration_ns)
+
+    # ----- what a simulation is told -----------------------------------------------------------
+
+    def recorded(self, path: Path, header: Header) -> Recorded:
+        if not self._rows:
+            raise ConfigError(f"{path} has no request")
+        first_ns = self._rows[0][0]
+        begun_ns = self._begun_ns if header.start else first_ns
+        workers = self._slots(first_ns)
+        if not workers:
+            raise ConfigError(f"{path}: no worker was there when the first request came")
+        shape = self._workers[workers[0][0]].devices[0]
+        counts = {len(self._workers[slot[0]].devices) for slot in workers}
+        per_worker = max(counts) if len(counts) == 1 else 1
+        index: dict[tuple[int, int], int] = {}  # (worker, device): the simulated device
+        for slot in workers:
+            base = len(set(index.values()))
+            for worker in slot:
+                for device in range(len(self._workers[slot[0]].devices)):
+                    index[worker, device] = base + device
+        devices = len(set(index.values()))
+        numbers = {model_id: number for number, model_id in enumerate(sorted(self._specs))}
+        known = [place for place, row in enumerate(self._rows) if row[1] in numbers]
+        rows = [self._rows[place] for place in known]
+        page_bytes = shape[1]
+        models, noise = self._models(page_bytes, rows)
+        (there_ns, there_more_ns), (back_ns, back_more_ns) = map(_delay, self._links.values())
+        host_bytes = self._workers[workers[0][0]].host_bytes
+        cluster = Cluster(
+            devices=devices,
+            devices_per_worker=per_worker,
+            page_bytes=page_bytes,
+            page_count=shape[2],
+            run_ahead=max(shape[3], 1),
+            speeds=self._speeds(workers),
+            link_there_ns=there_ns,
+            link_back_ns=back_ns,
+            link_jitter_ns=there_more_ns + back_more_ns,  # uniform: half of it on average
+            host_bytes=host_bytes,
+            disturbances=self._absences(workers, begun_ns) if per_worker > 1 or len(counts) == 1 else (),
+        )
+        cluster = dataclasses.replace(cluster, **noise)  # type: ignore[arg-type]
+        ends = [self._ends.get(place, (OPEN, 0, 0)) for place in known]
+        arrived = np.array([row[0] - begun_ns for row in rows], np.int64)
+        outcomes = Outcomes(
+            arrived,
+            np.array([end[0] for end in ends], np.int64),
+            np.array([end[1] for end in ends], np.int64),
+            np.array([index.get(self._devices.get(place, (0, 0)), -1) for place in known], np.int64),
+            np.array(
+                [end[2] - row[0] if end[2] else 0 for row, end in zip(rows, ends, strict=True)], np.int64
+            ),
+        )
+        arrivals = Arrivals.of(
+            np.maximum.accumulate(arrived),
+            np.array([numbers[row[1]] for row in rows], np.int32),
+            np.array([row[2] for row in rows], np.int64),
+            np.array([row[3] for row in rows], np.uint8),
+        )
+        return Recorded(
+            header,
+            max(self._now_ns - begun_ns, 1),
+            WARM_UP_NS if header.start else 0,
+            arrivals,
+            outcomes,
+            models,
+            cluster,
+            sorted(self._placed(header, index, numbers)),
+        )
+
+    def _slots(self, first_ns: int) -> list[list[int]]:
+        """Workers, each followed by those that came in its place: as many devices, after it had left."""
+        slots: list[list[int]] = []
+        for at_ns, worker in self._joined:
+            if at_ns <= first_ns:
+                if self._left.get(worker, NEVER_NS) > first_ns:
+                    slots.append([worker])
+                continue
+            devices = len(self._workers[worker].devices)
+            for slot in slots:
+                last = slot[-1]
+                if self._left.get(last, NEVER_NS) <= at_ns and len(self._workers[last].devices) == devices:
+                    slot.append(worker)
+                    break
+        return slots
+
+    def _absences(self, slots: Sequence[Sequence[int]], begun_ns: int) -> list[Disturbance]:
+        """When workers were away: they stand still then."""
+        found = []
+        joined = {worker: at_ns for at_ns, worker in self._joined}
+        for number, slot in enumerate(slots):
+            for place, worker in enumerate(slot):
+                left_ns = self._left.get(worker)
+                if left_ns is None or left_ns <= begun_ns:
+                    continue
+                back_ns = joined[slot[place + 1]] if place + 1 < len(slot) else NEVER_NS // 2
+                if back_ns > left_ns:
+                    found.append(Disturbance("stop", left_ns - begun_ns, back_ns - begun_ns, worker=number))
+        return found
+
+    def _speeds(self, slots: Sequence[Sequence[int]]) -> Sequence[float]:
+        """How fast workers execute, where their devices are not all of one kind."""
+        kinds = {self._workers[worker].devices[0][0] for slot in slots for worker in slot}
+        if len(kinds) == 1:
+            return ()
+        usual = self._usual()
+        ratios: dict[int, list[float]] = {}
+        for model_id, count, worker, duration_ns in self._runs:
+            ratio = duration_ns / usual[self._specs[model_id].program, count]
+            ratios.setdefault(worker, []).append(ratio)
+        found = []
+        for slot in slots:
+            own = [ratio for worker in slot for ratio in ratios.get(worker, ())]
+            found.append(1 / statistics.median(own) if own else 1.0)
+        return found
+
+    def _usual(self) -> dict[tuple[str, int], float]:
+        """The median time of an execution, by program and number of requests."""
+        runs: dict[tuple[str, int], list[int]] = {}
+        for model_id, count, _, duration_ns in self._runs:
+            if model_id in self._specs:
+                runs.setdefault((self._specs[model_id].program, count), []).append(duration_ns)
+        return {key: statistics.median(durations) for key, durations in runs.items()}
+
+    def _models(
+        self, page_bytes: int, rows: Iterable[tuple[int, int, int, int, int, int]]
+    ) -> tuple[list[ModelProfile], dict[str, float]]:
+        """Models that take what was measured, in the order of their ids, and how much executions differ from that."""
+        usual = self._usual()
+        by_program: dict[str, dict[int, float]] = {}
+        for (program, count), duration_ns in usual.items():
+            by_program.setdefault(program, {})[count] = duration_ns
+        sums: dict[int, list[int]] = {}  # by model: requests, their rows, their bytes
+        for row in rows:
+            total = sums.setdefault(row[1], [0, 0, 0])
+            total[0] += 1
+            total[1] += row[4]
+            total[2] += row[5]
+        found = []
+        for model_id in sorted(self._specs):
+            spec = self._specs[model_id]
+            requests, row_count, input_bytes = sums.get(model_id, (1, 1, 0))
+            loads = self._loads.get(model_id)
+            found.append(
+                ModelProfile(
+                    f"{spec.name}@{spec.version}#{model_id}",
+                    _curve(spec, row_count / requests, by_program.get(spec.program, {})),
+                    weights_bytes=sum(spec.runs) * page_bytes,
+                    load_ns=int(statistics.median(loads)) if loads else spec.load_ns,
+                    input_bytes=input_bytes // requests,
+                    program=spec.program,
+                    page_bytes=page_bytes,
+                    page_count=sum(spec.runs),
+                    runs=tuple(spec.runs),
+                )
+            )
+        ratios = np.array(
+            [
+                duration_ns / usual[self._specs[model_id].program, count]
+                for model_id, count, _, duration_ns in self._runs
+                if model_id in self._specs
+            ]
+        )
+        if len(ratios) < 10:
+            return found, {}
+        low, high = np.percentile(np.log(ratios), (16, 84))
+        beyond = ratios[ratios > OUTLIER]
+        noise = {"exec_noise": float(high - low) / 2, "outlier": len(beyond) / len(ratios)}
+        if len(beyond):
+            noise["outlier_factor"] = float(np.median(beyond))
+        return found, noise
+
+    def _placed(
+        self, header: Header, index: Mapping[tuple[int, int], int], numbers: Mapping[int, int]
+    ) -> Iterator[tuple[int, int]]:
+        """What was resident when the recording began: what devices held at its end, or were told to use, and did not load
+        within it."""
+        held = {(one.worker, one.device, one.load_id): one.model_id for one in header.held}
+        early = {key: model_id for key, model_id in held.items() if key not in self._loaded} | self._early
+        seen = set()
+        for (worker, device, _), model_id in early.items():
+            if (worker, device) in index and model_id in numbers:
+                place = (index[worker, device], numbers[model_id])
+                if place not in seen:
+                    seen.add(place)
+                    yield place
+
+
+def _delay(measured_ns: Sequence[int]) -> tuple[int, int]:
+    """A link's delay, and by how much it is longer on average: its twentieth part that is quickest, and the mean's excess."""
+    if not measured_ns:
+        return 50_000, 0
+    low_ns = int(np.percentile(measured_ns, 5))
+    return low_ns, max(int(np.mean(measured_ns)) - low_ns, 0)
+
+
+def _curve(spec: ModelSpec, rows: float, measured: Mapping[int, float]) -> dict[int, int]:
+    """Time of an execution by number of requests, which have so many rows: as measured, elsewhere as told in proportion."""
+    shape = spec.profile[0].shape if spec.profile else ()
+    told = {point.batch: point.exec_ns for point in spec.profile if point.shape == shape} or {1: 1_000_000}
+    profile = ModelProfile("", {1: told[min(told)], **told}, 0, 0, batch_max=max(spec.batch_max, *told))
+
+    def told_ns(count: float) -> int:
+        return profile.execution_ns(min(max(round(count * rows), 1), profile.largest_batch()))
+
+    largest = max(int(spec.batch_max / rows), 1)
+    sizes = sorted({1, largest, *(max(int(batch / rows), 1) for batch in told), *measured})
+    ratio = statistics.median([ns / told_ns(count) for count, ns in measured.items()]) if measured else 1.0
+    curve = {}
+    least = 1
+    for count in sizes:
+        if count <= max(largest, max(measured, default=1)):
+            least = max(least, round(measured.get(count, told_ns(count) * ratio)))
+            curve[count] = least
+    return curve

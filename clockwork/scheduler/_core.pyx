@@ -81,8 +81,11 @@ TEXTS = (
     "workers ended while they executed this request, so it is not tried again",
     "{name} could not be loaded: {said}",
     "{said}",
+    "{name} could not be executed with inputs of this shape or size when an idle device tried it, so how long that takes is "
+    "not known; a request without an SLO has it tried again, and is told what is wrong",
 )
-cdef int TEXT_LOAD_FAILED = len(TEXTS) - 2
+cdef int TEXT_LOAD_FAILED = TEXTS.index("{name} could not be loaded: {said}")
+cdef int TEXT_VERBATIM = TEXTS.index("{said}")
 cdef tuple _texts = TEXTS
 cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
 
@@ -530,7 +533,7 @@ cdef class Core(Driven):
         if _fixed[number]:
             return text
         said = ""
-        if number >= TEXT_LOAD_FAILED:
+        if number == TEXT_LOAD_FAILED or number == TEXT_VERBATIM:
             if one.said >= 0:
                 said = self._core.out.texts[one.said].decode()
             elif number == TEXT_LOAD_FAILED:

@@ -337,7 +337,7 @@ void Admission::refuse_in_detail(Pending& pending) {
     Ns slo = deadline - request.arrived_ns;
     if (least >= NEVER_NS) {
         if (unseen) {
-            requests_.refuse(pending, Reason::UNPROFILED, Text::NEVER_MEASURED);
+            requests_.refuse(pending, Reason::UNPROFILED, idle_.why_unmeasured(model, shape));
         } else {
             requests_.refuse(pending, Reason::DEADLINE, Text::NO_PLACE);
         }

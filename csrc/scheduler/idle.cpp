@@ -105,6 +105,30 @@ void Idle::shapes_in_use(std::vector<std::uint32_t>& found) const {
     for (const Unmeasured& unmeasured : unmeasured_) {
         found.push_back(unmeasured.shape);
     }
+    for (const Failed& failed : failed_) {
+        found.push_back(failed.shape);
+    }
+}
+
+Text Idle::why_unmeasured(const Model& model, std::uint32_t shape) const {
+    bool has_failed = std::any_of(failed_.begin(), failed_.end(), [&](const Failed& failed) {
+        return failed.shape == shape && std::any_of(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
+                   return spec->program_number == failed.program && spec->kind == failed.kind;
+               });
+    });
+    return has_failed ? Text::NOT_MEASURABLE : Text::NEVER_MEASURED;
+}
+
+void Idle::note_ended(const Unmeasured& one, bool is_measured) {
+    std::erase_if(failed_, [&](const Failed& failed) {
+        return failed.program == one.program && failed.kind == one.kind && failed.shape == one.shape;
+    });
+    if (!is_measured && one.attempts >= PROFILE_ATTEMPTS_MAX) {
+        if (failed_.size() >= PROFILE_TABLE_MAX) {
+            failed_.erase(failed_.begin());
+        }
+        failed_.push_back({one.program, one.kind, one.shape});
+    }
 }
 
 // Of whichever of its preparations runs the program that is to be measured.
@@ -139,6 +163,9 @@ void Idle::measure(Executor& executor) {
             is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
         }
         if (is_over) {
+            if (!one.is_doubted) {
+                note_ended(one, known != nullptr);
+            }
             unmeasured_.erase(unmeasured_.begin() + static_cast<std::ptrdiff_t>(place));
             continue;
         }

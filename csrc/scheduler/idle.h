@@ -43,6 +43,8 @@ public:
     // Measure a shape that requests have come with, if the device has been idle for a while.
     void measure(Executor& executor);
     bool has_unmeasured() const { return !unmeasured_.empty(); }
+    // The sentence for a request that is refused because its shape was never measured.
+    Text why_unmeasured(const Model& model, std::uint32_t shape) const;
     void shapes_in_use(std::vector<std::uint32_t>& found) const;
 
     // Load a model that has only background requests, where there is room or they have waited long.
@@ -62,7 +64,16 @@ private:
         bool is_doubted;  // it has an estimate, which may be wrong
     };
 
+    // A shape of which every attempt to measure it failed.
+    struct Failed {
+        std::uint32_t program;
+        std::uint32_t kind;
+        std::uint32_t shape;
+    };
+
     void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
+    // Note how the attempts to measure a shape ended.
+    void note_ended(const Unmeasured& one, bool is_measured);
     bool has_plan(const Arena& arena) const;
     static KindSpec* measured_spec(const Model& model, const Unmeasured& one);
 
@@ -71,6 +82,7 @@ private:
     Executions& executions_;
     const Deciders& deciders_;
     std::vector<Unmeasured> unmeasured_;
+    std::vector<Failed> failed_;  // oldest first, at most PROFILE_TABLE_MAX
     std::vector<Model*> scan_;
     std::vector<Place> elsewhere_;
 };

@@ -53,7 +53,7 @@ bool Queued::is_unknown(Pending& pending, Queue& queue) {
         idle_.remember_unseen(model, request);
         Ns least = model.least_alone_ns(shape, pending.size);
         if (pending.deadline_ns < NEVER_NS && least >= NEVER_NS) {
-            requests_.refuse(pending, Reason::UNPROFILED, Text::NEVER_MEASURED);
+            requests_.refuse(pending, Reason::UNPROFILED, idle_.why_unmeasured(model, shape));
             return true;
         }
         Ns slo = pending.deadline_ns - request.arrived_ns;

@@ -89,6 +89,7 @@ enum class Text : std::uint8_t {
     ENDED_WORKERS,    // workers ended while they executed it
     LOAD_FAILED,      // the model could not be loaded: text, or the name of status a
     VERBATIM,         // text, as the worker said it, or the name of status a
+    NOT_MEASURABLE,   // measuring this input shape failed
 };
 
 // What an answer says: a sentence, and what fills it in.

@@ -708,6 +708,28 @@ def test_what_cannot_be_measured_is_given_up() -> None:
     assert story.tick() == []
 
 
+@pytest.mark.parametrize("policy", ["edf", "adaptive"])
+def test_a_refusal_says_that_measuring_failed_until_it_succeeds(policy: str) -> None:
+    story = stories.Story(policy, spec(1))
+    huge = ((3, 800, 800),)  # too large for a bound
+    _, [refusal, profile] = story.request(1, 100, shape=huge)
+    assert "it will be when a device is idle" in refusal.text
+    for _ in range(PROFILE_ATTEMPTS_MAX - 1):
+        story.done(profile, 0, Status.INVALID_INPUT, "too large")
+        story.now += PROFILE_IDLE_NS
+        [profile] = story.tick()
+    story.done(profile, 0, Status.INVALID_INPUT, "too large")
+    story.now += 50 * MS
+    story.tick()
+    _, [refusal, profile] = story.request(1, 100, shape=huge)
+    assert (refusal.status, refusal.reason) == (Status.REFUSED, Reason.UNPROFILED)
+    assert "could not be executed with inputs of this shape or size when an idle device tried it" in refusal.text
+    story.now += 30 * MS
+    story.done(profile, 30)
+    _, [send] = story.request(1, 100, shape=huge)
+    assert send.expected_ns == 30 * MS
+
+
 # ----- many at once ----------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from clockwork.client.blocking import Client
+    from clockwork.observe.live import Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -159,6 +160,13 @@ def new_client(endpoint: str | None, key: Path | None, timeout: float | None) ->
 
     with as_usage():
         return Client(endpoint, keys=key, timeout=30.0 if timeout is None else timeout, name="cli")
+
+
+def describe_cluster(client: Client) -> Cluster:
+    """What a history of a running cluster has to be told of it."""
+    from clockwork.observe.live import Cluster
+
+    return Cluster(client.status(), [model.raw for model in client.models()])
 
 
 def policy_numbers(settings: Sequence[str]) -> dict[str, float]:

@@ -5,15 +5,35 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from clockwork.cli.common import FILE, PATH, print_json, write_file
+from clockwork.cli.common import (
+    FILE,
+    PATH,
+    client_options,
+    describe_cluster,
+    new_client,
+    print_json,
+    write_file,
+)
+from clockwork.config.observe import EXPLAIN_SPANS_NS, TRACE_REQUESTS_MAX
+from clockwork.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from clockwork.client.blocking import Client
+    from clockwork.observe.explain import Explanation
+    from clockwork.observe.history import History
 
 
 @click.command()
 @click.argument("request", type=click.IntRange(0), required=False)
-@click.option("--recording", type=FILE, required=True, help="Of `clockwork controller --record`.")
+@click.option(
+    "--recording",
+    type=FILE,
+    help="Of `clockwork controller --record`, or a dump.  [default: the running cluster]",
+)
 @click.option(
     "--last-refused", "wanted", flag_value="refused", help="Instead of REQUEST: the newest that was refused."
 )
@@ -24,9 +44,11 @@ from clockwork.cli.common import FILE, PATH, print_json, write_file
 )
 @click.option("--svg", type=PATH, metavar="FILE", help="Write the picture to a file, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
 def explain(
-    request: int | None, recording: Path, wanted: str | None, model: str, svg: Path | None, as_json: bool
-) -> None:
+    request: int | None, recording: Path | None, wanted: str | None, model: str, svg: Path | None, as_json: bool,
+    endpoint: str | None, key: Path | None, timeout: float | None,
+) -> None:  # fmt: skip
     """Say why a request was refused, waited or missed its deadline: in sentences, and as a picture.
 
     It says what each device that could have served the request was doing at the time, what the request waited for, which
@@ -35,11 +57,9 @@ def explain(
 
     \b
     Examples:
-      clockwork explain 4711 --recording monday.rec
+      clockwork explain 4711
       clockwork explain --last-refused --model resnet50 --recording monday.rec --svg refused.svg
     """
-    from clockwork.observe.explain import explain as explain_request
-    from clockwork.observe.explain import find_request, find_slowest
     from clockwork.observe.recorded import read_history
     from clockwork.observe.timeline import draw_svg, draw_text
 
@@ -49,14 +69,11 @@ def explain(
         raise click.UsageError(
             "--model goes with --last-refused, --last-missed or --slowest, not with a REQUEST"
         )
-    _, history = read_history(recording)
-    if request is None:
-        request = (
-            find_slowest(history, model)
-            if wanted == "slowest"
-            else find_request(history, wanted or "", model)
-        )
-    found = explain_request(history, request)
+    if recording is not None:
+        found = _explain(read_history(recording)[1], request, wanted or "", model)
+    else:
+        with new_client(endpoint, key, timeout) as client:
+            found = _explain_live(client, request, wanted or "", model)
     if svg is not None:
         write_file(svg, draw_svg(found.timeline).encode())
     if as_json:
@@ -74,3 +91,31 @@ def explain(
         console.print(line, soft_wrap=True)
     if svg is not None:
         console.print(f"wrote {svg}", markup=False)
+
+
+def _explain(history: History, request: int | None, wanted: str, model: str) -> Explanation:
+    from clockwork.observe.explain import explain, find_request, find_slowest
+
+    if request is None:
+        request = (
+            find_slowest(history, model) if wanted == "slowest" else find_request(history, wanted, model)
+        )
+    return explain(history, request)
+
+
+def _explain_live(client: Client, request: int | None, wanted: str, model: str) -> Explanation:
+    """From what the controller's flight recorder has: of the last seconds, or else of all that it keeps."""
+    from clockwork.observe.history import History
+    from clockwork.observe.live import look_back
+
+    cluster = describe_cluster(client)
+    spans_ns = EXPLAIN_SPANS_NS[-1:] if wanted == "slowest" else EXPLAIN_SPANS_NS
+    for span_ns in spans_ns:
+        history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)
+        look_back(client.recorder, history, cluster, span_ns)
+        try:
+            return _explain(history, request, wanted, model)
+        except InvalidInput:
+            if span_ns == spans_ns[-1]:
+                raise
+    raise AssertionError("the last span raised nothing and found nothing")

@@ -9,31 +9,51 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clockwork.cli.common import DURATION, FILE, PATH, Duration, print_json, print_table, say_count
-from clockwork.config.observe import COMPARED_ROWS_MAX
-from clockwork.errors import InvalidInput
+from clockwork.cli.common import (
+    DURATION,
+    FILE,
+    PATH,
+    Duration,
+    client_options,
+    describe_cluster,
+    new_client,
+    print_json,
+    print_table,
+    say_bytes,
+    say_count,
+)
+from clockwork.config.observe import COMPARED_ROWS_MAX, TRACE_REQUESTS_MAX
+from clockwork.errors import InvalidInput, Unavailable
 from clockwork.system.clock import SECOND, duration
 from clockwork.wire.messages import NEVER_NS
 
 if TYPE_CHECKING:
+    from clockwork.client.blocking import Client
     from clockwork.observe.compare import Comparison, Summary
+    from clockwork.observe.history import History
+
+LIVE_NS = 5 * SECOND
+"""How long a running cluster is traced by default."""
 
 
 @click.command()
 @click.argument("recording", type=FILE, required=False)
 @click.option("--output", "-o", type=PATH, help="The file to write, such as run.json.")
 @click.option("--from", "from_s", type=Duration(0), default=0.0, help="Begin so long after RECORDING does.")
-@click.option("--seconds", type=DURATION, help="How much to trace.  [default: all]")
+@click.option("--seconds", type=DURATION, help="How much to trace.  [default: all of RECORDING; live: 5s]")
 @click.option("--compare", type=FILE, nargs=2, metavar="A B", help="Instead: say where two recordings part.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+@client_options
 def trace(
     recording: Path | None, output: Path | None, from_s: float, seconds: float | None,
     compare: tuple[Path, Path] | None, as_json: bool,
+    endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Write what a cluster did as a trace, which https://ui.perfetto.dev and chrome://tracing open.
 
     It shows what each device executed and loaded, when it was idle with work, every request with an arrow to its batch,
-    and waiting requests, goodput and refusals over time. RECORDING is of `clockwork controller --record`.
+    and waiting requests, goodput and refusals over time. Without a RECORDING it follows a running cluster, from now on;
+    a RECORDING is of `clockwork controller --record` or `clockwork recorder dump`.
 
     --compare says of two recordings of one workload which decision is the first that differs, and holds models and
     devices side by side: answers, refusals, loads, batches and latency. Requests are matched by the order of their
@@ -41,6 +61,7 @@ def trace(
 
     \b
     Examples:
+      clockwork trace --seconds 5 -o run.json
       clockwork trace monday.rec --from 60 --seconds 5 -o run.json
       clockwork trace --compare adaptive.rec edf.rec
     """
@@ -50,14 +71,20 @@ def trace(
             raise click.UsageError("--compare takes two recordings, and neither a third nor --output")
         _compare(compare, span_ns, as_json)
         return
-    if recording is None or output is None:
-        raise click.UsageError("name a RECORDING and, with --output, the file to write")
+    if output is None:
+        raise click.UsageError("name the file to write, with --output")
     from clockwork.observe.perfetto import write_trace
     from clockwork.observe.recorded import read_history
 
     from_ns = round(from_s * SECOND)
-    header, history = read_history(recording, from_ns, span_ns)
-    about = {"recording": recording.name, "policy": header.policy, "version": header.version}
+    if recording is not None:
+        header, history = read_history(recording, from_ns, span_ns)
+        about = {"recording": recording.name, "policy": header.policy, "version": header.version}
+    elif from_s:
+        raise click.UsageError("--from is of a RECORDING: a running cluster is traced from now on")
+    else:
+        with new_client(endpoint, key, timeout) as client:
+            history, about = _follow(client, LIVE_NS if seconds is None else span_ns)
     try:
         with output.open("w", encoding="utf-8") as file:
             drawn = write_trace(file, history, about, history.begun_ns + from_ns)
@@ -74,6 +101,22 @@ def trace(
     if drawn.left_out:
         click.echo(f"{say_count(drawn.left_out, 'request')} are not drawn: too many were there at once")
     click.echo("open it at https://ui.perfetto.dev or chrome://tracing")
+
+
+def _follow(client: Client, span_ns: int) -> tuple[History, dict[str, str]]:
+    """The history of a running cluster from now on, and what is told of it."""
+    from clockwork.observe.history import History
+    from clockwork.observe.live import follow
+
+    cluster = describe_cluster(client)
+    history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)
+    found = follow(client.recorder, history, cluster, span_ns)
+    click.echo(
+        f"saw {say_count(history.steps, 'step')} in {say_bytes(found.bytes)}, lost {say_bytes(found.lost)}"
+    )
+    if not history.begun_ns:
+        raise Unavailable(f"nothing happened within {duration(span_ns)}: there is nothing to trace")
+    return history, {"policy": cluster.status.get("policy", ""), "version": cluster.status.get("version", "")}
 
 
 def _compare(paths: tuple[Path, Path], span_ns: int, as_json: bool) -> None:

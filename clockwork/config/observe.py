@@ -79,3 +79,14 @@ TIMELINE_WIDTH_MIN = 60
 
 COMPARED_ROWS_MAX = 20
 """Models, and devices, that a comparison on a terminal shows; --json has all."""
+
+# ----- observe/live.py -------------------------------------------------------------------------
+
+LIVE_POLL_S = 0.05
+"""Time between two looks at a flight recorder of which all has been read."""
+
+LIVE_LATE_S = 1.0
+"""How much longer than it was asked for a live trace takes at most, where nothing happens."""
+
+EXPLAIN_SPANS_NS = (5_000_000_000, 60_000_000_000)
+"""How far back a request is looked for, one after the other: a busy minute takes half a minute to read."""

@@ -35,6 +35,9 @@ from clockwork.observe.lanes import (
 from clockwork.scheduler.types import NEVER_NS, Reason, Status
 from clockwork.system.clock import duration
 
+FAR_PARTS = 10
+"""A device is called far where its link takes more than such a part of the time that a request had."""
+
 REASONS = {
     Reason.DEADLINE: "it could not have been answered by its deadline behind what was waiting and under way",
     Reason.INFEASIBLE: "even an idle device that has the model would have been too slow for its SLO",
@@ -428,6 +431,11 @@ class _Case:
         if loading:
             until = self._at(self._shown(device, loading[0])[1])
             parts.append(f"was loading {self._history.label(loading[0].model_id)} until {until}")
+        worker = self._history.workers.get(device.worker)
+        if worker is not None and (worker.there_ns + worker.back_ns) * FAR_PARTS > self._until_ns - at_ns > 0:
+            parts.append(
+                f"is far: messages take up to {duration(worker.there_ns)} there and {duration(worker.back_ns)} back"
+            )
         if self._until_ns > at_ns:
             window = [(at_ns, self._until_ns)]
             busy_ns = total_ns(intersection(self._shown_executing(device), window))

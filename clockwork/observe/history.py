@@ -580,6 +580,10 @@ class History:
         device = self._device(command.worker, command.device)
         model = self._model(command.model_id)
         spec = model.specs.get(command.worker)
+        for known in (command.load_id, -1 - command.model_id):  # told by hold(), of a time after this
+            early = device.resident.pop(known, None)
+            if early is not None:
+                device.pages_used -= early.pages
         residency = Residency(
             command.model_id, command.load_id, LOADING, command.run_starts, spec.runs if spec is not None else (),
             since_ns=self.now_ns,

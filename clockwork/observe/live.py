@@ -1,28 +1,86 @@
-"""What a history that begins in the middle has to be told of the cluster: names, devices, and what is resident.
+"""Histories of a running cluster, from its controller's flight recorder.
 
-Steps name workers and models by numbers. A controller's status and its list of models say what these are.
+Steps name workers and models by numbers, and a history that begins in the middle has not seen who they are. A
+controller's status and its list of models say that (``introduce()``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from clockwork.config.observe import LIVE_LATE_S, LIVE_POLL_S
 from clockwork.observe.history import History
-from clockwork.scheduler.recording import Step
+from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined
 
+Ask = Callable[[str], Mapping[str, Any]]
+"""Client.recorder()."""
 
-def introduce(
-    history: History, status: Mapping[str, Any], models: Sequence[Mapping[str, Any]], at_ns: int
-) -> None:
-    """Tell a history of workers and models that it does not know, as of a time at or before its next step.
 
-    status: of Client.status(). models: ``raw`` of Client.models(). What they have not is left out, so that a newer
-    controller's, or an older one's, do no harm.
+class Cluster(NamedTuple):
+    """What a controller says of its cluster."""
+
+    status: Mapping[str, Any]  # of Client.status()
+    models: Sequence[Mapping[str, Any]]  # ``raw`` of Client.models()
+
+
+class Reading(NamedTuple):
+    """What was read of a flight recorder."""
+
+    bytes: int
+    lost: int  # bytes that it had forgotten before they were read
+
+
+def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
+    """Read a recorder's steps from now on, until the history has so much time of them.
+
+    A cluster in which nothing happens tells no time, so it also ends when that time has passed here.
+    """
+    ended = threading.Event()
+    until_s = time.monotonic() + span_ns / 1e9 + LIVE_LATE_S
+    stream, size = Stream("-0"), 0
+    while time.monotonic() < until_s:
+        size += _take(ask, stream, history, cluster, span_ns)
+        if history.begun_ns and history.now_ns - history.begun_ns >= span_ns:
+            break
+        if stream.is_at_end:
+            ended.wait(LIVE_POLL_S)
+    return Reading(size, stream.lost)
+
+
+def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
+    """Read a recorder's steps from so long ago, or from the oldest that it has, until now."""
+    stream, size = Stream(f"-{span_ns}"), 0
+    while not stream.is_at_end:
+        size += _take(ask, stream, history, cluster)
+    return Reading(size, stream.lost)
+
+
+def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns: int = 0) -> int:
+    """Take the next piece into a history, up to so much time (0: all). Its bytes."""
+    piece, lost = ask(stream.argument), stream.lost
+    steps = stream.take(piece)
+    if steps and not history.steps:
+        introduce(history, cluster, steps[0].events[0].now_ns)
+    if stream.lost > lost:
+        history.skip()
+    for step in steps:
+        if span_ns and step.events[0].now_ns - history.begun_ns > span_ns:
+            break
+        history.apply(step)
+    return len(piece["bytes"])
+
+
+def introduce(history: History, cluster: Cluster, at_ns: int) -> None:
+    """Tell a history of the workers, devices and models that it does not know, and of what is resident.
+
+    at_ns: the time of its next step. What the controller did not say is left out, so an older or a newer one does no harm.
     """
     events: list[Event] = []
-    workers = {int(one["id"]): one for one in status.get("workers", ()) if "id" in one}
+    workers = {int(one["id"]): one for one in cluster.status.get("workers", ()) if "id" in one}
     for number, worker in workers.items():
         if number not in history.workers or not history.workers[number].joined_ns:
             devices = tuple(
@@ -35,7 +93,7 @@ def introduce(
                 for one in worker.get("devices", ())
             )
             events.append(WorkerJoined(at_ns, number, devices))
-    for model in models:
+    for model in cluster.models:
         if "id" not in model or (model["id"] in history.models and history.models[model["id"]].name):
             continue
         spec = ModelSpec(
@@ -50,7 +108,7 @@ def introduce(
     numbers = {worker.get("name"): number for number, worker in workers.items()}
     for name, number in numbers.items():
         history.workers[number].name = name or ""
-    for model in models:
+    for model in cluster.models:
         for place in model.get("devices", ()):
             if "id" in model and place.get("state") == "resident" and place.get("worker") in numbers:
                 history.hold(numbers[place["worker"]], place["device"], model["id"])

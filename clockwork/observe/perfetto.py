@@ -144,7 +144,7 @@ class _Trace:
         waiting = waiting_spans(history)
         for worker_id in sorted(history.workers):
             pid = WORKERS + worker_id
-            yield from _process(pid, f"worker {worker_id}", pid)
+            yield from _process(pid, history.workers[worker_id].name or f"worker {worker_id}", pid)
         for device in history.lanes():
             pid = WORKERS + device.worker
             yield from self._lane(device, EXECUTE, device.executions)

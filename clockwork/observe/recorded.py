@@ -24,7 +24,10 @@ def read_history(path: Path, from_ns: int = 0, span_ns: int = NEVER_NS) -> tuple
     with file:
         header, steps = decode(file)
         history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)
-        for step in steps:
+        for number, step in enumerate(steps):
+            if number == header.cluster_steps:
+                for held in header.held:
+                    history.hold(*held)
             if history.begun_ns and step.events[0].now_ns - history.begun_ns > from_ns + span_ns:
                 break
             history.apply(step)

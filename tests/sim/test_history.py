@@ -8,7 +8,7 @@ import pytest
 
 from clockwork.observe.history import ENDED, RESIDENT, UNLOADING, WAITING, History
 from clockwork.observe.history import history_of as fold
-from clockwork.observe.live import introduce
+from clockwork.observe.live import Cluster, introduce
 from clockwork.scheduler.recording import Step
 from clockwork.scheduler.types import NEVER_NS, AnswerOk, Status
 from tests.sim.harness import MS, SECOND, World, spec
@@ -183,7 +183,9 @@ def test_what_was_there_before_may_be_told() -> None:
     status = {"workers": [{"id": 1, "name": "host-7", "devices": [{"kind": "cpu", "page_count": 8}]}]}
     model = {"id": 1, "name": "m1", "version": 1, "runs": [2, 1], "batch_max": 4}
     place = {"worker": "host-7", "device": 0, "state": "resident"}
-    introduce(history, status, [{**model, "devices": [place]}, {"name": "of another version"}], world.now)
+    introduce(
+        history, Cluster(status, [{**model, "devices": [place]}, {"name": "of another version"}]), world.now
+    )
     (device,) = history.lanes()
     assert (device.pages_used, device.page_count) == (3, 8)
     assert history.device_label(1, 0) == "host-7/0"
@@ -194,7 +196,7 @@ def test_what_was_there_before_may_be_told() -> None:
     action = history.requests[late].action
     assert action is not None
     assert (residency.load_id, residency.state, device.pages_used) == (action.load_id, RESIDENT, 3)
-    introduce(history, status, [{**model, "devices": [place]}], world.now)
+    introduce(history, Cluster(status, [{**model, "devices": [place]}]), world.now)
     assert list(device.resident.values()) == [residency], "it is told twice"
 
 

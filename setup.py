@@ -35,7 +35,7 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 
 ACTIONS = ["csrc/actions/queue.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
-WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *EMULATED, *SCHEDULER]
+WORLD = [*sorted(glob("csrc/sim/*.cpp")), "csrc/controller/recorder.cpp", *ACTIONS, *EMULATED, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 WORKSPACE = ["csrc/device/workspace.cpp"]
 OPERATORS = [

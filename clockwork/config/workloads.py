@@ -31,6 +31,15 @@ COUNT_MAX = (1 << 31) - 1
 MINUTES_MAX = 60 * 1440
 """The longest trace: sixty days."""
 
+# ----- sim/world.py ----------------------------------------------------------------------------
+
+SIMULATED_RECORDING_BYTES = 1 << 30
+"""Memory between a simulated world and its recording; what is not needed is never touched. The events of a turn take some tens
+of megabytes, and thousands of models on hundreds of workers some hundreds when they join."""
+
+SIMULATED_PIECE_BYTES = 1 << 20
+"""Bytes that are written to a recording at once."""
+
 # ----- sim/planning.py -------------------------------------------------------------------------
 
 REQUESTS_MAX = 50_000_000

@@ -1,9 +1,9 @@
 # distutils: language = c++
 """The native world in Python's terms; clockwork.sim.world is what callers use."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
-from libcpp.memory cimport unique_ptr
+from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.string cimport string
 from libcpp.utility cimport move, pair
 from libcpp.vector cimport vector
@@ -66,6 +66,15 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
     cdef cppclass Predictions:
         Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion
 
+cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
+    cdef cppclass CRing "clockwork::Ring":
+        CRing(size_t bytes_max, int64_t span_ns) except +
+        uint64_t read(uint64_t since, size_t bytes_max, string &found)
+
+cdef extern from "controller/sentences.h" namespace "clockwork" nogil:
+    cdef cppclass Sentences:
+        Sentences(vector[string] templates, vector[string] status_names, vector[string] reasons)
+
 cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
     const size_t OUTCOMES
 
@@ -113,6 +122,9 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t from_ns, until_ns
         double factor
         int32_t worker
+
+    cdef cppclass Named:
+        string name, program
 
     cdef cppclass ClusterInfo:
         uint32_t devices, devices_per_worker
@@ -179,6 +191,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
     cdef cppclass CWorld "clockwork::sim::World":
         CWorld(unique_ptr[Scheduler] scheduler, vector[ModelInfo] models, const ClusterInfo &cluster,
                size_t opens, vector[ClosedInfo] closed, const RunInfo &run) except +raise_as_python
+        void record(shared_ptr[CRing] ring, Sentences sentences, vector[Named] names)
         void set_up() except +raise_as_python
         void feed(size_t open, const Chunk &chunk) except +raise_as_python
         Stop run(uint64_t events_max) except +raise_as_python
@@ -246,6 +259,8 @@ cdef class World:
     cdef unique_ptr[CWorld] _world
     cdef list _chunks  # by open workload: what the world still reads
     cdef Script _script  # of a policy in Python
+    cdef shared_ptr[CRing] _ring
+    cdef uint64_t _read
 
     def __init__(self, policy, memory, options, models, cluster, opens, closed, run, Script script=None):
         cdef SchedulerOptions scheduler_options
@@ -344,6 +359,32 @@ cdef class World:
         self._world.reset(
             new CWorld(move(scheduler), move(model_infos), place, open_count, move(closed_infos), how)
         )
+
+    def record(self, size_t bytes_max, names, templates, status_names, reasons):
+        """Record from set_up() on, into so much memory. names: (name, program) of each model. The rest: see
+        csrc/controller/sentences.h."""
+        cdef vector[Named] all_names
+        cdef Named one
+        for name, program in names:
+            one.name, one.program = name.encode(), program.encode()
+            all_names.push_back(one)
+        cdef vector[string] told = [text.encode() for text in templates]
+        cdef vector[string] statuses = [text.encode() for text in status_names]
+        cdef vector[string] words = [text.encode() for text in reasons]
+        self._ring = shared_ptr[CRing](new CRing(bytes_max, INT64_MAX))
+        self._world.get().record(self._ring, Sentences(told, statuses, words), all_names)
+
+    def recorded(self, size_t bytes_max):
+        """The next of what was recorded, at most so many bytes; b"" where there is no more. Raises OverflowError if some of it
+        was overwritten before it was read."""
+        cdef string found
+        cdef uint64_t place
+        with nogil:
+            place = self._ring.get().read(self._read, bytes_max, found)
+        if place != self._read:
+            raise OverflowError(f"{place - self._read} bytes of a recording were overwritten before they were read")
+        self._read += found.size()
+        return found
 
     def set_up(self):
         """Workers join and models become ready (and resident, if asked for)."""

@@ -9,16 +9,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import ACTIONS_QUEUED_MAX, POLICY, PRIORITY_DEFAULT
+from clockwork.config import ACTIONS_QUEUED_MAX, POLICY, PRIORITY_DEFAULT, VERSION
+from clockwork.config.workloads import SIMULATED_PIECE_BYTES, SIMULATED_RECORDING_BYTES
+from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile
+from clockwork.scheduler._core import TEXTS
 from clockwork.scheduler.policy import make_script
+from clockwork.scheduler.recording import Header, encode_header
 from clockwork.sim._world import OUTCOME_NAMES, SLICE_NAMES, World, bucket_bounds
-from clockwork.wire.messages import NEVER_NS
+from clockwork.wire.messages import NEVER_NS, Reason, Status
 from clockwork.workloads import Arrivals
 
 SECOND = 1_000_000_000
@@ -330,6 +335,7 @@ def simulate(
     timed: bool = False,
     trace_max: int = 0,
     fates: bool = False,
+    recording: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the workloads against the cluster.
@@ -339,9 +345,10 @@ def simulate(
     an until_ns of their own). drain_ns: time for which answers are awaited after that. resident: begin with as many
     models on the devices as fit, in as many copies. placed: begin with these instead, (device, model) by index. check: check all invariants after every step, and raise
     AssertionError. timed: measure the scheduler's own part of the processor time (Report.scheduler_s), at some cost.
-    trace_max: rows of the trace to keep. fates: keep what became of each request (Report.fates). on_progress: called now and then with (simulated ns, requests).
+    trace_max: rows of the trace to keep. fates: keep what became of each request (Report.fates). recording: a file to write what the
+    scheduler was told and what it decided, for `clockwork trace` and `clockwork explain`. on_progress: called now and then with (simulated ns, requests).
 
-    Raises ValueError for inconsistent arguments.
+    Raises ValueError for inconsistent arguments, ConfigError where the recording cannot be written.
     """
     if not warmup_ns >= 0 or until_ns < 0 or series_ns < 0 or drain_ns < 0:
         raise ValueError("a time below 0")
@@ -376,22 +383,77 @@ def simulate(
         run,
         make_script(policy, options or {}),
     )
+    header = Header(policy, memory, options or {}, VERSION)
     begun = time.process_time()
+    with _Recording(world, header, models, recording) as recorded:
+        running_s, used_s = _run(world, opens, recorded, on_progress)
+    # The scheduler's real time is scaled by the process's ratio of processor time to real time.
+    scheduler_s = world.scheduler_ns / SECOND * used_s / running_s if running_s > 0 else 0.0
+    report = _report(world, models, warmup_ns, until_ns, series_ns)
+    return dataclasses.replace(report, cpu_s=time.process_time() - begun, scheduler_s=scheduler_s)
+
+
+class _Recording:
+    """The file that a world's steps go to as it runs, if any."""
+
+    def __init__(
+        self, world: World, header: Header, models: Sequence[ModelProfile], path: Path | None
+    ) -> None:
+        self._world = world
+        self._path = path
+        if path is None:
+            return
+        by_number = {status.value: status.name for status in Status}
+        world.record(
+            SIMULATED_RECORDING_BYTES,
+            [(model.name, model.program or model.name) for model in models],
+            TEXTS,
+            [by_number.get(number, "") for number in range(max(by_number) + 1)],
+            ["", *Reason],
+        )
+        try:
+            self._file = path.open("wb")
+            self._file.write(encode_header(header))
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+    def __enter__(self) -> _Recording:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._path is not None:
+            self._file.close()
+
+    def follow(self) -> None:
+        """Write what has come since. Raises ConfigError."""
+        if self._path is None:
+            return
+        try:
+            while piece := self._world.recorded(SIMULATED_PIECE_BYTES):
+                self._file.write(piece)
+            self._file.flush()
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be written: {error.strerror}") from None
+
+
+def _run(
+    world: World,
+    opens: Sequence[Iterator[Arrivals]],
+    recorded: _Recording,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[float, float]:
+    """Run a world to its end. The real and the processor time that this took, without its setting up."""
     world.set_up()
     running, running_cpu = time.perf_counter(), time.process_time()
     while True:
         wanted = world.run(EVENTS_A_TURN)
+        recorded.follow()
         if wanted < -1:
-            break
+            return time.perf_counter() - running, time.process_time() - running_cpu
         if wanted >= 0:
             world.feed(wanted, _next_chunk(opens[wanted]))
         if on_progress is not None:
             on_progress(world.now_ns, world.requests)
-    # The scheduler's real time is scaled by the process's ratio of processor time to real time.
-    used_s, real_s = time.process_time() - running_cpu, time.perf_counter() - running
-    scheduler_s = world.scheduler_ns / SECOND * used_s / real_s if real_s > 0 else 0.0
-    report = _report(world, models, warmup_ns, until_ns, series_ns)
-    return dataclasses.replace(report, cpu_s=time.process_time() - begun, scheduler_s=scheduler_s)
 
 
 def _next_chunk(chunks: Iterator[Arrivals]) -> tuple[npt.NDArray[Any], ...] | None:

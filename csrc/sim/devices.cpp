@@ -35,12 +35,14 @@ void World::join(std::uint32_t index) {
     specs_.assign(worker.device_count,
                   DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count, cluster_.run_ahead});
     note(0, worker.id, index);
+    record_joined(worker);
     scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes);
     // What the controller measures: a high percentile, and the error of the middle of its bounds with it.
     const bool shifted = cluster_.clock_offset_ns != 0 || cluster_.clock_drift_ppm != 0;
     const Ns error = shifted ? (worker.upper_ns + worker.lower_ns) / 2 - true_offset(worker, now_) : 0;
     worker.there_seen_ns = std::max<Ns>(cluster_.link_there_ns + cluster_.link_jitter_ns - error, 0);
     worker.back_seen_ns = std::max<Ns>(cluster_.link_back_ns + cluster_.link_jitter_ns + error, 0);
+    record_link(worker.id, worker.there_seen_ns, worker.back_seen_ns);
     scheduler_->link_measured(now_, worker.id, worker.there_seen_ns, worker.back_seen_ns);
     ModelSpec spec;
     for (std::size_t number = 0; number < models_.size(); ++number) {
@@ -60,6 +62,7 @@ void World::join(std::uint32_t index) {
             const Ns scaled = slower == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * slower);
             spec.profile.push_back({0, batch, std::max<Ns>(scaled, 1)});
         }
+        record_ready(worker.id, spec);
         scheduler_->model_ready(now_, worker.id, spec);
     }
     touched_ = true;
@@ -103,6 +106,7 @@ void World::noticed(std::uint32_t index) {
                 request.flying = 0;
         }
     }
+    record_left(worker.id);
     scheduler_->worker_left(now_, worker.id);
     worker.id = 0;
     touched_ = true;
@@ -251,6 +255,7 @@ void World::ponged(std::uint32_t index) {
     const auto [sent_ns, received_ns] = worker.pongs.front();
     worker.pongs.pop_front();
     note(5, index, sent_ns, received_ns);
+    record_link(worker.id, received_ns - sent_ns, now_ - received_ns);
     scheduler_->link_measured(now_, worker.id, received_ns - sent_ns, now_ - received_ns);
     touched_ = true;
 }

@@ -175,6 +175,7 @@ void World::handle(const Event& event) {
             if (request) {
                 note(2, static_cast<std::int64_t>(event.value));
                 request->cancelled = true;
+                record_cancelled(event.value);
                 scheduler_->cancelled(now_, event.value);
                 touched_ = true;
             }
@@ -272,6 +273,7 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
     told.arrived_ns = now_;
     told.deadline_ns = request.deadline_ns;
     told.priority = priority;
+    record_arrived(told);
     timed([&] { scheduler_->arrived(now_, told); });
     touched_ = true;
     if (random_.chance(cluster_.cancels)) {
@@ -324,6 +326,7 @@ void World::close(RequestId id, Request& request, Outcome outcome) {
 void World::settle() {
     touched_ = false;
     timed([&] { scheduler_->settle(now_); });
+    record_step();
     obey();
     if (run_.check)
         scheduler_->check_invariants();
@@ -507,6 +510,7 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
             done_[action.id] = action.requests;
     }
     drop_action(slot);
+    record_done(result);
     timed([&] { scheduler_->action_done(now_, result); });
     touched_ = true;
 }

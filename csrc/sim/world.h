@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "actions/queue.h"
+#include "controller/recorder.h"
+#include "controller/sentences.h"
 #include "device/emulated.h"
 #include "random.h"
 #include "scheduler/scheduler.h"
@@ -48,6 +50,12 @@ struct DisturbanceInfo {
     Ns from_ns = 0, until_ns = 0;
     double factor = 1;
     std::int32_t worker = -1;  // -1: all
+};
+
+// What a model is called in a recording.
+struct Named {
+    std::string name;
+    std::string program;
 };
 
 struct ClusterInfo {
@@ -150,6 +158,10 @@ class World {
 public:
     World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
           std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run);
+
+    // Write what the scheduler is told and decides into a ring, in the format of clockwork/scheduler/recording.py. Before
+    // set_up(). names: by model.
+    void record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<Named> names);
 
     // Workers join, models are ready and, if asked for, resident. Time begins afterwards.
     void set_up();
@@ -301,6 +313,17 @@ private:
     std::vector<QueueCommand> buffer();
     void give_back(std::vector<QueueCommand>&& commands);
 
+    // recording.cpp: nothing is done where nothing is recorded
+    void record_arrived(const clockwork::Request& request);
+    void record_cancelled(RequestId id);
+    void record_done(const ActionResult& result);
+    void record_joined(const WorkerState& worker);
+    void record_link(WorkerId worker, Ns there_ns, Ns back_ns);
+    void record_ready(WorkerId worker, const ModelSpec& spec);
+    void record_left(WorkerId worker);
+    void record_step();
+    Writer& begin_event(std::int64_t number, std::size_t fields);
+
     // disturbances.cpp
     void start_disturbances();
     void disturb(std::uint32_t number, bool begins);
@@ -372,6 +395,10 @@ private:
     Digest digest_;
     std::vector<TraceRow> trace_;
     std::vector<Fate> fates_;
+    std::unique_ptr<Recorder> recorder_;  // null: nothing is recorded
+    Sentences sentences_;
+    std::vector<Named> names_;
+    Writer event_;  // scratch
 };
 
 }  // namespace clockwork::sim

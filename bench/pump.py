@@ -4,13 +4,14 @@ In Python a client and a worker of this pace cost more than the controller betwe
 or thread of its own; the calls release the interpreter.
 
     python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME]
-                         [--recorder 0,64MiB] [--json]
+                         [--recorder 0,64MiB,telemetry] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
 are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
 so in some runs only. Each row is measured with every size of the flight recorder that --recorder names, in turn: 0 is none,
-and beside the others stands by how much more a request costs there than with the first, as the median over pairs of runs.
+telemetry is the default with requests and actions written to files. Beside the others stands by how much more a request
+costs there than with the first, as the median over pairs of runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shlex
 import statistics
 import subprocess
 import sysconfig
+import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -168,6 +170,10 @@ class PumpWorker(End):
             self.socket.send(codec.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
 
 
+TELEMETRY = "telemetry"
+"""In place of a size of the flight recorder: its default, and every request and action written to files."""
+
+
 @dataclasses.dataclass(slots=True)
 class Settings:
     seconds: float = 5.0
@@ -181,7 +187,7 @@ class Settings:
     row_ns: int = 20_000  # of each of its requests
     repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
     policy: str = ""
-    recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder; "": the default
+    recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder, or TELEMETRY; "": the default
     python: str = ""  # a checkout whose controller is measured; this one's where it is empty
 
 
@@ -200,9 +206,13 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
     ]  # fmt: skip
     library()
     more = ("--policy", settings.policy) if settings.policy else ()
-    more += ("--recorder-bytes", recorder) if recorder else ()
+    folder = tempfile.TemporaryDirectory()
+    if recorder == TELEMETRY:
+        more += ("--telemetry", folder.name)
+    elif recorder:
+        more += ("--recorder-bytes", recorder)
     cluster = Cluster(0, controller_arguments=more, directory=settings.python or None)
-    with cluster:
+    with folder, cluster:
         worker = PumpWorker(
             cluster.worker_endpoint, settings.devices, profiles, settings.base_ns, settings.row_ns
         )
@@ -268,7 +278,9 @@ def main() -> None:
         help=f"runs of each row (default {Settings().repeat}; 1 with --quick)",
     )
     parser.add_argument("--policy", default="")
-    parser.add_argument("--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB")
+    parser.add_argument(
+        "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry"
+    )
     parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
     options = parser.parse_args()
     settings = Settings(

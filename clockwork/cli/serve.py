@@ -13,6 +13,7 @@ import click
 from clockwork import config
 from clockwork.cli.common import PATH, Duration, as_usage, policy_numbers
 from clockwork.cli.gateway import repository_arguments, repository_options
+from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.errors import ConfigError
 from clockwork.sources.location import Location
 from clockwork.system.clock import SECOND
@@ -250,12 +251,16 @@ def up(
 )
 @click.option("--recorder-bytes", callback=_size_or_none, metavar="SIZE", default="64MiB", show_default=True,
               help="Memory of the flight recorder, which keeps the last minute at most; 0: none.")  # fmt: skip
+@click.option("--telemetry", type=PATH, metavar="FOLDER",
+              help="Write every request and action to Parquet files there: docs/telemetry.md.")  # fmt: skip
+@click.option("--telemetry-max", callback=_size, metavar="SIZE", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True,
+              help="What these files may take together; the oldest go first.")  # fmt: skip
 @click.option("--parent", type=int, hidden=True)
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
     memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None,
     allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
-    recorder_bytes: int, parent: int | None,
+    recorder_bytes: int, telemetry: Path | None, telemetry_max: int, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a controller: it holds the models and decides what every worker does when.
 
@@ -274,7 +279,7 @@ def controller(
     with as_usage():
         check_policy(policy, save_devices)
         numbers = policy_numbers(options)
-        check_recorder(recorder_bytes, record)
+        check_recorder(recorder_bytes, record, telemetry)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or config.worker_endpoint(),
@@ -290,6 +295,8 @@ def controller(
         record=record,
         record_bytes_max=record_max,
         recorder_bytes=recorder_bytes,
+        telemetry=telemetry,
+        telemetry_bytes_max=telemetry_max,
     )
     sys.exit(process.main(settings))
 

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgpack
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, say_count
-from clockwork.config.observe import TELEMETRY_BYTES
+from clockwork.cli.common import FILE, PATH, client_options, new_client, say_bytes, say_count
+from clockwork.config.observe import (
+    TELEMETRY_BYTES,
+    TELEMETRY_FOLLOW_S,
+    TELEMETRY_NICE,
+    TELEMETRY_PIECE_BYTES_MAX,
+)
+
+if TYPE_CHECKING:
+    from clockwork.client.blocking import Client
+    from clockwork.observe.telemetry import Telemetry
 
 
 @click.command()
@@ -16,24 +35,90 @@ from clockwork.config.observe import TELEMETRY_BYTES
 @click.option(
     "--recording",
     type=FILE,
-    required=True,
-    help="What is read: a recording, or a dump of the flight recorder.",
+    help="Read a recording, or a dump of the flight recorder, in place of a controller.",
 )
 @click.option("--bytes", "size", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True, metavar="SIZE",
               help="What the files of the folder may take together; the oldest go first.")  # fmt: skip
-def telemetry(folder: Path, recording: Path, size: str) -> None:
+@click.option(
+    "--piped",
+    hidden=True,
+    help="What a controller's process is told: its note, and pieces on standard input.",
+)
+@client_options
+def telemetry(
+    folder: Path, recording: Path | None, size: str, piped: str | None, endpoint: str | None, key: Path | None,
+    timeout: float | None,
+) -> None:  # fmt: skip
     """Write every request and every action to Parquet files in FOLDER, which is made if it is not there.
 
+    Without --recording it follows a running controller, from what its flight recorder still has, until Ctrl-C or the
+    controller's end; with keys that takes operator.key. `clockwork controller --telemetry FOLDER` runs it beside the controller.
     Needs the extra [telemetry]. The columns are described in docs/telemetry.md.
 
     \b
     Examples:
+      clockwork telemetry now/
       clockwork telemetry monday/ --recording monday.rec
       python examples/read_telemetry.py monday/ monday.png
     """
-    from clockwork.observe.telemetry import write_recording
+    from clockwork.observe.telemetry import Telemetry, write_recording
 
-    writer = write_recording(folder, recording, config.parse_bytes(size))
+    bytes_max = config.parse_bytes(size)
+    if piped is not None:
+        _write_piped(folder, bytes_max, json.loads(piped))
+        return
+    if recording is not None:
+        writer = write_recording(folder, recording, bytes_max)
+    else:
+        with new_client(endpoint, key, timeout) as client:
+            state = client.recorder()
+            wall_ns = time.time_ns() - state["now_ns"]
+            writer = Telemetry(
+                folder, bytes_max, wall_ns, {name: state[name] for name in ("policy", "version")}
+            )
+            click.echo(f"writing to {folder}; Ctrl-C ends it", err=True)
+            _follow(writer, client)
+    lost = f"; {say_bytes(writer.lost_bytes)} of steps were lost" if writer.lost_bytes else ""
     click.echo(
-        f"{say_count(writer.requests, 'request')} and {say_count(writer.actions, 'action')} in {folder}"
+        f"{say_count(writer.requests, 'request')} and {say_count(writer.actions, 'action')} in {folder}{lost}"
     )
+
+
+def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
+    """What a controller's process does for it, until the pipe ends."""
+    from clockwork.observe.telemetry import Telemetry, follow
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller ends first, and then its pipe
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(TELEMETRY_NICE)
+    writer = Telemetry(folder, bytes_max, note.pop("wall_ns"), note)
+    print("ready", flush=True)
+    pieces = msgpack.Unpacker(sys.stdin.buffer, max_buffer_size=TELEMETRY_PIECE_BYTES_MAX)
+    with writer:
+        follow(writer, lambda argument: next(pieces, None))
+
+
+def _follow(writer: Telemetry, client: Client) -> None:
+    """Until Ctrl-C, or the controller's end."""
+    from clockwork.observe.telemetry import follow
+
+    end, has_caught_up = -1, False
+    epoch: int | None = None
+    pause = threading.Event()  # never set: Ctrl-C ends the wait
+
+    def ask(argument: str) -> Mapping[str, Any] | None:
+        nonlocal end, has_caught_up, epoch
+        if argument == f"#{end}":
+            if not has_caught_up:
+                has_caught_up = True
+                click.echo("up to date", err=True)
+            pause.wait(TELEMETRY_FOLLOW_S)
+        answer: Mapping[str, Any] = client.recorder(argument)
+        if epoch is not None and answer.get("epoch") != epoch:
+            click.echo("the controller was started anew: this ends", err=True)
+            return None
+        end, epoch = answer["end"], answer.get("epoch")
+        return answer
+
+    with writer, contextlib.suppress(KeyboardInterrupt):
+        follow(writer, ask)

@@ -64,6 +64,15 @@ TELEMETRY_ROWS = 20_000
 TELEMETRY_KEEP_NS = 1_000_000_000
 """How long the writer remembers what is over."""
 
+TELEMETRY_FOLLOW_S = 0.2
+"""Time between two looks at a controller's ring."""
+
+TELEMETRY_PIECE_BYTES_MAX = 1 << 20
+"""Largest piece of the ring that a controller's process hands on, with what is said of it."""
+
+TELEMETRY_NICE = 10
+"""By how much the writer beside a controller stands behind it for the processor."""
+
 # ----- observe/explain.py, observe/timeline.py -------------------------------------------------
 
 EXPLAINED_DEVICES_MAX = 8

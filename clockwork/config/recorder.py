@@ -36,3 +36,9 @@ BURST_PART = 0.2
 
 BURST_CALM_NS = 60_000_000_000
 """and it was not so for that long: a load that is too high for hours is one alert."""
+
+TELEMETRY_READY_S = 30.0
+"""Time that telemetry's process may take to say that it can write."""
+
+TELEMETRY_END_S = 1.0
+"""Time that it may take to write what is left and to end, when the controller does."""

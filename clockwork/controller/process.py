@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import deque
 from typing import Any, ClassVar
 
@@ -88,6 +89,7 @@ from clockwork.controller.registration import Registrar
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.storage import CatalogJobs, StorageThread
+from clockwork.controller.telemetry import TelemetryProcess
 from clockwork.controller.troubles import ALERTING, TroubleKind, Troubles
 from clockwork.errors import (
     ClockworkError,
@@ -206,6 +208,15 @@ class Controller:
         self._recording: RecordingFile | None = None
         if settings.record is not None:
             self._recording = RecordingFile(settings.record, header, self._ring, settings.record_bytes_max)
+        self._telemetry: TelemetryProcess | None = None
+        if settings.telemetry is not None:
+            self._telemetry = TelemetryProcess(
+                settings.telemetry,
+                settings.telemetry_bytes_max,
+                header,
+                self._ring,
+                time.time_ns() - now_ns(),
+            )
         functions = socket_functions()
         self._epoch = int.from_bytes(os.urandom(7), "big")
         self._started_ns = now_ns()
@@ -320,6 +331,8 @@ class Controller:
             self._tell_worker(worker.identity, worker.fd, Goodbye())
         if self._recording is not None:
             self._recording.close()
+        if self._telemetry is not None:
+            self._telemetry.close()
         self._storage.close()
         self._repairs.close()
         self._flight.close()
@@ -876,6 +889,8 @@ class Controller:
         counts = dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True))
         bad = counts["refused"] + counts["missed"] + counts["failed"]
         self._flight.beat(counts["answered"], bad, self._now)
+        if self._telemetry is not None and (failure := self._telemetry.failure()):
+            self.note_trouble(TroubleKind.TELEMETRY_FAILED, str(self._telemetry.folder), failure)
         if self._access.has_changed():
             self._read_keys()
         for text in self._access.refusals():

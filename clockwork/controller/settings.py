@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clockwork import config
+from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.config.recorder import RECORDER_BYTES, RECORDER_BYTES_LEAST
 from clockwork.errors import ConfigError
 from clockwork.scheduler import known_options, make_scheduler
@@ -28,14 +29,17 @@ class ControllerSettings:
     record: Path | None = None  # where to write down what the scheduler is told
     record_bytes_max: int = config.RECORD_BYTES_MAX
     recorder_bytes: int = RECORDER_BYTES  # of the flight recorder's ring; 0: it is off
+    telemetry: Path | None = None  # where every request and action is written
+    telemetry_bytes_max: int = TELEMETRY_BYTES
     client_bounds: config.ConnectionBounds = config.CLIENT_CONNECTIONS
     worker_bounds: config.ConnectionBounds = config.WORKER_CONNECTIONS
 
 
-def check_recorder(recorder_bytes: int, record: Path | None) -> None:
-    """Raises ConfigError for a ring that is too small, or none although a recording is to be written from it."""
-    if recorder_bytes == 0 and record is not None:
-        raise ConfigError("--record needs the flight recorder: leave --recorder-bytes 0 out")
+def check_recorder(recorder_bytes: int, record: Path | None, telemetry: Path | None) -> None:
+    """Raises ConfigError for a ring that is too small, or none although files are to be written from it."""
+    for name, path in (("--record", record), ("--telemetry", telemetry)):
+        if recorder_bytes == 0 and path is not None:
+            raise ConfigError(f"{name} needs the flight recorder: leave --recorder-bytes 0 out")
     if 0 < recorder_bytes < RECORDER_BYTES_LEAST:
         raise ConfigError(
             f"--recorder-bytes {recorder_bytes} is too small: 0 (none), or at least {RECORDER_BYTES_LEAST >> 20} MiB"

@@ -34,6 +34,7 @@ class TroubleKind(enum.StrEnum):
     KEYS_UNREADABLE = (
         "keys_unreadable"  # The list of keys is broken, and the one before holds; subject: keys.
     )
+    TELEMETRY_FAILED = "telemetry_failed"  # Rows of requests and actions are missing; subject: the folder.
     MESSAGE_REJECTED = "message_rejected"  # A peer's messages raised or were malformed; subject: which side.
 
 

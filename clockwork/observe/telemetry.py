@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from clockwork.config.observe import (
 )
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.observe.history import History, SeenAction, SeenRequest
-from clockwork.scheduler.recording import Step, decode
+from clockwork.scheduler.recording import Step, Stream, decode
 from clockwork.scheduler.types import NEVER_NS, ActionDone, AnswerFailed, AnswerOk, DeviceLost, WorkerLeft
 
 if TYPE_CHECKING:
@@ -167,10 +167,10 @@ class Telemetry:
         self.lost_bytes += lost_bytes
         self._history.skip()
 
-    def flush(self) -> None:
-        """End the files that are old, and write what is held of the others."""
+    def end_old(self) -> None:
+        """End the files that are old."""
         for table in self._tables.values():
-            table.flush(self._history.now_ns)
+            table.end_old(self._history.now_ns)
 
     def close(self) -> None:
         """End all files, and let others write to the folder. Nothing is written after that. Idempotent."""
@@ -179,6 +179,12 @@ class Telemetry:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def note(self) -> dict[str, Any]:
         """The metadata of a file that begins now."""
@@ -275,12 +281,29 @@ def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
     with recording.open("rb") as file:
         header, steps = decode(file)
         writer = Telemetry(folder, bytes_max, note={"policy": header.policy, "version": header.version})
-        try:
+        with writer:
             for step in steps:
                 writer.apply(step)
-        finally:
-            writer.close()
     return writer
+
+
+def follow(writer: Telemetry, ask: Callable[[str], Mapping[str, Any] | None]) -> None:
+    """Write what a controller's flight recorder keeps and what comes, piece by piece.
+
+    ask: what answers Stream.argument, after a pause where the last piece was at the end; None ends it. Raises what it
+    raises, and ConfigError for an answer that is none.
+    """
+    stream = Stream()
+    lost = 0
+    while (answer := ask(stream.argument)) is not None:
+        steps = stream.take(answer)
+        if stream.lost > lost:
+            writer.skip(stream.lost - lost)
+            lost = stream.lost
+        for step in steps:
+            writer.apply(step)
+        if stream.is_at_end:
+            writer.end_old()
 
 
 class _Table:
@@ -302,14 +325,12 @@ class _Table:
             self._begun_ns = now_ns
         self._rows.append(row)
         if len(self._rows) >= TELEMETRY_ROWS:
-            self.flush(now_ns)
-
-    def flush(self, now_ns: int) -> None:
-        if self._rows:
             self._write()
-        if self._path is not None and (
-            self._sink.tell() >= TELEMETRY_FILE_BYTES or now_ns - self._begun_ns >= TELEMETRY_FILE_NS
-        ):
+            if self._sink.tell() >= TELEMETRY_FILE_BYTES:
+                self.close()
+
+    def end_old(self, now_ns: int) -> None:
+        if (self._rows or self._path is not None) and now_ns - self._begun_ns >= TELEMETRY_FILE_NS:
             self.close()
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ def test_files_end_when_they_are_large_or_old_and_the_oldest_go(
     writer = Telemetry(aged, ROOM)
     for step in steps[: len(steps) // 2]:
         writer.apply(step)
-    writer.flush()
+    writer.end_old()
     before = set(aged.glob("*-*"))
     assert before
     assert all(path.suffix == ".parquet" for path in before)

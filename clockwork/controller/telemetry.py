@@ -1,0 +1,112 @@
+"""The process that writes every request and every action to files, fed with what the flight recorder keeps.
+
+It is `clockwork telemetry` with its input piped, so that nothing it does takes the controller's time or memory: a thread
+copies from the ring into the pipe, without the interpreter's lock. Where the process is too slow for so long that the ring
+comes round, what was lost is counted, here and in the files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgpack
+
+from clockwork.config.recorder import FOLLOW_S, READ_BYTES, TELEMETRY_END_S, TELEMETRY_READY_S
+from clockwork.controller._exchange import Ring
+from clockwork.errors import ConfigError
+from clockwork.scheduler.recording import Header
+
+log = logging.getLogger("clockwork.controller")
+
+
+class TelemetryProcess:
+    """folder: of the files. bytes_max: what they may take together. wall_ns: what makes the time of day of the
+    controller's clock. Raises ConfigError where the process cannot begin to write; it has said why."""
+
+    def __init__(self, folder: Path, bytes_max: int, header: Header, ring: Ring, wall_ns: int) -> None:
+        self.folder = folder
+        self.lost_bytes = 0
+        self._failure = ""
+        self._ring = ring
+        self._place = 0
+        note = json.dumps({"policy": header.policy, "version": header.version, "wall_ns": wall_ns})
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "clockwork", "telemetry", str(folder), "--bytes", str(bytes_max), "--piped", note],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        if not self._is_ready():
+            self._end()
+            raise ConfigError(f"telemetry cannot be written to {folder}")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def failure(self) -> str:
+        """What has gone wrong since the last call; else ""."""
+        found, self._failure = self._failure, ""
+        return found
+
+    def close(self) -> None:
+        """Have the rest written, and the process end."""
+        self._stop.set()
+        self._thread.join(TELEMETRY_END_S)  # it waits where the process does not read
+        self._end()
+
+    def _is_ready(self) -> bool:
+        """Whether the process says that it can write."""
+        output = self._child.stdout
+        assert output is not None
+        found, _, _ = select.select([output], [], [], TELEMETRY_READY_S)
+        return bool(found) and output.readline() == b"ready\n"
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._stop.wait(FOLLOW_S)
+            try:
+                while self._feed():
+                    pass
+            except OSError as error:
+                if not self._stop.is_set():
+                    self._failure = (
+                        f"nothing is written any more, because its process has ended ({error.strerror})"
+                    )
+                    log.error("telemetry in %s: %s", self.folder, self._failure)
+                return
+
+    def _feed(self) -> bool:
+        """Hand on a piece. False where there is nothing more; what is there already is then written."""
+        place, piece = self._ring.read(self._place, READ_BYTES)
+        following = place + len(piece)
+        end = self._ring.state()["end"]
+        answer = {"epoch": 0, "place": place, "bytes": piece, "next": following, "end": end}
+        if place > self._place:
+            self.lost_bytes += place - self._place
+            self._failure = f"it was too slow: {self.lost_bytes} bytes of steps were lost since the start"
+            log.warning("telemetry in %s: %s", self.folder, self._failure)
+        self._place = following
+        pipe = self._child.stdin
+        assert pipe is not None
+        rest = memoryview(msgpack.packb(answer))
+        while rest:
+            rest = rest[os.write(pipe.fileno(), rest) :]
+        return bool(piece)
+
+    def _end(self) -> None:
+        """Nothing more comes: the process writes what it has, and ends."""
+        for pipe in (self._child.stdin, self._child.stdout):
+            assert pipe is not None
+            pipe.close()
+        try:
+            self._child.wait(TELEMETRY_END_S)
+        except subprocess.TimeoutExpired:
+            log.error("telemetry's process did not end, and the file that it was writing is lost")
+            self._child.kill()
+            self._child.wait()

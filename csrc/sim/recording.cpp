@@ -122,8 +122,7 @@ void World::record_step() {
         std::string_view text;
         if (command.kind == CommandKind::ANSWER_FAILED) {
             const Named& named = names_.at(static_cast<std::size_t>(command.model_id));
-            const std::string* said =
-                command.said >= 0 ? &out.texts[static_cast<std::size_t>(command.said)] : nullptr;
+            const std::string* said = command.said >= 0 ? &out.texts[static_cast<std::size_t>(command.said)] : nullptr;
             text = sentences_.text(command, named.name + "@1", said);
         }
         recorder_->ordered(command, out, text, NO_INPUTS);

@@ -142,6 +142,10 @@ class AsyncClient:
         """See Client.unload()."""
         await self._ask(calls.UNLOAD, timeout, name)
 
+    async def report_source(self, source: str, text: str, *, timeout: float | None = None) -> None:
+        """See Client.report_source()."""
+        await self._ask(calls.REPORT_SOURCE, timeout, source, text)
+
     async def route(
         self,
         name: str,

@@ -184,6 +184,14 @@ class Client:
         """
         self._ask(calls.UNLOAD, timeout, name)
 
+    def report_source(self, source: str, text: str, *, timeout: float | None = None) -> None:
+        """Have status and metrics say that this program cannot read a source of models, and why; text "": it can again.
+
+        For programs that register models from elsewhere, as a gateway does from its repositories. A report holds until it is
+        withdrawn or this client is closed.
+        """
+        self._ask(calls.REPORT_SOURCE, timeout, source, text)
+
     def route(
         self,
         name: str,

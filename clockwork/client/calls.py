@@ -43,13 +43,14 @@ from clockwork.wire.messages import (
     Query,
     Register,
     Reply,
+    ReportSource,
     Rollback,
     Route,
     Status,
     Unregister,
 )
 from clockwork.wire.shared import SHARED
-from clockwork.wire.telling import tell
+from clockwork.wire.telling import printable, tell
 from clockwork.wire.tensors import DTYPES, Array, as_array, decode_tensor, dtype_name, encode_array
 from clockwork.wire.transport import Frame
 
@@ -341,6 +342,12 @@ def _parts(share: float) -> int:
     raise InvalidInput(f"share {share!r}: must be {expected}", expected=expected, got=repr(share))
 
 
+def _report_source(request_id: int, source: str, text: str) -> ReportSource:
+    return ReportSource(
+        request_id, printable(source, config.TROUBLE_CHARS_MAX), printable(text, config.TROUBLE_CHARS_MAX)
+    )
+
+
 def _promote(request_id: int, name: str, version: int) -> Promote:
     return Promote(request_id, checked_model(name), _checked_version(version))
 
@@ -421,6 +428,7 @@ INFER_FRAMES = Call(_encode_infer_frames, _output_frames)  # tensors as they tra
 REGISTER = Call(_encode_register, _of_reply(ModelInfo.from_wire))  # and an upload in between: see upload.py
 UNREGISTER = _replied(_of_model(Unregister), _nothing)
 LOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, True)), _nothing)
+REPORT_SOURCE = _replied(_report_source, _nothing)
 UNLOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, False)), _nothing)
 
 ROUTE = _replied(_route, RouteInfo.from_wire)

@@ -250,6 +250,9 @@ millisecond."""
 TROUBLES_PER_KIND_MAX = 64
 """Troubles of a kind that status lists; further ones are only counted."""
 
+REPORTED_SOURCES_MAX = 64
+"""Model sources that gateways report as failing at one time."""
+
 TROUBLE_CHARS_MAX = 300
 """Longest subject of a trouble, and longest sentence about it."""
 

@@ -88,6 +88,7 @@ from clockwork.controller.recorder import FlightRecorder, RecordingFile
 from clockwork.controller.registration import Registrar
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.settings import ControllerSettings
+from clockwork.controller.source_reports import SourceReports
 from clockwork.controller.storage import CatalogJobs, StorageThread
 from clockwork.controller.telemetry import TelemetryProcess
 from clockwork.controller.troubles import ALERTING, TroubleKind, Troubles
@@ -148,6 +149,7 @@ from clockwork.wire.messages import (
     Reason,
     Register,
     Reply,
+    ReportSource,
     Rollback,
     Route,
     Status,
@@ -201,6 +203,7 @@ class Controller:
         require_keys_beyond_loopback(endpoints, keys, settings.insecure)
         self._settings = settings
         self.troubles = Troubles()
+        self._source_reports = SourceReports(self.troubles)
         self._complaints = Complaints(log, _COMPLAINTS)
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._ring = Ring(settings.recorder_bytes, RECORDER_SPAN_NS)
@@ -476,6 +479,7 @@ class Controller:
         if self._client_of_fd.get(client.fd) is client:
             del self._client_of_fd[client.fd]
         self._registrar.client_gone(client.identity)
+        self._source_reports.client_gone(client.identity)
         self._exchange.client_left(client.slot)
 
     # ----- requests ------------------------------------------------------------------------------
@@ -537,6 +541,10 @@ class Controller:
                 client, request_id, Unavailable("the flight recorder failed: the controller's log says why")
             )
 
+    def _report_source(self, client: ClientLink, message: ReportSource, frames: list[Any]) -> None:
+        self._source_reports.note(client.identity, message.source, message.text, self._now)
+        self._send_client(client, Reply(message.request_id, None))
+
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
         self._client_gone(client, "left")
 
@@ -549,6 +557,7 @@ class Controller:
         Route: _change_models,
         Promote: _change_models,
         Rollback: _change_models,
+        ReportSource: _report_source,
         Query: _query,
         Bye: _bye,
     }

@@ -30,6 +30,9 @@ class TroubleKind(enum.StrEnum):
     FILE_DAMAGED = (
         "file_damaged"  # A stored file is damaged and nobody has another copy; subject: what it held.
     )
+    MODEL_SOURCE_FAILED = (
+        "model_source_failed"  # A gateway cannot read a model repository; subject: its folder or URL.
+    )
     STORAGE_FAILED = "storage_failed"  # Something could not be written or erased; subject: what.
     KEYS_UNREADABLE = (
         "keys_unreadable"  # The list of keys is broken, and the one before holds; subject: keys.

@@ -80,7 +80,8 @@ class Keeper:
             for repository in self._repositories
             if isinstance(repository, Folder)
         }
-        self._unread: set[Folder] = set()  # which could not be read then
+        self._unread: dict[Folder, str] = {}  # which could not be read then, and why
+        self._reported: set[Folder | Remote] = set()  # the controller was told that they cannot be read
         self._before = self._scan()
         self._client = connect()
         self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
@@ -224,6 +225,7 @@ class Keeper:
                     self._follow(found, before)
                 if not tidied:
                     tidied = self._tidy(found)
+                self._report()
             except ClockworkError as error:
                 if self._stop.is_set():
                     return
@@ -327,6 +329,31 @@ class Keeper:
                 self._client.unregister(info.reference)
         return True
 
+    def _report(self) -> None:
+        """Have the controller say which repositories cannot be read, again and again: it may have started anew."""
+        for repository in self._repositories:
+            why = self._failure_of(repository)
+            if why:
+                self._reported.add(repository)
+                self._client.report_source(str(repository), why)
+            elif repository in self._reported:
+                self._client.report_source(str(repository), "")
+                self._reported.discard(repository)
+
+    def _failure_of(self, repository: Folder | Remote) -> str:
+        """Why a repository, or a version in it, cannot be read; "" if all can."""
+        if isinstance(repository, Folder):
+            return self._unread.get(repository, "")
+        with self._lock:
+            failed = {key: done.error for key, done in self._done.items() if done.failures}
+        versions = repository.look().versions
+        fetches = (
+            f"{name} version {version}: {why}"
+            for (name, version), why in failed.items()
+            if (name, version) in versions
+        )
+        return repository.failure or next(fetches, "")
+
     def _look_at_folders(self) -> None:
         """Look at the repositories on this machine. An unreadable repository may come back; its versions stay."""
         for folder in self._folders:
@@ -335,9 +362,9 @@ class Keeper:
             except ConfigError as error:
                 if folder not in self._unread:
                     log.warning("%s; what was registered from it serves on", error)
-                self._unread.add(folder)
+                self._unread[folder] = str(error)
             else:
-                self._unread.discard(folder)
+                self._unread.pop(folder, None)
 
     def _look_now(self, repository: Folder | Remote) -> Contents:
         if isinstance(repository, Remote):

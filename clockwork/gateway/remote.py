@@ -151,8 +151,14 @@ class Remote:
             return self._is_known
 
     @property
-    def trouble(self) -> str:
+    def failure(self) -> str:
         """Why it cannot be listed; "" if it can."""
+        with self._lock:
+            return "" if self._failing is None else self._failing[0]
+
+    @property
+    def trouble(self) -> str:
+        """failure, and since when."""
         with self._lock:
             failing = self._failing
         if failing is None:

@@ -250,6 +250,17 @@ class Offer(NamedTuple):
     offered: Annotated[bool, Flag()]
 
 
+class ReportSource(NamedTuple):
+    """The sender cannot read a source of models, and ``text`` says why; "": it can again. Answered by Reply.
+
+    The report holds until the sender withdraws it or leaves.
+    """
+
+    request_id: Id
+    source: Sentence
+    text: Sentence
+
+
 class Query(NamedTuple):
     """``what``: models, model (argument: its name), status, metrics (see controller/metrics.py), recorder (controller/recorder.py)."""
 
@@ -370,7 +381,7 @@ class Progress(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to Register (the model's description), Unregister, Offer and Query."""
+    """The answer to Register (the model's description), Unregister, Offer, ReportSource and Query."""
 
     request_id: Id
     body: Annotated[Any, Anything(16, REPLY_VALUES_MAX)]
@@ -682,7 +693,7 @@ class Goodbye(NamedTuple):
 Message: TypeAlias = NamedTuple
 
 FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: UploadChunk, 6: Unregister,
-               7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer}  # fmt: skip
+               7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer, 13: ReportSource}  # fmt: skip
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,

@@ -51,6 +51,13 @@ def following(cluster: Cluster, cache: Path, *roots: Path | Location, **more: An
     return running_gateway(cluster.endpoint, repositories=roots, **settings)
 
 
+def failing_sources(cluster: Cluster) -> dict[str, str]:
+    """The sources of models that the controller says cannot be read, and why."""
+    with cluster.client() as client:
+        troubles = client.status()["troubles"]["open"]
+    return {one["subject"]: one["text"] for one in troubles if one["kind"] == "model_source_failed"}
+
+
 def test_models_in_s3_come_change_and_go_as_their_objects_do(cluster: Cluster, tmp_path: Path) -> None:
     pytest.importorskip("s3fs", reason="s3fs is not installed ([s3])")
     with running_s3() as s3:
@@ -113,9 +120,12 @@ def test_a_source_that_is_away_disturbs_nothing_that_serves(
         server.away = True
         eventually(lambda: (str(root), "") in index(http), "the failure is in the index")
         assert "503" in index(http)[str(root), ""]["reason"]
+        eventually(lambda: [str(root)] == list(failing_sources(cluster)), "the controller is told")
+        assert "503" in failing_sources(cluster)[str(root)]
         asked = len(server.asked)
         eventually(lambda: len(server.asked) > asked + 2, "it is asked again")
         assert (factor(http, "kept"), factor(http, "gone")) == (2, 3)
+    eventually(lambda: not failing_sources(cluster), "the gateway that said so is gone")
     folder = tmp_path / "folder"
     put(folder, "local", 1, scaled(5))
     with following(
@@ -123,6 +133,7 @@ def test_a_source_that_is_away_disturbs_nothing_that_serves(
     ) as gateway:  # it starts while the source is away
         http = Http(gateway.ports["http"])
         eventually(lambda: (str(root), "") in index(http), "the failure is in the index")
+        eventually(lambda: [str(root)] == list(failing_sources(cluster)), "the controller is told")
         eventually(lambda: factor(http, "local") == 5, "another repository is served meanwhile")
         assert (factor(http, "kept"), factor(http, "gone")) == (2, 3), (
             "what an earlier run registered is served"
@@ -133,6 +144,7 @@ def test_a_source_that_is_away_disturbs_nothing_that_serves(
         server.away = False
         eventually(lambda: factor(http, "late") == 7, "it is back")
         eventually(lambda: (str(root), "") not in index(http), "nothing is said any more")
+        eventually(lambda: not failing_sources(cluster), "the controller is told that it is well")
         assert factor(http, "kept") == 2
     lines = [record.getMessage() for record in caplog.records]
     assert sum("503" in line for line in lines) == 2, "said once for each run"

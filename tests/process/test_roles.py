@@ -71,6 +71,7 @@ FROM_CLIENTS: dict[type, Any] = {
     messages.Promote: messages.Promote(1, "m", 1),
     messages.Rollback: messages.Rollback(1, "m"),
     messages.Offer: messages.Offer(1, "m", True),
+    messages.ReportSource: messages.ReportSource(1, "s3://bucket/models", "away"),
 }
 FROM_WORKERS: dict[type, Any] = {
     messages.WorkerHello: messages.WorkerHello(PROTOCOL_VERSION, "test", "fake", 1, [DEVICE]),

@@ -32,6 +32,7 @@ class FakeClient:
         self.fail_unregister: Exception | None = None
         self.changed = threading.Condition()
         self.asked = 0
+        self.reports: list[tuple[str, str]] = []  # of sources: which, and what is wrong
         self.blocks = False  # registrations, until close()
         self.closed = threading.Event()
 
@@ -55,6 +56,11 @@ class FakeClient:
             if self.fail_unregister is not None:
                 raise self.fail_unregister
             del self.served[label]
+
+    def report_source(self, source: str, text: str) -> None:
+        with self.changed:
+            self.reports.append((source, text))
+            self.changed.notify_all()
 
     def models(self) -> list[Any]:
         rows = []
@@ -103,6 +109,23 @@ def test_what_cannot_be_unregistered_now_is_so_later_and_holds_up_nothing(root: 
     client.fail_unregister = None
     client.wait(lambda: "a@1" not in client.served)
     keeper.close()
+
+
+def test_a_folder_that_cannot_be_read_is_reported_until_it_can(root: Path) -> None:
+    client = FakeClient()
+    keeper = keeper_of(root, client)
+    keeper.start()
+    client.wait(lambda: set(client.served) == {"a@1", "b@1"})
+    assert client.reports == []
+    away = root.with_name(f"{root.name}-away")
+    root.rename(away)
+    client.wait(lambda: len(client.reports) > 1)  # again at each look
+    away.rename(root)
+    client.wait(lambda: client.reports[-1] == (str(root), ""))
+    keeper.close()
+    assert {source for source, _ in client.reports} == {str(root)}
+    assert all(str(root) in text for _, text in client.reports[:-1])
+    assert set(client.served) == {"a@1", "b@1"}
 
 
 def test_the_start_is_over_when_the_cluster_has_said_something_of_every_model(root: Path) -> None:

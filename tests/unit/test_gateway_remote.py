@@ -241,8 +241,11 @@ def test_what_cannot_be_fetched_is_tried_again_and_said_once(
     source.listed(5)
     rows = [(row["name"], row["version"]) for row in keeper.missing()]
     assert rows == [("a", "1")], "it is tried again, or has failed"
+    client.wait(lambda: bool(client.reports))
+    assert "a version 1: " in client.reports[-1][1]
     source.broken = set()
     client.wait(lambda: "a@1" in client.served)
+    client.wait(lambda: client.reports[-1][1] == "")
     keeper.close()
     assert sum("cannot be fetched" in record.getMessage() for record in caplog.records) == 1
 

@@ -723,7 +723,9 @@ def test_a_refusal_says_that_measuring_failed_until_it_succeeds(policy: str) -> 
     story.tick()
     _, [refusal, profile] = story.request(1, 100, shape=huge)
     assert (refusal.status, refusal.reason) == (Status.REFUSED, Reason.UNPROFILED)
-    assert "could not be executed with inputs of this shape or size when an idle device tried it" in refusal.text
+    assert (
+        "could not be executed with inputs of this shape or size when an idle device tried it" in refusal.text
+    )
     story.now += 30 * MS
     story.done(profile, 30)
     _, [send] = story.request(1, 100, shape=huge)

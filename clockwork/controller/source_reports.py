@@ -1,0 +1,43 @@
+"""What gateways report of model sources (repositories of models) that they cannot read, as troubles.
+
+Pure bookkeeping. Several gateways may read one source: it is well again when none of them reports it any more, by its own
+word or because it has left.
+"""
+
+from __future__ import annotations
+
+from clockwork.config import REPORTED_SOURCES_MAX
+from clockwork.controller.troubles import TroubleKind, Troubles
+from clockwork.errors import InvalidInput
+
+
+class SourceReports:
+    """The sources that are reported, and by which clients."""
+
+    def __init__(self, troubles: Troubles) -> None:
+        self._troubles = troubles
+        self._clients: dict[str, dict[bytes, None]] = {}  # by source
+
+    def note(self, client: bytes, source: str, text: str, now_ns: int) -> None:
+        """A client cannot read a source, or, with an empty text, can again. Raises InvalidInput beyond the bound."""
+        if not text:
+            self._withdraw(client, source)
+            return
+        if source not in self._clients and len(self._clients) >= REPORTED_SOURCES_MAX:
+            raise InvalidInput(
+                f"{REPORTED_SOURCES_MAX} model sources are reported, which is the most; {source} is not noted"
+            )
+        self._clients.setdefault(source, {})[client] = None
+        self._troubles.note(TroubleKind.MODEL_SOURCE_FAILED, source, text, now_ns)
+
+    def client_gone(self, client: bytes) -> None:
+        """A client has left, and what it reported is not known to hold any more."""
+        for source in [source for source, clients in self._clients.items() if client in clients]:
+            self._withdraw(client, source)
+
+    def _withdraw(self, client: bytes, source: str) -> None:
+        clients = self._clients.get(source, {})
+        clients.pop(client, None)
+        if source in self._clients and not clients:
+            del self._clients[source]
+            self._troubles.clear(TroubleKind.MODEL_SOURCE_FAILED, source)

@@ -1,4 +1,4 @@
-"""A LightGBM booster, from fit() to an answer. XGBoost goes the same way, with convert_xgboost().
+"""A LightGBM booster, from fit() to an answer.
 
 pip install lightgbm scikit-learn onnxmltools
 clockwork up                                   (in another terminal)

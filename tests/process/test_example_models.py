@@ -24,6 +24,7 @@ LIBRARIES = {
     "from_pytorch.py": ("torch", "onnxscript"),
     "from_sklearn.py": ("sklearn", "skl2onnx"),
     "from_lightgbm.py": ("lightgbm", "sklearn", "onnxmltools"),
+    "from_xgboost.py": ("xgboost", "sklearn", "onnxmltools"),
     "from_hugging_face.py": ("transformers", "torch", "onnxscript"),
     "from_keras.py": ("keras", "torch", "onnxscript"),
     "quantized.py": ("sklearn",),

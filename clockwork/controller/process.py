@@ -261,7 +261,7 @@ class Controller:
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
             connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds}, ring=self._ring,
         )  # fmt: skip
-        self._flight = FlightRecorder(self._ring, header, settings.data, self._scheduler.held)
+        self._flight = FlightRecorder(self._ring, header, settings.data, self._scheduler.held, self._epoch)
         self._mirror = ExchangeMirror(self._exchange)
         self._storage = StorageThread()
         self._jobs = CatalogJobs(self._catalog)

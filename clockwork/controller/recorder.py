@@ -281,8 +281,10 @@ class FlightRecorder:
         header: Header,
         directory: Path,
         held: Callable[[], Iterable[tuple[int, int, int, int]]],
+        epoch: int,
     ) -> None:
-        """header: of the scheduler. directory: the controller's. held: what the scheduler thinks that devices hold."""
+        """header: of the scheduler. directory, epoch: the controller's. held: what the scheduler thinks that devices hold."""
+        self._epoch = epoch
         self._ring = ring
         self._header = header
         self._held = held
@@ -357,6 +359,7 @@ class FlightRecorder:
             **self._ring.state(),
             "span_ns": RECORDER_SPAN_NS,
             "now_ns": now_ns,
+            "epoch": self._epoch,
             "chunk_bytes": READ_BYTES,
             **{name: header[name] for name in ("policy", "memory", "options", "version")},
         }
@@ -369,6 +372,7 @@ class FlightRecorder:
             "next": place + len(found),
             "lost": max(0, place - since),
             "end": self._ring.state()["end"],
+            "epoch": self._epoch,  # of another controller, places are others
         }
 
     def _read(self, job: Callable[[], Any], done: Answered) -> None:

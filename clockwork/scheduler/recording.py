@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -173,6 +174,9 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
         header = header._replace(options=dict(header.options), held=tuple(Held(*one) for one in header.held))
     except (TypeError, ValueError):
         raise ConfigError("the head of the recording is damaged") from None
+    numbers = [header.start, header.cluster_steps, *itertools.chain.from_iterable(header.held)]
+    if any(type(number) is not int for number in numbers):
+        raise ConfigError("the head of the recording is damaged")
     return header, _steps(unpacker)
 
 
@@ -197,12 +201,19 @@ class Stream:
         self.place = 0  # where the next piece begins
         self.lost = 0  # bytes that the recorder forgot before they were read, but for the first piece
         self.is_at_end = False  # the last piece was the newest
+        self.epoch = 0  # of the controller
         self._unpacker = self._fresh()
         self._has_begun = False
 
     def take(self, answer: Mapping[str, Any]) -> list[Step]:
-        """The steps that are complete with this piece. Raises ConfigError where it is none of a recorder's."""
+        """The steps that are complete with this piece; where the controller is another one by now, none, and the next piece
+        is the first that it has. Raises ConfigError where this is no piece of a recorder's."""
         try:
+            if self._has_begun and answer["epoch"] != self.epoch:
+                self.argument, self._has_begun, self.is_at_end = "#0", False, False
+                self._unpacker = self._fresh()
+                return []
+            self.epoch = answer["epoch"]
             place, piece, following = answer["place"], answer["bytes"], answer["next"]
             if self._has_begun and place != self.place:  # a piece begins with a step where something was lost
                 self.lost += place - self.place

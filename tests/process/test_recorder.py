@@ -84,6 +84,18 @@ def test_whoever_reads_sees_what_is_recorded_and_goes_on_from_there(cluster: Clu
         assert arrivals(read_all(client, f"-{10**17}")) == arrivals(read_all(client))
 
 
+def test_a_reader_begins_anew_with_another_controller(cluster: Cluster) -> None:
+    with cluster.client() as client:
+        load(client, 0.2)
+        stream = Stream()
+        assert stream.take(client.recorder(stream.argument))
+        stream.epoch -= 1  # of a controller that ran before this one
+        assert stream.take(client.recorder(stream.argument)) == []
+        again = stream.take(client.recorder(stream.argument))
+        assert again[0] == read_all(client)[0]
+        assert stream.lost == 0
+
+
 @pytest.mark.parametrize(
     ("argument", "error"),
     [

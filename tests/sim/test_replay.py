@@ -132,6 +132,10 @@ def test_a_recording_that_was_cut_off_is_good_until_there(tmp_path: Path, trace:
         (b"\x95\x02\xa3edf\xa0\x80\xa10\x94\x05\x00\x90\x90", "step 0 .* is damaged"),
         (b"\x95\x02\xa3edf\xa0\x80\xa10\xc1", "is damaged"),
         (b"\x95\x02\xa6no-one\xa0\x80\xa10", "no-one"),
+        (b"\x96\x02\xa3edf\xa0\x80\xa10\xa10", "head of the recording is damaged"),
+        (b"\x95\x02\xa3edf\xa0\x01\xa10", "head of the recording is damaged"),
+        (b"\x98\x02\xa3edf\xa0\x80\xa10\x00\x00\x91\x93\x01\x02\x03", "head of the recording is damaged"),
+        (b"\x98\x02\xa3edf\xa0\x80\xa10\x00\x00\x91\x94\x01\x02\x03\xc0", "head of the recording is damaged"),
     ],
 )
 def test_what_is_no_recording_is_refused(tmp_path: Path, body: bytes, sentence: str) -> None:

@@ -92,7 +92,7 @@ def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout:
     \b
     Examples:
       clockwork recorder dump now.rec
-      clockwork recorder dump alert.rec --name 20260801T120000Z-worker-lost.rec
+      clockwork recorder dump alert.rec --name 20260801T120000.000000Z-worker-lost.rec
     """
     with new_client(endpoint, key, timeout) as client:
         if not name:

@@ -14,9 +14,9 @@ import dataclasses
 import functools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -400,7 +400,7 @@ class FlightRecorder:
         header = self._header._replace(
             start=start, cluster_steps=len(cluster), held=tuple(Held(*one) for one in self._held())
         )
-        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{why}"
+        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{why}"
         end = self._ring.state()["end"]
 
         def written(dump: Dump | None, error: BaseException | None) -> None:

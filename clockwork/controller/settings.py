@@ -42,7 +42,7 @@ def check_recorder(recorder_bytes: int, record: Path | None, telemetry: Path | N
             raise ConfigError(f"{name} needs the flight recorder: leave --recorder-bytes 0 out")
     if 0 < recorder_bytes < RECORDER_BYTES_LEAST:
         raise ConfigError(
-            f"--recorder-bytes {recorder_bytes} is too small: 0 (none), or at least {RECORDER_BYTES_LEAST >> 20} MiB"
+            f"--recorder-bytes {recorder_bytes} is too small: 0 (none), or at least {RECORDER_BYTES_LEAST >> 10} KiB"
         )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import select
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -13,8 +16,8 @@ from hypothesis import strategies as st
 from clockwork import __version__
 from clockwork.controller._exchange import Ring
 from clockwork.controller._tested import Recorder
-from clockwork.controller.recorder import RecordingFile
-from clockwork.errors import ConfigError
+from clockwork.controller.recorder import Cluster, FlightRecorder, RecordingFile
+from clockwork.errors import ConfigError, Unavailable
 from clockwork.scheduler.recording import Header, decode, decode_step, encode_step
 from clockwork.scheduler.types import (
     NEVER_NS,
@@ -22,11 +25,14 @@ from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
     Arrived,
+    DeviceClock,
+    DeviceLost,
     Fault,
     LinkMeasured,
     ModelFault,
     ModelGone,
     ModelReady,
+    ModelRemoved,
     ModelSpec,
     ProfilePoint,
     Reason,
@@ -41,7 +47,9 @@ from clockwork.scheduler.types import (
     SendUnload,
     Status,
     Tick,
+    WorkerDraining,
     WorkerJoined,
+    WorkerLeft,
 )
 
 MARK_BYTES = 64 << 10
@@ -299,3 +307,178 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path, caplog: pytest.L
         RecordingFile(tmp_path / "no" / "directory", HEADER, Ring(1_000, 1), 100)
     record(Path("/dev/full"), 10)
     assert "ends here: No space left" in caplog.text
+
+
+# ----- dumps and alerts --------------------------------------------------------------------------
+
+SECOND = 1_000_000_000
+JOINED = [WorkerJoined(1_000, worker, (("v100", 1 << 24, 100, 2),)) for worker in (1, 2, 3)]
+
+
+def ready(worker: int, model_id: int) -> ModelReady:
+    profile = [ProfilePoint((), 1, 5)]
+    return ModelReady(
+        2_000, worker, ModelSpec(model_id, f"m{model_id}", 1, "p", False, 1, 0, (1,), 5, profile)
+    )
+
+
+class Box:
+    """A flight recorder, and what it answered."""
+
+    def __init__(self, directory: Path, ring: Ring) -> None:
+        self.ring = ring
+        self.recorder = FlightRecorder(ring, HEADER, directory, lambda: [(1, 0, 7, 9)], 5)
+        self.directory = directory / "recordings"
+        self.answers: list[tuple[Any, BaseException | None]] = []
+
+    def ask(self, argument: str, now_ns: int = 0) -> Any:
+        self.recorder.ask(argument, now_ns, lambda body, error: self.answers.append((body, error)))
+        while not self.answers:
+            self.wait()
+        body, error = self.answers.pop()
+        if error is not None:
+            raise error
+        return body
+
+    def wait(self) -> None:
+        """Until the recorder's thread has ended something."""
+        select.select([self.recorder.fileno()], [], [], 60)
+        self.recorder.drain(lambda error: pytest.fail(str(error)))
+
+    def names(self) -> list[str]:
+        return [path.name.partition("-")[2] for path in sorted(self.directory.glob("*"))]
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    found = Box(tmp_path, Ring(1 << 20, 60 * SECOND))
+    yield found
+    found.recorder.close()
+
+
+def test_a_cluster_is_what_was_said_last() -> None:
+    cluster = Cluster()
+    link = LinkMeasured(5_000, 2, 7, 8)
+    lost, clock = DeviceLost(6_000, 2, 0), DeviceClock(6_500, 2, 0, 1_380)
+    for event in (
+        *JOINED, ready(1, 1), ready(2, 1), ready(2, 2), LinkMeasured(4_000, 2, 1, 1), link,
+        DeviceClock(4_500, 2, 0, 900), clock, lost, WorkerLeft(7_000, 1), ModelRemoved(7_500, 1),
+        WorkerDraining(8_000, 3), LinkMeasured(8_500, 1, 1, 1), RequestCancelled(9_000, 5),
+    ):  # fmt: skip
+        if not isinstance(event, RequestCancelled):
+            cluster.told(event)
+    before = cluster.copy()
+    cluster.told(WorkerLeft(9_000, 2))
+    assert len(cluster) == 1
+    assert list(before.steps(10)) == [
+        [one._replace(now_ns=10) for one in (JOINED[1], clock, ready(2, 2), lost, link)],
+        [one._replace(now_ns=10) for one in (JOINED[2], WorkerDraining(8_000, 3))],
+    ]
+
+
+def test_a_dump_has_the_cluster_as_it_was_where_it_begins(box: Box) -> None:
+    events = [*JOINED, *(ready(worker, model) for model in range(40) for worker in (1, 2, 3))]
+    told: dict[int, Any] = {}  # by place
+    now = 3_000
+
+    def tell(event: Any) -> None:
+        nonlocal now
+        now += 1_000
+        event = event._replace(now_ns=now)
+        told[box.ring.state()["end"]] = event
+        box.recorder.told(event)
+        box.ring.append(now, encode_step([event], []))
+
+    for number, event in enumerate(events):
+        tell(event)
+        for _ in range(200):
+            now += 1_000
+            box.ring.append(now, step_of(now, 20))
+        if number == 60:
+            tell(WorkerLeft(0, 2))
+    assert box.ring.state()["begin"] > 0
+    dump = box.ask("dump", now)
+    with (box.directory / dump["name"]).open("rb") as file:
+        header, found = decode(file)
+        assert header.held == ((1, 0, 7, 9),)
+        body = list(found)
+    assert dump["bytes"] == (box.directory / dump["name"]).stat().st_size
+    expected = Cluster()
+    for place, event in told.items():
+        if place < header.start:
+            expected.told(event)
+    assert 0 < header.cluster_steps == len(expected)
+    first_ns = body[header.cluster_steps].events[0].now_ns
+    assert [step.events for step in body[: header.cluster_steps]] == list(expected.steps(first_ns))
+    rest = [step.events[0].now_ns for step in body[header.cluster_steps :]]
+    assert rest == sorted(rest)
+    assert rest[-1] == now
+    pieces = b""
+    while piece := box.ask(f"{dump['name']}#{len(pieces)}"):
+        pieces += piece
+    assert pieces == (box.directory / dump["name"]).read_bytes()
+
+
+def test_a_dump_that_cannot_be_written_says_why_and_leaves_nothing(box: Box) -> None:
+    box.ring.append(1, step_of(1, 10))
+    box.directory.write_text("in the way")
+    with pytest.raises(Unavailable, match="the dump cannot be written: "):
+        box.ask("dump")
+    box.directory.unlink()
+    assert box.ask("dump")["bytes"] > 20
+    assert len(list(box.directory.iterdir())) == 1
+
+
+def test_one_dump_at_a_time_and_few_reads(box: Box) -> None:
+    box.ring.append(1, step_of(1, 10))
+    ignored: list[Any] = []
+    box.recorder.ask("dump", 0, lambda *answer: ignored.append(answer))
+    with pytest.raises(Unavailable, match="a dump is being written"):
+        box.recorder.ask("dump", 0, lambda *answer: ignored.append(answer))
+    for _ in range(16):
+        box.recorder.ask("dumps", 0, lambda *answer: ignored.append(answer))
+    with pytest.raises(Unavailable, match="16 pieces"):
+        box.recorder.ask("dumps", 0, lambda *answer: ignored.append(answer))
+    while len(ignored) < 17:
+        box.wait()
+    assert len(box.ask("dumps")) == 1
+
+
+def beats(box: Box, seconds: Iterable[tuple[int, int]], from_s: int = 100) -> None:
+    """A beat each second, with so many requests answered and bad ones since the beat before."""
+    answered = bad = 0
+    for second, (more, worse) in enumerate(seconds, from_s):
+        answered, bad = answered + more, bad + worse
+        box.recorder.beat(answered, bad, second * SECOND)
+
+
+def test_a_burst_is_dumped_when_it_begins(box: Box, caplog: pytest.LogCaptureFixture) -> None:
+    box.ring.append(1, step_of(1, 10))
+    calm, few, rare, burst = (1_000, 5), (10, 49), (1_000, 200), (1_000, 300)
+    beats(box, [calm, calm, few, rare] + [calm] * 5)
+    assert not box.directory.exists()
+    beats(box, [calm] * 3 + [burst] * 300, 200)
+    box.wait()
+    assert box.names() == ["burst.rec"]
+    assert "the flight recorder was dumped (burst)" in caplog.text
+    beats(box, [burst] * 3 + [calm] * 10 + [burst] * 5, 503)
+    assert box.names() == ["burst.rec"]
+    beats(box, [calm] * 70 + [burst] + [calm] * 10, 600)
+    box.wait()
+    assert len(box.ask("dumps")) == 2
+
+
+def test_alerts_are_dumped_once_a_minute_and_the_newest_are_kept(box: Box) -> None:
+    box.ring.append(1, step_of(1, 10))
+    for number in range(11):
+        start = (100 + 60 * number) * SECOND
+        box.recorder.alert(f"{number:02}", start)
+        box.recorder.alert("too-soon", start + SECOND)
+        box.recorder.beat(0, 0, start + 2 * SECOND)
+        box.recorder.beat(0, 0, start + 3 * SECOND)
+        box.wait()
+        box.recorder.alert("too-soon", start + 59 * SECOND)
+        box.recorder.beat(0, 0, start + 59 * SECOND)
+    assert sorted(box.names()) == [f"{number:02}.rec" for number in range(3, 11)]
+    listed = [one["name"].partition("-")[2] for one in box.ask("dumps")]
+    assert sorted(listed) == sorted(box.names())

@@ -122,9 +122,17 @@ def _fetch(client: Client, name: str, out: Any) -> int:
 )
 @click.option("--slo", type=DURATION, help="What would have happened had every request had this SLO.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation's noise.")
+@click.option("--save", type=PATH, metavar="FILE",
+              help="Write the last simulated run as a recording, for `clockwork trace` and `clockwork explain`.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers for programs.")
 def replay(
-    recording: Path, policy: str, devices: int | None, slo: float | None, seed: int, as_json: bool
+    recording: Path,
+    policy: str,
+    devices: int | None,
+    slo: float | None,
+    seed: int,
+    save: Path | None,
+    as_json: bool,
 ) -> None:
     """Have a controller's decisions again, and see what would have happened otherwise.
 
@@ -139,6 +147,7 @@ def replay(
       clockwork recorder dump now.rec && clockwork replay now.rec
       clockwork replay now.rec --policy edf
       clockwork replay now.rec --devices 8 --slo 100ms
+      clockwork replay now.rec --policy edf --save edf.rec && clockwork trace --compare now.rec edf.rec
     """
     from clockwork.sim.recorded import check_policy, read_recorded
     from clockwork.sim.replay import header_of
@@ -172,10 +181,10 @@ def replay(
             f"A dump of policy {header.policy}, by version {header.version}. It begins after its controller did, so its decisions "
             "are not repeated one by one, but simulated from what was resident then."
         )
-    if header.start or policy or devices or slo:
+    if header.start or policy or devices or slo or save:
         with _named(recording):
             recorded = read_recorded(recording)
-            body |= _compare(recorded, policy, devices or 0, round((slo or 0) * 1e9), seed)
+            body |= _compare(recorded, policy, devices or 0, round((slo or 0) * 1e9), seed, save)
         if not as_json:
             _print_comparison(body)
     if as_json:
@@ -191,7 +200,9 @@ def replay(
         sys.exit(1)
 
 
-def _compare(recorded: Recorded, policy: str, devices: int, slo_ns: int, seed: int) -> dict[str, Any]:
+def _compare(
+    recorded: Recorded, policy: str, devices: int, slo_ns: int, seed: int, save: Path | None
+) -> dict[str, Any]:
     """The columns of the comparison, by title."""
     counted = recorded.counted()
     span_ns = recorded.span_ns - recorded.warm_up_ns
@@ -209,7 +220,8 @@ def _compare(recorded: Recorded, policy: str, devices: int, slo_ns: int, seed: i
     ]
     runs = {"simulated": {}, **({", ".join(changes): settings} if changes else {})}
     for title, changed in runs.items():
-        found = recorded.simulate(**changed, seed=seed).at(counted)  # type: ignore[arg-type]
+        saved = save if changed or not changes else None
+        found = recorded.simulate(**changed, seed=seed, recording=saved).at(counted)  # type: ignore[arg-type]
         columns[title] = found.summary(span_ns) | found.likeness(truth)
     return {
         "span_s": span_ns / 1e9,

@@ -14,6 +14,7 @@ from clockwork.observe.history import History, SeenAction, SeenRequest
 from clockwork.observe.lanes import (
     executing_spans,
     idle_with_work_spans,
+    intersection,
     total_ns,
     waiting_spans,
 )
@@ -33,7 +34,7 @@ class Asked(NamedTuple):
 class Decision:
     """A decision: an order to a device, or a request that is answered without outputs."""
 
-    at_ns: int  # since the first event
+    at_ns: int  # since the first arrival
     what: str  # load, unload, infer, profile, fetch or drop; or refused, missed, cancelled or failed
     model: str
     device: str  # "" of an answer
@@ -105,13 +106,13 @@ class Comparison:
 
 
 def compare(first: History, second: History) -> Comparison:
-    """Compare two histories that begin where their runs do, and keep all of them."""
+    """Compare two histories that keep all of their runs, from the first arrival of each on."""
     runs = _Run(first), _Run(second)
     models = sorted({*runs[0].models, *runs[1].models})
     devices = sorted({*runs[0].devices, *runs[1].devices})
     answered = [run.answered for run in runs]
     return Comparison(
-        (first.covered_ns, second.covered_ns),
+        (runs[0].span_ns, runs[1].span_ns),
         _workload_part(runs[0].workload(), runs[1].workload()),
         _part(runs[0].decisions(), runs[1].decisions()),
         (runs[0].total, runs[1].total),
@@ -131,6 +132,8 @@ class _Run:
     def __init__(self, history: History) -> None:
         self._history = history
         self.requests = [request for request in history.requests.values() if request.arrived_ns]
+        self._from_ns = self.requests[0].arrived_ns if self.requests else history.begun_ns
+        self.span_ns = history.now_ns - self._from_ns
         self._number = {request.id: number for number, request in enumerate(self.requests, 1)}
         self.answered = {self._number[one.id] for one in self.requests if one.outcome == "answered"}
         self.total = Summary()
@@ -161,13 +164,15 @@ class _Run:
     def _sum_actions(self) -> None:
         history = self._history
         waiting = waiting_spans(history)
-        span_ns = max(history.covered_ns, 1)
+        all_of_it = [(self._from_ns, history.now_ns)]
+        span_ns = max(self.span_ns, 1)
         for device in history.lanes():
             summary = self.devices.setdefault(history.device_label(device.worker, device.index), Summary())
-            summary.executing = total_ns(executing_spans(device)) / span_ns
-            summary.idle_with_work = total_ns(idle_with_work_spans(history, device, waiting)) / span_ns
+            summary.executing = total_ns(intersection(executing_spans(device), all_of_it)) / span_ns
+            idle = idle_with_work_spans(history, device, waiting)
+            summary.idle_with_work = total_ns(intersection(idle, all_of_it)) / span_ns
             for action in [*device.executions, *device.loads]:
-                if action.status is not Status.OK:
+                if action.status is not Status.OK or action.ordered_ns < self._from_ns:
                     continue
                 model = self.models.setdefault(history.label(action.model_id), Summary())
                 for one in (summary, model, self.total):
@@ -186,7 +191,11 @@ class _Run:
 
     def decisions(self) -> list[Decision]:
         """All of them, in the order of time; of one step, orders before answers."""
-        found = [(one.ordered_ns, 0, one.id, self._order(one)) for one in self._history.actions.values()]
+        found = [
+            (one.ordered_ns, 0, one.id, self._order(one))
+            for one in self._history.actions.values()
+            if one.ordered_ns >= self._from_ns
+        ]
         found += [
             (one.answered_ns, 1, one.id, self._answer(one))
             for one in self.requests
@@ -197,13 +206,13 @@ class _Run:
 
     def _order(self, action: SeenAction) -> Decision:
         return Decision(
-            action.ordered_ns - self._history.begun_ns, action.kind, self._history.label(action.model_id),
+            action.ordered_ns - self._from_ns, action.kind, self._history.label(action.model_id),
             f"{action.worker}/{action.device}", tuple(self._number.get(one, 0) for one in action.requests), "",
         )  # fmt: skip
 
     def _answer(self, request: SeenRequest) -> Decision:
         return Decision(
-            request.answered_ns - self._history.begun_ns, request.outcome, self._history.label(request.model_id), "",
+            request.answered_ns - self._from_ns, request.outcome, self._history.label(request.model_id), "",
             (self._number[request.id],), str(request.reason),
         )  # fmt: skip
 

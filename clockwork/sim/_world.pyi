@@ -27,7 +27,7 @@ class World:
     def record(
         self,
         bytes_max: int,
-        names: Sequence[tuple[str, str]],
+        names: Sequence[tuple[str, int, str]],
         templates: Sequence[str],
         status_names: Sequence[str],
         reasons: Sequence[str],

@@ -125,6 +125,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
 
     cdef cppclass Named:
         string name, program
+        int64_t version
 
     cdef cppclass ClusterInfo:
         uint32_t devices, devices_per_worker
@@ -361,12 +362,12 @@ cdef class World:
         )
 
     def record(self, size_t bytes_max, names, templates, status_names, reasons):
-        """Record from set_up() on, into so much memory. names: (name, program) of each model. The rest: see
+        """Record from set_up() on, into so much memory. names: (name, version, program) of each model. The rest: see
         csrc/controller/sentences.h."""
         cdef vector[Named] all_names
         cdef Named one
-        for name, program in names:
-            one.name, one.program = name.encode(), program.encode()
+        for name, version, program in names:
+            one.name, one.version, one.program = name.encode(), version, program.encode()
             all_names.push_back(one)
         cdef vector[string] told = [text.encode() for text in templates]
         cdef vector[string] statuses = [text.encode() for text in status_names]

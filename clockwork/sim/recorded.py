@@ -127,11 +127,18 @@ class Recorded:
         closed = ~np.isin(self.outcomes.outcome, (OPEN, CANCELLED))
         return closed & (self.outcomes.arrived_ns >= self.warm_up_ns)
 
-    def simulate(self, policy: str = "", devices: int = 0, slo_ns: int = 0, seed: int = 0) -> Outcomes:
+    def simulate(
+        self,
+        policy: str = "",
+        devices: int = 0,
+        slo_ns: int = 0,
+        seed: int = 0,
+        recording: Path | None = None,
+    ) -> Outcomes:
         """What becomes of the same arrivals; by default with the recorded settings.
 
         policy: another, with its defaults. devices: as many, of the recorded kind. slo_ns: of every request.
-        Raises ConfigError where the cluster cannot be simulated.
+        recording: a file to write what the simulated scheduler was told and decided. Raises ConfigError where the cluster cannot be simulated.
         """
         cluster, placed = self.cluster, self.placed
         if devices:
@@ -159,6 +166,8 @@ class Recorded:
                 seed,
                 placed=placed,
                 fates=True,
+                recording=recording,
+                labels=[_label(model.name) for model in self.models],
             )
         except ValueError as error:
             raise ConfigError(f"the recorded cluster cannot be simulated: {error}") from None
@@ -166,6 +175,17 @@ class Recorded:
         return Outcomes(
             self.outcomes.arrived_ns, _OF_SIMULATED[fates[:, 0]], fates[:, 1], fates[:, 2], fates[:, 3]
         )
+
+
+def _profile_name(spec: ModelSpec) -> str:
+    """A name that no other model of a recording has: a version may have been registered twice."""
+    return f"{spec.name}@{spec.version}#{spec.model_id}"
+
+
+def _label(profile_name: str) -> tuple[str, int]:
+    """Name and version of _profile_name()."""
+    name, _, rest = profile_name.rpartition("@")
+    return name, int(rest.partition("#")[0])
 
 
 def check_policy(policy: str) -> None:
@@ -447,7 +467,7 @@ class _Fold:
             loads = self._loads.get(model_id)
             found.append(
                 ModelProfile(
-                    f"{spec.name}@{spec.version}#{model_id}",
+                    _profile_name(spec),
                     _curve(spec, row_count / requests, by_program.get(spec.program, {})),
                     weights_bytes=sum(spec.runs) * page_bytes,
                     load_ns=int(statistics.median(loads)) if loads else spec.load_ns,

@@ -336,6 +336,7 @@ def simulate(
     trace_max: int = 0,
     fates: bool = False,
     recording: Path | None = None,
+    labels: Sequence[tuple[str, int]] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the workloads against the cluster.
@@ -346,7 +347,8 @@ def simulate(
     models on the devices as fit, in as many copies. placed: begin with these instead, (device, model) by index. check: check all invariants after every step, and raise
     AssertionError. timed: measure the scheduler's own part of the processor time (Report.scheduler_s), at some cost.
     trace_max: rows of the trace to keep. fates: keep what became of each request (Report.fates). recording: a file to write what the
-    scheduler was told and what it decided, for `clockwork trace` and `clockwork explain`. on_progress: called now and then with (simulated ns, requests).
+    scheduler was told and what it decided, for `clockwork trace` and `clockwork explain`. labels: name and version of each model there, if not
+    its own name and 1. on_progress: called now and then with (simulated ns, requests).
 
     Raises ValueError for inconsistent arguments, ConfigError where the recording cannot be written.
     """
@@ -385,7 +387,7 @@ def simulate(
     )
     header = Header(policy, memory, options or {}, VERSION)
     begun = time.process_time()
-    with _Recording(world, header, models, recording) as recorded:
+    with _Recording(world, header, models, labels, recording) as recorded:
         running_s, used_s = _run(world, opens, recorded, on_progress)
     # The scheduler's real time is scaled by the process's ratio of processor time to real time.
     scheduler_s = world.scheduler_ns / SECOND * used_s / running_s if running_s > 0 else 0.0
@@ -397,7 +399,12 @@ class _Recording:
     """The file that a world's steps go to as it runs, if any."""
 
     def __init__(
-        self, world: World, header: Header, models: Sequence[ModelProfile], path: Path | None
+        self,
+        world: World,
+        header: Header,
+        models: Sequence[ModelProfile],
+        labels: Sequence[tuple[str, int]],
+        path: Path | None,
     ) -> None:
         self._world = world
         self._path = path
@@ -406,7 +413,10 @@ class _Recording:
         by_number = {status.value: status.name for status in Status}
         world.record(
             SIMULATED_RECORDING_BYTES,
-            [(model.name, model.program or model.name) for model in models],
+            [
+                (*label, model.program or model.name)
+                for label, model in zip(labels or [(one.name, 1) for one in models], models, strict=True)
+            ],
             TEXTS,
             [by_number.get(number, "") for number in range(max(by_number) + 1)],
             ["", *Reason],

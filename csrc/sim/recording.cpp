@@ -73,7 +73,7 @@ void World::record_ready(WorkerId worker, const ModelSpec& spec) {
     out.integer(worker);
     out.integer(spec.model_id);
     out.text(named.name);
-    out.integer(1);
+    out.integer(named.version);
     out.text(named.program);
     Packer packer = out.begin(1);
     packer.flag(spec.batches);
@@ -123,7 +123,7 @@ void World::record_step() {
         if (command.kind == CommandKind::ANSWER_FAILED) {
             const Named& named = names_.at(static_cast<std::size_t>(command.model_id));
             const std::string* said = command.said >= 0 ? &out.texts[static_cast<std::size_t>(command.said)] : nullptr;
-            text = sentences_.text(command, named.name + "@1", said);
+            text = sentences_.text(command, named.label(), said);
         }
         recorder_->ordered(command, out, text, NO_INPUTS);
     }

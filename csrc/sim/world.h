@@ -55,7 +55,10 @@ struct DisturbanceInfo {
 // What a model is called in a recording.
 struct Named {
     std::string name;
+    std::int64_t version = 1;
     std::string program;
+
+    std::string label() const { return name + "@" + std::to_string(version); }
 };
 
 struct ClusterInfo {

@@ -68,6 +68,14 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
         assert same.wait() == 0, same.text
         assert "All decisions are the same." in same.text
         assert f"Both answered {report.answered} requests, only A 0, only B 0." in same.text
+        other = tmp_path / "other.rec"
+        saved = cluster.program(["replay", str(recording), "--policy", "fifo", "--save", str(other)])
+        assert saved.wait() == 0, saved.text
+        parted = cluster.program(["trace", "--compare", str(recording), str(other)])
+        assert parted.wait() == 0, parted.text
+        assert "not asked the same" not in parted.text, parted.text
+        assert "They part after" in parted.text, parted.text
+        assert " small-3@1 " in parted.text
         why = cluster.program(["explain", str(refused.value.request), "--recording", str(recording)])
         assert why.wait() == 0, why.text
         assert f"Request {refused.value.request} for small-0@1" in why.text

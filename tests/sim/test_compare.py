@@ -89,4 +89,4 @@ def test_latency_and_time_are_of_each_run() -> None:
     history = history_of(world)
     for name, (summary, _) in found.devices.items():
         (device,) = [one for one in history.lanes() if one.label == name]
-        assert abs(summary.executing * history.covered_ns - device.executing_ns) < 10
+        assert abs(summary.executing * found.span_ns[0] - device.executing_ns) < 10

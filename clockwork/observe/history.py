@@ -6,7 +6,7 @@
 
 What it has then is plain data to read: ``devices``, ``models``, ``requests``, ``actions``, ``workers``, ``counts`` and
 ``marks``. It reads no clock: its time is that of the newest event. It forgets what has been over for ``keep_ns``, and
-the oldest first where there is more than ``requests_max`` or ``actions_max`` of them.
+the oldest first where there is more than ``requests_max`` or ``actions_max`` of them: by time at its marks, by number at once.
 
 It may begin in the middle, and steps may be left out (``skip()``): requests and actions that were never seen to begin
 are entered with what is known of them. Times are of the controller's clock, in nanoseconds; 0 is unknown or not yet.
@@ -352,9 +352,11 @@ class History:
             handler = handlers.get(type(command))
             if handler is not None:
                 handler(command)
-        if self.now_ns >= self._mark_ns:
+        is_due = self.now_ns >= self._mark_ns
+        if is_due:
             self._mark()
-        self._forget()
+        if is_due or len(self.requests) > self.requests_max or len(self.actions) > self.actions_max:
+            self._forget()
 
     def skip(self) -> None:
         """Say that steps are left out here: what waits or is under way may end unseen, so it is counted no longer."""
@@ -519,7 +521,7 @@ class History:
             if action.done_ns:
                 continue
             action.done_ns, action.status = now_ns, Status.WORKER_LOST
-            del self.under_way[action.id]
+            self.under_way.pop(action.id, None)  # it may have been forgotten
             self._done.append(action)
             self._wait_again(action)
         for residency in list(device.resident.values()):

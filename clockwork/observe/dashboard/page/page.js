@@ -177,6 +177,14 @@
     say(Date.now());
   });
 
+  // A figure does nothing by key, so the focus passes it by.
+  function passBy(node) {
+    for (const one of node.querySelectorAll("*")) {
+      if (one.tabIndex === 0) one.tabIndex = -1;
+      if (one.shadowRoot) passBy(one.shadowRoot);
+    }
+  }
+
   // ----- the document ------------------------------------------------------------------------
   function listen(name, heed) {
     const source = doc.get_model_by_name(name);
@@ -193,7 +201,12 @@
     listen("state", (told) => { state = told; heard = Date.now(); show(); });
     listen("about", about);
     paint();
-    setInterval(() => say(Date.now()), 1000);
+    const everySecond = () => {
+      say(Date.now());
+      document.querySelectorAll(".figure").forEach(passBy);
+    };
+    everySecond();
+    setInterval(everySecond, 1000);
     body.dataset.ready = "true";
   }, 50);
 })();

@@ -1,0 +1,190 @@
+"""The dashboard in a real browser: it shows what it should, in light and dark, on a phone and by keyboard, and complains of
+nothing. CLOCKWORK_PICTURES names a folder for the screenshots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.process.cluster import PATIENCE_S
+from tests.process.test_dashboard import TOKEN, recording_in, running_dashboard
+
+pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
+
+from tools.browser import Tab, browser, program
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(program() is None, reason="no Chromium is on the path"),
+]
+
+READY = "document.body?.dataset.ready"
+LIVE = (
+    f"{READY} && document.body.dataset.state === 'live' && document.querySelectorAll('#rows tr').length > 5"
+)
+DRAWN = "[...Bokeh.index].length > 5 && [...Bokeh.index].every((view) => view.has_finished())"
+
+
+def in_a_browser(test: Callable[[Tab], Awaitable[None]]) -> Tab:
+    async def run() -> Tab:
+        async with browser() as tab:
+            await test(tab)
+            return tab
+
+    return asyncio.run(run())
+
+
+async def colors(tab: Tab) -> tuple[str, Any]:
+    """Of the page and of the text of an axis."""
+    found = await tab.run(
+        "[getComputedStyle(document.body).backgroundColor, Bokeh.documents[0].roots()[0].below[0].major_label_text_color]"
+    )
+    return found[0], found[1]
+
+
+async def overflow(tab: Tab) -> int:
+    """Pixels by which the page is wider than the window."""
+    return int(await tab.run("document.documentElement.scrollWidth - innerWidth"))
+
+
+def test_it_is_shown_in_light_and_dark_on_a_desktop_and_on_a_phone(tmp_path: Path) -> None:
+    pictures = Path(os.environ.get("CLOCKWORK_PICTURES", tmp_path))
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
+
+        async def look(tab: Tab) -> None:
+            for name, width, height, dark in (
+                ("light", 1280, 900, False),
+                ("dark", 1280, 900, True),
+                ("phone", 390, 844, False),
+            ):
+                await tab.open(url, width, height, dark, phone=name == "phone")
+                await tab.until(LIVE)
+                await tab.until(DRAWN)
+                assert await overflow(tab) <= 0, name
+                back, ink = await colors(tab)
+                assert (back, ink) == (
+                    ("rgb(14, 17, 21)", "#98a3b0") if dark else ("rgb(244, 245, 247)", "#5b6470")
+                ), name
+                assert float(await tab.run("parseFloat(document.getElementById('good').textContent)")) >= 0
+                assert await tab.run("document.querySelectorAll('#models li').length") >= 3
+                await tab.screenshot(pictures / f"{name}.png", whole=True)
+            await tab.size(1280, 900)
+            await tab.run("document.getElementById('theme').click()")
+            assert (await colors(tab))[0] == "rgb(14, 17, 21)", "the switch"
+
+        tab = in_a_browser(look)
+        host = urllib.parse.urlsplit(url).netloc
+        assert {
+            urllib.parse.urlsplit(one).netloc for one in tab.requested if not one.startswith("data:")
+        } == {host}
+        assert tab.complaints == []
+
+
+def test_a_refused_request_is_followed_by_keyboard(tmp_path: Path) -> None:
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
+
+        async def follow(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(LIVE)
+            await tab.until(DRAWN)
+            reached = []
+            for _ in range(40):
+                await tab.press("Tab", 9)
+                reached.append(
+                    await tab.run(
+                        "[document.activeElement.textContent.trim() || document.activeElement.id,"
+                        " getComputedStyle(document.activeElement).outlineStyle]"
+                    )
+                )
+                if reached[-1][0] == "refused":
+                    break
+            names = [name for name, _ in reached]
+            assert names[:8] == [
+                "Skip to the devices",
+                "0.5 s",
+                "1 s",
+                "2 s",
+                "5 s",
+                "10 s",
+                "Pause",
+                "theme",
+            ]
+            assert names[-1] == "refused"
+            assert [name for name, outline in reached if outline != "solid"] == [], "the focus is not seen"
+            await tab.press("Enter", 13)
+            await tab.until(
+                "[...document.querySelectorAll('#rows td:nth-child(3)')].every((one) => one.textContent.includes('refused'))"
+            )
+            for _ in range(6):  # three more outcomes, the search, the table, and its first row
+                await tab.press("Tab", 9)
+            await tab.press("Enter", 13)
+            await tab.until("document.querySelectorAll('#sentences p').length > 3")
+            assert "was refused" in await tab.run("document.getElementById('sentences').textContent")
+            assert await tab.run("document.activeElement.id") == "title"
+            await tab.until("!document.getElementById('f-around').hidden")
+            await tab.run("document.getElementById('close').click()")
+            assert await tab.run("document.getElementById('f-around').hidden")
+
+        assert in_a_browser(follow).complaints == []
+
+
+def test_the_time_that_lanes_show_is_chosen_and_paused(tmp_path: Path) -> None:
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
+        span = "Bokeh.documents[0].get_model_by_name('lanes').x_range.start"
+
+        async def choose(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(LIVE)
+            assert await tab.run(span) == -2
+            await tab.run("document.querySelector('[data-seconds=\"10\"]').click()")
+            await tab.until(f"{span} === -10")
+            await tab.run("document.getElementById('pause').click()")
+            await tab.until("document.querySelector('#pill b').textContent === 'Paused'")
+            await tab.run("document.getElementById('pause').click()")
+            await tab.until("document.querySelector('#pill b').textContent === 'Live'")
+
+        assert in_a_browser(choose).complaints == []
+
+
+def test_a_dashboard_that_is_gone_is_said(tmp_path: Path) -> None:
+    pictures = Path(os.environ.get("CLOCKWORK_PICTURES", tmp_path))
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (program, url):
+
+        async def look(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(LIVE)
+            await tab.until(DRAWN)
+            program.send(signal.SIGSTOP)
+            try:
+                await tab.until("document.body.dataset.state === 'disconnected'", PATIENCE_S)
+                assert "has heard nothing" in await tab.run("document.getElementById('banner').textContent")
+                assert not await tab.run("document.getElementById('reload').hidden")
+                await tab.screenshot(pictures / "disconnected.png")
+            finally:
+                program.send(signal.SIGCONT)
+            await tab.until("document.body.dataset.state === 'live'")
+
+        in_a_browser(look)
+
+
+def test_a_token_is_typed_in(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    options = ("--recording", str(recording_in(tmp_path)), "--from", "10", "--token-file", str(token))
+    with running_dashboard(*options) as (_, url):
+
+        async def type_in(tab: Tab) -> None:
+            await tab.open(url, 390, 844, phone=True)
+            await tab.until("document.getElementById('token') !== null")
+            await tab.run(f"document.getElementById('token').value = {TOKEN!r}")
+            await tab.run("document.querySelector('form').requestSubmit()")
+            await tab.until(LIVE)
+
+        assert in_a_browser(type_in).complaints == []

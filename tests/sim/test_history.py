@@ -200,6 +200,20 @@ def test_what_was_there_before_may_be_told() -> None:
     assert list(device.resident.values()) == [residency], "it is told twice"
 
 
+def test_a_load_that_is_seen_after_it_was_told_of_is_one_residency() -> None:
+    world = one_device()
+    world.request(1)
+    world.settle()
+    history = History()
+    for number, (event, commands) in enumerate(world.trace):
+        if number == 3:  # worker, link and model are known
+            history.hold(1, 0, 1)
+        history.apply(Step([event], commands))
+    (device,) = history.lanes()
+    (residency,) = device.resident.values()
+    assert (residency.state, residency.run_starts, device.pages_used) == (RESIDENT, (0, 2), 3)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_steps_may_be_left_out(seed: int) -> None:
     world = random_world(seed, calm=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import socket
 import sys
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clockwork.cli.common import FILE
-from clockwork.config.dashboard import DASHBOARD_PAGES_MAX, DASHBOARD_PORT
+from clockwork import config
+from clockwork.cli.common import FILE, PATH, describe_cluster, new_client
+from clockwork.config.dashboard import DASHBOARD_ANSWER_S, DASHBOARD_PAGES_MAX, DASHBOARD_PORT
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
 
@@ -24,10 +26,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
+    "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
+)
+@click.option("--key", type=PATH, help="With keys: an operator's key file (or CLOCKWORK_KEY).")
+@click.option(
     "--recording",
     type=FILE,
-    required=True,
-    help="Show a recording of `clockwork controller --record`, at its own pace.",
+    help="Instead of a cluster, show a recording or a dump of its flight recorder, at its own pace.",
 )
 @click.option(
     "--from",
@@ -64,7 +69,7 @@ if TYPE_CHECKING:
 )
 @click.option("--parent", type=int, hidden=True)
 def dashboard(
-    recording: Path, from_s: float, host: str, port: int, token_file: Path | None, tls_cert: Path | None,
+    endpoint: str | None, key: Path | None, recording: Path | None, from_s: float, host: str, port: int, token_file: Path | None, tls_cert: Path | None,
     tls_key: Path | None, origins: tuple[str, ...], insecure: bool, pages: int, parent: int | None,
 ) -> None:  # fmt: skip
     """Show a cluster in a browser: devices, answers, memory, predictions, and each request.
@@ -95,7 +100,10 @@ def dashboard(
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(listen(host, port, "--port"))
         port = int(bound.getsockname()[1])
-        source, name = _recorded(stack, recording, from_s)
+        if recording is None:
+            source, name = _live(endpoint, key), endpoint or config.client_endpoint()
+        else:
+            source, name = _recorded(stack, recording, from_s), recording.name
         settings = DashboardSettings(bound, tuple(_origins(host, port, origins)), name, token, tls, pages)
         where = host if host not in ("0.0.0.0", "::") else socket.gethostname()
         url = f"{'https' if tls else 'http'}://{f'[{where}]' if ':' in where else where}:{port}/"
@@ -107,11 +115,19 @@ def dashboard(
         Dashboard(settings, source).run(started)
 
 
-def _recorded(stack: contextlib.ExitStack, path: Path, from_s: float) -> tuple[Source, str]:
+def _live(endpoint: str | None, key: Path | None) -> Source:
+    from clockwork.observe.dashboard.sources import Live
+
+    # Not closed at the end: the thread that reads may wait for an answer, and ends with the process.
+    client = new_client(endpoint, key, DASHBOARD_ANSWER_S)
+    return Live(client.recorder, functools.partial(describe_cluster, client), time.monotonic_ns)
+
+
+def _recorded(stack: contextlib.ExitStack, path: Path, from_s: float) -> Source:
     from clockwork.observe.dashboard.sources import Recorded
 
     file = stack.enter_context(path.open("rb"))
-    return Recorded(file, time.monotonic_ns, round(from_s * SECOND)), path.name
+    return Recorded(file, time.monotonic_ns, round(from_s * SECOND))
 
 
 def _origins(host: str, port: int, more: tuple[str, ...]) -> Iterator[str]:

@@ -10,6 +10,21 @@ DASHBOARD_LOOK_S = 0.5
 DASHBOARD_LOOK_BYTES = 512 << 10
 """Most bytes of steps that a look reads: some 3,500 requests. Of a busier cluster it reads the newest."""
 
+DASHBOARD_ANSWER_S = 5.0
+"""How long the controller may take to answer."""
+
+DASHBOARD_BACKLOG_BYTES = 2 << 20
+"""How far behind the newest step the dashboard may be before it passes over what lies between."""
+
+DASHBOARD_BEGIN_NS = 10_000_000_000
+"""How long before now the steps begin that it reads first."""
+
+DASHBOARD_DESCRIBE_NS = 10_000_000_000
+"""Time between two questions for the names of workers and models, at least."""
+
+DASHBOARD_DESCRIBE_PART = 0.001
+"""Most of the controller's time that answers to these may take."""
+
 DASHBOARD_REQUESTS_MAX = 20_000
 """Most requests, and most actions, of the dashboard's history."""
 

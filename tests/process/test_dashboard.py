@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -9,14 +10,17 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.process.cluster import PATIENCE_S, Program, eventually, session_members
+from clockwork.cli import load_generator
+from clockwork.formats.profiles import ModelProfile
+from clockwork.system.clock import MS
+from tests.process.cluster import PATIENCE_S, Program, running_cluster, session_members
 from tests.sim.test_dashboard import busy_world, recorded, steps_of
 
 pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
@@ -55,23 +59,6 @@ def fetch(url: str, **headers: str) -> tuple[int, str, Any]:
             return error.code, error.read().decode(), error.headers
 
 
-def live_state(url: str, **headers: str) -> dict[str, Any]:
-    """The page's state, read over its websocket once it is live."""
-    from bokeh.client import pull_session
-
-    session = pull_session(url=url)
-    try:
-        source = session.document.get_model_by_name("state")
-
-        def state() -> dict[str, Any]:
-            session.force_roundtrip()
-            return dict(json.loads(source.data["json"][0]))
-
-        return dict(eventually(lambda: (found := state()).get("tiles") and found, "the page has numbers"))
-    finally:
-        session.close()
-
-
 def session_token(page: str) -> str:
     """The token of a page's session, with which it opens its websocket."""
     match = re.search(r'"token":"([^"]+)"', page)
@@ -94,6 +81,8 @@ def opened(url: str, origin: str, session: str, more: str = "") -> int:
 
 
 def test_a_page_and_its_websocket_have_what_happened(tmp_path: Path) -> None:
+    from bokeh.client import pull_session
+
     with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
         status, text, headers = fetch(url)
         assert status == 200
@@ -104,10 +93,84 @@ def test_a_page_and_its_websocket_have_what_happened(tmp_path: Path) -> None:
         assert all(one.startswith(("static/", "#", "/")) and not one.startswith("//") for one in named), named
         script = next(one for one in named if "bokeh.min.js" in one)
         assert fetch(urllib.parse.urljoin(url, script))[0] == 200
-        state = live_state(url)
+        session = pull_session(url=url)
+        state = json.loads(session.document.get_model_by_name("state").data["json"][0])
+        session.close()
         assert state["state"] == "live"
         assert state["tiles"]["devices"] >= 1
         assert {row[2] for row in state["requests"]} >= {"answered", "refused"}
+
+
+SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
+
+
+class Watched:
+    """A page of a dashboard, told over its websocket as a browser is."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"ws{url.removeprefix('http')}ws"
+        self._session = session_token(fetch(url)[1])
+
+    def until(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
+        """The first state that the page is told for which the condition is true."""
+        return asyncio.run(asyncio.wait_for(self._until(condition, what), PATIENCE_S))
+
+    async def _until(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
+        from tornado.websocket import websocket_connect
+
+        connection = await websocket_connect(self._url, subprotocols=["bokeh", self._session])
+        try:
+            while (fragment := await connection.read_message()) is not None:
+                for state in states_in(fragment):
+                    if condition(state):
+                        return state
+        finally:
+            connection.close()
+        pytest.fail(f"{what}: the page was closed before")
+
+
+def states_in(fragment: str | bytes) -> Iterator[dict[str, Any]]:
+    """The states within a piece of Bokeh's protocol: of a patch, the JSON in the source "state"."""
+    if not isinstance(fragment, str) or "endpoint" not in fragment:
+        return
+    for event in json.loads(fragment).get("events", ()):
+        if event["kind"] == "ColumnDataChanged":
+            found = json.loads(dict(event["data"]["entries"])["json"][0])
+            if "endpoint" in found:
+                yield found
+
+
+def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster:
+        emulated = ("--device", "emulated", "--page-size", "16MiB", "--devices", "2")
+        cluster.start_worker(*emulated, arena="128MiB", name="gpus")
+        with cluster.client() as client:
+            for number in range(6):  # more than fit
+                client.register(f"small-{number}", SMALL)
+        with running_dashboard("--endpoint", cluster.endpoint) as (_, url):
+            page = Watched(url)
+            page.until(
+                lambda found: found["state"] == "live" and found["tiles"]["models"] == 6, "names are known"
+            )
+            with cluster.client() as client:
+                settings = load_generator.LoadSettings(
+                    models=tuple(f"small-{number}" for number in range(6)), rate=300.0, duration_s=1.5, slo_s=0.05,
+                )  # fmt: skip
+                report = load_generator.run(client, settings)
+            state = page.until(lambda found: found["requests"], "requests are seen")
+            assert report.answered > 100
+            assert {row[2] for row in state["requests"]} >= {"answered"}
+            assert state["models"][0][0].startswith("small-")
+            assert state["used"] > 0
+            assert state["share"] == 1.0
+            assert state["restarted"] == 0
+
+            assert cluster.controller.stop() == 0
+            away = page.until(lambda found: found["state"] == "disconnected", "it is missed")
+            assert away["note"]
+            assert away["tiles"]["good"] > 0, "the last picture stays"
+            cluster.start_controller()
+            page.until(lambda found: found["state"] == "live" and found["restarted"] > 0, "it is back")
 
 
 def test_beyond_loopback_it_takes_tls_and_a_token(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from clockwork.errors import ConnectionLost
 from clockwork.observe import explain
 from clockwork.observe.dashboard import picture, sources
 from clockwork.observe.dashboard.around import around
 from clockwork.observe.dashboard.follower import AWAY, EMPTY, LIVE, LOADING, Follower, Look
 from clockwork.observe.history import History
 from clockwork.observe.lanes import total_ns, union
+from clockwork.observe.live import Cluster
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
 from clockwork.scheduler.recording import Header, Step, encode_header, encode_step
 from clockwork.scheduler.types import AnswerOk, SendInfer
@@ -275,3 +279,102 @@ def test_a_recording_is_shown_at_its_own_pace() -> None:
     assert all(step.events[0].now_ns <= begun + 120 * MS for step in looks[1].steps)
     assert looks[1].steps
     assert sum(isinstance(c, AnswerOk) for look in looks for step in look.steps for c in step.commands) > 10
+
+
+class FakeRecorder:
+    """A controller's flight recorder over steps that have happened so far."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self.pieces = [encode_step(step.events, step.commands) for step in steps]
+        self.times = [step.events[0].now_ns for step in steps]
+        self.happened = 0  # steps
+        self.epoch = 7
+        self.asked: list[str] = []
+        self.described = 0
+        self.is_away = False
+        self.piece_bytes = 2_000
+
+    def ask(self, argument: str) -> dict[str, Any]:
+        if self.is_away:
+            raise ConnectionLost("it is away")
+        self.asked.append(argument)
+        ends = [0, *itertools.accumulate(len(piece) for piece in self.pieces[: self.happened])]
+        if argument.startswith("-"):
+            since = self.times[self.happened - 1] - int(argument[1:]) if self.happened else 0
+            place = ends[sum(at < since for at in self.times[: self.happened])]
+        else:
+            place = min(int(argument[1:]), ends[-1])
+        found = b"".join(self.pieces[: self.happened])[place : place + self.piece_bytes]
+        return {
+            "place": place,
+            "bytes": found,
+            "next": place + len(found),
+            "end": ends[-1],
+            "epoch": self.epoch,
+        }
+
+    def describe(self) -> Cluster:
+        self.described += 1
+        return Cluster({"workers": []}, [])
+
+
+def live(recorder: FakeRecorder, clock: Callable[[], int]) -> sources.Live:
+    return sources.Live(recorder.ask, recorder.describe, clock)
+
+
+def test_a_live_controller_is_followed_step_by_step() -> None:
+    steps = steps_of(busy_world())
+    recorder = FakeRecorder(steps)
+    ticks = itertools.count(1, SECOND // 2)
+    source = live(recorder, lambda: next(ticks))
+    found = []
+    for happened in range(0, len(steps) + 40, 40):
+        recorder.happened = min(happened, len(steps))
+        look = source.look()
+        assert (look.run, look.is_gap, look.share) == (7, False, 1.0)
+        found += look.steps
+    assert [step.events[0].now_ns for step in found] == recorder.times
+    assert recorder.described == 1 + (len(steps) // 40) // 20, "every ten seconds"
+
+
+def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = steps_of(busy_world())
+    recorder = FakeRecorder(steps)
+    recorder.piece_bytes = 300
+    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
+    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", 3_000)
+    monkeypatch.setattr(sources, "DASHBOARD_BEGIN_NS", 1)
+    place = {"happened": 1}
+    source = live(recorder, lambda: recorder.times[place["happened"] - 1])
+    follower = Follower()
+    shares = []
+    for happened in range(10, len(steps), len(steps) // 12):
+        place["happened"] = recorder.happened = happened
+        look = source.look()
+        shares.append(look.share)
+        follower.take(look, 0.0)
+    assert min(shares) < 0.5
+    assert 0 < follower.share < 1
+    assert follower.gaps
+    total = follower.history.now_ns - follower.history.begun_ns
+    assert 0 < follower.history.skipped_ns < total
+    behind = recorder.times[happened - 1] - follower.history.now_ns
+    assert behind < total / 4, "what is shown is of now"
+
+
+def test_a_controller_that_was_started_anew_is_begun_anew() -> None:
+    steps = steps_of(busy_world())
+    recorder = FakeRecorder(steps)
+    ticks = itertools.count(1)
+    source = live(recorder, lambda: next(ticks))
+    recorder.happened = 50
+    assert len(source.look().steps) == 50
+    recorder.is_away = True
+    with pytest.raises(ConnectionLost):
+        source.look()
+    recorder.is_away, recorder.epoch, recorder.happened = False, 8, 60
+    look = source.look()
+    assert (look.run, len(look.steps)) == (8, 60)
+    recorder.epoch, recorder.happened = 9, 5  # so quickly that nobody noticed
+    look = source.look()
+    assert (look.run, len(look.steps)) == (9, 5)

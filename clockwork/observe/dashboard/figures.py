@@ -36,6 +36,9 @@ AXIS = 34
 LABEL = 74
 """Width of what stands left of a figure: the same for all, so that they are aligned."""
 
+LABEL_CHARACTERS = 12
+"""Of a device's label."""
+
 
 def _figure(name: str, height: int, label: str, **more: Any) -> Any:
     """A figure without a border or toolbar that is as wide as its place. label: what it shows, for screen readers."""
@@ -167,11 +170,16 @@ class LanesFigure:
 def _label_rows(plot: Any, labels: list[str], row_px: float) -> None:
     every = 1 if row_px >= 11 else 2 if row_px >= 6 else 5
     ticks = [row + 0.5 for row in range(0, len(labels), every)]
-    overrides = {row + 0.5: label for row, label in enumerate(labels)}
+    overrides = {row + 0.5: _shortened(label) for row, label in enumerate(labels)}
     if plot.yaxis[0].ticker.ticks != ticks:
         plot.yaxis[0].ticker.ticks = ticks
     if plot.yaxis[0].major_label_overrides != overrides:
         plot.yaxis[0].major_label_overrides = overrides
+
+
+def _shortened(label: str) -> str:
+    """A device's label, as far as there is room for it: its end tells it from others."""
+    return label if len(label) <= LABEL_CHARACTERS else f"…{label[-LABEL_CHARACTERS + 1 :]}"
 
 
 def _placed(columns: Columns, labels: list[str], top: float, bottom: float, is_full: bool = False) -> Columns:
@@ -223,7 +231,7 @@ class SeriesFigure:
         self.plot = plot = _figure(
             "answers", 222, "Answers per second by outcome, over the last minute", x_range=Range1d(-60, 0)
         )
-        plot.y_range.start = 0
+        plot.y_range.start, plot.y_range.min_interval = 0, 10
         plot.varea_stack(
             [name for name, _ in self.STACKED], x="at", source=self.source,
             color=[look.color for _, look in self.STACKED], fill_alpha=0.85,
@@ -243,7 +251,7 @@ class SeriesFigure:
         self.waiting = waiting = _figure(
             "waiting", 96, "Requests that wait, over the last minute", x_range=plot.x_range
         )
-        waiting.y_range.start = 0
+        waiting.y_range.start, waiting.y_range.min_interval = 0, 4
         waiting.varea(
             x="at", y1=0, y2="waiting", source=self.source, fill_color=WAITING.color, fill_alpha=0.35
         )

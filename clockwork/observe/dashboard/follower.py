@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from clockwork.config.dashboard import DASHBOARD_REQUESTS_MAX
 from clockwork.observe.history import History
+from clockwork.observe.live import Cluster, introduce
 from clockwork.scheduler.recording import Step
 
 LOADING, LIVE, EMPTY, AWAY = "loading", "live", "empty", "disconnected"
@@ -24,6 +25,7 @@ class Look(NamedTuple):
     steps: Sequence[Step]
     is_gap: bool = False  # steps before these were left out
     share: float = 1.0  # of what there was since the last look
+    cluster: Cluster | None = None  # as its controller describes it, now and then
 
 
 class Source(Protocol):
@@ -61,6 +63,9 @@ class Follower:
         before_ns = history.now_ns
         if look.is_gap:
             history.skip()
+        if look.cluster is not None and (before_ns or look.steps):
+            first_ns = look.steps[0].events[0].now_ns if look.steps else before_ns
+            introduce(history, look.cluster, max(before_ns, first_ns))
         for number, step in enumerate(look.steps):
             history.apply(step)
             if number == 0 and look.is_gap and before_ns:

@@ -28,7 +28,7 @@ from clockwork.observe.history import (
     SeenAction,
     SeenDevice,
 )
-from clockwork.observe.lanes import Span, idle_with_work_spans, span_of, waiting_spans, without
+from clockwork.observe.lanes import Span, idle_with_work_spans, span_of, union, waiting_spans, without
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
 from clockwork.scheduler.types import Status
 
@@ -37,9 +37,11 @@ MS, SECOND = 1e6, 1e9
 Columns = dict[str, Any]
 """Lists or arrays of one length, by name."""
 
-SERIES_NS = 60_000_000_000
+BUSY_NS = 10_000_000_000
+"""By which time the busiest models are found."""
+
 BIN_NS = 1_000_000_000
-"""What the series show, and over how long each of their points counts."""
+"""Over how long each point of the series counts."""
 
 
 class ModelColors:
@@ -72,11 +74,12 @@ class ModelColors:
 
 
 def busy_times(history: History) -> dict[int, int]:
-    """By model: the time that its executions took, of those that are kept."""
+    """By model: the time that its executions took lately."""
     found: dict[int, int] = {}
+    since_ns = history.now_ns - BUSY_NS
     for device in history.devices.values():
         for action in device.executions:
-            if action.duration_ns:
+            if action.duration_ns and action.end_ns > since_ns:
                 found[action.model_id] = found.get(action.model_id, 0) + action.duration_ns
     return found
 
@@ -280,8 +283,10 @@ def memory(history: History, colors: ModelColors) -> Memory:
         end = device.page_count
         for one in device.resident.values():
             if one.run_starts and one.runs:
-                for start, pages in zip(one.run_starts, one.runs):
-                    _add_run(rows, history, colors, row, one, start, start + pages)
+                for left, right in union(
+                    (start, start + pages) for start, pages in zip(one.run_starts, one.runs)
+                ):
+                    _add_run(rows, history, colors, row, one, left, right)
             elif one.runs:  # where it lies is not known: it is shown at the end
                 unplaced += 1
                 _add_run(rows, history, colors, row, one, end - one.pages, end)

@@ -88,6 +88,7 @@ class Dashboard:
 
     async def _serve(self, started: Callable[[], None]) -> None:
         settings = self._settings
+        logging.getLogger("bokeh").setLevel(logging.ERROR)  # it warns of every page that is closed
         self._loop = IOLoop.current()
         self._stop = asyncio.Event()
         running = asyncio.get_running_loop()

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from clockwork.config import LISTED_MODELS_PAGE
+from clockwork.config.dashboard import (
+    DASHBOARD_BACKLOG_BYTES,
+    DASHBOARD_BEGIN_NS,
+    DASHBOARD_DESCRIBE_NS,
+    DASHBOARD_DESCRIBE_PART,
+    DASHBOARD_LOOK_BYTES,
+)
+from clockwork.config.observe import TOP_PAGE_S
 from clockwork.observe.dashboard.follower import Look
-from clockwork.scheduler.recording import Readable, Step, decode
+from clockwork.observe.live import Ask, Cluster
+from clockwork.scheduler.recording import Readable, Step, Stream, decode
 
 
 class Recorded:
@@ -33,3 +43,63 @@ class Recorded:
             found.append(self._next)
             self._next = next(self._steps, None)
         return Look(0, found)
+
+
+class Live:
+    """A controller's flight recorder, read from its newest steps on.
+
+    A look reads no more than DASHBOARD_LOOK_BYTES. Where a controller writes more than that, for longer than
+    DASHBOARD_BACKLOG_BYTES last, what lies between is passed over, so that what is shown is always of now.
+    """
+
+    def __init__(self, ask: Ask, describe: Callable[[], Cluster], clock: Callable[[], int]) -> None:
+        """describe: asks for the cluster. clock: nanoseconds of a clock that does not jump."""
+        self._ask = ask
+        self._describe = describe
+        self._clock = clock
+        self._stream: Stream | None = None
+        self._described_ns = 0  # when the cluster was described last; 0: it has to be
+        self._interval_ns = DASHBOARD_DESCRIBE_NS
+        self._end = 0  # of the recorder, at the last look; 0: there was none
+        self._looked_ns = 0
+
+    def look(self) -> Look:
+        now_ns = self._clock()
+        cluster = self._description(now_ns)
+        if self._stream is None:
+            self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
+        stream, is_gap, read = self._stream, False, 0
+        steps: list[Step] = []
+        while True:
+            answer = self._ask(stream.argument)
+            if stream.epoch and answer.get("epoch") != stream.epoch:  # another start of the controller
+                self._stream, self._described_ns = None, 0
+                return self.look()
+            was = stream.place
+            if answer["place"] < was:  # it is written faster now: nothing has to be passed over
+                stream.argument = f"#{was}"
+                continue
+            is_gap = is_gap or bool(was and answer["place"] != was)
+            steps += stream.take(answer)
+            read += len(answer["bytes"])
+            if stream.is_at_end or read >= DASHBOARD_LOOK_BYTES:
+                break
+        written = answer["end"] - self._end if self._end else read
+        if answer["end"] - stream.place > DASHBOARD_BACKLOG_BYTES and self._end:
+            # As much of the newest as the next look may read, by how fast it is written.
+            per_ns = written / max(now_ns - self._looked_ns, 1)
+            stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / per_ns)}"
+        self._end, self._looked_ns = answer["end"], now_ns
+        return Look(stream.epoch, steps, is_gap, min(1.0, read / written) if written else 1.0, cluster)
+
+    def _description(self, now_ns: int) -> Cluster | None:
+        """The cluster as its controller describes it, every so often: the more models, the less often."""
+        if self._described_ns and now_ns - self._described_ns < self._interval_ns:
+            return None
+        found = self._describe()
+        self._described_ns = now_ns
+        pages = -(-len(found.models) // LISTED_MODELS_PAGE)
+        self._interval_ns = max(
+            DASHBOARD_DESCRIBE_NS, round(pages * TOP_PAGE_S / DASHBOARD_DESCRIBE_PART * 1e9)
+        )
+        return found

@@ -79,7 +79,7 @@
       put("good", number(t.good), "/s");
       put("refused", number(t.refused), "/s");
       put("missed", number(t.missed), "/s");
-      put("waiting", number(t.waiting));
+      put("waiting", t.waiting.toLocaleString("en"));
       put("p99", t.p99_ms ? ms(t.p99_ms) : "–");
       at("p50").textContent = t.p50_ms ? `p99; median ${ms(t.p50_ms)}` : "99th percentile";
       put("executing", `${Math.round(t.executing * 100)} %`);

@@ -38,7 +38,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
+.PHONY: help check build run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
     lint format typecheck annotate lock wheels release proto clean distclean
 
 help: ## list the targets
@@ -63,6 +63,9 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
 	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
+
+demo: $(TESTABLE) ## an emulated cluster of twelve V100s, a load that changes, and the dashboard; Ctrl-C ends them
+	@exec $(BIN)/clockwork demo $(ARGS)
 
 # What tests use in place of a GPU; see docs/gpu.md.
 FAKE_DRIVER := $(CURDIR)/tests/device/libfakecuda.so

@@ -124,12 +124,13 @@ def infer(
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--parent", type=int, hidden=True)
 @client_options
 def load(
     models: tuple[str, ...], rate: float | None, concurrency: int | None, duration: float, slo: float | None, arrivals: Any,
     cv: float, bursts: tuple[float, float] | None, ramp: tuple[float, float] | None, trace: str, mapping: Any,
-    priority: int, rows: int, zipf: float, seed: int, as_json: bool, endpoint: str | None, key: Path | None,
-    timeout: float | None,
+    priority: int, rows: int, zipf: float, seed: int, as_json: bool, parent: int | None, endpoint: str | None,
+    key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Generate load on MODELS and report what became of it.
 
@@ -148,6 +149,10 @@ def load(
     """
     from clockwork.cli import load_generator
 
+    if parent is not None:
+        from clockwork.launch.local import die_with
+
+        die_with(parent)
     if rate == 0:
         raise click.UsageError("rate 0 asks nothing: leave --rate out for closed loop")
     settings = load_generator.LoadSettings(

@@ -17,6 +17,7 @@ COMMANDS = {
     "compile": "compile",
     "controller": "serve",
     "dashboard": "dashboard",
+    "demo": "demo",
     "explain": "explain",
     "gateway": "gateway",
     "infer": "requests",

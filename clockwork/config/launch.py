@@ -33,3 +33,16 @@ POLL_NS = 300_000_000
 
 END_S = 2.0
 """Time that an actor may take to clean up after its child process has ended."""
+
+# ----- launch/demo.py --------------------------------------------------------------------------
+
+DEMO_ARENA = "1GiB"
+"""Memory of each device: less than the models take, so that some have to be loaded while others are served."""
+
+DEMO_INPUT_BYTES = 2_000
+"""Bytes of a request: the models' own are 0.6 MB, which no machine moves a thousand times a second beside the rest."""
+
+DEMO_SLO_S = 0.1
+
+DEMO_LOAD_S = 3_600
+"""How long a load lasts; then it begins anew."""

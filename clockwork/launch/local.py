@@ -44,8 +44,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
 """A line of a child's log that only --verbose shows; anything else may be trouble."""
 
-SERVES = re.compile(r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:")
-"""The log lines by which a controller, a worker and a gateway say that they serve."""
+SERVES = re.compile(
+    r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:|^The dashboard is at "
+)
+"""The lines by which a controller, a worker, a gateway and a dashboard say that they serve."""
 
 GATEWAY_PORTS = ("http", "grpc", "metrics")
 """The gateway's servers, in the order of their flags."""
@@ -189,7 +191,7 @@ class Seat:
     is_given_up: bool = False
 
 
-def up(settings: UpSettings, say: Callable[[str], None], kind: type[Cluster] | None = None) -> int:
+def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Cluster] | None = None) -> int:
     """Run a cluster in the foreground until a signal, or until a child that it needs is given up; the exit status."""
     endpoints = _endpoints(settings)
     cluster = (kind or Cluster)(settings, endpoints, say)
@@ -197,7 +199,7 @@ def up(settings: UpSettings, say: Callable[[str], None], kind: type[Cluster] | N
         with cluster.signals():
             cluster.start()
             cluster.get_ready()
-            _greet(settings, endpoints, cluster.gateway_urls(), say, cluster.started_ns)
+            cluster.greet()
             while True:
                 cluster.wait_for_signal()
                 cluster.mend()
@@ -253,6 +255,10 @@ class Cluster:
             signal.set_wakeup_fd(-1)
             os.close(writing)
             os.close(self._wakeup)
+
+    def greet(self) -> None:
+        """Say where everything is, once it is ready."""
+        _greet(self._settings, self._endpoints, self.gateway_urls(), self._say, self.started_ns)
 
     def wait_for_signal(self) -> None:
         """Return after a signal, or when a child is to be started; a signal that came before the wait counts too.
@@ -381,7 +387,7 @@ class Cluster:
             arguments = [
                 "worker",
                 "--connect",
-                _dialled(workers),
+                dialled(workers),
                 "--name",
                 name,
                 "--store",
@@ -401,7 +407,7 @@ class Cluster:
 
     def _start_gateway(self, clients: str) -> None:
         settings = self._settings
-        arguments = ["gateway", "--connect", _dialled(clients), *settings.gateway_arguments]
+        arguments = ["gateway", "--connect", dialled(clients), *settings.gateway_arguments]
         # Where other machines need keys to reach the cluster, the gateway must not let them in without.
         arguments += ["--host", settings.host, "--insecure"] if settings.insecure else []
         for name, port in zip(GATEWAY_PORTS, settings.gateway_ports):
@@ -448,7 +454,7 @@ class Cluster:
         keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
         limit_ns = self.started_ns + self.ready_ns
         with Client(
-            _dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
+            dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
         ) as client:
             self._wait(lambda: len(client.status()["workers"]) >= settings.workers, limit_ns, "the workers")
             if settings.demo:
@@ -542,7 +548,7 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
-def _dialled(endpoint: str) -> str:
+def dialled(endpoint: str) -> str:
     """The endpoint to dial on this machine: loopback for one that listens on all interfaces."""
     for everywhere, here in (
         ("//0.0.0.0:", "//127.0.0.1:"),
@@ -561,7 +567,7 @@ def _greet(
     since_ns: int,
 ) -> None:
     clients, workers, events = endpoints
-    options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", _dialled(clients)]
+    options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", dialled(clients)]
     if settings.keys is not None:
         # Without a demo there is a model to register first, for which one needs an operator's key.
         role = Role.CLIENT if settings.demo else Role.OPERATOR

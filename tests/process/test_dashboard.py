@@ -243,3 +243,23 @@ def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
         assert "this is no recording of a controller" in program.text
     finally:
         program.destroy()
+
+
+@pytest.mark.slow
+def test_the_demo_is_one_command_that_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    program = Program(
+        ["demo", "--devices", "4", "--rate", "200", "--dashboard-port", "0"], {"TMPDIR": str(folder)}
+    )
+    try:
+        url = program.wait_for(r"^The dashboard is at (\S+)$")[1]
+        state = Watched(url).until(lambda found: found.get("requests"), "requests are seen")
+        assert state["tiles"]["devices"] == 4
+        members = session_members(program.pid)
+        program.send(signal.SIGINT)
+        assert program.wait() == 0, program.text
+        assert [pid for pid in members if Path(f"/proc/{pid}").exists()] == []
+        assert list(folder.iterdir()) == []
+    finally:
+        program.destroy()

@@ -1,0 +1,61 @@
+"""`clockwork demo`: an emulated cluster, a load that changes, and the dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import click
+
+from clockwork import config
+from clockwork.config.dashboard import DASHBOARD_PORT
+from clockwork.config.workloads import LIVE_RATE_MAX
+from clockwork.errors import ConfigError
+
+
+@click.command()
+@click.option(
+    "--devices",
+    type=click.IntRange(1, config.EMULATED_DEVICES_MAX),
+    default=12,
+    show_default=True,
+    help="How many GPUs are emulated.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, LIVE_RATE_MAX, min_open=True),
+    default=800.0,
+    show_default=True,
+    help="Requests per second, on average.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65533),
+    default=0,
+    show_default=True,
+    help="For clients; the next two are for workers and events. 0: any that are free.",
+)
+@click.option(
+    "--dashboard-port",
+    type=click.IntRange(0, 65535),
+    default=DASHBOARD_PORT,
+    show_default=True,
+    help="0: any that is free.",
+)
+@click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
+def demo(devices: int, rate: float, port: int, dashboard_port: int, verbose: bool) -> None:  # fmt: skip
+    """Show what this is about: emulated V100s with the paper's models, a load that changes, and the dashboard.
+
+    Ctrl-C ends all of it, and nothing is left.
+
+    \b
+    Examples:
+      clockwork demo
+      clockwork demo --devices 100 --rate 3000
+    """
+    if importlib.util.find_spec("bokeh") is None:
+        raise ConfigError("the demo's dashboard needs bokeh: pip install 'clockwork-serving[dashboard]'")
+    from clockwork.launch.demo import DemoSettings
+    from clockwork.launch.demo import demo as run
+
+    sys.exit(run(DemoSettings(devices, rate, port, dashboard_port, verbose), lambda line: click.echo(line)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 RECORDER_BYTES = 64 << 20
-"""Default size of the ring of steps: a minute at some 14,000 requests a second. Memory is taken as it fills."""
+"""Default size of the ring of steps: a minute at some 20,000 requests a second, in batches. Memory is taken as it fills."""
 
 RECORDER_BYTES_LEAST = 256 << 10
 """Smallest ring, other than none."""

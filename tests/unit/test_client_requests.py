@@ -132,6 +132,7 @@ MESSAGES: list[tuple[calls.Call[Any, *tuple[Any, ...]], tuple[Any, ...], tuple[A
     (calls.MODEL, ("m@2",), Query(7, "model", "m@2")),
     (calls.STATUS, (), Query(7, "status", "")),
     (calls.METRICS, ("m",), Query(7, "metrics", "m")),
+    (calls.RECORDER, ("#5",), Query(7, "recorder", "#5")),
 ]  # fmt: skip
 
 

@@ -521,7 +521,7 @@ class History:
             if action.done_ns:
                 continue
             action.done_ns, action.status = now_ns, Status.WORKER_LOST
-            self.under_way.pop(action.id, None)  # it may have been forgotten
+            del self.under_way[action.id]
             self._done.append(action)
             self._wait_again(action)
         for residency in list(device.resident.values()):

@@ -251,20 +251,6 @@ def test_it_forgets_in_order_what_is_over() -> None:
     assert len(by_number.actions) == 5
 
 
-def test_an_action_that_is_forgotten_may_be_lost_with_its_worker() -> None:
-    world = World()
-    world.now = SECOND
-    world.join(1)
-    world.ready(*(spec(number, exec_ms=1000) for number in (1, 2, 3)))
-    for number in (1, 2, 3):
-        world.request(number, slo_ms=0)
-    assert len(history_of(world).under_way) == 2, "loads"
-    world.leave(1)
-    history = history_of(world, actions_max=1)
-    assert not history.under_way
-    assert len(history.actions) == 1
-
-
 def test_what_waits_is_forgotten_only_where_too_much_waits() -> None:
     world = World()
     world.join(1)

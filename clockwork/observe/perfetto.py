@@ -2,7 +2,7 @@
 
 Every worker is a process with three tracks for each device: what it executes, what it loads, and when it was idle with
 work waiting. Requests are slices in rows of a process of their own, coloured by outcome; an arrow leads from a
-request to the batch that answered it, and back to its answer. Counters tell waiting requests, goodput, refusals by
+request to the batch that answered it, and to its answer, the last part of its slice. Counters tell waiting requests, goodput, refusals by
 reason, and resident pages.
 
 https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU describes the format.
@@ -103,9 +103,7 @@ class _Trace:
         self._history = history
         self.base_ns = base_ns
         self._requests = self._left_out = self._executions = self._loads = self._under_way = 0
-        self._place: dict[
-            int, tuple[int, int, int]
-        ] = {}  # by action: process, track and beginning of its slice
+        self._place: dict[int, tuple[int, int, Span]] = {}  # by action: process, track and span of its slice
 
     def drawn(self) -> Drawn:
         return Drawn(
@@ -184,7 +182,7 @@ class _Trace:
             if row is None:
                 continue
             tid = _track(device.index, track, row)
-            self._place[action.id] = (pid, tid, begin_ns)
+            self._place[action.id] = (pid, tid, (begin_ns, end_ns))
             label = self._history.label(action.model_id)
             name = label if action.kind in ("infer", "load") else f"{action.kind} {label}"
             events.append(
@@ -262,20 +260,22 @@ class _Trace:
         yield from events
 
     def _flow(self, request: SeenRequest, tid: int, end_ns: int) -> list[TraceEvent]:
-        """Arrows from a request to the batch that it was sent in, and back to its answer."""
+        """The way of an answer, as a slice within the request's, and arrows from the request to its batch, and on to the answer.
+        An arrow cannot lead back: Perfetto has it begin where the earlier slice does."""
         action = request.action
         if action is None or action.id not in self._place:
             return []
-        pid, batch_tid, begin_ns = self._place[action.id]
+        pid, batch_tid, (begin_ns, done_ns) = self._place[action.id]
         common = {"cat": "request", "name": "request", "id": request.id}
         flow = [
             {"ph": "s", **common, "pid": REQUESTS, "tid": tid, "ts": self._us(request.arrived_ns)},
             {"ph": "t", **common, "pid": pid, "tid": batch_tid, "ts": self._us(begin_ns)},
         ]
-        if request.answered_ns > begin_ns:
-            flow.append(
-                {"ph": "f", "bp": "e", **common, "pid": REQUESTS, "tid": tid, "ts": self._us(end_ns - 1)}
-            )
+        if request.answered_ns > done_ns > request.arrived_ns:
+            flow += [
+                self._slice("answer", REQUESTS, tid, done_ns, end_ns, {}, cat="answer"),
+                {"ph": "f", "bp": "e", **common, "pid": REQUESTS, "tid": tid, "ts": self._us(done_ns)},
+            ]
         return flow
 
     def _request_args(self, request: SeenRequest) -> TraceEvent:

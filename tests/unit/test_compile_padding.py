@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from clockwork.models import zoo
 from clockwork.models.compile.freeze import freeze
-from clockwork.models.compile.padding import NotProven, Padding, padded_inputs
+from clockwork.models.compile.padding import NotProven, Padding, make_padded_by_row, padded_inputs
 from clockwork.models.inputs import difference
 from clockwork.models.runtime import RunError, Session
 from clockwork.wire.tensors import Array
@@ -82,6 +82,40 @@ def check(model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Seque
         for one, *others in zip(*answers, strict=True):
             for other in others:
                 np.testing.assert_array_equal(one, other)
+    return padding
+
+
+def check_by_row(
+    model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Sequence[Array]]
+) -> Padding:
+    """Rows of different length answer in one batch as each does alone. make: inputs of a length, by a generator."""
+    path, by_row = folder / "model.onnx", folder / "by_row.onnx"
+    onnx.save(model, path)
+    rng = np.random.default_rng(1)
+    changed = onnx.load(path)
+    padding = make_padded_by_row(changed, [array.shape for array in make(MOST, rng)], ["S"])
+    onnx.save(changed, by_row)
+    original, padded = Session(path, optimise=False), Session(by_row, optimise=False)
+    for lengths in ([MOST, 1, 3], [2, MOST - 2], [4], [1, 1], [5, 6, 6, 1]):
+        rows = [[array[:1] for array in make(length, rng)] for length in lengths]
+        shapes = [(1, max(lengths), *array.shape[2:]) for array in rows[0]]
+        alone = [original.run(row) for row in rows]
+        answers = []
+        zeros = [np.zeros(shape, array.dtype) for array, shape in zip(rows[0], shapes, strict=True)]
+        nans = [np.full_like(one, np.nan) if one.dtype.kind == "f" else one for one in zeros]
+        other = [array[:1, : max(lengths)] for array in make(MOST, rng)]
+        for filling in (zeros, other, nans):
+            batch = [
+                np.concatenate(parts) for parts in zip(*(padded_inputs(row, shapes, filling) for row in rows))
+            ]
+            answers.append(padded.run([*batch, np.array(lengths)]))
+        for number, (length, expected) in enumerate(zip(lengths, alone, strict=True)):
+            for answer in answers:
+                cut = [
+                    one[number : number + 1][tuple(slice(length if dim == "S" else None) for dim in dims)]
+                    for one, dims in zip(answer, padding.output_dims, strict=True)
+                ]
+                assert difference(cut, expected) == "", (lengths, number)
     return padding
 
 
@@ -184,23 +218,39 @@ PROVEN: dict[str, Callable[[Graph], str]] = {
 }  # fmt: skip
 
 
+MIXES_ROWS = ("mean of all",)
+"""Graphs that answer as if nothing were behind the end of a batch whose rows have one length, but not of each row."""
+
+
 @pytest.mark.parametrize("name", PROVEN)
 def test_a_graph_that_is_proven_answers_as_if_nothing_were_behind_the_end(name: str, tmp_path: Path) -> None:
     g = Graph()
-    check(g.model(PROVEN[name](g)), tmp_path, floats)
+    model = g.model(PROVEN[name](g))
+    check(model, tmp_path, floats)
+    if name in MIXES_ROWS:
+        with pytest.raises(NotProven, match="mixes rows"):
+            check_by_row(model, tmp_path, floats)
+    else:
+        check_by_row(model, tmp_path, floats)
 
 
 def test_an_encoder_is_padded_with_its_mask_and_without(tmp_path: Path) -> None:
     model = zoo.build("transformer", layers=2, width=16, heads=2, sequence=None, vocabulary=50)
     check(model, tmp_path, tokens)
+    assert check_by_row(model, tmp_path, tokens).limits == {"S": 512}
     bare = zoo.build("transformer", layers=1, width=WIDTH, heads=2, sequence=None, embedded=True)
     check(bare, tmp_path, floats)
+    assert check_by_row(bare, tmp_path, floats).limits == {}
 
 
 def test_what_has_a_value_for_each_position_is_cut_back(tmp_path: Path) -> None:
     g = Graph()
     padding = check(g.model(attention(g), g.node("ReduceSum", "x", g.ints(1), keepdims=0)), tmp_path, floats)
     assert padding.output_dims == [(ROWS, "S", WIDTH), (ROWS, WIDTH)]
+    g = Graph()
+    model = g.model(attention(g), g.node("ReduceSum", "x", g.ints(1), keepdims=0))
+    padding = check_by_row(model, tmp_path, floats)
+    assert padding.output_dims == [("clockwork.rows", "S", WIDTH), ("clockwork.rows", WIDTH)]
 
 
 # ----- what is not ---------------------------------------------------------------------------------
@@ -311,5 +361,45 @@ def test_random_graphs_answer_as_if_nothing_were_behind_the_end(seed: int, tmp_p
     g = random_graph(np.random.default_rng(seed))
     try:
         check(g.model("y"), tmp_path, floats)
+        check_by_row(g.model("y"), tmp_path, floats)
     except RunError as error:
         pytest.fail(str(error))
+
+
+OF_ROWS: dict[str, tuple[Callable[[Graph], str], str]] = {
+    "first row": (lambda g: g.node("Gather", "x", np.array(0), axis=0), "Gather picks positions"),
+    "slice of the first row": (lambda g: g.node("Slice", "x", g.ints(0), g.ints(1), g.ints(0)), "Slice takes a piece"),
+    "sums over rows": (lambda g: g.node("CumSum", "x", np.array(0)), "CumSum mixes rows"),
+    "softmax over rows": (lambda g: g.node("Softmax", "x", axis=0), "Softmax mixes rows"),
+    "mean of rows": (lambda g: g.node("ReduceMean", "x", g.ints(0)), "ReduceMean mixes rows"),
+    "largest of rows": (lambda g: g.node("ReduceMax", "x", g.ints(0)), "ReduceMax mixes rows"),
+    "product of rows": (
+        lambda g: g.node("MatMul", g.node("Transpose", "x", perm=[1, 2, 0]), g.node("Transpose", "x", perm=[1, 0, 2])),
+        "MatMul mixes rows",
+    ),
+    "convolution over rows": (
+        lambda g: g.node("Conv", g.node("Transpose", "x", perm=[1, 2, 0]), normal(3, WIDTH, 1)), "Conv mixes positions"
+    ),
+    "sum of a table": (
+        lambda g: g.node("Add", "x", g.node(
+            "ReduceSum", g.node("Slice", normal(9, WIDTH), g.ints(0), g.node("Shape", "x", start=1, end=2), g.ints(0)),
+            g.ints(0))),
+        "ReduceSum mixes positions of what is no row's",
+    ),
+    "pieces as long as the input": (
+        lambda g: g.node(
+            "Split", normal(MOST + 2, WIDTH),
+            g.node("Concat", g.node("Shape", "x", start=1, end=2),
+                   g.node("Sub", g.ints(MOST + 2), g.node("Shape", "x", start=1, end=2)), axis=0), outputs=2, axis=0),
+        "Split computes with the size of the inputs",
+    ),
+    "no rows": (lambda g: g.node("Relu", normal(ROWS, WIDTH)), "has no row for each row"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_what_mixes_rows_is_not_proven_for_rows_of_different_length(name: str) -> None:
+    make, says = OF_ROWS[name]
+    g = Graph()
+    with pytest.raises(NotProven, match=says):
+        make_padded_by_row(g.model(make(g)), [(ROWS, MOST, WIDTH)], ["S"])

@@ -20,6 +20,9 @@ from clockwork.wire.tensors import numpy_dtype
 OPSET_LEAST = 11
 """Oldest opset of models that are followed: since then the shape operand of an operator is an ordinary input."""
 
+ROWS = "clockwork.rows"
+"""Symbol of the batch, where every row has a true size of its own."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Padding:
@@ -27,6 +30,9 @@ class Padding:
 
     symbols: tuple[str, ...]  # in the order of the size inputs
     output_dims: list[tuple[Dim, ...]]  # of each output; the axis of a symbol is cut back to the true size
+    limits: dict[
+        str, int
+    ]  # by symbol: the largest size for which the model has tables; absent: none is known
 
 
 Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
@@ -40,22 +46,34 @@ class Following:
     of_shapes: ClassVar[frozenset[str]] = frozenset()  # operators that may be given sizes
 
     def __init__(
-        self, model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]
+        self,
+        model: onnx.ModelProto,
+        shapes: Sequence[Sequence[int]],
+        symbols: Sequence[str],
+        by_row: bool = False,
     ) -> None:
+        """by_row: axis 0 of each input is the batch, of any size, and each row has a true size. Otherwise the shapes are
+        those of every batch, and its rows have one true size."""
+        self._by_row = by_row
         self._graph = model.graph
         self._symbols = tuple(symbols)
         self._opset = next((opset.version for opset in model.opset_import if not opset.domain), 0)
         if self._opset < OPSET_LEAST:
             raise NotProven(f"the model is of opset {self._opset}; at least {OPSET_LEAST} is followed")
         self._sizes: dict[str, int] = {}  # compiled sizes by symbol
+        self._limits: dict[str, int] = {}
+        self._places: dict[str, tuple[str, int]] = {}  # by symbol: an input that has it, and the axis
         self._values: dict[str, Value] = {"": Value(())}
         for value, shape in zip(real_inputs(model), shapes, strict=True):
             dims: list[Dim] = []
-            for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-                if dim.dim_param in self._symbols:
+            for axis, (dim, size) in enumerate(zip(value.type.tensor_type.shape.dim, shape, strict=True)):
+                if by_row and axis == 0:
+                    dims.append(ROWS)
+                elif dim.dim_param in self._symbols:
                     if self._sizes.setdefault(dim.dim_param, size) != size:
                         raise NotProven(f"{dim.dim_param} has two sizes")
                     dims.append(dim.dim_param)
+                    self._places.setdefault(dim.dim_param, (value.name, axis))
                 else:
                     dims.append(size)
             self._values[value.name] = Value(tuple(dims))
@@ -64,7 +82,7 @@ class Following:
         self._types, self._concrete = inferred(model, shapes)
         self._nodes: list[onnx.NodeProto] = []  # of the resulting graph
         self._added: list[TensorProto] = []
-        self._masks: dict[tuple[str, int], str] = {}
+        self._masks: dict[tuple[str, int, int, int], str] = {}
 
     def run(self) -> Padding:
         for node in self._graph.node:
@@ -89,15 +107,18 @@ class Following:
             value = self._values[output.name]
             if value.tells_size:
                 raise NotProven(f"output {output.name!r} is computed from the size of the inputs")
+            if self._by_row and ROWS not in value.dims[:1]:
+                raise NotProven(f"output {output.name!r} has no row for each row of the inputs")
             dims.append(value.dims)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
         self._graph.initializer.extend(self._added)
         for number in range(len(self._symbols)):
+            shape = [ROWS] if self._by_row else []
             self._graph.input.append(
-                helper.make_tensor_value_info(f"{SIZE_PREFIX}{number}", TensorProto.INT64, [])
+                helper.make_tensor_value_info(f"{SIZE_PREFIX}{number}", TensorProto.INT64, shape)
             )
-        return Padding(self._symbols, dims)
+        return Padding(self._symbols, dims, self._limits)
 
     # ----- a node ---------------------------------------------------------------------------------
 
@@ -158,23 +179,59 @@ class Following:
         for axis in axes:
             symbol = value.dims[axis]
             assert isinstance(symbol, str)
+            if symbol == ROWS:
+                raise self._refuse("mixes rows")
+            if self._by_row and value.dims.count(ROWS) != 1:
+                raise self._refuse("mixes positions of what is no row's")
             masked = f"{name}.within.{len(self._nodes)}.{at}.{axis}"
-            inputs = [self._mask(symbol, len(value.dims) - 1 - axis), name, self._scalar(name, neutral)]
+            inputs = [self._mask(symbol, value, axis), name, self._scalar(name, neutral)]
             self._nodes.append(helper.make_node("Where", inputs, [masked]))
             self._types[masked] = self._types[self._node.input[at]]
             name = masked
         self._node.input[at] = name
 
-    def _mask(self, symbol: str, behind: int) -> str:
-        """True within the true size, shaped to be an axis with ``behind`` axes after it."""
-        key = symbol, behind
-        if key not in self._masks:
-            number = self._symbols.index(symbol)
-            name = self._masks[key] = f"clockwork.mask.{number}.{behind}"
-            places = np.arange(self._sizes[symbol], dtype=np.int64).reshape(-1, *[1] * behind)
-            self._added.append(numpy_helper.from_array(places, f"{name}.places"))
-            self._nodes.append(helper.make_node("Less", [f"{name}.places", f"{SIZE_PREFIX}{number}"], [name]))
-        return self._masks[key]
+    def _mask(self, symbol: str, value: Value, axis: int) -> str:
+        """True within the true size along an axis of a tensor, in a shape that broadcasts to the tensor's."""
+        number, behind = self._symbols.index(symbol), len(value.dims) - 1 - axis
+        key = symbol, behind, len(value.dims), value.dims.index(ROWS) if self._by_row else -1
+        if key in self._masks:
+            return self._masks[key]
+        name = self._masks[key] = f"clockwork.mask.{len(self._masks)}"
+        if self._by_row:
+            self._mask_rows(name, number, value, axis)
+            return name
+        places = np.arange(self._sizes[symbol], dtype=np.int64).reshape(-1, *[1] * behind)
+        self._added.append(numpy_helper.from_array(places, f"{name}.places"))
+        self._nodes.append(helper.make_node("Less", [f"{name}.places", f"{SIZE_PREFIX}{number}"], [name]))
+        return name
+
+    def _mask_rows(self, name: str, number: int, value: Value, axis: int) -> None:
+        """Make the mask of a tensor in which each row has a true size."""
+        rows, rank = value.dims.index(ROWS), len(value.dims)
+        source, source_axis = self._places[self._symbols[number]]
+        dims, size, places, sizes = (f"{name}.{part}" for part in ("dims", "size", "places", "sizes"))
+        zero, one, at = (self._number(np.array(one, np.int64)) for one in (0, 1, source_axis))
+        self._nodes += [
+            helper.make_node("Shape", [source], [dims]),
+            helper.make_node("Gather", [dims, at], [size]),
+            helper.make_node("Range", [zero, size, one], [places]),
+        ]
+        self._unsqueeze(places, f"{name}.along", [at for at in range(rank) if at != axis])
+        self._unsqueeze(f"{SIZE_PREFIX}{number}", sizes, [at for at in range(rank) if at != rows])
+        self._nodes.append(helper.make_node("Less", [f"{name}.along", sizes], [name]))
+
+    def _unsqueeze(self, source: str, target: str, axes: Sequence[int]) -> None:
+        self._nodes.append(self._with_axes("Unsqueeze", source, target, axes))
+
+    def _with_axes(
+        self, op: str, source: str, target: str, axes: Sequence[int], **attributes: Any
+    ) -> onnx.NodeProto:
+        """A node that takes axes, as an input or an attribute, as the opset has it."""
+        if self._opset >= 13:
+            return helper.make_node(
+                op, [source, self._number(np.array(axes, np.int64))], [target], **attributes
+            )
+        return helper.make_node(op, [source], [target], axes=list(axes), **attributes)
 
     def _scalar(self, like: str, number: float) -> str:
         """A constant of a tensor's type; an infinity becomes the bound of an integer type."""
@@ -188,25 +245,27 @@ class Following:
             number = np.iinfo(kind).min if number < 0 else np.iinfo(kind).max
         return self._number(np.array(number).astype(kind))
 
-    def mean(self, axes: Sequence[int], symbol: str, others: int, keepdims: int) -> None:
-        """Have the node, a mean over these axes, divide the sum by the true count: the true size times ``others``."""
+    def mean(self, dims: Sequence[Dim], axes: Sequence[int], symbol: str, others: int, keepdims: int) -> None:
+        """Have the node, a mean over these axes of a tensor of ``dims``, divide the sum by the true count: the true size
+        times ``others``."""
         name = self._node.output[0]
         code = self.type_of(name)
         if numpy_dtype(code).kind in "biu":
             raise self._refuse("is a mean of integers")
         total, size, count = (f"{name}.{part}" for part in ("sum", "size", "count"))
-        number = self._symbols.index(symbol)
-        self._node = helper.make_node("ReduceSum", [self._node.input[0]], [total], keepdims=keepdims)
-        if self._opset >= 13:
-            self._node.input.append(self._number(np.array(axes, np.int64)))
-        else:
-            self._node.attribute.append(helper.make_attribute("axes", list(axes)))
+        source = f"{SIZE_PREFIX}{self._symbols.index(symbol)}"
+        self._node = self._with_axes("ReduceSum", self._node.input[0], total, axes, keepdims=keepdims)
         factor = self._number(np.array(others).astype(numpy_dtype(code)))
         self._after = [
-            helper.make_node("Cast", [f"{SIZE_PREFIX}{number}"], [size], to=code),
+            helper.make_node("Cast", [source], [size], to=code),
             helper.make_node("Mul", [size, factor], [count]),
-            helper.make_node("Div", [total, count], [name]),
         ]
+        if self._by_row:
+            kept = [dim for axis, dim in enumerate(dims) if keepdims or axis not in axes]
+            behind = [at for at in range(len(kept)) if kept[at] != ROWS]
+            self._after.append(self._with_axes("Unsqueeze", count, f"{count}s", behind))
+            count = f"{count}s"
+        self._after.append(helper.make_node("Div", [total, count], [name]))
 
     def _number(self, array: Any) -> str:
         name = f"clockwork.neutral.{len(self._added)}"

@@ -7,7 +7,11 @@ positions (a sum, a softmax, a matrix product along the axis) gets an operand in
 element: 0 for a sum, minus infinity for a maximum. The true size is an additional input, a scalar. An operator for which
 neither is known to hold ends the proof, and the model runs only in the shapes that it was compiled for.
 
-The invariant of every tensor: within the true sizes it equals the tensor of the model without padding.
+On a CPU the sizes are not compiled, but requests of different length may share a batch: each row is padded to the longest,
+and has a true size of its own. The rules are the same, with a further symbol, ROWS, for the batch: no operator may mix
+rows, and a mask needs to know along which axis they are.
+
+The invariant of every tensor: within the true sizes (of each row) it equals the tensor of the model without padding.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.compile.following import Following, Padding
+from clockwork.models.compile.following import ROWS, Following, Padding
 from clockwork.models.compile.sizes import (
     Dim,
     NotProven,
@@ -54,6 +58,17 @@ def make_padded(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols
     the symbols. Raises NotProven.
     """
     return _Proof(model, shapes, symbols).run()
+
+
+def make_padded_by_row(
+    model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]
+) -> Padding:
+    """Make the model answer right for a batch whose rows end anywhere within the open dimensions, of whatever size.
+
+    The model is changed in place: it gets an input for each symbol, the true size of each row, and masks. shapes: of inputs
+    that it runs. Its inputs' declared shapes have the symbols; axis 0 is the batch. Raises NotProven.
+    """
+    return _Proof(model, shapes, symbols, by_row=True).run()
 
 
 class _Proof(Following):
@@ -249,7 +264,7 @@ class _Proof(Following):
         axis = self.axis(source, 0)
         if isinstance(source.dims[axis], str):
             raise self._refuse("takes an open axis apart")
-        if source.known is not None:
+        if source.known is not None or any(value.tells_size for value in inputs[1:]):
             raise self._refuse("computes with the size of the inputs")
         found = []
         for name in self._node.output:
@@ -287,13 +302,15 @@ class _Proof(Following):
                 isinstance(taken, str)
                 and step == 1
                 and not start.terms
+                and taken != ROWS
                 and 0 <= begin <= dim - self._sizes[taken]
             ):
+                self._limits[taken] = min(dim - begin, self._limits.get(taken, dim))
                 return taken
         elif start == Size(0) and step == 1:
             if end == size_of(dim) or (not end.terms and end.constant >= END):
                 return dim
-            if end == Size(1):  # the first position exists, however short the rest
+            if end == Size(1) and dim != ROWS:  # the first position exists, however short the rest
                 return 1
         raise self._refuse("takes a piece out of an open axis")
 
@@ -306,7 +323,9 @@ class _Proof(Following):
         if source.tells_size or indices.tells_size:
             raise self._refuse("computes with the size of the inputs")
         if isinstance(source.dims[axis], str) and (
-            indices.known is None or any(size != Size(0) for size in indices.known)
+            source.dims[axis] == ROWS
+            or indices.known is None
+            or any(size != Size(0) for size in indices.known)
         ):
             raise self._refuse("picks positions of an open axis")
         return [Value((*source.dims[:axis], *indices.dims, *source.dims[axis + 1 :]))]
@@ -369,10 +388,12 @@ class _Proof(Following):
 
     def _mean(self, source: Value, axes: Sequence[int], keepdims: int) -> None:
         symbols = [dim for axis in axes if isinstance(dim := source.dims[axis], str)]
+        if ROWS in symbols:
+            raise self._refuse("mixes rows")
         if len(symbols) > 1:
             raise self._refuse("is a mean over two open axes")
         others = math.prod(dim for axis in axes if isinstance(dim := source.dims[axis], int))
-        self.mean(axes, symbols[0], others, keepdims)
+        self.mean(source.dims, axes, symbols[0], others, keepdims)
 
     def _product(self, source: Value) -> list[Value]:
         """ReduceProd or ReduceSum of a shape."""
@@ -407,6 +428,8 @@ class _Proof(Following):
         source = inputs[0]
         (axis,) = self.integers(inputs[1])
         axis %= len(source.dims)
+        if source.dims[axis] == ROWS:
+            raise self._refuse("mixes rows")
         if isinstance(source.dims[axis], str) and self.attribute("reverse", 0):
             self.mask(0, [axis], 0)
         return [Value(source.dims)]
@@ -467,7 +490,10 @@ class _Proof(Following):
     def conv(self, inputs: Sequence[Value]) -> list[Value]:
         """A convolution: along an open axis each position reads its neighbours, and zeros behind the end, as without padding."""
         source, weight = inputs[:2]
-        if any(value.is_open for value in inputs[1:]) or any(isinstance(dim, str) for dim in source.dims[:2]):
+        if any(value.is_open for value in inputs[1:]) or any(
+            isinstance(dim, str) and not (dim == ROWS and axis == 0)
+            for axis, dim in enumerate(source.dims[:2])
+        ):
             raise self._refuse("mixes positions")
         shape = self._concrete.get(self._node.output[0])
         spatial = len(source.dims) - 2
@@ -478,7 +504,7 @@ class _Proof(Following):
         same = self.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
         if shape is None or self.attribute("auto_pad", b"NOTSET") == b"VALID":
             raise self._refuse("makes another size of an open axis")
-        dims: list[Dim] = list(shape)
+        dims: list[Dim] = [source.dims[0], *shape[1:]]
         for axis in mixed:
             seen = dilations[axis] * (int(weight.dims[2 + axis]) - 1)
             if strides[axis] != 1 or not (same or pads[axis] + pads[spatial + axis] == seen):
@@ -489,7 +515,7 @@ class _Proof(Following):
 
     def global_pool(self, inputs: Sequence[Value]) -> list[Value]:
         source = inputs[0]
-        mixed = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str)]
+        mixed = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str) and dim != ROWS]
         if any(axis < 2 for axis in mixed) or len(mixed) > 1:
             raise self._refuse("mixes positions")
         is_mean = self._node.op_type == "GlobalAveragePool"
@@ -567,4 +593,12 @@ def padded_inputs(
     return found
 
 
-__all__ = ["Dim", "NotProven", "Padding", "make_padded", "open_symbols", "padded_inputs"]
+__all__ = [
+    "Dim",
+    "NotProven",
+    "Padding",
+    "make_padded",
+    "make_padded_by_row",
+    "open_symbols",
+    "padded_inputs",
+]

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+# ----- models/lengths.py -----------------------------------------------------------------------
+
+LENGTH_SECONDS = 0.04
+"""For which executions at one of a model's length classes, in batches of one size, are timed."""
+
+LENGTHS_TIMED = 16
+"""Lengths at which a model is timed whose lengths share batches: the smallest classes."""
+
 # ----- models/measure.py -----------------------------------------------------------------------
 
 BATCH_MAX = 16

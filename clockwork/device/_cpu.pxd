@@ -16,9 +16,14 @@ cdef class Core(Arena):
     cdef void end_run_failed(self, Order* order) noexcept nogil
     cdef void run_infer(self, Order* order) noexcept nogil
     cdef bint feed(self, Order* order) noexcept nogil
+    cdef object note_sizes(self, Order* order)
+    cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil
+    cdef bint feed_sizes(self, Order* order) noexcept nogil
     cdef bint feed_strings(self, Order* order, size_t index, OrtValue* value) noexcept nogil
     cdef bint feed_text(self, Order* order, size_t index, OrtValue* value) noexcept nogil
     cdef bint take_outputs(self, Order* order, Session* session) noexcept nogil
     cdef bint describe_output(self, Order* order, OrtValue* value, const char* name, size_t index) noexcept nogil
+    cdef bint measure_cut(self, Order* order, const char* name, size_t index, int bits) noexcept nogil
+    cdef void cut_output(self, Order* order, size_t index, char* data) noexcept nogil
     cdef bint copy_output(self, Order* order, OrtValue* value, size_t index) noexcept nogil
     cdef bint copy_strings(self, Order* order, OrtValue* value, size_t index) noexcept nogil

@@ -10,7 +10,7 @@ from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, strlen, strstr
+from libc.string cimport memcpy, memmove, memset, strlen, strstr
 
 from clockwork.device._orders cimport INFER, PENDING, PROFILE, Lane, thread_time_ns
 from clockwork.device._ort cimport (
@@ -19,7 +19,7 @@ from clockwork.device._ort cimport (
     ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims,
     ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, round_up)
 from clockwork.device._pages cimport CpuSlot
-from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, dtype_bits, fill_seeded
+from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
 
@@ -28,6 +28,8 @@ cdef extern from "device/operators.h" nogil:
 
 cdef enum:
     IN_PLACE_ALIGNMENT = 16  # of a caller's buffer that a kernel reads directly
+    INT64 = 7  # ONNX's code
+    EMPTY_ROWS_MOST = 65_536
 
 cdef int OK = Status.OK
 cdef int INVALID_INPUT = Status.INVALID_INPUT
@@ -144,6 +146,10 @@ cdef class Core(Arena):
                 continue
             joined.place = size
             size += round_up(joined.bytes, PART_ALIGNMENT)
+        if order.parts.lengths != NULL:
+            problem = self.note_sizes(order)
+            if problem is not None:
+                return problem
         if size == 0:
             return None
         if <size_t>size > self.slot_bytes_most:
@@ -155,6 +161,20 @@ cdef class Core(Arena):
                 grown = self.grow_slot(<CpuSlot*>order.room, size)
             if not grown:
                 return f"no memory for inputs of {size} bytes"
+        return None
+
+    cdef object note_sizes(self, Order* order):
+        """Note the size of each row. Rows may be empty, so that a small message names very many."""
+        cdef size_t index
+        cdef int64_t total = 0, rows = order.parts.row_count()
+        for index in range(order.parts.input_count):
+            total += order.parts.inputs[index].bytes
+        if rows > total + EMPTY_ROWS_MOST:
+            return f"inputs of {rows} rows and {total} bytes; at most {EMPTY_ROWS_MOST} rows may be empty"
+        try:
+            order.parts.make_row_sizes()
+        except MemoryError:
+            return f"no memory for the sizes of {rows} rows"
         return None
 
     # ----- the execute lane --------------------------------------------------------------------
@@ -191,7 +211,7 @@ cdef class Core(Arena):
             if failed:
                 self.end_run_failed(order)
                 done = False
-        for index in range(model.input_dtypes.size()):
+        for index in range(model.fed_count()):
             ort_release_value(self.api, model.values[index])
             model.values[index] = NULL
         if done:
@@ -234,6 +254,8 @@ cdef class Core(Arena):
                 base = target = (<CpuSlot*>order.room).base + joined.place
                 if order.kind == PROFILE:
                     fill_seeded(target, joined.dtype, joined.bytes)
+                elif order.parts.uneven:
+                    self.join_padded(order, index, target)
                 else:
                     for part in range(order.parts.part_count):
                         piece = &order.parts.buffer(part, index)
@@ -244,6 +266,35 @@ cdef class Core(Arena):
             if ort_failed(self.api, status, order.text, TEXT_BYTES):
                 order.status = DEVICE_ERROR
                 return False
+        return order.parts.lengths == NULL or self.feed_sizes(order)
+
+    cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil:
+        """Join the parts of an input, zeros behind the end of each that is shorter than the longest."""
+        cdef Parts* parts = &order.parts
+        cdef Input* joined = &parts.inputs[index]
+        cdef int64_t[RANK_MOST] dims
+        cdef size_t part
+        memset(target, 0, joined.bytes)
+        for part in range(parts.part_count):
+            parts.shape_of(part, joined.dims, joined.rank, parts.lengths.inputs[index], dims)
+            copy_beginning(<char*>parts.buffer(part, index).buf, dims, target, joined.dims, joined.rank,
+                           dtype_bits(joined.dtype) // 8, True)
+            if joined.dims[0]:
+                target += joined.bytes // joined.dims[0] * parts.rows[part]
+
+    cdef bint feed_sizes(self, Order* order) noexcept nogil:
+        """Feed the size of each row, symbol by symbol."""
+        cdef CpuModel* model = <CpuModel*>order.residency
+        cdef size_t symbol
+        cdef int64_t rows = order.parts.row_count()
+        cdef char* base = <char*>order.parts.row_sizes.data() if rows else NOTHING
+        for symbol in range(order.parts.lengths.count):
+            if ort_failed(self.api, ort_wrap_tensor(
+                    self.api, self.runtime.memory, base, rows * sizeof(int64_t), &rows, 1, ort_dtype_of_onnx(INT64),
+                    &model.values[model.input_dtypes.size() + symbol]), order.text, TEXT_BYTES):
+                order.status = DEVICE_ERROR
+                return False
+            base += rows * sizeof(int64_t)
         return True
 
     cdef bint feed_strings(self, Order* order, size_t index, OrtValue* value) noexcept nogil:
@@ -379,6 +430,29 @@ cdef class Core(Arena):
         if output.dtype != ORT_STRING and rows and count // rows * bits % 8:
             snprintf(order.text, TEXT_BYTES, "output '%.200s' has rows that do not end on a byte", name)
             return False
+        return not order.parts.is_cut(index) or self.measure_cut(order, name, index, bits)
+
+    cdef bint measure_cut(self, Order* order, const char* name, size_t index, int bits) noexcept nogil:
+        """Find the bytes of an output once each part is cut back to its size."""
+        cdef Parts* parts = &order.parts
+        cdef Output* output = &parts.outputs[index]
+        cdef int64_t[RANK_MOST] dims
+        cdef int64_t count
+        cdef size_t part
+        cdef int axis, symbol
+        for axis in range(output.rank):
+            symbol = parts.lengths.of_output(index, axis)
+            if symbol >= 0 and output.dims[axis] != parts.longest[symbol]:
+                snprintf(order.text, TEXT_BYTES, "output '%.200s' has the size %lld along axis %d for inputs of %lld: it "
+                         "cannot be cut", name, <long long>output.dims[axis], axis, <long long>parts.longest[symbol])
+                return False
+        output.bytes = 0
+        for part in range(parts.part_count):
+            parts.shape_of(part, output.dims, output.rank, parts.lengths.outputs[index], dims)
+            count = 1
+            for axis in range(output.rank):
+                count *= dims[axis]
+            output.bytes += count * bits // 8
         return True
 
     cdef bint copy_output(self, Order* order, OrtValue* value, size_t index) noexcept nogil:
@@ -386,10 +460,33 @@ cdef class Core(Arena):
         cdef void* data = NULL
         if ort_failed(self.api, ort_tensor_data(self.api, value, &data), order.text, TEXT_BYTES):
             return False
+        if order.parts.is_cut(index):
+            self.cut_output(order, index, <char*>data)
+            return True
         if output.bytes:
             memcpy(order.parts.block + output.begin, data, output.bytes)
         order.parts.divide(index)
         return True
+
+    cdef void cut_output(self, Order* order, size_t index, char* data) noexcept nogil:
+        """Copy of each part what is within its size."""
+        cdef Parts* parts = &order.parts
+        cdef Output* output = &parts.outputs[index]
+        cdef int64_t[RANK_MOST] dims
+        cdef int64_t row_bytes = dtype_bits(output.dtype) // 8, count, end = output.begin
+        cdef size_t part
+        cdef int axis
+        for axis in range(1, output.rank):
+            row_bytes *= output.dims[axis]
+        for part in range(parts.part_count):
+            parts.shape_of(part, output.dims, output.rank, parts.lengths.outputs[index], dims)
+            copy_beginning(parts.block + end, dims, data, output.dims, output.rank, dtype_bits(output.dtype) // 8, False)
+            data += row_bytes * parts.rows[part]
+            count = dtype_bits(output.dtype) // 8
+            for axis in range(output.rank):
+                count *= dims[axis]
+            end += count
+            parts.part_ends[index * parts.part_count + part] = end
 
     cdef bint copy_strings(self, Order* order, OrtValue* value, size_t index) noexcept nogil:
         cdef Output* output = &order.parts.outputs[index]

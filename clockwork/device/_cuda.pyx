@@ -21,10 +21,10 @@ from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
     FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, CudaWeight, Launch, Model,
-    Program, Tensor, Variant, copy_beginning)
+    Program, Tensor, Variant)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
 from clockwork.device._orders cimport FETCH, PROFILE, Lane, nap, now_ns
-from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, dtype_bits, fill_seeded
+from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
 

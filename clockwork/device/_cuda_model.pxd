@@ -89,6 +89,3 @@ cdef class Model(Known):
     cdef CudaModel state
     cdef readonly Program program
     cdef readonly HostCopy host
-
-cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
-                         int64_t element_bytes, bint enlarge) noexcept nogil

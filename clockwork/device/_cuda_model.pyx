@@ -5,8 +5,6 @@ Made when a model is prepared, and only read while actions run; but for a launch
 at a time fills in.
 """
 
-from libc.string cimport memcpy
-
 from clockwork.device._parts cimport RANK_MOST, dtype_bits
 
 cdef enum:
@@ -20,41 +18,6 @@ INDEX_DTYPES = (2, 3, 4, 5, 6, 7, 9, 12, 13)  # integers and bools, in ONNX's co
 
 cdef inline int64_t aligned(int64_t size) noexcept nogil:
     return (size + SLOT_ALIGNMENT - 1) // SLOT_ALIGNMENT * SLOT_ALIGNMENT
-
-
-cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
-                         int64_t element_bytes, bint enlarge) noexcept nogil:
-    """Copy an array to the beginning of each axis of a larger one, or (not enlarge) from there."""
-    cdef int64_t[RANK_MOST] at
-    cdef int64_t run = element_bytes, count = 1, number, place
-    cdef int last = rank - 1, axis
-    while last >= 0 and small_dims[last] == large_dims[last]:
-        run *= small_dims[last]
-        last -= 1
-    # What is one piece in the larger one: the part of axis ``last`` that is there, with all behind it.
-    cdef int64_t inner = run
-    if last >= 0:
-        run *= small_dims[last]
-    for axis in range(last):
-        at[axis] = 0
-        count *= small_dims[axis]
-    if run == 0:
-        return
-    for number in range(count):
-        place = 0
-        for axis in range(last):
-            place = place * large_dims[axis] + at[axis]
-        if last >= 0:
-            place *= large_dims[last]
-        if enlarge:
-            memcpy(large + place * inner, small + number * run, run)
-        else:
-            memcpy(small + number * run, large + place * inner, run)
-        for axis in range(last - 1, -1, -1):
-            at[axis] += 1
-            if at[axis] < small_dims[axis]:
-                break
-            at[axis] = 0
 
 
 cdef int set_tensor(Tensor* tensor, int dtype, object shape, object symbols, bint batches, int64_t offset) except -1:

@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
-from clockwork.device._parts cimport Parts
+from clockwork.device._parts cimport Lengths, Parts
 
 cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
     enum:
@@ -104,6 +104,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
 cdef class Known:
     cdef Residency* at  # of the subclass
     cdef const vector[int]* input_dtypes  # likewise
+    cdef const Lengths* lengths  # likewise; NULL: all requests of a batch have one shape
     cdef int pending  # actions under way; guarded by the GIL
     cdef readonly int64_t model_id
 

@@ -300,8 +300,10 @@ cdef class Orders:
 
     cdef int start_run(self, Order* order, object views, bint without_data) except -1:
         """Queue an INFER or PROFILE whose inputs are what the model takes, or end it with a sentence."""
+        cdef Known known
         try:
-            problem = pin_parts(&order.parts, (<Known>order.owner).input_dtypes, views, without_data)
+            known = <Known>order.owner
+            problem = pin_parts(&order.parts, known.input_dtypes, known.lengths, views, without_data)
             if problem is None:
                 problem = self.describe_run(order)
         except BaseException:

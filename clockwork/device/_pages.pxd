@@ -7,6 +7,7 @@ from libcpp.vector cimport vector
 
 from clockwork.device._orders cimport Known, Orders, Residency, Room
 from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime, Session
+from clockwork.device._parts cimport Lengths
 
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void*, size_t, unsigned char*)
@@ -31,7 +32,9 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         vector[int64_t] run_bytes
         vector[CpuWeight] weights
         size_t workspace_bytes
+        Lengths lengths
         vector[OrtValue*] values
+        size_t fed_count()
     cppclass CpuSlot(Room):
         char* base
 

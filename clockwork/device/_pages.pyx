@@ -128,10 +128,12 @@ cdef class Model(Known):
 
     runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
     is None for the packed holding, whose session LOAD opens from packed_path. workspace_bytes: the budget of an execution.
+    lengths: (number of symbols in which requests of a batch may differ, for each input the symbol of each axis or -1, for
+    each output likewise); the program takes the sizes of the rows behind its inputs.
     """
 
     def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
-                  str packed_path, int64_t packed_bytes, size_t workspace_bytes):
+                  str packed_path, int64_t packed_bytes, size_t workspace_bytes, tuple lengths=None):
         cdef CpuWeight* weight
         cdef CpuModel* state = &self.state
         self.model_id = model_id
@@ -147,7 +149,10 @@ cdef class Model(Known):
         state.input_dtypes = dtypes
         state.run_bytes.resize(len(runs))
         state.weights.resize(len(weights))
-        state.values.resize(len(dtypes) + len(weights))
+        if lengths is not None:
+            state.lengths.count, state.lengths.inputs, state.lengths.outputs = lengths
+            self.lengths = &state.lengths
+        state.values.resize(state.fed_count() + len(weights))
         if packed_path is not None:
             state.path = os.fsencode(packed_path)
         for index, (dtype, shape, run, offset, size) in enumerate(weights):
@@ -215,7 +220,7 @@ cdef class Model(Known):
 cdef void close_values(const OrtApi* api, CpuModel* model) noexcept nogil:
     """Release the tensors over a model's pages (not the pages)."""
     cdef size_t index
-    for index in range(model.input_dtypes.size(), model.values.size()):
+    for index in range(model.fed_count(), model.values.size()):
         ort_release_value(api, model.values[index])
         model.values[index] = NULL
 
@@ -377,9 +382,9 @@ cdef class Arena(Orders):
             self.give_up_memory(model)
             if not self.runtime.open(model.options, model.path.c_str(), NULL, 0, &model.own, text):
                 return False
-            if model.own.input_count != model.input_dtypes.size():
+            if model.own.input_count != model.fed_count():
                 snprintf(text, TEXT_BYTES, "the packed session takes %zu inputs, the model %zu",
-                         model.own.input_count, model.input_dtypes.size())
+                         model.own.input_count, model.fed_count())
                 return False
             return True
         if not self.take_memory(model):
@@ -396,7 +401,7 @@ cdef class Arena(Orders):
             if ort_failed(self.api, ort_wrap_tensor(
                     self.api, self.runtime.memory, base, weight.bytes, weight.dims.data(), weight.dims.size(),
                     ort_dtype_of_onnx(weight.dtype),
-                    &model.values[model.input_dtypes.size() + index]), text, TEXT_BYTES):
+                    &model.values[model.fed_count() + index]), text, TEXT_BYTES):
                 return False
         return True
 

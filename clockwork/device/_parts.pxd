@@ -15,6 +15,12 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         int64_t[RANK_MOST] dims
         int64_t bytes
         int64_t place
+    cppclass Lengths:
+        size_t count
+        vector[vector[int]] inputs
+        vector[vector[int]] outputs
+        int of_input(size_t input, int axis)
+        int of_output(size_t output, int axis)
     cppclass Output:
         int dtype
         int rank
@@ -28,6 +34,15 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         vector[Py_buffer] pinned
         vector[Input] inputs
         vector[int64_t] rows
+        const Lengths* lengths
+        vector[int64_t] sizes
+        vector[int64_t] longest
+        cbool uneven
+        vector[int64_t] row_sizes
+        int64_t row_count()
+        void make_row_sizes() except +
+        void shape_of(size_t part, const int64_t* joined, int rank, const vector[int]& symbols, int64_t* dims)
+        cbool is_cut(size_t output)
         vector[Output] outputs
         vector[int64_t] part_ends
         char* block
@@ -44,7 +59,9 @@ cdef class Block:
 
 cdef int dtype_bits(int dtype) noexcept nogil
 cdef tuple timed_view(int dtype, shape)
-cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bint without_data)
+cdef object pin_parts(Parts* parts, const vector[int]* dtypes, const Lengths* lengths, object views, bint without_data)
 cdef list list_parts(Parts* parts)
 cdef int release_parts(Parts* parts) except -1
+cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
+                         int64_t element_bytes, bint enlarge) noexcept nogil
 cdef void fill_seeded(char* target, int dtype, int64_t size) noexcept nogil

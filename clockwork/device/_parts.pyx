@@ -1,13 +1,13 @@
 # cython: language_level=3, cdivision=True
 """The parts of a batch: requests' tensors joined on their way to a device, and its outputs split again.
 
-The devices that compute share this. What is here runs in the loop's thread, except fill_seeded().
+The devices that compute share this. What is here runs in the loop's thread, except copy_beginning() and fill_seeded().
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from clockwork.device.base import TensorView
 
@@ -52,18 +52,20 @@ cdef tuple timed_view(int dtype, shape):
     return dtype, shape[:-1], shape[-1] if shape else 0
 
 
-cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bint without_data):
+cdef object pin_parts(Parts* parts, const vector[int]* dtypes, const Lengths* lengths, object views, bint without_data):
     """Pin the parts' buffers and describe the inputs joined. A sentence if they are not valid, else None.
 
-    dtypes: of the model's inputs. without_data: only types and shapes are given, and looked at; of strings the bytes of
+    dtypes: of the model's inputs. lengths: the symbols in which parts may differ; NULL: none. without_data: only types and shapes are given, and looked at; of strings the bytes of
     each, instead of a buffer.
     """
     cdef size_t part, index
     cdef int64_t extent, count, part_bits
-    cdef int dtype, rank, axis
+    cdef int dtype, rank, axis, symbol
+    cdef int64_t* size
     cdef Input* joined
     cdef Py_buffer* buffer
     cdef size_t input_count = dtypes.size()
+    cdef size_t symbol_count = lengths.count if lengths != NULL else 0
     parts.part_count = len(views)
     parts.input_count = input_count
     if not parts.part_count:
@@ -72,6 +74,10 @@ cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bin
         parts.pinned.resize(parts.part_count * input_count)
     parts.inputs.resize(input_count)
     parts.rows.resize(parts.part_count)
+    parts.lengths = lengths
+    parts.uneven = False
+    parts.sizes.assign(parts.part_count * symbol_count, -1)
+    parts.longest.assign(symbol_count, 0)
     for part, tensors in enumerate(views):
         if <size_t>len(tensors) != input_count:
             return f"{len(tensors)} inputs for a model of {input_count}"
@@ -97,10 +103,21 @@ cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bin
                 if extent < 0 or (extent > 0 and count > (<int64_t>1 << 40) // extent):
                     return f"input {index} cannot have the shape {list(shape)}"
                 count *= extent
+                symbol = lengths.of_input(index, axis) if symbol_count else -1
+                if symbol >= 0:
+                    size = &parts.sizes[part * symbol_count + symbol]
+                    if size[0] >= 0 and size[0] != extent:
+                        return f"input {index} has the size {extent} along axis {axis} and another input {size[0]}"
+                    size[0] = extent
+                    parts.longest[symbol] = max(parts.longest[symbol], extent)
                 if part == 0:
                     joined.dims[axis] = extent
                 elif axis == 0:
                     joined.dims[0] += extent
+                elif symbol >= 0:
+                    if joined.dims[axis] != extent:
+                        joined.dims[axis] = max(joined.dims[axis], extent)
+                        parts.uneven = True
                 elif joined.dims[axis] != extent:
                     return f"input {index} has the shape {list(shape)} in one part and another elsewhere"
             if index == 0:
@@ -120,6 +137,25 @@ cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bin
             parts.pinned_count = part * input_count + index + 1
             if dtype != STRING and buffer.len != (part_bits + 7) // 8:
                 return f"input {index} of shape {list(shape)} takes {(part_bits + 7) // 8} bytes, got {buffer.len}"
+    return measure_padded(parts) if parts.uneven else None
+
+
+cdef object measure_padded(Parts* parts):
+    """Find the bytes of inputs whose parts are padded. A sentence if there are too many, else None."""
+    cdef size_t index
+    cdef Input* joined
+    cdef int64_t count
+    cdef int axis, bits
+    for index in range(parts.input_count):
+        joined = &parts.inputs[index]
+        bits = dtype_bits(joined.dtype)
+        count = 1
+        for axis in range(joined.rank):
+            if joined.dims[axis] > 0 and count > (<int64_t>1 << 40) // joined.dims[axis]:
+                return f"input {index} is too large once its parts are padded to the longest"
+            count *= joined.dims[axis]
+        if joined.dtype != STRING:
+            joined.bytes = count * bits // 8
     return None
 
 
@@ -128,6 +164,7 @@ cdef list list_parts(Parts* parts):
     cdef Block block = Block.__new__(Block)
     cdef size_t part, index
     cdef int64_t begin, end
+    cdef int64_t[RANK_MOST] dims
     cdef int axis
     cdef Output* output
     block.data, block.bytes = parts.block, parts.block_bytes
@@ -139,9 +176,13 @@ cdef list list_parts(Parts* parts):
         views = []
         for index in range(parts.outputs.size()):
             output = &parts.outputs[index]
-            shape = [output.dims[axis] for axis in range(output.rank)]
-            if parts.part_count > 1:
-                shape[0] = parts.rows[part]
+            if parts.is_cut(index):
+                parts.shape_of(part, output.dims, output.rank, parts.lengths.outputs[index], dims)
+            else:
+                memcpy(dims, output.dims, output.rank * sizeof(int64_t))
+                if parts.part_count > 1:
+                    dims[0] = parts.rows[part]
+            shape = [dims[axis] for axis in range(output.rank)]
             begin = parts.part_end(index, part - 1) if part else output.begin
             end = parts.part_end(index, part)
             views.append(TensorView(output.dtype, tuple(shape), whole[begin:end]))
@@ -156,6 +197,41 @@ cdef int release_parts(Parts* parts) except -1:
         PyBuffer_Release(&parts.pinned[index])
     parts.pinned_count = 0
     return 0
+
+
+cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
+                         int64_t element_bytes, bint enlarge) noexcept nogil:
+    """Copy an array to the beginning of each axis of a larger one, or (not enlarge) from there."""
+    cdef int64_t[RANK_MOST] at
+    cdef int64_t run = element_bytes, count = 1, number, place
+    cdef int last = rank - 1, axis
+    while last >= 0 and small_dims[last] == large_dims[last]:
+        run *= small_dims[last]
+        last -= 1
+    # What is one piece in the larger one: the part of axis ``last`` that is there, with all behind it.
+    cdef int64_t inner = run
+    if last >= 0:
+        run *= small_dims[last]
+    for axis in range(last):
+        at[axis] = 0
+        count *= small_dims[axis]
+    if run == 0:
+        return
+    for number in range(count):
+        place = 0
+        for axis in range(last):
+            place = place * large_dims[axis] + at[axis]
+        if last >= 0:
+            place *= large_dims[last]
+        if enlarge:
+            memcpy(large + place * inner, small + number * run, run)
+        else:
+            memcpy(small + number * run, large + place * inner, run)
+        for axis in range(last - 1, -1, -1):
+            at[axis] += 1
+            if at[axis] < small_dims[axis]:
+                break
+            at[axis] = 0
 
 
 cdef void fill_seeded(char* target, int dtype, int64_t size) noexcept nogil:

@@ -119,13 +119,14 @@ class CpuDevice(NativeDevice[Core]):
 
     def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
         dtypes = [spec.dtype for spec in prepared.inputs]
+        lengths = _lengths_of(prepared)
         budget = config.execution_workspace_bytes(prepared.workspace_bytes)
         if prepared.holding == "packed":
             path = place / PACKED_FILE
             if not path.is_file():
                 raise InvalidModel(f"{place} is packed and has no {PACKED_FILE}")
             model = Model(
-                model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes, budget
+                model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes, budget, lengths
             )
             self._core.open_with(model, libraries_for(path))
             data = place / PACKED_DATA_FILE
@@ -133,7 +134,7 @@ class CpuDevice(NativeDevice[Core]):
                 self._locked_bytes += model.lock_file(str(data), data.stat().st_size)
             return model
         program = self._program(prepared.program, place)
-        expected = len(prepared.inputs) + len(prepared.weights)
+        expected = len(prepared.inputs) + len(prepared.lengths) + len(prepared.weights)
         if program.input_count != expected or program.output_count != len(prepared.outputs):
             raise InvalidModel(
                 f"{place}: its program takes {program.input_count} inputs and gives {program.output_count} outputs, "
@@ -143,7 +144,7 @@ class CpuDevice(NativeDevice[Core]):
             (weight.dtype, weight.shape, weight.run, weight.offset, weight.bytes)
             for weight in prepared.weights
         ]
-        model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0, budget)
+        model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0, budget, lengths)
         size = sum(prepared.runs) * prepared.page_bytes
         if size:
             path = place / WEIGHTS_FILE
@@ -184,6 +185,17 @@ def _close(core: Core, lanes: list[threading.Thread]) -> None:
     for lane in lanes:
         lane.join()
     core.release()
+
+
+def _lengths_of(prepared: PreparedModel) -> tuple[int, list[list[int]], list[list[int]]] | None:
+    """How many symbols there are in which requests that share a batch may differ, and which each axis of inputs and outputs
+    has (-1: none); None if there is no such symbol."""
+    if not prepared.lengths:
+        return None
+    numbers = {symbol: number for number, symbol in enumerate(prepared.lengths)}
+    inputs = [[numbers.get(str(dim), -1) for dim in spec.shape] for spec in prepared.inputs]
+    outputs = [[numbers.get(dim, -1) for dim in dims] for dims in prepared.output_lengths]
+    return len(numbers), inputs, outputs
 
 
 def slot_bytes(prepared: PreparedModel) -> int:

@@ -77,7 +77,7 @@ class WeightSpec:
     bytes: int
 
 
-OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums")
+OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums", "output_lengths")
 """Fields of a PreparedModel that only the device needs: the summary leaves them out."""
 
 
@@ -114,6 +114,13 @@ class PreparedModel:
         0  # the most that an execution took of the workspace when profiled; 0: not measured
     )
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)  # of the files beside it, by name
+    # Symbols of inputs in which requests that share a batch may have different sizes: for each the largest that the model
+    # has tables for, 0 if none is known. The program takes the sizes of the rows, in this order, behind the model's inputs.
+    lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+    lengths_note: str = ""  # why, or why not, for people; "" where the question does not arise
+    output_lengths: list[list[str]] = dataclasses.field(
+        default_factory=list
+    )  # of each output, the symbol of each axis ("" none), along which it is cut back
 
     def summary(self) -> dict[str, Any]:
         """The fields for the controller: all but those that only the device needs."""

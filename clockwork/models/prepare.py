@@ -29,6 +29,8 @@ from clockwork.config.models import (
     KEPT_BYTES_MIN,
     KEPT_SHARE_MAX,
     LEFTOVER_SECONDS,
+    LENGTH_SECONDS,
+    LENGTHS_TIMED,
     PROFILED_SHAPES,
     REFERENCE_SETS,
     SAMPLE_SECONDS,
@@ -58,7 +60,7 @@ from clockwork.formats.prepared import (
     program_name,
 )
 from clockwork.formats.program import stored_damage
-from clockwork.models import batching, measure, prepare_program, samples
+from clockwork.models import batching, lengths, measure, prepare_program, samples
 from clockwork.models import inputs as trial
 from clockwork.models.holdings import (
     Bound,
@@ -75,7 +77,7 @@ from clockwork.models.onnx_import import check_model, external_files, metadata_o
 from clockwork.models.runtime import RunError, Session, optimise
 from clockwork.models.split import Program, Splitter
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.wire.tensors import STRING, Array
+from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 
 Progress = Callable[[str, int, int], None]
 
@@ -112,7 +114,7 @@ def prepare(
 
     Raises InvalidModel; DamagedPackage where the package's content does not have its digest.
 
-    options: ``batching`` (auto, on, off), ``batch_max`` (0: as measured), ``holding`` (auto, or bound or
+    options: ``batching`` (auto, on, off, same-shape), ``batch_max`` (0: as measured), ``holding`` (auto, or bound or
     packed for benches and tests; then no measurement is kept for other models), ``pages_min`` (least pages of a packed
     model). progress: called with (step, done, total).
     """
@@ -178,6 +180,9 @@ class _Preparation:
         self._batch_max = int(options.get("batch_max", 0))
         self._forced = str(options.get("holding", "auto"))
         self._pages_min = int(options.get("pages_min", 0))
+        self._proved: tuple[list[list[Array]], batching.Proof] | None = None
+        self._sharing: lengths.Sharing | None = None
+        self._sharing_note = ""
 
     def run(self) -> tuple[PreparedModel, Path]:
         """The result and the directory that holds its files, still under a temporary name."""
@@ -196,11 +201,13 @@ class _Preparation:
         external = "optimised.data" if size > EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         self._describe(session, model)
-        del model
 
         self._step(1)
         splitter = Splitter(self._optimised)
-        self._reference = self._refer(session, splitter)
+        self._reference = self._expected = self._refer(session, splitter)
+        if self._share_lengths(session, model):
+            splitter = Splitter(self._optimised)
+        del model
         self._step(2)
         program = whole = splitter.program()
         kept = self._recall_kept(whole)
@@ -211,7 +218,7 @@ class _Preparation:
         packed: Packed | None = None
         bound_dir, packed_dir = self._directory(), self._directory()
         if finding is not None and finding.holding == "packed":  # then building bound would be in vain
-            packed = build_packed(self._optimised, packed_dir, self._reference)
+            packed = build_packed(self._optimised, packed_dir, self._expected)
         if packed is None or packed.error:
             bound, note = self._split(splitter, whole, kept, bound_dir)
             program = bound.program
@@ -223,7 +230,7 @@ class _Preparation:
         total = program.weights_bytes + program.kept_bytes
         wants_packed = self._forced != "bound" and (finding is None or finding.holding == "packed")
         if packed is None and total > 0 and wants_packed:
-            packed = build_packed(self._optimised, packed_dir, self._reference)
+            packed = build_packed(self._optimised, packed_dir, self._expected)
             if packed.error and self._forced == "packed":
                 raise InvalidModel(f"the packed holding does not work: {packed.error}")
         if bound is not None and bound.error and (packed is None or packed.error):
@@ -315,11 +322,44 @@ class _Preparation:
             reference.check_deterministic()
         return reference
 
+    def _share_lengths(self, session: Session, model: onnx.ModelProto) -> bool:
+        """Have requests of different length share batches, where that is proven: what is prepared from here on is a model
+        with masks, which takes the sizes of the rows. model: the original, which is changed."""
+        if not lengths.has_open_axis(self._inputs) or self._batching == "off":
+            return False
+        self._proved = self._prove(session)
+        rows, proof = self._proved
+        if not proof.batches:
+            return False
+        if self._batching == "same-shape":
+            self._sharing_note = "one length in a batch: as it was asked for"
+            return False
+        if external_files(model):
+            self._sharing_note = "one length in a batch: the model's weights lie in other files"
+            return False
+        padded = self._work / "padded.onnx"
+        self._sharing, self._sharing_note = lengths.share(
+            model, self._inputs, self._outputs, rows[0], session.run, self._reference.relative, padded
+        )
+        if self._sharing is None:
+            return False
+        self._optimised = self._work / "padded-optimised.onnx"
+        optimise(padded, self._optimised)
+        sharing, reference = self._sharing, self._reference
+        self._expected = Reference(
+            lambda inputs: session.run(inputs[: len(self._inputs)]),
+            [sharing.sized(inputs) for inputs in reference.inputs],
+            reference.outputs,
+            reference.relative,
+            reference.deterministic,
+        )
+        return True
+
     def _split(
         self, splitter: Splitter, whole: Program, kept: Sequence[str], directory: Path
     ) -> tuple[Bound, str]:
         build = functools.partial(
-            build_bound, directory=directory, page_bytes=self._page_bytes, reference=self._reference
+            build_bound, directory=directory, page_bytes=self._page_bytes, reference=self._expected
         )
         bound, names, note = choose_program(splitter, whole, build, kept)
         if names and names != kept and not bound.error:
@@ -332,7 +372,7 @@ class _Preparation:
         self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]
     ) -> OnnxMeasurement:
         """Prove batching, time each holding, choose a holding, and profile it."""
-        rows, proof = self._prove(session)
+        rows, proof = self._proved or self._prove(session)
         names = list(choices)
         for prepared, path in choices.values():
             prepared.batches = proof.batches
@@ -345,9 +385,12 @@ class _Preparation:
                 sizes = measure.batch_sizes(batch_max) if proof.batches else [1]
                 chosen = int(measure.overall(measure.compare(bench, rows[0], sizes)) > TIE)
             load_ns = measure.load_time(bench, chosen)
-            points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, batch_max)
-            for row in rows[1:]:
-                points += measure.profile(bench, chosen, row, proof.batches, batch_max)[0]
+            if self._sharing is not None:
+                points, batch_max = self._time_lengths(bench, chosen, rows, self._sharing, batch_max)
+            else:
+                points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, batch_max)
+                for row in rows[1:]:
+                    points += measure.profile(bench, chosen, row, proof.batches, batch_max)[0]
             points += self._time_strings(bench, chosen, rows[0], points, proof.batches, batch_max)
         except RunError as error:
             raise InvalidModel(f"the model fails on the device: {error}") from None
@@ -357,6 +400,42 @@ class _Preparation:
         return OnnxMeasurement(
             names[chosen], proof.batches, proof.note, batch_max, load_ns, points, seen, bench.workspace_bytes
         )
+
+    def _time_lengths(
+        self,
+        bench: measure.Bench,
+        chosen: int,
+        rows: Sequence[list[Array]],
+        sharing: lengths.Sharing,
+        batch_max: int,
+    ) -> tuple[list[ProfilePoint], int]:
+        """Executions at the length classes up to the longest known input's, and the largest batch that helped at one.
+
+        Of a model with several symbols, whose classes are too many, those of the known inputs are timed."""
+        limits = sharing.lengths
+        known = [sharing.sizes(row) for row in rows]
+        if len(limits) == 1:
+            ((symbol, limit),) = limits.items()
+            longest = max(sizes[symbol] for sizes in known)
+            wanted = [{symbol: size} for size in length_classes(longest, limit)[:LENGTHS_TIMED]]
+        else:
+            wanted = [
+                {symbol: length_class(size, limits[symbol]) for symbol, size in sizes.items()}
+                for sizes in known
+            ]
+        points: list[ProfilePoint] = []
+        helps = 1
+        for sizes in wanted:
+            row = sharing.resized(rows[0], sizes)
+            shape = trial.timed_shape(row, True)
+            if any(point.shape == shape for point in points):
+                continue
+            timed, most = measure.profile(bench, chosen, row, True, batch_max, LENGTH_SECONDS)
+            points += timed
+            helps = max(helps, most)
+            if timed[0].exec_ns > SAMPLES_NS:
+                break
+        return points, helps
 
     def _time_strings(
         self,
@@ -474,6 +553,8 @@ class _Preparation:
             self._outputs, batches=False, batching_note="", batch_max=1, page_bytes=self._page_bytes, runs=[],
             weights=[], weights_bytes=0, resident_bytes=0, load_ns=0, profile=[], constants_note=note,
             metadata=self._metadata, example=[list(array.shape) for array in self._reference.inputs[0]],
+            lengths=self._sharing.lengths if self._sharing is not None else {}, lengths_note=self._sharing_note,
+            output_lengths=self._sharing.output_lengths if self._sharing is not None else [],
         )  # fmt: skip
 
     def _directory(self) -> Path:
@@ -517,6 +598,8 @@ def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    if prepared.holding != prepare_program.HOLDING and is_unasked(prepared):
+        return None
     if prepared.page_bytes != page_bytes or find_damage(directory, prepared.checksums):
         return None
     path = measure.program_path(directory, prepared.program)
@@ -525,6 +608,11 @@ def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
     else:
         damage = program_damage(path, prepared.fingerprint)
     return None if damage else prepared
+
+
+def is_unasked(prepared: PreparedModel) -> bool:
+    """Whether a model was prepared by a version that did not ask whether its lengths may share a batch."""
+    return prepared.batches and not prepared.lengths_note and lengths.has_open_axis(prepared.inputs)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -199,6 +199,9 @@ class Cancel(NamedTuple):
     request_id: Id
 
 
+BATCHING = ("auto", "on", "off", "same-shape")
+"""Whether requests for a model share executions: as registration finds out, always, never, or only those of one shape."""
+
 _REGISTER_OPTIONS = Record(
     {
         "slo_ns": Integer(0, (1 << 60) - 1),
@@ -214,7 +217,7 @@ _REGISTER_OPTIONS = Record(
 class Register(NamedTuple):
     """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
 
-    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on or off), ``batch_max``, ``version`` (its number, if that is
+    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on, off or same-shape), ``batch_max``, ``version`` (its number, if that is
     free; 0: the next), ``origin`` (the repository that it came from).
     """
 
@@ -521,6 +524,8 @@ _SUMMARY_FIELDS: dict[str, Form] = {
     "constants_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
     "metadata": Facts(1, TENSORS_MAX),
     "example": ListOf(_DIMENSIONS, TENSORS_MAX),
+    "lengths": Facts(1, TENSORS_MAX),
+    "lengths_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
 }
 _SUMMARY = Record(_SUMMARY_FIELDS, optional=tuple(_SUMMARY_FIELDS))  # empty where preparing failed
 

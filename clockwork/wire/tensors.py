@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRING_SIZE_MIN, STRINGS_MAX
+from clockwork.config import LENGTH_CLASS_MIN, MESSAGE_BYTES_MAX, RANK_MAX, STRING_SIZE_MIN, STRINGS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.wire.telling import tell
 
@@ -235,6 +235,27 @@ def string_size(count: int, total_bytes: int) -> int:
     while size * count < total_bytes:
         size *= 2
     return size
+
+
+def length_class(size: int, limit: int = 0) -> int:
+    """The size that a dimension counts as in which requests of different length share batches: 8, 12, 16, 24, 32, 48, ...
+
+    limit: the largest size that the model takes, which ends its class; 0: none is known. A size of 0 is a class of its own.
+    """
+    if size == 0:
+        return 0
+    found = LENGTH_CLASS_MIN
+    while found < size:
+        found += found // 2 if found & (found - 1) == 0 else found // 3
+    return min(found, limit) if size <= limit else found
+
+
+def length_classes(longest: int, limit: int = 0) -> list[int]:
+    """The classes of sizes from 1 to ``longest``."""
+    found = [length_class(1, limit)]
+    while found[-1] < longest:
+        found.append(length_class(found[-1] + 1, limit))
+    return found
 
 
 def split_strings(count: int, frame: Any) -> list[bytes]:

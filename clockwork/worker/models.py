@@ -40,7 +40,7 @@ from clockwork.formats.package import (
 from clockwork.formats.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.formats.profiled import prepare_profile
 from clockwork.wire import codec
-from clockwork.wire.messages import Chunk, Fetch, Prepare, Prepared, Status
+from clockwork.wire.messages import BATCHING, Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
@@ -579,7 +579,7 @@ def _as_before(model: _Model) -> dict[str, Any]:
 def _check_options(options: dict[str, Any]) -> None:
     """Raises InvalidModel unless the options that determine a directory's name are valid."""
     batching, batch_max = options.get("batching", "auto"), options.get("batch_max", 0)
-    if batching not in ("auto", "on", "off") or type(batch_max) is not int or batch_max < 0:
+    if batching not in BATCHING or type(batch_max) is not int or batch_max < 0:
         raise InvalidModel(f"batching {batching!r} with batch_max {batch_max!r} is no way to batch")
 
 

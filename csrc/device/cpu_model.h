@@ -44,7 +44,10 @@ struct CpuModel : Residency {
     std::vector<std::int64_t> run_bytes;  // of each run, what weights take: the rest of its last page is not copied
     std::vector<CpuWeight> weights;
     std::size_t workspace_bytes = 0;  // what one execution may take
-    std::vector<OrtValue*> values;    // what a run is fed: places for the inputs, then the weights
+    Lengths lengths;
+    std::vector<OrtValue*> values;  // what a run is fed: places for the inputs, the rows' sizes, then the weights
+
+    std::size_t fed_count() const { return input_dtypes.size() + lengths.count; }
 };
 
 struct CpuSlot : Room {

@@ -22,6 +22,23 @@ struct Input {
     std::int64_t place = 0;  // the CPU device's: where it lies in the slot; -1: it is read in place
 };
 
+// The symbols in which requests of different size share a batch: each part is padded to the longest, and what it is given is
+// cut back. Of a device whose requests must all have one shape there are none.
+struct Lengths {
+    std::size_t count = 0;
+    std::vector<std::vector<int>> inputs;   // of each axis: which symbol, -1 none
+    std::vector<std::vector<int>> outputs;  // likewise
+
+    int of_input(std::size_t input, int axis) const { return find(inputs, input, axis); }
+    int of_output(std::size_t output, int axis) const { return find(outputs, output, axis); }
+
+private:
+    static int find(const std::vector<std::vector<int>>& symbols, std::size_t tensor, int axis) {
+        const bool known = tensor < symbols.size() && std::size_t(axis) < symbols[tensor].size();
+        return known ? symbols[tensor][std::size_t(axis)] : -1;
+    }
+};
+
 struct Output {
     int dtype = 0;
     int rank = 0;
@@ -37,7 +54,12 @@ struct Parts {
     std::size_t pinned_count = 0;
     std::vector<Py_buffer> pinned;  // part_count rows of input_count
     std::vector<Input> inputs;
-    std::vector<std::int64_t> rows;  // of each part
+    std::vector<std::int64_t> rows;       // of each part
+    const Lengths* lengths = nullptr;     // the model's
+    std::vector<std::int64_t> sizes;      // of each part: its size in each of those symbols
+    std::vector<std::int64_t> longest;    // of all parts, in each symbol
+    bool uneven = false;                  // parts differ in a symbol: they are padded, and cut back
+    std::vector<std::int64_t> row_sizes;  // the program's inputs: for each symbol, the size of each row
     std::vector<Output> outputs;
     std::vector<std::int64_t> part_ends;  // a row of part_count for each output: where each part ends in the block
     char* block = nullptr;                // the outputs' bytes, of malloc()
@@ -51,6 +73,43 @@ struct Parts {
     Py_buffer& buffer(std::size_t part, std::size_t input) { return pinned[part * input_count + input]; }
 
     std::int64_t& part_end(std::size_t output, std::size_t part) { return part_ends[output * part_count + part]; }
+
+    std::int64_t row_count() const {
+        std::int64_t count = 0;
+        for (std::int64_t own : rows)
+            count += own;
+        return count;
+    }
+
+    // The size of every row, symbol by symbol. Throws std::bad_alloc.
+    void make_row_sizes() {
+        row_sizes.clear();
+        row_sizes.reserve(std::size_t(row_count()) * lengths->count);
+        for (std::size_t symbol = 0; symbol < lengths->count; symbol++)
+            for (std::size_t part = 0; part < part_count; part++)
+                row_sizes.insert(row_sizes.end(), std::size_t(rows[part]), sizes[part * lengths->count + symbol]);
+    }
+
+    // The dimensions of one part's share of an input or output. symbols: of its axes.
+    void shape_of(std::size_t part, const std::int64_t* joined, int rank, const std::vector<int>& symbols,
+                  std::int64_t* dims) const {
+        for (int axis = 0; axis < rank; axis++) {
+            const int symbol = std::size_t(axis) < symbols.size() ? symbols[std::size_t(axis)] : -1;
+            dims[axis] = axis == 0     ? rows[part]
+                         : symbol >= 0 ? sizes[part * lengths->count + std::size_t(symbol)]
+                                       : joined[axis];
+        }
+    }
+
+    // Whether an output has to be cut back to the parts' sizes.
+    bool is_cut(std::size_t output) const {
+        if (!uneven || output >= lengths->outputs.size())
+            return false;
+        for (int symbol : lengths->outputs[output])
+            if (symbol >= 0)
+                return true;
+        return false;
+    }
 
     // False if there is no memory.
     bool make_outputs(std::size_t count) noexcept {

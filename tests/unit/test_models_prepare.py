@@ -22,6 +22,7 @@ from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, prepared_directory
 from clockwork.models import prepare as preparation
 from clockwork.models import zoo
+from clockwork.models.compile.following import Following
 from clockwork.models.holdings import Bound, build_bound
 from clockwork.models.inputs import difference
 from clockwork.models.measure import Bench, batch_sizes, threads_of
@@ -328,10 +329,13 @@ def test_examples_decide_what_is_profiled(workshop: Workshop) -> None:
         [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", ["N", "T", 4])], [value("y", ["N", "T", 2])],
         [initializer("w", normal(4, 2))],
     )  # fmt: skip
-    prepared = workshop.prepare(
-        model, [{"x": normal(2, 5, 4)}, {"x": normal(1, 9, 4)}, {"x": normal(1, 5, 4)}]
-    )
+    examples = [{"x": normal(2, 5, 4)}, {"x": normal(1, 9, 4)}, {"x": normal(1, 5, 4)}]
+    prepared = workshop.prepare(model, examples, batching="same-shape")
     assert {point.shape for point in prepared.profile} == {((5, 4),), ((9, 4),)}
+    assert prepared.example == [[1, 5, 4]]
+    # Lengths that share batches are timed by their classes.
+    prepared = workshop.prepare(model, examples)
+    assert {point.shape for point in prepared.profile} == {((8, 4),), ((12, 4),)}
     assert prepared.example == [[1, 5, 4]]
 
 
@@ -500,3 +504,96 @@ def test_outputs_are_fixed_only_in_what_the_model_returns(
     assert [one.shape for one in prepared.outputs] == [seen]
     assert prepared.outputs_verified
     assert PreparedModel.read(workshop.directory(prepared)) == prepared
+
+
+# ----- lengths -------------------------------------------------------------------------------
+
+
+def sentences(seed: int = 0, sequence: int | None = None) -> onnx.ModelProto:
+    return zoo.build("transformer", seed=seed, layers=1, width=16, heads=2, sequence=sequence, vocabulary=50)
+
+
+def test_lengths_that_share_batches_are_timed_by_their_class(workshop: Workshop) -> None:
+    prepared = workshop.prepare(sentences(), batch_max=2)
+    assert prepared.lengths == {"S": 512}
+    assert prepared.lengths_note == "lengths share a batch (S): proven to change nothing, and tried"
+    assert list(dict.fromkeys(point.shape for point in prepared.profile)) == [
+        ((size,), (size,)) for size in (8, 12, 16, 24, 32, 48, 64, 96, 128)
+    ]
+    assert [spec.name for spec in prepared.inputs] == ["ids", "mask"]
+    # Longer examples are timed as well, up to the model's largest.
+    long = dict(zip(("ids", "mask"), tokens(500)))
+    prepared = workshop.prepare(sentences(1), [long], batch_max=1)
+    assert prepared.profile[-1].shape == ((512,), (512,))
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [({"batching": "same-shape"}, "one length in a batch: as it was asked for"), ({"batching": "off"}, "")],
+)
+def test_lengths_share_no_batch_if_that_is_not_wanted(
+    workshop: Workshop, options: dict[str, str], note: str
+) -> None:
+    prepared = workshop.prepare(sentences(), **options)
+    assert (prepared.lengths, prepared.lengths_note) == ({}, note)
+    assert prepared.batches == (options["batching"] == "same-shape")
+
+
+def test_a_model_of_one_length_is_not_asked(workshop: Workshop) -> None:
+    prepared = workshop.prepare(sentences(sequence=8))
+    assert prepared.batches
+    assert (prepared.lengths, prepared.lengths_note) == ({}, "")
+
+
+def test_a_dimension_without_a_name_shares_no_batch(workshop: Workshop) -> None:
+    model = sentences()
+    for given in model.graph.input:
+        given.type.tensor_type.shape.dim[1].dim_param = "unk__1"
+    prepared = workshop.prepare(model)
+    assert (prepared.lengths, prepared.lengths_note) == (
+        {},
+        "one length in a batch: dimension 1 of input 'ids' has no name, so what it has to equal is unknown",
+    )
+
+
+def tokens(length: int) -> list[Array]:
+    return [np.arange(length)[np.newaxis] % 50, np.ones((1, length), np.int64)]
+
+
+def test_what_is_proven_wrongly_is_found_out(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Following, "mask", lambda *_: None)
+    prepared = workshop.check(sentences(), *tokens(9))
+    assert prepared.lengths == {}
+    assert "different" in prepared.lengths_note or "behind the end" in prepared.lengths_note
+
+
+def test_a_fine_tune_shares_the_program_with_masks(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = workshop.prepare(sentences())
+    monkeypatch.setattr(preparation._Preparation, "_measure", None)
+    second = workshop.check(sentences(1), *tokens(9))
+    assert (second.program, second.lengths, second.profile) == (first.program, first.lengths, first.profile)
+
+
+def test_what_was_prepared_before_lengths_were_asked_about_is_prepared_again(workshop: Workshop) -> None:
+    package = workshop.package(sentences())
+    prepared = workshop.prepare(package)
+    path = workshop.directory(prepared) / "prepared.json"
+    body, _ = unseal(path.read_bytes())
+    for name in ("lengths", "lengths_note", "output_lengths"):
+        del body[name]
+    path.write_bytes(seal(body))
+    assert PreparedModel.read(workshop.directory(prepared)).lengths == {}
+    assert workshop.prepare(package).lengths == {"S": 512}
+    # A model whose requests all have one shape is as good as it was.
+    package = workshop.package(sentences(sequence=8))
+    prepared = workshop.prepare(package)
+    path = workshop.directory(prepared) / "prepared.json"
+    body, _ = unseal(path.read_bytes())
+    for name in ("lengths", "lengths_note", "output_lengths"):
+        del body[name]
+    path.write_bytes(seal(body))
+    kept = path.read_bytes()
+    workshop.prepare(package)
+    assert path.read_bytes() == kept

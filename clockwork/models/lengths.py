@@ -1,0 +1,164 @@
+"""Lengths: whether requests of different length may share a batch on a CPU.
+
+Where the proof of padding holds for rows of different length (models.compile.padding), a model is prepared with masks and
+with an input for the true size of each row. What was proven is tried, too: rows of different length are run together, with
+different values behind their ends, and alone in the original.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from clockwork.formats.interface import is_named
+from clockwork.formats.prepared import TensorSpec
+from clockwork.models.compile.padding import (
+    NotProven,
+    Padding,
+    make_padded_by_row,
+    open_symbols,
+    padded_inputs,
+)
+from clockwork.models.inputs import SEED, Run, difference
+from clockwork.models.runtime import RunError, Session
+from clockwork.wire.tensors import DTYPES, STRING, Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sharing:
+    """A model whose requests share batches whatever their size in some symbols."""
+
+    padding: Padding
+    inputs: Sequence[TensorSpec]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The symbols, and for each the largest size that the model has tables for; 0: none is known."""
+        return {symbol: self.padding.limits.get(symbol, 0) for symbol in self.padding.symbols}
+
+    @property
+    def output_lengths(self) -> list[list[str]]:
+        """Of each output the symbol of each axis, "" where it has none."""
+        symbols = self.padding.symbols
+        return [[str(dim) if dim in symbols else "" for dim in dims] for dims in self.padding.output_dims]
+
+    def sized(self, inputs: Sequence[Array]) -> list[Array]:
+        """What the prepared model takes: the inputs, and behind them the size of each row in each symbol."""
+        sizes = self.sizes(inputs)
+        return [
+            *inputs,
+            *(np.full(len(inputs[0]), sizes[symbol], np.int64) for symbol in self.padding.symbols),
+        ]
+
+    def sizes(self, inputs: Sequence[Array]) -> dict[str, int]:
+        """The size of inputs in each symbol."""
+        return {
+            str(dim): size
+            for spec, array in zip(self.inputs, inputs, strict=True)
+            for dim, size in zip(spec.shape, array.shape, strict=True)
+            if dim in self.padding.symbols
+        }
+
+    def resized(self, inputs: Sequence[Array], sizes: dict[str, int]) -> list[Array]:
+        """The inputs cut, or repeated, to these sizes."""
+        found = []
+        for spec, array in zip(self.inputs, inputs, strict=True):
+            for axis, dim in enumerate(spec.shape):
+                if axis and dim in sizes:
+                    array = array.take(np.arange(sizes[str(dim)]) % array.shape[axis], axis)
+            found.append(array)
+        return found
+
+
+def has_open_axis(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether requests for a model that batches may differ in shape."""
+    return any(isinstance(dim, str) for spec in inputs for dim in spec.shape[1:])
+
+
+def reason_against(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """Why requests of a model that batches must have one shape to share a batch, as far as its declaration says so."""
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape):
+            if axis and isinstance(dim, str) and not is_named(dim):
+                return (
+                    f"dimension {axis} of input {spec.name!r} has no name, so what it has to equal is unknown"
+                )
+    for role, specs in (("input", inputs), ("output", outputs)):
+        for spec in specs:
+            kind = DTYPES.get(spec.dtype)
+            if spec.dtype == STRING or kind is None or kind.bits % 8:
+                return f"{role} {spec.name!r} is of a type whose tensors are not padded"
+    return ""
+
+
+def share(
+    model: onnx.ModelProto,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    row: Sequence[Array],
+    run: Run,
+    relative: float,
+    target: Path,
+) -> tuple[Sharing | None, str]:
+    """Write the model that takes rows of different length to ``target``; why that is right, or None and why not.
+
+    model: one that batches; it is changed in place. row: inputs of a single row. run: of the original.
+    """
+    if why := reason_against(inputs, outputs):
+        return None, f"one length in a batch: {why}"
+    symbols = open_symbols(inputs, batches=True)
+    try:
+        padding = make_padded_by_row(model, [array.shape for array in row], symbols)
+    except NotProven as error:
+        return None, f"one length in a batch: {error}"
+    sharing = Sharing(padding, inputs)
+    target.write_bytes(model.SerializeToString())
+    try:
+        text = _try(sharing, Session(target, optimise=True), row, run, relative)
+    except RunError as error:
+        text = f"could not be tried: {error}"
+    if text:
+        return None, f"one length in a batch: {text}"
+    return sharing, f"lengths share a batch ({', '.join(symbols)}): proven to change nothing, and tried"
+
+
+def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, relative: float) -> str:
+    """How the padded model answers wrongly, as a sentence; "" if it does not. Raises RunError."""
+    full = sharing.sizes(row)
+    if max(full.values()) < 2:
+        return "could not be tried: no input is longer than 1; give examples"
+    rng = np.random.default_rng(SEED)
+    wanted = [full, {symbol: max(1, size // 2) for symbol, size in full.items()}]
+    wanted += [{symbol: int(rng.integers(1, size + 1)) for symbol, size in full.items()} for _ in range(2)]
+    rows = [sharing.resized(row, sizes) for sizes in wanted]
+    shapes = [array.shape for array in row]
+    sizes = [np.array([one[symbol] for one in wanted], np.int64) for symbol in sharing.padding.symbols]
+    answers = []
+    for filling in _fillings(row):
+        padded = [padded_inputs(one, shapes, filling) for one in rows]
+        answers.append(session.run([*(np.concatenate(parts) for parts in zip(*padded)), *sizes]))
+    for number, (one, own) in enumerate(zip(rows, wanted, strict=True)):
+        zeros, others = (
+            [
+                output[number : number + 1][tuple(slice(own.get(str(dim))) for dim in dims)]
+                for output, dims in zip(answer, sharing.padding.output_dims, strict=True)
+            ]
+            for answer in answers
+        )
+        if text := difference(others, zeros, 0):
+            return f"what is behind the end of a row changes its answer: {text}"
+        if text := difference(zeros, run(one), relative):
+            return f"rows of different length answer differently together and alone: {text}"
+    return ""
+
+
+def _fillings(row: Sequence[Array]) -> list[list[Array]]:
+    """Values to put behind the ends of rows, with which the answers must be the same: zeros, and what a client's could be."""
+    zeros = [np.zeros_like(array) for array in row]
+    other = [np.full_like(array, np.nan) if array.dtype.kind == "f" else array[:, ::-1] if array.ndim > 1 else array
+             for array in row]  # fmt: skip
+    return [zeros, other]

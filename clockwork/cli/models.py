@@ -30,6 +30,7 @@ from clockwork.errors import ClockworkError, ConfigError, InvalidInput, ModelNot
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.sources.location import Location, location_of
 from clockwork.system.clock import duration
+from clockwork.wire.messages import BATCHING
 
 EXISTING = click.Path(path_type=Path, exists=True)
 
@@ -67,7 +68,13 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option(
     "--examples", type=FILE, help="Real inputs for profiling and checks: .npz by input name, or .npy."
 )
-@click.option("--batching", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option(
+    "--batching",
+    type=click.Choice(BATCHING),
+    default="auto",
+    show_default=True,
+    help="Whether requests share executions: as registration finds out, always, never, or only those of one shape.",
+)
 @click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
 @click.option(
     "--image", is_flag=True, help="The model's input becomes JPEG images, which it then decodes itself."
@@ -359,6 +366,7 @@ def show(
         ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
         ("batching", f"up to {info.batch_max}" if info.batches else "no"),
         ("", info.batching_note),
+        ("", info.lengths_note),
         (
             "weights",
             f"{say_bytes(info.weights_bytes)}, {say_count(info.raw.get('pages', 0), 'page')}, {_holding(info)}",

@@ -152,7 +152,8 @@ class Client:
         clockwork.formats.profiles.ModelProfile. Other content under a known name becomes its next version.
         slo: the default of its requests. examples: real inputs, for profiling and checks: a dict by
         input name, a list of such, or one array for a model of one input.
-        batching: "on" and "off" overrule what registration finds out. batch_max: an upper bound.
+        batching: "on" and "off" overrule what registration finds out; with "same-shape" only requests of one shape share
+        a batch. batch_max: an upper bound.
         version: the number of the version, if it is free; else, and without one, it is the next. origin: whose it
         is, for whoever keeps models as they are elsewhere; shown in ``options`` of its description.
         timeout: for the whole; without one, only a registration that shows no progress is given up.

@@ -34,6 +34,7 @@ from clockwork.system.clock import now_ns, to_ns, to_seconds
 from clockwork.wire import codec
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.messages import (
+    BATCHING,
     Answer,
     Failure,
     InferRequest,
@@ -58,7 +59,7 @@ Inputs: TypeAlias = Any
 """One array (or nested list of numbers, or scalar), or a mapping from input name to such."""
 
 Outputs: TypeAlias = Array | dict[str, Array]
-Batching: TypeAlias = Literal["auto", "on", "off"]
+Batching: TypeAlias = Literal["auto", "on", "off", "same-shape"]
 
 AnswerFrames: TypeAlias = tuple[Answer, list[Frame]]
 """An inference's answer and its frames."""
@@ -171,10 +172,9 @@ def registration_options(
     slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = ""
 ) -> dict[str, Any]:
     """The options of a Register message. Raises InvalidInput."""
-    if batching not in ("auto", "on", "off"):
-        raise InvalidInput(
-            f"batching {batching!r}: auto, on or off", expected="auto, on or off", got=repr(batching)
-        )
+    if batching not in BATCHING:
+        expected = f"{', '.join(BATCHING[:-1])} or {BATCHING[-1]}"
+        raise InvalidInput(f"batching {batching!r}: {expected}", expected=expected, got=repr(batching))
     if batch_max is not None and (type(batch_max) is not int or batch_max < 1):
         raise InvalidInput(
             f"batch_max {batch_max!r}: an integer of at least 1", expected=">= 1", got=repr(batch_max)

@@ -139,6 +139,7 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
     const int64_t C_DIMENSION_NONE "clockwork::DIMENSION_NONE"
     const int64_t C_BITS_OF_STRING "clockwork::BITS_OF_STRING"
     const int64_t C_BITS_UNKNOWN "clockwork::BITS_UNKNOWN"
+    const int64_t C_EXACT "clockwork::EXACT"
 
     cdef cppclass CInputSpec "clockwork::InputSpec":
         CInputSpec()
@@ -149,6 +150,7 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
         cbool any_rank
         vector[int64_t] dims
         vector[int32_t] symbols
+        vector[int64_t] limits
 
     cdef cppclass COutputSpec "clockwork::OutputSpec":
         COutputSpec()

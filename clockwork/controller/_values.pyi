@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from clockwork.formats.prepared import TensorSpec
 
@@ -10,5 +10,10 @@ class Interface:
     """What a model takes and gives, as PreparedModel declares it; models of one program may share one."""
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batches: bool, verified: bool
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        batches: bool,
+        verified: bool,
+        lengths: Mapping[str, int] = {},
     ) -> None: ...

@@ -9,6 +9,7 @@ from libcpp.vector cimport vector
 from clockwork.controller._exchange cimport (
     C_BITS_OF_STRING,
     C_BITS_UNKNOWN,
+    C_EXACT,
     C_DIMENSION_ANY,
     C_DIMENSION_NONE,
     C_FLAW_COUNT,
@@ -48,8 +49,8 @@ cdef str word_of(string_view text):
 cdef class Interface:
     """What a model takes and gives, as PreparedModel declares it; models of one program may share one."""
 
-    def __init__(self, inputs, outputs, batches, verified):
-        """inputs, outputs: of TensorSpec. batches: as PreparedModel's. verified: the outputs' shapes are what the model
+    def __init__(self, inputs, outputs, batches, verified, lengths={}):
+        """inputs, outputs: of TensorSpec. batches, lengths: as PreparedModel's. verified: the outputs' shapes are what the model
         returned, and every answer is held against them; else against their dtypes alone."""
         self._model = make_shared[CModelInterface]()
         cdef CModelInterface *model = self._model.get()
@@ -65,6 +66,7 @@ cdef class Interface:
             one.any_rank = spec.shape == UNKNOWN_RANK
             for dimension in spec.shape if not one.any_rank else ():
                 one.dims.push_back(dimension_of(dimension))
+                one.limits.push_back(lengths.get(dimension, C_EXACT))
                 one.symbols.push_back(-1)
                 if type(dimension) is str and dimension:
                     one.symbols[one.symbols.size() - 1] = symbols.setdefault(dimension, len(symbols))

@@ -15,6 +15,9 @@ from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.telling import tell
 
+SIZE_END = 1 << 62
+"""No size of a dimension is that large."""
+
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:
     """A summary that has the form of its message. Raises InvalidInput where it makes no sense all the same."""
@@ -28,7 +31,14 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
         raise InvalidInput(f"a summary's runs have at most {RUN_PAGES_MAX} pages")
     if not all(type(text) is str for text in prepared.metadata.values()):
         raise InvalidInput("a summary's metadata are texts by name")
+    if not all(type(limit) is int and 0 <= limit < SIZE_END for limit in prepared.lengths.values()):
+        raise InvalidInput(f"a summary's lengths are sizes below {SIZE_END} by symbol")
     return prepared
+
+
+def may_share_lengths(prepared: PreparedModel, lengths: Iterable[str]) -> bool:
+    """Whether a worker that prepared a model so takes batches of requests that differ in these symbols."""
+    return all(symbol in prepared.lengths for symbol in lengths)
 
 
 def as_counted(points: Iterable[ProfilePoint], batches: bool) -> list[ProfilePoint]:

@@ -22,10 +22,18 @@ class ExchangeMirror:
     def serve(self, model: ModelVersion) -> None:
         prepared = model.prepared
         assert prepared is not None
-        key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches, model.verified)
+        key = (
+            tuple(prepared.inputs),
+            tuple(prepared.outputs),
+            prepared.batches,
+            model.verified,
+            tuple(prepared.lengths.items()),
+        )
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(prepared.inputs, prepared.outputs, prepared.batches, model.verified)
+            interface = Interface(
+                prepared.inputs, prepared.outputs, prepared.batches, model.verified, prepared.lengths
+            )
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface
         self._exchange.serve(model.model_id, model.record.version, model.label, model.slo_ns, interface)

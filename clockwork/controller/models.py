@@ -13,7 +13,7 @@ from typing import Any
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
 from clockwork.controller.effects import Effect, Forward, Serve, Waiter, Withdraw
-from clockwork.controller.interfaces import as_counted
+from clockwork.controller.interfaces import as_counted, may_share_lengths
 from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
@@ -28,7 +28,7 @@ class ModelVersion:
     """One version of one model: its record, where it is in its life, and what workers have said of it."""
 
     __slots__ = (
-        "batches", "faults", "input_index", "measured", "model_id", "prepared", "record", "slo_ns", "state", "text",
+        "batches", "faults", "input_index", "lengths", "measured", "model_id", "prepared", "record", "slo_ns", "state", "text",
         "verified", "waiters", "was_ready", "workers",
     )  # fmt: skip
 
@@ -49,6 +49,7 @@ class ModelVersion:
         # Whether every worker has held what is fixed of its outputs against what it returned.
         self.verified = True
         self.batches = False  # whether its requests count rows, as the first worker found since the start
+        self.lengths: dict[str, int] = {}  # in which symbols they may differ in a batch, on every worker
         self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
         self.input_index: dict[str, int] = {}
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
@@ -103,6 +104,9 @@ def _declared(model: ModelVersion, prepared: PreparedModel, outputs: list[Tensor
     if shown.batches != model.batches:
         shown.profile = as_counted(shown.profile, model.batches)
         shown.batches, shown.batch_max = model.batches, 1
+    if shown.lengths != model.lengths:
+        shown.lengths = model.lengths
+        shown.lengths_note = "one length in a batch: not every worker that has it can pad requests"
     return shown
 
 
@@ -362,6 +366,10 @@ class ModelTable:
         is_first = model.prepared is None or "ready" not in others
         if is_first:
             model.measured.clear()
+            model.lengths = prepared.lengths
+        elif not may_share_lengths(prepared, model.lengths):
+            model.lengths = {}
+            is_new = True
         if is_first or is_new:
             model.prepared = shown = _declared(
                 model, prepared if model.prepared is None or is_first else model.prepared, outputs
@@ -382,7 +390,17 @@ class ModelTable:
         load time.
         """
         shared = self._shared.setdefault((prepared.program, prepared.fingerprint), prepared)
-        for field in ("inputs", "outputs", "profile", "metadata", "example", "runs", "batching_note"):
+        for field in (
+            "inputs",
+            "outputs",
+            "profile",
+            "metadata",
+            "example",
+            "runs",
+            "batching_note",
+            "lengths",
+            "lengths_note",
+        ):
             if getattr(shared, field) == getattr(prepared, field):
                 setattr(prepared, field, getattr(shared, field))
         prepared.program = shared.program

@@ -7,6 +7,7 @@ from typing import Any
 from clockwork.config import VERSION_MAX
 from clockwork.config.formats import ORIGIN_MAX
 from clockwork.errors import InvalidInput
+from clockwork.wire.messages import BATCHING
 from clockwork.wire.telling import tell
 
 _OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
@@ -20,8 +21,8 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
     merged = _OPTIONS | options
     if type(merged["slo_ns"]) is not int or not 0 <= merged["slo_ns"] < 1 << 60:
         raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {tell(merged['slo_ns'])}")
-    if merged["batching"] not in ("auto", "on", "off"):
-        raise InvalidInput(f"batching is auto, on or off, not {tell(merged['batching'])}")
+    if merged["batching"] not in BATCHING:
+        raise InvalidInput(f"batching is {', '.join(BATCHING)}; not {tell(merged['batching'])}")
     if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
         raise InvalidInput(
             f"batch_max is between 1 and 4096 (0: as measured), got {tell(merged['batch_max'])}"

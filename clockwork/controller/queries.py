@@ -346,6 +346,8 @@ def _describe(model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
             "outputs": [_describe_tensor(spec) for spec in prepared.outputs],
             "batches": prepared.batches,
             "batching_note": prepared.batching_note,
+            "lengths": prepared.lengths,
+            "lengths_note": prepared.lengths_note,
             "batch_max": prepared.batch_max,
             "holding": prepared.holding,
             "program": prepared.program,

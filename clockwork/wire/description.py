@@ -34,7 +34,7 @@ class ProfileInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A version of a registered model. Client.models() leaves out profile, metadata, counts, digest and batching_note: see
+    """A version of a registered model. Client.models() leaves out profile, metadata, counts, digest and notes: see
     model()."""
 
     name: str
@@ -47,6 +47,8 @@ class ModelInfo:
     batches: bool
     batch_max: int
     batching_note: str  # why it batches or does not
+    lengths: tuple[str, ...]  # dimensions in which requests of different size share batches
+    lengths_note: str  # why, or why not; "" where all requests have one shape, or none shares a batch
     holding: str  # how the device keeps its weights: bound, packed or none
     weights_bytes: int
     load_ns: int
@@ -79,6 +81,8 @@ class ModelInfo:
             batches=bool(body.get("batches", False)),
             batch_max=_int(body.get("batch_max")),
             batching_note=str(body.get("batching_note", "")),
+            lengths=tuple(map(str, body.get("lengths") or ())),
+            lengths_note=str(body.get("lengths_note", "")),
             holding=str(body.get("holding", "")),
             weights_bytes=_int(body.get("weights_bytes")),
             load_ns=_int(body.get("load_ns")),

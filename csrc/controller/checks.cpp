@@ -180,6 +180,16 @@ std::int64_t string_size(std::int64_t count, std::size_t frame_bytes) {
     return size;
 }
 
+// The size that a dimension counts as. limit: InputSpec's.
+std::int64_t length_class(std::int64_t size, std::int64_t limit) {
+    if (limit == EXACT || size == 0)
+        return size;
+    std::int64_t found = LENGTH_CLASS_MIN;
+    while (found < size)
+        found += (found & (found - 1)) == 0 ? found / 2 : found / 3;
+    return size <= limit ? std::min(found, limit) : found;
+}
+
 }  // namespace
 
 bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
@@ -231,7 +241,9 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
         const std::int64_t* dims = request.dims.data() + ref->first;
         bool is_strings = model.inputs[input].bits == BITS_OF_STRING;
         accepted.shape.push_back(ref->rank - first + is_strings);
-        accepted.shape.insert(accepted.shape.end(), dims + first, dims + ref->rank);
+        const std::vector<std::int64_t>& limits = model.inputs[input].limits;
+        for (std::uint32_t axis = first; axis < ref->rank; ++axis)
+            accepted.shape.push_back(length_class(dims[axis], axis < limits.size() ? limits[axis] : EXACT));
         if (is_strings)
             accepted.shape.push_back(
                 string_size(count_elements(*ref, dims), frames[static_cast<std::size_t>(ref->frame)].size()));

@@ -19,6 +19,9 @@ inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockw
 // Strings of up to so many bytes count as of this size, and longer ones as of the next power of two: clockwork.wire.tensors.string_size.
 inline constexpr std::int64_t STRING_SIZE_MIN = 64;
 
+// Sizes up to this one count as it where requests of different size share batches: clockwork.wire.tensors.length_class.
+inline constexpr std::int64_t LENGTH_CLASS_MIN = 8;
+
 // More rows than these are as good as these to any estimate.
 inline constexpr std::int64_t ROWS_MAX = 1 << 30;
 
@@ -32,7 +35,8 @@ struct Accepted {
     bool is_shared = false;                 // some tensor is in the client's memory
     bool has_room = false;                  // where there is room for outputs as well
     std::vector<const TensorRef*> tensors;  // in the model's order
-    // The rank and dimensions of each input, without the axis of rows; of strings with the size of one behind them.
+    // The rank and dimensions of each input, without the axis of rows, as their classes where requests of different size
+    // share batches; of strings with the size of one behind them.
     std::vector<std::int64_t> shape;
 
     // While checking.

@@ -19,6 +19,9 @@ inline constexpr std::int64_t DIMENSION_NONE = -2;  // of a declaration that no 
 inline constexpr std::int64_t BITS_OF_STRING = 0;
 inline constexpr std::int64_t BITS_UNKNOWN = -1;  // a type that is not ONNX's
 
+// What a limit of InputSpec is where requests of one batch must have one size.
+inline constexpr std::int64_t EXACT = -1;
+
 struct InputSpec {
     std::string name;
     std::string declared;  // its shape, as people read it
@@ -27,6 +30,8 @@ struct InputSpec {
     bool any_rank = false;
     std::vector<std::int64_t> dims;     // or DIMENSION_ANY, DIMENSION_NONE
     std::vector<std::int32_t> symbols;  // beside them: which of ModelInterface's; -1: none
+    // Beside them: where requests of different size share batches, the largest that there is, 0 if none is known; or EXACT.
+    std::vector<std::int64_t> limits;
 };
 
 // What every answer is held against: dtype, and rank and dimensions as far as registration has seen that they are fixed.

@@ -6,7 +6,7 @@ csrc/controller/checks.cpp decides the same, and clockwork/controller/flaws.py s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config import FAILURE_CHARS_MAX
@@ -23,6 +23,7 @@ from clockwork.wire.tensors import (
     check_strings,
     check_tensor,
     dtype_name,
+    length_class,
     string_size,
     tensor_bytes,
 )
@@ -36,6 +37,7 @@ class Model(NamedTuple):
     batches: bool
     verified: bool = True
     name: str = "m"
+    lengths: Mapping[str, int] = {}
 
 
 class Checked(NamedTuple):
@@ -189,7 +191,13 @@ def _rows_and_shape(
 ) -> tuple[int, ShapeKey]:
     def key(index: int, shape: list[int]) -> tuple[int, ...]:
         if model.inputs[index].dtype != STRING:
-            return tuple(shape)
+            declared = model.inputs[index].shape
+            if declared == UNKNOWN_RANK:
+                return tuple(shape)
+            return tuple(
+                length_class(size, model.lengths[str(dim)]) if dim in model.lengths else size
+                for dim, size in zip(declared[len(declared) - len(shape) :], shape)
+            )
         _, dims, frame = tensors[index]
         count = math.prod(dims)
         return (*shape, string_size(count, len(frames[frame]) - 4 * count))

@@ -21,7 +21,19 @@ from clockwork.system.clock import duration
 from clockwork.wire import codec
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
 from clockwork.wire.shared import PLACE, SHARED, Reference
-from clockwork.wire.tensors import BOOL, DTYPES, FLOAT, INT4, INT64, STRING, UINT8, join_strings, string_size
+from clockwork.wire.tensors import (
+    BOOL,
+    DTYPES,
+    FLOAT,
+    INT4,
+    INT64,
+    STRING,
+    UINT8,
+    join_strings,
+    length_class,
+    length_classes,
+    string_size,
+)
 from tests.fuzz import mutate
 from tests.unit import oracle
 from tests.unit.oracle import Model
@@ -39,14 +51,16 @@ TWO = Model([TensorSpec("ids", INT64, ("N", "T")), TensorSpec("mask", BOOL, ("N"
 FIXED = Model([TensorSpec("x", UINT8, (4, 2)), TensorSpec("scale", FLOAT, ())], Y, False)
 ANY = Model([TensorSpec("x", INT4, UNKNOWN_RANK)], Y, False)
 WORDS = Model([TensorSpec("text", STRING, ("N",))], Y, True)
-MODELS = [IMAGE, TWO, FIXED, ANY, WORDS]
+OPEN = TWO._replace(lengths={"T": 40})
+SQUARE = IMAGE._replace(lengths={"W": 0})
+MODELS = [IMAGE, TWO, FIXED, ANY, WORDS, OPEN, SQUARE]
 
 _interfaces: dict[int, tuple[Model, Interface]] = {}
 
 
 def interface_of(model: Model) -> Interface:
     if id(model) not in _interfaces:
-        made = Interface(model.inputs, model.outputs, model.batches, model.verified)
+        made = Interface(model.inputs, model.outputs, model.batches, model.verified, model.lengths)
         _interfaces[id(model)] = model, made
     return _interfaces[id(model)][1]
 
@@ -109,6 +123,8 @@ GOOD = [
     (ANY, [["x", INT4, [], 0]], [bytes(1)]),
     (ANY, [["x", INT4, [1] * 32, 0]], [bytes(1)]),
     (WORDS, [["text", STRING, [2], 0]], [join_strings([b"abc", b""])]),
+    (OPEN, [["mask", BOOL, [2, 9], 0], ["ids", INT64, [2, 9], 1]], [bytes(18), bytes(144)]),
+    (SQUARE, [["x", FLOAT, [2, 3, 4, 5], 0]], [bytes(480)]),
 ]
 
 
@@ -135,6 +151,34 @@ def test_strings_count_by_their_size(texts: list[bytes], size: int) -> None:
     rows, _, _, shape = by_exchange(WORDS, header_of(refs), [join_strings(texts)])
     assert (rows, shape) == (len(texts), ((size,),))
     assert string_size(len(texts), sum(map(len, texts))) == size
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "counts_as"),
+    [
+        (TWO, 9, 9), (OPEN, 0, 0), (OPEN, 1, 8), (OPEN, 8, 8), (OPEN, 9, 12), (OPEN, 12, 12), (OPEN, 13, 16), (OPEN, 17, 24),
+        (OPEN, 25, 32), (OPEN, 33, 40), (OPEN, 40, 40), (OPEN, 41, 48), (SQUARE, 3, 8), (SQUARE, 49, 64), (SQUARE, 65, 96),
+        (SQUARE, 97, 128),
+    ],
+)  # fmt: skip
+def test_lengths_that_share_batches_count_as_their_class(model: Model, length: int, counts_as: int) -> None:
+    if model is SQUARE:  # its other open dimension stays as it is
+        refs, frames = [["x", FLOAT, [2, 3, 9, length], 0]], [bytes(2 * 3 * 9 * length * 4)]
+        wanted: Any = ((3, 9, counts_as),)
+    else:
+        refs = [["ids", INT64, [2, length], 0], ["mask", BOOL, [2, length], 1]]
+        frames, wanted = [bytes(2 * length * 8), bytes(2 * length)], ((counts_as,), (counts_as,))
+    rows, _, _, shape = by_exchange(model, header_of(refs), frames)
+    assert (rows, shape) == (2, wanted)
+    if model is not TWO:
+        assert length_class(length, 40 if model is OPEN else 0) == counts_as
+
+
+def test_classes_are_listed_up_to_the_limit() -> None:
+    assert length_classes(33) == [8, 12, 16, 24, 32, 48]
+    assert length_classes(33, 40) == [8, 12, 16, 24, 32, 40]
+    assert length_classes(3, 5) == [5]
+    assert length_classes(1) == [8]
 
 
 BAD = [

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import random
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 
 from clockwork.config import BATCH_SIZE_MAX, HOST_BYTES_MAX, PAGES_MAX, RANK_MAX, TENSORS_MAX
-from clockwork.controller.interfaces import as_counted, read_summary
+from clockwork.controller.effects import Effect
+from clockwork.controller.interfaces import as_counted, may_share_lengths, read_summary
+from clockwork.controller.models import ModelTable, ModelVersion
+from clockwork.controller.records import ModelRecord
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats import interface
 from clockwork.formats.interface import Interface, difference, loosened, read_interface, read_onnx
@@ -121,6 +125,41 @@ def test_measurements_are_told_as_requests_are_counted() -> None:
     assert as_counted(whole, batches=True) == [ProfilePoint(((2,), (5,)), 3, 70)]
     rows = [ProfilePoint(((2,), (5,)), 4, 70)]
     assert as_counted(rows, batches=False) == [ProfilePoint(((4, 2), (4, 5)), 1, 70)]
+
+
+def test_lengths_share_batches_only_where_every_worker_can_pad() -> None:
+    able, unable = (
+        said(batches=True, batch_max=16, lengths=lengths, lengths_note="they do")
+        for lengths in ({"T": 8}, {})
+    )
+    assert may_share_lengths(able, {"T": 8})
+    assert may_share_lengths(able, {})
+    assert not may_share_lengths(unable, {"T": 8})
+    for workers, lengths in ([able, able], {"T": 8}), ([able, unable], {}), ([unable, able], {}):
+        effects: deque[Effect] = deque()
+        table = ModelTable(effects)
+        model = ModelVersion(1, ModelRecord("m", 1, "0" * 64, [], {}))
+        for worker, prepared in enumerate(workers):
+            table.learn(model, worker, dataclasses.replace(prepared))
+            model.workers[worker] = "ready"
+            assert model.spec(prepared).batch_max == 16
+        assert model.prepared is not None
+        assert model.lengths == model.prepared.lengths == lengths
+        assert len(effects) == 1 + (workers[0] is able and workers[1] is unable)
+    assert model.prepared.lengths_note == "they do"
+    # When nobody else has it any more, the next worker decides.
+    table.learn(model, 0, dataclasses.replace(able))
+    model.workers.clear()
+    table.learn(model, 2, dataclasses.replace(able))
+    assert model.lengths == {"T": 8}
+
+
+@pytest.mark.parametrize("limit", [-1, 1 << 62, "8", None, True])
+def test_lengths_of_a_summary_are_sizes(limit: Any) -> None:
+    with pytest.raises(
+        InvalidInput, match="a summary's lengths are sizes below 4611686018427387904 by symbol"
+    ):
+        read_summary(said(lengths={"T": limit}).summary())
 
 
 SUMMARY = prepared_model().summary()

@@ -1,0 +1,65 @@
+"""Requests of different length share batches in a real cluster, are answered as alone, and `models show` says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from clockwork.models import zoo
+from tests.process.cluster import Reference, running_cluster, same, total_sent
+from tests.unit.models_onnx import initializer, model_of, value
+
+LENGTHS = [int(length) for length in np.random.default_rng(0).integers(1, 60, 200)]
+
+
+def sentence(length: int, rows: int = 1) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(length).integers(0, 100, (rows, length))
+    return {"ids": ids, "mask": np.ones((rows, length), np.int64)}
+
+
+def encoder() -> onnx.ModelProto:
+    return zoo.build("transformer", layers=2, width=96, heads=2, sequence=None, vocabulary=100)
+
+
+def last_position() -> onnx.ModelProto:
+    nodes = [helper.make_node("Gather", ["x", "last"], ["y"], axis=1)]
+    last = [initializer("last", np.array(-1), np.int64)]
+    return model_of(nodes, [value("x", ["N", "S", 4])], [value("y", ["N", 4])], last, opset=18)
+
+
+def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
+    model = encoder()
+    expected = Reference(model)
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        taken = {}
+        for name, batching in (("shared", "auto"), ("exact", "same-shape")):
+            info = client.register(name, model, batching=batching)
+            assert info.lengths == (("S",) if name == "shared" else ())
+            before = total_sent(client.status(), "infer")
+            blocker = client.submit(name, sentence(512, rows=24))  # behind which the others gather
+            answers = [client.submit(name, sentence(length), slo=20.0) for length in LENGTHS]
+            for length, answer in zip(LENGTHS, answers, strict=True):
+                assert same(answer.result()["embedding"], expected(sentence(length))), length
+            assert blocker.result()["embedding"].shape == (24, 96)
+            taken[name] = total_sent(client.status(), "infer") - before
+        # 59 lengths are 8 classes.
+        assert 0 < taken["shared"] < 0.7 * taken["exact"], taken
+        _, shown = cluster.run("models", "show", "shared")
+        assert "lengths share a batch (S): proven to change nothing, and tried" in shown
+        _, shown = cluster.run("models", "show", "exact")
+        assert "one length in a batch: as it was asked for" in shown
+
+
+def test_what_is_not_proven_stays_exact_and_says_why(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        info = client.register("last", last_position())
+        assert (info.lengths, info.batches) == ((), True)
+        _, shown = cluster.run("models", "show", "last")
+        assert "one length in a batch: operator Gather picks positions of an open axis" in shown
+        x = np.random.default_rng(0).standard_normal((1, 60, 4)).astype(np.float32)
+        answers = [client.submit("last", x[:, :length]) for length in LENGTHS]
+        for length, answer in zip(LENGTHS, answers, strict=True):
+            assert same(answer.result(), x[:, length - 1])

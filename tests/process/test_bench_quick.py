@@ -16,6 +16,7 @@ from bench import (
     gpu,
     gpu_peers,
     gpu_serving,
+    lengths,
     overload,
     paging,
     prediction,
@@ -286,3 +287,22 @@ def test_what_hostile_peers_take() -> None:
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"
     assert grown["endless message"] < 200
+
+
+@pytest.mark.slow
+def test_sentences_of_different_length_in_one_batch_and_of_one() -> None:
+    small = {"layers": 1, "width": 64, "heads": 2, "vocabulary": 100}
+    [row], facts = lengths.live(12.0, 0.6, 0.25, 1.0, 1, (1.0,), **small)
+    assert "lengths share a batch (S)" in facts["shared"]
+    assert "one length in a batch" in facts["same-shape"]
+    assert row["shared/s"] > 0
+    assert row["same-shape/s"] > 0
+    assert facts["largest relative error of a checked answer"] < lengths.TOLERANCE
+
+
+def test_sentences_of_different_length_simulated() -> None:
+    small = {"layers": 1, "width": 64, "heads": 2, "vocabulary": 100}
+    [row], facts = lengths.simulated(12.0, 0.6, 0.25, 1.0, 1, (0.5,), **small)
+    assert row["shared/s"] > 0
+    assert row["same-shape/s"] > 0
+    assert facts["requests one by one, /s"] > 0

@@ -580,9 +580,6 @@ class History:
     def _send_load(self, command: SendLoad) -> None:
         self._ordered(self._action(command, "load"))
         device = self._device(command.worker, command.device)
-        told = device.resident.pop(-1 - command.model_id, None)
-        if told is not None:  # what hold() was told of is this load, seen only now
-            device.pages_used -= told.pages
         model = self._model(command.model_id)
         spec = model.specs.get(command.worker)
         for known in (command.load_id, -1 - command.model_id):  # told by hold(), of a time after this

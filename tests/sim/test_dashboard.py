@@ -18,7 +18,7 @@ from clockwork.observe.history import History
 from clockwork.observe.lanes import total_ns, union
 from clockwork.observe.live import Cluster
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
-from clockwork.scheduler.recording import Header, Step, encode_header, encode_step
+from clockwork.scheduler.recording import Header, Held, Step, encode_header, encode_step
 from clockwork.scheduler.types import AnswerOk, SendInfer
 from tests.sim.harness import MS, SECOND, World, spec
 from tests.sim.test_history import one_device
@@ -265,6 +265,20 @@ def test_what_was_left_out_is_known() -> None:
     assert begin == before_ns < end == steps[2 * third].events[0].now_ns
     assert follower.share == 0.75
     assert follower.history.skipped_ns == end - begin
+
+
+def test_a_dump_of_the_middle_says_what_was_resident() -> None:
+    world = one_device()
+    world.request(1, slo_ms=100)
+    world.settle()
+    steps = steps_of(world)
+    late = [*steps[:3], *[step for step in steps[3:] if not step.commands]]  # the load itself was forgotten
+    header = Header("edf", "", {}, "1", 100, 3, (Held(1, 0, 1, 7),))
+    file = io.BytesIO(encode_header(header) + b"".join(encode_step(*step) for step in late))
+    follower = Follower()
+    follower.take(sources.Recorded(file, lambda: 0, from_ns=60 * SECOND).look(), 0.0)
+    shown = picture.memory(follower.history, colors_of(follower.history))
+    assert (shown.unplaced, shown.runs["model"], shown.runs["pages"]) == (1, ["m1@1"], [3])
 
 
 def test_a_recording_is_shown_at_its_own_pace() -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from clockwork.config.dashboard import DASHBOARD_REQUESTS_MAX
 from clockwork.observe.history import History
 from clockwork.observe.live import Cluster, introduce
-from clockwork.scheduler.recording import Step
+from clockwork.scheduler.recording import Held, Step
 
 LOADING, LIVE, EMPTY, AWAY = "loading", "live", "empty", "disconnected"
 """States of a follower: it has seen nothing yet; it follows; there is no device; the controller does not answer."""
@@ -26,6 +26,7 @@ class Look(NamedTuple):
     is_gap: bool = False  # steps before these were left out
     share: float = 1.0  # of what there was since the last look
     cluster: Cluster | None = None  # as its controller describes it, now and then
+    held: Sequence[Held] = ()  # what devices held before the first step, or were told to load within these
 
 
 class Source(Protocol):
@@ -70,6 +71,8 @@ class Follower:
             history.apply(step)
             if number == 0 and look.is_gap and before_ns:
                 self.gaps.append((before_ns, history.now_ns))
+        for one in look.held:
+            history.hold(*one)
         while self.gaps and self.gaps[0][1] < history.now_ns - history.keep_ns:
             self.gaps.popleft()
         self._shares.append(look.share)

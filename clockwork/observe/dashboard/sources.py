@@ -23,7 +23,8 @@ class Recorded:
 
     def __init__(self, file: Readable, clock: Callable[[], int], from_ns: int = 0) -> None:
         """clock: nanoseconds of a clock that does not jump. Raises ConfigError unless the file is a recording."""
-        steps = decode(file)[1]
+        header, steps = decode(file)
+        self._held = header.held  # of a dump that begins in the middle
         self._steps = steps
         self._clock = clock
         self._from_ns = from_ns
@@ -42,7 +43,8 @@ class Recorded:
         while self._next is not None and self._next.events[0].now_ns <= until_ns:
             found.append(self._next)
             self._next = next(self._steps, None)
-        return Look(0, found)
+        held, self._held = self._held, ()
+        return Look(0, found, held=held)
 
 
 class Live:

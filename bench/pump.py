@@ -4,13 +4,13 @@ In Python a client and a worker of this pace cost more than the controller betwe
 or thread of its own; the calls release the interpreter.
 
     python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME]
-                         [--recorder 0,64MiB,telemetry] [--json]
+                         [--recorder 0,64MiB,telemetry,dashboard] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
 are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
 so in some runs only. Each row is measured with every size of the flight recorder that --recorder names, in turn: 0 is none,
-telemetry is the default with requests and actions written to files. Beside the others stands by how much more a request
+telemetry is the default with requests and actions written to files, dashboard with a `clockwork dashboard` that reads it. Beside the others stands by how much more a request
 costs there than with the first, as the median over pairs of runs.
 """
 
@@ -23,10 +23,12 @@ import os
 import shlex
 import statistics
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,9 @@ class PumpWorker(End):
 TELEMETRY = "telemetry"
 """In place of a size of the flight recorder: its default, and every request and action written to files."""
 
+DASHBOARD = "dashboard"
+"""Likewise: its default, read by a dashboard."""
+
 
 @dataclasses.dataclass(slots=True)
 class Settings:
@@ -187,7 +192,9 @@ class Settings:
     row_ns: int = 20_000  # of each of its requests
     repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
     policy: str = ""
-    recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder, or TELEMETRY; "": the default
+    recorders: tuple[str, ...] = (
+        "",
+    )  # sizes of the flight recorder, TELEMETRY or DASHBOARD; "": the default
     python: str = ""  # a checkout whose controller is measured; this one's where it is empty
 
 
@@ -209,10 +216,10 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
     folder = tempfile.TemporaryDirectory()
     if recorder == TELEMETRY:
         more += ("--telemetry", folder.name)
-    elif recorder:
+    elif recorder and recorder != DASHBOARD:
         more += ("--recorder-bytes", recorder)
     cluster = Cluster(0, controller_arguments=more, directory=settings.python or None)
-    with folder, cluster:
+    with folder, cluster, watched(cluster.endpoint, recorder == DASHBOARD):
         worker = PumpWorker(
             cluster.worker_endpoint, settings.devices, profiles, settings.base_ns, settings.row_ns
         )
@@ -253,6 +260,25 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
     }
 
 
+@contextmanager
+def watched(endpoint: str, is_watched: bool) -> Iterator[None]:
+    """With a dashboard of the controller, if asked."""
+    if not is_watched:
+        yield
+        return
+    dashboard = subprocess.Popen(
+        [sys.executable, "-m", "clockwork", "dashboard", "--endpoint", endpoint, "--port", "0"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert dashboard.stdout is not None
+        dashboard.stdout.readline()  # where it is
+        yield
+    finally:
+        dashboard.terminate()
+        dashboard.wait()
+
+
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row for several runs of a case: medians, and the worst."""
     row = {
@@ -279,7 +305,7 @@ def main() -> None:
     )
     parser.add_argument("--policy", default="")
     parser.add_argument(
-        "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry"
+        "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry,dashboard"
     )
     parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
     options = parser.parse_args()

@@ -38,7 +38,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
+.PHONY: help check build run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results pictures \
     lint format typecheck annotate lock wheels release proto clean distclean
 
 help: ## list the targets
@@ -136,6 +136,9 @@ paper: $(TESTABLE) ## draw the paper's figures again: JSON and PNG in bench/resu
 
 results: $(TESTABLE) ## measure anew what documents show, on a quiet machine (RESULTS='peers overload'; says how long)
 	$(BIN)/python -m bench.published --measure $(RESULTS)
+
+pictures: $(TESTABLE) ## draw the dashboard's pictures of README and docs/watching.md anew, in Chromium (PICTURES='devices memory')
+	$(BIN)/python -m tools.pictures $(PICTURES)
 
 lint: $(TESTABLE) ## ruff and clang-format: rules and format
 	$(BIN)/ruff check .

@@ -87,7 +87,9 @@ BARS = (
 class LanesFigure:
     """Executions above loads, a row for each device."""
 
-    def __init__(self, name: str, seconds: float, axis: str) -> None:
+    def __init__(self, name: str, seconds: float, axis: str, is_marked: bool = False) -> None:
+        """axis: what its time is. is_marked: with room for words above the rows."""
+        self._top = -0.6 if is_marked else 0
         self.executions, self.loads = _source(None, *BARS), _source(None, *BARS)
         self.idle = _source(None, "left", "right", "top", "bottom", "device")
         self.gaps = _source(None, "left", "right")
@@ -135,7 +137,7 @@ class LanesFigure:
         )
         plot.vspan(x="x", source=self.marks, line_width=1.5, line_dash=[4, 3], name="ink")
         plot.text(
-            x="x", y=0, text="text", source=self.marks, x_offset=4, y_offset=2, text_baseline="top",
+            x="x", y=-0.6, text="text", source=self.marks, x_offset=4, y_offset=2, text_baseline="top",
             text_font_size="11px", name="ink text", background_fill_color="#ffffff", background_fill_alpha=0.8,
         )  # fmt: skip
         _zoomed(plot, "width")
@@ -148,9 +150,9 @@ class LanesFigure:
         """seconds: the time that is shown, which ends now; None: the range is left as it is."""
         rows = max(len(lanes.labels), 1)
         row_px = min(34.0, max(9.0, DASHBOARD_LANES_PX / rows))
-        self.plot.height = round(rows * row_px) + AXIS + 14
+        self.plot.height = round((rows - self._top) * row_px) + AXIS + 14
         if self.plot.y_range.start != rows:
-            self.plot.y_range.start, self.plot.y_range.end = rows, 0
+            self.plot.y_range.start, self.plot.y_range.end = rows, self._top
         _label_rows(self.plot, lanes.labels, row_px)
         if seconds is not None and (self.plot.x_range.start, self.plot.x_range.end) != (-seconds, 0):
             self.plot.x_range.start, self.plot.x_range.end = -seconds, 0

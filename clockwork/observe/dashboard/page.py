@@ -116,7 +116,7 @@ class Page:
         self._shown = -1
         self._asked: object = None  # the browser's number of what it asked for last
         self._lanes = LanesFigure("lanes", WINDOW_S, "seconds before now")
-        self._around = LanesFigure("around", 0.2, "milliseconds from its arrival")
+        self._around = LanesFigure("around", 0.2, "milliseconds from its arrival", is_marked=True)
         self._series = SeriesFigure()
         self._memory = MemoryFigure()
         self._predictions = PredictionsFigure()

@@ -7,7 +7,7 @@ Names and shapes, which are numbers down there, are looked up in the middle of i
 
 import sys
 
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.utility cimport pair
@@ -244,7 +244,7 @@ cdef class Exchange:
         """
         cdef CExchange *exchange = self._exchange.get()
         cdef Py_ssize_t left = len(frames)
-        cdef const unsigned char[::1] part
+        cdef Py_buffer part
         views = [memoryview(frame).cast("B") for frame in frames]  # before anything is sent: it may raise
         if not exchange.begin(<CSide>side, view_of(identity), fd):
             return False
@@ -254,8 +254,11 @@ cdef class Exchange:
             if len(view) == 0:
                 exchange.send(<CSide>side, string_view(), left > 0)
                 continue
-            part = view
-            exchange.send(<CSide>side, string_view(<const char *>&part[0], part.shape[0]), left > 0)
+            PyObject_GetBuffer(view, &part, PyBUF_SIMPLE)
+            try:
+                exchange.send(<CSide>side, string_view(<const char *>part.buf, part.len), left > 0)
+            finally:
+                PyBuffer_Release(&part)
         return True
 
     def connections(self, int side):

@@ -6,7 +6,7 @@ Nothing here is called while an action runs. Every call lets go of the GIL, beca
 
 import os
 
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 
 from clockwork.errors import ClockworkError
 
@@ -203,12 +203,16 @@ cdef class Table:
             self.api.free_stream(stream)
         return round(1e6 * elapsed_ms)
 
-    def load_module(self, const unsigned char[::1] image):
+    def load_module(self, image):
         cdef Module module = Module()
         cdef CUresult result
-        cdef const void* data = &image[0]
-        with nogil:
-            result = self.api.load_module(&module.handle, data)
+        cdef Py_buffer data
+        PyObject_GetBuffer(image, &data, PyBUF_SIMPLE)
+        try:
+            with nogil:
+                result = self.api.load_module(&module.handle, data.buf)
+        finally:
+            PyBuffer_Release(&data)
         self.check(result, b"cuModuleLoadData")
         return module
 

@@ -9,6 +9,8 @@ import mmap
 import os
 
 cimport cython
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 from posix.mman cimport (
@@ -180,7 +182,7 @@ cdef class Model(Known):
                 if base == NULL:
                     raise MemoryError(f"no memory to keep {path} ({size} bytes)")
                 self.state.source, self.state.source_bytes, self.state.copied = base, mapped, True
-                view = <char[:mapped]>base
+                view = PyMemoryView_FromMemory(base, mapped, PyBUF_WRITE)
                 with open(descriptor, "rb", buffering=0, closefd=False) as file:
                     done = 0
                     while done < size:

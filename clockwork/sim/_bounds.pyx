@@ -4,6 +4,8 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
+from clockwork.sim._arrays cimport memory_of
+
 
 cdef extern from "sim/bounds.h" namespace "clockwork" nogil:
     cdef cppclass BatchPrices:
@@ -12,42 +14,39 @@ cdef extern from "sim/bounds.h" namespace "clockwork" nogil:
                     uint8_t*, double*) except +
 
 
-def best_batches(
-    const int64_t[::1] arrived_ns,
-    const double[::1] worth,
-    const int64_t[::1] starts,
-    const double[:, ::1] exec_ns,
-    const int64_t[:, ::1] span_ns,
-    double price,
-    uint8_t[::1] served,
-):
+def best_batches(arrived_ns, worth, starts, exec_ns, span_ns, double price, served):
     cdef BatchPrices prices
+    cdef const int64_t *arrivals = <const int64_t *>memory_of(arrived_ns, "int64", 1)
+    cdef const double *worths = <const double *>memory_of(worth, "float64", 1)
+    cdef const int64_t *firsts = <const int64_t *>memory_of(starts, "int64", 1)
+    cdef const double *execs = <const double *>memory_of(exec_ns, "float64", 2)
+    cdef const int64_t *spans = <const int64_t *>memory_of(span_ns, "int64", 2)
+    cdef uint8_t *are_served = <uint8_t *>memory_of(served, "uint8", 1)
+    cdef int64_t requests = arrived_ns.shape[0]
     cdef int64_t models = starts.shape[0] - 1
-    cdef int64_t batch_max = exec_ns.shape[1] - 1
+    cdef int64_t columns = exec_ns.shape[1]
     cdef int64_t model, begin, count
     cdef double value = 0.0
     cdef double exec_total_ns = 0.0
     if (
-        worth.shape[0] != arrived_ns.shape[0]
-        or served.shape[0] != arrived_ns.shape[0]
+        not worth.shape[0] == served.shape[0] == requests
         or models < 0
-        or exec_ns.shape[0] != models
-        or span_ns.shape[0] != models
-        or span_ns.shape[1] != batch_max + 1
-        or starts[0] != 0
-        or starts[models] != arrived_ns.shape[0]
+        or not exec_ns.shape == span_ns.shape == (models, columns)
+        or firsts[0] != 0
+        or firsts[models] != requests
+        or not served.flags.writeable
     ):
         raise ValueError("the arrays do not fit each other")
     for model in range(models):
-        if starts[model + 1] < starts[model]:
+        if firsts[model + 1] < firsts[model]:
             raise ValueError(f"starts falls at model {model}")
-    if arrived_ns.shape[0] == 0:
+    if requests == 0:
         return 0.0, 0.0
     with nogil:
         for model in range(models):
-            begin = starts[model]
-            count = starts[model + 1] - begin
+            begin = firsts[model]
+            count = firsts[model + 1] - begin
             if count > 0:
-                value += prices.best(&arrived_ns[begin], &worth[begin], count, &exec_ns[model, 0],
-                                     &span_ns[model, 0], batch_max, price, &served[begin], &exec_total_ns)
+                value += prices.best(arrivals + begin, worths + begin, count, execs + model * columns,
+                                     spans + model * columns, columns - 1, price, are_served + begin, &exec_total_ns)
     return value, exec_total_ns

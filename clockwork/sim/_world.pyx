@@ -10,6 +10,7 @@ from libcpp.vector cimport vector
 
 import numpy as np
 
+from clockwork.sim._arrays cimport memory_of
 from clockwork.scheduler._policy cimport CHooks, Script
 
 cdef extern from *:
@@ -226,7 +227,7 @@ def bucket_bounds():
 cdef object counts_of(const Histogram &histogram):
     cdef size_t place
     result = np.zeros(BUCKETS, np.uint64)
-    cdef uint64_t[::1] view = result
+    cdef uint64_t *view = <uint64_t *>memory_of(result, "uint64", 1)
     for place in range(histogram.counts().size()):
         view[place] = histogram.counts()[place]
     return result, histogram.largest()
@@ -235,7 +236,7 @@ cdef object counts_of(const Histogram &histogram):
 cdef object array_of(const vector[int64_t] &values):
     cdef size_t place
     result = np.zeros(values.size(), np.int64)
-    cdef int64_t[::1] view = result
+    cdef int64_t *view = <int64_t *>memory_of(result, "int64", 1)
     for place in range(values.size()):
         view[place] = values[place]
     return result
@@ -245,12 +246,13 @@ cdef object table_of(const vector[Counts] &rows):
     """(row, column): offered, cold, then the outcomes."""
     cdef size_t place, column
     result = np.zeros((<Py_ssize_t>rows.size(), <Py_ssize_t>(2 + OUTCOMES)), np.int64)
-    cdef int64_t[:, ::1] view = result
+    cdef int64_t *row = <int64_t *>memory_of(result, "int64", 2)
     for place in range(rows.size()):
-        view[place, 0] = rows[place].offered
-        view[place, 1] = rows[place].cold
+        row[0] = rows[place].offered
+        row[1] = rows[place].cold
         for column in range(OUTCOMES):
-            view[place, 2 + column] = rows[place].outcome[column]
+            row[2 + column] = rows[place].outcome[column]
+        row += 2 + OUTCOMES
     return result
 
 
@@ -395,22 +397,17 @@ cdef class World:
     def feed(self, size_t number, arrivals):
         """More arrivals of an open workload: (t_ns, model, slo_ns, priority, cls); None: there are no more."""
         cdef Chunk chunk
-        cdef const int64_t[::1] at_ns
-        cdef const int32_t[::1] model
-        cdef const int64_t[::1] slo_ns
-        cdef const uint8_t[::1] priority
-        cdef const uint8_t[::1] class_index
         chunk.count = 0
         if arrivals is not None:
             at_ns, model, slo_ns, priority, class_index = arrivals
-            chunk.count = at_ns.shape[0]
-            if not (
-                model.shape[0] == slo_ns.shape[0] == priority.shape[0] == class_index.shape[0] == at_ns.shape[0]
-            ):
+            chunk.at_ns = <const int64_t *>memory_of(at_ns, "int64", 1)
+            chunk.model = <const int32_t *>memory_of(model, "int32", 1)
+            chunk.slo_ns = <const int64_t *>memory_of(slo_ns, "int64", 1)
+            chunk.priority = <const uint8_t *>memory_of(priority, "uint8", 1)
+            chunk.class_index = <const uint8_t *>memory_of(class_index, "uint8", 1)
+            if not len(model) == len(slo_ns) == len(priority) == len(class_index) == len(at_ns):
                 raise ValueError("the arrays of some arrivals differ in length")
-            if chunk.count:
-                chunk.at_ns, chunk.model, chunk.slo_ns = &at_ns[0], &model[0], &slo_ns[0]
-                chunk.priority, chunk.class_index = &priority[0], &class_index[0]
+            chunk.count = len(at_ns)
         self._world.get().feed(number, chunk)
         self._chunks[number] = arrivals  # the world reads their memory until it asks for more
 
@@ -443,15 +440,17 @@ cdef class World:
         assert predictions is not NULL, "every policy judges its predictions"
         cdef const Slice *one
         cdef size_t place
-        slices = np.zeros((accounts.slices.size(), len(SLICE_NAMES)), np.int64)
-        cdef int64_t[:, ::1] view = slices
+        cdef Py_ssize_t columns = len(SLICE_NAMES)
+        slices = np.zeros((accounts.slices.size(), columns), np.int64)
+        cdef int64_t *row = <int64_t *>memory_of(slices, "int64", 2)
         for place in range(accounts.slices.size()):
             one = &accounts.slices[place]
-            view[place, 0], view[place, 1], view[place, 2] = one.offered, one.good, one.bad
-            view[place, 3], view[place, 4], view[place, 5] = one.loads, one.infers, one.batched
-            view[place, 6], view[place, 7] = one.busy_ns, one.link_busy_ns
-            view[place, 8], view[place, 9], view[place, 10] = one.p50_ns, one.p99_ns, one.p999_ns
-            view[place, 11] = one.largest_ns
+            row[0], row[1], row[2] = one.offered, one.good, one.bad
+            row[3], row[4], row[5] = one.loads, one.infers, one.batched
+            row[6], row[7] = one.busy_ns, one.link_busy_ns
+            row[8], row[9], row[10] = one.p50_ns, one.p99_ns, one.p999_ns
+            row[11] = one.largest_ns
+            row += columns
         low, high = self._world.get().digest().low(), self._world.get().digest().high()
         return {
             "models": table_of(accounts.models),
@@ -507,12 +506,13 @@ cdef class World:
         cdef const vector[Fate] *fates = &self._world.get().fates()
         cdef size_t place
         result = np.zeros((<Py_ssize_t>fates.size(), 4), np.int64)
-        cdef int64_t[:, ::1] view = result
+        cdef int64_t *row = <int64_t *>memory_of(result, "int64", 2)
         for place in range(fates.size()):
-            view[place, 0] = <int64_t><uint8_t>fates.at(place).outcome
-            view[place, 1] = <int64_t><uint8_t>fates.at(place).reason
-            view[place, 2] = fates.at(place).device
-            view[place, 3] = fates.at(place).latency_ns
+            row[0] = <int64_t><uint8_t>fates.at(place).outcome
+            row[1] = <int64_t><uint8_t>fates.at(place).reason
+            row[2] = fates.at(place).device
+            row[3] = fates.at(place).latency_ns
+            row += 4
         return result
 
 

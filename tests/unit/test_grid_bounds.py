@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,27 @@ def test_the_best_batches_are_the_best() -> None:
         )
         assert found == pytest.approx(best(0))
         assert found == pytest.approx(sum(one for one, took in zip(worth, served) if took) - price * used)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"worth": np.ones(4, np.float32)},  # of another type
+        {"arrived_ns": np.arange(8)[::2]},  # not in a row
+        {"exec_ns": np.ones(6)},  # of another rank
+        {"worth": np.ones(3)},  # of another length
+        {"starts": np.array([0, 5])},  # which says that there are more
+        {"span_ns": np.ones((2, 3), np.int64)},
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
+    arrays: dict[str, Any] = {
+        "arrived_ns": np.arange(4), "worth": np.ones(4), "starts": np.array([0, 4]), "exec_ns": np.ones((1, 3)),
+        "span_ns": np.ones((1, 3), np.int64), "price": 0.0, "served": np.zeros(4, np.uint8),
+    }  # fmt: skip
+    best_batches(**arrays)
+    with pytest.raises(ValueError, match="array"):
+        best_batches(**(arrays | change))
 
 
 def test_memory_that_holds_one_model_bounds_what_two_can_do() -> None:

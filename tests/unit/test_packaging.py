@@ -42,6 +42,18 @@ def python_without(directory: Path, *, modules: str = "", headers: bool = True) 
     return str(path)
 
 
+def test_no_extension_has_typed_memoryviews() -> None:
+    """Cython's code for them is as large as a middling extension, in each that has one; see clockwork/sim/_arrays.pxd."""
+    typed = re.compile(r"\[(:, *)*::1\]|\[:(, *:)*\] +\w|<\w+ *\[:")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "clockwork").rglob("*.p[yx][xd]"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if typed.search(line)
+    ]
+    assert found == []
+
+
 def test_a_machine_that_has_everything_passes_in_silence() -> None:
     done = needs(sys.executable)
     assert (done.returncode, done.stdout) == (0, "")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from clockwork import __version__
 from clockwork.controller._exchange import Ring
 from clockwork.controller._tested import Recorder
-from clockwork.controller.recorder import Cluster, FlightRecorder, RecordingFile
+from clockwork.controller.recorder import Cluster, Dumps, FlightRecorder, RecordingFile
 from clockwork.errors import ConfigError, Unavailable
-from clockwork.scheduler.recording import Header, decode, decode_step, encode_step
+from clockwork.scheduler.recording import Header, Stream, decode, decode_step, encode_step
 from clockwork.scheduler.types import (
     NEVER_NS,
     ActionDone,
@@ -205,6 +205,31 @@ def test_a_reader_goes_on_where_it_was_and_learns_what_it_missed() -> None:
     assert len(steps_in(chunk)) > 50
 
 
+def test_a_stream_goes_on_with_whole_steps_where_something_was_lost() -> None:
+    ring = Ring(3_000, 1 << 62)
+    stream = Stream()
+    seen: list[int] = []
+
+    def read() -> None:
+        place, piece = ring.read(int(stream.argument[1:]), 70)  # which ends within a step
+        following = place + len(piece)
+        answer = {"place": place, "bytes": piece, "next": following, "end": ring.state()["end"], "epoch": 5}
+        seen.extend(step.events[0].now_ns for step in stream.take(answer))
+
+    for at_ns in range(400):
+        ring.append(at_ns, step_of(at_ns, at_ns % 60))
+        for _ in range(3 if at_ns < 200 or at_ns > 300 else 0):
+            read()
+    while not stream.is_at_end:
+        read()
+    assert seen == sorted(seen)
+    assert seen[:200] == list(range(200))
+    missed = 400 - len(seen)
+    assert 40 < missed < 100
+    assert seen[200:] == list(range(200 + missed, 400))
+    assert stream.lost == sum(len(step_of(at_ns, at_ns % 60)) for at_ns in range(200, 200 + missed))
+
+
 @pytest.mark.parametrize("since", [1 << 63, (1 << 64) - 1, 50_000])
 def test_a_place_that_was_never_reached_is_the_end(since: int) -> None:
     ring = Ring(10_000, 1 << 62)
@@ -368,7 +393,8 @@ def test_a_cluster_is_what_was_said_last() -> None:
         if not isinstance(event, RequestCancelled):
             cluster.told(event)
     before = cluster.copy()
-    cluster.told(WorkerLeft(9_000, 2))
+    for event in (ready(2, 9), DeviceClock(8_800, 2, 0, 1), DeviceLost(8_900, 2, 1), WorkerLeft(9_000, 2)):
+        cluster.told(event)
     assert len(cluster) == 1
     assert list(before.steps(10)) == [
         [one._replace(now_ns=10) for one in (JOINED[1], clock, ready(2, 2), lost, link)],
@@ -429,6 +455,16 @@ def test_a_dump_that_cannot_be_written_says_why_and_leaves_nothing(box: Box) -> 
     assert len(list(box.directory.iterdir())) == 1
 
 
+def test_a_dump_whose_ring_has_gone_on_is_none(box: Box) -> None:
+    for at_ns in range(20_000):
+        box.ring.append(at_ns, step_of(at_ns, 100))
+    dumps = Dumps(box.directory)
+    with pytest.raises(OSError, match="the disk is too slow"):
+        dumps.write("it", HEADER, Cluster(), box.ring, box.ring.state()["end"])
+    assert list(box.directory.iterdir()) == []
+    assert dumps.describe() == []
+
+
 def test_one_dump_at_a_time_and_few_reads(box: Box) -> None:
     box.ring.append(1, step_of(1, 10))
     ignored: list[Any] = []
@@ -456,13 +492,13 @@ def test_a_burst_is_dumped_when_it_begins(box: Box, caplog: pytest.LogCaptureFix
     box.ring.append(1, step_of(1, 10))
     calm, few, rare, burst = (1_000, 5), (10, 49), (1_000, 200), (1_000, 300)
     beats(box, [calm, calm, few, rare] + [calm] * 5)
-    assert not box.directory.exists()
+    assert box.ask("dumps") == []
     beats(box, [calm] * 3 + [burst] * 300, 200)
     box.wait()
     assert box.names() == ["burst.rec"]
     assert "the flight recorder was dumped (burst)" in caplog.text
     beats(box, [burst] * 3 + [calm] * 10 + [burst] * 5, 503)
-    assert box.names() == ["burst.rec"]
+    assert len(box.ask("dumps")) == 1
     beats(box, [calm] * 70 + [burst] + [calm] * 10, 600)
     box.wait()
     assert len(box.ask("dumps")) == 2

@@ -4,23 +4,27 @@ In Python a client and a worker of this pace cost more than the controller betwe
 or thread of its own; the calls release the interpreter.
 
     python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME]
-                         [--recorder 0,64MiB,telemetry,dashboard] [--json]
+                         [--recorder 0,64MiB,telemetry,dashboard] [--perf] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
 are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
 so in some runs only. Each row is measured with every size of the flight recorder that --recorder names, in turn: 0 is none,
 telemetry is the default with requests and actions written to files, dashboard with a `clockwork dashboard` that reads it. Beside the others stands by how much more a request
-costs there than with the first, as the median over pairs of runs.
+costs there than with the first, as the median over pairs of runs. --perf samples the controller, and says which part of its
+processor time is spent in the flight recorder's functions: a busy machine disturbs that less than a comparison of two runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
 import os
+import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -172,6 +176,47 @@ class PumpWorker(End):
             self.socket.send(codec.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
 
 
+class Sampling:
+    """Samples of a process, by perf, while the block runs."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._symbols: list[tuple[float, str]] = []
+
+    def __enter__(self) -> Sampling:
+        self._file = tempfile.NamedTemporaryFile(suffix=".perf")
+        command = [
+            "perf",
+            "record",
+            "-q",
+            "-e",
+            "cpu-clock",
+            "-F",
+            "5000",
+            "-o",
+            self._file.name,
+            "-p",
+            str(self._pid),
+        ]
+        self._perf = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._perf.send_signal(signal.SIGINT)
+        self._perf.wait()
+        command = ["perf", "report", "-i", self._file.name, "--no-children", "--sort", "symbol"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        rows = re.findall(r"^ *([0-9.]+)% +\[.\] (\S+)", found, re.MULTILINE)
+        self._symbols = [(float(percent), symbol) for percent, symbol in rows]
+        self._file.close()
+
+    def percent(self, pattern: str) -> float:
+        """Of all samples, those in functions whose names match."""
+        return sum(percent for percent, symbol in self._symbols if re.search(pattern, symbol))
+
+
+RECORDER_SYMBOLS = r"Recorder::|Ring::|Exchange::record"
+
 TELEMETRY = "telemetry"
 """In place of a size of the flight recorder: its default, and every request and action written to files."""
 
@@ -192,6 +237,7 @@ class Settings:
     row_ns: int = 20_000  # of each of its requests
     repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
     policy: str = ""
+    perf: bool = False
     recorders: tuple[str, ...] = (
         "",
     )  # sizes of the flight recorder, TELEMETRY or DASHBOARD; "": the default
@@ -234,7 +280,9 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
                 pump.run(settings.warm_up_s)
                 sent = client.status()["workers"][0]["sent"].get("infer", 0)
                 before, begun_ns, failed = cpu_of(cluster.controller.pid), now_ns(), pump.counts.failed
-                answered = pump.run(settings.seconds)
+                sampling = Sampling(cluster.controller.pid)
+                with sampling if settings.perf else contextlib.nullcontext():
+                    answered = pump.run(settings.seconds)
                 after, wall_s = cpu_of(cluster.controller.pid), (now_ns() - begun_ns) / SECOND
                 actions = client.status()["workers"][0]["sent"]["infer"] - sent
                 failed = pump.counts.failed - failed
@@ -252,6 +300,7 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
         "requests/s": answered / wall_s,
         "requests/cpu-s": answered / cpu_s,
         "us/request": cpu_s / max(1, answered) * 1e6,
+        **({"recorder_% (perf)": sampling.percent(RECORDER_SYMBOLS)} if settings.perf else {}),
         "I/O thread_%": 100 * (after["io"] - before["io"]) / cpu_s,
         "Mbyte/s": answered * size / wall_s / 1e6,
         "Mbyte/cpu-s": answered * size / cpu_s / 1e6,
@@ -304,6 +353,7 @@ def main() -> None:
         help=f"runs of each row (default {Settings().repeat}; 1 with --quick)",
     )
     parser.add_argument("--policy", default="")
+    parser.add_argument("--perf", action="store_true", help="sample the controller with Linux's perf")
     parser.add_argument(
         "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry,dashboard"
     )
@@ -314,7 +364,7 @@ def main() -> None:
         warm_up_s=0.2 if options.quick else Settings().warm_up_s,
         sizes=options.sizes, in_flight=options.in_flight[:1] if options.quick else options.in_flight, devices=options.devices,
         repeat=options.repeat or (1 if options.quick else Settings().repeat), policy=options.policy, python=options.python,
-        recorders=tuple(options.recorder.split(",")),
+        perf=options.perf, recorders=tuple(options.recorder.split(",")),
     )  # fmt: skip
     cases = [
         (size, depth, recorder)

@@ -10,6 +10,9 @@ DASHBOARD_LOOK_S = 0.5
 DASHBOARD_LOOK_BYTES = 512 << 10
 """Most bytes of steps that a look reads: some 3,500 requests. Of a busier cluster it reads the newest."""
 
+DASHBOARD_STEPS_MAX = 10_000
+"""Most steps of a recording that are taken in before pages are looked after again."""
+
 DASHBOARD_ANSWER_S = 5.0
 """How long the controller may take to answer."""
 

@@ -4,6 +4,7 @@ nothing. CLOCKWORK_PICTURES names a folder for the screenshots."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import urllib.parse
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.cluster import PATIENCE_S
+from tests.process.cluster import PATIENCE_S, running_cluster
 from tests.process.test_dashboard import TOKEN, recording_in, running_dashboard
 
 pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
@@ -188,3 +189,44 @@ def test_a_token_is_typed_in(tmp_path: Path) -> None:
             await tab.until(LIVE)
 
         assert in_a_browser(type_in).complaints == []
+
+
+def test_a_controller_that_never_answered_is_said() -> None:
+    with running_dashboard("--endpoint", "tcp://127.0.0.1:1") as (_, url):
+
+        async def look(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(f"{READY} && document.body.dataset.state === 'loading'")
+            assert "Waiting for the first steps of tcp" in await tab.run(
+                "document.getElementById('banner').textContent"
+            )
+            await tab.until("document.body.dataset.state === 'disconnected'")
+            said = await tab.run("document.getElementById('banner').textContent")
+            assert said.startswith("No answer from the controller at tcp://127.0.0.1:1 since ")
+            assert "What is shown" not in said, "nothing is"
+
+        assert in_a_browser(look).complaints == []
+
+
+def test_an_empty_cluster_and_a_restart_are_said(tmp_path: Path) -> None:
+    pictures = Path(os.environ.get("CLOCKWORK_PICTURES", tmp_path))
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(running_cluster(tmp_path / "cluster", workers=0))
+        _, url = stack.enter_context(running_dashboard("--endpoint", cluster.endpoint))
+
+        async def look(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(f"{READY} && document.body.dataset.state === 'empty'")
+            assert "Start one with: clockwork worker" in await tab.run(
+                "document.getElementById('banner').textContent"
+            )
+            await tab.screenshot(pictures / "empty.png")
+            assert cluster.controller.stop() == 0
+            cluster.start_controller()
+            cluster.start_worker("--device", "emulated", "--page-size", "16MiB", arena="128MiB")
+            await tab.until("document.body.dataset.state === 'live'")
+            said = await tab.run("document.getElementById('banner').textContent")
+            assert said.startswith("The controller was started anew at "), said
+            await tab.screenshot(pictures / "restarted.png")
+
+        assert in_a_browser(look).complaints == []

@@ -96,6 +96,10 @@ def test_where_too_much_would_be_drawn_the_newest_is(monkeypatch: pytest.MonkeyP
     assert len(shown.executions["row"]) == 10
     assert sorted(shown.executions["left"]) == sorted(everything.executions["left"])[-10:]
     assert shown.from_s == min(shown.executions["left"]) > -60
+    assert (list(shown.gaps["left"]), list(shown.gaps["right"])) == ([-60], [shown.from_s]), (
+        "and that is said"
+    )
+    assert list(everything.gaps["left"]) == []
 
 
 def test_waiting_work_is_drawn_unless_nothing_is_known_of_that_time() -> None:
@@ -345,10 +349,14 @@ def test_a_live_controller_is_followed_step_by_step() -> None:
     for happened in range(0, len(steps) + 40, 40):
         recorder.happened = min(happened, len(steps))
         look = source.look()
-        assert (look.run, look.is_gap, look.share) == (7, False, 1.0)
+        assert (look.run, look.is_gap, look.share, look.is_behind) == (7, False, 1.0, False)
+        assert happened or look.cluster is not None, "who is there is told first"
         found += look.steps
     assert [step.events[0].now_ns for step in found] == recorder.times
-    assert recorder.described == 1 + (len(steps) // 40) // 20, "every ten seconds"
+    assert recorder.described == 3, "at once, after 1.25 and 2.5 seconds more; then after 5, and every ten"
+    for _ in range(60):  # half a minute
+        source.look()
+    assert recorder.described == 3 + 3
 
 
 def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,8 @@ class SeriesFigure:
         _seconds_ago(waiting)
 
     def show(self, columns: Columns) -> None:
-        self.source.data = columns
+        # Without a point there would be no axes either.
+        self.source.data = columns if columns["at"] else {name: [0.0] for name in columns}
 
 
 def _seconds_ago(plot: Any) -> None:

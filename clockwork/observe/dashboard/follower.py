@@ -25,6 +25,7 @@ class Look(NamedTuple):
     steps: Sequence[Step]
     is_gap: bool = False  # steps before these were left out
     share: float = 1.0  # of what there was since the last look
+    is_behind: bool = False  # there is more already
     cluster: Cluster | None = None  # as its controller describes it, now and then
     held: Sequence[Held] = ()  # what devices held before the first step, or were told to load within these
 

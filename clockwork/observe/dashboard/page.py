@@ -160,7 +160,8 @@ class Page:
             self._series.show(board.series)
             self._memory.show(board.memory)
             self._predictions.show(board.predictions)
-        self._state.data = {"json": [json.dumps(board.state)]}
+        is_whole = len(self._lanes.gaps.data["left"]) == 0
+        self._state.data = {"json": [json.dumps({**board.state, "whole": is_whole})]}
 
     def _show_lanes(self) -> None:
         self._lanes.show(self._board.lanes(self._seconds), self._seconds)

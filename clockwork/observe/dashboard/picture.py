@@ -94,8 +94,8 @@ class Lanes(NamedTuple):
     executions: Columns
     loads: Columns
     idle: Columns  # with work waiting
-    gaps: Columns  # times of which nothing is known
-    from_s: float  # where the picture begins: later than asked for, where there is too much to be drawn
+    gaps: Columns  # times that are not shown: nothing is known of them, or too much would have to be drawn
+    from_s: float  # where the picture begins
 
 
 def lanes(
@@ -104,7 +104,7 @@ def lanes(
 ) -> Lanes:  # fmt: skip
     """until_ns: the end, 0: now. devices: these, in this order; (): all."""
     now = until_ns or history.now_ns
-    from_ns = now - round(seconds * SECOND)
+    from_ns = asked_ns = now - round(seconds * SECOND)
     shown = list(devices) or _shown(history)
     executions: list[_Bar] = []
     loads: list[_Bar] = []
@@ -124,6 +124,8 @@ def lanes(
         for begin, end in without(idle_with_work_spans(history, device, waiting), unknown):
             if end > from_ns and begin < now and end - begin > 50_000:
                 idle.append((row, (max(begin, from_ns), min(end, now))))
+    left_out = [(asked_ns, from_ns)] if from_ns > asked_ns else []
+    left_out += [(max(begin, from_ns), min(end, now)) for begin, end in unknown]
     return Lanes(
         labels=[device_label(history, device) for device in shown],
         executions=_columns(history, colors, executions, now),
@@ -134,8 +136,8 @@ def lanes(
             "right": _seconds([span[1] for _, span in idle], now),
         },
         gaps={
-            "left": _seconds([max(span[0], from_ns) for span in unknown], now),
-            "right": _seconds([min(span[1], now) for span in unknown], now),
+            "left": _seconds([begin for begin, _ in left_out], now),
+            "right": _seconds([end for _, end in left_out], now),
         },
         from_s=(from_ns - now) / SECOND,
     )

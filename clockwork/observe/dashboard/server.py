@@ -134,7 +134,8 @@ class Dashboard:
                 return
             self._loop.add_callback(self._take, look)
             self._taken.wait()
-            wait = max(0.0, DASHBOARD_LOOK_S - (time.monotonic() - began))
+            is_behind = isinstance(look, Look) and look.is_behind
+            wait = 0.0 if is_behind else max(0.0, DASHBOARD_LOOK_S - (time.monotonic() - began))
 
     def _take(self, look: Look | str) -> None:
         try:

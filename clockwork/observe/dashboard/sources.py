@@ -11,6 +11,7 @@ from clockwork.config.dashboard import (
     DASHBOARD_DESCRIBE_NS,
     DASHBOARD_DESCRIBE_PART,
     DASHBOARD_LOOK_BYTES,
+    DASHBOARD_STEPS_MAX,
 )
 from clockwork.config.observe import TOP_PAGE_S
 from clockwork.observe.dashboard.follower import Look
@@ -39,12 +40,14 @@ class Recorded:
             begun_ns = self._next.events[0].now_ns if self._next is not None else 0
             self._zero_ns = begun_ns + self._from_ns - now_ns
         until_ns = self._zero_ns + now_ns
-        found = []
+        found: list[Step] = []
         while self._next is not None and self._next.events[0].now_ns <= until_ns:
+            if len(found) == DASHBOARD_STEPS_MAX:
+                break
             found.append(self._next)
             self._next = next(self._steps, None)
         held, self._held = self._held, ()
-        return Look(0, found, held=held)
+        return Look(0, found, held=held, is_behind=len(found) == DASHBOARD_STEPS_MAX)
 
 
 class Live:
@@ -61,7 +64,7 @@ class Live:
         self._clock = clock
         self._stream: Stream | None = None
         self._described_ns = 0  # when the cluster was described last; 0: it has to be
-        self._interval_ns = DASHBOARD_DESCRIBE_NS
+        self._interval_ns = 0
         self._end = 0  # of the recorder, at the last look; 0: there was none
         self._looked_ns = 0
 
@@ -75,7 +78,7 @@ class Live:
         while True:
             answer = self._ask(stream.argument)
             if stream.epoch and answer.get("epoch") != stream.epoch:  # another start of the controller
-                self._stream, self._described_ns = None, 0
+                self._stream, self._described_ns, self._interval_ns = None, 0, 0
                 return self.look()
             was = stream.place
             if answer["place"] < was:  # it is written faster now: nothing has to be passed over
@@ -92,16 +95,18 @@ class Live:
             per_ns = written / max(now_ns - self._looked_ns, 1)
             stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / per_ns)}"
         self._end, self._looked_ns = answer["end"], now_ns
-        return Look(stream.epoch, steps, is_gap, min(1.0, read / written) if written else 1.0, cluster)
+        return Look(
+            stream.epoch, steps, is_gap, min(1.0, read / written) if written else 1.0, cluster=cluster
+        )
 
     def _description(self, now_ns: int) -> Cluster | None:
-        """The cluster as its controller describes it, every so often: the more models, the less often."""
+        """The cluster as its controller describes it, now and then: soon again at first, while workers join and models become
+        ready, and less often the more models there are."""
         if self._described_ns and now_ns - self._described_ns < self._interval_ns:
             return None
         found = self._describe()
         self._described_ns = now_ns
         pages = -(-len(found.models) // LISTED_MODELS_PAGE)
-        self._interval_ns = max(
-            DASHBOARD_DESCRIBE_NS, round(pages * TOP_PAGE_S / DASHBOARD_DESCRIBE_PART * 1e9)
-        )
+        largest_ns = max(DASHBOARD_DESCRIBE_NS, round(pages * TOP_PAGE_S / DASHBOARD_DESCRIBE_PART * 1e9))
+        self._interval_ns = min(largest_ns, max(DASHBOARD_DESCRIBE_NS // 8, 2 * self._interval_ns))
         return found

@@ -60,7 +60,7 @@
     let text = "";
     if (silent) text = `This page has heard nothing of the dashboard's server since ${clock(heard / 1000)}. What is shown is of then.`;
     else if (kind === "disconnected") text = `No answer from the controller at ${state.endpoint} since ${clock(state.since)}${state.note ? `: ${state.note}` : ""}.${state.tiles ? " What is shown is of then." : ""}`;
-    else if (kind === "loading") text = `Asking the controller at ${state.endpoint || "…"} for its first steps.`;
+    else if (kind === "loading") text = `Waiting for the first steps of ${state.endpoint || "the cluster"}.`;
     else if (kind === "empty") text = "No worker has a device here. Start one with: clockwork worker.";
     else if (state.restarted && state.now - state.restarted < 60) text = `The controller was started anew at ${clock(state.restarted)}. What is shown begins there.`;
     at("banner").hidden = !text;
@@ -96,7 +96,7 @@
 
   let legendOf = "";
   function legend() {
-    const key = JSON.stringify(state.models) + (state.share > 0.995);
+    const key = JSON.stringify(state.models) + state.whole;
     if (key === legendOf) return;
     legendOf = key;
     const entry = (text, color, name) => {
@@ -107,7 +107,7 @@
     };
     at("models").replaceChildren(
       ...state.models.map(([label, color]) => entry(label.replace(/@1$/, ""), color)), entry("other models", OTHER),
-      entry("idle with work waiting", "", "hatch"), ...(state.share > 0.995 ? [] : [entry("not read", "", "unread")]),
+      entry("idle with work waiting", "", "hatch"), ...(state.whole ? [] : [entry("not shown", "", "unread")]),
     );
   }
 

@@ -299,8 +299,9 @@ class _Case:
         load = self._load_that_ends(device, begin_ns)
         if load is not None and load.end_ns > self._arrived_ns:
             yield (
-                f"The model had to be loaded there first, which was ordered {self._at(load.ordered_ns)} and lasted until "
-                f"{self._at(load.end_ns)}; the load took {duration(load.duration_ns)}, predicted were {duration(load.expected_ns)}."
+                f"The model had to be loaded there first: that was ordered {self._at(load.ordered_ns)}, began "
+                f"{self._at(load.begin_ns)} and ended {self._at(load.end_ns)}; predicted were {duration(load.expected_ns)}, "
+                f"measured {duration(load.duration_ns)}."
             )
         free = without(wait, executing_spans(device))
         if load is not None and load.end_ns > self._arrived_ns:

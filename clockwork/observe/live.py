@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config.observe import LIVE_LATE_S, LIVE_POLL_S
+from clockwork.errors import Unavailable
 from clockwork.observe.history import History
 from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined
@@ -37,7 +38,8 @@ class Reading(NamedTuple):
 def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
     """Read a recorder's steps from now on, until the history has so much time of them.
 
-    A cluster in which nothing happens tells no time, so it also ends when that time has passed here.
+    A cluster in which nothing happens tells no time, so it also ends when that time has passed here. Raises Unavailable where
+    the controller is another one by the end.
     """
     ended = threading.Event()
     until_s = time.monotonic() + span_ns / 1e9 + LIVE_LATE_S
@@ -52,7 +54,7 @@ def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Readin
 
 
 def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
-    """Read a recorder's steps from so long ago, or from the oldest that it has, until now."""
+    """Read a recorder's steps from so long ago, or from the oldest that it has, until now. Raises Unavailable as follow()."""
     stream, size = Stream(f"-{span_ns}"), 0
     while not stream.is_at_end:
         size += _take(ask, stream, history, cluster)
@@ -61,8 +63,11 @@ def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Rea
 
 def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns: int = 0) -> int:
     """Take the next piece into a history, up to so much time (0: all). Its bytes."""
-    piece, lost = ask(stream.argument), stream.lost
+    epoch, lost = stream.epoch, stream.lost
+    piece = ask(stream.argument)
     steps = stream.take(piece)
+    if epoch not in (0, stream.epoch) or piece.get("epoch", stream.epoch) != stream.epoch:
+        raise Unavailable("the controller was started anew while its flight recorder was read: try again")
     if steps and not history.steps:
         introduce(history, cluster, steps[0].events[0].now_ns)
     if stream.lost > lost:

@@ -219,9 +219,12 @@ class _Trace:
         return args
 
     def _pages(self, device: SeenDevice) -> Iterator[TraceEvent]:
+        """From when a model is loaded until it has been unloaded. The pages of a load are those of an UNLOAD before it."""
         changes: list[tuple[int, int]] = []
         for residency in [*device.gone, *device.resident.values()]:
-            changes.append((max(residency.since_ns, self.base_ns), residency.pages))
+            if residency.since_ns and not residency.ready_ns:
+                continue  # it is being loaded, or was not
+            changes.append((max(residency.ready_ns, self.base_ns), residency.pages))
             if residency.until_ns:
                 changes.append((max(residency.until_ns, self.base_ns), -residency.pages))
         yield from self._counter(f"device {device.index} resident", WORKERS + device.worker, "pages", changes)

@@ -47,7 +47,7 @@ def write_run(folder: Path) -> Drawn:
     """Two seconds of the paper's models on twelve devices."""
     models = paper_models()
     simulate(
-        models, Cluster(devices=12, devices_per_worker=4, page_count=120, exec_noise=0.01),
+        models, Cluster(devices=12, devices_per_worker=4, page_count=40, exec_noise=0.01),
         [Open(poisson([900 / len(models)] * len(models), 3 * SECOND, seed=1, slo_ns=60_000_000))],
         recording=folder / "it.rec", seed=1,
     )  # fmt: skip
@@ -80,7 +80,7 @@ def test_perfetto_reads_a_trace(tmp_path: Path) -> None:
 
     async def look() -> None:
         async with browser() as tab:
-            await tab.open(f"{base}/index.html#!/?url={base}/trace.json", 1280, 800)
+            await tab.open(f"{base}/index.html#!/?url={base}/trace.json&hideSidebar=true", 1280, 800)
             await tab.until("globalThis.app?.trace?.engine && true")
             wrong = await rows(tab, "select name, value from stats where value > 0 and severity != 'info'")
             assert wrong == []
@@ -97,6 +97,9 @@ def test_perfetto_reads_a_trace(tmp_path: Path) -> None:
             answered = await rows(tab, f"{flows} where s.category = 'infer' and d.category = 'answer'")
             assert led == answered
             assert led[0][0] > 0.9 * drawn.requests
+            pages = "select max(value) from counter c join counter_track t on c.track_id = t.id where t.name like '%resident pages'"
+            ((most,),) = await rows(tab, pages)
+            assert 30 < most <= 40, "as many as a device has"
             counters = {name for (name,) in await rows(tab, "select distinct name from counter_track")}
             assert {
                 "waiting requests",
@@ -115,6 +118,9 @@ def test_perfetto_reads_a_trace(tmp_path: Path) -> None:
 
 
 async def draw(tab: Tab, path: Path) -> None:
-    """A picture of a tenth of a second of a worker's devices."""
-    await tab.run("app.commands.runCommand('dev.perfetto.ExpandTracksByRegex', '.*')")
+    """A picture of a tenth of a second."""
+    await tab.run("waitForPerfettoIdle()")
+    await tab.run("app.trace.timeline.setViewportTime(500000000n, 600000000n)")
+    await tab.run("app.commands.runCommand('dev.perfetto.ExpandTracksByRegex', '(cluster|worker 1).*')")
+    await tab.run("waitForPerfettoIdle()")
     await tab.screenshot(path)

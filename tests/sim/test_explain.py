@@ -110,7 +110,7 @@ def test_a_request_that_waited_for_a_load_and_for_others() -> None:
     assert f"waiting for a load and {request.exec_ns / MS:.2f} ms on the device." in told
     assert "to 1/0, in a batch of 1 request with 1 row." in told
     assert "The model had to be loaded there first" in told
-    assert "the load took 10.0 ms, predicted were 10.0 ms" in told
+    assert "; predicted were 10.0 ms, measured 10.0 ms." in told
     assert "predicted were 5.00 ms, measured 5.00 ms." in told
     own = [span for lane in found.timeline.lanes for span in lane.spans if span.is_own]
     assert [span.text.split(",")[0] for span in own] == ["infer m2@1", "load m2@1"]

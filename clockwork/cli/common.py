@@ -115,10 +115,12 @@ class Commands(click.Group):
             if error.retry_after is not None:
                 more.append(f"retry after {say_enough(error.retry_after)}")
             if error.request is not None:
-                more.append(f"request {error.request}, for `clockwork explain`")
+                more.append(f"`clockwork explain {error.request}` says more")
             raise _Failure(f"refused: {error}" + (f" ({'; '.join(more)})" if more else "")) from None
         except ClockworkError as error:
-            hints = getattr(error, "__notes__", ())
+            hints = [*getattr(error, "__notes__", ())]
+            if error.request is not None:
+                hints.append(f"`clockwork explain {error.request}` says more")
             raise _Failure("; ".join([str(error) or type(error).__name__, *hints])) from None
 
 

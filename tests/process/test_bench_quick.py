@@ -16,6 +16,7 @@ from bench import (
     gpu,
     gpu_peers,
     gpu_serving,
+    history,
     lengths,
     overload,
     paging,
@@ -306,3 +307,9 @@ def test_sentences_of_different_length_simulated() -> None:
     assert row["shared/s"] > 0
     assert row["same-shape/s"] > 0
     assert facts["requests one by one, /s"] > 0
+
+
+def test_recordings_are_read_folded_and_explained() -> None:
+    found = history.measure(4, 1000.0, quick=True)
+    assert found["answered"] <= found["requests"]
+    assert found["both_per_cpu_s"] > 100

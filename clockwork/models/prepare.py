@@ -409,20 +409,19 @@ class _Preparation:
         sharing: lengths.Sharing,
         batch_max: int,
     ) -> tuple[list[ProfilePoint], int]:
-        """Executions at the length classes up to the longest known input's, and the largest batch that helped at one.
+        """Executions at the length classes of the known inputs, and of all up to the longest, and the largest batch that
+        helped at one. The first input's class comes first.
 
         Of a model with several symbols, whose classes are too many, those of the known inputs are timed."""
         limits = sharing.lengths
         known = [sharing.sizes(row) for row in rows]
+        wanted = [
+            {symbol: length_class(size, limits[symbol]) for symbol, size in sizes.items()} for sizes in known
+        ]
         if len(limits) == 1:
             ((symbol, limit),) = limits.items()
             longest = max(sizes[symbol] for sizes in known)
-            wanted = [{symbol: size} for size in length_classes(longest, limit)[:LENGTHS_TIMED]]
-        else:
-            wanted = [
-                {symbol: length_class(size, limits[symbol]) for symbol, size in sizes.items()}
-                for sizes in known
-            ]
+            wanted[1:] = [{symbol: size} for size in length_classes(longest, limit)[:LENGTHS_TIMED]]
         points: list[ProfilePoint] = []
         helps = 1
         for sizes in wanted:
@@ -431,10 +430,10 @@ class _Preparation:
             if any(point.shape == shape for point in points):
                 continue
             timed, most = measure.profile(bench, chosen, row, True, batch_max, LENGTH_SECONDS)
+            if points and timed[0].exec_ns > SAMPLES_NS:
+                break
             points += timed
             helps = max(helps, most)
-            if timed[0].exec_ns > SAMPLES_NS:
-                break
         return points, helps
 
     def _time_strings(

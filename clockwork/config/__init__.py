@@ -90,7 +90,7 @@ STRINGS_MAX = 1 << 16
 STRING_SIZE_MIN = 64
 """Bytes up to which strings count as of one size where executions are timed; longer ones as of the next power of two."""
 
-LENGTH_CLASS_MIN = 8
+LENGTH_CLASS_MIN = 4
 """Size up to which dimensions count as of one size in which requests of different length share batches; larger ones as of
 the next power of two, or of the next that is one and a half."""
 

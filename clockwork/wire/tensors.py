@@ -238,7 +238,7 @@ def string_size(count: int, total_bytes: int) -> int:
 
 
 def length_class(size: int, limit: int = 0) -> int:
-    """The size that a dimension counts as in which requests of different length share batches: 8, 12, 16, 24, 32, 48, ...
+    """The size that a dimension counts as in which requests of different length share batches: 4, 6, 8, 12, 16, 24, ...
 
     limit: the largest size that the model takes, which ends its class; 0: none is known. A size of 0 is a class of its own.
     """

@@ -20,7 +20,7 @@ inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockw
 inline constexpr std::int64_t STRING_SIZE_MIN = 64;
 
 // Sizes up to this one count as it where requests of different size share batches: clockwork.wire.tensors.length_class.
-inline constexpr std::int64_t LENGTH_CLASS_MIN = 8;
+inline constexpr std::int64_t LENGTH_CLASS_MIN = 4;
 
 // More rows than these are as good as these to any estimate.
 inline constexpr std::int64_t ROWS_MAX = 1 << 30;

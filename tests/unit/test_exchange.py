@@ -156,8 +156,8 @@ def test_strings_count_by_their_size(texts: list[bytes], size: int) -> None:
 @pytest.mark.parametrize(
     ("model", "length", "counts_as"),
     [
-        (TWO, 9, 9), (OPEN, 0, 0), (OPEN, 1, 8), (OPEN, 8, 8), (OPEN, 9, 12), (OPEN, 12, 12), (OPEN, 13, 16), (OPEN, 17, 24),
-        (OPEN, 25, 32), (OPEN, 33, 40), (OPEN, 40, 40), (OPEN, 41, 48), (SQUARE, 3, 8), (SQUARE, 49, 64), (SQUARE, 65, 96),
+        (TWO, 9, 9), (OPEN, 0, 0), (OPEN, 1, 4), (OPEN, 4, 4), (OPEN, 5, 6), (OPEN, 7, 8), (OPEN, 8, 8), (OPEN, 9, 12), (OPEN, 12, 12), (OPEN, 13, 16), (OPEN, 17, 24),
+        (OPEN, 25, 32), (OPEN, 33, 40), (OPEN, 40, 40), (OPEN, 41, 48), (SQUARE, 3, 4), (SQUARE, 49, 64), (SQUARE, 65, 96),
         (SQUARE, 97, 128),
     ],
 )  # fmt: skip
@@ -175,10 +175,11 @@ def test_lengths_that_share_batches_count_as_their_class(model: Model, length: i
 
 
 def test_classes_are_listed_up_to_the_limit() -> None:
-    assert length_classes(33) == [8, 12, 16, 24, 32, 48]
-    assert length_classes(33, 40) == [8, 12, 16, 24, 32, 40]
-    assert length_classes(3, 5) == [5]
-    assert length_classes(1) == [8]
+    assert length_classes(33) == [4, 6, 8, 12, 16, 24, 32, 48]
+    assert length_classes(33, 40) == [4, 6, 8, 12, 16, 24, 32, 40]
+    assert length_classes(3, 5) == [4]
+    assert length_classes(5, 5) == [4, 5]
+    assert length_classes(1) == [4]
 
 
 BAD = [

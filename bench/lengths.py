@@ -12,8 +12,7 @@ the longest, and have been asked with every length before. They are asked in tur
 A sample of the answers, taken under load, is held against ONNX Runtime's for each request alone.
 
 Simulated: executions of both are timed in processor time, in turn, at 16 lengths and 5 batch sizes, and the scheduler
-is simulated over these times. For a machine that has other work. Batches of different length are taken to need as long
-as their class, which is more than they need.
+is simulated over these times. For a machine that has other work.
 """
 
 from __future__ import annotations
@@ -57,6 +56,8 @@ CHECKED = 20
 TOLERANCE = 1e-4
 TIMED_LENGTHS = (5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
 TIMED_BATCHES = (1, 2, 4, 8, 16)
+DRAWS = 200
+"""Batches over which the longest request is averaged, of each size and class."""
 
 
 def lengths(count: int, median: float, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -231,13 +232,16 @@ def time_both(runs: int, **options: Any) -> dict[str, Times]:
     return found
 
 
-def profile_of(length: int, times: Times) -> ModelProfile:
-    """A length as a model of its own: the scheduler has a queue for each shape as for each model."""
+def profile_of(name: str, drawn: np.ndarray, times: Times) -> ModelProfile:
+    """Requests that share batches, of these lengths, as a model of their own: the scheduler has a queue for each shape as
+    for each model. A batch is timed by the longest of its requests, on average."""
+    rng = np.random.default_rng(SEED)
     exec_ns: dict[int, int] = {}
     for batch in TIMED_BATCHES:
-        taken = float(np.interp(length, TIMED_LENGTHS, [times[one, batch] for one in TIMED_LENGTHS]))
+        longest = rng.choice(drawn, (DRAWS, batch)).max(axis=1)
+        taken = np.interp(longest, TIMED_LENGTHS, [times[one, batch] for one in TIMED_LENGTHS]).mean()
         exec_ns[batch] = max(int(taken * MS), *exec_ns.values(), 1)
-    return ModelProfile(f"length-{length}", exec_ns, 1 << 20, 8 * MS)
+    return ModelProfile(name, exec_ns, 1 << 20, 8 * MS)
 
 
 def simulated(
@@ -253,12 +257,8 @@ def simulated(
     times = time_both(runs, **options)
     drawn = lengths(100_000, median, sigma, np.random.default_rng(SEED))
     counted_as = {"same-shape": drawn, "shared": np.array([length_class(int(one)) for one in drawn])}
-    mean = {
-        way: float(np.mean([np.interp(one, TIMED_LENGTHS, [times[way][length, 1] for length in TIMED_LENGTHS])
-                            for one in drawn[:5000]]))
-        for way in WAYS
-    }  # fmt: skip
-    alone = 1000 / mean["same-shape"]
+    single_ms = [times["same-shape"][length, 1] for length in TIMED_LENGTHS]
+    alone = 1000 / float(np.interp(drawn, TIMED_LENGTHS, single_ms).mean())
     rows = []
     for share in shares:
         goodput = {}
@@ -273,7 +273,7 @@ def simulated(
                 )
             )
             answered = simulate(
-                [profile_of(int(length), times[way]) for length in found],
+                [profile_of(f"class-{one}", drawn[counted_as[way] == one], times[way]) for one in found],
                 SimulatedCluster(exec_noise=0.003, link_jitter_ns=10_000),
                 [workload], resident=True, seed=SEED,
             )  # fmt: skip

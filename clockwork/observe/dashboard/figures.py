@@ -64,6 +64,15 @@ def _zoomed(plot: Plot, dimensions: str) -> None:
     plot.add_tools(BoxZoomTool(dimensions=dimensions), ResetTool(), PanTool(dimensions=dimensions))
 
 
+def _tips(*rows: tuple[str, str]) -> str:
+    """What is told under the pointer, in the page's own colours: (name, value with Bokeh's @columns)."""
+    cells = "".join(
+        f'<tr><td style="opacity: .7; padding: 1px 10px 1px 0">{name}</td><td>{value}</td></tr>'
+        for name, value in rows
+    )
+    return f'<table style="border-spacing: 0; font-size: 12px">{cells}</table>'
+
+
 def _source(columns: Columns | None = None, *names: str) -> ColumnDataSource:
     return ColumnDataSource(columns or {name: [] for name in names})
 
@@ -128,12 +137,12 @@ class LanesFigure:
             rows = [("device", "@device"), ("model", f"@model, {words}")]
             if words == "executed":
                 rows.append(("batch", "@batch"))
-            plot.add_tools(HoverTool(renderers=[which], tooltips=[
+            plot.add_tools(HoverTool(renderers=[which], tooltips=_tips(
                 *rows, ("predicted", "@predicted{0.00} ms"), ("measured", "@measured{0.00} ms"),
                 ("began", "@began"), ("", "@status"),
-            ]))  # fmt: skip
+            )))  # fmt: skip
         plot.add_tools(
-            HoverTool(renderers=[idle], tooltips=[("device", "@device"), ("", IDLE_WITH_WORK.word)])
+            HoverTool(renderers=[idle], tooltips=_tips(("device", "@device"), ("", IDLE_WITH_WORK.word)))
         )
         plot.vspan(x="x", source=self.marks, line_width=1.5, line_dash=[4, 3], name="ink")
         plot.text(
@@ -241,10 +250,10 @@ class SeriesFigure:
         line = plot.line(
             x="at", y="arrived", source=self.source, line_width=1.5, line_dash=[3, 3], name="ink"
         )
-        plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=[
+        plot.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=_tips(
             ("arrived", "@arrived{0,0}/s"),
             *((look.word, f"@{name}{{0,0}}/s") for name, look in self.STACKED),
-        ]))  # fmt: skip
+        )))  # fmt: skip
         plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
         plot.yaxis.axis_label = "per second"
         plot.yaxis.ticker.desired_num_ticks = 4
@@ -258,7 +267,7 @@ class SeriesFigure:
             x="at", y1=0, y2="waiting", source=self.source, fill_color=WAITING.color, fill_alpha=0.35
         )
         line = waiting.line(x="at", y="waiting", source=self.source, line_color=WAITING.color, line_width=2)
-        waiting.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=[("waiting", "@waiting")]))
+        waiting.add_tools(HoverTool(renderers=[line], mode="vline", tooltips=_tips(("waiting", "@waiting"))))
         waiting.yaxis.ticker.desired_num_ticks = 2
         waiting.yaxis.axis_label = "waiting"
         waiting.yaxis.formatter = NumeralTickFormatter(format="0,0")
@@ -301,9 +310,9 @@ class MemoryFigure:
             left="left", right="right", top="top", bottom="bottom", source=self.runs, fill_color="color",
             fill_alpha="alpha", line_color="#888888", line_width=0.5, name="cut",
         )  # fmt: skip
-        plot.add_tools(HoverTool(renderers=[bars], tooltips=[
+        plot.add_tools(HoverTool(renderers=[bars], tooltips=_tips(
             ("device", "@device"), ("model", "@model"), ("pages", "@left to @right, @pages in all"), ("", "@state"),
-        ]))  # fmt: skip
+        )))  # fmt: skip
 
     def show(self, memory: Memory) -> None:
         rows = max(len(memory.labels), 1)
@@ -356,9 +365,9 @@ class PredictionsFigure:
             for source, marker, size in ((self.executions, "circle", 5), (self.loads, "triangle", 8))
         ]  # fmt: skip
         for which, words in zip(dots, ("batch of @batch", "load")):
-            plot.add_tools(HoverTool(renderers=[which], tooltips=[
+            plot.add_tools(HoverTool(renderers=[which], tooltips=_tips(
                 ("model", f"@model, {words}"), ("predicted", "@predicted{0.00} ms"), ("measured", "@measured{0.00} ms"),
-            ]))  # fmt: skip
+            )))  # fmt: skip
         plot.xaxis.axis_label = "predicted, ms"
         plot.yaxis.axis_label = "measured, ms"
         for axis in plot.axis:

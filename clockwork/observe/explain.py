@@ -416,7 +416,11 @@ class _Case:
             _, end_ns = self._shown(device, executing)
             size = f" with {_count(executing.rows, 'row')}" if executing.rows > 1 else ""
             parts.append(f"executed {self._history.label(executing.model_id)}{size} until {self._at(end_ns)}")
-        sent = [one for one in device.executions if one.ordered_ns <= at_ns < self._shown(device, one)[0]]
+        sent = [
+            one
+            for one in device.executions
+            if one is not self._request.action and one.ordered_ns <= at_ns < self._shown(device, one)[0]
+        ]
         if sent:
             parts.append(
                 f"had {_count(len(sent), 'batch', 'batches')} more, sent before, until "

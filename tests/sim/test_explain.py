@@ -116,6 +116,19 @@ def test_a_request_that_waited_for_a_load_and_for_others() -> None:
     assert [span.text.split(",")[0] for span in own] == ["infer m2@1", "load m2@1"]
 
 
+def test_its_own_batch_is_none_that_was_sent_before() -> None:
+    world = two_models()
+    alone = world.request(1, slo_ms=100)
+    world.settle()
+    found = explained(world, alone)
+    assert "0.0 us after its arrival it was sent to 1/0, in a batch of 1 request" in "\n".join(
+        found.sentences
+    )
+    assert found.devices[0].startswith(
+        "device 1/0 had the model, executed nothing at that moment, executed for "
+    )
+
+
 def test_a_deadline_that_an_execution_missed() -> None:
     """It takes ten times as long as predicted."""
     world = two_models()

@@ -243,6 +243,80 @@ def test_an_encoder_is_padded_with_its_mask_and_without(tmp_path: Path) -> None:
     assert check_by_row(bare, tmp_path, floats).limits == {}
 
 
+def exported_bert(sdpa: bool) -> onnx.ModelProto:
+    """An encoder as torch writes that of transformers: shapes are computed piece by piece, normalisation is taken apart.
+
+    sdpa: the mask is expanded for each position, as for torch's own attention."""
+    g, heads, width = Graph(14), 2, 8
+    minus_infinity = np.array(np.finfo(np.float32).min, np.float32)
+
+    def size(of: str, axis: int) -> str:
+        return g.node("Gather", g.node("Shape", of), np.array(axis), axis=0)
+
+    def joined(*sizes: str | int) -> str:
+        pieces = [
+            g.ints(one) if isinstance(one, int) else g.node("Unsqueeze", one, g.ints(0)) for one in sizes
+        ]
+        return g.node("Concat", *pieces, axis=0)
+
+    def normed(x: str) -> str:
+        apart = g.node("Sub", x, g.node("ReduceMean", x, axes=[-1]))
+        squares = g.node("ReduceMean", g.node("Pow", apart, np.array(2, np.float32)), axes=[-1])
+        deviation = g.node("Sqrt", g.node("Add", squares, np.array(1e-12, np.float32)))
+        return g.node("Add", g.node("Mul", g.node("Div", apart, deviation), normal(width)), normal(width))
+
+    def linear(x: str, source: int = width, target: int = width) -> str:
+        return g.node("Add", g.node("MatMul", x, normal(source, target)), normal(target))
+
+    end = g.node("Unsqueeze", size("ids", 1), g.ints(0))
+    places = g.node("Slice", np.arange(16)[np.newaxis], g.ints(0), end, g.ints(1), g.ints(1))
+    x = g.node("Add", g.node("Gather", normal(50, width), "ids"), g.node("Gather", normal(2, width), "types"))
+    x = normed(g.node("Add", x, g.node("Gather", normal(16, width), places)))
+    mask = g.node("Unsqueeze", g.node("Unsqueeze", "mask", g.ints(1)), g.ints(2))
+    if sdpa:
+        wanted = joined(size("ids", 0), 1, size("ids", 1), size("ids", 1))
+        ones = g.node("ConstantOfShape", g.ints(4), value=one_int())
+        keeps = g.node("Equal", wanted, g.node("Mul", ones, g.ints(-1)))
+        mask = g.node("Expand", mask, g.node("Where", keeps, ones, wanted))
+    absent = g.node("Sub", np.array(1, np.float32), g.node("Cast", mask, to=TensorProto.FLOAT))
+    if sdpa:
+        bias = g.node("Where", g.node("Cast", absent, to=TensorProto.BOOL), minus_infinity, absent)
+    else:
+        bias = g.node("Mul", absent, minus_infinity)
+
+    def head(y: str, order: list[int]) -> str:
+        apart = joined(size(y, 0), size(y, 1), heads, width // heads)
+        return g.node("Transpose", g.node("Reshape", y, apart), perm=order)
+
+    query, key, value_ = (head(linear(x), order) for order in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]))
+    scores = g.node("Add", g.node("Div", g.node("MatMul", query, key), np.array(2, np.float32)), bias)
+    mixed = g.node(
+        "Transpose", g.node("MatMul", g.node("Softmax", scores, axis=-1), value_), perm=[0, 2, 1, 3]
+    )
+    merged = g.node("Reshape", mixed, joined(size(mixed, 0), size(mixed, 1), width))
+    hidden = normed(g.node("Add", linear(merged), x))
+    first = g.node("Gather", hidden, np.array(0), axis=1)
+    pooled = g.node("Tanh", g.node("Gemm", first, normal(width, width), normal(width)))
+    inputs = [value(name, ["batch_size", "S"], INT64) for name in ("ids", "mask", "types")]
+    outputs = [value(name, None) for name in (hidden, pooled)]
+    return model_of(g.nodes, inputs, outputs, g.weights, opset=14)
+
+
+def bert_inputs(length: int, rng: Any) -> list[Array]:
+    mask = rng.integers(0, 2, (ROWS, length))
+    mask[:, 0] = 1
+    return [rng.integers(0, 50, (ROWS, length)), mask, rng.integers(0, 2, (ROWS, length))]
+
+
+@pytest.mark.parametrize("sdpa", [False, True])
+def test_an_encoder_of_transformers_is_padded(sdpa: bool, tmp_path: Path) -> None:
+    model = exported_bert(sdpa)
+    check(model, tmp_path, bert_inputs)
+    padding = check_by_row(model, tmp_path, bert_inputs)
+    assert padding.limits == {"S": 16}
+    assert padding.output_dims == [("clockwork.rows", "S", 8), ("clockwork.rows", 8)]
+
+
 def test_what_has_a_value_for_each_position_is_cut_back(tmp_path: Path) -> None:
     g = Graph()
     padding = check(g.model(attention(g), g.node("ReduceSum", "x", g.ints(1), keepdims=0)), tmp_path, floats)

@@ -259,6 +259,8 @@ class _Preparation:
         prepared, directory = choices[finding.holding]
         prepared.batches = finding.batches
         prepared.batching_note = finding.batching_note
+        if not finding.batches:
+            prepared.lengths_note = ""
         prepared.batch_max = finding.batch_max
         prepared.load_ns = finding.load_ns
         prepared.profile = finding.profile
@@ -329,7 +331,8 @@ class _Preparation:
             return False
         self._proved = self._prove(session)
         rows, proof = self._proved
-        if not proof.batches:
+        if not proof.batches:  # another model of this program may, by whose measurement this one then goes
+            self._sharing_note = f"one length in a batch: {proof.note}"
             return False
         if self._batching == "same-shape":
             self._sharing_note = "one length in a batch: as it was asked for"

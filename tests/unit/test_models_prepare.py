@@ -576,6 +576,27 @@ def test_a_fine_tune_shares_the_program_with_masks(
     assert (second.program, second.lengths, second.profile) == (first.program, first.lengths, first.profile)
 
 
+def test_a_fine_tune_that_goes_by_another_models_proof_of_batching_is_prepared_once(
+    workshop: Workshop,
+) -> None:
+    first = workshop.prepare(sentences(), batching="same-shape")
+    assert first.batches
+    # Rows that do not differ prove nothing; the program's measurement is known.
+    same = {"ids": np.ones((1, 128), np.int64), "mask": np.ones((1, 128), np.int64)}
+    package = workshop.package(sentences(1), [dict(zip(("ids", "mask"), tokens(128)))])
+    second = workshop.prepare(package, batching="same-shape")
+    assert second.batches
+    package = workshop.package(sentences(2), [same])
+    third = workshop.prepare(package, batching="same-shape")
+    assert third.program == second.program
+    assert third.batches
+    assert third.lengths_note.startswith("one length in a batch: could not be verified: no rows that differ")
+    path = workshop.directory(third, batching="same-shape") / "prepared.json"
+    before = path.stat().st_ino
+    workshop.prepare(package, batching="same-shape")
+    assert path.stat().st_ino == before
+
+
 def test_what_was_prepared_before_lengths_were_asked_about_is_prepared_again(workshop: Workshop) -> None:
     package = workshop.package(sentences())
     prepared = workshop.prepare(package)

@@ -46,6 +46,7 @@ FUZZER = Flavour(
 CONTROLLER = [*sorted(ROOT.glob("csrc/controller/*.cpp")), *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
 PROGRAMS: dict[str, Sequence[Path]] = {
     "threads_lanes": [HERE / "threads_lanes.cpp"],
+    "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/controller/recorder.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],
     "fuzz_headers": [HERE / "fuzz_headers.cpp", *CONTROLLER],
 }

@@ -25,6 +25,7 @@
 
 #include "controller/exchange.h"
 #include "fake_zmq.h"
+#include "steps.h"
 
 namespace clockwork::fake {
 
@@ -128,7 +129,7 @@ public:
         };
         exchange_ = std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
                                                RouterSocket(&from_clients_, &clients_news_), sentences, lookups,
-                                               ExchangeBounds());
+                                               ExchangeBounds(), ring_);
         exchange_->shared_machine = MACHINE;
         add_models();
         for (std::uint32_t number = 0; number < WORKERS; ++number)
@@ -304,7 +305,7 @@ private:
             }
         }
         worker.slot = exchange_->worker_joined(worker.identity, worker.line.fd(), worker.id, 1);
-        exchange_->note();
+        exchange_->note("\x92\x09\x01");
     }
 
     void worker_leaves(Worker& worker) {
@@ -314,7 +315,7 @@ private:
         scheduler_->worker_left(exchange_->now(), worker.id);
         exchange_->worker_left(worker.slot);
         worker.line.close(workers_news_);
-        exchange_->note();
+        exchange_->note("\x92\x09\x01");
     }
 
     void client_joins(std::uint32_t number) {
@@ -651,7 +652,7 @@ private:
             leave(model);
             scheduler_->model_removed(exchange_->now(), model);
         }
-        exchange_->note();
+        exchange_->note("\x92\x09\x01");
     }
 
     void leave(ModelId model) {
@@ -757,9 +758,16 @@ private:
         broken("an order of a kind that is the exchange's");
     }
 
+    // The recorder's ring is small, so that it forgets much; what is left is whole steps.
+    void check_recording() {
+        ring_->read(0, RING_BYTES, recorded_);
+        if (take_steps(recorded_) < 0 || !recorded_.empty())
+            broken("what was recorded is no whole number of steps");
+    }
+
     void end_orders() {
         scheduler_->out.clear();
-        exchange_->told.clear();
+        check_recording();
         std::vector<std::uint32_t> clients = std::exchange(exchange_->lost_clients, {});
         std::vector<WorkerId> workers = std::exchange(exchange_->lost_workers, {});
         for (Client& client : clients_) {
@@ -860,6 +868,9 @@ private:
 
     std::unique_ptr<Scheduler> scheduler_;
     Socket from_workers_, workers_news_, from_clients_, clients_news_;
+    static constexpr std::size_t RING_BYTES = 16 << 10;
+    std::shared_ptr<Ring> ring_ = std::make_shared<Ring>(RING_BYTES, 60 * SECOND);
+    std::string recorded_;
     std::unique_ptr<Exchange> exchange_;
     std::vector<std::shared_ptr<const ModelInterface>> interfaces_;
     std::map<std::vector<std::int64_t>, std::uint32_t> shapes_;

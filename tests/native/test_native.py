@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def run(program: str, flavour: Flavour, *arguments: str, within_s: float, **envi
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
     assert "40 rounds" in run("threads_lanes", flavour, str(SEED), "40", within_s=60)
+
+
+@pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+def test_the_recorder_is_read_while_it_is_written(flavour: Flavour) -> None:
+    said = run("threads_recorder", flavour, str(SEED), "20000", within_s=60)
+    steps, read, _ = (int(number) for number in re.findall(r"\d+", said))
+    assert steps == 20_000
+    assert read > 1_000
 
 
 @BOTH

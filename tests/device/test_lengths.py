@@ -63,7 +63,7 @@ class Served:
     """A model, prepared and loaded on a CPU device of its own."""
 
     def __init__(self, folder: Path, model: onnx.ModelProto, holding: str = "auto") -> None:
-        options = {"holding": holding}
+        options = {"holding": holding, "batch_max": 4}
         package = save_package(model, folder / "package")
         self.prepared = prepare(package, folder / "store", FINGERPRINT, PAGE_BYTES, options)
         directory = prepared_directory(folder / "store", self.prepared.digest, FINGERPRINT, options)

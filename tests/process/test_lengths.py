@@ -36,7 +36,7 @@ def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
         taken = {}
         for name, batching in (("shared", "auto"), ("exact", "same-shape")):
-            info = client.register(name, model, batching=batching)
+            info = client.register(name, model, batching=batching, batch_max=8)
             assert info.lengths == (("S",) if name == "shared" else ())
             before = total_sent(client.status(), "infer")
             blocker = client.submit(name, sentence(512, rows=24))  # behind which the others gather

@@ -25,7 +25,7 @@ from clockwork.models.compile.padding import (
 )
 from clockwork.models.inputs import SEED, Run, difference
 from clockwork.models.runtime import RunError, Session
-from clockwork.wire.tensors import DTYPES, STRING, Array
+from clockwork.wire.tensors import DTYPES, STRING, Array, length_class
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Sharing:
 
     @property
     def lengths(self) -> dict[str, int]:
-        """The symbols, and for each the largest size that the model has tables for; 0: none is known."""
+        """The symbols, and for each the largest size that the model takes; 0: none is known."""
         return {symbol: self.padding.limits.get(symbol, 0) for symbol in self.padding.symbols}
 
     @property
@@ -123,6 +123,7 @@ def share(
         text = f"could not be tried: {error}"
     if text:
         return None, f"one length in a batch: {text}"
+    _find_limits(sharing, row, run)
     return sharing, f"lengths share a batch ({', '.join(symbols)}): proven to change nothing, and tried"
 
 
@@ -154,6 +155,19 @@ def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, rel
         if text := difference(zeros, run(one), relative):
             return f"rows of different length answer differently together and alone: {text}"
     return ""
+
+
+def _find_limits(sharing: Sharing, row: Sequence[Array], run: Run) -> None:
+    """Where the graph does not say how long inputs may be, note what the model takes no more of: it is timed at the ends of
+    classes, which may be beyond."""
+    limits = sharing.padding.limits
+    for symbol, size in sharing.sizes(row).items():
+        if symbol in limits or length_class(size) == size:
+            continue
+        try:
+            run(sharing.resized(row, {symbol: length_class(size)}))
+        except RunError:
+            limits[symbol] = size
 
 
 def _fillings(row: Sequence[Array]) -> list[list[Array]]:

@@ -341,8 +341,9 @@ class _Preparation:
             self._sharing_note = "one length in a batch: the model's weights lie in other files"
             return False
         padded = self._work / "padded.onnx"
+        longest = max(rows, key=lambda row: sum(array.size for array in row))
         self._sharing, self._sharing_note = lengths.share(
-            model, self._inputs, self._outputs, rows[0], session.run, self._reference.relative, padded
+            model, self._inputs, self._outputs, longest, session.run, self._reference.relative, padded
         )
         if self._sharing is None:
             return False

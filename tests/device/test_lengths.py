@@ -158,6 +158,24 @@ def test_two_lengths_are_padded_each_by_itself(made: list[Served], tmp_path: Pat
     served.check([numbers(3), numbers(9, 1)], [numbers(8, 2), numbers(2, 3)], [numbers(8, 4), numbers(9, 5)])
 
 
+@pytest.mark.parametrize("kind", ["tokens", "positions", "two lengths"])
+def test_random_batches_are_answered_as_alone(made: list[Served], kind: str, tmp_path: Path) -> None:
+    models = {"tokens": token_encoder, "positions": attention, "two lengths": two_lengths}
+    served = serve(made, tmp_path, models[kind]())
+    rng = np.random.default_rng(0)
+    for seed in range(0, 200, 10):
+        parts = []
+        for part in range(int(rng.integers(1, 6))):
+            rows, length, other = (int(one) for one in rng.integers((1, 1, 1), (4, 40, 40)))
+            if kind == "tokens":
+                parts.append(sentence(length, seed + part, rows))
+            else:
+                parts.append([numbers(length, seed + part, rows)])
+            if kind == "two lengths":
+                parts[-1].append(numbers(other, seed + part + 5, rows))
+        served.check(*parts)
+
+
 @pytest.mark.parametrize("what", [np.nan, np.inf, 3e38])
 def test_nothing_of_a_request_reaches_another_whatever_it_holds(
     made: list[Served], what: float, tmp_path: Path

@@ -75,6 +75,8 @@ def test_it_is_shown_in_light_and_dark_on_a_desktop_and_on_a_phone(tmp_path: Pat
                 ), name
                 assert float(await tab.run("parseFloat(document.getElementById('good').textContent)")) >= 0
                 assert await tab.run("document.querySelectorAll('#models li').length") >= 3
+                labelled = "Bokeh.documents[0].get_model_by_name('lanes').renderers.find((one) => one.name === 'batches').visible"
+                assert await tab.run(labelled) == (name != "phone"), "batches are written where there is room"
                 await tab.screenshot(pictures / f"{name}.png", whole=True)
             await tab.size(1280, 900)
             await tab.run("document.getElementById('theme').click()")

@@ -257,6 +257,21 @@ def test_states_of_a_follower() -> None:
     assert (follower.state, follower.restarted_s, follower.history.counts.answered) == (LIVE, 6.0, 0)
 
 
+def test_what_was_before_is_read_before_anything_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "DASHBOARD_STEPS_MAX", 100)
+    steps = steps_of(busy_world())
+    source = sources.Recorded(io.BytesIO(recorded(steps)), lambda: 0, from_ns=60 * SECOND)
+    follower = Follower()
+    states = []
+    for _ in range(len(steps) // 100 + 1):
+        look = source.look()
+        assert len(look.steps) <= 100
+        follower.take(look, 0.0)
+        states.append(follower.state)
+    assert states == [LOADING] * (len(states) - 1) + [LIVE]
+    assert follower.history.steps == len(steps)
+
+
 def test_what_was_left_out_is_known() -> None:
     world = busy_world()
     steps = steps_of(world)

@@ -130,7 +130,7 @@ class LanesFigure:
             for source in (self.executions, self.loads)
         ]  # fmt: skip
         plot.text(
-            x="x", y="y", text="text", source=self.batches, text_font_size="9px", text_align="center",
+            x="x", y="y", text="text", source=self.batches, name="batches", text_font_size="9px", text_align="center",
             text_baseline="middle", text_color="color",
         )  # fmt: skip
         for which, words in zip(bars, ("executed", "loaded")):

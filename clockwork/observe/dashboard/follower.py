@@ -78,7 +78,12 @@ class Follower:
             self.gaps.popleft()
         self._shares.append(look.share)
         self.share = sum(self._shares) / len(self._shares)
-        self._become(LIVE if any(not one.lost_ns for one in history.devices.values()) else EMPTY, "", at_s)
+        if look.is_behind and self.state == LOADING:  # what was before now is read first
+            self._become(LOADING, "", at_s)
+        else:
+            self._become(
+                LIVE if any(not one.lost_ns for one in history.devices.values()) else EMPTY, "", at_s
+            )
 
     def fail(self, why: str, at_s: float) -> None:
         """Note that a look brought nothing. The last picture stays."""

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import hmac
 import logging
+import re
 import secrets
 import signal
 import socket
@@ -28,7 +29,7 @@ from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from jinja2 import Template
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPHeaders
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, OutputTransform, RequestHandler
 
@@ -47,9 +48,13 @@ log = logging.getLogger("clockwork.dashboard")
 
 POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "img-src 'self' data:; font-src 'self'; connect-src 'self'{sockets}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What a page may load: its own server's files alone. Bokeh's formatters of ticks are evaluated."""
+"""What a page may load: its own server's files alone, and its websocket, which not every browser takes for 'self'. Bokeh's
+formatters of ticks are evaluated."""
+
+HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,260}")
+"""A Host header that may stand in a header of the answer."""
 
 LOGIN = "/login"
 
@@ -170,10 +175,14 @@ class Dashboard:
 class _Headers(OutputTransform):
     """Adds to every answer what browsers are to refuse."""
 
+    def __init__(self, request: HTTPServerRequest) -> None:
+        host = request.host if HOST.fullmatch(request.host) else ""
+        self._policy = POLICY.format(sockets=f" ws://{host} wss://{host}" if host else "")
+
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
     ) -> tuple[int, HTTPHeaders, bytes]:
-        headers["Content-Security-Policy"] = POLICY
+        headers["Content-Security-Policy"] = self._policy
         headers["Referrer-Policy"] = "no-referrer"
         headers["X-Content-Type-Options"] = "nosniff"
         return status_code, headers, chunk

@@ -21,12 +21,14 @@
       for (const one of plot.renderers) {
         if (one.name === "ink") set(one.glyph, { line_color: ink });
         if (one.name === "ink text") set(one.glyph, { text_color: ink, background_fill_color: card });
+        if (one.name === "batches") set(one, { visible: innerWidth >= 900 });  // narrower, they would overlap
         if (one.name === "rule") set(one.glyph, { line_color: line });
         if (one.name === "cut") set(one.glyph, { line_color: card });
       }
     }
   }
   prefers.addEventListener("change", paint);
+  window.addEventListener("resize", paint);
   at("theme").addEventListener("click", () => {
     const next = root.dataset.theme === "dark" ? "light" : "dark";
     try { localStorage.setItem("clockwork-theme", next); } catch { root.dataset.theme = next; }

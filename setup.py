@@ -30,6 +30,9 @@ HOT = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
 CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
 """Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
 
+COLD = ["-Os" if one == "-O3" else one for one in CORE]
+"""Of Cython's code between Python and C++ whose loops are in csrc/, or that runs once: half the size."""
+
 SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy; each extension that schedules holds them all."""
 
@@ -127,8 +130,9 @@ class BuildExtensions(build_ext):
             list(pool.map(compile_one, stale))
         for one in self.extensions:
             one.extra_link_args += [flag for flag in CHECKS if flag.startswith("-fsanitize=")]
+            # What is compiled for speed comes first: of functions that several have, the linker takes the first.
             one.extra_objects += [
-                str(made_of(source)) for source in [*one.sources, *LINKED.get(one.name, [])]
+                str(made_of(source)) for source in [*LINKED.get(one.name, []), *one.sources]
             ]
             one.sources, one.depends = [], one.extra_objects
         self.parallel = PROCESSORS
@@ -144,7 +148,7 @@ class BuildExtensions(build_ext):
 
 
 def extension(name: str, arguments: list[str], libraries: tuple[str, ...] = ()) -> Extension:
-    language = "c++" if arguments is CORE else "c"
+    language = "c" if arguments is HOT else "c++"
     source = f"{name.replace('.', '/')}.pyx"
     return Extension(name, [source], extra_compile_args=arguments, language=language, libraries=[*libraries])
 
@@ -154,17 +158,19 @@ extensions = [
     extension("clockwork.wire._zmq", HOT, ("dl",)),
     extension("clockwork.wire._codec", CORE),
     *(
-        extension(f"clockwork.device.{name}", CORE, ("dl", "pthread"))
-        for name in (
-            "_parts", "_orders", "_crash", "_operators", "_ort", "_pages", "_cpu", "_cudriver", "_cuda_host", "_cuda_model", "_cuda",
+        extension(f"clockwork.device.{name}", arguments, ("dl", "pthread"))
+        for arguments, names in (
+            (CORE, ("_parts", "_orders", "_ort", "_pages", "_cpu", "_cuda")),
+            (COLD, ("_crash", "_operators", "_cudriver", "_cuda_host", "_cuda_model")),
         )
+        for name in names
     ),
+    *(extension(f"clockwork.{name}", CORE) for name in ("scheduler._policy", "actions._queue")),
     *(
-        extension(name, CORE)
+        extension(f"clockwork.{name}", COLD)
         for name in (
-            "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.controller._values",
-            "clockwork.controller._tested", "clockwork.actions._queue",
-            "clockwork.device._emulated", "clockwork.sim._world", "clockwork.sim._bounds",
+            "scheduler._core", "controller._exchange", "controller._values", "controller._tested", "device._emulated", "sim._world",
+            "sim._bounds",
         )
     ),
 ]  # fmt: skip
@@ -173,7 +179,10 @@ setup(
     ext_modules=[]
     if BUILD == "none"
     else cythonize(
-        extensions, include_path=["csrc"], compiler_directives={"language_level": "3"}, nthreads=PROCESSORS
+        extensions,
+        include_path=["csrc"],
+        compiler_directives={"language_level": "3", "auto_pickle": False},
+        nthreads=PROCESSORS,
     ),
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -169,7 +169,7 @@ def test_damaged_key_files_are_named(tmp_path: Path) -> None:
     for content in ("", "{}", "[]", '{"public": 1, "secret": 2, "controller": 3}', "\0"):
         path.write_text(content)
         program = Program(["status", "--key", str(path), "--endpoint", "tcp://127.0.0.1:9"])
-        assert program.wait() == 1
+        assert program.wait() == 2
         assert str(path) in program.text
         assert "Traceback" not in program.text
     program = Program(["keys", "new", str(tmp_path / "twice")])

@@ -78,8 +78,10 @@ def dashboard(
 
     \b
     Examples:
-      clockwork dashboard --recording monday.rec
-      clockwork dashboard --recording monday.rec --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file token
+      clockwork dashboard
+      clockwork dashboard --endpoint tcp://10.0.0.1:5555 --key keys/operator.key
+      clockwork dashboard --recording monday.rec --from 60
+      clockwork dashboard --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file token
     """
     if importlib.util.find_spec("bokeh") is None:
         raise ConfigError("the dashboard needs bokeh: pip install 'clockwork-serving[dashboard]'")

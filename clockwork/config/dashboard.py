@@ -8,7 +8,7 @@ DASHBOARD_LOOK_S = 0.5
 """Time between two looks of the dashboard at the controller's steps, and between two pictures of a page."""
 
 DASHBOARD_LOOK_BYTES = 512 << 10
-"""Most bytes of steps that a look reads: some 3,500 requests. Of a busier cluster it reads the newest."""
+"""Most bytes of steps that a look reads: some 6,000 requests. Of a busier cluster it reads the newest."""
 
 DASHBOARD_STEPS_MAX = 10_000
 """Most steps of a recording that are taken in before pages are looked after again."""

@@ -72,7 +72,7 @@ class DashboardSettings:
 
 
 class Dashboard:
-    """The server of one dashboard. It serves until stop()."""
+    """The server of one dashboard."""
 
     def __init__(self, settings: DashboardSettings, source: Source) -> None:
         self._source = source
@@ -84,12 +84,8 @@ class Dashboard:
         self._taken = threading.Event()
 
     def run(self, started: Callable[[], None]) -> None:
-        """Serve until SIGTERM, SIGINT or stop(). started: called once browsers can connect."""
+        """Serve until SIGTERM or SIGINT. started: called once browsers can connect."""
         asyncio.run(self._serve(started))
-
-    def stop(self) -> None:
-        """End run(); from its thread."""
-        self._stop.set()
 
     async def _serve(self, started: Callable[[], None]) -> None:
         settings = self._settings

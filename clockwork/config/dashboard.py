@@ -52,6 +52,9 @@ DASHBOARD_PAGES_MAX = 16
 DASHBOARD_UNUSED_S = 15.0
 """A page that was closed, or never opened its connection, is forgotten after this."""
 
+DASHBOARD_END_S = 0.3
+"""Time that sending to pages may take when it ends; connections that are still open then are cut."""
+
 DASHBOARD_MESSAGE_BYTES = 64 << 10
 """The largest message that a page may send."""
 

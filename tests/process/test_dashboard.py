@@ -37,6 +37,7 @@ def running_dashboard(*options: str) -> Iterator[tuple[Program, str]]:
         yield program, url
         program.send(signal.SIGTERM)
         assert program.wait() == 0, program.text
+        assert "Traceback" not in program.text, program.text
         assert session_members(program.pid) == []
     finally:
         program.destroy()
@@ -173,6 +174,29 @@ def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
             assert away["tiles"]["good"] > 0, "the last picture stays"
             cluster.start_controller()
             page.until(lambda found: found["state"] == "live" and found["restarted"] > 0, "it is back")
+
+
+def test_it_ends_in_order_while_pages_are_open(tmp_path: Path) -> None:
+    from tornado.websocket import websocket_connect
+
+    recording = str(recording_in(tmp_path))
+
+    async def watch(program: Program, url: str) -> int:
+        """Ends it while four pages are being told what happens."""
+        pages = []
+        for _ in range(4):
+            session = session_token(await asyncio.to_thread(lambda: fetch(url)[1]))
+            pages.append(
+                await websocket_connect(f"ws{url.removeprefix('http')}ws", subprotocols=["bokeh", session])
+            )
+        told = 0
+        while told < 8:
+            told += bool(list(states_in(await pages[0].read_message() or "")))
+        program.send(signal.SIGINT)
+        return await asyncio.to_thread(program.wait)
+
+    with running_dashboard("--recording", recording, "--from", "1") as (program, url):
+        assert asyncio.run(watch(program, url)) == 0, program.text
 
 
 def test_beyond_loopback_it_takes_tls_and_a_token(tmp_path: Path) -> None:

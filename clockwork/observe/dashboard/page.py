@@ -141,7 +141,11 @@ class Page:
         ):  # fmt: skip
             document.add_root(plot)
         self.update()
-        document.add_periodic_callback(self._tick, round(DASHBOARD_LOOK_S * 1000))
+        self._ticks = document.add_periodic_callback(self._tick, round(DASHBOARD_LOOK_S * 1000))
+
+    def end(self) -> None:
+        """Have it updated no more."""
+        self._document.remove_periodic_callback(self._ticks)
 
     def _tick(self) -> None:
         if self._is_watched():

@@ -34,6 +34,7 @@ from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, OutputTransform, RequestHandler
 
 from clockwork.config.dashboard import (
+    DASHBOARD_END_S,
     DASHBOARD_LOOK_S,
     DASHBOARD_MESSAGE_BYTES,
     DASHBOARD_PAGES_MAX,
@@ -117,7 +118,17 @@ class Dashboard:
         finally:
             self._ended.set()
             self._taken.set()
+            await self._end_pages()
             server.stop(wait=False)
+
+    async def _end_pages(self) -> None:
+        """Have what is being sent to pages sent. What is cut off then complains, and nobody needs to hear of it."""
+        for page in self._pages.values():
+            page.end()
+        logging.getLogger("bokeh").setLevel(logging.CRITICAL)
+        sending = asyncio.all_tasks() - {asyncio.current_task()}
+        if sending:
+            await asyncio.wait(sending, timeout=DASHBOARD_END_S)
 
     # ----- reading -------------------------------------------------------------------------------
 

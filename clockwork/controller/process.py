@@ -208,18 +208,6 @@ class Controller:
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._ring = Ring(settings.recorder_bytes, RECORDER_SPAN_NS)
         header = Header(settings.policy, settings.memory, settings.options, VERSION)
-        self._recording: RecordingFile | None = None
-        if settings.record is not None:
-            self._recording = RecordingFile(settings.record, header, self._ring, settings.record_bytes_max)
-        self._telemetry: TelemetryProcess | None = None
-        if settings.telemetry is not None:
-            self._telemetry = TelemetryProcess(
-                settings.telemetry,
-                settings.telemetry_bytes_max,
-                header,
-                self._ring,
-                time.time_ns() - now_ns(),
-            )
         functions = socket_functions()
         self._epoch = int.from_bytes(os.urandom(7), "big")
         self._started_ns = now_ns()
@@ -235,6 +223,8 @@ class Controller:
         self._heartbeat_ns = self._started_ns
         self._cuts: dict[tuple[int, str], int] = {}  # connections ended, by port and by bound
         self._stopping = False
+        self._recording: RecordingFile | None = None
+        self._telemetry: TelemetryProcess | None = None
         self._catalog = Catalog(settings.data)
         self._catalog.open()
         self._transport = Transport()
@@ -246,7 +236,22 @@ class Controller:
                 settings.worker_endpoint, keys, Port.WORKERS, gate, monitored=True
             )
             self._publisher = self._transport.publisher(settings.events_endpoint, keys, Port.EVENTS, gate)
+            # Last, so that one that cannot start spoils no files of another that runs.
+            if settings.record is not None:
+                self._recording = RecordingFile(
+                    settings.record, header, self._ring, settings.record_bytes_max
+                )
+            if settings.telemetry is not None:
+                self._telemetry = TelemetryProcess(
+                    settings.telemetry,
+                    settings.telemetry_bytes_max,
+                    header,
+                    self._ring,
+                    time.time_ns() - now_ns(),
+                )
         except ConfigError:
+            if self._recording is not None:
+                self._recording.close()
             self._transport.close()
             self._catalog.close()
             raise

@@ -14,7 +14,7 @@ from clockwork.errors import Refused
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.scheduler.recording import decode, encode_header, encode_step
 from clockwork.system.clock import MS
-from tests.process.cluster import eventually, running_cluster
+from tests.process.cluster import ANYWHERE, eventually, running_cluster
 from tests.sim.test_trace import check_format
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
@@ -99,3 +99,25 @@ def check_the_two_encoders_agree(recording: Path) -> None:
     written = recording.read_bytes()
     assert len(written) == len(again)
     assert written == again
+
+
+def test_a_controller_that_cannot_start_spoils_no_recording_of_another(tmp_path: Path) -> None:
+    recording = tmp_path / "it.rec"
+    with running_cluster(
+        tmp_path / "cluster", workers=0, controller_options=("--record", str(recording))
+    ) as cluster:
+        before = recording.read_bytes()
+        assert before
+        ports = [
+            "--listen",
+            cluster.endpoint,
+            "--worker-listen",
+            cluster.worker_endpoint,
+            "--events",
+            ANYWHERE,
+        ]
+        for data in (cluster.data / "controller", tmp_path / "other"):  # it is in use, or the ports are
+            flags = ["--data", str(data), "--record", str(recording), "--policy", "edf"]
+            second = cluster.program(["controller", *ports, *flags])
+            assert second.wait() == 1, second.text
+            assert recording.read_bytes()[: len(before)] == before

@@ -25,7 +25,15 @@ from clockwork.config.observe import (
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.observe.history import History, SeenAction, SeenRequest
 from clockwork.scheduler.recording import Step, Stream, decode
-from clockwork.scheduler.types import NEVER_NS, ActionDone, AnswerFailed, AnswerOk, DeviceLost, WorkerLeft
+from clockwork.scheduler.types import (
+    NEVER_NS,
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    DeviceLost,
+    Status,
+    WorkerLeft,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -134,14 +142,14 @@ class Telemetry:
     def apply(self, step: Step) -> None:
         """Take in the next step."""
         history = self._history
-        lost = [
-            action
+        lost = {  # by id: a device and its worker may be lost at once
+            action.id: action
             for event in step.events
             if isinstance(event, WorkerLeft | DeviceLost)
             for action in history.under_way.values()
             if action.worker == event.worker
             and (isinstance(event, WorkerLeft) or action.device == event.device)
-        ]
+        }
         history.apply(step)
         answered: dict[int, int] = {}  # requests in time, by action
         for command in step.commands:
@@ -159,8 +167,9 @@ class Telemetry:
                     self._add_action(action, answered.get(action.id, 0))
         if lost:
             self._copies.clear()
-            for action in lost:
-                self._add_action(action, 0)
+            for action in lost.values():
+                if action.status is Status.WORKER_LOST:  # else its result had come before
+                    self._add_action(action, 0)
 
     def skip(self, lost_bytes: int) -> None:
         """Say that steps of so many bytes were lost here."""

@@ -15,7 +15,18 @@ from clockwork.errors import ConfigError
 from clockwork.observe import telemetry
 from clockwork.observe.telemetry import ACTIONS, REQUESTS, Telemetry
 from clockwork.scheduler.recording import Header, Step, encode_header, encode_step
-from clockwork.scheduler.types import ActionDone, AnswerFailed, AnswerOk, DeviceLost, WorkerLeft
+from clockwork.scheduler.types import (
+    NEVER_NS,
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    DeviceLost,
+    SendInfer,
+    SendLoad,
+    Status,
+    WorkerJoined,
+    WorkerLeft,
+)
 from tests.sim.harness import World
 from tests.sim.test_scheduler_random import random_world
 
@@ -74,6 +85,24 @@ def test_every_request_and_every_action_has_one_row(tmp_path: Path, seed: int) -
     met = collections.Counter(row["action_id"] for row in requests if row["outcome"] == "answered")
     assert {row["action_id"]: row["met"] for row in actions if row["met"]} == dict(met)
     assert all(row["goodput_ns"] <= (row["exec_ns"] or 0) for row in actions)
+
+
+def test_an_action_whose_worker_leaves_in_the_same_step_has_one_row(tmp_path: Path) -> None:
+    lost, ended = (
+        [
+            SendLoad(worker, 0, worker, 1, 1, (0,), 0, NEVER_NS, 5),
+            SendInfer(worker, 0, 10 * worker, 1, 1, (worker,), 0, NEVER_NS, 5),
+        ]
+        for worker in (1, 2)
+    )
+    joined = [WorkerJoined(100, worker, (("cpu", 1 << 20, 8, 2),), 0) for worker in (1, 2)]
+    done = [ActionDone(200, 2, action, Status.OK, "", 110, 120, 10, 105) for action in (2, 20)]
+    with Telemetry(tmp_path, ROOM) as writer:
+        writer.apply(Step(joined, lost + ended))
+        writer.apply(Step([DeviceLost(200, 1, 0), WorkerLeft(200, 1), *done, WorkerLeft(200, 2)], []))
+    found = {(row["action_id"], row["status"]) for row in read(tmp_path, "actions")}
+    assert found == {(1, "WORKER_LOST"), (10, "WORKER_LOST"), (2, "OK"), (20, "OK")}
+    assert len(read(tmp_path, "actions")) == 4
 
 
 def test_files_have_the_declared_columns_and_say_of_what_they_are(tmp_path: Path) -> None:

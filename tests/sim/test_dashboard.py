@@ -325,10 +325,12 @@ class FakeRecorder:
         self.asked: list[str] = []
         self.described = 0
         self.is_away = False
+        self.left = -1  # answers until it is away; below 0: any number
         self.piece_bytes = 2_000
 
     def ask(self, argument: str) -> dict[str, Any]:
-        if self.is_away:
+        self.left -= 1
+        if self.is_away or self.left == -1:
             raise ConnectionLost("it is away")
         self.asked.append(argument)
         ends = [0, *itertools.accumulate(len(piece) for piece in self.pieces[: self.happened])]
@@ -397,6 +399,34 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     assert 0 < follower.history.skipped_ns < total
     behind = recorder.times[happened - 1] - follower.history.now_ns
     assert behind < total / 4, "what is shown is of now"
+
+
+def test_a_backlog_of_a_controller_that_is_still_by_now_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
+    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", 3_000)
+    recorder = FakeRecorder(steps_of(busy_world()))
+    recorder.piece_bytes = 300
+    recorder.happened = len(recorder.pieces)
+    source = live(recorder, itertools.count(1, SECOND // 2).__next__)
+    looks = [source.look()]
+    while looks[-1].steps:
+        looks.append(source.look())
+    assert not any(look.is_gap for look in looks)
+    assert [step.events[0].now_ns for look in looks for step in look.steps] == recorder.times
+
+
+def test_steps_that_were_read_before_an_answer_failed_to_come_are_a_gap() -> None:
+    recorder = FakeRecorder(steps_of(busy_world()))
+    recorder.happened = len(recorder.pieces)
+    source = live(recorder, itertools.count(1, SECOND // 2).__next__)
+    recorder.left = 2
+    with pytest.raises(ConnectionLost):
+        source.look()
+    recorder.left = -1
+    look = source.look()
+    assert look.steps[0].events[0].now_ns > recorder.times[0]
+    assert look.is_gap
+    assert not source.look().is_gap
 
 
 def test_a_controller_that_was_started_anew_is_begun_anew() -> None:

@@ -67,18 +67,20 @@ class Live:
         self._interval_ns = 0
         self._end = 0  # of the recorder, at the last look; 0: there was none
         self._looked_ns = 0
+        self._is_gap = False  # steps were read, and lost because the controller did not answer any more
 
     def look(self) -> Look:
         now_ns = self._clock()
         cluster = self._description(now_ns)
         if self._stream is None:
             self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
-        stream, is_gap, read = self._stream, False, 0
+        stream, is_gap, read = self._stream, self._is_gap, 0
         steps: list[Step] = []
         while True:
+            self._is_gap = is_gap or bool(steps)  # unless they are handed over
             answer = self._ask(stream.argument)
             if stream.epoch and answer.get("epoch") != stream.epoch:  # another start of the controller
-                self._stream, self._described_ns, self._interval_ns = None, 0, 0
+                self._stream, self._described_ns, self._interval_ns, self._is_gap = None, 0, 0, False
                 return self.look()
             was = stream.place
             if answer["place"] < was:  # it is written faster now: nothing has to be passed over
@@ -90,11 +92,11 @@ class Live:
             if stream.is_at_end or read >= DASHBOARD_LOOK_BYTES:
                 break
         written = answer["end"] - self._end if self._end else read
-        if answer["end"] - stream.place > DASHBOARD_BACKLOG_BYTES and self._end:
+        if answer["end"] - stream.place > DASHBOARD_BACKLOG_BYTES and self._end and written:
             # As much of the newest as the next look may read, by how fast it is written.
             per_ns = written / max(now_ns - self._looked_ns, 1)
             stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / per_ns)}"
-        self._end, self._looked_ns = answer["end"], now_ns
+        self._end, self._looked_ns, self._is_gap = answer["end"], now_ns, False
         return Look(
             stream.epoch, steps, is_gap, min(1.0, read / written) if written else 1.0, cluster=cluster
         )

@@ -56,6 +56,8 @@ DIRECTORY = "recordings"
 """Of the controller's data directory: the dumps."""
 
 SUFFIX = ".rec"
+PARTIAL = ".part"
+"""Of a dump that is being written."""
 
 
 # ----- a file of everything ----------------------------------------------------------------------
@@ -223,7 +225,9 @@ class Dumps:
     def write(self, name: str, header: Header, cluster: Cluster, ring: Ring, end: int) -> Dump:
         """Write the ring from header.start until `end`, and drop the oldest dumps. Raises OSError."""
         self._directory.mkdir(exist_ok=True)
-        partial = self._directory / f".{name}"
+        for left in self._directory.glob(f"*{PARTIAL}"):
+            left.unlink(missing_ok=True)  # of a controller that was killed
+        partial = self._directory / (name + PARTIAL)
         try:
             with partial.open("wb") as file:
                 file.write(encode_header(header))

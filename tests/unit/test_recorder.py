@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clockwork import __version__
 from clockwork.controller._exchange import Ring
 from clockwork.controller._tested import Recorder
-from clockwork.controller.recorder import Cluster, Dumps, FlightRecorder, RecordingFile
+from clockwork.controller.recorder import PARTIAL, Cluster, Dumps, FlightRecorder, RecordingFile
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.scheduler.recording import Header, Stream, decode, decode_step, encode_step
 from clockwork.scheduler.types import (
@@ -453,6 +453,15 @@ def test_a_dump_that_cannot_be_written_says_why_and_leaves_nothing(box: Box) -> 
     box.directory.unlink()
     assert box.ask("dump")["bytes"] > 20
     assert len(list(box.directory.iterdir())) == 1
+
+
+def test_what_a_killed_controller_left_of_a_dump_goes_with_the_next(box: Box) -> None:
+    box.ring.append(1, step_of(1, 10))
+    box.directory.mkdir()
+    (box.directory / f"20260801T120000.000000Z-asked{PARTIAL}").write_bytes(b"it was ki")
+    assert box.ask("dumps") == []
+    dump = box.ask("dump")
+    assert [path.name for path in box.directory.iterdir()] == [dump["name"]]
 
 
 def test_a_dump_whose_ring_has_gone_on_is_none(box: Box) -> None:

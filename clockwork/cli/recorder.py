@@ -124,6 +124,8 @@ def _fetch(client: Client, name: str, out: Any) -> int:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation's noise.")
 @click.option("--save", type=PATH, metavar="FILE",
               help="Write the last simulated run as a recording, for `clockwork trace` and `clockwork explain`.")  # fmt: skip
+@click.option("--trust", is_flag=True,
+              help="Run the policy that RECORDING names even if that is a class in Python, MODULE:CLASS.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers for programs.")
 def replay(
     recording: Path,
@@ -132,6 +134,7 @@ def replay(
     slo: float | None,
     seed: int,
     save: Path | None,
+    trust: bool,
     as_json: bool,
 ) -> None:
     """Have a controller's decisions again, and see what would have happened otherwise.
@@ -149,6 +152,7 @@ def replay(
       clockwork replay now.rec --devices 8 --slo 100ms
       clockwork replay now.rec --policy edf --save edf.rec && clockwork trace --compare now.rec edf.rec
     """
+    from clockwork.scheduler.policy import is_scripted
     from clockwork.sim.recorded import check_policy, read_recorded
     from clockwork.sim.replay import header_of
     from clockwork.sim.replay import replay as repeat
@@ -157,6 +161,10 @@ def replay(
         with as_usage():
             check_policy(policy)
     header = header_of(recording)
+    if is_scripted(header.policy) and not trust:
+        raise ConfigError(
+            f"{recording} is of the policy {header.policy!r}, whose Python code would be run: give --trust if you trust it"
+        )
     body: dict[str, Any] = {
         "policy": header.policy,
         "version": header.version,

@@ -169,7 +169,7 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
         head = next(unpacker)
     except (StopIteration, ValueError):
         raise ConfigError("this is no recording of a controller") from None
-    if not isinstance(head, tuple) or len(head) < 5 or not isinstance(head[2], str):
+    if not isinstance(head, tuple) or len(head) < 5 or not all(type(text) is str for text in head[1:3]):
         raise ConfigError("this is no recording of a controller")
     if head[0] != FORMAT:
         raise ConfigError(f"a recording of format {head[0]}; this program reads format {FORMAT}")

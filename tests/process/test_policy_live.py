@@ -31,7 +31,7 @@ def test_it_serves_and_its_decisions_are_had_again(tmp_path: Path) -> None:
             assert client.status()["policy"] == FIFO
         assert report.answered > 0.9 * report.offered > 100
         assert cluster.controller.stop() == 0
-        again = cluster.program(["replay", str(recording)])
+        again = cluster.program(["replay", str(recording), "--trust"])
         assert again.wait() == 0, again.text
         assert f"orders of policy {FIFO}" in again.text
         assert "The decisions are identical." in again.text

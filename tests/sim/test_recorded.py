@@ -207,3 +207,18 @@ def test_what_cannot_be_simulated_is_refused(tmp_path: Path, trace: Trace) -> No
         read_recorded(write(tmp_path / "it", [(Tick(5), [])]))
     with pytest.raises(ConfigError, match="no worker was there"):
         read_recorded(write(tmp_path / "it", [one for one in trace if not isinstance(one[0], WorkerJoined)]))
+
+
+def test_code_that_a_recording_names_is_not_run_unless_it_is_trusted(
+    tmp_path: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "came_with_it.py").write_text("open('ran', 'w').close()")
+    path = write(tmp_path / "it", trace, HEADER._replace(policy="came_with_it:Policy"))
+    told = CliRunner().invoke(cli, ["replay", str(path), "--policy", "edf"])
+    assert told.exit_code == 1
+    assert "give --trust if you trust it" in told.output
+    assert not (tmp_path / "ran").exists()
+    trusted = CliRunner().invoke(cli, ["replay", str(path), "--trust"])
+    assert "has no 'Policy'" in trusted.output
+    assert (tmp_path / "ran").exists()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, describe_cluster, new_client
+from clockwork.cli.common import FILE, PATH, Duration, describe_cluster, new_client
 from clockwork.config.dashboard import DASHBOARD_ANSWER_S, DASHBOARD_PAGES_MAX, DASHBOARD_PORT
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 @click.option(
     "--from",
     "from_s",
-    type=click.FloatRange(0),
+    type=Duration(0),
     default=0.0,
-    help="With it: begin so many seconds after it does.",
+    help="With it: begin so long after it does.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(

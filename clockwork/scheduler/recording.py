@@ -192,6 +192,8 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
             except (TypeError, ValueError, IndexError, KeyError):
                 raise ConfigError(f"step {number} of the recording is damaged") from None
             yield step
+    except ConfigError:
+        raise
     except (msgpack.UnpackException, msgpack.BufferFull, ValueError) as error:
         raise ConfigError(f"the recording is damaged: {error}") from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.errors import ConnectionLost
+from clockwork.errors import ConfigError, ConnectionLost
 from clockwork.observe import explain
 from clockwork.observe.dashboard import picture, sources
 from clockwork.observe.dashboard.around import around
@@ -312,6 +312,18 @@ def test_a_recording_is_shown_at_its_own_pace() -> None:
     assert all(step.events[0].now_ns <= begun + 120 * MS for step in looks[1].steps)
     assert looks[1].steps
     assert sum(isinstance(c, AnswerOk) for look in looks for step in look.steps for c in step.commands) > 10
+
+
+def test_a_damaged_recording_is_shown_until_there_and_then_said_to_be() -> None:
+    steps = steps_of(busy_world())[:40]
+    file = io.BytesIO(recorded(steps) + b"\xc4\x01\x07")
+    ticks = itertools.count(0, 3_600 * SECOND)
+    source = sources.Recorded(file, lambda: next(ticks))
+    found = [*source.look().steps, *source.look().steps]
+    assert [step.events[0].now_ns for step in found] == [step.events[0].now_ns for step in steps]
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="^step 40 of the recording is damaged$"):
+            source.look()
 
 
 class FakeRecorder:

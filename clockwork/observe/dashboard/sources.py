@@ -14,6 +14,7 @@ from clockwork.config.dashboard import (
     DASHBOARD_STEPS_MAX,
 )
 from clockwork.config.observe import TOP_PAGE_S
+from clockwork.errors import ConfigError
 from clockwork.observe.dashboard.follower import Look
 from clockwork.observe.live import Ask, Cluster
 from clockwork.scheduler.recording import Readable, Step, Stream, decode
@@ -30,10 +31,12 @@ class Recorded:
         self._clock = clock
         self._from_ns = from_ns
         self._next: Step | None = next(steps, None)
+        self._damage: ConfigError | None = None  # what comes after the last step that can be read
         self._zero_ns = 0  # of the recording, when the clock is 0
         self._has_begun = False
 
     def look(self) -> Look:
+        """See Source. Raises ConfigError again and again where the recording is damaged."""
         now_ns = self._clock()
         if not self._has_begun:
             self._has_begun = True
@@ -45,7 +48,12 @@ class Recorded:
             if len(found) == DASHBOARD_STEPS_MAX:
                 break
             found.append(self._next)
-            self._next = next(self._steps, None)
+            try:
+                self._next = next(self._steps, None)
+            except ConfigError as error:
+                self._next, self._damage = None, error
+        if not found and self._damage is not None:
+            raise self._damage
         held, self._held = self._held, ()
         return Look(0, found, held=held, is_behind=len(found) == DASHBOARD_STEPS_MAX)
 

@@ -152,16 +152,15 @@ def replay(
       clockwork replay now.rec --devices 8 --slo 100ms
       clockwork replay now.rec --policy edf --save edf.rec && clockwork trace --compare now.rec edf.rec
     """
-    from clockwork.scheduler.policy import is_scripted
     from clockwork.sim.recorded import check_policy, read_recorded
-    from clockwork.sim.replay import header_of
+    from clockwork.sim.replay import header_of, names_code
     from clockwork.sim.replay import replay as repeat
 
     if policy:
         with as_usage():
             check_policy(policy)
     header = header_of(recording)
-    if is_scripted(header.policy) and not trust:
+    if names_code(header) and not trust:
         raise ConfigError(
             f"{recording} is of the policy {header.policy!r}, whose Python code would be run: give --trust if you trust it"
         )

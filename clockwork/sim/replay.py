@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clockwork.errors import ConfigError
 from clockwork.scheduler import make_scheduler
+from clockwork.scheduler.policy import is_scripted
 from clockwork.scheduler.recording import Header, decode, digest_of
 from clockwork.scheduler.types import Command, Event
 
@@ -36,6 +37,11 @@ def header_of(path: Path) -> Header:
             return decode(file)[0]
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def names_code(header: Header) -> bool:
+    """Whether the recorded policy is a class in Python, which a replay and a simulation import and run."""
+    return is_scripted(header.policy)
 
 
 def replay(path: Path) -> Replayed:

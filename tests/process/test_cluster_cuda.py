@@ -117,6 +117,7 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
         eventually(served, "the model is ready on the next one")
 
 
+@pytest.mark.slow
 def test_when_the_gpu_that_fetches_for_all_breaks_another_one_does(tmp_path: Path) -> None:
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(5)]
@@ -150,6 +151,7 @@ def test_when_the_gpu_that_fetches_for_all_breaks_another_one_does(tmp_path: Pat
         assert total_sent(client.status(), "fetch") > before
 
 
+@pytest.mark.slow
 def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_path: Path) -> None:
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(4)]

@@ -79,6 +79,7 @@ def test_workers_share_die_and_are_replaced_without_one_failed_request(tmp_path:
         assert counts["failed"] == counts["missed"] == counts["refused"] == 0
 
 
+@pytest.mark.slow
 def test_without_any_worker_requests_are_answered_and_a_new_worker_serves(tmp_path: Path) -> None:
     model = zoo.build("mlp", seed=2)
     expected = Reference(model)(X)
@@ -215,6 +216,7 @@ def test_a_controller_killed_and_restarted_is_found_again_by_all(tmp_path: Path)
         assert {worker["name"] for worker in client.status()["workers"]} == {"worker-0", "worker-1"}
 
 
+@pytest.mark.slow
 def test_a_client_waits_for_a_controller_that_comes_a_little_later(tmp_path: Path) -> None:
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
         client.register("late", zoo.build("mlp"))

@@ -59,7 +59,7 @@ def resident_bytes(client: Client) -> int:
     return int(memory["resident_bytes"])
 
 
-@pytest.mark.parametrize("architecture", ["cnn", "mlp"])
+@pytest.mark.parametrize("architecture", [pytest.param("cnn", marks=pytest.mark.slow), "mlp"])
 def test_twelve_fine_tunes_on_an_arena_for_three(tmp_path: Path, architecture: str) -> None:
     options = {"cnn": {"widths": (64, 256)}, "mlp": {"width": 384}}[architecture]
     shape = {"cnn": (1, 1, 16, 16), "mlp": (1, 64)}[architecture]

@@ -143,6 +143,7 @@ def states_in(fragment: str | bytes) -> Iterator[dict[str, Any]]:
                 yield found
 
 
+@pytest.mark.slow
 def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
     with running_cluster(tmp_path / "cluster", workers=0) as cluster:
         emulated = ("--device", "emulated", "--page-size", "16MiB", "--devices", "2")

@@ -59,6 +59,7 @@ def served(client: Client) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_two_cpu_workers_that_measured_differently_serve_one_set_of_models(tmp_path: Path) -> None:
     base = zoo.build("mlp")
     models = {f"model-{index}": zoo.fine_tune(base, index) for index in range(3)}

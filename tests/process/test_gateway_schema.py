@@ -67,6 +67,7 @@ def api(http: Http) -> Any:
     return schema
 
 
+@pytest.mark.slow
 def test_every_operation_answers_as_documented(api: Any) -> None:
     """Not by schemathesis' plugin, which knows only older releases of pytest."""
     from schemathesis.specs.openapi import checks

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper
 
 from clockwork.models import zoo
@@ -30,6 +31,7 @@ def last_position() -> onnx.ModelProto:
     return model_of(nodes, [value("x", ["N", "S", 4])], [value("y", ["N", 4])], last, opset=18)
 
 
+@pytest.mark.slow
 def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
     model = encoder()
     expected = Reference(model)

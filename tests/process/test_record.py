@@ -20,7 +20,7 @@ from tests.sim.test_trace import check_format
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
 
 
-@pytest.mark.parametrize("policy", ["edf", "adaptive"])
+@pytest.mark.parametrize("policy", [pytest.param("edf", marks=pytest.mark.slow), "adaptive"])
 def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str) -> None:
     recording = tmp_path / "it.rec"
     with running_cluster(

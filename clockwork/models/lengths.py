@@ -158,16 +158,28 @@ def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, rel
 
 
 def _find_limits(sharing: Sharing, row: Sequence[Array], run: Run) -> None:
-    """Where the graph does not say how long inputs may be, note what the model takes no more of: it is timed at the ends of
-    classes, which may be beyond."""
+    """Where the graph does not say how long inputs may be, and the model does not take the end of the example's class, at
+    which it would be timed, find the longest that it takes."""
     limits = sharing.padding.limits
     for symbol, size in sharing.sizes(row).items():
-        if symbol in limits or length_class(size) == size:
+        taken, refused = size, length_class(size)
+        if symbol in limits or _takes(sharing, row, run, symbol, refused):
             continue
-        try:
-            run(sharing.resized(row, {symbol: length_class(size)}))
-        except RunError:
-            limits[symbol] = size
+        while refused - taken > 1:
+            middle = (taken + refused) // 2
+            if _takes(sharing, row, run, symbol, middle):
+                taken = middle
+            else:
+                refused = middle
+        limits[symbol] = taken
+
+
+def _takes(sharing: Sharing, row: Sequence[Array], run: Run, symbol: str, size: int) -> bool:
+    try:
+        run(sharing.resized(row, {symbol: size}))
+    except RunError:
+        return False
+    return True
 
 
 def _fillings(row: Sequence[Array]) -> list[list[Array]]:

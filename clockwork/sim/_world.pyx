@@ -70,7 +70,7 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
 cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
     cdef cppclass CRing "clockwork::Ring":
         CRing(size_t bytes_max, int64_t span_ns) except +
-        uint64_t read(uint64_t since, size_t bytes_max, string &found)
+        uint64_t read(uint64_t since, size_t bytes_max, string &found) except +
 
 cdef extern from "controller/sentences.h" namespace "clockwork" nogil:
     cdef cppclass Sentences:

@@ -545,7 +545,8 @@ def test_a_model_of_one_length_is_not_asked(workshop: Workshop) -> None:
     assert (prepared.lengths, prepared.lengths_note) == ({}, "")
 
 
-def test_a_model_is_not_timed_beyond_what_it_takes(workshop: Workshop) -> None:
+@pytest.mark.parametrize("longest", [17, 18, 21])
+def test_a_model_is_not_timed_beyond_what_it_takes(workshop: Workshop, longest: int) -> None:
     """Its positions are counted, and looked up in a table of 21: the graph does not say that it takes no more."""
     nodes = [
         helper.make_node("Shape", ["x"], ["size"], start=1, end=2),
@@ -560,7 +561,7 @@ def test_a_model_is_not_timed_beyond_what_it_takes(workshop: Workshop) -> None:
         for name, number in (("zero", 0), ("one", 1), ("first", [0]))
     ]
     model = model_of(nodes, [value("x", ["N", "S", 4])], [value("y", ["N", "S", 4])], table, opset=18)
-    prepared = workshop.prepare(model, [{"x": normal(1, 3, 4)}, {"x": normal(1, 21, 4)}])
+    prepared = workshop.prepare(model, [{"x": normal(1, 3, 4)}, {"x": normal(1, longest, 4)}])
     assert prepared.lengths == {"S": 21}, prepared.lengths_note or prepared.batching_note
     assert {point.shape for point in prepared.profile} == {((size, 4),) for size in (4, 6, 8, 12, 16, 21)}
 

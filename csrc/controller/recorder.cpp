@@ -92,6 +92,7 @@ std::uint64_t Ring::number(std::uint64_t& place, unsigned bytes) const {
 }
 
 std::uint64_t Ring::read(std::uint64_t since, std::size_t bytes_max, std::string& found) const {
+    found.resize(std::min(bytes_max, bytes_max_));  // not under the lock, for which whoever appends would wait
     std::lock_guard lock(mutex_);
     std::uint64_t from = std::clamp(since, begin_, end_);
     std::size_t bytes = std::min<std::uint64_t>(end_ - from, bytes_max);

@@ -40,6 +40,10 @@ def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value else "-"
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _said(value: float) -> str:
     """A rate within a sentence."""
     return _rate(value) if value else "0"
@@ -123,8 +127,8 @@ def summary(overview: Overview) -> Text:
     """Two lines about the whole cluster."""
     rates = overview.rates
     text = Text(f"policy {overview.policy}   up {_uptime(overview.uptime_s)}   "
-                f"{len(overview.devices)} devices, the load needs {overview.wanted:.2g}   "
-                f"{overview.clients} clients   {overview.waiting} waiting   "
+                f"{_count(len(overview.devices), 'device')}, the load needs {overview.wanted:.2g}   "
+                f"{_count(overview.clients, 'client')}   {overview.waiting} waiting   "
                 f"loop's lateness p99 {_time(overview.late_p99_ns)}")  # fmt: skip
     if not overview.ready:
         text.append("   not ready", MISSED.color)
@@ -166,7 +170,7 @@ def about_device(row: DeviceRow, overview: Overview) -> Text:
         f"  executing {_part(row.executing)}, idle with work {_part(row.idle_with_work)}, loading {_part(row.loading)}\n"
         f"{_said(row.executions)} executions/s, {_said(row.loads)} loads/s\n"
         f"{row.pages - row.free_pages} of {row.pages} pages used ({row.page_bytes / 2**20:.0f} MiB each); "
-        f"{row.early} models made room too early\n\n{len(there)} models are here:\n"
+        f"{row.early} models made room too early\n\n{_count(len(there), 'model')} here:\n"
     )
     for model in there:
         text.append(

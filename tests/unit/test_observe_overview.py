@@ -175,4 +175,4 @@ def test_what_is_said_of_the_whole_and_of_one() -> None:
     assert "not ready   kinds of trouble: 1" in summary(overview._replace(ready=False, troubles=1)).plain
     assert "resident on w/0" in about_model(overview.models[0]).plain
     assert "resident on no device" in about_model(overview.models[1]).plain
-    assert "1 models are here:\n  a@1: asked 3.5/s" in about_device(overview.devices[0], overview).plain
+    assert "1 model here:\n  a@1: asked 3.5/s" in about_device(overview.devices[0], overview).plain

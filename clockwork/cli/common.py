@@ -138,11 +138,6 @@ def say_bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 100 * 2**10 else f"{count / 2**10:.0f} KiB"
 
 
-def say_count(count: int, noun: str) -> str:
-    """1 page, 2 pages."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def client_options(command: F) -> F:
     command = click.option(
         "--timeout", type=DURATION, help="How long to wait for an answer.  [default: 30s]"

@@ -23,13 +23,13 @@ from clockwork.cli.common import (
     print_json,
     print_table,
     say_bytes,
-    say_count,
     write_file,
 )
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, ModelNotFound
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.sources.location import Location, location_of
 from clockwork.system.clock import duration
+from clockwork.system.words import say_count
 from clockwork.wire.messages import BATCHING
 
 EXISTING = click.Path(path_type=Path, exists=True)

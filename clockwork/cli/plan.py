@@ -22,12 +22,12 @@ from clockwork.cli.common import (
     new_client,
     policy_numbers,
     print_json,
-    say_count,
     trace_option,
 )
 from clockwork.config.workloads import NOISE_EXECUTIONS_MIN
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND, now_ns, to_ns
+from clockwork.system.words import say_count
 
 if TYPE_CHECKING:
     from clockwork.formats.profiles import ModelProfile

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork.cli.common import client_options, new_client, say_count
+from clockwork.cli.common import client_options, new_client
 from clockwork.errors import Unavailable
+from clockwork.system.words import say_count
 
 if TYPE_CHECKING:
     from clockwork.wire.description import ModelInfo

@@ -17,11 +17,11 @@ from clockwork.cli.common import (
     new_client,
     print_json,
     print_table,
-    say_count,
     trace_option,
     write_file,
 )
 from clockwork.errors import ClockworkError, Unavailable
+from clockwork.system.words import say_count
 
 INTERRUPTED_STATUS = 130
 """The exit status after Ctrl-C, as shells have it."""

@@ -17,13 +17,14 @@ import click
 import msgpack
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, client_options, new_client, say_bytes, say_count
+from clockwork.cli.common import FILE, PATH, client_options, new_client, say_bytes
 from clockwork.config.observe import (
     TELEMETRY_BYTES,
     TELEMETRY_FOLLOW_S,
     TELEMETRY_NICE,
     TELEMETRY_PIECE_BYTES_MAX,
 )
+from clockwork.system.words import say_count
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client

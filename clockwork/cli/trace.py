@@ -20,11 +20,11 @@ from clockwork.cli.common import (
     print_json,
     print_table,
     say_bytes,
-    say_count,
 )
 from clockwork.config.observe import COMPARED_ROWS_MAX, TRACE_REQUESTS_MAX
 from clockwork.errors import InvalidInput, Unavailable
 from clockwork.system.clock import SECOND, duration
+from clockwork.system.words import say_count
 from clockwork.wire.messages import NEVER_NS
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from clockwork.config.launch import DRAIN_NS, LAST_LINES, READY_NS, STOP_NS, STO
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
 from clockwork.launch.restarts import Restarts
 from clockwork.system.clock import SECOND, now_ns, to_seconds
+from clockwork.system.words import say_count
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, key_file_of
 from clockwork.wire.roles import Role
 
@@ -368,7 +369,7 @@ class Cluster:
     def start(self) -> None:
         settings = self._settings
         clients, workers, events = self._endpoints
-        parts = f"a controller and {settings.workers} worker{'s' if settings.workers != 1 else ''}"
+        parts = f"a controller and {say_count(settings.workers, 'worker')}"
         self._say(f"Starting {parts} (models are kept in {settings.data}) ...")
         arguments = [
             "controller", "--listen", clients, "--worker-listen", workers, "--events", events,

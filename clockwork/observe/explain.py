@@ -34,6 +34,7 @@ from clockwork.observe.lanes import (
 )
 from clockwork.scheduler.types import NEVER_NS, Reason, Status
 from clockwork.system.clock import duration
+from clockwork.system.words import say_count
 
 FAR_PARTS = 10
 """A device is called far where its link takes more than such a part of the time that a request had."""
@@ -189,7 +190,7 @@ class _Case:
         slo = f"an SLO of {duration(request.slo_ns)}" if request.slo_ns else "no deadline"
         ago = duration(self._history.now_ns - self._arrived_ns)
         yield (
-            f"Request {request.id} for {self._model.label} ({_count(request.rows, 'row')}, priority {request.priority}) "
+            f"Request {request.id} for {self._model.label} ({say_count(request.rows, 'row')}, priority {request.priority}) "
             f"arrived {ago} before the end of this history, with {slo}."
         )
         waiting = [
@@ -201,7 +202,7 @@ class _Case:
         ]
         same = sum(one.model_id == request.model_id for one in waiting)
         yield (
-            f"{_count(len(waiting), 'other request')} waited in the controller then, {same} of them for its model."
+            f"{say_count(len(waiting), 'other request')} waited in the controller then, {same} of them for its model."
         )
 
     def _left(self, request: SeenRequest) -> int:
@@ -251,7 +252,7 @@ class _Case:
         )
         yield (
             f"{duration(waited)} after its arrival it was sent to {device}, in a batch of "
-            f"{_count(len(action.requests), 'request')} with {_count(action.rows, 'row')}{again}."
+            f"{say_count(len(action.requests), 'request')} with {say_count(action.rows, 'row')}{again}."
         )
         span = span_of(action)
         if span is None:
@@ -291,9 +292,9 @@ class _Case:
                 for label, count in often[:EXPLAINED_MODELS_MAX]
             )
             if len(often) > EXPLAINED_MODELS_MAX:
-                told += f" and {_count(len(often) - EXPLAINED_MODELS_MAX, 'other model')}"
+                told += f" and {say_count(len(often) - EXPLAINED_MODELS_MAX, 'other model')}"
             yield (
-                f"Before it, {self._name(device)} executed {_count(len(others), 'other batch', 'other batches')} for "
+                f"Before it, {self._name(device)} executed {say_count(len(others), 'other batch', 'other batches')} for "
                 f"{duration(busy_ns)} of that time: {told}."
             )
         load = self._load_that_ends(device, begin_ns)
@@ -354,7 +355,7 @@ class _Case:
     def _devices_in_all(self, could: Sequence[SeenDevice]) -> Iterator[str]:
         there = [one for one in self._history.lanes() if not 0 < one.lost_ns <= self._arrived_ns]
         if not could:
-            yield f"None of {_count(len(there), 'device')} could have served it: no worker that has prepared {self._model.label} was there."
+            yield f"None of {say_count(len(there), 'device')} could have served it: no worker that has prepared {self._model.label} was there."
             return
         held = sum(
             (one := device.holds(self._model.id, self._arrived_ns)) is not None and self._had(one)
@@ -362,7 +363,7 @@ class _Case:
         )
         busy = sum(self._executing(device, self._arrived_ns) is not None for device in could)
         yield (
-            f"{len(could)} of {_count(len(there), 'device')} could have served it: {held} had the model, and {busy} "
+            f"{len(could)} of {say_count(len(there), 'device')} could have served it: {held} had the model, and {busy} "
             f"{'was' if busy == 1 else 'were'} executing when it arrived."
         )
         if len(could) > EXPLAINED_DEVICES_MAX:
@@ -414,7 +415,7 @@ class _Case:
             parts.append("executed nothing at that moment")
         else:
             _, end_ns = self._shown(device, executing)
-            size = f" with {_count(executing.rows, 'row')}" if executing.rows > 1 else ""
+            size = f" with {say_count(executing.rows, 'row')}" if executing.rows > 1 else ""
             parts.append(f"executed {self._history.label(executing.model_id)}{size} until {self._at(end_ns)}")
         sent = [
             one
@@ -423,7 +424,7 @@ class _Case:
         ]
         if sent:
             parts.append(
-                f"had {_count(len(sent), 'batch', 'batches')} more, sent before, until "
+                f"had {say_count(len(sent), 'batch', 'batches')} more, sent before, until "
                 f"{self._at(max(self._shown(device, one)[1] for one in sent))}"
             )
         loading = [
@@ -482,7 +483,7 @@ class _Case:
         ends = "ended" if span_of(action) is not None else "would have ended"
         yield (
             f"The next other batch of its model was ordered {self._at(action.ordered_ns)}, on {self._name(device)}, of "
-            f"{_count(action.rows, 'row')}, {'with room for it' if has_room else 'full'}"
+            f"{say_count(action.rows, 'row')}, {'with room for it' if has_room else 'full'}"
             + ("." if request.deadline_ns == NEVER_NS
                else f"; it {ends} {duration(abs(slack_ns))} {'before' if slack_ns >= 0 else 'after'} its deadline.")
         )  # fmt: skip
@@ -545,17 +546,13 @@ class _Case:
 
     def _lane_span(self, action: SeenAction, begin_ns: int, end_ns: int) -> LaneSpan:
         label = self._history.label(action.model_id)
-        size = f", {_count(action.rows, 'row')}" if action.rows else ""
+        size = f", {say_count(action.rows, 'row')}" if action.rows else ""
         text = f"{action.kind} {label}{size}, {duration(end_ns - begin_ns)}, predicted {duration(action.expected_ns)}"
         is_own = action is self._request.action or (
             action.kind == "load" and action.model_id == self._request.model_id
         )
         what = "execute" if action.is_execution else "load"
         return LaneSpan(begin_ns, end_ns, what, label, text, is_own, action.is_under_way)
-
-
-def _count(count: int, noun: str, plural: str = "") -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {plural or noun + 's'}"
 
 
 def _status(status: Status | None) -> str:

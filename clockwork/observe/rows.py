@@ -20,6 +20,7 @@ from clockwork.observe.palette import (
     Look,
 )
 from clockwork.system.clock import duration
+from clockwork.system.words import say_count
 
 Row = TypeVar("Row")
 
@@ -38,10 +39,6 @@ class Column(NamedTuple, Generic[Row]):
 
 def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value else "-"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _said(value: float) -> str:
@@ -127,8 +124,8 @@ def summary(overview: Overview) -> Text:
     """Two lines about the whole cluster."""
     rates = overview.rates
     text = Text(f"policy {overview.policy}   up {_uptime(overview.uptime_s)}   "
-                f"{_count(len(overview.devices), 'device')}, the load needs {overview.wanted:.2g}   "
-                f"{_count(overview.clients, 'client')}   {overview.waiting} waiting   "
+                f"{say_count(len(overview.devices), 'device')}, the load needs {overview.wanted:.2g}   "
+                f"{say_count(overview.clients, 'client')}   {overview.waiting} waiting   "
                 f"loop's lateness p99 {_time(overview.late_p99_ns)}")  # fmt: skip
     if not overview.ready:
         text.append("   not ready", MISSED.color)
@@ -170,7 +167,7 @@ def about_device(row: DeviceRow, overview: Overview) -> Text:
         f"  executing {_part(row.executing)}, idle with work {_part(row.idle_with_work)}, loading {_part(row.loading)}\n"
         f"{_said(row.executions)} executions/s, {_said(row.loads)} loads/s\n"
         f"{row.pages - row.free_pages} of {row.pages} pages used ({row.page_bytes / 2**20:.0f} MiB each); "
-        f"{row.early} models made room too early\n\n{_count(len(there), 'model')} here:\n"
+        f"{row.early} models made room too early\n\n{say_count(len(there), 'model')} here:\n"
     )
     for model in there:
         text.append(

@@ -17,9 +17,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from clockwork.cli import root as cli
-from clockwork.cli.common import DURATION, Duration, say_bytes, say_count, say_enough
+from clockwork.cli.common import DURATION, Duration, say_bytes, say_enough
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import parse_profiles
+from clockwork.system.words import say_count
 from clockwork.wire import transport
 from clockwork.wire.keys import read_allowed_keys, read_controller_keys, read_peer_keys
 from clockwork.wire.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from clockwork.config.observe import TRACE_REQUESTS_MAX
 from clockwork.errors import ConfigError
 from clockwork.observe.history import History
-from clockwork.scheduler.recording import Header, decode
+from clockwork.scheduler.recording import Header, Step, decode
 from clockwork.scheduler.types import NEVER_NS
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[Header, Iterator[Step]]]:
+    """A recording's header, and its steps as they are read. Raises ConfigError unless the file can be read and is one."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
+        yield decode(file)
 
 
 def read_history(path: Path, from_ns: int = 0, span_ns: int = NEVER_NS) -> tuple[Header, History]:
@@ -17,12 +30,7 @@ def read_history(path: Path, from_ns: int = 0, span_ns: int = NEVER_NS) -> tuple
     It keeps what was there from ``from_ns`` on, and of more than TRACE_REQUESTS_MAX requests the newest. Raises ConfigError
     unless the file is a recording that reaches so far.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        header, steps = decode(file)
+    with opened(path) as (header, steps):
         history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)
         for number, step in enumerate(steps):
             if number == header.cluster_steps:

@@ -24,7 +24,8 @@ from clockwork.config.observe import (
 )
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.observe.history import History, SeenAction, SeenRequest
-from clockwork.scheduler.recording import Step, Stream, decode
+from clockwork.observe.recorded import opened
+from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import (
     NEVER_NS,
     ActionDone,
@@ -287,8 +288,7 @@ class Telemetry:
 
 def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
     """The files of a recording, or of a dump of the flight recorder. Raises as Telemetry, and ConfigError for another file."""
-    with recording.open("rb") as file:
-        header, steps = decode(file)
+    with opened(recording) as (header, steps):
         writer = Telemetry(folder, bytes_max, note={"policy": header.policy, "version": header.version})
         with writer:
             for step in steps:

@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile
+from clockwork.observe.recorded import opened
 from clockwork.scheduler import known_options
-from clockwork.scheduler.recording import REASONS, Header, Step, decode
+from clockwork.scheduler.recording import REASONS, Header, Step
 from clockwork.scheduler.types import (
     NEVER_NS,
     ActionDone,
@@ -196,12 +197,7 @@ def check_policy(policy: str) -> None:
 
 def read_recorded(path: Path) -> Recorded:
     """Read a recording or a dump. Raises ConfigError unless it is one, with requests."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        header, steps = decode(file)
+    with opened(path) as (header, steps):
         fold = _Fold()
         for number, step in enumerate(steps):
             fold.take(step, number < header.cluster_steps)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork.errors import ConfigError
+from clockwork.observe.recorded import opened
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.policy import is_scripted
-from clockwork.scheduler.recording import Header, decode, digest_of
+from clockwork.scheduler.recording import Header, digest_of
 from clockwork.scheduler.types import Command, Event
 
 
@@ -32,11 +33,8 @@ class Replayed:
 
 def header_of(path: Path) -> Header:
     """The head of a recording. Raises ConfigError unless the file is one."""
-    try:
-        with path.open("rb") as file:
-            return decode(file)[0]
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    with opened(path) as (header, _):
+        return header
 
 
 def names_code(header: Header) -> bool:
@@ -49,12 +47,7 @@ def replay(path: Path) -> Replayed:
 
     Raises ConfigError unless the file is such a recording.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    with file:
-        header, steps = decode(file)
+    with opened(path) as (header, steps):
         if header.start:
             raise ConfigError(
                 f"{path} begins after its controller did: its decisions cannot be repeated one by one"

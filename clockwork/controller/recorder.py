@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import functools
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -28,12 +27,12 @@ from clockwork.config.recorder import (
     BURST_PART,
     BURST_SPAN_NS,
     DUMPS_MAX,
-    FOLLOW_S,
     READ_BYTES,
     READS_MAX,
     RECORDER_SPAN_NS,
 )
 from clockwork.controller._exchange import Ring
+from clockwork.controller.followers import RingFollower
 from clockwork.controller.storage import StorageThread
 from clockwork.errors import ConfigError, InvalidInput, Unavailable
 from clockwork.scheduler.recording import Header, Held, encode_header, encode_step
@@ -70,49 +69,29 @@ class RecordingFile:
     def __init__(self, path: Path, header: Header, ring: Ring, bytes_max: int) -> None:
         """Raises ConfigError if the file cannot be written."""
         self._path = path
-        self._ring = ring
         self._left = bytes_max
-        self._place = 0
         try:
             self._file = path.open("wb", buffering=0)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
         self._write(encode_header(header))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
-        self._thread.start()
+        self._follower = RingFollower("recording", ring, self._take)
 
     def close(self) -> None:
         """Write what there is, and stop."""
-        self._stop.set()
-        self._thread.join()
+        self._follower.close()
         if not self._file.closed:
             self._close()
 
-    def _run(self) -> None:
-        is_last = False
-        while not is_last and not self._file.closed:
-            is_last = self._stop.wait(FOLLOW_S)
-            while self._follow():
-                pass
-
-    def _follow(self) -> bool:
-        """Write one chunk. False where there is nothing more, or nowhere to write it."""
-        if self._file.closed:
-            return False
-        place, chunk = self._ring.read(self._place, READ_BYTES)
-        if place != self._place:
+    def _take(self, place: int, piece: bytes, lost: int) -> bool:
+        if lost and not self._file.closed:
             log.error(
-                "the recording %s ends here: the disk was too slow, and %d bytes are lost",
-                self._path,
-                place - self._place,
+                "the recording %s ends here: the disk was too slow, and %d bytes are lost", self._path, lost
             )
             self._close()
-            return False
-        self._place += len(chunk)
-        if chunk:
-            self._write(chunk)
-        return bool(chunk)
+        if piece and not self._file.closed:
+            self._write(piece)
+        return not self._file.closed
 
     def _write(self, body: bytes) -> None:
         is_full = len(body) > self._left

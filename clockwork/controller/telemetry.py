@@ -13,13 +13,13 @@ import os
 import select
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import msgpack
 
-from clockwork.config.recorder import FOLLOW_S, READ_BYTES, TELEMETRY_END_S, TELEMETRY_READY_S
+from clockwork.config.recorder import TELEMETRY_END_S, TELEMETRY_READY_S
 from clockwork.controller._exchange import Ring
+from clockwork.controller.followers import RingFollower
 from clockwork.errors import ConfigError
 from clockwork.scheduler.recording import Header
 
@@ -34,8 +34,8 @@ class TelemetryProcess:
         self.folder = folder
         self.lost_bytes = 0
         self._failure = ""
+        self._is_closing = False
         self._ring = ring
-        self._place = 0
         note = json.dumps({"policy": header.policy, "version": header.version, "wall_ns": wall_ns})
         self._child = subprocess.Popen(
             [sys.executable, "-m", "clockwork", "telemetry", str(folder), "--bytes", str(bytes_max), "--piped", note],
@@ -44,9 +44,7 @@ class TelemetryProcess:
         if not self._is_ready():
             self._end()
             raise ConfigError(f"telemetry cannot be written to {folder}")
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-        self._thread.start()
+        self._follower = RingFollower("telemetry", ring, self._take)
 
     def failure(self) -> str:
         """What has gone wrong since the last call; else ""."""
@@ -55,8 +53,8 @@ class TelemetryProcess:
 
     def close(self) -> None:
         """Have the rest written, and the process end."""
-        self._stop.set()
-        self._thread.join(TELEMETRY_END_S)  # it waits where the process does not read
+        self._is_closing = True
+        self._follower.close(TELEMETRY_END_S)  # it waits where the process does not read
         self._end()
 
     def _is_ready(self) -> bool:
@@ -66,38 +64,29 @@ class TelemetryProcess:
         found, _, _ = select.select([output], [], [], TELEMETRY_READY_S)
         return bool(found) and output.readline() == b"ready\n"
 
-    def _run(self) -> None:
-        is_last = False
-        while not is_last:
-            is_last = self._stop.wait(FOLLOW_S)
-            try:
-                while self._feed():
-                    pass
-            except OSError as error:
-                if not self._stop.is_set():
-                    self._failure = (
-                        f"nothing is written any more, because its process has ended ({error.strerror})"
-                    )
-                    log.error("telemetry in %s: %s", self.folder, self._failure)
-                return
-
-    def _feed(self) -> bool:
-        """Hand on a piece. False where there is nothing more; what is there already is then written."""
-        place, piece = self._ring.read(self._place, READ_BYTES)
-        following = place + len(piece)
-        end = self._ring.state()["end"]
-        answer = {"epoch": 0, "place": place, "bytes": piece, "next": following, "end": end}
-        if place > self._place:
-            self.lost_bytes += place - self._place
+    def _take(self, place: int, piece: bytes, lost: int) -> bool:
+        """Hand on a piece, or that there is nothing more, at which files that are old end."""
+        if lost:
+            self.lost_bytes += lost
             self._failure = f"it was too slow: {self.lost_bytes} bytes of steps were lost since the start"
             log.warning("telemetry in %s: %s", self.folder, self._failure)
-        self._place = following
+        answer = {
+            "epoch": 0, "place": place, "bytes": piece, "next": place + len(piece), "end": self._ring.state()["end"],
+        }  # fmt: skip
         pipe = self._child.stdin
         assert pipe is not None
         rest = memoryview(msgpack.packb(answer))
-        while rest:
-            rest = rest[os.write(pipe.fileno(), rest) :]
-        return bool(piece)
+        try:
+            while rest:
+                rest = rest[os.write(pipe.fileno(), rest) :]
+        except OSError as error:
+            if not self._is_closing:
+                self._failure = (
+                    f"nothing is written any more, because its process has ended ({error.strerror})"
+                )
+                log.error("telemetry in %s: %s", self.folder, self._failure)
+            return False
+        return True
 
     def _end(self) -> None:
         """Nothing more comes: the process writes what it has, and ends."""

@@ -1,0 +1,42 @@
+"""A thread that hands on what the flight recorder keeps, as it comes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from clockwork.config.recorder import FOLLOW_S, READ_BYTES
+from clockwork.controller._exchange import Ring
+
+Take = Callable[[int, bytes, int], bool]
+"""take(place, piece, lost): a piece that begins at a place of the stream; b"": there is nothing more for now. lost: bytes
+that the ring had forgotten before it. False ends it. Called in the follower's thread."""
+
+
+class RingFollower:
+    """Follows a ring from its start until it is closed, or ``take`` wants no more."""
+
+    def __init__(self, name: str, ring: Ring, take: Take) -> None:
+        self._ring = ring
+        self._take = take
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self, within_s: float | None = None) -> None:
+        """Hand on what there is, and stop; wait so long for it."""
+        self._stop.set()
+        self._thread.join(within_s)
+
+    def _run(self) -> None:
+        following = 0
+        is_last = False
+        while not is_last:
+            is_last = self._stop.wait(FOLLOW_S)
+            is_at_end = False
+            while not is_at_end:
+                place, piece = self._ring.read(following, READ_BYTES)
+                if not self._take(place, piece, place - following):
+                    return
+                following = place + len(piece)
+                is_at_end = not piece

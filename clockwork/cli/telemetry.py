@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import click
 import msgpack
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, client_options, new_client, say_bytes
+from clockwork.cli.common import FILE, PATH, client_options, describe_cluster, new_client, say_bytes
 from clockwork.config.observe import (
     TELEMETRY_BYTES,
     TELEMETRY_FOLLOW_S,
@@ -103,23 +102,16 @@ def _follow(writer: Telemetry, client: Client) -> None:
     """Until Ctrl-C, or the controller's end."""
     from clockwork.observe.telemetry import follow
 
-    end, has_caught_up = -1, False
-    epoch: int | None = None
     pause = threading.Event()  # never set: Ctrl-C ends the wait
+    is_up_to_date = False
 
-    def ask(argument: str) -> Mapping[str, Any] | None:
-        nonlocal end, has_caught_up, epoch
-        if argument == f"#{end}":
-            if not has_caught_up:
-                has_caught_up = True
-                click.echo("up to date", err=True)
-            pause.wait(TELEMETRY_FOLLOW_S)
-        answer: Mapping[str, Any] = client.recorder(argument)
-        if epoch is not None and answer.get("epoch") != epoch:
-            click.echo("the controller was started anew: this ends", err=True)
-            return None
-        end, epoch = answer["end"], answer.get("epoch")
-        return answer
+    def at_end() -> None:
+        nonlocal is_up_to_date
+        if not is_up_to_date:
+            is_up_to_date = True
+            click.echo("up to date", err=True)
+        pause.wait(TELEMETRY_FOLLOW_S)
 
     with writer, contextlib.suppress(KeyboardInterrupt):
-        follow(writer, ask)
+        follow(writer, client.recorder, at_end, describe_cluster(client))
+        click.echo("the controller was started anew: this ends", err=True)

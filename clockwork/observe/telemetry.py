@@ -23,7 +23,8 @@ from clockwork.config.observe import (
     TELEMETRY_ROWS,
 )
 from clockwork.errors import ConfigError, Unavailable
-from clockwork.observe.history import History, SeenAction, SeenRequest
+from clockwork.observe.history import MODEL_UNKNOWN, History, SeenAction, SeenRequest
+from clockwork.observe.live import Cluster, introduce
 from clockwork.observe.recorded import opened
 from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import (
@@ -133,7 +134,7 @@ class Telemetry:
         self.actions = 0
         self._note = dict(note or {}) | {"wall_ns": wall_ns}
         self._wall_ns = wall_ns
-        self._history = History(keep_ns=TELEMETRY_KEEP_NS)
+        self.history = History(keep_ns=TELEMETRY_KEEP_NS)
         self._copies: dict[int, int] = {}  # devices that hold a model, of those asked for since one changed
         self._tables = {
             "requests": _Table(self, "requests", REQUESTS),
@@ -142,7 +143,7 @@ class Telemetry:
 
     def apply(self, step: Step) -> None:
         """Take in the next step."""
-        history = self._history
+        history = self.history
         lost = {  # by id: a device and its worker may be lost at once
             action.id: action
             for event in step.events
@@ -175,12 +176,12 @@ class Telemetry:
     def skip(self, lost_bytes: int) -> None:
         """Say that steps of so many bytes were lost here."""
         self.lost_bytes += lost_bytes
-        self._history.skip()
+        self.history.skip()
 
     def end_old(self) -> None:
         """End the files that are old."""
         for table in self._tables.values():
-            table.end_old(self._history.now_ns)
+            table.end_old(self.history.now_ns)
 
     def close(self) -> None:
         """End all files, and let others write to the folder. Nothing is written after that. Idempotent."""
@@ -214,7 +215,7 @@ class Telemetry:
 
     def _add_request(self, request: SeenRequest) -> None:
         action = request.action if request.outcome == "answered" else None
-        counts = self._history.counts
+        counts = self.history.counts
         self.requests += 1
         self._tables["requests"].add((
             (request.answered_ns + self._wall_ns) // 1000,
@@ -222,7 +223,7 @@ class Telemetry:
             request.outcome,
             request.status.name if request.status is not None else "",
             request.reason,
-            self._history.label(request.model_id),
+            self.history.label(request.model_id) if request.model_id != MODEL_UNKNOWN else None,
             request.rows,
             request.priority,
             request.arrived_ns or None,
@@ -246,7 +247,7 @@ class Telemetry:
         ), request.answered_ns)  # fmt: skip
 
     def _add_action(self, action: SeenAction, met: int) -> None:
-        history = self._history
+        history = self.history
         device = history.devices.get((action.worker, action.device))
         count = len(action.requests)
         self.actions += 1
@@ -281,7 +282,7 @@ class Telemetry:
         if found is None:
             found = self._copies[model_id] = sum(
                 any(one.model_id == model_id for one in device.resident.values())
-                for device in self._history.devices.values()
+                for device in self.history.devices.values()
             )
         return found
 
@@ -296,23 +297,35 @@ def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
     return writer
 
 
-def follow(writer: Telemetry, ask: Callable[[str], Mapping[str, Any] | None]) -> None:
+def follow(
+    writer: Telemetry,
+    ask: Callable[[str], Mapping[str, Any] | None],
+    at_end: Callable[[], None] = lambda: None,
+    cluster: Cluster | None = None,
+) -> None:
     """Write what a controller's flight recorder keeps and what comes, piece by piece.
 
-    ask: what answers Stream.argument, after a pause where the last piece was at the end; None ends it. Raises what it
-    raises, and ConfigError for an answer that is none.
+    ask: what answers Stream.argument. None ends it, and so does another start of the controller. at_end: called where there
+    is nothing more for now. cluster: who is there, where the recorder may have forgotten it. Raises what these raise, and
+    ConfigError for an answer that is none.
     """
     stream = Stream()
     lost = 0
     while (answer := ask(stream.argument)) is not None:
         steps = stream.take(answer)
+        if answer["epoch"] != stream.epoch:
+            return
         if stream.lost > lost:
             writer.skip(stream.lost - lost)
             lost = stream.lost
+        if steps and cluster is not None:
+            introduce(writer.history, cluster, steps[0].events[0].now_ns)
+            cluster = None
         for step in steps:
             writer.apply(step)
         if stream.is_at_end:
             writer.end_old()
+            at_end()
 
 
 class _Table:

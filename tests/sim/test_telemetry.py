@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from clockwork.cli.root import cli
 from clockwork.errors import ConfigError
 from clockwork.observe import telemetry
-from clockwork.observe.telemetry import ACTIONS, REQUESTS, Telemetry
+from clockwork.observe.live import Cluster
+from clockwork.observe.telemetry import ACTIONS, REQUESTS, Telemetry, follow
 from clockwork.scheduler.recording import Header, Step, encode_header, encode_step
 from clockwork.scheduler.types import (
     NEVER_NS,
@@ -21,6 +22,7 @@ from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
     DeviceLost,
+    ModelReady,
     SendInfer,
     SendLoad,
     Status,
@@ -229,3 +231,30 @@ def test_the_command_makes_files_of_a_recording(tmp_path: Path) -> None:
     recording.write_bytes(b"no recording")
     wrong = CliRunner().invoke(cli, ["telemetry", str(tmp_path), "--recording", str(recording)])
     assert (wrong.exit_code, "this is no recording of a controller" in wrong.output) == (1, True)
+
+
+def test_models_have_their_names_where_the_recorder_has_forgotten_them(tmp_path: Path) -> None:
+    world = finished_world(0)
+    steps = steps_of(world)
+    specs = {event.spec.model_id: event.spec for event, _ in world.trace if isinstance(event, ModelReady)}
+    workers = [
+        {"id": event.worker, "name": f"w{event.worker}", "devices": []}
+        for event, _ in world.trace
+        if isinstance(event, WorkerJoined)
+    ]
+    cluster = Cluster(
+        {"workers": workers},
+        [{"id": number, "name": spec.name, "version": spec.version} for number, spec in specs.items()],
+    )
+    late = b"".join(encode_step(step.events, step.commands) for step in steps[len(steps) // 2 :])
+    answer = {"epoch": 5, "place": 900, "bytes": late, "next": 900 + len(late), "end": 900 + len(late)}
+    answers = [answer, answer | {"epoch": 6}, None]
+    ends = []
+    writer = Telemetry(tmp_path, ROOM)
+    with writer:
+        follow(writer, lambda argument: answers.pop(0), lambda: ends.append(len(answers)), cluster)
+    assert answers == [None], "another start of the controller ends it"
+    assert ends == [2]
+    models = {row["model"] for row in read(tmp_path, "requests") if row["arrived_ns"] or row["action_id"]}
+    assert models
+    assert models <= {f"{spec.name}@{spec.version}" for spec in specs.values()}

@@ -13,6 +13,7 @@ import click
 from clockwork.cli.common import FILE, PATH, print_table
 from clockwork.config import silence_onnxruntime
 from clockwork.errors import InvalidModel
+from clockwork.wire.messages import PRODUCT_DTYPES
 
 
 @click.command("compile")
@@ -33,8 +34,9 @@ from clockwork.errors import InvalidModel
     "shapes.",
 )  # fmt: skip
 @click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-    help="Of matrix products: fp16 uses tensor cores, with sums in fp32.",
+    "--dtype", type=click.Choice(PRODUCT_DTYPES), default="fp32", show_default=True,
+    help="Of matrix products. tf32 and fp16 use tensor cores, with sums in fp32: tf32 cuts what is multiplied to 10 "
+    "bits of mantissa, fp16 keeps it, and the weights, in 16 bits.",
 )  # fmt: skip
 @click.option("--batching", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option(
@@ -99,7 +101,7 @@ def compile_command(
     if summary.padding_note:
         click.echo(f"shorter inputs: {summary.padding_note}")
     if summary.verified:
-        reference = "ONNX Runtime" if dtype == "fp32" else "ONNX Runtime in fp32, which is what fp16 cost"
+        reference = "ONNX Runtime in fp32, which is what fp16 cost" if dtype == "fp16" else "ONNX Runtime"
         click.echo(f"against {reference}: {summary.verified}")
     if report:
         from clockwork.models.compile.report import rows_of

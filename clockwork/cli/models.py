@@ -30,7 +30,7 @@ from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.sources.location import Location, location_of
 from clockwork.system.clock import duration
 from clockwork.system.words import say_count
-from clockwork.wire.messages import BATCHING
+from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES
 
 EXISTING = click.Path(path_type=Path, exists=True)
 
@@ -77,6 +77,14 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
 @click.option(
+    "--dtype",
+    type=click.Choice(PRODUCT_DTYPES),
+    default="fp32",
+    show_default=True,
+    help="Of matrix products where an ONNX file is compiled for GPUs: tf32 and fp16 use tensor cores. CPU devices compute "
+    "as the file says.",
+)
+@click.option(
     "--image", is_flag=True, help="The model's input becomes JPEG images, which it then decodes itself."
 )
 @click.option(
@@ -107,7 +115,7 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 @client_options
 def add(
     name: str | None, file: Path | Location | None, profiles: str | None, copies: int, slo: float | None,
-    examples: Path | None, batching: Any, batch_max: int | None, image: bool, resize: int | None,
+    examples: Path | None, batching: Any, batch_max: int | None, dtype: Any, image: bool, resize: int | None,
     mean: str | None, std: str | None, scale: float | None, filter_: str | None,
     tokenizer: Path | None, max_tokens: int | None, truncate: bool, labels: Path | None,
     endpoint: str | None, key: Path | None, timeout: float | None,
@@ -133,6 +141,7 @@ def add(
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
       clockwork models add sentences encoder.onnx --tokenizer all-MiniLM-L6-v2/
       clockwork models add resnet50-gpu resnet50.program --slo 0.05
+      clockwork models add vit vit.onnx --dtype tf32
       clockwork models add resnet50 s3://bucket/models/resnet50.onnx
       clockwork models add minilm hf://sentence-transformers/all-MiniLM-L6-v2/onnx/model.onnx
       clockwork models add --profiles paper --copies 66 --slo 0.1
@@ -179,8 +188,8 @@ def add(
             if labels is not None:
                 model = joined.with_labels(model, labels)
         info = client.register(
-            name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
-            progress=tell,
+            name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, dtype=dtype,
+            timeout=timeout, progress=tell,
         )  # fmt: skip
     click.echo(f"{info.reference} is ready: {_summary(info)}")
     if not info.share:

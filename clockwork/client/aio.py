@@ -18,6 +18,7 @@ from clockwork.client.calls import (
     Inputs,
     Outputs,
     Pages,
+    ProductDtype,
     ProgressCallback,
     Value,
 )
@@ -93,12 +94,13 @@ class AsyncClient:
         batch_max: int | None = None,
         version: int | None = None,
         origin: str = "",
+        dtype: ProductDtype = "fp32",
         timeout: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> ModelInfo:
         """See Client.register(). Files are read on a thread; ``progress`` is called on the loop."""
         loop = asyncio.get_running_loop()
-        options = calls.registration_options(slo, batching, batch_max, version, origin)
+        options = calls.registration_options(slo, batching, batch_max, version, origin, dtype)
         limit_ns = None if timeout is None else self._client._limit_ns(timeout)
         streams: list[CallStream] = []
         cancelled = False

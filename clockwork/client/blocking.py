@@ -19,6 +19,7 @@ from clockwork.client.calls import (
     Inputs,
     Outputs,
     Pages,
+    ProductDtype,
     ProgressCallback,
     Value,
 )
@@ -142,6 +143,7 @@ class Client:
         batch_max: int | None = None,
         version: int | None = None,
         origin: str = "",
+        dtype: ProductDtype = "fp32",
         timeout: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> ModelInfo:
@@ -156,9 +158,11 @@ class Client:
         a batch. batch_max: an upper bound.
         version: the number of the version, if it is free; else, and without one, it is the next. origin: whose it
         is, for whoever keeps models as they are elsewhere; shown in ``options`` of its description.
+        dtype: of matrix products where an ONNX model is compiled for GPUs: "tf32" and "fp16" use tensor cores, and cut
+        what is multiplied to 10 bits of mantissa. CPU devices compute as the model says.
         timeout: for the whole; without one, only a registration that shows no progress is given up.
         """
-        options = calls.registration_options(slo, batching, batch_max, version, origin)
+        options = calls.registration_options(slo, batching, batch_max, version, origin, dtype)
         limit_ns = None if timeout is None else self._limit_ns(timeout)
         return calls.uploader()(self._channel, name, model, options, examples, limit_ns, progress)
 

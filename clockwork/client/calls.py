@@ -35,6 +35,7 @@ from clockwork.wire import codec
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.messages import (
     BATCHING,
+    PRODUCT_DTYPES,
     Answer,
     Failure,
     InferRequest,
@@ -60,6 +61,7 @@ Inputs: TypeAlias = Any
 
 Outputs: TypeAlias = Array | dict[str, Array]
 Batching: TypeAlias = Literal["auto", "on", "off", "same-shape"]
+ProductDtype: TypeAlias = Literal["fp32", "tf32", "fp16"]
 
 AnswerFrames: TypeAlias = tuple[Answer, list[Frame]]
 """An inference's answer and its frames."""
@@ -169,12 +171,14 @@ def slo_ns_of(slo: float | None) -> int:
 
 
 def registration_options(
-    slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = ""
-) -> dict[str, Any]:
+    slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = "",
+    dtype: str = "fp32",
+) -> dict[str, Any]:  # fmt: skip
     """The options of a Register message. Raises InvalidInput."""
-    if batching not in BATCHING:
-        expected = f"{', '.join(BATCHING[:-1])} or {BATCHING[-1]}"
-        raise InvalidInput(f"batching {batching!r}: {expected}", expected=expected, got=repr(batching))
+    for option, given, allowed in (("batching", batching, BATCHING), ("dtype", dtype, PRODUCT_DTYPES)):
+        if given not in allowed:
+            expected = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+            raise InvalidInput(f"{option} {given!r}: {expected}", expected=expected, got=repr(given))
     if batch_max is not None and (type(batch_max) is not int or batch_max < 1):
         raise InvalidInput(
             f"batch_max {batch_max!r}: an integer of at least 1", expected=">= 1", got=repr(batch_max)
@@ -189,6 +193,7 @@ def registration_options(
         "batch_max": batch_max or 0,
         **({} if version is None else {"version": version}),
         **({"origin": origin} if origin else {}),
+        **({"dtype": dtype} if dtype != "fp32" else {}),
     }
 
 

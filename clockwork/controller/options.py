@@ -7,10 +7,18 @@ from typing import Any
 from clockwork.config import VERSION_MAX
 from clockwork.config.formats import ORIGIN_MAX
 from clockwork.errors import InvalidInput
-from clockwork.wire.messages import BATCHING
+from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES
 from clockwork.wire.telling import tell
 
-_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
+_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": "", "dtype": "fp32"}
+
+
+_PREPARED_BY = ("batching", "batch_max", "dtype")
+
+
+def preparation_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a registration's options that decide how workers prepare the model. A record of an earlier release may lack some."""
+    return {key: options.get(key, _OPTIONS[key]) for key in _PREPARED_BY}
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +31,8 @@ def check_options(options: dict[str, Any]) -> dict[str, Any]:
         raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {tell(merged['slo_ns'])}")
     if merged["batching"] not in BATCHING:
         raise InvalidInput(f"batching is {', '.join(BATCHING)}; not {tell(merged['batching'])}")
+    if merged["dtype"] not in PRODUCT_DTYPES:
+        raise InvalidInput(f"dtype is {', '.join(PRODUCT_DTYPES)}; not {tell(merged['dtype'])}")
     if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
         raise InvalidInput(
             f"batch_max is between 1 and 4096 (0: as measured), got {tell(merged['batch_max'])}"

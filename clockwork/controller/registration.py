@@ -33,7 +33,7 @@ from clockwork.controller.effects import (
 )  # fmt: skip
 from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
-from clockwork.controller.options import check_options
+from clockwork.controller.options import check_options, preparation_options
 from clockwork.controller.records import Change, Complaint, ModelRecord
 from clockwork.controller.releases import describe_split, next_route
 from clockwork.controller.routes import NameRoute
@@ -431,8 +431,8 @@ class Registrar:
         if not versions:
             return None
         record = versions[-1].record
-        is_same = record.digest == digest and all(
-            record.options.get(key) == options[key] for key in ("batching", "batch_max")
+        is_same = record.digest == digest and (
+            preparation_options(record.options) == preparation_options(options)
         )
         can_serve = versions[-1].state in (ModelState.PREPARING, ModelState.READY, ModelState.UNLOADED)
         return versions[-1] if is_same and can_serve else None

@@ -30,6 +30,7 @@ from clockwork.controller.effects import (
 from clockwork.controller.interfaces import read_summary
 from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, transition
 from clockwork.controller.models import ModelTable, ModelVersion
+from clockwork.controller.options import preparation_options
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.tasks import GiveUp, KeepRecord, OwnTask, Retire
 from clockwork.controller.troubles import TroubleKind
@@ -307,8 +308,7 @@ class Versions:
         record = model.record
         self._forget_preparation(model, worker)
         self.preparations.note(model, worker, PREPARING)
-        options = {key: record.options[key] for key in ("batching", "batch_max")}
-        files = rows_of(record.files)
+        files, options = rows_of(record.files), preparation_options(record.options)
         prepare = Prepare(model.model_id, record.name, record.version, record.digest, files, options)
         self._effects.append(SendWorker(worker, prepare))
 

@@ -52,6 +52,8 @@ def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapp
     for key in ("batching", "holding"):
         if options.get(key, "auto") != "auto":
             name += f"-{options[key]}"
+    if options.get("dtype", "fp32") != "fp32":
+        name += f"-{options['dtype']}"
     if options.get("batch_max", 0):
         name += f"-max{options['batch_max']}"
     return store / "prepared" / name

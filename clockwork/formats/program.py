@@ -60,6 +60,10 @@ CHECKS_FILE = "checks.npz"
 WEIGHT_ALIGNMENT_BYTES = 64
 """Alignment of every weight in weights.bin, and the least alignment that kernels may assume."""
 
+TOLERANCE_MAX = 0.25
+"""Bound of a program's tolerance: how far its answers may be from those of its checks, relative to the largest
+magnitude."""
+
 HOST = "host"
 """The target whose only module is a shared object for this machine's processor; the other targets are sm_NN."""
 
@@ -150,6 +154,7 @@ class Program:
     variants: tuple[Variant, ...]
     files: Mapping[str, str]  # sha256 of every file but program.json, by path
     padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may end before the variant does
+    tolerance: float | None = None  # see TOLERANCE_MAX; None: by the types of the weights
 
     @property
     def weights_bytes(self) -> int:
@@ -235,6 +240,7 @@ class Program:
             "outputs": [_spec_body(spec) for spec in self.outputs],
             "batches": self.batches,
             **({"padded": list(self.padded)} if self.padded else {}),
+            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
             "weights": [dataclasses.asdict(weight) for weight in self.weights],
             "targets": {name: dataclasses.asdict(self.targets[name]) for name in sorted(self.targets)},
             "variants": [_variant_body(variant) for variant in self.variants],
@@ -421,6 +427,7 @@ def parse_program(data: bytes | str) -> Program:
         padded=tuple(symbol.text() for symbol in top.get("padded").items(PADDED_MAX))
         if form == FORMAT
         else (),
+        tolerance=top.get("tolerance").positive(TOLERANCE_MAX) if top.has("tolerance") else None,
     )
     check(program)
     return program
@@ -467,6 +474,11 @@ class _Node:
     def integer(self, least: int, most: int) -> int:
         self._want(type(self.value) is int and least <= self.value <= most, f"an integer in {least}..{most}")
         return int(self.value)
+
+    def positive(self, most: float) -> float:
+        right = type(self.value) in (int, float) and 0 < self.value <= most
+        self._want(right, f"a number above 0 and at most {most:g}")
+        return float(self.value)
 
     def integers(self, most: int) -> tuple[int, ...]:
         return tuple(item.integer(0, 2**62) for item in self.items(most))

@@ -220,6 +220,8 @@ def install(store: Path, name: str, program: Program, source: Path) -> None:
 
 
 def _relative(program: Program) -> float:
+    if program.tolerance is not None:
+        return program.tolerance
     dtypes = {weight.dtype for weight in program.weights}
     if dtypes & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
         return HALF_RELATIVE

@@ -202,6 +202,10 @@ class Cancel(NamedTuple):
 BATCHING = ("auto", "on", "off", "same-shape")
 """Whether requests for a model share executions: as registration finds out, always, never, or only those of one shape."""
 
+PRODUCT_DTYPES = ("fp32", "tf32", "fp16")
+"""What kernels that are compiled for GPUs multiply in matrix products, in which all but fp32 use tensor cores; sums are
+fp32. CPU devices compute as the model says."""
+
 _REGISTER_OPTIONS = Record(
     {
         "slo_ns": Integer(0, (1 << 60) - 1),
@@ -209,8 +213,9 @@ _REGISTER_OPTIONS = Record(
         "batch_max": Integer(0, REGISTER_BATCH_MAX),
         "version": Integer(0, VERSION_MAX),
         "origin": Text(SENTENCE_BYTES_MAX),
+        "dtype": Text(NAME_BYTES_MAX),
     },
-    optional=("slo_ns", "batching", "batch_max", "version", "origin"),
+    optional=("slo_ns", "batching", "batch_max", "version", "origin", "dtype"),
 )
 
 
@@ -218,7 +223,7 @@ class Register(NamedTuple):
     """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
 
     ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on, off or same-shape), ``batch_max``, ``version`` (its number, if that is
-    free; 0: the next), ``origin`` (the repository that it came from).
+    free; 0: the next), ``origin`` (the repository that it came from), ``dtype`` (one of PRODUCT_DTYPES).
     """
 
     request_id: Id

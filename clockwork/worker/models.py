@@ -40,7 +40,7 @@ from clockwork.formats.package import (
 from clockwork.formats.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.formats.profiled import prepare_profile
 from clockwork.wire import codec
-from clockwork.wire.messages import BATCHING, Chunk, Fetch, Prepare, Prepared, Status
+from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES, Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
@@ -581,6 +581,8 @@ def _check_options(options: dict[str, Any]) -> None:
     batching, batch_max = options.get("batching", "auto"), options.get("batch_max", 0)
     if batching not in BATCHING or type(batch_max) is not int or batch_max < 0:
         raise InvalidModel(f"batching {batching!r} with batch_max {batch_max!r} is no way to batch")
+    if options.get("dtype", "fp32") not in PRODUCT_DTYPES:
+        raise InvalidModel(f"dtype {options['dtype']!r} is none of {', '.join(PRODUCT_DTYPES)}")
 
 
 def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 
 from clockwork.errors import InvalidModel
 from clockwork.formats.prepared import PreparedModel, TensorSpec, prepared_directory
-from clockwork.formats.program import Argument, Launch, Program, Target, Variant, write_checks, write_program
+from clockwork.formats.program import (
+    Argument,
+    Launch,
+    Program,
+    Target,
+    Variant,
+    read_program,
+    write_checks,
+    write_program,
+)
 from clockwork.models import zoo
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.prepare import prepare
@@ -114,6 +124,16 @@ def test_a_damaged_package_is_refused(rig: CudaRig) -> None:
         file.write(b"damage")
     with pytest.raises(InvalidModel, match=r"weights\.bin"):
         run(rig, place)
+
+
+def test_a_program_says_how_exact_its_answers_are(rig: CudaRig) -> None:
+    """Else the types of its weights say it."""
+    place = rig.package(affine(), [([X], [expected_affine(affine(), X) * np.float32(1.005)])])
+    with pytest.raises(InvalidModel, match="the program answers wrongly"):
+        run(rig, place)
+    write_program(place, dataclasses.replace(read_program(place), tolerance=1e-2))
+    assert read_program(place).tolerance == 1e-2
+    run(rig, place)
 
 
 def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: Path) -> None:

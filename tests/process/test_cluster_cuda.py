@@ -298,6 +298,15 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
         assert len(set(programs.values())) == 3
         kept = {path.name for path in (tmp_path / "cluster" / "worker" / "programs").iterdir()}
         assert kept == set(programs.values())
+        assert cluster.run("models", "add", "half", str(tmp_path / "plain.onnx"), "--dtype", "fp16")[0] == 0
+        (answer,), (expected,) = client.infer("half", x), Reference(plain)(x)
+        assert 0 < np.abs(answer - expected).max() < 5e-2 * np.abs(expected).max(), "16 bits, and no fewer"
+        assert client.model("half").weights_bytes < 0.6 * client.model("plain").weights_bytes
+        # The same content again, but for what is multiplied, is another version; then it is the same.
+        status, text = cluster.run("models", "add", "half", str(tmp_path / "plain.onnx"), "--dtype", "fp16")
+        assert (status, "half@1 is ready" in text) == (0, True), text
+        status, text = cluster.run("models", "add", "half", str(tmp_path / "plain.onnx"), "--dtype", "tf32")
+        assert (status, "half@2 is ready" in text) == (0, True), text
 
 
 @pytest.mark.slow

@@ -310,13 +310,15 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(("dtype", "count"), [("fp32", 0), ("fp16", 2)])
-def test_only_16_bit_products_use_tensor_cores(dtype: str, count: int, tmp_path: Path) -> None:
-    """Those for 32 bits round what they multiply to 10 bits of mantissa, which the host's kernels do not show."""
+@pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
+def test_products_use_tensor_cores_only_if_fewer_bits_are_asked_for(dtype: str, tmp_path: Path) -> None:
+    """Those for 32 bits cut what they multiply to 10 bits of mantissa, which the host's kernels do not show."""
     model = zoo.build("mlp", width=16, depth=1, inputs=16, outputs=16)
     case = Case(model, tmp_path, targets=("sm_80",), batches=(16,), dtype=dtype, verify=False)
     (statistics,) = case.summary.statistics
-    assert [one.tensor_cores for one in statistics].count(True) == count
+    expected = {"fp32": [], "tf32": ["tf32"] * 2, "fp16": ["f16"] * 2}
+    assert [one.tensor_cores for one in statistics if one.tensor_cores] == expected[dtype]
+    assert case.program.tolerance == {"fp32": None, "tf32": 1e-2, "fp16": 5e-2}[dtype]
 
 
 @pytest.mark.slow
@@ -442,7 +444,7 @@ def test_what_cannot_be_compiled_is_refused_by_name(
     [
         ({"targets": ()}, "give an architecture"),
         ({"batches": (0,)}, r"batch sizes are 1 to 65536, not \[0\]"),
-        ({"dtype": "int4"}, "dtype 'int4' is none of fp32, fp16"),
+        ({"dtype": "int4"}, "dtype 'int4' is none of fp32, tf32, fp16"),
         ({"shapes": {"z": [[1]]}}, "no input 'z'; it has x"),
         ({"shapes": {"x": [[1, 3]]}}, r"shape \[1, 3\] of input 'x' is not of \['N', 64\]"),
     ],
@@ -673,10 +675,11 @@ def test_the_assembler_s_log_tells_registers_and_spills() -> None:
 
 
 def test_a_launch_takes_at_least_what_memory_or_arithmetic_takes() -> None:
-    card = report.Card("made up", memory=1e9, fp32=1e9, fp16=1e12)
-    assert report.bound_ns(card, Statistic("k", 500, 2000, False), False) == (2000.0, "memory")
-    assert report.bound_ns(card, Statistic("k", 5000, 2000, False), False) == (5000.0, "arithmetic")
-    assert report.bound_ns(card, Statistic("k", 5000, 2000, True), True) == (2000.0, "memory")
+    card = report.Card("made up", memory=1e9, fp32=1e9, fp16=1e12, tf32=5e8)
+    assert report.bound_ns(card, Statistic("k", 500, 2000, "")) == (2000.0, "memory")
+    assert report.bound_ns(card, Statistic("k", 5000, 2000, "")) == (5000.0, "arithmetic")
+    assert report.bound_ns(card, Statistic("k", 5000, 2000, "f16")) == (2000.0, "memory")
+    assert report.bound_ns(card, Statistic("k", 5000, 2000, "tf32")) == (10_000.0, "arithmetic")
 
 
 def test_a_report_has_registers_spills_and_the_least_time_beside_every_launch() -> None:
@@ -684,7 +687,7 @@ def test_a_report_has_registers_spills_and_the_least_time_beside_every_launch() 
         return Launch(0, kernel, (7, 2, 1), (32, 4, 1), 0, ())
 
     variant = Variant("sm_80", 1, (), (), 0, (launch("k0_E"), launch("k1_r_2"), launch("k0_E")))
-    statistics = [Statistic("k0_E", 10**6, 2_039_000, False), Statistic("k1_r_2", 312 * 10**6, 2048, True)]
+    statistics = [Statistic("k0_E", 10**6, 2_039_000, ""), Statistic("k1_r_2", 312 * 10**6, 2048, "f16")]
     titles, rows = report.rows_of(variant, [*statistics, statistics[0]], LOG)
     assert titles == [
         "kernel", "grid", "block", "registers", "spilled", "shared", "KiB", "MFLOP", "least, A100 80GB",

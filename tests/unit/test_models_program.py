@@ -224,6 +224,8 @@ LAUNCH = ("variants", 0, "launches", 0)
     [
         (put("format", 3), "has format 3, this reads 1 and 2"),
         (put("format", True), "has format True"),
+        (put("tolerance", 0.5), "tolerance is a number above 0 and at most 0.25, not 0.5"),
+        (put("tolerance", True), "tolerance is a number above 0"),
         (put("format", 2), "has no 'padded'"),
         (put(*LAUNCH, "args", 0, ["size", 0]), "is size 0; 0 are padded"),
         (padding(["T"]), "padded symbol 'T' is of no input"),

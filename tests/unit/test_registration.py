@@ -115,6 +115,22 @@ def test_content_that_is_there_is_not_uploaded_and_is_the_same_version(served: R
     assert served.answered(other) == ["other@1 is ready"]
 
 
+def test_content_that_kernels_multiply_otherwise_is_another_version(served: Registry) -> None:
+    """Also of a record that an earlier release wrote, which knew one way."""
+    served.table.versions["m"][1].record.options.pop("dtype")
+    assert served.answered(served.register("m", b"one", dtype="fp32")) == ["m@1 is ready"]
+    served.register("m", b"one", dtype="tf32")
+    while not served.asked:
+        served.store()
+    assert served.asked[-1][1].options["dtype"] == "tf32"
+    served.settle()
+    assert 2 in served.states("m")
+    assert (
+        "dtype is fp32, tf32, fp16; not 'int4'"
+        in served.answered(served.register("m", b"one", dtype="int4"))[0]
+    )
+
+
 def test_a_record_that_cannot_be_written_leaves_no_version_and_no_package(registry: Registry) -> None:
     waiter = registry.register("m", b"one")
     registry.store()

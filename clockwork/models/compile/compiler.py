@@ -50,12 +50,15 @@ from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.runtime import RunError, Session, explain
 from clockwork.models.split import operator
+from clockwork.wire.messages import PRODUCT_DTYPES
 from clockwork.wire.tensors import STRING, Array
 
 BATCHES = (1, 2, 4, 8, 16)
 """Default batch sizes."""
 
-DTYPES = ("fp32", "fp16")
+TOLERANCES: Mapping[str, float | None] = {"fp32": None, "tf32": 1e-2, "fp16": 5e-2}
+"""The largest difference that each of PRODUCT_DTYPES may make to an answer, relative to the largest magnitude; None:
+rounding alone."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (title of the step, done, total); from several threads."""
@@ -76,7 +79,7 @@ class Options:
     batches: tuple[int, ...] = BATCHES
     shapes: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
     batching: str = "auto"  # auto, on, off: as at registration
-    dtype: str = "fp32"
+    dtype: str = "fp32"  # of matrix products, one of PRODUCT_DTYPES
     name: str = ""  # "": the file's name
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
@@ -150,8 +153,8 @@ def _check(options: Options) -> None:
             f"tuning times kernels on a GPU of this machine: {local_architecture() or 'there is none'}, not "
             f"{', '.join(options.targets)}"
         )
-    if options.dtype not in DTYPES:
-        raise InvalidModel(f"dtype {options.dtype!r} is none of {', '.join(DTYPES)}")
+    if options.dtype not in PRODUCT_DTYPES:
+        raise InvalidModel(f"dtype {options.dtype!r} is none of {', '.join(PRODUCT_DTYPES)}")
     if not options.batches or not all(1 <= batch <= config.BATCH_SIZE_MAX for batch in options.batches):
         raise InvalidModel(f"batch sizes are 1 to {config.BATCH_SIZE_MAX}, not {list(options.batches)}")
 
@@ -503,6 +506,7 @@ class _Compilation:
             },
             variants=tuple(variants),
             files={},
+            tolerance=TOLERANCES[self._options.dtype],
             padded=self._padded,
         )
         if not weights:
@@ -552,8 +556,7 @@ class _Compilation:
         """
         executor = host.Executor(program, directory)
         relative = trial.QUANTISED_RELATIVE if is_quantised(self._operators) else trial.RELATIVE
-        if self._options.dtype == "fp16":
-            relative = max(relative, FP16_RELATIVE)
+        relative = max(relative, TOLERANCES[self._options.dtype] or 0.0)
         worst = 0.0
         checks: list[Check] = []
         for inputs in [*self._examples, *self._shorter()]:
@@ -593,9 +596,6 @@ class _Compilation:
 
 PADDING_SHARES = (0.02, 0.45, 0.75, 0.99, 1.0)
 """The sizes at which padding is tested, as parts of the compiled size."""
-
-FP16_RELATIVE = 5e-2
-"""Largest difference of a 16-bit program's answers, relative to the largest magnitude."""
 
 
 def _spec(name: str, dtype: int, shape: Sequence[int | str]) -> TensorSpec:
@@ -661,6 +661,6 @@ def local_architecture() -> str:
 
 
 __all__ = [
-    "BATCHES", "DTYPES", "Options", "Summary", "compile_model", "is_installed",
+    "BATCHES", "Options", "Summary", "compile_model", "is_installed",
     "local_architecture", "require",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ from tinygrad.codegen.opt import tc
 from tinygrad.device import Compiler, Device
 from tinygrad.dtype import DType, float_to_bf16
 from tinygrad.engine.realize import capturing, get_call_arg_uops
-from tinygrad.helpers import Context, Target
+from tinygrad.helpers import ALLOW_TF32, Context, Target
 from tinygrad.renderer.cstyle import ClangRenderer, CUDARenderer, base_rewrite
 from tinygrad.schedule.memory import memory_plan_rewrite
 from tinygrad.uop.ops import AddrSpace, Ops, PatternMatcher, ProgramInfo, UOp, UPat
@@ -69,6 +69,8 @@ SIZE_VARIABLE = "size"
 KERNELS = 2
 """Version of the kernels for a schedule. Raising it invalidates cached kernels."""
 
+_PRODUCT = re.compile(r"mma\.sync\.[a-z0-9.]+\.f32\.(f16|tf32)\.")
+
 TUNE_WIDTH = 4
 """Beam width of the search for a fast kernel."""
 
@@ -78,9 +80,9 @@ class _CudaRenderer(CUDARenderer):
 
     def __init__(self, target: Target) -> None:
         super(CUDARenderer, self).__init__(target)
-        # Tensor cores for float32 are left out: they round it to 10 bits of mantissa.
-        architecture = target.arch.rstrip("af")
-        self.tensor_cores = [core for core in tc.get_cuda(architecture) if core.dtype_in != dtypes.float]
+        # Those for float32 cut it to 10 bits of mantissa.
+        cores = tc.get_cuda(target.arch.rstrip("af"))
+        self.tensor_cores = [core for core in cores if core.dtype_in != dtypes.float or ALLOW_TF32]
         self.compiler = Compiler()
 
 
@@ -428,8 +430,10 @@ class _Lowering:
                 Launch(0, kernel.name, kernel.grid, kernel.block, 0, (*pointers, *sizes), kernel.widths)
             )
             estimates = program.src[0].arg.estimates
-            on_tensor_cores = "mma.sync" in kernel.source
-            statistics.append(Statistic(kernel.name, int(estimates.ops), int(estimates.mem), on_tensor_cores))
+            product = _PRODUCT.search(kernel.source)
+            statistics.append(
+                Statistic(kernel.name, int(estimates.ops), int(estimates.mem), product[1] if product else "")
+            )
         self._tell(len(linear.src), len(linear.src) + 1)
         sources = [kernel.source for kernel in kernels.values()]
         if self._spec.target == HOST:
@@ -502,6 +506,15 @@ def _number(variable: UOp) -> int:
     return int(variable.arg.name.removeprefix(SIZE_VARIABLE))
 
 
+def _settings(spec: Spec) -> dict[str, int]:
+    """What tinygrad is told. Without TC_OPT=2 it uses no tensor cores for convolutions."""
+    return {
+        "TC_OPT": 0 if spec.dtype == "fp32" else 2,
+        "ALLOW_TF32": int(spec.dtype == "tf32"),
+        "NOOPT": int(spec.target == HOST),
+    }
+
+
 def main(path: str) -> int:
     """The child process: reads a Spec, writes a Built, reports progress on stdout."""
     spec = Spec.read(Path(path))
@@ -515,7 +528,7 @@ def main(path: str) -> int:
     try:
         # Host kernels are not optimised: lowering them then takes a third of the time, and they only run a few
         # times, as a test.
-        with Context(TC_OPT=2 if spec.dtype == "fp16" else 0, NOOPT=int(spec.target == HOST)):
+        with Context(**_settings(spec)):
             _Lowering(spec, tell).run(directory).write(directory)
     except ClockworkError as error:
         print(json.dumps({"error": str(error)}), flush=True)

@@ -25,7 +25,7 @@ def compile_package(
 ) -> None:
     """Make the program package of an ONNX package for a target in ``directory``. Raises InvalidModel.
 
-    options: as in messages.Prepare (``batching``, ``batch_max``). The examples give the sizes of open dimensions. cache:
+    options: as in messages.Prepare (``batching``, ``batch_max``, ``dtype``). The examples give the sizes of open dimensions. cache:
     directory of kernels, which the next model of equal architecture reuses with its own weights.
     """
     require()
@@ -45,6 +45,7 @@ def compile_package(
             shapes=shapes,
             batching=str(options.get("batching", "auto")),
             examples=examples[:EXAMPLES_COMPARED],
+            dtype=str(options.get("dtype", "fp32")),
             cache=cache,
         ),
         progress,

@@ -18,16 +18,17 @@ class Card:
     memory: float  # bytes a second
     fp32: float  # operations a second, without tensor cores
     fp16: float  # operations a second of dense matrix products on tensor cores
+    tf32: float = 0.0  # likewise; 0 where the card has none
 
 
 CARDS: Mapping[str, Card] = {
     "sm_70": Card("V100", 900e9, 15.7e12, 125e12),
     "sm_75": Card("T4", 320e9, 8.1e12, 65e12),
-    "sm_80": Card("A100 80GB", 2039e9, 19.5e12, 312e12),
-    "sm_86": Card("A10", 600e9, 31.2e12, 125e12),
-    "sm_89": Card("L40S", 864e9, 91.6e12, 362e12),
-    "sm_90": Card("H100 SXM", 3350e9, 66.9e12, 989e12),
-    "sm_100": Card("B200", 8000e9, 75e12, 2250e12),
+    "sm_80": Card("A100 80GB", 2039e9, 19.5e12, 312e12, 156e12),
+    "sm_86": Card("A10", 600e9, 31.2e12, 125e12, 62.5e12),
+    "sm_89": Card("L40S", 864e9, 91.6e12, 362e12, 183e12),
+    "sm_90": Card("H100 SXM", 3350e9, 66.9e12, 989e12, 494e12),
+    "sm_100": Card("B200", 8000e9, 75e12, 2250e12, 1100e12),
 }
 """A GPU of each architecture, with the figures of its data sheet."""
 
@@ -62,10 +63,11 @@ def parse_log(log: str) -> dict[str, Resources]:
     return found
 
 
-def bound_ns(card: Card, statistic: Statistic, tensor_cores: bool) -> tuple[float, str]:
+def bound_ns(card: Card, statistic: Statistic) -> tuple[float, str]:
     """A lower bound of a launch's time on a GPU, and its bottleneck."""
     memory = statistic.bytes / card.memory * 1e9
-    compute = statistic.operations / (card.fp16 if tensor_cores else card.fp32) * 1e9
+    rates = {"": card.fp32, "f16": card.fp16, "tf32": card.tf32}
+    compute = statistic.operations / rates[statistic.tensor_cores] * 1e9
     return (memory, "memory") if memory >= compute else (compute, "arithmetic")
 
 
@@ -88,7 +90,7 @@ def rows_of(variant: Variant, statistics: Sequence[Statistic], log: str) -> tupl
             f"{statistic.operations / 1e6:.3f}",
         ]
         if card is not None:
-            least, why = bound_ns(card, statistic, statistic.tensor_cores)
+            least, why = bound_ns(card, statistic)
             total += least
             row.append(f"{least / 1e3:.2f} us, {why}")
         rows.append(row)

@@ -24,7 +24,7 @@ class Spec:
     model: str  # path of an ONNX file whose inputs all have fixed shapes
     target: str  # "sm_80" ..., or "host"
     weights: str  # directory of the weights' data, each in a file named by its sha256
-    dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
+    dtype: str  # of matrix products, one of PRODUCT_DTYPES
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of earlier variants, which models of equal architecture reuse; "" none
     sizes: tuple[int, ...] = ()  # of each open dimension: inputs may be that long, or shorter
@@ -60,7 +60,7 @@ class Statistic:
     kernel: str
     operations: int
     bytes: int  # read and written, each buffer once
-    tensor_cores: bool
+    tensor_cores: str  # what it multiplies there: "f16" or "tf32"; "" where it uses none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

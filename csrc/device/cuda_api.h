@@ -41,6 +41,7 @@ enum {
     CUDA_ERROR_NOT_READY = 600,
     CUDA_ERROR_ILLEGAL_ADDRESS = 700,
     CUDA_ERROR_LAUNCH_FAILED = 719,
+    CUDA_ERROR_NOT_SUPPORTED = 801,
     CUDA_ERROR_UNKNOWN = 999,
 };
 
@@ -91,12 +92,17 @@ enum {
     X(query_event, cuEventQuery, (CUevent event))                                                                  \
     X(elapsed, cuEventElapsedTime, (float* milliseconds, CUevent begin, CUevent end))
 
+// Likewise, of newer drivers: null where there is none.
+#define CW_CUDA_OPTIONAL_FUNCTIONS(X) \
+    X(write_word, cuStreamWriteValue32_v2, (CUstream stream, CUdeviceptr target, std::uint32_t value, unsigned flags))
+
 namespace clockwork::device {
 
 struct CudaApi {
     void* library = nullptr;
 #define CW_CUDA_MEMBER(member, symbol, parameters) CUresult(*member) parameters = nullptr;
     CW_CUDA_FUNCTIONS(CW_CUDA_MEMBER)
+    CW_CUDA_OPTIONAL_FUNCTIONS(CW_CUDA_MEMBER)
 #undef CW_CUDA_MEMBER
 
     // Fills the table from the library of this name or path. False, with a sentence, naming what was not found. The
@@ -114,6 +120,10 @@ struct CudaApi {
         return false;                                                                                  \
     }
         CW_CUDA_FUNCTIONS(CW_CUDA_FIND)
+#undef CW_CUDA_FIND
+#define CW_CUDA_FIND(member, symbol, parameters) \
+    member = reinterpret_cast<CUresult(*) parameters>(dlsym(library, #symbol));
+        CW_CUDA_OPTIONAL_FUNCTIONS(CW_CUDA_FIND)
 #undef CW_CUDA_FIND
         return true;
     }

@@ -87,6 +87,7 @@ const ErrorName ERRORS[] = {
     NAME(CUDA_ERROR_NOT_READY),
     NAME(CUDA_ERROR_ILLEGAL_ADDRESS),
     NAME(CUDA_ERROR_LAUNCH_FAILED),
+    NAME(CUDA_ERROR_NOT_SUPPORTED),
     NAME(CUDA_ERROR_UNKNOWN),
 #undef NAME
 };
@@ -380,6 +381,17 @@ EXPORTED CUresult cuStreamWaitEvent(CUstream stream, CUevent handle, unsigned) {
     if (!item.event)
         return CUDA_ERROR_INVALID_HANDLE;
     item.generation = item.event->issued;
+    return queue(stream, std::move(item));
+}
+
+EXPORTED CUresult cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr target, uint32_t value, unsigned) {
+    BEGIN_CONTEXT(cuStreamWriteValue32_v2);
+    if (target % sizeof value || (!lies_in(current->allocations, target, sizeof value) &&
+                                  !is_pinned(reinterpret_cast<const void*>(target), sizeof value)))
+        return CUDA_ERROR_INVALID_VALUE;
+    Item item{Item::WRITE};
+    item.target = reinterpret_cast<void*>(target);
+    item.generation = value;
     return queue(stream, std::move(item));
 }
 

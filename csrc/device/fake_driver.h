@@ -30,6 +30,11 @@ void cw_fake_setup(int device_count, size_t device_bytes, int driver_version);
  * of them together; how long each kernel takes at least; and the time before each item of a stream begins. */
 void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int64_t latency_ns);
 
+/* How many copy engines a device has: 2, one for each direction, which is so before it is said; or 1, which does copies
+ * in the order in which they were issued, but for those that wait for something else. And how long each call takes,
+ * during which every other call waits. */
+void cw_fake_engines(int copy_engines, int64_t call_ns);
+
 /* Have the nth call from now (1: the next) of a driver function fail with this error, once. "copy" and "kernel"
  * are what streams do: these fail when they are done, as a card's do. Where ``sticky`` is not 0, the context
  * stays broken. 0, or -1 if there is no such function. */
@@ -43,6 +48,19 @@ void cw_fake_mend(void);
 
 /* How often a function was called so far; -1 if there is no such function. */
 int64_t cw_fake_calls(const char* function);
+
+enum { CW_FAKE_COPY_IN, CW_FAKE_COPY_OUT, CW_FAKE_KERNEL, CW_FAKE_WRITE };
+
+/* What a stream has done, by CLOCK_MONOTONIC. */
+typedef struct cw_fake_step {
+    int64_t kind;
+    int64_t begin_ns;
+    int64_t end_ns;
+    int64_t bytes; /* of a copy */
+} cw_fake_step;
+
+/* The last steps of all streams, at most so many, in the order of their ends; how many. It forgets them. */
+int cw_fake_steps(cw_fake_step* steps, int most);
 
 /* What exists now. */
 void cw_fake_live(cw_fake_counts* counts);

@@ -1,8 +1,6 @@
 /* The fake driver at work; see fake_machine.h. */
 #include "device/fake_machine.h"
 
-#include "device/fake_driver.h"
-
 #include <time.h>
 
 #include <cstdio>
@@ -27,7 +25,7 @@ void sleep_until(int64_t at_ns) {
 
 const char* const NAMES[] = {
 #define MEMBER(member, symbol, parameters) #symbol,
-    CW_CUDA_FUNCTIONS(MEMBER)
+    CW_CUDA_FUNCTIONS(MEMBER) CW_CUDA_OPTIONAL_FUNCTIONS(MEMBER)
 #undef MEMBER
         "copy",
     "kernel",
@@ -45,7 +43,8 @@ Function function_named(const char* name) {
 
 /* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
  * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
- * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it: copies:link:kernel:latency. */
+ * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it, copies:link:kernel:latency, and CLOCKWORK_FAKE_ENGINES as
+ * cw_fake_engines() does, engines:call. */
 Driver::Driver() {
     if (const char* count = getenv("CLOCKWORK_FAKE_DEVICES"))
         device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
@@ -60,6 +59,11 @@ Driver::Driver() {
         long rates[4] = {};
         sscanf(speed, "%ld:%ld:%ld:%ld", &rates[0], &rates[1], &rates[2], &rates[3]);
         copy_rate = rates[0], link_rate = rates[1], kernel_ns = rates[2], latency_ns = rates[3];
+    }
+    if (const char* engines = getenv("CLOCKWORK_FAKE_ENGINES")) {
+        long taken_ns = 0;
+        sscanf(engines, "%d:%ld", &copy_engines, &taken_ns);
+        call_ns = taken_ns;
     }
     for (int index = 0; index < DEVICES_MAX; index++)
         devices[index].ordinal = index;
@@ -91,6 +95,16 @@ int counted(Function function, Device* device) {
     return CUDA_SUCCESS;
 }
 
+void spend_call() {
+    Driver& all = driver();
+    if (!all.call_ns)
+        return;
+    std::lock_guard<std::mutex> guard(all.call_lock);
+    int64_t until_ns = now_ns() + all.call_ns;
+    while (now_ns() < until_ns) {
+    }
+}
+
 bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t bytes) {
     auto after = ranges.upper_bound(begin);
     if (after == ranges.begin())
@@ -109,6 +123,20 @@ bool is_pinned(const void* begin, size_t bytes) {
 
 namespace {
 
+/* Whether a copy is the one of its device that was issued first, of those that wait for nothing but copies. */
+bool is_next_copy(const Device* device, const Item& item) {
+    auto is_earlier = [&](const Item& one) {
+        return (one.kind == Item::COPY_IN || one.kind == Item::COPY_OUT) && one.place < item.place;
+    };
+    auto waits = [](const Item& one) { return one.kind == Item::KERNEL || one.kind == Item::WAIT; };
+    return std::none_of(driver().streams.begin(), driver().streams.end(), [&](const Stream* stream) {
+        if (stream->device != device || (stream->at && waits(*stream->at)))
+            return false;
+        auto end = std::find_if(stream->items.begin(), stream->items.end(), waits);
+        return (stream->at && is_earlier(*stream->at)) || std::any_of(stream->items.begin(), end, is_earlier);
+    });
+}
+
 /* When a copy that begins now may end: its engine and the link are used by one after another. */
 int64_t reserve_copy(Device* device, bool out, size_t bytes) {
     Driver& all = driver();
@@ -119,7 +147,7 @@ int64_t reserve_copy(Device* device, bool out, size_t bytes) {
             end = std::max(end, free_ns);
         }
     };
-    take(device->free_ns[out], all.copy_rate);
+    take(device->free_ns[out && all.copy_engines > 1], all.copy_rate);
     take(all.link_free_ns, all.link_rate);
     return end;
 }
@@ -129,6 +157,11 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
     Driver& all = driver();
     Device* device = stream->device;
     int64_t latency_ns = all.latency_ns, kernel_ns = all.kernel_ns;
+    auto log = [&](int64_t kind, int64_t begin_ns, size_t bytes) {
+        if (all.steps.size() == STEPS_MAX)
+            all.steps.pop_front();
+        all.steps.push_back({kind, begin_ns, now_ns(), int64_t(bytes)});
+    };
     if (latency_ns) {
         guard.unlock();
         sleep_until(now_ns() + latency_ns);
@@ -137,20 +170,29 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
     switch (item.kind) {
         case Item::COPY_IN:
         case Item::COPY_OUT: {
+            bool takes_turns = all.copy_engines == 1;
+            if (takes_turns) {
+                all.progress.wait(guard, [&] { return !device->copies && is_next_copy(device, item); });
+                device->copies = true;
+            }
+            int64_t begin_ns = now_ns();
             int64_t end_ns = reserve_copy(device, item.kind == Item::COPY_OUT, item.bytes);
-            if (counted(F_copy, device) || device->broken)
-                break;
-            guard.unlock();
-            memcpy(item.target, item.source, item.bytes);
-            sleep_until(end_ns);
-            guard.lock();
+            if (!counted(F_copy, device) && !device->broken) {
+                guard.unlock();
+                memcpy(item.target, item.source, item.bytes);
+                sleep_until(end_ns);
+                guard.lock();
+                log(item.kind == Item::COPY_IN ? CW_FAKE_COPY_IN : CW_FAKE_COPY_OUT, begin_ns, item.bytes);
+            }
+            if (takes_turns)
+                device->copies = false;
             break;
         }
         case Item::KERNEL: {
             if (counted(F_kernel, device) || device->broken)
                 break;
             guard.unlock();
-            int64_t end_ns = now_ns() + kernel_ns;
+            int64_t begin_ns = now_ns(), end_ns = begin_ns + kernel_ns;
             void* arguments[ARGUMENTS_MAX + 1];
             for (size_t index = 0; index < item.values.size(); index++)
                 arguments[index] = &item.values[index];
@@ -159,8 +201,15 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
             if (kernel_ns)
                 sleep_until(end_ns);
             guard.lock();
+            log(CW_FAKE_KERNEL, begin_ns, 0);
             break;
         }
+        case Item::WRITE:
+            if (device->broken)
+                break;
+            log(CW_FAKE_WRITE, now_ns(), 0);
+            __atomic_store_n(static_cast<uint32_t*>(item.target), uint32_t(item.generation), __ATOMIC_RELEASE);
+            break;
         case Item::RECORD:
             item.event->done = item.generation;
             item.event->time_ns = now_ns();
@@ -183,9 +232,11 @@ void run_stream(Stream* stream) {
         Item item = std::move(stream->items.front());
         stream->items.pop_front();
         stream->busy = true;
+        stream->at = &item;
         perform(stream, item, guard);
         stream->busy = false;
-        if (item.kind == Item::RECORD || stream->items.empty())
+        stream->at = nullptr;
+        if (all.copy_engines == 1 || item.kind == Item::RECORD || stream->items.empty())
             all.progress.notify_all();
     }
 }
@@ -197,6 +248,7 @@ int queue(CUstream handle, Item item) {
         return CUDA_ERROR_INVALID_HANDLE;
     if (stream->device != current)
         return CUDA_ERROR_INVALID_CONTEXT;
+    item.place = all.copies_issued++;
     stream->items.push_back(std::move(item));
     stream->wake.notify_one();
     return CUDA_SUCCESS;
@@ -223,6 +275,22 @@ EXPORTED void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel
     all.link_rate = link_rate;
     all.kernel_ns = kernel_ns;
     all.latency_ns = latency_ns;
+}
+
+EXPORTED void cw_fake_engines(int copy_engines, int64_t call_ns) {
+    Driver& all = driver();
+    std::unique_lock<std::mutex> guard(all.lock);
+    all.copy_engines = copy_engines;
+    all.call_ns = call_ns;
+}
+
+EXPORTED int cw_fake_steps(cw_fake_step* steps, int most) {
+    Driver& all = driver();
+    std::unique_lock<std::mutex> guard(all.lock);
+    size_t count = std::min(size_t(most), all.steps.size());
+    std::copy(all.steps.end() - std::ptrdiff_t(count), all.steps.end(), steps);
+    all.steps.clear();
+    return int(count);
 }
 
 EXPORTED int cw_fake_fail(const char* name, int64_t nth, int error, int sticky) {

@@ -4,8 +4,10 @@
 #define CLOCKWORK_FAKE_MACHINE_H
 
 #include "device/cuda_api.h"
+#include "device/fake_driver.h"
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
@@ -23,6 +25,7 @@ namespace fake {
 
 constexpr int DEVICES_MAX = 16;
 constexpr int ARGUMENTS_MAX = 4096;
+constexpr size_t STEPS_MAX = 1 << 14;
 constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobody wrote gives NaN */
 constexpr size_t ALIGNMENT = 512;         /* of an allocation, as a card's are */
 constexpr size_t HOST_ALIGNMENT = 4096;   /* of pinned memory */
@@ -31,7 +34,7 @@ using Kernel = void (*)(void** arguments, const unsigned* grid, const unsigned* 
 
 enum Function {
 #define MEMBER(member, symbol, parameters) F_##symbol,
-    CW_CUDA_FUNCTIONS(MEMBER)
+    CW_CUDA_FUNCTIONS(MEMBER) CW_CUDA_OPTIONAL_FUNCTIONS(MEMBER)
 #undef MEMBER
         F_copy,
     F_kernel,
@@ -45,6 +48,7 @@ struct Device {
     size_t used = 0;
     int64_t calls[FUNCTIONS] = {};
     int64_t free_ns[2] = {}; /* when each of its copy engines is done: in, out */
+    bool copies = false;     /* its one copy engine, where it has one, is at a copy */
     std::map<uintptr_t, size_t> allocations;
     std::map<uintptr_t, size_t> pinned; /* that was made here; usable for every device */
 };
@@ -59,7 +63,8 @@ struct Event {
 using EventRef = std::shared_ptr<Event>;
 
 struct Item {
-    enum Kind { COPY_IN, COPY_OUT, KERNEL, RECORD, WAIT } kind;
+    enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, WAIT } kind;
+    int64_t place = 0; /* of a copy: how many were issued before it */
     void* target = nullptr;
     const void* source = nullptr;
     size_t bytes = 0;
@@ -74,6 +79,7 @@ struct Stream {
     Device* device;
     std::condition_variable wake; /* an item was queued */
     std::deque<Item> items;
+    const Item* at = nullptr; /* what it does, which is no longer among its items */
     bool busy = false;
     bool stopped = false;
     std::thread thread;
@@ -102,6 +108,11 @@ struct Driver {
     int version = 12040;
     int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0;
     int64_t link_free_ns = 0;
+    int copy_engines = 2;
+    std::atomic<int64_t> call_ns = 0;
+    std::mutex call_lock; /* held for as long as a call takes */
+    int64_t copies_issued = 0;
+    std::deque<cw_fake_step> steps; /* that streams have done, at most STEPS_MAX of them */
     int64_t calls[FUNCTIONS] = {};
     int64_t unpinned_copies = 0, copied_in_bytes = 0;
     Device devices[DEVICES_MAX];
@@ -124,6 +135,9 @@ Function function_named(const char* name);
 /* Count a call; the error that was asked for, if it is its turn. The lock is held. */
 int counted(Function function, Device* device);
 
+/* Take the time that a call takes, while every other call waits. */
+void spend_call();
+
 /* Whether a range lies in one of these. */
 bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t bytes);
 
@@ -138,6 +152,7 @@ int queue(CUstream handle, Item item);
 /* What begins a function that needs no context, and one that needs it. */
 #define BEGIN(symbol)                               \
     Driver& all = driver();                         \
+    spend_call();                                   \
     std::unique_lock<std::mutex> guard(all.lock);   \
     if (int error = counted(F_##symbol, current))   \
         return error;                               \

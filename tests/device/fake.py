@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import clockwork
 
@@ -48,6 +49,23 @@ class Counts(ctypes.Structure):
         return {name: int(getattr(self, name)) for name in self.NAMES}
 
 
+STEPS_MAX = 1 << 14
+STEP_KINDS = ("copy in", "copy out", "kernel", "write")
+
+
+class Step(NamedTuple):
+    """What a stream has done, by this machine's monotonic clock."""
+
+    kind: str
+    begin_ns: int
+    end_ns: int
+    bytes: int
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("kind", "begin_ns", "end_ns", "bytes")]
+
+
 class FakeDriver:
     def __init__(self) -> None:
         self._library = ctypes.CDLL(str(LIBRARY))
@@ -60,6 +78,16 @@ class FakeDriver:
         """Rates in bytes per second; 0: unlimited."""
         values = (copy_rate, link_rate, kernel_ns, latency_ns)
         self._library.cw_fake_speed(*(ctypes.c_int64(value) for value in values))
+
+    def engines(self, copy_engines: int = 2, call_ns: int = 0) -> None:
+        """One copy engine for both directions, or two; and how long each call takes, while every other waits."""
+        self._library.cw_fake_engines(copy_engines, ctypes.c_int64(call_ns))
+
+    def steps(self) -> list[Step]:
+        """What streams have done since this was last asked, in the order of the ends."""
+        steps = (_Step * STEPS_MAX)()
+        count = self._library.cw_fake_steps(steps, STEPS_MAX)
+        return [Step(STEP_KINDS[one.kind], one.begin_ns, one.end_ns, one.bytes) for one in steps[:count]]
 
     def fail(self, function: str, nth: int = 1, error: int = ILLEGAL_ADDRESS, sticky: bool = False) -> None:
         assert self._library.cw_fake_fail(function.encode(), ctypes.c_int64(nth), error, int(sticky)) == 0

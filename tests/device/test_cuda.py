@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def fake() -> Iterator[FakeDriver]:
         yield one
     one.mend()
     one.speed()
+    one.engines()
     one.setup()
 
 
@@ -77,6 +79,25 @@ def test_a_load_overlaps_an_execution(driver: Driver, fake: FakeDriver) -> None:
     assert running.execute[0] < load.execute[1]
     assert load.execute[0] < running.execute[1]
     assert load.execute[2] > 15 * MS
+
+
+def test_one_copy_engine_does_one_copy_at_a_time_and_a_locked_driver_one_call(
+    driver: Driver, fake: FakeDriver
+) -> None:
+    """Of the fake driver: what the tests below take for granted."""
+    model, other = loaded(driver), driver.prepare(affine(1, width=100))
+    fake.speed(copy_rate=4_000_000)  # 40 kB take 10 ms
+    fake.engines(1, call_ns=MS)
+    fake.steps()
+    before_ns = now_ns()
+    driver.wait(driver.load(other, 2, [4]), driver.infer(model, 1, [X]), driver.infer(model, 1, [X]))
+    steps = fake.steps()
+    copies = [step for step in steps if step.kind.startswith("copy")]
+    assert [step.kind for step in copies].count("copy out") == 2
+    assert all(one.end_ns <= next.begin_ns for one, next in itertools.pairwise(copies))
+    kernels = [step for step in steps if step.kind == "kernel"]
+    assert len(kernels) == 4
+    assert kernels[-1].begin_ns > before_ns + 10 * MS  # behind more than ten calls
 
 
 def test_the_window_is_that_of_the_execution(driver: Driver) -> None:

@@ -98,6 +98,8 @@ const ErrorName ERRORS[] = {
 
 EXPORTED CUresult cuInit(unsigned) {
     BEGIN(cuInit);
+    const char* loading = getenv("CUDA_MODULE_LOADING");
+    all.loads_lazily = !loading || strcmp(loading, "EAGER");
     all.initialised = true;
     return CUDA_SUCCESS;
 }
@@ -205,7 +207,7 @@ EXPORTED CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
 }
 
 EXPORTED CUresult cuMemAlloc_v2(CUdeviceptr* pointer, size_t bytes) {
-    BEGIN_CONTEXT(cuMemAlloc_v2);
+    BEGIN_STALLING(cuMemAlloc_v2, false);
     if (!bytes)
         return CUDA_ERROR_INVALID_VALUE;
     if (bytes > all.device_bytes - std::min(all.device_bytes, current->used))
@@ -220,7 +222,7 @@ EXPORTED CUresult cuMemAlloc_v2(CUdeviceptr* pointer, size_t bytes) {
 }
 
 EXPORTED CUresult cuMemFree_v2(CUdeviceptr pointer) {
-    BEGIN_CONTEXT(cuMemFree_v2);
+    BEGIN_STALLING(cuMemFree_v2, false);
     auto found = current->allocations.find(pointer);
     if (found == current->allocations.end())
         return CUDA_ERROR_INVALID_VALUE;
@@ -231,7 +233,7 @@ EXPORTED CUresult cuMemFree_v2(CUdeviceptr pointer) {
 }
 
 EXPORTED CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
-    BEGIN_CONTEXT(cuMemHostAlloc);
+    BEGIN_STALLING(cuMemHostAlloc, true);
     void* memory = bytes ? take_memory(bytes, HOST_ALIGNMENT) : nullptr;
     if (!memory)
         return bytes ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
@@ -241,7 +243,7 @@ EXPORTED CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
 }
 
 EXPORTED CUresult cuMemFreeHost(void* pointer) {
-    BEGIN_CONTEXT(cuMemFreeHost);
+    BEGIN_STALLING(cuMemFreeHost, true);
     for (Device& device : all.devices) {
         if (device.pinned.erase(reinterpret_cast<uintptr_t>(pointer))) {
             std::free(pointer);
@@ -279,7 +281,7 @@ EXPORTED CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t 
 }
 
 EXPORTED CUresult cuModuleLoadData(CUmodule* module, const void* image) {
-    BEGIN_CONTEXT(cuModuleLoadData);
+    BEGIN_STALLING(cuModuleLoadData, false);
     uint16_t machine = 0;
     size_t bytes = elf_bytes(image, &machine);
     if (!bytes)
@@ -293,14 +295,14 @@ EXPORTED CUresult cuModuleLoadData(CUmodule* module, const void* image) {
             close(file);
         return CUDA_ERROR_INVALID_IMAGE;
     }
-    Module* made = new Module{current, library, file};
+    Module* made = new Module{current, library, {}, file};
     all.modules.insert(made);
     *module = reinterpret_cast<CUmodule>(made);
     return CUDA_SUCCESS;
 }
 
 EXPORTED CUresult cuModuleUnload(CUmodule handle) {
-    BEGIN_CONTEXT(cuModuleUnload);
+    BEGIN_STALLING(cuModuleUnload, false);
     Module* module = reinterpret_cast<Module*>(handle);
     if (!all.modules.erase(module))
         return CUDA_ERROR_INVALID_HANDLE;
@@ -320,7 +322,8 @@ EXPORTED CUresult cuModuleGetFunction(CUfunction* function, CUmodule handle, con
         found = dlsym(module->library, name);
     if (!found)
         return CUDA_ERROR_NOT_FOUND;
-    *function = static_cast<CUfunction>(found);
+    auto [code, is_new] = module->kernels.try_emplace(name, Code{reinterpret_cast<Kernel>(found), !all.loads_lazily});
+    *function = reinterpret_cast<CUfunction>(&code->second);
     return CUDA_SUCCESS;
 }
 
@@ -330,23 +333,13 @@ EXPORTED CUresult cuFuncSetAttribute(CUfunction, int, int) {
 }
 
 EXPORTED CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                                 unsigned block_x, unsigned block_y, unsigned block_z, unsigned, CUstream stream,
-                                 void** arguments, void**) {
+                                 unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                                 CUstream stream, void** arguments, void**) {
     BEGIN_CONTEXT(cuLaunchKernel);
-    uint64_t threads = uint64_t(block_x) * block_y * block_z;
-    if (!function || !threads || threads > 1024 || !grid_x || !grid_y || !grid_z)
-        return CUDA_ERROR_INVALID_VALUE;
+    const unsigned grid[3] = {grid_x, grid_y, grid_z}, block[3] = {block_x, block_y, block_z};
     Item item{Item::KERNEL};
-    item.kernel = reinterpret_cast<Kernel>(reinterpret_cast<void*>(function));
-    item.grid[0] = grid_x, item.grid[1] = grid_y, item.grid[2] = grid_z;
-    item.block[0] = block_x, item.block[1] = block_y, item.block[2] = block_z;
-    for (; *arguments; arguments++) {
-        if (item.values.size() == ARGUMENTS_MAX)
-            return CUDA_ERROR_INVALID_VALUE;
-        uint64_t value;
-        memcpy(&value, *arguments, sizeof value);
-        item.values.push_back(value);
-    }
+    if (int error = make_launch(function, grid, block, shared_bytes, arguments, guard, &item))
+        return error;
     return queue(stream, std::move(item));
 }
 

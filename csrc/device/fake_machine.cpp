@@ -43,8 +43,8 @@ Function function_named(const char* name) {
 
 /* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
  * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
- * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it, copies:link:kernel:latency, and CLOCKWORK_FAKE_ENGINES as
- * cw_fake_engines() does, engines:call. */
+ * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it, copies:link:kernel:latency, CLOCKWORK_FAKE_ENGINES as
+ * cw_fake_engines() does, engines:call, and CLOCKWORK_FAKE_STALL as cw_fake_stall() does. */
 Driver::Driver() {
     if (const char* count = getenv("CLOCKWORK_FAKE_DEVICES"))
         device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
@@ -65,6 +65,8 @@ Driver::Driver() {
         sscanf(engines, "%d:%ld", &copy_engines, &taken_ns);
         call_ns = taken_ns;
     }
+    if (const char* stall = getenv("CLOCKWORK_FAKE_STALL"))
+        stall_ns = atol(stall);
     for (int index = 0; index < DEVICES_MAX; index++)
         devices[index].ordinal = index;
 }
@@ -241,6 +243,62 @@ void run_stream(Stream* stream) {
     }
 }
 
+void wait_while_held(std::unique_lock<std::mutex>& guard) {
+    driver().progress.wait(guard, [] { return !current->held; });
+}
+
+void stall(std::unique_lock<std::mutex>& guard, bool everywhere) {
+    Driver& all = driver();
+    if (!all.stall_ns)
+        return;
+    auto is_meant = [&](const Device& device) { return everywhere ? device.retained > 0 : &device == current; };
+    auto is_any = [&](auto is_so) { return std::any_of(std::begin(all.devices), std::end(all.devices), is_so); };
+    all.progress.wait(guard, [&] { return !is_any([&](Device& one) { return is_meant(one) && one.held; }); });
+    std::vector<Device*> meant;
+    for (Device& device : all.devices) {
+        if (is_meant(device)) {
+            device.held = true;
+            meant.push_back(&device);
+        }
+    }
+    all.progress.wait(guard, [&] {
+        return std::none_of(all.streams.begin(), all.streams.end(), [&](const Stream* stream) {
+            return stream->device->held && (stream->busy || !stream->items.empty());
+        });
+    });
+    int64_t until_ns = now_ns() + all.stall_ns;
+    guard.unlock();
+    sleep_until(until_ns);
+    guard.lock();
+    for (Device* device : meant)
+        device->held = false;
+    all.progress.notify_all();
+}
+
+int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned, void** arguments,
+                std::unique_lock<std::mutex>& guard, Item* item) {
+    Code* code = reinterpret_cast<Code*>(function);
+    uint64_t threads = uint64_t(block[0]) * block[1] * block[2];
+    if (!code || !threads || threads > 1024 || !grid[0] || !grid[1] || !grid[2])
+        return CUDA_ERROR_INVALID_VALUE;
+    item->kind = Item::KERNEL;
+    item->kernel = code->kernel;
+    std::copy(grid, grid + 3, item->grid);
+    std::copy(block, block + 3, item->block);
+    for (; *arguments; arguments++) {
+        if (item->values.size() == ARGUMENTS_MAX)
+            return CUDA_ERROR_INVALID_VALUE;
+        uint64_t value;
+        memcpy(&value, *arguments, sizeof value);
+        item->values.push_back(value);
+    }
+    if (!code->is_loaded) {
+        code->is_loaded = true;
+        stall(guard, false);
+    }
+    return CUDA_SUCCESS;
+}
+
 int queue(CUstream handle, Item item) {
     Driver& all = driver();
     Stream* stream = reinterpret_cast<Stream*>(handle);
@@ -291,6 +349,12 @@ EXPORTED int cw_fake_steps(cw_fake_step* steps, int most) {
     std::copy(all.steps.end() - std::ptrdiff_t(count), all.steps.end(), steps);
     all.steps.clear();
     return int(count);
+}
+
+EXPORTED void cw_fake_stall(int64_t stall_ns) {
+    Driver& all = driver();
+    std::unique_lock<std::mutex> guard(all.lock);
+    all.stall_ns = stall_ns;
 }
 
 EXPORTED int cw_fake_fail(const char* name, int64_t nth, int error, int sticky) {

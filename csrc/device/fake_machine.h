@@ -44,7 +44,8 @@ enum Function {
 struct Device {
     int ordinal = 0;
     int retained = 0;
-    int broken = 0; /* the sticky error of its context */
+    bool held = false; /* by a call that stalls: every other call that needs its context waits */
+    int broken = 0;    /* the sticky error of its context */
     size_t used = 0;
     int64_t calls[FUNCTIONS] = {};
     int64_t free_ns[2] = {}; /* when each of its copy engines is done: in, out */
@@ -85,9 +86,16 @@ struct Stream {
     std::thread thread;
 };
 
+/* What a CUfunction is. */
+struct Code {
+    Kernel kernel;
+    bool is_loaded;
+};
+
 struct Module {
     Device* device;
     void* library;
+    std::map<std::string, Code> kernels; /* that were asked for, by name */
     int file; /* open for as long as it is: the loader knows a library by its path, which holds this number */
 };
 
@@ -101,12 +109,13 @@ struct Failure {
 
 struct Driver {
     std::mutex lock;
-    std::condition_variable progress; /* an event has happened, or a stream has nothing left to do */
+    std::condition_variable
+        progress; /* an event has happened, a stream has nothing left to do, a call stalls no more */
     bool initialised = false;
     int device_count = 1;
     size_t device_bytes = size_t(1) << 30;
     int version = 12040;
-    int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0;
+    int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0, stall_ns = 0;
     int64_t link_free_ns = 0;
     int copy_engines = 2;
     std::atomic<int64_t> call_ns = 0;
@@ -120,6 +129,7 @@ struct Driver {
     std::set<Stream*> streams;
     std::map<Event*, EventRef> events;
     std::set<Module*> modules;
+    bool loads_lazily = false;
 
     Driver();
 };
@@ -143,13 +153,25 @@ bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t 
 
 bool is_pinned(const void* begin, size_t bytes);
 
+/* The item that launches a kernel, checked; it stalls where the kernel is loaded only now. The lock is held. */
+int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
+                void** arguments, std::unique_lock<std::mutex>& guard, Item* item);
+
 /* What a stream's thread does until the stream is stopped. */
 void run_stream(Stream* stream);
 
 /* Have a stream do something after what it has to do. The lock is held. */
 int queue(CUstream handle, Item item);
 
-/* What begins a function that needs no context, and one that needs it. */
+/* Wait while another call stalls the current device. The lock is held. */
+void wait_while_held(std::unique_lock<std::mutex>& guard);
+
+/* Where calls are to stall (cw_fake_stall()): have every other call about this device wait, or about every device
+ * where ``everywhere``, until what is queued there is done and the time has passed. The lock is held, and let go of
+ * meanwhile. */
+void stall(std::unique_lock<std::mutex>& guard, bool everywhere);
+
+/* What begins a function that needs no context, one that needs it, and one that stalls. */
 #define BEGIN(symbol)                               \
     Driver& all = driver();                         \
     spend_call();                                   \
@@ -163,8 +185,13 @@ int queue(CUstream handle, Item item);
     BEGIN(symbol);                         \
     if (!current || !current->retained)    \
         return CUDA_ERROR_INVALID_CONTEXT; \
+    wait_while_held(guard);                \
     if (current->broken)                   \
     return current->broken
+
+#define BEGIN_STALLING(symbol, everywhere) \
+    BEGIN_CONTEXT(symbol);                 \
+    stall(guard, everywhere)
 
 }  // namespace fake
 

@@ -82,6 +82,7 @@ class CudaRig:
         self.fake.mend()
         self.fake.speed()
         self.fake.engines()
+        self.fake.stall()
         self.fake.setup()
 
     def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:

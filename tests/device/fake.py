@@ -89,6 +89,10 @@ class FakeDriver:
         count = self._library.cw_fake_steps(steps, STEPS_MAX)
         return [Step(STEP_KINDS[one.kind], one.begin_ns, one.end_ns, one.bytes) for one in steps[:count]]
 
+    def stall(self, stall_ns: int = 0) -> None:
+        """Have calls that a card's driver does not do beside others hold its devices for so long; 0: none does."""
+        self._library.cw_fake_stall(ctypes.c_int64(stall_ns))
+
     def fail(self, function: str, nth: int = 1, error: int = ILLEGAL_ADDRESS, sticky: bool = False) -> None:
         assert self._library.cw_fake_fail(function.encode(), ctypes.c_int64(nth), error, int(sticky)) == 0
 

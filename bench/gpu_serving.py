@@ -114,7 +114,11 @@ def measure(
     module = compile_kernel(target)
     worker = [
         "--device", "cuda", "--arena", str(room * pages * page_bytes), "--page-size", str(page_bytes),
-        *(("--host-bytes", host_bytes) if host_bytes else ()),
+        *(
+            ("--host-bytes", host_bytes)
+            if host_bytes
+            else ("--pinned-bytes", str(models * pages * page_bytes))
+        ),
     ]  # fmt: skip
     with (
         Cluster(worker_arguments=worker) as cluster,

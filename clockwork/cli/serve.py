@@ -89,6 +89,9 @@ def worker_options(command: F) -> F:
         click.option("--host-bytes", callback=_size, metavar="SIZE",
                      help="Budget of the host store, which models are fetched into from disk before they can be "
                           "loaded; not under policy edf.  [default: none, every model can be loaded]"),
+        click.option("--pinned-bytes", callback=_size, metavar="SIZE",
+                     help="Pinned memory for the weights of CUDA models, taken at start, in which all of them have to "
+                          "fit unless --host-bytes is given.  [default: a quarter of the RAM, at most 16GiB]"),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
                      help="Threads of one execution on a CPU."),
         click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
@@ -162,7 +165,8 @@ def up(
     model_control_mode: str, repository_poll_secs: float, repository_cache: Path | None,
     repository_cache_size: int, load_model: tuple[str, ...],
     verbose: bool, on_ray: bool, ray_address: str, device: str, devices: int,
-    emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
+    emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, pinned_bytes: int, threads: int,
+    lock_store: bool,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
 
@@ -192,7 +196,12 @@ def up(
     if profiles and not workers:
         raise click.UsageError("--profiles needs a worker that takes them")
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
-    for name, size in (("--arena", arena), ("--page-size", page_size), ("--host-bytes", host_bytes)):
+    for name, size in (
+        ("--arena", arena),
+        ("--page-size", page_size),
+        ("--host-bytes", host_bytes),
+        ("--pinned-bytes", pinned_bytes),
+    ):
         arguments += [name, str(size)] if size else []
     for setting in emulate:
         arguments += ["--emulate", setting]
@@ -313,7 +322,7 @@ def controller(
 @click.option("--parent", type=int, hidden=True)
 def worker(
     connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
-    page_size: int, host_bytes: int, threads: int, lock_store: bool, store: Path | None, drain: float,
+    page_size: int, host_bytes: int, pinned_bytes: int, threads: int, lock_store: bool, store: Path | None, drain: float,
     key: Path | None, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a worker: it does what the controller orders, on the devices of this machine.
@@ -340,6 +349,7 @@ def worker(
         arena_bytes=arena,
         page_bytes=page_size,
         host_bytes=host_bytes,
+        pinned_bytes=pinned_bytes,
         threads=threads,
         store=store or config.data_directory(),
         lock_store=lock_store,

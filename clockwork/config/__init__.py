@@ -537,6 +537,12 @@ CUDA_ARENA_SHARE = 0.85
 """Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is for
 workspace and slots, for the modules, and for the process that profiles models on the same GPU."""
 
+CUDA_PINNED_SHARE = 0.25
+"""Default size of the pinned memory for weights of CUDA models, as a part of the machine's memory."""
+
+CUDA_PINNED_BYTES_MAX = 16 << 30
+"""It is at most that by default: pinning takes a quarter of a second for each GiB, at every start."""
+
 CUDA_WORKSPACE_BYTES = 256 << 20
 """Workspace of a CUDA device at start; it grows when a model that needs more is prepared."""
 
@@ -673,6 +679,11 @@ def machine_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):
             found = min(found, int(Path(name).read_text(encoding="ascii")))
     return found
+
+
+def cuda_pinned_bytes() -> int:
+    """Pinned memory for weights of CUDA models, unless a worker is told how much."""
+    return min(int(machine_bytes() * CUDA_PINNED_SHARE), CUDA_PINNED_BYTES_MAX)
 
 
 def execution_workspace_bytes(measured: int) -> int:

@@ -44,5 +44,5 @@ cdef class HostPages:
 
 cdef class HostCopy:
     cdef WeightsCopy copy
-    cdef HostPages store  # None: it is there for good
-    cdef PinnedBytes memory  # kept: there
+    cdef HostPages store  # whose pages it has, or is to have
+    cdef readonly bint is_fixed  # it is there for as long as a device knows its model

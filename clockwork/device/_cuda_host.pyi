@@ -10,12 +10,9 @@ class HostPages:
 
 class HostCopy:
     is_fetched: bool
+    is_fixed: bool
     def __init__(
-        self,
-        page_bytes: list[int],
-        path: bytes = b"",
-        store: HostPages | None = None,
-        memory: PinnedBytes | None = None,
-        stride: int = 0,
+        self, page_bytes: list[int], path: bytes, store: HostPages, is_fixed: bool = False
     ) -> None: ...
+    def read(self) -> None: ...
     def abandon(self) -> None: ...

@@ -8,7 +8,7 @@ cdef class Link:
 
 
 cdef class HostPages:
-    """The pages of a host store with a budget, shared by the devices of one process.
+    """Pinned pages for weights, shared by the devices of one process.
 
     memory: of page_count pages; the caller gives it back, when nobody uses this any more.
     """
@@ -25,28 +25,31 @@ cdef class HostPages:
 cdef class HostCopy:
     """A model's weights in the host store, or the place that they have there when they are.
 
-    page_bytes: of each page of the file, how much is weights. path: of the file. store: where it is fetched into;
-    None if it lies in ``memory``, in pages of ``stride`` bytes one after the other, which the caller does not give back
-    before.
+    page_bytes: of each page of the file, how much is weights. path: of the file. store: whose pages it takes. is_fixed:
+    read() brings it, and it stays until abandon(); else it comes by FETCH and goes by DROP.
     """
 
-    def __cinit__(self, list page_bytes, bytes path=b"", HostPages store=None, PinnedBytes memory=None,
-                  int64_t stride=0):
-        cdef int64_t page
+    def __cinit__(self, list page_bytes, bytes path, HostPages store not None, bint is_fixed=False):
         self.copy.path = path
         self.store = store
-        self.memory = memory
-        if store is None:
-            self.copy.state = COPY_HELD
-        for page in range(len(page_bytes)):
-            self.copy.add_page(memory.data + page * stride if store is None else NULL, page_bytes[page])
+        self.is_fixed = is_fixed
+        for size in page_bytes:
+            self.copy.add_page(NULL, size)
+
+    def read(self):
+        """Bring it from disk. Raises MemoryError where too few pages are free, and OSError."""
+        cdef char[512] text
+        cdef HostResult result
+        with nogil:
+            result = self.store.pages.fetch(self.copy, text, sizeof(text))
+        if result != HOST_OK:
+            raise (MemoryError if result == HOST_FULL else OSError)((<bytes>text).decode(errors="replace"))
 
     @property
     def is_fetched(self):
-        """Whether pages of a host store with a budget are its."""
-        return self.store is not None and self.store.pages.state(self.copy) != COPY_ABSENT
+        """Whether pages are its that only a DROP gives back."""
+        return not self.is_fixed and self.store.pages.state(self.copy) != COPY_ABSENT
 
     def abandon(self):
-        """Give those back, whoever waits for them; once they are read, if they are being read."""
-        if self.store is not None:
-            self.store.pages.abandon(self.copy)
+        """Give its pages back, whoever waits for them; once they are read, if they are being read."""
+        self.store.pages.abandon(self.copy)

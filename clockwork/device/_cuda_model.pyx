@@ -136,7 +136,8 @@ cdef class Model(Known):
         if sum(runs) != host.copy.pages.size():
             raise ValueError(f"runs of {sum(runs)} pages, of which the host store has {host.copy.pages.size()}")
         self.state.copy = &host.copy
-        self.state.store = &host.store.pages if host.store is not None else NULL
+        if not host.is_fixed:
+            self.state.store = &host.store.pages
         self.state.weights.resize(len(weights))
         for index in range(self.state.weights.size()):
             self.state.weights[index].run, self.state.weights[index].offset = weights[index]

@@ -6,7 +6,7 @@ of an INFER is that of its execution: its inputs are brought as soon as the lane
 took is measured by the device's events; when it began and ended, by this machine's clock.
 
 Device memory, pinned memory, streams and events are taken when the device is made. Preparing a model may take more
-(pinned memory for its weights; larger slots or workspace); an action never does.
+(larger slots or workspace); an action never does.
 
 LOAD and UNLOAD report their time as the ``execute`` phase.
 """
@@ -79,7 +79,8 @@ class CudaDevice(NativeDevice[Core]):
     """Implements device.base.Device.
 
     which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
-    pages; 0: most of what is free. store: shared by the devices of one process. Raises ConfigError.
+    pages; 0: most of what is free. store: shared by the devices of one process; None: its own, of pinned_bytes (0: the
+    default of a worker). Raises ConfigError.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class CudaDevice(NativeDevice[Core]):
         io_slot_bytes: int = config.CUDA_IO_SLOT_BYTES,
         store: HostStore | None = None,
         table: Table | None = None,
+        pinned_bytes: int = 0,
     ) -> None:
         if page_bytes < 1 or page_bytes % 4096:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
@@ -102,7 +104,9 @@ class CudaDevice(NativeDevice[Core]):
         self._target = target_of(card)
         self._memory = open_memory(self._table, card)
         try:
-            self._store = store or PinnedFiles([open_memory(self._table, card)], page_bytes)
+            self._store = store or PinnedFiles(
+                [open_memory(self._table, card)], page_bytes, pinned_bytes or config.cuda_pinned_bytes()
+            )
             if self._store.page_bytes != page_bytes:
                 raise ConfigError(
                     f"pages of {page_bytes} bytes, and of {self._store.page_bytes} in the host store"
@@ -173,6 +177,8 @@ class CudaDevice(NativeDevice[Core]):
         with self._prepare_lock:
             if self._core.has_model(model_id):
                 raise ValueError(f"model {model_id} is prepared already")
+            if self.fault:
+                raise DeviceBroken(self.fault)
             try:
                 self._memory.make_current()
                 self._prepare(model_id, prepared, place)
@@ -351,14 +357,15 @@ class CudaDevice(NativeDevice[Core]):
         return self._core.fault_text
 
     def memory(self) -> dict[str, int]:
-        """Bytes by purpose. store_bytes: pinned for weights, of all devices that share the store; host_bytes:
-        what models have of its budget."""
+        """Bytes by purpose. pinned_bytes: for weights, of all devices that share the store; store_bytes: what models have
+        of it; host_bytes: the same, of a budget."""
         return {
             **self._core.memory(),
             "workspace_bytes": self._workspace_bytes,
             "packed_bytes": 0,
-            "store_bytes": self._store.pinned_bytes,
-            "host_bytes": self._store.used_bytes,
+            "pinned_bytes": self._store.pinned_bytes,
+            "store_bytes": self._store.used_bytes,
+            "host_bytes": self._store.used_bytes if self._store.budget_bytes else 0,
             "programs": len(self._programs),
         }
 

@@ -116,7 +116,12 @@ def _open_device(fingerprint: str, arena_bytes: int, page_bytes: int) -> CpuDevi
     if fingerprint.startswith("cuda-"):
         which = which_card(fingerprint)
         return CudaDevice(
-            which, arena_bytes, page_bytes, workspace_bytes=POOL_BYTES, io_slot_bytes=POOL_BYTES
+            which,
+            arena_bytes,
+            page_bytes,
+            workspace_bytes=POOL_BYTES,
+            io_slot_bytes=POOL_BYTES,
+            pinned_bytes=arena_bytes,
         )
     threads = threads_of(fingerprint)
     return CpuDevice(arena_bytes, page_bytes, threads, cpu_time=threads == 1)

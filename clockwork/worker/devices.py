@@ -10,6 +10,7 @@ from clockwork.config import (
     EMULATED_ARENA_BYTES,
     EMULATED_PAGE_BYTES,
     PAGE_BYTES,
+    cuda_pinned_bytes,
 )
 from clockwork.config.worker import DEVICES_ALONE_MAX
 from clockwork.device.base import Device
@@ -42,6 +43,10 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
     if settings.host_bytes and kinds != ["cuda"]:
         raise ConfigError(
             f"{kinds[0]} devices have no host store with a budget (--host-bytes): whatever is prepared can be loaded"
+        )
+    if settings.pinned_bytes and (kinds != ["cuda"] or settings.host_bytes):
+        raise ConfigError(
+            "--pinned-bytes is for CUDA devices without a budget of a host store (--host-bytes)"
         )
     if settings.emulate:
         raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
@@ -85,7 +90,8 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     if settings.host_bytes:
         store = BudgetedHost([open_memory(table, found[0])], page_bytes, settings.host_bytes)
     else:
-        store = PinnedFiles([open_memory(table, card) for card in found], page_bytes)
+        size = settings.pinned_bytes or cuda_pinned_bytes()
+        store = PinnedFiles([open_memory(table, card) for card in found], page_bytes, size)
     return lambda name: CudaDevice(
         which=name.removeprefix("cuda:"),
         arena_bytes=settings.arena_bytes,

@@ -75,6 +75,9 @@ class WorkerSettings:
     arena_bytes: int = 0  # of each device; 0: the default of its kind
     page_bytes: int = 0  # of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
+    pinned_bytes: int = (
+        0  # of CUDA devices without that: for the weights of whatever is prepared; 0: the default
+    )
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated
     threads: int = 1  # of each CPU device's execution
     run_ahead: int = config.RUN_AHEAD

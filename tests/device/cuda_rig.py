@@ -86,7 +86,12 @@ class CudaRig:
         self.fake.setup()
 
     def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
-        options = {"workspace_bytes": 1 << 12, "io_slot_bytes": 1 << 12, **options}
+        options = {
+            "workspace_bytes": 1 << 12,
+            "io_slot_bytes": 1 << 12,
+            "pinned_bytes": 64 * PAGE_BYTES,
+            **options,
+        }
         with environment(**DRIVER):
             if host_pages:
                 options |= self.host_store(which, host_pages)

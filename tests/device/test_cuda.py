@@ -214,6 +214,21 @@ def test_pools_grow_when_a_model_needs_more_even_while_others_run(driver: Driver
     assert fake.live()["allocations"] == 5  # arena, workspace and three slots: what was outgrown is gone
 
 
+def test_preparing_pins_nothing_and_weights_beyond_what_is_pinned_are_refused(
+    make: Callable[..., Driver], fake: FakeDriver
+) -> None:
+    driver = make(pinned_bytes=3 * PAGE_BYTES, io_slot_bytes=1 << 16, workspace_bytes=1 << 16)
+    before = fake.calls("cuMemHostAlloc"), fake.calls("cuMemFreeHost")
+    models = [driver.prepare(affine(seed, width=100)) for seed in range(3)]
+    assert driver.device.memory()["store_bytes"] == driver.device.memory()["pinned_bytes"] == 3 * PAGE_BYTES
+    with pytest.raises(InvalidModel, match="65536 bytes of pinned memory, of which 0 of 196608 are free"):
+        driver.prepare(affine(4, width=100))
+    assert driver.device.memory()["models"] == 3
+    driver.device.forget(models[0])
+    driver.prepare(affine(5, width=100))
+    assert (fake.calls("cuMemHostAlloc"), fake.calls("cuMemFreeHost")) == before
+
+
 def test_memory_that_does_not_suffice_is_said_when_a_model_is_prepared(
     driver: Driver, fake: FakeDriver
 ) -> None:
@@ -318,7 +333,7 @@ def test_a_device_that_cannot_be_had_says_so_at_start(fake: FakeDriver, function
         assert set(fake.live().values()) == {0}
 
 
-@pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction", "cuMemHostAlloc"])
+@pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction"])
 def test_a_model_that_cannot_be_prepared_says_so(driver: Driver, fake: FakeDriver, function: str) -> None:
     fake.fail(function)
     with pytest.raises(InvalidModel, match=f"{function}: CUDA_ERROR_ILLEGAL_ADDRESS"):
@@ -371,7 +386,7 @@ def test_devices_are_named_by_number_or_uuid(fake: FakeDriver) -> None:
 
 
 def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake: FakeDriver) -> None:
-    store = PinnedFiles([open_memory(table := open_driver(), cards(table)[0])], PAGE_BYTES)
+    store = PinnedFiles([open_memory(table := open_driver(), cards(table)[0])], PAGE_BYTES, 8 * PAGE_BYTES)
     first, second = (make(which=which, store=store) for which in ("0", "1"))
     wide = affine(width=120)  # 58 kB
     directory = first.rig.build(wide)

@@ -138,11 +138,11 @@ def test_cupys_errors_are_told_like_any_other(rig: CudaRig) -> None:
         rig.fake.fail("cuModuleLoadData")
         with pytest.raises(InvalidModel, match=r"kernels\.so: cuModuleLoad: cudaErrorILLEGAL_ADDRESS"):
             driver.prepare(affine())
-        rig.fake.fail("cuMemHostAlloc", error=OUT_OF_MEMORY)
-        with pytest.raises(MemoryError, match="cudaHostAlloc"):
-            driver.prepare(affine())
     finally:
         driver.device.close()
+    rig.fake.fail("cuMemHostAlloc", error=OUT_OF_MEMORY)
+    with pytest.raises(ConfigError, match=r"cannot pin a host store of \d+ bytes: cudaHostAlloc"):
+        rig.make()
     rig.fake.fail("cuMemAlloc_v2", error=OUT_OF_MEMORY)
     with pytest.raises(ConfigError, match=r"cannot use CUDA device 0 .*: cudaMalloc"):
         rig.make()

@@ -29,6 +29,7 @@ STALL_NS = 30 * MS
 @pytest.fixture
 def fake() -> Iterator[FakeDriver]:
     one = FakeDriver()
+    one.setup()
     with environment(**DRIVER):
         yield one
     one.mend()

@@ -99,4 +99,4 @@ def show(title: str, seed: int, rows: Sequence[dict[str, Any]], facts: dict[str,
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,7 +14,6 @@ from bench import (
     fidelity,
     gateway,
     gpu,
-    gpu_peers,
     gpu_serving,
     history,
     lengths,
@@ -28,6 +27,8 @@ from bench import (
     shared_memory,
 )
 from bench.cluster import Cluster
+from bench.gpu_peers import measure as gpu_peers
+from bench.gpu_peers.theirs import ON_A_CPU
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
@@ -249,10 +250,22 @@ def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     FakeDriver().setup(device_bytes=1 << 30)
     model = tmp_path / "digits.onnx"
     model.write_bytes(zoo.digits().SerializeToString())
-    rows, lists, _ = gpu_peers.measure(model, model, [1], "CPUExecutionProvider", runs=5, listed=3)
-    assert rows[0]["answers differ by"] < 1e-4
-    assert rows[0]["launches"] > 3
-    assert [one["side"] for one in lists] == ["clockwork"] * 3 + ["ONNX Runtime"] * 3
+    dtypes = ("fp32", "tf32", "fp16")
+    rows, lists, facts = gpu_peers.measure(model, model, [1], dtypes, ON_A_CPU, runs=5, listed=3)
+    assert facts["launches"][1] > 3
+    exact = [row for row in rows if row["dtype"] == "fp32"]
+    assert [(row["side"], row["beside"]) for row in exact] == [
+        ("Clockwork", "alone"),
+        ("Clockwork", "LOADs"),
+        ("Clockwork", "registrations"),
+        ("ONNX Runtime, CPU", "alone"),
+        ("ONNX Runtime, CPU", "registrations"),
+    ]
+    assert {row["apart by"] < (2e-2 if row["dtype"] == "fp16" else 1e-4) for row in rows} == {True}
+    assert all(0 < row["event p50_us"] <= row["event p99.99_us"] for row in rows)
+    has_rival = {row["dtype"]: row["times the best"] for row in rows if row["times the best"]}
+    assert has_rival.keys() == {"fp32", "fp16"}, "nobody cuts products to tf32 on a processor"
+    assert [one["side"] for one in lists[:6]] == ["clockwork"] * 3 + ["ONNX Runtime, CPU"] * 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,85 @@
+"""A compiled model on the CUDA device beside ONNX Runtime on the same card, in every way that either computes it.
+
+    python -m bench.gpu_peers resnet50.onnx --batch 1 --batch 16 [--dtype tf32] [--kernels 20] [--json]
+    python -m bench.gpu_peers compiled/ --onnx bert.onnx --batch 8 --dtype fp16
+
+MODEL is an ONNX file, which is compiled for the card first, once for each dtype (minutes; the extra [compile]), or a
+package that `clockwork compile` has made, whose dtype --dtype then names.
+
+What is held against what: fp32 against ONNX Runtime with use_tf32=0; tf32 against its default, and TensorRT's; fp16
+against its fp16 model, made by its own converter, and TensorRT's fp16. With and without CUDA graphs. What is not
+installed is named. All sides get the same inputs, which lie on the card, and are timed the same two ways: by the card's
+events on the stream that executes, and by this machine's clock from the first launch until the end has been
+noticed. "times the best" is Clockwork's median over that of the best peer of its dtype, by events. "apart by" is the
+largest difference from ONNX Runtime on the CPU, relative to the largest value.
+
+Beside: alone; LOADs of another model without a pause; registrations without a pause (Clockwork: another model is
+prepared and forgotten; ONNX Runtime: another session of the file is made and dropped). 100,000 executions for each row,
+so that a p99.99 has ten beyond it. Kernels are timed one by one, each 20 times in a row on what lies in memory; ONNX
+Runtime's are those of its own profile.
+
+It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one, with --cpu, ONNX Runtime executes on the
+processor, which shows that the comparison works; its times mean nothing for a GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import report
+from bench.gpu_peers.measure import measure
+from bench.gpu_peers.ours import SEED
+from bench.gpu_peers.theirs import ON_A_CPU, PEERS
+from clockwork.formats.package import MODEL_FILE
+from clockwork.wire.messages import PRODUCT_DTYPES
+
+RUNS = 100_000
+
+LEFT_OUT = {f"{clock} p{mark}_us" for clock in ("event", "host") for mark in ("99", "99.9")}
+"""Of the table; JSON has them."""
+
+
+def main() -> None:
+    parser = report.command_line(__doc__)
+    parser.add_argument("model", type=Path, help="an ONNX file, or a package that is compiled")
+    parser.add_argument("--onnx", type=Path, help="what ONNX Runtime runs, if MODEL is a package")
+    parser.add_argument("--batch", type=int, action="append", help="may be given several times  [1]")
+    parser.add_argument(
+        "--dtype",
+        choices=PRODUCT_DTYPES,
+        action="append",
+        help="of products; may be given several times  [all]",
+    )
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"executions for each row  [{RUNS}]")
+    parser.add_argument("--kernels", type=int, default=20, help="how many of each side are listed")
+    parser.add_argument("--cpu", action="store_true", help="ONNX Runtime on the processor: does it run?")
+    asked = parser.parse_args()
+    onnx = asked.onnx or (asked.model / MODEL_FILE if asked.model.is_dir() else asked.model)
+    dtypes = asked.dtype or (PRODUCT_DTYPES if asked.model.is_file() else ("fp32",))
+    if asked.model.is_dir() and len(dtypes) > 1:
+        parser.error("a package is of one dtype")
+    runs = 20 if asked.quick else asked.runs
+    peers = ON_A_CPU if asked.cpu else PEERS
+    console = Console(stderr=True)
+    with console.status("compiling") as status:
+
+        def tell(text: str) -> None:
+            status.update(text)
+            if not console.is_terminal:
+                console.print(text)
+
+        batches = asked.batch or [1]
+        rows, lists, facts = measure(asked.model, onnx, batches, dtypes, peers, runs, asked.kernels, tell)
+    if asked.json:
+        report.show("beside ONNX Runtime", SEED, [*rows, *lists], facts, True)
+        return
+    shown = [{name: value for name, value in row.items() if name not in LEFT_OUT} for row in rows]
+    report.show("beside ONNX Runtime", SEED, shown, facts, False)
+    if lists:
+        report.show("kernels, the longest first", SEED, lists, {}, False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Measures both sides, and holds them against each other."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from bench.gpu_peers.ours import BESIDE, Site, Times, kernels
+from bench.gpu_peers.theirs import Peer, Side, available
+
+MARKS = (50, 99, 99.9, 99.99)
+
+Row = dict[str, Any]
+
+
+def measure(
+    model: Path, onnx: Path, batches: Sequence[int], dtypes: Sequence[str], peers: Sequence[Peer], runs: int, listed: int,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Row], list[Row], dict[str, Any]]:  # fmt: skip
+    """A row for each batch, dtype, side and what goes on beside it; rows of kernels; facts. model: an ONNX file, or a
+    package, whose dtype then is all there is."""
+    found, lacking = available(peers)
+    if not found:
+        raise SystemExit(f"{'; '.join(lacking)}: pip install onnxruntime-gpu")
+    rows: list[Row] = []
+    lists: list[Row] = []
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        reference = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+        for dtype in dtypes:
+            tell(f"compiling for {dtype}")
+            site = Site(scratch / dtype, model, max(batches), dtype)
+            rivals = [peer for peer in found if peer.dtype == dtype]
+            for batch in batches:
+                inputs = site.inputs(batch)
+                names = [spec.name for spec in reference.get_inputs()]
+                right = reference.run(None, dict(zip(names, inputs, strict=True)))
+                best = float("inf")
+                for beside in BESIDE:
+                    tell(f"batch {batch}, {dtype}, Clockwork, {beside}")
+                    answers, times = site.run(site.directory, inputs, runs, beside)
+                    rows.append(_row(batch, dtype, "Clockwork", beside, times, answers, right))
+                ours = rows[-len(BESIDE)]
+                for peer in rivals:
+                    side = Side(onnx, peer, scratch)
+                    for beside in ("alone", "registrations"):
+                        tell(f"batch {batch}, {dtype}, {peer.name}, {beside}")
+                        answers, times = side.run(inputs, runs, beside)
+                        rows.append(_row(batch, dtype, peer.name, beside, times, answers, right))
+                        if beside == "alone":
+                            best = min(best, rows[-1]["event p50_us"])
+                ours["times the best"] = ours["event p50_us"] / best if rivals else None
+                if listed:
+                    tell(f"batch {batch}, {dtype}, kernel by kernel")
+                    few = max(min(runs, 1000) // 20, 5)
+                    lists += kernels(site, batch, few)[:listed]
+                    for peer in rivals[:1]:
+                        profile = Side(onnx, peer, scratch, scratch / f"profile-{dtype}-{batch}")
+                        lists += profile.kernels(inputs, batch, few)[:listed]
+        facts = {
+            "card": f"{site.card.name}, driver {site.table.version}",
+            "model": model.name,
+            "launches": {one.batch: len(one.launches) for one in site.program.of_target(site.target)},
+            "runs": runs,
+            "not measured": "; ".join(lacking) or "nothing",
+        }
+    return rows, lists, facts
+
+
+def _row(
+    batch: int, dtype: str, side: str, beside: str, times: Times, answers: Sequence[Any], right: Sequence[Any]
+) -> Row:
+    """event: by the card's events. host: by this machine's clock, from the first launch to the noticed end."""
+    event, host = (np.percentile(values, MARKS) / 1e3 for values in times)
+    worst = max(
+        float(np.max(np.abs(one - other)) / max(float(np.max(np.abs(other))), 1e-30))
+        for one, other in zip(answers, right, strict=True)
+    )
+    return {
+        "batch": batch,
+        "dtype": dtype,
+        "side": side,
+        "beside": beside,
+        **{f"event p{mark:g}_us": float(value) for mark, value in zip(MARKS, event, strict=True)},
+        "p99.99 over p50": float(event[-1] / event[0]),
+        **{f"host p{mark:g}_us": float(value) for mark, value in zip(MARKS, host, strict=True)},
+        "times the best": None,
+        "apart by": worst,
+    }

@@ -1,0 +1,174 @@
+"""ONNX Runtime's side, in every configuration that a user would choose among: TensorFloat-32 on and off, CUDA graphs,
+an fp16 model, TensorRT where it is installed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from bench.gpu_peers.ours import WARM_UP, Times
+
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+
+
+class Peer(NamedTuple):
+    """A configuration, and the dtype of Clockwork's products that it is to be held against."""
+
+    name: str
+    dtype: str
+    provider: str
+    options: dict[str, str]
+    is_half: bool = False  # runs the model converted to fp16, with fp32 inputs and outputs
+
+
+PEERS = (
+    Peer("ONNX Runtime, use_tf32=0", "fp32", CUDA, {"use_tf32": "0"}),
+    Peer("ONNX Runtime, use_tf32=0, CUDA graph", "fp32", CUDA, {"use_tf32": "0", "enable_cuda_graph": "1"}),
+    Peer("ONNX Runtime, use_tf32=1 (its default)", "tf32", CUDA, {"use_tf32": "1"}),
+    Peer("ONNX Runtime, use_tf32=1, CUDA graph", "tf32", CUDA, {"use_tf32": "1", "enable_cuda_graph": "1"}),
+    Peer("ONNX Runtime, fp16", "fp16", CUDA, {}, is_half=True),
+    Peer("ONNX Runtime, fp16, CUDA graph", "fp16", CUDA, {"enable_cuda_graph": "1"}, is_half=True),
+    Peer("TensorRT", "tf32", TENSORRT, {}),
+    Peer("TensorRT, CUDA graph", "tf32", TENSORRT, {"trt_cuda_graph_enable": "1"}),
+    Peer("TensorRT, fp16", "fp16", TENSORRT, {"trt_fp16_enable": "1"}),
+    Peer(
+        "TensorRT, fp16, CUDA graph", "fp16", TENSORRT, {"trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"}
+    ),
+)
+
+ON_A_CPU = (
+    Peer("ONNX Runtime, CPU", "fp32", "CPUExecutionProvider", {}),
+    Peer("ONNX Runtime, CPU, fp16", "fp16", "CPUExecutionProvider", {}, is_half=True),
+)
+"""What shows, without a card, that the comparison works."""
+
+
+def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
+    """Those whose provider this ONNX Runtime has, and a sentence for each provider that it does not have."""
+    has = onnxruntime.get_available_providers()
+    lacks = sorted({peer.provider for peer in peers} - set(has))
+    return [peer for peer in peers if peer.provider in has], [
+        f"onnxruntime {onnxruntime.__version__} has no {provider}" for provider in lacks
+    ]
+
+
+class Side:
+    """A session, with inputs and outputs bound on the card. On a card it executes on a stream of CuPy's, so that the card's
+    events time it as they time Clockwork."""
+
+    def __init__(self, model: Path, peer: Peer, scratch: Path, profile: Path | None = None) -> None:
+        self._path = _halved(model, scratch) if peer.is_half else model
+        self._peer = peer
+        self._device = "cpu" if peer.provider == "CPUExecutionProvider" else "cuda"
+        self._cupy: Any = None
+        options = dict(peer.options)
+        if self._device == "cuda":
+            import cupy
+
+            self._cupy, self._stream = cupy, cupy.cuda.Stream(non_blocking=True)
+            options["user_compute_stream"] = str(self._stream.ptr)
+        self._options = options
+        self.session = self._open(profile)
+
+    def _open(self, profile: Path | None = None) -> Any:
+        options = onnxruntime.SessionOptions()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
+        # What the provider does not take is executed by CUDA, and the rest by the CPU, as a user's session would.
+        order = [(self._peer.provider, self._options)]
+        if self._peer.provider == TENSORRT:
+            order.append((CUDA, {}))
+        session = onnxruntime.InferenceSession(str(self._path), options, providers=order)
+        if session.get_providers()[0] != self._peer.provider:
+            raise SystemExit(f"{self._peer.name}: ONNX Runtime fell back to {session.get_providers()}")
+        return session
+
+    def run(self, inputs: Sequence[np.ndarray], runs: int, beside: str = "alone") -> tuple[list[Any], Times]:
+        """The answers, and the times of ``runs`` executions. beside: "alone", or "registrations": sessions of the same
+        file are made and dropped meanwhile, on a thread."""
+        binding = self.session.io_binding()
+        for spec, array in zip(self.session.get_inputs(), inputs, strict=True):
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+            binding.bind_ortvalue_input(spec.name, value)
+        for spec in self.session.get_outputs():
+            binding.bind_output(spec.name, self._device)
+        times = Times([], [])
+        for _ in range(WARM_UP):
+            self._run(binding, Times([], []))
+        with self._registrations() if beside == "registrations" else contextlib.nullcontext():
+            for _ in range(runs):
+                self._run(binding, times)
+        return binding.copy_outputs_to_cpu(), times
+
+    def _run(self, binding: Any, times: Times) -> None:
+        if self._cupy is not None:
+            begin, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        begin_ns = time.perf_counter_ns()
+        if self._cupy is not None:
+            begin.record(self._stream)
+        self.session.run_with_iobinding(binding)
+        if self._cupy is not None:
+            end.record(self._stream)
+            end.synchronize()
+        times.host.append(time.perf_counter_ns() - begin_ns)
+        if self._cupy is not None:
+            times.event.append(round(self._cupy.cuda.get_elapsed_time(begin, end) * 1e6))
+        else:
+            times.event.append(times.host[-1])
+
+    @contextlib.contextmanager
+    def _registrations(self) -> Iterator[None]:
+        stop, failures = threading.Event(), []
+
+        def register() -> None:
+            try:
+                while not stop.is_set():
+                    self._open()
+            except Exception as error:  # told below, to whom asked for it
+                failures.append(error)
+
+        thread = threading.Thread(target=register, name="registrations")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        if failures:
+            raise SystemExit(f"{self._peer.name}: a session cannot be made beside executions: {failures[0]}")
+
+    def kernels(self, inputs: Sequence[np.ndarray], batch: int, runs: int) -> list[dict[str, Any]]:
+        """The time of each node by the session's profile, the longest first. Made with a profile."""
+        self.run(inputs, runs)
+        total: dict[str, float] = collections.defaultdict(float)
+        for event in json.loads(Path(self.session.end_profiling()).read_text()):
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                total[event["name"].removesuffix("_kernel_time")] += event["dur"]
+        count = WARM_UP + runs
+        rows = [
+            {"side": self._peer.name, "batch": batch, "kernel": name, "place": place, "us": us / count}
+            for place, (name, us) in enumerate(total.items())
+        ]
+        return sorted(rows, key=lambda row: -row["us"])
+
+
+def _halved(model: Path, scratch: Path) -> Path:
+    """The model in fp16, by ONNX Runtime's own converter; inputs and outputs stay as they are."""
+    from onnxruntime.transformers import float16
+
+    path = scratch / f"{model.stem}-fp16.onnx"
+    if not path.exists():
+        onnx.save(float16.convert_float_to_float16(onnx.load(model), keep_io_types=True), path)
+    return path

@@ -44,6 +44,9 @@ LAUNCHES_MAX = 65_536
 ARGUMENTS_MAX = 512
 """Most arguments of a launch: as many pointers as the 4 KiB of kernel parameters hold."""
 
+TABLE_MAX = 131_072
+"""Most entries of a variant's table, of 8 bytes each."""
+
 WORKSPACE_BYTES_MAX = 1 << 40
 GRID_MAX = (2**31 - 1, 65_535, 65_535)
 BLOCK_MAX = (1024, 1024, 64)

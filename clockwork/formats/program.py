@@ -34,6 +34,7 @@ from clockwork.config.formats import (
     LAUNCHES_MAX,
     PADDED_MAX,
     SHARED_BYTES_MAX,
+    TABLE_MAX,
     TARGETS_MAX,
     VARIANTS_MAX,
     WEIGHTS_BYTES_MAX,
@@ -47,11 +48,15 @@ from clockwork.formats.package import LIST_FILE, PROGRAM_JSON, hash_file
 from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.wire.tensors import DTYPES, STRING, Array, numpy_dtype
 
-FORMAT = 2
-"""Version of the format of program.json. A change that older code cannot read raises it."""
+FORMAT = 3
+"""Version of the format of program.json. A change that older code cannot read raises it. A program is written with the
+oldest version that has what it uses."""
 
-FORMAT_UNPADDED = 1
-"""Version of a program that pads nothing, which code from before padding can read, too."""
+FORMAT_PADDED = 2
+"""Version of a program with padding and without tables."""
+
+FORMAT_PLAIN = 1
+"""Version of a program without either."""
 
 CHECKS_FILE = "checks.npz"
 """An optional file with inputs and the right answers, with which a device tests that it runs the program correctly."""
@@ -70,7 +75,10 @@ HOST = "host"
 
 POINTERS = ("weight", "input", "output")
 """Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset], "size" [kind, index of
-the padded symbol]."""
+the padded symbol], "table" [kind, index of an entry of the variant's table]."""
+TABLED = ("weight", "size")
+"""Kinds of argument that are entries of a table: what differs from model to model, or from request to request."""
+
 SCALARS: Mapping[str, tuple[float, float]] = {
     "i32": (-(2**31), 2**31 - 1),
     "i64": (-(2**63), 2**63 - 1),
@@ -103,9 +111,10 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
-    """A kernel parameter. ``value``: the offset in bytes of a pointer, the value of a scalar, the number of a size."""
+    """A kernel parameter. ``value``: the offset in bytes of a pointer, the value of a scalar, the number of a size or
+    entry."""
 
-    kind: str  # one of POINTERS, "workspace", "size", or one of SCALARS
+    kind: str  # one of POINTERS, "workspace", "size", "table", or one of SCALARS
     index: int  # of the weight, input or output; else 0
     value: int | float
 
@@ -122,12 +131,6 @@ class Launch:
     args: tuple[Argument, ...]
     widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; none: unknown
 
-    def pointers(self) -> list[Argument]:
-        """The arguments that are addresses."""
-        return [
-            argument for argument in self.args if argument.kind in POINTERS or argument.kind == "workspace"
-        ]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variant:
@@ -139,6 +142,16 @@ class Variant:
     output_shapes: tuple[tuple[int, ...], ...]
     workspace: int  # bytes; its content before and after means nothing
     launches: tuple[Launch, ...]
+    table: tuple[Argument, ...] = ()  # weights and sizes, which kernels read from device memory: 8 bytes each
+
+    def resolved(self, argument: Argument) -> Argument:
+        """The entry of the table that an argument points to, or the argument itself."""
+        return self.table[int(argument.value)] if argument.kind == "table" else argument
+
+    def pointers(self, launch: Launch) -> list[Argument]:
+        """The addresses that a launch's kernel gets, in its parameters or in the table."""
+        resolved = [self.resolved(argument) for argument in launch.args]
+        return [one for one in resolved if one.kind in POINTERS or one.kind == "workspace"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,10 +244,15 @@ class Program:
             padded=tuple(symbols[symbol] for symbol in self.padded),
         )
 
+    def _format(self) -> int:
+        if any(variant.table for variant in self.variants):
+            return FORMAT
+        return FORMAT_PADDED if self.padded else FORMAT_PLAIN
+
     def to_json(self) -> str:
         """The text of program.json: a line for each weight, variant and launch, so that files can be compared."""
         body = {
-            "format": FORMAT if self.padded else FORMAT_UNPADDED,
+            "format": self._format(),
             "name": self.name,
             "inputs": [_spec_body(spec) for spec in self.inputs],
             "outputs": [_spec_body(spec) for spec in self.outputs],
@@ -396,10 +414,9 @@ def parse_program(data: bytes | str) -> Program:
         raise InvalidModel(f"{PROGRAM_JSON} is not JSON: {error}"[:300]) from None
     top = _Node(body, PROGRAM_JSON)
     form = top.get("format").value
-    if form not in (FORMAT_UNPADDED, FORMAT) or isinstance(form, bool):
-        raise InvalidModel(
-            f"{PROGRAM_JSON} has format {form!r:.40}, this reads {FORMAT_UNPADDED} and {FORMAT}"
-        )
+    if form not in (FORMAT_PLAIN, FORMAT_PADDED, FORMAT) or isinstance(form, bool):
+        raise InvalidModel(f"{PROGRAM_JSON} has format {form!r:.40}, this reads {FORMAT_PLAIN} to {FORMAT}")
+    pads = form == FORMAT_PADDED or (form == FORMAT and top.has("padded"))
     targets = {
         name: Target(
             target.get("driver").integer(0, 2**31 - 1),
@@ -422,11 +439,9 @@ def parse_program(data: bytes | str) -> Program:
             for weight in top.get("weights").items(WEIGHTS_MAX)
         ),
         targets=targets,
-        variants=tuple(_variant(variant) for variant in top.get("variants").items(VARIANTS_MAX)),
+        variants=tuple(_variant(variant, form) for variant in top.get("variants").items(VARIANTS_MAX)),
         files={path: checksum.text() for path, checksum in top.get("files").entries(FILES_MAX)},
-        padded=tuple(symbol.text() for symbol in top.get("padded").items(PADDED_MAX))
-        if form == FORMAT
-        else (),
+        padded=tuple(symbol.text() for symbol in top.get("padded").items(PADDED_MAX)) if pads else (),
         tolerance=top.get("tolerance").positive(TOLERANCE_MAX) if top.has("tolerance") else None,
     )
     check(program)
@@ -505,7 +520,7 @@ def _spec(node: _Node) -> TensorSpec:
     return TensorSpec(node.get("name").text(), node.get("dtype").integer(1, max(DTYPES)), tuple(dims))
 
 
-def _variant(node: _Node) -> Variant:
+def _variant(node: _Node, form: int) -> Variant:
     return Variant(
         target=node.get("target").text(),
         batch=node.get("batch").integer(1, BATCH_SIZE_MAX),
@@ -515,6 +530,9 @@ def _variant(node: _Node) -> Variant:
         ),
         workspace=node.get("workspace").integer(0, WORKSPACE_BYTES_MAX),
         launches=tuple(_launch(launch) for launch in node.get("launches").items(LAUNCHES_MAX)),
+        table=tuple(_argument(entry) for entry in node.get("table").items(TABLE_MAX))
+        if form == FORMAT and node.has("table")
+        else (),
     )
 
 
@@ -536,16 +554,16 @@ def _argument(node: _Node) -> Argument:
             return Argument(kind, index, value)
         case ["workspace", int(value)] if not _booleans(value):
             return Argument("workspace", 0, value)
-        case ["size", int(value)] if not _booleans(value):
-            return Argument("size", 0, value)
+        case ["size" | "table" as kind, int(value)] if not _booleans(value):
+            return Argument(kind, 0, value)
         case ["i32" | "i64" as kind, int(value)] if not _booleans(value):
             return Argument(kind, 0, value)
         case ["f32", int(value) | float(value)] if not _booleans(value):
             return Argument("f32", 0, float(value))
         case _:
             raise InvalidModel(
-                f"{node.place} is [weight|input|output, index, offset], [workspace, offset], [size, index] or "
-                f"[i32|i64|f32, value], not {json.dumps(node.value)[:60]}"
+                f"{node.place} is [weight|input|output, index, offset], [workspace, offset], [size|table, index] "
+                f"or [i32|i64|f32, value], not {json.dumps(node.value)[:60]}"
             )
 
 
@@ -654,6 +672,11 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
         "input": inputs,
         "output": outputs,
     }
+    for number, entry in enumerate(variant.table):
+        what = f"{place}: entry {number} of the table"
+        if entry.kind not in TABLED:
+            raise InvalidModel(f"{what} is of kind {entry.kind!r}; the kinds there are {', '.join(TABLED)}")
+        _check_argument(program, variant, entry, sizes, what)
     for number, launch in enumerate(variant.launches):
         where = f"{place}: launch {number}"
         if launch.module >= len(target.modules):
@@ -664,13 +687,8 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
         if threads > BLOCK_THREADS_MAX:
             raise InvalidModel(f"{where}: a block of {threads} threads; at most {BLOCK_THREADS_MAX}")
         for index, argument in enumerate(launch.args):
-            what = f"{where}: argument {index}"
-            if argument.kind == "size":
-                if not 0 <= argument.value < len(program.padded):
-                    raise InvalidModel(f"{what} is size {argument.value}; {len(program.padded)} are padded")
-            else:
-                _check_argument(argument, sizes, variant.workspace, what)
-        _check_widths(launch, where)
+            _check_argument(program, variant, argument, sizes, f"{where}: argument {index}")
+        _check_widths(variant, launch, where)
 
 
 def _check_shapes(
@@ -701,16 +719,28 @@ def _check_shapes(
 
 
 def _check_argument(
-    argument: Argument, sizes: Mapping[str, Sequence[int]], workspace: int, where: str
+    program: Program,
+    variant: Variant,
+    argument: Argument,
+    sizes: Mapping[str, Sequence[int]],
+    where: str,
 ) -> None:
     kind, index, value = argument.kind, argument.index, argument.value
+    if kind == "size":
+        if not 0 <= value < len(program.padded):
+            raise InvalidModel(f"{where} is size {value}; {len(program.padded)} are padded")
+        return
+    if kind == "table":
+        if not 0 <= value < len(variant.table):
+            raise InvalidModel(f"{where} is entry {value} of the table, which has {len(variant.table)}")
+        return
     if kind in SCALARS:
         least, most = SCALARS[kind]
         if not least <= value <= most:
             raise InvalidModel(f"{where}: {kind} {value} is outside {least}..{most}")
         return
     if kind == "workspace":
-        room = workspace
+        room = variant.workspace
     elif 0 <= index < len(sizes[kind]):
         room = sizes[kind][index]
     else:
@@ -719,9 +749,9 @@ def _check_argument(
         raise InvalidModel(f"{where}: offset {value} into {room} bytes of {kind}")
 
 
-def _check_widths(launch: Launch, where: str) -> None:
+def _check_widths(variant: Variant, launch: Launch, where: str) -> None:
     """Raises InvalidModel for a vector access at an unaligned address, which on a GPU is a fault that loses the context."""
-    pointers = launch.pointers()
+    pointers = variant.pointers(launch)
     if launch.widths and len(launch.widths) != len(pointers):
         raise InvalidModel(
             f"{where} tells the widths of {len(launch.widths)} pointers and has {len(pointers)}"
@@ -769,17 +799,19 @@ def _variant_body(variant: Variant) -> dict[str, Any]:
                 "grid": list(launch.grid),
                 "block": list(launch.block),
                 "shared": launch.shared,
-                "args": [
-                    [argument.kind, argument.index, argument.value]
-                    if argument.kind in POINTERS
-                    else [argument.kind, argument.value]
-                    for argument in launch.args
-                ],
+                "args": [_argument_body(argument) for argument in launch.args],
                 **({"widths": list(launch.widths)} if launch.widths else {}),
             }
             for launch in variant.launches
         ],
+        **({"table": [_argument_body(entry) for entry in variant.table]} if variant.table else {}),
     }
+
+
+def _argument_body(argument: Argument) -> list[Any]:
+    if argument.kind in POINTERS:
+        return [argument.kind, argument.index, argument.value]
+    return [argument.kind, argument.value]
 
 
 _OPENED = ("inputs", "outputs", "weights", "targets", "variants", "launches", "files")

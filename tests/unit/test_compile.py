@@ -85,8 +85,8 @@ def check_launches(program: Program) -> None:
     at an address that the widest access of its kernel does not divide, which reading the package has refused."""
     for variant in program.variants:
         for launch in variant.launches:
-            assert len(launch.widths) == len(launch.pointers()), "widths are told"
-            written, *read = launch.args
+            assert len(launch.widths) == len(variant.pointers(launch)), "widths are told"
+            written, *read = map(variant.resolved, launch.args)
             assert written.kind in ("output", "workspace")
             assert {one.kind for one in read} - {"weight"}, launch
 
@@ -525,7 +525,7 @@ def test_no_kernel_reads_a_vector_where_a_slice_begins_that_it_does_not_divide(
     check_launches(case.program)
     for variant in case.program.variants:
         for launch in variant.launches:
-            for width, pointer in zip(launch.widths, launch.pointers(), strict=True):
+            for width, pointer in zip(launch.widths, variant.pointers(launch), strict=True):
                 assert int(pointer.value) % width == 0, launch
     x = (
         np.random.default_rng(1)

@@ -145,6 +145,19 @@ def test_what_pads_says_so_in_its_format_and_its_hash(directory: Path) -> None:
     check(made.stripped())
 
 
+@pytest.mark.parametrize(
+    ("made", "entry"),
+    [(program(), Argument("weight", 1, 4)), (padded((1, 4)), Argument("size", 0, 0))],
+    ids=["weight", "size"],
+)
+def test_a_table_is_written_in_a_format_of_its_own(directory: Path, made: Program, entry: Argument) -> None:
+    launch = Launch(0, "scale", (1, 1, 1), (32, 1, 1), 0, (Argument("table", 0, 0),))
+    last = dataclasses.replace(made.variants[-1], launches=(launch,), table=(entry,))
+    written = write_program(directory, dataclasses.replace(made, variants=(*made.variants[:-1], last)))
+    assert json.loads((directory / "program.json").read_text())["format"] == 3
+    assert read_program(directory) == written
+
+
 def test_models_of_equal_architecture_share_a_program(directory: Path) -> None:
     first = write_program(directory, program())
     (directory / "weights.bin").write_bytes(b"other weights".ljust(200))
@@ -216,13 +229,32 @@ def padding(symbols: list[str], more: Callable[[Any], None] | None = None) -> Ca
     return change
 
 
+def table(entries: list[Any], *more: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Gives the first variant a table."""
+
+    def change(body: Any) -> None:
+        body["format"] = 3
+        body["variants"][0]["table"] = entries
+        for one in more:
+            one(body)
+
+    return change
+
+
 LAUNCH = ("variants", 0, "launches", 0)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (put("format", 3), "has format 3, this reads 1 and 2"),
+        (put("format", 4), "has format 4, this reads 1 to 3"),
+        (put(*LAUNCH, "args", 0, ["table", 0]), "argument 0 is entry 0 of the table, which has 0"),
+        (table([["input", 0, 0]]), "entry 0 of the table is of kind 'input'; the kinds there are weight, size"),
+        (table([["weight", 2, 0]]), "entry 0 of the table is weight 2; there are 2"),
+        (table([["size", 0]]), "entry 0 of the table is size 0; 0 are padded"),
+        (table([["weight", 0, 0]], put(*LAUNCH, "args", 0, ["table", 1])), "is entry 1 of the table, which has 1"),
+        (table([["weight", 0, 4]], put(*LAUNCH, "args", [["table", 0]]), put(*LAUNCH, "widths", [8])),
+         "pointer 0 is at 4 of weight 0, which its kernel's widest access of 8 bytes does not divide"),
         (put("format", True), "has format True"),
         (put("tolerance", 0.5), "tolerance is a number above 0 and at most 0.25, not 0.5"),
         (put("tolerance", True), "tolerance is a number above 0"),

@@ -46,9 +46,11 @@ cdef class Core(Orders):
     cdef bint copy_weights(self, Order* order) noexcept nogil
     cdef void run_fetch(self, Order* order) noexcept nogil
     cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil
+    cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
+    cdef bint mend_table(self, CudaOrder* order) noexcept nogil
     cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil
     cdef bint take_outputs(self, CudaOrder* order) noexcept nogil
     cdef void use_next_workspace(self) noexcept nogil

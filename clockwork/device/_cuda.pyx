@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memset
 from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
-    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, CudaWeight, Launch, Model,
+    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_TABLE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, Launch, Model,
     Program, Tensor, Variant)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
 from clockwork.device._orders cimport FETCH, PROFILE, Lane, nap, now_ns
@@ -249,6 +249,9 @@ cdef class Core(Orders):
         cdef CudaModel* model = <CudaModel*>order.residency
         if not Orders.take_runs(self, order, load):
             return False
+        self.lanes.hub.lock()
+        model.loading_starts = order.run_starts
+        self.lanes.hub.unlock()
         if model.store != NULL:
             (<CudaOrder*>order).pins = True
             model.store.pin(model.copy[0], 1)
@@ -443,15 +446,24 @@ cdef class Core(Orders):
         return &self.lanes.execute
 
     cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil:
-        """Join the parts in pinned memory, copy them to the device, and wait until they have arrived."""
+        """Join the parts in pinned memory, copy them to the device, and wait until they have arrived.
+
+        The table lies before the first input and goes with it. The model may still be on its way: where its weights
+        will lie is told by the last LOAD that was started, and looked at again when they are needed.
+        """
         cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaModel* model = <CudaModel*>order.residency
         cdef Parts* parts = &order.parts
         cdef Tensor* tensor
         cdef size_t index, part
         cdef char* base
-        cdef int64_t size, row
+        cdef int64_t size, begin
         cdef char* text = order.text
         order.copy_in.begin()
+        self.lanes.hub.lock()
+        model.write_table(order.variant[0], model.loading_starts, self.arena, self.page_bytes, order.sizes,
+                          slot.host + order.variant.table_begin)
+        self.lanes.hub.unlock()
         if self.failed(self.api.record_event(slot.input_begin, self.input_stream), b"cuEventRecord", text):
             return False
         for index in range(parts.input_count):
@@ -475,15 +487,23 @@ cdef class Core(Orders):
                 while size < tensor.bytes:
                     memcpy(base + size, base + size - tensor.row_bytes, tensor.row_bytes)
                     size += tensor.row_bytes
-            if size and self.failed(self.api.copy_in(slot.device + tensor.offset, base, size, self.input_stream),
-                                    b"cuMemcpyHtoDAsync", text):
+            begin = tensor.offset if index else order.variant.table_begin
+            if not self.send(slot, begin, tensor.offset + size, self.input_stream, text):
                 self.api.finish_stream(self.input_stream)
                 return False
+        if not parts.input_count and not self.send(
+                slot, order.variant.table_begin, order.variant.table_end, self.input_stream, text):
+            return False
         if self.failed(self.api.record_event(slot.input_end, self.input_stream), b"cuEventRecord", text):
             self.api.finish_stream(self.input_stream)
             return False
         return (self.wait(slot.input_end, b"cuEventQuery", text)
                 and self.measure(&order.copy_in, slot.input_begin, slot.input_end, text))
+
+    cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil:
+        """Queue the copy of these bytes of a slot to the device."""
+        return begin == end or not self.failed(
+            self.api.copy_in(slot.device + begin, slot.host + begin, end - begin, stream), b"cuMemcpyHtoDAsync", text)
 
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil:
         """Join the parts of an input that ends before the variant's does, zeros behind each end; the bytes filled."""
@@ -519,7 +539,8 @@ cdef class Core(Orders):
             order.status = NOT_RESIDENT
             return NULL
         order.execute.begin()
-        if not (self.launch_all(order, workspace)
+        if not (self.mend_table(order)
+                and self.launch_all(order, workspace)
                 and self.wait(slot.run_end, b"cuEventQuery", text)
                 and self.measure(&order.execute, slot.run_begin, slot.run_end, text)):
             order.status = DEVICE_ERROR
@@ -534,6 +555,18 @@ cdef class Core(Orders):
         order.earliest_ns, order.latest_ns = 0, INT64_MAX
         return &self.lanes.output
 
+    cdef bint mend_table(self, CudaOrder* order) noexcept nogil:
+        """Send the table again if the weights do not lie where they were to lie when the inputs were sent.
+
+        The model is resident, and stays where it is while this runs: see is_here().
+        """
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaModel* model = <CudaModel*>order.residency
+        if not model.write_table(order.variant[0], model.claim.run_starts, self.arena, self.page_bytes, order.sizes,
+                                 slot.host + order.variant.table_begin):
+            return True
+        return self.send(slot, order.variant.table_begin, order.variant.table_end, self.execute_stream, order.text)
+
     cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil:
         """Queue the launches, and behind them the copies of the outputs, on a stream of their own."""
         cdef Variant* variant = order.variant
@@ -542,7 +575,6 @@ cdef class Core(Orders):
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef Launch* launch
         cdef Argument* argument
-        cdef CudaWeight* weight
         cdef Tensor* tensor
         cdef size_t number, index
         cdef uint64_t value
@@ -556,8 +588,7 @@ cdef class Core(Orders):
                 argument = &launch.arguments[index]
                 value = argument.value
                 if argument.source == FROM_WEIGHT:
-                    weight = &model.weights[argument.index]
-                    value += self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+                    value += model.address(argument.index, model.claim.run_starts, self.arena, self.page_bytes)
                 elif argument.source == FROM_INPUT:
                     value += slot.device + variant.inputs[argument.index].offset
                 elif argument.source == FROM_OUTPUT:
@@ -566,6 +597,8 @@ cdef class Core(Orders):
                     value += workspace
                 elif argument.source == FROM_SIZE:
                     value = order.sizes[argument.index]
+                elif argument.source == FROM_TABLE:
+                    value = slot.device + variant.table_begin + argument.index * sizeof(uint64_t)
                 launch.values[index] = value
             if self.failed(self.api.launch(
                     launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0], launch.block[1],

@@ -18,6 +18,7 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         FROM_OUTPUT "clockwork::device::Source::OUTPUT"
         FROM_WORKSPACE "clockwork::device::Source::WORKSPACE"
         FROM_SIZE "clockwork::device::Source::SIZE"
+        FROM_TABLE "clockwork::device::Source::TABLE"
         FROM_VALUE "clockwork::device::Source::VALUE"
     cppclass Argument:
         Source source
@@ -50,6 +51,9 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         int64_t slot_bytes
         int64_t workspace_bytes
         vector[Launch] launches
+        vector[Argument] table
+        int64_t table_begin
+        int64_t table_end
         cbool fits(const Parts& parts, cbool batches, int64_t* sizes)
     cppclass CudaWeight:
         size_t run
@@ -58,6 +62,10 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         WeightsCopy* copy
         CHostPages* store
         vector[CudaWeight] weights
+        vector[int64_t] loading_starts
+        CUdeviceptr address(int index, const vector[int64_t]& run_starts, CUdeviceptr arena, size_t page_bytes)
+        cbool write_table(const Variant& variant, const vector[int64_t]& run_starts, CUdeviceptr arena,
+                          size_t page_bytes, const int64_t* sizes, char* table)
     cppclass CudaSlot(Room):
         char* host
         CUdeviceptr device
@@ -82,6 +90,7 @@ cdef class Program:
     cdef vector[int] output_dtypes
     cdef vector[Variant] variants  # in the order in which they are tried
 
+    cdef int set_argument(self, Argument* argument, object described) except -1
     cdef int set_variant(self, Variant* variant, object described, list inputs, list outputs) except -1
     cdef Variant* choose(self, Parts* parts, int64_t* sizes) noexcept
 

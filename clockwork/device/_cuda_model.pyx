@@ -9,9 +9,10 @@ from clockwork.device._parts cimport RANK_MOST, dtype_bits
 
 cdef enum:
     SLOT_ALIGNMENT = 256  # of each input and output in a slot: what every vector load is content with
+    ENTRY_BYTES = 8  # of a table
 
 SOURCES = {"weight": <int>FROM_WEIGHT, "input": <int>FROM_INPUT, "output": <int>FROM_OUTPUT,
-           "workspace": <int>FROM_WORKSPACE, "size": <int>FROM_SIZE}
+           "workspace": <int>FROM_WORKSPACE, "size": <int>FROM_SIZE, "table": <int>FROM_TABLE}
 
 INDEX_DTYPES = (2, 3, 4, 5, 6, 7, 9, 12, 13)  # integers and bools, in ONNX's codes
 
@@ -44,9 +45,9 @@ cdef class Program:
     """The launch lists of one architecture, shared by every model of it on one device.
 
     inputs, outputs: (dtype, for each axis the number of the padded symbol that it is or -1) each. variants: (batch,
-    input shapes, output shapes, workspace bytes, launches) each, in the order in which they are tried; launches:
-    (kernel, grid, block, shared bytes, arguments) each; arguments: (source, index, value), the source -1 for a
-    value as it is. Indexes and offsets are the caller's to check.
+    input shapes, output shapes, workspace bytes, launches, table) each, in the order in which they are tried; launches:
+    (kernel, grid, block, shared bytes, arguments) each; arguments, and entries of the table: (source, index, value),
+    the source -1 for a value as it is. Indexes and offsets are the caller's to check.
     """
 
     def __cinit__(self, list inputs, list outputs, size_t weight_count, bint batches, list variants):
@@ -61,13 +62,22 @@ cdef class Program:
         for index in range(self.variants.size()):
             self.set_variant(&self.variants[index], variants[index], inputs, outputs)
 
+    cdef int set_argument(self, Argument* argument, object described) except -1:
+        source, argument.index, argument.value = described
+        argument.source = FROM_VALUE if source < 0 else <Source><int>source
+        return 0
+
     cdef int set_variant(self, Variant* variant, object described, list inputs, list outputs) except -1:
         cdef size_t number, index
-        cdef int64_t at = 0
+        cdef int64_t at
         cdef int axis
         cdef Launch* launch
-        cdef Argument* argument
-        variant.batch, shapes, output_shapes, variant.workspace_bytes, launches = described
+        variant.batch, shapes, output_shapes, variant.workspace_bytes, launches, table = described
+        variant.table.resize(len(table))
+        for index in range(variant.table.size()):
+            self.set_argument(&variant.table[index], table[index])
+        at = variant.table_end = aligned(variant.table.size() * ENTRY_BYTES)
+        variant.table_begin = at - <int64_t>variant.table.size() * ENTRY_BYTES
         variant.inputs.resize(self.input_count)
         for index in range(self.input_count):
             set_tensor(&variant.inputs[index], self.input_dtypes[index], shapes[index], inputs[index][1], self.batches,
@@ -89,9 +99,7 @@ cdef class Program:
                 launch.block[axis] = block[axis]
             launch.arguments.resize(len(arguments))
             for index in range(launch.arguments.size()):
-                argument = &launch.arguments[index]
-                source, argument.index, argument.value = arguments[index]
-                argument.source = FROM_VALUE if source < 0 else <Source><int>source
+                self.set_argument(&launch.arguments[index], arguments[index])
             launch.make_room()
         return 0
 
@@ -138,6 +146,7 @@ cdef class Model(Known):
         self.state.copy = &host.copy
         if not host.is_fixed:
             self.state.store = &host.store.pages
+        self.state.loading_starts.resize(len(runs))
         self.state.weights.resize(len(weights))
         for index in range(self.state.weights.size()):
             self.state.weights[index].run, self.state.weights[index].offset = weights[index]

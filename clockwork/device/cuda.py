@@ -282,7 +282,14 @@ class CudaDevice(NativeDevice[Core]):
                 len(lists.weights),
                 lists.batches,
                 [
-                    (one.batch, one.shapes, one.output_shapes, one.workspace, launches(one))
+                    (
+                        one.batch,
+                        one.shapes,
+                        one.output_shapes,
+                        one.workspace,
+                        launches(one),
+                        [_argument(entry) for entry in one.table],
+                    )
                     for one in lists.of_target(self._target)
                 ],
             )
@@ -473,7 +480,7 @@ def _argument(argument: Argument) -> tuple[int, int, int]:
             return -1, 0, int(value) & 0xFFFFFFFFFFFFFFFF
         case "f32":
             return -1, 0, int.from_bytes(struct.pack("<f", value), "little")
-        case "size":
+        case "size" | "table":
             return SOURCES[kind], int(value), 0
         case _:
             return SOURCES[kind], index, int(value)

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "device/cuda_api.h"
@@ -15,7 +16,7 @@ namespace clockwork::device {
 inline constexpr int PADDED_MOST = 16;  // config.PADDED_MAX
 
 // What a kernel's argument is made of.
-enum class Source { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, VALUE };
+enum class Source { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, TABLE, VALUE };
 
 struct Argument {
     Source source = Source::VALUE;
@@ -67,6 +68,9 @@ struct Variant {
     std::int64_t slot_bytes = 0;
     std::int64_t workspace_bytes = 0;
     std::vector<Launch> launches;
+    std::vector<Argument> table;   // weights and sizes that kernels read in the slot: 8 bytes each
+    std::int64_t table_begin = 0;  // in a slot
+    std::int64_t table_end = 0;    // where the first input begins
 
     // Whether these inputs can be run. sizes: PADDED_MOST of them, filled in with those of the padded symbols.
     bool fits(const Parts& parts, bool batches, std::int64_t* sizes) const {
@@ -106,9 +110,32 @@ struct CudaModel : Residency {
     WeightsCopy* copy = nullptr;  // in the host's memory
     HostPages* store = nullptr;   // into which it is fetched; null: it is there for good
     std::vector<CudaWeight> weights;
+    std::vector<std::int64_t> loading_starts;  // of the last LOAD that was started; guarded by the hub's lock
+
+    // run_starts: of a LOAD, in pages of the arena.
+    CUdeviceptr address(int index, const std::vector<std::int64_t>& run_starts, CUdeviceptr arena,
+                        std::size_t page_bytes) const {
+        const CudaWeight& weight = weights[std::size_t(index)];
+        return arena + CUdeviceptr(run_starts[weight.run]) * page_bytes + CUdeviceptr(weight.offset);
+    }
+
+    // Writes a variant's table for weights that lie there. Returns whether that changed anything in it.
+    bool write_table(const Variant& variant, const std::vector<std::int64_t>& run_starts, CUdeviceptr arena,
+                     std::size_t page_bytes, const std::int64_t* sizes, char* table) const {
+        bool changed = false;
+        for (const Argument& entry : variant.table) {
+            const std::uint64_t value = entry.source == Source::SIZE
+                                            ? std::uint64_t(sizes[entry.index])
+                                            : address(entry.index, run_starts, arena, page_bytes) + entry.value;
+            changed |= std::memcmp(table, &value, sizeof value) != 0;
+            std::memcpy(table, &value, sizeof value);
+            table += sizeof value;
+        }
+        return changed;
+    }
 };
 
-// Where a batch's inputs and outputs lie: pinned memory, and as much on the device.
+// Where a batch's table, inputs and outputs lie: pinned memory, and as much on the device.
 struct CudaSlot : Room {
     char* host = nullptr;
     CUdeviceptr device = 0;

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ KERNELS = Path(__file__).with_name("kernels.cu")
 HOST_KERNELS = Path(__file__).parents[2] / "csrc/device/host_kernels.h"
 MODULE = "modules/kernels.so"
 THREADS = 64
+TABLE_KERNELS = frozenset(re.findall(r"\w+_table_\d", KERNELS.read_text()))
 
 
 @functools.cache
@@ -73,6 +75,8 @@ class CudaRig:
     brings_inputs_early = True
     target = HOST
     driver = 0
+    tables = True
+    """Whether kernels get their weights through a table."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -193,11 +197,18 @@ class CudaRig:
             ),
             targets={self.target: Target(self.driver, (MODULE,))},
             variants=tuple(
-                Lowering(one.model, batch, inputs, outputs).variant(self.target)
+                Lowering(one.model, batch, inputs, outputs, self.tables).variant(self.target)
                 for batch in (BATCHES if one.batches else (1,))
             ),
             files={MODULE: hash_file(self.store / MODULE)[1]},
         )
+
+
+class PlainCudaRig(CudaRig):
+    """The same, with programs whose kernels get their weights' addresses as parameters."""
+
+    kind = "cuda-plain"
+    tables = False
 
 
 class CardRig(CudaRig):
@@ -247,8 +258,11 @@ class Lowering:
     """A graph of the suite as launches, for one batch size."""
 
     def __init__(
-        self, model: onnx.ModelProto, batch: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-    ) -> None:
+        self, model: onnx.ModelProto, batch: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
+        tables: bool,
+    ) -> None:  # fmt: skip
+        self.tables = tables
+        self.table: list[Argument] = []
         self.graph = model.graph
         self.batch = batch
         self.places: dict[str, tuple[str, int, int]] = {}  # kind, index, offset
@@ -286,6 +300,7 @@ class Lowering:
             tuple(self._concrete(spec) for spec in self.outputs),
             self.workspace,
             tuple(self.launches),
+            tuple(self.table),
         )
 
     def _scratch(self, shape: Sequence[int], size: int = 4) -> int:
@@ -302,7 +317,17 @@ class Lowering:
             else:
                 args.append(Argument(*self.places[one]))
         blocks = max(1, -(-threads // THREADS))
-        self.launches.append(Launch(0, kernel, (blocks, 1, 1), (THREADS, 1, 1), 0, tuple(args)))
+        self._add_launch(kernel, blocks, THREADS, args)
+
+    def _add_launch(self, kernel: str, blocks: int, threads: int, args: list[Argument]) -> None:
+        """With an entry of the table in the place of a weight, where the kernel is there in that form."""
+        weights = [place for place, one in enumerate(args) if one.kind == "weight"]
+        if self.tables and len(weights) == 1 and f"{kernel}_table_{weights[0]}" in TABLE_KERNELS:
+            (place,) = weights
+            kernel = f"{kernel}_table_{place}"
+            self.table.append(args[place])
+            args[place] = Argument("table", 0, len(self.table) - 1)
+        self.launches.append(Launch(0, kernel, (blocks, 1, 1), (threads, 1, 1), 0, tuple(args)))
 
     def _matmul(self, node: onnx.NodeProto) -> None:
         x, w = node.input
@@ -349,9 +374,7 @@ class Lowering:
         width = self.shapes[weight][0]
         self.places["scratch"] = ("workspace", 0, self._scratch([width]))
         arguments = [Argument(*self.places[one]) for one in (count, weight, node.output[0], "scratch")]
-        self.launches.append(
-            Launch(0, "power", (1, 1, 1), (1, 1, 1), 0, (*arguments, Argument("i32", 0, width)))
-        )
+        self._add_launch("power", 1, 1, [*arguments, Argument("i32", 0, width)])
 
 
 def specs_of(values: Any) -> list[TensorSpec]:

@@ -58,7 +58,38 @@ extern "C" __global__ void within(const float* x, float* twice, float* sum, int 
         }
 }
 
+/* The same with a weight whose address is an entry of the table; the number is that of the parameter. */
+
+extern "C" __global__ void matmul_table_1(const float* x, const unsigned long long* w, float* y, int rows, int inner,
+                                          int columns) {
+    matmul(x, (const float*)*w, y, rows, inner, columns);
+}
+
+extern "C" __global__ void add_table_0(const unsigned long long* a, const float* b, float* y, int count, int width) {
+    add((const float*)*a, b, y, count, width);
+}
+
+extern "C" __global__ void add_table_1(const float* a, const unsigned long long* b, float* y, int count, int width) {
+    add(a, (const float*)*b, y, count, width);
+}
+
+extern "C" __global__ void power_table_1(const long long* n, const unsigned long long* w, float* y, float* scratch,
+                                         int width) {
+    power(n, (const float*)*w, y, scratch, width);
+}
+
+/* `size` is an entry, too. */
+extern "C" __global__ void within_table_4(const float* x, float* twice, float* sum, int length,
+                                          const unsigned long long* size) {
+    within(x, twice, sum, length, (int)*size);
+}
+
 #ifdef CW_HOST_KERNEL
+CW_HOST_KERNEL(matmul_table_1)
+CW_HOST_KERNEL(add_table_0)
+CW_HOST_KERNEL(add_table_1)
+CW_HOST_KERNEL(power_table_1)
+CW_HOST_KERNEL(within_table_4)
 CW_HOST_KERNEL(within)
 CW_HOST_KERNEL(matmul)
 CW_HOST_KERNEL(add)

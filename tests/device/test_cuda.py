@@ -63,7 +63,7 @@ def test_inputs_are_copied_while_the_one_before_executes(driver: Driver, fake: F
 
 def test_outputs_are_copied_while_the_next_one_executes(driver: Driver, fake: FakeDriver) -> None:
     model = loaded(driver)
-    fake.speed(kernel_ns=10 * MS, copy_rate=500)  # 48 bytes take 96 ms
+    fake.speed(kernel_ns=30 * MS, copy_rate=500)  # outputs of 48 bytes take 96 ms, inputs with a table 128 ms
     first, second = driver.wait(driver.infer(model, 1, [X]), driver.infer(model, 1, [X]))
     fake.speed()
     assert first.copy_out[2] >= 90 * MS
@@ -159,6 +159,47 @@ def test_actions_allocate_and_synchronise_nothing(driver: Driver, fake: FakeDriv
         assert driver.end(driver.unload(model, load_id)).status == Status.OK
     assert {name: fake.calls(name) for name in ALLOCATING} == before
     assert fake.live() == live
+
+
+# ----- tables -----------------------------------------------------------------------------------------
+
+
+def test_weights_that_come_after_the_inputs_to_another_place_are_found(
+    driver: Driver, fake: FakeDriver
+) -> None:
+    """The table went with the inputs, and named the pages of a LOAD that another has taken the place of."""
+    one = affine()
+    model, other = loaded(driver, one, load_id=1), driver.prepare(affine(1))
+    for starts in ([3], [5]):
+        copied = fake.copied_in()
+        load_id = starts[0]
+        waiting = driver.infer(model, load_id, [X], earliest_ns=now_ns() + 300 * MS)
+        eventually(lambda: fake.copied_in() > copied, "the inputs and the table arrive")  # noqa: B023
+        assert driver.end(driver.unload(model, 1)).status == Status.OK
+        driver.end(driver.load(other, 2, [0]))
+        assert driver.end(driver.load(model, load_id, starts)).status == Status.OK
+        done = driver.end(waiting)
+        assert done.status == Status.OK
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
+        for known, old in ((model, load_id), (other, 2)):
+            assert driver.end(driver.unload(known, old)).status == Status.OK
+        driver.end(driver.load(model, 1, [0]))
+
+
+def test_a_table_names_the_pages_of_a_load_that_has_not_begun(driver: Driver, fake: FakeDriver) -> None:
+    """It need not be sent again: inputs come before the weights that they wait for."""
+    one = affine(width=60)
+    other, model = driver.prepare(affine(1, width=60)), driver.prepare(one)
+    weights, x = 4 * (60 * 60 + 60), np.ones((1, 60), np.float32)
+    fake.speed(copy_rate=weights * 10)  # 100 ms each
+    before = fake.copied_in()
+    loads = [driver.load(other, 1, [2]), driver.load(model, 2, [7])]
+    infer = driver.infer(model, 2, [x], earliest_ns=now_ns() + 300 * MS)
+    _, loaded, done = driver.wait(*loads, infer)
+    assert (loaded.status, done.status) == (Status.OK, Status.OK)
+    assert done.copy_in[0] < loaded.execute[0]
+    assert fake.copied_in() - before == 2 * weights + x.nbytes + 2 * 8
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, x), rtol=1e-3, atol=1e-3)
 
 
 # ----- batches ------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.formats.program import (
     CHECKS_FILE,
     HOST,
+    Argument,
     Check,
-    Launch,
     Program,
     ProgramWeight,
     Target,
@@ -483,7 +483,8 @@ class _Compilation:
                     tuple(job.shapes),
                     tuple(tuple(shape) for shape in variant.output_shapes),
                     variant.workspace,
-                    tuple(_renumbered(launch, number, numbers) for launch in variant.launches),
+                    tuple(dataclasses.replace(launch, module=number) for launch in variant.launches),
+                    tuple(_renumbered(entry, numbers) for entry in variant.table),
                 )
             )
         offsets = offsets_of([place.bytes for place, _ in weights])
@@ -628,17 +629,9 @@ def _apart(one: Array, other: Array) -> float:
     return float(np.abs(left[finite] - right[finite]).max(initial=0.0)) / scale if scale else 0.0
 
 
-def _renumbered(launch: Launch, module: int, weights: Sequence[int]) -> Launch:
-    return dataclasses.replace(
-        launch,
-        module=module,
-        args=tuple(
-            dataclasses.replace(argument, index=weights[argument.index])
-            if argument.kind == "weight"
-            else argument
-            for argument in launch.args
-        ),
-    )
+def _renumbered(entry: Argument, weights: Sequence[int]) -> Argument:
+    """An entry of a variant's table, with the program's number of its weight."""
+    return dataclasses.replace(entry, index=weights[entry.index]) if entry.kind == "weight" else entry
 
 
 @functools.cache

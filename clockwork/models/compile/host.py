@@ -21,7 +21,7 @@ import numpy as np
 
 from clockwork.errors import InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE
-from clockwork.formats.program import HOST, Launch, Program, Variant
+from clockwork.formats.program import HOST, Argument, Program, Variant
 from clockwork.models.compile.variant import Kernel
 from clockwork.wire.tensors import Array, numpy_dtype
 
@@ -151,8 +151,9 @@ class Executor:
             max(1, variant.workspace), 0xFF, np.uint8
         )  # NaN, in case a kernel reads it before it is written
 
-        def value(launch: Launch, index: int) -> Any:
-            argument = launch.args[index]
+        table = (ctypes.c_uint64 * len(variant.table))()
+
+        def value(argument: Argument) -> Any:
             match argument.kind:
                 case "weight":
                     assert self._weights is not None
@@ -166,10 +167,16 @@ class Executor:
                     base = workspace.ctypes.data
                 case "size":
                     return ctypes.c_int32(sizes[int(argument.value)])
+                case "table":
+                    return ctypes.c_void_p(
+                        ctypes.addressof(table) + int(argument.value) * ctypes.sizeof(ctypes.c_uint64)
+                    )
                 case scalar:
                     return _SCALARS[scalar](argument.value)
             return ctypes.c_void_p(base + int(argument.value))
 
+        for index, entry in enumerate(variant.table):
+            table[index] = value(entry).value or 0
         for launch in variant.launches:
-            arguments = [value(launch, index) for index in range(len(launch.args))]
+            arguments = [value(argument) for argument in launch.args]
             self._codes[launch.module].run(launch.kernel, launch.grid, launch.block, arguments)

@@ -49,6 +49,7 @@ from clockwork.models.compile.interpret import (
     check_operators,
     use_half,
 )
+from clockwork.models.compile.table import through_table
 from clockwork.models.compile.variant import (
     BUILT_FILE,
     MODULE_FILE,
@@ -66,7 +67,7 @@ from clockwork.wire.tensors import Array
 SIZE_VARIABLE = "size"
 """Prefix of tinygrad's variable for the true size of an open dimension; the number of its symbol follows."""
 
-KERNELS = 2
+KERNELS = 3
 """Version of the kernels for a schedule. Raising it invalidates cached kernels."""
 
 _PRODUCT = re.compile(r"mma\.sync\.[a-z0-9.]+\.f32\.(f16|tf32)\.")
@@ -380,7 +381,8 @@ class _Lowering:
         arenas: dict[UOp, int] = {}
         weights: dict[UOp, int] = {}
         stored: list[StoredWeight] = []
-        kernels: dict[tuple[UOp, bool], Kernel] = {}
+        kernels: dict[tuple[UOp, bool, tuple[int, ...]], Kernel] = {}
+        table: dict[Argument, int] = {}
         launches: list[Launch] = []
         statistics: list[Statistic] = []
 
@@ -402,6 +404,9 @@ class _Lowering:
                 )
             return Argument("workspace", 0, arenas[buffer] + offset)
 
+        def entry(argument: Argument) -> Argument:
+            return Argument("table", 0, table.setdefault(argument, len(table)))
+
         for done, call in enumerate(linear.src):
             self._tell(done, len(linear.src) + 1)
             body = call.src[0]
@@ -413,8 +418,10 @@ class _Lowering:
                 True,
             ):  # a view may begin at an address unfit for vectors: then with an element at a time
                 program = self._lower(body, scalar)
-                kernel = kernels.get((body, scalar)) or _kernel(program, len(kernels))
                 pointers = [argument(done, index, places[index]) for index in program.arg.globals]
+                constant = tuple(place for place, pointer in enumerate(pointers) if pointer.kind == "weight")
+                key = body, scalar, constant
+                kernel = kernels.get(key) or through_table(_kernel(program, len(kernels)), constant)
                 if all(
                     int(pointer.value) % width == 0
                     for pointer, width in zip(pointers, kernel.widths, strict=True)
@@ -424,10 +431,13 @@ class _Lowering:
                 raise InvalidModel(
                     f"kernel {kernel.name} would read {pointers} at addresses that are not aligned"
                 )
-            kernels[body, scalar] = kernel
-            sizes = [Argument("size", 0, _number(variable)) for variable in program.arg.vars]
+            kernels[key] = kernel
+            arguments = [
+                *(entry(pointer) if pointer.kind == "weight" else pointer for pointer in pointers),
+                *(entry(Argument("size", 0, _number(variable))) for variable in program.arg.vars),
+            ]
             launches.append(
-                Launch(0, kernel.name, kernel.grid, kernel.block, 0, (*pointers, *sizes), kernel.widths)
+                Launch(0, kernel.name, kernel.grid, kernel.block, 0, tuple(arguments), kernel.widths)
             )
             estimates = program.src[0].arg.estimates
             product = _PRODUCT.search(kernel.source)
@@ -443,7 +453,15 @@ class _Lowering:
         (directory / MODULE_FILE).write_bytes(module)
         workspace = sum(-(-int(arena.max_numel()) * arena.dtype.itemsize // 256) * 256 for arena in arenas)
         return Built(
-            self._output_shapes, workspace, launches, stored, statistics, log, len(self._once), False
+            self._output_shapes,
+            workspace,
+            launches,
+            [*table],
+            stored,
+            statistics,
+            log,
+            len(self._once),
+            False,
         )
 
     def _store(self, buffer: UOp, call: int, place: int) -> StoredWeight:

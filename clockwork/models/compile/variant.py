@@ -50,7 +50,7 @@ class Kernel:
     block: tuple[int, int, int]
     arguments: int  # pointers that it takes
     sizes: int  # true sizes that it takes behind them, each an int
-    widths: tuple[int, ...]  # bytes of the widest access through each pointer
+    widths: tuple[int, ...]  # bytes of the widest access through each pointer to data
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ class Built:
 
     output_shapes: list[list[int]]
     workspace: int
-    launches: list[Launch]  # of module 0; weights by their index in ``weights``
+    launches: list[Launch]  # of module 0
+    table: list[Argument]  # weights by their index in ``weights``
     weights: list[StoredWeight]
     statistics: list[Statistic]  # of each launch
     log: str  # the assembler's messages about registers and spills
@@ -110,6 +111,7 @@ class Built:
                 )
                 for launch in body["launches"]
             ],
+            [Argument(**entry) for entry in body["table"]],
             [StoredWeight(**weight) for weight in body["weights"]],
             [Statistic(**statistic) for statistic in body["statistics"]],
             body["log"],

@@ -167,27 +167,33 @@ class Site:
         ).write(place)
         return place
 
-    def _end(self, action_id: int) -> Completion:
+    def end(self, action_id: int) -> Completion:
         (done,) = self.device.wait([action_id], ACTION_SECONDS)
         assert done.status == Status.OK, done.text
         return done
 
-    def load(self, model: int) -> Completion:
+    def start_load(self, model: int, expected_ns: int = 0) -> int:
         starts = [model * self.pages + page for page in range(self.pages)]
-        action = Load(next(self._ids), 0, model, 1, starts, 0, NEVER_NS, 0)
+        action = Load(next(self._ids), 0, model, 1, starts, 0, NEVER_NS, expected_ns)
         self.device.start_load(action)
-        return self._end(action.action_id)
+        return action.action_id
+
+    def load(self, model: int, expected_ns: int = 0) -> Completion:
+        return self.end(self.start_load(model, expected_ns))
 
     def unload(self, model: int) -> Completion:
         action = Unload(next(self._ids), 0, model, 1, 0, NEVER_NS, 0)
         self.device.start_unload(action)
-        return self._end(action.action_id)
+        return self.end(action.action_id)
 
-    def infer(self, model: int) -> Completion:
+    def start_infer(self, model: int, expected_ns: int = 0) -> int:
         view = TensorView(FLOAT, (1, WIDTH), self._input)
-        action = Infer(next(self._ids), 0, model, 1, 0, NEVER_NS, 0, [])
+        action = Infer(next(self._ids), 0, model, 1, 0, NEVER_NS, expected_ns, [])
         self.device.start_infer(action, [[view]])
-        return self._end(action.action_id)
+        return action.action_id
+
+    def infer(self, model: int, expected_ns: int = 0) -> Completion:
+        return self.end(self.start_infer(model, expected_ns))
 
     def bare_copies(self, count: int) -> Iterator[int]:
         """Nanoseconds of copies of the same number of bytes in one piece, from pinned memory."""

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CLink, Link
-from clockwork.device._cuda_model cimport CudaOrder, CudaSlot
+from clockwork.device._cuda_model cimport CudaOrder, CudaSlot, Mark
 from clockwork.device._cudriver cimport (
     Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, DeviceBytes, PinnedBytes, Table)
 from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Span
@@ -20,7 +20,8 @@ cdef class Core(Orders):
     cdef CUstream execute_stream
     cdef CUstream output_stream
     cdef CUevent load_begin
-    cdef CUevent load_end
+    cdef Mark load_end
+    cdef PinnedBytes words  # of the marks; None where the driver has no writes
     cdef CUdeviceptr arena
     cdef vector[CudaSlot] slots
     cdef CUdeviceptr workspace  # used by one execution at a time
@@ -35,12 +36,14 @@ cdef class Core(Orders):
     cdef int make_all(self) except -1
     cdef int make_stream(self, CUstream* stream) except -1
     cdef int make_event(self, CUevent* event) except -1
+    cdef int make_mark(self, Mark* mark, int index) except -1
     cdef int free_all(self) except -1
     cdef void free_stream(self, CUstream stream) noexcept
     cdef void free_event(self, CUevent event) noexcept
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil
     cdef bint look_at_context(self, const char* text) noexcept nogil
-    cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil
+    cdef bint set_mark(self, Mark* mark, CUstream stream, char* text) noexcept nogil
+    cdef bint wait(self, Mark* mark, int64_t expected_ns, char* text) noexcept nogil
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void note_waiting(self, bint waits) noexcept nogil
     cdef bint copy_weights(self, Order* order) noexcept nogil

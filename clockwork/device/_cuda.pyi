@@ -17,7 +17,10 @@ class Core(Orders):
         run_ahead: int,
         spin_ns: int,
         link: Link,
+        words: PinnedBytes | None,
     ) -> None: ...
+    @staticmethod
+    def words_bytes(run_ahead: int) -> int: ...
     def exchange_slot(
         self, size: int, host: PinnedBytes, device: DeviceBytes
     ) -> tuple[PinnedBytes | None, DeviceBytes | None] | None: ...

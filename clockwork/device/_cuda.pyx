@@ -7,32 +7,28 @@ fifth, fetch, which reads files and has nothing to do with the card. They enter 
 An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
 while the next one does. The lanes allocate nothing, of the driver or of the process.
 
-A lane that waits for the device asks the driver whether an event has happened, at first without a pause and then at
-intervals of a 64th of the time waited (50 us at most). cuEventSynchronize would either spin all the time, which
-costs a core for each lane, or sleep until an interrupt, which comes tens of microseconds late.
+A lane that waits for the device sleeps until shortly before the predicted end, and then watches a word that the stream
+writes; see csrc/device/notice.h.
 """
 
 cimport cython
-from libc.stdint cimport INT64_MAX, uint64_t
+from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
 from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
-    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_TABLE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, Launch, Model,
-    Program, Tensor, Variant)
+    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_TABLE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, Launch, Mark,
+    Model, Program, Tensor, Variant, Watch)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
-from clockwork.device._orders cimport FETCH, PROFILE, Lane, nap, now_ns
+from clockwork.device._orders cimport FETCH, PROFILE, Lane, breathe, nap, now_ns
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
 
 cdef enum:
-    POLL_SPIN_NS = 20_000  # a wait this young is not worth a sleep
-    POLL_SHARE = 64
-    POLL_LEAST_NS = 2_000
-    POLL_MOST_NS = 50_000
+    WORD_BYTES = 64  # between two words: a line of the cache for each
 
 cdef int OK = Status.OK
 cdef int TOO_LATE = Status.TOO_LATE
@@ -49,15 +45,18 @@ cdef class Core(Orders):
 
     arena: device memory, which is the caller's, as is that of slots and workspace. __init__ and release() need the
     context to be current. link: shared by the devices that are loaded over it. run_ahead + 1 slots are made without
-    memory; see exchange_slot().
+    memory; see exchange_slot(). words: pinned memory of words_bytes(run_ahead), which is the caller's; None: lanes ask
+    about events.
     """
 
     def __cinit__(self, Table table not None, Context context not None, DeviceBytes arena not None, size_t page_bytes,
-                  int64_t page_count, int run_ahead, int64_t spin_ns, Link link not None):
+                  int64_t page_count, int run_ahead, int64_t spin_ns, Link link not None,
+                  PinnedBytes words):
         cdef int index
         self.table = table
         self.link_owner = link
         self.link = &link.link
+        self.words = words
         self.api = &table.api
         self.context = context.handle
         self.arena = arena.address
@@ -68,6 +67,11 @@ cdef class Core(Orders):
         for index in range(self.slot_count):
             self.rooms.push_back(&self.slots[index])
         self.opened = True
+
+    @staticmethod
+    def words_bytes(int run_ahead):
+        """Of pinned memory for the words of a device."""
+        return WORD_BYTES * (1 + 3 * (run_ahead + 1))
 
     def __init__(self, *arguments):
         """Raises CudaError."""
@@ -85,14 +89,14 @@ cdef class Core(Orders):
         self.make_stream(&self.execute_stream)
         self.make_stream(&self.output_stream)
         self.make_event(&self.load_begin)
-        self.make_event(&self.load_end)
+        self.make_mark(&self.load_end, 0)
         for index in range(self.slot_count):
             slot = &self.slots[index]
             self.make_event(&slot.input_begin)
-            self.make_event(&slot.input_end)
+            self.make_mark(&slot.input_end, 1 + 3 * index)
             self.make_event(&slot.run_begin)
-            self.make_event(&slot.run_end)
-            self.make_event(&slot.output_end)
+            self.make_mark(&slot.run_end, 2 + 3 * index)
+            self.make_mark(&slot.output_end, 3 + 3 * index)
         return 0
 
     cdef int make_stream(self, CUstream* stream) except -1:
@@ -100,6 +104,14 @@ cdef class Core(Orders):
 
     cdef int make_event(self, CUevent* event) except -1:
         return self.table.check(self.api.make_event(event, CU_EVENT_DEFAULT), b"cuEventCreate")
+
+    cdef int make_mark(self, Mark* mark, int index) except -1:
+        """index: of its word."""
+        self.make_event(&mark.event)
+        if self.words is not None:
+            mark.word = <uint32_t*>(self.words.data + index * WORD_BYTES)
+            mark.word[0] = 0
+        return 0
 
     cdef void free_stream(self, CUstream stream) noexcept:
         if stream != NULL:
@@ -121,12 +133,12 @@ cdef class Core(Orders):
         for index in range(self.slot_count):
             slot = &self.slots[index]
             self.free_event(slot.input_begin)
-            self.free_event(slot.input_end)
+            self.free_event(slot.input_end.event)
             self.free_event(slot.run_begin)
-            self.free_event(slot.run_end)
-            self.free_event(slot.output_end)
+            self.free_event(slot.run_end.event)
+            self.free_event(slot.output_end.event)
         self.free_event(self.load_begin)
-        self.free_event(self.load_end)
+        self.free_event(self.load_end.event)
         self.free_stream(self.load_stream)
         self.free_stream(self.input_stream)
         self.free_stream(self.execute_stream)
@@ -319,7 +331,7 @@ cdef class Core(Orders):
 
     cdef bint look_at_context(self, const char* text) noexcept nogil:
         """Whether the context is broken. The first who finds it so leaves what it was doing."""
-        cdef CUresult state = self.api.query_event(self.load_end)
+        cdef CUresult state = self.api.query_event(self.load_end.event)
         if state == 0 or state == CUDA_ERROR_NOT_READY:
             return False
         self.lanes.hub.lock()
@@ -329,23 +341,38 @@ cdef class Core(Orders):
         self.lanes.hub.unlock()
         return True
 
-    cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil:
-        """Until an event has happened. False, with a sentence, if it never will."""
-        cdef int64_t begin_ns = now_ns(), waited_ns
+    cdef bint set_mark(self, Mark* mark, CUstream stream, char* text) noexcept nogil:
+        """Have a stream come to a mark behind what it has to do. False, with a sentence, if it cannot be."""
+        return not (self.failed(self.api.record_event(mark.event, stream), b"cuEventRecord", text)
+                    or self.failed(mark.set(self.api[0], stream), b"cuStreamWriteValue32", text))
+
+    cdef bint wait(self, Mark* mark, int64_t expected_ns, char* text) noexcept nogil:
+        """Until a mark is reached, which takes expected_ns from now on, or nobody knows (0). False, with a sentence, if
+        it never will be."""
+        cdef int64_t now = now_ns(), pause_ns
+        cdef Watch watch = Watch(now, expected_ns, self.spin_ns)
         cdef CUresult state
         while True:
-            state = self.api.query_event(event)
+            state = watch.look(self.api[0], mark[0], now)
             if state != CUDA_ERROR_NOT_READY:
-                return not self.failed(state, what, text)
-            waited_ns = now_ns() - begin_ns
-            if waited_ns > POLL_SPIN_NS:
-                nap(min(max(waited_ns // POLL_SHARE, <int64_t>POLL_LEAST_NS), <int64_t>POLL_MOST_NS))
+                return not self.failed(state, b"cuEventQuery", text)
+            pause_ns = watch.pause_ns(mark[0], now)
+            if pause_ns:
+                nap(pause_ns)
+            else:
+                breathe()
+            now = now_ns()
 
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil:
         """A phase has ended: by this machine's clock now, its duration by the device's events."""
         cdef float elapsed_ms = 0
+        cdef CUresult state
         span.end_ns = now_ns()
-        if self.failed(self.api.elapsed(&elapsed_ms, begin, end), b"cuEventElapsedTime", text):
+        state = self.api.elapsed(&elapsed_ms, begin, end)
+        while state == CUDA_ERROR_NOT_READY:  # the word behind the event was there before the event's time
+            breathe()
+            state = self.api.elapsed(&elapsed_ms, begin, end)
+        if self.failed(state, b"cuEventElapsedTime", text):
             return False
         span.duration_ns = <int64_t>(<double>elapsed_ms * 1e6)
         return True
@@ -399,10 +426,9 @@ cdef class Core(Orders):
                         b"cuMemcpyHtoDAsync", text):
                     return False
                 index += 1
-        if self.failed(self.api.record_event(self.load_end, self.load_stream), b"cuEventRecord", text):
-            return False
-        return (self.wait(self.load_end, b"cuEventQuery", text)
-                and self.measure(&order.execute, self.load_begin, self.load_end, text))
+        return (self.set_mark(&self.load_end, self.load_stream, text)
+                and self.wait(&self.load_end, order.expected_ns, text)
+                and self.measure(&order.execute, self.load_begin, self.load_end.event, text))
 
     # ----- the fetch lane ------------------------------------------------------------------------
 
@@ -494,11 +520,11 @@ cdef class Core(Orders):
         if not parts.input_count and not self.send(
                 slot, order.variant.table_begin, order.variant.table_end, self.input_stream, text):
             return False
-        if self.failed(self.api.record_event(slot.input_end, self.input_stream), b"cuEventRecord", text):
+        if not self.set_mark(&slot.input_end, self.input_stream, text):
             self.api.finish_stream(self.input_stream)
             return False
-        return (self.wait(slot.input_end, b"cuEventQuery", text)
-                and self.measure(&order.copy_in, slot.input_begin, slot.input_end, text))
+        return (self.wait(&slot.input_end, 0, text)
+                and self.measure(&order.copy_in, slot.input_begin, slot.input_end.event, text))
 
     cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil:
         """Queue the copy of these bytes of a slot to the device."""
@@ -541,8 +567,8 @@ cdef class Core(Orders):
         order.execute.begin()
         if not (self.mend_table(order)
                 and self.launch_all(order, workspace)
-                and self.wait(slot.run_end, b"cuEventQuery", text)
-                and self.measure(&order.execute, slot.run_begin, slot.run_end, text)):
+                and self.wait(&slot.run_end, order.expected_ns, text)
+                and self.measure(&order.execute, slot.run_begin, slot.run_end.event, text)):
             order.status = DEVICE_ERROR
             # What was launched still uses the slot and the pages.
             self.api.finish_stream(self.execute_stream)
@@ -605,11 +631,11 @@ cdef class Core(Orders):
                     launch.block[2], launch.shared_bytes, self.execute_stream, launch.pointers.data(), NULL),
                     b"cuLaunchKernel", text):
                 return False
-        if self.failed(self.api.record_event(slot.run_end, self.execute_stream), b"cuEventRecord", text):
+        if not self.set_mark(&slot.run_end, self.execute_stream, text):
             return False
         if order.kind == PROFILE:
             return True
-        if self.failed(self.api.wait_event(self.output_stream, slot.run_end, 0), b"cuStreamWaitEvent", text):
+        if self.failed(self.api.wait_event(self.output_stream, slot.run_end.event, 0), b"cuStreamWaitEvent", text):
             return False
         for index in range(parts.outputs.size()):
             tensor = &variant.outputs[index]
@@ -618,7 +644,7 @@ cdef class Core(Orders):
                     self.api.copy_out(slot.host + tensor.offset, slot.device + tensor.offset, size,
                                       self.output_stream), b"cuMemcpyDtoHAsync", text):
                 return False
-        return not self.failed(self.api.record_event(slot.output_end, self.output_stream), b"cuEventRecord", text)
+        return self.set_mark(&slot.output_end, self.output_stream, text)
 
     # ----- the output lane -----------------------------------------------------------------------
 
@@ -628,8 +654,8 @@ cdef class Core(Orders):
         cdef Output* output
         cdef Tensor* tensor
         cdef char* text = order.text
-        if not (self.wait(slot.output_end, b"cuEventQuery", text)
-                and self.measure(&order.copy_out, slot.run_end, slot.output_end, text)):
+        if not (self.wait(&slot.output_end, 0, text)
+                and self.measure(&order.copy_out, slot.run_end.event, slot.output_end.event, text)):
             return False
         for index in range(order.parts.outputs.size()):
             output = &order.parts.outputs[index]

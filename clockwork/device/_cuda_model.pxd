@@ -1,13 +1,24 @@
 """What a CUDA device knows of a model: its program's launch lists, and where its weights are."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CHostPages, HostCopy, WeightsCopy
-from clockwork.device._cudriver cimport CUdeviceptr, CUevent, CUfunction, Kernel
+from clockwork.device._cudriver cimport CudaApi, CUdeviceptr, CUevent, CUfunction, CUresult, CUstream, Kernel
 from clockwork.device._orders cimport Known, Order, Residency, Room
 from clockwork.device._parts cimport Parts
+
+cdef extern from "device/notice.h" namespace "clockwork::device" nogil:
+    cppclass Mark:
+        CUevent event
+        uint32_t* word
+        CUresult set(const CudaApi& api, CUstream stream)
+    cppclass Watch:
+        Watch()
+        Watch(int64_t begin_ns, int64_t expected_ns, int64_t spin_ns)
+        CUresult look(const CudaApi& api, const Mark& mark, int64_t now_ns)
+        int64_t pause_ns(const Mark& mark, int64_t now_ns)
 
 cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
     enum:
@@ -70,10 +81,10 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         char* host
         CUdeviceptr device
         CUevent input_begin
-        CUevent input_end
+        Mark input_end
         CUevent run_begin
-        CUevent run_end
-        CUevent output_end
+        Mark run_end
+        Mark output_end
     cppclass CudaOrder(Order):
         CudaOrder() except +
         int64_t run_earliest_ns

@@ -1,6 +1,6 @@
 """CUDA's driver as a table of functions; see csrc/device/cuda_api.h."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libcpp cimport bool as cbool
 
 cdef extern from "device/cuda_api.h" nogil:
@@ -61,6 +61,8 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*record_event)(CUevent event, CUstream stream) noexcept nogil
         CUresult (*query_event)(CUevent event) noexcept nogil
         CUresult (*elapsed)(float* milliseconds, CUevent begin, CUevent end) noexcept nogil
+        # NULL where the driver has none:
+        CUresult (*write_word)(CUstream stream, CUdeviceptr target, uint32_t value, unsigned flags) noexcept nogil
 
 cdef enum:
     TEXT_BYTES = 512

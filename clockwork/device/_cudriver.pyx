@@ -23,6 +23,9 @@ class CudaError(ClockworkError):
 
 OUT_OF_MEMORY = CUDA_ERROR_OUT_OF_MEMORY
 
+cdef enum:
+    WRITES_WORDS = 12000
+
 
 # What a table makes, or was made by another library (CuPy) and lies at an address. None of them frees anything.
 
@@ -90,6 +93,11 @@ cdef class Table:
             result = self.api.init(0)
         self.check(result, b"cuInit")
         self.check(self.api.driver_version(&self.version), b"cuDriverGetVersion")
+
+    @property
+    def writes_words(self):
+        """Whether its streams can write words of memory: before CUDA 12 a driver may have the function and refuse it."""
+        return self.version >= WRITES_WORDS and self.api.write_word != NULL
 
     cdef int check(self, CUresult result, const char* call) except -1:
         cdef char text[TEXT_BYTES]

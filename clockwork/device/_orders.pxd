@@ -36,6 +36,7 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
     int64_t now_ns()
     int64_t thread_time_ns()
     void nap(int64_t ns)
+    void breathe()
 
 cdef extern from "device/claims.h" namespace "clockwork::device" nogil:
     cppclass Claim:
@@ -78,6 +79,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         PyObject* owner
         Residency* residency
         int64_t load_id
+        int64_t expected_ns
         vector[int64_t] run_starts
         cbool revoked
         Parts parts

@@ -347,6 +347,8 @@ cdef class Orders:
         order.latest_ns = latest_ns
         order.kind = kind
         order.load_id = load_id
+        if kind != PROFILE:  # whose expected_ns is a bound, because nobody knows
+            order.expected_ns = action.expected_ns
         if model is None:
             self.refuse(order, UNKNOWN_MODEL, f"model {action.model_id} is not prepared here")
             return order

@@ -136,6 +136,7 @@ class CudaDevice(NativeDevice[Core]):
                     run_ahead,
                     config.LANE_SPIN_NS,
                     self._store.link,
+                    self._holds.host(Core.words_bytes(run_ahead)) if self._table.writes_words else None,
                 )
             )
             self._holds.core = self._core

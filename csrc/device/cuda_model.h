@@ -9,6 +9,7 @@
 
 #include "device/cuda_api.h"
 #include "device/host_pages.h"
+#include "device/notice.h"
 #include "device/order.h"
 
 namespace clockwork::device {
@@ -140,10 +141,10 @@ struct CudaSlot : Room {
     char* host = nullptr;
     CUdeviceptr device = 0;
     CUevent input_begin = nullptr;
-    CUevent input_end = nullptr;
+    Mark input_end;
     CUevent run_begin = nullptr;
-    CUevent run_end = nullptr;
-    CUevent output_end = nullptr;
+    Mark run_end;
+    Mark output_end;
 };
 
 struct CudaOrder : Order {

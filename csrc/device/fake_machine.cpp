@@ -140,17 +140,21 @@ bool is_next_copy(const Device* device, const Item& item) {
 }
 
 /* When a copy that begins now may end: its engine and the link are used by one after another. */
-int64_t reserve_copy(Device* device, bool out, size_t bytes) {
+int64_t reserve_copy(Stream* stream, const Item& item) {
     Driver& all = driver();
-    int64_t end = 0;
+    Device* device = stream->device;
+    bool out = item.kind == Item::COPY_OUT;
+    /* Copies that follow each other leave no gap, however late this thread woke up. */
+    int64_t begin_ns = item.issued_ns < stream->copied_ns ? stream->copied_ns : now_ns(), end = 0;
     auto take = [&](int64_t& free_ns, int64_t rate) {
         if (rate > 0) {
-            free_ns = std::max(free_ns, now_ns()) + int64_t(double(bytes) * 1e9 / double(rate));
+            free_ns = std::max(free_ns, begin_ns) + int64_t(double(item.bytes) * 1e9 / double(rate));
             end = std::max(end, free_ns);
         }
     };
     take(device->free_ns[out && all.copy_engines > 1], all.copy_rate);
     take(all.link_free_ns, all.link_rate);
+    stream->copied_ns = end;
     return end;
 }
 
@@ -169,6 +173,8 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
         sleep_until(now_ns() + latency_ns);
         guard.lock();
     }
+    if (item.kind == Item::KERNEL || item.kind == Item::WAIT)
+        stream->copied_ns = 0;
     switch (item.kind) {
         case Item::COPY_IN:
         case Item::COPY_OUT: {
@@ -178,7 +184,7 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
                 device->copies = true;
             }
             int64_t begin_ns = now_ns();
-            int64_t end_ns = reserve_copy(device, item.kind == Item::COPY_OUT, item.bytes);
+            int64_t end_ns = reserve_copy(stream, item);
             if (!counted(F_copy, device) && !device->broken) {
                 guard.unlock();
                 memcpy(item.target, item.source, item.bytes);
@@ -306,7 +312,8 @@ int queue(CUstream handle, Item item) {
         return CUDA_ERROR_INVALID_HANDLE;
     if (stream->device != current)
         return CUDA_ERROR_INVALID_CONTEXT;
-    item.place = all.copies_issued++;
+    item.place = all.items_issued++;
+    item.issued_ns = now_ns();
     stream->items.push_back(std::move(item));
     stream->wake.notify_one();
     return CUDA_SUCCESS;

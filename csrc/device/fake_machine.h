@@ -65,7 +65,8 @@ using EventRef = std::shared_ptr<Event>;
 
 struct Item {
     enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, WAIT } kind;
-    int64_t place = 0; /* of a copy: how many were issued before it */
+    int64_t place = 0; /* how many were issued before it, and when it was */
+    int64_t issued_ns = 0;
     void* target = nullptr;
     const void* source = nullptr;
     size_t bytes = 0;
@@ -80,6 +81,7 @@ struct Stream {
     Device* device;
     std::condition_variable wake; /* an item was queued */
     std::deque<Item> items;
+    int64_t copied_ns = 0; /* when the copy before what it does was to end, if nothing but marks came since; else 0 */
     const Item* at = nullptr; /* what it does, which is no longer among its items */
     bool busy = false;
     bool stopped = false;
@@ -120,7 +122,7 @@ struct Driver {
     int copy_engines = 2;
     std::atomic<int64_t> call_ns = 0;
     std::mutex call_lock; /* held for as long as a call takes */
-    int64_t copies_issued = 0;
+    int64_t items_issued = 0;
     std::deque<cw_fake_step> steps; /* that streams have done, at most STEPS_MAX of them */
     int64_t calls[FUNCTIONS] = {};
     int64_t unpinned_copies = 0, copied_in_bytes = 0;

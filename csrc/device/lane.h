@@ -38,6 +38,15 @@ inline void nap(std::int64_t ns) {
     nanosleep(&time, nullptr);
 }
 
+// A moment between two looks at memory that another writes.
+inline void breathe() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 struct Action {
     Action* next = nullptr;
     std::int64_t action_id = 0;

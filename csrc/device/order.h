@@ -53,6 +53,7 @@ struct Order : Action {
     PyObject* owner = nullptr;  // the Model, kept alive; null: it is not known
     Residency* residency = nullptr;
     std::int64_t load_id = 0;
+    std::int64_t expected_ns = 0;          // its predicted duration; 0: nobody knows
     std::vector<std::int64_t> run_starts;  // LOAD: as many as its model has runs
     bool revoked = false;                  // while the input lane was at it; guarded by the hub's lock
     Parts parts;

@@ -269,11 +269,13 @@ class Driver:
         *parts: Sequence[Any],
         earliest_ns: int = 0,
         latest_ns: int = NEVER_NS,
+        expected_ns: int = 0,
     ) -> int:
         """parts: per request its inputs, arrays or TensorViews."""
         action_id = self._id()
         views = [[one if isinstance(one, TensorView) else view(one) for one in part] for part in parts]
-        self.device.start_infer(Infer(action_id, 0, model, load_id, earliest_ns, latest_ns, 0, []), views)
+        action = Infer(action_id, 0, model, load_id, earliest_ns, latest_ns, expected_ns, [])
+        self.device.start_infer(action, views)
         return action_id
 
     def profile(self, model: int, load_id: int, shapes: list[list[int]]) -> int:

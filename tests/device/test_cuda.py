@@ -27,6 +27,9 @@ from tests.process.cluster import eventually
 
 RIGS = [CudaRig]
 
+LOOK_NS = 5 * MS
+"""How often a lane asks the driver for errors while it waits for a word; csrc/device/notice.h."""
+
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
@@ -98,6 +101,81 @@ def test_one_copy_engine_does_one_copy_at_a_time_and_a_locked_driver_one_call(
     kernels = [step for step in steps if step.kind == "kernel"]
     assert len(kernels) == 4
     assert kernels[-1].begin_ns > before_ns + 10 * MS  # behind more than ten calls
+
+
+# ----- noticing an end ----------------------------------------------------------------------------
+
+
+def lane_time_ns(name: str) -> int:
+    """Processor time of this process's lane of this name."""
+    (lane,) = (one for one in Path("/proc/self/task").iterdir() if (one / "comm").read_text() == f"{name}\n")
+    return int((lane / "schedstat").read_text().split()[0])
+
+
+def test_an_end_is_noticed_by_a_word_without_asking_the_driver(driver: Driver, fake: FakeDriver) -> None:
+    model = loaded(driver)
+    fake.speed(kernel_ns=10 * MS)
+    for expected_ns in (20 * MS, 25 * MS, 10 * MS):  # as it is; too long; too short
+        asked, spent_ns = fake.calls("cuEventQuery"), lane_time_ns("cw-execute")
+        fake.steps()
+        done = driver.end(driver.infer(model, 1, [X], expected_ns=expected_ns))
+        written_ns = next(
+            step.end_ns for step in fake.steps() if step.kind == "write" and step.end_ns > done.execute[0]
+        )
+        assert fake.calls("cuEventQuery") - asked <= (done.execute[1] - done.execute[0]) / LOOK_NS
+        assert written_ns < done.execute[1]
+        # Too little for a thread that does nothing but look, or that naps for a moment at a time.
+        assert lane_time_ns("cw-execute") - spent_ns < 5 * MS
+
+
+def test_what_a_wrong_prediction_costs_is_bounded(driver: Driver, fake: FakeDriver) -> None:
+    model = loaded(driver)
+    fake.speed(kernel_ns=20 * MS)
+    done = driver.end(driver.infer(model, 1, [X], expected_ns=60 * SECOND))
+    assert done.execute[1] - done.execute[0] < 10 * SECOND
+    fake.speed(kernel_ns=150 * MS)
+    spent_ns = lane_time_ns("cw-execute")
+    done = driver.end(driver.infer(model, 1, [X], expected_ns=MS))
+    assert done.execute[2] > 300 * MS
+    assert lane_time_ns("cw-execute") - spent_ns < 100 * MS  # what does not end takes no core
+
+
+def test_a_context_that_breaks_long_before_the_predicted_end_is_noticed(
+    driver: Driver, fake: FakeDriver
+) -> None:
+    model = loaded(driver)
+    fake.speed(kernel_ns=10 * MS)
+    fake.fail("kernel", 2)
+    begun_ns = now_ns()
+    done = driver.end(driver.infer(model, 1, [X], expected_ns=60 * SECOND))
+    assert (done.status, done.text) == (Status.DEVICE_ERROR, "cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS")
+    assert now_ns() - begun_ns < 10 * SECOND
+
+
+@pytest.mark.parametrize("version", [11040, 11080])
+def test_a_driver_that_writes_no_words_is_asked_about_events(
+    make: Callable[..., Driver], fake: FakeDriver, version: int
+) -> None:
+    driver = make()
+    driver.device.close()
+    fake.setup(version=version)
+    driver.device = driver.rig.make()
+    one, written = affine(), fake.calls("cuStreamWriteValue32_v2")
+    asked = fake.calls("cuEventQuery")
+    model = loaded(driver, one)
+    fake.speed(kernel_ns=5 * MS)
+    for expected_ns in (0, 10 * MS):
+        done = driver.end(driver.infer(model, 1, [X], expected_ns=expected_ns))
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
+    assert fake.calls("cuStreamWriteValue32_v2") == written
+    assert fake.calls("cuEventQuery") >= asked + 7  # for each wait at least once
+    fake.fail("cuEventQuery", 2)
+    failed = driver.end(driver.infer(model, 1, [X]))
+    assert (failed.status, failed.text) == (Status.DEVICE_ERROR, "cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS")
+    assert driver.end(driver.infer(model, 1, [X])).status == Status.OK
+
+
+# ----- windows ------------------------------------------------------------------------------------
 
 
 def test_the_window_is_that_of_the_execution(driver: Driver) -> None:
@@ -286,14 +364,14 @@ def test_memory_that_does_not_suffice_is_said_when_a_model_is_prepared(
 # ----- a driver that fails --------------------------------------------------------------------------
 
 LOADING = [
-    ("cuEventRecord", 1), ("cuEventRecord", 2), ("cuMemcpyHtoDAsync_v2", 1), ("cuEventQuery", 1),
+    ("cuEventRecord", 1), ("cuEventRecord", 2), ("cuMemcpyHtoDAsync_v2", 1), ("cuStreamWriteValue32_v2", 1),
     ("cuEventElapsedTime", 1),
 ]  # fmt: skip
 INFERRING = [
     *((("cuEventRecord", nth)) for nth in range(1, 6)),
     ("cuMemcpyHtoDAsync_v2", 1), ("cuLaunchKernel", 1), ("cuLaunchKernel", 2), ("cuStreamWaitEvent", 1),
-    ("cuMemcpyDtoHAsync_v2", 1), ("cuEventQuery", 1), ("cuEventElapsedTime", 1), ("cuEventElapsedTime", 2),
-    ("cuEventElapsedTime", 3),
+    ("cuMemcpyDtoHAsync_v2", 1), ("cuEventElapsedTime", 1), ("cuEventElapsedTime", 2), ("cuEventElapsedTime", 3),
+    *((("cuStreamWriteValue32_v2", nth)) for nth in range(1, 4)),
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from bench import (
     fidelity,
     gateway,
     gpu,
+    gpu_lanes,
     gpu_serving,
     history,
     lengths,
@@ -227,6 +228,13 @@ def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+def test_what_a_gpus_lanes_add_to_its_work() -> None:
+    rows, facts = gpu_lanes.measure(3, 2, load_mib=4, kernels_ms=(1,), pages_mib=(1,))
+    assert [row["count"] for row in rows] == [3, 4, 3, 5, 1]
+    assert min(row["p50_us"] for row in rows) > 0
+    assert min(facts.values()) > 0
+
+
 def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)

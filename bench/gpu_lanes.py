@@ -1,0 +1,145 @@
+"""What the lanes of a CUDA device add to the work itself: notice of its end, idle time between batches, waits for a link.
+
+    python -m bench.gpu_lanes [--quick] [--json]
+
+On the fake driver, which says when each kernel, copy and write really began and ended; nothing here is a time of a GPU.
+INFERs of one kernel of a known length, one at a time: how long after the kernel's end it is noticed, and what processor
+time the lanes take for it. The same back to back: how long the device has nothing to do between two batches. LOADs: the
+share of the rate of a bare copy, by page size. INFERs beside LOADs on one copy engine: how long their inputs wait.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import report
+from bench.gpu import Site, row
+from clockwork.system.clock import MS
+from tests.device.fake import DRIVER, FakeDriver, environment
+
+KERNELS_MS = (1, 5, 20)
+PAGES_MIB = (1, 4, 16)
+LOAD_MIB = 64
+CALL_NS = 1_000
+"""What a call of the driver takes, while every other waits."""
+
+LINK_RATE = 2_000_000_000
+"""Bytes per second that are copied; slow enough for the memory of a small machine."""
+
+
+def lanes_time_ns() -> int:
+    """Processor time of all lanes of this process."""
+    taken = 0
+    for task in Path("/proc/self/task").iterdir():
+        if (task / "comm").read_text().startswith("cw-"):
+            taken += int((task / "schedstat").read_text().split()[0])
+    return taken
+
+
+def notice(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> tuple[dict[str, Any], float]:
+    """How late the ends of kernels are noticed; and the lanes' microseconds of processor time for each INFER."""
+    fake.speed(kernel_ns=kernel_ms * MS)
+    expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # as the controller estimates
+    fake.steps()
+    before_ns = lanes_time_ns()
+    ends_ns = [site.infer(0, expected_ns).execute[1] for _ in range(count)]
+    spent_ns = lanes_time_ns() - before_ns
+    kernels = [step.end_ns for step in fake.steps() if step.kind == "kernel"]
+    late = [end_ns - kernel_ns for end_ns, kernel_ns in zip(ends_ns, kernels, strict=True)]
+    return row(f"noticed after a kernel of {kernel_ms} ms", late), spent_ns / count / 1e3
+
+
+def idle(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> dict[str, Any]:
+    """How long the device has nothing to do between two batches, while the next is always there."""
+    fake.speed(kernel_ns=kernel_ms * MS)
+    expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # as the controller estimates
+    fake.steps()
+    waiting = [site.start_infer(0, expected_ns), site.start_infer(0, expected_ns)]
+    for _ in range(count):
+        site.end(waiting.pop(0))
+        waiting.append(site.start_infer(0, expected_ns))
+    for action in waiting:
+        site.end(action)
+    kernels = [step for step in fake.steps() if step.kind == "kernel"]
+    gaps = [after.begin_ns - one.end_ns for one, after in itertools.pairwise(kernels)]
+    return row(f"idle between batches of {kernel_ms} ms", gaps)
+
+
+def load_share(load_mib: int, page_mib: int, fake: FakeDriver, count: int) -> float:
+    """A bare copy's time as a share of a LOAD's of as many bytes; medians, of one taken after the other."""
+    fake.speed(copy_rate=LINK_RATE)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Site(Path(scratch) / "site", load_mib // page_mib, page_mib << 20) as site,
+    ):
+        bare, loads = [], []
+        expected_ns = 0
+        for _ in range(count):
+            bare += site.bare_copies(1)
+            loads.append(site.load(0, expected_ns).execute[2])
+            expected_ns = max(loads)
+            site.unload(0)
+    return float(np.median(bare) / np.median(loads))
+
+
+def beside_loads(site: Site, fake: FakeDriver, count: int) -> list[dict[str, Any]]:
+    """How long the copies of inputs take without, and beside LOADs; and these LOADs."""
+    fake.speed(copy_rate=LINK_RATE, kernel_ns=MS)
+    site.unload(1)
+    alone = [site.infer(0).copy_in[2] for _ in range(count)]
+    beside, loads, load_ns = [], [], 0
+    for _ in range(-(-count // 5)):
+        load = site.start_load(1, load_ns)
+        beside += [site.infer(0).copy_in[2] for _ in range(5)]
+        loads.append(site.end(load).execute[2])
+        load_ns = max(loads)
+        site.unload(1)
+    site.load(1)
+    return [row("inputs copied", alone), row("inputs copied beside a LOAD", beside), row("that LOAD", loads)]
+
+
+def measure(
+    count: int,
+    loads: int,
+    load_mib: int = LOAD_MIB,
+    kernels_ms: Sequence[int] = KERNELS_MS,
+    pages_mib: Sequence[int] = PAGES_MIB,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    with environment(**DRIVER), tempfile.TemporaryDirectory() as scratch:
+        fake = FakeDriver()
+        fake.setup(device_bytes=1 << 30)
+        fake.engines(1, CALL_NS)
+        with Site(Path(scratch) / "site", 4, load_mib << 18) as site:
+            site.load(0)
+            site.load(1)
+            for kernel_ms in kernels_ms:
+                found, spent_us = notice(site, fake, kernel_ms, count if kernel_ms < 20 else count // 2)
+                rows.append(found)
+                facts[f"processor time of an INFER of {kernel_ms} ms, us"] = round(spent_us, 1)
+            rows.append(idle(site, fake, kernels_ms[-1] // 4 or 1, count))
+            rows += beside_loads(site, fake, count)
+        for page_mib in pages_mib:
+            share = load_share(load_mib, page_mib, fake, loads)
+            facts[f"LOAD, share of the bare copy's rate, pages of {page_mib} MiB"] = round(share, 3)
+        fake.speed()
+        fake.engines()
+    return rows, facts
+
+
+def main() -> None:
+    asked = report.command_line(__doc__).parse_args()
+    rows, facts = measure(*((10, 3) if asked.quick else (200, 20)))
+    report.show(f"the fake driver; {os.cpu_count()} cores", 0, rows, facts, asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+// How a lane notices that a stream has come to a mark.
+//
+// Where the driver has streams write words (CUDA 12 and newer), one follows the work into pinned memory, and the lane
+// reads it: no call of the driver, whose lock would hold up the other lanes. Elsewhere the lane asks about an event.
+// cuEventSynchronize would either spin all the time, which costs a core for each lane, or sleep until an interrupt,
+// which comes tens of microseconds late.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "device/cuda_api.h"
+
+namespace clockwork::device {
+
+inline constexpr std::int64_t WATCH_SHARE = 64;  // of a prediction: how wrong it may be and is still watched for
+inline constexpr std::int64_t SLEEP_SHARE = 2;   // of a prediction: nothing ends sooner
+inline constexpr std::int64_t EARLY_SHARE = 64;  // of the time waited: a nap before what is watched
+inline constexpr std::int64_t EARLY_LEAST_NS = 50'000;
+inline constexpr std::int64_t SLEEP_MOST_NS = 10'000'000;
+inline constexpr std::int64_t LATE_SHARE = 64;  // of the time since what was watched: a nap then
+inline constexpr std::int64_t LATE_LEAST_NS = 2'000;
+inline constexpr std::int64_t LATE_MOST_NS = 1'000'000;
+inline constexpr std::int64_t LOOK_NS =
+    5'000'000;  // how often the driver is asked all the same: a broken context writes no word
+
+// A place in a stream, reached again and again. One lane at a time uses it.
+struct Mark {
+    CUevent event = nullptr;        // of the same place: its time is the device's
+    std::uint32_t* word = nullptr;  // in pinned memory, which the stream writes behind the event; null: nothing does
+    std::uint32_t count = 0;        // how often it was set; the word, once it is reached
+
+    // Queues the write, behind the event, which the caller has queued.
+    CUresult set(const CudaApi& api, CUstream stream) {
+        count++;
+        if (word == nullptr)
+            return CUDA_SUCCESS;
+        return api.write_word(stream, reinterpret_cast<CUdeviceptr>(word), count, 0);
+    }
+
+    // Whether the word was written. One that is late, of a wait that was given up, is an older one.
+    bool is_written() const { return __atomic_load_n(word, __ATOMIC_ACQUIRE) == count; }
+};
+
+// One wait for a mark. The lane sleeps for half of the predicted time (10 ms at a stretch at most), then looks between naps of a 64th of the time
+// waited, because a prediction may be too long; from spin_ns and a 64th of the prediction before the predicted end, to as
+// much after it, the lane does nothing but look; and then it naps again, ever longer, so that what never ends takes no
+// core.
+class Watch {
+public:
+    Watch() : Watch(0, 0, 0) {}
+
+    // expected_ns: the predicted duration from begin_ns on; 0 where nobody knows.
+    Watch(std::int64_t begin_ns, std::int64_t expected_ns, std::int64_t spin_ns)
+        : begin_ns_(begin_ns),
+          expected_ns_(std::max<std::int64_t>(expected_ns, 0)),
+          lead_ns_(spin_ns + expected_ns_ / WATCH_SHARE),
+          look_ns_(begin_ns + LOOK_NS) {}
+
+    // CUDA_SUCCESS: the mark was reached. CUDA_ERROR_NOT_READY: pause_ns() says when to look again. Else it never will be.
+    CUresult look(const CudaApi& api, const Mark& mark, std::int64_t now_ns) {
+        if (mark.word == nullptr)
+            return api.query_event(mark.event);
+        if (mark.is_written())
+            return CUDA_SUCCESS;
+        if (now_ns < look_ns_)
+            return CUDA_ERROR_NOT_READY;
+        look_ns_ = now_ns + LOOK_NS;
+        return api.query_event(mark.event);
+    }
+
+    // How long to sleep; 0: not at all. A lane that has to ask the driver never asks without a pause for long.
+    std::int64_t pause_ns(const Mark& mark, std::int64_t now_ns) const {
+        const std::int64_t waited_ns = now_ns - begin_ns_, watch_ns = expected_ns_ - lead_ns_;
+        if (waited_ns < watch_ns) {
+            const std::int64_t nap_ns = std::max(waited_ns / EARLY_SHARE, EARLY_LEAST_NS);
+            return std::min(
+                {watch_ns - waited_ns, std::max(nap_ns, expected_ns_ / SLEEP_SHARE - waited_ns), SLEEP_MOST_NS});
+        }
+        const std::int64_t late_ns = waited_ns - expected_ns_ - lead_ns_;
+        if (late_ns < 0)
+            return mark.word == nullptr && expected_ns_ > 0 ? LATE_LEAST_NS : 0;
+        return std::clamp(late_ns / LATE_SHARE, LATE_LEAST_NS, LATE_MOST_NS);
+    }
+
+    std::int64_t expected_end_ns() const { return begin_ns_ + expected_ns_; }
+
+private:
+    std::int64_t begin_ns_;
+    std::int64_t expected_ns_;
+    std::int64_t lead_ns_;
+    std::int64_t look_ns_;
+};
+
+}  // namespace clockwork::device

@@ -16,6 +16,7 @@ cdef extern from "device/cuda_api.h" nogil:
         unsigned char[16] bytes
     enum:
         CUDA_SUCCESS
+        CUDA_ERROR_INVALID_VALUE
         CUDA_ERROR_NOT_READY
         CUDA_ERROR_OUT_OF_MEMORY
         CU_STREAM_NON_BLOCKING
@@ -23,6 +24,10 @@ cdef extern from "device/cuda_api.h" nogil:
         CU_MEMHOSTALLOC_PORTABLE
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
+        CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
+        CU_FUNC_ATTRIBUTE_NUM_REGS
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     cppclass CudaApi "clockwork::device::CudaApi":
         cbool open(const char* path, char* text, size_t text_bytes)
@@ -48,6 +53,8 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*load_module)(CUmodule* module, const void* image) noexcept nogil
         CUresult (*unload_module)(CUmodule module) noexcept nogil
         CUresult (*function)(CUfunction* function, CUmodule module, const char* name) noexcept nogil
+        CUresult (*function_attribute)(int* value, int attribute, CUfunction function) noexcept nogil
+        CUresult (*parameter)(CUfunction function, size_t index, size_t* offset, size_t* size) noexcept nogil
         CUresult (*set_function)(CUfunction function, int attribute, int value) noexcept nogil
         CUresult (*launch)(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                            unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream,
@@ -66,6 +73,7 @@ cdef extern from "device/cuda_api.h" nogil:
 
 cdef enum:
     TEXT_BYTES = 512
+    PARAMETERS_MAX = 512  # of a kernel: ARGUMENTS_MAX of the config
 
 cdef class Context:
     cdef CUcontext handle
@@ -88,4 +96,5 @@ cdef class Table:
     cdef readonly str path
     cdef readonly int version  # 12040 is 12.4
 
+    cdef int attribute_of(self, CUdevice device, int attribute) except? -1
     cdef int check(self, CUresult result, const char* call) except -1

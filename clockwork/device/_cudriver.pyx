@@ -111,21 +111,25 @@ cdef class Table:
         return count
 
     def describe(self, int ordinal):
-        """(name, UUID as 16 bytes, compute capability times ten, bytes of memory) of a device."""
+        """(name, UUID as 16 bytes, compute capability times ten, bytes of memory, bytes of shared memory that a block may
+        have) of a device."""
         cdef CUdevice device = 0
         cdef char name[256]
         cdef CUuuid uuid
-        cdef int major = 0, minor = 0
         cdef size_t size = 0
         self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
         self.check(self.api.device_name(name, sizeof(name), device), b"cuDeviceGetName")
         self.check(self.api.device_uuid(&uuid, device), b"cuDeviceGetUuid")
-        self.check(self.api.device_attribute(
-            &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), b"cuDeviceGetAttribute")
-        self.check(self.api.device_attribute(
-            &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device), b"cuDeviceGetAttribute")
+        major = self.attribute_of(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+        minor = self.attribute_of(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        shared = self.attribute_of(device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self.check(self.api.device_memory(&size, device), b"cuDeviceTotalMem")
-        return (<bytes>name).decode(errors="replace"), uuid.bytes[:16], 10 * major + minor, size
+        return (<bytes>name).decode(errors="replace"), uuid.bytes[:16], 10 * major + minor, size, shared
+
+    cdef int attribute_of(self, CUdevice device, int attribute) except? -1:
+        cdef int value = 0
+        self.check(self.api.device_attribute(&value, attribute, device), b"cuDeviceGetAttribute")
+        return value
 
     def retain_context(self, int ordinal):
         """The device's primary context, held until release_context()."""
@@ -235,6 +239,33 @@ cdef class Table:
         cdef bytes text = name.encode()
         self.check(self.api.function(&found.handle, module.handle, text), b"cuModuleGetFunction")
         return found
+
+    def needs(self, Kernel kernel not None):
+        """(the most threads of a block, bytes of static shared memory, registers of a thread) of a kernel."""
+        cdef int threads = 0, shared = 0, registers = 0
+        self.check(self.api.function_attribute(
+            &threads, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, kernel.handle), b"cuFuncGetAttribute")
+        self.check(self.api.function_attribute(
+            &shared, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, kernel.handle), b"cuFuncGetAttribute")
+        self.check(self.api.function_attribute(
+            &registers, CU_FUNC_ATTRIBUTE_NUM_REGS, kernel.handle), b"cuFuncGetAttribute")
+        return threads, shared, registers
+
+    def parameters(self, Kernel kernel not None):
+        """The bytes of each parameter of a kernel; None where the driver cannot tell."""
+        cdef size_t offset = 0, size = 0
+        cdef CUresult result
+        if self.api.parameter == NULL:
+            return None
+        sizes = []
+        while len(sizes) < PARAMETERS_MAX:
+            result = self.api.parameter(kernel.handle, len(sizes), &offset, &size)
+            if result == CUDA_ERROR_INVALID_VALUE:
+                break  # it was the last
+            if result != CUDA_SUCCESS:
+                return None
+            sizes.append(size)
+        return sizes
 
     def allow_shared(self, Kernel kernel not None, int size):
         """Let a kernel be launched with so much dynamic shared memory; beyond 48 KiB it must be asked for."""

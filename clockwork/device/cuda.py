@@ -26,16 +26,16 @@ from clockwork import config
 from clockwork.device._cuda import Core
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
-from clockwork.device._cudriver import CudaError, DeviceBytes, Kernel, PinnedBytes, Table
+from clockwork.device._cudriver import CudaError, DeviceBytes, PinnedBytes, Table
 from clockwork.device.base import DeviceBroken
 from clockwork.device.cuda_host import HostStore, PinnedFiles
+from clockwork.device.cuda_kernels import find_kernels, read_modules
 from clockwork.device.cuda_memory import (
     DeviceMemory,
     find_card,
     fingerprint_of,
     open_driver,
     open_memory,
-    read_modules,
     target_of,
 )
 from clockwork.device.native import NativeDevice, start_lanes
@@ -253,21 +253,15 @@ class CudaDevice(NativeDevice[Core]):
         return read_modules(self._memory, directory, target.modules)
 
     def _link(self, lists: LaunchLists, modules: Sequence[Any]) -> Program:
-        functions: dict[tuple[int, str, int], Kernel] = {}
-
-        def function(module: int, kernel: str, shared: int) -> Kernel:
-            key = (module, kernel, shared)
-            if key not in functions:
-                try:
-                    functions[key] = self._memory.function(modules[module], kernel, shared)
-                except CudaError as error:
-                    raise CudaError(f"kernel {kernel!r}: {error}", error.code) from None
-            return functions[key]
+        variants = lists.of_target(self._target)
+        kernels = find_kernels(
+            self._table, self._memory, self.card, modules, (one for two in variants for one in two.launches)
+        )
 
         def launches(variant: Variant) -> list[Any]:
             return [
                 (
-                    function(one.module, one.kernel, one.shared),
+                    kernels[one.module, one.kernel],
                     one.grid,
                     one.block,
                     one.shared,
@@ -291,7 +285,7 @@ class CudaDevice(NativeDevice[Core]):
                         launches(one),
                         [_argument(entry) for entry in one.table],
                     )
-                    for one in lists.of_target(self._target)
+                    for one in variants
                 ],
             )
         except ValueError as error:

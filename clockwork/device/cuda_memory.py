@@ -1,7 +1,7 @@
 """Who owns what a CUDA device has of the driver: its context, device memory, pinned memory and modules.
 
-On a GPU that is CuPy, whose handles the hot path then uses. On a device that runs this machine's own code, as those
-of the driver that tests bring do (docs/gpu.md), it is the driver's table itself. Nothing here is called while an action runs, except that preparing a model may allocate.
+With NVIDIA's driver that is CuPy, whose handles the hot path then uses. With any other, as tests bring one
+(docs/gpu.md), it is the driver's table itself: CuPy opens NVIDIA's, whatever is asked for. Nothing here is called while an action runs, except that preparing a model may allocate.
 
 Everything is for one device. make_current() must have been called in the thread that calls the rest.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,9 +29,6 @@ from clockwork.device._cudriver import (
 from clockwork.errors import ConfigError
 
 Memory = TypeVar("Memory")
-
-ACCOUNTED_SHARED_BYTES = 48 << 10
-"""Dynamic shared memory that a kernel may have without asking."""
 
 
 class DeviceMemory(Protocol):
@@ -55,9 +52,7 @@ class DeviceMemory(Protocol):
         """A module out of a cubin (or a shared object, of a device that is no GPU). May raise OSError."""
         ...
 
-    def function(self, module: Any, name: str, shared_bytes: int) -> Kernel:
-        """A kernel, which may be launched with so much dynamic shared memory."""
-        ...
+    def function(self, module: Any, name: str) -> Kernel: ...
 
     def unload_module(self, module: Any) -> None: ...
     def close(self) -> None: ...
@@ -92,11 +87,8 @@ class TableMemory:
     def load_module(self, path: Path) -> Module:
         return self._table.load_module(path.read_bytes())
 
-    def function(self, module: Module, name: str, shared_bytes: int) -> Kernel:
-        function = self._table.function(module, name)
-        if shared_bytes > ACCOUNTED_SHARED_BYTES:
-            self._table.allow_shared(function, shared_bytes)
-        return function
+    def function(self, module: Module, name: str) -> Kernel:
+        return self._table.function(module, name)
 
     def unload_module(self, module: Module) -> None:
         self._table.unload_module(module)
@@ -165,12 +157,9 @@ class CupyMemory:
             module.load_file(str(path))
         return module
 
-    def function(self, module: Any, name: str, shared_bytes: int) -> Kernel:
+    def function(self, module: Any, name: str) -> Kernel:
         with self._translated("cuModuleGetFunction"):
-            found = Kernel(int(module.get_function(name).ptr))
-        if shared_bytes > ACCOUNTED_SHARED_BYTES:
-            self._table.allow_shared(found, shared_bytes)
-        return found
+            return Kernel(int(module.get_function(name).ptr))
 
     def unload_module(self, module: Any) -> None:
         """It goes with the last reference to it, which was the caller's."""
@@ -222,6 +211,7 @@ class CardInfo:
     uuid: str  # as nvidia-smi prints it, "GPU-..." or "MIG-..."
     capability: int  # 90 is sm_90; 0: it is no GPU
     memory_bytes: int
+    shared_bytes: int  # of memory that the threads of a block share, at most
 
     @property
     def is_gpu(self) -> bool:
@@ -249,8 +239,8 @@ def cards(table: Table) -> list[CardInfo]:
     """Every device that the driver shows to this process. Raises CudaError."""
     found = []
     for ordinal in range(table.device_count()):
-        name, raw, capability, size = table.describe(ordinal)
-        found.append(CardInfo(ordinal, name, str(uuid.UUID(bytes=raw)), capability, size))
+        name, raw, capability, size, shared = table.describe(ordinal)
+        found.append(CardInfo(ordinal, name, str(uuid.UUID(bytes=raw)), capability, size, shared))
     return found
 
 
@@ -287,10 +277,14 @@ def which_card(fingerprint: str) -> str:
     raise ConfigError(f"no CUDA device of this machine has the fingerprint {fingerprint!r}")
 
 
+def _is_nvidias(table: Table) -> bool:
+    return Path(table.path).name.startswith("libcuda.so")
+
+
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
     """The owner of what is allocated of a device. Raises ConfigError."""
     try:
-        return CupyMemory(table, card.ordinal) if card.is_gpu else TableMemory(table, card.ordinal)
+        return CupyMemory(table, card.ordinal) if _is_nvidias(table) else TableMemory(table, card.ordinal)
     except CudaError as error:
         raise ConfigError(f"cannot use CUDA device {card.ordinal}: {error}") from None
 
@@ -298,12 +292,12 @@ def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
 def why_unusable() -> str:
     """Why no CUDA device can be used here, in a sentence; "" if one can."""
     try:
-        found = cards(open_driver())
-        if not found:
+        table = open_driver()
+        if not cards(table):
             return "the CUDA driver shows no device"
     except (ConfigError, CudaError) as error:
         return str(error)
-    if any(card.is_gpu for card in found) and importlib.util.find_spec("cupy") is None:
+    if _is_nvidias(table) and importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (install clockwork-serving[cuda12] or [cuda13])"
     return ""
 
@@ -321,16 +315,3 @@ def fingerprint_of(table: Table, card: CardInfo) -> str:
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
-
-
-def read_modules(memory: DeviceMemory, directory: Path, paths: Sequence[str]) -> list[Any]:
-    """The modules of a program, loaded. Raises OSError, CudaError naming the module."""
-    modules: list[Any] = []
-    for path in paths:
-        try:
-            modules.append(memory.load_module(directory / path))
-        except CudaError as error:
-            for module in modules:
-                memory.unload_module(module)
-            raise CudaError(f"{path}: {error}", error.code) from None
-    return modules

@@ -36,10 +36,13 @@ enum {
     CUDA_ERROR_INVALID_IMAGE = 200,
     CUDA_ERROR_INVALID_CONTEXT = 201,
     CUDA_ERROR_NO_BINARY_FOR_GPU = 209,
+    CUDA_ERROR_INVALID_PTX = 218,
     CUDA_ERROR_INVALID_HANDLE = 400,
     CUDA_ERROR_NOT_FOUND = 500,
     CUDA_ERROR_NOT_READY = 600,
     CUDA_ERROR_ILLEGAL_ADDRESS = 700,
+    CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES = 701,
+    CUDA_ERROR_MISALIGNED_ADDRESS = 716,
     CUDA_ERROR_LAUNCH_FAILED = 719,
     CUDA_ERROR_NOT_SUPPORTED = 801,
     CUDA_ERROR_UNKNOWN = 999,
@@ -49,8 +52,16 @@ enum {
     CU_STREAM_NON_BLOCKING = 1,  // does not wait for the legacy default stream
     CU_EVENT_DEFAULT = 0,
     CU_MEMHOSTALLOC_PORTABLE = 1,
+    CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 1,
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK = 8,
+    CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK = 12,
+    CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
+    CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
+    CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0,
+    CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES = 1,
+    CU_FUNC_ATTRIBUTE_NUM_REGS = 4,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
 };
 
@@ -78,6 +89,7 @@ enum {
     X(load_module, cuModuleLoadData, (CUmodule * module, const void* image))                                       \
     X(unload_module, cuModuleUnload, (CUmodule module))                                                            \
     X(function, cuModuleGetFunction, (CUfunction * function, CUmodule module, const char* name))                   \
+    X(function_attribute, cuFuncGetAttribute, (int* value, int attribute, CUfunction function))                    \
     X(set_function, cuFuncSetAttribute, (CUfunction function, int attribute, int value))                           \
     X(launch, cuLaunchKernel,                                                                                      \
       (CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, \
@@ -93,8 +105,9 @@ enum {
     X(elapsed, cuEventElapsedTime, (float* milliseconds, CUevent begin, CUevent end))
 
 // Likewise, of newer drivers: null where there is none.
-#define CW_CUDA_OPTIONAL_FUNCTIONS(X) \
-    X(write_word, cuStreamWriteValue32_v2, (CUstream stream, CUdeviceptr target, std::uint32_t value, unsigned flags))
+#define CW_CUDA_OPTIONAL_FUNCTIONS(X)                                                                                  \
+    X(write_word, cuStreamWriteValue32_v2, (CUstream stream, CUdeviceptr target, std::uint32_t value, unsigned flags)) \
+    X(parameter, cuFuncGetParamInfo, (CUfunction function, size_t index, size_t* offset, size_t* size))
 
 namespace clockwork::device {
 

@@ -1,15 +1,10 @@
 /* A CUDA driver without a GPU: the functions of csrc/device/cuda_api.h by the same names, over host memory.
  *
- * A stream is a thread with a queue, an event a timestamp, a module a shared object for this machine
- * (csrc/device/host_kernels.h makes one of a CUDA C file). Copies are asynchronous, checked against what
+ * A stream is a thread with a queue, an event a timestamp; modules are in fake_modules.cpp. Copies are asynchronous, checked against what
  * has been allocated, and as slow as asked; functions fail when told to. A kernel's arguments are an array
  * of pointers to 8-byte values that ends with NULL, which a card's driver does not look at.
  */
 #include "device/fake_machine.h"
-
-#include <elf.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
@@ -30,43 +25,6 @@ EventRef event_of(CUevent handle) {
     return found == driver().events.end() ? nullptr : found->second;
 }
 
-/* The size of an ELF file in memory, which ends with its section headers or its last segment; 0 if it is none. */
-size_t elf_bytes(const void* image, uint16_t* machine) {
-    const Elf64_Ehdr* header = static_cast<const Elf64_Ehdr*>(image);
-    if (memcmp(header->e_ident, ELFMAG, SELFMAG) || header->e_ident[EI_CLASS] != ELFCLASS64)
-        return 0;
-    *machine = header->e_machine;
-    size_t end = header->e_shoff + size_t(header->e_shnum) * header->e_shentsize;
-    const char* base = static_cast<const char*>(image) + header->e_phoff;
-    for (int index = 0; index < header->e_phnum; index++) {
-        const Elf64_Phdr* segment = reinterpret_cast<const Elf64_Phdr*>(base + index * header->e_phentsize);
-        end = std::max(end, size_t(segment->p_offset + segment->p_filesz));
-    }
-    return end;
-}
-
-#if defined(__x86_64__)
-constexpr uint16_t MACHINE = EM_X86_64;
-#elif defined(__aarch64__)
-constexpr uint16_t MACHINE = EM_AARCH64;
-#endif
-
-/* Open a shared object that lies in memory; nullptr if it cannot be. The file is the caller's, to be closed after it. */
-void* open_library(const void* image, size_t bytes, int* descriptor) {
-    int file = *descriptor = memfd_create("clockwork-kernels", MFD_CLOEXEC);
-    if (file < 0)
-        return nullptr;
-    const char* from = static_cast<const char*>(image);
-    while (bytes) {
-        ssize_t written = write(file, from, bytes);
-        if (written <= 0)
-            return nullptr;
-        from += written;
-        bytes -= size_t(written);
-    }
-    return dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
-}
-
 struct ErrorName {
     int error;
     const char* name;
@@ -82,10 +40,13 @@ const ErrorName ERRORS[] = {
     NAME(CUDA_ERROR_INVALID_IMAGE),
     NAME(CUDA_ERROR_INVALID_CONTEXT),
     NAME(CUDA_ERROR_NO_BINARY_FOR_GPU),
+    NAME(CUDA_ERROR_INVALID_PTX),
     NAME(CUDA_ERROR_INVALID_HANDLE),
     NAME(CUDA_ERROR_NOT_FOUND),
     NAME(CUDA_ERROR_NOT_READY),
     NAME(CUDA_ERROR_ILLEGAL_ADDRESS),
+    NAME(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES),
+    NAME(CUDA_ERROR_MISALIGNED_ADDRESS),
     NAME(CUDA_ERROR_LAUNCH_FAILED),
     NAME(CUDA_ERROR_NOT_SUPPORTED),
     NAME(CUDA_ERROR_UNKNOWN),
@@ -151,13 +112,11 @@ EXPORTED CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
-EXPORTED CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice) {
+EXPORTED CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
     BEGIN(cuDeviceGetAttribute);
-    if (attribute != CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR &&
-        attribute != CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
-        return CUDA_ERROR_INVALID_VALUE;
-    *value = 0; /* an architecture that no card has: modules are for the host */
-    return CUDA_SUCCESS;
+    if (device < 0 || device >= all.device_count)
+        return CUDA_ERROR_INVALID_DEVICE;
+    return attribute_of(all.capability, attribute, value);
 }
 
 EXPORTED CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
@@ -278,58 +237,6 @@ EXPORTED CUresult cuMemcpyDtoHAsync_v2(void* target, CUdeviceptr source, size_t 
     item.source = reinterpret_cast<const void*>(source);
     item.bytes = bytes;
     return queue(stream, std::move(item));
-}
-
-EXPORTED CUresult cuModuleLoadData(CUmodule* module, const void* image) {
-    BEGIN_STALLING(cuModuleLoadData, false);
-    uint16_t machine = 0;
-    size_t bytes = elf_bytes(image, &machine);
-    if (!bytes)
-        return CUDA_ERROR_INVALID_IMAGE;
-    if (machine != MACHINE)
-        return CUDA_ERROR_NO_BINARY_FOR_GPU;
-    int file = -1;
-    void* library = open_library(image, bytes, &file);
-    if (!library) {
-        if (file >= 0)
-            close(file);
-        return CUDA_ERROR_INVALID_IMAGE;
-    }
-    Module* made = new Module{current, library, {}, file};
-    all.modules.insert(made);
-    *module = reinterpret_cast<CUmodule>(made);
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuModuleUnload(CUmodule handle) {
-    BEGIN_STALLING(cuModuleUnload, false);
-    Module* module = reinterpret_cast<Module*>(handle);
-    if (!all.modules.erase(module))
-        return CUDA_ERROR_INVALID_HANDLE;
-    dlclose(module->library);
-    close(module->file);
-    delete module;
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuModuleGetFunction(CUfunction* function, CUmodule handle, const char* name) {
-    BEGIN_CONTEXT(cuModuleGetFunction);
-    Module* module = reinterpret_cast<Module*>(handle);
-    if (!all.modules.count(module))
-        return CUDA_ERROR_INVALID_HANDLE;
-    void* found = dlsym(module->library, ("cw_host_" + std::string(name)).c_str());
-    if (!found)
-        found = dlsym(module->library, name);
-    if (!found)
-        return CUDA_ERROR_NOT_FOUND;
-    auto [code, is_new] = module->kernels.try_emplace(name, Code{reinterpret_cast<Kernel>(found), !all.loads_lazily});
-    *function = reinterpret_cast<CUfunction>(&code->second);
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuFuncSetAttribute(CUfunction, int, int) {
-    BEGIN_CONTEXT(cuFuncSetAttribute);
-    return CUDA_SUCCESS;
 }
 
 EXPORTED CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,

@@ -26,6 +26,10 @@ typedef struct cw_fake_counts {
 /* How many devices there are (1 to 16; before that, as the environment's CLOCKWORK_FAKE_DEVICES says, or 1), the memory of each, and the driver's version (12040: 12.4). */
 void cw_fake_setup(int device_count, size_t device_bytes, int driver_version);
 
+/* What every device is: a card of this compute capability (86: 8.6), with the bounds of one and the modules that run on
+ * one; or 0, which is so before it is said: no card, which runs modules for the host. */
+void cw_fake_card(int capability);
+
 /* How fast copies go (bytes per second; 0: as fast as memcpy): each direction of each device by itself, and all
  * of them together; how long each kernel takes at least; and the time before each item of a stream begins. */
 void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int64_t latency_ns);

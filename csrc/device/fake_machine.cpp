@@ -44,7 +44,8 @@ Function function_named(const char* name) {
 /* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
  * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
  * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it, copies:link:kernel:latency, CLOCKWORK_FAKE_ENGINES as
- * cw_fake_engines() does, engines:call, and CLOCKWORK_FAKE_STALL as cw_fake_stall() does. */
+ * cw_fake_engines() does, engines:call, CLOCKWORK_FAKE_STALL as cw_fake_stall() does, and
+ * CLOCKWORK_FAKE_CARD as cw_fake_card() does. */
 Driver::Driver() {
     if (const char* count = getenv("CLOCKWORK_FAKE_DEVICES"))
         device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
@@ -65,6 +66,8 @@ Driver::Driver() {
         sscanf(engines, "%d:%ld", &copy_engines, &taken_ns);
         call_ns = taken_ns;
     }
+    if (const char* card = getenv("CLOCKWORK_FAKE_CARD"))
+        capability = atoi(card);
     if (const char* stall = getenv("CLOCKWORK_FAKE_STALL"))
         stall_ns = atol(stall);
     for (int index = 0; index < DEVICES_MAX; index++)
@@ -158,6 +161,15 @@ int64_t reserve_copy(Stream* stream, const Item& item) {
     return end;
 }
 
+/* Whether a kernel would read or write at an address that its type does not allow. */
+bool is_misaligned(const Item& item) {
+    for (size_t index = 0; item.widths && index < item.values.size(); index++) {
+        if (item.values[index] % uint64_t(item.widths[index]))
+            return true;
+    }
+    return false;
+}
+
 /* Do one item of a stream. The lock is held, and let go of for the work itself. */
 void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
     Driver& all = driver();
@@ -199,13 +211,18 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
         case Item::KERNEL: {
             if (counted(F_kernel, device) || device->broken)
                 break;
+            if (is_misaligned(item)) {
+                device->broken = CUDA_ERROR_MISALIGNED_ADDRESS;
+                break;
+            }
             guard.unlock();
             int64_t begin_ns = now_ns(), end_ns = begin_ns + kernel_ns;
             void* arguments[ARGUMENTS_MAX + 1];
             for (size_t index = 0; index < item.values.size(); index++)
                 arguments[index] = &item.values[index];
             arguments[item.values.size()] = nullptr;
-            item.kernel(arguments, item.grid, item.block);
+            if (item.kernel)
+                item.kernel(arguments, item.grid, item.block);
             if (kernel_ns)
                 sleep_until(end_ns);
             guard.lock();
@@ -281,30 +298,6 @@ void stall(std::unique_lock<std::mutex>& guard, bool everywhere) {
     all.progress.notify_all();
 }
 
-int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned, void** arguments,
-                std::unique_lock<std::mutex>& guard, Item* item) {
-    Code* code = reinterpret_cast<Code*>(function);
-    uint64_t threads = uint64_t(block[0]) * block[1] * block[2];
-    if (!code || !threads || threads > 1024 || !grid[0] || !grid[1] || !grid[2])
-        return CUDA_ERROR_INVALID_VALUE;
-    item->kind = Item::KERNEL;
-    item->kernel = code->kernel;
-    std::copy(grid, grid + 3, item->grid);
-    std::copy(block, block + 3, item->block);
-    for (; *arguments; arguments++) {
-        if (item->values.size() == ARGUMENTS_MAX)
-            return CUDA_ERROR_INVALID_VALUE;
-        uint64_t value;
-        memcpy(&value, *arguments, sizeof value);
-        item->values.push_back(value);
-    }
-    if (!code->is_loaded) {
-        code->is_loaded = true;
-        stall(guard, false);
-    }
-    return CUDA_SUCCESS;
-}
-
 int queue(CUstream handle, Item item) {
     Driver& all = driver();
     Stream* stream = reinterpret_cast<Stream*>(handle);
@@ -356,6 +349,12 @@ EXPORTED int cw_fake_steps(cw_fake_step* steps, int most) {
     std::copy(all.steps.end() - std::ptrdiff_t(count), all.steps.end(), steps);
     all.steps.clear();
     return int(count);
+}
+
+EXPORTED void cw_fake_card(int capability) {
+    Driver& all = driver();
+    std::unique_lock<std::mutex> guard(all.lock);
+    all.capability = capability;
 }
 
 EXPORTED void cw_fake_stall(int64_t stall_ns) {

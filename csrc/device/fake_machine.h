@@ -41,6 +41,8 @@ enum Function {
     FUNCTIONS
 };
 
+struct Module;
+
 struct Device {
     int ordinal = 0;
     int retained = 0;
@@ -71,6 +73,7 @@ struct Item {
     const void* source = nullptr;
     size_t bytes = 0;
     Kernel kernel = nullptr;
+    const int* widths = nullptr; /* as in Code */
     unsigned grid[3] = {}, block[3] = {};
     std::vector<uint64_t> values = {};
     EventRef event = nullptr;
@@ -90,15 +93,24 @@ struct Stream {
 
 /* What a CUfunction is. */
 struct Code {
-    Kernel kernel;
-    bool is_loaded;
+    Module* module = nullptr;
+    Kernel kernel = nullptr; /* null: it is for a card, and does nothing here */
+    bool is_loaded = false;
+    int registers = 32;
+    int shared_bytes = 0;        /* static */
+    int dynamic_bytes = 0;       /* the most that a launch may add to it */
+    int threads = 1024;          /* the most of a block, by its own bound and by its registers */
+    bool is_known = false;       /* whether its parameters are */
+    std::vector<int> sizes;      /* of each, in bytes */
+    const int* widths = nullptr; /* what the address in each has to be a multiple of */
 };
 
 struct Module {
-    Device* device;
-    void* library;
-    std::map<std::string, Code> kernels; /* that were asked for, by name */
-    int file; /* open for as long as it is: the loader knows a library by its path, which holds this number */
+    Device* device = nullptr;
+    int architecture = 0;                /* 86: for compute capability 8.6; 0: for the host */
+    std::map<std::string, Code> kernels; /* all that a card's has; of the host's those that were asked for */
+    void* library = nullptr;
+    int file = -1; /* open for as long as it is: the loader knows a library by its path, which holds this number */
 };
 
 struct Failure {
@@ -117,6 +129,7 @@ struct Driver {
     int device_count = 1;
     size_t device_bytes = size_t(1) << 30;
     int version = 12040;
+    int capability = 0; /* of every device; 0: it is no card */
     int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0, stall_ns = 0;
     int64_t link_free_ns = 0;
     int copy_engines = 2;
@@ -131,6 +144,7 @@ struct Driver {
     std::set<Stream*> streams;
     std::map<Event*, EventRef> events;
     std::set<Module*> modules;
+    std::set<Code*> codes; /* of all modules */
     bool loads_lazily = false;
 
     Driver();
@@ -154,6 +168,9 @@ void spend_call();
 bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t bytes);
 
 bool is_pinned(const void* begin, size_t bytes);
+
+/* An attribute of a card; an error if it is none that is known. */
+int attribute_of(int capability, int attribute, int* value);
 
 /* The item that launches a kernel, checked; it stalls where the kernel is loaded only now. The lock is held. */
 int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,

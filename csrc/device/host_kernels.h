@@ -9,6 +9,10 @@
  *     CW_HOST_KERNEL(add)
  *     #endif
  *
+ * CW_HOST_KERNEL_WITH(add, registers, shared_bytes, threads) says as well what the kernel needs of a card: registers of
+ * a thread, static shared memory, and the most threads of a block. With -DCW_HOST_TARGET='"sm_80"' the module is one
+ * for that architecture, which the fake driver refuses on any other ("compute_80": PTX, which newer ones take, too).
+ *
  * The threads of a launch run one after another, so that a kernel can neither wait for others of its
  * block (__syncthreads) nor hand anything to them (__shared__, shuffles).
  */
@@ -20,6 +24,8 @@
 #include <stdint.h>
 
 #include <utility>
+
+#include "host_needs.h"
 
 #define __global__
 #define __device__ static inline
@@ -53,8 +59,39 @@ static void cw_run_blocks(void (*kernel)(Parameters...), void** arguments, const
                 cw_run_threads(kernel, arguments, std::index_sequence_for<Parameters...>());
 }
 
+/* Each module has its own: a library with a symbol that is one in a process is never unloaded. */
+namespace {
+
+template <typename Type>
+struct cw_parameter {
+    static constexpr int size = sizeof(Type), width = 1;
+};
+template <typename Type>
+struct cw_parameter<Type*> {
+    static constexpr int size = sizeof(Type*), width = alignof(Type);
+};
+template <typename... Parameters>
+struct cw_parameters {
+    static constexpr int sizes[] = {cw_parameter<Parameters>::size..., 0};
+    static constexpr int widths[] = {cw_parameter<Parameters>::width..., 0};
+};
+template <typename... Parameters>
+constexpr cw_host_needs cw_needs_of(void (*)(Parameters...), int registers, int shared_bytes, int threads) {
+    using Known = cw_parameters<Parameters...>;
+    return {registers, shared_bytes, threads, int(sizeof...(Parameters)), Known::sizes, Known::widths};
+}
+
+}  // namespace
+
+#ifdef CW_HOST_TARGET
+extern "C" __attribute__((visibility("default"))) const char cw_host_target[] = CW_HOST_TARGET;
+#endif
+
 /* The entry that the fake driver looks for: arguments[i] points at the i-th argument's value. */
-#define CW_HOST_KERNEL(name)                                                                                        \
+#define CW_HOST_KERNEL(name) CW_HOST_KERNEL_WITH(name, 32, 0, 1024)
+#define CW_HOST_KERNEL_WITH(name, registers, shared_bytes, threads)                                                 \
+    extern "C" __attribute__((visibility("default"))) const cw_host_needs cw_needs_##name;                          \
+    const cw_host_needs cw_needs_##name = cw_needs_of(name, registers, shared_bytes, threads);                      \
     extern "C" __attribute__((visibility("default"))) void cw_host_##name(void** arguments, const unsigned grid[3], \
                                                                           const unsigned block[3]) {                \
         cw_run_blocks(name, arguments, grid, block);                                                                \

@@ -56,14 +56,24 @@ THREADS = 64
 TABLE_KERNELS = frozenset(re.findall(r"\w+_table_\d", KERNELS.read_text()))
 
 
+def compiled_kernels(source: str = "", target: str = "") -> bytes:
+    """CUDA C (or else kernels.cu) as a module for the fake driver, for the host or as if for an architecture."""
+    if not target:
+        return _compiled(source, "")
+    anywhere = "?" * len("compute_999a")
+    return _compiled(source, anywhere).replace(anywhere.encode(), target.encode().ljust(len(anywhere), b"\0"))
+
+
 @functools.cache
-def compiled_kernels() -> bytes:
-    """kernels.cu as a module for the fake driver."""
+def _compiled(source: str, target: str) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
-        target = Path(directory) / "kernels.so"
+        path = Path(directory) / "kernels.so"
         command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-x", "c++", "-include", str(HOST_KERNELS)]
-        subprocess.run([*command, str(KERNELS), "-o", str(target)], check=True)
-        return target.read_bytes()
+        if target:
+            command.append(f'-DCW_HOST_TARGET="{target}"')
+        text = source or KERNELS.read_text()
+        subprocess.run([*command, "-", "-o", str(path)], input=text.encode(), check=True)
+        return path.read_bytes()
 
 
 class CudaRig:
@@ -87,9 +97,15 @@ class CudaRig:
         self.fake.speed()
         self.fake.engines()
         self.fake.stall()
+        self.fake.card()
         self.fake.setup()
 
-    def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
+    def make(
+        self, pages: int = 32, which: str = "0", host_pages: int = 0, capability: int = 0, **options: Any
+    ) -> CudaDevice:
+        """capability: of the card that the driver shows (86: 8.6); 0: it shows none, and runs modules for the host."""
+        self.fake.card(capability)
+        self.target = f"sm_{capability}" if capability else HOST
         options = {
             "workspace_bytes": 1 << 12,
             "io_slot_bytes": 1 << 12,

@@ -19,6 +19,7 @@ DRIVER = {"CLOCKWORK_CUDA_DRIVER": str(LIBRARY)}
 
 ILLEGAL_ADDRESS = 700
 LAUNCH_FAILED = 719
+MISALIGNED_ADDRESS = 716
 OUT_OF_MEMORY = 2
 
 ALLOCATING = (
@@ -73,6 +74,10 @@ class FakeDriver:
 
     def setup(self, devices: int = 2, device_bytes: int = 1 << 28, version: int = 12040) -> None:
         self._library.cw_fake_setup(devices, ctypes.c_size_t(device_bytes), version)
+
+    def card(self, capability: int = 0) -> None:
+        """Have every device be a card of this compute capability (86: 8.6); 0: none, which runs modules for the host."""
+        self._library.cw_fake_card(capability)
 
     def speed(self, copy_rate: int = 0, link_rate: int = 0, kernel_ns: int = 0, latency_ns: int = 0) -> None:
         """Rates in bytes per second; 0: unlimited."""

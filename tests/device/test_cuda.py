@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from clockwork.device.cuda_host import PinnedFiles
 from clockwork.device.cuda_memory import cards, find_card, open_driver, open_memory
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import PreparedModel
+from clockwork.formats.program import PROGRAM_JSON, Argument, Launch, program_hash, read_program
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import Status
-from tests.device.cuda_rig import PAGE_BYTES, CudaRig
+from tests.device.cuda_rig import KERNELS, PAGE_BYTES, CudaRig, compiled_kernels
 from tests.device.fake import ALLOCATING, DRIVER, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.process.cluster import eventually
@@ -41,6 +44,7 @@ def fake() -> Iterator[FakeDriver]:
     one.mend()
     one.speed()
     one.engines()
+    one.card()
     one.setup()
 
 
@@ -485,6 +489,104 @@ def test_a_module_that_is_none_is_refused(driver: Driver) -> None:
         path.write_bytes(path.read_bytes() + b" ")
         with pytest.raises(InvalidModel, match="is damaged"):
             driver.device.prepare(1, str(whole))
+
+
+# ----- launches that a device refuses ----------------------------------------------------------------
+
+
+def relaunched(driver: Driver, **changes: Any) -> str:
+    """The directory of a model whose every launch is changed so; to what a function gives, each time anew."""
+    driver.rig.tables = False
+    directory = Path(driver.rig.build(affine()))
+    place = directory.parent.parent / "programs" / PreparedModel.read(directory).program
+    program = read_program(place)
+
+    def changed(launch: Launch) -> Launch:
+        return dataclasses.replace(
+            launch, **{name: value() if callable(value) else value for name, value in changes.items()}
+        )
+
+    variants = tuple(
+        dataclasses.replace(one, launches=tuple(map(changed, one.launches))) for one in program.variants
+    )
+    program = dataclasses.replace(program, variants=variants)
+    prepared = dataclasses.replace(PreparedModel.read(directory), program=program_hash(program))
+    place.rename(place.with_name(prepared.program))
+    (place.with_name(prepared.program) / PROGRAM_JSON).write_text(program.stripped().to_json())
+    prepared.write(directory)
+    return str(directory)
+
+
+NEEDY = KERNELS.read_text().replace("CW_HOST_KERNEL(add)", "CW_HOST_KERNEL_WITH(add, 72, 8192, 1024)")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"block": (1024, 1, 1)},
+            r"'add' is launched in blocks of 1024 threads; it takes 72 registers a thread, and runs in blocks of at most 896",
+        ),
+        (
+            {"shared": 100_000},
+            r"'add' takes 108192 bytes .*, 8192 of its own and 100000 by its launch; this device .* has 101376",
+        ),
+        ({"args": ()}, r"kernel 'matmul' has 6 parameters, and is launched with 0 arguments"),
+        (
+            {"args": (Argument("i32", 0, 1),) * 5},
+            r"kernel 'matmul' has 6 parameters, and is launched with 5 arguments",
+        ),
+        (
+            {"args": (Argument("i32", 0, 1),) * 6},
+            r"parameter 0 of kernel 'matmul' has 8 bytes, and its argument is 'i32', of 4",
+        ),
+        (
+            {"args": (Argument("workspace", 0, 0),) * 6},
+            r"parameter 3 of kernel 'matmul' has 4 bytes, and its argument is 'workspace', of 8",
+        ),
+    ],
+)
+def test_a_launch_that_the_device_would_refuse_is_refused_when_the_model_is_prepared(
+    make: Callable[..., Driver], fake: FakeDriver, changes: dict[str, object], said: str
+) -> None:
+    driver = make(capability=86)
+    driver.rig.module = compiled_kernels(NEEDY)
+    with pytest.raises(InvalidModel, match=said):
+        driver.device.prepare(1, relaunched(driver, **changes))
+    assert fake.live()["modules"] == driver.device.memory()["programs"] == 0
+
+
+def test_shared_memory_is_asked_for_once_for_all_launches_of_a_kernel(
+    make: Callable[..., Driver], fake: FakeDriver
+) -> None:
+    """The largest counts, whichever is launched last, and with what the kernel has of its own."""
+    driver = make(capability=86)
+    driver.rig.module = compiled_kernels(NEEDY)
+    for shared in (
+        0,
+        40_960,
+        40_961,
+        93_184,
+    ):  # with 8 KiB: nothing, 48 KiB, a byte more, and all that there is
+        asked = fake.calls("cuFuncSetAttribute")
+        driver.device.prepare(driver.models + 1, relaunched(driver, shared=shared))
+        driver.models += 1
+        assert fake.calls("cuFuncSetAttribute") - asked == (0 if shared <= 40_960 else 1 + (shared > 49_152))
+        assert driver.end(driver.load(driver.models, 1, [driver.models])).status == Status.OK
+        assert driver.end(driver.infer(driver.models, 1, [X])).status == Status.OK
+
+
+def test_the_largest_of_a_kernels_launches_may_come_before_a_small_one(
+    make: Callable[..., Driver], fake: FakeDriver
+) -> None:
+    driver = make(capability=86)
+    driver.rig.module = compiled_kernels(NEEDY)
+    sizes = itertools.cycle([90_000, 90_000, 60_000, 60_000])  # of two kernels
+    directory = relaunched(driver, shared=lambda: next(sizes))
+    driver.device.prepare(1, directory)
+    assert driver.end(driver.load(1, 1, [0])).status == Status.OK
+    for rows in (1, 2, 4, 8):
+        assert driver.end(driver.infer(1, 1, [np.ones((rows, 4), np.float32)])).status == Status.OK
 
 
 # ----- several devices ------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def test_cupys_errors_are_told_like_any_other(rig: CudaRig) -> None:
 
 def test_without_cupy_it_is_said_what_to_install(rig: CudaRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    card = CardInfo(0, "a card", "", 90, 0)
+    card = CardInfo(0, "a card", "", 90, 0, 0)
     with pytest.raises(ConfigError, match=r"install clockwork-serving\[cuda12\] or \[cuda13\]"):
         CupyMemory(open_driver(), card.ordinal)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork.device._cudriver import Table
+from clockwork.device._cudriver import CudaError, Kernel, Table
 from clockwork.device.cuda_memory import TableMemory, open_driver
+from clockwork.models.compile import nvrtc
 from clockwork.system.clock import MS, now_ns
 from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CudaRig, compiled_kernels
-from tests.device.fake import DRIVER, FakeDriver, environment
+from tests.device.fake import DRIVER, LIBRARY, MISALIGNED_ADDRESS, FakeDriver, environment
 from tests.device.rig import Driver, affine
 from tests.process.cluster import eventually
 
@@ -23,7 +25,7 @@ RIGS = [CudaRig]
 
 X = np.ones((3, 4), np.float32)
 KERNEL_NS = 20 * MS
-STALL_NS = 30 * MS
+STALL_NS = 60 * MS
 
 
 @pytest.fixture
@@ -35,6 +37,7 @@ def fake() -> Iterator[FakeDriver]:
     one.mend()
     one.speed()
     one.stall()
+    one.card()
     one.setup()
 
 
@@ -75,12 +78,14 @@ def test_a_call_that_stalls_ends_after_what_is_queued_and_keeps_every_other_call
     assert driver.end(driver.load(model, 1, [0])).status == Status.OK
     take, give_back = PAIRS[what](memory, module)
     taken = take() if back else None
-    launches = fake.calls("cuLaunchKernel")
+    copies = fake.calls("cuMemcpyDtoHAsync_v2")
     fake.speed(kernel_ns=KERNEL_NS)
     fake.stall(STALL_NS)
     begin_ns = now_ns()
     action = driver.infer(model, 1, [X])  # two kernels
-    eventually(lambda: fake.calls("cuLaunchKernel") == launches + 2, "both are launched")
+    eventually(
+        lambda: fake.calls("cuMemcpyDtoHAsync_v2") > copies, "both are launched, and their end recorded"
+    )
     if back:
         give_back(taken)
     else:
@@ -137,3 +142,173 @@ def test_the_first_launch_of_a_kernel_that_is_loaded_lazily_stalls(
     assert second.execute[2] < STALL_NS
     fake.stall()
     open_driver()
+
+
+# ----- what a card has ----------------------------------------------------------------------------
+
+NEEDY = """
+struct alignas(16) four { float x, y, z, w; };
+extern "C" __global__ void plain(float* y, int n) { y[0] = n; }
+extern "C" __global__ void many(float* y, int n) { y[0] = n; }
+extern "C" __global__ void sharing(float* y, int n) { y[0] = n; }
+extern "C" __global__ void bounded(float* y, int n) { y[0] = n; }
+extern "C" __global__ void wide(const four* x, float* y) { y[0] = x[0].w; }
+CW_HOST_KERNEL(plain)
+CW_HOST_KERNEL_WITH(many, 72, 0, 1024)
+CW_HOST_KERNEL_WITH(sharing, 32, 16384, 1024)
+CW_HOST_KERNEL_WITH(bounded, 16, 0, 128)
+CW_HOST_KERNEL(wide)
+"""
+INVALID_VALUE, INVALID_IMAGE, NO_BINARY, INVALID_PTX, INVALID_HANDLE = 1, 200, 209, 218, 400
+OUT_OF_RESOURCES = 701
+
+
+@pytest.fixture
+def needy(memory: TableMemory, tmp_path: Path) -> Iterator[Callable[[str], Kernel]]:
+    """The kernels of NEEDY, by name."""
+    path = tmp_path / "needy.so"
+    path.write_bytes(compiled_kernels(NEEDY))
+    module = memory.load_module(path)
+    yield lambda name: memory.function(module, name)
+    memory.make_current()
+    memory.unload_module(module)
+
+
+def launch(
+    kernel: Kernel,
+    *values: int,
+    grid: tuple[int, ...] = (1, 1, 1),
+    block: tuple[int, ...] = (1, 1, 1),
+    shared: int = 0,
+) -> int:
+    """Launch on a stream of its own, and wait for its end; the first error."""
+    library = ctypes.CDLL(str(LIBRARY))
+    stream = ctypes.c_void_p()
+    assert library.cuStreamCreate(ctypes.byref(stream), 1) == 0
+    try:
+        held = [ctypes.c_uint64(value) for value in values]
+        arguments = (ctypes.c_void_p * (len(held) + 1))(*(ctypes.addressof(one) for one in held), None)
+        function = ctypes.c_void_p(kernel.address)
+        error = library.cuLaunchKernel(function, *grid, *block, shared, stream, arguments, None)
+        return int(error or library.cuStreamSynchronize(stream))
+    finally:
+        library.cuStreamDestroy_v2(stream)
+
+
+def test_a_launch_is_refused_where_a_card_would_refuse_it(
+    memory: TableMemory, needy: Callable[[str], Kernel]
+) -> None:
+    y = memory.allocate(512)
+    plain = needy("plain")
+    assert launch(plain, y.address, 1) == 0
+    for wrong in (
+        {"grid": (0, 1, 1)}, {"grid": (1, 65_536, 1)}, {"grid": (1, 1, 65_536)}, {"block": (1, 1, 65)},
+        {"block": (2048, 1, 1)}, {"block": (1024, 2, 1)}, {"shared": 49_153},
+    ):  # fmt: skip
+        assert launch(plain, y.address, 1, **wrong) == INVALID_VALUE, wrong  # type: ignore[arg-type]
+    assert launch(plain, y.address) == INVALID_VALUE  # without its second argument
+    # 72 registers a thread: 28 warps, of 2,304 registers each.
+    assert launch(needy("many"), y.address, 1, block=(896, 1, 1)) == 0
+    assert launch(needy("many"), y.address, 1, block=(897, 1, 1)) == OUT_OF_RESOURCES
+    assert launch(needy("bounded"), y.address, 1, block=(129, 1, 1)) == OUT_OF_RESOURCES
+    assert launch(Kernel(y.address), y.address, 1) == INVALID_HANDLE
+    memory.release(y)
+
+
+def test_dynamic_shared_memory_beyond_48_kib_has_to_be_asked_for_with_the_static_counted(
+    fake: FakeDriver, memory: TableMemory, needy: Callable[[str], Kernel]
+) -> None:
+    fake.card(86)
+    table, sharing, y = open_driver(), needy("sharing"), memory.allocate(512)
+    assert table.needs(sharing) == (1024, 16_384, 32)
+    assert launch(sharing, y.address, 1, shared=32_768) == 0
+    assert launch(sharing, y.address, 1, shared=32_769) == INVALID_VALUE
+    with pytest.raises(CudaError, match="cuFuncSetAttribute: CUDA_ERROR_INVALID_VALUE"):
+        table.allow_shared(sharing, 101_376 - 16_384 + 1)
+    table.allow_shared(sharing, 101_376 - 16_384)
+    assert launch(sharing, y.address, 1, shared=101_376 - 16_384) == 0
+    memory.release(y)
+
+
+def test_a_vector_read_at_an_address_that_is_not_a_multiple_of_it_breaks_the_context(
+    fake: FakeDriver, memory: TableMemory, needy: Callable[[str], Kernel]
+) -> None:
+    x, y = memory.allocate(512), memory.allocate(512)
+    assert launch(needy("wide"), x.address + 16, y.address) == 0
+    assert launch(needy("wide"), x.address + 8, y.address) == MISALIGNED_ADDRESS
+    with pytest.raises(CudaError, match="CUDA_ERROR_MISALIGNED_ADDRESS"):
+        memory.allocate(512)
+    fake.mend()
+    for one in (x, y):
+        memory.release(one)
+
+
+RUNS = {
+    "sm_80": (80, 86, 89), "sm_86": (86, 89), "sm_89": (89,), "sm_90": (90,), "sm_90a": (90,),
+    "sm_100": (100, 103), "sm_100a": (100,), "sm_120": (120, 121), "compute_80": (80, 86, 87, 89, 90, 100, 103, 120, 121),
+    "compute_90a": (90,),
+}  # fmt: skip
+CAPABILITIES = (75, 80, 86, 87, 89, 90, 100, 103, 120, 121)
+
+
+@pytest.mark.parametrize("target", RUNS)
+def test_a_module_runs_on_the_cards_on_which_nvidias_driver_runs_it(
+    fake: FakeDriver, memory: TableMemory, target: str
+) -> None:
+    """As NVIDIA's compatibility rules say; nothing of it was tried on a card."""
+    images = [compiled_kernels(NEEDY, target)]
+    if nvrtc.is_installed():
+        source = 'extern "C" __global__ void plain(float* y, int n) { y[0] = n; }'
+        images.append(nvrtc.library().compile(source, [f"--gpu-architecture={target}"])[0])
+    for image in images if target.startswith("sm_") else images[:1]:
+        ran, refused = [], set()
+        for capability in CAPABILITIES:
+            fake.card(capability)
+            try:
+                memory._table.unload_module(memory._table.load_module(image))
+                ran.append(capability)
+            except CudaError as error:
+                refused.add(error.code)
+        assert (set(ran), refused) == (set(RUNS[target]), {NO_BINARY})
+
+
+def test_a_cubin_says_what_its_kernels_need(fake: FakeDriver, memory: TableMemory) -> None:
+    if not nvrtc.is_installed():
+        pytest.skip("NVRTC is not installed (clockwork-serving[compile])")
+    source = """
+    extern "C" __global__ void sums(const float* x, float* y, int n, long long at) {
+        __shared__ float sums[100];
+        sums[threadIdx.x] = x[at]; __syncthreads(); y[threadIdx.x] = sums[99 - threadIdx.x] + n;
+    }
+    extern "C" __global__ void __launch_bounds__(96) bounded(float* y) { y[0] = 1; }"""
+    table = memory._table
+    for target in ("sm_80", "sm_90", "sm_100"):
+        fake.card(int(target[3:]))
+        module = table.load_module(nvrtc.library().compile(source, [f"--gpu-architecture={target}"])[0])
+        sums, bounded = (table.function(module, name) for name in ("sums", "bounded"))
+        threads, shared, registers = table.needs(sums)
+        assert (threads, shared) == (1024, 400)
+        assert 8 <= registers <= 32
+        assert table.needs(bounded)[0] == 96
+        assert table.parameters(sums) == [8, 8, 4, 8]
+        with pytest.raises(CudaError, match="CUDA_ERROR_NOT_FOUND"):
+            table.function(module, "gone")
+        table.unload_module(module)
+
+
+def test_ptx_is_read_by_cards_that_are_as_new(fake: FakeDriver, memory: TableMemory) -> None:
+    text = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 k_param_0, .param .u32 k_param_1)\n{ret;}"
+    table = memory._table
+    fake.card(103)
+    module = table.load_module(text.encode() + b"\0")
+    assert table.parameters(table.function(module, "k")) == [8, 4]
+    table.unload_module(module)
+    for capability, image, error in (
+        (89, text, NO_BINARY),
+        (90, text.replace(".target", "target"), INVALID_PTX),
+        (90, "no module", INVALID_IMAGE),
+    ):
+        fake.card(capability)
+        with pytest.raises(CudaError) as told:
+            table.load_module(image.encode() + bytes(64))
+        assert told.value.code == error

@@ -1,0 +1,93 @@
+"""The kernels of a program on a CUDA device: its modules, loaded, and every kernel checked before it is ever launched.
+
+What is called here stalls a GPU that serves, or takes long. It happens when a model is prepared, and never in an action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from clockwork.device._cudriver import CudaError, Kernel, Table
+from clockwork.device.cuda_memory import CardInfo, DeviceMemory
+from clockwork.errors import InvalidModel
+from clockwork.formats.program import POINTERS, Launch
+
+UNASKED_SHARED_BYTES = 48 << 10
+"""Shared memory, static and dynamic, that a block may have without asking."""
+
+Kernels: TypeAlias = dict[tuple[int, str], Kernel]
+"""By module and name."""
+
+_ADDRESSES = (*POINTERS, "workspace", "table")
+_ARGUMENT_BYTES = {**dict.fromkeys((*_ADDRESSES, "i64"), 8), "i32": 4, "f32": 4, "size": 4}
+
+
+def read_modules(memory: DeviceMemory, directory: Path, paths: Sequence[str]) -> list[Any]:
+    """The modules of a program, loaded. Raises OSError, CudaError naming the module."""
+    modules: list[Any] = []
+    for path in paths:
+        try:
+            modules.append(memory.load_module(directory / path))
+        except CudaError as error:
+            for module in modules:
+                memory.unload_module(module)
+            raise CudaError(f"{path}: {error}", error.code) from None
+    return modules
+
+
+def find_kernels(
+    table: Table, memory: DeviceMemory, card: CardInfo, modules: Sequence[Any], launches: Iterable[Launch]
+) -> Kernels:
+    """The kernels of these launches, which may then be launched. Raises CudaError; InvalidModel for a launch that the
+    device would refuse."""
+    by_kernel: dict[tuple[int, str], list[Launch]] = {}
+    for launch in launches:
+        by_kernel.setdefault((launch.module, launch.kernel), []).append(launch)
+    found: Kernels = {}
+    for (module, name), launched in by_kernel.items():
+        try:
+            kernel = memory.function(modules[module], name)
+            _check(table, card, kernel, launched)
+        except CudaError as error:
+            raise CudaError(f"kernel {name!r}: {error}", error.code) from None
+        found[module, name] = kernel
+    return found
+
+
+def _check(table: Table, card: CardInfo, kernel: Kernel, launches: Sequence[Launch]) -> None:
+    """Raises InvalidModel unless the device has what every launch of a kernel takes."""
+    name = launches[0].kernel
+    most_threads, static, registers = table.needs(kernel)
+    threads = max(launch.block[0] * launch.block[1] * launch.block[2] for launch in launches)
+    if threads > most_threads:
+        raise InvalidModel(
+            f"kernel {name!r} is launched in blocks of {threads} threads; it takes {registers} registers a thread, and "
+            f"runs in blocks of at most {most_threads} on this device ({card.name})"
+        )
+    dynamic = max(launch.shared for launch in launches)
+    if static + dynamic > card.shared_bytes:
+        raise InvalidModel(
+            f"kernel {name!r} takes {static + dynamic} bytes of shared memory a block, {static} of its own and {dynamic} "
+            f"by its launch; this device ({card.name}) has {card.shared_bytes}"
+        )
+    if (sizes := table.parameters(kernel)) is not None:
+        for launch in launches:
+            _check_parameters(launch, sizes)
+    if dynamic and static + dynamic > UNASKED_SHARED_BYTES:
+        table.allow_shared(kernel, dynamic)
+
+
+def _check_parameters(launch: Launch, sizes: Sequence[int]) -> None:
+    if len(launch.args) != len(sizes):
+        raise InvalidModel(
+            f"kernel {launch.kernel!r} has {len(sizes)} parameters, and is launched with {len(launch.args)} arguments"
+        )
+    for index, (argument, size) in enumerate(zip(launch.args, sizes, strict=True)):
+        given = _ARGUMENT_BYTES[argument.kind]
+        if size > given or (argument.kind in _ADDRESSES and size != given):
+            raise InvalidModel(
+                f"parameter {index} of kernel {launch.kernel!r} has {size} bytes, and its argument is "
+                f"{argument.kind!r}, of {given}"
+            )

@@ -558,6 +558,7 @@ def test_kernels_still_read_vectors_where_they_may(tmp_path: Path) -> None:
             (1, 8),
         ),
         ("__global__ void k(unsigned int* data0_4) {\n*((unsigned_int2*)(data0_4+(a<<1))) = b;\n}", (8,)),
+        ("__global__ void k(float* data0_4) {\n*data0_4 = (*((float4*)((buf2+(a<<2))))).x;\n}", (4,)),
     ],
 )
 def test_the_widest_access_is_read_off_a_kernels_source(source: str, widths: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_ELEMENT_BYTES = {
+ELEMENT_BYTES = {
     "bool": 1, "char": 1, "signed char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "int": 4,
     "unsigned int": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
     "half": 2, "_Float16": 2, "__fp16": 2, "nv_bfloat16": 2, "__bf16": 2,
@@ -16,6 +16,7 @@ _PARAMETER = re.compile(
 )
 _CAST = re.compile(r"\*\(\((\w+)\*\)\(")
 _VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?(data\d+(?:_\d+)?)\b")
+_OWN_VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?buf\d+\b")  # of an array in the kernel, which is aligned
 
 
 def widths_of(source: str) -> tuple[int, ...]:
@@ -24,12 +25,15 @@ def widths_of(source: str) -> tuple[int, ...]:
     assert head is not None, source
     parameters = _PARAMETER.findall(head[1])
     base = {name: kind.strip() for kind, name in parameters}
-    widths = {name: _ELEMENT_BYTES[kind] for name, kind in base.items()}
+    widths = {name: ELEMENT_BYTES[kind] for name, kind in base.items()}
     vectors = _VECTOR.findall(source)
-    assert len(vectors) == len(_CAST.findall(source)), f"a vector access that is not understood:\n{source}"
+    understood = len(vectors) + len(_OWN_VECTOR.findall(source))
+    assert understood == len(_CAST.findall(source)), (
+        f"{source}\na vector access of this kernel is not understood"
+    )
     for vector, name in vectors:
         element = base[name].replace(" ", "_")
         count = vector.removeprefix(element)
         assert count.isdigit(), f"{vector} through a pointer to {base[name]}"
-        widths[name] = max(widths[name], int(count) * _ELEMENT_BYTES[base[name]])
+        widths[name] = max(widths[name], int(count) * ELEMENT_BYTES[base[name]])
     return tuple(widths.values())

@@ -51,11 +51,16 @@ from clockwork.wire.messages import PRODUCT_DTYPES
 @click.option("--jobs", type=click.IntRange(1), help="Variants at a time.  [default: one per processor]")
 @click.option("--no-verify", is_flag=True, help="Do not run the program here and compare its answers.")
 @click.option("--tune", is_flag=True, help="Time many ways to write each kernel on this machine's GPU.")
+@click.option(
+    "--sources",
+    type=PATH,
+    help="A directory for the CUDA C of every module, named as the module is in the package.",
+)
 @click.option("--report", is_flag=True, help="List every kernel: registers, spills, bytes, operations.")
 def compile_command(
     model: Path, output: Path | None, archs: tuple[str, ...], batches: tuple[int, ...],
     shapes: tuple[str, ...], dtype: str, batching: str, examples: Path | None, name: str, jobs: int | None,
-    no_verify: bool, exact: bool, tune: bool, report: bool,
+    no_verify: bool, exact: bool, tune: bool, sources: Path | None, report: bool,
 ) -> None:  # fmt: skip
     """Compile an ONNX MODEL into kernels and launch lists: a program package.
 
@@ -87,6 +92,7 @@ def compile_command(
         pad=not exact,
         jobs=jobs or 0,
         tune=tune,
+        sources=sources,
     )
     directory = output if output is not None else Path(f"{model.stem}.program")
     with _progress() as tell:

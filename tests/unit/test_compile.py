@@ -596,6 +596,23 @@ def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: s
     assert again.output.strip().endswith("exists already")
 
 
+@needs_nvrtc
+@pytest.mark.slow
+def test_the_command_keeps_the_cuda_c_of_each_cubin(tmp_path: Path) -> None:
+    model, target, sources = tmp_path / "mlp.onnx", tmp_path / "out", tmp_path / "sources"
+    onnx.save(zoo.build("mlp", width=16, depth=1), model)
+    arguments = ["compile", str(model), "-o", str(target), "--arch", "sm_80", "--batch", "1", "--no-verify"]
+    done = CliRunner().invoke(cli, [*arguments, "--sources", str(sources)])
+    assert done.exit_code == 0, done.output
+    program = read_program(target)
+    kept = {path.stem: path.read_text() for path in sources.iterdir()}
+    assert {*kept} == {Path(path).stem for path in program.targets["sm_80"].modules}
+    for variant in program.variants:
+        for launch in variant.launches:
+            module = program.targets["sm_80"].modules[launch.module]
+            assert f"{launch.kernel}(" in kept[Path(module).stem]
+
+
 @pytest.mark.parametrize("text", ["ids", "ids:", ":1,2", "ids:1,x", "ids:0,4"])
 def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
     from clockwork.cli.compile import parse_shapes

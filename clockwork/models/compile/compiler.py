@@ -45,7 +45,7 @@ from clockwork.models import inputs as trial
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.freeze import Bucket, buckets, freeze
 from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
-from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
+from clockwork.models.compile.variant import MODULE_FILE, SOURCE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.runtime import RunError, Session, explain
@@ -89,6 +89,7 @@ class Options:
     )
     pad: bool = True  # inputs may end early in open dimensions, where that is proven harmless
     cache: Path | None = None  # where kernels are kept for models of equal architecture
+    sources: Path | None = None  # directory for the CUDA C of every module that is made, named as the module
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -419,7 +420,8 @@ class _Compilation:
 
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
         tune = TUNING_DEVICE if self._options.tune and job.target != HOST else ""
-        cache = str(self._options.cache or "")
+        # What comes from the cache has no source.
+        cache = "" if self._options.sources else str(self._options.cache or "")
         spec = Spec(
             str(job.frozen), job.target, str(self._weights), self._options.dtype, tune, cache, job.sizes
         )
@@ -523,6 +525,11 @@ class _Compilation:
             modules.append(path)
             (directory / path).parent.mkdir(exist_ok=True)
             (directory / path).write_bytes(data)
+            if self._options.sources and job.target != HOST:
+                self._options.sources.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(
+                    job.work / SOURCE_FILE, self._options.sources / Path(path).with_suffix(".cu").name
+                )
         return modules.index(path)
 
     def _declared_outputs(self, variants: Sequence[Variant]) -> tuple[TensorSpec, ...]:

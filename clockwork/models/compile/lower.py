@@ -54,6 +54,7 @@ from clockwork.models.compile.variant import (
     BUILT_FILE,
     MODULE_FILE,
     SIZE_PREFIX,
+    SOURCE_FILE,
     Built,
     Kernel,
     Spec,
@@ -449,6 +450,7 @@ class _Lowering:
         if self._spec.target == HOST:
             module, log = host.build(sources, [*kernels.values()]), ""
         else:
+            (directory / SOURCE_FILE).write_text(nvrtc.joined(sources))
             module, log = nvrtc.build(sources, self._spec.target)
         (directory / MODULE_FILE).write_bytes(module)
         workspace = sum(-(-int(arena.max_numel()) * arena.dtype.itemsize // 256) * 256 for arena in arenas)

@@ -127,8 +127,8 @@ def driver() -> int:
     return int(library().version[0]) * 1000
 
 
-def build(sources: Sequence[str], target: str) -> tuple[bytes, str]:
-    """A cubin of all kernels, and the assembler's log. Raises InvalidModel."""
+def joined(sources: Sequence[str]) -> str:
+    """One source of all kernels, as build() compiles it: each in a namespace, because their helpers have equal names."""
     includes: dict[str, None] = {}
     bodies = []
     for number, source in enumerate(sources):
@@ -136,7 +136,12 @@ def build(sources: Sequence[str], target: str) -> tuple[bytes, str]:
         includes.update(dict.fromkeys(line for line in lines if line.startswith("#include")))
         rest = "\n".join(line for line in lines if not line.startswith("#include"))
         bodies.append(f"namespace n{number} {{\n{rest}\n}}")
+    return "\n".join([*includes, *bodies])
+
+
+def build(sources: Sequence[str], target: str) -> tuple[bytes, str]:
+    """A cubin of all kernels, and the assembler's log. Raises InvalidModel."""
     options = [f"--gpu-architecture={target}", "--ptxas-options=-v", "--std=c++17"]
     for folder in _folders():
         options.append(f"--include-path={folder / 'include'}")
-    return library().compile("\n".join([*includes, *bodies]), options)  # type: ignore[no-any-return]
+    return library().compile(joined(sources), options)  # type: ignore[no-any-return]

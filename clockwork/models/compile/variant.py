@@ -12,6 +12,8 @@ from clockwork.formats.program import Argument, Launch
 SPEC_FILE = "spec.json"
 BUILT_FILE = "built.json"
 MODULE_FILE = "module"
+SOURCE_FILE = "source.cu"
+"""The CUDA C that the module was compiled from, where it was compiled from that and not taken from a cache."""
 
 SIZE_PREFIX = "clockwork.size."
 """Prefix of the names of inputs for true sizes, each an int64 scalar; the number of the symbol follows."""

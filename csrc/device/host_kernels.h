@@ -13,8 +13,14 @@
  * a thread, static shared memory, and the most threads of a block. With -DCW_HOST_TARGET='"sm_80"' the module is one
  * for that architecture, which the fake driver refuses on any other ("compute_80": PTX, which newer ones take, too).
  *
- * The threads of a launch run one after another, so that a kernel can neither wait for others of its
- * block (__syncthreads) nor hand anything to them (__shared__, shuffles).
+ * Blocks run one after another, and the threads of a block take turns: a thread runs until it waits, for its block
+ * in __syncthreads() or for its warp in mma.sync, or ends. A kernel that waits wrongly (a barrier that not all
+ * threads of the block reach, a matrix product without all 32 threads of the warp) ends the process with a sentence
+ * on stderr. Shuffles, atomics and shared memory of a size that the launch decides are not supported.
+ *
+ * Built with -fsanitize=address,alignment, a kernel that reads outside a buffer, a shared array or a local one, or a
+ * vector at an address that it does not divide, ends the process as well: types have the alignment that they have on
+ * a card. For cuda_fp16.h and cuda_bf16.h, add -I csrc/device/host_kernels.
  */
 #ifndef CLOCKWORK_HOST_KERNELS_H
 #define CLOCKWORK_HOST_KERNELS_H
@@ -22,42 +28,58 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
+#include <mutex>
 #include <utility>
 
+#include "host_kernels/tensor_cores.h"
+#include "host_kernels/threads.h"
+#include "host_kernels/vectors.h"
 #include "host_needs.h"
 
 #define __global__
-#define __device__ static inline
+#define __device__ static __attribute__((unused))
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __syncthreads() cw::wait_for_block(__LINE__)
 
-struct cw_dim3 {
-    unsigned x, y, z;
-};
+/* The blocks of a kernel share the array: a block that reads what it has not written finds what the last one left. */
+#define __shared__ static
 
-/* Of the thread that runs: where it is in its launch. */
-static thread_local cw_dim3 gridDim, blockDim, blockIdx, threadIdx;
+/* Inline assembly, of which mma.sync is known. The operands are checked against the arrays by these names. */
+#define asm(...)                                                          \
+    do {                                                                  \
+        static const cw::Product* product = cw::product_of(#__VA_ARGS__); \
+        cw::multiply(product, __LINE__, c_pk, a_pk, b_pk);                \
+    } while (0)
+
+static inline float __int_as_float(int bits) { return __builtin_bit_cast(float, bits); }
+
+namespace cw {
+
+static std::mutex one_at_a_time; /* shared memory and the threads' places are the module's */
 
 template <typename... Parameters, size_t... Index>
-static void cw_run_threads(void (*kernel)(Parameters...), void** arguments, std::index_sequence<Index...>) {
-    for (threadIdx.z = 0; threadIdx.z < blockDim.z; threadIdx.z++)
-        for (threadIdx.y = 0; threadIdx.y < blockDim.y; threadIdx.y++)
-            for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++)
-                kernel(*static_cast<Parameters*>(arguments[Index])...);
+static void call(void* kernel, void** arguments, std::index_sequence<Index...>) {
+    reinterpret_cast<void (*)(Parameters...)>(kernel)(*static_cast<Parameters*>(arguments[Index])...);
 }
 
 template <typename... Parameters>
-static void cw_run_blocks(void (*kernel)(Parameters...), void** arguments, const unsigned* grid,
-                          const unsigned* block) {
-    gridDim = {grid[0], grid[1], grid[2]};
-    blockDim = {block[0], block[1], block[2]};
-    for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
-        for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++)
-                cw_run_threads(kernel, arguments, std::index_sequence_for<Parameters...>());
+static void call(void* kernel, void** arguments) {
+    call<Parameters...>(kernel, arguments, std::index_sequence_for<Parameters...>());
 }
+
+template <typename... Parameters>
+static void launch(const char* name, void (*kernel)(Parameters...), void** arguments, const unsigned* grid,
+                   const unsigned* block) {
+    std::lock_guard<std::mutex> guard(one_at_a_time);
+    run_blocks({name, reinterpret_cast<void*>(kernel), call<Parameters...>, arguments}, grid, block);
+}
+
+}  // namespace cw
 
 /* Each module has its own: a library with a symbol that is one in a process is never unloaded. */
 namespace {
@@ -94,7 +116,7 @@ extern "C" __attribute__((visibility("default"))) const char cw_host_target[] = 
     const cw_host_needs cw_needs_##name = cw_needs_of(name, registers, shared_bytes, threads);                      \
     extern "C" __attribute__((visibility("default"))) void cw_host_##name(void** arguments, const unsigned grid[3], \
                                                                           const unsigned block[3]) {                \
-        cw_run_blocks(name, arguments, grid, block);                                                                \
+        cw::launch(#name, name, arguments, grid, block);                                                            \
     }
 
 #endif

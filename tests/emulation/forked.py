@@ -1,0 +1,51 @@
+"""What a kernel says that ends its process: each runs in a child of this one.
+
+    python -m tests.emulation.forked MODULE KERNEL...
+
+For the sanitizers' sake a program of its own: runs each kernel on 64 floats, and prints a JSON object of what each wrote
+to stderr.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clockwork.models.compile.host import Code
+from tests.emulation.run import Buffer
+
+FLOATS = 64
+
+
+def last_words(code: Code, kernel: str, threads: int, arguments: Sequence[Any] = ()) -> str:
+    """What a launch writes to stderr before the process ends; "" if it comes back. Without arguments: on 64 floats."""
+    with tempfile.TemporaryFile() as written:
+        child = os.fork()
+        if not child:
+            faulthandler.disable()  # it writes elsewhere
+            os.dup2(written.fileno(), 2)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            buffer = Buffer(4 * FLOATS)
+            buffer.write(bytes(4 * FLOATS))
+            buffer.open(0, buffer.size)
+            given = arguments or [ctypes.c_void_p(buffer.address)]
+            code.run(kernel, (1, 1, 1), (threads, 1, 1), given)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        written.seek(0)
+        said = written.read().decode(errors="replace")
+        assert bool(status) == bool(said), (kernel, status, said)
+        return said
+
+
+if __name__ == "__main__":
+    loaded = Code(Path(sys.argv[1]).read_bytes())
+    print(json.dumps({kernel: last_words(loaded, kernel, FLOATS) for kernel in sys.argv[2:]}))

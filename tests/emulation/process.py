@@ -1,0 +1,61 @@
+"""Runs an emulated package in a process of its own, under the sanitizers that its modules were built with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clockwork.wire.tensors import Array
+
+RUN_S = 1500.0
+"""Time limit for a network."""
+
+
+class Finding(Exception):
+    """What a sanitizer or the emulation says, or the process says at its end."""
+
+
+@functools.cache
+def sanitizer() -> str:
+    """The path of AddressSanitizer's library, or "" where g++ has none."""
+    found = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return found if os.path.isabs(found) else ""
+
+
+def environment() -> dict[str, str]:
+    stdcpp = subprocess.run(
+        ["g++", "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return {
+        **os.environ,
+        "LD_PRELOAD": f"{sanitizer()} {stdcpp}",
+        # Python and NumPy keep much until the end on purpose.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+    }
+
+
+def run(package: Path, inputs: Sequence[Array], sanitised: bool = True) -> tuple[list[Array], float]:
+    """The outputs, and the seconds that the launches took. Raises Finding."""
+    with tempfile.TemporaryDirectory() as name:
+        source, target = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
+        np.savez(source, **{str(number): array for number, array in enumerate(inputs)})
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.emulation.run", str(package), str(source), str(target)],
+            capture_output=True, text=True, timeout=RUN_S,
+            env=environment() if sanitised else None, cwd=Path(__file__).resolve().parents[2],
+        )  # fmt: skip
+        if done.returncode:
+            raise Finding(done.stderr[-6000:])
+        with np.load(target) as file:
+            return [file[str(number)] for number in range(len(file.files))], float(done.stdout.split()[-1])

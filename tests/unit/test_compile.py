@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import filecmp
 import io
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +38,6 @@ from clockwork.formats.program import (
 from clockwork.models import zoo
 from clockwork.models.compile import compiler, nvrtc, report
 from clockwork.models.compile.compiler import Options, compile_model
-from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.host import Executor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
@@ -345,28 +342,6 @@ def test_tuning_needs_a_gpu_of_the_architecture(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(compiler, "local_architecture", lambda: "")
     with pytest.raises(InvalidModel, match="on a GPU of this machine: there is none, not sm_80"):
         Case(zoo.build("null"), tmp_path, targets=("sm_80",), tune=True)
-
-
-def emulate_tensor_cores(made: onnx.ModelProto, x: Array, tmp_path: Path) -> list[int]:
-    """Every kernel for sm_80 as the compiler emulates it, against ONNX Runtime; (on tensor cores, all of them)."""
-    model, frozen = tmp_path / "model.onnx", tmp_path / "frozen.onnx"
-    onnx.save(made, model)
-    freeze(model, [x.shape], frozen)
-    np.save(tmp_path / "x.npy", x)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.emulate_tensor_cores", frozen, tmp_path / "x.npy", tmp_path / "y.npy"],
-        env={**os.environ, **compiler.CHILD_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    expected = Session(model, optimise=False).run([x])
-    assert difference([np.load(tmp_path / "y.npy")], expected, 2e-3) == ""
-    return [int(one) for one in done.stdout.split()]
-
-
-@needs_compiler
-def test_tensor_cores_as_the_compiler_emulates_them_agree_with_onnx_runtime(tmp_path: Path) -> None:
-    made = zoo.build("mlp", width=32, depth=2, inputs=16, outputs=16)
-    assert emulate_tensor_cores(made, normal(16, 16), tmp_path) == [3, 3]
 
 
 # ----- refusals --------------------------------------------------------------------------------

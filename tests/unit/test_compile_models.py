@@ -13,7 +13,7 @@ from clockwork.models import zoo
 from clockwork.models.compile import nvrtc, report
 from clockwork.models.compile.compiler import Options, compile_model
 from tests.unit.models_onnx import normal
-from tests.unit.test_compile import Case, check_launches, emulate_tensor_cores, needs_compiler, needs_nvrtc
+from tests.unit.test_compile import Case, check_launches, needs_compiler, needs_nvrtc
 
 pytestmark = pytest.mark.slow
 
@@ -49,14 +49,6 @@ def test_an_encoder_answers_as_onnx_runtime_does(dtype: str, tmp_path: Path) -> 
         ids, mask = rng.integers(0, 100, (rows, length)), np.ones((rows, length), np.int64)
         mask[0, 9:] = 0
         case.check_answers([ids, mask], relative=1e-4 if dtype == "fp32" else 2e-2)
-
-
-@needs_compiler
-def test_an_encoder_on_emulated_tensor_cores_agrees_with_onnx_runtime(tmp_path: Path) -> None:
-    """Its six products with weights and both of attention."""
-    model = zoo.build("transformer", layers=1, width=32, heads=2, sequence=16, embedded=True)
-    on_tensor_cores, _ = emulate_tensor_cores(model, normal(1, 16, 32), tmp_path)
-    assert on_tensor_cores == 8
 
 
 @needs_nvrtc

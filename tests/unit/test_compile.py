@@ -533,6 +533,8 @@ def test_kernels_still_read_vectors_where_they_may(tmp_path: Path) -> None:
             (1, 8),
         ),
         ("__global__ void k(unsigned int* data0_4) {\n*((unsigned_int2*)(data0_4+(a<<1))) = b;\n}", (8,)),
+        ("__global__ void k(uint* data0_4) {\n*((uint2*)(data0_4+(a<<1))) = b;\n}", (8,)),
+        ("void k(_Bool* restrict data0_4, float* restrict data1_1) {\n*(data0_4+a) = b;\n}", (1, 4)),
         ("__global__ void k(float* data0_4) {\n*data0_4 = (*((float4*)((buf2+(a<<2))))).x;\n}", (4,)),
     ],
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 ELEMENT_BYTES = {
-    "bool": 1, "char": 1, "signed char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "int": 4,
-    "unsigned int": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
+    "bool": 1, "_Bool": 1, "char": 1, "signed char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "int": 4,
+    "unsigned int": 4, "uint": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
     "half": 2, "_Float16": 2, "__fp16": 2, "nv_bfloat16": 2, "__bf16": 2,
 }  # fmt: skip
 """Sizes in bytes of the types that kernels have pointers to, by their names in C."""

@@ -24,6 +24,7 @@ cdef class Core(Orders):
     cdef PinnedBytes words  # of the marks; None where the driver has no writes
     cdef CUdeviceptr arena
     cdef vector[CudaSlot] slots
+    cdef int64_t run_end_ns  # of the last execution; the execute lane's
     cdef CUdeviceptr workspace  # used by one execution at a time
     cdef CUdeviceptr workspace_next  # what the next one is to use instead; 0: none. Guarded by the hub's lock
     # Of slots and workspace, as they were given:
@@ -53,6 +54,10 @@ cdef class Core(Orders):
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
+    cdef bint may_run(self, CudaOrder* order) noexcept nogil
+    cdef void begin_run(self, CudaOrder* order) noexcept nogil
+    cdef bint begin_behind(self, int64_t now, int64_t end_ns) noexcept nogil
+    cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil
     cdef bint mend_table(self, CudaOrder* order) noexcept nogil
     cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil
     cdef bint take_outputs(self, CudaOrder* order) noexcept nogil

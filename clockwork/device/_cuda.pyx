@@ -22,7 +22,7 @@ from clockwork.device._cuda_model cimport (
     FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_TABLE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, Launch, Mark,
     Model, Program, Tensor, Variant, Watch)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
-from clockwork.device._orders cimport FETCH, PROFILE, Lane, breathe, nap, now_ns
+from clockwork.device._orders cimport FETCH, PENDING, PROFILE, Lane, breathe, nap, now_ns
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
@@ -552,34 +552,88 @@ cdef class Core(Orders):
     # ----- the execute lane --------------------------------------------------------------------
 
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil:
-        cdef CUdeviceptr workspace
+        """Launch an execution, or go on with one that was launched behind the one before it; until it has ended."""
         cdef CudaSlot* slot = <CudaSlot*>order.room
-        cdef char* text = order.text
-        cdef bint resident
-        self.lanes.hub.lock()
-        resident = self.is_here(order)
-        self.use_next_workspace()
-        workspace = self.workspace
-        self.lanes.hub.unlock()
-        if not resident:
-            order.status = NOT_RESIDENT
-            return NULL
-        order.execute.begin()
-        if not (self.mend_table(order)
-                and self.launch_all(order, workspace)
-                and self.wait(&slot.run_end, order.expected_ns, text)
-                and self.measure(&order.execute, slot.run_begin, slot.run_end.event, text)):
+        cdef bint followed = order.begun
+        if not followed:
+            if not self.may_run(order):
+                order.status = NOT_RESIDENT
+                return NULL
+            self.begin_run(order)
+        else:
+            order.execute.begin_ns = order.execute.end_ns = self.run_end_ns
+        if not (order.status == PENDING
+                and self.wait_for_run(order)
+                and self.measure(&order.execute, slot.run_begin, slot.run_end.event, order.text)):
             order.status = DEVICE_ERROR
             # What was launched still uses the slot and the pages.
             self.api.finish_stream(self.execute_stream)
             self.api.finish_stream(self.output_stream)
+            self.run_end_ns = now_ns()
             return NULL
+        if followed:  # the one before may have been noticed late, and the device may have done something in between
+            order.execute.begin_ns = max(order.execute.begin_ns, order.execute.end_ns - order.execute.duration_ns)
+        self.run_end_ns = order.execute.end_ns
         order.copy_out.begin_ns = order.copy_out.end_ns = order.execute.end_ns
         if order.kind == PROFILE:
             order.status = OK
             return NULL
         order.earliest_ns, order.latest_ns = 0, INT64_MAX
         return &self.lanes.output
+
+    cdef bint may_run(self, CudaOrder* order) noexcept nogil:
+        """Whether an execution's model is resident; nothing else executes."""
+        cdef bint resident
+        self.lanes.hub.lock()
+        resident = self.is_here(order)
+        self.use_next_workspace()
+        self.lanes.hub.unlock()
+        return resident
+
+    cdef void begin_run(self, CudaOrder* order) noexcept nogil:
+        """Queue an execution on the device; if that fails, its status says so."""
+        order.begun = True
+        order.execute.begin()
+        if not (self.mend_table(order) and self.launch_all(order, self.workspace)):
+            order.status = DEVICE_ERROR
+
+    cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil:
+        """Until an execution has ended; while there is time, begin the next one behind it. False, with a sentence, if it
+        never will."""
+        cdef Mark* mark = &(<CudaSlot*>order.room).run_end
+        cdef int64_t now = now_ns(), pause_ns
+        cdef Watch watch = Watch(order.execute.begin_ns, order.expected_ns, self.spin_ns)
+        cdef CUresult state
+        while True:
+            state = watch.look(self.api[0], mark[0], now)
+            if state != CUDA_ERROR_NOT_READY:
+                return not self.failed(state, b"cuEventQuery", order.text)
+            pause_ns = watch.pause_ns(mark[0], now)
+            if pause_ns == 0:
+                breathe()
+            elif not self.begin_behind(now, watch.expected_end_ns()):
+                self.lanes.execute.sleep(now + pause_ns)
+            now = now_ns()
+
+    cdef bint begin_behind(self, int64_t now, int64_t end_ns) noexcept nogil:
+        """Begin the next execution while one still runs, which is predicted to end at end_ns, if its window allows it:
+        then the device has something to do at once. Whether there was one.
+
+        Its window is judged here, by the prediction: once on the device, it cannot be called back. It keeps its model
+        where it is as one that runs does. What waits for another workspace, or has lost its model, waits for its turn.
+        """
+        cdef Order* order
+        self.lanes.hub.lock()
+        order = <Order*>self.lanes.execute.next_behind(now, end_ns)
+        if order != NULL and (order.revoked or not self.is_here(order) or self.workspace_next != 0):
+            order = NULL
+        if order != NULL:
+            self.lanes.execute.take_behind()
+        self.lanes.hub.unlock()
+        if order == NULL:
+            return False
+        self.begin_run(<CudaOrder*>order)
+        return True
 
     cdef bint mend_table(self, CudaOrder* order) noexcept nogil:
         """Send the table again if the weights do not lie where they were to lie when the inputs were sent.

@@ -19,6 +19,7 @@ cdef extern from "device/notice.h" namespace "clockwork::device" nogil:
         Watch(int64_t begin_ns, int64_t expected_ns, int64_t spin_ns)
         CUresult look(const CudaApi& api, const Mark& mark, int64_t now_ns)
         int64_t pause_ns(const Mark& mark, int64_t now_ns)
+        int64_t expected_end_ns()
 
 cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
     enum:

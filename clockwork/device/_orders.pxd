@@ -27,6 +27,9 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
     cppclass Lane:
         const char* name
         Action* running
+        Action* next_behind(int64_t now_ns, int64_t end_ns)
+        void take_behind()
+        void sleep(int64_t until_ns)
         void enter()
         cbool push(Action&, int32_t most)
         Action* take(int64_t spin_ns)
@@ -82,6 +85,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         int64_t expected_ns
         vector[int64_t] run_starts
         cbool revoked
+        cbool begun
         Parts parts
         Room* room
         Span copy_in

@@ -130,9 +130,9 @@ cdef class Orders:
                 if order == NULL:
                     break
                 onward = NULL
-                if order.revoked:
+                if order.revoked and not order.begun:
                     order.status = ACTION_CANCELLED
-                elif now_ns() > order.latest_ns:
+                elif now_ns() > order.latest_ns and not order.begun:
                     order.status = TOO_LATE
                 else:
                     crash_at(order.action_id if tells else 0)

@@ -2,7 +2,8 @@
 
 LOAD copies a model's laid-out weights from pinned memory to pages of the arena; INFER copies the inputs, launches the
 kernels of the smallest variant that the batch fits, and copies the outputs, each on a stream of its own. The window
-of an INFER is that of its execution: its inputs are brought as soon as the lane before it is free. What a phase
+of an INFER is that of its execution: its inputs are brought as soon as the lane before it is free. An execution is
+launched behind the one that runs if its window is open and holds the predicted end of that. What a phase
 took is measured by the device's events; when it began and ended, by this machine's clock.
 
 Device memory, pinned memory, streams and events are taken when the device is made. Preparing a model may take more

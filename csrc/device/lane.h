@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -145,9 +146,12 @@ public:
     }
 
     // Waits for the next action and for its window to open: asleep until spin_ns before, then spinning. Null once the
-    // lane has been stopped. The action counts as running until end() or pass().
+    // lane has been stopped. The action counts as running until end() or pass(). What has begun behind the one before it
+    // is taken without all that.
     Action* take(std::int64_t spin_ns) {
         std::unique_lock<std::mutex> held(hub_.mutex_);
+        if (running != nullptr)
+            return running;
         while (!stopped_) {
             Action* action = head;
             if (action == nullptr) {
@@ -171,11 +175,33 @@ public:
         return nullptr;
     }
 
+    // The next action, if it may begin behind the running one, which will end at end_ns: nothing is behind that yet, and
+    // the action's window is open now and will be then. Else null. The lock must be held.
+    Action* next_behind(std::int64_t now_ns, std::int64_t end_ns) {
+        const bool may = behind == nullptr && !stopped_ && head != nullptr && now_ns < end_ns;
+        return may && head->earliest_ns <= now_ns && end_ns <= head->latest_ns ? head : nullptr;
+    }
+
+    // Takes that action: it will run when the running one has ended. The lock must be held.
+    void take_behind() {
+        behind = head;
+        head = head->next;
+        if (head == nullptr)
+            tail_ = nullptr;
+    }
+
+    // For the lane's own thread, while an action runs: sleeps until then, or until next_behind() may have another answer.
+    void sleep(std::int64_t until_ns) {
+        std::unique_lock<std::mutex> held(hub_.mutex_);
+        if (behind == nullptr && head != nullptr && head->earliest_ns > now_ns())
+            until_ns = std::min(until_ns, head->earliest_ns);
+        wake_.wait_until(held, std::chrono::steady_clock::time_point(std::chrono::nanoseconds(until_ns)));
+    }
+
     // The running action has ended.
     void end(Action& action) {
         std::lock_guard<Hub> held(hub_);
-        running = nullptr;
-        length--;
+        go_on();
         hub_.end(action);
         hub_.idle_.notify_all();
     }
@@ -184,8 +210,7 @@ public:
     void pass(Action& action, Lane& next) {
         {
             std::lock_guard<Hub> held(hub_);
-            running = nullptr;
-            length--;
+            go_on();
             next.append(action);
             hub_.idle_.notify_all();
         }
@@ -218,7 +243,7 @@ public:
         std::unique_lock<std::mutex> held(hub_.mutex_);
         Action* list = head;
         head = tail_ = nullptr;
-        length = running != nullptr ? 1 : 0;
+        length = (running != nullptr ? 1 : 0) + (behind != nullptr ? 1 : 0);
         wake_.notify_one();
         while (running != nullptr)
             hub_.idle_.wait(held);
@@ -235,9 +260,16 @@ public:
     // To be looked at under the hub's lock:
     Action* head = nullptr;  // of what is queued
     Action* running = nullptr;
-    std::int32_t length = 0;  // queued and running
+    Action* behind = nullptr;  // what has begun as well, and runs when the running one has ended
+    std::int32_t length = 0;   // queued, running and behind
 
 private:
+    void go_on() {
+        running = behind;
+        behind = nullptr;
+        length--;
+    }
+
     void append(Action& action) {
         action.next = nullptr;
         (tail_ != nullptr ? tail_->next : head) = &action;

@@ -56,6 +56,7 @@ struct Order : Action {
     std::int64_t expected_ns = 0;          // its predicted duration; 0: nobody knows
     std::vector<std::int64_t> run_starts;  // LOAD: as many as its model has runs
     bool revoked = false;                  // while the input lane was at it; guarded by the hub's lock
+    bool begun = false;                    // on the device, perhaps while another still runs there
     Parts parts;
     Room* room = nullptr;  // of the slot that it holds
     Span copy_in;
@@ -146,7 +147,7 @@ private:
             const Order* order = static_cast<const Order*>(action);
             return order->residency == residency && order->load_id == load_id;
         };
-        if (lane.running != nullptr && is_for(lane.running))
+        if ((lane.running != nullptr && is_for(lane.running)) || (lane.behind != nullptr && is_for(lane.behind)))
             return true;
         for (const Action* action = lane.head; action != nullptr; action = action->next) {
             if (is_for(action))

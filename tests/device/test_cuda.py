@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork.device.base import DeviceBroken
+from clockwork.device.base import Completion, DeviceBroken
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import PinnedFiles
 from clockwork.device.cuda_memory import cards, find_card, open_driver, open_memory
@@ -22,7 +22,7 @@ from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import PreparedModel
 from clockwork.formats.program import PROGRAM_JSON, Argument, Launch, program_hash, read_program
 from clockwork.system.clock import MS, SECOND, now_ns
-from clockwork.wire.messages import Status
+from clockwork.wire.messages import NEVER_NS, Status
 from tests.device.cuda_rig import KERNELS, PAGE_BYTES, CudaRig, compiled_kernels
 from tests.device.fake import ALLOCATING, DRIVER, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
@@ -177,6 +177,205 @@ def test_a_driver_that_writes_no_words_is_asked_about_events(
     failed = driver.end(driver.infer(model, 1, [X]))
     assert (failed.status, failed.text) == (Status.DEVICE_ERROR, "cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS")
     assert driver.end(driver.infer(model, 1, [X])).status == Status.OK
+
+
+# ----- one behind another -------------------------------------------------------------------------
+
+RUN_NS = 120 * MS
+"""Of the two kernels of an affine model, in these tests."""
+
+
+class Pair:
+    """An execution that runs, and kernels' launches counted from before it. All are predicted to take RUN_NS."""
+
+    def __init__(self, driver: Driver, fake: FakeDriver, expected_ns: int = RUN_NS) -> None:
+        self.driver, self.fake = driver, fake
+        self.one = affine()
+        self.model = loaded(driver, self.one)
+        fake.speed(kernel_ns=RUN_NS // 2)
+        self.before = fake.calls("cuLaunchKernel")
+        self.begun_ns = now_ns()  # at the latest: it runs for RUN_NS at least
+        self.first = driver.infer(self.model, 1, [X], expected_ns=expected_ns)
+        eventually(lambda: self.launched() == 2, "the first is launched")
+
+    def launched(self) -> int:
+        return self.fake.calls("cuLaunchKernel") - self.before
+
+    def follow(self, earliest_ns: int = 0, latest_ns: int = NEVER_NS, expected_ns: int = RUN_NS) -> int:
+        return self.driver.infer(
+            self.model,
+            1,
+            [2 * X],
+            earliest_ns=earliest_ns,
+            latest_ns=latest_ns,
+            expected_ns=expected_ns,
+        )
+
+    def behind(self, **window: int) -> int:
+        """One that is launched while the first runs."""
+        action = self.follow(**window)
+        eventually(lambda: self.launched() == 4, "the next is launched")
+        assert now_ns() < self.begun_ns + RUN_NS, "this machine is too busy"
+        assert self.driver.device.poll() == []
+        return action
+
+    def look_later(self, launched: int) -> None:
+        """Nothing more is launched while most of the first runs."""
+        eventually(lambda: now_ns() > self.begun_ns + RUN_NS * 3 // 4, "most of the first has run")
+        found = self.launched()
+        if now_ns() < self.begun_ns + RUN_NS:  # else this machine is too busy to tell
+            assert found == launched
+
+    def check(self, done: Completion, factor: int = 2) -> None:
+        assert done.status == Status.OK, done.text
+        np.testing.assert_allclose(
+            array_of(done.parts[0][0]), expected_affine(self.one, factor * X), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_the_next_batch_is_on_the_device_before_the_last_has_ended(driver: Driver, fake: FakeDriver) -> None:
+    pair = Pair(driver, fake)
+    assert driver.device.running() == pair.first
+    second = pair.behind()
+    assert driver.device.running() == pair.first
+    driver.device.revoke(second)  # too late
+    one, two = driver.wait(pair.first, second)
+    pair.check(one, 1)
+    pair.check(two)
+    assert one.execute[1] <= two.execute[0] <= two.execute[1]
+    # The wait for the first is not part of it.
+    assert RUN_NS <= two.execute[2] < 1.5 * RUN_NS
+    assert two.execute[0] + two.execute[2] <= two.execute[1] + MS
+    assert driver.device.running() == 0
+
+
+@pytest.mark.parametrize(
+    ("earliest_ns", "latest_ns", "expected_ns"),
+    [
+        (2 * RUN_NS, 9 * RUN_NS, RUN_NS),
+        (0, RUN_NS // 2, RUN_NS),
+        (0, 9 * RUN_NS, 0),
+        (0, 9 * RUN_NS, RUN_NS // 8),
+    ],
+    ids=["opens later", "closes before", "nobody knows", "overdue"],
+)
+def test_what_may_not_begin_then_is_not_queued_behind(
+    driver: Driver, fake: FakeDriver, earliest_ns: int, latest_ns: int, expected_ns: int
+) -> None:
+    pair = Pair(driver, fake, expected_ns)
+    if expected_ns == RUN_NS // 8:
+        eventually(lambda: now_ns() > pair.begun_ns + expected_ns, "the first is overdue")
+    action = pair.follow(pair.begun_ns + earliest_ns, pair.begun_ns + latest_ns)
+    pair.look_later(2)
+    done = driver.end(pair.first)
+    second = driver.end(action)
+    if latest_ns < RUN_NS:
+        assert (second.status, pair.launched()) == (Status.TOO_LATE, 2)
+        return
+    pair.check(second)
+    assert second.execute[0] >= max(done.execute[1], pair.begun_ns + earliest_ns)
+
+
+def test_a_window_that_opens_meanwhile_lets_it_begin(driver: Driver, fake: FakeDriver) -> None:
+    pair = Pair(driver, fake)
+    earliest_ns = pair.begun_ns + RUN_NS // 4
+    second = pair.behind(earliest_ns=earliest_ns)
+    assert now_ns() >= earliest_ns
+    pair.check(driver.end(second))
+
+
+def test_what_is_behind_one_that_takes_too_long_still_runs_and_says_when(
+    driver: Driver, fake: FakeDriver
+) -> None:
+    """Its window was judged by the prediction; what is on the device cannot be called back."""
+    pair = Pair(driver, fake, expected_ns=RUN_NS // 2)
+    latest_ns = pair.begun_ns + RUN_NS * 3 // 4
+    done = driver.end(pair.behind(latest_ns=latest_ns))
+    pair.check(done)
+    assert done.execute[0] > latest_ns
+
+
+def test_only_one_is_queued_behind_another(make: Callable[..., Driver], fake: FakeDriver) -> None:
+    driver = make(run_ahead=3)
+    pair = Pair(driver, fake)
+    second, third = pair.behind(), pair.follow()
+    pair.look_later(4)
+    one = driver.end(pair.first)
+    done = driver.wait(second, third)
+    for completion in done:
+        pair.check(completion)
+    assert one.execute[1] <= done[0].execute[0] <= done[0].execute[1] <= done[1].execute[0]
+
+
+def test_a_model_stays_while_it_is_behind_another(driver: Driver, fake: FakeDriver) -> None:
+    pair = Pair(driver, fake)
+    other = driver.prepare(affine(1))
+    fake.speed()
+    assert driver.end(driver.load(other, 2, [1])).status == Status.OK
+    fake.speed(kernel_ns=RUN_NS // 2)
+    action = driver.infer(other, 2, [X], expected_ns=RUN_NS)
+    eventually(lambda: pair.launched() == 4, "the next is launched")
+    assert driver.end(driver.unload(other, 2)).status == Status.IN_USE
+    done = driver.end(action)
+    np.testing.assert_allclose(
+        array_of(done.parts[0][0]), expected_affine(affine(1), X), rtol=1e-4, atol=1e-4
+    )
+    assert driver.end(driver.unload(other, 2)).status == Status.OK
+
+
+@pytest.mark.parametrize(
+    ("function", "nth"),
+    [
+        ("cuLaunchKernel", 1),
+        ("cuLaunchKernel", 2),
+        ("cuStreamWaitEvent", 1),
+        ("cuMemcpyDtoHAsync_v2", 1),
+        ("cuStreamWriteValue32_v2", 2),
+    ],
+)
+def test_what_fails_behind_another_fails_alone(
+    driver: Driver, fake: FakeDriver, function: str, nth: int
+) -> None:
+    pair = Pair(driver, fake)
+    fake.fail(function, nth)
+    second = pair.follow()
+    one, two = driver.wait(pair.first, second)
+    pair.check(one, 1)
+    assert two.execute[0] <= two.execute[1]
+    assert (two.status, two.text) == (
+        Status.DEVICE_ERROR,
+        f"{name_of(function)}: CUDA_ERROR_ILLEGAL_ADDRESS",
+    )
+    fake.speed()
+    pair.check(driver.end(pair.follow()))
+    assert driver.device.fault == ""
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+def test_a_device_ends_with_one_behind_another(driver: Driver, fake: FakeDriver, how: str) -> None:
+    pair = Pair(driver, fake)
+    pair.behind()
+    getattr(driver.device, how)()
+    if how == "reset":
+        assert driver.device.poll() == []
+        assert driver.end(driver.load(pair.model, 9, [3])).status == Status.OK
+        assert driver.end(driver.infer(pair.model, 9, [X])).status == Status.OK
+
+
+def test_a_workspace_is_exchanged_with_one_behind_another(driver: Driver, fake: FakeDriver) -> None:
+    pair = Pair(driver, fake)
+    second = pair.behind()
+    before = driver.device.memory()["workspace_bytes"]
+    wide = affine(2, width=300)
+    large = driver.prepare(wide)
+    assert driver.device.memory()["workspace_bytes"] > before
+    fake.speed()
+    for done, factor in zip(driver.wait(pair.first, second), (1, 2), strict=True):
+        pair.check(done, factor)
+    driver.end(driver.load(large, 2, [4]))
+    x = np.random.default_rng(0).standard_normal((8, 300)).astype(np.float32)
+    done = driver.end(driver.infer(large, 2, [x]))
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(wide, x), rtol=1e-3, atol=1e-3)
 
 
 # ----- windows ------------------------------------------------------------------------------------

@@ -48,6 +48,11 @@ from clockwork.wire.messages import PRODUCT_DTYPES
     is_flag=True,
     help="Run inputs of the compiled shapes alone, also where shorter ones could be padded.",
 )
+@click.option(
+    "--no-ptx",
+    is_flag=True,
+    help="Leave out the PTX of the newest --arch, which drivers compile for GPUs of later generations.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Variants at a time.  [default: one per processor]")
 @click.option("--no-verify", is_flag=True, help="Do not run the program here and compare its answers.")
 @click.option("--tune", is_flag=True, help="Time many ways to write each kernel on this machine's GPU.")
@@ -60,7 +65,7 @@ from clockwork.wire.messages import PRODUCT_DTYPES
 def compile_command(
     model: Path, output: Path | None, archs: tuple[str, ...], batches: tuple[int, ...],
     shapes: tuple[str, ...], dtype: str, batching: str, examples: Path | None, name: str, jobs: int | None,
-    no_verify: bool, exact: bool, tune: bool, sources: Path | None, report: bool,
+    no_verify: bool, exact: bool, no_ptx: bool, tune: bool, sources: Path | None, report: bool,
 ) -> None:  # fmt: skip
     """Compile an ONNX MODEL into kernels and launch lists: a program package.
 
@@ -92,6 +97,7 @@ def compile_command(
         pad=not exact,
         jobs=jobs or 0,
         tune=tune,
+        ptx=not no_ptx,
         sources=sources,
     )
     directory = output if output is not None else Path(f"{model.stem}.program")

@@ -12,6 +12,7 @@ cdef extern from "device/cuda_api.h" nogil:
     ctypedef void* CUfunction
     ctypedef void* CUstream
     ctypedef void* CUevent
+    ctypedef void* CUlinkState
     ctypedef struct CUuuid:
         unsigned char[16] bytes
     enum:
@@ -22,6 +23,9 @@ cdef extern from "device/cuda_api.h" nogil:
         CU_STREAM_NON_BLOCKING
         CU_EVENT_DEFAULT
         CU_MEMHOSTALLOC_PORTABLE
+        CU_JIT_ERROR_LOG_BUFFER
+        CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES
+        CU_JIT_INPUT_PTX
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
@@ -52,6 +56,11 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*copy_out)(void* target, CUdeviceptr source, size_t bytes, CUstream stream) noexcept nogil
         CUresult (*load_module)(CUmodule* module, const void* image) noexcept nogil
         CUresult (*unload_module)(CUmodule module) noexcept nogil
+        CUresult (*make_link)(unsigned count, int* options, void** values, CUlinkState* state) noexcept nogil
+        CUresult (*add_to_link)(CUlinkState state, int type, void* data, size_t size, const char* name, unsigned count,
+                                int* options, void** values) noexcept nogil
+        CUresult (*finish_link)(CUlinkState state, void** cubin, size_t* size) noexcept nogil
+        CUresult (*free_link)(CUlinkState state) noexcept nogil
         CUresult (*function)(CUfunction* function, CUmodule module, const char* name) noexcept nogil
         CUresult (*function_attribute)(int* value, int attribute, CUfunction function) noexcept nogil
         CUresult (*parameter)(CUfunction function, size_t index, size_t* offset, size_t* size) noexcept nogil
@@ -73,6 +82,7 @@ cdef extern from "device/cuda_api.h" nogil:
 
 cdef enum:
     TEXT_BYTES = 512
+    LOG_BYTES = 4096
     PARAMETERS_MAX = 512  # of a kernel: ARGUMENTS_MAX of the config
 
 cdef class Context:
@@ -97,4 +107,5 @@ cdef class Table:
     cdef readonly int version  # 12040 is 12.4
 
     cdef int attribute_of(self, CUdevice device, int attribute) except? -1
+    cdef int check_link(self, CUresult result, const char* call, const char* log) except -1
     cdef int check(self, CUresult result, const char* call) except -1

@@ -234,6 +234,38 @@ cdef class Table:
             result = self.api.unload_module(module.handle)
         self.check(result, b"cuModuleUnload")
 
+    def link(self, bytes ptx not None):
+        """The cubin for the current context's device that the driver compiles PTX to, which takes seconds."""
+        cdef char log[LOG_BYTES]
+        cdef int[2] options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES]
+        cdef void* values[2]
+        cdef CUlinkState state = NULL
+        cdef const char* text = ptx  # with the zero behind it that the driver wants
+        cdef size_t size = len(ptx) + 1
+        cdef void* cubin = NULL
+        cdef CUresult result
+        log[0] = 0
+        values[0], values[1] = <void*>log, <void*><size_t>LOG_BYTES
+        self.check(self.api.make_link(2, options, values, &state), b"cuLinkCreate")
+        try:
+            with nogil:
+                result = self.api.add_to_link(state, CU_JIT_INPUT_PTX, <void*>text, size, NULL, 0, NULL, NULL)
+            self.check_link(result, b"cuLinkAddData", log)
+            with nogil:
+                result = self.api.finish_link(state, &cubin, &size)
+            self.check_link(result, b"cuLinkComplete", log)
+            return (<char*>cubin)[:size]
+        finally:
+            self.api.free_link(state)
+
+    cdef int check_link(self, CUresult result, const char* call, const char* log) except -1:
+        """As check(), with what the driver's compiler said."""
+        try:
+            return self.check(result, call)
+        except CudaError as error:
+            said = (<bytes>log).decode(errors="replace").strip()
+            raise CudaError(f"{error}: {said}" if said else str(error), error.code) from None
+
     def function(self, Module module not None, str name):
         cdef Kernel found = Kernel()
         cdef bytes text = name.encode()

@@ -30,14 +30,13 @@ from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, DeviceBytes, PinnedBytes, Table
 from clockwork.device.base import DeviceBroken
 from clockwork.device.cuda_host import HostStore, PinnedFiles
-from clockwork.device.cuda_kernels import find_kernels, read_modules
+from clockwork.device.cuda_kernels import find_kernels, load_modules
 from clockwork.device.cuda_memory import (
     DeviceMemory,
     find_card,
     fingerprint_of,
     open_driver,
     open_memory,
-    target_of,
 )
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
@@ -102,7 +101,6 @@ class CudaDevice(NativeDevice[Core]):
             raise ConfigError(f"run_ahead must be at least 1, got {run_ahead}")
         self._table = table or open_driver()
         card = find_card(self._table, which)
-        self._target = target_of(card)
         self._memory = open_memory(self._table, card)
         try:
             self._store = store or PinnedFiles(
@@ -224,9 +222,9 @@ class CudaDevice(NativeDevice[Core]):
             if damage := stored_damage(directory):
                 raise InvalidModel(damage)
             lists = read_program(directory)
-            modules = self._read_modules(lists, directory)
+            target, modules = load_modules(self._table, self._memory, self.card, lists, directory)
             try:
-                loaded = _Loaded(self._link(lists, modules), modules, _types(lists))
+                loaded = _Loaded(self._link(lists, target, modules), modules, _types(lists))
             except BaseException:
                 for module in modules:
                     self._memory.unload_module(module)
@@ -241,20 +239,8 @@ class CudaDevice(NativeDevice[Core]):
             )
         return loaded
 
-    def _read_modules(self, lists: LaunchLists, directory: Path) -> list[Any]:
-        target = lists.targets.get(self._target)
-        if target is None:
-            has = ", ".join(sorted(lists.targets))
-            raise InvalidModel(f"{directory} is compiled for {has}; this device needs {self._target}")
-        if target.driver > self._table.version:
-            raise InvalidModel(
-                f"{directory} needs a driver for CUDA {target.driver // 1000}.{target.driver % 1000 // 10}, "
-                f"this one is for {self._table.version // 1000}.{self._table.version % 1000 // 10}"
-            )
-        return read_modules(self._memory, directory, target.modules)
-
-    def _link(self, lists: LaunchLists, modules: Sequence[Any]) -> Program:
-        variants = lists.of_target(self._target)
+    def _link(self, lists: LaunchLists, target: str, modules: Sequence[Any]) -> Program:
+        variants = lists.of_target(target)
         kernels = find_kernels(
             self._table, self._memory, self.card, modules, (one for two in variants for one in two.launches)
         )

@@ -5,14 +5,18 @@ What is called here stalls a GPU that serves, or takes long. It happens when a m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from clockwork.device._cudriver import CudaError, Kernel, Table
-from clockwork.device.cuda_memory import CardInfo, DeviceMemory
+from clockwork.device.cuda_memory import CardInfo, DeviceMemory, target_of, version_text
 from clockwork.errors import InvalidModel
-from clockwork.formats.program import POINTERS, Launch
+from clockwork.formats.durable import write_durably
+from clockwork.formats.program import POINTERS, Launch, Program
+from clockwork.formats.targets import choose, describe_mismatch
 
 UNASKED_SHARED_BYTES = 48 << 10
 """Shared memory, static and dynamic, that a block may have without asking."""
@@ -24,17 +28,60 @@ _ADDRESSES = (*POINTERS, "workspace", "table")
 _ARGUMENT_BYTES = {**dict.fromkeys((*_ADDRESSES, "i64"), 8), "i32": 4, "f32": 4, "size": 4}
 
 
-def read_modules(memory: DeviceMemory, directory: Path, paths: Sequence[str]) -> list[Any]:
-    """The modules of a program, loaded. Raises OSError, CudaError naming the module."""
+def load_modules(
+    table: Table, memory: DeviceMemory, card: CardInfo, program: Program, directory: Path
+) -> tuple[str, list[Any]]:
+    """The target of a stored program that the device runs, and its modules, loaded.
+
+    Raises OSError; CudaError naming the module; InvalidModel if the device runs none, or its driver is too old.
+    """
+    device = target_of(card)
+    chosen = choose(program.targets, device)
+    if chosen is None:
+        raise InvalidModel(f"{directory}: {describe_mismatch(program.targets, device)}")
+    target = program.targets[chosen.name]
+    needed = target.ptx_driver if chosen.is_ptx else target.driver
+    if needed > table.version:
+        what = f"the PTX of {chosen.name}, which is all that runs on {device}," if chosen.is_ptx else "it"
+        raise InvalidModel(
+            f"{directory}: {what} needs a driver for CUDA {version_text(needed)}, this one is for "
+            f"{version_text(table.version)}"
+        )
     modules: list[Any] = []
-    for path in paths:
+    for path in target.ptx if chosen.is_ptx else target.modules:
         try:
-            modules.append(memory.load_module(directory / path))
+            cubin = _linked(table, device, directory / path) if chosen.is_ptx else directory / path
+            modules.append(memory.load_module(cubin))
         except CudaError as error:
             for module in modules:
                 memory.unload_module(module)
             raise CudaError(f"{path}: {error}", error.code) from None
-    return modules
+    return chosen.name, modules
+
+
+def _linked(table: Table, device: str, ptx: Path) -> Path:
+    """The cubin that the driver makes of PTX, which takes seconds. It lies beside the PTX, with its checksum in its name,
+    for the next who needs it with this driver; the driver's own cache may forget it."""
+    stem = f"{ptx.name}-{device}-{table.version}-"
+    for kept in _kept(ptx, stem):
+        with suppress(OSError):
+            if kept.name == _name_of(stem, kept.read_bytes()):
+                return kept
+    cubin = table.link(ptx.read_bytes())
+    made = ptx.with_name(_name_of(stem, cubin))
+    write_durably(made, cubin)
+    for kept in _kept(ptx, f"{ptx.name}-{device}-"):
+        if kept != made:
+            kept.unlink(missing_ok=True)  # of another driver, or damaged
+    return made
+
+
+def _kept(ptx: Path, stem: str) -> Iterator[Path]:
+    return (path for path in sorted(ptx.parent.iterdir()) if path.name.startswith(stem))
+
+
+def _name_of(stem: str, cubin: bytes) -> str:
+    return f"{stem}{hashlib.sha256(cubin).hexdigest()}.cubin"
 
 
 def find_kernels(

@@ -229,8 +229,8 @@ def open_driver() -> Table:
         raise ConfigError(f"cannot use a CUDA device: {error}") from None
     if table.version < config.CUDA_DRIVER_OLDEST:
         raise ConfigError(
-            f"cannot use a CUDA device: the driver {path} is for CUDA {_version(table.version)}, "
-            f"at least {_version(config.CUDA_DRIVER_OLDEST)} is needed"
+            f"cannot use a CUDA device: the driver {path} is for CUDA {version_text(table.version)}, "
+            f"at least {version_text(config.CUDA_DRIVER_OLDEST)} is needed"
         )
     return table
 
@@ -313,5 +313,6 @@ def fingerprint_of(table: Table, card: CardInfo) -> str:
     return f"cuda-{target}" if target == "host" else f"cuda-{target}-{table.version // 1000}"
 
 
-def _version(number: int) -> str:
+def version_text(number: int) -> str:
+    """12.4 for 12040."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,7 +1,7 @@
 """A program package: kernels, the order in which to launch them, and the weights they read.
 
     program.json     this module's Program: docs/program-packages.md describes every field
-    modules/...      for each target one or more cubins, or one shared object for the host
+    modules/...      for each target one or more cubins, and perhaps their PTX; or one shared object for the host
     weights.bin      all weights, each at a multiple of 64 bytes
 
 The format is independent of the compiler: a package may also be written by hand. Nothing in it is trusted
@@ -107,6 +107,14 @@ class Target:
 
     driver: int  # the oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
     modules: tuple[str, ...]  # paths in the package
+    ptx: tuple[
+        str, ...
+    ] = ()  # of each module its PTX, which drivers compile for newer devices; none: there is none
+    ptx_driver: int = 0  # the oldest CUDA driver that reads the PTX
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.modules, *self.ptx)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,7 +241,7 @@ class Program:
             )
 
         places = iter(offsets_of([weight.bytes for weight in self.weights]))
-        kept = {path for target in self.targets.values() for path in target.modules}
+        kept = {path for target in self.targets.values() for path in target.files}
         return dataclasses.replace(
             self,
             name="",
@@ -260,7 +268,7 @@ class Program:
             **({"padded": list(self.padded)} if self.padded else {}),
             **({} if self.tolerance is None else {"tolerance": self.tolerance}),
             "weights": [dataclasses.asdict(weight) for weight in self.weights],
-            "targets": {name: dataclasses.asdict(self.targets[name]) for name in sorted(self.targets)},
+            "targets": {name: _target_body(self.targets[name]) for name in sorted(self.targets)},
             "variants": [_variant_body(variant) for variant in self.variants],
             "files": {path: self.files[path] for path in sorted(self.files)},
         }
@@ -303,7 +311,7 @@ def write_program(directory: Path, program: Program) -> Program:
     Raises InvalidModel if a file is missing, or read_program() would not take the program.
     """
     directory = Path(directory)
-    paths = dict.fromkeys(path for target in program.targets.values() for path in target.modules)
+    paths = dict.fromkeys(path for target in program.targets.values() for path in target.files)
     if program.weights:
         paths[WEIGHTS_FILE] = None
     paths.update(dict.fromkeys(program.files))
@@ -421,6 +429,8 @@ def parse_program(data: bytes | str) -> Program:
         name: Target(
             target.get("driver").integer(0, 2**31 - 1),
             tuple(path.text() for path in target.get("modules").items(FILES_MAX)),
+            tuple(path.text() for path in target.get("ptx").items(FILES_MAX)) if target.has("ptx") else (),
+            target.get("ptx_driver").integer(0, 2**31 - 1) if target.has("ptx") else 0,
         )
         for name, target in top.get("targets").entries(TARGETS_MAX)
     }
@@ -651,7 +661,13 @@ def _check_paths(program: Program) -> None:
             raise InvalidModel(f"target {name!r:.60} is neither sm_NN nor {HOST}")
         if not target.modules:
             raise InvalidModel(f"target {name!r} has no module")
-        for path in target.modules:
+        if target.ptx and name == HOST:
+            raise InvalidModel(f"target {name!r} has PTX, which only GPUs run")
+        if target.ptx and len(target.ptx) != len(target.modules):
+            raise InvalidModel(
+                f"target {name!r} has PTX of {len(target.ptx)} of its {len(target.modules)} modules"
+            )
+        for path in target.files:
             if path not in program.files:
                 raise InvalidModel(f"module {path!r} of target {name!r} is not among the files")
 
@@ -783,6 +799,11 @@ def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
 
 def _spec_body(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _target_body(target: Target) -> dict[str, Any]:
+    body = {"driver": target.driver, "modules": list(target.modules)}
+    return body | {"ptx": list(target.ptx), "ptx_driver": target.ptx_driver} if target.ptx else body
 
 
 def _variant_body(variant: Variant) -> dict[str, Any]:

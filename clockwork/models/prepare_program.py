@@ -36,6 +36,7 @@ from clockwork.formats.program import (
     read_program,
     stored_damage,
 )
+from clockwork.formats.targets import choose, describe_mismatch
 from clockwork.models import inputs as trial
 from clockwork.models import measure, onnx_import
 from clockwork.models.layout import Layout, lay_out, write_weights
@@ -108,10 +109,10 @@ def prepare_program(
     with _compiled(package_dir, store, directory.parent, target, options) as source:
         program = read_program(source)
         check_files(program, source)
-        variants = program.of_target(target)
-        if not variants:
-            has = ", ".join(sorted(program.targets))
-            raise InvalidModel(f"the program is compiled for {has}; this device needs {target}")
+        chosen = choose(program.targets, target)
+        if chosen is None:
+            raise InvalidModel(describe_mismatch(program.targets, target))
+        variants = program.of_target(chosen.name)
         if batching == "on" and not program.batches:
             raise InvalidModel("the program does not batch; it has to be compiled so that it does")
         step(1)
@@ -211,7 +212,7 @@ def install(store: Path, name: str, program: Program, source: Path) -> None:
         set_aside(place)
 
     def fill(made: Path) -> None:
-        for path in sorted({path for target in program.targets.values() for path in target.modules}):
+        for path in sorted({path for target in program.targets.values() for path in target.files}):
             (made / path).parent.mkdir(parents=True, exist_ok=True)
             write_durably(made / path, (source / path).read_bytes())
         write_durably(made / PROGRAM_JSON, program.stripped().to_json().encode())

@@ -22,6 +22,7 @@ typedef struct CUmod_st* CUmodule;
 typedef struct CUfunc_st* CUfunction;
 typedef struct CUstream_st* CUstream;
 typedef struct CUevent_st* CUevent;
+typedef struct CUlinkState_st* CUlinkState;
 typedef struct CUuuid_st {
     unsigned char bytes[16];
 } CUuuid;
@@ -52,6 +53,9 @@ enum {
     CU_STREAM_NON_BLOCKING = 1,  // does not wait for the legacy default stream
     CU_EVENT_DEFAULT = 0,
     CU_MEMHOSTALLOC_PORTABLE = 1,
+    CU_JIT_ERROR_LOG_BUFFER = 5,
+    CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES = 6,
+    CU_JIT_INPUT_PTX = 1,
     CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 1,
     CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK = 8,
     CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK = 12,
@@ -88,6 +92,12 @@ enum {
     X(copy_out, cuMemcpyDtoHAsync_v2, (void* target, CUdeviceptr source, size_t bytes, CUstream stream))           \
     X(load_module, cuModuleLoadData, (CUmodule * module, const void* image))                                       \
     X(unload_module, cuModuleUnload, (CUmodule module))                                                            \
+    X(make_link, cuLinkCreate_v2, (unsigned count, int* options, void** values, CUlinkState* state))               \
+    X(add_to_link, cuLinkAddData_v2,                                                                               \
+      (CUlinkState state, int type, void* data, size_t size, const char* name, unsigned count, int* options,       \
+       void** values))                                                                                             \
+    X(finish_link, cuLinkComplete, (CUlinkState state, void** cubin, size_t* size))                                \
+    X(free_link, cuLinkDestroy, (CUlinkState state))                                                               \
     X(function, cuModuleGetFunction, (CUfunction * function, CUmodule module, const char* name))                   \
     X(function_attribute, cuFuncGetAttribute, (int* value, int attribute, CUfunction function))                    \
     X(set_function, cuFuncSetAttribute, (CUfunction function, int attribute, int value))                           \

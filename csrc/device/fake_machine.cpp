@@ -29,6 +29,7 @@ const char* const NAMES[] = {
 #undef MEMBER
         "copy",
     "kernel",
+    "jit",
 };
 
 }  // namespace

@@ -38,6 +38,7 @@ enum Function {
 #undef MEMBER
         F_copy,
     F_kernel,
+    F_jit,
     FUNCTIONS
 };
 

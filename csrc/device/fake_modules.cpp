@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstring>
 #include <string_view>
 
@@ -110,6 +111,10 @@ int open_host(const void* image, size_t bytes, Module* module) {
     if (!target)
         return CUDA_SUCCESS;
     module->architecture = atoi(strchr(target, '_') + 1);
+    if (!strncmp(target, "compute_", strlen("compute_"))) {
+        if (int error = counted(F_jit, current))
+            return error;
+    }
     return runs(driver().capability, target) ? CUDA_SUCCESS : CUDA_ERROR_NO_BINARY_FOR_GPU;
 }
 
@@ -202,8 +207,18 @@ int open_cubin(const void* image, Module* module) {
 
 /* ----- PTX --------------------------------------------------------------------------------------- */
 
-/* Of a text that ends with a zero. The driver would compile it. */
+/* What begins the "cubin" that is made of PTX: the same text for one architecture. */
+constexpr char LINKED[] = "//linked sm_";
+
+/* Of a text that ends with a zero. */
 int open_ptx(const char* text, Module* module) {
+    Driver& all = driver();
+    if (!strncmp(text, LINKED, strlen(LINKED))) {
+        if (!runs(all.capability, text + strlen("//linked ")))
+            return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    } else if (int error = counted(F_jit, current)) {
+        return error;
+    }
     const char* target = strstr(text, ".target sm_");
     if (!target || !strstr(text, ".version"))
         return CUDA_ERROR_INVALID_PTX;
@@ -332,6 +347,69 @@ EXPORTED CUresult cuModuleLoadData(CUmodule* module, const void* image) {
         introduce(code, made);
     all.modules.insert(made);
     *module = reinterpret_cast<CUmodule>(made);
+    return CUDA_SUCCESS;
+}
+
+/* A link: PTX, or a module for the host that stands for it, becomes the same for this card's architecture. */
+struct CUlinkState_st {
+    std::string made;
+    char* log;
+    size_t log_bytes;
+};
+
+EXPORTED CUresult cuLinkCreate_v2(unsigned count, int* options, void** values, CUlinkState* state) {
+    BEGIN_CONTEXT(cuLinkCreate_v2);
+    CUlinkState made = *state = new CUlinkState_st{};
+    for (unsigned index = 0; index < count; index++) {
+        if (options[index] == CU_JIT_ERROR_LOG_BUFFER)
+            made->log = static_cast<char*>(values[index]);
+        if (options[index] == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES)
+            made->log_bytes = reinterpret_cast<size_t>(values[index]);
+    }
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuLinkAddData_v2(CUlinkState state, int type, void* data, size_t size, const char*, unsigned, int*,
+                                   void**) {
+    BEGIN_CONTEXT(cuLinkAddData_v2);
+    if (type != CU_JIT_INPUT_PTX || !size)
+        return CUDA_ERROR_INVALID_VALUE;
+    std::string text(static_cast<const char*>(data), size);
+    uint16_t machine = 0;
+    bool is_host = size > sizeof(Elf64_Ehdr) && elf_bytes(data, &machine);
+    size_t at = text.find(is_host ? "compute_" : ".target sm_");
+    if (text.back() || at == std::string::npos) {
+        if (state->log)
+            snprintf(state->log, state->log_bytes, "ptxas fatal: no .target in line 1");
+        return CUDA_ERROR_INVALID_PTX;
+    }
+    std::string name =
+        is_host ? text.c_str() + at : "compute_" + text.substr(at + 11, text.find_first_of(", \n", at + 11) - at - 11);
+    if (!runs(all.capability, name))
+        return CUDA_ERROR_INVALID_PTX;
+    if (int error = counted(F_jit, current))
+        return error;
+    std::string own = "sm_" + std::to_string(all.capability);
+    if (is_host)
+        text.replace(at, name.size(), own + std::string(name.size() - own.size(), '\0'));
+    else
+        text = "//linked " + own + "\n" + text;
+    state->made = text;
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuLinkComplete(CUlinkState state, void** cubin, size_t* size) {
+    BEGIN_CONTEXT(cuLinkComplete);
+    if (state->made.empty())
+        return CUDA_ERROR_INVALID_VALUE;
+    *cubin = state->made.data();
+    *size = state->made.size();
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuLinkDestroy(CUlinkState state) {
+    BEGIN_CONTEXT(cuLinkDestroy);
+    delete state;
     return CUDA_SUCCESS;
 }
 

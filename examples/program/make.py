@@ -32,7 +32,7 @@ def compile_kernels(target: str, module: Path) -> int:
         subprocess.run([*command, "-include", HOST_KERNELS, source, "-o", module], check=True)
         return 0
     nvrtc.check_target(target)
-    cubin, _ = nvrtc.build([source.read_text()], target)
+    cubin, _, _ = nvrtc.build([source.read_text()], target)
     module.write_bytes(cubin)
     return nvrtc.driver()
 

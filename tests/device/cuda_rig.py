@@ -52,6 +52,7 @@ BATCHES = (1, 2, 4, 8)
 KERNELS = Path(__file__).with_name("kernels.cu")
 HOST_KERNELS = Path(__file__).parents[2] / "csrc/device/host_kernels.h"
 MODULE = "modules/kernels.so"
+PTX = "modules/kernels.ptx"
 THREADS = 64
 TABLE_KERNELS = frozenset(re.findall(r"\w+_table_\d", KERNELS.read_text()))
 
@@ -85,6 +86,9 @@ class CudaRig:
     brings_inputs_early = True
     target = HOST
     driver = 0
+    ptx = b""
+    """Of the module; none: there is none."""
+    ptx_driver = 0
     tables = True
     """Whether kernels get their weights through a table."""
 
@@ -137,8 +141,7 @@ class CudaRig:
         program = self._program(one, inputs, outputs, arrays)
         digest = program_hash(program)
         place = self.store / "programs" / digest
-        (place / MODULE).parent.mkdir(parents=True, exist_ok=True)
-        (place / MODULE).write_bytes(self.module)
+        self._write_modules(place)
         (place / PROGRAM_JSON).write_text(program.stripped().to_json())
         layout = lay_out([array.nbytes for array in arrays], PAGE_BYTES)
         self.count += 1
@@ -182,8 +185,7 @@ class CudaRig:
         program = self._program(one, specs_of(graph.input), specs_of(graph.output), arrays)
         self.count += 1
         place = self.store / "by hand" / str(self.count)
-        (place / MODULE).parent.mkdir(parents=True)
-        (place / MODULE).write_bytes(self.module)
+        self._write_modules(place)
         if arrays:
             weights = bytearray(program.weights[-1].offset + program.weights[-1].bytes)
             for array, weight in zip(arrays, program.weights, strict=True):
@@ -195,13 +197,19 @@ class CudaRig:
         write_program(place, program)
         return place
 
+    def _write_modules(self, place: Path) -> None:
+        for path, data in ((MODULE, self.module), (PTX, self.ptx)):
+            if data:
+                (place / path).parent.mkdir(parents=True, exist_ok=True)
+                (place / path).write_bytes(data)
+
     def _program(
         self, one: Any, inputs: list[TensorSpec], outputs: list[TensorSpec], arrays: list[Any]
     ) -> Program:
         graph = one.model.graph
         places = offsets_of([array.nbytes for array in arrays])
-        (self.store / MODULE).parent.mkdir(parents=True, exist_ok=True)
-        (self.store / MODULE).write_bytes(self.module)
+        target = Target(self.driver, (MODULE,), (PTX,) if self.ptx else (), self.ptx_driver)
+        self._write_modules(self.store)
         return Program(
             name="by hand",
             inputs=tuple(inputs),
@@ -211,12 +219,12 @@ class CudaRig:
                 ProgramWeight(proto.data_type, array.shape, place, array.nbytes)
                 for proto, array, place in zip(graph.initializer, arrays, places, strict=True)
             ),
-            targets={self.target: Target(self.driver, (MODULE,))},
+            targets={self.target: target},
             variants=tuple(
                 Lowering(one.model, batch, inputs, outputs, self.tables).variant(self.target)
                 for batch in (BATCHES if one.batches else (1,))
             ),
-            files={MODULE: hash_file(self.store / MODULE)[1]},
+            files={path: hash_file(self.store / path)[1] for path in target.files},
         )
 
 

@@ -788,6 +788,79 @@ def test_the_largest_of_a_kernels_launches_may_come_before_a_small_one(
         assert driver.end(driver.infer(1, 1, [np.ones((rows, 4), np.float32)])).status == Status.OK
 
 
+# ----- which modules a card runs -----------------------------------------------------------------------
+
+
+def card_with_ptx(make: Callable[..., Driver], capability: int) -> Driver:
+    """Whose programs are compiled for 8.0, with PTX."""
+    driver = make(capability=capability)
+    driver.rig.target = "sm_80"
+    driver.rig.module = compiled_kernels(target="sm_80")
+    driver.rig.ptx = compiled_kernels(target="compute_80")
+    return driver
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 120])
+def test_a_card_runs_cubins_of_its_major_version_and_else_ptx_that_is_compiled_when_a_model_is_prepared(
+    make: Callable[..., Driver], fake: FakeDriver, capability: int
+) -> None:
+    driver = card_with_ptx(make, capability)
+    assert driver.device.info.fingerprint == f"cuda-sm_{capability}-12"
+    one, compiled = affine(), fake.calls("jit")
+    model = loaded(driver, one)
+    assert fake.calls("jit") - compiled == (capability >= 90)
+    fake.fail("jit", 1)  # neither LOAD nor INFER compiles
+    for _ in range(2):
+        done = driver.end(driver.infer(model, 1, [X]))
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
+    driver.device.forget(driver.prepare(affine(1)))  # a fine-tune of it
+    driver.end(driver.unload(model, 1))
+    driver.device.forget(model)
+    assert loaded(driver, one, load_id=2)  # as after a restart
+    assert fake.live()["modules"] == 1
+
+
+def test_what_was_compiled_of_ptx_is_kept_for_this_card_and_driver_and_made_anew_if_it_is_damaged(
+    make: Callable[..., Driver], fake: FakeDriver
+) -> None:
+    driver = card_with_ptx(make, 90)
+
+    def compilations() -> int:
+        before = fake.calls("jit")
+        driver.device.forget(driver.prepare(affine()))
+        return fake.calls("jit") - before
+
+    assert [compilations(), compilations()] == [1, 0]
+    (kept,) = driver.rig.store.glob("programs/*/modules/*.cubin")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert [compilations(), compilations()] == [1, 0]
+    fake.setup(version=12080)  # a new driver
+    driver.device._table = open_driver()
+    assert [compilations(), compilations()] == [1, 0]
+    assert len(list(driver.rig.store.glob("programs/*/modules/*.cubin"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "changes", "said"),
+    [
+        (75, {}, "is compiled for sm_80 .and PTX.; this device is sm_75, which runs none of it"),
+        (87, {"ptx": b""}, "is compiled for sm_80; this device is sm_87, which runs none of it"),
+        (90, {"ptx_driver": 12090}, "the PTX of sm_80, which is all that runs on sm_90, needs a driver for CUDA 12.9, this"),
+        (86, {"driver": 13000}, "it needs a driver for CUDA 13.0, this one is for 12.4"),
+        (90, {"ptx": b"no PTX"}, "kernels.ptx: cuLinkAddData: CUDA_ERROR_INVALID_PTX: ptxas fatal"),
+    ],
+)  # fmt: skip
+def test_a_card_that_runs_nothing_of_a_program_says_what_it_has(
+    make: Callable[..., Driver], fake: FakeDriver, capability: int, changes: dict[str, Any], said: str
+) -> None:
+    driver = card_with_ptx(make, capability)
+    for name, value in changes.items():
+        setattr(driver.rig, name, value)
+    with pytest.raises(InvalidModel, match=said):
+        driver.prepare(affine())
+    assert fake.live()["modules"] == driver.device.memory()["programs"] == 0
+
+
 # ----- several devices ------------------------------------------------------------------------------
 
 

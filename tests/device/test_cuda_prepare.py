@@ -28,7 +28,7 @@ from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
 from clockwork.wire.messages import Status
 from clockwork.wire.tensors import Array
-from tests.device.cuda_rig import PAGE_BYTES, CudaRig
+from tests.device.cuda_rig import PAGE_BYTES, CudaRig, compiled_kernels
 from tests.device.fake import DRIVER, environment
 from tests.device.rig import Case, Driver, affine, array_of, expected_affine
 
@@ -39,7 +39,9 @@ FINGERPRINT = "cuda-host"
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[CudaRig]:
     with environment(**DRIVER):
-        yield CudaRig(tmp_path)
+        one = CudaRig(tmp_path)
+        yield one
+        one.fake.card()
 
 
 def package(rig: CudaRig, one: Case) -> Path:
@@ -102,10 +104,34 @@ def test_a_program_that_answers_wrongly_is_refused(rig: CudaRig) -> None:
 
 def test_a_program_for_another_architecture_is_refused(rig: CudaRig) -> None:
     place = package(rig, affine())
-    with pytest.raises(InvalidModel, match="compiled for host; this device needs sm_90"):
+    with pytest.raises(InvalidModel, match="compiled for host; this device is sm_90, which runs none of it"):
         prepare(place, rig.store, "cuda-sm_90-12", PAGE_BYTES, {})
     with pytest.raises(InvalidModel, match="a compiled program runs on CUDA devices"):
         prepare(place, rig.store, "0123456789ab", PAGE_BYTES, {})
+
+
+@pytest.mark.parametrize("capability", [86, 120])
+def test_a_package_for_an_older_card_is_prepared_and_served_on_this_one(
+    rig: CudaRig, capability: int
+) -> None:
+    """By its cubin, or by its PTX, which is compiled once for preparation and device."""
+    rig.target, rig.ptx = "sm_80", compiled_kernels(target="compute_80")
+    rig.module = compiled_kernels(target="sm_80")
+    one = affine()
+    place = package(rig, one)
+    rig.fake.card(capability)
+    compiled = rig.fake.calls("jit")
+    prepared = prepare(place, rig.store, f"cuda-sm_{capability}-12", PAGE_BYTES, {})
+    directory = prepared_directory(rig.store, prepared.digest, f"cuda-sm_{capability}-12", {})
+    driver = Driver(rig.make(capability=capability), rig)
+    try:
+        driver.device.prepare(1, str(directory))
+        driver.end(driver.load(1, 1, [3]))
+        done = driver.end(driver.infer(1, 1, [X]))
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
+    finally:
+        driver.device.close()
+    assert rig.fake.calls("jit") - compiled == (capability == 120)
 
 
 def test_batching_is_as_compiled_unless_switched_off(rig: CudaRig) -> None:

@@ -13,6 +13,8 @@ import pytest
 
 from clockwork.device._cudriver import CudaError, Kernel, Table
 from clockwork.device.cuda_memory import TableMemory, open_driver
+from clockwork.formats.program import Target
+from clockwork.formats.targets import choose
 from clockwork.models.compile import nvrtc
 from clockwork.system.clock import MS, now_ns
 from clockwork.wire.messages import Status
@@ -243,6 +245,11 @@ def test_a_vector_read_at_an_address_that_is_not_a_multiple_of_it_breaks_the_con
         memory.release(one)
 
 
+PTX = """.version 8.0
+.target sm_80
+.address_size 64
+.visible .entry k(.param .u64 k_param_0, .param .u32 k_param_1)
+{ ret; }"""
 RUNS = {
     "sm_80": (80, 86, 89), "sm_86": (86, 89), "sm_89": (89,), "sm_90": (90,), "sm_90a": (90,),
     "sm_100": (100, 103), "sm_100a": (100,), "sm_120": (120, 121), "compute_80": (80, 86, 87, 89, 90, 100, 103, 120, 121),
@@ -270,6 +277,11 @@ def test_a_module_runs_on_the_cards_on_which_nvidias_driver_runs_it(
             except CudaError as error:
                 refused.add(error.code)
         assert (set(ran), refused) == (set(RUNS[target]), {NO_BINARY})
+        # What a device takes of a package is what its driver runs.
+        package = {
+            target.replace("compute", "sm"): Target(0, ("m",), ("m",) if target.startswith("compute") else ())
+        }
+        assert {one for one in CAPABILITIES if choose(package, f"sm_{one}")} == set(ran)
 
 
 def test_a_cubin_says_what_its_kernels_need(fake: FakeDriver, memory: TableMemory) -> None:
@@ -296,8 +308,31 @@ def test_a_cubin_says_what_its_kernels_need(fake: FakeDriver, memory: TableMemor
         table.unload_module(module)
 
 
+def test_ptx_is_compiled_for_the_card_and_for_no_older_one(fake: FakeDriver, memory: TableMemory) -> None:
+    table = memory._table
+    for ptx in (PTX.encode(), compiled_kernels(NEEDY, "compute_80")):
+        fake.card(90)
+        compiled = fake.calls("jit")
+        cubin = table.link(ptx)
+        assert fake.calls("jit") == compiled + 1
+        table.unload_module(table.load_module(cubin))
+        assert fake.calls("jit") == compiled + 1  # it is a cubin now
+        table.unload_module(table.load_module(ptx + b"\0"))
+        assert fake.calls("jit") == compiled + 2
+        fake.card(80)
+        with pytest.raises(CudaError, match="NO_BINARY_FOR_GPU"):
+            table.load_module(cubin)
+        fake.card(75)
+        with pytest.raises(CudaError, match="cuLinkAddData: CUDA_ERROR_INVALID_PTX"):
+            table.link(ptx)
+    with pytest.raises(
+        CudaError, match=r"cuLinkAddData: CUDA_ERROR_INVALID_PTX: ptxas fatal: no \.target in line 1"
+    ):
+        table.link(b"nothing")
+
+
 def test_ptx_is_read_by_cards_that_are_as_new(fake: FakeDriver, memory: TableMemory) -> None:
-    text = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k(.param .u64 k_param_0, .param .u32 k_param_1)\n{ret;}"
+    text = PTX.replace("sm_80", "sm_90")
     table = memory._table
     fake.card(103)
     module = table.load_module(text.encode() + b"\0")

@@ -292,6 +292,15 @@ def test_damaged_checks_are_refused(digits: Case, tmp_path: Path) -> None:
 def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> None:
     case = Case(zoo.build("mlp", width=16, depth=1), tmp_path, targets=("sm_90", "sm_80"), dtype="fp16")
     assert list(case.program.targets) == ["sm_80", "sm_90"]
+    assert case.program.targets["sm_80"].ptx == ()
+    newest = case.program.targets["sm_90"]
+    assert newest.ptx_driver // 1000 * 1000 == newest.driver
+    for path, module in zip(newest.ptx, newest.modules, strict=True):
+        text = (case.directory / path).read_text()
+        assert ".target sm_90\n" in text
+        assert Path(path).stem == Path(module).stem
+        kernels = {launch.kernel for one in case.program.of_target("sm_90") for launch in one.launches}
+        assert {*re.findall(r"\.entry (\w+)\(", text)} <= kernels
     check_launches(case.program)
     major = nvrtc.library().version[0]
     for variant, log in zip(case.program.variants, case.summary.logs, strict=True):
@@ -304,6 +313,25 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
             assert launch.kernel.encode() in code
             assert resources[launch.kernel].registers > 0
     assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
+
+
+@needs_nvrtc
+def test_ptx_can_be_left_out(tmp_path: Path) -> None:
+    case = Case(zoo.build("null"), tmp_path, targets=("sm_80",), ptx=False, verify=False)
+    assert case.program.targets["sm_80"].ptx == ()
+    assert not list(case.directory.rglob("*.ptx"))
+    assert "ptx" not in (case.directory / "program.json").read_text()
+
+
+@needs_nvrtc
+def test_a_worker_compiles_for_its_device_or_for_what_that_runs() -> None:
+    assert nvrtc.closest("sm_86") == ("sm_86", False)
+    assert nvrtc.closest("sm_88") == ("sm_86", False)
+    newest = nvrtc.library().architectures()[-1]
+    assert nvrtc.closest("sm_990") == (f"sm_{newest}", True)
+    with pytest.raises(InvalidModel, match="sm_30 is not one that NVRTC"):
+        nvrtc.closest("sm_30")
+    assert nvrtc.closest("host") == ("host", False)
 
 
 @needs_nvrtc

@@ -217,6 +217,16 @@ def put(*path: Any) -> Callable[[Any], None]:
     return change
 
 
+def with_ptx(target: str, paths: list[str]) -> Callable[[Any], None]:
+    """Gives a target PTX."""
+
+    def change(body: Any) -> None:
+        made = body["targets"].setdefault(target, {"driver": 0, "modules": ["modules/host.so"]})
+        made.update(ptx=paths, ptx_driver=12040)
+
+    return change
+
+
 def padding(symbols: list[str], more: Callable[[Any], None] | None = None) -> Callable[[Any], None]:
     """Declares the second dimension of x as S, and these symbols as padded."""
 
@@ -300,6 +310,10 @@ LAUNCH = ("variants", 0, "launches", 0)
         (put("files", "weights.bin", "0"), "is no sha256"),
         (put("targets", "gfx900", {"driver": 0, "modules": ["weights.bin"]}), "neither sm_NN nor host"),
         (put("targets", "sm_90", {"driver": 12000, "modules": ["weights.bin"]}), "'sm_90' has no variant"),
+        (put("targets", "host", "ptx", ["weights.bin"]), "has no 'ptx_driver'"),
+        (with_ptx("host", ["weights.bin"]), "target 'host' has PTX, which only GPUs run"),
+        (with_ptx("sm_90", ["weights.bin"] * 2), "target 'sm_90' has PTX of 2 of its 1 modules"),
+        (with_ptx("sm_90", ["gone.ptx"]), "'gone.ptx' of target 'sm_90' is not among the files"),
         (put("targets", "host", "modules", ["gone.so"]), "'gone.so' of target 'host' is not among the files"),
         (put("variants", 1, "batch", 1.5), "batch is an integer"),
         (put("batches", 1), "batches is true or false, not 1"),

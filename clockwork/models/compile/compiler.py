@@ -40,12 +40,13 @@ from clockwork.formats.program import (
     write_checks,
     write_program,
 )
+from clockwork.formats.targets import most_lasting
 from clockwork.models import batching
 from clockwork.models import inputs as trial
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.freeze import Bucket, buckets, freeze
 from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
-from clockwork.models.compile.variant import MODULE_FILE, SOURCE_FILE, Built, Spec, Statistic
+from clockwork.models.compile.variant import MODULE_FILE, PTX_FILE, SOURCE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.runtime import RunError, Session, explain
@@ -89,6 +90,7 @@ class Options:
     )
     pad: bool = True  # inputs may end early in open dimensions, where that is proven harmless
     cache: Path | None = None  # where kernels are kept for models of equal architecture
+    ptx: bool = True  # PTX for GPUs to come, of the newest target
     sources: Path | None = None  # directory for the CUDA C of every module that is made, named as the module
 
 
@@ -198,6 +200,7 @@ class _Compilation:
         batches = sorted(set(self._options.batches)) if self._proof.batches else [1]
         self._buckets = buckets(self._inputs, self._options.shapes, self._proof.batches)
         targets = sorted(set(self._options.targets), key=lambda target: (target == HOST, len(target), target))
+        self._lasting = most_lasting(targets) if self._options.ptx else ""
         self._decide_padding(batches)
         jobs = self._jobs(targets, batches)
         tried = [] if not self._options.verify or HOST in targets else self._jobs([HOST], batches[:1])
@@ -423,7 +426,14 @@ class _Compilation:
         # What comes from the cache has no source.
         cache = "" if self._options.sources else str(self._options.cache or "")
         spec = Spec(
-            str(job.frozen), job.target, str(self._weights), self._options.dtype, tune, cache, job.sizes
+            str(job.frozen),
+            job.target,
+            str(self._weights),
+            self._options.dtype,
+            tune,
+            cache,
+            job.sizes,
+            job.target == self._lasting,
         )
         path = spec.write(job.work)
         environment = config.bare_environment(
@@ -467,6 +477,7 @@ class _Compilation:
         known: dict[tuple[str, str], int] = {}  # weights by name and content
         weights: list[tuple[ProgramWeight, Path]] = []
         modules: dict[str, list[str]] = {}
+        texts: list[str] = []  # PTX of the one target that has it
         variants = []
         for job, variant in zip(jobs, built, strict=True):
             numbers = []
@@ -477,7 +488,7 @@ class _Compilation:
                     place = ProgramWeight(stored.dtype, tuple(stored.shape), 0, stored.bytes)
                     weights.append((place, self._weights / stored.sha256))
                 numbers.append(known[key])
-            number = self._module(job, modules.setdefault(job.target, []), directory)
+            number = self._module(job, modules.setdefault(job.target, []), texts, directory)
             variants.append(
                 Variant(
                     job.target,
@@ -504,7 +515,12 @@ class _Compilation:
                 for offset, (place, _) in zip(offsets, weights, strict=True)
             ),
             targets={
-                name: Target(0 if name == HOST else nvrtc.driver(), tuple(paths))
+                name: Target(
+                    0 if name == HOST else nvrtc.driver(),
+                    tuple(paths),
+                    tuple(texts) if name == self._lasting else (),
+                    nvrtc.ptx_driver() if name == self._lasting else 0,
+                )
                 for name, paths in modules.items()
             },
             variants=tuple(variants),
@@ -516,8 +532,8 @@ class _Compilation:
             (directory / WEIGHTS_FILE).unlink()
         return write_program(directory, program), list(built)
 
-    def _module(self, job: _Job, modules: list[str], directory: Path) -> int:
-        """The index of a job's module among its target's, copied into the package."""
+    def _module(self, job: _Job, modules: list[str], texts: list[str], directory: Path) -> int:
+        """The index of a job's module among its target's, copied into the package, with its PTX if it has one."""
         data = (job.work / MODULE_FILE).read_bytes()
         suffix = "so" if job.target == HOST else "cubin"
         path = f"modules/{job.target}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}"
@@ -525,6 +541,9 @@ class _Compilation:
             modules.append(path)
             (directory / path).parent.mkdir(exist_ok=True)
             (directory / path).write_bytes(data)
+            if job.target == self._lasting:
+                texts.append(str(Path(path).with_suffix(".ptx")))
+                shutil.copyfile(job.work / PTX_FILE, directory / texts[-1])
             if self._options.sources and job.target != HOST:
                 self._options.sources.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(

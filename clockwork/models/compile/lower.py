@@ -53,6 +53,7 @@ from clockwork.models.compile.table import through_table
 from clockwork.models.compile.variant import (
     BUILT_FILE,
     MODULE_FILE,
+    PTX_FILE,
     SIZE_PREFIX,
     SOURCE_FILE,
     Built,
@@ -321,7 +322,7 @@ class _Lowering:
             return self._reuse(known, linear, directory)
         built = self._build(linear, directory)
         if known is not None:
-            _publish(directory, built, known)
+            _publish(directory, self._files(), built, known)
         return built
 
     def _lower(self, body: UOp, scalar: bool = False) -> UOp:
@@ -348,6 +349,7 @@ class _Lowering:
             spec.dtype,
             spec.tune,
             str(spec.sizes),
+            str(spec.ptx),
             *_versions(),
             str(self._output_shapes),
         ]
@@ -368,10 +370,14 @@ class _Lowering:
                 text.append(f"{role} {place.offset} {int(place.buffer.max_numel())} {place.buffer.dtype}")
         return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
+    def _files(self) -> list[str]:
+        return [MODULE_FILE, PTX_FILE] if self._spec.ptx else [MODULE_FILE]
+
     def _reuse(self, known: Path, linear: UOp, directory: Path) -> Built:
         """Take the module and launches of an equal architecture, and write this model's weights."""
         built = Built.read(known)
-        shutil.copyfile(known / MODULE_FILE, directory / MODULE_FILE)
+        for name in self._files():
+            shutil.copyfile(known / name, directory / name)
         weights = []
         for weight in built.weights:
             buffer = _place(get_call_arg_uops(linear.src[weight.call])[weight.place]).buffer
@@ -451,7 +457,9 @@ class _Lowering:
             module, log = host.build(sources, [*kernels.values()]), ""
         else:
             (directory / SOURCE_FILE).write_text(nvrtc.joined(sources))
-            module, log = nvrtc.build(sources, self._spec.target)
+            module, ptx, log = nvrtc.build(sources, self._spec.target)
+            if self._spec.ptx:
+                (directory / PTX_FILE).write_bytes(ptx)
         (directory / MODULE_FILE).write_bytes(module)
         workspace = sum(-(-int(arena.max_numel()) * arena.dtype.itemsize // 256) * 256 for arena in arenas)
         return Built(
@@ -492,13 +500,14 @@ def _versions() -> list[str]:
     return found
 
 
-def _publish(directory: Path, built: Built, known: Path) -> None:
+def _publish(directory: Path, files: Sequence[str], built: Built, known: Path) -> None:
     """Keep a module and its launches for the next model of this architecture. The weights are not kept."""
     known.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=known.parent) as temporary:
         made = Path(temporary) / "made"
         made.mkdir()
-        shutil.copyfile(directory / MODULE_FILE, made / MODULE_FILE)
+        for name in files:
+            shutil.copyfile(directory / name, made / name)
         built.write(made)
         with contextlib.suppress(OSError):  # another process was first, with the same files
             os.rename(made, known)

@@ -7,9 +7,11 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.program import HOST, Target
+from clockwork.formats.targets import Choice, choose
 
 MAJORS = (13, 12)
 """Major versions of NVRTC to look for, best first."""
@@ -17,6 +19,14 @@ MAJORS = (13, 12)
 PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cu13")
 """Python packages that hold the library and the headers of 16-bit types: nvidia-cuda-nvrtc-cu12 and
 nvidia-cuda-runtime-cu12, which from 13 on share a folder."""
+
+
+class Module(NamedTuple):
+    """What becomes of a source."""
+
+    cubin: bytes
+    ptx: bytes  # that the cubin was made of
+    log: str  # the assembler's messages
 
 
 class _Library:
@@ -35,8 +45,8 @@ class _Library:
         self.check(self._dll.nvrtcGetSupportedArchs(found))
         return list(found)
 
-    def compile(self, source: str, options: Sequence[str]) -> tuple[bytes, str]:
-        """The cubin and the log. Raises InvalidModel."""
+    def compile(self, source: str, options: Sequence[str]) -> Module:
+        """Raises InvalidModel."""
         program = ctypes.c_void_p()
         self.check(
             self._dll.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"program.cu", 0, None, None)
@@ -47,7 +57,7 @@ class _Library:
             log = self._bytes(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
             if status:
                 raise InvalidModel(f"NVRTC rejects a kernel: {log[:1000]}")
-            return self._bytes(program, "CUBIN"), log
+            return Module(self._bytes(program, "CUBIN"), self._bytes(program, "PTX").rstrip(b"\0"), log)
         finally:
             self._dll.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -122,9 +132,27 @@ def check_target(target: str) -> None:
         )
 
 
+def closest(device: str) -> Choice:
+    """What to compile for so that a device of an architecture runs it: that itself where this NVRTC knows it, or an older
+    one, by its PTX if need be. Raises InvalidModel."""
+    if device == HOST:
+        return Choice(HOST, False)
+    known = {f"sm_{number}": Target(0, ("",), ("",)) for number in library().architectures()}
+    if (found := choose(known, device)) is None:
+        check_target(device)  # raises
+    assert found is not None
+    return found
+
+
 def driver() -> int:
     """The oldest CUDA driver that runs NVRTC's cubins: the first of its major version."""
     return int(library().version[0]) * 1000
+
+
+def ptx_driver() -> int:
+    """The oldest CUDA driver that reads NVRTC's PTX: that of its own version."""
+    major, minor = library().version
+    return 1000 * int(major) + 10 * int(minor)
 
 
 def joined(sources: Sequence[str]) -> str:
@@ -139,8 +167,8 @@ def joined(sources: Sequence[str]) -> str:
     return "\n".join([*includes, *bodies])
 
 
-def build(sources: Sequence[str], target: str) -> tuple[bytes, str]:
-    """A cubin of all kernels, and the assembler's log. Raises InvalidModel."""
+def build(sources: Sequence[str], target: str) -> Module:
+    """A module of all kernels. Raises InvalidModel."""
     options = [f"--gpu-architecture={target}", "--ptxas-options=-v", "--std=c++17"]
     for folder in _folders():
         options.append(f"--include-path={folder / 'include'}")

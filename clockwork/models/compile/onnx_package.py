@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.formats.package import MODEL_FILE
+from clockwork.models.compile import nvrtc
 from clockwork.models.compile.compiler import BATCHES, Options, Progress, compile_model, require
 from clockwork.models.onnx_import import check_model, read_examples, real_inputs
 from clockwork.wire.tensors import Array
@@ -23,7 +24,8 @@ def compile_package(
     cache: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Make the program package of an ONNX package for a target in ``directory``. Raises InvalidModel.
+    """Make the program package of an ONNX package in ``directory``, for devices of the architecture ``target``. Raises
+    InvalidModel.
 
     options: as in messages.Prepare (``batching``, ``batch_max``, ``dtype``). The examples give the sizes of open dimensions. cache:
     directory of kernels, which the next model of equal architecture reuses with its own weights.
@@ -34,13 +36,15 @@ def compile_package(
     examples = read_examples(Path(package_dir), model)
     shapes = _shapes([value.name for value in real_inputs(model)], examples)
     del model
+    made = nvrtc.closest(target)
     most = int(options.get("batch_max", 0))
     batches = tuple(batch for batch in BATCHES if not most or batch <= most)
     compile_model(
         model_path,
         directory,
         Options(
-            targets=(target,),
+            targets=(made.name,),
+            ptx=made.is_ptx,
             batches=(*batches, most) if most and most not in batches else batches,
             shapes=shapes,
             batching=str(options.get("batching", "auto")),

@@ -12,6 +12,7 @@ from clockwork.formats.program import Argument, Launch
 SPEC_FILE = "spec.json"
 BUILT_FILE = "built.json"
 MODULE_FILE = "module"
+PTX_FILE = "ptx"
 SOURCE_FILE = "source.cu"
 """The CUDA C that the module was compiled from, where it was compiled from that and not taken from a cache."""
 
@@ -30,6 +31,7 @@ class Spec:
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of earlier variants, which models of equal architecture reuse; "" none
     sizes: tuple[int, ...] = ()  # of each open dimension: inputs may be that long, or shorter
+    ptx: bool = False  # whether the PTX is wanted as well
 
     def write(self, directory: Path) -> Path:
         path = directory / SPEC_FILE
@@ -80,7 +82,8 @@ class StoredWeight:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Built:
-    """The output of the child process: a lowered variant, with its module in the directory's file ``module``."""
+    """The output of the child process: a lowered variant, with its module in the directory's file ``module``,
+    and that one's PTX, if it was wanted, in ``ptx``."""
 
     output_shapes: list[list[int]]
     workspace: int

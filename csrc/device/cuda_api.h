@@ -23,9 +23,32 @@ typedef struct CUfunc_st* CUfunction;
 typedef struct CUstream_st* CUstream;
 typedef struct CUevent_st* CUevent;
 typedef struct CUlinkState_st* CUlinkState;
+typedef struct CUgraph_st* CUgraph;
+typedef struct CUgraphNode_st* CUgraphNode;
+typedef struct CUgraphExec_st* CUgraphExec;
 typedef struct CUuuid_st {
     unsigned char bytes[16];
 } CUuuid;
+
+// What cuGraphAddKernelNode takes. Since CUDA 12 the vendor's header maps that name to cuGraphAddKernelNode_v2, with a
+// larger struct; the driver keeps the first.
+typedef struct CUDA_KERNEL_NODE_PARAMS_v1_st {
+    CUfunction func;
+    unsigned gridDimX;
+    unsigned gridDimY;
+    unsigned gridDimZ;
+    unsigned blockDimX;
+    unsigned blockDimY;
+    unsigned blockDimZ;
+    unsigned sharedMemBytes;
+    void** kernelParams;
+    void** extra;
+} CUDA_KERNEL_NODE_PARAMS_v1;
+static_assert(offsetof(CUDA_KERNEL_NODE_PARAMS_v1, gridDimX) == 8);
+static_assert(offsetof(CUDA_KERNEL_NODE_PARAMS_v1, sharedMemBytes) == 32);
+static_assert(offsetof(CUDA_KERNEL_NODE_PARAMS_v1, kernelParams) == 40);
+static_assert(offsetof(CUDA_KERNEL_NODE_PARAMS_v1, extra) == 48);
+static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v1) == 56);
 
 enum {
     CUDA_SUCCESS = 0,
@@ -117,7 +140,22 @@ enum {
 // Likewise, of newer drivers: null where there is none.
 #define CW_CUDA_OPTIONAL_FUNCTIONS(X)                                                                                  \
     X(write_word, cuStreamWriteValue32_v2, (CUstream stream, CUdeviceptr target, std::uint32_t value, unsigned flags)) \
-    X(parameter, cuFuncGetParamInfo, (CUfunction function, size_t index, size_t* offset, size_t* size))
+    X(parameter, cuFuncGetParamInfo, (CUfunction function, size_t index, size_t* offset, size_t* size))                \
+    CW_CUDA_GRAPH_FUNCTIONS(X)
+
+// Of graphs, and so all or none of them are used.
+#define CW_CUDA_GRAPH_FUNCTIONS(X)                                                                                   \
+    X(make_graph, cuGraphCreate, (CUgraph * graph, unsigned flags))                                                  \
+    X(free_graph, cuGraphDestroy, (CUgraph graph))                                                                   \
+    X(add_kernel, cuGraphAddKernelNode,                                                                              \
+      (CUgraphNode * node, CUgraph graph, const CUgraphNode* before, size_t before_count,                            \
+       const CUDA_KERNEL_NODE_PARAMS_v1* launch))                                                                    \
+    X(add_record, cuGraphAddEventRecordNode,                                                                         \
+      (CUgraphNode * node, CUgraph graph, const CUgraphNode* before, size_t before_count, CUevent event))            \
+    X(instantiate_graph, cuGraphInstantiateWithFlags, (CUgraphExec * exec, CUgraph graph, unsigned long long flags)) \
+    X(upload_graph, cuGraphUpload, (CUgraphExec exec, CUstream stream))                                              \
+    X(launch_graph, cuGraphLaunch, (CUgraphExec exec, CUstream stream))                                              \
+    X(free_graph_exec, cuGraphExecDestroy, (CUgraphExec exec))
 
 namespace clockwork::device {
 
@@ -149,6 +187,14 @@ struct CudaApi {
         CW_CUDA_OPTIONAL_FUNCTIONS(CW_CUDA_FIND)
 #undef CW_CUDA_FIND
         return true;
+    }
+
+    bool has_graphs() const {
+        bool has = true;
+#define CW_CUDA_HAS(member, symbol, parameters) has = has && member != nullptr;
+        CW_CUDA_GRAPH_FUNCTIONS(CW_CUDA_HAS)
+#undef CW_CUDA_HAS
+        return has;
     }
 
     // Whether a call failed; then a sentence with the call and the driver's own name for the error.

@@ -18,6 +18,8 @@ typedef struct cw_fake_counts {
     int64_t host_allocations; /* of pinned memory */
     int64_t host_bytes;
     int64_t modules;
+    int64_t graphs;
+    int64_t graph_execs;
     int64_t
         unpinned_copies; /* asynchronous copies, so far, to or from memory that is not pinned: on a card they wait */
     int64_t copied_in_bytes; /* so far, to all devices */
@@ -56,7 +58,8 @@ int cw_fake_fail_device(const char* function, int device, int64_t nth, int error
 /* Forget every failure that was asked for, and mend every context. */
 void cw_fake_mend(void);
 
-/* How often a function was called so far; -1 if there is no such function. */
+/* How often a function was called so far; "": all of the driver's together but cuEventQuery, whose calls depend on how
+ * long something takes; -1 if there is no such function. */
 int64_t cw_fake_calls(const char* function);
 
 enum { CW_FAKE_COPY_IN, CW_FAKE_COPY_OUT, CW_FAKE_KERNEL, CW_FAKE_WRITE };

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <iterator>
+#include <numeric>
 
 namespace fake {
 
@@ -237,7 +238,8 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
             __atomic_store_n(static_cast<uint32_t*>(item.target), uint32_t(item.generation), __ATOMIC_RELEASE);
             break;
         case Item::RECORD:
-            item.event->done = item.generation;
+        case Item::RECORD_IN_GRAPH:
+            item.event->done = item.kind == Item::RECORD ? item.generation : ++item.event->issued;
             item.event->time_ns = now_ns();
             break;
         case Item::WAIT:
@@ -262,7 +264,8 @@ void run_stream(Stream* stream) {
         perform(stream, item, guard);
         stream->busy = false;
         stream->at = nullptr;
-        if (all.copy_engines == 1 || item.kind == Item::RECORD || stream->items.empty())
+        if (all.copy_engines == 1 || item.kind == Item::RECORD || item.kind == Item::RECORD_IN_GRAPH ||
+            stream->items.empty())
             all.progress.notify_all();
     }
 }
@@ -397,6 +400,8 @@ EXPORTED void cw_fake_mend(void) {
 EXPORTED int64_t cw_fake_calls(const char* name) {
     Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
+    if (!*name)
+        return std::accumulate(all.calls, all.calls + F_copy, int64_t(0)) - all.calls[F_cuEventQuery];
     Function function = function_named(name);
     return function == FUNCTIONS ? -1 : all.calls[function];
 }
@@ -416,6 +421,8 @@ EXPORTED void cw_fake_live(cw_fake_counts* counts) {
     counts->streams = int64_t(all.streams.size());
     counts->events = int64_t(all.events.size());
     counts->modules = int64_t(all.modules.size());
+    counts->graphs = int64_t(all.graphs.size());
+    counts->graph_execs = int64_t(all.graph_execs.size());
     counts->unpinned_copies = all.unpinned_copies;
     counts->copied_in_bytes = all.copied_in_bytes;
 }

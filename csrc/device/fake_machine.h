@@ -67,7 +67,8 @@ struct Event {
 using EventRef = std::shared_ptr<Event>;
 
 struct Item {
-    enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, WAIT } kind;
+    /* RECORD_IN_GRAPH: the event counts as recorded when it happens, and not from the launch on. */
+    enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, RECORD_IN_GRAPH, WAIT } kind = KERNEL;
     int64_t place = 0; /* how many were issued before it, and when it was */
     int64_t issued_ns = 0;
     void* target = nullptr;
@@ -114,6 +115,9 @@ struct Module {
     int file = -1; /* open for as long as it is: the loader knows a library by its path, which holds this number */
 };
 
+struct Graph; /* these two in fake_graphs.cpp */
+struct GraphExec;
+
 struct Failure {
     Function function;
     int device; /* of whose calls it is one; -1: of any's */
@@ -146,6 +150,8 @@ struct Driver {
     std::map<Event*, EventRef> events;
     std::set<Module*> modules;
     std::set<Code*> codes; /* of all modules */
+    std::set<Graph*> graphs;
+    std::set<GraphExec*> graph_execs;
     bool loads_lazily = false;
 
     Driver();

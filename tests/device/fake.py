@@ -24,7 +24,8 @@ OUT_OF_MEMORY = 2
 
 ALLOCATING = (
     "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuStreamCreate", "cuEventCreate",
-    "cuModuleLoadData", "cuModuleGetFunction", "cuStreamSynchronize",
+    "cuModuleLoadData", "cuModuleGetFunction", "cuStreamSynchronize", "cuGraphCreate", "cuGraphInstantiateWithFlags",
+    "cuGraphUpload", "cuGraphExecDestroy",
 )  # fmt: skip
 """What no action may call."""
 
@@ -41,6 +42,8 @@ class Counts(ctypes.Structure):
         "host_allocations",
         "host_bytes",
         "modules",
+        "graphs",
+        "graph_execs",
         "unpinned_copies",
     )
     TOTALS = ("copied_in_bytes",)
@@ -104,7 +107,8 @@ class FakeDriver:
     def mend(self) -> None:
         self._library.cw_fake_mend()
 
-    def calls(self, function: str) -> int:
+    def calls(self, function: str = "") -> int:
+        """So far. "": of every function but cuEventQuery."""
         count = int(self._library.cw_fake_calls(function.encode()))
         assert count >= 0, function
         return count

@@ -1,0 +1,194 @@
+/* The fake driver's graphs. What a card takes and does wrongly without a word is refused here: an executable graph that
+ * is destroyed while it runs, an event that is gone, a kernel whose module is unloaded. Nodes that do not depend on each
+ * other run with the last one first. */
+#include "device/fake_machine.h"
+
+using namespace fake;
+
+namespace {
+
+struct Node {
+    Item item;
+    std::set<const Node*> before;
+    CUfunction function = nullptr;
+};
+
+bool is_event(const EventRef& event) { return event && driver().events.count(event.get()); }
+
+bool is_function(CUfunction function) {
+    Code* code = reinterpret_cast<Code*>(function);
+    return driver().codes.count(code) && code->module->device == current;
+}
+
+}  // namespace
+
+namespace fake {
+
+struct Graph {
+    Device* device;
+    std::vector<std::unique_ptr<Node>> nodes; /* each behind those that it depends on */
+};
+
+struct GraphExec {
+    Device* device;
+    std::vector<Item> items;
+    std::vector<CUfunction> functions;
+    EventRef end; /* of its last launch */
+};
+
+}  // namespace fake
+
+namespace {
+
+Graph* graph_of(CUgraph handle) {
+    Graph* graph = reinterpret_cast<Graph*>(handle);
+    return driver().graphs.count(graph) && graph->device == current ? graph : nullptr;
+}
+
+GraphExec* exec_of(CUgraphExec handle) {
+    GraphExec* exec = reinterpret_cast<GraphExec*>(handle);
+    return driver().graph_execs.count(exec) && exec->device == current ? exec : nullptr;
+}
+
+/* Adds a node that is complete but for its dependencies, which have to be different nodes of the graph. */
+int add_node(CUgraph handle, const CUgraphNode* before, size_t count, std::unique_ptr<Node> node, CUgraphNode* made) {
+    Graph* graph = graph_of(handle);
+    if (!graph || !made || (count && !before))
+        return CUDA_ERROR_INVALID_VALUE;
+    for (size_t index = 0; index < count; index++) {
+        const Node* one = reinterpret_cast<const Node*>(before[index]);
+        bool is_here =
+            std::any_of(graph->nodes.begin(), graph->nodes.end(), [&](auto& had) { return had.get() == one; });
+        if (!is_here || !node->before.insert(one).second)
+            return CUDA_ERROR_INVALID_VALUE;
+    }
+    *made = reinterpret_cast<CUgraphNode>(node.get());
+    graph->nodes.push_back(std::move(node));
+    return CUDA_SUCCESS;
+}
+
+/* The nodes in an order that their dependencies allow, of those that could be next the last one. */
+std::vector<const Node*> ordered(const Graph& graph) {
+    std::vector<const Node*> found, left;
+    for (const auto& node : graph.nodes)
+        left.push_back(node.get());
+    std::set<const Node*> done;
+    while (!left.empty()) {
+        auto next = std::find_if(left.rbegin(), left.rend(), [&](const Node* node) {
+            return std::includes(done.begin(), done.end(), node->before.begin(), node->before.end());
+        });
+        done.insert(*next);
+        found.push_back(*next);
+        left.erase(std::next(next).base());
+    }
+    return found;
+}
+
+}  // namespace
+
+EXPORTED CUresult cuGraphCreate(CUgraph* graph, unsigned flags) {
+    BEGIN_CONTEXT(cuGraphCreate);
+    if (!graph || flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    Graph* made = new Graph{current, {}};
+    all.graphs.insert(made);
+    *graph = reinterpret_cast<CUgraph>(made);
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuGraphDestroy(CUgraph handle) {
+    BEGIN(cuGraphDestroy);
+    Graph* graph = reinterpret_cast<Graph*>(handle);
+    if (!all.graphs.erase(graph))
+        return CUDA_ERROR_INVALID_VALUE;
+    delete graph;
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuGraphAddKernelNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* before, size_t before_count,
+                                       const CUDA_KERNEL_NODE_PARAMS_v1* launch) {
+    BEGIN_CONTEXT(cuGraphAddKernelNode);
+    if (!launch || launch->extra)
+        return CUDA_ERROR_INVALID_VALUE;
+    const unsigned grid[3] = {launch->gridDimX, launch->gridDimY, launch->gridDimZ};
+    const unsigned block[3] = {launch->blockDimX, launch->blockDimY, launch->blockDimZ};
+    auto made = std::make_unique<Node>();
+    made->function = launch->func;
+    if (int error =
+            make_launch(launch->func, grid, block, launch->sharedMemBytes, launch->kernelParams, guard, &made->item))
+        return error;
+    return add_node(graph, before, before_count, std::move(made), node);
+}
+
+EXPORTED CUresult cuGraphAddEventRecordNode(CUgraphNode* node, CUgraph graph, const CUgraphNode* before,
+                                            size_t before_count, CUevent handle) {
+    BEGIN_CONTEXT(cuGraphAddEventRecordNode);
+    auto found = all.events.find(reinterpret_cast<Event*>(handle));
+    if (found == all.events.end() || found->second->device != current)
+        return CUDA_ERROR_INVALID_VALUE;
+    auto made = std::make_unique<Node>();
+    made->item.kind = Item::RECORD_IN_GRAPH;
+    made->item.event = found->second;
+    return add_node(graph, before, before_count, std::move(made), node);
+}
+
+EXPORTED CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph handle, unsigned long long flags) {
+    BEGIN_STALLING(cuGraphInstantiateWithFlags, false);
+    const Graph* graph = graph_of(handle);
+    if (!graph || !exec || flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    auto made = std::make_unique<GraphExec>();
+    made->device = current;
+    made->end = std::make_shared<Event>();
+    made->end->device = current;
+    for (const Node* node : ordered(*graph)) {
+        if (node->function) {
+            if (!is_function(node->function))
+                return CUDA_ERROR_INVALID_VALUE;
+            made->functions.push_back(node->function);
+        }
+        made->items.push_back(node->item);
+    }
+    all.graph_execs.insert(made.get());
+    *exec = reinterpret_cast<CUgraphExec>(made.release());
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuGraphUpload(CUgraphExec exec, CUstream stream) {
+    BEGIN_CONTEXT(cuGraphUpload);
+    return exec_of(exec) && all.streams.count(reinterpret_cast<Stream*>(stream)) ? CUDA_SUCCESS
+                                                                                 : CUDA_ERROR_INVALID_VALUE;
+}
+
+EXPORTED CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
+    BEGIN_CONTEXT(cuGraphLaunch);
+    GraphExec* exec = exec_of(handle);
+    if (!exec || !std::all_of(exec->functions.begin(), exec->functions.end(), is_function))
+        return CUDA_ERROR_INVALID_VALUE;
+    for (const Item& item : exec->items) {
+        if (item.event && !is_event(item.event))
+            return CUDA_ERROR_INVALID_VALUE;
+    }
+    /* Launches of one executable graph run one after another, whatever their streams. */
+    Item item{Item::WAIT};
+    item.event = exec->end;
+    item.generation = exec->end->issued;
+    if (int error = queue(stream, std::move(item)))
+        return error;
+    for (const Item& one : exec->items)
+        queue(stream, one);
+    item = {Item::RECORD};
+    item.event = exec->end;
+    item.generation = ++exec->end->issued;
+    return queue(stream, std::move(item));
+}
+
+EXPORTED CUresult cuGraphExecDestroy(CUgraphExec handle) {
+    BEGIN(cuGraphExecDestroy);
+    GraphExec* exec = reinterpret_cast<GraphExec*>(handle);
+    if (!all.graph_execs.count(exec) || (exec->end->done != exec->end->issued && !exec->device->broken))
+        return CUDA_ERROR_INVALID_VALUE;
+    all.graph_execs.erase(exec);
+    delete exec;
+    return CUDA_SUCCESS;
+}

@@ -546,6 +546,10 @@ CUDA_PINNED_BYTES_MAX = 16 << 30
 CUDA_WORKSPACE_BYTES = 256 << 20
 """Workspace of a CUDA device at start; it grows when a model that needs more is prepared."""
 
+CUDA_GRAPHS_MAX = 4096
+"""Most CUDA graphs of a device: one for each variant of a program and slot. Each takes the driver some hundred bytes of
+the device's memory for each launch. What is beyond is launched kernel by kernel."""
+
 CUDA_IO_SLOT_BYTES = 16 << 20
 """Size at start of each slot for inputs and outputs of a CUDA device; it grows likewise."""
 
@@ -633,6 +637,15 @@ def data_directory() -> Path:
 
 def cuda_driver() -> str:
     return environment("CUDA_DRIVER", CUDA_DRIVER)
+
+
+def cuda_graphs() -> bool:
+    """CLOCKWORK_CUDA_GRAPHS: whether CUDA devices launch recorded graphs (1), or kernel by kernel (0). Raises
+    ConfigError."""
+    said = environment("CUDA_GRAPHS", "1")
+    if said not in ("0", "1"):
+        raise ConfigError(f"CLOCKWORK_CUDA_GRAPHS is {said!r}: it is 1 or 0")
+    return said == "1"
 
 
 def fake_clocks() -> Path | None:

@@ -6,7 +6,8 @@ from libcpp.vector cimport vector
 from clockwork.device._cuda_host cimport CLink, Link
 from clockwork.device._cuda_model cimport CudaOrder, CudaSlot, Mark
 from clockwork.device._cudriver cimport (
-    Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, DeviceBytes, PinnedBytes, Table)
+    Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUgraphExec, CUresult, CUstream, DeviceBytes, PinnedBytes,
+    Table)
 from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Span
 
 cdef class Core(Orders):
@@ -19,6 +20,7 @@ cdef class Core(Orders):
     cdef CUstream input_stream
     cdef CUstream execute_stream
     cdef CUstream output_stream
+    cdef CUstream setup_stream  # of the preparation thread
     cdef CUevent load_begin
     cdef Mark load_end
     cdef PinnedBytes words  # of the marks; None where the driver has no writes
@@ -29,6 +31,9 @@ cdef class Core(Orders):
     cdef CUdeviceptr workspace_next  # what the next one is to use instead; 0: none. Guarded by the hub's lock
     # Of slots and workspace, as they were given:
     cdef list slot_memory
+    cdef readonly int graph_count
+    cdef int64_t launch_count  # of the execute lane
+    cdef int64_t launch_ns
     cdef DeviceBytes workspace_memory
     cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
     cdef char[TEXT_BYTES] fault
@@ -59,6 +64,9 @@ cdef class Core(Orders):
     cdef bint begin_behind(self, int64_t now, int64_t end_ns) noexcept nogil
     cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil
     cdef bint mend_table(self, CudaOrder* order) noexcept nogil
-    cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil
+    cdef CUgraphExec find_graph(self, CudaOrder* order) noexcept nogil
+    cdef bint launch(self, CudaOrder* order) noexcept nogil
+    cdef bint launch_all(self, CudaOrder* order) noexcept nogil
+    cdef bint copy_outputs(self, CudaOrder* order) noexcept nogil
     cdef bint take_outputs(self, CudaOrder* order) noexcept nogil
     cdef void use_next_workspace(self) noexcept nogil

@@ -1,11 +1,16 @@
 """Types of the native half, for checkers."""
 
 from clockwork.device._cuda_host import Link
+from clockwork.device._cuda_model import Program
 from clockwork.device._cudriver import Context, DeviceBytes, PinnedBytes, Table
 from clockwork.device._orders import Orders
 
 class Core(Orders):
     fault_text: str
+    graph_count: int
+    launch_times: tuple[int, int]
+    def record_graphs(self, program: Program, room: int) -> int: ...
+    def drop_graphs(self, program: Program) -> None: ...
     def look(self, text: str) -> bool: ...
     def __init__(
         self,

@@ -19,10 +19,10 @@ from libc.string cimport memcpy, memset
 from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
-    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_TABLE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, Launch, Mark,
-    Model, Program, Tensor, Variant, Watch)
+    FROM_SIZE, FROM_WEIGHT, Argument, CudaModel, Graph, Launch, Mark, Model, Program, Tensor, Variant, Watch,
+    fixed_value, record_graph)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
-from clockwork.device._orders cimport FETCH, PENDING, PROFILE, Lane, breathe, nap, now_ns
+from clockwork.device._orders cimport FETCH, PENDING, PROFILE, Lane, breathe, nap, now_ns, thread_time_ns
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
@@ -65,6 +65,7 @@ cdef class Core(Orders):
         self.slots.resize(self.slot_count)
         self.slot_memory = [(None, None)] * self.slot_count
         for index in range(self.slot_count):
+            self.slots[index].number = index
             self.rooms.push_back(&self.slots[index])
         self.opened = True
 
@@ -88,6 +89,7 @@ cdef class Core(Orders):
         self.make_stream(&self.input_stream)
         self.make_stream(&self.execute_stream)
         self.make_stream(&self.output_stream)
+        self.make_stream(&self.setup_stream)
         self.make_event(&self.load_begin)
         self.make_mark(&self.load_end, 0)
         for index in range(self.slot_count):
@@ -96,6 +98,7 @@ cdef class Core(Orders):
             self.make_mark(&slot.input_end, 1 + 3 * index)
             self.make_event(&slot.run_begin)
             self.make_mark(&slot.run_end, 2 + 3 * index)
+            self.make_event(&slot.graph_end)
             self.make_mark(&slot.output_end, 3 + 3 * index)
         return 0
 
@@ -136,6 +139,7 @@ cdef class Core(Orders):
             self.free_event(slot.input_end.event)
             self.free_event(slot.run_begin)
             self.free_event(slot.run_end.event)
+            self.free_event(slot.graph_end)
             self.free_event(slot.output_end.event)
         self.free_event(self.load_begin)
         self.free_event(self.load_end.event)
@@ -143,6 +147,7 @@ cdef class Core(Orders):
         self.free_stream(self.input_stream)
         self.free_stream(self.execute_stream)
         self.free_stream(self.output_stream)
+        self.free_stream(self.setup_stream)
         self.lanes.hub.close()
         return 0
 
@@ -168,7 +173,13 @@ cdef class Core(Orders):
             "resident_bytes": held * self.page_bytes,
             "io_bytes": slots,
             "models": len(self.models),
+            "graphs": self.graph_count,
         }
+
+    @property
+    def launch_times(self):
+        """(executions so far, nanoseconds of processor time that it took to launch them). For benchmarks."""
+        return self.launch_count, self.launch_ns
 
     # ----- what the lanes do, from the loop of _orders.pyx ---------------------------------------
 
@@ -233,6 +244,65 @@ cdef class Core(Orders):
         """If there is a next one. No execution is under way, and the lock is held."""
         if self.workspace_next != 0:
             self.workspace, self.workspace_next = self.workspace_next, 0
+
+    # ----- graphs, from the preparation thread, with the context current -------------------------
+
+    def record_graphs(self, Program program not None, int room):
+        """Have a graph of each variant that can be recorded in each slot, for the memory that these and the workspace
+        have now. room: how many may be added.
+
+        Returns how many there is no room for. Raises CudaError. A graph that another takes the place of does not run:
+        its slot or workspace was exchanged, for which all that used it has ended.
+        """
+        cdef size_t index
+        cdef int number, missing = 0
+        cdef Variant* variant
+        cdef Graph* graph
+        cdef Graph made
+        cdef CUgraphExec old
+        cdef const char* call = NULL
+        cdef CUresult result
+        for index in range(program.variants.size()):
+            variant = &program.variants[index]
+            if not variant.is_recordable():
+                continue
+            self.lanes.hub.lock()
+            variant.graphs.resize(self.slot_count)
+            self.lanes.hub.unlock()
+            for number in range(self.slot_count):
+                graph = &variant.graphs[number]
+                made.slot, made.workspace = self.slots[number].device, self.workspace
+                if graph.launches != NULL and graph.slot == made.slot and graph.workspace == made.workspace:
+                    continue
+                if graph.launches == NULL and room == 0:
+                    missing += 1
+                    continue
+                with nogil:
+                    result = record_graph(self.api[0], variant[0], self.slots[number], made.workspace,
+                                          self.setup_stream, &made.launches, &call)
+                self.table.check(result, call)
+                old = graph.launches
+                self.lanes.hub.lock()
+                graph[0] = made
+                self.lanes.hub.unlock()
+                if old == NULL:
+                    self.graph_count += 1
+                    room -= 1
+                else:
+                    self.table.check(self.api.free_graph_exec(old), b"cuGraphExecDestroy")
+        return missing
+
+    def drop_graphs(self, Program program not None):
+        """Free the graphs of a program that nothing uses any more. Its modules may then go."""
+        cdef size_t index, number
+        cdef Graph* graph
+        for index in range(program.variants.size()):
+            for number in range(program.variants[index].graphs.size()):
+                graph = &program.variants[index].graphs[number]
+                if graph.launches != NULL:
+                    self.api.free_graph_exec(graph.launches)
+                    self.graph_count -= 1
+            program.variants[index].graphs.clear()
 
     @property
     def fault_text(self):
@@ -564,7 +634,8 @@ cdef class Core(Orders):
             order.execute.begin_ns = order.execute.end_ns = self.run_end_ns
         if not (order.status == PENDING
                 and self.wait_for_run(order)
-                and self.measure(&order.execute, slot.run_begin, slot.run_end.event, order.text)):
+                and self.measure(&order.execute, slot.run_begin,
+                                 slot.run_end.event if order.graph == NULL else slot.graph_end, order.text)):
             order.status = DEVICE_ERROR
             # What was launched still uses the slot and the pages.
             self.api.finish_stream(self.execute_stream)
@@ -594,7 +665,10 @@ cdef class Core(Orders):
         """Queue an execution on the device; if that fails, its status says so."""
         order.begun = True
         order.execute.begin()
-        if not (self.mend_table(order) and self.launch_all(order, self.workspace)):
+        self.lanes.hub.lock()
+        order.graph = self.find_graph(order)
+        self.lanes.hub.unlock()
+        if not self.launch(order):
             order.status = DEVICE_ERROR
 
     cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil:
@@ -647,18 +721,47 @@ cdef class Core(Orders):
             return True
         return self.send(slot, order.variant.table_begin, order.variant.table_end, self.execute_stream, order.text)
 
-    cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil:
-        """Queue the launches, and behind them the copies of the outputs, on a stream of their own."""
+    cdef CUgraphExec find_graph(self, CudaOrder* order) noexcept nogil:
+        """The recorded launches of an execution; NULL if they must be queued one by one. The lock is held.
+
+        A graph that was made for another slot or workspace is not for this execution: prepare() has exchanged them, and
+        makes another.
+        """
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef Graph* graph
+        if slot.number >= order.variant.graphs.size():
+            return NULL
+        graph = &order.variant.graphs[slot.number]
+        return graph.launches if graph.slot == slot.device and graph.workspace == self.workspace else NULL
+
+    cdef bint launch(self, CudaOrder* order) noexcept nogil:
+        """Queue an execution, and behind it the copies of its outputs."""
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef int64_t begin_ns = thread_time_ns()
+        cdef bint done
+        if not self.mend_table(order):
+            return False
+        if order.graph == NULL:
+            done = self.launch_all(order)
+        else:
+            # Events in the graph tell how long it took. Whether it has ended is told by a mark behind it: what a query
+            # finds of an event in a graph that was launched and has not begun is not documented.
+            done = (not self.failed(self.api.launch_graph(order.graph, self.execute_stream), b"cuGraphLaunch", order.text)
+                    and self.set_mark(&slot.run_end, self.execute_stream, order.text))
+        done = done and self.copy_outputs(order)
+        self.launch_ns += thread_time_ns() - begin_ns
+        self.launch_count += 1
+        return done
+
+    cdef bint launch_all(self, CudaOrder* order) noexcept nogil:
+        """Queue the launches one by one."""
         cdef Variant* variant = order.variant
-        cdef Parts* parts = &order.parts
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef Launch* launch
         cdef Argument* argument
-        cdef Tensor* tensor
         cdef size_t number, index
         cdef uint64_t value
-        cdef int64_t size
         cdef char* text = order.text
         if self.failed(self.api.record_event(slot.run_begin, self.execute_stream), b"cuEventRecord", text):
             return False
@@ -666,33 +769,35 @@ cdef class Core(Orders):
             launch = &variant.launches[number]
             for index in range(launch.arguments.size()):
                 argument = &launch.arguments[index]
-                value = argument.value
                 if argument.source == FROM_WEIGHT:
-                    value += model.address(argument.index, model.claim.run_starts, self.arena, self.page_bytes)
-                elif argument.source == FROM_INPUT:
-                    value += slot.device + variant.inputs[argument.index].offset
-                elif argument.source == FROM_OUTPUT:
-                    value += slot.device + variant.outputs[argument.index].offset
-                elif argument.source == FROM_WORKSPACE:
-                    value += workspace
+                    value = argument.value + model.address(
+                        argument.index, model.claim.run_starts, self.arena, self.page_bytes)
                 elif argument.source == FROM_SIZE:
                     value = order.sizes[argument.index]
-                elif argument.source == FROM_TABLE:
-                    value = slot.device + variant.table_begin + argument.index * sizeof(uint64_t)
+                else:
+                    value = fixed_value(argument[0], variant[0], slot[0], self.workspace)
                 launch.values[index] = value
             if self.failed(self.api.launch(
                     launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0], launch.block[1],
                     launch.block[2], launch.shared_bytes, self.execute_stream, launch.pointers.data(), NULL),
                     b"cuLaunchKernel", text):
                 return False
-        if not self.set_mark(&slot.run_end, self.execute_stream, text):
-            return False
+        return self.set_mark(&slot.run_end, self.execute_stream, text)
+
+    cdef bint copy_outputs(self, CudaOrder* order) noexcept nogil:
+        """Queue the copies of the outputs behind the execution, on a stream of their own."""
+        cdef Parts* parts = &order.parts
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef Tensor* tensor
+        cdef size_t index
+        cdef int64_t size
+        cdef char* text = order.text
         if order.kind == PROFILE:
             return True
         if self.failed(self.api.wait_event(self.output_stream, slot.run_end.event, 0), b"cuStreamWaitEvent", text):
             return False
         for index in range(parts.outputs.size()):
-            tensor = &variant.outputs[index]
+            tensor = &order.variant.outputs[index]
             size = tensor.used_bytes(parts.outputs[index].dims[0])
             if size and self.failed(
                     self.api.copy_out(slot.host + tensor.offset, slot.device + tensor.offset, size,

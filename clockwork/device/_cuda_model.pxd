@@ -5,7 +5,8 @@ from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CHostPages, HostCopy, WeightsCopy
-from clockwork.device._cudriver cimport CudaApi, CUdeviceptr, CUevent, CUfunction, CUresult, CUstream, Kernel
+from clockwork.device._cudriver cimport (
+    CudaApi, CUdeviceptr, CUevent, CUfunction, CUgraphExec, CUresult, CUstream, Kernel)
 from clockwork.device._orders cimport Known, Order, Residency, Room
 from clockwork.device._parts cimport Parts
 
@@ -45,6 +46,10 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         vector[uint64_t] values
         vector[void*] pointers
         void make_room() except +
+    cppclass Graph:
+        CUgraphExec launches "exec"
+        CUdeviceptr slot
+        CUdeviceptr workspace
     cppclass Tensor:
         int dtype
         vector[int64_t] dims
@@ -66,6 +71,8 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         vector[Argument] table
         int64_t table_begin
         int64_t table_end
+        vector[Graph] graphs
+        cbool is_recordable()
         cbool fits(const Parts& parts, cbool batches, int64_t* sizes)
     cppclass CudaWeight:
         size_t run
@@ -79,12 +86,14 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         cbool write_table(const Variant& variant, const vector[int64_t]& run_starts, CUdeviceptr arena,
                           size_t page_bytes, const int64_t* sizes, char* table)
     cppclass CudaSlot(Room):
+        size_t number
         char* host
         CUdeviceptr device
         CUevent input_begin
         Mark input_end
         CUevent run_begin
         Mark run_end
+        CUevent graph_end
         Mark output_end
     cppclass CudaOrder(Order):
         CudaOrder() except +
@@ -92,6 +101,12 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         cbool pins
         Variant* variant
         int64_t[PADDED_MOST] sizes
+        CUgraphExec graph
+    uint64_t fixed_value(const Argument& argument, const Variant& variant, const CudaSlot& slot, CUdeviceptr workspace)
+
+cdef extern from "device/cuda_graphs.h" namespace "clockwork::device" nogil:
+    CUresult record_graph(const CudaApi& api, const Variant& variant, const CudaSlot& slot, CUdeviceptr workspace,
+                          CUstream stream, CUgraphExec* graph, const char** call)
 
 cdef class Program:
     cdef readonly size_t input_count

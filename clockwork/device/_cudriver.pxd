@@ -13,6 +13,7 @@ cdef extern from "device/cuda_api.h" nogil:
     ctypedef void* CUstream
     ctypedef void* CUevent
     ctypedef void* CUlinkState
+    ctypedef void* CUgraphExec
     ctypedef struct CUuuid:
         unsigned char[16] bytes
     enum:
@@ -35,6 +36,7 @@ cdef extern from "device/cuda_api.h" nogil:
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     cppclass CudaApi "clockwork::device::CudaApi":
         cbool open(const char* path, char* text, size_t text_bytes)
+        cbool has_graphs()
         cbool failed(CUresult result, const char* call, char* text, size_t text_bytes)
         CUresult (*init)(unsigned flags) noexcept nogil
         CUresult (*driver_version)(int* version) noexcept nogil
@@ -79,6 +81,8 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*elapsed)(float* milliseconds, CUevent begin, CUevent end) noexcept nogil
         # NULL where the driver has none:
         CUresult (*write_word)(CUstream stream, CUdeviceptr target, uint32_t value, unsigned flags) noexcept nogil
+        CUresult (*launch_graph)(CUgraphExec graph, CUstream stream) noexcept nogil
+        CUresult (*free_graph_exec)(CUgraphExec graph) noexcept nogil
 
 cdef enum:
     TEXT_BYTES = 512

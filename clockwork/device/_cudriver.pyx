@@ -105,6 +105,11 @@ cdef class Table:
             raise CudaError((<bytes>text).decode(errors="replace"), result)
         return 0
 
+    @property
+    def has_graphs(self):
+        """Whether this driver has what recording and launching graphs takes."""
+        return self.api.has_graphs()
+
     def device_count(self):
         cdef int count = 0
         self.check(self.api.device_count(&count), b"cuDeviceGetCount")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import struct
 import threading
 import weakref
@@ -44,6 +45,8 @@ from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, 
 from clockwork.formats.program import Argument, Variant, read_program, stored_damage
 from clockwork.formats.program import Program as LaunchLists
 from clockwork.wire.messages import DeviceInfo, HostDrop, HostFetch
+
+log = logging.getLogger("clockwork.worker")
 
 HOLDING = "program"
 
@@ -80,7 +83,7 @@ class CudaDevice(NativeDevice[Core]):
 
     which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
     pages; 0: most of what is free. store: shared by the devices of one process; None: its own, of pinned_bytes (0: the
-    default of a worker). Raises ConfigError.
+    default of a worker). graphs: whether launches are recorded, None: as the environment says. Raises ConfigError.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class CudaDevice(NativeDevice[Core]):
         store: HostStore | None = None,
         table: Table | None = None,
         pinned_bytes: int = 0,
+        graphs: bool | None = None,
     ) -> None:
         if page_bytes < 1 or page_bytes % 4096:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
@@ -101,6 +105,10 @@ class CudaDevice(NativeDevice[Core]):
             raise ConfigError(f"run_ahead must be at least 1, got {run_ahead}")
         self._table = table or open_driver()
         card = find_card(self._table, which)
+        self._records = config.cuda_graphs() if graphs is None else graphs
+        if self._records and not self._table.has_graphs:
+            log.warning("the CUDA driver %s has no graphs: kernels are launched one by one", self._table.path)
+            self._records = False
         self._memory = open_memory(self._table, card)
         try:
             self._store = store or PinnedFiles(
@@ -139,7 +147,7 @@ class CudaDevice(NativeDevice[Core]):
                 )
             )
             self._holds.core = self._core
-            self._slot_bytes = self._workspace_bytes = 0
+            self._slot_bytes = self._workspace_bytes = self._graphs_missing = 0
             self._grow(io_slot_bytes, workspace_bytes)
         except (CudaError, MemoryError) as error:
             self.close()
@@ -197,6 +205,7 @@ class CudaDevice(NativeDevice[Core]):
             host = self._store.take(model_id, weights, _used_bytes(prepared))
             self._memory.make_current()
             self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes)
+            self._record_graphs()
             places = [(weight.run, weight.offset) for weight in prepared.weights]
             self._core.add_model(Model(model_id, loaded.program, host, list(prepared.runs), places))
         except BaseException:
@@ -278,11 +287,21 @@ class CudaDevice(NativeDevice[Core]):
         except ValueError as error:
             raise InvalidModel(f"the program cannot be served: {error}") from None
 
+    def _record_graphs(self) -> None:
+        """Have graphs of every program, for the memory that slots and workspace have. Raises CudaError."""
+        if not self._records:
+            return
+        self._graphs_missing = 0
+        for loaded in self._programs.values():
+            room = config.CUDA_GRAPHS_MAX - self._core.graph_count
+            self._graphs_missing += self._core.record_graphs(loaded.program, room)
+
     def _drop_program(self, digest: str) -> None:
         loaded = self._programs[digest]
         loaded.models -= 1
         if loaded.models == 0:
             del self._programs[digest]
+            self._core.drop_graphs(loaded.program)
             for module in loaded.modules:
                 self._memory.unload_module(module)
 
@@ -347,7 +366,8 @@ class CudaDevice(NativeDevice[Core]):
 
     def memory(self) -> dict[str, int]:
         """Bytes by purpose. pinned_bytes: for weights, of all devices that share the store; store_bytes: what models have
-        of it; host_bytes: the same, of a budget."""
+        of it; host_bytes: the same, of a budget. graphs_missing: for which there is no room, so that their kernels are
+        launched one by one."""
         return {
             **self._core.memory(),
             "workspace_bytes": self._workspace_bytes,
@@ -356,6 +376,7 @@ class CudaDevice(NativeDevice[Core]):
             "store_bytes": self._store.used_bytes,
             "host_bytes": self._store.used_bytes if self._store.budget_bytes else 0,
             "programs": len(self._programs),
+            "graphs_missing": self._graphs_missing,
         }
 
 
@@ -402,6 +423,8 @@ class _Holds:
         with broken:
             self._memory.make_current()
         if self.core is not None:
+            for loaded in self.programs.values():
+                self.core.drop_graphs(loaded.program)
             self.core.release()
         for loaded in self.programs.values():
             for module in loaded.modules:
@@ -462,7 +485,7 @@ def _argument(argument: Argument) -> tuple[int, int, int]:
             return -1, 0, int(value) & 0xFFFFFFFFFFFFFFFF
         case "f32":
             return -1, 0, int.from_bytes(struct.pack("<f", value), "little")
-        case "size" | "table":
+        case "size":
             return SOURCES[kind], int(value), 0
         case _:
             return SOURCES[kind], index, int(value)

@@ -62,6 +62,13 @@ struct Tensor {
     std::int64_t used_bytes(std::int64_t rows) const { return row_bytes != 0 ? rows * row_bytes : bytes; }
 };
 
+// The recorded launches of a variant in a slot; not used once the slot or the workspace is another.
+struct Graph {
+    CUgraphExec exec = nullptr;  // null: there is none
+    CUdeviceptr slot = 0;
+    CUdeviceptr workspace = 0;
+};
+
 struct Variant {
     std::int64_t batch = 0;
     std::vector<Tensor> inputs;
@@ -72,6 +79,18 @@ struct Variant {
     std::vector<Argument> table;   // weights and sizes that kernels read in the slot: 8 bytes each
     std::int64_t table_begin = 0;  // in a slot
     std::int64_t table_end = 0;    // where the first input begins
+    std::vector<Graph> graphs;     // by slot; guarded by the hub's lock
+
+    // Whether its launches are the same for every model and request.
+    bool is_recordable() const {
+        for (const Launch& launch : launches) {
+            for (const Argument& argument : launch.arguments) {
+                if (argument.source == Source::WEIGHT || argument.source == Source::SIZE)
+                    return false;
+            }
+        }
+        return !launches.empty();
+    }
 
     // Whether these inputs can be run. sizes: PADDED_MOST of them, filled in with those of the padded symbols.
     bool fits(const Parts& parts, bool batches, std::int64_t* sizes) const {
@@ -138,20 +157,37 @@ struct CudaModel : Residency {
 
 // Where a batch's table, inputs and outputs lie: pinned memory, and as much on the device.
 struct CudaSlot : Room {
+    std::size_t number = 0;
     char* host = nullptr;
     CUdeviceptr device = 0;
     CUevent input_begin = nullptr;
     Mark input_end;
     CUevent run_begin = nullptr;
     Mark run_end;
+    CUevent graph_end = nullptr;  // of the launches, where these are a graph; it is recorded there, as is run_begin
     Mark output_end;
 };
+
+// The value of an argument that depends on neither model nor request.
+inline std::uint64_t fixed_value(const Argument& argument, const Variant& variant, const CudaSlot& slot,
+                                 CUdeviceptr workspace) {
+    const std::size_t index = std::size_t(argument.index);
+    switch (argument.source) {
+        case Source::INPUT: return slot.device + CUdeviceptr(variant.inputs[index].offset) + argument.value;
+        case Source::OUTPUT: return slot.device + CUdeviceptr(variant.outputs[index].offset) + argument.value;
+        case Source::WORKSPACE: return workspace + argument.value;
+        case Source::TABLE:
+            return slot.device + CUdeviceptr(variant.table_begin) + argument.value * sizeof(std::uint64_t);
+        default: return argument.value;
+    }
+}
 
 struct CudaOrder : Order {
     std::int64_t run_earliest_ns = 0;  // of the execution; the lanes before and after it do not wait
     bool pins = false;                 // LOAD: its model stays in the host store until it has been polled
     Variant* variant = nullptr;
     std::int64_t sizes[PADDED_MOST] = {};  // the true ones of padded symbols
+    CUgraphExec graph = nullptr;           // that it was launched as; null: one by one
 };
 
 }  // namespace clockwork::device

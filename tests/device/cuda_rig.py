@@ -91,6 +91,7 @@ class CudaRig:
     ptx_driver = 0
     tables = True
     """Whether kernels get their weights through a table."""
+    graphs = True
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -114,6 +115,7 @@ class CudaRig:
             "workspace_bytes": 1 << 12,
             "io_slot_bytes": 1 << 12,
             "pinned_bytes": 64 * PAGE_BYTES,
+            "graphs": self.graphs,
             **options,
         }
         with environment(**DRIVER):
@@ -229,10 +231,11 @@ class CudaRig:
 
 
 class PlainCudaRig(CudaRig):
-    """The same, with programs whose kernels get their weights' addresses as parameters."""
+    """The same, with programs whose kernels get their weights' addresses as parameters, launched one by one."""
 
     kind = "cuda-plain"
     tables = False
+    graphs = False
 
 
 class CardRig(CudaRig):

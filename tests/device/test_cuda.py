@@ -186,20 +186,20 @@ RUN_NS = 120 * MS
 
 
 class Pair:
-    """An execution that runs, and kernels' launches counted from before it. All are predicted to take RUN_NS."""
+    """An execution that runs, and launches counted from before it. All are predicted to take RUN_NS."""
 
     def __init__(self, driver: Driver, fake: FakeDriver, expected_ns: int = RUN_NS) -> None:
         self.driver, self.fake = driver, fake
         self.one = affine()
         self.model = loaded(driver, self.one)
         fake.speed(kernel_ns=RUN_NS // 2)
-        self.before = fake.calls("cuLaunchKernel")
+        self.before = fake.calls("cuGraphLaunch")
         self.begun_ns = now_ns()  # at the latest: it runs for RUN_NS at least
         self.first = driver.infer(self.model, 1, [X], expected_ns=expected_ns)
-        eventually(lambda: self.launched() == 2, "the first is launched")
+        eventually(lambda: self.launched() == 1, "the first is launched")
 
     def launched(self) -> int:
-        return self.fake.calls("cuLaunchKernel") - self.before
+        return self.fake.calls("cuGraphLaunch") - self.before
 
     def follow(self, earliest_ns: int = 0, latest_ns: int = NEVER_NS, expected_ns: int = RUN_NS) -> int:
         return self.driver.infer(
@@ -214,7 +214,7 @@ class Pair:
     def behind(self, **window: int) -> int:
         """One that is launched while the first runs."""
         action = self.follow(**window)
-        eventually(lambda: self.launched() == 4, "the next is launched")
+        eventually(lambda: self.launched() == 2, "the next is launched")
         assert now_ns() < self.begun_ns + RUN_NS, "this machine is too busy"
         assert self.driver.device.poll() == []
         return action
@@ -266,11 +266,11 @@ def test_what_may_not_begin_then_is_not_queued_behind(
     if expected_ns == RUN_NS // 8:
         eventually(lambda: now_ns() > pair.begun_ns + expected_ns, "the first is overdue")
     action = pair.follow(pair.begun_ns + earliest_ns, pair.begun_ns + latest_ns)
-    pair.look_later(2)
+    pair.look_later(1)
     done = driver.end(pair.first)
     second = driver.end(action)
     if latest_ns < RUN_NS:
-        assert (second.status, pair.launched()) == (Status.TOO_LATE, 2)
+        assert (second.status, pair.launched()) == (Status.TOO_LATE, 1)
         return
     pair.check(second)
     assert second.execute[0] >= max(done.execute[1], pair.begun_ns + earliest_ns)
@@ -299,7 +299,7 @@ def test_only_one_is_queued_behind_another(make: Callable[..., Driver], fake: Fa
     driver = make(run_ahead=3)
     pair = Pair(driver, fake)
     second, third = pair.behind(), pair.follow()
-    pair.look_later(4)
+    pair.look_later(2)
     one = driver.end(pair.first)
     done = driver.wait(second, third)
     for completion in done:
@@ -314,7 +314,7 @@ def test_a_model_stays_while_it_is_behind_another(driver: Driver, fake: FakeDriv
     assert driver.end(driver.load(other, 2, [1])).status == Status.OK
     fake.speed(kernel_ns=RUN_NS // 2)
     action = driver.infer(other, 2, [X], expected_ns=RUN_NS)
-    eventually(lambda: pair.launched() == 4, "the next is launched")
+    eventually(lambda: pair.launched() == 2, "the next is launched")
     assert driver.end(driver.unload(other, 2)).status == Status.IN_USE
     done = driver.end(action)
     np.testing.assert_allclose(
@@ -326,8 +326,7 @@ def test_a_model_stays_while_it_is_behind_another(driver: Driver, fake: FakeDriv
 @pytest.mark.parametrize(
     ("function", "nth"),
     [
-        ("cuLaunchKernel", 1),
-        ("cuLaunchKernel", 2),
+        ("cuGraphLaunch", 1),
         ("cuStreamWaitEvent", 1),
         ("cuMemcpyDtoHAsync_v2", 1),
         ("cuStreamWriteValue32_v2", 2),
@@ -390,7 +389,7 @@ def test_the_window_is_that_of_the_execution(driver: Driver) -> None:
 
 def test_what_is_revoked_after_its_inputs_came_never_runs(driver: Driver, fake: FakeDriver) -> None:
     model, copy = loaded(driver), "cuMemcpyHtoDAsync_v2"
-    launches = fake.calls("cuLaunchKernel")
+    kernels = fake.calls("kernel")
     fake.speed(latency_ns=60 * MS)
 
     def revoke_when(stage: str) -> None:
@@ -405,7 +404,7 @@ def test_what_is_revoked_after_its_inputs_came_never_runs(driver: Driver, fake: 
 
     for stage in ("it waits", "its inputs are on their way", "its inputs are there"):
         revoke_when(stage)
-    assert fake.calls("cuLaunchKernel") == launches
+    assert fake.calls("kernel") == kernels
     assert driver.end(driver.unload(model, 1)).status == Status.OK
 
 
@@ -571,11 +570,13 @@ LOADING = [
     ("cuEventElapsedTime", 1),
 ]  # fmt: skip
 INFERRING = [
-    *((("cuEventRecord", nth)) for nth in range(1, 6)),
-    ("cuMemcpyHtoDAsync_v2", 1), ("cuLaunchKernel", 1), ("cuLaunchKernel", 2), ("cuStreamWaitEvent", 1),
-    ("cuMemcpyDtoHAsync_v2", 1), ("cuEventElapsedTime", 1), ("cuEventElapsedTime", 2), ("cuEventElapsedTime", 3),
+    *((("cuEventRecord", nth)) for nth in range(1, 5)),
+    ("cuMemcpyHtoDAsync_v2", 1), ("cuStreamWaitEvent", 1), ("cuMemcpyDtoHAsync_v2", 1),
+    ("cuEventElapsedTime", 1), ("cuEventElapsedTime", 2), ("cuEventElapsedTime", 3),
     *((("cuStreamWriteValue32_v2", nth)) for nth in range(1, 4)),
 ]  # fmt: skip
+RECORDED = [("cuGraphLaunch", 1)]
+ONE_BY_ONE = [("cuEventRecord", 5), ("cuLaunchKernel", 1), ("cuLaunchKernel", 2)]
 
 
 def name_of(function: str) -> str:
@@ -599,11 +600,14 @@ def test_a_load_that_fails_names_the_call_and_keeps_nothing(
     assert driver.device.fault == ""
 
 
-@pytest.mark.parametrize(("function", "nth"), INFERRING)
+@pytest.mark.parametrize(
+    ("graphs", "function", "nth"),
+    [*((True, *one) for one in INFERRING + RECORDED), *((False, *one) for one in INFERRING + ONE_BY_ONE)],
+)
 def test_an_inference_that_fails_names_the_call_and_harms_nothing(
-    driver: Driver, fake: FakeDriver, function: str, nth: int
+    make: Callable[..., Driver], fake: FakeDriver, graphs: bool, function: str, nth: int
 ) -> None:
-    one = affine()
+    driver, one = make(graphs=graphs), affine()
     model = loaded(driver, one)
     fake.fail(function, nth)
     done = driver.end(driver.infer(model, 1, [X]))
@@ -618,7 +622,7 @@ def test_an_inference_that_fails_names_the_call_and_harms_nothing(
     assert driver.device.fault == ""
 
 
-@pytest.mark.parametrize("what", ["kernel", "copy", "cuLaunchKernel"])
+@pytest.mark.parametrize("what", ["kernel", "copy", "cuGraphLaunch"])
 def test_a_context_that_breaks_is_told_and_every_action_fails(
     driver: Driver, fake: FakeDriver, what: str
 ) -> None:

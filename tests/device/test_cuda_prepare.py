@@ -80,19 +80,19 @@ def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
 def test_what_is_prepared_is_found_again(rig: CudaRig) -> None:
     place = package(rig, affine())
     first, _ = run(rig, place)
-    launches = rig.fake.calls("cuLaunchKernel")
+    launches = rig.fake.calls("kernel")
     again, _ = run(rig, place)
     assert again == first
-    assert rig.fake.calls("cuLaunchKernel") == launches
+    assert rig.fake.calls("kernel") == launches
 
 
 def test_models_of_equal_architecture_share_program_and_profile(rig: CudaRig) -> None:
     first, _ = run(rig, package(rig, affine(0)))
-    launches = rig.fake.calls("cuLaunchKernel")
+    launches = rig.fake.calls("kernel")
     second, _ = run(rig, package(rig, affine(1)))
     assert (second.program, second.profile) == (first.program, first.profile)
     assert second.digest != first.digest
-    assert rig.fake.calls("cuLaunchKernel") - launches < 20  # its answers are checked all the same
+    assert rig.fake.calls("kernel") - launches < 20  # its answers are checked all the same
 
 
 def test_a_program_that_answers_wrongly_is_refused(rig: CudaRig) -> None:
@@ -187,15 +187,18 @@ def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: 
 # ----- shorter inputs ------------------------------------------------------------------------------
 
 
-def padded_package(rig: CudaRig) -> Path:
-    """x (N, 2, S, 2): twice as much, and the sum of each row; for 4 and 9 positions, and 1 and 4 rows."""
+def padded_package(rig: CudaRig, table: bool = False) -> Path:
+    """x (N, 2, S, 2): twice as much, and the sum of each row; for 4 and 9 positions, and 1 and 4 rows. table: in which
+    the kernel finds S."""
 
     def variant(batch: int, length: int) -> Variant:
         args = [Argument("input", 0, 0), Argument("output", 0, 0), Argument("output", 1, 0)]
-        args += [Argument("i32", 0, length), Argument("size", 0, 0)]
-        launch = Launch(0, "within", (batch, 1, 1), (1, 1, 1), 0, tuple(args))
+        args += [Argument("i32", 0, length), Argument("table" if table else "size", 0, 0)]
+        kernel = "within_table_4" if table else "within"
+        launch = Launch(0, kernel, (batch, 1, 1), (1, 1, 1), 0, tuple(args))
         shape = (batch, 2, length, 2)
-        return Variant("host", batch, (shape,), (shape, (batch,)), 0, (launch,))
+        entries = (Argument("size", 0, 0),) if table else ()
+        return Variant("host", batch, (shape,), (shape, (batch,)), 0, (launch,), entries)
 
     place = rig.store / "padded"
     (place / "modules").mkdir(parents=True)
@@ -217,8 +220,9 @@ def padded_package(rig: CudaRig) -> Path:
     return place
 
 
-def test_shorter_inputs_are_padded_and_their_answers_cut_back(rig: CudaRig) -> None:
-    prepared, directory = run(rig, padded_package(rig))
+@pytest.mark.parametrize("table", [False, True])
+def test_shorter_inputs_are_padded_and_their_answers_cut_back(rig: CudaRig, table: bool) -> None:
+    prepared, directory = run(rig, padded_package(rig, table))
     assert {point.shape for point in prepared.profile} == {((2, 4, 2),), ((2, 9, 2),)}
     driver = Driver(rig.make(), rig)
     rng = np.random.default_rng(0)

@@ -131,9 +131,10 @@ def test_only_pinned_memory_stalls_the_other_devices(
 
 @pytest.mark.parametrize("loading", ["LAZY", "EAGER"])
 def test_the_first_launch_of_a_kernel_that_is_loaded_lazily_stalls(
-    driver: Driver, fake: FakeDriver, loading: str
+    make: Callable[..., Driver], fake: FakeDriver, loading: str
 ) -> None:
     """And never otherwise: not its second launch, nor where kernels are loaded with their module."""
+    driver = make(graphs=False)
     with environment(CUDA_MODULE_LOADING=loading):
         Table(DRIVER["CLOCKWORK_CUDA_DRIVER"])  # the driver reads it when it is initialised
     model = driver.prepare(affine())

@@ -38,6 +38,7 @@ from clockwork.formats.program import (
 from clockwork.models import zoo
 from clockwork.models.compile import compiler, nvrtc, report
 from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.host import Executor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
@@ -227,6 +228,32 @@ def test_shapes_that_onnx_runtime_leaves_to_be_computed_are_computed_when_compil
         [node], [value("x", ["N", 4, 3, 3])], [value("y", ["N", 4, 3, 3])], weights, opset=21, ir_version=10
     )
     Case(model, tmp_path, batches=(2,)).check_answers([normal(1, 4, 3, 3)])
+
+
+def attention(names: list[str]) -> onnx.ModelProto:
+    """Four heads of queries and two of keys and values, behind a constant projection of the queries."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["q"]),
+        helper.make_node("Attention", ["q", *names], ["y"], q_num_heads=4, kv_num_heads=2),
+    ]
+    shapes = {"x": [1, 3, 16], "k": [1, 5, 8], "v": [1, 5, 8], "mask": [3, 5]}
+    inputs = [value(name, shapes[name]) for name in ("x", *filter(None, names)) if name in shapes]
+    weights = [initializer("w", normal(16, 16))]
+    return model_of(nodes, inputs, [value("y", [1, 3, 16])], weights, opset=23, ir_version=11)
+
+
+def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path) -> None:
+    onnx.save(attention(["k", "v", "mask"]), tmp_path / "model.onnx")
+    inputs = [normal(*shape, seed=1) for shape in ([1, 3, 16], [1, 5, 8], [1, 5, 8], [3, 5])]
+    freeze(tmp_path / "model.onnx", [array.shape for array in inputs], tmp_path / "frozen.onnx")
+    assert "Attention" not in [node.op_type for node in onnx.load(tmp_path / "frozen.onnx").graph.node]
+    expected = Session(tmp_path / "model.onnx", optimise=False).run(inputs)
+    assert difference(Session(tmp_path / "frozen.onnx", optimise=False).run(inputs), expected) == ""
+    onnx.save(attention(["k", "v", "", "k", "v"]), tmp_path / "model.onnx")
+    with pytest.raises(
+        InvalidModel, match="operator Attention cannot be compiled where an optional input is left out"
+    ):
+        freeze(tmp_path / "model.onnx", [(1, 3, 16), (1, 5, 8), (1, 5, 8)], tmp_path / "frozen.onnx")
 
 
 @needs_compiler

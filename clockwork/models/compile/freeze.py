@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 
 from clockwork.config.models import EXTERNAL_BYTES
 from clockwork.errors import InvalidModel
@@ -89,6 +90,38 @@ def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], ba
     return Bucket(tuple(shapes))
 
 
+EXPANDED = ("Attention",)
+"""Operators that are compiled as the operators which ONNX defines them by."""
+
+
+def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every operator of EXPANDED replaced by its definition. Raises InvalidModel."""
+    found = [node for node in model.graph.node if node.op_type in EXPANDED and node.domain in ("", "ai.onnx")]
+    if not found:
+        return model
+    for node in found:
+        if "" in node.input:  # which onnx.inliner cannot do
+            raise InvalidModel(
+                f"operator {node.op_type} cannot be compiled where an optional input is left out before others"
+            )
+    weights = [
+        *model.graph.initializer
+    ]  # left out: the inliner copies the model as a message, of at most 2 GiB
+    del model.graph.initializer[:]
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims) for weight in weights
+    )
+    try:
+        made = onnx.inliner.inline_selected_functions(
+            model, [("", name) for name in EXPANDED], inline_schema_functions=True
+        )
+    except RuntimeError as error:
+        raise InvalidModel(f"operator {found[0].op_type} cannot be compiled: {error}") from None
+    del made.graph.input[len(made.graph.input) - len(weights) :]
+    made.graph.initializer.extend(weights)
+    return made
+
+
 def freeze(
     model_path: Path, shapes: Sequence[Sequence[int]], target: Path, symbols: Sequence[str] = ()
 ) -> Padding | None:
@@ -98,7 +131,7 @@ def freeze(
     dimensions in which inputs may end earlier; the model gets inputs for the true sizes (see padding). Raises
     InvalidModel, NotProven.
     """
-    model = onnx.load(str(model_path))
+    model = _expanded(onnx.load(str(model_path)))
     inputs = real_inputs(model)
     padding = make_padded(model, shapes, symbols) if symbols else None
     sizes = [value for value in model.graph.input if value.name.startswith(SIZE_PREFIX)]

@@ -141,7 +141,7 @@ class Executor:
                     for dim in spec.shape]  # fmt: skip
             if rows is not None:
                 kept[0] = rows
-            cut.append(np.ascontiguousarray(output[tuple(slice(size) for size in kept)]))
+            cut.append(output[tuple(slice(size) for size in kept)].copy())
         return cut
 
     def _launch(

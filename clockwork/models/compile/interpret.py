@@ -30,6 +30,7 @@ from tinygrad.uop.ops import UOp
 
 from clockwork.config.models import CONSTANT_INDICES_MAX, KNOWN_MAX
 from clockwork.errors import ClockworkError, InvalidModel
+from clockwork.models.compile.replaced import REPLACED
 from clockwork.models.split import operator
 from clockwork.wire.tensors import DTYPES, Array
 
@@ -211,7 +212,10 @@ class Runner(OnnxRunner):
                 for argument in arguments
             ]
         implementation = self._select_op(node.op, node.opset_id)
-        found = implementation(*arguments, **_without_defaults(node, options, implementation))
+        options = _without_defaults(node, options, implementation)
+        if node.op in REPLACED:
+            implementation = REPLACED[node.op](implementation)
+        found = implementation(*arguments, **options)
         results = found if isinstance(found, tuple) else (found,)
         results = tuple(
             Tensor(result, dtype=dtypes.int64, device=DEVICE) if isinstance(result, int) else result

@@ -1,0 +1,70 @@
+"""Operators whose implementation in tinygrad answers otherwise than ONNX, in some cases or all: what runs instead.
+
+Only the child process imports it, like clockwork.models.compile.lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tinygrad import Tensor, dtypes
+
+Implementation = Callable[..., Any]
+
+
+def _lp_normalization(original: Implementation) -> Implementation:
+    """tinygrad divides 0 by 0 where a norm is 0."""
+
+    def run(x: Tensor, axis: int = -1, p: int = 2) -> Tensor:
+        norm = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
+        return x / (norm == 0).where(norm.ones_like(), norm)
+
+    return run
+
+
+def _mod(original: Implementation) -> Implementation:
+    """tinygrad has no remainder of floating-point numbers that takes the divisor's sign where one is infinite."""
+
+    def run(x: Tensor, y: Tensor, fmod: int = 0) -> Tensor:
+        if fmod or not dtypes.is_float(x.dtype):
+            return original(x, y, fmod=fmod)  # type: ignore[no-any-return]
+        rest = y.isinf().where(x + x * 0, x - (x / y).trunc() * y)
+        return ((rest != 0) & ((rest < 0) != (y < 0))).where(rest + y, rest)
+
+    return run
+
+
+def _conv_integer(original: Implementation) -> Implementation:
+    """tinygrad takes a zero point for each filter as one for each column of the filters."""
+
+    def run(x: Tensor, w: Tensor, *zero_points: Tensor | None, **options: Any) -> Tensor:
+        points = [Tensor(0) if point is None else point for point in zero_points]
+        if len(points) > 1:
+            points[1] = points[1].reshape(-1, *[1] * (w.ndim - 1))
+        return original(x, w, *points, **options)  # type: ignore[no-any-return]
+
+    return run
+
+
+def _rows(original: Implementation, *places: int) -> Implementation:
+    """tinygrad takes what is one for each row of a matrix as one for each column."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        shaped = list(arguments)
+        for place in places:
+            if place < len(shaped) and isinstance(shaped[place], Tensor) and shaped[place].ndim == 1:
+                shaped[place] = shaped[place].reshape(-1, 1)
+        return original(*shaped, **options)
+
+    return run
+
+
+REPLACED: Mapping[str, Callable[[Implementation], Implementation]] = {
+    "LpNormalization": _lp_normalization,
+    "Mod": _mod,
+    "ConvInteger": _conv_integer,
+    "MatMulInteger": lambda original: _rows(original, 2),
+    "QLinearMatMul": lambda original: _rows(original, 1, 2),
+}
+"""By operator: makes the implementation of tinygrad's."""

@@ -527,6 +527,10 @@ how much."""
 CUDA_PAGE_BYTES = 16 << 20
 """Page size of a CUDA arena: a copy of so many bytes reaches the link's full rate."""
 
+CUDA_LOAD_PIECE_BYTES = 4 << 20
+"""Weights that a LOAD copies at a time. Three such pieces are on their way to the GPU, so that an input waits for 12 MiB at
+most (0.5 ms at 25 GB/s), and the link is busy for two of them while the end of one is noticed."""
+
 CUDA_DRIVER = "libcuda.so.1"
 """The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path."""
 

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CLink, Link
-from clockwork.device._cuda_model cimport CudaOrder, CudaSlot, Mark
+from clockwork.device._cuda_model cimport LOAD_AHEAD, CudaOrder, CudaSlot, LoadPace, Mark
 from clockwork.device._cudriver cimport (
     Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUgraphExec, CUresult, CUstream, DeviceBytes, PinnedBytes,
     Table)
@@ -23,6 +23,8 @@ cdef class Core(Orders):
     cdef CUstream setup_stream  # of the preparation thread
     cdef CUevent load_begin
     cdef Mark load_end
+    cdef Mark[LOAD_AHEAD] load_marks  # of the pieces that are on their way
+    cdef int64_t load_piece_bytes
     cdef PinnedBytes words  # of the marks; None where the driver has no writes
     cdef CUdeviceptr arena
     cdef vector[CudaSlot] slots
@@ -49,10 +51,12 @@ cdef class Core(Orders):
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil
     cdef bint look_at_context(self, const char* text) noexcept nogil
     cdef bint set_mark(self, Mark* mark, CUstream stream, char* text) noexcept nogil
-    cdef bint wait(self, Mark* mark, int64_t expected_ns, char* text) noexcept nogil
+    cdef bint wait(self, Mark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
+                   char* text) noexcept nogil
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void note_waiting(self, bint waits) noexcept nogil
     cdef bint copy_weights(self, Order* order) noexcept nogil
+    cdef bint end_piece(self, LoadPace* pace, char* text) noexcept nogil
     cdef void run_fetch(self, Order* order) noexcept nogil
     cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil
     cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil

@@ -23,6 +23,7 @@ class Core(Orders):
         spin_ns: int,
         link: Link,
         words: PinnedBytes | None,
+        load_piece_bytes: int,
     ) -> None: ...
     @staticmethod
     def words_bytes(run_ahead: int) -> int: ...

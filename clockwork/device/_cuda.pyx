@@ -19,8 +19,8 @@ from libc.string cimport memcpy, memset
 from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
-    FROM_SIZE, FROM_WEIGHT, Argument, CudaModel, Graph, Launch, Mark, Model, Program, Tensor, Variant, Watch,
-    fixed_value, record_graph)
+    FROM_SIZE, FROM_WEIGHT, LOAD_AHEAD, Argument, CudaModel, Graph, Launch, LoadPace, Mark, Model, Program, Tensor,
+    Variant, Watch, fixed_value, record_graph)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
 from clockwork.device._orders cimport FETCH, PENDING, PROFILE, Lane, breathe, nap, now_ns, thread_time_ns
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
@@ -46,17 +46,18 @@ cdef class Core(Orders):
     arena: device memory, which is the caller's, as is that of slots and workspace. __init__ and release() need the
     context to be current. link: shared by the devices that are loaded over it. run_ahead + 1 slots are made without
     memory; see exchange_slot(). words: pinned memory of words_bytes(run_ahead), which is the caller's; None: lanes ask
-    about events.
+    about events. load_piece_bytes: of a LOAD, to the link at a time; LOAD_AHEAD of them are on their way.
     """
 
     def __cinit__(self, Table table not None, Context context not None, DeviceBytes arena not None, size_t page_bytes,
                   int64_t page_count, int run_ahead, int64_t spin_ns, Link link not None,
-                  PinnedBytes words):
+                  PinnedBytes words, int64_t load_piece_bytes):
         cdef int index
         self.table = table
         self.link_owner = link
         self.link = &link.link
         self.words = words
+        self.load_piece_bytes = load_piece_bytes
         self.api = &table.api
         self.context = context.handle
         self.arena = arena.address
@@ -72,7 +73,7 @@ cdef class Core(Orders):
     @staticmethod
     def words_bytes(int run_ahead):
         """Of pinned memory for the words of a device."""
-        return WORD_BYTES * (1 + 3 * (run_ahead + 1))
+        return WORD_BYTES * (1 + LOAD_AHEAD + 3 * (run_ahead + 1))
 
     def __init__(self, *arguments):
         """Raises CudaError."""
@@ -92,14 +93,16 @@ cdef class Core(Orders):
         self.make_stream(&self.setup_stream)
         self.make_event(&self.load_begin)
         self.make_mark(&self.load_end, 0)
+        for index in range(LOAD_AHEAD):
+            self.make_mark(&self.load_marks[index], 1 + index)
         for index in range(self.slot_count):
             slot = &self.slots[index]
             self.make_event(&slot.input_begin)
-            self.make_mark(&slot.input_end, 1 + 3 * index)
+            self.make_mark(&slot.input_end, 1 + LOAD_AHEAD + 3 * index)
             self.make_event(&slot.run_begin)
-            self.make_mark(&slot.run_end, 2 + 3 * index)
+            self.make_mark(&slot.run_end, 2 + LOAD_AHEAD + 3 * index)
             self.make_event(&slot.graph_end)
-            self.make_mark(&slot.output_end, 3 + 3 * index)
+            self.make_mark(&slot.output_end, 3 + LOAD_AHEAD + 3 * index)
         return 0
 
     cdef int make_stream(self, CUstream* stream) except -1:
@@ -143,6 +146,8 @@ cdef class Core(Orders):
             self.free_event(slot.output_end.event)
         self.free_event(self.load_begin)
         self.free_event(self.load_end.event)
+        for index in range(LOAD_AHEAD):
+            self.free_event(self.load_marks[index].event)
         self.free_stream(self.load_stream)
         self.free_stream(self.input_stream)
         self.free_stream(self.execute_stream)
@@ -416,11 +421,12 @@ cdef class Core(Orders):
         return not (self.failed(self.api.record_event(mark.event, stream), b"cuEventRecord", text)
                     or self.failed(mark.set(self.api[0], stream), b"cuStreamWriteValue32", text))
 
-    cdef bint wait(self, Mark* mark, int64_t expected_ns, char* text) noexcept nogil:
-        """Until a mark is reached, which takes expected_ns from now on, or nobody knows (0). False, with a sentence, if
-        it never will be."""
+    cdef bint wait(self, Mark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
+                   char* text) noexcept nogil:
+        """Until a mark is reached, which takes expected_ns from begin_ns on, or nobody knows (0); spin_ns: see Watch.
+        False, with a sentence, if it never will be."""
         cdef int64_t now = now_ns(), pause_ns
-        cdef Watch watch = Watch(now, expected_ns, self.spin_ns)
+        cdef Watch watch = Watch(begin_ns, expected_ns, spin_ns)
         cdef CUresult state
         while True:
             state = watch.look(self.api[0], mark[0], now)
@@ -478,10 +484,12 @@ cdef class Core(Orders):
         return False
 
     cdef bint copy_weights(self, Order* order) noexcept nogil:
-        """Copy the runs, a page at a time, and wait until they have arrived."""
+        """Copy the runs, and wait until they have arrived: in pieces, of which few are on their way at a time. Inputs that
+        are copied meanwhile wait for these alone, even where one engine does all copies."""
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef WeightsCopy* source = model.copy
-        cdef int64_t page, index = 0
+        cdef LoadPace pace = LoadPace(now_ns(), order.expected_ns, source.bytes())
+        cdef int64_t page, index = 0, at, size
         cdef CUdeviceptr target
         cdef size_t run
         cdef char* text = order.text
@@ -490,15 +498,33 @@ cdef class Core(Orders):
         for run in range(model.claim.run_pages.size()):
             target = self.arena + model.claim.run_starts[run] * self.page_bytes
             for page in range(model.claim.run_pages[run]):
-                if source.page_bytes[index] and self.failed(
-                        self.api.copy_in(target + page * self.page_bytes, source.pages[index],
-                                         source.page_bytes[index], self.load_stream),
-                        b"cuMemcpyHtoDAsync", text):
-                    return False
+                at = 0
+                while at < source.page_bytes[index]:
+                    size = min(source.page_bytes[index] - at, self.load_piece_bytes - pace.piece_bytes)
+                    if self.failed(self.api.copy_in(target + page * self.page_bytes + at, source.pages[index] + at, size,
+                                                    self.load_stream), b"cuMemcpyHtoDAsync", text):
+                        return False
+                    at += size
+                    pace.piece_bytes += size
+                    if pace.piece_bytes == self.load_piece_bytes and not self.end_piece(&pace, text):
+                        return False
                 index += 1
         return (self.set_mark(&self.load_end, self.load_stream, text)
-                and self.wait(&self.load_end, order.expected_ns, text)
+                and self.wait(&self.load_end, pace.noticed_ns, pace.left_ns(), self.spin_ns, text)
                 and self.measure(&order.execute, self.load_begin, self.load_end.event, text))
+
+    cdef bint end_piece(self, LoadPace* pace, char* text) noexcept nogil:
+        """A piece of a LOAD is queued: wait until there may be another. False, with a sentence, if that cannot be."""
+        if not self.set_mark(&self.load_marks[pace.queued % LOAD_AHEAD], self.load_stream, text):
+            return False
+        pace.queue()
+        if pace.queued < LOAD_AHEAD:
+            return True
+        # No hurry: there are others on their way.
+        if not self.wait(&self.load_marks[pace.queued % LOAD_AHEAD], pace.noticed_ns, pace.next_ns(), 0, text):
+            return False
+        pace.notice(now_ns())
+        return True
 
     # ----- the fetch lane ------------------------------------------------------------------------
 
@@ -593,7 +619,7 @@ cdef class Core(Orders):
         if not self.set_mark(&slot.input_end, self.input_stream, text):
             self.api.finish_stream(self.input_stream)
             return False
-        return (self.wait(&slot.input_end, 0, text)
+        return (self.wait(&slot.input_end, now_ns(), 0, self.spin_ns, text)
                 and self.measure(&order.copy_in, slot.input_begin, slot.input_end.event, text))
 
     cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil:
@@ -813,7 +839,7 @@ cdef class Core(Orders):
         cdef Output* output
         cdef Tensor* tensor
         cdef char* text = order.text
-        if not (self.wait(&slot.output_end, 0, text)
+        if not (self.wait(&slot.output_end, now_ns(), 0, self.spin_ns, text)
                 and self.measure(&order.copy_out, slot.run_end.event, slot.output_end.event, text)):
             return False
         for index in range(order.parts.outputs.size()):

@@ -21,6 +21,7 @@ cdef extern from "device/host_pages.h" namespace "clockwork::device" nogil:
         vector[char*] pages
         vector[int64_t] page_bytes
         void add_page(char* address, int64_t size) except +
+        int64_t bytes()
     cppclass CHostPages "clockwork::device::HostPages":
         void assign(char* base, int64_t page_bytes, int64_t page_count) except +
         int64_t used_bytes()

@@ -25,6 +25,17 @@ cdef extern from "device/notice.h" namespace "clockwork::device" nogil:
 cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
     enum:
         PADDED_MOST
+        LOAD_AHEAD
+    cppclass LoadPace:
+        LoadPace()
+        LoadPace(int64_t begin_ns, int64_t expected_ns, int64_t bytes)
+        int64_t piece_bytes
+        int64_t queued
+        int64_t noticed_ns
+        void queue()
+        void notice(int64_t now_ns)
+        int64_t next_ns()
+        int64_t left_ns()
     enum Source "clockwork::device::Source":
         FROM_WEIGHT "clockwork::device::Source::WEIGHT"
         FROM_INPUT "clockwork::device::Source::INPUT"

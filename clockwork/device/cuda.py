@@ -1,6 +1,7 @@
 """An NVIDIA GPU as a device: programs are launch lists, weights live in a page arena, native lanes do the work.
 
-LOAD copies a model's laid-out weights from pinned memory to pages of the arena; INFER copies the inputs, launches the
+LOAD copies a model's laid-out weights from pinned memory to pages of the arena, in pieces, so that the inputs of an
+INFER never wait for a whole model; INFER copies the inputs, launches the
 kernels of the smallest variant that the batch fits, and copies the outputs, each on a stream of its own. The window
 of an INFER is that of its execution: its inputs are brought as soon as the lane before it is free. An execution is
 launched behind the one that runs if its window is open and holds the predicted end of that. What a phase
@@ -83,7 +84,8 @@ class CudaDevice(NativeDevice[Core]):
 
     which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
     pages; 0: most of what is free. store: shared by the devices of one process; None: its own, of pinned_bytes (0: the
-    default of a worker). graphs: whether launches are recorded, None: as the environment says. Raises ConfigError.
+    default of a worker). graphs: whether launches are recorded, None: as the environment says. load_piece_bytes: how much
+    of a LOAD is copied at a time. Raises ConfigError.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class CudaDevice(NativeDevice[Core]):
         table: Table | None = None,
         pinned_bytes: int = 0,
         graphs: bool | None = None,
+        load_piece_bytes: int = config.CUDA_LOAD_PIECE_BYTES,
     ) -> None:
         if page_bytes < 1 or page_bytes % 4096:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
@@ -144,6 +147,7 @@ class CudaDevice(NativeDevice[Core]):
                     config.LANE_SPIN_NS,
                     self._store.link,
                     self._holds.host(Core.words_bytes(run_ahead)) if self._table.writes_words else None,
+                    load_piece_bytes,
                 )
             )
             self._holds.core = self._core

@@ -14,6 +14,7 @@
 
 namespace clockwork::device {
 
+inline constexpr int LOAD_AHEAD = 3;    // pieces of a LOAD that are on their way at a time
 inline constexpr int PADDED_MOST = 16;  // config.PADDED_MAX
 
 // What a kernel's argument is made of.
@@ -153,6 +154,45 @@ struct CudaModel : Residency {
         }
         return changed;
     }
+};
+
+// How far a LOAD has come, and how fast: in pieces, each of which is queued and later noticed to have arrived.
+class LoadPace {
+public:
+    LoadPace() = default;
+
+    // expected_ns: of all of it; 0: nobody knows.
+    LoadPace(std::int64_t begin_ns, std::int64_t expected_ns, std::int64_t bytes)
+        : noticed_ns(begin_ns), ns_per_byte_(bytes > 0 ? double(expected_ns) / double(bytes) : 0) {}
+
+    // The piece is queued, and the next begins.
+    void queue() {
+        sizes_[queued++ % LOAD_AHEAD] = piece_bytes;
+        under_way_bytes_ += piece_bytes;
+        piece_bytes = 0;
+    }
+
+    // The oldest piece has arrived.
+    void notice(std::int64_t now_ns) {
+        const std::int64_t bytes = sizes_[arrived_++ % LOAD_AHEAD];
+        ns_per_byte_ = double(now_ns - noticed_ns) / double(bytes);
+        under_way_bytes_ -= bytes;
+        noticed_ns = now_ns;
+    }
+
+    // From noticed_ns on: until the oldest piece arrives, and until all have; 0: nobody knows.
+    std::int64_t next_ns() const { return std::int64_t(double(sizes_[arrived_ % LOAD_AHEAD]) * ns_per_byte_); }
+    std::int64_t left_ns() const { return std::int64_t(double(under_way_bytes_ + piece_bytes) * ns_per_byte_); }
+
+    std::int64_t piece_bytes = 0;  // of the piece that is being queued
+    std::int64_t queued = 0;       // pieces
+    std::int64_t noticed_ns = 0;   // when the last piece was noticed to have arrived, or all began
+
+private:
+    std::int64_t sizes_[LOAD_AHEAD] = {};  // of the pieces under way
+    std::int64_t arrived_ = 0;             // pieces
+    std::int64_t under_way_bytes_ = 0;
+    double ns_per_byte_ = 0;
 };
 
 // Where a batch's table, inputs and outputs lie: pinned memory, and as much on the device.

@@ -62,6 +62,9 @@ void cw_fake_mend(void);
  * long something takes; -1 if there is no such function. */
 int64_t cw_fake_calls(const char* function);
 
+/* Whether kernels go on until this is said otherwise, whatever they have done. */
+void cw_fake_keep_kernels(int keep);
+
 enum { CW_FAKE_COPY_IN, CW_FAKE_COPY_OUT, CW_FAKE_KERNEL, CW_FAKE_WRITE };
 
 /* What a stream has done, by CLOCK_MONOTONIC. */

@@ -228,6 +228,7 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
             if (kernel_ns)
                 sleep_until(end_ns);
             guard.lock();
+            all.progress.wait(guard, [&] { return !all.keeps_kernels || stream->stopped; });
             log(CW_FAKE_KERNEL, begin_ns, 0);
             break;
         }
@@ -344,6 +345,13 @@ EXPORTED void cw_fake_engines(int copy_engines, int64_t call_ns) {
     std::unique_lock<std::mutex> guard(all.lock);
     all.copy_engines = copy_engines;
     all.call_ns = call_ns;
+}
+
+EXPORTED void cw_fake_keep_kernels(int keep) {
+    Driver& all = driver();
+    std::unique_lock<std::mutex> guard(all.lock);
+    all.keeps_kernels = keep;
+    all.progress.notify_all();
 }
 
 EXPORTED int cw_fake_steps(cw_fake_step* steps, int most) {

@@ -137,6 +137,7 @@ struct Driver {
     int capability = 0; /* of every device; 0: it is no card */
     int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0, stall_ns = 0;
     int64_t link_free_ns = 0;
+    bool keeps_kernels = false; /* from ending */
     int copy_engines = 2;
     std::atomic<int64_t> call_ns = 0;
     std::mutex call_lock; /* held for as long as a call takes */

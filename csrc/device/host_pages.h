@@ -42,6 +42,13 @@ struct WeightsCopy {
         pages.push_back(address);
         page_bytes.push_back(bytes);
     }
+
+    std::int64_t bytes() const {
+        std::int64_t found = 0;
+        for (std::int64_t one : page_bytes)
+            found += one;
+        return found;
+    }
 };
 
 class HostPages {

@@ -101,6 +101,7 @@ class CudaRig:
         self.fake.mend()
         self.fake.speed()
         self.fake.engines()
+        self.fake.keep_kernels(False)
         self.fake.stall()
         self.fake.card()
         self.fake.setup()

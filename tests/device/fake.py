@@ -91,6 +91,10 @@ class FakeDriver:
         """One copy engine for both directions, or two; and how long each call takes, while every other waits."""
         self._library.cw_fake_engines(copy_engines, ctypes.c_int64(call_ns))
 
+    def keep_kernels(self, keep: bool = True) -> None:
+        """Whether kernels go on until this is said otherwise."""
+        self._library.cw_fake_keep_kernels(int(keep))
+
     def steps(self) -> list[Step]:
         """What streams have done since this was last asked, in the order of the ends."""
         steps = (_Step * STEPS_MAX)()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork.errors import ConfigError
@@ -652,10 +653,35 @@ def cuda_graphs() -> bool:
     return said == "1"
 
 
+def is_nvidias(driver: str) -> bool:
+    """Whether a CUDA driver, by its name or path, is NVIDIA's own."""
+    return Path(driver).name.startswith("libcuda.so")
+
+
 def fake_clocks() -> Path | None:
     """CLOCKWORK_FAKE_CLOCKS: the file to which a test writes the clocks of devices that are not GPUs."""
     name = environment("FAKE_CLOCKS", "")
     return Path(name) if name else None
+
+
+def sysfs() -> Path:
+    """CLOCKWORK_SYSFS: where a test has the kernel's description of the machine."""
+    return Path(environment("SYSFS", "/sys"))
+
+
+def visible_devices() -> str | None:
+    """CUDA_VISIBLE_DEVICES: which devices the driver shows to this process; None: all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def show_mig_instances(uuids: Sequence[str]) -> None:
+    """Have CUDA show these MIG instances (MIG-...) to this process, unless CUDA_VISIBLE_DEVICES hides them.
+
+    To be called before the driver is initialised, which shows the first instance of the first card otherwise.
+    """
+    given = visible_devices()
+    if given is None or set(uuids) <= set(given.split(",")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
 
 
 def workspace_bytes_max() -> int:

@@ -44,6 +44,7 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*device)(CUdevice* device, int ordinal) noexcept nogil
         CUresult (*device_name)(char* name, int length, CUdevice device) noexcept nogil
         CUresult (*device_uuid)(CUuuid* uuid, CUdevice device) noexcept nogil
+        CUresult (*device_bus)(char* id, int length, CUdevice device) noexcept nogil
         CUresult (*device_attribute)(int* value, int attribute, CUdevice device) noexcept nogil
         CUresult (*device_memory)(size_t* bytes, CUdevice device) noexcept nogil
         CUresult (*retain_context)(CUcontext* context, CUdevice device) noexcept nogil

@@ -116,20 +116,23 @@ cdef class Table:
         return count
 
     def describe(self, int ordinal):
-        """(name, UUID as 16 bytes, compute capability times ten, bytes of memory, bytes of shared memory that a block may
-        have) of a device."""
+        """(name, UUID as 16 bytes, place on the PCI bus, compute capability times ten, bytes of memory, bytes of shared
+        memory that a block may have) of a device."""
         cdef CUdevice device = 0
         cdef char name[256]
+        cdef char bus[32]
         cdef CUuuid uuid
         cdef size_t size = 0
         self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
         self.check(self.api.device_name(name, sizeof(name), device), b"cuDeviceGetName")
         self.check(self.api.device_uuid(&uuid, device), b"cuDeviceGetUuid")
+        self.check(self.api.device_bus(bus, sizeof(bus), device), b"cuDeviceGetPCIBusId")
         major = self.attribute_of(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
         minor = self.attribute_of(device, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         shared = self.attribute_of(device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self.check(self.api.device_memory(&size, device), b"cuDeviceTotalMem")
-        return (<bytes>name).decode(errors="replace"), uuid.bytes[:16], 10 * major + minor, size, shared
+        return ((<bytes>name).decode(errors="replace"), uuid.bytes[:16], (<bytes>bus).decode().lower(),
+                10 * major + minor, size, shared)
 
     cdef int attribute_of(self, CUdevice device, int attribute) except? -1:
         cdef int value = 0

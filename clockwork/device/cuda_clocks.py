@@ -13,9 +13,12 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clockwork import config
+
+if TYPE_CHECKING:
+    from clockwork.device.cuda_memory import CardInfo
 
 log = logging.getLogger("clockwork.worker")
 
@@ -73,12 +76,10 @@ class ClockSource(Protocol):
 
 
 class Nvml:
-    """The driver's own management library, by nvidia-ml-py.
+    """The driver's own management library, by nvidia-ml-py. It knows every card of the machine, whatever
+    CUDA_VISIBLE_DEVICES says. Raises NoClocks."""
 
-    uuids: as the driver gives them, without a prefix. Raises NoClocks.
-    """
-
-    def __init__(self, uuids: Sequence[str]) -> None:
+    def __init__(self, cards: Sequence[CardInfo]) -> None:
         try:
             import pynvml
         except ImportError:
@@ -89,20 +90,22 @@ class Nvml:
         try:
             pynvml.nvmlInit()
             try:
-                self._handles = [self._find(uuid) for uuid in uuids]
+                self._handles = [self._find(card) for card in cards]
             except pynvml.NVMLError:
                 pynvml.nvmlShutdown()
                 raise
         except pynvml.NVMLError as error:
             raise NoClocks(f"NVML: {error}") from None
 
-    def _find(self, uuid: str) -> Any:
+    def _find(self, card: CardInfo) -> Any:
+        """Of a MIG instance its card; by the place on the bus where NVML does not let this process see the instance."""
         nvml = self._nvml
-        try:
-            return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-        except nvml.NVMLError:
-            part = nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+        with contextlib.suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{card.uuid}")
+        with contextlib.suppress(nvml.NVMLError):
+            part = nvml.nvmlDeviceGetHandleByUUID(f"MIG-{card.uuid}")
             return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)
+        return nvml.nvmlDeviceGetHandleByPciBusId(card.bus)
 
     def read(self, card: int) -> GpuState:
         nvml, handle = self._nvml, self._handles[card]
@@ -204,13 +207,13 @@ class ClockWatch:
             self._wake()
 
 
-def open_source(uuids: Sequence[str], ordinals: Sequence[int], are_gpus: bool) -> ClockSource | None:
+def open_source(cards: Sequence[CardInfo]) -> ClockSource | None:
     """Whom to ask for the clocks of these devices; None, and it is said why, where there is nobody."""
-    if not are_gpus:
+    if not config.is_nvidias(config.cuda_driver()):
         path = config.fake_clocks()
-        return ClockFile(path, ordinals) if path is not None else None
+        return ClockFile(path, [card.ordinal for card in cards]) if path is not None else None
     try:
-        return Nvml(uuids)
+        return Nvml(cards)
     except NoClocks as error:
         log.warning("clocks and throttling of GPUs are not observed: %s", error)
         return None

@@ -26,6 +26,7 @@ from clockwork.device._cudriver import (
     PinnedBytes,
     Table,
 )
+from clockwork.device.numa import near, node_of
 from clockwork.errors import ConfigError
 
 Memory = TypeVar("Memory")
@@ -61,10 +62,10 @@ class DeviceMemory(Protocol):
 class TableMemory:
     """The driver's own functions."""
 
-    def __init__(self, table: Table, ordinal: int) -> None:
+    def __init__(self, table: Table, card: CardInfo) -> None:
         self._table = table
-        self._ordinal = ordinal
-        self.context = table.retain_context(ordinal)
+        self._card = card
+        self.context = table.retain_context(card.ordinal)
 
     def make_current(self) -> None:
         self._table.make_current(self.context)
@@ -79,7 +80,8 @@ class TableMemory:
         self._table.release(memory)
 
     def allocate_host(self, size: int) -> PinnedBytes:
-        return _or_memory_error(self._table.allocate_host, size)
+        with near(self._card.numa_node):
+            return _or_memory_error(self._table.allocate_host, size)
 
     def release_host(self, memory: PinnedBytes) -> None:
         self._table.release_host(memory)
@@ -94,13 +96,13 @@ class TableMemory:
         self._table.unload_module(module)
 
     def close(self) -> None:
-        self._table.release_context(self._ordinal)
+        self._table.release_context(self._card.ordinal)
 
 
 class CupyMemory:
     """CuPy's objects; each lives for as long as its handle is used here."""
 
-    def __init__(self, table: Table, ordinal: int) -> None:
+    def __init__(self, table: Table, card: CardInfo) -> None:
         try:
             import cupy
         except ImportError as error:
@@ -109,7 +111,8 @@ class CupyMemory:
             ) from None
         self._table = table
         self._cupy = cupy
-        self._device = cupy.cuda.Device(ordinal)
+        self._node = card.numa_node
+        self._device = cupy.cuda.Device(card.ordinal)
         self._held: dict[DeviceBytes | PinnedBytes, Any] = {}
         with self._translated("cudaSetDevice"):
             self._device.use()
@@ -140,7 +143,7 @@ class CupyMemory:
         del self._held[memory]
 
     def allocate_host(self, size: int) -> PinnedBytes:
-        with self._translated("cudaHostAlloc"):
+        with near(self._node), self._translated("cudaHostAlloc"):
             memory = self._cupy.cuda.PinnedMemory(size, self._cupy.cuda.runtime.hostAllocPortable)
         found = PinnedBytes(int(memory.ptr), size)
         self._held[found] = memory
@@ -208,10 +211,17 @@ class CardInfo:
 
     ordinal: int
     name: str
-    uuid: str  # as nvidia-smi prints it, "GPU-..." or "MIG-..."
+    uuid: str  # as nvidia-smi prints it, without "GPU-" or "MIG-"
+    bus: str  # "0000:3b:00.0": of a MIG instance its card's
+    numa_node: int  # to which it is attached; -1: not known
     capability: int  # 90 is sm_90; 0: it is no GPU
     memory_bytes: int
     shared_bytes: int  # of memory that the threads of a block share, at most
+
+    @property
+    def full_uuid(self) -> str:
+        """As nvidia-smi prints it."""
+        return f"MIG-{self.uuid}" if " MIG " in self.name else f"GPU-{self.uuid}"
 
     @property
     def is_gpu(self) -> bool:
@@ -239,33 +249,43 @@ def cards(table: Table) -> list[CardInfo]:
     """Every device that the driver shows to this process. Raises CudaError."""
     found = []
     for ordinal in range(table.device_count()):
-        name, raw, capability, size, shared = table.describe(ordinal)
-        found.append(CardInfo(ordinal, name, str(uuid.UUID(bytes=raw)), capability, size, shared))
+        name, raw, bus, capability, size, shared = table.describe(ordinal)
+        found.append(
+            CardInfo(ordinal, name, str(uuid.UUID(bytes=raw)), bus, node_of(bus), capability, size, shared)
+        )
     return found
 
 
 def find_card(table: Table, which: str) -> CardInfo:
-    """The device that a name means: its number, or its UUID (GPU-..., MIG-..., the prefix may be left out).
-
-    Raises ConfigError.
-    """
+    """The device that a name means: its number among those that this process sees, which is CuPy's as well, or its UUID
+    or the beginning of that (GPU-..., MIG-...; the prefix may be left out). Raises ConfigError."""
     try:
         found = cards(table)
     except CudaError as error:
         raise ConfigError(f"cannot use a CUDA device: {error}") from None
     if not found:
-        raise ConfigError("cannot use a CUDA device: the driver shows none")
+        raise ConfigError(f"there is no CUDA device {which!r}: the driver shows none{_visibility()}")
     if which.isdigit():
         if int(which) < len(found):
             return found[int(which)]
-        raise ConfigError(f"there is no CUDA device {which}; the driver shows {len(found)}, from 0 on")
+        raise ConfigError(
+            f"there is no CUDA device {which}; the driver shows {len(found)}, from 0 on{_visibility()}"
+        )
     wanted = which.lower().removeprefix("gpu-").removeprefix("mig-")
-    for card in found:
-        if card.uuid == wanted:
-            return card
-    raise ConfigError(
-        f"there is no CUDA device {which!r}; the driver shows " + ", ".join(card.uuid for card in found)
-    )
+    matches = [card for card in found if wanted and card.uuid.startswith(wanted)]
+    if len(matches) == 1:
+        return matches[0]
+    shown = ", ".join(card.full_uuid for card in found)
+    if matches:
+        raise ConfigError(f"CUDA device {which!r} may be any of {len(matches)}; the driver shows {shown}")
+    alone = " (of MIG instances a process sees one alone)" if which.lower().startswith("mig-") else ""
+    raise ConfigError(f"there is no CUDA device {which!r}; the driver shows {shown}{alone}{_visibility()}")
+
+
+def _visibility() -> str:
+    """What hides devices from this process, for the end of a sentence."""
+    given = config.visible_devices()
+    return "" if given is None else f"; CUDA_VISIBLE_DEVICES is {given!r}"
 
 
 def which_card(fingerprint: str) -> str:
@@ -277,14 +297,10 @@ def which_card(fingerprint: str) -> str:
     raise ConfigError(f"no CUDA device of this machine has the fingerprint {fingerprint!r}")
 
 
-def _is_nvidias(table: Table) -> bool:
-    return Path(table.path).name.startswith("libcuda.so")
-
-
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
     """The owner of what is allocated of a device. Raises ConfigError."""
     try:
-        return CupyMemory(table, card.ordinal) if _is_nvidias(table) else TableMemory(table, card.ordinal)
+        return CupyMemory(table, card) if config.is_nvidias(table.path) else TableMemory(table, card)
     except CudaError as error:
         raise ConfigError(f"cannot use CUDA device {card.ordinal}: {error}") from None
 
@@ -294,10 +310,10 @@ def why_unusable() -> str:
     try:
         table = open_driver()
         if not cards(table):
-            return "the CUDA driver shows no device"
+            return f"the CUDA driver shows no device{_visibility()}"
     except (ConfigError, CudaError) as error:
         return str(error)
-    if _is_nvidias(table) and importlib.util.find_spec("cupy") is None:
+    if config.is_nvidias(table.path) and importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (install clockwork-serving[cuda12] or [cuda13])"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from clockwork.config import (
@@ -11,12 +12,15 @@ from clockwork.config import (
     EMULATED_PAGE_BYTES,
     PAGE_BYTES,
     cuda_pinned_bytes,
+    show_mig_instances,
 )
 from clockwork.config.worker import DEVICES_ALONE_MAX
 from clockwork.device.base import Device
 from clockwork.device.cuda_clocks import ClockSource
 from clockwork.errors import ConfigError
 from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
+
+log = logging.getLogger("clockwork.worker")
 
 
 def open_devices(settings: WorkerSettings) -> list[Device]:
@@ -80,11 +84,21 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     from clockwork.device.cuda_host import BudgetedHost, HostStore, PinnedFiles
     from clockwork.device.cuda_memory import find_card, open_driver, open_memory
 
-    table = open_driver()
     whichs = [name.removeprefix("cuda:") for name in settings.devices]
+    if instances := [which for which in whichs if which.upper().startswith("MIG-")]:
+        show_mig_instances(instances)
+    table = open_driver()
     found = [find_card(table, which) for which in whichs]
     if len({card.ordinal for card in found}) < len(found):
         raise ConfigError(f"{', '.join(settings.devices)} names one GPU twice")
+    for card in found:
+        node = f"NUMA node {card.numa_node}" if card.numa_node >= 0 else "no NUMA node known"
+        log.info("GPU %d: %s, %s at %s, %s", card.ordinal, card.name, card.full_uuid, card.bus, node)
+    if len(nodes := {card.numa_node for card in found}) > 1:
+        log.warning(
+            "GPUs of NUMA nodes %s share a host store, which is on that of the first: a worker for each node loads faster",
+            ", ".join(map(str, sorted(nodes))),
+        )
     page_bytes = settings.page_bytes or CUDA_PAGE_BYTES
     store: HostStore
     if settings.host_bytes:
@@ -110,5 +124,4 @@ def open_clocks(devices: Sequence[Device]) -> ClockSource | None:
     from clockwork.device.cuda_clocks import open_source
 
     gpus = [device for device in devices if isinstance(device, CudaDevice)]
-    cards = [gpu.card for gpu in gpus]
-    return open_source([card.uuid for card in cards], [card.ordinal for card in cards], gpus[0].card.is_gpu)
+    return open_source([gpu.card for gpu in gpus])

@@ -101,6 +101,7 @@ enum {
     X(device, cuDeviceGet, (CUdevice * device, int ordinal))                                                       \
     X(device_name, cuDeviceGetName, (char* name, int length, CUdevice device))                                     \
     X(device_uuid, cuDeviceGetUuid_v2, (CUuuid * uuid, CUdevice device))                                           \
+    X(device_bus, cuDeviceGetPCIBusId, (char* id, int length, CUdevice device))                                    \
     X(device_attribute, cuDeviceGetAttribute, (int* value, int attribute, CUdevice device))                        \
     X(device_memory, cuDeviceTotalMem_v2, (size_t* bytes, CUdevice device))                                        \
     X(retain_context, cuDevicePrimaryCtxRetain, (CUcontext * context, CUdevice device))                            \

@@ -1,10 +1,15 @@
 /* A CUDA driver without a GPU: the functions of csrc/device/cuda_api.h by the same names, over host memory.
  *
- * A stream is a thread with a queue, an event a timestamp; modules are in fake_modules.cpp. Copies are asynchronous, checked against what
+ * A stream is a thread with a queue, an event a timestamp; modules are in fake_modules.cpp, and
+ * what the machine has in fake_cards.cpp. Copies are asynchronous, checked against what
  * has been allocated, and as slow as asked; functions fail when told to. A kernel's arguments are an array
  * of pointers to 8-byte values that ends with NULL, which a card's driver does not look at.
  */
 #include "device/fake_machine.h"
+
+#include <linux/mempolicy.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
@@ -18,6 +23,19 @@ void* take_memory(size_t bytes, size_t alignment) {
     if (memory && bytes <= POISONED_MAX)
         memset(memory, 0xFF, bytes);
     return memory;
+}
+
+/* The NUMA node whose memory this thread prefers; -1: none, or the kernel does not say. */
+int preferred_node() {
+    int mode = 0;
+    unsigned long nodes[16] = {};
+    if (syscall(SYS_get_mempolicy, &mode, nodes, sizeof nodes * 8, nullptr, 0UL) || mode != MPOL_PREFERRED)
+        return -1;
+    for (int node = 0; node < int(sizeof nodes * 8); node++) {
+        if (nodes[node / 64] >> node % 64 & 1)
+            return node;
+    }
+    return -1;
 }
 
 EventRef event_of(CUevent handle) {
@@ -61,6 +79,7 @@ EXPORTED CUresult cuInit(unsigned) {
     BEGIN(cuInit);
     const char* loading = getenv("CUDA_MODULE_LOADING");
     all.loads_lazily = !loading || strcmp(loading, "EAGER");
+    show_devices();
     all.initialised = true;
     return CUDA_SUCCESS;
 }
@@ -85,49 +104,9 @@ EXPORTED CUresult cuGetErrorName(CUresult error, const char** name) {
     return CUDA_ERROR_INVALID_VALUE;
 }
 
-EXPORTED CUresult cuDeviceGetCount(int* count) {
-    BEGIN(cuDeviceGetCount);
-    *count = all.device_count;
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuDeviceGet(CUdevice* device, int ordinal) {
-    BEGIN(cuDeviceGet);
-    if (ordinal < 0 || ordinal >= all.device_count)
-        return CUDA_ERROR_INVALID_DEVICE;
-    *device = ordinal;
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
-    BEGIN(cuDeviceGetName);
-    snprintf(name, size_t(length), "fake GPU %d", device);
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice device) {
-    BEGIN(cuDeviceGetUuid_v2);
-    memset(uuid->bytes, 0xFA, sizeof uuid->bytes);
-    uuid->bytes[15] = static_cast<unsigned char>(device);
-    return CUDA_SUCCESS;
-}
-
-EXPORTED CUresult cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
-    BEGIN(cuDeviceGetAttribute);
-    if (device < 0 || device >= all.device_count)
-        return CUDA_ERROR_INVALID_DEVICE;
-    return attribute_of(all.capability, attribute, value);
-}
-
-EXPORTED CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
-    BEGIN(cuDeviceTotalMem_v2);
-    *bytes = all.device_bytes;
-    return CUDA_SUCCESS;
-}
-
 EXPORTED CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
     BEGIN(cuDevicePrimaryCtxRetain);
-    if (device < 0 || device >= all.device_count)
+    if (!is_shown(device))
         return CUDA_ERROR_INVALID_DEVICE;
     all.devices[device].retained++;
     *context = reinterpret_cast<CUcontext>(&all.devices[device]);
@@ -136,7 +115,7 @@ EXPORTED CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) 
 
 EXPORTED CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     BEGIN(cuDevicePrimaryCtxRelease_v2);
-    if (device < 0 || device >= all.device_count || !all.devices[device].retained)
+    if (!is_shown(device) || !all.devices[device].retained)
         return CUDA_ERROR_INVALID_CONTEXT;
     Device& one = all.devices[device];
     if (--one.retained)
@@ -193,6 +172,7 @@ EXPORTED CUresult cuMemFree_v2(CUdeviceptr pointer) {
 
 EXPORTED CUresult cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
     BEGIN_STALLING(cuMemHostAlloc, true);
+    all.pinned_node = preferred_node();
     void* memory = bytes ? take_memory(bytes, HOST_ALIGNMENT) : nullptr;
     if (!memory)
         return bytes ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;

@@ -25,12 +25,20 @@ typedef struct cw_fake_counts {
     int64_t copied_in_bytes; /* so far, to all devices */
 } cw_fake_counts;
 
-/* How many devices there are (1 to 16; before that, as the environment's CLOCKWORK_FAKE_DEVICES says, or 1), the memory of each, and the driver's version (12040: 12.4). */
+/* How many cards there are (1 to 16; before that, as the environment's CLOCKWORK_FAKE_DEVICES says, or 1), the memory of
+ * each, and the driver's version (12040: 12.4). Which of them this process sees, CUDA_VISIBLE_DEVICES says. */
 void cw_fake_setup(int device_count, size_t device_bytes, int driver_version);
 
 /* What every device is: a card of this compute capability (86: 8.6), with the bounds of one and the modules that run on
  * one; or 0, which is so before it is said: no card, which runs modules for the host. */
 void cw_fake_card(int capability);
+
+/* Have a card be in MIG mode, with so many instances; 0: none. A process then sees the first instance that
+ * CUDA_VISIBLE_DEVICES lets it see, and nothing beside it. */
+void cw_fake_mig(int card, int instances);
+
+/* The NUMA node whose memory the thread preferred that last pinned some; -1: none. */
+int cw_fake_pinned_node(void);
 
 /* How fast copies go (bytes per second; 0: as fast as memcpy): each direction of each device by itself, and all
  * of them together; how long each kernel takes at least; and the time before each item of a stream begins. */

@@ -47,7 +47,7 @@ Function function_named(const char* name) {
  * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
  * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it, copies:link:kernel:latency, CLOCKWORK_FAKE_ENGINES as
  * cw_fake_engines() does, engines:call, CLOCKWORK_FAKE_STALL as cw_fake_stall() does, and
- * CLOCKWORK_FAKE_CARD as cw_fake_card() does. */
+ * CLOCKWORK_FAKE_CARD as cw_fake_card() does, and CLOCKWORK_FAKE_MIG as cw_fake_mig() does, card:instances. */
 Driver::Driver() {
     if (const char* count = getenv("CLOCKWORK_FAKE_DEVICES"))
         device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
@@ -70,6 +70,11 @@ Driver::Driver() {
     }
     if (const char* card = getenv("CLOCKWORK_FAKE_CARD"))
         capability = atoi(card);
+    if (const char* mig = getenv("CLOCKWORK_FAKE_MIG")) {
+        int card = 0, count = 0;
+        if (sscanf(mig, "%d:%d", &card, &count) == 2 && card >= 0 && card < DEVICES_MAX)
+            instances[card] = std::clamp(count, 0, INSTANCES_MAX);
+    }
     if (const char* stall = getenv("CLOCKWORK_FAKE_STALL"))
         stall_ns = atol(stall);
     for (int index = 0; index < DEVICES_MAX; index++)
@@ -323,14 +328,6 @@ using namespace fake;
 
 /* ----- what tests tell and ask it ----------------------------------------------------------------- */
 
-EXPORTED void cw_fake_setup(int device_count, size_t device_bytes, int driver_version) {
-    Driver& all = driver();
-    std::unique_lock<std::mutex> guard(all.lock);
-    all.device_count = std::clamp(device_count, 1, DEVICES_MAX);
-    all.device_bytes = device_bytes;
-    all.version = driver_version;
-}
-
 EXPORTED void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int64_t latency_ns) {
     Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
@@ -361,12 +358,6 @@ EXPORTED int cw_fake_steps(cw_fake_step* steps, int most) {
     std::copy(all.steps.end() - std::ptrdiff_t(count), all.steps.end(), steps);
     all.steps.clear();
     return int(count);
-}
-
-EXPORTED void cw_fake_card(int capability) {
-    Driver& all = driver();
-    std::unique_lock<std::mutex> guard(all.lock);
-    all.capability = capability;
 }
 
 EXPORTED void cw_fake_stall(int64_t stall_ns) {

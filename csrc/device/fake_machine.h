@@ -24,6 +24,10 @@
 namespace fake {
 
 constexpr int DEVICES_MAX = 16;
+constexpr int INSTANCES_MAX = 7;       /* of a card in MIG mode */
+constexpr int SHARED_BYTES = 48 << 10; /* of a block that has asked for no more */
+constexpr int REGISTERS = 65536;       /* of a multiprocessor, and the most of a block */
+constexpr int THREADS_MAX = 1024;      /* of a block */
 constexpr int ARGUMENTS_MAX = 4096;
 constexpr size_t STEPS_MAX = 1 << 14;
 constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobody wrote gives NaN */
@@ -118,6 +122,12 @@ struct Module {
 struct Graph; /* these two in fake_graphs.cpp */
 struct GraphExec;
 
+/* A device as a process sees it. */
+struct Shown {
+    int card;
+    int instance; /* of MIG; -1: the whole card */
+};
+
 struct Failure {
     Function function;
     int device; /* of whose calls it is one; -1: of any's */
@@ -134,7 +144,10 @@ struct Driver {
     int device_count = 1;
     size_t device_bytes = size_t(1) << 30;
     int version = 12040;
-    int capability = 0; /* of every device; 0: it is no card */
+    int instances[DEVICES_MAX] = {}; /* of each card that is in MIG mode */
+    std::vector<Shown> shown;        /* by ordinal */
+    int pinned_node = -1;            /* that the last one to pin memory preferred */
+    int capability = 0;              /* of every device; 0: it is no card */
     int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0, stall_ns = 0;
     int64_t link_free_ns = 0;
     bool keeps_kernels = false; /* from ending */
@@ -176,6 +189,11 @@ void spend_call();
 bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t bytes);
 
 bool is_pinned(const void* begin, size_t bytes);
+
+/* Decide what a process sees, as CUDA_VISIBLE_DEVICES says. The lock is held. */
+void show_devices();
+
+bool is_shown(CUdevice device);
 
 /* An attribute of a card; an error if it is none that is known. */
 int attribute_of(int capability, int attribute, int* value);

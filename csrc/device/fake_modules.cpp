@@ -1,4 +1,4 @@
-/* Modules of the fake driver, their kernels, and what a card has for these.
+/* Modules of the fake driver, and their kernels.
  *
  * A module for the host is a shared object (csrc/device/host_kernels.h makes one of a CUDA C file). A cubin or PTX is
  * read for what it says of its kernels: architecture, registers, shared memory, parameters. Loading and launching them is
@@ -19,9 +19,6 @@ namespace fake {
 
 namespace {
 
-constexpr int SHARED_BYTES = 48 << 10;                         /* of a block that has asked for no more */
-constexpr int REGISTERS = 65536;                               /* of a multiprocessor, and the most of a block */
-constexpr int THREADS_MAX = 1024;                              /* of a block */
 constexpr int WARP = 32, WARP_REGISTERS = 256, WARPS_STEP = 4; /* registers go to warps in such steps */
 constexpr int RESERVED_BYTES = 1024; /* of shared memory, which a cubin from 9.0 on counts as its own */
 constexpr uint16_t MACHINE_CUDA = 190;
@@ -31,26 +28,6 @@ constexpr uint16_t MACHINE = EM_X86_64;
 #elif defined(__aarch64__)
 constexpr uint16_t MACHINE = EM_AARCH64;
 #endif
-
-struct Model {
-    int capability;
-    int shared_bytes; /* of a block that asks for it */
-    int multiprocessors;
-};
-/* From the CUDA programming guide's table of compute capabilities, and one card of each. */
-constexpr Model MODELS[] = {
-    {70, 98304, 80},   {75, 65536, 40},    {80, 166912, 108},  {86, 101376, 84},   {87, 166912, 16},  {89, 101376, 142},
-    {90, 232448, 132}, {100, 232448, 148}, {103, 232448, 148}, {120, 101376, 170}, {121, 101376, 48},
-};
-constexpr Model HOST_MODEL = {0, 232448, 1};
-
-Model model_of(int capability) {
-    for (const Model& one : MODELS) {
-        if (one.capability == capability)
-            return one;
-    }
-    return {capability, HOST_MODEL.shared_bytes, HOST_MODEL.multiprocessors};
-}
 
 /* The threads of the largest block for which a multiprocessor has the registers. */
 int threads_of(int registers) {
@@ -275,23 +252,6 @@ void close_module(Module* module) {
 }
 
 }  // namespace
-
-int attribute_of(int capability, int attribute, int* value) {
-    Model model = capability ? model_of(capability) : HOST_MODEL;
-    switch (attribute) {
-        case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = THREADS_MAX; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: *value = SHARED_BYTES; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = model.shared_bytes; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: *value = REGISTERS; break;
-        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = model.multiprocessors; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: /* 0: an architecture that no card has */
-            *value = capability / 10;
-            break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = capability % 10; break;
-        default: return CUDA_ERROR_INVALID_VALUE;
-    }
-    return CUDA_SUCCESS;
-}
 
 int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
                 void** arguments, std::unique_lock<std::mutex>& guard, Item* item) {

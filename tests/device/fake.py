@@ -82,6 +82,14 @@ class FakeDriver:
         """Have every device be a card of this compute capability (86: 8.6); 0: none, which runs modules for the host."""
         self._library.cw_fake_card(capability)
 
+    def mig(self, card: int, instances: int = 0) -> None:
+        """Have a card be in MIG mode, with so many instances; 0: not."""
+        self._library.cw_fake_mig(card, instances)
+
+    def pinned_node(self) -> int:
+        """The NUMA node whose memory the thread preferred that last pinned some; -1: none."""
+        return int(self._library.cw_fake_pinned_node())
+
     def speed(self, copy_rate: int = 0, link_rate: int = 0, kernel_ns: int = 0, latency_ns: int = 0) -> None:
         """Rates in bytes per second; 0: unlimited."""
         values = (copy_rate, link_rate, kernel_ns, latency_ns)

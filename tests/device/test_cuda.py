@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from clockwork.device import numa
 from clockwork.device.base import Completion, DeviceBroken
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import PinnedFiles
@@ -24,6 +25,8 @@ from clockwork.formats.prepared import PreparedModel
 from clockwork.formats.program import PROGRAM_JSON, Argument, Launch, program_hash, read_program
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import NEVER_NS, Status
+from clockwork.worker.devices import open_devices
+from clockwork.worker.settings import WorkerSettings
 from tests.device.cuda_rig import KERNELS, PAGE_BYTES, CudaRig, compiled_kernels
 from tests.device.fake import ALLOCATING, DRIVER, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
@@ -960,8 +963,100 @@ def test_devices_are_named_by_number_or_uuid(fake: FakeDriver) -> None:
         assert find_card(table, prefix + uuids[1]).ordinal == 1
     with pytest.raises(ConfigError, match="there is no CUDA device 3; the driver shows 3"):
         find_card(table, "3")
-    with pytest.raises(ConfigError, match="MIG-0"):
+    with pytest.raises(ConfigError, match="there is no CUDA device 'MIG-0'; the driver shows GPU-fafafafa-"):
         find_card(table, "MIG-0")
+    with pytest.raises(ConfigError, match="'GPU-fafa' may be any of 3; the driver shows GPU-fafafafa-"):
+        find_card(table, "GPU-fafa")
+
+
+CARDS = [f"GPU-fafafafa-fafa-fafa-fafa-fafafafafa{card:02x}" for card in range(3)]
+PARTS = [f"MIG-fafafafa-fafa-fafa-fafa-fafafafa{part:02x}01" for part in range(2)]
+"""Instances of the second card."""
+
+
+@pytest.mark.parametrize(
+    ("visible", "mig", "shown"),
+    [
+        (None, False, CARDS),
+        ("", False, []),
+        ("2,0", False, [CARDS[2], CARDS[0]]),
+        ("1,7,0", False, [CARDS[1]]),
+        (f"{CARDS[1]},0", False, [CARDS[1], CARDS[0]]),
+        ("GPU-fafa", False, []),  # of any card
+        (None, True, [PARTS[0]]),  # one instance, and nothing beside it
+        ("0,2", True, [CARDS[0], CARDS[2]]),
+        ("0,1", True, [PARTS[0]]),
+        (PARTS[1], True, [PARTS[1]]),
+        (f"{PARTS[1]},{PARTS[0]}", True, [PARTS[1]]),
+        (CARDS[1], True, [PARTS[0]]),
+        (PARTS[0], False, []),
+    ],
+)  # fmt: skip
+def test_devices_are_those_that_the_driver_shows_by_cuda_visible_devices(
+    fake: FakeDriver, visible: str | None, mig: bool, shown: list[str]
+) -> None:
+    """As NVIDIA describes it; nothing of it was tried on a card."""
+    fake.setup(devices=3)
+    fake.mig(1, 2 if mig else 0)
+    with environment(**{} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}):
+        table = open_driver()
+        found = cards(table)
+        assert [card.full_uuid for card in found] == shown
+        assert [card.ordinal for card in found] == list(range(len(shown)))
+        for number, name in enumerate(shown):
+            assert find_card(table, str(number)) == find_card(table, name) == found[number]
+            assert found[number].bus == f"0000:{0x10 + int(name[-2:], 16):02x}:00.0"
+        said = f"; CUDA_VISIBLE_DEVICES is '{visible}'" if visible is not None else "shows"
+        with pytest.raises(ConfigError, match=said):
+            find_card(table, "9")
+    fake.mig(1)
+    open_driver()
+
+
+@pytest.mark.parametrize("visible", [None, ",".join(PARTS), PARTS[1]])
+def test_a_worker_has_the_driver_show_the_instance_that_it_was_asked_for(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, visible: str | None
+) -> None:
+    caplog.set_level("INFO", "clockwork.worker")
+    fake.setup(device_bytes=1 << 30)
+    fake.mig(1, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+    def settings(*devices: str) -> WorkerSettings:
+        return WorkerSettings(
+            devices=devices, arena_bytes=4 * PAGE_BYTES, page_bytes=PAGE_BYTES, pinned_bytes=PAGE_BYTES
+        )
+
+    (device,) = open_devices(settings(f"cuda:{PARTS[1]}"))
+    assert device.info.name == "fake GPU 1 MIG 1g.1gb"
+    device.close()
+    assert f"GPU 0: fake GPU 1 MIG 1g.1gb, {PARTS[1]} at 0000:11:00.0, no NUMA node known" in caplog.text
+    with pytest.raises(ConfigError, match=r"of MIG instances a process sees one alone.*CUDA_VISIBLE_DEVICES"):
+        open_devices(settings(f"cuda:{PARTS[1]}", f"cuda:{PARTS[0]}"))
+    fake.mig(1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    open_driver()
+
+
+def test_pinned_memory_is_of_the_gpus_numa_node(
+    make: Callable[..., Driver], fake: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not numa.set_policy(0):
+        pytest.skip("the kernel does not let this process choose memory's node")
+    numa.set_policy(numa.UNKNOWN)
+    monkeypatch.setenv("CLOCKWORK_SYSFS", str(tmp_path / "sys"))
+    place = tmp_path / "sys/bus/pci/devices/0000:10:00.0"
+    place.mkdir(parents=True)
+    (place / "numa_node").write_text("0\n")
+    near = make()
+    assert (near.device.card.numa_node, fake.pinned_node()) == (0, 0)
+    assert not numa.has_policy()
+    far = make(which="1")
+    assert (far.device.card.numa_node, fake.pinned_node()) == (-1, -1)
+    near.prepare(affine(width=300))  # whose larger slots are pinned, too
+    assert fake.pinned_node() == 0
 
 
 def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake: FakeDriver) -> None:

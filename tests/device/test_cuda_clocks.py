@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 
 from clockwork.device.cuda_clocks import ClockWatch, GpuState, NoClocks, Nvml, open_source
+from clockwork.device.cuda_memory import CardInfo
 from clockwork.system.clock import SECOND
 
-CARD, PART = "0a-card", "0b-part"
+CARD, PART, BUS = "0a-card", "0b-part", "0000:3b:00.0"
 IDLE = 0x1
+
+
+def card(uuid: str, bus: str = BUS) -> CardInfo:
+    return CardInfo(0, "a card", uuid, bus, -1, 90, 0, 0)
 
 
 class NVMLError(Exception):
@@ -51,6 +56,12 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
             raise found
         return found
 
+    def by_bus(bus: str) -> str:
+        if bus != BUS:
+            raise NVMLError(6)
+        return f"GPU-{CARD}"
+
+    stub.nvmlDeviceGetHandleByPciBusId = by_bus
     stub.nvmlInit, stub.nvmlShutdown, stub.nvmlDeviceGetHandleByUUID = init, shutdown, by_uuid
     stub.nvmlDeviceGetDeviceHandleFromMigDeviceHandle = lambda handle: f"GPU-{CARD}"
     stub.nvmlDeviceGetClockInfo = lambda handle, kind: said("clock", handle)[kind]
@@ -62,7 +73,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_card_says_its_clocks_and_a_part_of_it_the_same(nvml: Any) -> None:
-    source = open_source([CARD, PART], [0, 1], are_gpus=True)
+    source = open_source([card(CARD), card(PART)])
     assert source is not None
     nvml.says["reasons"] = 0x4 | 0x20 | 0x2
     for place in (0, 1):
@@ -73,8 +84,12 @@ def test_a_card_says_its_clocks_and_a_part_of_it_the_same(nvml: Any) -> None:
     assert nvml.opened == 0
 
 
+def test_the_card_of_an_instance_that_nvml_does_not_show_is_found_by_its_place(nvml: Any) -> None:
+    assert Nvml([card("unseen")]).read(0).sm_mhz == 1980
+
+
 def test_what_a_card_does_not_say_is_left_out_and_one_that_is_lost_is_told(nvml: Any) -> None:
-    source = Nvml([CARD])
+    source = Nvml([card(CARD)])
     nvml.says["power"] = NVMLError(3)
     assert source.read(0) == GpuState(1980, 2619, 61, 0, 0)
     nvml.says["temperature"] = NVMLError(15)
@@ -85,10 +100,10 @@ def test_where_nothing_can_be_observed_it_is_said_once(
     nvml: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(NoClocks, match="NVML: Not Found"):
-        Nvml(["another"])
+        Nvml([card("another", "0000:99:00.0")])
     assert nvml.opened == 0
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert open_source([CARD], [0], are_gpus=True) is None
+    assert open_source([card(CARD)]) is None
     (record,) = caplog.records
     assert (
         "not observed: nvidia-ml-py is not installed (install clockwork-serving[cuda12]"

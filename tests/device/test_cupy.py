@@ -103,7 +103,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaRig]:
         table = open_driver()
         cupy: Any = stub(table)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setattr(cuda, "open_memory", lambda table, card: CupyMemory(table, card.ordinal))
+        monkeypatch.setattr(cuda, "open_memory", lambda table, card: CupyMemory(table, card))
         one = CudaRig(tmp_path)
         yield one
         FakeDriver().mend()
@@ -150,9 +150,9 @@ def test_cupys_errors_are_told_like_any_other(rig: CudaRig) -> None:
 
 def test_without_cupy_it_is_said_what_to_install(rig: CudaRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    card = CardInfo(0, "a card", "", 90, 0, 0)
+    card = CardInfo(0, "a card", "", "", -1, 90, 0, 0)
     with pytest.raises(ConfigError, match=r"install clockwork-serving\[cuda12\] or \[cuda13\]"):
-        CupyMemory(open_driver(), card.ordinal)
+        CupyMemory(open_driver(), card)
 
 
 # ----- CuPy itself -----------------------------------------------------------------------------

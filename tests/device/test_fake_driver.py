@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clockwork.device._cudriver import CudaError, Kernel, Table
-from clockwork.device.cuda_memory import TableMemory, open_driver
+from clockwork.device.cuda_memory import TableMemory, find_card, open_driver
 from clockwork.formats.program import Target
 from clockwork.formats.targets import choose
 from clockwork.models.compile import nvrtc
@@ -46,7 +46,7 @@ def fake() -> Iterator[FakeDriver]:
 @pytest.fixture
 def memory(fake: FakeDriver) -> Iterator[TableMemory]:
     """Of the device 0, current in this thread."""
-    one = TableMemory(open_driver(), 0)
+    one = TableMemory(table := open_driver(), find_card(table, "0"))
     one.make_current()
     yield one
     fake.stall()
@@ -108,7 +108,7 @@ def test_a_call_that_stalls_ends_after_what_is_queued_and_keeps_every_other_call
 def test_only_pinned_memory_stalls_the_other_devices(
     fake: FakeDriver, memory: TableMemory, module: Path, what: str
 ) -> None:
-    other = TableMemory(open_driver(), 1)
+    other = TableMemory(table := open_driver(), find_card(table, "1"))
     other.make_current()
     take, _ = PAIRS[what](memory, module)
     function = {"device memory": "cuMemAlloc_v2", "pinned memory": "cuMemHostAlloc"}[what]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from clockwork.cli.serve import worker_options
 from clockwork.device.cuda_clocks import open_source
+from clockwork.device.cuda_memory import CardInfo
 from clockwork.errors import ConfigError
 from clockwork.worker.settings import device_names
 from tests.device.fake import LIBRARY
@@ -72,7 +73,8 @@ def test_clocks_of_a_fake_driver_are_those_of_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLOCKWORK_FAKE_CLOCKS", str(tmp_path / "clocks.json"))
-    source = open_source([], [1], are_gpus=False)
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
+    source = open_source([CardInfo(1, "a card", "", "", -1, 86, 0, 0)])
     assert source is not None
     assert source.read(0).sm_mhz == 0
     (tmp_path / "clocks.json").write_text('[{}, {"sm_mhz": 1980}]')

@@ -1,0 +1,96 @@
+"""Memory near a PCI device: of the NUMA node to which it is attached, so that copies do not cross to another socket."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+from clockwork import config
+
+UNKNOWN = -1
+"""The node of what belongs to none, as on a machine that has one, or does not tell."""
+
+_CALLS = {"x86_64": (238, 239), "aarch64": (237, 236)}
+"""The numbers of set_mempolicy() and get_mempolicy(), by machine."""
+_DEFAULT, _PREFERRED = 0, 1
+"""Policies: the node on which a thread runs; this one, while it has memory."""
+_WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
+
+
+def node_of(bus: str) -> int:
+    """The node of a PCI device ("0000:3b:00.0")."""
+    try:
+        return int((config.sysfs() / "bus/pci/devices" / bus / "numa_node").read_text())
+    except (OSError, ValueError):
+        return UNKNOWN
+
+
+def processors_of(node: int) -> set[int]:
+    """The processors of a node; none if it is not known."""
+    try:
+        text = (config.sysfs() / f"devices/system/node/node{node}/cpulist").read_text().strip()
+        found: set[int] = set()
+        for part in filter(None, text.split(",")):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+        return found
+    except (OSError, ValueError):
+        return set()
+
+
+@contextlib.contextmanager
+def near(node: int) -> Iterator[None]:
+    """Have what this thread allocates be of a node, while that has memory; unless it was started with a policy (numactl).
+
+    Where the kernel refuses it (containers often do), the thread runs on the node's processors meanwhile, whose memory
+    comes first anyway.
+    """
+    if node == UNKNOWN or has_policy():
+        yield
+    elif set_policy(node):
+        try:
+            yield
+        finally:
+            set_policy(UNKNOWN)
+    elif processors := processors_of(node) & (before := os.sched_getaffinity(0)):
+        os.sched_setaffinity(0, processors)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+    else:
+        yield
+
+
+def set_policy(node: int) -> bool:
+    """Prefer the memory of a node in this thread (UNKNOWN: that where it runs). False if the kernel refuses it."""
+    number, _ = _CALLS.get(platform.machine(), (None, None))
+    if number is None:
+        return False
+    if node == UNKNOWN:
+        return _call(number, _DEFAULT, None, ctypes.c_ulong(0))
+    words = (ctypes.c_ulong * (node // _WORD_BITS + 1))()
+    words[node // _WORD_BITS] = 1 << node % _WORD_BITS
+    # The kernel reads one bit less than it is told.
+    return _call(number, _PREFERRED, words, ctypes.c_ulong(len(words) * _WORD_BITS + 1))
+
+
+def has_policy() -> bool:
+    """Whether this thread prefers other memory than that where it runs."""
+    _, number = _CALLS.get(platform.machine(), (None, None))
+    mode = ctypes.c_int(_DEFAULT)
+    found = number is not None and _call(
+        number, ctypes.byref(mode), None, ctypes.c_ulong(0), None, ctypes.c_ulong(0)
+    )
+    return found and mode.value != _DEFAULT
+
+
+def _call(*arguments: Any) -> bool:
+    return bool(ctypes.CDLL(None).syscall(*arguments) == 0)
+
+
+__all__ = ["UNKNOWN", "has_policy", "near", "node_of", "processors_of", "set_policy"]

@@ -54,6 +54,9 @@ BLOCK_THREADS_MAX = 1024
 SHARED_BYTES_MAX = 232_448
 """Most dynamic shared memory of a block: 227 KiB on the largest GPUs."""
 
+TOLERANCE_MAX = 0.25
+"""Of a program: how far its answers may be from those of its checks, relative to the largest magnitude."""
+
 # ----- controller/catalog.py -------------------------------------------------------------------
 
 FORMAT_BYTES_MAX = 20

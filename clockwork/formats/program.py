@@ -36,6 +36,7 @@ from clockwork.config.formats import (
     SHARED_BYTES_MAX,
     TABLE_MAX,
     TARGETS_MAX,
+    TOLERANCE_MAX,
     VARIANTS_MAX,
     WEIGHTS_BYTES_MAX,
     WEIGHTS_MAX,
@@ -64,10 +65,6 @@ CHECKS_FILE = "checks.npz"
 
 WEIGHT_ALIGNMENT_BYTES = 64
 """Alignment of every weight in weights.bin, and the least alignment that kernels may assume."""
-
-TOLERANCE_MAX = 0.25
-"""Bound of a program's tolerance: how far its answers may be from those of its checks, relative to the largest
-magnitude."""
 
 HOST = "host"
 """The target whose only module is a shared object for this machine's processor; the other targets are sm_NN."""

@@ -45,6 +45,7 @@ cdef class Core(Orders):
     cdef int make_stream(self, CUstream* stream) except -1
     cdef int make_event(self, CUevent* event) except -1
     cdef int make_mark(self, Mark* mark, int index) except -1
+    cdef int try_words(self) except -1
     cdef int free_all(self) except -1
     cdef void free_stream(self, CUstream stream) noexcept
     cdef void free_event(self, CUevent event) noexcept

@@ -21,7 +21,7 @@ from clockwork.device._cuda_host cimport (
 from clockwork.device._cuda_model cimport (
     FROM_SIZE, FROM_WEIGHT, LOAD_AHEAD, Argument, CudaModel, Graph, Launch, LoadPace, Mark, Model, Program, Tensor,
     Variant, Watch, fixed_value, record_graph)
-from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
+from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED
 from clockwork.device._orders cimport FETCH, PENDING, PROFILE, Lane, breathe, nap, now_ns, thread_time_ns
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
 
@@ -93,6 +93,7 @@ cdef class Core(Orders):
         self.make_stream(&self.setup_stream)
         self.make_event(&self.load_begin)
         self.make_mark(&self.load_end, 0)
+        self.try_words()
         for index in range(LOAD_AHEAD):
             self.make_mark(&self.load_marks[index], 1 + index)
         for index in range(self.slot_count):
@@ -118,6 +119,15 @@ cdef class Core(Orders):
             mark.word = <uint32_t*>(self.words.data + index * WORD_BYTES)
             mark.word[0] = 0
         return 0
+
+    cdef int try_words(self) except -1:
+        """If the device's streams write no words after all, as in some virtual machines, give the marks none."""
+        cdef CUresult result = self.load_end.set(self.api[0], self.load_stream)
+        if result == CUDA_ERROR_NOT_SUPPORTED:
+            self.words = None
+            self.load_end.word = NULL
+            return 0
+        return self.table.check(result, b"cuStreamWriteValue32")
 
     cdef void free_stream(self, CUstream stream) noexcept:
         if stream != NULL:

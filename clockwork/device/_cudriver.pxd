@@ -20,6 +20,7 @@ cdef extern from "device/cuda_api.h" nogil:
         CUDA_SUCCESS
         CUDA_ERROR_INVALID_VALUE
         CUDA_ERROR_NOT_READY
+        CUDA_ERROR_NOT_SUPPORTED
         CUDA_ERROR_OUT_OF_MEMORY
         CU_STREAM_NON_BLOCKING
         CU_EVENT_DEFAULT

@@ -21,6 +21,7 @@ ILLEGAL_ADDRESS = 700
 LAUNCH_FAILED = 719
 MISALIGNED_ADDRESS = 716
 OUT_OF_MEMORY = 2
+NOT_SUPPORTED = 801
 
 ALLOCATING = (
     "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuStreamCreate", "cuEventCreate",

@@ -28,7 +28,7 @@ from clockwork.wire.messages import NEVER_NS, Status
 from clockwork.worker.devices import open_devices
 from clockwork.worker.settings import WorkerSettings
 from tests.device.cuda_rig import KERNELS, PAGE_BYTES, CudaRig, compiled_kernels
-from tests.device.fake import ALLOCATING, DRIVER, OUT_OF_MEMORY, FakeDriver, environment
+from tests.device.fake import ALLOCATING, DRIVER, NOT_SUPPORTED, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.process.cluster import eventually
 
@@ -161,13 +161,16 @@ def test_a_context_that_breaks_long_before_the_predicted_end_is_noticed(
     assert now_ns() - begun_ns < 10 * SECOND
 
 
-@pytest.mark.parametrize("version", [11040, 11080])
+@pytest.mark.parametrize("why", ["the driver is old", "the device cannot"])
 def test_a_driver_that_writes_no_words_is_asked_about_events(
-    make: Callable[..., Driver], fake: FakeDriver, version: int
+    make: Callable[..., Driver], fake: FakeDriver, why: str
 ) -> None:
     driver = make()
     driver.device.close()
-    fake.setup(version=version)
+    if why == "the driver is old":
+        fake.setup(version=11080)
+    else:
+        fake.fail("cuStreamWriteValue32_v2", error=NOT_SUPPORTED)
     driver.device = driver.rig.make()
     one, written = affine(), fake.calls("cuStreamWriteValue32_v2")
     asked = fake.calls("cuEventQuery")
@@ -726,7 +729,7 @@ def test_a_context_that_breaks_is_told_and_every_action_fails(
 
 STARTING = [
     "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent",
-    "cuMemAlloc_v2", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate",
+    "cuMemAlloc_v2", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate", "cuStreamWriteValue32_v2",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "scheduler/types.h"
@@ -87,6 +88,21 @@ public:
     Ns sum() const { return sum_; }
     Ns largest() const { return largest_; }
     const std::vector<std::uint64_t>& counts() const { return counts_; }
+
+    template <typename Archive>
+    void archive(Archive& archive) {
+        std::vector<std::pair<std::uint32_t, std::uint64_t>> there;  // most are zero
+        for (std::size_t place = 0; place < counts_.size(); ++place) {
+            if (counts_[place] != 0)
+                there.emplace_back(static_cast<std::uint32_t>(place), counts_[place]);
+        }
+        archive(there, total_, sum_, largest_);
+        for (auto [place, count] : there) {
+            Archive::need(place < BUCKETS, "a count is of no bucket");
+            counts_.resize(BUCKETS);
+            counts_[place] = count;
+        }
+    }
 
 private:
     std::vector<std::uint64_t> counts_;  // empty until something is counted

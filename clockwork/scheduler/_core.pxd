@@ -9,6 +9,11 @@ from libcpp.vector cimport vector
 from clockwork.scheduler._policy cimport CHooks
 
 
+cdef extern from "<string_view>" namespace "std" nogil:
+    cdef cppclass string_view:
+        string_view(const char *data, size_t size)
+
+
 cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
     cdef enum class CStatus "clockwork::Status"(uint8_t):
         pass
@@ -276,6 +281,8 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         double devices_wanted(int64_t now) except +
         vector[int64_t] expected_ns(int64_t model_id, const vector[CProfilePoint] &points) except +
         const CPredictions *predictions()
+        cbool save(string &state, size_t bytes_max) except +
+        void restore(string_view state) except +
         void check_invariants() except +AssertionError
         CCommands out
 

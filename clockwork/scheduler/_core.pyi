@@ -42,6 +42,15 @@ class Core(Driven):
 
     def step(self, event: Event) -> list[Command]: ...
     def step_many(self, events: Iterable[Event]) -> list[Command]: ...
+    def save(self, bytes_max: int) -> bytes | None:
+        """The whole state between steps, for restore(). None if that is of more bytes, or partly a policy's in Python."""
+
+    def restore(self, state: bytes) -> None:
+        """Go on from what save() gave of a scheduler with the same options; only for one that was told nothing yet.
+
+        Raise ConfigError for anything else; then this can no longer be used.
+        """
+
     def predictions(self) -> dict[str, Any]: ...
     def prediction_errors(self, bounds_ns: Iterable[int]) -> dict[str, dict[str, dict[str, Any]]]:
         """What predictions missed by, as histograms: by what was predicted, then "over" or "under"."""

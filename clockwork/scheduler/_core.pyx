@@ -11,6 +11,9 @@ from cpython.tuple cimport PyTuple_SET_ITEM
 from cython.operator cimport dereference as at
 from libc.stdint cimport UINT32_MAX
 
+import msgpack
+
+from clockwork.errors import ConfigError
 from clockwork.wire.messages import Reason, Status
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
@@ -184,6 +187,19 @@ cdef class Numbers:
         self._things[number] = None
         self._free.append(number)
 
+    cdef tuple save(self):
+        """What restore() takes: things by number from 1 on, None where it is free, and the free numbers in their order."""
+        return self._things[1:], self._free
+
+    cdef void restore(self, object things, object free) except *:
+        """Raise TypeError or ValueError for what save() does not give."""
+        self._things = [self._things[0], *things]
+        self._numbers = {thing: number for number, thing in enumerate(self._things) if number and thing is not None}
+        self._free = [*free]
+        unused = [number for number, thing in enumerate(self._things) if number and thing is None]
+        if sorted(self._free) != unused or len(self._numbers) + len(unused) + 1 != len(self._things):
+            raise ValueError("numbers that are neither given out nor free")
+
 
 cdef class ShapeNumbers(Numbers):
     """Shape 0 is that of a request without inputs."""
@@ -268,6 +284,8 @@ cdef class Core(Driven):
     cdef dict _model_programs  # model -> the programs that it has on one kind of device or another
     cdef dict _names  # model -> what people call it
     cdef Script _script  # of a policy in Python
+    cdef str _policy
+    cdef str _memory
 
     def __init__(self, policy, memory, values, queued_requests_max, queued_bytes_max, Script script=None):
         cdef COptions options
@@ -280,6 +298,7 @@ cdef class Core(Driven):
         if script is not None:
             options.hooks = &script.hooks
         self._script = script
+        self._policy, self._memory = policy, memory
         self._owner = make_scheduler(options)
         self._core = self._owner.get()
         self._shapes, self._kinds, self._programs = ShapeNumbers(), Numbers(), Numbers()
@@ -300,6 +319,49 @@ cdef class Core(Driven):
             now = max(now, self._take(event))
         self._core.settle(now)
         return self._commands()
+
+    # ----- its state ---------------------------------------------------------------------------
+
+    def save(self, bytes_max):
+        """The whole state between steps, for restore(). None if that is of more bytes, or partly a policy's in Python."""
+        cdef string core
+        if not self._core.save(core, bytes_max):
+            return None
+        cdef bytes state = msgpack.packb(
+            (
+                self._policy, self._memory, core, self._shapes.save(), self._shapes._known_max, self._kinds.save(),
+                self._programs.save(), self._names, [(model, [*used]) for model, used in self._model_programs.items()],
+            )
+        )
+        return state if len(state) <= bytes_max else None
+
+    def restore(self, bytes state):
+        """Go on from what save() gave of a scheduler with the same options; only for one that was told nothing yet.
+
+        Raise ConfigError for anything else; then this can no longer be used.
+        """
+        cdef bytes core
+        try:
+            policy, memory, core, shapes, known_max, kinds, programs, names, model_programs = msgpack.unpackb(
+                state, use_list=False, strict_map_key=False
+            )
+            if (policy, memory) != (self._policy, self._memory):
+                raise ValueError(f"it is of policy {policy!r} with memory rules {memory!r}")
+            for numbers, (things, free) in ((self._shapes, shapes), (self._kinds, kinds), (self._programs, programs)):
+                (<Numbers>numbers).restore(things, free)
+            self._shapes._known_max = known_max
+            self._names = {<int64_t>model: str(name) for model, name in names.items()}
+            self._model_programs = {<int64_t>model: dict.fromkeys(used) for model, used in model_programs}
+            for used in self._model_programs.values():
+                for number in used:
+                    self._programs.thing(number)
+                    self._program_users[number] = self._program_users.get(number, 0) + 1
+            self._core.restore(string_view(core, len(core)))
+        except (
+            TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, MemoryError,
+            msgpack.UnpackException,
+        ) as error:
+            raise ConfigError(f"the state of the scheduler cannot be restored: {error}") from None
 
     # ----- for who calls the C++ scheduler itself, but for what is rare ------------------------------
 

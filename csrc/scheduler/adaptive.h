@@ -160,6 +160,7 @@ public:
                expected = expected_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR;
         return std::min(came / expected, 1.0);
     }
+    void archive(Archive& archive) { archive(expected_, came_); }
 
 private:
     DecayedCount expected_;
@@ -200,6 +201,7 @@ public:
         return kind < margins_.size() ? margins_[kind].share(parts_.state.now) : MARGIN_FIRST;
     }
     PolicyStatus status(Ns now) const override;
+    void archive(Archive& archive) override;
 
 private:
     // What came for a model, each thing by the weight of its time: the past fades without being touched.
@@ -212,6 +214,8 @@ private:
         bool is_told = true;                     // its requests are refused at arrival, by what waits before them
         std::array<Company, COMPANIES> company;  // by how many wait: see company()
         std::uint32_t arrivals = 0;
+
+        void archive(Archive& archive) { archive(cost, rows, ideal_ns, slack_ns, saves, is_told, company, arrivals); }
     };
 
     struct Candidate {

@@ -142,6 +142,7 @@ public:
     // The device says that the model is not there; nothing is planned on it.
     void lose(Residency& residency);
 
+    void archive(Archive& archive) { archive(mark_); }
     void check_invariants() const;
 
 private:

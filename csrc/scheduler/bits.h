@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "scheduler/archive.h"
+
 namespace clockwork {
 
 // A set of small numbers. Its members come in ascending order.
@@ -50,6 +52,15 @@ public:
                 }
             }
         }
+    }
+
+    // limit: all are below.
+    void archive(Archive& archive, std::uint32_t limit) {
+        archive(words_);
+        std::size_t words = (std::size_t{limit} + 63) / 64;
+        bool fits =
+            words_.size() <= words && (words_.size() < words || limit % 64 == 0 || words_.back() >> (limit % 64) == 0);
+        Archive::need(!archive.is_reading() || fits, "a set names what is not there");
     }
 
 private:

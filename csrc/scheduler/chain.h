@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "scheduler/archive.h"
+
 namespace clockwork {
 
 // A doubly linked list through the objects themselves: entering and leaving cost nothing, whatever the length.
@@ -59,6 +61,29 @@ public:
         if (one != last_) {
             erase(one);
             push_back(one);
+        }
+    }
+
+    void archive(Archive& archive) {
+        archive_by(archive, [this](T* one) { push_back(one); });
+    }
+
+protected:
+    // enter(one): how one that was read comes to the end.
+    template <typename Function>
+    void archive_by(Archive& archive, Function&& enter) {
+        static constexpr char KIND = 0;
+        std::size_t count = archive.count(count_);
+        T* place = first_;
+        for (; count > 0; --count) {
+            T* one = place;
+            archive(one);
+            if (archive.is_reading()) {
+                archive.enter_list(&KIND, one->slot);
+                enter(one);
+            } else {
+                place = next(one);
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -37,6 +38,8 @@ public:
     double rate(Ns now, Ns half_life) const {
         return at(now, half_life) / (1.5 * static_cast<double>(std::max<Ns>(half_life, 1)));
     }
+
+    void archive(Archive& archive) { archive(count_, time_ns_); }
 
 private:
     double count_ = 0;

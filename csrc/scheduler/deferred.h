@@ -55,6 +55,7 @@ public:
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    void archive(Archive& archive) override { meters_.archive(archive, parts_.state.pool<Model>().slot_count()); }
 
 private:
     struct Candidate {
@@ -68,6 +69,8 @@ private:
         Ns since_ns = 0;  // of the first arrival
         Ns target_at_ns = -NEVER_NS;
         std::uint32_t target = 1;
+
+        void archive(Archive& archive) { archive(count, since_ns, target_at_ns, target); }
     };
 
     Candidate gather(const Queue& queue, const KindSpec& spec, Ns start_ns, Ns back_ns);

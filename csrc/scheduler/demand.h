@@ -24,6 +24,7 @@
 
 #include <vector>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -70,6 +71,8 @@ struct ModelDemand {
     double alone = 0;               // the part of them that run alone
     double slack_ns = 0;            // that its requests come with
     std::uint32_t arrivals = 0;
+
+    void archive(Archive& archive) { archive(rows, requests, counted_ns, row_ns, run_ns, alone, slack_ns, arrivals); }
 };
 
 class Demand {
@@ -77,6 +80,8 @@ public:
     // A request came, which was let in, or should be counted although it was not.
     void add(Ns now, const Pending& pending);
     double devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Arena*>& arenas) const;
+
+    void archive(Archive& archive) { archive(since_ns_); }
 
 private:
     double span_ns(Ns now) const;

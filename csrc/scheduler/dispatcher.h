@@ -53,8 +53,12 @@ public:
     const Predictions* predictions() const override { return &state_.predictions; }
     void judge_predictions(Ns from_ns, Ns until_ns) override;
     void check_invariants() const override;
+    bool save(std::string& state, std::size_t bytes_max) override;
+    void restore(std::string_view state) override;
 
 private:
+    void archive(Archive& archive);
+
     // Results.
     void load_done(Flight& flight, const ActionResult& result);
     void fetch_done(Flight& flight, const ActionResult& result);

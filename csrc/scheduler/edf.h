@@ -59,6 +59,7 @@ public:
         plans_.forget_curve(program, shape);
     }
 
+    void archive(Archive& archive) override { archive(plans_, spare_); }
     void check_invariants() const override { plans_.check_invariants(); }
 
 private:

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -85,6 +86,8 @@ public:
     Ns robust() const;      // the second largest sample (the only one, if there is one)
     Ns percentile() const;  // the 99th, interpolated: 0.91 of the largest of ten and 0.09 of the second
 
+    void archive(Archive& archive);
+
 private:
     std::pair<Ns, Ns> two_largest() const;
 
@@ -137,6 +140,8 @@ public:
     bool is_measured() const { return !windows_.empty(); }
     bool is_profiled() const { return profiled_; }
 
+    void archive(Archive& archive);
+
 private:
     Ns beyond(std::uint32_t batch);
     void build(std::uint32_t batch_max);
@@ -167,6 +172,8 @@ public:
         std::uint64_t known = shape < elements_.size() ? elements_[shape] : 0;
         return known > 0 ? known : 1;
     }
+
+    void archive(Archive& archive) { archive(elements_); }
 
 private:
     std::vector<std::uint64_t> elements_;
@@ -219,6 +226,9 @@ public:
         }
     }
 
+    // All but the batches in plans.
+    void archive(Archive& archive);
+
     Batch* planned = nullptr;  // the batches in plans that these curves time, as a list in no order that matters
     std::uint32_t users = 0;   // models, by device kind, that run this program
     EstimateRule rule = EstimateRule::ROBUST;
@@ -260,6 +270,8 @@ public:
     bool forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns now);
     void forget(ModelId model_id) { windows_.erase(model_id); }
 
+    void archive(Archive& archive);
+
 private:
     Window* own(ModelId model_id, std::uint32_t page_count);
     const Window* own(ModelId model_id, std::uint32_t page_count) const {
@@ -291,6 +303,13 @@ public:
             function(entry.second);
         }
     }
+
+    // Null if no model uses it.
+    ProgramEstimates* find_program(std::uint32_t program, std::uint32_t kind) {
+        auto found = programs_.find(std::uint64_t{program} << 32 | kind);
+        return found != programs_.end() ? &found->second : nullptr;
+    }
+    void archive(Archive& archive);
 
 private:
     std::unordered_map<std::uint64_t, ProgramEstimates> programs_;

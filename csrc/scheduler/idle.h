@@ -47,6 +47,8 @@ public:
     Text why_unmeasured(const Model& model, std::uint32_t shape) const;
     void shapes_in_use(std::vector<std::uint32_t>& found) const;
 
+    void archive(Archive& archive) { archive(unmeasured_, failed_); }
+
     // Load a model that has only background requests, where there is room or they have waited long.
     void load_background(Arena& arena, Model& model);
     // The first of the models with background requests, as they are now.
@@ -62,6 +64,8 @@ private:
         std::uint32_t rows;
         int attempts;
         bool is_doubted;  // it has an estimate, which may be wrong
+
+        void archive(Archive& archive) { archive(program, kind, shape, model_id, rows, attempts, is_doubted); }
     };
 
     // A shape of which every attempt to measure it failed.
@@ -69,6 +73,8 @@ private:
         std::uint32_t program;
         std::uint32_t kind;
         std::uint32_t shape;
+
+        void archive(Archive& archive) { archive(program, kind, shape); }
     };
 
     void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);

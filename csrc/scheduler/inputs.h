@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -47,6 +48,10 @@ public:
     // When what was sent is thought to have left.
     Ns free_ns() const { return free_ns_; }
     std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }
+
+    // Number of the last that was sent.
+    std::uint64_t last() const { return last_; }
+    void archive(Archive& archive);
 
 private:
     struct Sent {

@@ -42,6 +42,8 @@ public:
 
     bool is_learnt() const { return seen_ns_ > 0; }
 
+    void archive(Archive& archive) { archive(more_ns_, seen_ns_); }
+
 private:
     double more_ns_ = 0;  // than LEAD_MIN_NS
     Ns seen_ns_ = 0;

@@ -45,10 +45,15 @@ public:
         }
     }
 
+    void archive(Archive& archive) { archive(clocks_, stale_at_ns_); }
+    std::size_t kind_count() const { return clocks_.size(); }
+
 private:
     struct KindClock {
         std::uint32_t first_mhz = 0;  // what estimates are of; 0: no device said one
         double scale = 1;             // what they are multiplied by
+
+        void archive(Archive& archive) { archive(first_mhz, scale); }
     };
 
     Ns at_first_clock(const Executor& executor, Ns took_ns) const;

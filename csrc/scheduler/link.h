@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -26,6 +27,8 @@ public:
     }
     Ns there_ns() const { return there_.value(count_); }
     Ns back_ns() const { return back_.value(count_); }
+
+    void archive(Archive& archive) { archive(there_.last, back_.last, count_); }
 
 private:
     struct Way {

@@ -36,6 +36,8 @@ struct ExecutorTime {
     // What it was at some time.
     struct Mark {
         Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
+
+        void archive(Archive& archive) { archive(at_ns, executing_ns, idle_with_work_ns); }
     };
 
     Ns executing_ns = 0;
@@ -57,6 +59,9 @@ struct ExecutorTime {
             before_last = last;
             last = {now, executing_ns, idle_with_work_ns};
         }
+    }
+    void archive(Archive& archive) {
+        archive(executing_ns, idle_with_work_ns, executed_until_ns, counted_until_ns, last, before_last);
     }
     // The device has had nothing to do until `until_ns`, and a request that it could have served waited since then.
     void waited(Ns since_ns, Ns until_ns) {
@@ -99,6 +104,7 @@ struct Executor {
         slot = place;
         generation = age;
     }
+    void archive(Archive& archive);
 
     bool usable() const;
     // Whether nothing may be sent to it: a suspect is under way there, apart from everything else.
@@ -142,6 +148,7 @@ struct Arena {
         slot = place;
         generation = age;
     }
+    void archive(Archive& archive);
 
     bool usable() const;
     Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
@@ -187,6 +194,11 @@ struct HostCopy {
     std::uint64_t bytes = 0;
     Ns used_ns = 0;   // when it was last loaded from, or came
     Ns ready_ns = 0;  // FETCHING: when it is thought to be known to be there
+
+    void archive(Archive& archive) {
+        archive.choice(state, HostState::HELD);
+        archive(attempts, bytes, used_ns, ready_ns);
+    }
 };
 
 struct Worker {
@@ -220,6 +232,7 @@ struct Worker {
         slot = place;
         generation = age;
     }
+    void archive(Archive& archive);
 
     HostState host_state(const Model& model) const {
         return model.slot < host.size() ? host[model.slot].state : HostState::NONE;

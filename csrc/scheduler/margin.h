@@ -35,6 +35,8 @@ public:
         seen_ns_ = now;
     }
 
+    void archive(Archive& archive) { archive(value_, seen_ns_); }
+
 private:
     double first_;
     double value_;
@@ -51,6 +53,8 @@ public:
         kept += over > kept ? MARGIN_STEP * MARGIN_KEPT : -MARGIN_STEP * (1 - MARGIN_KEPT);
         kept_.set(now, std::clamp(kept, 0.0, MARGIN_MAX));
     }
+
+    void archive(Archive& archive) { archive(kept_); }
 
 private:
     Fading kept_{MARGIN_FIRST};

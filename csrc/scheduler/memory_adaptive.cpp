@@ -4,12 +4,6 @@
 
 namespace clockwork {
 
-namespace {
-
-constexpr std::uint32_t NOTHING = UINT32_MAX;
-
-}  // namespace
-
 // ----- order ------------------------------------------------------------------------------------
 
 void SlotHeap::set(std::uint32_t slot, Urgency urgency) {
@@ -408,10 +402,10 @@ void AdaptiveMemory::model_gone(Model& model) {
 void AdaptiveMemory::joined(Arena& arena) {
     if (arena.slot >= again_ns_.size()) {
         again_ns_.resize(arena.slot + 1, 0);
-        offered_.resize(arena.slot + 1, NOTHING);
+        offered_.resize(arena.slot + 1, OFFERED_NOTHING);
     }
     again_ns_[arena.slot] = 0;
-    offered_[arena.slot] = NOTHING;
+    offered_[arena.slot] = OFFERED_NOTHING;
 }
 
 // ----- what a device loads ------------------------------------------------------------------------
@@ -462,7 +456,7 @@ Arena* AdaptiveMemory::roomier(const Arena& arena, const KindSpec& spec, const M
 // A copy into free pages costs an idle link's time alone. That is worth something, too: others may become cold.
 void AdaptiveMemory::copy_freely(Arena& arena) {
     Model& model = state_.at<Model>(offered_[arena.slot]);
-    offered_[arena.slot] = NOTHING;
+    offered_[arena.slot] = OFFERED_NOTHING;
     KindSpec* spec = Placement::loadable(arena, model);
     if (asking_.empty() && arena.pending.empty() && Placement::loading(arena) == 0 && spec != nullptr &&
         waiting(model) > 0 && rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
@@ -471,7 +465,7 @@ void AdaptiveMemory::copy_freely(Arena& arena) {
 }
 
 void AdaptiveMemory::look(Arena& arena) {
-    if (offered_[arena.slot] != NOTHING) {
+    if (offered_[arena.slot] != OFFERED_NOTHING) {
         copy_freely(arena);
     }
     if (asking_.empty() || !arena.pending.empty()) {

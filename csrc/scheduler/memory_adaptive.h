@@ -71,10 +71,15 @@ inline constexpr Ns SCORE_STEP_NS = 100'000;
 // Models that are put in order at once to make room: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
+// Instead of the slot of a model that a device may copy.
+inline constexpr std::uint32_t OFFERED_NOTHING = UINT32_MAX;
+
 // How much something wants to be the next: what is put back comes behind all that is not.
 struct Urgency {
     bool is_put_back;
     double value;  // the higher, the sooner
+
+    void archive(Archive& archive) { archive(is_put_back, value); }
 
     bool operator>(const Urgency& other) const {
         return is_put_back != other.is_put_back ? other.is_put_back : value > other.value;
@@ -93,6 +98,7 @@ public:
     bool holds(std::uint32_t slot) const { return slot < places_.size() && places_[slot] != NOWHERE; }
     void set(std::uint32_t slot, Urgency urgency);
     void erase(std::uint32_t slot);
+    void archive(Archive& archive, std::uint32_t limit);
 
 private:
     static constexpr std::uint32_t NOWHERE = UINT32_MAX;
@@ -137,6 +143,7 @@ public:
     void renew(Model& model) override;
     void model_gone(Model& model) override;
     void joined(Arena& arena) override;
+    void archive(Archive& archive) override;
 
 private:
     struct Demand {  // of a model
@@ -145,6 +152,8 @@ private:
         Ns pressed_ns = -NEVER_NS;   // last
         Ns denied_ns = 0;            // since when it found no room; 0: it did
         bool is_everywhere = false;  // no device was left that could load it, and it has gone from none since
+
+        void archive(Archive& archive) { archive(count, slo_ns, pressed_ns, denied_ns, is_everywhere); }
     };
 
     struct Density {  // of what a page holds; of those that are equal, the least recently used goes first

@@ -64,6 +64,7 @@ public:
     void renew(Model& model) override;
     void model_gone(Model& model) override;
     void joined(Arena& arena) override;
+    void archive(Archive& archive) override;
     void check_invariants() const override;
 
 private:
@@ -73,11 +74,15 @@ private:
         double need = 0;    // p_m, as it stands in needs_
         bool is_dirty = false;
         bool is_listed = false;
+
+        void archive(Archive& archive) { archive(exec_ns, weights_ns, need, is_dirty, is_listed); }
     };
     struct Share {  // of a request
         Ns exec_ns = 0;
         Ns weights_ns = 0;  // 0: over
         std::uint64_t number = 0;
+
+        void archive(Archive& archive) { archive(exec_ns, weights_ns, number); }
     };
     struct Expiry {
         Ns at_ns;
@@ -87,6 +92,7 @@ private:
         bool operator>(const Expiry& other) const {
             return at_ns != other.at_ns ? at_ns > other.at_ns : number > other.number;
         }
+        void archive(Archive& archive) { archive(at_ns, pending, model, number); }
     };
 
     Ns now() const { return state_.now; }

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "scheduler/archive.h"
+
 namespace clockwork {
 
 // Free pages as sorted intervals; the same calls always give the same pages.
@@ -38,6 +40,8 @@ public:
     // Take exactly these free pages again: the inverse of free().
     void take(const Pages& starts, const Pages& runs);
     void take_run(std::int64_t start, std::int64_t size);
+
+    void archive(Archive& archive);
 
     // Throws std::logic_error where the intervals are not what they should be.
     void check_invariants() const;

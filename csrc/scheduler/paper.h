@@ -56,6 +56,7 @@ public:
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
     Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override;
     void sent(Batch& batch, Flight& flight, Command& command) override;
+    void archive(Archive& archive) override { archive(has_tight_); }
 
 private:
     struct Strategy {

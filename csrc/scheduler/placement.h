@@ -83,6 +83,8 @@ public:
     // into free pages; where none of these can, the next call goes on behind them. Null if there is none.
     Arena* find_spare(const Model& model);
 
+    void archive(Archive& archive) { archive(round_, spare_from_); }
+
 private:
     // What the ready queue of a model adds to the backlog of a device of a kind that has it.
     struct Share {

@@ -45,6 +45,7 @@ struct Plan {
     void remove(Batch* batch, std::size_t index);
     // Sets a planned batch's size, and its duration with it.
     void resize(Batch* batch, std::uint32_t size);
+    void archive(Archive& archive) { archive(batches, keys, planned_ns, unready); }
 };
 
 // The plans of all executors, and the memory manager that goes with them: what is planned keeps a model where it is.
@@ -79,6 +80,7 @@ public:
         return !residency.batches.empty() || !residency.model->background.empty();
     }
 
+    void archive(Archive& archive);
     void check_invariants() const;
 
 private:

@@ -80,6 +80,13 @@ public:
     // A shape's estimates were dropped for want of room: keep no pointer to its curve.
     virtual void estimates_forgotten(ProgramEstimates& /*program*/, std::uint32_t /*shape*/) {}
 
+    // ----- its state ---------------------------------------------------------------------------
+
+    // False for one whose state lies elsewhere.
+    virtual bool has_archive() const { return true; }
+    // What it keeps beside the books. Those have been read, or written.
+    virtual void archive(Archive& archive) = 0;
+
     // ----- what it says ------------------------------------------------------------------------
 
     // The part of its estimate by which an execution on a kind of device is planned longer.

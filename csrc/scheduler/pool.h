@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "scheduler/archive.h"
+
 namespace clockwork {
 
 // Objects of one type at addresses that never change. T has `slot` (a small number, for tables beside the objects),
@@ -55,6 +57,46 @@ public:
     // Slots that there are; every object's is below it.
     std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slabs_.size()) * SLAB; }
 
+    // The slots, and which of them are in use: from here on is_used() says.
+    void archive_slots(Archive& archive) {
+        std::size_t slabs = archive.count(slabs_.size());
+        while (slabs_.size() < slabs) {
+            grow();
+        }
+        for (const auto& slab : slabs_) {
+            for (std::uint32_t place = 0; place < SLAB; ++place) {
+                archive(slab[place].generation);
+            }
+        }
+        std::vector<std::uint32_t> free;
+        free.reserve(free_.size());
+        for (const T* one : free_) {
+            free.push_back(one->slot);
+        }
+        archive(free);
+        is_used_.assign(slot_count(), true);
+        free_.clear();
+        for (std::uint32_t slot : free) {
+            Archive::need(slot < slot_count() && is_used_[slot], "a free record is none");
+            is_used_[slot] = false;
+            free_.push_back(at(slot));
+        }
+    }
+    // Those in use, by slot.
+    void archive(Archive& archive) {
+        for_each_used([&archive](T& one) { one.archive(archive); });
+    }
+    bool is_used(std::uint32_t slot) const { return slot < is_used_.size() && is_used_[slot]; }
+    // Function(one) for each that was in use when archive_slots() was called.
+    template <typename Function>
+    void for_each_used(Function&& function) {
+        for (std::uint32_t slot = 0; slot < is_used_.size(); ++slot) {
+            if (is_used_[slot]) {
+                function(*at(slot));
+            }
+        }
+    }
+
 private:
     void grow() {
         std::uint32_t first = slot_count();
@@ -68,6 +110,7 @@ private:
     std::vector<std::unique_ptr<T[]>> slabs_;
     std::vector<T*> free_;
     std::vector<T*> retired_;
+    std::vector<bool> is_used_;  // by slot
 };
 
 // What somebody keeps beside each object of a Pool, by its slot; it begins anew when the slot is another object's.
@@ -100,6 +143,16 @@ public:
     void for_each(Function&& function) {
         for (Entry& entry : entries_) {
             function(entry.value);
+        }
+    }
+
+    // limit: slots that there are.
+    void archive(Archive& archive, std::uint32_t limit) {
+        std::size_t size = archive.count(entries_.size());
+        Archive::need(size <= limit, "something is kept of a record that is not there");
+        entries_.resize(size);
+        for (Entry& entry : entries_) {
+            archive(entry.generation, entry.value);
         }
     }
 

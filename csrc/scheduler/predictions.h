@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "histogram.h"
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -18,6 +19,7 @@ namespace clockwork {
 struct Errors {
     Histogram over, under;
     void add(Ns error) { error >= 0 ? over.add(error) : under.add(-error); }
+    void archive(Archive& archive) { archive(over, under); }
 };
 
 // Of so many executions, half are forgotten: the noise that they say is that of late.
@@ -38,6 +40,10 @@ struct Predictions {
     Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion;
     Histogram infer_ratio;  // of the time taken to that expected, in millionths; of late
 
+    void archive(Archive& archive) {
+        archive(infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion);
+        archive(infer_ratio);
+    }
     void took(Ns took_ns, Ns expected_ns) {
         infer_ratio.add(static_cast<Ns>(1e6 * static_cast<double>(took_ns) / static_cast<double>(expected_ns)));
         if (infer_ratio.total() >= NOISE_EXECUTIONS) {
@@ -83,6 +89,8 @@ public:
             end_ns_ += shift_ns;
         }
     }
+
+    void archive(Archive& archive) { archive(end_ns_, under_way_); }
 
 private:
     Ns end_ns_ = 0;

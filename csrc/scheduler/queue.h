@@ -132,6 +132,9 @@ public:
     Ns timer_ns = NEVER_NS;         // the timer that is set for it
     std::int64_t timer_order = -1;  // and on which request
 
+    // But for the model, shape and level.
+    void archive(Archive& archive);
+
 private:
     std::vector<Waiting>::iterator begin() { return items_.begin() + static_cast<std::ptrdiff_t>(head_); }
 

@@ -30,6 +30,7 @@ public:
     virtual void renew(Model& model) = 0;
     virtual void model_gone(Model& model) = 0;
     virtual void joined(Arena& arena) = 0;
+    virtual void archive(Archive& archive) = 0;
     virtual void check_invariants() const {}
 };
 

@@ -55,6 +55,8 @@ public:
     double margin(std::uint32_t kind) const override { return rules_->margin(kind); }
     PolicyStatus status(Ns now) const override { return rules_->status(now); }
     void collect_waiting(std::vector<const Pending*>& found) const override { queues_.collect(found); }
+    bool has_archive() const override { return rules_->has_archive(); }
+    void archive(Archive& archive) override;
     void check_invariants() const override;
 
 private:

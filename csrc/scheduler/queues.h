@@ -138,6 +138,7 @@ public:
     // The first of them to which the model's work could be sent; null: none.
     Executor* find_hungry(const Model& model) const;
 
+    void archive(Archive& archive);
     void collect(std::vector<const Pending*>& found) const;
     void check_invariants() const;
 

@@ -65,6 +65,7 @@ struct Recent {
         oldest = now;
         return count >= Count && now - times[count % Count] <= FAULT_WINDOW_NS;
     }
+    void archive(Archive& archive) { archive(times, count); }
 };
 
 // A request that has been admitted and not been answered.
@@ -97,10 +98,12 @@ struct Pending {
         queue = nullptr;
         before = after = nullptr;
         load_ns = key_ns = 0;
+        part = 0;
         attempts = evidence = widenings = 0;
         failed_on = 0;
         answered = alone = false;
     }
+    void archive(Archive& archive);
 };
 
 // Requests that wait, each in at most one list, which it knows.
@@ -125,6 +128,9 @@ struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
         Pending* one = front();
         erase(one);
         return one;
+    }
+    void archive(Archive& archive) {
+        archive_by(archive, [this](Pending* one) { push_back(one); });
     }
 };
 
@@ -154,6 +160,7 @@ struct Batch {
         limit_ns = NEVER_NS;
         pendings.clear();
     }
+    void archive(Archive& archive);
 
     // What it is thought to take, without margin, if it had this size.
     Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
@@ -189,6 +196,7 @@ struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t generation = 0;
 
     void reset() { worker_count = 0; }
+    void archive(Archive& archive);
 
     Ns load_expected_ns() const { return load_own_ns > 0 ? load_own_ns : loads->first_ns(load_ns, page_count); }
     Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
@@ -249,6 +257,7 @@ struct alignas(CACHE_LINE) Residency {
         before = after = nullptr;
         share = {};
     }
+    void archive(Archive& archive);
 
     // Nothing is planned on it, nothing of it in flight, and it is not just being loaded.
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
@@ -287,8 +296,10 @@ struct Flight {
     void reset() {
         revoked = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
+        predicted_end_ns = waits_since_ns = 0;
         inputs = 0;
     }
+    void archive(Archive& archive);
 };
 
 struct alignas(CACHE_LINE) Model {
@@ -343,6 +354,7 @@ struct alignas(CACHE_LINE) Model {
         unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
         demand = ModelDemand();
     }
+    void archive(Archive& archive);
 
     // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
     Ns least_alone_ns(std::uint32_t shape, std::uint32_t size) const {

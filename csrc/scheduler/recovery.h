@@ -36,6 +36,8 @@ public:
     // Answers every request for a model that is set aside and not under way, in the order of their coming.
     void set_aside(Model& model);
 
+    void archive(Archive& archive) { archive(lost_ns_); }
+
 private:
     State& state_;
     Arenas& arenas_;

@@ -24,6 +24,8 @@ inline constexpr std::size_t WAKE_MAX = 64;
 
 struct RequestCounts {
     std::uint64_t admitted = 0, answered = 0, refused = 0, missed = 0, failed = 0, displaced = 0;
+
+    void archive(Archive& archive) { archive(admitted, answered, refused, missed, failed, displaced); }
 };
 
 class Requests {
@@ -69,6 +71,7 @@ public:
     std::uint64_t queued_bytes() const { return bytes_; }
     const RequestCounts& counts() const { return counts_; }
     double devices_wanted(Ns now) const { return demand_.devices_wanted(now, state_.models, state_.arenas); }
+    void archive(Archive& archive);
     void check_invariants() const;
 
 private:

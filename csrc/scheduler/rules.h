@@ -102,6 +102,8 @@ public:
     virtual void sent(Batch& /*batch*/, Flight& /*flight*/, Command& /*command*/) {}
 
     // See Policy.
+    virtual bool has_archive() const { return true; }
+    virtual void archive(Archive& /*archive*/) {}
     virtual void depart(Flight& /*flight*/) {}
     virtual void delivered(const Flight& /*flight*/, Ns /*ready_ns*/) {}
     virtual void executed(const Flight& /*flight*/, Ns /*took_ns*/) {}

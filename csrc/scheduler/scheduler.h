@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "scheduler/predictions.h"
@@ -204,6 +205,14 @@ public:
     // ended well. Null for one that does not say.
     virtual const Predictions* predictions() const = 0;
     virtual void judge_predictions(Ns from_ns, Ns until_ns) = 0;
+
+    // Its whole state as bytes, between steps: another one, made with the same options, goes on from there just as it
+    // does. False if that takes more bytes than bytes_max, or if the policy is in another language, and so has state of
+    // its own.
+    virtual bool save(std::string& state, std::size_t bytes_max) = 0;
+    // What save() wrote, into a scheduler that was told nothing yet. Throws Damaged (archive.h), and may only be destroyed
+    // then.
+    virtual void restore(std::string_view state) = 0;
 
     // Throws std::logic_error where the books do not balance. For tests; may be slow.
     virtual void check_invariants() const = 0;

@@ -26,6 +26,7 @@ public:
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
     bool admit(Pending& pending) override;
+    bool has_archive() const override { return false; }
 
 private:
     Ns now() const override { return parts_.state.now; }

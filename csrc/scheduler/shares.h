@@ -28,6 +28,7 @@
 
 #include <vector>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -89,6 +90,8 @@ public:
         return (current_ + before_ * rest) / static_cast<double>(SHARE_WINDOW_NS);
     }
 
+    void archive(Archive& archive) { archive(began_ns_, current_, before_); }
+
 private:
     void turn(Ns now) {
         if (Ns past = now - began_ns_; past >= SHARE_WINDOW_NS) {
@@ -118,6 +121,11 @@ struct ModelShare {
     bool is_modest = false;  // asks for at most SHARE_MODEST of the level
     bool is_greedy = false;  // asks for more than the level
     bool is_beyond = false;  // and had at least as much as those that do have on average
+
+    void archive(Archive& archive) {
+        archive(asked, had, requests, asked_ns, alone_ns, slack_ns, batched_ns, arrivals, sigmas);
+        archive(is_modest, is_greedy, is_beyond);
+    }
 };
 
 // How a device's time is divided.
@@ -132,6 +140,11 @@ struct DeviceShares {
     Ns batch_max_ns =
         NEVER_NS;      // how long a batch of models beyond their shares may run, unless it is a single request
     double level = 0;  // 0: all that is asked for fits
+
+    void archive(Archive& archive) {
+        archive(contested_until_ns, divided_ns, is_divided, busy, spread_ns, alone_max_ns, slack_min_ns, batch_max_ns,
+                level);
+    }
 };
 
 // What each may have at most so that all together have what is there (max-min fair): those that want less have that, the

@@ -26,6 +26,8 @@ public:
     // Give a background batch that waited long a place in a plan that never ends, where it breaks no promise.
     void promote(Executor& executor);
 
+    void archive(Archive& archive) { archive(round_); }
+
 private:
     Batch* steal(Executor& executor, Ns free);
     Batch* from_background(Executor& executor, Ns free);

@@ -101,6 +101,9 @@ public:
         executor.time.waited(std::max(since_ns, judged_from_ns), std::min(until_ns, judged_until_ns));
     }
 
+    // Between steps.
+    void archive(Archive& archive);
+
     // Throws std::logic_error where the records contradict each other.
     void check_invariants(const Policy& policy) const;
 
@@ -128,6 +131,8 @@ private:
         std::uint64_t sequence;
         std::uint32_t slot;  // of a request or, with EXECUTOR_TIMER, of an executor
         std::uint32_t generation;
+
+        void archive(Archive& archive) { archive(at_ns, sequence, slot, generation); }
     };
     struct IsLater {  // as a type, so that the heap's functions inline it
         bool operator()(const Timer& a, const Timer& b) const {
@@ -136,6 +141,7 @@ private:
     };
 
     void recycle_all();
+    void check_read();
     void push_timer(Ns at_ns, std::uint32_t slot, std::uint32_t generation);
     void pop_timer();
     bool is_stale(const Timer& timer) const;
@@ -152,6 +158,16 @@ private:
     ActionId action_id_ = 0;
     LoadId load_id_ = 0;
 };
+
+template <typename T>
+void Archive::maybe(T*& record) {
+    std::uint32_t number = record != nullptr ? record->slot + 1 : 0;
+    one(number);
+    need(number == 0 || books->pool<T>().is_used(number - 1), "a record is named that is not there");
+    if (is_reading()) {
+        record = number != 0 ? &books->at<T>(number - 1) : nullptr;
+    }
+}
 
 // ----- what happens in each step ----------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "scheduler/archive.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -17,6 +18,8 @@ public:
     double weight() const { return weight_; }
     // What a sum of weighted things is divided by to be a rate per nanosecond.
     double span_ns() const { return weight_ * memory_ns_; }
+
+    void archive(Archive& archive) { archive(origin_ns_, kept_ns_, weight_, memory_ns_, before_); }
 
 private:
     Ns half_life_ns_;
@@ -47,6 +50,8 @@ public:
     double rate(double sigmas) const {
         return (sum_ + sigmas * std::sqrt(square_sum_ * weights_.weight())) / weights_.span_ns();
     }
+
+    void archive(Archive& archive) { archive(sum_, square_sum_, weights_); }
 
 private:
     double sum_ = 0;

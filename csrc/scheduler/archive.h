@@ -1,0 +1,237 @@
+// A scheduler's state as bytes. One function of each class, archive(), both writes and reads, so that the two cannot part.
+//
+// Numbers take as many bytes as they need, pooled records are told by their slots, and hash tables in the order of their
+// keys, so that equal states are equal bytes. Bytes that are read may be anybody's: whatever they name must exist, and no
+// more memory is taken than goes with their length. Any change of what is written needs another STATE_FORMAT.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace clockwork {
+
+inline constexpr std::uint32_t STATE_FORMAT = 1;
+
+class State;
+
+// What was read is no state of a scheduler.
+struct Damaged : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+// A state has more bytes than it may.
+struct TooLarge : std::length_error {
+    TooLarge() : std::length_error("a state of more bytes than it may have") {}
+};
+
+class Archive {
+public:
+    // Writes; `out` holds the bytes once finish() was called. Throws TooLarge beyond so many.
+    Archive(std::string& out, std::size_t bytes_max) : out_(&out), bytes_max_(bytes_max) { out.resize(ROOM); }
+    // Reads. Throws Damaged where the bytes are no state.
+    explicit Archive(std::string_view in) : in_(in) {}
+    Archive(const Archive&) = delete;
+    Archive& operator=(const Archive&) = delete;
+
+    bool is_reading() const { return out_ == nullptr; }
+    // All was written, or should have been read.
+    void finish() {
+        if (is_reading()) {
+            need(at_ == in_.size(), "there are more bytes than it takes");
+        } else {
+            out_->resize(at_);
+        }
+    }
+    // What must hold of what was read.
+    static void need(bool holds, const char* what) {
+        if (!holds) {
+            throw Damaged(what);
+        }
+    }
+
+    // Numbers, flags, arrays, pairs, vectors, pointers to records (of which none is null), and whatever has archive().
+    template <typename... T>
+    void operator()(T&... each) {
+        (one(each), ...);
+    }
+    // A pointer that may be null.
+    template <typename T>
+    void maybe(T*& record);
+    // A number of [least, most].
+    template <typename T>
+    void within(T& value, T least, T most) {
+        one(value);
+        need(!is_reading() || (least <= value && value <= most), "a number is out of its range");
+    }
+    // One of an enumeration from 0 to `last`.
+    template <typename T>
+    void choice(T& value, T last) {
+        auto number = static_cast<std::underlying_type_t<T>>(value);
+        within<std::underlying_type_t<T>>(number, 0, static_cast<std::underlying_type_t<T>>(last));
+        value = static_cast<T>(number);
+    }
+    // How many there are of what takes at least a byte each.
+    std::size_t count(std::size_t there) {
+        auto number = static_cast<std::uint64_t>(there);
+        one(number);
+        need(!is_reading() || number <= in_.size() - at_, "it is cut off");
+        return static_cast<std::size_t>(number);
+    }
+    // A hash table, by key; function(value) for each.
+    template <typename Map, typename Function>
+    void table(Map& map, Function&& function) {
+        using Key = typename Map::key_type;
+        std::vector<Key> keys;
+        if (!is_reading()) {
+            for (const auto& entry : map) {
+                keys.push_back(entry.first);
+            }
+            std::sort(keys.begin(), keys.end());
+        }
+        one(keys);
+        for (Key key : keys) {
+            need(!is_reading() || map.find(key) == map.end(), "something is there twice");
+            function(map[key]);
+        }
+    }
+    // A list through its records enters this one: of each kind of list, a record is in one at most.
+    void enter_list(const void* kind, std::uint32_t slot) {
+        need(lists_.emplace(kind, slot).second, "a record is in two lists");
+    }
+
+    State* books = nullptr;  // whose records pointers are to
+
+private:
+    static constexpr std::size_t ROOM = 64 << 10;  // by which what is written grows, at least
+    static constexpr std::size_t NUMBER_BYTES_MAX = 10;
+
+    template <typename T>
+    struct IsVector : std::false_type {};
+    template <typename T>
+    struct IsVector<std::vector<T>> : std::true_type {};
+    template <typename T>
+    struct IsArray : std::false_type {};
+    template <typename T, std::size_t Count>
+    struct IsArray<std::array<T, Count>> : std::true_type {};
+    template <typename T>
+    struct IsPair : std::false_type {};
+    template <typename A, typename B>
+    struct IsPair<std::pair<A, B>> : std::true_type {};
+
+    template <typename T>
+    void one(T& value) {
+        if constexpr (std::is_same_v<T, bool>) {
+            auto flag = static_cast<std::uint8_t>(value);
+            within<std::uint8_t>(flag, 0, 1);
+            value = flag != 0;
+        } else if constexpr (std::is_same_v<T, double>) {
+            real(value);
+        } else if constexpr (std::is_integral_v<T>) {
+            number(value);
+        } else if constexpr (std::is_pointer_v<T>) {
+            maybe(value);
+            need(value != nullptr, "a record is missing");
+        } else if constexpr (IsVector<T>::value) {
+            std::size_t size = count(value.size());
+            if (is_reading()) {
+                value.clear();
+            }
+            for (std::size_t place = 0; place < size; ++place) {
+                if (is_reading()) {
+                    value.emplace_back();
+                }
+                one(value[place]);
+            }
+        } else if constexpr (IsArray<T>::value) {
+            for (auto& each : value) {
+                one(each);
+            }
+        } else if constexpr (IsPair<T>::value) {
+            one(value.first);
+            one(value.second);
+        } else {
+            value.archive(*this);
+        }
+    }
+
+    // Seven bits a byte, the lowest first; of what may be negative, the sign is the lowest bit.
+    template <typename T>
+    void number(T& value) {
+        if (!is_reading()) {
+            std::uint64_t left;
+            if constexpr (std::is_signed_v<T>) {
+                auto wide = static_cast<std::int64_t>(value);
+                left = static_cast<std::uint64_t>(wide) << 1 ^ static_cast<std::uint64_t>(wide >> 63);
+            } else {
+                left = value;
+            }
+            char* place = room(NUMBER_BYTES_MAX);
+            while (left >= 0x80) {
+                *place++ = static_cast<char>(left | 0x80);
+                left >>= 7;
+            }
+            *place++ = static_cast<char>(left);
+            at_ = static_cast<std::size_t>(place - out_->data());
+            return;
+        }
+        std::uint64_t found = 0;
+        std::uint8_t byte = 0x80;
+        for (unsigned shift = 0; byte >= 0x80; shift += 7) {
+            need(at_ < in_.size(), "it is cut off");
+            byte = static_cast<std::uint8_t>(in_[at_++]);
+            need(shift < 63 || (shift == 63 && byte < 2), "a number is too long");
+            found |= std::uint64_t{byte & 0x7Fu} << shift;
+        }
+        if constexpr (std::is_signed_v<T>) {
+            auto wide = static_cast<std::int64_t>(found >> 1 ^ (~(found & 1) + 1));
+            need(std::numeric_limits<T>::min() <= wide && wide <= std::numeric_limits<T>::max(),
+                 "a number is too large");
+            value = static_cast<T>(wide);
+        } else {
+            need(found <= std::numeric_limits<T>::max(), "a number is too large");
+            value = static_cast<T>(found);
+        }
+    }
+
+    void real(double& value) {
+        if (!is_reading()) {
+            std::memcpy(room(sizeof value), &value, sizeof value);
+            at_ += sizeof value;
+            return;
+        }
+        need(in_.size() - at_ >= sizeof value, "it is cut off");
+        std::memcpy(&value, in_.data() + at_, sizeof value);
+        at_ += sizeof value;
+        need(!std::isnan(value), "a number is none");
+    }
+
+    char* room(std::size_t bytes) {
+        if (at_ > bytes_max_) {
+            throw TooLarge();
+        }
+        if (out_->size() - at_ < bytes) {
+            out_->resize(out_->size() * 2);
+        }
+        return out_->data() + at_;
+    }
+
+    std::string* out_ = nullptr;
+    std::size_t bytes_max_ = 0;
+    std::string_view in_;
+    std::size_t at_ = 0;
+    std::set<std::pair<const void*, std::uint32_t>> lists_;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,171 @@
+"""A scheduler that is written down and restored goes on as the one that it was, wherever that stood."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clockwork.errors import ConfigError
+from clockwork.observe.recorded import opened
+from clockwork.scheduler import POLICIES, make_scheduler
+from clockwork.scheduler._core import Core
+from clockwork.sim.random_world import random_world as simulated_world
+from clockwork.sim.world import Cluster, Open, simulate
+from tests.sim.harness import MS
+from tests.sim.test_host_store import POLICIES as TIERED
+from tests.sim.test_host_store import models as tiered_models
+from tests.sim.test_host_store import zipf
+from tests.sim.test_scheduler_random import random_world
+
+BYTES_MAX = 16 << 20
+
+
+def restored(policy: str, state: bytes, memory: str = "") -> Core:
+    fresh = make_scheduler(policy, memory)
+    fresh.restore(state)
+    return fresh
+
+
+class Twins:
+    """A scheduler, and one that is restored from its state now and then; both are told the same, and must do the same."""
+
+    def __init__(self, policy: str, rng: random.Random, part: float, memory: str = "") -> None:
+        self.policy, self.memory, self.rng, self.part = policy, memory, rng, part
+        self.core = make_scheduler(policy, memory)
+        self.twin: Core | None = None
+        self.restored = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.core, name)
+
+    def step(self, event: Any) -> Any:
+        return self.step_many([event])
+
+    def step_many(self, events: Any) -> Any:
+        orders = self.core.step_many(events)
+        if self.twin is not None:
+            assert self.twin.step_many(events) == orders, "the restored scheduler decides otherwise"
+        if self.rng.random() < self.part:
+            self.assert_alike()
+            state = self.core.save(BYTES_MAX)
+            assert state is not None
+            self.twin = restored(self.policy, state, self.memory)
+            assert self.twin.save(BYTES_MAX) == state, "what was restored is written otherwise"
+            self.restored += 1
+        return orders
+
+    def assert_alike(self) -> None:
+        if self.twin is not None:
+            assert self.twin.save(BYTES_MAX) == self.core.save(BYTES_MAX), "the states have parted"
+            assert self.twin.snapshot() == self.core.snapshot()
+
+
+def check_world(seed: int, policy: str, part: float) -> int:
+    """A world with everything that may happen to a scheduler; how often it was restored."""
+    world = random_world(seed, calm=False, policy=policy)
+    twins = Twins(policy, random.Random(seed), part)
+    for event, _ in world.trace:
+        twins.step(event)
+    world.scheduler, world.check_always = twins, False  # type: ignore[assignment]
+    rng = random.Random(seed)
+    world.at(rng.randrange(200 * MS), lambda: world.join(60, [("cpu", 9, 1.0), ("gpu", 12, 0.5)]))
+    world.at(rng.randrange(200 * MS, 400 * MS), lambda: world.workers[60].lose(rng.randrange(2)))
+    world.settle()
+    twins.assert_alike()
+    return twins.restored
+
+
+def check_recording(path: Path, policy: str, memory: str, part: float, seed: int) -> int:
+    twins = Twins(policy, random.Random(seed), part, memory)
+    with opened(path) as (_, steps):
+        for step in steps:
+            twins.step_many(step.events)
+    twins.assert_alike()
+    return twins.restored
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_restored_scheduler_decides_the_same(policy: str) -> None:
+    count = sum(check_world(seed, policy, 0.02) for seed in range(3))
+    assert count > 5
+
+
+@pytest.mark.parametrize("policy", TIERED)
+def test_a_restored_scheduler_of_host_stores_decides_the_same(policy: str, tmp_path: Path) -> None:
+    profiles = tiered_models(12)
+    cluster = Cluster(
+        devices=3, devices_per_worker=2, page_count=8, host_bytes=10 << 24, disk_bandwidth=2_000_000_000
+    )
+    for memory in ("", "paper", "adaptive"):
+        path = tmp_path / f"{policy}-{memory}.rec"
+        simulate(
+            profiles, cluster, [zipf(900, 0.4, len(profiles))], policy=policy, memory=memory, recording=path
+        )
+        assert check_recording(path, policy, memory, 0.02, 1) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_restored_scheduler_decides_the_same_in_many_worlds(policy: str, tmp_path: Path) -> None:
+    for seed in range(3, 15):
+        check_world(seed, policy, 0.02 if seed % 4 else 0.3)
+    for seed in range(4):
+        world = simulated_world(seed)
+        path = tmp_path / f"{seed}.rec"
+        simulate(
+            world.models, world.cluster, [Open([world.arrivals]), *world.closed], policy=policy, seed=seed,
+            until_ns=world.until_ns, drain_ns=world.DRAIN_NS, recording=path,
+        )  # fmt: skip
+        assert check_recording(path, policy, "", 0.02 if seed % 4 else 0.3, seed) > 0
+
+
+def test_a_state_of_more_bytes_than_it_may_have_is_none() -> None:
+    scheduler = random_world(5, calm=False).scheduler
+    state = scheduler.save(BYTES_MAX)
+    assert state is not None
+    assert scheduler.save(len(state)) == state
+    assert scheduler.save(len(state) - 1) is None
+    assert scheduler.save(1000) is None
+
+
+def test_a_state_of_another_policy_is_refused() -> None:
+    state = make_scheduler("edf").save(BYTES_MAX)
+    assert state is not None
+    with pytest.raises(ConfigError, match="it is of policy 'edf'"):
+        make_scheduler("fifo").restore(state)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_damaged_state_is_refused_or_is_one(policy: str) -> None:
+    """Whatever bytes are damaged: what is restored passes every check, and can be told what follows."""
+    world = random_world(6, calm=False, policy=policy)
+    world.settle()
+    events = [event for event, _ in world.trace]
+    before = make_scheduler(policy)
+    before.step_many(events[:200])
+    state = before.save(BYTES_MAX)
+    assert state is not None
+    refusals = []
+    for seed in range(150):
+        rng = random.Random(seed)
+        damaged = bytearray(state)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(damaged))
+            if rng.random() < 0.5:
+                damaged[place] = rng.randrange(256)
+            else:
+                del damaged[place : place + rng.randint(1, 3)]
+        try:
+            after = restored(policy, bytes(damaged))
+        except ConfigError as error:
+            refusals.append(str(error))
+            continue
+        try:
+            after.step_many(events[200:250])
+        except (ValueError, RuntimeError, IndexError):  # as from a recording of events that cannot be
+            continue
+    assert len(refusals) > 50
+    assert all(text.startswith("the state of the scheduler cannot be restored: ") for text in refusals)

@@ -21,7 +21,19 @@ def opened(path: Path) -> Iterator[tuple[Header, Iterator[Step]]]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     with file:
-        yield decode(file)
+        try:
+            header, steps = decode(file)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+        yield header, _named(path, steps)
+
+
+def _named(path: Path, steps: Iterator[Step]) -> Iterator[Step]:
+    """The same, with the file's name in what is wrong with them."""
+    try:
+        yield from steps
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def read_history(path: Path, from_ns: int = 0, span_ns: int = NEVER_NS) -> tuple[Header, History]:

@@ -291,9 +291,14 @@ def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
     """The files of a recording, or of a dump of the flight recorder. Raises as Telemetry, and ConfigError for another file."""
     with opened(recording) as (header, steps):
         writer = Telemetry(folder, bytes_max, note={"policy": header.policy, "version": header.version})
-        with writer:
-            for step in steps:
-                writer.apply(step)
+        try:
+            with writer:
+                for step in steps:
+                    writer.apply(step)
+        except ConfigError as error:
+            raise ConfigError(
+                str(error) if str(recording) in str(error) else f"{recording}: {error}"
+            ) from None
     return writer
 
 
@@ -380,7 +385,10 @@ class _Table:
             self._sink = pa.OSFile(str(self._path), "wb")
             self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd")
         rows, self._rows = self._rows, []
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows), schema)]
+        try:
+            columns = [pa.array(column, field.type) for column, field in zip(zip(*rows), schema)]
+        except (OverflowError, pa.ArrowInvalid) as error:
+            raise ConfigError(f"a number of {self._name} does not fit into its column: {error}") from None
         self._writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
     def _schema(self) -> pa.Schema:

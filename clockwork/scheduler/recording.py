@@ -7,13 +7,18 @@ Events and commands are [number of the type, fields...]. A Wake is left out: it 
 a Tick is a step without events. Since schedulers are deterministic, the events are enough to repeat every decision.
 
 csrc/controller/recorder.cpp writes the same bytes.
+
+A recording is anybody's: whatever is read has the types and ranges that the fields of the records have.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
+import struct
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -172,16 +177,25 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
     if not isinstance(head, tuple) or len(head) < 5 or not all(type(text) is str for text in head[1:3]):
         raise ConfigError("this is no recording of a controller")
     if head[0] != FORMAT:
-        raise ConfigError(f"a recording of format {head[0]}; this program reads format {FORMAT}")
+        raise ConfigError(f"a recording of format {head[0]!r:.40}; this program reads format {FORMAT}")
+    return _header(head), _steps(unpacker)
+
+
+def _header(head: Sequence[Any]) -> Header:
     try:
         header = Header(*head[1:])
         header = header._replace(options=dict(header.options), held=tuple(Held(*one) for one in header.held))
     except (TypeError, ValueError):
         raise ConfigError("the head of the recording is damaged") from None
     numbers = [header.start, header.cluster_steps, *itertools.chain.from_iterable(header.held)]
-    if any(type(number) is not int for number in numbers):
+    is_typed = (
+        all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        and all(type(name) is str and type(value) in (int, float) for name, value in header.options.items())
+        and type(header.version) is str
+    )
+    if not is_typed:
         raise ConfigError("the head of the recording is damaged")
-    return header, _steps(unpacker)
+    return header
 
 
 def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
@@ -189,8 +203,8 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
         for number, body in enumerate(unpacker):
             try:
                 step = decode_step(body)
-            except (TypeError, ValueError, IndexError, KeyError):
-                raise ConfigError(f"step {number} of the recording is damaged") from None
+            except ValueError as error:
+                raise ConfigError(f"step {number} of the recording is damaged: {error}") from None
             yield step
     except ConfigError:
         raise
@@ -245,12 +259,39 @@ class Stream:
 
 
 def decode_step(body: bytes) -> Step:
-    """The step that one byte string of a recording is. Raises TypeError, ValueError, IndexError or KeyError if it is none."""
-    time_ns, settled, told, ordered = msgpack.unpackb(body, use_list=False)
-    events = [_EVENT_READERS[one[0]](one, time_ns) for one in told]
+    """The step that one byte string of a recording is. Raises ValueError, which says what is wrong, if it is none."""
+    try:
+        time_ns, settled, told, ordered = msgpack.unpackb(body, use_list=False)
+        _TIMES.pack(time_ns, settled, time_ns + settled)
+        if type(told) is not tuple or type(ordered) is not tuple:
+            raise ValueError("it has no events or no commands")
+    except (TypeError, ValueError, struct.error, msgpack.UnpackException) as error:
+        raise ValueError(f"it is no step ({error})") from None
+    events = _records(told, _EVENT_READERS, EVENTS, time_ns)
     if not events or (settled and max(event[0] for event in events) < time_ns + settled):
         events.append(Tick(time_ns + settled))
-    return Step(events, [_COMMAND_READERS[one[0]](one, time_ns) for one in ordered])
+    return Step(events, _records(ordered, _COMMAND_READERS, COMMANDS, time_ns))
+
+
+_TIMES = struct.Struct("<qqq")
+
+
+def _records(
+    bodies: Sequence[Body],
+    readers: Sequence[Callable[[Body, int], Any]],
+    kinds: Sequence[type[Any]],
+    time_ns: int,
+) -> list[Any]:
+    """The events or commands of a step. Raises ValueError where one is not as its kind declares it."""
+    found = []
+    for number, body in enumerate(bodies):
+        try:
+            found.append(readers[body[0]](body, time_ns))
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
+            is_known = type(body) is tuple and body and type(body[0]) is int and 0 <= body[0] < len(kinds)
+            name = kinds[body[0]].__name__ if is_known else "nothing that is known"
+            raise ValueError(f"record {number} is {name}: {error}") from None
+    return found
 
 
 def _plain_event(event: Event, time_ns: int) -> list[Any]:
@@ -274,54 +315,199 @@ def _plain_command(command: Command, time_ns: int) -> list[Any]:
     return [_COMMAND_NUMBERS[kind], *fields]
 
 
+# ----- records as they are read --------------------------------------------------------------------
+
+# Forms of numbers, as the scheduler has them: struct packs them all in one call, which fails where one is no number or does
+# not fit.
+_FORMS = {
+    "worker": "i", "device": "i", "model_id": "q", "action_id": "Q", "load_id": "Q", "request_id": "Q", "id": "Q", "rows": "Q",
+    "bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
+    "page_bytes": "Q", "page_count": "I", "run_ahead": "I",
+}  # fmt: skip
+
+
+def _form_of(name: str) -> str:
+    return "q" if name.endswith("_ns") else _FORMS[name]
+
+
+class _Numbers:
+    """Checks some fields of a record, all of them numbers."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._form = struct.Struct("<" + "".join(_form_of(name) for name in names))
+
+    def check(self, *values: Any) -> None:
+        """Raises ValueError, naming the field and its value."""
+        try:
+            self._form.pack(*values)
+        except struct.error:
+            for name, value in zip(self._names, values, strict=True):
+                bits = 8 * struct.calcsize("<" + _form_of(name))
+                least = -(1 << bits - 1) if _form_of(name).islower() else 0
+                if not isinstance(value, int) or not least <= value < least + (1 << bits):
+                    raise ValueError(
+                        f"{name} is {value!r:.40}, not a number from {least} to {least + (1 << bits) - 1}"
+                    ) from None
+            raise
+
+
+def _check_type(name: str, value: Any, wanted: type) -> None:
+    if type(value) is not wanted:
+        raise ValueError(f"{name} is {value!r:.40}, not {_TYPE_NAMES[wanted]}")
+
+
+_TYPE_NAMES = {str: "a text", bool: "true or false", tuple: "a list"}
+
+
+def _check_list(name: str, value: Any, form: str) -> None:
+    """Numbers of an array's form."""
+    _check_type(name, value, tuple)
+    try:
+        array(form, value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{name} is {value!r:.40}: {error}") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _check_shape(shape: Any) -> None:
+    """Dimensions of each input; few shapes come often."""
+    _check_type("shape", shape, tuple)
+    for dims in shape:
+        _check_list("shape", dims, "q")
+        if any(dim < 0 for dim in dims):
+            raise ValueError(f"shape is {shape!r:.40}, with a dimension below 0")
+
+
+_WORKERS_DEVICE = _Numbers("page_bytes", "page_count", "run_ahead")
+_PROFILE_POINT = _Numbers("batch", "exec_ns")
+
+
+def _check_devices(devices: Any) -> None:
+    _check_type("devices", devices, tuple)
+    for kind, *numbers in devices:
+        _check_type("kind", kind, str)
+        _WORKERS_DEVICE.check(*numbers)
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "devices": _check_devices,
+    "run_starts": functools.partial(_check_list, "run_starts", form="I"),
+    "runs": functools.partial(_check_list, "runs", form="I"),
+    "requests": functools.partial(_check_list, "requests", form="Q"),
+    "shape": _check_shape,
+    **{name: functools.partial(_check_type, name, wanted=str) for name in ("text", "name", "program")},
+    **{name: functools.partial(_check_type, name, wanted=bool) for name in ("batches", "set_aside")},
+}
+
+
+def _checker(names: Sequence[str]) -> Callable[[Sequence[Any]], None]:
+    """A function that checks the fields of a record, given in this order."""
+    numbers = [place for place, name in enumerate(names) if name.endswith("_ns") or name in _FORMS]
+    others = [(place, _CHECKS[name]) for place, name in enumerate(names) if name in _CHECKS]
+    form = _Numbers(*(names[place] for place in numbers))
+
+    def check(fields: Sequence[Any]) -> None:
+        if len(fields) != len(names):
+            raise ValueError(f"it has {len(fields)} fields, not {len(names)}")
+        form.check(*[fields[place] for place in numbers])
+        for place, one in others:
+            one(fields[place])
+
+    return check
+
+
 def _reader(kind: type[Any], moments: tuple[int, ...]) -> Callable[[Body, int], Any]:
+    check = _checker(kind._fields)
+
     def read(body: Body, time_ns: int) -> Any:
-        return kind(*_shifted([*body[1:]], moments, time_ns))
+        fields = _shifted([*body[1:]], moments, time_ns)
+        check(fields)
+        return kind(*fields)
 
     return read
 
 
 # What comes with every request is read field by field, in half the time.
 
+_ARRIVED = _Numbers(
+    "now_ns", "id", "model_id", "rows", "bytes", "arrived_ns", "deadline_ns", "priority"
+)  # fmt: skip
+_ACTION_DONE = _Numbers("now_ns", "worker", "action_id", "begin_ns", "end_ns", "duration_ns", "ready_ns")
+_SEND_INFER = _Numbers(
+    "worker", "device", "action_id", "model_id", "load_id", "earliest_ns", "latest_ns", "expected_ns"
+)
+_ANSWER_OK = _Numbers(*AnswerOk._fields)
+_ANSWER_FAILED = _Numbers("request_id", "feasible_slo_ns", "retry_after_ns")
+_MODEL_READY = _checker(["now_ns", "worker", *(field.name for field in dataclasses.fields(ModelSpec))][:-1])
+_MODEL_FAULT = _checker(["model_id", "worker"])
+
 
 def _arrived(body: Body, time_ns: int) -> Arrived:
     at_ns, number, model, rows, shape, size, arrived_ns, deadline_ns, priority = body[1:]
-    request = Request(number, model, rows, shape, size, arrived_ns + time_ns, deadline_ns + time_ns, priority)
-    return Arrived(at_ns + time_ns, request)
+    at_ns, arrived_ns, deadline_ns = at_ns + time_ns, arrived_ns + time_ns, deadline_ns + time_ns
+    _ARRIVED.check(at_ns, number, model, rows, size, arrived_ns, deadline_ns, priority)
+    _check_shape(shape)
+    return Arrived(at_ns, Request(number, model, rows, shape, size, arrived_ns, deadline_ns, priority))
 
 
 def _action_done(body: Body, time_ns: int) -> ActionDone:
     at_ns, worker, action, status, text, begin_ns, end_ns, duration_ns, ready_ns = body[1:]
-    return ActionDone(
-        at_ns + time_ns, worker, action, _STATUSES[status], text, begin_ns + time_ns, end_ns + time_ns, duration_ns,
+    at_ns, begin_ns, end_ns, ready_ns = (
+        at_ns + time_ns,
+        begin_ns + time_ns,
+        end_ns + time_ns,
         ready_ns + time_ns,
-    )  # fmt: skip
+    )
+    _ACTION_DONE.check(at_ns, worker, action, begin_ns, end_ns, duration_ns, ready_ns)
+    _check_type("text", text, str)
+    return ActionDone(at_ns, worker, action, _status(status), text, begin_ns, end_ns, duration_ns, ready_ns)
 
 
 def _model_ready(body: Body, time_ns: int) -> ModelReady:
-    fields = [*body[3:-1], [ProfilePoint(*point) for point in body[-1]]]
+    _MODEL_READY([body[1] + time_ns, *body[2:-1]])
+    points = [ProfilePoint(*point) for point in body[-1]]
+    for point in points:
+        _check_shape(point.shape)
+        _PROFILE_POINT.check(point.batch, point.exec_ns)
+    fields = [*body[3:-1], points]
     return ModelReady(body[1] + time_ns, body[2], ModelSpec(*fields))
 
 
 def _send_infer(body: Body, time_ns: int) -> SendInfer:
     worker, device, action, model, load, requests, earliest_ns, latest_ns, expected_ns = body[1:]
-    return SendInfer(
-        worker, device, action, model, load, requests, earliest_ns + time_ns, latest_ns + time_ns, expected_ns
-    )
+    earliest_ns, latest_ns = earliest_ns + time_ns, latest_ns + time_ns
+    _SEND_INFER.check(worker, device, action, model, load, earliest_ns, latest_ns, expected_ns)
+    _check_list("requests", requests, "Q")
+    return SendInfer(worker, device, action, model, load, requests, earliest_ns, latest_ns, expected_ns)
 
 
 def _answer_ok(body: Body, time_ns: int) -> AnswerOk:
+    _ANSWER_OK.check(*body[1:])
     return AnswerOk._make(body[1:])
 
 
 def _answer_failed(body: Body, time_ns: int) -> AnswerFailed:
-    request, status, reason, *rest = body[1:]
-    return AnswerFailed(request, _STATUSES[status], REASONS[reason], *rest)
+    request, status, reason, text, feasible_slo_ns, retry_after_ns = body[1:]
+    _ANSWER_FAILED.check(request, feasible_slo_ns, retry_after_ns)
+    _check_type("text", text, str)
+    if type(reason) is not int or not 0 <= reason < len(REASONS):
+        raise ValueError(f"reason is {reason!r:.40}, not a number from 0 to {len(REASONS) - 1}")
+    return AnswerFailed(request, _status(status), REASONS[reason], text, feasible_slo_ns, retry_after_ns)
 
 
 def _model_fault(body: Body, time_ns: int) -> ModelFault:
     model, worker, fault, set_aside = body[1:]
+    _MODEL_FAULT((model, worker))
+    _check_type("set_aside", set_aside, bool)
     return ModelFault(model, worker, Fault(fault), set_aside)
+
+
+def _status(number: Any) -> Status:
+    status = _STATUSES.get(number)
+    if status is None:
+        raise ValueError(f"status is {number!r:.40}, which is none")
+    return status
 
 
 _READERS: dict[type[Any], Callable[[Body, int], Any]] = {

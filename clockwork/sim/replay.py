@@ -13,6 +13,9 @@ from clockwork.scheduler.policy import is_scripted
 from clockwork.scheduler.recording import Header, digest_of
 from clockwork.scheduler.types import Command, Event
 
+_IMPOSSIBLE = (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError)
+"""What a scheduler raises where it is told what no controller tells: a worker without pages, a model without a program."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replayed:
@@ -48,14 +51,20 @@ def replay(path: Path) -> Replayed:
     Raises ConfigError unless the file is such a recording.
     """
     with opened(path) as (header, steps):
+        scheduler = make_scheduler(header.policy, header.memory, header.options)
         if header.start:
             raise ConfigError(
                 f"{path} begins after its controller did: its decisions cannot be repeated one by one"
             )
-        scheduler = make_scheduler(header.policy, header.memory, header.options)
+        impossible = (
+            () if names_code(header) else _IMPOSSIBLE
+        )  # what a policy's own code raises is its author's to see
         step_count = event_count = order_count = 0
-        for step in steps:
-            orders = scheduler.step_many(step.events)
+        for number, step in enumerate(steps):
+            try:
+                orders = scheduler.step_many(step.events)
+            except impossible as error:
+                raise ConfigError(f"{path}: step {number} tells what cannot be: {error}") from None
             if digest_of(orders) != digest_of(step.commands):
                 return Replayed(header, step_count, event_count, order_count, step_count, step.events, orders)
             step_count += 1

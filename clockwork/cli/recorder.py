@@ -66,6 +66,12 @@ def status(endpoint: str | None, key: Path | None, timeout: float | None, as_jso
         age = f"the last {age_s:.1f} s" if state["oldest_ns"] else "nothing yet"
         whole = ", all since the controller's start" if state["begin"] == 0 else ""
         click.echo(f"{age}{whole}: {say_bytes(held)} of {say_bytes(state['bytes_max'])}")
+        if state["exact_ns"]:
+            exact_s = (state["now_ns"] - state["exact_ns"]) / 1e9
+            click.echo(f"A dump made now can be replayed exactly from {exact_s:.1f} s ago on.")
+        elif state["oldest_ns"]:
+            why = state["inexact"] or "no state of the scheduler has been kept yet"
+            click.echo(f"A dump made now can only be simulated: {why}.")
     if dumps:
         print_table(
             ["dump", "size", "written"],
@@ -139,11 +145,11 @@ def replay(
 ) -> None:
     """Have a controller's decisions again, and see what would have happened otherwise.
 
-    RECORDING is a dump of the flight recorder, or what `clockwork controller --record` wrote. If it begins with its
-    controller, every decision is repeated and compared, and the exit status is 1 where one differs. A dump that begins later
-    is simulated instead, and so is what --policy, --devices and --slo ask: the recorded arrivals, on a simulated cluster that
-    takes the times that were measured. The column `simulated` has the recorded settings, so that the simulator's own error
-    can be seen.
+    RECORDING is a dump of the flight recorder, or what `clockwork controller --record` wrote. Every decision is repeated and
+    compared, and the exit status is 1 where one differs. That takes a recording that begins with its controller, or with the
+    scheduler's state, as dumps do; another is simulated instead. So is what --policy, --devices and --slo ask: the recorded
+    arrivals, on a simulated cluster that takes the times that were measured. The column `simulated` has the recorded settings,
+    so that the simulator's own error can be seen.
 
     \b
     Examples:
@@ -168,9 +174,11 @@ def replay(
         "policy": header.policy,
         "version": header.version,
         "from_start": header.start == 0,
+        "from_state": bool(header.state),
     }
     parted = None
-    if header.start == 0:
+    is_exact = header.start == 0 or bool(header.state)
+    if is_exact:
         found = repeat(recording)
         parted = None if found.identical else found
         body |= {
@@ -181,14 +189,17 @@ def replay(
                 f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {header.policy}, "
                 f"recorded by version {header.version}"
             )
+            if header.start:
+                click.echo("It begins after its controller did, with the state that the scheduler was in.")
             if found.identical:
                 click.echo("The decisions are identical.")
     elif not as_json:
         click.echo(
-            f"A dump of policy {header.policy}, by version {header.version}. It begins after its controller did, so its decisions "
-            "are not repeated one by one, but simulated from what was resident then."
+            f"A dump of policy {header.policy}, by version {header.version}. It begins after its controller did, without the "
+            f"scheduler's state{f' ({header.inexact})' if header.inexact else ''}. So its decisions are not repeated one by one, but "
+            "simulated from what was resident then."
         )
-    if header.start or policy or devices or slo or save:
+    if not is_exact or policy or devices or slo or save:
         with _named(recording):
             recorded = read_recorded(recording)
             body |= _compare(recorded, policy, devices or 0, round((slo or 0) * 1e9), seed, save)

@@ -23,6 +23,23 @@ READS_MAX = 16
 DUMPS_MAX = 8
 """Dumps that are kept, the newest; each is as large as the ring at most, and what is told of the cluster."""
 
+CLUSTER_EVENTS_AT_ONCE = 256
+DUMP_REST_S = 0.0005
+"""A dump's thread lets go of the interpreter for so long after so many events of workers and models, and after each worker."""
+
+STATES_MAX = 8
+"""States of the scheduler that are kept with the ring, from each of which on it can be replayed. The ring is so many times as
+long as what lies between two of them, in bytes or in time."""
+
+STATE_BYTES_MAX = 2 << 20
+"""Largest state of the scheduler that is kept. The loop writes it down between two decisions, in some 6 ms."""
+
+STATE_PATIENCE_NS = 1_000_000_000
+"""Time for which it is put off until a moment in which nothing waits."""
+
+STATE_REST = 200
+"""The next one is written no sooner than so many times the processor time that the last one took."""
+
 ALERT_AFTER_NS = 3_000_000_000
 """Time from an alert to its dump, which so has what followed."""
 

@@ -280,6 +280,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         C_WRONG_REQUEST "clockwork::Exchange::WRONG_REQUEST"
         C_ORDER "clockwork::Exchange::ORDER"
         C_ORDERS_DONE "clockwork::Exchange::ORDERS_DONE"
+        C_PAUSED "clockwork::Exchange::PAUSED"
 
     cdef cppclass CSentActions "clockwork::SentActions":
         size_t size()
@@ -320,6 +321,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
                   CLookups lookups, CBounds bounds, shared_ptr[CRing] ring) except +
         void wait_on(const vector[int] &descriptors, const vector[int] &others) except +
         CNeed run(int64_t until) except +
+        void pause(int64_t by)
         int64_t now()
         const CArrival &current()
         CHaul &batch()

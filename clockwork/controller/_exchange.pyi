@@ -17,6 +17,7 @@ WRONG_RESULT: int
 WRONG_REQUEST: int
 ORDER: int
 ORDERS_DONE: int
+PAUSED: int
 STAGES: tuple[str, ...]
 ACTION_KINDS: tuple[str, ...]
 WORKERS: int
@@ -71,6 +72,9 @@ class Exchange:
     ) -> None: ...
     def wait_on(self, descriptors: Sequence[int], others: Sequence[int]) -> None: ...
     def run(self, until: int) -> int: ...
+    def pause(self, by: int) -> None:
+        """Have run() need PAUSED once, between two decisions: as soon as nothing more has come, or at this time."""
+
     @property
     def now_ns(self) -> int: ...
     def flaw(self) -> Flaw: ...

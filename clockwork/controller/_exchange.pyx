@@ -33,7 +33,7 @@ FLOAT_MAX = sys.float_info.max
 
 OTHER, WORKERS_LEFT, CLIENTS_LEFT = C_OTHER, C_WORKERS_LEFT, C_CLIENTS_LEFT
 WORKER_MESSAGE, CLIENT_MESSAGE, ORDER, ORDERS_DONE = C_WORKER_MESSAGE, C_CLIENT_MESSAGE, C_ORDER, C_ORDERS_DONE
-WRONG_RESULT, WRONG_REQUEST = C_WRONG_RESULT, C_WRONG_REQUEST
+WRONG_RESULT, WRONG_REQUEST, PAUSED = C_WRONG_RESULT, C_WRONG_REQUEST, C_PAUSED
 WORKERS, CLIENTS = C_WORKERS, C_CLIENTS
 
 
@@ -186,6 +186,10 @@ cdef class Exchange:
         if self._core.forget_shapes():
             self._exchange.get().forget_shapes()
         return 1
+
+    def pause(self, int64_t by):
+        """Have run() need PAUSED once, between two decisions: as soon as nothing more has come, or at this time."""
+        self._exchange.get().pause(by)
 
     @property
     def now_ns(self):

@@ -45,6 +45,7 @@ from clockwork.controller._exchange import (
     ORDER,
     ORDERS_DONE,
     OTHER,
+    PAUSED,
     WORKER_MESSAGE,
     WORKERS,
     WORKERS_LEFT,
@@ -266,7 +267,9 @@ class Controller:
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
             connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds}, ring=self._ring,
         )  # fmt: skip
-        self._flight = FlightRecorder(self._ring, header, settings.data, self._scheduler.held, self._epoch)
+        self._flight = FlightRecorder(
+            self._ring, header, settings.data, self._scheduler.held, self._epoch, self._scheduler.save, self._exchange.pause
+        )  # fmt: skip
         self._mirror = ExchangeMirror(self._exchange)
         self._storage = StorageThread()
         self._jobs = CatalogJobs(self._catalog)
@@ -860,6 +863,9 @@ class Controller:
         name = worker.name if worker else ""
         self._registrar.faulted(order.model_id, order.fault, name, order.set_aside)
 
+    def _paused(self) -> None:
+        self._flight.paused(self._now)
+
     def _orders_done(self) -> None:
         """The orders of one decision have been carried out, as far as they could."""
         self._exchange.end_orders()
@@ -884,6 +890,7 @@ class Controller:
         WRONG_REQUEST: _wrong_request,
         ORDER: _order,
         ORDERS_DONE: _orders_done,
+        PAUSED: _paused,
     }
 
     # ----- timers --------------------------------------------------------------------------------

@@ -1,23 +1,25 @@
 """The flight recorder's files, and what is told of it. What it records, it writes natively into a ring
 (csrc/controller/recorder.h).
 
-A ring that has forgotten the controller's start cannot be replayed by itself, so its tail is remembered in another form: a
-Cluster folds what left the ring of what only Python tells the scheduler, workers and models. A dump is that, the ring,
-and what every device held when it was written; which of it the devices held already at the ring's tail follows from the
-loads in between.
+A ring that has forgotten the controller's start cannot be replayed by itself. So now and then the scheduler's whole state is
+kept beside it, and a dump begins where the oldest of them was taken that the ring still reaches back to: from there on
+every decision can be had again. For what simulates a recording instead, a dump tells of the cluster where it begins: a Cluster
+folds what left the ring of what only Python tells the scheduler, workers and models; and what every device held when
+the dump was written says what they held already at its beginning, by the loads in between.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
+import itertools
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clockwork.config.recorder import (
     ALERT_AFTER_NS,
@@ -26,16 +28,23 @@ from clockwork.config.recorder import (
     BURST_LEAST,
     BURST_PART,
     BURST_SPAN_NS,
+    CLUSTER_EVENTS_AT_ONCE,
+    DUMP_REST_S,
     DUMPS_MAX,
     READ_BYTES,
     READS_MAX,
     RECORDER_SPAN_NS,
+    STATE_BYTES_MAX,
+    STATE_PATIENCE_NS,
+    STATE_REST,
+    STATES_MAX,
 )
 from clockwork.controller._exchange import Ring
 from clockwork.controller.followers import RingFollower
 from clockwork.controller.storage import StorageThread
 from clockwork.errors import ConfigError, InvalidInput, Unavailable
-from clockwork.scheduler.recording import Header, Held, encode_header, encode_step
+from clockwork.scheduler.policy import is_scripted
+from clockwork.scheduler.recording import Header, Held, encode_event, encode_header, encode_told
 from clockwork.scheduler.types import (
     DeviceClock,
     DeviceLost,
@@ -120,19 +129,41 @@ class RecordingFile:
 
 @dataclasses.dataclass(slots=True)
 class _Worker:
-    """What was said of a worker that is there: the newest event of each kind."""
+    """What was said of a worker that is there: the newest event of each kind, encoded."""
 
-    joined: WorkerJoined
-    draining: WorkerDraining | None = None
-    link: LinkMeasured | None = None
-    clocks: dict[int, DeviceClock] = dataclasses.field(default_factory=dict)  # by device
-    lost: dict[int, DeviceLost] = dataclasses.field(default_factory=dict)
-    models: dict[int, ModelReady] = dataclasses.field(default_factory=dict)  # by model
+    joined: bytes
+    draining: bytes = b""
+    link: bytes = b""
+    clocks: dict[int, bytes] = dataclasses.field(default_factory=dict)  # by device
+    lost: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    models: dict[int, bytes] = dataclasses.field(default_factory=dict)  # by model
 
-    def events(self) -> list[Event]:
-        ready = list(self.models.values())
-        more = [event for event in (self.link, self.draining) if event is not None]
-        return [self.joined, *self.clocks.values(), *ready, *self.lost.values(), *more]
+    def events(self) -> list[bytes]:
+        more = [event for event in (self.link, self.draining) if event]
+        return [self.joined, *self.clocks.values(), *self.models.values(), *self.lost.values(), *more]
+
+
+class Told(NamedTuple):
+    """An event that is neither a request's nor an action's: its kind, whom it is of, and its bytes, as of the time of whichever
+    step it will be in."""
+
+    kind: type[Event]
+    worker: int
+    number: int  # of the device or the model
+    body: bytes
+
+    @classmethod
+    def of(cls, event: Event) -> Told:
+        """What is kept of an event that the scheduler is told."""
+        number = 0
+        match event:
+            case DeviceClock() | DeviceLost():
+                number = event.device
+            case ModelReady():
+                number = event.spec.model_id
+            case ModelRemoved():
+                number = event.model_id
+        return cls(type(event), getattr(event, "worker", 0), number, encode_event(event, event.now_ns))
 
 
 class Cluster:
@@ -141,47 +172,135 @@ class Cluster:
     def __init__(self) -> None:
         self._workers: dict[int, _Worker] = {}
 
-    def told(self, event: Event) -> None:
+    def told(self, event: Told) -> None:
         """Take in an event that is neither a request's nor an action's."""
-        if type(event) is WorkerJoined:
-            self._workers[event.worker] = _Worker(event)
+        kind, body = event.kind, event.body
+        if kind is WorkerJoined:
+            self._workers[event.worker] = _Worker(body)
             return
-        if type(event) is ModelRemoved:
+        if kind is ModelRemoved:
             for one in self._workers.values():
-                one.models.pop(event.model_id, None)
+                one.models.pop(event.number, None)
             return
-        worker = self._workers.get(event.worker)  # type: ignore[union-attr]
+        worker = self._workers.get(event.worker)
         if worker is None:
             return
-        match event:
-            case WorkerLeft():
-                del self._workers[event.worker]
-            case WorkerDraining():
-                worker.draining = event
-            case LinkMeasured():
-                worker.link = event
-            case DeviceClock():
-                worker.clocks[event.device] = event
-            case DeviceLost():
-                worker.lost[event.device] = event
-            case ModelReady():
-                worker.models[event.spec.model_id] = event
+        if kind is WorkerLeft:
+            del self._workers[event.worker]
+        elif kind is WorkerDraining:
+            worker.draining = body
+        elif kind is LinkMeasured:
+            worker.link = body
+        else:
+            by_number = (
+                worker.clocks if kind is DeviceClock else worker.lost if kind is DeviceLost else worker.models
+            )
+            by_number[event.number] = body
 
     def copy(self) -> Cluster:
         """One that goes its own way. Of each worker's models only the references are copied."""
         other = Cluster()
         for number, one in self._workers.items():
-            twin = copy.copy(one)
-            twin.clocks, twin.lost, twin.models = dict(one.clocks), dict(one.lost), dict(one.models)
-            other._workers[number] = twin
+            other._workers[number] = _Worker(
+                one.joined, one.draining, one.link, one.clocks.copy(), one.lost.copy(), one.models.copy()
+            )
         return other
 
-    def steps(self, now_ns: int) -> Iterable[list[Event]]:
-        """The events as they would be told now, worker by worker."""
-        return ([event._replace(now_ns=now_ns) for event in one.events()] for one in self._workers.values())
+    def steps(self, now_ns: int) -> Iterable[bytes]:
+        """The events as they would be told now, a step for each worker."""
+        return (encode_told(now_ns, one.events()) for one in self._workers.values())
 
     def __len__(self) -> int:
         return len(self._workers)
+
+
+# ----- states of the scheduler ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class State:
+    """What the scheduler was at a place of the ring, between two steps."""
+
+    place: int
+    at_ns: int
+    body: bytes
+
+
+class States:
+    """States of the scheduler that are kept with a ring, so that it can be replayed from one of them on."""
+
+    def __init__(
+        self, ring: Ring, policy: str, save: Callable[[int], bytes | None], pause: Callable[[int], None]
+    ) -> None:
+        """save: the scheduler's state, of so many bytes at most. pause: have take() called between two decisions, when nothing
+        waits or by a time."""
+        self._ring = ring
+        self._save = save
+        self._pause = pause
+        self._bytes_max = min(STATE_BYTES_MAX, ring.state()["bytes_max"])
+        self._states: deque[State] = deque()
+        self._tried = (0, 0)  # place and time of the last, or the first that was to be
+        self._next_ns = 0  # not before
+        self._is_paused = False
+        self._spent_ns = 0  # processor time of the last
+        self._has_states = ring.is_on and not is_scripted(policy)
+        self.missing = (
+            "" if self._has_states else "the policy is a class in Python, whose state only it knows"
+        )
+        """Why there is none; "" if there is one, or will be."""
+
+    def look(self, now_ns: int) -> None:
+        """Now and then: ask for a pause if a state is due."""
+        if not self._has_states or self._is_paused or now_ns < self._next_ns:
+            return
+        ring = self._ring.state()
+        place, at_ns = self._tried
+        if not at_ns:
+            self._tried = (place, now_ns)
+        elif ring["end"] - place >= ring["bytes_max"] // STATES_MAX or (
+            ring["end"] > place and now_ns - at_ns >= RECORDER_SPAN_NS // STATES_MAX
+        ):
+            self._is_paused = True
+            self._pause(now_ns + STATE_PATIENCE_NS)
+
+    def take(self, now_ns: int) -> None:
+        """Keep the state that the scheduler has now, between two decisions."""
+        self._is_paused = False
+        began_ns = time.thread_time_ns()
+        try:
+            body = self._save(self._bytes_max)
+        except ValueError as error:  # its books are wrong; that is no reason to serve nobody
+            self._has_states, self.missing = False, f"the scheduler's state could not be written: {error}"
+            log.error("no more states of the flight recorder: %s", self.missing)
+            return
+        self._spent_ns = time.thread_time_ns() - began_ns
+        self._next_ns = now_ns + STATE_REST * self._spent_ns
+        ring = self._ring.state()
+        self._tried = (ring["end"], now_ns)
+        if body is None:
+            self.missing = f"the scheduler's state takes more than {self._bytes_max:,} bytes"
+        else:
+            self.missing = ""
+            self._states.append(State(ring["end"], now_ns, body))
+        while self._states and (len(self._states) > STATES_MAX or self._states[0].place < ring["begin"]):
+            self._states.popleft()
+
+    def oldest(self, place: int) -> State | None:
+        """The first that was taken at a place or behind it, and that something follows."""
+        end = self._ring.state()["end"]
+        return next((one for one in self._states if place <= one.place < end), None)
+
+    def describe(self) -> dict[str, Any]:
+        """exact_ns: when the oldest step was told from which on the ring can be replayed; 0: there is none."""
+        ring = self._ring.state()
+        oldest = self.oldest(ring["begin"])
+        newest = self._states[-1] if self._states else None
+        return {
+            "exact_ns": ring["oldest_ns"] if ring["begin"] == 0 else oldest.at_ns if oldest else 0,
+            "inexact": self.missing,
+            "state_bytes": len(newest.body) if newest else 0,
+            "state_spent_ns": self._spent_ns,
+        }
 
 
 # ----- dumps -------------------------------------------------------------------------------------
@@ -195,14 +314,38 @@ class Dump:
     bytes: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Content:
+    """What a dump begins with, as the loop hands it to the thread that writes it."""
+
+    header: Header  # without what follows
+    tail: Cluster  # as it was where the ring began
+    told: Sequence[Told]  # from there until where the dump begins
+    held: bytes  # see Core.held()
+
+    def cluster(self) -> Cluster:
+        """As it was where the dump begins; takes the tail."""
+        for number, event in enumerate(self.told):
+            if number % CLUSTER_EVENTS_AT_ONCE == 0:
+                time.sleep(DUMP_REST_S)  # the loop needs the interpreter now and then
+            self.tail.told(event)
+        return self.tail
+
+    def head(self, cluster: Cluster) -> Header:
+        """The whole header."""
+        return self.header._replace(cluster_steps=len(cluster), held=Held.of(self.held))
+
+
 class Dumps:
     """The newest dumps in a directory. Belongs to the thread that writes them."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def write(self, name: str, header: Header, cluster: Cluster, ring: Ring, end: int) -> Dump:
-        """Write the ring from header.start until `end`, and drop the oldest dumps. Raises OSError."""
+    def write(self, name: str, content: Content, ring: Ring, end: int) -> Dump:
+        """Write the ring from the content's start until `end`, and drop the oldest dumps. Raises OSError."""
+        cluster = content.cluster()
+        header = content.head(cluster)
         self._directory.mkdir(exist_ok=True)
         for left in self._directory.glob(f"*{PARTIAL}"):
             left.unlink(missing_ok=True)  # of a controller that was killed
@@ -210,8 +353,9 @@ class Dumps:
         try:
             with partial.open("wb") as file:
                 file.write(encode_header(header))
-                for events in cluster.steps(ring.step_ns(header.start)):
-                    file.write(encode_step(events, []))
+                for step in cluster.steps(ring.step_ns(header.start)):
+                    file.write(step)
+                    time.sleep(DUMP_REST_S)
                 place = header.start
                 while place < end:
                     found, chunk = ring.read(place, min(READ_BYTES, end - place))
@@ -263,10 +407,14 @@ class FlightRecorder:
         ring: Ring,
         header: Header,
         directory: Path,
-        held: Callable[[], Iterable[tuple[int, int, int, int]]],
+        held: Callable[[], bytes],
         epoch: int,
+        save: Callable[[int], bytes | None],
+        pause: Callable[[int], None],
     ) -> None:
-        """header: of the scheduler. directory, epoch: the controller's. held: what the scheduler thinks that devices hold."""
+        """header: of the scheduler. directory, epoch: the controller's. held: what the scheduler thinks that devices hold. save,
+        pause: see States."""
+        self._states = States(ring, header.policy, save, pause)
         self._epoch = epoch
         self._ring = ring
         self._header = header
@@ -274,7 +422,7 @@ class FlightRecorder:
         self._dumps = Dumps(directory / DIRECTORY)
         self._thread = StorageThread("recorder")
         self._tail = Cluster()  # as it was where the ring begins
-        self._noted: deque[tuple[int, Event]] = deque()  # in the ring, by the place before it
+        self._noted: deque[tuple[int, Told]] = deque()  # in the ring, by the place before it
         self._is_dumping = False
         self._reads = 0
         self._alert = ""
@@ -297,7 +445,7 @@ class FlightRecorder:
     def told(self, event: Event) -> None:
         """The scheduler is about to be told what is neither a request's nor an action's."""
         if self._ring.is_on:
-            self._noted.append((self._ring.state()["end"], event))
+            self._noted.append((self._ring.state()["end"], Told.of(event)))
             self._advance()
 
     def _advance(self) -> None:
@@ -305,6 +453,10 @@ class FlightRecorder:
         begin = self._ring.state()["begin"]
         while self._noted and self._noted[0][0] < begin:
             self._tail.told(self._noted.popleft()[1])
+
+    def paused(self, now_ns: int) -> None:
+        """Between two decisions, as it was asked for."""
+        self._states.take(now_ns)
 
     # ----- queries -----------------------------------------------------------------------------
 
@@ -344,6 +496,7 @@ class FlightRecorder:
             "now_ns": now_ns,
             "epoch": self._epoch,
             "chunk_bytes": READ_BYTES,
+            **self._states.describe(),
             **{name: header[name] for name in ("policy", "memory", "options", "version")},
         }
 
@@ -379,10 +532,7 @@ class FlightRecorder:
         if self._is_dumping:
             raise Unavailable("a dump is being written: ask again when it is")
         self._is_dumping = True
-        cluster, start = self._cluster_at_start(now_ns)
-        header = self._header._replace(
-            start=start, cluster_steps=len(cluster), held=tuple(Held(*one) for one in self._held())
-        )
+        content = self._content(*self._start(now_ns))
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{why}"
         end = self._ring.state()["end"]
 
@@ -393,27 +543,33 @@ class FlightRecorder:
             else:
                 done(None if dump is None else dataclasses.asdict(dump), error)  # type: ignore[arg-type]
 
-        self._thread.submit(
-            functools.partial(self._dumps.write, name, header, cluster, self._ring, end), written
-        )
+        self._thread.submit(functools.partial(self._dumps.write, name, content, self._ring, end), written)
 
-    def _cluster_at_start(self, now_ns: int) -> tuple[Cluster, int]:
-        """Where a dump begins, and the cluster as it was there. While it is written the ring goes on forgetting, so a dump
+    def _start(self, now_ns: int) -> tuple[int, State | None]:
+        """Where a dump begins, and what the scheduler was there. While it is written the ring goes on forgetting, so a dump
         begins a little behind the ring, unless that has room for what comes meanwhile."""
         self._advance()
-        state = self._ring.state()
-        begin, end = state["begin"], state["end"]
-        has_room = end - begin <= state["bytes_max"] * 3 // 4
-        is_young = now_ns - state["oldest_ns"] <= RECORDER_SPAN_NS * 3 // 4
+        ring = self._ring.state()
+        begin, end = ring["begin"], ring["end"]
+        has_room = end - begin <= ring["bytes_max"] * 3 // 4
+        is_young = now_ns - ring["oldest_ns"] <= RECORDER_SPAN_NS * 3 // 4
         if begin == 0 and has_room and is_young:
-            return Cluster(), 0
+            return 0, None
         start = begin if has_room and is_young else self._ring.step_from(begin + (end - begin) // 64)
-        cluster = self._tail.copy()
-        for place, event in self._noted:
-            if place >= start:
-                break
-            cluster.told(event)
-        return cluster, start
+        state = self._states.oldest(start)
+        return state.place if state is not None else start, state
+
+    def _content(self, start: int, state: State | None) -> Content:
+        """Of a dump that begins at a place of the ring."""
+        header = self._header._replace(start=start)
+        if state is not None:
+            header = header._replace(state=state.body)
+        elif start:
+            header = header._replace(
+                inexact=self._states.missing or "no state of the scheduler was kept in time"
+            )
+        told = [event for _, event in itertools.takewhile(lambda one: one[0] < start, self._noted)]
+        return Content(header, self._tail.copy(), told, self._held())
 
     # ----- alerts ------------------------------------------------------------------------------
 
@@ -425,6 +581,7 @@ class FlightRecorder:
 
     def beat(self, answered: int, bad: int, now_ns: int) -> None:
         """Now and then. answered, bad: requests since the start; refused, missed and failed ones are bad."""
+        self._states.look(now_ns)
         if now_ns - self._counted_ns >= BURST_SPAN_NS:
             good_now, bad_now = answered - self._counted[0], bad - self._counted[1]
             self._counted, self._counted_ns = (answered, bad), now_ns

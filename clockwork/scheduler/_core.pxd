@@ -249,13 +249,8 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CModelStatus] models
         vector[CFlightStatus] flights
 
-    cdef cppclass CHeld "clockwork::Held":
-        int64_t model_id
-        uint64_t load_id
-        cbool loading
-
     cdef cppclass CScheduler "clockwork::Scheduler":
-        cbool picture(int32_t worker, int32_t device, vector[CHeld] &held) except +
+        void held(vector[int64_t] &numbers) except +
         void arrived(int64_t now, const CRequest &request) except +
         void cancelled(int64_t now, uint64_t request_id) except +
         void action_done(int64_t now, const CActionResult &result) except +

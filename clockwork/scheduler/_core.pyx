@@ -702,15 +702,9 @@ cdef class Core(Driven):
         }
 
     def held(self):
-        cdef vector[CHeld] found
-        cdef CHeld one
-        rows = []
-        for device in self._core.devices():
-            if self._core.picture(device.worker, device.device, found):
-                rows += [
-                    (device.worker, device.device, one.model_id, one.load_id) for one in found if not one.loading
-                ]
-        return rows
+        cdef vector[int64_t] numbers
+        self._core.held(numbers)
+        return (<const char *>numbers.data())[:numbers.size() * sizeof(int64_t)]
 
     def hosts(self, model_id):
         return list(self._core.hosts(model_id))

@@ -60,10 +60,14 @@ from clockwork.scheduler.types import (
 )
 from clockwork.wire.messages import Reason, Status
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format of recordings. Every change of the events' and commands' fields needs a new one."""
 
+FORMAT_STATELESS = 2
+"""The one before, which is read as well: a head without ``state`` and ``inexact``."""
+
 DIGEST_BYTES = 8
+STATE_DIGEST_BYTES = 16
 
 
 EVENTS: tuple[type[Any], ...] = (
@@ -115,6 +119,11 @@ class Held(NamedTuple):
     model_id: int
     load_id: int
 
+    @classmethod
+    def of(cls, numbers: bytes) -> tuple[Held, ...]:
+        """What Core.held() says."""
+        return tuple(map(cls._make, struct.iter_unpack("=qqqq", numbers)))
+
 
 class Header(NamedTuple):
     """The scheduler and the program that a recording is of."""
@@ -128,6 +137,10 @@ class Header(NamedTuple):
     start: int = 0
     cluster_steps: int = 0
     held: Sequence[Held] = ()
+    # What Core.restore() takes of a scheduler that is about to be told the steps behind the cluster's; b"": there is none,
+    # and `inexact` says why.
+    state: bytes = b""
+    inexact: str = ""
 
 
 class Step(NamedTuple):
@@ -142,7 +155,11 @@ class Readable(Protocol):
 
 
 def encode_header(header: Header) -> bytes:
-    return bytes(msgpack.packb([FORMAT, *header]))
+    return bytes(msgpack.packb([FORMAT, *header._replace(state=_sealed(header.state))]))
+
+
+def _sealed(state: bytes) -> bytes:
+    return hashlib.blake2b(state, digest_size=STATE_DIGEST_BYTES).digest() + state if state else b""
 
 
 def encode_event(event: Event, time_ns: int) -> bytes:
@@ -156,6 +173,20 @@ def encode_step(events: Sequence[Event], commands: Iterable[Command]) -> bytes:
     told = [_plain_event(event, time_ns) for event in events if type(event) is not Tick]
     ordered = [_plain_command(command, time_ns) for command in commands if type(command) is not Wake]
     return bytes(msgpack.packb(msgpack.packb([time_ns, settled_ns - time_ns, told, ordered])))
+
+
+def encode_told(time_ns: int, events: Sequence[bytes]) -> bytes:
+    """The bytes of a step without orders, of events that encode_event() has encoded."""
+    head = (
+        _PACKER.pack_array_header(4)
+        + _PACKER.pack(time_ns)
+        + _PACKER.pack(0)
+        + _PACKER.pack_array_header(len(events))
+    )
+    return bytes(msgpack.packb(b"".join([head, *events, _PACKER.pack_array_header(0)])))
+
+
+_PACKER = msgpack.Packer()
 
 
 def digest_of(commands: Iterable[Command]) -> bytes:
@@ -176,8 +207,10 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
         raise ConfigError("this is no recording of a controller") from None
     if not isinstance(head, tuple) or len(head) < 5 or not all(type(text) is str for text in head[1:3]):
         raise ConfigError("this is no recording of a controller")
-    if head[0] != FORMAT:
-        raise ConfigError(f"a recording of format {head[0]!r:.40}; this program reads format {FORMAT}")
+    if head[0] not in (FORMAT, FORMAT_STATELESS):
+        raise ConfigError(
+            f"a recording of format {head[0]!r:.40}; this program reads formats {FORMAT_STATELESS} and {FORMAT}"
+        )
     return _header(head), _steps(unpacker)
 
 
@@ -191,11 +224,14 @@ def _header(head: Sequence[Any]) -> Header:
     is_typed = (
         all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         and all(type(name) is str and type(value) in (int, float) for name, value in header.options.items())
-        and type(header.version) is str
+        and (type(header.version), type(header.state), type(header.inexact)) == (str, bytes, str)
     )
     if not is_typed:
         raise ConfigError("the head of the recording is damaged")
-    return header
+    state = header.state[STATE_DIGEST_BYTES:]
+    if _sealed(state) != header.state:
+        raise ConfigError("the state of the scheduler in the recording is damaged")
+    return header._replace(state=state)
 
 
 def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:

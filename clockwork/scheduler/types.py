@@ -357,8 +357,8 @@ class Scheduler(Protocol):
         """predictions() as histograms with these bounds of their buckets."""
         ...
 
-    def held(self) -> list[tuple[int, int, int, int]]:
-        """(worker, device, model, load id) of each model that is resident on a device."""
+    def held(self) -> bytes:
+        """Worker, device, model and load id of each model that is resident on a device, as numbers of eight bytes."""
         ...
 
     def hosts(self, model_id: int) -> list[int]:

@@ -22,7 +22,7 @@ class Replayed:
     """The outcome of a replay. parted_at: the first step whose orders differ, -1 if none does."""
 
     header: Header
-    steps: int
+    steps: int  # that were repeated, without those that tell of the cluster where a dump begins
     events: int
     orders: int
     parted_at: int
@@ -46,21 +46,29 @@ def names_code(header: Header) -> bool:
 
 
 def replay(path: Path) -> Replayed:
-    """Feed a recording that begins with its controller to a fresh scheduler, up to the first step with other orders.
+    """Feed a recording to a fresh scheduler, up to the first step with other orders. One that begins after its controller did
+    has the state that its scheduler was in.
 
     Raises ConfigError unless the file is such a recording.
     """
     with opened(path) as (header, steps):
         scheduler = make_scheduler(header.policy, header.memory, header.options)
         if header.start:
-            raise ConfigError(
-                f"{path} begins after its controller did: its decisions cannot be repeated one by one"
-            )
+            if not header.state:
+                raise ConfigError(
+                    f"{path}: it begins after its controller did, without the scheduler's state"
+                )
+            try:
+                scheduler.restore(header.state)
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
         impossible = (
             () if names_code(header) else _IMPOSSIBLE
         )  # what a policy's own code raises is its author's to see
         step_count = event_count = order_count = 0
         for number, step in enumerate(steps):
+            if number < header.cluster_steps:
+                continue  # the state has them
             try:
                 orders = scheduler.step_many(step.events)
             except impossible as error:

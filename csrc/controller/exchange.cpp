@@ -152,6 +152,10 @@ Exchange::Need Exchange::step(Ns until) {
             if (!is_idle_)
                 lag_.add(clock_ns() - due_ns_);
             stage_ = WAIT;
+            if (pause_by_ns_ < NEVER_NS && (now_ >= pause_by_ns_ || !has_input())) {
+                pause_by_ns_ = NEVER_NS;
+                return PAUSED;
+            }
             break;
     }
     return NOTHING;
@@ -160,19 +164,22 @@ Exchange::Need Exchange::step(Ns until) {
 // Until something may be readable, or it is time. A signal ends it too, and is Python's to look at. False if something
 // was there already.
 bool Exchange::wait(Ns until) {
-    bool has_input = false;
-    for (Side side : {WORKERS, CLIENTS}) {
-        has_input = has_input || has_rest(side) || sockets_[side].has_input() || sockets_[side].has_news();
-    }
+    bool is_late = has_input();
     Ns due = std::min({until, wake_ns_, look_ns_, next_shadow_ns()});
-    Ns timeout = has_input ? 0 : std::max<Ns>(due - clock_ns(), 0);
+    Ns timeout = is_late ? 0 : std::max<Ns>(due - clock_ns(), 0);
     timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
     int ready = ppoll(descriptors_.data(), descriptors_.size(), &limit, nullptr);
     others_ready_ = ready < 0;
     for (std::size_t place = own_count_; ready > 0 && place < descriptors_.size(); ++place) {
         others_ready_ = others_ready_ || descriptors_[place].revents != 0;
     }
-    return !has_input;
+    return !is_late;
+}
+
+bool Exchange::has_input() const {
+    return std::any_of(std::begin(sockets_), std::end(sockets_),
+                       [](const RouterSocket& one) { return one.has_input() || one.has_news(); }) ||
+           has_rest(WORKERS) || has_rest(CLIENTS);
 }
 
 void Exchange::take(Side side) {

@@ -94,6 +94,7 @@ public:
         WRONG_REQUEST,
         ORDER,        // order_place() is Python's
         ORDERS_DONE,  // of a decision of which Python wants to know: it clears the scheduler's `out`
+        PAUSED,       // between two decisions, as pause() asked for
     };
 
     // descriptors: of the sockets and their monitors; others: for which run() returns, as they become readable.
@@ -105,6 +106,8 @@ public:
 
     // Serves until Python is needed, or the time is `until` (then it needs OTHER).
     Need run(Ns until);
+    // Have run() need PAUSED once: as soon as nothing more has come, or at the end of the turn of this time.
+    void pause(Ns by) { pause_by_ns_ = by; }
     // When the turn began that run() is in: what all events of it say.
     Ns now() const { return now_; }
     const Arrival& current() const { return batches_[side_].at(readings_[side_].current); }
@@ -230,6 +233,8 @@ private:
         python_ns_ += clock_ns() - began_ns;
     }
     bool wait(Ns until);
+    // Whether something has come that was not taken yet.
+    bool has_input() const;
     void take(Side side);
     void read_news(Side side);
     void count_taken(Side side, const Arrival& arrival);
@@ -302,6 +307,7 @@ private:
     ExchangeBounds bounds_;
     Ns now_ = 0;
     Ns wake_ns_ = NEVER_NS;
+    Ns pause_by_ns_ = NEVER_NS;  // see pause()
     bool dirty_ = false;
     Ns due_ns_ = 0;        // when the oldest of what this turn handles was due, or can have come
     bool is_idle_ = true;  // nothing has happened in this turn

@@ -41,6 +41,7 @@ public:
 
     void shapes_in_use(std::vector<std::uint32_t>& found) const override;
     bool picture(WorkerId worker, std::int32_t executor, std::vector<Held>& held) const override;
+    void held(std::vector<std::int64_t>& numbers) const override;
     bool host_picture(WorkerId worker, std::vector<ModelId>& held) const override;
     bool plans_fetches() const override { return policy_->plans_fetches(); }
     std::vector<DeviceStatus> devices() const override;

@@ -180,6 +180,9 @@ public:
     // What it thinks a device holds, in any order; false if it is not there. For tests: the simulator compares.
     virtual bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const = 0;
 
+    // What is on devices, of all of them: worker, device, model and load id of each.
+    virtual void held(std::vector<std::int64_t>& numbers) const = 0;
+
     // The models that it thinks a worker's host store holds, in any order; false if it is not there or has no store.
     virtual bool host_picture(WorkerId worker, std::vector<ModelId>& held) const = 0;
 

@@ -132,6 +132,17 @@ std::vector<WorkerId> Dispatcher::hosts(ModelId model_id) const {
     return found;
 }
 
+void Dispatcher::held(std::vector<std::int64_t>& numbers) const {
+    for (const Arena* arena : state_.arenas) {
+        for (const Residency* one = arena->resident.front(); one != nullptr; one = arena->resident.next(one)) {
+            if (one->state == ResidencyState::RESIDENT) {
+                numbers.insert(numbers.end(), {arena->worker->worker_id, arena->index, one->model->model_id,
+                                               static_cast<std::int64_t>(one->load_id)});
+            }
+        }
+    }
+}
+
 bool Dispatcher::host_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
     held.clear();
     const Worker* worker = state_.find_worker(worker_id);

@@ -70,14 +70,14 @@ def cut(path: Path, trace: Trace, place: int) -> tuple[Path, list[tuple[int, int
     scheduler = make_scheduler("adaptive")
     for event, _ in trace[:place]:
         scheduler.step(event)
-    there = scheduler.held()
+    there = Held.of(scheduler.held())
     for event, _ in trace[place:]:
         scheduler.step(event)
     at_ns = trace[place][0].now_ns
     kinds = (WorkerJoined, LinkMeasured, ModelReady)
     before = [event._replace(now_ns=at_ns) for event, _ in trace[:place] if isinstance(event, kinds)]
-    held = tuple(Held(*one) for one in scheduler.held())
-    header = HEADER._replace(start=1_000, cluster_steps=1, held=held)
+    held = Held.of(scheduler.held())
+    header = HEADER._replace(start=1_000, cluster_steps=1, held=held, inexact="it was too large")
     return write(path, trace[place:], header, before), there
 
 
@@ -187,6 +187,7 @@ def test_replay_shows_them_side_by_side(tmp_path: Path, trace: Trace) -> None:
     assert "It begins after its controller did" in shown.output
     assert "edf, 8 devices, SLO 50 ms" in shown.output
     assert "same answer as recorded" in shown.output
+    assert "without the scheduler's state (it was too large). So" in shown.output
     told = CliRunner().invoke(cli, ["replay", str(path), "--devices", "8", "--json"])
     assert told.exit_code == 0, told.output
     body = json.loads(told.output)

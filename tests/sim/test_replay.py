@@ -11,6 +11,7 @@ import pytest
 
 from clockwork import __version__
 from clockwork.errors import ConfigError
+from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.recording import Header, Step, decode, decode_step, encode_header, encode_step
 from clockwork.scheduler.types import (
     ActionDone,
@@ -26,6 +27,7 @@ from clockwork.scheduler.types import (
     Status,
     Tick,
     Wake,
+    WorkerJoined,
 )
 from clockwork.sim.replay import replay
 from tests.sim.test_scheduler_random import random_world
@@ -112,6 +114,62 @@ def test_another_event_is_found_by_what_it_leads_to(tmp_path: Path, trace: Trace
     assert any(isinstance(one, Arrived | ActionDone) for one in found.parted_events)
 
 
+def dump(path: Path, trace: Trace, place: int, **changed: Any) -> Path:
+    """One that begins in the middle, with the scheduler's state there, and a step that tells of the cluster."""
+    scheduler = make_scheduler("edf")
+    for event, _ in trace[:place]:
+        scheduler.step(event)
+    state = scheduler.save(1 << 24)
+    assert state is not None
+    header = Header("edf", "", {}, __version__, start=1_000, cluster_steps=1, state=state)._replace(**changed)
+    steps = [encode_step([event], orders) for event, orders in trace[place:]]
+    told = encode_step([event for event, _ in trace[:place] if isinstance(event, WorkerJoined)], [])
+    path.write_bytes(encode_header(header) + told + b"".join(steps))
+    return path
+
+
+def test_a_dump_from_the_middle_is_decided_the_same(tmp_path: Path, trace: Trace) -> None:
+    for place in (50, len(trace) // 2, len(trace) - 20):
+        found = replay(dump(tmp_path / "it", trace, place))
+        assert found.identical
+        assert found.steps == found.events == len(trace) - place
+
+
+def test_another_decision_is_found_in_a_dump_from_the_middle(tmp_path: Path, trace: Trace) -> None:
+    place = next(
+        i for i, (_, orders) in enumerate(trace) if i > 200 and orders and not isinstance(orders[0], Wake)
+    )
+    changed = list(trace)
+    changed[place] = (trace[place][0], trace[place][1][1:])
+    found = replay(dump(tmp_path / "it", changed, 100))
+    assert found.parted_at == place - 100
+
+
+def test_a_dump_is_replayed_only_from_the_state_that_it_had(tmp_path: Path, trace: Trace) -> None:
+    with pytest.raises(
+        ConfigError, match="it begins after its controller did, without the scheduler's state"
+    ):
+        replay(dump(tmp_path / "it", trace, 100, state=b""))
+    with pytest.raises(ConfigError, match=r"it: the state of the scheduler cannot be restored: "):
+        replay(dump(tmp_path / "it", trace, 100, state=b"nothing"))
+    with pytest.raises(ConfigError, match="it is of policy 'edf' with memory rules ''"):
+        replay(dump(tmp_path / "it", trace, 100, policy="fifo"))
+    path = dump(tmp_path / "it", trace, 100)
+    body = bytearray(path.read_bytes())
+    body[300] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(ConfigError, match="it: the state of the scheduler in the recording is damaged"):
+        replay(path)
+
+
+def test_recordings_of_the_format_before_are_read(tmp_path: Path, trace: Trace) -> None:
+    steps = b"".join(encode_step([event], orders) for event, orders in trace)
+    (tmp_path / "it").write_bytes(msgpack.packb([2, "edf", "", {}, "0.9", 0, 0, []]) + steps)
+    found = replay(tmp_path / "it")
+    assert found.identical
+    assert (found.header.version, found.header.state, found.steps) == ("0.9", b"", len(trace))
+
+
 def test_a_recording_that_was_cut_off_is_good_until_there(tmp_path: Path, trace: Trace) -> None:
     path = write(tmp_path / "it", trace)
     path.write_bytes(path.read_bytes()[:-1000])
@@ -125,7 +183,7 @@ def test_a_recording_that_was_cut_off_is_good_until_there(tmp_path: Path, trace:
     [
         (b"", "no recording"),
         (b"\x93\x01\x02\x03", "no recording"),
-        (b"\x95\x63\xa3edf\xa0\x80\xa10", "format 99"),
+        (b"\x95\x63\xa3edf\xa0\x80\xa10", "format 99; this program reads formats 2 and 3"),
         (b"\x95\x01\xa3edf\xa0\x80\xa10", "format 1;"),
         (b"\x95\x02\xa3edf\xa0\x80\xa10\xc4\x07\x94\x05\x00\x91\x91\x63\x90", "step 0 .* is damaged"),
         (b"\x95\x02\xa3edf\xa0\x80\xa10\xc4\x01\x94", "step 0 .* is damaged"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import select
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork import __version__
+from clockwork.config.recorder import STATE_BYTES_MAX, STATE_PATIENCE_NS, STATES_MAX
 from clockwork.controller._exchange import Ring
 from clockwork.controller._tested import Recorder
-from clockwork.controller.recorder import PARTIAL, Cluster, Dumps, FlightRecorder, RecordingFile
+from clockwork.controller.recorder import (
+    PARTIAL,
+    Cluster,
+    Content,
+    Dumps,
+    FlightRecorder,
+    RecordingFile,
+    Told,
+)
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.scheduler.recording import Header, Stream, decode, decode_step, encode_step
 from clockwork.scheduler.types import (
@@ -352,9 +362,20 @@ class Box:
 
     def __init__(self, directory: Path, ring: Ring) -> None:
         self.ring = ring
-        self.recorder = FlightRecorder(ring, HEADER, directory, lambda: [(1, 0, 7, 9)], 5)
+        self.state: bytes | None = b"state"
+        self.saved = 0
+        self.pauses: list[int] = []
+        held = struct.pack("=qqqq", 1, 0, 7, 9)
+        self.recorder = FlightRecorder(
+            ring, HEADER, directory, lambda: held, 5, self.save, self.pauses.append
+        )
         self.directory = directory / "recordings"
         self.answers: list[tuple[Any, BaseException | None]] = []
+
+    def save(self, bytes_max: int) -> bytes | None:
+        assert bytes_max == min(STATE_BYTES_MAX, self.ring.state()["bytes_max"])
+        self.saved += 1
+        return self.state and self.state + b"%d" % self.saved
 
     def ask(self, argument: str, now_ns: int = 0) -> Any:
         self.recorder.ask(argument, now_ns, lambda body, error: self.answers.append((body, error)))
@@ -391,12 +412,12 @@ def test_a_cluster_is_what_was_said_last() -> None:
         WorkerDraining(8_000, 3), LinkMeasured(8_500, 1, 1, 1), RequestCancelled(9_000, 5),
     ):  # fmt: skip
         if not isinstance(event, RequestCancelled):
-            cluster.told(event)
+            cluster.told(Told.of(event))
     before = cluster.copy()
     for event in (ready(2, 9), DeviceClock(8_800, 2, 0, 1), DeviceLost(8_900, 2, 1), WorkerLeft(9_000, 2)):
-        cluster.told(event)
+        cluster.told(Told.of(event))
     assert len(cluster) == 1
-    assert list(before.steps(10)) == [
+    assert [decode_step(msgpack.unpackb(step)).events for step in before.steps(10)] == [
         [one._replace(now_ns=10) for one in (JOINED[1], clock, ready(2, 2), lost, link)],
         [one._replace(now_ns=10) for one in (JOINED[2], WorkerDraining(8_000, 3))],
     ]
@@ -432,10 +453,12 @@ def test_a_dump_has_the_cluster_as_it_was_where_it_begins(box: Box) -> None:
     expected = Cluster()
     for place, event in told.items():
         if place < header.start:
-            expected.told(event)
+            expected.told(Told.of(event))
     assert 0 < header.cluster_steps == len(expected)
     first_ns = body[header.cluster_steps].events[0].now_ns
-    assert [step.events for step in body[: header.cluster_steps]] == list(expected.steps(first_ns))
+    wanted = [decode_step(msgpack.unpackb(step)) for step in expected.steps(first_ns)]
+    assert body[: header.cluster_steps] == wanted
+    assert (header.state, header.inexact) == (b"", "no state of the scheduler was kept in time")
     rest = [step.events[0].now_ns for step in body[header.cluster_steps :]]
     assert rest == sorted(rest)
     assert rest[-1] == now
@@ -469,9 +492,108 @@ def test_a_dump_whose_ring_has_gone_on_is_none(box: Box) -> None:
         box.ring.append(at_ns, step_of(at_ns, 100))
     dumps = Dumps(box.directory)
     with pytest.raises(OSError, match="the disk is too slow"):
-        dumps.write("it", HEADER, Cluster(), box.ring, box.ring.state()["end"])
+        dumps.write("it", Content(HEADER, Cluster(), [], b""), box.ring, box.ring.state()["end"])
     assert list(box.directory.iterdir()) == []
     assert dumps.describe() == []
+
+
+def fill(box: Box, now_ns: int, part: float) -> None:
+    """Append steps of so many rings."""
+    steps = int(box.ring.state()["bytes_max"] * part) // len(step_of(now_ns, 100))
+    for _ in range(steps):
+        box.ring.append(now_ns, step_of(now_ns, 100))
+
+
+def live(box: Box, seconds: int, part: float = 0.05, from_s: int = 100) -> None:
+    """Each second a part of a ring, a beat, and whatever pause that asks for."""
+    for second in range(from_s, from_s + seconds):
+        fill(box, second * SECOND, part)
+        box.recorder.beat(0, 0, second * SECOND)
+        if box.pauses:
+            assert box.pauses.pop() == second * SECOND + STATE_PATIENCE_NS
+            box.recorder.paused(second * SECOND)
+
+
+def test_states_are_kept_so_that_the_ring_always_has_one(box: Box) -> None:
+    live(box, 2)
+    assert box.saved == 0, "nothing has left the ring yet"
+    live(box, 100, from_s=102)
+    assert 30 < box.saved < 40, "a state for each eighth of a ring"
+    state = box.ask("", 201 * SECOND)
+    assert state["state_bytes"] == len(b"state33")
+    reach_s = (201 * SECOND - state["exact_ns"]) / SECOND
+    assert 20 * (1 - 1.2 / STATES_MAX) - 2 < reach_s < 20, "of some twenty seconds that the ring has"
+    saved = box.saved
+    live(box, 60, part=0, from_s=202)
+    assert box.saved == saved, "nothing has happened since"
+    live(box, 60, part=0.0002, from_s=262)
+    assert 7 <= box.saved - saved <= STATES_MAX, "by the time where little is written"
+
+
+def test_a_dump_begins_with_the_oldest_state_that_the_ring_has_whole(box: Box) -> None:
+    box.recorder.told(JOINED[0]._replace(now_ns=99 * SECOND))
+    live(box, 100)
+    dump = box.ask("dump", 199 * SECOND)
+    with (box.directory / dump["name"]).open("rb") as file:
+        header, steps = decode(file)
+        found = list(steps)
+    assert header.state.startswith(b"state")
+    assert header.start == box.ring.state()["end"] - sum(
+        len(step_of(step.events[0].now_ns, 100)) for step in found[header.cluster_steps :]
+    )
+    assert found[0].events == [JOINED[0]._replace(now_ns=found[1].events[0].now_ns)]
+    assert found[1].events[0].now_ns >= box.ask("", 199 * SECOND)["exact_ns"]
+    span_s = (199 * SECOND - found[1].events[0].now_ns) / SECOND
+    assert 14 <= span_s <= 20
+
+
+def test_a_dump_says_why_it_has_no_state(box: Box) -> None:
+    box.state = None
+    live(box, 100)
+    assert 30 < box.saved < 40, "it may become smaller"
+    assert (state := box.ask("", 199 * SECOND))["exact_ns"] == 0
+    assert state["inexact"] == "the scheduler's state takes more than 1,048,576 bytes"
+    with (box.directory / box.ask("dump", 199 * SECOND)["name"]).open("rb") as file:
+        header, _ = decode(file)
+    assert (header.state, header.inexact) == (b"", state["inexact"])
+
+
+def test_a_state_that_cannot_be_written_ends_the_states_and_nothing_else(
+    box: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(bytes_max: int) -> bytes:
+        raise ValueError("a record is missing")
+
+    recorder, box.recorder = (
+        box.recorder,
+        FlightRecorder(box.ring, HEADER, box.directory.parent, bytes, 5, fail, box.pauses.append),
+    )
+    recorder.close()
+    live(box, 100)
+    assert caplog.text.count("no more states of the flight recorder") == 1
+    state = box.ask("", 199 * SECOND)
+    assert (state["exact_ns"], state["inexact"]) == (
+        0, "the scheduler's state could not be written: a record is missing"
+    )  # fmt: skip
+
+
+def test_the_state_of_a_policy_in_python_is_not_asked_for(tmp_path: Path) -> None:
+    header = HEADER._replace(policy="mine:Policy")
+    recorder = FlightRecorder(
+        Ring(1 << 20, SECOND),
+        header,
+        tmp_path,
+        bytes,
+        1,
+        lambda _: pytest.fail("asked"),
+        lambda _: pytest.fail("paused"),
+    )
+    for second in range(100):
+        recorder.beat(0, 0, second * SECOND)
+    found: list[Any] = []
+    recorder.ask("", 0, lambda body, _: found.append(body))
+    assert found[0]["inexact"] == "the policy is a class in Python, whose state only it knows"
+    recorder.close()
 
 
 def test_one_dump_at_a_time_and_few_reads(box: Box) -> None:

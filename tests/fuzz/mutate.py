@@ -19,7 +19,7 @@ from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, digest_of
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.formats.program import write_program
-from clockwork.scheduler import recording
+from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import AnswerOk, LinkMeasured, ProfilePoint, Tick
 from clockwork.wire import codec
 from clockwork.wire.tensors import FLOAT, STRING
@@ -202,6 +202,7 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
             ),
             [_recording()],
         ),
+        "states": (packed, [_state()]),
     }
 
 
@@ -212,6 +213,17 @@ def _recording() -> list[Any]:
         msgpack.unpackb(recording.encode_header(recording.Header("edf", "", {}, "1"))),
         *[msgpack.unpackb(msgpack.unpackb(step))] * 3,
     ]
+
+
+def _state() -> Any:
+    """Of a scheduler in the middle of what goes on."""
+    from tests.sim.test_scheduler_random import random_world
+
+    scheduler = make_scheduler("adaptive")
+    world = random_world(6, calm=False, policy="adaptive")
+    world.settle()
+    scheduler.step_many([event for event, _ in world.trace[:200]])
+    return msgpack.unpackb(scheduler.save(1 << 24), strict_map_key=False)
 
 
 RAW: dict[str, list[bytes]] = {

@@ -24,7 +24,8 @@ from clockwork.formats.program import parse_program
 from clockwork.gateway import http, triton_config
 from clockwork.gateway.errors import tell
 from clockwork.gateway.regions import Regions, Shared
-from clockwork.scheduler import recording
+from clockwork.scheduler import make_scheduler, recording
+from clockwork.scheduler.types import Tick
 from clockwork.wire import codec, messages, tensors
 
 TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messages.TO_WORKER)
@@ -217,9 +218,20 @@ def recordings(data: bytes) -> bool:
     return True
 
 
+def states(data: bytes) -> bool:
+    """What a dump of the flight recorder has of the scheduler. What is taken can be told what happens next."""
+    scheduler = make_scheduler("adaptive")
+    try:
+        scheduler.restore(data)
+    except ConfigError:
+        return False
+    scheduler.step(Tick(1 << 40))
+    return True
+
+
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     one.__name__: one
     for one in (
-        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, recordings,
+        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, recordings, states,
     )
 }  # fmt: skip

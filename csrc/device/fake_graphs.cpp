@@ -31,8 +31,9 @@ struct Graph {
 
 struct GraphExec {
     Device* device;
-    std::vector<Item> items;
-    std::vector<CUfunction> functions;
+    std::shared_ptr<const std::vector<Item>> nodes;
+    std::vector<CUfunction> functions; /* different ones */
+    std::vector<EventRef> events;
     EventRef end; /* of its last launch */
 };
 
@@ -141,14 +142,19 @@ EXPORTED CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph handle,
     made->device = current;
     made->end = std::make_shared<Event>();
     made->end->device = current;
+    std::vector<Item> items;
     for (const Node* node : ordered(*graph)) {
         if (node->function) {
             if (!is_function(node->function))
                 return CUDA_ERROR_INVALID_VALUE;
-            made->functions.push_back(node->function);
+            if (std::find(made->functions.begin(), made->functions.end(), node->function) == made->functions.end())
+                made->functions.push_back(node->function);
         }
-        made->items.push_back(node->item);
+        if (node->item.event)
+            made->events.push_back(node->item.event);
+        items.push_back(node->item);
     }
+    made->nodes = std::make_shared<const std::vector<Item>>(std::move(items));
     all.graph_execs.insert(made.get());
     *exec = reinterpret_cast<CUgraphExec>(made.release());
     return CUDA_SUCCESS;
@@ -165,22 +171,19 @@ EXPORTED CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
     GraphExec* exec = exec_of(handle);
     if (!exec || !std::all_of(exec->functions.begin(), exec->functions.end(), is_function))
         return CUDA_ERROR_INVALID_VALUE;
-    for (const Item& item : exec->items) {
-        if (item.event && !is_event(item.event))
+    for (const EventRef& event : exec->events) {
+        if (!is_event(event))
             return CUDA_ERROR_INVALID_VALUE;
     }
     /* Launches of one executable graph run one after another, whatever their streams. */
-    Item item{Item::WAIT};
+    Item item{Item::GRAPH};
+    item.nodes = exec->nodes;
     item.event = exec->end;
-    item.generation = exec->end->issued;
+    item.generation = exec->end->issued + 1;
     if (int error = queue(stream, std::move(item)))
         return error;
-    for (const Item& one : exec->items)
-        queue(stream, one);
-    item = {Item::RECORD};
-    item.event = exec->end;
-    item.generation = ++exec->end->issued;
-    return queue(stream, std::move(item));
+    exec->end->issued++;
+    return CUDA_SUCCESS;
 }
 
 EXPORTED CUresult cuGraphExecDestroy(CUgraphExec handle) {

@@ -140,7 +140,9 @@ bool is_next_copy(const Device* device, const Item& item) {
     auto is_earlier = [&](const Item& one) {
         return (one.kind == Item::COPY_IN || one.kind == Item::COPY_OUT) && one.place < item.place;
     };
-    auto waits = [](const Item& one) { return one.kind == Item::KERNEL || one.kind == Item::WAIT; };
+    auto waits = [](const Item& one) {
+        return one.kind == Item::KERNEL || one.kind == Item::WAIT || one.kind == Item::GRAPH;
+    };
     return std::none_of(driver().streams.begin(), driver().streams.end(), [&](const Stream* stream) {
         if (stream->device != device || (stream->at && waits(*stream->at)))
             return false;
@@ -187,7 +189,7 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
             all.steps.pop_front();
         all.steps.push_back({kind, begin_ns, now_ns(), int64_t(bytes)});
     };
-    if (latency_ns) {
+    if (latency_ns && item.kind != Item::GRAPH) {
         guard.unlock();
         sleep_until(now_ns() + latency_ns);
         guard.lock();
@@ -251,6 +253,12 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
         case Item::WAIT:
             all.progress.wait(guard, [&] { return item.event->done >= item.generation || stream->stopped; });
             break;
+        case Item::GRAPH:
+            all.progress.wait(guard, [&] { return item.event->done + 1 >= item.generation || stream->stopped; });
+            for (Item node : *item.nodes)
+                perform(stream, node, guard);
+            item.event->done = item.generation;
+            break;
     }
 }
 
@@ -270,8 +278,7 @@ void run_stream(Stream* stream) {
         perform(stream, item, guard);
         stream->busy = false;
         stream->at = nullptr;
-        if (all.copy_engines == 1 || item.kind == Item::RECORD || item.kind == Item::RECORD_IN_GRAPH ||
-            stream->items.empty())
+        if (all.copy_engines == 1 || item.kind == Item::RECORD || item.kind == Item::GRAPH || stream->items.empty())
             all.progress.notify_all();
     }
 }

@@ -71,8 +71,9 @@ struct Event {
 using EventRef = std::shared_ptr<Event>;
 
 struct Item {
-    /* RECORD_IN_GRAPH: the event counts as recorded when it happens, and not from the launch on. */
-    enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, RECORD_IN_GRAPH, WAIT } kind = KERNEL;
+    /* RECORD_IN_GRAPH: the event counts as recorded when it happens, and not from the launch on. GRAPH: what the event is
+     * recorded behind, and what waits for that of the launch before it. */
+    enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, RECORD_IN_GRAPH, WAIT, GRAPH } kind = KERNEL;
     int64_t place = 0; /* how many were issued before it, and when it was */
     int64_t issued_ns = 0;
     void* target = nullptr;
@@ -84,6 +85,7 @@ struct Item {
     std::vector<uint64_t> values = {};
     EventRef event = nullptr;
     uint64_t generation = 0;
+    std::shared_ptr<const std::vector<Item>> nodes = nullptr; /* of a graph */
 };
 
 struct Stream {

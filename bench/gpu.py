@@ -1,25 +1,30 @@
-"""How fast and how even a CUDA device is at LOAD and INFER, beside a bare copy of the same bytes.
+"""How fast and how even a CUDA device is at LOAD and INFER, beside a bare copy of the same bytes; and what an INFER
+takes of the host, recorded as a graph and launched kernel by kernel.
 
     python -m bench.gpu [--quick] [--json] [--pages N]
 
 A program by hand: WEIGHTS of pages, and as many launches of a small kernel as asked for, so that the launches
-themselves are what takes time. It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one it shows
-that the benchmark works, and its figures mean nothing for a GPU. Compiling the kernel for a card takes the
-extra [compile].
+themselves are what takes time. host_us is the least processor time of the execute lane until all is launched; calls,
+which the fake driver counts, are those of a whole INFER but for queries whether something has ended. It runs on the
+driver that CLOCKWORK_CUDA_DRIVER names: on the fake one it shows that the benchmark works, and its times mean nothing
+for a GPU. Compiling the kernel for a card takes the extra [compile].
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import itertools
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import report
+from clockwork import config
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
@@ -47,8 +52,16 @@ extern "C" __global__ void accumulate(const float *x, const float *w, float *y, 
     if (at < count)
         y[at] = x[at] + w[at];
 }
+extern "C" __global__ void accumulate_entry(const float *x, const unsigned long long *w_entry, float *y, int count)
+{
+    const float *w = (const float *)*w_entry;
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count)
+        y[at] = x[at] + w[at];
+}
 #ifdef CW_HOST_KERNEL
 CW_HOST_KERNEL(accumulate)
+CW_HOST_KERNEL(accumulate_entry)
 #endif
 """
 MODULE = "modules/accumulate"
@@ -57,8 +70,8 @@ WIDTH = 4096
 """Elements of the input, the output and the part of each weight that is read: negligible beside a launch."""
 
 ACTION_SECONDS = 60.0
-LAUNCHES = (1, 50)
-"""Launches of the two programs, whose difference gives the cost of a launch."""
+LAUNCHES = (1, 20, 50, 200)
+"""Launches of the programs. The difference of the first and the last gives the cost of a launch."""
 
 
 def compile_kernel(target: str) -> bytes:
@@ -76,9 +89,19 @@ def compile_kernel(target: str) -> bytes:
 
 
 class Site:
-    """A device with prepared models: models[i] has LAUNCHES[i] launches. All have the same weights."""
+    """A device with prepared models: models[i] has launches[i] launches. All have the same weights.
 
-    def __init__(self, scratch: Path, pages: int, page_bytes: int = CUDA_PAGE_BYTES) -> None:
+    graphs: whether launches are recorded.
+    """
+
+    def __init__(
+        self,
+        scratch: Path,
+        pages: int,
+        page_bytes: int = CUDA_PAGE_BYTES,
+        launches: Sequence[int] = LAUNCHES,
+        graphs: bool = True,
+    ) -> None:
         self.table = open_driver()
         self.card = cards(self.table)[0]
         self.target = target_of(self.card)
@@ -86,10 +109,10 @@ class Site:
         self._scratch = scratch
         (scratch / MODULE).parent.mkdir(parents=True)
         (scratch / MODULE).write_bytes(compile_kernel(self.target))
-        self.device = CudaDevice("0", 2 * pages * page_bytes, page_bytes)
+        self.device = CudaDevice("0", 2 * pages * page_bytes, page_bytes, graphs=graphs)
         self._ids = itertools.count(1)
-        for index, launches in enumerate(LAUNCHES):
-            self.device.prepare(index, str(self._prepare(launches)))
+        for index, count in enumerate(launches):
+            self.device.prepare(index, str(self._prepare(count)))
         self.weights_bytes = pages * page_bytes
         self._input = np.ones((1, WIDTH), np.float32).tobytes()
 
@@ -107,13 +130,13 @@ class Site:
         list_of = tuple(
             Launch(
                 0,
-                "accumulate",
+                "accumulate_entry",
                 blocks,
                 (256, 1, 1),
                 0,
                 (
                     Argument("output" if number else "input", 0, 0),
-                    Argument("weight", number % self.pages, 0),
+                    Argument("table", 0, number % self.pages),
                     Argument("output", 0, 0),
                     Argument("i32", 0, WIDTH),
                 ),
@@ -130,7 +153,17 @@ class Site:
                 for index in range(self.pages)
             ),
             targets={self.target: Target(0, (MODULE,))},
-            variants=(Variant(self.target, 1, ((1, WIDTH),), ((1, WIDTH),), 0, list_of),),
+            variants=(
+                Variant(
+                    self.target,
+                    1,
+                    ((1, WIDTH),),
+                    ((1, WIDTH),),
+                    0,
+                    list_of,
+                    tuple(Argument("weight", index, 0) for index in range(self.pages)),
+                ),
+            ),
             files={MODULE: hash_file(self._scratch / MODULE)[1]},
         )
         name = program_hash(program)
@@ -173,7 +206,7 @@ class Site:
         return done
 
     def start_load(self, model: int, expected_ns: int = 0) -> int:
-        starts = [model * self.pages + page for page in range(self.pages)]
+        starts = [model % 2 * self.pages + page for page in range(self.pages)]
         action = Load(next(self._ids), 0, model, 1, starts, 0, NEVER_NS, expected_ns)
         self.device.start_load(action)
         return action.action_id
@@ -214,9 +247,54 @@ def row(what: str, times_ns: list[int]) -> dict[str, Any]:
     return {"what": what, "count": len(times_ns), **marks, "most_us": round(max(times_ns) / 1e3, 1)}
 
 
-def measure(site: Site, loads: int, inferences: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    def times(call: Callable[[], Completion], count: int) -> list[int]:
-        return [call().execute[2] for _ in range(count)]
+@functools.cache
+def counter() -> Callable[[bytes], int]:
+    """What counts the calls of a driver's function; on a GPU it gives 0."""
+    count = getattr(ctypes.CDLL(config.cuda_driver()), "cw_fake_calls", None)
+    if count is None:
+        return lambda function: 0
+    count.restype = ctypes.c_int64
+    return count  # type: ignore[no-any-return]
+
+
+def driver_calls() -> int:
+    """Calls of the fake driver so far, but for queries; 0 on a GPU."""
+    return counter()(b"")
+
+
+def times(call: Callable[[], Completion], count: int) -> list[int]:
+    return [call().execute[2] for _ in range(count)]
+
+
+def measure_infer(sites: Mapping[str, Site], model: int, count: int) -> list[dict[str, Any]]:
+    """A row for each site, which take turns. sites: by what is said of them."""
+    took: dict[str, list[tuple[int, int, int]]] = {name: [] for name in sites}
+    for site in sites.values():
+        site.load(model)
+        times(lambda: site.infer(model), 10)  # noqa: B023
+    for _ in range(count):
+        for name, site in sites.items():
+            calls, host_ns = driver_calls(), site.device.launch_ns
+            execute_ns = site.infer(model).execute[2]
+            took[name].append((execute_ns, site.device.launch_ns - host_ns, driver_calls() - calls))
+    rows = []
+    for name, site in sites.items():
+        site.unload(model)
+        execute, host, calls_made = zip(*took[name], strict=True)
+        rows.append(
+            {
+                **row(f"INFER, {LAUNCHES[model]} launches{name}", list(execute)),
+                "calls": float(np.mean(calls_made)) or None,
+                "host_us": min(host) / 1e3,
+            }
+        )
+    return rows
+
+
+def measure(
+    site: Site, plain: Site, loads: int, inferences: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """plain: whose launches are not recorded."""
 
     def load_and_unload() -> Completion:
         done = site.load(0)
@@ -224,23 +302,23 @@ def measure(site: Site, loads: int, inferences: int) -> tuple[list[dict[str, Any
         return done
 
     load_and_unload()
-    rows = [
-        row("bare copy", list(site.bare_copies(loads))),
-        row("LOAD", times(load_and_unload, loads)),
-    ]
-    for model, launches in enumerate(LAUNCHES):
-        site.load(model)
-        times(lambda: site.infer(model), 10)  # noqa: B023
-        rows.append(row(f"INFER, {launches} launches", times(lambda: site.infer(model), inferences)))  # noqa: B023
-        site.unload(model)
-    bare, load, short, long = (row["p50_us"] for row in rows)
+    moved = [row("bare copy", list(site.bare_copies(loads))), row("LOAD", times(load_and_unload, loads))]
+    sites = {"": site, ", one by one": plain}
+    pairs = [measure_infer(sites, model, inferences) for model in range(len(LAUNCHES))]
+    recorded, one_by_one = (list(column) for column in zip(*pairs, strict=True))
+    bare, load = (one["p50_us"] for one in moved)
+    rows = [{**one, "calls": None, "host_us": None} for one in moved] + recorded + one_by_one
     return rows, {
         "weights, MB": site.weights_bytes / 1e6,
         "bare copy, GB/s": site.weights_bytes / bare / 1e3,
         "LOAD, GB/s": site.weights_bytes / load / 1e3,
         "LOAD, share of the bare copy's rate": bare / load,
-        "a launch, us": (long - short) / (LAUNCHES[1] - LAUNCHES[0]),
-        "p99.99 over p50, longer INFER": rows[-1]["p99.99_us"] / long,
+        "a launch, us": (recorded[-1]["p50_us"] - recorded[0]["p50_us"]) / (LAUNCHES[-1] - LAUNCHES[0]),
+        "p99.99 over p50, longest INFER": recorded[-1]["p99.99_us"] / recorded[-1]["p50_us"],
+        **{
+            f"host time one by one over recorded, {launches} launches": plain_one["host_us"] / one["host_us"]
+            for launches, one, plain_one in zip(LAUNCHES, recorded, one_by_one, strict=True)
+        },
     }
 
 
@@ -248,8 +326,12 @@ def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--pages", type=int, default=6, help="pages of weights, of 16 MiB each")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, Site(Path(scratch), asked.pages) as site:
-        rows, facts = measure(site, *((5, 100) if asked.quick else (100, 10_000)))
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Site(Path(scratch) / "recorded", asked.pages) as site,
+        Site(Path(scratch) / "plain", asked.pages, graphs=False) as plain,
+    ):
+        rows, facts = measure(site, plain, *((5, 100) if asked.quick else (100, 10_000)))
         title = f"{site.card.name}, driver {site.table.version}; by the device's own events"
     report.show(title, 0, rows, facts, asked.json)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bench import report
-from bench.gpu import Site, row
+from bench.gpu import LAUNCHES, Site, row
 from clockwork.system.clock import MS
 from tests.device.fake import DRIVER, FakeDriver, environment
 
@@ -77,7 +77,7 @@ def load_share(load_mib: int, page_mib: int, fake: FakeDriver, count: int) -> fl
     fake.speed(copy_rate=LINK_RATE)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Site(Path(scratch) / "site", load_mib // page_mib, page_mib << 20) as site,
+        Site(Path(scratch) / "site", load_mib // page_mib, page_mib << 20, LAUNCHES[:1]) as site,
     ):
         bare, loads = [], []
         expected_ns = 0
@@ -118,7 +118,7 @@ def measure(
         fake = FakeDriver()
         fake.setup(device_bytes=1 << 30)
         fake.engines(1, CALL_NS)
-        with Site(Path(scratch) / "site", 4, load_mib << 18) as site:
+        with Site(Path(scratch) / "site", 4, load_mib << 18, LAUNCHES[:2]) as site:
             site.load(0)
             site.load(1)
             for kernel_ms in kernels_ms:

@@ -34,8 +34,7 @@ cdef class Core(Orders):
     # Of slots and workspace, as they were given:
     cdef list slot_memory
     cdef readonly int graph_count
-    cdef int64_t launch_count  # of the execute lane
-    cdef int64_t launch_ns
+    cdef readonly int64_t launch_ns  # processor time of the execute lane, so far
     cdef DeviceBytes workspace_memory
     cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
     cdef char[TEXT_BYTES] fault

@@ -191,11 +191,6 @@ cdef class Core(Orders):
             "graphs": self.graph_count,
         }
 
-    @property
-    def launch_times(self):
-        """(executions so far, nanoseconds of processor time that it took to launch them). For benchmarks."""
-        return self.launch_count, self.launch_ns
-
     # ----- what the lanes do, from the loop of _orders.pyx ---------------------------------------
 
     cdef void enter(self, Lane* lane) noexcept nogil:
@@ -786,7 +781,6 @@ cdef class Core(Orders):
                     and self.set_mark(&slot.run_end, self.execute_stream, order.text))
         done = done and self.copy_outputs(order)
         self.launch_ns += thread_time_ns() - begin_ns
-        self.launch_count += 1
         return done
 
     cdef bint launch_all(self, CudaOrder* order) noexcept nogil:

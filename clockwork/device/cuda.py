@@ -368,6 +368,11 @@ class CudaDevice(NativeDevice[Core]):
         """See Device: what broke the context of this device."""
         return self._core.fault_text
 
+    @property
+    def launch_ns(self) -> int:
+        """Processor time so far that it took to launch executions."""
+        return self._core.launch_ns
+
     def memory(self) -> dict[str, int]:
         """Bytes by purpose. pinned_bytes: for weights, of all devices that share the store; store_bytes: what models have
         of it; host_bytes: the same, of a budget. graphs_missing: for which there is no room, so that their kernels are

@@ -221,9 +221,17 @@ def test_the_papers_figures_have_their_live_forms() -> None:
 def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)  # this process's one, which other tests may have left small
-    with gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site:
-        rows, facts = gpu.measure(site, loads=3, inferences=5)
-    assert [one["count"] for one in rows] == [3, 3, 5, 5]
+    with (
+        gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site,
+        gpu.Site(tmp_path / "plain", pages=2, page_bytes=1 << 20, graphs=False) as plain,
+    ):
+        rows, facts = gpu.measure(site, plain, loads=3, inferences=5)
+    counts = len(gpu.LAUNCHES)
+    assert [one["count"] for one in rows] == [3, 3, *[5] * 2 * counts]
+    recorded, one_by_one = rows[2 : 2 + counts], rows[2 + counts :]
+    assert len({one["calls"] for one in recorded}) == 1
+    first = one_by_one[0]["calls"]
+    assert [one["calls"] - first for one in one_by_one] == [more - gpu.LAUNCHES[0] for more in gpu.LAUNCHES]
     assert all(value > 0 for value in facts.values())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.device.cuda_memory import TableMemory, open_driver
+from clockwork.device.cuda_memory import TableMemory, find_card, open_driver
 from clockwork.system.clock import MS
 from tests.device.cuda_rig import compiled_kernels
 from tests.device.fake import DRIVER, LIBRARY, FakeDriver, environment
@@ -86,7 +86,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     fake.setup()
     (tmp_path / "kernels.so").write_bytes(compiled_kernels())
     with environment(**DRIVER):
-        memory = TableMemory(open_driver(), 0)
+        memory = TableMemory(table := open_driver(), find_card(table, "0"))
     memory.make_current()
     one = Site(memory, tmp_path / "kernels.so")
     yield one

@@ -11,6 +11,7 @@ import pytest
 
 from clockwork import __version__
 from clockwork.errors import ConfigError
+from clockwork.observe.recorded import opened
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.recording import Header, Step, decode, decode_step, encode_header, encode_step
 from clockwork.scheduler.types import (
@@ -162,7 +163,17 @@ def test_a_dump_is_replayed_only_from_the_state_that_it_had(tmp_path: Path, trac
         replay(path)
 
 
-def test_recordings_of_the_format_before_are_read(tmp_path: Path, trace: Trace) -> None:
+def test_a_file_of_the_format_before_is_read() -> None:
+    """Written by the version that had format 2."""
+    path = Path(__file__).parents[1] / "data" / "recordings" / "format-2.rec"
+    with opened(path) as (header, steps):
+        found = list(steps)
+    assert header == Header("edf", "", {}, "0.1.0")
+    assert len(found) == 250
+    assert {type(step.events[0]) for step in found} >= {WorkerJoined, ActionDone, Arrived, LinkMeasured, Tick}
+
+
+def test_recordings_of_the_format_before_are_replayed(tmp_path: Path, trace: Trace) -> None:
     steps = b"".join(encode_step([event], orders) for event, orders in trace)
     (tmp_path / "it").write_bytes(msgpack.packb([2, "edf", "", {}, "0.9", 0, 0, []]) + steps)
     found = replay(tmp_path / "it")

@@ -13,16 +13,17 @@
 
 namespace clockwork::device {
 
-inline constexpr std::int64_t WATCH_SHARE = 64;  // of a prediction: how wrong it may be and is still watched for
-inline constexpr std::int64_t SLEEP_SHARE = 2;   // of a prediction: nothing ends sooner
-inline constexpr std::int64_t EARLY_SHARE = 64;  // of the time waited: a nap before what is watched
+inline constexpr std::int64_t WATCH_SHARE = 128;  // of a prediction: how wrong it may be and is still watched for
+inline constexpr std::int64_t SLEEP_SHARE = 2;    // of a prediction: nothing ends sooner
+inline constexpr std::int64_t EARLY_SHARE = 16;   // of the time waited: a nap before what is watched
+inline constexpr std::int64_t NEAR_SHARE = 4;     // of the time left until something is watched: likewise
 inline constexpr std::int64_t EARLY_LEAST_NS = 50'000;
 inline constexpr std::int64_t SLEEP_MOST_NS = 10'000'000;
 inline constexpr std::int64_t LATE_SHARE = 64;  // of the time since what was watched: a nap then
 inline constexpr std::int64_t LATE_LEAST_NS = 2'000;
 inline constexpr std::int64_t LATE_MOST_NS = 1'000'000;
-inline constexpr std::int64_t LOOK_NS =
-    5'000'000;  // how often the driver is asked all the same: a broken context writes no word
+// How often the driver is asked all the same: a broken context writes no word.
+inline constexpr std::int64_t LOOK_NS = 5'000'000;
 
 // A place in a stream, reached again and again. One lane at a time uses it.
 struct Mark {
@@ -42,10 +43,10 @@ struct Mark {
     bool is_written() const { return __atomic_load_n(word, __ATOMIC_ACQUIRE) == count; }
 };
 
-// One wait for a mark. The lane sleeps for half of the predicted time (10 ms at a stretch at most), then looks between naps of a 64th of the time
-// waited, because a prediction may be too long; from spin_ns and a 64th of the prediction before the predicted end, to as
-// much after it, the lane does nothing but look; and then it naps again, ever longer, so that what never ends takes no
-// core.
+// One wait for a mark. The lane sleeps for half of the predicted time (10 ms at a stretch at most). Then it looks between
+// naps, because a prediction may be too long: a 16th of the time waited, and a quarter of the time that is left, so that
+// what ends a little early is noticed soon. From spin_ns and a 128th of the prediction before the predicted end, to as much
+// after it, the lane does nothing but look. And then it naps again, ever longer, so that what never ends takes no core.
 class Watch {
 public:
     Watch() : Watch(0, 0, 0) {}
@@ -73,9 +74,10 @@ public:
     std::int64_t pause_ns(const Mark& mark, std::int64_t now_ns) const {
         const std::int64_t waited_ns = now_ns - begin_ns_, watch_ns = expected_ns_ - lead_ns_;
         if (waited_ns < watch_ns) {
-            const std::int64_t nap_ns = std::max(waited_ns / EARLY_SHARE, EARLY_LEAST_NS);
-            return std::min(
-                {watch_ns - waited_ns, std::max(nap_ns, expected_ns_ / SLEEP_SHARE - waited_ns), SLEEP_MOST_NS});
+            const std::int64_t left_ns = watch_ns - waited_ns;
+            const std::int64_t nap_ns =
+                std::max(std::min(waited_ns / EARLY_SHARE, left_ns / NEAR_SHARE), EARLY_LEAST_NS);
+            return std::min({left_ns, std::max(nap_ns, expected_ns_ / SLEEP_SHARE - waited_ns), SLEEP_MOST_NS});
         }
         const std::int64_t late_ns = waited_ns - expected_ns_ - lead_ns_;
         if (late_ns < 0)

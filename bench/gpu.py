@@ -46,13 +46,7 @@ from clockwork.models.prepare_program import install
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 
 KERNEL = """
-extern "C" __global__ void accumulate(const float *x, const float *w, float *y, int count)
-{
-    int at = blockIdx.x * blockDim.x + threadIdx.x;
-    if (at < count)
-        y[at] = x[at] + w[at];
-}
-extern "C" __global__ void accumulate_entry(const float *x, const unsigned long long *w_entry, float *y, int count)
+extern "C" __global__ void accumulate(const float *x, const unsigned long long *w_entry, float *y, int count)
 {
     const float *w = (const float *)*w_entry;
     int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -61,7 +55,6 @@ extern "C" __global__ void accumulate_entry(const float *x, const unsigned long 
 }
 #ifdef CW_HOST_KERNEL
 CW_HOST_KERNEL(accumulate)
-CW_HOST_KERNEL(accumulate_entry)
 #endif
 """
 MODULE = "modules/accumulate"
@@ -130,7 +123,7 @@ class Site:
         list_of = tuple(
             Launch(
                 0,
-                "accumulate_entry",
+                "accumulate",
                 blocks,
                 (256, 1, 1),
                 0,

@@ -66,14 +66,15 @@ def write_package(place: Path, module: bytes, target: str, pages: int, page_byte
                 0,
                 (
                     Argument("output" if number else "input", 0, 0),
-                    Argument("weight", number % pages, 0),
+                    Argument("table", 0, number % pages),
                     Argument("output", 0, 0),
                     Argument("i32", 0, count),
                 ),
             )
             for number in range(LAUNCHES)
         )
-        return Variant(target, batch, ((batch, WIDTH),), ((batch, WIDTH),), 0, launches)
+        table = tuple(Argument("weight", index, 0) for index in range(pages))
+        return Variant(target, batch, ((batch, WIDTH),), ((batch, WIDTH),), 0, launches, table)
 
     program = Program(
         name="of a resnet50's class",

@@ -276,9 +276,8 @@ cdef class Core(Orders):
             variant = &program.variants[index]
             if not variant.is_recordable():
                 continue
-            self.lanes.hub.lock()
-            variant.graphs.resize(self.slot_count)
-            self.lanes.hub.unlock()
+            if variant.graphs.empty():  # no model of the program is known yet: no lane looks there
+                variant.graphs.resize(self.slot_count)
             for number in range(self.slot_count):
                 graph = &variant.graphs[number]
                 made.slot, made.workspace = self.slots[number].device, self.workspace

@@ -506,8 +506,8 @@ MODEL_REFERENCE_MAX = 256
 """Most characters of ``name`` or ``name@version`` in a request."""
 
 LANE_SPIN_NS = 30_000
-"""Time before an action's window opens at which a lane stops sleeping and spins: about the cost of a wake-up, so that
-starting on time takes a core for no longer than that."""
+"""Time before an action's window opens, or before what a GPU does is predicted to end, at which a lane stops sleeping and
+spins: about the cost of a wake-up, so that starting on time takes a core for no longer than that."""
 
 IO_SLOT_BYTES_MAX = 1 << 30
 """Largest joined inputs of an action."""

@@ -7,6 +7,7 @@ from clockwork.device._orders import Orders
 
 class Core(Orders):
     fault_text: str
+    writes_words: bool
     graph_count: int
     launch_ns: int
     def record_graphs(self, program: Program, room: int) -> int: ...

@@ -70,6 +70,11 @@ cdef class Core(Orders):
             self.rooms.push_back(&self.slots[index])
         self.opened = True
 
+    @property
+    def writes_words(self):
+        """Whether the device's streams write words; see try_words()."""
+        return self.words is not None
+
     @staticmethod
     def words_bytes(int run_ahead):
         """Of pinned memory for the words of a device."""

@@ -151,6 +151,10 @@ class CudaDevice(NativeDevice[Core]):
                 )
             )
             self._holds.core = self._core
+            if not self._core.writes_words:
+                log.warning(
+                    "CUDA device %s (%s) writes no words: lanes ask the driver about events", which, card.name
+                )
             self._slot_bytes = self._workspace_bytes = self._graphs_missing = 0
             self._grow(io_slot_bytes, workspace_bytes)
         except (CudaError, MemoryError) as error:

@@ -163,7 +163,7 @@ def test_a_context_that_breaks_long_before_the_predicted_end_is_noticed(
 
 @pytest.mark.parametrize("why", ["the driver is old", "the device cannot"])
 def test_a_driver_that_writes_no_words_is_asked_about_events(
-    make: Callable[..., Driver], fake: FakeDriver, why: str
+    make: Callable[..., Driver], fake: FakeDriver, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = make()
     driver.device.close()
@@ -172,6 +172,7 @@ def test_a_driver_that_writes_no_words_is_asked_about_events(
     else:
         fake.fail("cuStreamWriteValue32_v2", error=NOT_SUPPORTED)
     driver.device = driver.rig.make()
+    assert "lanes ask the driver about events" in caplog.text
     one, written = affine(), fake.calls("cuStreamWriteValue32_v2")
     asked = fake.calls("cuEventQuery")
     model = loaded(driver, one)

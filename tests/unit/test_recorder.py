@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork import __version__
@@ -108,6 +108,7 @@ steps = st.tuples(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.lists(steps, min_size=1, max_size=4))
 def test_steps_are_written_as_scheduler_recording_writes_them(told) -> None:
     recorder = Recorder(1 << 24)

@@ -21,6 +21,7 @@ from tests.sim.test_host_store import zipf
 from tests.sim.test_scheduler_random import random_world
 
 BYTES_MAX = 16 << 20
+DATA = Path(__file__).parents[1] / "data" / "states"
 
 
 def restored(policy: str, state: bytes, memory: str = "") -> Core:
@@ -130,6 +131,14 @@ def test_a_restored_scheduler_decides_the_same_in_many_worlds(
         )  # fmt: skip
         restored_count += check_recording(path, policy, "", 0.02 if seed % 4 else 0.3, seed)
     assert restored_count > 20 * count
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_states_that_were_written_before_are_read(policy: str) -> None:
+    """Where this fails, what is written of a state has changed: raise STATE_FORMAT in csrc/scheduler/archive.h, and then
+    python -m tests.data.make_states."""
+    state = (DATA / f"{policy}.state").read_bytes()
+    assert restored(policy, state).save(BYTES_MAX) == state
 
 
 def test_a_state_of_more_bytes_than_it_may_have_is_none() -> None:

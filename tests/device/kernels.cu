@@ -1,6 +1,6 @@
 /* The kernels of the conformance suite's models: CUDA C, which a host's compiler takes too (host_kernels.h). */
 
-extern "C" __global__ void matmul(const float* x, const float* w, float* y, int rows, int inner, int columns) {
+__device__ void do_matmul(const float* x, const float* w, float* y, int rows, int inner, int columns) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= rows * columns)
         return;
@@ -11,7 +11,7 @@ extern "C" __global__ void matmul(const float* x, const float* w, float* y, int 
 }
 
 /* b is repeated as often as it takes. */
-extern "C" __global__ void add(const float* a, const float* b, float* y, int count, int width) {
+__device__ void do_add(const float* a, const float* b, float* y, int count, int width) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count)
         y[at] = a[at] + b[at % width];
@@ -30,7 +30,7 @@ extern "C" __global__ void to_double(const long long* from, double* to, int coun
 }
 
 /* One thread: y = w times itself, n times. */
-extern "C" __global__ void power(const long long* n, const float* w, float* y, float* scratch, int width) {
+__device__ void do_power(const long long* n, const float* w, float* y, float* scratch, int width) {
     for (int at = 0; at < width * width; at++)
         y[at] = w[at];
     for (long long round = 0; round < *n; round++) {
@@ -47,7 +47,7 @@ extern "C" __global__ void power(const long long* n, const float* w, float* y, f
 }
 
 /* A block for each row of x (2, length, 2): the first ``size`` of its length doubled, and the sum of those. */
-extern "C" __global__ void within(const float* x, float* twice, float* sum, int length, int size) {
+__device__ void do_within(const float* x, float* twice, float* sum, int length, int size) {
     int row = blockIdx.x;
     sum[row] = 0;
     for (int outer = 0; outer < 2; outer++)
@@ -58,30 +58,46 @@ extern "C" __global__ void within(const float* x, float* twice, float* sum, int 
         }
 }
 
+extern "C" __global__ void matmul(const float* x, const float* w, float* y, int rows, int inner, int columns) {
+    do_matmul(x, w, y, rows, inner, columns);
+}
+
+extern "C" __global__ void add(const float* a, const float* b, float* y, int count, int width) {
+    do_add(a, b, y, count, width);
+}
+
+extern "C" __global__ void power(const long long* n, const float* w, float* y, float* scratch, int width) {
+    do_power(n, w, y, scratch, width);
+}
+
+extern "C" __global__ void within(const float* x, float* twice, float* sum, int length, int size) {
+    do_within(x, twice, sum, length, size);
+}
+
 /* The same with a weight whose address is an entry of the table; the number is that of the parameter. */
 
 extern "C" __global__ void matmul_table_1(const float* x, const unsigned long long* w, float* y, int rows, int inner,
                                           int columns) {
-    matmul(x, (const float*)*w, y, rows, inner, columns);
+    do_matmul(x, (const float*)*w, y, rows, inner, columns);
 }
 
 extern "C" __global__ void add_table_0(const unsigned long long* a, const float* b, float* y, int count, int width) {
-    add((const float*)*a, b, y, count, width);
+    do_add((const float*)*a, b, y, count, width);
 }
 
 extern "C" __global__ void add_table_1(const float* a, const unsigned long long* b, float* y, int count, int width) {
-    add(a, (const float*)*b, y, count, width);
+    do_add(a, (const float*)*b, y, count, width);
 }
 
 extern "C" __global__ void power_table_1(const long long* n, const unsigned long long* w, float* y, float* scratch,
                                          int width) {
-    power(n, (const float*)*w, y, scratch, width);
+    do_power(n, (const float*)*w, y, scratch, width);
 }
 
 /* `size` is an entry, too. */
 extern "C" __global__ void within_table_4(const float* x, float* twice, float* sum, int length,
                                           const unsigned long long* size) {
-    within(x, twice, sum, length, (int)*size);
+    do_within(x, twice, sum, length, (int)*size);
 }
 
 #ifdef CW_HOST_KERNEL

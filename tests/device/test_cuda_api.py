@@ -1,4 +1,5 @@
-"""What csrc/device/cuda_api.h declares of the driver, held against NVIDIA's own header where that is installed."""
+"""What csrc/device/cuda_api.h declares of the driver, held against NVIDIA's own header where that is installed; and
+kernels that only run on the fake driver here, compiled for a card."""
 
 from __future__ import annotations
 
@@ -8,6 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from bench.gpu import KERNEL
+from clockwork.models.compile import nvrtc
+from tests.device.cuda_rig import KERNELS
 
 API = Path(__file__).parents[2] / "csrc/device/cuda_api.h"
 PACKAGES = ("nvidia.cuda_runtime", "nvidia.cu13")
@@ -80,3 +85,12 @@ def test_what_is_declared_of_the_driver_is_what_its_header_declares(tmp_path: Pa
     command = ["g++", "-std=c++20", "-fsyntax-only", "-I", str(folder), "-I", str(tmp_path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not nvrtc.is_installed(), reason="NVRTC is not installed (the extra [compile])")
+@pytest.mark.parametrize("source", [KERNELS.read_text(), KERNEL], ids=["the suite's", "the bench's"])
+def test_kernels_by_hand_compile_for_a_card(source: str) -> None:
+    cubin = nvrtc.build([source], "sm_80")[0]
+    names = set(re.findall(r"CW_HOST_KERNEL\((\w+)\)", source))
+    assert names
+    assert all(name.encode() in cubin for name in names)

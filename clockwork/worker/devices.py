@@ -85,7 +85,7 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     from clockwork.device.cuda_memory import find_card, open_driver, open_memory
 
     whichs = [name.removeprefix("cuda:") for name in settings.devices]
-    if instances := [which for which in whichs if which.upper().startswith("MIG-")]:
+    if instances := [f"MIG-{which[4:]}" for which in whichs if which.upper().startswith("MIG-")]:
         show_mig_instances(instances)
     table = open_driver()
     found = [find_card(table, which) for which in whichs]

@@ -1033,7 +1033,7 @@ def test_a_worker_has_the_driver_show_the_instance_that_it_was_asked_for(
             devices=devices, arena_bytes=4 * PAGE_BYTES, page_bytes=PAGE_BYTES, pinned_bytes=PAGE_BYTES
         )
 
-    (device,) = open_devices(settings(f"cuda:{PARTS[1]}"))
+    (device,) = open_devices(settings(f"cuda:{PARTS[1].lower()}"))  # as device_names() takes it, too
     assert device.info.name == "fake GPU 1 MIG 1g.1gb"
     device.close()
     assert f"GPU 0: fake GPU 1 MIG 1g.1gb, {PARTS[1]} at 0000:11:00.0, no NUMA node known" in caplog.text

@@ -14,9 +14,9 @@ import pytest
 
 from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
-from clockwork.models.compile import compiler
+from clockwork.models.compile import compiler, nvrtc
 from clockwork.models.compile.compiler import Options, compile_model
-from clockwork.models.inputs import difference
+from clockwork.models.inputs import RELATIVE, difference
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
 from clockwork.wire.messages import Status
@@ -24,6 +24,7 @@ from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import DRIVER, environment
 from tests.device.rig import Driver, array_of
+from tests.emulation import modules
 from tests.unit.test_compile import check_launches
 
 pytestmark = pytest.mark.skipif(
@@ -73,8 +74,28 @@ def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: Cuda
     summary = compile_model(path, tmp_path / "package", Options(("host",), batches=(1, 8), verify=False))
     check_launches(summary.program)
     assert [one.batch for one in summary.program.variants] == [1, 8]
-    session = Session(path, optimise=False)
-    prepared = prepare(tmp_path / "package", rig.store, "cuda-host", PAGE_BYTES, {})
+    check_device(name, tmp_path / "package", path, rig)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not nvrtc.is_installed(), reason="NVRTC is not installed (the extra [compile])")
+@pytest.mark.parametrize(("name", "dtype"), [("transformer", "fp16"), ("digits", "tf32")])
+def test_networks_on_the_device_answer_by_the_kernels_of_a_card(
+    name: str, dtype: str, rig: CudaRig, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
+    options = Options(("sm_80",), (1, 8), dtype=dtype, verify=False, sources=tmp_path / "sources")
+    compile_model(path, tmp_path / "package", options)
+    made = tmp_path / "emulated"
+    modules.emulated(tmp_path / "package", tmp_path / "sources", "sm_80", made)
+    check_device(name, made, path, rig, relative=3e-3)
+
+
+def check_device(name: str, package: Path, model: Path, rig: CudaRig, relative: float = RELATIVE) -> None:
+    """A package for up to 8 rows answers, served by a device, as ONNX Runtime does."""
+    session = Session(model, optimise=False)
+    prepared = prepare(package, rig.store, "cuda-host", PAGE_BYTES, {})
     directory = prepared_directory(rig.store, prepared.digest, "cuda-host", {})
     driver = Driver(rig.make(pages=PAGES), rig)
     try:
@@ -88,7 +109,7 @@ def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: Cuda
             done = driver.end(driver.infer(1, 1, *cut))
             assert done.status == Status.OK, done.text
             actual = [np.concatenate(views) for views in zip(*(map(array_of, part) for part in done.parts))]
-            assert difference(actual, session.run(given)) == "", parts
+            assert difference(actual, session.run(given), relative) == "", parts
     finally:
         driver.device.close()
     assert set(rig.fake.live().values()) == {0}

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clockwork.formats.program import read_program
 from clockwork.wire.tensors import Array
+from tests.emulation.run import read_arrays
 
 RUN_S = 1500.0
 """Time limit for a network."""
@@ -57,5 +59,5 @@ def run(package: Path, inputs: Sequence[Array], sanitised: bool = True) -> tuple
         )  # fmt: skip
         if done.returncode:
             raise Finding(done.stderr[-6000:])
-        with np.load(target) as file:
-            return [file[str(number)] for number in range(len(file.files))], float(done.stdout.split()[-1])
+        outputs = read_program(package).outputs
+        return read_arrays(target, outputs), float(done.stdout.split()[-1])

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from clockwork.formats.prepared import WEIGHTS_FILE
+from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.formats.program import HOST, Argument, Program, Variant, read_program
 from clockwork.models.compile.host import Executor
-from clockwork.wire.tensors import Array
+from clockwork.wire.tensors import Array, numpy_dtype
 from tests.emulation.modules import heads_of
 
 ALIGNMENT = 256
@@ -143,11 +143,21 @@ class Guarded(Executor):
             assert hashlib.sha256(self._held.read()).digest() == self._hash, "a kernel has changed a weight"
 
 
+def read_arrays(path: Path, specs: Sequence[TensorSpec]) -> list[Array]:
+    """Arrays by number. np.load() drops the names of bfloat16 and the like."""
+    with np.load(path) as file:
+        found = [file[str(number)] for number in range(len(specs))]
+    return [
+        array.view(numpy_dtype(spec.dtype)) if array.dtype.kind == "V" else array
+        for array, spec in zip(found, specs, strict=True)
+    ]
+
+
 def main(package: str, source: str, target: str) -> None:
     directory = Path(package)
-    executor = Guarded(read_program(directory), directory)
-    with np.load(source) as file:
-        inputs = [file[str(number)] for number in range(len(file.files))]
+    program = read_program(directory)
+    executor = Guarded(program, directory)
+    inputs = read_arrays(Path(source), program.inputs)
     begin = time.perf_counter()
     outputs = executor.run(inputs)
     print(f"{time.perf_counter() - begin:.1f}")

@@ -83,7 +83,7 @@ ONLY_IN = {
     "prometheus_client": ["gateway"],
     "ray": ["launch.ray"],
     "tornado": ["observe.dashboard"],
-    "tinygrad": ["models.compile.lower", "models.compile.interpret"],
+    "tinygrad": ["models.compile.lower", "models.compile.interpret", "models.compile.replaced"],
 }
 """Outside packages, and the modules (a package stands for all that it holds) that may import them."""
 

@@ -6,7 +6,7 @@ Only the child process imports it, like clockwork.models.compile.lower.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,8 @@ class Runner(OnnxRunner):
             ]
         implementation = self._select_op(node.op, node.opset_id)
         options = _without_defaults(node, options, implementation)
+        if unknown := _unknown(options, implementation):
+            raise InvalidModel(f"operator {node.op} cannot be compiled with attribute {', '.join(unknown)}")
         if node.op in REPLACED:
             implementation = REPLACED[node.op](implementation)
         found = implementation(*arguments, **options)
@@ -229,14 +231,20 @@ class Runner(OnnxRunner):
         )
 
 
+def _unknown(options: Collection[str], implementation: Callable[..., Any]) -> list[str]:
+    """The attributes that an implementation has no parameter for."""
+    known = inspect.signature(implementation).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return []
+    return sorted(name for name in options if name not in known)
+
+
 def _without_defaults(
     node: OnnxNode, options: dict[str, Any], implementation: Callable[..., Any]
 ) -> dict[str, Any]:
     """The attributes, without those that have their default value and that the implementation does not know."""
     known = inspect.signature(implementation).parameters
-    if all(name in known for name in options) or any(
-        parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()
-    ):
+    if not _unknown(options, implementation):
         return options
     try:
         schema = defs.get_schema(node.op, node.opset_id.version, "")

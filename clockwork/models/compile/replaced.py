@@ -28,7 +28,7 @@ def _mod(original: Implementation) -> Implementation:
 
     def run(x: Tensor, y: Tensor, fmod: int = 0) -> Tensor:
         if fmod or not dtypes.is_float(x.dtype):
-            return original(x, y, fmod=fmod)  # type: ignore[no-any-return]
+            return original(x, y, fmod=fmod)
         rest = y.isinf().where(x + x * 0, x - (x / y).trunc() * y)
         return ((rest != 0) & ((rest < 0) != (y < 0))).where(rest + y, rest)
 
@@ -42,7 +42,7 @@ def _conv_integer(original: Implementation) -> Implementation:
         points = [Tensor(0) if point is None else point for point in zero_points]
         if len(points) > 1:
             points[1] = points[1].reshape(-1, *[1] * (w.ndim - 1))
-        return original(x, w, *points, **options)  # type: ignore[no-any-return]
+        return original(x, w, *points, **options)
 
     return run
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tests.device.cuda_rig import CardRig, CudaRig, PlainCudaRig, why_no_card
+from tests.device.cuda_rig import CardRig, CudaRig, PlainCardRig, PlainCudaRig, why_no_card
 from tests.device.rig import CpuRig, Driver, EmulatedRig
 
 SETTLE_TRIES, SETTLE_S = 50, 0.02
 
-RIGS = [CpuRig, EmulatedRig, CudaRig, PlainCudaRig, *([] if why_no_card() else [CardRig])]
+RIGS = [CpuRig, EmulatedRig, CudaRig, PlainCudaRig, *([] if why_no_card() else [CardRig, PlainCardRig])]
 
 
 def open_files() -> list[str]:

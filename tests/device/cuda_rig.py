@@ -254,12 +254,21 @@ class CardRig(CudaRig):
     def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
         if host_pages:
             options |= self.host_store(which, host_pages)
+        options = {"graphs": self.graphs, **options}
         device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
         self.fingerprint = device.info.fingerprint
         return device
 
     def check_released(self) -> None:
         """A driver does not tell what exists of it."""
+
+
+class PlainCardRig(CardRig):
+    """The same as PlainCudaRig, of a GPU."""
+
+    kind = "card-plain"
+    tables = False
+    graphs = False
 
 
 @functools.cache

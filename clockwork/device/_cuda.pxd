@@ -65,7 +65,7 @@ cdef class Core(Orders):
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
     cdef bint may_run(self, CudaOrder* order) noexcept nogil
     cdef void begin_run(self, CudaOrder* order) noexcept nogil
-    cdef bint begin_behind(self, int64_t now, int64_t end_ns) noexcept nogil
+    cdef bint begin_behind(self, CudaOrder* running, int64_t now, int64_t end_ns) noexcept nogil
     cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil
     cdef bint mend_table(self, CudaOrder* order) noexcept nogil
     cdef CUgraphExec find_graph(self, CudaOrder* order) noexcept nogil

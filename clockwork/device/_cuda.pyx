@@ -16,6 +16,7 @@ from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcpy, memset
 
+from clockwork.device._crash cimport crash_at
 from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
@@ -720,12 +721,12 @@ cdef class Core(Orders):
             pause_ns = watch.pause_ns(mark[0], now)
             if pause_ns == 0:
                 breathe()
-            elif not self.begin_behind(now, watch.expected_end_ns()):
+            elif not self.begin_behind(order, now, watch.expected_end_ns()):
                 self.lanes.execute.sleep(now + pause_ns)
             now = now_ns()
 
-    cdef bint begin_behind(self, int64_t now, int64_t end_ns) noexcept nogil:
-        """Begin the next execution while one still runs, which is predicted to end at end_ns, if its window allows it:
+    cdef bint begin_behind(self, CudaOrder* running, int64_t now, int64_t end_ns) noexcept nogil:
+        """Begin the next execution while ``running`` still runs, which is predicted to end at end_ns, if its window allows it:
         then the device has something to do at once. Whether there was one.
 
         Its window is judged here, by the prediction: once on the device, it cannot be called back. It keeps its model
@@ -741,7 +742,9 @@ cdef class Core(Orders):
         self.lanes.hub.unlock()
         if order == NULL:
             return False
+        crash_at(order.action_id)
         self.begin_run(<CudaOrder*>order)
+        crash_at(running.action_id)
         return True
 
     cdef bint mend_table(self, CudaOrder* order) noexcept nogil:

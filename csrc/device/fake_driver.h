@@ -55,7 +55,8 @@ void cw_fake_engines(int copy_engines, int64_t call_ns);
  * where the memory is pinned) until what is queued there is done, and so many nanoseconds more. 0: none does. */
 void cw_fake_stall(int64_t stall_ns);
 
-/* Have the nth call from now (1: the next) of a driver function fail with this error, once. "copy" and "kernel"
+/* Have the nth call from now (1: the next) of a driver function fail with this error, once; a negative one is a signal
+ * that the call raises. "copy" and "kernel"
  * are what streams do: these fail when they are done, as a card's do. "jit" is the compilation of PTX. Where ``sticky`` is
  * not 0, the context stays broken. 0, or -1 if there is no such function. */
 int cw_fake_fail(const char* function, int64_t nth, int error, int sticky);

@@ -1,6 +1,7 @@
 /* The fake driver at work; see fake_machine.h. */
 #include "device/fake_machine.h"
 
+#include <signal.h>
 #include <time.h>
 
 #include <cstdio>
@@ -102,6 +103,8 @@ int counted(Function function, Device* device) {
         if (one->sticky && device)
             device->broken = error;
         all.failures.erase(one);
+        if (error < 0)
+            raise(-error);
         return error;
     }
     return CUDA_SUCCESS;

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -428,6 +430,39 @@ def test_what_fails_behind_another_fails_alone(
     )
     pair.check(driver.end(pair.follow()))
     assert driver.device.fault == ""
+
+
+CRASHING = """
+import os, select, signal, sys
+from pathlib import Path
+from clockwork.device import _crash
+from tests.device.cuda_rig import CudaRig
+from tests.device.fake import FakeDriver
+from tests.device.rig import Driver
+from tests.device.test_cuda import Pair
+
+rig = CudaRig(Path(sys.argv[1]))
+pair = Pair(Driver(rig.make(), rig), FakeDriver())
+read, write = os.pipe2(os.O_NONBLOCK)
+_crash.install(write)
+pair.fake.fail("cuGraphLaunch", error=-signal.SIGSEGV)
+second = pair.follow()
+assert select.select([read], [], [], 30)[0]
+print(_crash.crashed() == (signal.SIGSEGV, second), flush=True)
+_crash.told()
+"""
+
+
+@pytest.mark.slow
+def test_a_crash_in_a_launch_behind_another_names_what_was_launched(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", CRASHING, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.stdout, ended.returncode) == ("True\n", -signal.SIGSEGV), ended.stderr
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])

@@ -23,6 +23,7 @@ from clockwork.formats.program import (
     write_program,
 )
 from clockwork.models import zoo
+from clockwork.models.compile import nvrtc
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
@@ -132,6 +133,24 @@ def test_a_package_for_an_older_card_is_prepared_and_served_on_this_one(
     finally:
         driver.device.close()
     assert rig.fake.calls("jit") - compiled == (capability == 120)
+
+
+def test_cubins_and_ptx_that_nvrtc_made_pass_what_a_card_checks(rig: CudaRig, tmp_path: Path) -> None:
+    """Bounds, parameters and architectures, as the cubins themselves tell them. They compute nothing here."""
+    if not nvrtc.is_installed():
+        pytest.skip("NVRTC is not installed (clockwork-serving[compile])")
+    onnx.save(zoo.build("mlp", width=16, depth=1), tmp_path / "mlp.onnx")
+    options = Options(("sm_80",), batches=(1,), verify=False)
+    compile_model(tmp_path / "mlp.onnx", tmp_path / "package", options)
+    for capability, version, compiled in ((86, 12040, 0), (120, nvrtc.ptx_driver(), 1)):
+        rig.fake.setup(device_bytes=1 << 30, version=version)
+        rig.fake.card(capability)
+        before = rig.fake.calls("jit")
+        prepared = prepare(
+            tmp_path / "package", rig.store, f"cuda-sm_{capability}-{version // 1000}", PAGE_BYTES, {}
+        )
+        assert prepared.profile
+        assert rig.fake.calls("jit") - before == compiled
 
 
 def test_batching_is_as_compiled_unless_switched_off(rig: CudaRig) -> None:

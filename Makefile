@@ -94,14 +94,14 @@ test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skip
 test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(EXAMPLES) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
 	$(call run_tests,(slow or conformance) and not long)
 
-test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
+test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, whole networks by a card's kernels, hostile input at length, fuzzing
 	$(BIN)/python -m pytest -m long $(TESTS)
 	$(if $(TESTS),,$(BIN)/python tools/debug.py)
 
 image-test: $(TESTABLE) ## build the image with podman and serve from it, alone and by compose; skips, and says why, where that cannot be
 	$(BIN)/python -m pytest -s -rs -m long tests/deployment/test_image.py
 
-conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
+conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device and the compiler
 	$(BIN)/python -m pytest -m conformance $(TESTS)
 
 sim: $(BUILT) ## simulate SEEDS=1000 random worlds under every policy, checked after every step

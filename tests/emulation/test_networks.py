@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
     reason="NVRTC is not installed (the extra [compile])",
 )
 
-TOLERANCES = {"fp32": 2e-5, "tf32": 3e-3, "fp16": 3e-3}
+TOLERANCES = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 3e-3}
 """The largest difference from ONNX Runtime's answers in fp32, relative to the largest magnitude."""
 
 
@@ -58,7 +58,7 @@ SMALL = {
     "mlp": Network("mlp", {"width": 64, "depth": 1}, (64,), 1, batch=16),
     "transformer": Network("transformer", ENCODER, (16,), 8, shapes={"ids": [[1, 16]]}),
 }
-QUICK = {("mlp", "fp32"), ("transformer", "fp16")}
+QUICK = {("transformer", "fp16")}
 FULL = {
     "resnet50": Network("resnet50", {}, (3, 224, 224), 50, batch=1),
     "mobilenet": Network("mobilenet_v2", {}, (3, 224, 224), 30, batch=1),

@@ -23,7 +23,7 @@ HEADER = ROOT / "csrc" / "device" / "host_kernels.h"
 COMPILE_S = 600.0
 """Time limit for one file, on a busy machine."""
 
-CUDA_C = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-w", "-x", "c++", "-include", str(HEADER),
+CUDA_C = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-x", "c++", "-include", str(HEADER),
           "-I", str(HEADER.with_suffix(""))]  # fmt: skip
 QUICK = ("-O1",)
 SANITISED = ("-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all",

@@ -64,10 +64,10 @@ static inline const Product* product_of(const char* statement) {
     die("inline assembly that is not known: %s", statement);
 }
 
-static inline int bits_of(Type type) { return type == F16 || type == BF16 ? 16 : 32; }
+CW_UNCHECKED static inline int bits_of(Type type) { return type == F16 || type == BF16 ? 16 : 32; }
 
 /* Element ``index`` of a lane's registers. */
-static inline float element(Type type, const uint32_t* registers, int index) {
+CW_UNCHECKED static inline float element(Type type, const uint32_t* registers, int index) {
     if (bits_of(type) == 16) {
         uint16_t bits = uint16_t(registers[index / 2] >> 16 * (index % 2));
         return type == F16 ? float(__builtin_bit_cast(_Float16, bits))
@@ -77,7 +77,7 @@ static inline float element(Type type, const uint32_t* registers, int index) {
     return __builtin_bit_cast(float, type == TF32 ? registers[index] & 0xffffe000u : registers[index]);
 }
 
-static inline void set_element(Type type, uint32_t* registers, int index, float value) {
+CW_UNCHECKED static inline void set_element(Type type, uint32_t* registers, int index, float value) {
     if (type == F32) {
         registers[index] = __builtin_bit_cast(uint32_t, value);
     } else {
@@ -92,8 +92,7 @@ struct Fragments {
     uint32_t a[WARP][REGISTERS_MAX], b[WARP][REGISTERS_MAX], c[WARP][REGISTERS_MAX];
 };
 
-__attribute__((optimize("O3"), no_sanitize("address", "undefined"))) static void multiply_matrices(
-    const Product& product, Fragments& fragments) {
+CW_UNCHECKED static void multiply_matrices(const Product& product, Fragments& fragments) {
     float a[ROWS][DEPTH_MAX], b[DEPTH_MAX][COLUMNS], c[ROWS][COLUMNS];
     const int packed = 32 / bits_of(product.factors);
     for (int lane = 0; lane < int(WARP); lane++) {
@@ -119,16 +118,22 @@ __attribute__((optimize("O3"), no_sanitize("address", "undefined"))) static void
                         c[lane / 4 + 8 * (index / 2)][2 * (lane % 4) + index % 2]);
 }
 
+template <typename To, typename From>
+CW_UNCHECKED static inline void copy_registers(To* target, const From* source, int count) {
+    for (int index = 0; index < count; index++)
+        target[index] = To(source[index]);
+}
+
 /* The statement, by one thread: its registers of each operand. Every thread of its warp has to come here. */
-static inline void multiply(const Product* product, int line, int* c, const int* a, const int* b) {
+CW_UNCHECKED static inline void multiply(const Product* product, int line, int* c, const int* a, const int* b) {
     static std::vector<Fragments> warps(BLOCK_MAX / WARP);
     Fragments& fragments = warps[block.running->number / WARP];
     const unsigned lane = block.running->number % WARP;
-    memcpy(fragments.a[lane], a, size_t(product->a) * 4);
-    memcpy(fragments.b[lane], b, size_t(product->b) * 4);
-    memcpy(fragments.c[lane], c, size_t(product->c) * 4);
-    wait_for_warp(product, line, [&] { multiply_matrices(*product, fragments); });
-    memcpy(c, fragments.c[lane], size_t(product->c) * 4);
+    copy_registers(fragments.a[lane], a, product->a);
+    copy_registers(fragments.b[lane], b, product->b);
+    copy_registers(fragments.c[lane], c, product->c);
+    wait_for_warp(product, line, [&]() CW_UNCHECKED { multiply_matrices(*product, fragments); });
+    copy_registers(c, fragments.c[lane], product->c);
 }
 
 }  // namespace cw

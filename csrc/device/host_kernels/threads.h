@@ -29,6 +29,9 @@ struct cw_dim3 {
 /* Of the thread that runs: where it is in its launch. */
 static cw_dim3 gridDim, blockDim, blockIdx, threadIdx;
 
+/* What belongs to the emulation, and is not checked with the kernels. */
+#define CW_UNCHECKED __attribute__((no_sanitize("address", "undefined")))
+
 namespace cw {
 
 constexpr unsigned WARP = 32;
@@ -144,7 +147,7 @@ static inline void prepare(Coroutine* coroutine, void (*entry)()) {
 #endif
 
 /* After every switch. The caller's stack is known to AddressSanitizer alone. */
-static inline void arrive(void* saved) {
+CW_UNCHECKED static inline void arrive(void* saved) {
     const void* bottom = nullptr;
     size_t bytes = 0;
     __sanitizer_finish_switch_fiber(saved, &bottom, &bytes);
@@ -154,7 +157,7 @@ static inline void arrive(void* saved) {
     }
 }
 
-static inline void resume(Coroutine* to) {
+CW_UNCHECKED static inline void resume(Coroutine* to) {
     Coroutine* from = block.running;
     from->thread = threadIdx;
     block.left = from;
@@ -170,7 +173,7 @@ static void begin() {
     run_threads();
 }
 
-static inline void make_ready(Coroutine* coroutine) {
+CW_UNCHECKED static inline void make_ready(Coroutine* coroutine) {
     block.ready[(block.first_ready + block.ready_count++) % BLOCK_MAX] = coroutine;
 }
 
@@ -189,7 +192,7 @@ static inline Coroutine* make_coroutine() {
 }
 
 /* What runs when the thread that runs cannot: a thread that has stopped waiting, or else one that has not begun. */
-static inline Coroutine* next_to_run() {
+CW_UNCHECKED static inline Coroutine* next_to_run() {
     if (block.ready_count) {
         Coroutine* next = block.ready[block.first_ready];
         block.first_ready = (block.first_ready + 1) % BLOCK_MAX;
@@ -215,7 +218,7 @@ static inline Coroutine* next_to_run() {
 
 /* The body of every coroutine: threads of the block, for as long as there are any that have not begun. A kernel whose
  * threads do not wait runs as a loop of calls. */
-static void run_threads() {
+CW_UNCHECKED static void run_threads() {
     Coroutine* self = block.running;
     for (;;) {
         while (!block.ready_count && block.begun < block.threads) {
@@ -244,7 +247,7 @@ static void run_threads() {
 }
 
 /* __syncthreads() of a line. */
-static inline void wait_for_block(int line) {
+CW_UNCHECKED static inline void wait_for_block(int line) {
     if (block.ended)
         die("it waits at a barrier (line %d) after %u threads of its block have ended", line, block.ended);
     if (!block.waiting)
@@ -264,7 +267,7 @@ static inline void wait_for_block(int line) {
 
 /* Waits for the 32 threads of a warp. The last one to come does what has to be done for all of them, ``together``. */
 template <typename Together>
-static inline void wait_for_warp(const void* product, int line, Together together) {
+CW_UNCHECKED static inline void wait_for_warp(const void* product, int line, Together together) {
     unsigned number = block.running->number;
     Warp& warp = block.warps[number / WARP];
     if (block.threads - number / WARP * WARP < WARP)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
+from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Reserve, Status, Unload
 
-Action: TypeAlias = Load | Unload | Infer | Profile | HostFetch | HostDrop
+Action: TypeAlias = Load | Unload | Infer | Profile | HostFetch | HostDrop | Reserve
 
 
 class Received(NamedTuple):

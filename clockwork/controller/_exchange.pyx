@@ -41,7 +41,7 @@ STAGES = ("wait", "receive", "check requests, note results", "look", "schedule",
           "free messages", "Python")
 METRIC_BOUNDS_NS = tuple([C_METRIC_BOUNDS()[place] for place in range(C_METRIC_BOUND_COUNT())])
 TIMES = ("total", "queue", "load", "execute", "copy_in", "copy_out")
-ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop")
+ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop", "reserve")
 
 
 cdef class FrameView:
@@ -357,7 +357,7 @@ cdef class Exchange:
     def actions_sent(self, uint32_t worker):
         """By kind, of those that it was sent."""
         cdef uint64_t *counts = self._exchange.get().worker(worker).sent_data()
-        return {ACTION_KINDS[kind]: counts[kind] for kind in range(6) if counts[kind]}
+        return {ACTION_KINDS[kind]: counts[kind] for kind in range(len(ACTION_KINDS)) if counts[kind]}
 
     def action_results(self, uint32_t worker):
         """By status."""

@@ -46,7 +46,7 @@ from clockwork.scheduler._core cimport (
 from clockwork.scheduler.recording import REASONS, encode_event
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, ModelFault, ModelGone, RequestCancelled, SendDrop, SendFetch, SendInfer,
-    SendLoad, SendProfile, SendRevoke, SendUnload, Tick,
+    SendLoad, SendProfile, SendReserve, SendRevoke, SendUnload, Tick,
 )
 
 
@@ -289,7 +289,7 @@ cdef dict _kinds = {
     SendLoad: CommandKind.SEND_LOAD, SendUnload: CommandKind.SEND_UNLOAD, SendInfer: CommandKind.SEND_INFER,
     SendProfile: CommandKind.SEND_PROFILE, SendRevoke: CommandKind.SEND_REVOKE, AnswerOk: CommandKind.ANSWER_OK,
     AnswerFailed: CommandKind.ANSWER_FAILED, ModelGone: CommandKind.MODEL_GONE, SendFetch: CommandKind.SEND_FETCH,
-    SendDrop: CommandKind.SEND_DROP, ModelFault: CommandKind.MODEL_FAULT,
+    SendDrop: CommandKind.SEND_DROP, ModelFault: CommandKind.MODEL_FAULT, SendReserve: CommandKind.SEND_RESERVE,
 }
 
 

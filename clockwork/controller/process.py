@@ -115,6 +115,7 @@ from clockwork.scheduler.types import (
     ModelGone,
     ModelReady,
     ModelRemoved,
+    TimeWanted,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
@@ -154,6 +155,7 @@ from clockwork.wire.messages import (
     Rollback,
     Route,
     Status,
+    TimeNeeded,
     Unregister,
     UploadChunk,
     WorkerHello,
@@ -827,6 +829,19 @@ class Controller:
             raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
         self._events.append(DeviceClock(self._now, worker.worker_id, message.device, message.mhz))
 
+    def _time_needed(self, worker: WorkerLink, message: TimeNeeded, frames: list[Any]) -> None:
+        if message.device >= len(worker.devices):
+            raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
+        pages = worker.devices[message.device].page_count
+        if sum(message.runs) > pages:
+            raise InvalidInput(f"{sum(message.runs)} pages of {pages}")
+        runs = tuple(message.runs)
+        self._events.append(
+            TimeWanted(
+                self._now, worker.worker_id, message.device, message.model_id, message.expected_ns, runs
+            )
+        )
+
     def _worker_leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._events.append(WorkerDraining(self._now, worker.worker_id))
         worker.is_draining = True
@@ -845,6 +860,7 @@ class Controller:
         Prepared: _prepared,
         DeviceFault: _device_lost,
         ClockChanged: _clock_changed,
+        TimeNeeded: _time_needed,
         Goodbye: _worker_leaves,
     }
 

@@ -46,10 +46,12 @@ from clockwork.scheduler.types import (
     SendInfer,
     SendLoad,
     SendProfile,
+    SendReserve,
     SendRevoke,
     SendUnload,
     ShapeKey,
     Status,
+    TimeWanted,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
@@ -68,7 +70,7 @@ LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"
 MODEL_UNKNOWN = -1
 """The model of a request of which nothing but the answer was seen."""
 
-EXECUTIONS = ("infer", "profile")
+EXECUTIONS = ("infer", "profile", "reserve")
 """Kinds of actions on a device's execute lane; the others are on its load lane."""
 
 _OUTCOME_OF = {
@@ -321,6 +323,7 @@ class History:
             DeviceLost: self._device_lost,
             DeviceClock: self._device_clock,
             LinkMeasured: self._link_measured,
+            TimeWanted: self._time_wanted,
             ModelReady: self._model_ready,
             ModelRemoved: self._model_removed,
             SendInfer: self._send_infer,
@@ -329,6 +332,7 @@ class History:
             SendProfile: self._send_profile,
             SendFetch: self._send_fetch,
             SendDrop: self._send_drop,
+            SendReserve: self._send_reserve,
             SendRevoke: self._send_revoke,
             AnswerOk: self._answer_ok,
             AnswerFailed: self._answer_failed,
@@ -530,6 +534,9 @@ class History:
     def _device_clock(self, event: DeviceClock) -> None:
         self._device(event.worker, event.device).clock_mhz = event.mhz
 
+    def _time_wanted(self, event: TimeWanted) -> None:
+        """It shows when it is given."""
+
     def _link_measured(self, event: LinkMeasured) -> None:
         worker = self._worker(event.worker)
         worker.there_ns, worker.back_ns = event.there_ns, event.back_ns
@@ -602,6 +609,9 @@ class History:
 
     def _send_fetch(self, command: SendFetch) -> None:
         self._ordered(self._action(command, "fetch"))
+
+    def _send_reserve(self, command: SendReserve) -> None:
+        self._ordered(self._action(command, "reserve"))
 
     def _send_drop(self, command: SendDrop) -> None:
         self._ordered(self._action(command, "drop"))

@@ -35,6 +35,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         SEND_FETCH
         SEND_DROP
         MODEL_FAULT
+        SEND_RESERVE
 
     cdef cppclass CRequest "clockwork::Request":
         uint64_t id
@@ -261,6 +262,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         void worker_draining(int64_t now, int32_t worker) except +
         void device_lost(int64_t now, int32_t worker, int32_t device) except +
         void device_clock(int64_t now, int32_t worker, int32_t device, uint32_t mhz) except +
+        void time_wanted(int64_t now, int32_t worker, int32_t device, int64_t model_id, int64_t expected_ns, const vector[uint32_t] &runs) except +
         void link_measured(int64_t now, int32_t worker, int64_t there_ns, int64_t back_ns) except +
         void model_ready(int64_t now, int32_t worker, const CModelSpec &spec) except +
         void model_removed(int64_t now, int64_t model_id) except +

@@ -19,8 +19,8 @@ from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelFault, ModelGone, ModelReady,
     ModelRemoved, RequestCancelled,
-    SendDrop, SendFetch, SendInfer, SendLoad, SendProfile, SendRevoke, SendUnload, Tick, Wake, WorkerDraining,
-    WorkerJoined, WorkerLeft,
+    SendDrop, SendFetch, SendInfer, SendLoad, SendProfile, SendReserve, SendRevoke, SendUnload, Tick, TimeWanted, Wake,
+    WorkerDraining, WorkerJoined, WorkerLeft,
 )
 
 BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
@@ -94,10 +94,10 @@ cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
 
 cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _RequestCancelled = RequestCancelled
 cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
-cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock
+cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock, _TimeWanted = TimeWanted
 cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
 cdef object _SendInfer = SendInfer, _SendLoad = SendLoad, _SendUnload = SendUnload, _SendProfile = SendProfile
-cdef object _SendFetch = SendFetch, _SendDrop = SendDrop
+cdef object _SendFetch = SendFetch, _SendDrop = SendDrop, _SendReserve = SendReserve
 cdef object _SendRevoke = SendRevoke, _AnswerOk = AnswerOk, _AnswerFailed = AnswerFailed
 cdef object _ModelGone = ModelGone, _ModelFault = ModelFault, _Wake = Wake
 cdef tuple FAULTS = tuple(Fault)
@@ -427,6 +427,8 @@ cdef class Core(Driven):
                 self._core.device_lost(now, event.worker, event.device)
             elif kind is _DeviceClock:
                 self._core.device_clock(now, event.worker, event.device, event.mhz)
+            elif kind is _TimeWanted:
+                self._core.time_wanted(now, event.worker, event.device, event.model_id, event.expected_ns, event.runs)
             else:
                 raise TypeError(f"unknown event {event!r}")
         return now
@@ -543,8 +545,8 @@ cdef class Core(Driven):
             put(record, 3, self._text(one))
             put(record, 4, one.feasible_slo_ns)
             put(record, 5, one.retry_after_ns)
-        elif one.kind == CommandKind.SEND_LOAD:
-            record = clockwork_new_record(_SendLoad, 9)
+        elif one.kind == CommandKind.SEND_LOAD or one.kind == CommandKind.SEND_RESERVE:
+            record = clockwork_new_record(_SendLoad if one.kind == CommandKind.SEND_LOAD else _SendReserve, 9)
             self._head(record, one)
             put(record, 5, starts_of(out.runs.data() + one.first, one.count))
             self._window(record, one, 6)

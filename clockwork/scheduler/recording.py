@@ -50,9 +50,11 @@ from clockwork.scheduler.types import (
     SendInfer,
     SendLoad,
     SendProfile,
+    SendReserve,
     SendRevoke,
     SendUnload,
     Tick,
+    TimeWanted,
     Wake,
     WorkerDraining,
     WorkerJoined,
@@ -72,11 +74,11 @@ STATE_DIGEST_BYTES = 16
 
 EVENTS: tuple[type[Any], ...] = (
     Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,
-    ModelRemoved, Tick, DeviceLost, DeviceClock,
+    ModelRemoved, Tick, DeviceLost, DeviceClock, TimeWanted,
 )  # fmt: skip
 COMMANDS: tuple[type[Any], ...] = (
     SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,
-    SendFetch, SendDrop, ModelFault,
+    SendFetch, SendDrop, ModelFault, SendReserve,
 )  # fmt: skip
 REASONS = ("", *Reason)
 _EVENT_NUMBERS = {kind: number for number, kind in enumerate(EVENTS)}

@@ -135,6 +135,18 @@ class DeviceClock(NamedTuple):
     mhz: int
 
 
+class TimeWanted(NamedTuple):
+    """A worker wants a device's time for itself, with pages of these runs, for a model that it prepares. ``expected_ns``:
+    0, it wants none any more."""
+
+    now_ns: int
+    worker: int
+    device: int
+    model_id: int
+    expected_ns: int
+    runs: tuple[int, ...]
+
+
 class LinkMeasured(NamedTuple):
     """The link to a worker was measured. ``there_ns``/``back_ns``: high percentiles of the delay each way, with jitter."""
 
@@ -167,7 +179,7 @@ class Tick(NamedTuple):
 
 Event: TypeAlias = (
     Arrived | RequestCancelled | ActionDone | WorkerJoined | WorkerLeft | WorkerDraining | LinkMeasured
-    | ModelReady | ModelRemoved | Tick | DeviceLost | DeviceClock
+    | ModelReady | ModelRemoved | Tick | DeviceLost | DeviceClock | TimeWanted
 )  # fmt: skip
 
 
@@ -250,6 +262,20 @@ class SendDrop(NamedTuple):
     expected_ns: int
 
 
+class SendReserve(NamedTuple):
+    """Give a device's time to its worker, and pages with it: the first of each run. ``load_id`` is 0."""
+
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    run_starts: tuple[int, ...]
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
 class SendRevoke(NamedTuple):
     worker: int
     action_id: int
@@ -310,7 +336,7 @@ class Wake(NamedTuple):
 
 Command: TypeAlias = (
     SendLoad | SendUnload | SendInfer | SendProfile | SendRevoke | AnswerOk | AnswerFailed | ModelGone | Wake
-    | SendFetch | SendDrop | ModelFault
+    | SendFetch | SendDrop | ModelFault | SendReserve
 )  # fmt: skip
 
 

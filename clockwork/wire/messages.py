@@ -558,6 +558,16 @@ class ClockChanged(NamedTuple):
     mhz: Annotated[int, Integer(1, CLOCK_MHZ_MAX)]
 
 
+class TimeNeeded(NamedTuple):
+    """The worker needs a device for itself for ``expected_ns``, to make a model ready, and pages in these runs: the
+    controller sends a RESERVE when there is a gap in the work. One at a time for a device; 0 takes it back."""
+
+    device: DeviceIndex
+    model_id: Id
+    expected_ns: Bound
+    runs: Annotated[list[int], ListOf(Integer(1, PAGES_MAX), PAGES_MAX)]
+
+
 # ----- controller -> worker ------------------------------------------------------------------
 
 
@@ -690,6 +700,23 @@ class HostDrop(NamedTuple):
     expected_ns: Bound
 
 
+class Reserve(NamedTuple):
+    """RESERVE: for the worker's own work on a device, which executes nothing meanwhile; see TimeNeeded.
+
+    ``run_starts``: the first page of each run that goes with it. These pages are the worker's until it needs others, or
+    none. ``load_id`` is 0. It ends when the work has ended.
+    """
+
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    run_starts: Annotated[list[int], ListOf(Integer(0, PAGES_MAX - 1), PAGES_MAX)]
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+
+
 class Revoke(NamedTuple):
     """Drop an action that has not started; it is answered ACTION_CANCELLED. A running action goes on."""
 
@@ -707,9 +734,9 @@ FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: Uploa
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
-               70: DeviceFault, 71: ClockChanged, 41: Goodbye, 100: Chunk}  # fmt: skip
+               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 41: Goodbye, 100: Chunk}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
-             103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 39: HelloNeeded,
+             103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 108: Reserve, 39: HelloNeeded,
              40: Mismatch, 41: Goodbye, 68: Fetch}  # fmt: skip
 
 TAG_OF: dict[type, int] = {
@@ -728,6 +755,8 @@ HEADER_BYTES: dict[type, int] = {
     Prepared: SUMMARY_BYTES_MAX,
     Prepare: 1 << 20,
     Load: 8 << 20,
+    Reserve: 8 << 20,
+    TimeNeeded: 8 << 20,
     Infer: 32 << 20,
     Profile: 512 << 10,
 }

@@ -32,6 +32,7 @@ from clockwork.wire.messages import (
     Result,
     Rollback,
     Route,
+    TimeNeeded,
     Unregister,
     UploadChunk,
     WorkerHello,
@@ -92,6 +93,7 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
     Prepared: _WORKS,
     DeviceFault: _WORKS,
     ClockChanged: _WORKS,
+    TimeNeeded: _WORKS,
     Goodbye: _WORKS,
 }
 """The roles that may send each message that the controller takes. A message that changes what other clients see is an

@@ -6,9 +6,9 @@
 
 namespace clockwork {
 
-enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
+enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP, RESERVE };
 
-enum class Lane : std::uint8_t { LOAD, EXECUTE, FETCH };  // LOAD, UNLOAD; INFER, PROFILE; FETCH, DROP
+enum class Lane : std::uint8_t { LOAD, EXECUTE, FETCH };  // LOAD, UNLOAD; INFER, PROFILE, RESERVE; FETCH, DROP
 
 inline constexpr std::size_t LANES = 3;
 

@@ -43,6 +43,7 @@ void Exchange::count_done(WorkerLink& worker, const Expected& sent, const Result
             device.load_busy_ns += result.duration_ns;
             break;
         case ActionKind::UNLOAD: ++device.unloads; break;
+        case ActionKind::RESERVE: break;
         case ActionKind::INFER:
             if (ServedModel* model = find_model(sent.model_id); model != nullptr && model->counts != nullptr) {
                 ModelCounts& counts = *model->counts;

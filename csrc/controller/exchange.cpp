@@ -266,6 +266,7 @@ bool Exchange::execute() {
             case CommandKind::SEND_UNLOAD: send_order(command, TAG_UNLOAD, ActionKind::UNLOAD); break;
             case CommandKind::SEND_FETCH: send_order(command, TAG_HOST_FETCH, ActionKind::FETCH); break;
             case CommandKind::SEND_DROP: send_order(command, TAG_HOST_DROP, ActionKind::DROP); break;
+            case CommandKind::SEND_RESERVE: send_order(command, TAG_RESERVE, ActionKind::RESERVE); break;
             case CommandKind::SEND_PROFILE: send_profile(command); break;
             case CommandKind::SEND_REVOKE: send_revoke(command); break;
             case CommandKind::ANSWER_OK: answer_ok(command); break;

@@ -27,6 +27,7 @@ enum Tag : std::int64_t {
     TAG_REVOKE = 105,
     TAG_HOST_FETCH = 106,
     TAG_HOST_DROP = 107,
+    TAG_RESERVE = 108,
 };
 
 // As clockwork/wire/messages.py declares them; a test compares.

@@ -110,8 +110,9 @@ void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind k
     WorkerLink* worker = worker_of(command.worker);
     if (worker == nullptr)
         return;
-    head(command, tag, kind == ActionKind::LOAD ? 8 : 7);
-    if (kind == ActionKind::LOAD) {
+    bool has_pages = kind == ActionKind::LOAD || kind == ActionKind::RESERVE;
+    head(command, tag, has_pages ? 8 : 7);
+    if (has_pages) {
         const std::uint32_t* runs = scheduler_.out.runs.data() + command.first;
         writer_.array(command.count);
         for (std::uint32_t place = 0; place < command.count; ++place)

@@ -239,6 +239,7 @@ void Recorder::ordered(const Command& command, const Commands& all, std::string_
     std::uint64_t number = static_cast<std::uint64_t>(command.kind);
     switch (command.kind) {
         case CommandKind::SEND_LOAD:
+        case CommandKind::SEND_RESERVE:
             head(packer, command, 1);
             packer.array(command.count);
             for (std::uint32_t place = 0; place < command.count; ++place)

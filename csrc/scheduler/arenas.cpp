@@ -385,6 +385,19 @@ bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
     return true;
 }
 
+bool Arenas::make_way(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<std::uint32_t>& starts) {
+    victims_.clear();
+    trial_ = arena.pages;
+    if (!try_idle(arena, runs, victims_)) {
+        return false;
+    }
+    for (Residency* victim : victims_) {
+        evict(*victim);
+    }
+    must(arena.pages.allocate(runs, starts), "room that was found is not there");
+    return true;
+}
+
 // Of the victims, whose pages it has, those that turned out not to be needed stay, the most recently used first.
 void Arenas::unload_victims(Residency& residency) {
     PageAllocator& pages = residency.arena->pages;

@@ -117,6 +117,8 @@ public:
     bool load_now(Arena& arena, Model& model, KindSpec& spec, Ns before_ns);
     // Load into free pages without a request for it: see Scheduler.
     bool preload(Arena& arena, Model& model);
+    // Take free pages, or those of idle models, which are ordered off. False, and nothing changed, where they do not suffice.
+    bool make_way(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<std::uint32_t>& starts);
     // Order a model off its device. Its pages must have been given back to the allocator already.
     void send_unload(Residency& residency);
     // Give its pages back and order it off. It must be idle.

@@ -27,6 +27,7 @@ void Dispatcher::settle(Ns now) {
         state_.take_touched(looking_);
         for (Executor* executor : looking_) {
             policy_->dispatch(*executor);
+            parts_.reservations.look(*executor);
             state_.follow_wake(*executor);
         }
     } while (!looking_.empty());
@@ -126,7 +127,8 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     state_.advance(now);
     Flight* found = state_.flights.find(result.action_id);
     if (found == nullptr || found->arena->worker->worker_id != result.worker) {
-        return;  // an answer to an action that was given up
+        parts_.reservations.ended(result);  // else an answer to an action that was given up
+        return;
     }
     Flight& flight = *found;
     bool is_stuck =

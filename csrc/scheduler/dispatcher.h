@@ -29,6 +29,8 @@ public:
     void worker_draining(Ns now, WorkerId worker) override;
     void device_lost(Ns now, WorkerId worker, std::int32_t executor) override;
     void device_clock(Ns now, WorkerId worker, std::int32_t executor, std::uint32_t mhz) override;
+    void time_wanted(Ns now, WorkerId worker, std::int32_t executor, ModelId model_id, Ns expected_ns,
+                     const std::vector<std::uint32_t>& runs) override;
     void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) override;
     void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) override;
     void model_removed(Ns now, ModelId model_id) override;

@@ -22,6 +22,9 @@ Flight* Executions::fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns durati
         deciders_.policy->depart(*flight);
     }
     flights_.enter(*flight);
+    if (executor.lane.empty() && kind == FlightKind::INFER) {
+        executor.gaps.add(state_.now - executor.idle_since_ns);
+    }
     executor.lane_end_ns = std::max(executor.free_ns(state_.now), flight->there_ns) + duration_ns;
     if (executor.lane.empty()) {
         executor.head_end_ns = executor.lane_end_ns;

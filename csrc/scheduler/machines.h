@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -73,6 +74,49 @@ struct ExecutorTime {
     }
 };
 
+// How long the last idle times of an executor were, each from the end of a batch until the next was sent.
+class Gaps {
+public:
+    void add(Ns ns) { last_[count_++ % last_.size()] = ns; }
+    // What the next is likely to be at least: all but one of them were. 0 where none is known.
+    Ns likely_ns() const {
+        Ns least = NEVER_NS, second = NEVER_NS;
+        for (std::size_t place = 0; place < std::min(count_, last_.size()); ++place) {
+            second = std::min(second, std::max(least, last_[place]));
+            least = std::min(least, last_[place]);
+        }
+        return count_ == 0 ? 0 : second < NEVER_NS ? second : least;
+    }
+    // An idle time of this length says that no work comes: twice the longest of them, and at least this.
+    Ns quiet_ns(Ns least_ns) const {
+        for (std::size_t place = 0; place < std::min(count_, last_.size()); ++place) {
+            least_ns = std::max(least_ns, 2 * last_[place]);
+        }
+        return least_ns;
+    }
+
+private:
+    std::array<Ns, 16> last_{};
+    std::size_t count_ = 0;
+};
+
+// What a worker wants of an executor's time for itself, and what it was given; see reservations.h.
+struct Reservation {
+    ModelId model_id = 0;
+    Ns expected_ns = 0;  // 0: nothing is wanted
+    Ns wanted_ns = 0;    // when it was said
+    Ns since_ns = 0;     // since when it waits, with what was wanted just before
+    Ns next_ns = 0;      // not before then, where the device has work
+    Ns again_ns = 0;     // not before then, for the last attempt came to nothing
+    std::vector<std::uint32_t> runs;
+    ActionId action_id = 0;  // under way; 0: none is
+    Ns sent_ns = 0;
+    Ns until_ns = 0;                       // when it is thought to end
+    Ns ended_ns = 0;                       // when the last one did
+    std::vector<std::uint32_t> lent_runs;  // pages that are the worker's
+    std::vector<std::uint32_t> starts;
+};
+
 // What runs one batch after the other, of the models in an arena.
 struct Executor {
     Arena* arena = nullptr;
@@ -91,6 +135,8 @@ struct Executor {
     Ns timer_ns = NEVER_NS;                                         // the timer that is set for that
     Ns aged_ns = 0;  // a waiting background batch is not promoted before this
     Ns idle_since_ns = 0;
+    Gaps gaps;
+    Reservation reservation;
     std::uint64_t served = 0;
     std::uint32_t clock_mhz = 0;  // 0: it did not say
     double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
@@ -288,6 +334,10 @@ inline bool Model::is_within_reach() const {
 
 inline Ns Executor::free_ns(Ns now) const {
     Ns soonest = now + worker->there_ns;
+    if (reservation.until_ns != 0) {
+        Ns late = std::max<Ns>(now - worker->back_ns - reservation.until_ns, 0);
+        soonest = std::max(soonest, reservation.until_ns + 2 * late);
+    }
     if (lane.empty()) {
         return soonest;
     }

@@ -3,6 +3,7 @@
 
 #include "scheduler/idle.h"
 #include "scheduler/recovery.h"
+#include "scheduler/reservations.h"
 
 namespace clockwork {
 
@@ -16,7 +17,8 @@ struct Parts {
           requests(state, arenas, models, deciders, options),
           executions(state, flights, deciders),
           recovery(state, arenas, models, requests, deciders),
-          idle(state, arenas, executions, deciders) {}
+          idle(state, arenas, executions, deciders),
+          reservations(state, arenas, deciders) {}
 
     Deciders deciders;
     State state;
@@ -28,6 +30,7 @@ struct Parts {
     Executions executions;
     Recovery recovery;
     Idle idle;
+    Reservations reservations;
 };
 
 }  // namespace clockwork

@@ -161,6 +161,10 @@ public:
     virtual void device_lost(Ns now, WorkerId worker, std::int32_t device) = 0;
     // The clock that a device executes at from now on, for those that say it: what they take changes with it.
     virtual void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) = 0;
+    // A worker wants a device's time for itself, and pages to go with it, for a model that it prepares; see reservations.h.
+    // expected_ns: 0, it wants none any more.
+    virtual void time_wanted(Ns now, WorkerId worker, std::int32_t device, ModelId model_id, Ns expected_ns,
+                             const std::vector<std::uint32_t>& runs) = 0;
     // What a message took to a worker, and another back; link.h says what is made of that.
     virtual void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) = 0;
     virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) = 0;

@@ -151,6 +151,15 @@ void State::check_arena(const Arena& arena, const Policy& policy) {
             }
         }
     }
+    for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+        const Reservation& lent = one->reservation;
+        must(lent.starts.size() == lent.lent_runs.size(), "pages that were lent are not where they should be");
+        for (std::size_t run = 0; run < lent.starts.size(); ++run) {
+            for (std::uint32_t page = lent.starts[run]; page < lent.starts[run] + lent.lent_runs[run]; ++page) {
+                must(used.emplace(page, lent.model_id).second, "a page that was lent belongs to a model");
+            }
+        }
+    }
     must(doomed == arena.doomed, "an arena's doomed models were miscounted");
     must(used.size() + arena.pages.free_count() == arena.pages.page_count(), "pages were lost");
     auto check = [&](const Residency* residency) {

@@ -167,6 +167,7 @@ enum class CommandKind : std::uint8_t {
     SEND_FETCH,  // disk to the worker's host store, and out of it; device is 0, load_id the copy's
     SEND_DROP,
     MODEL_FAULT,
+    SEND_RESERVE,  // an executor's time for its worker itself; see reservations.h
 };
 
 // What a model's execution or load did; the numbers of clockwork.scheduler.types.Fault.
@@ -185,7 +186,7 @@ struct Command {
     Text text = Text::NONE;
     WorkerId worker = 0;
     std::int32_t device = 0;  // index within the worker
-    std::uint32_t first = 0;  // into Commands::ids (INFER: requests) or Commands::runs (LOAD: first pages)
+    std::uint32_t first = 0;  // into Commands::ids (INFER: requests) or Commands::runs (LOAD, RESERVE: first pages)
     std::uint32_t count = 0;
     std::uint32_t part = 0;   // ANSWER_OK
     std::uint32_t shape = 0;  // SEND_PROFILE

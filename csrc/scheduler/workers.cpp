@@ -251,6 +251,16 @@ void Dispatcher::device_clock(Ns now, WorkerId worker_id, std::int32_t index, st
     }
 }
 
+void Dispatcher::time_wanted(Ns now, WorkerId worker_id, std::int32_t index, ModelId model_id, Ns expected_ns,
+                             const std::vector<std::uint32_t>& runs) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    Arena* arena = worker != nullptr ? worker->arena(index) : nullptr;
+    if (arena != nullptr && arena->pages.page_count() > 0 && PageAllocator(arena->pages.page_count()).fits(runs)) {
+        parts_.reservations.want(*arena->executors.front(), model_id, expected_ns, runs);
+    }
+}
+
 void Dispatcher::link_measured(Ns now, WorkerId worker_id, Ns there_ns, Ns back_ns) {
     state_.advance(now);
     if (Worker* worker = state_.find_worker(worker_id); worker != nullptr) {

@@ -348,6 +348,7 @@ void World::obey() {
             case CommandKind::WAKE: wake_ns_ = command.earliest_ns; break;
             case CommandKind::ANSWER_OK:
             case CommandKind::ANSWER_FAILED: answer(command); break;
+            case CommandKind::SEND_RESERVE:
             case CommandKind::MODEL_FAULT:
             case CommandKind::MODEL_GONE: break;
             default: order(command);

@@ -83,6 +83,7 @@ FROM_WORKERS: dict[type, Any] = {
     messages.Prepared: messages.Prepared(1, Status.INTERNAL, "no", {}),
     messages.DeviceFault: messages.DeviceFault(0, "broken"),
     messages.ClockChanged: messages.ClockChanged(0, 1000),
+    messages.TimeNeeded: messages.TimeNeeded(0, 1, 0, []),
     messages.Goodbye: messages.Goodbye(),
 }
 """One of each kind: whether the controller can do anything with it does not matter here."""

@@ -53,6 +53,7 @@ from clockwork.scheduler.types import (
     SendInfer,
     SendLoad,
     SendProfile,
+    SendReserve,
     SendRevoke,
     SendUnload,
     Status,
@@ -95,6 +96,7 @@ COMMAND_STRATEGIES = [
     st.builds(SendProfile, *headed, small, shapes, *window),
     st.builds(SendFetch, *headed, *window),
     st.builds(SendDrop, *headed, *window),
+    st.builds(SendReserve, *headed, st.lists(small, max_size=3).map(tuple), *window),
     st.builds(SendRevoke, small, ids),
     st.builds(AnswerOk, ids, ids, small, spans, spans, spans),
     st.builds(

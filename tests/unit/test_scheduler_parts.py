@@ -24,7 +24,7 @@ ORDER = [
     ["state"],
     ["flights", "learning"],
     ["arenas", "executions"],
-    ["models", "idle"],
+    ["models", "idle", "reservations"],
     ["requests"],
     ["recovery"],
     ["parts"],

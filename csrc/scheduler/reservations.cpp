@@ -1,0 +1,140 @@
+#include "scheduler/reservations.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+void Reservations::want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs) {
+    Reservation& one = executor.reservation;
+    // What is wanted soon after the last goes on with it: it has waited already.
+    if (state_.now - one.ended_ns > RESERVE_AGE_NS) {
+        one.since_ns = state_.now;
+    }
+    one.wanted_ns = state_.now;
+    one.model_id = model_id;
+    one.expected_ns = expected_ns;
+    one.runs = runs;
+    if (one.action_id == 0 && (expected_ns == 0 || one.runs != one.lent_runs)) {
+        give_back(executor);
+        state_.touch(*executor.arena);
+    }
+    state_.touch(executor);
+}
+
+bool Reservations::is_time(Executor& executor) const {
+    const Reservation& one = executor.reservation;
+    Ns duration = with_margin(one.expected_ns), waited = state_.now - one.since_ns;
+    if (one.again_ns > state_.now) {
+        executor.wake_at(one.again_ns);
+        return false;
+    }
+    bool is_free =
+        executor.lane.empty() && !deciders_.policy->has_work(executor) && deciders_.policy->planned(executor).empty();
+    if (is_free && executor.arena->loading == 0) {
+        Ns idle = state_.now - executor.idle_since_ns, quiet = executor.gaps.quiet_ns(RESERVE_QUIET_NS);
+        if (idle + duration <= executor.gaps.likely_ns() || idle >= quiet) {
+            return true;
+        }
+        executor.wake_at(executor.idle_since_ns + quiet);
+    }
+    Ns due = one.since_ns + (is_free ? RESERVE_AGE_NS : RESERVE_BUSY_NS);
+    if (std::max(due, one.next_ns) > state_.now) {
+        executor.wake_at(std::max(due, one.next_ns));
+        return false;
+    }
+    if (waited < RESERVE_BUSY_NS && !is_free) {
+        return false;
+    }
+    if (!deciders_.policy->can_wait(executor, duration)) {
+        executor.wake_at(state_.now + RESERVE_RETRY_NS);
+        return false;
+    }
+    return true;
+}
+
+void Reservations::look(Executor& executor) {
+    Reservation& one = executor.reservation;
+    if (one.expected_ns == 0 || one.action_id != 0 || !executor.usable() || executor.is_closed() ||
+        !is_time(executor)) {
+        return;
+    }
+    if (!take_pages(executor)) {
+        executor.wake_at(state_.now + RESERVE_RETRY_NS);
+        return;
+    }
+    Worker& worker = *executor.worker;
+    Ns duration = with_margin(one.expected_ns);
+    one.next_ns = state_.now + duration * RESERVE_PARTS;
+    one.sent_ns = state_.now;
+    one.until_ns = executor.free_ns(state_.now) + duration;
+    one.action_id = state_.next_action();
+    // It may need the link, and what stalls the device stalls its loads.
+    worker.link_free_ns = std::max(worker.link_free_ns, one.until_ns);
+    Command& command = state_.order(CommandKind::SEND_RESERVE);
+    command.worker = worker.worker_id;
+    command.device = static_cast<std::int32_t>(executor.index);
+    command.action_id = one.action_id;
+    command.model_id = one.model_id;
+    command.first = static_cast<std::uint32_t>(state_.out.runs.size());
+    command.count = static_cast<std::uint32_t>(one.starts.size());
+    state_.out.runs.insert(state_.out.runs.end(), one.starts.begin(), one.starts.end());
+    command.earliest_ns = state_.now;
+    command.latest_ns = std::max(one.until_ns - duration, state_.now) + RESERVE_LATE_NS;
+    command.expected_ns = one.expected_ns;
+}
+
+bool Reservations::ended(const ActionResult& result) {
+    for (Executor* executor : state_.executors) {  // it is rare
+        Reservation& one = executor->reservation;
+        if (one.action_id == 0 || one.action_id != result.action_id || executor->worker->worker_id != result.worker) {
+            continue;
+        }
+        bool is_done = result.status == Status::OK;
+        bool is_sane = is_done && 0 < result.end_ns && result.end_ns <= state_.now;
+        one.action_id = 0;
+        one.until_ns = 0;
+        one.ended_ns = state_.now;
+        if (!is_done) {
+            one.again_ns = state_.now + RESERVE_RETRY_NS;
+        } else if (one.sent_ns >= one.wanted_ns) {
+            one.expected_ns = 0;  // what was wanted has been had
+        }
+        if (one.expected_ns == 0 && one.runs != one.lent_runs) {
+            give_back(*executor);
+        }
+        if (Flight* head = executor->lane.front(); head != nullptr && head->sent_ns >= one.sent_ns) {
+            executor->retime_lane(is_sane ? result.end_ns : state_.now - executor->worker->back_ns);
+        }
+        state_.touch(*executor->arena);
+        return true;
+    }
+    return false;
+}
+
+bool Reservations::take_pages(Executor& executor) {
+    Reservation& one = executor.reservation;
+    const auto& flights = executor.worker->flights;
+    if (one.runs != one.lent_runs) {
+        give_back(executor);
+        if (!arenas_.make_way(*executor.arena, one.runs, one.starts)) {
+            return false;
+        }
+        one.lent_runs = one.runs;
+    }
+    for (const Flight* flight = flights.front(); !one.runs.empty() && flight != nullptr;
+         flight = flights.next(flight)) {
+        if (flight->kind == FlightKind::UNLOAD && flight->arena == executor.arena) {
+            return false;  // of one that made way, perhaps
+        }
+    }
+    return true;
+}
+
+void Reservations::give_back(Executor& executor) {
+    Reservation& one = executor.reservation;
+    executor.arena->pages.free(one.starts, one.lent_runs);
+    one.starts.clear();
+    one.lent_runs.clear();
+}
+
+}  // namespace clockwork

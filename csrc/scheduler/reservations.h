@@ -1,0 +1,52 @@
+// Time of a device that its worker needs for itself: RESERVE.
+//
+// To make a model ready takes calls of a driver that stall whatever a GPU executes, and executions that check and time
+// it. The worker says what it wants (Scheduler::time_wanted()), and is given it in the execute lane like any other action,
+// so that INFERs are planned around it. With it may come pages of the arena, which are the worker's until it wants others.
+//
+// When: at the beginning of a gap between two batches that is likely to hold it, by the gaps of late. Where there is
+// none for RESERVE_AGE_NS, at the next moment without work; after RESERVE_BUSY_NS, in the middle of the work, but then no
+// more than one part in RESERVE_PARTS of the device's time. `edf` gives none that would break a promise.
+#pragma once
+
+#include "scheduler/arenas.h"
+
+namespace clockwork {
+
+inline constexpr Ns RESERVE_AGE_NS = 200 * MS;
+inline constexpr Ns RESERVE_BUSY_NS = SECOND;
+inline constexpr Ns RESERVE_PARTS = 50;
+
+// A device without gaps that are known is quiet when it has been idle for so long; else for twice the longest of them.
+inline constexpr Ns RESERVE_QUIET_NS = 20 * MS;
+
+// Where nothing makes room for its pages, or the policy has promised the time, it is tried again after this.
+inline constexpr Ns RESERVE_RETRY_NS = 20 * MS;
+
+// A reservation may begin this much later than it was sent; then its moment is over.
+inline constexpr Ns RESERVE_LATE_NS = 50 * MS;
+
+class Reservations {
+public:
+    Reservations(State& state, Arenas& arenas, const Deciders& deciders)
+        : state_(state), arenas_(arenas), deciders_(deciders) {}
+
+    // A worker wants time; it replaces what it wanted before. expected_ns: 0, it wants none any more.
+    void want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs);
+    // The executor has been sent what it should have: give it what its worker wants, if now is the time.
+    void look(Executor& executor);
+    // Whether this was the result of one.
+    bool ended(const ActionResult& result);
+
+private:
+    bool is_time(Executor& executor) const;
+    // Have it come with the pages that are wanted. False: they cannot come free now.
+    bool take_pages(Executor& executor);
+    static void give_back(Executor& executor);
+
+    State& state_;
+    Arenas& arenas_;
+    const Deciders& deciders_;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,184 @@
+"""A worker wants a device for itself, to make a model ready: when it is given, and what goes on around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clockwork.scheduler.types import AnswerFailed, SendInfer, SendReserve, SendUnload, TimeWanted, WorkerLeft
+from clockwork.wire.messages import Status
+from tests.unit.stories import MS, Story, spec
+
+POLICIES = ("adaptive", "edf", "fifo")
+NEW = 9
+
+
+def want(story: Story, ms: float, *runs: int) -> list[Any]:
+    return story(TimeWanted(story.now, 1, 0, NEW, round(ms * MS), runs))
+
+
+def reserves(orders: list[Any]) -> list[SendReserve]:
+    return [one for one in orders if isinstance(one, SendReserve)]
+
+
+def work(story: Story, from_ms: float, rounds: int, period_ms: float, exec_ms: float = 5) -> float:
+    """Requests one after the other, of which each is executed at once; when the last has ended."""
+    for turn in range(rounds):
+        story.at(from_ms + turn * period_ms)
+        _, orders = story.request()
+        (infer,) = (one for one in orders if isinstance(one, SendInfer))
+        story.at(from_ms + turn * period_ms + exec_ms + 0.2)
+        assert reserves(story.done(infer, exec_ms)) == []
+    return from_ms + (rounds - 1) * period_ms + exec_ms + 0.2
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_idle_device_gives_its_time_and_executes_behind_it(policy: str) -> None:
+    story = Story(policy, spec(1))
+    story.at(100)
+    [given] = want(story, 3)
+    assert isinstance(given, SendReserve)
+    assert (given.model_id, given.run_starts, given.expected_ns) == (NEW, (), 3 * MS)
+    story.at(101)
+    _, orders = story.request(slo_ms=100)  # it may be sent when the device is nearly free
+    story.at(103.2)
+    [infer] = [*orders, *(order for _, order in story.until(103.2)), *story.done(given, 3)]
+    assert isinstance(infer, SendInfer)
+    story.at(108.5)
+    assert story.done(infer, 5)[0].exec_ns == 5 * MS
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "edf"])
+def test_who_cannot_wait_for_its_end_is_refused_and_not_sent(policy: str) -> None:
+    story = Story(policy, spec(1))
+    story.at(100)
+    want(story, 30)
+    _, orders = story.request(slo_ms=20)
+    [refused] = [*orders, *(order for _, order in story.until(116))]
+    assert isinstance(refused, AnswerFailed)
+    assert refused.status is Status.REFUSED
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_it_is_given_at_the_beginning_of_a_gap_that_is_likely_to_hold_it(policy: str) -> None:
+    story = Story(policy, spec(1))
+    end = work(story, 100, 20, 15)
+    story.at(end + 5)
+    assert want(story, 6) == []  # the next request is likely to come within 5 ms
+    story.at(400)
+    _, [infer] = story.request()
+    story.at(405.2)
+    [_, given] = story.done(infer)
+    assert isinstance(given, SendReserve)
+    story.at(411)
+    story.done(given, 5.8)
+    assert want(story, 6) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_device_that_has_become_quiet_gives_it(policy: str) -> None:
+    story = Story(policy, spec(1))
+    end = work(story, 100, 20, 15)
+    story.at(end + 5)
+    assert want(story, 30) == []
+    [(ms, given)] = story.until(end + 100)
+    assert isinstance(given, SendReserve)
+    assert ms == pytest.approx(end + 20, abs=0.1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_where_no_gap_is_long_enough_a_bounded_share_of_the_time_is_taken(policy: str) -> None:
+    story = Story(policy, spec(1))
+    work(story, 100, 20, 8)
+    given: list[tuple[float, SendReserve]] = []
+    want(story, 10)
+    at = 260.0
+    while len(given) < 3:
+        story.at(at)
+        _, orders = story.request()
+        (infer,) = (one for one in orders if isinstance(one, SendInfer))
+        story.at(at + 5.2)
+        for one in reserves(story.done(infer)):
+            given.append((at, one))
+            story.at(at + 16)
+            story.done(one, 10)
+            want(story, 10)
+            at += 16
+        at += 8
+    # 200 ms after it was wanted, and then 10 ms (with their margin) of each 500.
+    first, second, third = (ms for ms, _ in given)
+    assert first == pytest.approx(260 + 200, abs=10)
+    assert second - first > 500
+    assert third - second > 500
+
+
+def test_a_device_that_always_has_work_gives_it_in_the_middle() -> None:
+    story = Story("adaptive", spec(1))
+    story.at(100)
+    _, [infer] = story.request(slo_ms=5000)
+    want(story, 3)
+    given: list[SendReserve] = []
+    at = 100.0
+    while not given and at < 3000:
+        _, more = story.request(slo_ms=5000)
+        at += 5
+        story.at(at)
+        orders = story.done(infer)
+        given = reserves(more + orders)
+        (infer,) = (one for one in more + orders if isinstance(one, SendInfer))
+    assert 1000 < at < 1300
+
+
+def test_edf_gives_none_that_would_break_a_promise() -> None:
+    story = Story("edf", spec(1))
+    story.at(100)
+    at = 100.0
+    sent = [one for _ in range(4) for one in story.request(slo_ms=30)[1]]
+    want(story, 30)
+    for _ in range(300):
+        at += 5
+        story.at(at)
+        orders = story.done(sent.pop(0)) + story.request(slo_ms=30)[1]
+        assert reserves(orders) == []
+        sent += [one for one in orders if isinstance(one, SendInfer)]
+    assert at > 1000
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_pages_come_with_it_and_stay_until_others_are_wanted(policy: str) -> None:
+    story = Story(policy, spec(1), spec(2), pages=4)  # both resident: no page is free
+    story.at(2000)
+    [unload] = want(story, 3, 1, 1)
+    assert isinstance(unload, SendUnload)
+    [given] = story.done(unload, 0.1)
+    assert sorted(given.run_starts) in ([0, 1], [2, 3])
+    story.done(given, 3)
+    [again] = want(story, 3, 1, 1)
+    assert again.run_starts == given.run_starts
+    story.done(again, 3)
+    assert story.scheduler.devices()[0]["pages_free"] == 0
+    want(story, 0)
+    assert story.scheduler.devices()[0]["pages_free"] == 2
+
+
+def test_one_that_came_too_late_is_given_again_and_one_that_is_taken_back_is_not() -> None:
+    story = Story("adaptive", spec(1))
+    story.at(100)
+    [given] = want(story, 3)
+    story.at(200)
+    story.done(given, 0, Status.TOO_LATE)
+    [(_, again)] = story.until(300)
+    assert isinstance(again, SendReserve)
+    story.done(again, 3)
+    assert story.until(1000) == []
+    story.at(1000)
+    [given] = want(story, 3)
+    want(story, 0)
+    story.done(given, 0, Status.TOO_LATE)
+    assert story.until(2000) == []
+    want(story, 5, 9)  # more pages than there are
+    assert story.until(3000) == []
+    [given] = want(story, 3, 1)
+    story(WorkerLeft(story.now, 1))
+    assert story.done(given, 3) == []

@@ -540,7 +540,7 @@ CUDA_DRIVER_OLDEST = 11040
 
 CUDA_ARENA_SHARE = 0.85
 """Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is for
-workspace and slots, for the modules, and for the process that profiles models on the same GPU."""
+workspace and slots, and for the modules."""
 
 CUDA_PINNED_SHARE = 0.25
 """Default size of the pinned memory for weights of CUDA models, as a part of the machine's memory."""
@@ -557,6 +557,28 @@ each, it does not say how much. What is beyond is launched kernel by kernel."""
 
 CUDA_IO_SLOT_BYTES = 16 << 20
 """Size at start of each slot for inputs and outputs of a CUDA device; it grows likewise."""
+
+RESERVE_STALL_NS = 10_000_000
+"""Time of a device that a worker asks for to load a program's modules, until some have been loaded; then the time of those."""
+
+TRIAL_RESERVE_NS = 2_000_000
+"""Time of a device that a worker asks for at once to try a model that is registered: one execution, or as many as are
+thought to fit into it."""
+
+TRIAL_FIRST_NS = 5_000_000
+"""Time of a device that a worker asks for to execute a model, or load a page of it, for the first time."""
+
+TRIAL_COPIES = 3
+"""A model of fewer pages has each copied so often to time a LOAD of it; a larger one copies enough."""
+
+TRIAL_CLAIMS_MAX = 20
+"""Reservations in which the pages to try a model in may still be in use, before it is given up."""
+
+TRIAL_RUNS = 5
+"""Executions of each batch size by which a model on a GPU is timed, after those to warm up."""
+
+TRIAL_WARM, TRIAL_WARM_RUNS = 0.97, 20
+"""Executions before those: until one takes more than this part of the one before, and at most so many."""
 
 CLOCK_SAMPLE_NS = 200_000_000
 """Interval at which a thread of a worker asks NVML for the clocks of its GPUs."""

@@ -15,6 +15,9 @@ LENGTHS_TIMED = 16
 BATCH_MAX = 16
 """Largest batch that is measured, unless the user asks for another bound."""
 
+BATCH_GAIN = 1.02
+"""Factor by which a larger batch must raise throughput over the last size that did."""
+
 POINT_SECONDS = 0.25
 """Time for a point of a profile; a slow model gets RUNS_MIN runs whatever they take."""
 

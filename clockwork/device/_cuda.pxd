@@ -4,11 +4,11 @@ from libc.stdint cimport int64_t
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CLink, Link
-from clockwork.device._cuda_model cimport LOAD_AHEAD, CudaOrder, CudaSlot, LoadPace, Mark
+from clockwork.device._cuda_model cimport LOAD_AHEAD, CudaModel, CudaOrder, CudaSlot, LoadPace, Mark
 from clockwork.device._cudriver cimport (
     Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUgraphExec, CUresult, CUstream, DeviceBytes, PinnedBytes,
     Table)
-from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Span
+from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Residency, Span
 
 cdef class Core(Orders):
     cdef Table table
@@ -39,6 +39,11 @@ cdef class Core(Orders):
     cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
     cdef char[TEXT_BYTES] fault
     cdef bint opened
+    # Of the RESERVE that the execute lane is at; guarded by the hub's lock:
+    cdef CudaOrder* reserved  # NULL: none
+    cdef bint reserve_used  # a thread has it
+    cdef bint reserve_wanted  # a thread waits for it, or has it
+    cdef bint reserve_ended  # it is to be no more: the lanes stop, or begin anew
 
     cdef int make_all(self) except -1
     cdef int make_stream(self, CUstream* stream) except -1
@@ -62,6 +67,10 @@ cdef class Core(Orders):
     cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil
+    cdef void run_reserve(self, CudaOrder* order) noexcept nogil
+    cdef void release_pages(self, Residency* at) noexcept nogil
+    cdef void run_alone(self, CudaOrder* order) noexcept nogil
+    cdef bint copy_page(self, CudaModel* model, size_t index, const char* source, int64_t* taken_ns, char* text) noexcept nogil
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
     cdef bint may_run(self, CudaOrder* order) noexcept nogil
     cdef void begin_run(self, CudaOrder* order) noexcept nogil

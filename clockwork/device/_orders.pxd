@@ -22,6 +22,7 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
         void lock()
         void unlock()
         void wait()
+        void tell()
         void end(Action&)
         Action* take_ended()
     cppclass Lane:
@@ -63,6 +64,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         PROFILE "clockwork::device::Kind::PROFILE"
         FETCH "clockwork::device::Kind::FETCH"
         DROP "clockwork::device::Kind::DROP"
+        RESERVE "clockwork::device::Kind::RESERVE"
     cppclass Span:
         int64_t begin_ns
         int64_t end_ns

@@ -6,14 +6,16 @@ where the machine has a host store with a budget, *fetch* (FETCH, DROP). It neve
 retries. What one device may differ in, another must be able to differ in without any change outside its
 own module.
 
-Threads: every method is called from the worker's one loop thread, except prepare(), release_program()
-which are called from the worker's preparation thread. The lanes themselves run natively.
+Threads: every method is called from the worker's one loop thread, except prepare(), tidy(), reserved() and what is done
+in it, which are called from the thread that makes models ready. The lanes themselves run natively.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from clockwork.wire.messages import (
     DeviceInfo,
@@ -26,6 +28,7 @@ from clockwork.wire.messages import (
     Status,
     Unload,
 )
+from clockwork.wire.messages import Reserve as Reservation
 
 
 class TensorView(NamedTuple):
@@ -57,6 +60,50 @@ class DeviceBroken(Exception):
     """It is no model's fault: the device is broken for good. The text is its ``fault``."""
 
 
+Reserve: TypeAlias = Callable[[int, Sequence[int]], AbstractContextManager[list[int]]]
+"""Gives a device's time to who makes a model ready, for so many nanoseconds, with pages in these runs: the first of
+each. It waits until the controller has ordered that; what it raises ends the preparation."""
+
+
+class Trial(Protocol):
+    """A prepared model that no action names yet, to be loaded, checked and timed on its device in reserved().
+
+    Every method belongs to the thread that has the reservation, but stage() and close() need none."""
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether stage() is needed."""
+        ...
+
+    def stage(self, weights: Path, page: int, page_bytes: int) -> None:
+        """Bring a page of the weights' file to where copy() takes it from. Raises OSError."""
+        ...
+
+    def claim(self, run_starts: list[int]) -> str:
+        """Have these pages be the model's. A sentence if they are not free, "" otherwise."""
+        ...
+
+    def copy(self, page: int) -> int:
+        """Load a page; the time in ns. Raises DeviceBroken, InvalidModel."""
+        ...
+
+    def settle(self) -> None:
+        """All pages are loaded."""
+        ...
+
+    def run(self, inputs: Sequence[TensorView], expected_ns: int) -> Completion:
+        """Execute it once. expected_ns: 0, nobody knows. Raises DeviceBroken, InvalidModel."""
+        ...
+
+    def time(self, shapes: Sequence[Sequence[int]], expected_ns: int) -> int:
+        """Execute it once on seeded inputs; the time in ns. Raises as run()."""
+        ...
+
+    def close(self) -> None:
+        """It has no pages any more."""
+        ...
+
+
 class ModelHolder(Protocol):
     """Whom models are made known to: a device, or the group that it belongs to."""
 
@@ -70,12 +117,18 @@ class ModelHolder(Protocol):
         "" while it is whole."""
         ...
 
-    def prepare(self, model_id: int, directory: str) -> None:
+    @property
+    def reserves(self) -> bool:
+        """Whether making a model ready would stall what executes, so that it happens in RESERVEs."""
+        ...
+
+    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
 
         directory: a directory made by models.prepare for this device's fingerprint. Raises
         InvalidModel, or DeviceBroken (see ``fault``). After it returns, start_load() of this model
-        opens, allocates and compiles nothing (but see the packed holding of the CPU device).
+        opens, allocates and compiles nothing (but see the packed holding of the CPU device). reserve: of a device that
+        ``reserves``; None: nothing executes.
         """
         ...
 
@@ -83,6 +136,56 @@ class ModelHolder(Protocol):
         """Drop a model, if it is known; its program goes with the last model that uses it. Raises
         ValueError while it is resident or has actions under way."""
         ...
+
+    def reserved(self, ask: Callable[[], None]) -> AbstractContextManager[list[int] | None]:
+        """The device's time, from the next RESERVE on, of the thread that makes models ready; the first page of each run
+        that came with it. None: end_reserve(), or the device ends. ask: has the controller send one."""
+        ...
+
+    def end_reserve(self) -> None:
+        """Let who waits in reserved() wait no more."""
+        ...
+
+    def trial(self, model_id: int) -> Trial:
+        """Of a model that prepare() has made known. Raises ValueError if the device does not ``reserve``."""
+        ...
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether tidy() has something to do."""
+        ...
+
+    def tidy(self, reserve: Reserve | None = None) -> None:
+        """Give back what forgotten models and outgrown pools had, where that would stall what executes."""
+        ...
+
+
+class Undisturbed:
+    """Of a device that makes models ready beside what it executes: it needs no RESERVE."""
+
+    @property
+    def reserves(self) -> bool:
+        return False
+
+    @property
+    def is_untidy(self) -> bool:
+        return False
+
+    def tidy(self, reserve: Reserve | None = None) -> None:
+        """There is nothing to give back."""
+
+    def start_reserve(self, action: Reservation) -> None:
+        raise ValueError("this device makes models ready beside what it executes")
+
+    @contextmanager
+    def reserved(self, ask: Callable[[], None]) -> Iterator[list[int] | None]:
+        yield None
+
+    def end_reserve(self) -> None:
+        """Nobody waits."""
+
+    def trial(self, model_id: int) -> Trial:
+        raise ValueError("on this device models are tried before they are prepared")
 
 
 class DeviceGroup(ModelHolder, Protocol):
@@ -124,6 +227,10 @@ class Device(ModelHolder, Protocol):
         ...
 
     def start_profile(self, action: Profile) -> None: ...
+
+    def start_reserve(self, action: Reservation) -> None:
+        """Execute nothing while the thread in reserved() has the device. Raises ValueError if it does not ``reserve``."""
+        ...
 
     def start_fetch(self, action: HostFetch) -> None:
         """Bring a model into the host store of the machine, within its budget: a LOAD needs it there.

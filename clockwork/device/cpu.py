@@ -24,6 +24,7 @@ from clockwork import config
 from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
+from clockwork.device.base import Reserve
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.device.operators import libraries_for
 from clockwork.errors import ConfigError, InvalidModel
@@ -100,7 +101,7 @@ class CpuDevice(NativeDevice[Core]):
 
     # ----- models, from the preparation thread -------------------------------------------------
 
-    def prepare(self, model_id: int, directory: str) -> None:
+    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken."""
         place = Path(directory)
         prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)

@@ -8,7 +8,8 @@ launched behind the one that runs if its window is open and holds the predicted 
 took is measured by the device's events; when it began and ended, by this machine's clock.
 
 Device memory, pinned memory, streams and events are taken when the device is made. Preparing a model may take more
-(larger slots or workspace); an action never does.
+(larger slots or workspace), and loads modules; an action never does. All of that stalls what a GPU executes, and happens
+in RESERVEs, which the controller orders.
 
 LOAD and UNLOAD report their time as the ``execute`` phase.
 """
@@ -21,7 +22,7 @@ import logging
 import struct
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +31,9 @@ from clockwork.device._cuda import Core
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, DeviceBytes, PinnedBytes, Table
-from clockwork.device.base import DeviceBroken
+from clockwork.device.base import DeviceBroken, Reserve
 from clockwork.device.cuda_host import HostStore, PinnedFiles
-from clockwork.device.cuda_kernels import find_kernels, load_modules
+from clockwork.device.cuda_kernels import find_kernels, find_modules, load_modules
 from clockwork.device.cuda_memory import (
     DeviceMemory,
     find_card,
@@ -40,12 +41,15 @@ from clockwork.device.cuda_memory import (
     open_driver,
     open_memory,
 )
+from clockwork.device.cuda_trial import Trial
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
 from clockwork.formats.program import Argument, Variant, read_program, stored_damage
 from clockwork.formats.program import Program as LaunchLists
+from clockwork.system.clock import now_ns
 from clockwork.wire.messages import DeviceInfo, HostDrop, HostFetch
+from clockwork.wire.messages import Reserve as ReserveAction
 
 log = logging.getLogger("clockwork.worker")
 
@@ -77,6 +81,7 @@ class _Known:
     program: str
     weights: Path  # the file that the host store has, or is to have
     host: HostCopy
+    model: Model
 
 
 class CudaDevice(NativeDevice[Core]):
@@ -125,6 +130,7 @@ class CudaDevice(NativeDevice[Core]):
             self._memory.close()
             raise
         self._holds = _Holds(self._memory, self._store)
+        self._lock = threading.Lock()  # over programs: who prepares adds to them, and the loop drops models
         self.close = weakref.finalize(self, self._holds.release)
         self._store.join()
         try:
@@ -155,8 +161,12 @@ class CudaDevice(NativeDevice[Core]):
                 log.warning(
                     "CUDA device %s (%s) writes no words: lanes ask the driver about events", which, card.name
                 )
+            self._stall_ns = config.RESERVE_STALL_NS
             self._slot_bytes = self._workspace_bytes = self._graphs_missing = 0
-            self._grow(io_slot_bytes, workspace_bytes)
+            self._graphs_due = False
+            self._grow(io_slot_bytes, workspace_bytes, None)
+            self._holds.outgrown.clear()  # nothing was there
+            self._graphs_due = False
         except (CudaError, MemoryError) as error:
             self.close()
             raise ConfigError(f"cannot use CUDA device {which} ({card.name}): {error}") from None
@@ -173,7 +183,6 @@ class CudaDevice(NativeDevice[Core]):
             host_bytes=self._store.budget_bytes,
         )
         self.card = card
-        self._prepare_lock = threading.Lock()
         self._programs: dict[str, _Loaded] = {}
         self._models: dict[int, _Known] = {}
         self._holds.programs = self._programs
@@ -185,44 +194,85 @@ class CudaDevice(NativeDevice[Core]):
 
     # ----- models, from the preparation thread -------------------------------------------------
 
-    def prepare(self, model_id: int, directory: str) -> None:
+    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         """Make a prepared model loadable; see Device. Raises ValueError if the id is taken, MemoryError."""
         place = Path(directory)
         prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)
-        with self._prepare_lock:
-            if self._core.has_model(model_id):
-                raise ValueError(f"model {model_id} is prepared already")
-            if self.fault:
-                raise DeviceBroken(self.fault)
-            try:
-                self._memory.make_current()
-                self._prepare(model_id, prepared, place)
-            except (CudaError, OSError) as error:
-                if isinstance(error, CudaError) and self._core.look(str(error)):
-                    raise DeviceBroken(self.fault) from None
-                raise InvalidModel(f"{place}: {error}") from None
+        if self._core.has_model(model_id):
+            raise ValueError(f"model {model_id} is prepared already")
+        if self.fault:
+            raise DeviceBroken(self.fault)
+        try:
+            self._memory.make_current()
+            self._prepare(model_id, prepared, place, reserve)
+        except (CudaError, OSError) as error:
+            if isinstance(error, CudaError) and self._core.look(str(error)):
+                raise DeviceBroken(self.fault) from None
+            raise InvalidModel(f"{place}: {error}") from None
+        finally:
+            if reserve is None:
+                self.tidy()
 
-    def _prepare(self, model_id: int, prepared: PreparedModel, place: Path) -> None:
-        loaded = self._load_program(prepared, place)
-        weights, host = place / WEIGHTS_FILE, None
+    def _prepare(self, model_id: int, prepared: PreparedModel, place: Path, reserve: Reserve | None) -> None:
+        weights, host, loaded = place / WEIGHTS_FILE, None, None
         try:
             size = sum(prepared.runs) * prepared.page_bytes
             if size and (found := weights.stat().st_size) != size:
                 raise InvalidModel(f"{weights} has {found} bytes, its runs {size}")
             host = self._store.take(model_id, weights, _used_bytes(prepared))
-            self._memory.make_current()
-            self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes)
-            self._record_graphs()
+            loaded = self._load_program(prepared, place, reserve)
+            self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes, reserve)
+            self._record_due_graphs(reserve)
             places = [(weight.run, weight.offset) for weight in prepared.weights]
-            self._core.add_model(Model(model_id, loaded.program, host, list(prepared.runs), places))
+            model = Model(model_id, loaded.program, host, list(prepared.runs), places)
+            self._core.add_model(model)
         except BaseException:
             if host is not None:
                 self._store.drop(model_id, weights)
-            self._memory.make_current()
-            self._drop_program(prepared.program)
+            if loaded is not None:
+                self._drop_program(prepared.program)
             raise
-        self._models[model_id] = _Known(prepared.program, weights, host)
+        self._models[model_id] = _Known(prepared.program, weights, host, model)
+
+    @contextlib.contextmanager
+    def _reserved(self, reserve: Reserve | None) -> Iterator[None]:
+        """Calls of the driver that stall what the device executes belong in here. What was outgrown goes with them."""
+        if reserve is None:
+            yield
+            return
+        with reserve(self._stall_ns, ()):
+            begun_ns = now_ns()
+            self._memory.make_current()
+            yield
+            self._release_outgrown()
+            # As much as of late, which fades by an eighth.
+            self._stall_ns = max(now_ns() - begun_ns, self._stall_ns - self._stall_ns // 8)
+
+    def tidy(self, reserve: Reserve | None = None) -> None:
+        """Give back what was outgrown, and the modules of programs that no model uses any more."""
+        if self.is_untidy:
+            with self._reserved(reserve):
+                self._memory.make_current()
+                self._release_outgrown()
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether tidy() has something to do."""
+        return bool(self._holds.outgrown or self._holds.unused) and not self.fault
+
+    def _release_outgrown(self) -> None:
+        holds = self._holds
+        while holds.outgrown:
+            host, device = holds.outgrown.pop()
+            holds.free_host(host)
+            holds.free_device(device)
+        with self._lock:  # of the thread that prepares, which alone takes from them
+            unused, holds.unused = holds.unused, {}
+        for loaded in unused.values():
+            self._core.drop_graphs(loaded.program)
+            for module in loaded.modules:
+                self._memory.unload_module(module)
 
     def _check(self, prepared: PreparedModel, place: Path) -> None:
         if prepared.holding != HOLDING:
@@ -231,25 +281,40 @@ class CudaDevice(NativeDevice[Core]):
             )
         check_layout(prepared, place)
 
-    def _load_program(self, prepared: PreparedModel, place: Path) -> _Loaded:
+    def _load_program(self, prepared: PreparedModel, place: Path, reserve: Reserve | None) -> _Loaded:
         """The program of a model, counted as one more that uses it."""
-        loaded = self._programs.get(prepared.program)
+        digest = prepared.program
+        with self._lock:
+            loaded = self._programs.get(digest) or self._holds.unused.pop(digest, None)
+            if loaded is not None:
+                self._programs[digest] = loaded
+                loaded.models += 1
         if loaded is None:
-            directory = place.parent.parent / "programs" / prepared.program
+            directory = place.parent.parent / "programs" / digest
             if damage := stored_damage(directory):
                 raise InvalidModel(damage)
             lists = read_program(directory)
-            target, modules = load_modules(self._table, self._memory, self.card, lists, directory)
-            try:
-                loaded = _Loaded(self._link(lists, target, modules), modules, _types(lists))
-            except BaseException:
-                for module in modules:
-                    self._memory.unload_module(module)
-                raise
-            self._programs[prepared.program] = loaded
-        loaded.models += 1
+            target, paths = find_modules(self._table, self.card, lists, directory)
+            with self._reserved(reserve):
+                modules = load_modules(self._memory, paths)
+                try:
+                    loaded = _Loaded(self._link(lists, target, modules), modules, _types(lists), 1)
+                    if loaded.program.slot_bytes <= self._slot_bytes and (
+                        loaded.program.workspace_bytes <= self._workspace_bytes
+                    ):
+                        self._record_graphs(loaded.program)
+                    else:
+                        self._graphs_due = self._records  # when there is
+                except BaseException:
+                    if loaded is not None:
+                        self._core.drop_graphs(loaded.program)
+                    for module in modules:
+                        self._memory.unload_module(module)
+                    raise
+            with self._lock:
+                self._programs[digest] = loaded
         if loaded.types != (given := _types(prepared)):
-            self._drop_program(prepared.program)
+            self._drop_program(digest)
             raise InvalidModel(
                 f"{place} has inputs {given.inputs}, outputs {given.outputs} and {len(given.weights_bytes)} weights of "
                 f"{sum(given.weights_bytes)} bytes, which are not those of its program"
@@ -295,55 +360,108 @@ class CudaDevice(NativeDevice[Core]):
         except ValueError as error:
             raise InvalidModel(f"the program cannot be served: {error}") from None
 
-    def _record_graphs(self) -> None:
-        """Have graphs of every program, for the memory that slots and workspace have. Raises CudaError."""
-        if not self._records:
-            return
-        self._graphs_missing = 0
-        for loaded in self._programs.values():
+    def _record_graphs(self, program: Program) -> None:
+        """Have graphs of a program, for the memory that slots and workspace have. Raises CudaError."""
+        if self._records:
             room = config.CUDA_GRAPHS_MAX - self._core.graph_count
-            self._graphs_missing += self._core.record_graphs(loaded.program, room)
+            self._graphs_missing += self._core.record_graphs(program, room)
+
+    def _record_due_graphs(self, reserve: Reserve | None) -> None:
+        """Of every program, where some are of memory that has been exchanged, or there is room again. Raises CudaError."""
+        if not self._graphs_due:
+            return
+        with self._reserved(reserve):
+            self._release_outgrown()
+            self._graphs_missing = 0
+            with self._lock:
+                programs = [one.program for one in self._programs.values()]
+            for program in programs:
+                self._record_graphs(program)
+        self._graphs_due = False
 
     def _drop_program(self, digest: str) -> None:
-        loaded = self._programs[digest]
-        loaded.models -= 1
-        if loaded.models == 0:
-            del self._programs[digest]
-            self._core.drop_graphs(loaded.program)
-            for module in loaded.modules:
-                self._memory.unload_module(module)
+        """One model fewer uses it. Its modules stay until tidy()."""
+        with self._lock:
+            loaded = self._programs[digest]
+            loaded.models -= 1
+            if loaded.models == 0:
+                self._holds.unused[digest] = self._programs.pop(digest)
+                self._graphs_due |= self._graphs_missing > 0  # there will be room for some
 
-    def _grow(self, slot_bytes: int, workspace_bytes: int) -> None:
+    def _grow(self, slot_bytes: int, workspace_bytes: int, reserve: Reserve | None) -> None:
         """Have slots and workspace hold at least so much. Raises MemoryError, CudaError, InvalidModel."""
         if slot_bytes > config.IO_SLOT_BYTES_MAX:
             raise InvalidModel(
                 f"inputs and outputs of {slot_bytes} bytes; at most {config.IO_SLOT_BYTES_MAX} are served"
             )
-        while slot_bytes > self._slot_bytes:
-            host, device = self._holds.host(slot_bytes), self._holds.device(slot_bytes)
-            old = self._core.exchange_slot(slot_bytes, host, device)
-            if old is None:
-                old = host, device
-                self._slot_bytes = slot_bytes
-            self._holds.free_host(old[0])
-            self._holds.free_device(old[1])
-        if workspace_bytes > self._workspace_bytes:
-            self._holds.free_device(self._core.exchange_workspace(self._holds.device(workspace_bytes)))
+        count = self._core.slot_count if slot_bytes > self._slot_bytes else 0
+        workspace: DeviceBytes | None = None
+        if not count and workspace_bytes <= self._workspace_bytes:
+            return
+        fresh: list[tuple[PinnedBytes, DeviceBytes]] = []
+        outgrown = self._holds.outgrown
+        with self._reserved(reserve):
+            try:
+                for _ in range(count):
+                    host = self._holds.host(slot_bytes)
+                    try:
+                        fresh.append((host, self._holds.device(slot_bytes)))
+                    except BaseException:
+                        self._holds.free_host(host)
+                        raise
+                if workspace_bytes > self._workspace_bytes:
+                    workspace = self._holds.device(workspace_bytes)
+            except BaseException:
+                for host, device in fresh:
+                    self._holds.free_host(host)
+                    self._holds.free_device(device)
+                raise
+        # Not in there: a slot may be that of an action that waits for its end.
+        self._graphs_due = self._records
+        for host, device in fresh:
+            outgrown.append(self._core.exchange_slot(slot_bytes, host, device) or (host, device))
+            self._slot_bytes = slot_bytes
+        if workspace is not None:
+            outgrown.append((None, self._core.exchange_workspace(workspace)))
             self._workspace_bytes = workspace_bytes
 
     def forget(self, model_id: int) -> None:
         """Drop a model, if it is known. Raises ValueError if it is resident, in a host store with a budget, or an
         action holds it."""
-        with self._prepare_lock:
-            if not self.fault and model_id in self._models and self._models[model_id].host.is_fetched:
-                raise ValueError(f"model {model_id} is in the host store")
-            if self._core.remove_model(model_id) is None:
-                return
-            known = self._models.pop(model_id)
-            self._store.drop(model_id, known.weights)
-            if not self.fault:  # else it goes with the device
-                self._memory.make_current()
-                self._drop_program(known.program)
+        if not self.fault and model_id in self._models and self._models[model_id].host.is_fetched:
+            raise ValueError(f"model {model_id} is in the host store")
+        if self._core.remove_model(model_id) is None:
+            return
+        known = self._models.pop(model_id)
+        self._store.drop(model_id, known.weights)
+        self._drop_program(known.program)
+
+    # ----- time of its own, from the thread that prepares ----------------------------------------
+
+    @property
+    def reserves(self) -> bool:
+        return True
+
+    @contextlib.contextmanager
+    def reserved(self, ask: Callable[[], None]) -> Iterator[list[int] | None]:
+        """See Device."""
+        self._core.want_reserve()
+        ask()
+        starts = self._core.enter_reserve()
+        try:
+            yield starts
+        finally:
+            self._core.leave_reserve()
+
+    def end_reserve(self) -> None:
+        self._core.end_reserve()
+
+    def start_reserve(self, action: ReserveAction) -> None:
+        self._core.start_reserve(action)
+
+    def trial(self, model_id: int) -> Trial:
+        """For a model that is prepared, and that no action names yet."""
+        return Trial(self._core, self._memory, self._models[model_id].model, self._store.staging)
 
     # ----- the host store, from the loop's thread ------------------------------------------------
 
@@ -404,6 +522,8 @@ class _Holds:
         self.core: Core | None = None
         self.lanes: list[threading.Thread] = []
         self.programs: dict[str, _Loaded] = {}
+        self.unused: dict[str, _Loaded] = {}  # whose models are gone
+        self.outgrown: list[tuple[PinnedBytes | None, DeviceBytes | None]] = []
         self.models: dict[int, _Known] = {}
 
     def device(self, size: int) -> DeviceBytes:
@@ -436,10 +556,10 @@ class _Holds:
         with broken:
             self._memory.make_current()
         if self.core is not None:
-            for loaded in self.programs.values():
+            for loaded in (*self.programs.values(), *self.unused.values()):
                 self.core.drop_graphs(loaded.program)
             self.core.release()
-        for loaded in self.programs.values():
+        for loaded in (*self.programs.values(), *self.unused.values()):
             for module in loaded.modules:
                 with broken:
                     self._memory.unload_module(module)

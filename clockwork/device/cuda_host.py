@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork.device._cuda_host import HostCopy, HostPages, Link
-from clockwork.device._cudriver import CudaError
+from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.cuda_memory import DeviceMemory
 from clockwork.errors import ConfigError, InvalidModel
 
@@ -29,6 +29,7 @@ class HostStore(abc.ABC):
     """
 
     budget_bytes = 0  # of a store with a budget
+    staging: PinnedBytes | None = None  # a page for a model that is not in the store and is tried
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, wanted_bytes: int) -> None:
         self._memories = memories
@@ -70,6 +71,8 @@ class HostStore(abc.ABC):
         with contextlib.suppress(CudaError):  # its context broke, and it goes with that
             self._memories[0].make_current()
             self._memories[0].release_host(self._pinned)
+            if self.staging is not None:
+                self._memories[0].release_host(self.staging)
         for memory in self._memories:
             memory.close()
 
@@ -138,6 +141,11 @@ class BudgetedHost(HostStore):
         super().__init__(memories, page_bytes, wanted_bytes)
         self.budget_bytes = self.pinned_bytes
         self._copies: dict[int, _Placed] = {}
+        try:
+            self.staging = memories[0].allocate_host(page_bytes)
+        except (CudaError, MemoryError) as error:
+            self.close()
+            raise ConfigError(f"cannot pin a page of {page_bytes} bytes: {error}") from None
 
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
         with self._lock:

@@ -28,10 +28,9 @@ _ADDRESSES = (*POINTERS, "workspace", "table")
 _ARGUMENT_BYTES = {**dict.fromkeys((*_ADDRESSES, "i64"), 8), "i32": 4, "f32": 4, "size": 4}
 
 
-def load_modules(
-    table: Table, memory: DeviceMemory, card: CardInfo, program: Program, directory: Path
-) -> tuple[str, list[Any]]:
-    """The target of a stored program that the device runs, and its modules, loaded.
+def find_modules(table: Table, card: CardInfo, program: Program, directory: Path) -> tuple[str, list[Path]]:
+    """The target of a stored program that the device runs, and the files of its modules. It stalls nothing, but compiling
+    PTX takes seconds.
 
     Raises OSError; CudaError naming the module; InvalidModel if the device runs none, or its driver is too old.
     """
@@ -47,16 +46,22 @@ def load_modules(
             f"{directory}: {what} needs a driver for CUDA {version_text(needed)}, this one is for "
             f"{version_text(table.version)}"
         )
+    if not chosen.is_ptx:
+        return chosen.name, [directory / path for path in target.modules]
+    return chosen.name, [_linked(table, device, directory / path) for path in target.ptx]
+
+
+def load_modules(memory: DeviceMemory, paths: Iterable[Path]) -> list[Any]:
+    """Modules, loaded. Raises OSError; CudaError naming the module."""
     modules: list[Any] = []
-    for path in target.ptx if chosen.is_ptx else target.modules:
+    for path in paths:
         try:
-            cubin = _linked(table, device, directory / path) if chosen.is_ptx else directory / path
-            modules.append(memory.load_module(cubin))
+            modules.append(memory.load_module(path))
         except CudaError as error:
             for module in modules:
                 memory.unload_module(module)
-            raise CudaError(f"{path}: {error}", error.code) from None
-    return chosen.name, modules
+            raise CudaError(f"{path.name}: {error}", error.code) from None
+    return modules
 
 
 def _linked(table: Table, device: str, ptx: Path) -> Path:
@@ -67,7 +72,10 @@ def _linked(table: Table, device: str, ptx: Path) -> Path:
         with suppress(OSError):
             if kept.name == _name_of(stem, kept.read_bytes()):
                 return kept
-    cubin = table.link(ptx.read_bytes())
+    try:
+        cubin = table.link(ptx.read_bytes())
+    except CudaError as error:
+        raise CudaError(f"{ptx.name}: {error}", error.code) from None
     made = ptx.with_name(_name_of(stem, cubin))
     write_durably(made, cubin)
     for kept in _kept(ptx, f"{ptx.name}-{device}-"):

@@ -18,7 +18,7 @@ from typing import TypeAlias
 from clockwork import config
 from clockwork.config import ELEMENTS_MAX, STALE_EVENTS_MAX
 from clockwork.device._emulated import Machine
-from clockwork.device.base import Completion, TensorView
+from clockwork.device.base import Completion, Reserve, TensorView, Undisturbed
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import PreparedModel
@@ -89,7 +89,7 @@ class _Action:
         self.rows = rows  # of each part
 
 
-class EmulatedGroup:
+class EmulatedGroup(Undisturbed):
     """Every emulated device of a process. Implements device.base.DeviceGroup.
 
     clock: for tests; the timer always follows the machine's. All methods belong to the loop's thread but
@@ -149,7 +149,7 @@ class EmulatedGroup:
 
     # ----- models ------------------------------------------------------------------------------
 
-    def prepare(self, model_id: int, directory: str) -> None:
+    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         """See Device. Raises InvalidModel; ValueError if the id is taken."""
         prepared = PreparedModel.read_for(directory, self.info.fingerprint, self.info.page_bytes)
         if any(pages < 1 for pages in prepared.runs) or not prepared.profile or prepared.load_ns < 0:
@@ -273,7 +273,7 @@ class EmulatedGroup:
             self._timer.close()
 
 
-class EmulatedDevice:
+class EmulatedDevice(Undisturbed):
     """One device of a group. Implements device.base.Device."""
 
     fault = ""
@@ -286,7 +286,7 @@ class EmulatedDevice:
         self._closed = False
         self.input_bytes = 0  # received so far
 
-    def prepare(self, model_id: int, directory: str) -> None:
+    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         self.group.prepare(model_id, directory)
 
     def forget(self, model_id: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from clockwork.device._orders import Orders
-from clockwork.device.base import Completion, TensorView
+from clockwork.device.base import Completion, TensorView, Undisturbed
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Unload
 
@@ -23,7 +23,7 @@ def start_lanes(core: Orders, names: Iterable[str]) -> list[threading.Thread]:
     return lanes
 
 
-class NativeDevice(Generic[CoreT]):
+class NativeDevice(Undisturbed, Generic[CoreT]):
     """The part of device.base.Device that hands actions to a core and takes their completions."""
 
     group = None

@@ -27,6 +27,7 @@ from typing import Any
 from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import checksums_of, fields_of, read_plain, seal, unseal
+from clockwork.formats.durable import write_durably
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.tensors import DTYPES, STRING, dtype_name
 
@@ -79,7 +80,7 @@ class WeightSpec:
     bytes: int
 
 
-OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums", "output_lengths")
+OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums", "output_lengths", "untried", "check_relative")
 """Fields of a PreparedModel that only the device needs: the summary leaves them out."""
 
 
@@ -124,6 +125,11 @@ class PreparedModel:
         default_factory=list
     )  # of each output, the symbol of each axis ("" none), along which it is cut back
 
+    untried: bool = False  # it has still to be checked and timed on the device, and has no profile yet
+    check_relative: float = (
+        0.0  # how far its answers may then be from those of the checks, relative to the largest
+    )
+
     def summary(self) -> dict[str, Any]:
         """The fields for the controller: all but those that only the device needs."""
         body = dataclasses.asdict(self)
@@ -135,6 +141,10 @@ class PreparedModel:
         """Write prepared.json into a directory whose other files are complete."""
         self.checksums = checksums_of(directory, but=[PREPARED_FILE])
         (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
+
+    def rewrite(self, directory: Path) -> None:
+        """Replace prepared.json, durably, beside the same files."""
+        write_durably(directory / PREPARED_FILE, seal(fields_of(self)))
 
     @staticmethod
     def read(directory: Path | str) -> PreparedModel:

@@ -14,7 +14,8 @@ import numpy as np
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.inputs import Run, any_finite, difference, different_rows
+from clockwork.models.answers import any_finite, difference
+from clockwork.models.inputs import Run, different_rows
 from clockwork.models.runtime import RunError
 from clockwork.wire.tensors import Array
 

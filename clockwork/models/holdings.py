@@ -24,7 +24,7 @@ from clockwork.formats.prepared import (
     WeightSpec,
     program_damage,
 )
-from clockwork.models.inputs import difference
+from clockwork.models.answers import difference
 from clockwork.models.layout import Layout, lay_out, write_weights
 from clockwork.models.measure import weight_addresses
 from clockwork.models.runtime import RunError, Session

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from onnx import TensorProto
@@ -17,6 +17,7 @@ from clockwork.config.models import GUESS_SECONDS
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models import samples
+from clockwork.models.answers import is_integer_array
 from clockwork.models.runtime import RunError
 from clockwork.wire.tensors import DTYPES, Array, encode_array, numpy_dtype, string_size
 
@@ -166,7 +167,7 @@ def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
                 row.append(
                     samples.sample(samples.JPEG if is_image else samples.TEXT, array.shape, 10 * index)
                 )
-            elif array.dtype == bool or _is_integer_array(array):
+            elif array.dtype == bool or is_integer_array(array):
                 row.append(rng.permutation(array.reshape(-1)).reshape(array.shape))
             else:
                 mixed = rng.permutation(array.reshape(-1)).reshape(array.shape)
@@ -174,10 +175,6 @@ def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
                            .astype(array.dtype))  # fmt: skip
         rows.append(row)
     return rows
-
-
-def _is_integer_array(array: Array) -> bool:
-    return "int" in array.dtype.name
 
 
 def timed_shape(inputs: Sequence[Array], batches: bool) -> tuple[tuple[int, ...], ...]:
@@ -191,72 +188,3 @@ def timed_shape(inputs: Sequence[Array], batches: bool) -> tuple[tuple[int, ...]
             dims = (*dims, string_size(array.size, size))
         found.append(dims)
     return tuple(found)
-
-
-def tile(inputs: Sequence[Array], rows: int) -> list[Array]:
-    """A batch of ``rows`` copies of one-row inputs."""
-    return [np.concatenate([array] * rows, axis=0) if rows > 1 else array for array in inputs]
-
-
-# ----- comparing -----------------------------------------------------------------------------
-
-RELATIVE = 1e-4
-"""Largest difference of two equal float32 answers, relative to the tensor's largest magnitude."""
-
-QUANTISED_RELATIVE = 2e-2
-"""Largest relative difference of equal answers where a model rounds to 8 bits inside: a different rounding is no error."""
-
-
-def difference(actual: Sequence[Array], expected: Sequence[Array], relative: float = RELATIVE) -> str:
-    """The difference between two lists of outputs, as a sentence; "" if they are equal. NaN equals NaN."""
-    if len(actual) != len(expected):
-        return f"{len(actual)} outputs instead of {len(expected)}"
-    for index, (one, other) in enumerate(zip(actual, expected)):
-        text = _difference(one, other, relative)
-        if text:
-            return f"output {index} {text}"
-    return ""
-
-
-def _difference(one: Array, other: Array, relative: float) -> str:
-    if one.shape != other.shape:
-        return f"has shape {one.shape} instead of {other.shape}"
-    if one.dtype != other.dtype:
-        return f"is {one.dtype} instead of {other.dtype}"
-    if one.dtype.kind in "OSU" or one.dtype == bool:
-        return "" if bool(np.array_equal(one, other)) else "has other values"
-    if _is_integer_array(one):
-        steps = 1 if relative > RELATIVE and one.dtype.itemsize == 1 else 0
-        apart = np.abs(one.astype(np.int64) - other.astype(np.int64)).max(initial=0)
-        return "" if apart <= steps else f"is apart by {apart}"
-    name = one.dtype.name
-    least = {"float16": 1e-2, "bfloat16": 4e-2}.get(name, 0.25 if "float8" in name or "float4" in name else 0)
-    wide = np.complex128 if one.dtype.kind == "c" else np.float64
-    left, right = one.astype(wide), other.astype(wide)
-    with np.errstate(invalid="ignore"):
-        finite = np.isfinite(left) & np.isfinite(right)
-        same = (left == right) | (np.isnan(left) & np.isnan(right))
-    if not np.all(same | finite):
-        return "is not finite in other places"
-    if not finite.any():
-        return ""
-    scale = float(np.abs(right[finite]).max())
-    apart = float(np.abs(left[finite] - right[finite]).max())
-    bound = max(relative, least)
-    if apart <= bound * scale:
-        return ""
-    return (
-        f"is apart by {apart / scale if scale else float('inf'):.1e} of its largest value (bound {bound:.0e})"
-    )
-
-
-def any_finite(outputs: Sequence[Array]) -> bool:
-    """Whether any output has a finite value to compare."""
-    return all(array.size == 0 or _has_finite(array) for array in outputs)
-
-
-def _has_finite(array: Array) -> bool:
-    if array.dtype.kind in "OSUb" or _is_integer_array(array):
-        return True
-    wide: Any = np.complex128 if array.dtype.kind == "c" else np.float64
-    return bool(np.isfinite(array.astype(wide)).any())

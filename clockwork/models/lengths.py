@@ -16,6 +16,7 @@ import onnx
 
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
+from clockwork.models.answers import difference
 from clockwork.models.compile.padding import (
     NotProven,
     Padding,
@@ -23,7 +24,7 @@ from clockwork.models.compile.padding import (
     open_symbols,
     padded_inputs,
 )
-from clockwork.models.inputs import SEED, Run, difference
+from clockwork.models.inputs import SEED, Run
 from clockwork.models.runtime import RunError, Session
 from clockwork.wire.tensors import DTYPES, STRING, Array, length_class
 

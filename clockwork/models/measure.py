@@ -17,6 +17,7 @@ import numpy as np
 
 from clockwork.config import PREPARATION_LIMIT_NS
 from clockwork.config.models import (
+    BATCH_GAIN,
     BATCH_MAX,
     COMPARE_NS,
     COMPARE_SECONDS,
@@ -37,15 +38,12 @@ from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import which_card
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
-from clockwork.models.inputs import tile, timed_shape
+from clockwork.models.answers import tile
+from clockwork.models.inputs import timed_shape
 from clockwork.models.runtime import Limit, RunError
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.wire.tensors import Array, decode_tensor, encode_array
-
-BATCH_GAIN = 1.02
-"""Factor by which a larger batch must raise throughput over the last size that did."""
-
 
 Execution = tuple[int, Sequence[Array]]
 """What a bench executes: the index of a model, and its inputs."""

@@ -60,7 +60,7 @@ from clockwork.formats.prepared import (
     program_name,
 )
 from clockwork.formats.program import stored_damage
-from clockwork.models import batching, lengths, measure, prepare_program, samples
+from clockwork.models import answers, batching, lengths, measure, prepare_program, samples
 from clockwork.models import inputs as trial
 from clockwork.models.holdings import (
     Bound,
@@ -318,7 +318,7 @@ class _Preparation:
         except RunError as error:
             raise InvalidModel(f"the model fails on its example: {error}") from None
         quantised = is_quantised(splitter.operators())
-        relative = trial.QUANTISED_RELATIVE if quantised else trial.RELATIVE
+        relative = answers.QUANTISED_RELATIVE if quantised else answers.RELATIVE
         reference = Reference(session.run, sets, outputs, relative)
         if is_random(splitter.operators()):
             reference.check_deterministic()

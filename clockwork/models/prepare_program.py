@@ -1,35 +1,30 @@
-"""Prepares program packages for CUDA devices: lay out the weights, check the answers, profile.
+"""Prepares program packages for CUDA devices: compile an ONNX model, lay out the weights.
 
-A package with an ONNX model is first compiled for this machine's architecture, which needs the extra
-[compile]. The measurement of a program is kept beside it, so that the next model of equal architecture is
-only laid out and checked.
+Compiling is for the architecture that the device's fingerprint names, and needs the extra [compile]. Nothing here opens
+a GPU: answers are checked and executions timed by the worker, on the device that is to serve the model (models/trials.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 
-from clockwork.config.models import CHECKS_RUN_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import read_plain, seal, set_aside, unseal
+from clockwork.formats.checksums import set_aside
 from clockwork.formats.durable import write_durably
 from clockwork.formats.package import MODEL_FILE, PROGRAM_JSON, put_in_place
 from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
 from clockwork.formats.program import (
-    Check,
+    CHECKS_FILE,
     Program,
-    Variant,
     check_files,
     program_hash,
     read_checks,
@@ -37,12 +32,9 @@ from clockwork.formats.program import (
     stored_damage,
 )
 from clockwork.formats.targets import choose, describe_mismatch
-from clockwork.models import inputs as trial
-from clockwork.models import measure, onnx_import
+from clockwork.models import onnx_import
+from clockwork.models.answers import QUANTISED_RELATIVE, RELATIVE
 from clockwork.models.layout import Layout, lay_out, write_weights
-from clockwork.models.runtime import RunError
-from clockwork.scheduler.types import ProfilePoint
-from clockwork.wire.tensors import Array
 
 HOLDING = "program"
 
@@ -57,7 +49,7 @@ HALF_RELATIVE = 5e-2
 """Largest relative error of the answers of a program with 16-bit weights."""
 
 Progress = Callable[[str, int, int], None]
-STEPS = ("compile", "lay out", "verify", "measure", "write")
+STEPS = ("compile", "lay out", "write")
 
 
 def is_for(fingerprint: str) -> bool:
@@ -67,15 +59,6 @@ def is_for(fingerprint: str) -> bool:
 
 def target_of(fingerprint: str) -> str:
     return fingerprint.removeprefix(FINGERPRINT_PREFIX).split("-")[0]
-
-
-@dataclasses.dataclass(slots=True)
-class ProgramMeasurement:
-    """The measurement of a program, which holds for every model with that program."""
-
-    batch_max: int
-    load_ns: int
-    profile: list[ProfilePoint]
 
 
 def _metadata(package_dir: Path) -> dict[str, str]:
@@ -120,8 +103,9 @@ def prepare_program(
         _write_weights(program, source, layout, directory / WEIGHTS_FILE, page_bytes)
         name = program_hash(program)
         install(store, name, program, source)
-        checks = read_checks(source, program)
-    prepared = PreparedModel(
+        if read_checks(source, program):
+            shutil.copyfile(source / CHECKS_FILE, directory / CHECKS_FILE)
+    return PreparedModel(
         format_version=FORMAT_VERSION,
         digest=digest,
         fingerprint=fingerprint,
@@ -145,28 +129,9 @@ def prepare_program(
         constants_note="",
         metadata=_metadata(package_dir),
         example=[list(shape) for shape in variants[0].shapes],
+        untried=True,
+        check_relative=_relative(program),
     )
-    prepared.write(directory)  # for the bench, which loads it like a device
-    bench = measure.Bench(fingerprint, page_bytes, [directory])
-    try:
-        step(2)
-        load_ns = measure.load_time(bench, 0)
-        _verify(bench, program, variants, checks)
-        step(3)
-        finding = _recall(store, name, fingerprint, options)
-        if finding is None:
-            finding = _measure(bench, prepared.batches, variants, checks, int(options.get("batch_max", 0)))
-            finding.load_ns = load_ns
-            _remember(store, name, fingerprint, options, finding)
-    except RunError as error:
-        raise InvalidModel(f"the program fails on the device: {error}") from None
-    finally:
-        bench.close()
-    step(4)
-    prepared.batch_max = finding.batch_max
-    prepared.load_ns = finding.load_ns
-    prepared.profile = finding.profile
-    return prepared
 
 
 @contextlib.contextmanager
@@ -227,104 +192,5 @@ def _relative(program: Program) -> float:
     if dtypes & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
         return HALF_RELATIVE
     if dtypes & {TensorProto.INT8, TensorProto.UINT8}:
-        return trial.QUANTISED_RELATIVE
-    return trial.RELATIVE
-
-
-def _verify(
-    bench: measure.Bench, program: Program, variants: Sequence[Variant], checks: Sequence[Check]
-) -> None:
-    """Raises InvalidModel unless the device reproduces the package's checks, alone and in every row of a batch.
-
-    Raises RunError.
-    """
-    relative = _relative(program)
-    for inputs, outputs in checks[:CHECKS_RUN_MAX]:
-        sizes = {1}
-        if program.batches:
-            tails = [array.shape[1:] for array in inputs]
-            target = variants[0].target
-            sizes |= {
-                variant.batch
-                for variant in variants
-                if program.variant(target, [(variant.batch, *tail) for tail in tails])
-            }
-        for size in sorted(sizes):
-            actual, _ = bench.run(0, trial.tile(inputs, size))
-            if text := trial.difference(actual, trial.tile(outputs, size), relative):
-                raise InvalidModel(f"the program answers wrongly in a batch of {size}: {text}")
-
-
-def _measure(
-    bench: measure.Bench,
-    batches: bool,
-    variants: Sequence[Variant],
-    checks: Sequence[Check],
-    batch_max: int,
-) -> ProgramMeasurement:
-    """Execution times, for each set of shapes, of each compiled batch size while throughput grows."""
-    by_shape: dict[tuple[tuple[int, ...], ...], list[Variant]] = {}
-    for variant in variants:
-        if batches:
-            by_shape.setdefault(tuple(shape[1:] for shape in variant.shapes), []).append(variant)
-        elif variant.batch == 1:
-            by_shape[variant.shapes] = [variant]
-    points: list[ProfilePoint] = []
-    helps_most = 1
-    for shape, group in by_shape.items():
-        best, before = 0.0, 0
-        for variant in group:
-            if batch_max and variant.batch > batch_max and before:
-                break
-            exec_ns = measure.execution_time(bench, 0, _inputs(bench, variant, checks))
-            # Smaller batches, beyond those of the previous variant, run on this variant too.
-            points += [ProfilePoint(shape, size, exec_ns) for size in sorted({before + 1, variant.batch})]
-            throughput = variant.batch / exec_ns
-            if before and throughput < best * measure.BATCH_GAIN:
-                break
-            best, before = throughput, variant.batch
-        helps_most = max(helps_most, before)
-    if batch_max:
-        helps_most = min(helps_most, batch_max)
-    return ProgramMeasurement(helps_most if batches else 1, 0, points)
-
-
-def _inputs(bench: measure.Bench, variant: Variant, checks: Sequence[Check]) -> list[Array]:
-    """Inputs of a variant's shapes: those of a check, or generated ones."""
-    for inputs, _ in checks:
-        if [array.shape for array in inputs] == list(variant.shapes):
-            return list(inputs)
-        if [array.shape for array in inputs] == [(1, *shape[1:]) for shape in variant.shapes]:
-            return trial.tile(inputs, variant.batch)
-    random = np.random.default_rng(0)
-    dtypes = bench.input_dtypes(0)
-    return [trial.seeded(dtype, shape, random) for dtype, shape in zip(dtypes, variant.shapes, strict=True)]
-
-
-# ----- kept measurements -------------------------------------------------------------------------
-
-
-def _finding_path(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
-    about = [fingerprint, str(options.get("batching", "auto")), str(int(options.get("batch_max", 0)))]
-    return store / "programs" / name / f"finding-{'-'.join(about)}-{FORMAT_VERSION}.json"
-
-
-def _recall(
-    store: Path, name: str, fingerprint: str, options: Mapping[str, Any]
-) -> ProgramMeasurement | None:
-    try:
-        body, _ = unseal(read_plain(_finding_path(store, name, fingerprint, options)))
-        points = [
-            ProfilePoint(tuple(map(tuple, point["shape"])), point["batch"], point["exec_ns"])
-            for point in body["profile"]
-        ]
-        return ProgramMeasurement(body["batch_max"], body["load_ns"], points)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remember(
-    store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: ProgramMeasurement
-) -> None:
-    path = _finding_path(store, name, fingerprint, options)
-    write_durably(path, seal(dataclasses.asdict(finding)))
+        return QUANTISED_RELATIVE
+    return RELATIVE

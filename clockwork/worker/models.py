@@ -5,7 +5,8 @@
                     v
                fetch the package (unless it is here) -> preparation process -> opening thread again
 
-A package for emulated devices is only a profile: the opening thread prepares it itself.
+A package for emulated devices is only a profile: the opening thread prepares it itself. On a GPU, the opening thread has the
+model checked and timed as well (models.trials), and asks for the device's time before it does what would stall it.
 
 A model that is found prepared is compared with its checksums before its first load (worker.checks). Damaged files, in the
 cache or in a package, are set aside, prepared or fetched again, and counted for the controller.
@@ -15,12 +16,13 @@ The loop only moves models between these steps; threads and processes read the f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +41,7 @@ from clockwork.formats.package import (
 )
 from clockwork.formats.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.formats.profiled import prepare_profile
+from clockwork.models.trials import Interrupted, try_model
 from clockwork.wire import codec
 from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES, Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.worker.checks import Checked, Checks
@@ -100,8 +103,10 @@ class WorkerModels:
         send: Callable[..., object],
         wake: Callable[[], None],
         start_over: Callable[[], None] = lambda: None,
+        need_time: Callable[[ModelHolder, int, int, list[int]], None] = lambda *_: None,
     ) -> None:
-        """start_over: has the worker say hello anew, because its Prepared of a model no longer holds."""
+        """start_over: has the worker say hello anew, because its Prepared of a model no longer holds. need_time: tells the
+        controller that a device is needed for a model, for how many ns and with pages in which runs."""
         self._devices = list(devices)
         self._store = store
         self._send = send
@@ -121,7 +126,10 @@ class WorkerModels:
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
         self._preparation = Preparations(lambda: PreparationProcess(wake))
-        self._opener = _OpeningThread(devices, store, wake)
+        self._need_time = need_time
+        self._asks: deque[tuple[ModelHolder, int, int, list[int]]] = deque()  # appended by the opening thread
+        self._opener = _OpeningThread(devices, store, wake, self._asks)
+        self._reader = _OpeningThread((), store, wake, self._asks)  # of pieces of packages, which do not wait
 
     def prepare(self, message: Prepare) -> None:
         """Begin to make a model ready; a Prepared is sent in the end, whatever happens."""
@@ -143,6 +151,7 @@ class WorkerModels:
         if model is None:
             return
         model.cancelled = True
+        self._opener.look_again()
         digest = model.message.digest
         if model in self._fetching.get(digest, ()):
             self._fetching[digest].remove(model)
@@ -189,6 +198,7 @@ class WorkerModels:
     def lose(self, device: ModelHolder) -> None:
         """A device is broken: models are made known to the other devices alone."""
         if device in self._devices:
+            self._opener.look_again()
             self._devices.remove(device)
             self._opener.devices = tuple(self._devices)
 
@@ -205,11 +215,13 @@ class WorkerModels:
         )
         is_there = fetch.file < len(files)  # the message's form has the other bounds
         path = self._store.directory(fetch.digest) / files[fetch.file].path if is_there else None
-        self._opener.read(_Read(fetch, path))
+        self._reader.read(_Read(fetch, path))
 
     def poll(self) -> None:
         """Move models on whose step in a thread or process has ended."""
-        for fetch, data in self._opener.poll_read():
+        while self._asks:
+            self._need_time(*self._asks.popleft())
+        for fetch, data in self._reader.poll_read():
             status = Status.INTERNAL if data is None else Status.OK
             chunk = Chunk(fetch.digest, fetch.file, fetch.offset, status)
             self._send(codec.encode(chunk), [data or b""])
@@ -235,6 +247,8 @@ class WorkerModels:
         for opened in self._opener.poll():
             self._opened(opened)
         self._prepare_next()
+        if not self._coming:
+            self._opener.tidy()
 
     def beat(self) -> None:
         """Called now and then: a model that waits behind a slow preparation may start beside it."""
@@ -250,6 +264,7 @@ class WorkerModels:
             model.cancelled = True
         self._coming.clear()
         self._repairing.clear()
+        self._opener.interrupt()
         self._opener.drain()
         for model_id in list(self.ready):
             self.forget(model_id)
@@ -274,7 +289,9 @@ class WorkerModels:
             model.cancelled = True
         self._preparation.close()
         self._fetcher.close()
+        self._opener.interrupt()
         self._opener.close()
+        self._reader.close()
         self._checks.close()
 
     def _send_fetch(self, fetch: Fetch) -> None:
@@ -428,14 +445,60 @@ class _Read(NamedTuple):
     path: Path | None
 
 
-class _OpeningThread:
-    """Reads prepared models and calls device.prepare(), in the order of the announcements."""
+class _Tidy(NamedTuple):
+    """What forgotten models had is to be given back."""
 
-    def __init__(self, devices: Sequence[ModelHolder], store: PackageStore, wake: Callable[[], None]) -> None:
+
+class _Reserve:
+    """A device's time, for a model. Implements trials.Reserving."""
+
+    def __init__(self, thread: _OpeningThread, device: ModelHolder, model: _Model | None) -> None:
+        self._thread = thread
+        self._device = device
+        self._model = model
+
+    @contextlib.contextmanager
+    def __call__(self, expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
+        while not self._is_over():
+            with self._device.reserved(lambda: self._ask(expected_ns, list(runs))) as starts:
+                if starts is not None:
+                    yield starts
+                    return
+        self._ask(0, [])
+        raise Interrupted(self._device.fault or "it was interrupted")
+
+    def _is_over(self) -> bool:
+        is_cancelled = self._model is not None and self._model.cancelled
+        return self._thread.is_interrupted or is_cancelled or bool(self._device.fault)
+
+    def _ask(self, expected_ns: int, runs: list[int]) -> None:
+        model_id = self._model.message.model_id if self._model is not None else 0
+        self._thread.ask(self._device, model_id, expected_ns, runs)
+        if self._is_over():  # since it was looked at last
+            self._device.end_reserve()
+
+    def give_back(self) -> None:
+        self._ask(0, [])
+
+
+class _OpeningThread:
+    """Reads prepared models, calls device.prepare() and tries them, in the order of the announcements."""
+
+    def __init__(
+        self,
+        devices: Sequence[ModelHolder],
+        store: PackageStore,
+        wake: Callable[[], None],
+        asks: deque[tuple[ModelHolder, int, int, list[int]]],
+    ) -> None:
+        """asks: what of the devices' time is needed is appended to it, and wake() follows."""
         self.devices = tuple(devices)  # the loop exchanges it for a shorter one
+        self._asks = asks
+        self._tidies = False  # a _Tidy is among the orders
+        self.is_interrupted = False  # until it drains
         self._store = store
         self._wake = wake
-        self._orders: queue.SimpleQueue[_Model | _Read | threading.Event | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Model | _Read | _Tidy | threading.Event | None] = queue.SimpleQueue()
         self._outcomes: deque[_Opened] = deque()
         self._pieces: deque[tuple[Fetch, bytes | None]] = deque()
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
@@ -449,6 +512,27 @@ class _OpeningThread:
 
     def read(self, order: _Read) -> None:
         self._orders.put(order)
+
+    def ask(self, device: ModelHolder, model_id: int, expected_ns: int, runs: list[int]) -> None:
+        """Have the loop ask for a device's time. This thread's."""
+        self._asks.append((device, model_id, expected_ns, runs))
+        self._wake()
+
+    def interrupt(self) -> None:
+        """Have the thread wait for no device any more until drain(), or for good. The loop's."""
+        self.is_interrupted = True
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Something has happened because of which the thread may wait for a device in vain. The loop's."""
+        for device in self.devices:
+            device.end_reserve()
+
+    def tidy(self) -> None:
+        """Have forgotten models give back what they had, when there is nothing else to do. The loop's."""
+        if not self._tidies and any(device.is_untidy for device in self.devices):
+            self._tidies = True
+            self._orders.put(_Tidy())
 
     def poll_read(self) -> list[tuple[Fetch, bytes | None]]:
         """Pieces of packages that were read since the last call; None: could not be read."""
@@ -467,7 +551,11 @@ class _OpeningThread:
     def _run(self) -> None:
         while (order := self._orders.get()) is not None:
             if isinstance(order, threading.Event):
+                self.is_interrupted = False
                 order.set()
+                continue
+            if isinstance(order, _Tidy):
+                self._tidy()
                 continue
             if isinstance(order, _Read):
                 self._pieces.append((order.fetch, _read_piece(order)))
@@ -480,6 +568,8 @@ class _OpeningThread:
                 outcome = self._open(order)
             except InvalidModel as error:
                 outcome = _hopeless(order, Prepared(model_id, Status.INVALID_MODEL, str(error), {}))
+            except Interrupted as error:
+                outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, str(error), {}))
             except OSError as error:
                 text = f"the prepared model cannot be read: {error}"
                 outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, text, {}))
@@ -488,6 +578,12 @@ class _OpeningThread:
                 outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, text, {}))
             self._outcomes.append(outcome)
             self._wake()
+
+    def _tidy(self) -> None:
+        self._tidies = False
+        for device in self.devices:
+            with contextlib.suppress(Interrupted):  # what is not given back now is so with the next model
+                device.tidy(_Reserve(self, device, None) if device.reserves else None)
 
     def _open(self, model: _Model) -> _Opened:
         message, devices = model.message, self.devices
@@ -501,7 +597,7 @@ class _OpeningThread:
             _check_options(message.options)
             _check_kind(model, devices)
         summary: dict[str, Any] | None = None
-        damage = ""
+        damage, untried = "", False
         model.checksums.clear()
         for device in devices:
             directory = self._directory(message, device)
@@ -526,6 +622,7 @@ class _OpeningThread:
                 if model.was_prepared:
                     raise InvalidModel(f"preparation left nothing usable in {directory}")
                 return _Opened(model, True, self._store.has(message.digest), b"", damage)
+            untried |= bool(found.pop("untried"))
             model.checksums[directory] = found.pop("checksums")
             page_count = sum(found["runs"])
             if page_count > info.page_count:
@@ -535,6 +632,8 @@ class _OpeningThread:
                 )
             summary = summary or found
         assert summary is not None
+        if untried:
+            summary = self._try(model, devices)
         told = _told(Prepared(message.model_id, Status.OK, "", summary))
         layout = tuple(summary.get(key) for key in LAYOUT)
         if model.layout not in ((), layout):
@@ -542,8 +641,10 @@ class _OpeningThread:
             return _Opened(model, False, True, codec.encode(reply), damage)
         model.layout = layout
         for device in devices:
+            if device in model.opened:
+                continue
             try:
-                device.prepare(message.model_id, str(self._directory(message, device)))
+                self._prepare(model, device)
             except DeviceBroken:
                 continue  # the loop will find that out, too
             except InvalidModel as error:
@@ -551,8 +652,39 @@ class _OpeningThread:
                     raise
                 # Preparation checks the cache more closely, and replaces damaged files.
                 return _Opened(model, True, self._store.has(message.digest), b"", str(error))
-            model.opened.append(device)
         return _Opened(model, False, True, told, damage, Given.of(summary))
+
+    def _prepare(self, model: _Model, device: ModelHolder) -> _Reserve | None:
+        reserve = _Reserve(self, device, model) if device.reserves else None
+        device.prepare(model.message.model_id, str(self._directory(model.message, device)), reserve)
+        model.opened.append(device)
+        return reserve
+
+    def _try(self, model: _Model, devices: Sequence[ModelHolder]) -> dict[str, Any]:
+        """Have each directory that was not tried yet tried on the first of its devices; the summary of the first.
+
+        The device knows the model from then on. Raises as trials.try_model()."""
+        message, summaries = model.message, []
+        for directory in list(model.checksums):
+            holders = [one for one in devices if self._directory(message, one) == directory and not one.fault]
+            if not holders:
+                raise Interrupted("the device broke on which it was to be tried")
+            device, info = holders[0], holders[0].info
+            summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+            if summary is None or summary["untried"]:
+                reserve = self._prepare(model, device)
+                assert reserve is not None, "only a device that reserves is given models to try"
+                try:
+                    try_model(device.trial(message.model_id), reserve, directory, message.options)
+                except DeviceBroken as error:
+                    raise Interrupted(str(error)) from None
+                summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+            if summary is None:
+                raise Interrupted(f"{directory} is gone")
+            model.checksums[directory] = summary.pop("checksums")
+            del summary["untried"]
+            summaries.append(summary)
+        return summaries[0]
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
@@ -619,7 +751,7 @@ class DamagedRecord(ValueError):
 
 
 def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int) -> dict[str, Any] | None:
-    """PreparedModel.summary() as it is on disk, and ``checksums``. Raises DamagedRecord.
+    """PreparedModel.summary() as it is on disk, ``checksums`` and ``untried``. Raises DamagedRecord.
 
     None if it is not there, was made for another device, or by a version that took no checksums.
 
@@ -641,7 +773,7 @@ def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int
     }
     if not is_sealed or any(body.get(key) != value for key, value in wanted.items()):
         return None
-    checksums = body.get("checksums")
+    checksums, untried = body.get("checksums"), bool(body.get("untried"))
     for name in OF_THE_DEVICE:
         body.pop(name, None)
-    return body | {"checksums": checksums or {}}
+    return body | {"checksums": checksums or {}, "untried": untried}

@@ -30,7 +30,7 @@ from clockwork.config import (
     silence_onnxruntime,
 )
 from clockwork.device import _crash
-from clockwork.device.base import Device, DeviceGroup
+from clockwork.device.base import Device, DeviceGroup, ModelHolder
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
 from clockwork.formats.package import PackageStore
@@ -58,8 +58,10 @@ from clockwork.wire.messages import (
     Prepare,
     Prepared,
     Profile,
+    Reserve,
     Revoke,
     Status,
+    TimeNeeded,
     Unload,
     WorkerWelcome,
 )
@@ -78,7 +80,7 @@ log = logging.getLogger("clockwork.worker")
 EXIT_STUCK = 75
 """The exit status of a worker with an execution or load that does not end, where its process does not restart itself."""
 
-ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop)
+ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop, Reserve)
 
 
 class _Alone:
@@ -120,7 +122,9 @@ class Worker:
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         holders = list(dict.fromkeys(device.group or device for device in devices))
-        self._models = WorkerModels(holders, store, self._send, self.wake, start_over=self._start_over)
+        self._models = WorkerModels(
+            holders, store, self._send, self.wake, start_over=self._start_over, need_time=self._need_time
+        )
         self._complaints = Complaints(log, ("malformed", "failed"))
         self._memories = ClientMemories()
         self._machine = machine_id()
@@ -140,6 +144,7 @@ class Worker:
             Load: self._on_action,
             Unload: self._on_action,
             Profile: self._on_action,
+            Reserve: self._on_action,
             HostFetch: self._on_action,
             HostDrop: self._on_action,
             Revoke: self._on_revoke,
@@ -255,6 +260,11 @@ class Worker:
             self._drain()
         if now_ns() >= self._next_heartbeat_ns:
             self._heartbeat()
+
+    def _need_time(self, holder: ModelHolder, model_id: int, expected_ns: int, runs: list[int]) -> None:
+        queue = next((one for one in self._runner.queues if one.device is holder and not one.offline), None)
+        if queue is not None and self._session.welcomed:
+            self._send(codec.encode(TimeNeeded(queue.index, model_id, expected_ns, runs)))
 
     def _on_changes(self) -> None:
         for change in self._session.changes():

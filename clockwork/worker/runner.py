@@ -42,6 +42,7 @@ from clockwork.wire.messages import (
     Load,
     Phase,
     Profile,
+    Reserve,
     Result,
     Status,
     TensorRef,
@@ -185,7 +186,7 @@ class ActionRunner:
         if action.device >= len(self.queues):
             text = f"device {action.device} of {len(self.queues)}"
             return [refusal(action_id, Status.DEVICE_ERROR, text, received_ns)]
-        if action.model_id not in self._models.ready:
+        if action.model_id not in self._models.ready and type(action) is not Reserve:
             text = self._models.absence(action.model_id)
             return [refusal(action_id, Status.UNKNOWN_MODEL, text, received_ns)]
         if self._cancelled:
@@ -301,6 +302,8 @@ class ActionRunner:
                 device.start_unload(action)
             elif type(action) is Profile:
                 device.start_profile(action)
+            elif type(action) is Reserve:
+                device.start_reserve(action)
             elif type(action) is HostFetch:
                 device.start_fetch(action)
             elif type(action) is HostDrop:

@@ -218,6 +218,21 @@ void wait_while_held(std::unique_lock<std::mutex>& guard);
  * meanwhile. */
 void stall(std::unique_lock<std::mutex>& guard, bool everywhere);
 
+/* A call that stalls a card's driver: where CLOCKWORK_FAKE_STALLS names a file, a line is appended to it at the end of
+ * the call, with the function, the device, and begin and end by CLOCK_MONOTONIC. */
+class Stalled {
+public:
+    Stalled(const char* function, int device);
+    ~Stalled();
+    Stalled(const Stalled&) = delete;
+    Stalled& operator=(const Stalled&) = delete;
+
+private:
+    const char* function_;
+    int device_;
+    int64_t begin_ns_;
+};
+
 /* What begins a function that needs no context, one that needs it, and one that stalls. */
 #define BEGIN(symbol)                               \
     Driver& all = driver();                         \
@@ -236,8 +251,9 @@ void stall(std::unique_lock<std::mutex>& guard, bool everywhere);
     if (current->broken)                   \
     return current->broken
 
-#define BEGIN_STALLING(symbol, everywhere) \
-    BEGIN_CONTEXT(symbol);                 \
+#define BEGIN_STALLING(symbol, everywhere)    \
+    BEGIN_CONTEXT(symbol);                    \
+    Stalled noted(#symbol, current->ordinal); \
     stall(guard, everywhere)
 
 }  // namespace fake

@@ -80,6 +80,9 @@ public:
         held.release();
     }
 
+    // Wakes who wait(). The lock must be held.
+    void tell() { idle_.notify_all(); }
+
     // Appends to the list of ended actions. The lock must be held.
     void end(Action& action) {
         action.next = nullptr;

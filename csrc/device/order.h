@@ -17,7 +17,7 @@ namespace clockwork::device {
 
 inline constexpr std::size_t TEXT_BYTES = 512;  // of an error's message, its end included
 
-enum class Kind { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
+enum class Kind { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP, RESERVE };
 
 // A phase of an action: by this machine's clock, and how long it took (by the device's, where that has one).
 struct Span {

@@ -202,7 +202,7 @@ void InputsWay::archive(Archive& archive) {
 
 void Executor::archive(Archive& archive) {
     archive(arena, worker, index, run_ahead, lane, lane_end_ns, head_end_ns, predicted, wake_ns, timer_ns, aged_ns);
-    archive(idle_since_ns, served, clock_mhz, pace, time, lead, dirty);
+    archive(idle_since_ns, served, clock_mhz, pace, time, lead, dirty, gaps, reservation);
 }
 
 void Arena::archive(Archive& archive) {

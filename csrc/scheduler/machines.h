@@ -81,15 +81,16 @@ public:
     // What the next is likely to be at least: all but one of them were. 0 where none is known.
     Ns likely_ns() const {
         Ns least = NEVER_NS, second = NEVER_NS;
-        for (std::size_t place = 0; place < std::min(count_, last_.size()); ++place) {
+        for (std::size_t place = 0; place < std::min<std::size_t>(count_, last_.size()); ++place) {
             second = std::min(second, std::max(least, last_[place]));
             least = std::min(least, last_[place]);
         }
         return count_ == 0 ? 0 : second < NEVER_NS ? second : least;
     }
+    void archive(Archive& archive) { archive(last_, count_); }
     // An idle time of this length says that no work comes: twice the longest of them, and at least this.
     Ns quiet_ns(Ns least_ns) const {
-        for (std::size_t place = 0; place < std::min(count_, last_.size()); ++place) {
+        for (std::size_t place = 0; place < std::min<std::size_t>(count_, last_.size()); ++place) {
             least_ns = std::max(least_ns, 2 * last_[place]);
         }
         return least_ns;
@@ -97,7 +98,7 @@ public:
 
 private:
     std::array<Ns, 16> last_{};
-    std::size_t count_ = 0;
+    std::uint64_t count_ = 0;
 };
 
 // What a worker wants of an executor's time for itself, and what it was given; see reservations.h.
@@ -115,6 +116,11 @@ struct Reservation {
     Ns ended_ns = 0;                       // when the last one did
     std::vector<std::uint32_t> lent_runs;  // pages that are the worker's
     std::vector<std::uint32_t> starts;
+
+    void archive(Archive& archive) {
+        archive(model_id, expected_ns, wanted_ns, since_ns, next_ns, again_ns, runs, action_id, sent_ns, until_ns);
+        archive(ended_ns, lent_runs, starts);
+    }
 };
 
 // What runs one batch after the other, of the models in an arena.

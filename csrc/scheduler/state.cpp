@@ -155,6 +155,9 @@ void State::check_arena(const Arena& arena, const Policy& policy) {
         const Reservation& lent = one->reservation;
         must(lent.starts.size() == lent.lent_runs.size(), "pages that were lent are not where they should be");
         for (std::size_t run = 0; run < lent.starts.size(); ++run) {
+            std::uint32_t all = arena.pages.page_count();
+            must(lent.starts[run] <= all && lent.lent_runs[run] <= all - lent.starts[run],
+                 "pages were lent that are not");
             for (std::uint32_t page = lent.starts[run]; page < lent.starts[run] + lent.lent_runs[run]; ++page) {
                 must(used.emplace(page, lent.model_id).second, "a page that was lent belongs to a model");
             }

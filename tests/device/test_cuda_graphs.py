@@ -107,6 +107,7 @@ def test_models_of_one_program_share_its_graphs(driver: Driver, fake: FakeDriver
     check(driver, tuned[0], models[0])
     driver.end(driver.unload(models[0], 1))
     driver.device.forget(models[0])
+    driver.device.tidy()
     assert driver.device.memory()["graphs"] == fake.live()["graph_execs"] == 0
 
 

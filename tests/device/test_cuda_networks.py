@@ -14,9 +14,9 @@ import pytest
 
 from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
+from clockwork.models.answers import RELATIVE, difference
 from clockwork.models.compile import compiler, nvrtc
 from clockwork.models.compile.compiler import Options, compile_model
-from clockwork.models.inputs import RELATIVE, difference
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
 from clockwork.wire.messages import Status

@@ -126,6 +126,7 @@ def test_a_device_on_cupys_memory_serves_and_gives_back(rig: CudaRig) -> None:
         driver.device.reset()
         modules = rig.fake.live()["modules"]
         driver.device.forget(model)
+        driver.device.tidy()
         assert driver.device.memory()["models"] == 1
         assert rig.fake.live()["modules"] == modules - 1, "the module of a removed model goes with it"
     finally:

@@ -15,7 +15,7 @@ from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice, fingerprint
 from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
-from clockwork.models.inputs import difference
+from clockwork.models.answers import difference
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Status

@@ -16,7 +16,7 @@ import pytest
 
 from clockwork.device.cpu import fingerprint
 from clockwork.formats.prepared import prepared_directory
-from clockwork.models.inputs import difference
+from clockwork.models.answers import difference
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import package_files
 from clockwork.models.prepare import prepare

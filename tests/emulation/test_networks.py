@@ -17,9 +17,9 @@ import onnx
 import pytest
 
 from clockwork.models import zoo
+from clockwork.models.answers import difference
 from clockwork.models.compile import compiler, nvrtc
 from clockwork.models.compile.compiler import Options, compile_model
-from clockwork.models.inputs import difference
 from clockwork.models.runtime import Session
 from clockwork.wire.tensors import Array
 from tests.emulation import modules, process

@@ -36,6 +36,7 @@ from clockwork.formats.program import (
     read_program,
 )
 from clockwork.models import zoo
+from clockwork.models.answers import difference
 from clockwork.models.compile import compiler, nvrtc, report
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.compile.freeze import freeze
@@ -43,7 +44,6 @@ from clockwork.models.compile.host import Executor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
 from clockwork.models.compile.widths import widths_of
-from clockwork.models.inputs import difference
 from clockwork.models.runtime import Session
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, save_package, value

@@ -15,9 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.models import zoo
+from clockwork.models.answers import difference
 from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.padding import NotProven, Padding, make_padded_by_row, padded_inputs
-from clockwork.models.inputs import difference
 from clockwork.models.runtime import RunError, Session
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, value

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from clockwork.errors import InvalidModel
 from clockwork.formats.prepared import TensorSpec
+from clockwork.models import answers
 from clockwork.models import inputs as trial
 from clockwork.models.batching import Proof, declared_reason, prove_by_rows
 from clockwork.models.runtime import RunError, Session
@@ -189,17 +190,17 @@ def test_a_guess_that_never_runs_says_why() -> None:
 
 def test_difference_is_relative_and_nan_equals_nan() -> None:
     tiny = np.array([3e-9, -1e-9], np.float32)
-    assert trial.difference([tiny], [tiny * np.float32(1.00001)]) == ""
-    assert "apart" in trial.difference([tiny], [tiny * np.float32(1.01)])
-    assert "apart" in trial.difference([tiny * 0], [tiny])
-    assert trial.difference([np.array([np.nan, np.inf])], [np.array([np.nan, np.inf])]) == ""
-    assert "finite" in trial.difference([np.array([np.nan])], [np.array([1.0])])
-    assert "finite" in trial.difference([np.array([np.inf])], [np.array([-np.inf])])
-    assert "shape" in trial.difference([np.zeros(3)], [np.zeros((3, 1))])
-    assert "int64" in trial.difference([np.zeros(3, np.int64)], [np.zeros(3)])
-    assert "apart by 1" in trial.difference([np.array([1])], [np.array([2])])
-    assert trial.difference([np.array([1], np.uint8)], [np.array([2], np.uint8)], 2e-2) == ""
-    assert trial.difference([np.array(["a"], object)], [np.array(["b"], object)]) != ""
-    assert "2 outputs" in trial.difference([tiny, tiny], [tiny])
+    assert answers.difference([tiny], [tiny * np.float32(1.00001)]) == ""
+    assert "apart" in answers.difference([tiny], [tiny * np.float32(1.01)])
+    assert "apart" in answers.difference([tiny * 0], [tiny])
+    assert answers.difference([np.array([np.nan, np.inf])], [np.array([np.nan, np.inf])]) == ""
+    assert "finite" in answers.difference([np.array([np.nan])], [np.array([1.0])])
+    assert "finite" in answers.difference([np.array([np.inf])], [np.array([-np.inf])])
+    assert "shape" in answers.difference([np.zeros(3)], [np.zeros((3, 1))])
+    assert "int64" in answers.difference([np.zeros(3, np.int64)], [np.zeros(3)])
+    assert "apart by 1" in answers.difference([np.array([1])], [np.array([2])])
+    assert answers.difference([np.array([1], np.uint8)], [np.array([2], np.uint8)], 2e-2) == ""
+    assert answers.difference([np.array(["a"], object)], [np.array(["b"], object)]) != ""
+    assert "2 outputs" in answers.difference([tiny, tiny], [tiny])
     half = np.array([1.0, 0.5], np.float16)
-    assert trial.difference([half], [half * np.float16(1.003)]) == ""
+    assert answers.difference([half], [half * np.float16(1.003)]) == ""

@@ -22,9 +22,9 @@ from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, prepared_directory
 from clockwork.models import prepare as preparation
 from clockwork.models import zoo
+from clockwork.models.answers import difference
 from clockwork.models.compile.following import Following
 from clockwork.models.holdings import Bound, build_bound
-from clockwork.models.inputs import difference
 from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
 from clockwork.models.prepare import prepare

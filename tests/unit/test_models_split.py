@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork.models.inputs import difference
+from clockwork.models.answers import difference
 from clockwork.models.runtime import Session, optimise
 from clockwork.models.split import Program, Splitter
 from clockwork.wire.tensors import Array

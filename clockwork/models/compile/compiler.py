@@ -43,6 +43,7 @@ from clockwork.formats.program import (
 from clockwork.formats.targets import most_lasting
 from clockwork.models import batching
 from clockwork.models import inputs as trial
+from clockwork.models.answers import QUANTISED_RELATIVE, RELATIVE, difference
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.freeze import Bucket, buckets, freeze
 from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
@@ -372,7 +373,7 @@ class _Compilation:
                 [_cut(array, dims, sizes) for array, dims in zip(answer, self._output_dims, strict=True)]
                 for answer in answers
             )
-            if text := trial.difference(first, expected):
+            if text := difference(first, expected):
                 raise NotProven(f"the padded model answers differently: {text}")
             if not all(np.array_equal(one, another, equal_nan=one.dtype.kind == "f")
                        for other in others for one, another in zip(first, other, strict=True)):  # fmt: skip
@@ -582,7 +583,7 @@ class _Compilation:
         Raises InvalidModel unless the answers are the same up to rounding.
         """
         executor = host.Executor(program, directory)
-        relative = trial.QUANTISED_RELATIVE if is_quantised(self._operators) else trial.RELATIVE
+        relative = QUANTISED_RELATIVE if is_quantised(self._operators) else RELATIVE
         relative = max(relative, TOLERANCES[self._options.dtype] or 0.0)
         worst = 0.0
         checks: list[Check] = []
@@ -595,7 +596,7 @@ class _Compilation:
             except RunError as error:
                 raise InvalidModel(f"the model fails on its example: {error}") from None
             actual = executor.run(rows)
-            text = trial.difference(actual, expected, relative)
+            text = difference(actual, expected, relative)
             if text:
                 raise InvalidModel(f"the compiled program answers differently from the model: {text}")
             worst = max(worst, *(_apart(one, other) for one, other in zip(actual, expected, strict=True)))

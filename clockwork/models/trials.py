@@ -1,0 +1,245 @@
+"""The last step of a registration on a GPU: a model is checked and timed on the device that is to serve it.
+
+The device executes requests meanwhile. Whatever is done there is done in RESERVEs, which the controller orders between
+batches; a few executions at a time, and not more of them than are needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from clockwork.config import (
+    TRIAL_CLAIMS_MAX,
+    TRIAL_COPIES,
+    TRIAL_FIRST_NS,
+    TRIAL_RESERVE_NS,
+    TRIAL_RUNS,
+    TRIAL_WARM,
+    TRIAL_WARM_RUNS,
+)
+from clockwork.config.models import BATCH_GAIN, CHECKS_RUN_MAX
+from clockwork.device.base import TensorView, Trial
+from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import read_plain, seal, unseal
+from clockwork.formats.durable import write_durably
+from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel
+from clockwork.formats.program import CHECKS_FILE, Check, Program, Variant, read_checks, read_program
+from clockwork.formats.targets import choose
+from clockwork.models.answers import difference, tile
+from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.clock import now_ns
+from clockwork.wire.tensors import Array, decode_tensor, encode_array
+
+
+class Interrupted(Exception):
+    """A model cannot be made ready now; it is no fault of the model's. The text says why."""
+
+
+class Reserving(Protocol):
+    """A device.base.Reserve that can say when no more is needed."""
+
+    def __call__(
+        self, expected_ns: int, runs: Sequence[int]
+    ) -> contextlib.AbstractContextManager[list[int]]: ...
+
+    def give_back(self) -> None:
+        """The pages that came with the last one are not needed any more."""
+        ...
+
+
+@dataclasses.dataclass(slots=True)
+class Measurement:
+    """The measurement of a program, which holds for every model with that program."""
+
+    batch_max: int
+    load_ns: int
+    profile: list[ProfilePoint]
+
+
+def try_model(trial: Trial, reserve: Reserving, directory: Path, options: Mapping[str, Any]) -> None:
+    """Check a prepared model and, unless its program has been, time it; then its directory says that it was tried.
+
+    trial: of the device that knows the model. Raises InvalidModel, Interrupted, OSError, and what ``reserve`` raises.
+    """
+    prepared = PreparedModel.read(directory)
+    place = directory.parent.parent / "programs" / prepared.program
+    program = read_program(place)
+    chosen = choose(program.targets, prepared.fingerprint.split("-")[1])
+    assert chosen is not None, "the device that prepared it runs it"
+    variants = program.of_target(chosen.name)
+    named = dataclasses.replace(program, inputs=tuple(prepared.inputs), outputs=tuple(prepared.outputs))
+    checks = read_checks(directory, named)[:CHECKS_RUN_MAX]
+    bench = _Bench(trial, reserve, prepared, directory)
+    try:
+        load_ns = bench.load()
+        _verify(bench, program, variants, checks, prepared.check_relative)
+        found = _recall(place, prepared.fingerprint, options)
+        if found is None:
+            found = _measure(bench, prepared.batches, variants, int(options.get("batch_max", 0)))
+            found.load_ns = load_ns
+            path = _finding_path(place, prepared.fingerprint, options)
+            write_durably(path, seal(dataclasses.asdict(found)))
+    finally:
+        bench.close()
+    prepared.batch_max, prepared.load_ns, prepared.profile = found.batch_max, found.load_ns, found.profile
+    prepared.untried = False
+    prepared.checksums.pop(CHECKS_FILE, None)
+    prepared.rewrite(directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(directory / CHECKS_FILE)
+
+
+class _Bench:
+    """A model on its device, within reservations, which it takes and leaves as it needs them."""
+
+    def __init__(self, trial: Trial, reserve: Reserving, prepared: PreparedModel, directory: Path) -> None:
+        self._trial = trial
+        self._reserve = reserve
+        self._prepared = prepared
+        self._weights = directory / WEIGHTS_FILE
+        self._reservation = contextlib.ExitStack()
+        self._until_ns = 0  # how long it was asked for; 0: there is none
+        self._claimed = False
+        self._row_ns = 0  # the most that a row of an execution took
+
+    def _enter(self, expected_ns: int) -> None:
+        """Have a reservation with as much time left."""
+        if self._until_ns and now_ns() + expected_ns <= self._until_ns:
+            return
+        wanted_ns = max(expected_ns, TRIAL_RESERVE_NS)
+        text = ""
+        for _ in range(TRIAL_CLAIMS_MAX):
+            self.pause()
+            starts = self._reservation.enter_context(self._reserve(wanted_ns, self._prepared.runs))
+            self._until_ns = now_ns() + wanted_ns
+            if self._claimed or not (text := self._trial.claim(starts)):
+                self._claimed = True
+                return
+        raise Interrupted(f"the pages to try it in are not free: {text}")
+
+    def pause(self) -> None:
+        """Let the device go on."""
+        self._until_ns = 0
+        self._reservation.close()
+
+    def load(self) -> int:
+        """Load the model, page by page; the time in ns. The pages of a small one are copied several times."""
+        page_bytes, pages = self._prepared.page_bytes, sum(self._prepared.runs)
+        taken_ns = most_ns = 0
+        for page in range(pages):
+            if self._trial.is_staged:
+                self.pause()
+                self._trial.stage(self._weights, page, page_bytes)
+            times: list[int] = []
+            while len(times) < (TRIAL_COPIES if pages < TRIAL_COPIES else 1):
+                self._enter(most_ns or TRIAL_FIRST_NS)
+                times.append(self._trial.copy(page))
+                most_ns = max(most_ns, times[-1])
+            taken_ns += round(statistics.median(times))
+        self._enter(0)
+        self._trial.settle()
+        return taken_ns
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs."""
+        views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
+        rows = len(inputs[0]) if inputs and inputs[0].ndim else 1
+        expected_ns = self._row_ns * rows or TRIAL_FIRST_NS
+        self._enter(expected_ns)
+        done = self._trial.run(views, self._row_ns * rows)
+        self.pause()
+        self._row_ns = max(self._row_ns, done.execute[2] // rows)
+        return [decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]]
+
+    def time(self, variant: Variant) -> int:
+        """The median time of an execution in ns, after those in which a GPU that idled raises its clock."""
+
+        def once(known_ns: int) -> int:
+            self._enter(known_ns or TRIAL_FIRST_NS)
+            return max(1, self._trial.time(variant.shapes, known_ns))
+
+        warm = [once(self._row_ns * variant.batch)]
+        while len(warm) < TRIAL_WARM_RUNS and (len(warm) < 2 or warm[-1] < TRIAL_WARM * warm[-2]):
+            warm.append(once(warm[-1]))
+        found = round(statistics.median([once(warm[-1]) for _ in range(TRIAL_RUNS)]))
+        self._row_ns = max(self._row_ns, found // variant.batch)
+        return found
+
+    def close(self) -> None:
+        self.pause()
+        self._trial.close()
+        self._reserve.give_back()
+
+
+def _verify(
+    bench: _Bench, program: Program, variants: Sequence[Variant], checks: Sequence[Check], relative: float
+) -> None:
+    """Raises InvalidModel unless the device reproduces the package's checks, alone and in every row of a batch."""
+    for inputs, outputs in checks:
+        sizes = {1}
+        if program.batches:
+            tails = [array.shape[1:] for array in inputs]
+            target = variants[0].target
+            sizes |= {
+                variant.batch
+                for variant in variants
+                if program.variant(target, [(variant.batch, *tail) for tail in tails])
+            }
+        for size in sorted(sizes):
+            actual = bench.run(tile(inputs, size))
+            if text := difference(actual, tile(outputs, size), relative):
+                raise InvalidModel(f"the program answers wrongly in a batch of {size}: {text}")
+
+
+def _measure(bench: _Bench, batches: bool, variants: Sequence[Variant], batch_max: int) -> Measurement:
+    """Execution times, for each set of shapes, of each compiled batch size while throughput grows."""
+    by_shape: dict[tuple[tuple[int, ...], ...], list[Variant]] = {}
+    for variant in variants:
+        if batches:
+            by_shape.setdefault(tuple(shape[1:] for shape in variant.shapes), []).append(variant)
+        elif variant.batch == 1:
+            by_shape[variant.shapes] = [variant]
+    points: list[ProfilePoint] = []
+    helps_most = 1
+    for shape, group in by_shape.items():
+        best, before = 0.0, 0
+        for variant in group:
+            if batch_max and variant.batch > batch_max and before:
+                break
+            exec_ns = bench.time(variant)
+            # Smaller batches, beyond those of the previous variant, run on this variant too.
+            points += [ProfilePoint(shape, size, exec_ns) for size in sorted({before + 1, variant.batch})]
+            throughput = variant.batch / exec_ns
+            if before and throughput < best * BATCH_GAIN:
+                break
+            best, before = throughput, variant.batch
+        helps_most = max(helps_most, before)
+    if batch_max:
+        helps_most = min(helps_most, batch_max)
+    return Measurement(helps_most if batches else 1, 0, points)
+
+
+# ----- kept measurements -------------------------------------------------------------------------
+
+
+def _finding_path(program: Path, fingerprint: str, options: Mapping[str, Any]) -> Path:
+    about = [fingerprint, str(options.get("batching", "auto")), str(int(options.get("batch_max", 0)))]
+    return program / f"finding-{'-'.join(about)}-{FORMAT_VERSION}.json"
+
+
+def _recall(program: Path, fingerprint: str, options: Mapping[str, Any]) -> Measurement | None:
+    try:
+        body, _ = unseal(read_plain(_finding_path(program, fingerprint, options)))
+        points = [
+            ProfilePoint(tuple(map(tuple, point["shape"])), point["batch"], point["exec_ns"])
+            for point in body["profile"]
+        ]
+        return Measurement(body["batch_max"], body["load_ns"], points)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

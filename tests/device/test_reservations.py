@@ -1,0 +1,178 @@
+"""A GPU's time for its worker itself: what executes meanwhile (nothing), and what may be done only then."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork.device.base import Reserve, TensorView
+from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel
+from clockwork.system.clock import MS, now_ns
+from clockwork.wire.messages import NEVER_NS, Status
+from clockwork.wire.messages import Reserve as ReserveAction
+from tests.device.cuda_rig import CudaRig
+from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, expected_affine, view
+
+RIGS = [CudaRig]
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+STALLING = (
+    "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuModuleLoadData", "cuModuleUnload",
+)  # fmt: skip
+
+
+@pytest.fixture
+def driver(make: Callable[..., Driver]) -> Driver:
+    return make()
+
+
+def order(driver: Driver, *starts: int, latest_ns: int = NEVER_NS) -> int:
+    driver.last_id += 1
+    action = ReserveAction(driver.last_id, 0, 77, 0, list(starts), 0, latest_ns, MS)
+    driver.device.start_reserve(action)
+    return driver.last_id
+
+
+def reserving(driver: Driver) -> Reserve:
+    """RESERVEs that are ordered as they are asked for, with the first pages."""
+
+    @contextlib.contextmanager
+    def reserve(expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
+        starts = [sum(runs[:index]) for index in range(len(runs))]
+        with driver.device.reserved(lambda: order(driver, *starts) and None) as given:
+            assert given == starts
+            yield given
+
+    return reserve
+
+
+def test_nothing_executes_until_the_reservation_is_left(driver: Driver) -> None:
+    one = affine()
+    model = driver.prepare(one)
+    assert driver.end(driver.load(model, 1, [3])).status == Status.OK
+    before = driver.infer(model, 1, [X])
+    asked: list[int] = []
+    with driver.device.reserved(lambda: asked.append(order(driver, 8, 5))) as starts:
+        assert starts == [8, 5]
+        assert driver.end(before).status == Status.OK  # what was sent before it has been executed
+        after = driver.infer(model, 1, [X])
+        other = driver.prepare(affine(1))
+        assert driver.end(driver.load(other, 2, [4])).status == Status.OK  # loads go on
+        assert driver.device.running() == asked[0]
+        left_ns = now_ns()
+    reserved, done = driver.wait(asked[0], after)
+    assert reserved.status == done.status == Status.OK
+    assert done.execute[0] >= left_ns
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
+
+
+def test_one_that_nobody_wants_or_that_is_late_holds_nothing_up(driver: Driver) -> None:
+    assert driver.end(order(driver)).status == Status.OK
+    with contextlib.ExitStack() as stack:
+        asked: list[int] = []
+        stack.enter_context(driver.device.reserved(lambda: asked.append(order(driver))))
+        late = order(driver, latest_ns=now_ns() + MS)
+        threading.Event().wait(0.005)
+    assert driver.end(late).status == Status.TOO_LATE
+    with driver.device.reserved(driver.device.end_reserve) as starts:
+        assert starts is None
+
+
+def test_who_waits_when_the_device_begins_anew_is_told(driver: Driver) -> None:
+    given: list[list[int] | None] = []
+    waits = threading.Event()
+
+    def wait() -> None:
+        with driver.device.reserved(waits.set) as starts:
+            given.append(starts)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waits.wait(10)
+    driver.device.end_reserve()
+    thread.join(10)
+    assert given == [None]
+    with driver.device.reserved(lambda: order(driver) and None):
+        reset = threading.Thread(target=driver.device.reset)
+        reset.start()
+    reset.join(10)  # it waits for who has the device
+    assert not reset.is_alive()
+    assert driver.end(order(driver)).status == Status.OK
+
+
+def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
+    """Modules, larger slots and a larger workspace, and what of them is given back; a model in every slot's way."""
+    fake = driver.rig.fake
+    serving = driver.prepare(affine())
+    assert driver.end(driver.load(serving, 1, [31])).status == Status.OK
+    inside = [0]
+
+    def calls() -> int:
+        return sum(fake.calls(name) for name in STALLING)
+
+    @contextlib.contextmanager
+    def counting(expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
+        with reserving(driver)(expected_ns, runs) as given:
+            begun = calls()
+            yield given
+            inside[0] += calls() - begun
+
+    driver.rig.module = driver.rig.module[:-1] + b"\x01"  # another program
+    for width in (4, 300, 8):
+        before, inside[0] = calls(), 0
+        driver.models += 1
+        directory = driver.rig.build(affine(width, width=width))
+        driver.device.prepare(driver.models, directory, counting)
+        driver.device.tidy(counting)
+        assert calls() - before == inside[0] > 0
+        assert driver.end(driver.infer(serving, 1, [X])).status == Status.OK
+    before = calls()
+    driver.device.forget(driver.models)
+    assert calls() == before
+    assert driver.device.is_untidy
+    driver.models += 1
+    driver.device.prepare(driver.models, directory, counting)  # its modules are there yet
+    assert not driver.device.is_untidy
+    assert calls() == before
+
+
+@pytest.mark.parametrize("host_pages", [0, 4])
+def test_a_model_is_loaded_checked_and_timed_beside_one_that_serves(
+    make: Callable[..., Driver], host_pages: int
+) -> None:
+    driver = make(host_pages=host_pages) if host_pages else make()
+    wide = affine(3, width=200)  # three pages
+    directory = Path(driver.rig.build(wide))
+    driver.device.prepare(1, str(directory))
+    serving = Driver(driver.device, driver.rig)
+    serving.models = 1
+    other = serving.prepare(affine())
+    if host_pages:
+        serving.end(serving.fetch(other))
+    assert serving.end(serving.load(other, 1, [6])).status == Status.OK
+    driver.last_id = serving.last_id
+    trial = driver.device.trial(1)
+    x = np.random.default_rng(0).standard_normal((3, 200)).astype(np.float32)
+    runs = PreparedModel.read(directory).runs
+    with reserving(driver)(MS, runs) as starts:
+        assert "is held by another" in trial.claim([start + 5 for start in starts])
+        assert trial.claim(starts) == ""
+        for page in range(sum(runs)):
+            trial.stage(directory / WEIGHTS_FILE, page, PAGE_BYTES)
+            assert trial.copy(page) > 0
+        trial.settle()
+        done = trial.run([view(x)], 0)
+        assert trial.time([(8, 200)], 0) > 0
+        with pytest.raises(Exception, match="was not compiled for inputs of the shapes"):
+            trial.run([view(x[:, :3])], 0)
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(wide, x), rtol=1e-4, atol=1e-3)
+    assert isinstance(done.parts[0][0], TensorView)
+    assert driver.device.memory()["resident_bytes"] == 4 * PAGE_BYTES
+    trial.close()
+    assert driver.device.memory()["resident_bytes"] == PAGE_BYTES
+    driver.device.forget(1)

@@ -1,0 +1,106 @@
+"""Models that are registered on a GPU that serves: what would stall it happens when the controller has ordered it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from clockwork.client.blocking import Client
+from clockwork.scheduler.recording import decode
+from clockwork.scheduler.types import ActionDone, SendReserve
+from clockwork.system.clock import MS
+from clockwork.wire.messages import Status
+from tests.device.cuda_rig import CudaRig
+from tests.device.fake import DRIVER
+from tests.device.rig import affine, expected_affine
+from tests.process.cluster import running_cluster, same
+
+STALL_NS = 10 * MS
+RATE = 50.0
+CLOCKS_NS = 2 * MS
+"""How far the worker's clock may be off by what the controller has found."""
+
+X = np.ones((1, 4), np.float32)
+
+
+class Span(NamedTuple):
+    begin_ns: int
+    end_ns: int
+    what: str
+
+    def lies_in(self, other: Span) -> bool:
+        return other.begin_ns - CLOCKS_NS <= self.begin_ns and self.end_ns <= other.end_ns + CLOCKS_NS
+
+
+def stalls(path: Path) -> list[Span]:
+    rows = (line.split() for line in path.read_text().splitlines())
+    return [Span(int(begin), int(end), name) for name, _, begin, end in rows]
+
+
+def reservations(recording: Path) -> list[Span]:
+    given: set[int] = set()
+    found = []
+    with open(recording, "rb") as file:
+        for step in decode(file)[1]:
+            for event in step.events:
+                if type(event) is ActionDone and event.action_id in given and event.status is Status.OK:
+                    found.append(Span(event.begin_ns, event.end_ns, "reserve"))
+            given |= {command.action_id for command in step.commands if type(command) is SendReserve}
+    return found
+
+
+def ask(client: Client, model: str, is_over: threading.Event, wrong: list[Any]) -> None:
+    """At a fixed rate, whatever comes of it."""
+    asked = []
+    while not is_over.wait(1 / RATE):
+        asked.append(client.submit(model, X, slo=20.0))
+    wrong += [future for future in asked if future.exception() is not None]
+    assert len(asked) > 5
+
+
+@pytest.mark.parametrize("models", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models: int) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    serving = affine()
+    noted, recording = tmp_path / "stalls", tmp_path / "recording"
+    environment = {
+        **DRIVER, "CLOCKWORK_FAKE_STALL": str(STALL_NS), "CLOCKWORK_FAKE_STALLS": str(noted),
+        "CLOCKWORK_FAKE_SPEED": "0:0:1000000:0",
+    }  # fmt: skip
+    with (
+        running_cluster(
+            tmp_path / "cluster", workers=0, controller_options=("--record", str(recording))
+        ) as cluster,
+        cluster.client() as client,
+        cluster.client() as second,
+    ):
+        worker = cluster.start_worker("--device", "cuda", environment=environment)
+        started = len(stalls(noted))
+        client.register("serving", rig.package(serving, [([X], [expected_affine(serving, X)])]))
+        assert same(client.infer("serving", X), expected_affine(serving, X))
+        over, wrong = threading.Event(), list[Any]()
+        thread = threading.Thread(target=ask, args=(client, "serving", over, wrong))
+        thread.start()
+        try:
+            for index in range(models):
+                one = affine(
+                    index, width=8 + index
+                )  # a program of its own, some of larger slots and workspace
+                x = np.ones((1, 8 + index), np.float32)
+                second.register(f"model-{index}", rig.package(one, [([x], [expected_affine(one, x)])]))
+                assert same(second.infer(f"model-{index}", x, slo=20.0), expected_affine(one, x))
+                if index % 2:
+                    second.unregister(f"model-{index}")
+        finally:
+            over.set()
+            thread.join()
+        assert not wrong
+        happened = stalls(noted)[started:]
+        worker.stop()
+    given = reservations(recording)
+    assert sum(one.what == "cuModuleLoadData" for one in happened) == models + 1
+    assert [one for one in happened if not any(one.lies_in(other) for other in given)] == []

@@ -115,7 +115,7 @@ class CudaRig:
         options = {
             "workspace_bytes": 1 << 12,
             "io_slot_bytes": 1 << 12,
-            "pinned_bytes": 64 * PAGE_BYTES,
+            "pinned_bytes": max(64, pages) * PAGE_BYTES,
             "graphs": self.graphs,
             **options,
         }

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import onnx
+import onnx.backend.test.case.node
 import onnx.numpy_helper
 
 from clockwork import config
@@ -199,13 +200,28 @@ def in_a_fork(case: Any, card: bool) -> dict[str, str]:
     return json.loads(text) if text else {SHIPPED: f"{WRONG}: the process ended with {status}"}
 
 
-def run(names: Sequence[str], card: bool, jobs: int = 0) -> None:
+def chosen_cases(names: Sequence[str]) -> list[Any]:
+    """The tests of these names, in order of name; all tests for none. FILE:NAME is one of a file of onnx's,
+    and FILE: its first; where all are so, other files are not loaded, which takes seconds."""
+    if not names or not all(":" in name for name in names):
+        return [case for case in node_tests() if not names or case.name in names]
+    found = []
+    for name in names:
+        file, _, wanted = name.partition(":")
+        known = len(onnx.backend.test.case.node._NodeTestCases)
+        importlib.import_module(f"onnx.backend.test.case.node.{file}")
+        made = onnx.backend.test.case.node._NodeTestCases[known:]
+        found += [case for case in made if case.name == wanted] if wanted else made[:1]
+    return found
+
+
+def run(names: Sequence[str], card: bool) -> None:
     """Print a line of JSON for each test, several at a time: its name, and its outcomes."""
     forking = types.SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
     compiler.subprocess = forking  # type: ignore[attr-defined]
     importlib.import_module("clockwork.models.compile.lower")  # once, for all forks
-    chosen = [case for case in node_tests() if not names or case.name in names]
-    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0))) as pool:
+    chosen = chosen_cases(names)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for case, found in zip(chosen, pool.map(lambda case: in_a_fork(case, card), chosen)):
             print(json.dumps([case.name, found]), flush=True)
 

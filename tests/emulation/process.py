@@ -33,7 +33,8 @@ def sanitizer() -> str:
     return found if os.path.isabs(found) else ""
 
 
-def environment() -> dict[str, str]:
+def environment(stacks: bool = True) -> dict[str, str]:
+    """That of a process under the sanitizers. stacks: findings come with the lines of a stack, which take a second."""
     stdcpp = subprocess.run(
         ["g++", "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -41,8 +42,8 @@ def environment() -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": f"{sanitizer()} {stdcpp}",
         # Python and NumPy keep much until the end on purpose.
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=99",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "ASAN_OPTIONS": f"detect_leaks=0:exitcode=99:symbolize={int(stacks)}",
+        "UBSAN_OPTIONS": f"print_stacktrace={int(stacks)}",
         "PYTHONMALLOC": "malloc",
     }
 

@@ -60,7 +60,7 @@ SMALL = {
 }
 QUICK = {("transformer", "fp16")}
 FULL = {
-    "resnet50": Network("resnet50", {}, (3, 224, 224), 50, batch=1),
+    "resnet50": Network("resnet50", {}, (3, 224, 224), 47, batch=1),
     "mobilenet": Network("mobilenet_v2", {}, (3, 224, 224), 30, batch=1),
     "encoder": Network(
         "transformer", {"sequence": None, "vocabulary": 1000}, (64,), 48, 2, {"ids": [[1, 64]]}

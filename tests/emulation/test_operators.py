@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import pkgutil
 import random
 from collections.abc import Mapping
 
 import onnx
+import onnx.backend.test.case.node
 import pytest
 
 from clockwork.models.compile import compiler, nvrtc
@@ -20,11 +22,11 @@ needs_compiler = pytest.mark.skipif(
 
 SEED = 20201104
 MENDED = (
-    "test_attention_4d_gqa_causal", "test_convinteger_with_padding", "test_einsum_scalar",
-    "test_l2normalization_axis_0", "test_mod_float_edge_cases_fmod_0_float32",
+    "convinteger:test_convinteger_with_padding", "einsum:test_einsum_scalar",
+    "lpnormalization:test_l2normalization_axis_0", "mod:test_mod_float_edge_cases_fmod_0_float32",
 )  # fmt: skip
-"""Tests of operators that tinygrad alone answers otherwise, or that were refused once."""
-SAMPLE, CARD_SAMPLE = 4, 120
+"""Tests of operators that tinygrad alone answers otherwise, or that were refused once, behind their files."""
+SAMPLE, CARD_SAMPLE = 4, 60
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +64,13 @@ def test_no_operator_is_compiled_to_wrong_answers() -> None:
 
 @needs_compiler
 def test_a_sample_of_operators_is_compiled_as_the_table_says(recorded: Mapping[tuple[str, str], str]) -> None:
-    refused = [
-        name for (name, way), outcome in sorted(recorded.items()) if way == SHIPPED and outcome != PASS
-    ]
-    chosen = random.Random(SEED).sample(refused, SAMPLE)
-    found = operators.ask([*MENDED, *chosen])
-    assert {*found} == {*MENDED, *chosen}
-    assert all(outcome == PASS for name in MENDED for outcome in found[name].values())
+    files = sorted(module.name for module in pkgutil.iter_modules(onnx.backend.test.case.node.__path__))
+    left = [name for name in files if not name.startswith("_") and f"{name}:" not in " ".join(MENDED)]
+    chosen = random.Random(SEED).sample(left, SAMPLE)
+    found = operators.ask([*MENDED, *(f"{name}:" for name in chosen)])
+    assert len(found) == len(MENDED) + SAMPLE
+    mended = [found[name.partition(":")[2]] for name in MENDED]
+    assert all(outcome == PASS for result in mended for outcome in result.values())
     check(found, recorded)
 
 
@@ -105,4 +107,4 @@ def test_a_sample_of_operators_by_the_kernels_of_a_card(recorded: Mapping[tuple[
         if outcome.split(":")[0].split(",")[0] != recorded.get((name, way), PASS).split(":")[0].split(",")[0]
     }
     assert differing == {}
-    assert sum(result.get(CONSTANTS, result[SHIPPED]).startswith(PASS) for result in found.values()) > 50
+    assert sum(result.get(CONSTANTS, result[SHIPPED]).startswith(PASS) for result in found.values()) > 25

@@ -92,7 +92,7 @@ def test_sanitizers_find_what_a_kernel_reads_or_writes_where_it_must_not(tmp_pat
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.emulation.forked", str(module), *expected],
-        capture_output=True, text=True, timeout=100, env=process.environment(), cwd=modules.ROOT,
+        capture_output=True, text=True, timeout=100, env=process.environment(stacks=False), cwd=modules.ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

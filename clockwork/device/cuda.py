@@ -299,20 +299,13 @@ class CudaDevice(NativeDevice[Core]):
                 modules = load_modules(self._memory, paths)
                 try:
                     loaded = _Loaded(self._link(lists, target, modules), modules, _types(lists), 1)
-                    if loaded.program.slot_bytes <= self._slot_bytes and (
-                        loaded.program.workspace_bytes <= self._workspace_bytes
-                    ):
-                        self._record_graphs(loaded.program)
-                    else:
-                        self._graphs_due = self._records  # when there is
                 except BaseException:
-                    if loaded is not None:
-                        self._core.drop_graphs(loaded.program)
                     for module in modules:
                         self._memory.unload_module(module)
                     raise
             with self._lock:
                 self._programs[digest] = loaded
+            self._graphs_due = self._records
         if loaded.types != (given := _types(prepared)):
             self._drop_program(digest)
             raise InvalidModel(
@@ -360,24 +353,27 @@ class CudaDevice(NativeDevice[Core]):
         except ValueError as error:
             raise InvalidModel(f"the program cannot be served: {error}") from None
 
-    def _record_graphs(self, program: Program) -> None:
-        """Have graphs of a program, for the memory that slots and workspace have. Raises CudaError."""
-        if self._records:
-            room = config.CUDA_GRAPHS_MAX - self._core.graph_count
-            self._graphs_missing += self._core.record_graphs(program, room)
-
     def _record_due_graphs(self, reserve: Reserve | None) -> None:
-        """Of every program, where some are of memory that has been exchanged, or there is room again. Raises CudaError."""
-        if not self._graphs_due:
-            return
-        with self._reserved(reserve):
-            self._release_outgrown()
-            self._graphs_missing = 0
-            with self._lock:
-                programs = [one.program for one in self._programs.values()]
-            for program in programs:
-                self._record_graphs(program)
-        self._graphs_due = False
+        """Have graphs of every program for the memory that slots and workspace have, few at a time. Raises CudaError."""
+        while self._graphs_due:
+            with self._reserved(reserve):
+                self._release_outgrown()
+                until_ns = now_ns() + config.TRIAL_RESERVE_NS
+                while self._graphs_due and (reserve is None or now_ns() < until_ns):
+                    self._graphs_due = self._record_graph()
+
+    def _record_graph(self) -> bool:
+        """One more, of the newest program that lacks one. False: all are there for which there is room."""
+        with self._lock:
+            programs = [one.program for one in self._programs.values()]
+        missing = 0
+        for program in reversed(programs):
+            before = self._core.graph_count
+            missing += self._core.record_graphs(program, 1 if before < config.CUDA_GRAPHS_MAX else 0)
+            if self._core.graph_count > before:
+                return True
+        self._graphs_missing = missing
+        return False
 
     def _drop_program(self, digest: str) -> None:
         """One model fewer uses it. Its modules stay until tidy()."""

@@ -49,8 +49,16 @@ SLO_S = 0.1
 ANSWERS_CHECKED = 20
 
 
-def write_package(place: Path, module: bytes, target: str, pages: int, page_bytes: int, value: float) -> None:
-    """A package by hand: y = x + LAUNCHES * value, for every weight is ``value``."""
+def write_package(
+    place: Path,
+    module: bytes,
+    target: str,
+    pages: int,
+    page_bytes: int,
+    value: float,
+    launch_count: int = LAUNCHES,
+) -> None:
+    """A package by hand: y = x + launch_count * value, for every weight is ``value``."""
     (place / MODULE).parent.mkdir(parents=True)
     (place / MODULE).write_bytes(module)
     spec = TensorSpec("x", FLOAT, ("n", WIDTH)), TensorSpec("y", FLOAT, ("n", WIDTH))
@@ -71,7 +79,7 @@ def write_package(place: Path, module: bytes, target: str, pages: int, page_byte
                     Argument("i32", 0, count),
                 ),
             )
-            for number in range(LAUNCHES)
+            for number in range(launch_count)
         )
         table = tuple(Argument("weight", index, 0) for index in range(pages))
         return Variant(target, batch, ((batch, WIDTH),), ((batch, WIDTH),), 0, launches, table)

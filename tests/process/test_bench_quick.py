@@ -15,6 +15,7 @@ from bench import (
     gateway,
     gpu,
     gpu_lanes,
+    gpu_registration,
     gpu_serving,
     history,
     lengths,
@@ -241,6 +242,20 @@ def test_what_a_gpus_lanes_add_to_its_work() -> None:
     assert [row["count"] for row in rows] == [3, 4, 3, 5, 1]
     assert min(row["p50_us"] for row in rows) > 0
     assert min(facts.values()) > 0
+
+
+@pytest.mark.slow
+def test_what_registrations_do_to_a_gpu_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLOCKWORK_FAKE_STALL", "CLOCKWORK_FAKE_SPEED", "CLOCKWORK_FAKE_STALLS"):
+        monkeypatch.setenv(name, "0:0:0:0")  # to be put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
+    FakeDriver().setup(device_bytes=1 << 30)
+    rows, facts = gpu_registration.measure(2, 40.0, 1.0, False)
+    assert [row["requests"] for row in rows] == ["alone", "beside registrations", "ratio"]
+    assert facts["models registered"] == 2
+    assert str(facts["calls that stall, outside of RESERVEs"]).startswith("0 of ")
+    assert facts["RESERVEs"] > 10
 
 
 def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,218 @@
+"""Does registering models stall a GPU that serves? Requests at a fixed rate, alone and while models are registered.
+
+    python -m bench.gpu_registration [--quick] [--json] [--models 40] [--rate 100] [--seconds 30] [--shared]
+
+Each model is a program of its own by hand, of a few launches, so that each has modules to be loaded, answers to be checked
+and batch sizes to be timed (--shared: all are fine-tunes of one). Times are the controller's: from the arrival of a request
+until its execution had ended, and the execution as the GPU's events have it.
+
+It runs on the driver that CLOCKWORK_CUDA_DRIVER names. On the fake one a kernel takes 0.2 ms, and calls that stall a card
+stall it for 2 ms, unless CLOCKWORK_FAKE_SPEED and CLOCKWORK_FAKE_STALL say otherwise; what it shows is who stalls whom.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import report
+from bench.cluster import Cluster
+from bench.gpu import WIDTH, compile_kernel
+from bench.gpu_serving import write_package
+from clockwork import Client
+from clockwork.device.cuda_memory import cards, open_driver, target_of
+from clockwork.errors import ClockworkError
+from clockwork.formats.program import CHECKS_FILE, read_program, write_checks, write_program
+from clockwork.scheduler.recording import Step, decode
+from clockwork.scheduler.types import ActionDone, Arrived, SendInfer
+from clockwork.system.clock import SECOND
+from clockwork.wire.messages import Status
+
+SEED = 0
+SLO_S = 1.0
+LAUNCHES = 2
+"""Of the model that serves; each of the others has one more than the one before."""
+
+PAGE_BYTES = 1 << 18
+FAKE_SPEED = "0:0:200000:0"
+FAKE_STALL_NS = 2_000_000
+CLOCKS_NS = 2_000_000
+"""How far the worker's clock may be off by what the controller has found."""
+
+MARKS = (50, 99, 99.9, 100)
+
+
+def package(place: Path, module: bytes, target: str, launches: int, value: float) -> Path:
+    """With a check: y = x + launches * value."""
+    write_package(place, module, target, 1, PAGE_BYTES, value, launches)
+    x = np.arange(WIDTH, dtype=np.float32)[None]
+    program = read_program(place)
+    write_checks(place, program, [([x], [x + np.float32(launches * value)])])
+    program.files[CHECKS_FILE] = ""
+    write_program(place, program)
+    return place
+
+
+def send(client: Client, rate: float, is_over: Callable[[], bool]) -> int:
+    """Requests at a fixed rate, whatever comes of them; how many failed."""
+    x = np.arange(WIDTH, dtype=np.float32)[None]
+    asked, begun = [], time.monotonic()
+    while not is_over():
+        due = begun + len(asked) / rate
+        time.sleep(max(due - time.monotonic(), 0))
+        asked.append(client.submit("serving", x, slo=SLO_S))
+    return sum(future.exception() is not None for future in asked)
+
+
+def times_of(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
+    """(arrival, ns until its execution had ended, ns of the execution) of every request that was served."""
+    arrived: dict[int, int] = {}
+    batches: dict[int, tuple[int, ...]] = {}
+    found: list[tuple[int, int, int]] = []
+    for step in steps:
+        for event in step.events:
+            if type(event) is Arrived:
+                arrived[event.request.id] = event.request.arrived_ns
+            elif type(event) is ActionDone and event.status is Status.OK:
+                for request in batches.pop(event.action_id, ()):
+                    if request in arrived:
+                        began = arrived.pop(request)
+                        found.append((began, event.end_ns - began, event.duration_ns))
+        for command in step.commands:
+            if type(command) is SendInfer:
+                batches[command.action_id] = command.requests
+    return found
+
+
+def outside(steps: Sequence[Step], noted: Path) -> str:
+    """Of the calls that stall a card, how many the fake driver noted outside of RESERVEs."""
+    given: set[int] = set()
+    spans: list[tuple[int, int]] = []
+    for step in steps:
+        spans += [
+            (one.begin_ns - CLOCKS_NS, one.end_ns + CLOCKS_NS)
+            for one in step.events
+            if type(one) is ActionDone and one.action_id in given
+        ]
+        given |= {one.action_id for one in step.commands if type(one).__name__ == "SendReserve"}
+    calls = [tuple(map(int, line.split()[2:])) for line in noted.read_text().splitlines()]
+    free = sum(not any(b <= begin and end <= e for b, e in spans) for begin, end in calls)
+    return f"{free} of {len(calls)}"
+
+
+def row(phase: str, found: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    answered, executed = ([one[place] for one in found] for place in (1, 2))
+    return {
+        "requests": phase,
+        "served": len(found),
+        **{f"answered {name}": value for name, value in report.percentiles(answered, MARKS).items()},
+        **{f"executed {name}": value for name, value in report.percentiles(executed, MARKS).items()},
+    }
+
+
+def measure(
+    models: int, rate: float, seconds: float, is_shared: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows: the times of requests alone, while models are registered, and the one over the other. Facts: the rest."""
+    table = open_driver()
+    card = cards(table)[0]
+    if not card.is_gpu:
+        os.environ.setdefault("CLOCKWORK_FAKE_SPEED", FAKE_SPEED)
+        os.environ.setdefault("CLOCKWORK_FAKE_STALL", str(FAKE_STALL_NS))
+    target = target_of(card)
+    module = compile_kernel(target)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        recording, noted = place / "recording", place / "stalls"
+        os.environ["CLOCKWORK_FAKE_STALLS"] = str(noted)
+        worker = (
+            "--device", "cuda", "--arena", str((models + 1) * PAGE_BYTES), "--page-size", str(PAGE_BYTES),
+        )  # fmt: skip
+        packages = [
+            package(
+                place / str(number), module, target, LAUNCHES + (0 if is_shared else number), 1 + number / 64
+            )
+            for number in range(models + 1)
+        ]
+        with (
+            Cluster(worker_arguments=worker, controller_arguments=("--record", str(recording))) as cluster,
+            cluster.client(timeout=600) as client,
+        ):
+            noted.write_text("")  # what was taken at start
+            client.register("serving", packages[0])
+            over = threading.Event()
+            took: list[float] = []
+            failed: list[ClockworkError] = []
+
+            def register() -> None:
+                with cluster.client(timeout=600) as second:
+                    for number, one in enumerate(packages[1:]):
+                        begun = time.monotonic()
+                        try:
+                            second.register(f"model-{number}", one)
+                        except ClockworkError as error:
+                            failed.append(error)
+                        took.append(time.monotonic() - begun)
+                over.set()
+
+            ends = time.monotonic() + seconds
+            unserved = send(client, rate, lambda: time.monotonic() >= ends)
+            marked_ns = time.monotonic_ns()
+            thread = threading.Thread(target=register)
+            thread.start()
+            unserved += send(client, rate, over.is_set)
+            thread.join()
+            sent = client.status()["workers"][0]["sent"]
+            noted = noted.rename(place / "noted")  # before all is given back at the end
+        with open(recording, "rb") as file:
+            steps = list(decode(file)[1])
+        told = "unknown: the card's" if card.is_gpu else outside(steps, noted)
+    found = times_of(steps)
+    alone, beside = (
+        row("alone", [one for one in found if one[0] < marked_ns]),
+        row("beside registrations", [one for one in found if one[0] >= marked_ns]),
+    )
+    ratio = {"requests": "ratio", "served": ""} | {
+        name: round(beside[name] / alone[name], 2) for name in alone if name.endswith("_us")
+    }
+    return [alone, beside, ratio], {
+        "card": f"{card.name}, driver {table.version}",
+        "a call that stalls, ms": "the card's"
+        if card.is_gpu
+        else int(os.environ["CLOCKWORK_FAKE_STALL"]) / 1e6,
+        "rate, requests/s": rate,
+        "models registered": models - len(failed),
+        "why not": str(failed[0]) if failed else "",
+        "registering one, s": {
+            f"p{mark}": round(float(np.percentile(took, mark)), 3) for mark in (50, 99, 100)
+        },
+        "requests that were not served": unserved,
+        "RESERVEs": sent.get("reserve", 0),
+        "calls that stall, outside of RESERVEs": told,
+        "SLO, ms": SLO_S * SECOND / 1e6,
+    }
+
+
+def main() -> None:
+    parser = report.command_line(__doc__)
+    parser.add_argument("--models", type=int, default=40)
+    parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of requests alone")
+    parser.add_argument("--shared", action="store_true", help="all models are fine-tunes of one")
+    asked = parser.parse_args()
+    if asked.quick:
+        rows, facts = measure(4, 50.0, 2.0, asked.shared)
+    else:
+        rows, facts = measure(asked.models, asked.rate, asked.seconds, asked.shared)
+    report.show("requests beside registrations", SEED, rows, facts, asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ ROOM = Path(__file__).parents[2] / "csrc" / "scheduler"
 
 ORDER = [
     # values, and what is learnt of them
+    ["archive"],
     ["types", "chain", "bits", "pool", "pages"],
     ["decay", "link", "inputs", "predictions", "estimates", "demand", "shares"],
     ["lead", "margin", "weights", "scheduler"],
@@ -41,7 +42,7 @@ ORDER = [
 
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 SOURCES_OF = {
-    "host_stores": "arenas", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
+    "host_stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
     "records": "machines", "demand": "machines", "shares": "machines",  # they name records, and work on all of them
 }  # fmt: skip
 """Of a source without a header of its own, or that does more than that, the header whose place it has."""

@@ -104,9 +104,9 @@ class _Bench:
         self._prepared = prepared
         self._weights = directory / WEIGHTS_FILE
         self._reservation = contextlib.ExitStack()
-        self._until_ns = 0  # how long it was asked for; 0: there is none
+        self._until_ns = 0  # what fits until then goes on in the same one; 0: there is none
         self._claimed = False
-        self._row_ns = 0  # the most that a row of an execution took
+        self._taken_ns: dict[int, int] = {}  # by the rows of an execution
 
     def _enter(self, expected_ns: int) -> None:
         """Have a reservation with as much time left."""
@@ -117,7 +117,7 @@ class _Bench:
         for _ in range(TRIAL_CLAIMS_MAX):
             self.pause()
             starts = self._reservation.enter_context(self._reserve(wanted_ns, self._prepared.runs))
-            self._until_ns = now_ns() + wanted_ns
+            self._until_ns = now_ns() + TRIAL_RESERVE_NS  # the rest was for what is done first
             if self._claimed or not (text := self._trial.claim(starts)):
                 self._claimed = True
                 return
@@ -150,11 +150,11 @@ class _Bench:
         """The outputs."""
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         rows = len(inputs[0]) if inputs and inputs[0].ndim else 1
-        expected_ns = self._row_ns * rows or TRIAL_FIRST_NS
-        self._enter(expected_ns)
-        done = self._trial.run(views, self._row_ns * rows)
+        expected_ns = self._expected_ns(rows)
+        self._enter(expected_ns or TRIAL_FIRST_NS)
+        done = self._trial.run(views, expected_ns)
         self.pause()
-        self._row_ns = max(self._row_ns, done.execute[2] // rows)
+        self._taken_ns[rows] = done.execute[2]
         return [decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]]
 
     def time(self, variant: Variant) -> int:
@@ -164,12 +164,17 @@ class _Bench:
             self._enter(known_ns or TRIAL_FIRST_NS)
             return max(1, self._trial.time(variant.shapes, known_ns))
 
-        warm = [once(self._row_ns * variant.batch)]
+        warm = [once(self._expected_ns(variant.batch))]
         while len(warm) < TRIAL_WARM_RUNS and (len(warm) < 2 or warm[-1] < TRIAL_WARM * warm[-2]):
             warm.append(once(warm[-1]))
         found = round(statistics.median([once(warm[-1]) for _ in range(TRIAL_RUNS)]))
-        self._row_ns = max(self._row_ns, found // variant.batch)
+        self._taken_ns[variant.batch] = found
         return found
+
+    def _expected_ns(self, rows: int) -> int:
+        """Of an execution of so many rows; the next larger size may take twice as long. 0 where nothing is known."""
+        known = [size for size in self._taken_ns if size <= rows]
+        return self._taken_ns[max(known)] * (1 if rows in known else 2) if known else 0
 
     def close(self) -> None:
         self.pause()

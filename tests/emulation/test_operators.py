@@ -77,7 +77,7 @@ def test_a_sample_of_operators_is_compiled_as_the_table_says(recorded: Mapping[t
 @needs_compiler
 @pytest.mark.long
 @pytest.mark.conformance
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 def test_every_operator_is_compiled_as_the_table_says(recorded: Mapping[tuple[str, str], str]) -> None:
     found = operators.ask([])
     check(found, recorded)
@@ -91,7 +91,7 @@ def test_the_table_is_made_of_the_results(recorded: Mapping[tuple[str, str], str
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(
     not (compiler.is_installed() and nvrtc.is_installed() and process.sanitizer()),
     reason="NVRTC is not installed (the extra [compile]), or g++ has no AddressSanitizer",

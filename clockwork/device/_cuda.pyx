@@ -270,12 +270,12 @@ cdef class Core(Orders):
 
     # ----- graphs, from the preparation thread, with the context current -------------------------
 
-    def record_graphs(self, Program program not None, int room):
-        """Have a graph of each variant that can be recorded in each slot, for the memory that these and the workspace
-        have now. room: how many may be added.
+    def record_graph(self, Program program not None, bint has_room):
+        """Have one graph more of those of each variant that can be recorded in each slot, for the memory that these and the
+        workspace have now. has_room: whether it may be one that is added; one that takes the place of another always may.
 
-        Returns how many there is no room for. Raises CudaError. A graph that another takes the place of does not run:
-        its slot or workspace was exchanged, for which all that used it has ended.
+        Returns whether there was one to record, and if not, how many there is no room for. Raises CudaError. A graph that
+        another takes the place of does not run: its slot or workspace was exchanged, for which all that used it has ended.
         """
         cdef size_t index
         cdef int number, missing = 0
@@ -296,7 +296,7 @@ cdef class Core(Orders):
                 made.slot, made.workspace = self.slots[number].device, self.workspace
                 if graph.launches != NULL and graph.slot == made.slot and graph.workspace == made.workspace:
                     continue
-                if graph.launches == NULL and room == 0:
+                if graph.launches == NULL and not has_room:
                     missing += 1
                     continue
                 with nogil:
@@ -309,10 +309,10 @@ cdef class Core(Orders):
                 self.lanes.hub.unlock()
                 if old == NULL:
                     self.graph_count += 1
-                    room -= 1
                 else:
                     self.table.check(self.api.free_graph_exec(old), b"cuGraphExecDestroy")
-        return missing
+                return True, 0
+        return False, missing
 
     def drop_graphs(self, Program program not None):
         """Free the graphs of a program that nothing uses any more. Its modules may then go."""

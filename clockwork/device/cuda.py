@@ -363,15 +363,16 @@ class CudaDevice(NativeDevice[Core]):
                     self._graphs_due = self._record_graph()
 
     def _record_graph(self) -> bool:
-        """One more, of the newest program that lacks one. False: all are there for which there is room."""
+        """One more, of the newest program that lacks one or has one of memory that was exchanged. False: all are there for
+        which there is room."""
         with self._lock:
             programs = [one.program for one in self._programs.values()]
-        missing = 0
+        missing, has_room = 0, self._core.graph_count < config.CUDA_GRAPHS_MAX
         for program in reversed(programs):
-            before = self._core.graph_count
-            missing += self._core.record_graphs(program, 1 if before < config.CUDA_GRAPHS_MAX else 0)
-            if self._core.graph_count > before:
+            is_recorded, lacking = self._core.record_graph(program, has_room)
+            if is_recorded:
                 return True
+            missing += lacking
         self._graphs_missing = missing
         return False
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.device.cuda_rig import BATCHES, CudaRig
 from tests.device.fake import DRIVER, LIBRARY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.device.test_cuda import X, loaded
+from tests.device.test_reservations import reserving
 
 RIGS = [CudaRig]
 
@@ -129,6 +131,26 @@ def test_graphs_are_made_again_for_memory_that_has_grown(driver: Driver, fake: F
     done = driver.end(driver.infer(large, 2, [x]))
     np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(wide, x), rtol=1e-3, atol=1e-3)
     assert fake.calls("cuGraphLaunch") - launches == SLOTS + 1
+
+
+def test_a_reservation_makes_no_more_graphs_than_it_has_time_for(driver: Driver, fake: FakeDriver) -> None:
+    """Those that take the place of others take as long as those that are added."""
+    loaded(driver, affine())
+    made: list[int] = []
+
+    @contextlib.contextmanager
+    def counting(expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
+        with reserving(driver)(expected_ns, runs) as given:
+            before = fake.calls("cuGraphInstantiateWithFlags")
+            yield given
+            made.append(fake.calls("cuGraphInstantiateWithFlags") - before)
+
+    directory = driver.rig.build(affine(2, width=300))  # slots and workspace grow for it
+    fake.engines(call_ns=config.TRIAL_RESERVE_NS // 4)  # a graph takes more than four calls
+    driver.models += 1
+    driver.device.prepare(driver.models, directory, counting)
+    assert sum(made) == 2 * OF_A_PROGRAM
+    assert max(made) == 1
 
 
 def test_a_graph_of_memory_that_is_gone_is_not_launched(driver: Driver, fake: FakeDriver) -> None:

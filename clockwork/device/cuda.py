@@ -250,11 +250,17 @@ class CudaDevice(NativeDevice[Core]):
             self._stall_ns = max(now_ns() - begun_ns, self._stall_ns - self._stall_ns // 8)
 
     def tidy(self, reserve: Reserve | None = None) -> None:
-        """Give back what was outgrown, and the modules of programs that no model uses any more."""
-        if self.is_untidy:
+        """Give back what was outgrown, and the modules of programs that no model uses any more. Raises DeviceBroken."""
+        if not self.is_untidy:
+            return
+        try:
             with self._reserved(reserve):
                 self._memory.make_current()
                 self._release_outgrown()
+        except CudaError as error:
+            if self._core.look(str(error)):
+                raise DeviceBroken(self.fault) from None
+            log.error("%s does not take back what it gave: %s", self.info.name, error)
 
     @property
     def is_untidy(self) -> bool:

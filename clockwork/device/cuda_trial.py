@@ -45,8 +45,11 @@ class Trial:
                     done += count
 
     def claim(self, run_starts: list[int]) -> str:
-        """Have these pages be the model's. A sentence if they are not free."""
-        self._memory.make_current()
+        """Have these pages be the model's. A sentence if they are not free. Raises InvalidModel, DeviceBroken."""
+        try:
+            self._memory.make_current()
+        except CudaError as error:
+            raise self._told(str(error)) from None
         return self._core.claim(self._model, run_starts) or ""
 
     def copy(self, page: int) -> int:

@@ -198,9 +198,9 @@ class WorkerModels:
     def lose(self, device: ModelHolder) -> None:
         """A device is broken: models are made known to the other devices alone."""
         if device in self._devices:
-            self._opener.look_again()
             self._devices.remove(device)
             self._opener.devices = tuple(self._devices)
+            device.end_reserve()  # last: who looks from here on finds it gone
 
     def on_chunk(self, chunk: Chunk, frame: Any) -> None:
         """A piece of a package (frame: bytes-like or None)."""
@@ -450,7 +450,7 @@ class _Tidy(NamedTuple):
 
 
 class _Reserve:
-    """A device's time, for a model. Implements trials.Reserving."""
+    """A device's time, for a model. Implements trials.Reserving. Raises Interrupted, or DeviceBroken."""
 
     def __init__(self, thread: _OpeningThread, device: ModelHolder, model: _Model | None) -> None:
         self._thread = thread
@@ -465,11 +465,13 @@ class _Reserve:
                     yield starts
                     return
         self._ask(0, [])
-        raise Interrupted(self._device.fault or "it was interrupted")
+        if self._thread.has_lost(self._device):
+            raise DeviceBroken(self._device.fault or "the device is offline")
+        raise Interrupted("it was interrupted")
 
     def _is_over(self) -> bool:
         is_cancelled = self._model is not None and self._model.cancelled
-        return self._thread.is_interrupted or is_cancelled or bool(self._device.fault)
+        return self._thread.is_interrupted or is_cancelled or self._thread.has_lost(self._device)
 
     def _ask(self, expected_ns: int, runs: list[int]) -> None:
         model_id = self._model.message.model_id if self._model is not None else 0
@@ -506,6 +508,10 @@ class _OpeningThread:
 
     def put(self, model: _Model) -> None:
         self._orders.put(model)
+
+    def has_lost(self, device: ModelHolder) -> bool:
+        """Whether a device is broken, or offline."""
+        return bool(device.fault) or device not in self.devices
 
     def poll(self) -> list[_Opened]:
         return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
@@ -568,7 +574,7 @@ class _OpeningThread:
                 outcome = self._open(order)
             except InvalidModel as error:
                 outcome = _hopeless(order, Prepared(model_id, Status.INVALID_MODEL, str(error), {}))
-            except Interrupted as error:
+            except (Interrupted, DeviceBroken) as error:
                 outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, str(error), {}))
             except OSError as error:
                 text = f"the prepared model cannot be read: {error}"
@@ -582,7 +588,8 @@ class _OpeningThread:
     def _tidy(self) -> None:
         self._tidies = False
         for device in self.devices:
-            with contextlib.suppress(Interrupted):  # what is not given back now is so with the next model
+            # What is not given back now is so with the next model, or never is by a device that breaks.
+            with contextlib.suppress(Interrupted, DeviceBroken):
                 device.tidy(_Reserve(self, device, None) if device.reserves else None)
 
     def _open(self, model: _Model) -> _Opened:
@@ -661,30 +668,39 @@ class _OpeningThread:
         return reserve
 
     def _try(self, model: _Model, devices: Sequence[ModelHolder]) -> dict[str, Any]:
-        """Have each directory that was not tried yet tried on the first of its devices; the summary of the first.
+        """Have each directory that was not tried yet tried on the first of its devices that does not break; the summary of
+        the first directory.
 
-        The device knows the model from then on. Raises as trials.try_model()."""
-        message, summaries = model.message, []
+        The device knows the model from then on. Raises as trials.try_model(), and Interrupted if every device breaks."""
+        summaries, why = [], ""
         for directory in list(model.checksums):
-            holders = [one for one in devices if self._directory(message, one) == directory and not one.fault]
-            if not holders:
-                raise Interrupted("the device broke on which it was to be tried")
-            device, info = holders[0], holders[0].info
-            summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
-            if summary is None or summary["untried"]:
-                reserve = self._prepare(model, device)
-                assert reserve is not None, "only a device that reserves is given models to try"
+            for device in devices:
+                if self._directory(model.message, device) != directory or self.has_lost(device):
+                    continue
                 try:
-                    try_model(device.trial(message.model_id), reserve, directory, message.options)
+                    summaries.append(self._try_on(model, device, directory))
                 except DeviceBroken as error:
-                    raise Interrupted(str(error)) from None
-                summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
-            if summary is None:
-                raise Interrupted(f"{directory} is gone")
-            model.checksums[directory] = summary.pop("checksums")
-            del summary["untried"]
-            summaries.append(summary)
+                    why = str(error)
+                    continue
+                break
+        if not summaries:
+            raise Interrupted(f"no device is left to try it on: {why}")
         return summaries[0]
+
+    def _try_on(self, model: _Model, device: ModelHolder, directory: Path) -> dict[str, Any]:
+        """Have a directory tried on this device, unless it has been; its summary. Raises as _try(), and DeviceBroken."""
+        message, info = model.message, device.info
+        summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+        if summary is None or summary["untried"]:
+            reserve = self._prepare(model, device)
+            assert reserve is not None, "only a device that reserves is given models to try"
+            try_model(device.trial(message.model_id), reserve, directory, message.options)
+            summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+        if summary is None:
+            raise Interrupted(f"{directory} is gone")
+        model.checksums[directory] = summary.pop("checksums")
+        del summary["untried"]
+        return summary
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)

@@ -246,6 +246,7 @@ class Worker:
             self._wake_asked = False  # before reading: what is asked for from here on turns the loop again
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
+            self._lose_broken()  # before what was made ready on the others is told
             self._models.poll()
             self._answer(runner.start_checked())
             self._report_clocks()
@@ -295,9 +296,7 @@ class Worker:
     def _heartbeat(self) -> None:
         now = now_ns()
         self._next_heartbeat_ns = now + HEARTBEAT_NS
-        for queue in self._runner.queues:
-            if not queue.offline and queue.device.fault:
-                self._lose(queue, queue.device.fault)
+        self._lose_broken()
         self._complaints.settle(now)
         self._models.beat()
         self._memories.sweep()
@@ -504,6 +503,11 @@ class Worker:
             self._send(codec.encode(Goodbye()))
             self._answer(answers)
             self._send(codec.encode(Goodbye()))
+
+    def _lose_broken(self) -> None:
+        for queue in self._runner.queues:
+            if not queue.offline and queue.device.fault:
+                self._lose(queue, queue.device.fault)
 
     def _lose(self, queue: DeviceQueue, text: str) -> None:
         """Go on without a broken device, which only another process can use again.

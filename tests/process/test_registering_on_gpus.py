@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CudaRig
 from tests.device.fake import DRIVER
 from tests.device.rig import affine, expected_affine
-from tests.process.cluster import running_cluster, same
+from tests.process.cluster import eventually, running_cluster, same
 
 STALL_NS = 10 * MS
 RATE = 50.0
@@ -25,6 +26,7 @@ CLOCKS_NS = 2 * MS
 """How far the worker's clock may be off by what the controller has found."""
 
 X = np.ones((1, 4), np.float32)
+TWO = {**DRIVER, "CLOCKWORK_FAKE_DEVICES": "2"}
 
 
 class Span(NamedTuple):
@@ -104,3 +106,65 @@ def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models:
     given = reservations(recording)
     assert sum(one.what == "cuModuleLoadData" for one in happened) == models + 1
     assert [one for one in happened if not any(one.lies_in(other) for other in given)] == []
+
+
+@pytest.mark.parametrize("call", ["cuModuleLoadData", "kernel"])
+def test_a_gpu_that_breaks_in_a_registration_goes_alone_and_the_next_one_tries_the_model(
+    tmp_path: Path, call: str
+) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    one = affine()
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        breaking = {**TWO, "CLOCKWORK_FAKE_FAIL": f"{call}:1:719:0"}
+        worker = cluster.start_worker("--device", "cuda:0,cuda:1", environment=breaking)
+        client.register("model", rig.package(one, [([X], [expected_affine(one, X)])]))
+        assert same(client.infer("model", X), expected_affine(one, X))
+        worker.wait_for(r"device 0 \(fake GPU 0\) is offline: .*CUDA_ERROR_LAUNCH_FAILED")
+        assert worker.text.count("is offline") == 1
+
+
+def test_a_gpu_that_breaks_as_it_gives_back_what_a_model_had_goes_alone(tmp_path: Path) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        breaking = {**TWO, "CLOCKWORK_FAKE_FAIL": "cuModuleUnload:1:719:0"}
+        worker = cluster.start_worker("--device", "cuda:0,cuda:1", environment=breaking)
+        for seed in range(2):
+            one, x = affine(seed, width=4 + seed), np.ones((1, 4 + seed), np.float32)
+            client.register(f"model-{seed}", rig.package(one, [([x], [expected_affine(one, x)])]))
+            assert same(client.infer(f"model-{seed}", x), expected_affine(one, x))
+            if seed == 0:
+                client.unregister("model-0")
+        worker.wait_for(r"device 0 \(fake GPU 0\) is offline: .*CUDA_ERROR_LAUNCH_FAILED")
+
+
+def test_registrations_go_on_with_the_other_gpus_when_one_is_lost(tmp_path: Path) -> None:
+    """As the observer of clocks says, while the model is being tried there: its driver says nothing."""
+    rig = CudaRig(tmp_path / "packages")
+    clocks = tmp_path / "clocks.json"
+    whole = {"sm_mhz": 1000}
+    clocks.write_text(json.dumps([whole, whole]))
+    environment = {**TWO, "CLOCKWORK_FAKE_SPEED": "0:0:30000000:0", "CLOCKWORK_FAKE_CLOCKS": str(clocks)}
+    with (
+        running_cluster(tmp_path / "cluster", workers=0) as cluster,
+        cluster.client() as client,
+        cluster.client() as second,
+    ):
+        worker = cluster.start_worker("--device", "cuda:0,cuda:1", environment=environment)
+
+        def reserved() -> int:
+            return client.status()["workers"][0]["sent"].get("reserve", 0)
+
+        one, other = affine(), affine(1)
+        first = threading.Thread(
+            target=second.register, args=("first", rig.package(one, [([X], [expected_affine(one, X)])]))
+        )
+        first.start()
+        eventually(lambda: reserved() > 3, "it is being tried")
+        fresh = clocks.with_suffix(".new")
+        fresh.write_text(json.dumps([{**whole, "lost": "GPU is lost"}, whole]))
+        fresh.rename(clocks)
+        worker.wait_for("is offline: GPU is lost")
+        client.register("second", rig.package(other, [([X], [expected_affine(other, X)])]))
+        first.join()
+        assert same(client.infer("first", X, slo=5.0), expected_affine(one, X))
+        assert same(client.infer("second", X, slo=5.0), expected_affine(other, X))

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
+from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX, preparation_run_ns
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, set_aside, unseal
@@ -42,12 +42,14 @@ from clockwork.formats.package import (
 from clockwork.formats.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.formats.profiled import prepare_profile
 from clockwork.models.trials import Interrupted, try_model
+from clockwork.system.clock import SECOND
 from clockwork.wire import codec
 from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES, Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
 from clockwork.worker.preparations import Preparations
+from clockwork.worker.trial_notes import TrialNotes
 
 log = logging.getLogger("clockwork.worker")
 
@@ -283,6 +285,10 @@ class WorkerModels:
             "damage": self._damage,
         }
 
+    def forgive_trial(self) -> None:
+        """The worker ends, and the model that is being tried is not the reason."""
+        self._opener.notes.close()
+
     def close(self) -> None:
         """Stop the threads and the process."""
         for model in self._coming.values():
@@ -498,6 +504,7 @@ class _OpeningThread:
         self._asks = asks
         self._tidies = False  # a _Tidy is among the orders
         self.is_interrupted = False  # until it drains
+        self.notes = TrialNotes(store.root)
         self._store = store
         self._wake = wake
         self._orders: queue.SimpleQueue[_Model | _Read | _Tidy | threading.Event | None] = queue.SimpleQueue()
@@ -692,9 +699,17 @@ class _OpeningThread:
         message, info = model.message, device.info
         summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
         if summary is None or summary["untried"]:
-            reserve = self._prepare(model, device)
-            assert reserve is not None, "only a device that reserves is given models to try"
-            try_model(device.trial(message.model_id), reserve, directory, message.options)
+            if not self.notes.begin(directory.name):
+                raise InvalidModel(
+                    f"the worker ended while it tried the model on {info.name}, most likely because one execution takes "
+                    f"longer than {preparation_run_ns() / SECOND:g} s; registered again, it is tried again"
+                )
+            try:
+                reserve = self._prepare(model, device)
+                assert reserve is not None, "only a device that reserves is given models to try"
+                try_model(device.trial(message.model_id), reserve, directory, message.options)
+            finally:
+                self.notes.end()
             summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
         if summary is None:
             raise Interrupted(f"{directory} is gone")

@@ -71,7 +71,7 @@ from clockwork.worker.clock import Jitter, WorkerClock
 from clockwork.worker.devices import open_clocks, open_devices
 from clockwork.worker.memory import ClientMemories
 from clockwork.worker.models import WorkerModels
-from clockwork.worker.runner import ActionRunner, Answer, DeviceQueue, Outcome, refusal, views
+from clockwork.worker.runner import RESERVATION, ActionRunner, Answer, DeviceQueue, Outcome, refusal, views
 from clockwork.worker.session import Departure, Session
 from clockwork.worker.settings import WorkerSettings
 
@@ -137,6 +137,7 @@ class Worker:
         """Whether a lane has crashed, and the process is about to end."""
         self.starts_over = False
         """Whether the loop has ended because an action does not end: its process is to restart."""
+        self._is_trial_stuck = False
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
         self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
@@ -164,6 +165,8 @@ class Worker:
         log.info("%s waits for the controller at %s", self._settings.name, self._settings.endpoint)
         while self._exit is None:
             self._turn()
+        if not self._is_trial_stuck:
+            self._models.forgive_trial()
         return self._exit
 
     def stop(self, signal_number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
@@ -481,6 +484,7 @@ class Worker:
         )  # fmt: skip
         text = f"the {operation} took longer than it may and could not be ended, so its worker begins anew"
         self.starts_over = True
+        self._is_trial_stuck = operation == RESERVATION
         self._give_up({action_id: (Status.OVERRUN, text)}, EXIT_STUCK)
 
     def _say_last_words(self, number: int, action_id: int) -> None:

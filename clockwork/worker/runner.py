@@ -98,11 +98,14 @@ class DeviceQueue:
         return self.executes.is_busy or self.loads.is_busy or self.fetches.is_busy or self.checks.is_busy
 
 
+RESERVATION = "reservation"
+
+
 class Stuck(NamedTuple):
     """An action that has taken longer than it may and cannot be ended."""
 
     action_id: int
-    operation: str  # for people: "execution", "load", ...
+    operation: str  # for people: "execution", RESERVATION, "load", ...
     device: str
 
 
@@ -115,6 +118,7 @@ class _Held(NamedTuple):
     parts: Parts  # INFER: its inputs
     rooms: Rooms  # where the outputs of each part may be written; empty: nowhere
     model_id: int
+    reserves: bool  # a RESERVE, in which somebody else has the device
 
 
 class ActionRunner:
@@ -134,6 +138,7 @@ class ActionRunner:
         self._wakes: list[tuple[int, int]] = []  # (when, index); stale where it is not the queue's wake_ns
         self._watch_ns = NEVER_NS  # when actions under way are looked at next
         self._load_limit_ns = config.load_limit_ns()
+        self._reserve_limit_ns = config.preparation_run_ns()
         self._cancelled = False
 
     @property
@@ -195,7 +200,9 @@ class ActionRunner:
             log.warning("action %d was sent twice; the second is dropped", action_id)
             return []
         queue = self.queues[action.device]
-        self._held[action_id] = _Held(queue, received_ns, action.expected_ns, parts, rooms, action.model_id)
+        self._held[action_id] = _Held(
+            queue, received_ns, action.expected_ns, parts, rooms, action.model_id, type(action) is Reserve
+        )
         answers: list[Answer] = []
         self._obey(queue, queue.queue.step(Received(now, self._clock.window(action))), answers)
         return answers
@@ -369,8 +376,11 @@ class ActionRunner:
             running, (loading, fetching) = device.running(), device.moving()
             waiting = next((number for number, (where, _) in self._unchecked.items() if where is queue), 0)
             least_ns = self._load_limit_ns
+            execution, run_limit_ns = "execution", execution_limit_ns(self._expected_ns(running))
+            if running in self._held and self._held[running].reserves:
+                execution, run_limit_ns = RESERVATION, self._reserve_limit_ns
             for operation, watch, action_id, limit_ns in (
-                ("execution", queue.executes, running, execution_limit_ns(self._expected_ns(running))),
+                (execution, queue.executes, running, run_limit_ns),
                 ("load", queue.loads, loading, load_limit_ns(self._expected_ns(loading), least_ns)),
                 ("fetch", queue.fetches, fetching, load_limit_ns(self._expected_ns(fetching), least_ns)),
                 ("check before a load", queue.checks, waiting, CHECK_LIMIT_NS),

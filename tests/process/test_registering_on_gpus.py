@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clockwork.client.blocking import Client
+from clockwork.errors import InvalidModel
 from clockwork.scheduler.recording import decode
 from clockwork.scheduler.types import ActionDone, SendReserve
 from clockwork.system.clock import MS
@@ -168,3 +169,25 @@ def test_registrations_go_on_with_the_other_gpus_when_one_is_lost(tmp_path: Path
         first.join()
         assert same(client.infer("first", X, slo=5.0), expected_affine(one, X))
         assert same(client.infer("second", X, slo=5.0), expected_affine(other, X))
+
+
+def test_a_model_whose_execution_does_not_end_fails_its_registration_alone(tmp_path: Path) -> None:
+    """Its worker begins anew, once: no kernel can be stopped."""
+    rig = CudaRig(tmp_path / "packages")
+    one = affine()
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        environment = {
+            **DRIVER,
+            "CLOCKWORK_FAKE_SPEED": "0:0:60000000000:0",
+            "CLOCKWORK_PREPARATION_RUN": "0.2",
+        }
+        worker = cluster.start_worker("--device", "cuda", environment=environment)
+        with pytest.raises(
+            InvalidModel, match=r"one execution takes longer than 0\.2 s; registered again, it is"
+        ):
+            client.register("model", rig.package(one, [([X], [expected_affine(one, X)])]))
+        assert (
+            worker.text.count("the reservation on fake GPU 0, does not come back: the worker begins anew")
+            == 1
+        )
+        assert not list((tmp_path / "cluster" / "worker" / "trying").iterdir())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-from clockwork.config import WATCH_INTERVAL_NS
+from clockwork.config import PREPARATION_RUN_NS, WATCH_INTERVAL_NS
 from clockwork.device.base import Completion, Device
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
-from clockwork.wire.messages import FROM_WORKER, DeviceInfo, Infer, Load, Result, Status
+from clockwork.wire.messages import FROM_WORKER, DeviceInfo, Infer, Load, Reserve, Result, Status
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.runner import NO_PHASE, ActionRunner, Answer
@@ -26,6 +26,7 @@ class NotingDevice:
     def __init__(self) -> None:
         self.started: list[int] = []
         self.revoked: list[int] = []
+        self.runs = 0
 
     def start_load(self, action: Load) -> None:
         self.started.append(action.action_id)
@@ -36,8 +37,15 @@ class NotingDevice:
     def revoke(self, action_id: int) -> None:
         self.revoked.append(action_id)
 
+    def start_reserve(self, action: Reserve) -> None:
+        self.started.append(action.action_id)
+        self.runs = action.action_id
+
     def running(self) -> int:
-        return 0
+        return self.runs
+
+    def end_run(self, action_id: int) -> None:
+        """It cannot be ended."""
 
     def moving(self) -> tuple[int, int]:
         return 0, 0
@@ -122,3 +130,16 @@ def test_a_completion_of_an_earlier_session_is_no_answer() -> None:
     answers = stage.runner.complete(queue, done._replace(action_id=2), stage.now)
     assert outcomes(answers) == [(2, Status.OK)]
     assert stage.runner.find_stuck(stage.now + 2 * WATCH_INTERVAL_NS) is None
+
+
+def test_a_reservation_may_take_as_long_as_an_execution_of_a_preparation() -> None:
+    stage = Stage()
+    window = stage.now - MS, stage.now + SECOND
+    assert outcomes(stage.runner.receive(Reserve(1, 0, 77, 0, [], *window, MS), [], stage.now)) == []
+    stuck, now = None, now_ns()
+    begun_ns = now
+    while stuck is None:
+        now += 2 * WATCH_INTERVAL_NS
+        stuck = stage.runner.find_stuck(now)
+    assert (stuck.action_id, stuck.operation) == (1, "reservation")
+    assert PREPARATION_RUN_NS < now - begun_ns < PREPARATION_RUN_NS + 3 * SECOND

@@ -82,11 +82,11 @@ public:
         within<std::underlying_type_t<T>>(number, 0, static_cast<std::underlying_type_t<T>>(last));
         value = static_cast<T>(number);
     }
-    // How many there are of what takes at least a byte each.
-    std::size_t count(std::size_t there) {
+    // How many there are of what takes at least so many bytes each.
+    std::size_t count(std::size_t there, std::size_t bytes_min = 1) {
         auto number = static_cast<std::uint64_t>(there);
         one(number);
-        need(!is_reading() || number <= in_.size() - at_, "it is cut off");
+        need(!is_reading() || number <= (in_.size() - at_) / bytes_min, "it is cut off");
         return static_cast<std::size_t>(number);
     }
     // A hash table, by key; function(value) for each.

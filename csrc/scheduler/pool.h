@@ -59,7 +59,7 @@ public:
 
     // The slots, and which of them are in use: from here on is_used() says.
     void archive_slots(Archive& archive) {
-        std::size_t slabs = archive.count(slabs_.size());
+        std::size_t slabs = archive.count(slabs_.size(), SLAB);  // a slot has its generation
         while (slabs_.size() < slabs) {
             grow();
         }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from clockwork.errors import ConfigError
@@ -188,3 +190,24 @@ def test_a_damaged_state_is_refused_or_is_one(policy: str) -> None:
             continue
     assert len(refusals) > 50
     assert all(text.startswith("the state of the scheduler cannot be restored: ") for text in refusals)
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_state_takes_no_more_memory_than_goes_with_its_length(policy: str) -> None:
+    """Whichever number it is that says of how much it is, however few bytes follow."""
+    state = make_scheduler(policy).save(BYTES_MAX)
+    assert state is not None
+    fields = list(msgpack.unpackb(state))
+    [place] = [place for place, field in enumerate(fields) if isinstance(field, bytes)]
+    core, length = fields[place], 2000
+    count = bytes([0x80 | length & 0x7F, length >> 7])
+    before = peak_bytes()
+    for at in range(len(core)):
+        fields[place] = core[:at] + count + core[at + 1 :].ljust(length, b"\0")
+        with pytest.raises(ConfigError, match="the state of the scheduler cannot be restored: "):
+            restored(policy, msgpack.packb(fields))
+        assert peak_bytes() - before < 32 << 20, f"byte {at} of {len(core)}"

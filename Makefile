@@ -49,7 +49,7 @@ help: ## list the targets
 	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
 	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file"
 	@echo "HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002 (off: none);"
-	@echo "of test, test-all and test-long: TESTS='tests/unit -k name' JOBS=2 (processes that run tests);"
+	@echo "of test, test-all and test-long: TESTS='tests/unit -k name' JOBS=1 (processes that run tests);"
 	@echo "of sim: SEEDS=1000"
 
 check: ## name what is missing on this machine, with the package that brings it
@@ -75,14 +75,15 @@ endif
 
 native_files = find csrc tests examples \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
 
-# Tests that only compute come first: what they find is quickly found. Clusters of processes wait more than they compute.
+# Tests that only compute come first: what they find is quickly found. Clusters of processes wait half of the time, so
+# that three at a time keep two cores busy.
 # $(1): marks. pytest says 5 where a chosen file has no test of that mark.
 COMPUTING := tests/unit tests/sim tests/fuzz
 CLUSTERS := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 define run_tests
 	$(if $(TESTS),$(BIN)/python -m pytest -m "$(1)" $(TESTS), \
 	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "$(1)" $(COMPUTING) && \
-	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(1)" $(CLUSTERS))
+	    $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile -m "$(1)" $(CLUSTERS))
 endef
 
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,13 @@ from clockwork.models.compile import nvrtc
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
+from clockwork.models.trials import try_model
 from clockwork.wire.messages import Status
 from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig, compiled_kernels
 from tests.device.fake import DRIVER, environment
 from tests.device.rig import Case, Driver, affine, array_of, expected_affine
+from tests.device.test_reservations import reserving
 
 X = np.random.default_rng(0).standard_normal((1, 4)).astype(np.float32)
 FINGERPRINT = "cuda-host"
@@ -49,9 +52,34 @@ def package(rig: CudaRig, one: Case) -> Path:
     return rig.package(one, [([X], [expected_affine(one, X)])])
 
 
-def run(rig: CudaRig, place: Path, **options: object) -> tuple[PreparedModel, Path]:
-    prepared = prepare(place, rig.store, FINGERPRINT, PAGE_BYTES, options)
-    return prepared, prepared_directory(rig.store, prepared.digest, FINGERPRINT, options)
+class Reserving:
+    """Reservations of a device that does nothing else."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._reserve = reserving(driver)
+
+    def __call__(self, expected_ns: int, runs: Sequence[int]) -> contextlib.AbstractContextManager[list[int]]:
+        return self._reserve(expected_ns, runs)
+
+    def give_back(self) -> None:
+        """Nobody else wants the pages."""
+
+
+def run(
+    rig: CudaRig, place: Path, fingerprint: str = FINGERPRINT, capability: int = 0, **options: object
+) -> tuple[PreparedModel, Path]:
+    """Prepare a package, and try it on a device, as a worker does. capability: as CudaRig.make() has it."""
+    prepared = prepare(place, rig.store, fingerprint, PAGE_BYTES, options)
+    directory = prepared_directory(rig.store, prepared.digest, fingerprint, options)
+    if prepared.untried:
+        driver = Driver(rig.make(capability=capability), rig)
+        reserve = Reserving(driver)
+        try:
+            driver.device.prepare(1, str(directory), reserve)
+            try_model(driver.device.trial(1), reserve, directory, options)
+        finally:
+            driver.device.close()
+    return PreparedModel.read(directory), directory
 
 
 def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
@@ -100,7 +128,8 @@ def test_a_program_that_answers_wrongly_is_refused(rig: CudaRig) -> None:
     place = rig.package(affine(), [([X], [expected_affine(affine(), X) + 1])])
     with pytest.raises(InvalidModel, match="answers wrongly in a batch of 1"):
         run(rig, place)
-    assert not list((rig.store / "prepared").glob("*cuda*"))
+    (left,) = (rig.store / "prepared").glob("*cuda*")
+    assert PreparedModel.read(left).untried, "it is not taken for one that was checked"
 
 
 def test_a_program_for_another_architecture_is_refused(rig: CudaRig) -> None:
@@ -146,9 +175,8 @@ def test_cubins_and_ptx_that_nvrtc_made_pass_what_a_card_checks(rig: CudaRig, tm
         rig.fake.setup(device_bytes=1 << 30, version=version)
         rig.fake.card(capability)
         before = rig.fake.calls("jit")
-        prepared = prepare(
-            tmp_path / "package", rig.store, f"cuda-sm_{capability}-{version // 1000}", PAGE_BYTES, {}
-        )
+        fingerprint = f"cuda-sm_{capability}-{version // 1000}"
+        prepared, _ = run(rig, tmp_path / "package", fingerprint, capability)
         assert prepared.profile
         assert rig.fake.calls("jit") - before == compiled
 

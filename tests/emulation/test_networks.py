@@ -58,7 +58,7 @@ SMALL = {
     "mlp": Network("mlp", {"width": 64, "depth": 1}, (64,), 1, batch=16),
     "transformer": Network("transformer", ENCODER, (16,), 8, shapes={"ids": [[1, 16]]}),
 }
-QUICK = {("transformer", "fp16")}
+QUICK = {("mlp", "fp16")}
 FULL = {
     "resnet50": Network("resnet50", {}, (3, 224, 224), 47, batch=1),
     "mobilenet": Network("mobilenet_v2", {}, (3, 224, 224), 30, batch=1),

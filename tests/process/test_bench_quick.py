@@ -178,7 +178,7 @@ def test_errors_of_predictions_live_and_simulated(tmp_path: Path) -> None:
     assert (tmp_path / "prediction.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("size", [0, 48_000])
+@pytest.mark.parametrize("size", [pytest.param(0, marks=pytest.mark.slow), 48_000])
 def test_what_a_request_costs_the_controller_between_native_ends(size: int) -> None:
     row = pump.measure(pump.Settings(seconds=0.5, warm_up_s=0.2, devices=4, models=3), size, 64)
     assert row["good_%"] > 50
@@ -219,6 +219,7 @@ def test_the_papers_figures_have_their_live_forms() -> None:
     assert together["batch/s"] > 0, "batch clients got nothing"
 
 
+@pytest.mark.slow
 def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)  # this process's one, which other tests may have left small
@@ -258,6 +259,7 @@ def test_what_registrations_do_to_a_gpu_that_serves(monkeypatch: pytest.MonkeyPa
     assert facts["RESERVEs"] > 10
 
 
+@pytest.mark.slow
 def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)

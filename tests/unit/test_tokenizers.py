@@ -49,7 +49,11 @@ NORMALISERS = [
 ]
 
 
-@pytest.mark.parametrize("normaliser", NORMALISERS, ids=str)
+@pytest.mark.parametrize(
+    "normaliser",
+    [NORMALISERS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in NORMALISERS[1:])],
+    ids=str,
+)
 def test_tokens_are_those_of_the_library(tmp_path: Path, normaliser: dict[str, Any]) -> None:
     tokenizer = texts.word_pieces(**normaliser)
     session = joined(texts.save(tokenizer, tmp_path, model_max_length=10_000))

@@ -78,7 +78,10 @@ def test_the_overload_model_has_15_megabytes() -> None:
     assert 14e6 < zoo.weights_bytes(zoo.build("residual_cnn")) < 16e6
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "resnet50" else []) for name in zoo.names()],
+)
 def test_one_seed_is_one_sequence_of_bytes(name: str) -> None:
     options = SMALL.get(name, {})
 

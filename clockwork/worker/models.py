@@ -148,6 +148,7 @@ class WorkerModels:
         self._repairing.pop(model_id, None)
         if model_id in self.ready:
             self._leave(model_id)
+            self._tidy()
             return
         model = self._coming.pop(model_id, None)
         if model is None:
@@ -249,6 +250,10 @@ class WorkerModels:
         for opened in self._opener.poll():
             self._opened(opened)
         self._prepare_next()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Have forgotten models give back what they had, unless the next model is about to."""
         if not self._coming:
             self._opener.tidy()
 
@@ -269,7 +274,7 @@ class WorkerModels:
         self._opener.interrupt()
         self._opener.drain()
         for model_id in list(self.ready):
-            self.forget(model_id)
+            self._leave(model_id)
         self.poll()  # drops the outcomes that were under way: their models are not known any more
 
     def stats(self) -> dict[str, Any]:

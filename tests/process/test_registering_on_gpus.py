@@ -124,18 +124,20 @@ def test_a_gpu_that_breaks_in_a_registration_goes_alone_and_the_next_one_tries_t
         assert worker.text.count("is offline") == 1
 
 
-def test_a_gpu_that_breaks_as_it_gives_back_what_a_model_had_goes_alone(tmp_path: Path) -> None:
+def test_what_a_model_had_is_given_back_at_once_and_a_gpu_that_breaks_meanwhile_goes_alone(
+    tmp_path: Path,
+) -> None:
     rig = CudaRig(tmp_path / "packages")
     with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
         breaking = {**TWO, "CLOCKWORK_FAKE_FAIL": "cuModuleUnload:1:719:0"}
         worker = cluster.start_worker("--device", "cuda:0,cuda:1", environment=breaking)
         for seed in range(2):
-            one, x = affine(seed, width=4 + seed), np.ones((1, 4 + seed), np.float32)
-            client.register(f"model-{seed}", rig.package(one, [([x], [expected_affine(one, x)])]))
-            assert same(client.infer(f"model-{seed}", x), expected_affine(one, x))
+            one = affine(seed)
+            client.register(f"model-{seed}", rig.package(one, [([X], [expected_affine(one, X)])]))
+            assert same(client.infer(f"model-{seed}", X), expected_affine(one, X))
             if seed == 0:
                 client.unregister("model-0")
-        worker.wait_for(r"device 0 \(fake GPU 0\) is offline: .*CUDA_ERROR_LAUNCH_FAILED")
+                worker.wait_for(r"device 0 \(fake GPU 0\) is offline: .*CUDA_ERROR_LAUNCH_FAILED")
 
 
 def test_registrations_go_on_with_the_other_gpus_when_one_is_lost(tmp_path: Path) -> None:

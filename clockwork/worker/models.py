@@ -704,12 +704,12 @@ class _OpeningThread:
         message, info = model.message, device.info
         summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
         if summary is None or summary["untried"]:
-            if not self.notes.begin(directory.name):
-                raise InvalidModel(
-                    f"the worker ended while it tried the model on {info.name}, most likely because one execution takes "
-                    f"longer than {preparation_run_ns() / SECOND:g} s; registered again, it is tried again"
-                )
             try:
+                if not self.notes.begin(directory.name):
+                    raise InvalidModel(
+                        f"the worker ended while it tried the model on {info.name}, most likely because one execution "
+                        f"takes longer than {preparation_run_ns() / SECOND:g} s; registered again, it is tried again"
+                    )
                 reserve = self._prepare(model, device)
                 assert reserve is not None, "only a device that reserves is given models to try"
                 try_model(device.trial(message.model_id), reserve, directory, message.options)

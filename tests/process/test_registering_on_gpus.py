@@ -109,7 +109,7 @@ def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models:
     assert [one for one in happened if not any(one.lies_in(other) for other in given)] == []
 
 
-@pytest.mark.parametrize("call", ["cuModuleLoadData", "kernel"])
+@pytest.mark.parametrize("call", ["kernel", pytest.param("cuModuleLoadData", marks=pytest.mark.slow)])
 def test_a_gpu_that_breaks_in_a_registration_goes_alone_and_the_next_one_tries_the_model(
     tmp_path: Path, call: str
 ) -> None:
@@ -140,6 +140,7 @@ def test_what_a_model_had_is_given_back_at_once_and_a_gpu_that_breaks_meanwhile_
                 worker.wait_for(r"device 0 \(fake GPU 0\) is offline: .*CUDA_ERROR_LAUNCH_FAILED")
 
 
+@pytest.mark.slow
 def test_registrations_go_on_with_the_other_gpus_when_one_is_lost(tmp_path: Path) -> None:
     """As the observer of clocks says, while the model is being tried there: its driver says nothing."""
     rig = CudaRig(tmp_path / "packages")

@@ -22,7 +22,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 2;
+inline constexpr std::uint32_t STATE_FORMAT = 3;
 
 class State;
 

@@ -132,7 +132,7 @@ void Arenas::accept_load(Residency& residency) {
 void Arenas::drop_load(Residency& residency) {
     remove_from(residency.arena->pending, &residency);
     remove_from(residency.model->residencies, &residency);
-    absolve(residency);
+    absolve(*residency.arena, residency.victims);
     retime_loads(*residency.arena);
     gone(residency);
     state_.retire(&residency);
@@ -144,21 +144,26 @@ void Arenas::drop_loads(Arena& arena) {
     }
 }
 
-// Its victims are doomed no more, unless another pending load counts on them.
-void Arenas::absolve(Residency& residency) {
-    for (Residency* victim : residency.victims) {
-        Arena::doom(*victim, std::any_of(residency.arena->pending.begin(), residency.arena->pending.end(),
-                                         [&](const Residency* other) {
-                                             return other != &residency && contains(other->victims, victim);
-                                         }));
+void Arenas::absolve(const Arena& arena, std::vector<Residency*>& victims) {
+    absolved_ = victims;
+    victims.clear();
+    for (Residency* victim : absolved_) {
+        bool is_doomed = std::any_of(arena.pending.begin(), arena.pending.end(),
+                                     [&](const Residency* other) { return contains(other->victims, victim); });
+        for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+            is_doomed = is_doomed || contains(one->reservation.victims, victim);
+        }
+        Arena::doom(*victim, is_doomed);
     }
-    residency.victims.clear();
 }
 
 // One that is gone is nobody's victim any more.
 void Arenas::forget_victim(Arena& arena, Residency& residency) {
     for (Residency* other : arena.pending) {
         std::erase(other->victims, &residency);
+    }
+    for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
+        std::erase(one->reservation.victims, &residency);
     }
 }
 
@@ -280,7 +285,7 @@ void Arenas::send_load(Residency& residency, bool hurries) {
         worker.host[residency.model->slot].used_ns = state_.now;
     }
     remove_from(arena.pending, &residency);
-    absolve(residency);
+    absolve(arena, residency.victims);
     arena.enter(&residency);
     ++arena.loading;
     Ns expected = residency.spec->load_expected_ns(), planned = with_margin(expected);
@@ -385,17 +390,56 @@ bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
     return true;
 }
 
-bool Arenas::make_way(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<std::uint32_t>& starts) {
+bool Arenas::make_way(Arena& arena, Reservation& reservation, bool dooms) {
     victims_.clear();
     trial_ = arena.pages;
-    if (!try_idle(arena, runs, victims_)) {
+    for (Residency* victim : reservation.victims) {
+        if (victim->is_idle()) {
+            victims_.push_back(victim);
+            trial_.free(victim->starts, victim->spec->runs);
+        }
+    }
+    if (!try_idle(arena, reservation.runs, victims_)) {
+        if (dooms) {
+            doom_for(arena, reservation);
+        }
         return false;
     }
     for (Residency* victim : victims_) {
         evict(*victim);
     }
-    must(arena.pages.allocate(runs, starts), "room that was found is not there");
+    absolve(arena, reservation.victims);
+    must(arena.pages.allocate(reservation.runs, reservation.starts), "room that was found is not there");
     return true;
+}
+
+// On trial_ idle models have made way, which did not suffice: so do those that have work, the first that could go first.
+void Arenas::doom_for(Arena& arena, Reservation& reservation) {
+    for (const Residency* victim : reservation.victims) {
+        if (!victim->is_idle()) {
+            trial_.free(victim->starts, victim->spec->runs);
+        }
+    }
+    if (trial_.allocate(reservation.runs, trial_starts_)) {
+        return;  // they will be idle in a while
+    }
+    find_busy(arena);
+    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
+        if (!one->doomed && one->is_idle() && !deciders_.memory->may_evict(*one)) {
+            endings_.push_back({NEVER_NS, one});  // its work waits for that of the others
+        }
+    }
+    bool fits = false;
+    auto last = endings_.begin();
+    while (!fits && last != endings_.end()) {
+        trial_.free(last->residency->starts, last->residency->spec->runs);
+        fits = trial_.allocate(reservation.runs, trial_starts_);
+        ++last;
+    }
+    for (auto one = endings_.begin(); fits && one != last; ++one) {
+        Arena::doom(*one->residency, true);
+        reservation.victims.push_back(one->residency);
+    }
 }
 
 // Of the victims, whose pages it has, those that turned out not to be needed stay, the most recently used first.

@@ -117,8 +117,11 @@ public:
     bool load_now(Arena& arena, Model& model, KindSpec& spec, Ns before_ns);
     // Load into free pages without a request for it: see Scheduler.
     bool preload(Arena& arena, Model& model);
-    // Take free pages, or those of idle models, which are ordered off. False, and nothing changed, where they do not suffice.
-    bool make_way(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<std::uint32_t>& starts);
+    // Take the pages that a reservation wants, free ones or those of its victims and of idle models, which are ordered off.
+    // False where they do not suffice; dooms: then busy models become its victims, if theirs would suffice.
+    bool make_way(Arena& arena, Reservation& reservation, bool dooms);
+    // These are doomed no more, unless others count on them; clears the list.
+    void absolve(const Arena& arena, std::vector<Residency*>& victims);
     // Order a model off its device. Its pages must have been given back to the allocator already.
     void send_unload(Residency& residency);
     // Give its pages back and order it off. It must be idle.
@@ -171,7 +174,7 @@ private:
     void find_busy(Arena& arena);
     // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
     bool try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
-    void absolve(Residency& residency);
+    void doom_for(Arena& arena, Reservation& reservation);
     Residency* make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns);
     void send_load(Residency& residency, bool hurries = true);
     void send_at_once(Residency& residency, bool hurries = true);
@@ -193,6 +196,7 @@ private:
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;
     std::vector<Residency*> victims_;
+    std::vector<Residency*> absolved_;
     std::vector<Ending> endings_;
     std::vector<Dropped> dropped_;
     std::vector<Place> warm_places_;

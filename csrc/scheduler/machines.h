@@ -116,10 +116,11 @@ struct Reservation {
     Ns ended_ns = 0;                       // when the last one did
     std::vector<std::uint32_t> lent_runs;  // pages that are the worker's
     std::vector<std::uint32_t> starts;
+    std::vector<Residency*> victims;  // doomed for its pages
 
     void archive(Archive& archive) {
         archive(model_id, expected_ns, wanted_ns, since_ns, next_ns, again_ns, runs, action_id, sent_ns, until_ns);
-        archive(ended_ns, lent_runs, starts);
+        archive(ended_ns, lent_runs, starts, victims);
     }
 };
 

@@ -54,8 +54,13 @@ bool Reservations::is_time(Executor& executor) const {
 
 void Reservations::look(Executor& executor) {
     Reservation& one = executor.reservation;
-    if (one.expected_ns == 0 || one.action_id != 0 || !executor.usable() || executor.is_closed() ||
-        !is_time(executor)) {
+    if (one.expected_ns == 0 || one.action_id != 0 || !executor.usable() || executor.is_closed()) {
+        return;
+    }
+    if (!one.victims.empty()) {
+        take_pages(executor);  // they serve nobody: the sooner they have gone, the sooner they come back
+    }
+    if (!is_time(executor)) {
         return;
     }
     if (!take_pages(executor)) {
@@ -115,8 +120,10 @@ bool Reservations::take_pages(Executor& executor) {
     Reservation& one = executor.reservation;
     const auto& flights = executor.worker->flights;
     if (one.runs != one.lent_runs) {
-        give_back(executor);
-        if (!arenas_.make_way(*executor.arena, one.runs, one.starts)) {
+        executor.arena->pages.free(one.starts, one.lent_runs);
+        one.starts.clear();
+        one.lent_runs.clear();
+        if (!arenas_.make_way(*executor.arena, one, state_.now - one.since_ns >= RESERVE_BUSY_NS)) {
             return false;
         }
         one.lent_runs = one.runs;
@@ -135,6 +142,7 @@ void Reservations::give_back(Executor& executor) {
     executor.arena->pages.free(one.starts, one.lent_runs);
     one.starts.clear();
     one.lent_runs.clear();
+    arenas_.absolve(*executor.arena, one.victims);
 }
 
 }  // namespace clockwork

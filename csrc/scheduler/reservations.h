@@ -7,6 +7,9 @@
 // When: at the beginning of a gap between two batches that is likely to hold it, by the gaps of late. Where there is
 // none for RESERVE_AGE_NS, at the next moment without work; after RESERVE_BUSY_NS, in the middle of the work, but then no
 // more than one part in RESERVE_PARTS of the device's time. `edf` gives none that would break a promise.
+//
+// Idle models make way for its pages; where these do not suffice when it has waited for RESERVE_BUSY_NS, so do models that
+// have work: they are doomed (see arenas.h), and go when what was planned on them has ended.
 #pragma once
 
 #include "scheduler/arenas.h"
@@ -42,7 +45,7 @@ private:
     bool is_time(Executor& executor) const;
     // Have it come with the pages that are wanted. False: they cannot come free now.
     bool take_pages(Executor& executor);
-    static void give_back(Executor& executor);
+    void give_back(Executor& executor);
 
     State& state_;
     Arenas& arenas_;

@@ -154,6 +154,9 @@ void State::check_arena(const Arena& arena, const Policy& policy) {
     for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
         const Reservation& lent = one->reservation;
         must(lent.starts.size() == lent.lent_runs.size(), "pages that were lent are not where they should be");
+        for (const Residency* victim : lent.victims) {
+            must(victim->arena == &arena && victim->on_device && victim->doomed, "a reservation's victim is none");
+        }
         for (std::size_t run = 0; run < lent.starts.size(); ++run) {
             std::uint32_t all = arena.pages.page_count();
             must(lent.starts[run] <= all && lent.lent_runs[run] <= all - lent.starts[run],

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from clockwork.scheduler.types import AnswerFailed, SendInfer, SendReserve, SendUnload, TimeWanted, WorkerLeft
+from clockwork.scheduler.types import (
+    AnswerFailed,
+    SendInfer,
+    SendLoad,
+    SendReserve,
+    SendUnload,
+    TimeWanted,
+    WorkerLeft,
+)
 from clockwork.wire.messages import Status
 from tests.unit.stories import MS, Story, spec
 
@@ -128,6 +136,53 @@ def test_a_device_that_always_has_work_gives_it_in_the_middle() -> None:
         given = reserves(more + orders)
         (infer,) = (one for one in more + orders if isinstance(one, SendInfer))
     assert 1000 < at < 1300
+
+
+def serve(story: Story, models: int, sent: list[Any], until_ms: float) -> float:
+    """Each model always has work, of 5 ms; until a RESERVE is sent, or nothing more. When."""
+    at = (story.now - 1000 * MS) / MS
+    while at < until_ms and not reserves(sent):
+        for model in range(1, models + 1):
+            sent += story.request(model, slo_ms=1000)[1]
+        sent += [order for _, order in story.until(at)]
+        sent[:] = [one for one in sent if hasattr(one, "worker")]
+        if not sent or reserves(sent):
+            break
+        order = sent.pop(0)
+        at += 0.1 if isinstance(order, SendUnload) else 5
+        sent += [one for _, one in story.until(at)]
+        sent += story.done(order, 0.1 if isinstance(order, SendUnload) else 5)
+    return at
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "fifo"])
+@pytest.mark.parametrize("models", [1, 2])
+def test_models_that_always_have_work_make_way_for_its_pages_and_come_back(policy: str, models: int) -> None:
+    """It needs all pages, and no model is ever idle."""
+    story = Story(policy, *(spec(one) for one in range(1, models + 1)), pages=2 * models)
+    story.at(100)
+    sent = [*story.request(1, slo_ms=1000)[1], *want(story, 3, *(2,) * models)]
+    assert 1100 <= serve(story, models, sent, 3000) < 1300
+    [given] = reserves(sent)
+    assert sorted(given.run_starts) == [2 * one for one in range(models)]
+    story.at((story.now - 1000 * MS) / MS + 3.2)
+    orders = [*story.done(given, 3), *want(story, 0), *story.request(1)[1]]
+    orders += [order for _, order in story.until((story.now - 1000 * MS) / MS + 50)]
+    assert any(isinstance(one, SendLoad) for one in orders), orders[-3:]
+
+
+def test_a_model_that_was_to_make_way_serves_on_when_it_is_wanted_no_more() -> None:
+    story = Story("adaptive", spec(1), pages=2)
+    story.at(100)
+    [infer] = story.request(1, slo_ms=1000)[1]
+    want(story, 3, 2)
+    for turn in range(1, 201):
+        story.request(slo_ms=1000)
+        orders = [one for _, one in story.until(100 + 5 * turn)] + story.done(infer)
+        [infer] = (one for one in orders if isinstance(one, SendInfer))
+    story.request(slo_ms=1000)
+    assert story.until(1105) == []  # it has waited for a second: the model is sent nothing any more
+    assert any(isinstance(one, SendInfer) for one in want(story, 0))
 
 
 def test_edf_gives_none_that_would_break_a_promise() -> None:

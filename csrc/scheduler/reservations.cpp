@@ -6,6 +6,7 @@ namespace clockwork {
 
 void Reservations::want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs) {
     Reservation& one = executor.reservation;
+    expected_ns = std::clamp<Ns>(expected_ns, 0, RESERVE_NS_MAX);
     // What is wanted soon after the last goes on with it: it has waited already.
     if (state_.now - one.ended_ns > RESERVE_AGE_NS) {
         one.since_ns = state_.now;
@@ -96,6 +97,10 @@ bool Reservations::ended(const ActionResult& result) {
         }
         bool is_done = result.status == Status::OK;
         bool is_sane = is_done && 0 < result.end_ns && result.end_ns <= state_.now;
+        if (is_sane) {  // it may have taken far longer than expected
+            Ns took = std::clamp<Ns>(result.end_ns - result.begin_ns, 0, state_.now - one.sent_ns);
+            one.next_ns = std::max(one.next_ns, one.sent_ns + took * RESERVE_PARTS);
+        }
         one.action_id = 0;
         one.until_ns = 0;
         one.ended_ns = state_.now;

@@ -20,6 +20,9 @@ inline constexpr Ns RESERVE_AGE_NS = 200 * MS;
 inline constexpr Ns RESERVE_BUSY_NS = SECOND;
 inline constexpr Ns RESERVE_PARTS = 50;
 
+// More than this is not expected, whatever a worker says.
+inline constexpr Ns RESERVE_NS_MAX = 60 * SECOND;
+
 // A device without gaps that are known is quiet when it has been idle for so long; else for twice the longest of them.
 inline constexpr Ns RESERVE_QUIET_NS = 20 * MS;
 

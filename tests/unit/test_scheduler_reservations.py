@@ -185,6 +185,32 @@ def test_a_model_that_was_to_make_way_serves_on_when_it_is_wanted_no_more() -> N
     assert any(isinstance(one, SendInfer) for one in want(story, 0))
 
 
+def test_what_takes_longer_than_expected_counts_as_long_as_it_took() -> None:
+    story = Story("adaptive", spec(1))
+    story.at(100)
+    sent = [*story.request(1, slo_ms=1000)[1], *want(story, 2)]
+    serve(story, 1, sent, 3000)
+    at = (story.now - 1000 * MS) / MS
+    given = reserves(sent).pop()
+    sent.remove(given)
+    for order in [one for one in sent if isinstance(one, SendInfer)]:  # what was before it
+        at += 5
+        story.at(at)
+        story.done(order)
+    story.at(at + 40)
+    sent = [one for _ in range(4) for one in story.request(1, slo_ms=1000)[1]]
+    sent += [*story.done(given, 40), *want(story, 2)]
+    assert serve(story, 1, sent, 6000) - at > 1900
+
+
+@pytest.mark.parametrize("expected_ns", [-1, -(1 << 62), 1 << 62])
+def test_a_time_that_cannot_be_is_not_expected(expected_ns: int) -> None:
+    story = Story("adaptive", spec(1))
+    story.at(100)
+    orders = story(TimeWanted(story.now, 1, 0, NEW, expected_ns, ()))
+    assert [one.expected_ns for one in orders] == ([60_000 * MS] if expected_ns > 0 else [])
+
+
 def test_edf_gives_none_that_would_break_a_promise() -> None:
     story = Story("edf", spec(1))
     story.at(100)

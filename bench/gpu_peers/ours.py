@@ -17,7 +17,7 @@ import numpy as np
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
-from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, target_of, which_card
+from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, target_of
 from clockwork.formats.package import MODEL_FILE
 from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, prepared_directory
 from clockwork.formats.program import Variant, program_hash, read_program
@@ -119,7 +119,7 @@ class Serving:
         self._directory = directory
         self._runs = site.prepared.runs
         pages = 2 * sum(self._runs)
-        self._device = CudaDevice(which_card(site.fingerprint), max(1, pages) * CUDA_PAGE_BYTES)
+        self._device = CudaDevice(str(site.card.ordinal), max(1, pages) * CUDA_PAGE_BYTES)
         self._ids = itertools.count(1)
         self._loading = False
         self._moving = 0  # the action of the load lane

@@ -36,9 +36,6 @@ RUNS_MAX = 50
 THREADS_MAX = 256
 """Most threads of a device."""
 
-POOL_BYTES = 1 << 20
-"""Workspace and slots at start of a CUDA device that measures; they grow with its models."""
-
 LOADS_MIN = 3
 LOADS_MAX = 10
 
@@ -103,7 +100,7 @@ SAMPLES_NS = 500_000_000
 TOKENIZER_PROBES = 100
 """Texts of random characters, and as many of a vocabulary's tokens, with which a tokenizer is compared with its library's."""
 
-# ----- models/prepare_program.py ---------------------------------------------------------------
+# ----- models/trials.py ------------------------------------------------------------------------
 
 CHECKS_RUN_MAX = 4
 """Checks of a package that run on the device."""

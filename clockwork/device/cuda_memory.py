@@ -288,15 +288,6 @@ def _visibility() -> str:
     return "" if given is None else f"; CUDA_VISIBLE_DEVICES is {given!r}"
 
 
-def which_card(fingerprint: str) -> str:
-    """The number of the first device with this fingerprint. Raises ConfigError."""
-    table = open_driver()
-    for card in cards(table):
-        if fingerprint_of(table, card) == fingerprint:
-            return str(card.ordinal)
-    raise ConfigError(f"no CUDA device of this machine has the fingerprint {fingerprint!r}")
-
-
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
     """The owner of what is allocated of a device. Raises ConfigError."""
     try:

@@ -25,7 +25,6 @@ from clockwork.config.models import (
     LOADS_MIN,
     PAIRS_MIN,
     POINT_SECONDS,
-    POOL_BYTES,
     PROFILE_SECONDS,
     RUNS_MAX,
     RUNS_MIN,
@@ -34,8 +33,6 @@ from clockwork.config.models import (
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.cpu import fingerprint as device_fingerprint
-from clockwork.device.cuda import CudaDevice
-from clockwork.device.cuda_memory import which_card
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
 from clockwork.models.answers import tile
@@ -50,20 +47,21 @@ Execution = tuple[int, Sequence[Array]]
 
 
 class Bench:
-    """Prepared models on a device of their own, with pages for all. On a CPU device times are processor time, if possible."""
+    """Prepared models on a CPU device of their own, with pages for all. Times are processor time, if possible."""
 
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
-        """directories: of prepared models, at their place in a store."""
-        self._prepared = [PreparedModel.read(directory) for directory in directories]
-        pages = sum(sum(prepared.runs) for prepared in self._prepared)
-        self._device = _open_device(fingerprint, max(1, pages) * page_bytes, page_bytes)
+        """directories: of prepared models, at their place in a store. Raises ConfigError."""
+        models = [PreparedModel.read(directory) for directory in directories]
+        pages = sum(sum(prepared.runs) for prepared in models)
+        threads = threads_of(fingerprint)
+        self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)
         self._ids = itertools.count(1)
         self.workspace_bytes = 1
-        """The most workspace that an execution on a CPU device has taken: at least 1, because 0 means not measured."""
+        """The most workspace that an execution has taken: at least 1, because 0 means not measured."""
         self._starts: list[list[int]] = []
         try:
             page = 0
-            for index, (directory, prepared) in enumerate(zip(directories, self._prepared)):
+            for index, (directory, prepared) in enumerate(zip(directories, models)):
                 self._starts.append(list(itertools.accumulate(prepared.runs, initial=page))[:-1])
                 page += sum(prepared.runs)
                 self._device.prepare(index, str(directory))
@@ -88,15 +86,10 @@ class Bench:
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         self._device.start_infer(action, [views])
         done = self._finish(action.action_id)
-        if isinstance(self._device, CpuDevice):
-            self.workspace_bytes = max(self.workspace_bytes, self._device.workspace_peak_bytes)
+        self.workspace_bytes = max(self.workspace_bytes, self._device.workspace_peak_bytes)
         return [
             decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]
         ], done.execute[2]
-
-    def input_dtypes(self, index: int) -> list[int]:
-        """The dtype codes of a model's inputs."""
-        return [spec.dtype for spec in self._prepared[index].inputs]
 
     def _finish(self, action_id: int) -> Completion:
         with Limit(lambda: self._device.end_run(action_id)):
@@ -107,22 +100,6 @@ class Bench:
 
     def close(self) -> None:
         self._device.close()
-
-
-def _open_device(fingerprint: str, arena_bytes: int, page_bytes: int) -> CpuDevice | CudaDevice:
-    """A device of this fingerprint, with little memory beside its arena. Raises ConfigError."""
-    if fingerprint.startswith("cuda-"):
-        which = which_card(fingerprint)
-        return CudaDevice(
-            which,
-            arena_bytes,
-            page_bytes,
-            workspace_bytes=POOL_BYTES,
-            io_slot_bytes=POOL_BYTES,
-            pinned_bytes=arena_bytes,
-        )
-    threads = threads_of(fingerprint)
-    return CpuDevice(arena_bytes, page_bytes, threads, cpu_time=threads == 1)
 
 
 def threads_of(fingerprint: str) -> int:

@@ -267,13 +267,28 @@ def test_bounds_are_in_config() -> None:
     assert sorted(set(wrong) - set(NO_BOUNDS)) == []
 
 
-def test_the_client_starts_without_onnx_and_onnxruntime() -> None:
-    """They take half a second to import, and a client that only infers has no use for them."""
-    program = "import sys, clockwork; clockwork.Client; print([m for m in ('onnx', 'onnxruntime') if m in sys.modules])"
+def imported_by(program: str) -> set[str]:
+    """The modules that a process has imported behind these statements."""
+    program += "; import sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_client_starts_without_onnx_and_onnxruntime() -> None:
+    """They take half a second to import, and a client that only infers has no use for them."""
+    assert imported_by("import clockwork; clockwork.Client") & {"onnx", "onnxruntime"} == set()
+
+
+def test_the_process_that_prepares_models_knows_no_gpu() -> None:
+    """It may not open one beside the worker that serves from it."""
+    found = imported_by("import clockwork.worker.preparation, clockwork.models.prepare")
+    assert "clockwork.device.cpu" in found
+    assert {
+        name for name in found if name.startswith(("clockwork.device.cuda", "clockwork.device._cu"))
+    } == set()
 
 
 def test_the_reader_of_imports_sees_all_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

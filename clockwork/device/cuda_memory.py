@@ -28,6 +28,7 @@ from clockwork.device._cudriver import (
 )
 from clockwork.device.numa import near, node_of
 from clockwork.errors import ConfigError
+from clockwork.formats.targets import FINGERPRINT_PREFIX
 
 Memory = TypeVar("Memory")
 
@@ -316,8 +317,8 @@ def target_of(card: CardInfo) -> str:
 
 def fingerprint_of(table: Table, card: CardInfo) -> str:
     """What prepared programs depend on."""
-    target = target_of(card)
-    return f"cuda-{target}" if target == "host" else f"cuda-{target}-{table.version // 1000}"
+    fingerprint = FINGERPRINT_PREFIX + target_of(card)
+    return f"{fingerprint}-{table.version // 1000}" if card.is_gpu else fingerprint
 
 
 def version_text(number: int) -> str:

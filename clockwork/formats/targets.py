@@ -17,6 +17,9 @@ from clockwork.formats.program import HOST, Target
 JETSON = frozenset({53, 62, 72, 87, 101, 110})
 """Compute capabilities of systems on a chip."""
 
+FINGERPRINT_PREFIX = "cuda-"
+"""Of the fingerprints of CUDA devices. The device's architecture follows, up to the next "-"."""
+
 _FEATURES = ("", "f", "a")
 """Suffixes of architectures, the most general first."""
 
@@ -41,6 +44,11 @@ def choose(targets: Mapping[str, Target], device: str) -> Choice | None:
         return Choice(max(cubins, key=_rank), False)
     texts = [name for name, one in targets.items() if one.ptx and _compiles(name, capability)]
     return Choice(max(texts, key=_rank), True) if texts else None
+
+
+def architecture_of(fingerprint: str) -> str:
+    """The architecture of devices with this fingerprint: "sm_86", or "host"."""
+    return fingerprint.removeprefix(FINGERPRINT_PREFIX).split("-")[0]
 
 
 def describe_mismatch(targets: Mapping[str, Target], device: str) -> str:
@@ -83,4 +91,12 @@ def _compiles(name: str, capability: int) -> bool:
     return _runs(name, capability) or (not _features(name) and capability_of(name) <= capability)
 
 
-__all__ = ["Choice", "capability_of", "choose", "describe_mismatch", "most_lasting"]
+__all__ = [
+    "FINGERPRINT_PREFIX",
+    "Choice",
+    "architecture_of",
+    "capability_of",
+    "choose",
+    "describe_mismatch",
+    "most_lasting",
+]

@@ -12,6 +12,9 @@ from clockwork.wire.tensors import Array
 RELATIVE = 1e-4
 """Largest difference of two equal float32 answers, relative to the tensor's largest magnitude."""
 
+HALF_RELATIVE = 5e-2
+"""Largest relative difference of equal answers where a model multiplies 16-bit numbers."""
+
 QUANTISED_RELATIVE = 2e-2
 """Largest relative difference of equal answers where a model rounds to 8 bits inside: a different rounding is no error."""
 

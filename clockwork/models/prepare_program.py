@@ -31,22 +31,15 @@ from clockwork.formats.program import (
     read_program,
     stored_damage,
 )
-from clockwork.formats.targets import choose, describe_mismatch
+from clockwork.formats.targets import FINGERPRINT_PREFIX, architecture_of, choose, describe_mismatch
 from clockwork.models import onnx_import
-from clockwork.models.answers import QUANTISED_RELATIVE, RELATIVE
+from clockwork.models.answers import HALF_RELATIVE, QUANTISED_RELATIVE, RELATIVE
 from clockwork.models.layout import Layout, lay_out, write_weights
 
 HOLDING = "program"
 
-FINGERPRINT_PREFIX = "cuda-"
-"""Prefix of the fingerprints of CUDA devices; the target follows, up to the next "-"."""
-
 KERNELS_DIRECTORY = "kernels"
 """Directory of the store for compiled kernels, which the next model of equal architecture uses."""
-
-
-HALF_RELATIVE = 5e-2
-"""Largest relative error of the answers of a program with 16-bit weights."""
 
 Progress = Callable[[str, int, int], None]
 STEPS = ("compile", "lay out", "write")
@@ -55,10 +48,6 @@ STEPS = ("compile", "lay out", "write")
 def is_for(fingerprint: str) -> bool:
     """Whether devices of this fingerprint take programs."""
     return fingerprint.startswith(FINGERPRINT_PREFIX)
-
-
-def target_of(fingerprint: str) -> str:
-    return fingerprint.removeprefix(FINGERPRINT_PREFIX).split("-")[0]
 
 
 def _metadata(package_dir: Path) -> dict[str, str]:
@@ -86,7 +75,7 @@ def prepare_program(
         if progress is not None:
             progress(STEPS[index], index, len(STEPS))
 
-    target = target_of(fingerprint)
+    target = architecture_of(fingerprint)
     batching = str(options.get("batching", "auto"))
     step(0)
     with _compiled(package_dir, store, directory.parent, target, options) as source:

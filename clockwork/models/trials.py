@@ -30,7 +30,7 @@ from clockwork.formats.checksums import read_plain, seal, unseal
 from clockwork.formats.durable import write_durably
 from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel
 from clockwork.formats.program import CHECKS_FILE, Check, Program, Variant, read_checks, read_program
-from clockwork.formats.targets import choose
+from clockwork.formats.targets import architecture_of, choose
 from clockwork.models.answers import difference, tile
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import now_ns
@@ -70,7 +70,7 @@ def try_model(trial: Trial, reserve: Reserving, directory: Path, options: Mappin
     prepared = PreparedModel.read(directory)
     place = directory.parent.parent / "programs" / prepared.program
     program = read_program(place)
-    chosen = choose(program.targets, prepared.fingerprint.split("-")[1])
+    chosen = choose(program.targets, architecture_of(prepared.fingerprint))
     assert chosen is not None, "the device that prepared it runs it"
     variants = program.of_target(chosen.name)
     named = dataclasses.replace(program, inputs=tuple(prepared.inputs), outputs=tuple(prepared.outputs))

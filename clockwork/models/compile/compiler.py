@@ -43,7 +43,7 @@ from clockwork.formats.program import (
 from clockwork.formats.targets import most_lasting
 from clockwork.models import batching
 from clockwork.models import inputs as trial
-from clockwork.models.answers import QUANTISED_RELATIVE, RELATIVE, difference
+from clockwork.models.answers import HALF_RELATIVE, QUANTISED_RELATIVE, RELATIVE, difference
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.freeze import Bucket, buckets, freeze
 from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
@@ -58,7 +58,7 @@ from clockwork.wire.tensors import STRING, Array
 BATCHES = (1, 2, 4, 8, 16)
 """Default batch sizes."""
 
-TOLERANCES: Mapping[str, float | None] = {"fp32": None, "tf32": 1e-2, "fp16": 5e-2}
+TOLERANCES: Mapping[str, float | None] = {"fp32": None, "tf32": 1e-2, "fp16": HALF_RELATIVE}
 """The largest difference that each of PRODUCT_DTYPES may make to an answer, relative to the largest magnitude; None:
 rounding alone."""
 

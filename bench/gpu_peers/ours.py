@@ -7,13 +7,13 @@ import dataclasses
 import itertools
 import os
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.gpu_peers.beside import registrations
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
@@ -163,25 +163,12 @@ class Serving:
             finally:
                 self._loading = False
             return
-        stop, failures = threading.Event(), []
-
-        def register() -> None:
-            try:
-                while not stop.is_set():
-                    self._device.prepare(REGISTERED, str(self._directory))
-                    self._device.forget(REGISTERED)
-            except Exception as error:  # told below, to whom asked for it
-                failures.append(error)
-
-        thread = threading.Thread(target=register, name="registrations")
-        thread.start()
-        try:
+        with registrations(self._register, "Clockwork"):
             yield
-        finally:
-            stop.set()
-            thread.join()
-        if failures:
-            raise SystemExit(f"registration fails beside executions: {failures[0]}")
+
+    def _register(self) -> None:
+        self._device.prepare(REGISTERED, str(self._directory))
+        self._device.forget(REGISTERED)
 
     def _keep_loading(self) -> None:
         """Have the load lane be at OTHER: it is loaded, and given up, in turn."""

@@ -6,9 +6,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from bench.gpu_peers.beside import registrations
 from bench.gpu_peers.ours import WARM_UP, Times
 
 CUDA = "CUDAExecutionProvider"
@@ -107,7 +107,11 @@ class Side:
         times = Times([], [])
         for _ in range(WARM_UP):
             self._run(binding, Times([], []))
-        with self._registrations() if beside == "registrations" else contextlib.nullcontext():
+        with (
+            registrations(self._open, self._peer.name)
+            if beside == "registrations"
+            else contextlib.nullcontext()
+        ):
             for _ in range(runs):
                 self._run(binding, times)
         return binding.copy_outputs_to_cpu(), times
@@ -127,27 +131,6 @@ class Side:
             times.event.append(round(self._cupy.cuda.get_elapsed_time(begin, end) * 1e6))
         else:
             times.event.append(times.host[-1])
-
-    @contextlib.contextmanager
-    def _registrations(self) -> Iterator[None]:
-        stop, failures = threading.Event(), []
-
-        def register() -> None:
-            try:
-                while not stop.is_set():
-                    self._open()
-            except Exception as error:  # told below, to whom asked for it
-                failures.append(error)
-
-        thread = threading.Thread(target=register, name="registrations")
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-        if failures:
-            raise SystemExit(f"{self._peer.name}: a session cannot be made beside executions: {failures[0]}")
 
     def kernels(self, inputs: Sequence[np.ndarray], batch: int, runs: int) -> list[dict[str, Any]]:
         """The time of each node by the session's profile, the longest first. Made with a profile."""

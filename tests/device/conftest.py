@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.device.cuda_rig import CardRig, CudaRig, PlainCardRig, PlainCudaRig, why_no_card
+from tests.device.fake import DRIVER, FakeDriver, environment
 from tests.device.rig import CpuRig, Driver, EmulatedRig
 
 SETTLE_TRIES, SETTLE_S = 50, 0.02
@@ -40,6 +41,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for rig in rigs
         ]
         metafunc.parametrize("make", found, indirect=True)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeDriver]:
+    """The fake driver, for the test to tell and ask; every device that is made meanwhile is one of it."""
+    one = FakeDriver()
+    one.setup()
+    with environment(**DRIVER):
+        yield one
+    one.restore()
 
 
 @pytest.fixture

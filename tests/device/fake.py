@@ -79,6 +79,16 @@ class FakeDriver:
     def setup(self, devices: int = 2, device_bytes: int = 1 << 28, version: int = 12040) -> None:
         self._library.cw_fake_setup(devices, ctypes.c_size_t(device_bytes), version)
 
+    def restore(self) -> None:
+        """Have it be as it is at first, but for what exists of it and was counted."""
+        self.mend()
+        self.speed()
+        self.engines()
+        self.stall()
+        self.keep_kernels(False)
+        self.card()
+        self.setup()
+
     def card(self, capability: int = 0) -> None:
         """Have every device be a card of this compute capability (86: 8.6); 0: none, which runs modules for the host."""
         self._library.cw_fake_card(capability)

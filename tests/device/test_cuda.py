@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from clockwork.wire.messages import NEVER_NS, Status
 from clockwork.worker.devices import open_devices
 from clockwork.worker.settings import WorkerSettings
 from tests.device.cuda_rig import KERNELS, PAGE_BYTES, CudaRig, compiled_kernels
-from tests.device.fake import ALLOCATING, DRIVER, NOT_SUPPORTED, OUT_OF_MEMORY, FakeDriver, environment
+from tests.device.fake import ALLOCATING, NOT_SUPPORTED, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.process.cluster import eventually
 
@@ -40,19 +40,6 @@ LOOK_NS = 5 * MS
 """How often a lane asks the driver for errors while it waits for a word; csrc/device/notice.h."""
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeDriver]:
-    one = FakeDriver()
-    with environment(**DRIVER):
-        yield one
-    one.mend()
-    one.speed()
-    one.engines()
-    one.keep_kernels(False)
-    one.card()
-    one.setup()
 
 
 def loaded(driver: Driver, one: Case | None = None, start: int = 0, load_id: int = 1) -> int:

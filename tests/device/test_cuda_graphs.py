@@ -18,7 +18,7 @@ from clockwork.errors import ConfigError, InvalidModel
 from clockwork.system.clock import MS
 from clockwork.wire.messages import Status
 from tests.device.cuda_rig import BATCHES, CudaRig
-from tests.device.fake import DRIVER, LIBRARY, FakeDriver, environment
+from tests.device.fake import LIBRARY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.device.test_cuda import X, loaded
 from tests.device.test_reservations import reserving
@@ -27,17 +27,6 @@ RIGS = [CudaRig]
 
 SLOTS = config.RUN_AHEAD + 1
 OF_A_PROGRAM = len(BATCHES) * SLOTS
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeDriver]:
-    one = FakeDriver()
-    with environment(**DRIVER):
-        yield one
-    one.mend()
-    one.speed()
-    one.engines()
-    one.setup()
 
 
 def additions(count: int) -> Case:

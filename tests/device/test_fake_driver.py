@@ -31,19 +31,6 @@ STALL_NS = 60 * MS
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeDriver]:
-    one = FakeDriver()
-    one.setup()
-    with environment(**DRIVER):
-        yield one
-    one.mend()
-    one.speed()
-    one.stall()
-    one.card()
-    one.setup()
-
-
-@pytest.fixture
 def memory(fake: FakeDriver) -> Iterator[TableMemory]:
     """Of the device 0, current in this thread."""
     one = TableMemory(table := open_driver(), find_card(table, "0"))

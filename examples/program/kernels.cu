@@ -1,8 +1,14 @@
 // The kernels of a small program, written by hand: y = relu(x W + b), a row of x at a time.
 //
 // x: (rows, inputs), W: (inputs, outputs), b: (outputs). make.py makes a package of them.
+//
+// A weight lies elsewhere after each load, and elsewhere for each model of the program. So a kernel reads its address
+// from the program's table, of which it gets a pointer to the entry: then its parameters never change, and a device
+// records all launches once, as a CUDA graph.
 
-extern "C" __global__ void product(float* to, const float* x, const float* weight, int rows, int inputs, int outputs) {
+extern "C" __global__ void product(float* to, const float* x, const unsigned long long* weight_entry, int rows,
+                                   int inputs, int outputs) {
+    const float* weight = (const float*)*weight_entry;
     int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (row >= rows || column >= outputs)
         return;
@@ -12,8 +18,9 @@ extern "C" __global__ void product(float* to, const float* x, const float* weigh
     to[row * outputs + column] = sum;
 }
 
-extern "C" __global__ void add_and_clip(float* y, const float* from, const float* bias, int rows, int outputs,
-                                        float least) {
+extern "C" __global__ void add_and_clip(float* y, const float* from, const unsigned long long* bias_entry, int rows,
+                                        int outputs, float least) {
+    const float* bias = (const float*)*bias_entry;
     int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (row >= rows || column >= outputs)
         return;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import runpy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from clockwork.formats.program import (
     Program,
     Target,
     Variant,
+    read_checks,
     read_program,
     write_checks,
     write_program,
@@ -38,6 +40,7 @@ from tests.device.test_reservations import reserving
 
 X = np.random.default_rng(0).standard_normal((1, 4)).astype(np.float32)
 FINGERPRINT = "cuda-host"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "program" / "make.py"
 
 
 @pytest.fixture
@@ -104,6 +107,24 @@ def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
     finally:
         driver.device.close()
     assert set(rig.fake.live().values()) == {0}
+
+
+def test_the_example_by_hand_is_launched_as_a_graph(rig: CudaRig, tmp_path: Path) -> None:
+    make = runpy.run_path(str(EXAMPLE))["make"]
+    make(tmp_path / "relu", ["host"])
+    _, directory = run(rig, tmp_path / "relu")
+    (((x,), (expected,)),) = read_checks(tmp_path / "relu", read_program(tmp_path / "relu"))
+    driver = Driver(rig.make(), rig)
+    try:
+        driver.device.prepare(1, str(directory))
+        driver.end(driver.load(1, 1, [3]))
+        before = {name: rig.fake.calls(name) for name in ("cuGraphLaunch", "cuLaunchKernel", "kernel")}
+        done = driver.end(driver.infer(1, 1, [x]))
+        took = {name: rig.fake.calls(name) - calls for name, calls in before.items()}
+    finally:
+        driver.device.close()
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected, rtol=1e-5, atol=1e-5)
+    assert took == {"cuGraphLaunch": 1, "cuLaunchKernel": 0, "kernel": 2}
 
 
 def test_what_is_prepared_is_found_again(rig: CudaRig) -> None:

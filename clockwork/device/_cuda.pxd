@@ -43,6 +43,7 @@ cdef class Core(Orders):
     cdef CudaOrder* reserved  # NULL: none
     cdef bint reserve_used  # a thread has it
     cdef bint reserve_wanted  # a thread waits for it, or has it
+    cdef int64_t reserve_model_id  # for which model
     cdef bint reserve_ended  # it is to be no more: the lanes stop, or begin anew
 
     cdef int make_all(self) except -1

@@ -669,7 +669,7 @@ cdef class Core(Orders):
         cdef CudaOrder* order = <CudaOrder*>self.new_order()
         order.action_id = action.action_id
         order.run_earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
-        order.kind = RESERVE
+        order.kind, order.model_id = RESERVE, action.model_id
         order.run_starts = action.run_starts
         if self.lanes.run_count() >= self.run_ahead:
             self.refuse_full(order)
@@ -677,10 +677,17 @@ cdef class Core(Orders):
             self.queue(order, self.first)
 
     cdef void run_reserve(self, CudaOrder* order) noexcept nogil:
-        """Execute nothing while a thread has the device for itself; if none wants it, at once."""
+        """Execute nothing while a thread has the device for itself; if none wants it, end at once.
+
+        One for a model that was forgotten meanwhile is not given to the next: other pages come with it."""
+        cdef int status = OK
         order.execute.begin()
         self.lanes.hub.lock()
-        if self.reserve_wanted and not self.reserve_ended:
+        if self.reserve_wanted and self.reserve_model_id != order.model_id:
+            status = ACTION_CANCELLED
+            snprintf(order.text, TEXT_BYTES, "the device is wanted for model %lld, not for %lld",
+                     <long long>self.reserve_model_id, <long long>order.model_id)
+        elif self.reserve_wanted and not self.reserve_ended:
             self.reserved = order
             self.lanes.hub.tell()
             while self.reserved != NULL and (self.reserve_used or not self.reserve_ended):
@@ -688,7 +695,7 @@ cdef class Core(Orders):
             self.reserved = NULL
         self.lanes.hub.unlock()
         order.execute.end()
-        order.status = OK
+        order.status = status
 
     cdef void cut_short(self, bint wanted) noexcept nogil:
         """A reservation that a thread has ends when it leaves; who waits for one waits in vain."""
@@ -697,10 +704,11 @@ cdef class Core(Orders):
         self.lanes.hub.tell()
         self.lanes.hub.unlock()
 
-    def want_reserve(self):
-        """A thread will enter_reserve(): a RESERVE waits for it."""
+    def want_reserve(self, model_id):
+        """A thread will enter_reserve(): a RESERVE for this model waits for it."""
+        cdef int64_t wanted = model_id
         self.lanes.hub.lock()
-        self.reserve_wanted = True
+        self.reserve_wanted, self.reserve_model_id = True, wanted
         self.lanes.hub.unlock()
 
     def enter_reserve(self):

@@ -109,6 +109,7 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
     cppclass CudaOrder(Order):
         CudaOrder() except +
         int64_t run_earliest_ns
+        int64_t model_id
         cbool pins
         Variant* variant
         int64_t[PADDED_MOST] sizes

@@ -137,9 +137,10 @@ class ModelHolder(Protocol):
         ValueError while it is resident or has actions under way."""
         ...
 
-    def reserved(self, ask: Callable[[], None]) -> AbstractContextManager[list[int] | None]:
-        """The device's time, from the next RESERVE on, of the thread that makes models ready; the first page of each run
-        that came with it. None: end_reserve(), or the device ends. ask: has the controller send one."""
+    def reserved(self, model_id: int, ask: Callable[[], None]) -> AbstractContextManager[list[int] | None]:
+        """The device's time, from the next RESERVE for this model on, of the thread that makes models ready; the first page
+        of each run that came with it. None: end_reserve(), or the device ends. ask: has the controller send one. model_id:
+        0 for what is of no model."""
         ...
 
     def end_reserve(self) -> None:
@@ -178,7 +179,7 @@ class Undisturbed:
         raise ValueError("this device makes models ready beside what it executes")
 
     @contextmanager
-    def reserved(self, ask: Callable[[], None]) -> Iterator[list[int] | None]:
+    def reserved(self, model_id: int, ask: Callable[[], None]) -> Iterator[list[int] | None]:
         yield None
 
     def end_reserve(self) -> None:
@@ -229,7 +230,8 @@ class Device(ModelHolder, Protocol):
     def start_profile(self, action: Profile) -> None: ...
 
     def start_reserve(self, action: Reservation) -> None:
-        """Execute nothing while the thread in reserved() has the device. Raises ValueError if it does not ``reserve``."""
+        """Execute nothing while the thread in reserved() has the device; complete as ACTION_CANCELLED if that wants it for
+        another model. Raises ValueError if it does not ``reserve``."""
         ...
 
     def start_fetch(self, action: HostFetch) -> None:

@@ -446,9 +446,9 @@ class CudaDevice(NativeDevice[Core]):
         return True
 
     @contextlib.contextmanager
-    def reserved(self, ask: Callable[[], None]) -> Iterator[list[int] | None]:
+    def reserved(self, model_id: int, ask: Callable[[], None]) -> Iterator[list[int] | None]:
         """See Device."""
-        self._core.want_reserve()
+        self._core.want_reserve(model_id)
         ask()
         starts = self._core.enter_reserve()
         try:

@@ -467,11 +467,12 @@ class _Reserve:
         self._thread = thread
         self._device = device
         self._model = model
+        self._model_id = model.message.model_id if model is not None else 0
 
     @contextlib.contextmanager
     def __call__(self, expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
         while not self._is_over():
-            with self._device.reserved(lambda: self._ask(expected_ns, list(runs))) as starts:
+            with self._device.reserved(self._model_id, lambda: self._ask(expected_ns, list(runs))) as starts:
                 if starts is not None:
                     yield starts
                     return
@@ -485,8 +486,7 @@ class _Reserve:
         return self._thread.is_interrupted or is_cancelled or self._thread.has_lost(self._device)
 
     def _ask(self, expected_ns: int, runs: list[int]) -> None:
-        model_id = self._model.message.model_id if self._model is not None else 0
-        self._thread.ask(self._device, model_id, expected_ns, runs)
+        self._thread.ask(self._device, self._model_id, expected_ns, runs)
         if self._is_over():  # since it was looked at last
             self._device.end_reserve()
 

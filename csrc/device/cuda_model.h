@@ -224,6 +224,7 @@ inline std::uint64_t fixed_value(const Argument& argument, const Variant& varian
 
 struct CudaOrder : Order {
     std::int64_t run_earliest_ns = 0;  // of the execution; the lanes before and after it do not wait
+    std::int64_t model_id = 0;         // RESERVE: for which; 0: for none
     bool pins = false;                 // LOAD: its model stays in the host store until it has been polled
     Variant* variant = nullptr;
     std::int64_t sizes[PADDED_MOST] = {};  // the true ones of padded symbols

@@ -21,6 +21,7 @@ from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, expected_affi
 RIGS = [CudaRig]
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
+NEW = 77  # the model for which the device is wanted
 STALLING = (
     "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuModuleLoadData", "cuModuleUnload",
 )  # fmt: skip
@@ -31,9 +32,9 @@ def driver(make: Callable[..., Driver]) -> Driver:
     return make()
 
 
-def order(driver: Driver, *starts: int, latest_ns: int = NEVER_NS) -> int:
+def order(driver: Driver, *starts: int, latest_ns: int = NEVER_NS, model_id: int = NEW) -> int:
     driver.last_id += 1
-    action = ReserveAction(driver.last_id, 0, 77, 0, list(starts), 0, latest_ns, MS)
+    action = ReserveAction(driver.last_id, 0, model_id, 0, list(starts), 0, latest_ns, MS)
     driver.device.start_reserve(action)
     return driver.last_id
 
@@ -44,7 +45,7 @@ def reserving(driver: Driver) -> Reserve:
     @contextlib.contextmanager
     def reserve(expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
         starts = [sum(runs[:index]) for index in range(len(runs))]
-        with driver.device.reserved(lambda: order(driver, *starts) and None) as given:
+        with driver.device.reserved(NEW, lambda: order(driver, *starts) and None) as given:
             assert given == starts
             yield given
 
@@ -57,7 +58,7 @@ def test_nothing_executes_until_the_reservation_is_left(driver: Driver) -> None:
     assert driver.end(driver.load(model, 1, [3])).status == Status.OK
     before = driver.infer(model, 1, [X])
     asked: list[int] = []
-    with driver.device.reserved(lambda: asked.append(order(driver, 8, 5))) as starts:
+    with driver.device.reserved(NEW, lambda: asked.append(order(driver, 8, 5))) as starts:
         assert starts == [8, 5]
         assert driver.end(before).status == Status.OK  # what was sent before it has been executed
         after = driver.infer(model, 1, [X])
@@ -75,12 +76,29 @@ def test_one_that_nobody_wants_or_that_is_late_holds_nothing_up(driver: Driver) 
     assert driver.end(order(driver)).status == Status.OK
     with contextlib.ExitStack() as stack:
         asked: list[int] = []
-        stack.enter_context(driver.device.reserved(lambda: asked.append(order(driver))))
+        stack.enter_context(driver.device.reserved(NEW, lambda: asked.append(order(driver))))
         late = order(driver, latest_ns=now_ns() + MS)
         threading.Event().wait(0.005)
     assert driver.end(late).status == Status.TOO_LATE
-    with driver.device.reserved(driver.device.end_reserve) as starts:
+    with driver.device.reserved(NEW, driver.device.end_reserve) as starts:
         assert starts is None
+
+
+def test_one_for_a_model_that_was_forgotten_is_not_given_to_the_next(driver: Driver) -> None:
+    """Its pages are those of the first one's runs, and serve the second's for nothing."""
+    orders: list[int] = []
+
+    def ask() -> None:
+        orders.append(order(driver, 3, model_id=NEW - 1))  # on its way since before that one was forgotten
+        orders.append(order(driver, 5, 9))
+
+    with driver.device.reserved(NEW, ask) as starts:
+        assert starts == [5, 9]
+    stale, given = driver.wait(*orders)
+    assert (stale.status, given.status) == (Status.ACTION_CANCELLED, Status.OK)
+    assert stale.text == "the device is wanted for model 77, not for 76"
+    unwanted = order(driver, 3, model_id=NEW - 1)
+    assert driver.end(unwanted).status == Status.OK
 
 
 def test_who_waits_when_the_device_begins_anew_is_told(driver: Driver) -> None:
@@ -88,7 +106,7 @@ def test_who_waits_when_the_device_begins_anew_is_told(driver: Driver) -> None:
     waits = threading.Event()
 
     def wait() -> None:
-        with driver.device.reserved(waits.set) as starts:
+        with driver.device.reserved(NEW, waits.set) as starts:
             given.append(starts)
 
     thread = threading.Thread(target=wait)
@@ -97,7 +115,7 @@ def test_who_waits_when_the_device_begins_anew_is_told(driver: Driver) -> None:
     driver.device.end_reserve()
     thread.join(10)
     assert given == [None]
-    with driver.device.reserved(lambda: order(driver) and None):
+    with driver.device.reserved(NEW, lambda: order(driver) and None):
         reset = threading.Thread(target=driver.device.reset)
         reset.start()
     reset.join(10)  # it waits for who has the device

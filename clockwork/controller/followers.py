@@ -23,10 +23,12 @@ class RingFollower:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def close(self, within_s: float | None = None) -> None:
-        """Hand on what there is, and stop; wait so long for it."""
+    def close(self, within_s: float | None = None) -> bool:
+        """Hand on what there is, and stop; wait so long for it. False: ``take`` still has a piece, and what it uses has to
+        stay open."""
         self._stop.set()
         self._thread.join(within_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         following = 0

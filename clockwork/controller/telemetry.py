@@ -1,16 +1,17 @@
 """The process that writes every request and every action to files, fed with what the flight recorder keeps.
 
 It is `clockwork telemetry` with its input piped, so that nothing it does takes the controller's time or memory: a thread
-copies from the ring into the pipe, without the interpreter's lock. Where the process is too slow for so long that the ring
-comes round, what was lost is counted, here and in the files.
+copies from the ring into a socket that is the process's standard input, without the interpreter's lock. Where the process
+is too slow for so long that the ring comes round, what was lost is counted, here and in the files. It is a socket and no
+pipe, because a write that waits is ended by shutting a socket down, and by nothing that one can do to a pipe.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,14 +38,20 @@ class TelemetryProcess:
         self._is_closing = False
         self._ring = ring
         note = json.dumps({"policy": header.policy, "version": header.version, "wall_ns": wall_ns})
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "clockwork", "telemetry", str(folder), "--bytes", str(bytes_max), "--piped", note],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        self._input, standard_input = socket.socketpair()
+        with standard_input:
+            self._child: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-m", "clockwork", "telemetry", str(folder), "--bytes", str(bytes_max), "--piped", note],
+                stdin=standard_input.fileno(), stdout=subprocess.PIPE,
+            )  # fmt: skip
         if not self._is_ready():
             self._end()
             raise ConfigError(f"telemetry cannot be written to {folder}")
         self._follower = RingFollower("telemetry", ring, self._take)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     def failure(self) -> str:
         """What has gone wrong since the last call; else ""."""
@@ -53,8 +60,10 @@ class TelemetryProcess:
 
     def close(self) -> None:
         """Have the rest written, and the process end."""
-        self._is_closing = True
-        self._follower.close(TELEMETRY_END_S)  # it waits where the process does not read
+        if not self._follower.close(TELEMETRY_END_S):  # it waits where the process does not read
+            self._is_closing = True
+            self._input.shutdown(socket.SHUT_WR)
+            self._follower.close()
         self._end()
 
     def _is_ready(self) -> bool:
@@ -73,12 +82,8 @@ class TelemetryProcess:
         answer = {
             "epoch": 0, "place": place, "bytes": piece, "next": place + len(piece), "end": self._ring.state()["end"],
         }  # fmt: skip
-        pipe = self._child.stdin
-        assert pipe is not None
-        rest = memoryview(msgpack.packb(answer))
         try:
-            while rest:
-                rest = rest[os.write(pipe.fileno(), rest) :]
+            self._input.sendall(msgpack.packb(answer))
         except OSError as error:
             if not self._is_closing:
                 self._failure = (
@@ -90,9 +95,9 @@ class TelemetryProcess:
 
     def _end(self) -> None:
         """Nothing more comes: the process writes what it has, and ends."""
-        for pipe in (self._child.stdin, self._child.stdout):
-            assert pipe is not None
-            pipe.close()
+        self._input.close()
+        assert self._child.stdout is not None
+        self._child.stdout.close()
         try:
             self._child.wait(TELEMETRY_END_S)
         except subprocess.TimeoutExpired:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from clockwork.cli import load_generator
+from clockwork.controller._exchange import Ring
+from clockwork.controller.telemetry import TelemetryProcess
 from clockwork.formats.profiles import ModelProfile, copies
+from clockwork.scheduler.recording import Header, encode_step
+from clockwork.scheduler.types import Tick
 from clockwork.system.clock import MS
 from tests.process.cluster import ANYWHERE, Cluster, eventually, running_cluster
 
@@ -94,9 +102,9 @@ def test_a_writer_that_dies_is_a_trouble_and_nothing_else(tmp_path: Path) -> Non
         with cluster.client() as client:
             report = load_generator.run(
                 client,
-                load_generator.LoadSettings(models=("small-0",), rate=100.0, duration_s=0.5, slo_s=0.1),
+                load_generator.LoadSettings(models=("small-0",), rate=100.0, duration_s=0.5, slo_s=1.0),
             )
-            assert report.answered > 0
+            assert report.answered > 0, report
             troubles = eventually(
                 lambda: [
                     one for one in client.status()["troubles"]["open"] if one["kind"] == "telemetry_failed"
@@ -140,6 +148,39 @@ def test_a_writer_that_stands_still_stops_nothing_and_is_killed_at_the_end(tmp_p
         os.kill(stopped, signal.SIGSTOP)
         assert cluster.controller.stop() == 0
     assert not Path(f"/proc/{stopped}").exists()
+
+
+def steps_of(ring: Ring, bytes_least: int) -> None:
+    """More than a socket takes."""
+    step = encode_step([Tick(1)] * 1_000, [])
+    while ring.state()["end"] < bytes_least:
+        ring.append(1, step)
+
+
+@pytest.mark.slow
+def test_a_write_that_waits_ends_when_the_controller_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+    ring = Ring(16 << 20, 1 << 62)
+    process = TelemetryProcess(tmp_path / "files", 1 << 30, Header("edf", "bytes", {}, "1"), ring, 0)
+    os.kill(process.pid, signal.SIGSTOP)
+    steps_of(ring, 8 << 20)
+    process.close()
+    assert (broken, process.failure()) == ([], "")
+    assert not Path(f"/proc/{process.pid}").exists()
+
+
+@pytest.mark.slow
+def test_an_input_that_is_cut_off_leaves_what_came_before(tmp_path: Path) -> None:
+    answer = {"epoch": 0, "place": 0, "bytes": b"", "next": 0, "end": 0}
+    note = {"policy": "edf", "version": "1", "wall_ns": 0}
+    ended = subprocess.run(
+        [sys.executable, "-m", "clockwork", "telemetry", str(tmp_path), "--piped", json.dumps(note)],
+        input=msgpack.packb(answer) + msgpack.packb(answer)[:-3], capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"ready\n", b"")
 
 
 def test_a_controller_whose_files_cannot_be_written_does_not_start(tmp_path: Path) -> None:

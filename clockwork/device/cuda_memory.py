@@ -166,7 +166,10 @@ class CupyMemory:
             return Kernel(int(module.get_function(name).ptr))
 
     def unload_module(self, module: Any) -> None:
-        """It goes with the last reference to it, which was the caller's."""
+        """At once: left to CuPy it goes with the last reference, which an error may hold until the GPU serves again."""
+        handle, module.ptr = module.ptr, 0
+        with self._translated("cuModuleUnload"):
+            self._cupy.cuda.driver.moduleUnload(handle)
 
     def close(self) -> None:
         self._held.clear()

@@ -112,6 +112,11 @@ class CudaRig:
         """capability: of the card that the driver shows (86: 8.6); 0: it shows none, and runs modules for the host."""
         self.fake.card(capability)
         self.target = f"sm_{capability}" if capability else HOST
+        with environment(**DRIVER):
+            return self.open(pages, which, host_pages, options)
+
+    def open(self, pages: int, which: str, host_pages: int, options: dict[str, Any]) -> CudaDevice:
+        """With little memory, which is taken anew for each test."""
         options = {
             "workspace_bytes": 1 << 12,
             "io_slot_bytes": 1 << 12,
@@ -119,10 +124,9 @@ class CudaRig:
             "graphs": self.graphs,
             **options,
         }
-        with environment(**DRIVER):
-            if host_pages:
-                options |= self.host_store(which, host_pages)
-            device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
+        if host_pages:
+            options |= self.host_store(which, host_pages)
+        device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
         self.fingerprint = device.info.fingerprint
         return device
 
@@ -251,13 +255,8 @@ class CardRig(CudaRig):
         self.target = target_of(self.card)
         self.module = cubin(self.target)
 
-    def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
-        if host_pages:
-            options |= self.host_store(which, host_pages)
-        options = {"graphs": self.graphs, **options}
-        device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
-        self.fingerprint = device.info.fingerprint
-        return device
+    def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:  # type: ignore[override]
+        return self.open(pages, which, host_pages, options)
 
     def check_released(self) -> None:
         """A driver does not tell what exists of it."""

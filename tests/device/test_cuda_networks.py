@@ -19,9 +19,9 @@ from clockwork.models.compile import compiler, nvrtc
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import Session
-from clockwork.wire.messages import Status
+from clockwork.wire.messages import PRODUCT_DTYPES, Status
 from clockwork.wire.tensors import Array
-from tests.device.cuda_rig import PAGE_BYTES, CudaRig
+from tests.device.cuda_rig import PAGE_BYTES, CardRig, CudaRig, why_no_card
 from tests.device.fake import DRIVER, environment
 from tests.device.rig import Driver, array_of
 from tests.emulation import modules
@@ -92,13 +92,25 @@ def test_networks_on_the_device_answer_by_the_kernels_of_a_card(
     check_device(name, made, path, rig, relative=3e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_no_card()), reason=why_no_card())
+@pytest.mark.parametrize("dtype", PRODUCT_DTYPES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_on_a_gpu_answer_as_onnx_runtime_does(name: str, dtype: str, tmp_path: Path) -> None:
+    rig = CardRig(tmp_path / "store")
+    path = tmp_path / "model.onnx"
+    onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
+    compile_model(path, tmp_path / "package", Options((rig.target,), (1, 8), dtype=dtype, verify=False))
+    check_device(name, tmp_path / "package", path, rig, compiler.TOLERANCES[dtype] or RELATIVE)
+
+
 def check_device(name: str, package: Path, model: Path, rig: CudaRig, relative: float = RELATIVE) -> None:
     """A package for up to 8 rows answers, served by a device, as ONNX Runtime does."""
     session = Session(model, optimise=False)
-    prepared = prepare(package, rig.store, "cuda-host", PAGE_BYTES, {})
-    directory = prepared_directory(rig.store, prepared.digest, "cuda-host", {})
     driver = Driver(rig.make(pages=PAGES), rig)
     try:
+        prepared = prepare(package, rig.store, rig.fingerprint, PAGE_BYTES, {})
+        directory = prepared_directory(rig.store, prepared.digest, rig.fingerprint, {})
         driver.device.prepare(1, str(directory))
         # From the last page on, so that no run lies where it does in the file.
         driver.end(driver.load(1, 1, [PAGES - end for end in accumulate(prepared.runs)]))
@@ -112,4 +124,4 @@ def check_device(name: str, package: Path, model: Path, rig: CudaRig, relative: 
             assert difference(actual, session.run(given), relative) == "", parts
     finally:
         driver.device.close()
-    assert set(rig.fake.live().values()) == {0}
+    rig.check_released()

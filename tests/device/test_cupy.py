@@ -1,16 +1,17 @@
-"""What CuPy is asked for, without a card: a module of the few names that are used, over the fake driver's table.
-
-It shows that handles, lifetimes and errors are treated right. The stand-in is held against CuPy itself, which imports
-without a driver, as far as that shows anything there.
+"""What CuPy is asked for, without a card, by a stand-in for it (stand_in.py): that handles, lifetimes and errors are
+treated right. The stand-in is held against CuPy itself, which imports without a driver, as far as that shows anything there.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import re
+import shutil
+import subprocess
 import sys
 import types
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,82 +20,16 @@ import numpy as np
 import pytest
 
 from clockwork.device import cuda
-from clockwork.device._cudriver import Context, CudaError, Table
+from clockwork.device._cudriver import CudaError
 from clockwork.device.cuda_memory import CardInfo, CupyMemory, _Translated, open_driver
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CudaRig
 from tests.device.fake import DRIVER, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Driver, affine, array_of, expected_affine
+from tests.device.stand_in import stub
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
-
-
-class RuntimeFailure(RuntimeError):
-    def __init__(self, error: CudaError) -> None:
-        super().__init__(str(error).split(": ")[1].replace("CUDA_ERROR_", "cudaError"))
-        self.status = error.code
-
-
-def stub(table: Table) -> types.ModuleType:
-    """cupy, as CupyMemory sees it."""
-    contexts: dict[int, Context] = {}
-
-    def translated(call: Any, *arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except CudaError as error:
-            raise RuntimeFailure(error) from None
-
-    class Device:
-        def __init__(self, ordinal: int) -> None:
-            self.id = ordinal
-
-        def use(self) -> None:
-            if self.id not in contexts:
-                contexts[self.id] = translated(table.retain_context, self.id)
-            translated(table.make_current, contexts[self.id])
-
-        @property
-        def mem_info(self) -> tuple[int, int]:
-            return table.memory_info()
-
-    class Memory:
-        def __init__(self, size: int) -> None:
-            memory = translated(table.allocate, size)
-            self.ptr = memory.address
-            weakref.finalize(self, table.release, memory)
-
-    class PinnedMemory:
-        def __init__(self, size: int, flags: int) -> None:
-            assert flags == 1
-            memory = translated(table.allocate_host, size)
-            self.ptr = memory.address
-            weakref.finalize(self, table.release_host, memory)
-
-    class Module:
-        def load_file(self, path: str) -> None:
-            self._module = translated(table.load_module, Path(path).read_bytes())
-            weakref.finalize(self, table.unload_module, self._module)
-
-        def get_function(self, name: str) -> Any:
-            return types.SimpleNamespace(ptr=translated(table.function, self._module, name).address)
-
-    names = types.SimpleNamespace
-    cupy: Any = types.ModuleType("cupy")
-    cupy.contexts = contexts
-    cupy.cuda = names(
-        Device=Device,
-        Memory=Memory,
-        PinnedMemory=PinnedMemory,
-        function=names(Module=Module),
-        memory=names(OutOfMemoryError=MemoryError),
-        runtime=names(free=lambda _: None, hostAllocPortable=1, CUDARuntimeError=RuntimeFailure),
-        driver=names(
-            ctxGetCurrent=lambda: list(contexts.values())[-1].address, CUDADriverError=RuntimeFailure
-        ),
-    )
-    return cupy
 
 
 @pytest.fixture
@@ -131,6 +66,7 @@ def test_a_device_on_cupys_memory_serves_and_gives_back(rig: CudaRig) -> None:
         assert rig.fake.live()["modules"] == modules - 1, "the module of a removed model goes with it"
     finally:
         driver.device.close()
+    assert rig.fake.live()["modules"] == 0, "all go with the device, though it is referred to"
 
 
 def test_cupys_errors_are_told_like_any_other(rig: CudaRig) -> None:
@@ -156,6 +92,23 @@ def test_without_cupy_it_is_said_what_to_install(rig: CudaRig, monkeypatch: pyte
         CupyMemory(open_driver(), card)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_suite_of_a_gpu_passes_where_the_driver_is_taken_for_nvidias(tmp_path: Path) -> None:
+    """What `make test-gpu` runs, but for whole networks, in a process of its own."""
+    driver = tmp_path / "libcuda.so.1"
+    shutil.copyfile(DRIVER["CLOCKWORK_CUDA_DRIVER"], driver)
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "tests.device.stand_in", "-p", "no:cacheprovider", "-k", "[card",
+        "--basetemp", str(tmp_path / "tests"), str(Path(__file__).parent),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env={**os.environ, "CLOCKWORK_CUDA_DRIVER": str(driver)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 100
+
+
 # ----- CuPy itself -----------------------------------------------------------------------------
 
 needs_cupy = pytest.mark.skipif(
@@ -179,6 +132,8 @@ def test_cupy_has_what_the_stand_in_has() -> None:
             assert hasattr(getattr(real, name), inner), f"{name}.{inner}"
     for method in ("load_file", "get_function"):
         assert callable(getattr(real.function.Module(), method))
+    module = real.function.Module()
+    module.ptr = 0  # it can be told that it is unloaded
     assert real.runtime.hostAllocPortable == 1
 
 

@@ -29,6 +29,9 @@ MODELS := $(VENV)/.models-$(PLACE)
 CLIENTS := $(VENV)/.clients-$(PLACE)
 RAY := $(VENV)/.ray-$(PLACE)
 CUPY := $(VENV)/.cupy-$(PLACE)
+# What a GPU takes beside the driver; nothing where there is none. /dev/dxg: under WSL.
+NVIDIA := $(firstword $(wildcard /dev/nvidiactl /dev/dxg))
+GPU := $(if $(NVIDIA),$(CUPY))
 SOURCES_OF_MODELS := $(VENV)/.sources-$(PLACE)
 EXAMPLES := $(VENV)/.examples-$(PLACE)
 
@@ -58,7 +61,7 @@ check: ## name what is missing on this machine, with the package that brings it
 
 build: $(BUILT) ## create .venv, install the pinned dependencies, build the extensions
 
-run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
+run-cluster: $(BUILT) $(GPU) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
@@ -89,8 +92,8 @@ endef
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(call run_tests,not slow and not conformance and not long)
 
-test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
-	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
+test-gpu: $(TESTABLE) $(GPU) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
+	$(BIN)/python -m pytest tests/device -k "[card or on_a_gpu" -rs
 
 test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(EXAMPLES) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
 	$(call run_tests,(slow or conformance) and not long)
@@ -124,11 +127,11 @@ fuzz: $(TESTABLE) ## every reader of strangers' bytes under libFuzzer and atheri
 debug: $(TESTABLE) ## a build with ASan, UBSan and libstdc++'s assertions, and tests on it (TESTS=... chooses)
 	$(BIN)/python tools/debug.py $(TESTS)
 
-bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under bench/results
+bench: $(TESTABLE) $(GPU) ## run the benchmarks, print a table, save the run under bench/results
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \
 	    --benchmark-autosave $(ARGS)
 
-bench-compare: $(TESTABLE) ## run the benchmarks and hold them against the last saved run (ARGS='--benchmark-compare=0001')
+bench-compare: $(TESTABLE) $(GPU) ## run the benchmarks and hold them against the last saved run (ARGS='--benchmark-compare=0001')
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \
 	    $(if $(findstring --benchmark-compare,$(ARGS)),,--benchmark-compare) $(ARGS)
 
@@ -240,7 +243,8 @@ $(SOURCES_OF_MODELS): $(TESTABLE) requirements-sources.lock
 	@echo "Installing the libraries of object stores (120 MB, once) ..."
 	@$(PIP) -r requirements-sources.lock && touch $@ || echo "They could not be installed; the tests of models from s3:// and its like are skipped"
 
-# Likewise: without it the tests that hold the stand-in for CuPy against CuPy skip.
+# Likewise: without it no GPU is used, and the tests that hold the stand-in for CuPy against CuPy skip. The compiler for
+# GPUs comes with what the tests need.
 $(CUPY): $(TESTABLE) requirements-cupy.lock
 	@echo "Installing CuPy (140 MB, once) ..."
-	@$(PIP) --no-deps -r requirements-cupy.lock && touch $@ || echo "CuPy could not be installed; its tests are skipped"
+	@$(PIP) --no-deps -r requirements-cupy.lock && touch $@ || echo "CuPy could not be installed: GPUs are not used, and its tests are skipped"

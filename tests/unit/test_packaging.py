@@ -149,6 +149,18 @@ def test_other_servers_run_what_is_pinned_and_our_onnx_runtime() -> None:
         assert pins(str(lock.relative_to(ROOT)))["onnxruntime"] == ours, lock
 
 
+@pytest.mark.parametrize("target", ["run-cluster", "test-gpu", "bench"])
+def test_what_a_gpu_takes_is_installed_where_there_is_one(target: str, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    for found in ("", "/dev/nvidiactl"):
+        command = ["make", "-C", str(ROOT), "-n", target, f"NVIDIA={found}", f"VENV={tmp_path}"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=60
+        )
+        assert ("-r requirements-cupy.lock" in done.stdout) == bool(found)
+    assert {"cupy-cuda12x", "nvidia-ml-py"} <= set(pins("requirements-cupy.lock"))
+
+
 def test_help_is_the_default_and_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.MULTILINE)

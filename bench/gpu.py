@@ -102,7 +102,10 @@ class Site:
         self._scratch = scratch
         (scratch / MODULE).parent.mkdir(parents=True)
         (scratch / MODULE).write_bytes(compile_kernel(self.target))
-        self.device = CudaDevice("0", 2 * pages * page_bytes, page_bytes, graphs=graphs)
+        weights_bytes = pages * page_bytes
+        self.device = CudaDevice(
+            "0", 2 * weights_bytes, page_bytes, graphs=graphs, pinned_bytes=len(launches) * weights_bytes
+        )
         self._ids = itertools.count(1)
         for index, count in enumerate(launches):
             self.device.prepare(index, str(self._prepare(count)))

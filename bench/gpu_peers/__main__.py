@@ -16,7 +16,7 @@ largest difference from ONNX Runtime on the CPU, relative to the largest value.
 Beside: alone; LOADs of another model without a pause; registrations without a pause (Clockwork: another model is
 prepared and forgotten; ONNX Runtime: another session of the file is made and dropped). 100,000 executions for each row,
 so that a p99.99 has ten beyond it. Kernels are timed one by one, each 20 times in a row on what lies in memory; ONNX
-Runtime's are those of its own profile.
+Runtime's are those of its own profile, which on a GPU tells how long a kernel took to be launched.
 
 It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one, with --cpu, ONNX Runtime executes on the
 processor, which shows that the comparison works; its times mean nothing for a GPU.

@@ -26,7 +26,7 @@ def measure(
     package, whose dtype then is all there is."""
     found, lacking = available(peers)
     if not found:
-        raise SystemExit(f"{'; '.join(lacking)}: pip install onnxruntime-gpu")
+        raise SystemExit("; ".join(lacking))
     rows: list[Row] = []
     lists: list[Row] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -50,7 +50,7 @@ def measure(
                     side = Side(onnx, peer, scratch)
                     for beside in ("alone", "registrations"):
                         tell(f"batch {batch}, {dtype}, {peer.name}, {beside}")
-                        answers, times = side.run(inputs, runs, beside)
+                        answers, times = side.run(inputs, right, runs, beside)
                         rows.append(_row(batch, dtype, peer.name, beside, times, answers, right))
                         if beside == "alone":
                             best = min(best, rows[-1]["event p50_us"])
@@ -61,7 +61,7 @@ def measure(
                     lists += kernels(site, batch, few)[:listed]
                     for peer in rivals[:1]:
                         profile = Side(onnx, peer, scratch, scratch / f"profile-{dtype}-{batch}")
-                        lists += profile.kernels(inputs, batch, few)[:listed]
+                        lists += profile.kernels(inputs, right, batch, few)[:listed]
         facts = {
             "card": f"{site.card.name}, driver {site.table.version}",
             "model": model.name,

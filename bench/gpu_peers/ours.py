@@ -118,8 +118,8 @@ class Serving:
     def __init__(self, site: Site, directory: Path) -> None:
         self._directory = directory
         self._runs = site.prepared.runs
-        pages = 2 * sum(self._runs)
-        self._device = CudaDevice(str(site.card.ordinal), max(1, pages) * CUDA_PAGE_BYTES)
+        weights_bytes = max(1, sum(self._runs)) * CUDA_PAGE_BYTES  # pinned once: all are of one file
+        self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=weights_bytes)
         self._ids = itertools.count(1)
         self._loading = False
         self._moving = 0  # the action of the load lane

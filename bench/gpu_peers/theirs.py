@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
 
 from bench.gpu_peers.beside import registrations
 from bench.gpu_peers.ours import WARM_UP, Times
+from clockwork.models.runtime import SILENT
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
@@ -54,13 +57,50 @@ ON_A_CPU = (
 """What shows, without a card, that the comparison works."""
 
 
+REMEDIES = {
+    CUDA: "pip install 'onnxruntime-gpu[cuda,cudnn]' in the place of onnxruntime",
+    TENSORRT: "pip install tensorrt, of the version that this onnxruntime-gpu is built for",
+}
+
+
 def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
-    """Those whose provider this ONNX Runtime has, and a sentence for each provider that it does not have."""
-    has = onnxruntime.get_available_providers()
-    lacks = sorted({peer.provider for peer in peers} - set(has))
-    return [peer for peer in peers if peer.provider in has], [
-        f"onnxruntime {onnxruntime.__version__} has no {provider}" for provider in lacks
-    ]
+    """Those whose provider works here, and a sentence for each provider that does not."""
+    lacks = {
+        provider: why for provider in sorted({peer.provider for peer in peers}) if (why := _why_not(provider))
+    }
+    return [peer for peer in peers if peer.provider not in lacks], list(lacks.values())
+
+
+def _why_not(provider: str) -> str:
+    """Why a provider cannot be used, in a sentence; "" if it can. onnxruntime-gpu lists those, too, whose libraries are
+    missing, and falls back when a session is made."""
+    version = f"onnxruntime {onnxruntime.__version__}"
+    remedy = f" ({REMEDIES[provider]})" if provider in REMEDIES else ""
+    if provider not in onnxruntime.get_available_providers():
+        return f"{version} has no {provider}{remedy}"
+    if provider == TENSORRT:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorrt")  # which loads its libraries from where pip has put them
+    if provider in REMEDIES:
+        onnxruntime.preload_dlls()  # likewise of CUDA and cuDNN
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = SILENT
+    try:
+        session = onnxruntime.InferenceSession(
+            _tiny_model(), options, providers=[provider], enable_fallback=0
+        )
+    except (RuntimeError, ValueError) as error:
+        return f"{version} cannot use {provider}: {error}{remedy}"
+    if session.get_providers()[0] != provider:
+        return f"{version} cannot load {provider} or what that needs{remedy}"
+    return ""
+
+
+def _tiny_model() -> bytes:
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 class Side:
@@ -89,21 +129,28 @@ class Side:
         # What the provider does not take is executed by CUDA, and the rest by the CPU, as a user's session would.
         order = [(self._peer.provider, self._options)]
         if self._peer.provider == TENSORRT:
-            order.append((CUDA, {}))
+            stream = self._options["user_compute_stream"]
+            order.append((CUDA, {"user_compute_stream": stream}))  # else the events would not see its work
         session = onnxruntime.InferenceSession(str(self._path), options, providers=order)
         if session.get_providers()[0] != self._peer.provider:
             raise SystemExit(f"{self._peer.name}: ONNX Runtime fell back to {session.get_providers()}")
         return session
 
-    def run(self, inputs: Sequence[np.ndarray], runs: int, beside: str = "alone") -> tuple[list[Any], Times]:
-        """The answers, and the times of ``runs`` executions. beside: "alone", or "registrations": sessions of the same
-        file are made and dropped meanwhile, on a thread."""
+    def run(
+        self, inputs: Sequence[np.ndarray], right: Sequence[np.ndarray], runs: int, beside: str = "alone"
+    ) -> tuple[list[Any], Times]:
+        """The answers, and the times of ``runs`` executions. right: of what shapes and types the outputs are: memory for
+        them is bound once, as a CUDA graph needs it. beside: "alone", or "registrations": sessions of the same file are
+        made and dropped meanwhile, on a thread."""
         binding = self.session.io_binding()
         for spec, array in zip(self.session.get_inputs(), inputs, strict=True):
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
             binding.bind_ortvalue_input(spec.name, value)
-        for spec in self.session.get_outputs():
-            binding.bind_output(spec.name, self._device)
+        for spec, array in zip(self.session.get_outputs(), right, strict=True):
+            value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                array.shape, array.dtype, self._device, 0
+            )
+            binding.bind_ortvalue_output(spec.name, value)
         times = Times([], [])
         for _ in range(WARM_UP):
             self._run(binding, Times([], []))
@@ -132,9 +179,11 @@ class Side:
         else:
             times.event.append(times.host[-1])
 
-    def kernels(self, inputs: Sequence[np.ndarray], batch: int, runs: int) -> list[dict[str, Any]]:
+    def kernels(
+        self, inputs: Sequence[np.ndarray], right: Sequence[np.ndarray], batch: int, runs: int
+    ) -> list[dict[str, Any]]:
         """The time of each node by the session's profile, the longest first. Made with a profile."""
-        self.run(inputs, runs)
+        self.run(inputs, right, runs)
         total: dict[str, float] = collections.defaultdict(float)
         for event in json.loads(Path(self.session.end_profiling()).read_text()):
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):

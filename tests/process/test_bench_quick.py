@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from bench import (
@@ -30,6 +31,7 @@ from bench import (
 )
 from bench.cluster import Cluster
 from bench.gpu_peers import measure as gpu_peers
+from bench.gpu_peers import theirs
 from bench.gpu_peers.theirs import ON_A_CPU
 from bench.paper import fig11, live
 from bench.paper.common import Setting
@@ -227,6 +229,8 @@ def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.M
         gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site,
         gpu.Site(tmp_path / "plain", pages=2, page_bytes=1 << 20, graphs=False) as plain,
     ):
+        memory = site.device.memory()
+        assert memory["pinned_bytes"] == memory["store_bytes"], "no more is pinned than its models take"
         rows, facts = gpu.measure(site, plain, loads=3, inferences=5)
     counts = len(gpu.LAUNCHES)
     assert [one["count"] for one in rows] == [3, 3, *[5] * 2 * counts]
@@ -270,6 +274,21 @@ def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pyte
     assert facts["LOADs"] > 8
     assert facts["pages in use at the end"] <= 6
     assert {row["predicted"] for row in rows} >= {"infer duration", "load duration"}
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_peers_whose_libraries_are_missing_are_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As onnxruntime-gpu lists TensorRT's provider whether or not TensorRT is there."""
+    for listed, said in (([], "has no"), ([theirs.CUDA, theirs.TENSORRT], "cannot load")):
+        monkeypatch.setattr(
+            onnxruntime, "get_available_providers", lambda listed=listed: [*listed, "CPUExecutionProvider"]
+        )
+        found, lacking = theirs.available((*theirs.PEERS, *ON_A_CPU))
+        assert found == list(ON_A_CPU)
+        assert [
+            f"{said} {provider}" in why
+            for provider, why in zip((theirs.CUDA, theirs.TENSORRT), lacking, strict=True)
+        ] == [True, True]
 
 
 @pytest.mark.skipif(

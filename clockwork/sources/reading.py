@@ -55,7 +55,7 @@ class RemoteFile:
 class Reader:
     """One reader's process, which is started when it is first asked, and again after it has failed.
 
-    Carries out one call at a time; close() may be called by any thread, and ends the call that is under way.
+    Any thread may call it, and waits for the call of another. close() ends the call that is under way.
     """
 
     def __init__(self, location: Location) -> None:
@@ -64,6 +64,7 @@ class Reader:
         self._errors: IO[bytes] | None = None  # what the process writes to its standard error
         self._closed = False
         self._lock = threading.Lock()  # guards the fields above
+        self._turn = threading.RLock()  # held by the thread that makes a call, or takes leave of the process
         self._rest = b""
 
     def files(self, limit_s: float = LIST_LIMIT_S) -> list[RemoteFile]:
@@ -128,18 +129,19 @@ class Reader:
         # The thread whose call this ends takes leave of the process.
 
     def stop(self) -> None:
-        """End the process; the next call starts another. For the thread that makes calls."""
-        with self._lock:
-            child, self._child = self._child, None
-            errors, self._errors = self._errors, None
-        if child is not None:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout, errors):
-                assert pipe is not None
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        self._rest = b""
+        """End the process, once the call that is under way has ended; the next call starts another."""
+        with self._turn:
+            with self._lock:
+                child, self._child = self._child, None
+                errors, self._errors = self._errors, None
+            if child is not None:
+                child.kill()
+                child.wait()
+                for pipe in (child.stdin, child.stdout, errors):
+                    assert pipe is not None
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+            self._rest = b""
 
     # ----- one call ---------------------------------------------------------------------------
 
@@ -150,13 +152,13 @@ class Reader:
         """The answers to a command, the last one included. The process ends with a call that fails, so that the next one
         begins with fresh connections and credentials."""
         whole = False
-        try:
-            answers = self._ask(command, what, limit_s, silence_s)
-            yield answers
-            whole = True
-        finally:
-            if not whole:
-                self.stop()
+        with self._turn:
+            try:
+                yield self._ask(command, what, limit_s, silence_s)
+                whole = True
+            finally:
+                if not whole:
+                    self.stop()
 
     def _ask(
         self, command: dict[str, Any], what: str, limit_s: float, silence_s: float

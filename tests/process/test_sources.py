@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -258,6 +259,33 @@ def test_close_ends_the_call_that_is_under_way(server: FileServer, reader: Reade
     reader.close()
     thread.join(PATIENCE_S)
     assert [str(error) for error in failures] == ["the reader was closed"]
+
+
+def test_stop_waits_for_the_call_that_is_under_way(
+    server: FileServer, reader: Reader, tmp_path: Path
+) -> None:
+    """Else that call would go on with pipes which are closed, or are another file's by then."""
+    path = "/models/a/1/model.onnx"
+    server.files[path] = b"x" * 10_000
+    (file,) = reader.files()
+    server.stalled.add(path)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold(done: int) -> None:
+        held.set()
+        assert go_on.wait(PATIENCE_S)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        url = reader.location.file(file.path)
+        fetching = pool.submit(reader.fetch, url, file, tmp_path / "m", ROOM, hold)
+        assert held.wait(PATIENCE_S)
+        reader.close()
+        stopping = pool.submit(reader.stop)
+        concurrent.futures.wait([stopping], 0.2)  # what it closes too early is closed by then
+        go_on.set()
+        with pytest.raises(SourceFailed, match="the reader was closed"):
+            fetching.result(PATIENCE_S)
+        stopping.result(PATIENCE_S)
 
 
 def test_a_reader_ends_when_whoever_asked_is_gone(server: FileServer, reader: Reader) -> None:

@@ -73,7 +73,7 @@ class _Demo(Cluster):
         super().wait_until_ready()
         dashboard = self._dashboard
         assert dashboard is not None
-        self._wait(lambda: dashboard.child.serves, self.started_ns + self.ready_ns, "the dashboard")
+        self._wait(lambda: bool(dashboard.child.serves), self.started_ns + self.ready_ns, "the dashboard")
 
     def greet(self) -> None:
         of_demo = self._of_demo
@@ -85,7 +85,7 @@ class _Demo(Cluster):
                 "--slo", f"{DEMO_SLO_S:g}", "--zipf", f"{ZIPF:g}", "--bursts", *map(str, BURSTS_S),
                 "--duration", f"{DEMO_LOAD_S:g}", "--json",
             ])  # fmt: skip
-        line = next(line for line in self._dashboard.child.lines if " is at " in line)
+        line = self._dashboard.child.serves
         self._say(
             f"\n{line.partition(' (')[0]}\n\n"
             f"{of_demo.devices} emulated V100s serve {len(names)} models, which are asked {of_demo.rate:g} times a second, in bursts, "
@@ -96,5 +96,5 @@ class _Demo(Cluster):
         if name != "load":
             return super()._place(name, arguments)
         child = Child(name, arguments, lambda line: None, self._settings.verbose)
-        child.serves = True  # it says nothing by which one could tell
+        child.serves = name  # it says nothing by which one could tell
         return child

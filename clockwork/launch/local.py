@@ -112,7 +112,7 @@ class AnyChild(Protocol):
     @property
     def status(self) -> int: ...
     @property
-    def serves(self) -> bool: ...
+    def serves(self) -> str: ...
     @property
     def lost(self) -> bool: ...
     def ended(self) -> bool: ...
@@ -126,7 +126,7 @@ class Child:
     def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        self.serves = False  # SERVES was among its lines
+        self.serves = ""  # the first line that SERVES is in
         self.lost = False  # with its machine, which for a local child is this one
         self._say = say
         self._verbose = verbose
@@ -172,7 +172,7 @@ class Child:
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip()
                 self.lines.append(line)
-                self.serves = self.serves or SERVES.search(line) is not None
+                self.serves = self.serves or (line if SERVES.search(line) else "")
                 if self._verbose or not ROUTINE.match(line):
                     self._say(f"{self.name} | {line}")
 
@@ -349,7 +349,7 @@ class Cluster:
         child.end()  # its helpers, and the end of its output
         now = now_ns()
         how = "was lost with its machine" if child.lost else how_it_ended(child.status)
-        due_ns = seat.restarts.next_ns(now, seat.begun_ns, child.serves or child.lost, child.status)
+        due_ns = seat.restarts.next_ns(now, seat.begun_ns, bool(child.serves) or child.lost, child.status)
         if due_ns is not None:
             pause_s = to_seconds(due_ns - now)
             after = f" in {pause_s:g} s" if pause_s > 0 else ""
@@ -357,7 +357,7 @@ class Cluster:
             seat.due_ns = due_ns
             return
         seat.is_given_up = True
-        last = "".join(f"\n  {line}" for line in child.lines)
+        last = "".join(f"\n  {line}" for line in child.lines.copy())  # a helper may still write to its output
         end = f"The {seat.name} {how}.{' Its last lines:' if last else ''}{last}"
         workers = [
             other for other in self._seats if other.name.startswith("worker-") and not other.is_given_up
@@ -421,8 +421,7 @@ class Cluster:
 
     def gateway_urls(self) -> list[tuple[str, str]]:
         """(server, address) of each of the gateway's servers, from its log; empty before it serves, or without a gateway."""
-        lines = self._gateway.child.lines if self._gateway is not None else ()
-        found = next((line.partition(" listens: ")[2] for line in lines if " listens: " in line), "")
+        found = self._gateway.child.serves.partition(" listens: ")[2] if self._gateway is not None else ""
         return [
             (name, where)
             for name, _, where in (server.partition(" on ") for server in found.split(", ") if server)
@@ -465,7 +464,7 @@ class Cluster:
             self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
         if self._gateway is not None:
             gateway = self._gateway
-            self._wait(lambda: gateway.child.serves, limit_ns, "the gateway")
+            self._wait(lambda: bool(gateway.child.serves), limit_ns, "the gateway")
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, awaited: str) -> None:
         pause = threading.Event()

@@ -52,7 +52,7 @@ class Host:
 
     def __init__(self) -> None:
         self._child: Child | None = None
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()  # printed since it was asked last
         self._directory = ""
 
     def start(self, name: str, arguments: list[str], keys: dict[str, bytes]) -> None:
@@ -74,8 +74,7 @@ class Host:
         if self._child.ended():
             self._child.end()
             status, self._child = self._child.status, None
-        lines, self._lines = self._lines, []
-        return status, lines
+        return status, [self._lines.popleft() for _ in range(len(self._lines))]
 
     def signal(self, number: int) -> None:
         if self._child is not None:
@@ -97,7 +96,7 @@ class Placed:
     ) -> None:  # fmt: skip
         self.name = name
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.serves = False  # SERVES was among its lines
+        self.serves = ""  # the first line that SERVES is in
         self.lost = False  # with the machine that it was on
         self.status = 0  # of the process, once it has ended
         self._ray = ray
@@ -129,7 +128,7 @@ class Placed:
             status, lines = answer
             for line in lines:
                 self.lines.append(line)
-                self.serves = self.serves or SERVES.search(line) is not None
+                self.serves = self.serves or (line if SERVES.search(line) else "")
                 if self._verbose or not ROUTINE.match(line):
                     self._say(f"{self.name} | {line}")
             if status is not None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 
 from clockwork import Client
+from clockwork.config.launch import LAST_LINES
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
-from clockwork.launch.local import free_ports
+from clockwork.launch.local import Cluster, UpSettings, free_ports
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
@@ -319,6 +321,20 @@ def test_without_any_port_of_the_gateway_it_is_ready_all_the_same(tmp_path: Path
     gateway = Program(["gateway", *off])
     assert gateway.wait() == 1
     assert re.fullmatch(r"clockwork: all three ports are off, .*", gateway.text)
+
+
+def test_the_gateways_addresses_are_known_whatever_else_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho gateway listens: http on http://host:80\nseq {LAST_LINES}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    cluster = Cluster(UpSettings(), ("tcp://host:1", "tcp://host:2", "tcp://host:3"), lambda line: None)
+    cluster._gateway = cluster._spawn("gateway", [])
+    eventually(lambda: str(LAST_LINES) in cluster._seats[0].child.lines.copy(), "it has printed all")
+    cluster._seats[0].child.end()
+    assert cluster.gateway_urls() == [("http", "http://host:80")]
 
 
 def legacy_keys(directory: Path) -> Path:

@@ -237,6 +237,12 @@ cdef class Arena(Orders):
         cdef int index
         self.runtime = runtime()
         self.api = self.runtime.api
+        # First: an arena far beyond the machine's memory has lists of pages that would fill it.
+        self.arena_bytes = round_up(arena_bytes // page_bytes * page_bytes, HUGE_PAGE_BYTES)
+        with nogil:
+            self.arena = map_touched(self.arena_bytes)
+        if self.arena == NULL:
+            raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
         self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns)
         self.slot_bytes_most = slot_bytes_most
         self.slots.resize(self.slot_count)
@@ -245,11 +251,6 @@ cdef class Arena(Orders):
         self.hollow.resize(self.page_count)
         self.options, self.threads = {}, threads
         self.options_for(())
-        self.arena_bytes = round_up(self.page_count * page_bytes, HUGE_PAGE_BYTES)
-        with nogil:
-            self.arena = map_touched(self.arena_bytes)
-        if self.arena == NULL:
-            raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
 
     def __dealloc__(self):
         self.free_memory()

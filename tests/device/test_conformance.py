@@ -131,7 +131,7 @@ def test_a_stale_residency_never_reads_the_next_models_weights(driver: Driver) -
 def test_unload_is_refused_while_an_infer_is_queued_or_runs(driver: Driver) -> None:
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))
-    queued = driver.infer(model, 1, [X], earliest_ns=now_ns() + SECOND)
+    queued = driver.infer(model, 1, [X], earliest_ns=now_ns() + 3600 * SECOND)
     assert driver.end(driver.unload(model, 1)).status == Status.IN_USE
     driver.device.revoke(queued)
     assert driver.end(queued).status == Status.ACTION_CANCELLED
@@ -143,7 +143,7 @@ def test_load_and_infer_overlap(driver: Driver) -> None:
     slow, small = driver.prepare(repeated()), driver.prepare(affine())
     driver.end(driver.load(slow, 1, [0]))
     rounds = np.array(1, np.int64)
-    while (done := driver.end(driver.infer(slow, 1, [rounds]))).execute[2] < 50 * MS:
+    while (done := driver.end(driver.infer(slow, 1, [rounds]))).execute[2] < 150 * MS:
         rounds = rounds * 2
     running = driver.infer(slow, 1, [rounds])
     load = driver.end(driver.load(small, 2, [10], earliest_ns=now_ns() + 10 * MS))
@@ -160,7 +160,7 @@ def test_forget_needs_a_model_that_nothing_uses(driver: Driver) -> None:
     with pytest.raises(ValueError, match="resident"):
         driver.device.forget(model)
     driver.end(driver.unload(model, 1))
-    waiting = driver.load(model, 2, [0], earliest_ns=now_ns() + SECOND)
+    waiting = driver.load(model, 2, [0], earliest_ns=now_ns() + 3600 * SECOND)
     with pytest.raises(ValueError, match="in use"):
         driver.device.forget(model)
     driver.device.revoke(waiting)
@@ -212,7 +212,7 @@ def test_nothing_starts_before_its_window(driver: Driver) -> None:
 def test_a_lane_is_first_in_first_out(driver: Driver) -> None:
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))
-    earliest_ns = now_ns() + 20 * MS
+    earliest_ns = now_ns() + 200 * MS
     waiting = driver.infer(model, 1, [X], earliest_ns=earliest_ns)
     eager = driver.infer(model, 1, [X])
     first, second = driver.wait(waiting, eager)
@@ -228,7 +228,7 @@ def test_a_lane_is_first_in_first_out(driver: Driver) -> None:
 def test_a_lane_holds_as_many_actions_as_it_says(driver: Driver) -> None:
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))
-    earliest_ns = now_ns() + SECOND
+    earliest_ns = now_ns() + 3600 * SECOND
     held = [
         driver.infer(model, 1, [X], [X], earliest_ns=earliest_ns) for _ in range(driver.device.info.run_ahead)
     ]
@@ -261,8 +261,8 @@ def test_revoking_what_is_not_queued_does_nothing(driver: Driver) -> None:
     assert driver.end(load).status == Status.OK
     driver.device.revoke(load)
     assert driver.device.poll() == []
-    second = driver.unload(model, 1, earliest_ns=now_ns() + SECOND)
-    third = driver.load(model, 2, [0], earliest_ns=now_ns() + SECOND)
+    second = driver.unload(model, 1, earliest_ns=now_ns() + 3600 * SECOND)
+    third = driver.load(model, 2, [0], earliest_ns=now_ns() + 3600 * SECOND)
     driver.device.revoke(third)  # not the head
     driver.device.revoke(second)
     assert [one.status for one in driver.wait(second, third)] == [Status.ACTION_CANCELLED] * 2
@@ -284,8 +284,8 @@ def test_reset_drops_queues_and_residencies(driver: Driver) -> None:
     model, other = driver.prepare(affine()), driver.prepare(affine(1))
     driver.end(driver.load(model, 1, [0]))
     driver.infer(model, 1, [X])  # may or may not have ended: not polled
-    driver.infer(model, 1, [X], earliest_ns=now_ns() + SECOND)
-    driver.load(other, 2, [1], earliest_ns=now_ns() + SECOND)
+    driver.infer(model, 1, [X], earliest_ns=now_ns() + 3600 * SECOND)
+    driver.load(other, 2, [1], earliest_ns=now_ns() + 3600 * SECOND)
     driver.device.reset()
     assert not readable(driver)
     assert driver.device.poll() == []
@@ -303,7 +303,7 @@ def test_close_with_work_queued(driver: Driver) -> None:
     driver.load(model, 2, [1], earliest_ns=now_ns() + 3600 * SECOND)
     started_ns = now_ns()
     driver.device.close()
-    assert now_ns() - started_ns < 2 * SECOND
+    assert now_ns() - started_ns < 20 * SECOND
 
 
 # ----- tensors --------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_an_endless_loop_is_ended_and_the_next_execution_is_not(make: Callable[.
         assert "longer than it may" in done.text
         assert after.status == Status.OK, after.text
         assert array_of(after.parts[0][0]) == 5
-        assert now_ns() - began < 10 * SECOND
+        assert now_ns() - began < 30 * SECOND
     assert driver.device.running() == 0
 
 
@@ -167,4 +167,4 @@ def test_a_device_that_is_closed_ends_what_runs(make: Callable[..., Driver]) -> 
         pass
     began = now_ns()
     driver.device.close()
-    assert now_ns() - began < 5 * SECOND
+    assert now_ns() - began < 20 * SECOND

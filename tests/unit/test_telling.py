@@ -60,9 +60,11 @@ HUGE: list[Any] = [
 @pytest.mark.parametrize("value", HUGE, ids=range(len(HUGE)))
 @pytest.mark.parametrize("chars", [1, 80, 300])
 def test_what_is_told_is_short_printable_and_cheap_whatever_the_value(value: object, chars: int) -> None:
-    begun = time.thread_time()
-    text = tell(value, chars)
-    spent_s = time.thread_time() - begun
+    spent_s = 1.0
+    for _ in range(3):  # the collector may come once, and look at all that other tests have left
+        begun = time.thread_time()
+        text = tell(value, chars)
+        spent_s = min(spent_s, time.thread_time() - begun)
     assert text.isprintable()
     assert len(text) <= chars + len("...")
     assert spent_s < 0.005, "a repr() of the smallest of these takes longer"

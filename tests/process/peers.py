@@ -65,7 +65,8 @@ def running_controller(
         try:
             yield controller
         finally:
-            controller.stop()  # the loop looks at least once a heartbeat
+            controller.stop()
+            controller._storage.wake()  # else the loop looks at its next heartbeat
             thread.join()
             controller.close()
             # Its loop has told the collector to leave alone what there is, itself included: gigabytes in a few hundred tests.

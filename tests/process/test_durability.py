@@ -50,14 +50,8 @@ class Stage:
         self.controller: Controller = stack.enter_context(running_controller(data))
         self.worker = stack.enter_context(FakeWorker(self.controller, pages=16))
         self.client = stack.enter_context(RawClient(self.controller))
-        stack.callback(self.end)
         self._number = 0
         self.wait_for_all()
-
-    def end(self) -> None:
-        """Have the controller's loop end now, and not at its next heartbeat."""
-        self.controller.stop()
-        self.client.send(messages.Query(0, "status", ""))
 
     def ask(self, message: Callable[[int], Any], content: bytes = b"") -> Any:
         """The Reply or Failure to it, while the worker does what it is told. content: of an upload."""

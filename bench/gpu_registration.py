@@ -1,8 +1,10 @@
-"""Does registering models stall a GPU that serves? Requests at a fixed rate, alone and while models are registered.
+"""Does registering models stall a GPU that serves? Requests alone, while models are registered elsewhere on the machine (in
+a cluster of its own, with a GPU of its own), and while they are registered on the GPU that serves.
 
-    python -m bench.gpu_registration [--quick] [--json] [--models 40] [--rate 100] [--seconds 30] [--shared]
+    python -m bench.gpu_registration [--quick] [--json] [--models 40] [--rate 100] [--seconds 30] [--arrivals poisson] [--shared]
 
-Each model is a program of its own by hand, of a few launches, so that each has modules to be loaded, answers to be checked
+What registrations elsewhere do is done by the machine, whose cores are busy; what is beyond that is done by the GPU. On a
+real card there is no such control: the other cluster would share it. Each model is a program of its own by hand, of a few launches, so that each has modules to be loaded, answers to be checked
 and batch sizes to be timed (--shared: all are fine-tunes of one). Times are the controller's: from the arrival of a request
 until its execution had ended, and the execution as the GPU's events have it.
 
@@ -12,11 +14,13 @@ stall it for 2 ms, unless CLOCKWORK_FAKE_SPEED and CLOCKWORK_FAKE_STALL say othe
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ FAKE_STALL_NS = 2_000_000
 CLOCKS_NS = 2_000_000
 """How far the worker's clock may be off by what the controller has found."""
 
+REGISTER_S = 600.0
 MARKS = (50, 99, 99.9, 100)
 
 
@@ -60,15 +65,37 @@ def package(place: Path, module: bytes, target: str, launches: int, value: float
     return place
 
 
-def send(client: Client, rate: float, is_over: Callable[[], bool]) -> int:
-    """Requests at a fixed rate, whatever comes of them; how many failed."""
+def send(client: Client, gaps_s: Iterator[float], is_over: Callable[[], bool]) -> int:
+    """Requests with these times between them, whatever comes of them; how many failed."""
     x = np.arange(WIDTH, dtype=np.float32)[None]
-    asked, begun = [], time.monotonic()
+    asked, due = [], time.monotonic()
     while not is_over():
-        due = begun + len(asked) / rate
+        due += next(gaps_s)
         time.sleep(max(due - time.monotonic(), 0))
         asked.append(client.submit("serving", x, slo=SLO_S))
     return sum(future.exception() is not None for future in asked)
+
+
+class Registering(threading.Thread):
+    """Registers packages, one after the other."""
+
+    def __init__(self, cluster: Cluster, packages: Sequence[Path]) -> None:
+        super().__init__()
+        self.took_s: list[float] = []
+        self.failed: list[ClockworkError] = []
+        self._cluster = cluster
+        self._packages = packages
+        self.start()
+
+    def run(self) -> None:
+        with self._cluster.client(timeout=REGISTER_S) as client:
+            for number, package in enumerate(self._packages):
+                begun = time.monotonic()
+                try:
+                    client.register(f"model-{number}", package)
+                except ClockworkError as error:
+                    self.failed.append(error)
+                self.took_s.append(time.monotonic() - begun)
 
 
 def times_of(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
@@ -107,6 +134,12 @@ def outside(steps: Sequence[Step], noted: Path) -> str:
     return f"{free} of {len(calls)}"
 
 
+def ratio(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {"requests": f"{one['requests']} / {other['requests']}", "served": ""} | {
+        name: round(one[name] / other[name], 2) for name in other if name.endswith("_us")
+    }
+
+
 def row(phase: str, found: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
     answered, executed = ([one[place] for one in found] for place in (1, 2))
     return {
@@ -118,9 +151,9 @@ def row(phase: str, found: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
 
 
 def measure(
-    models: int, rate: float, seconds: float, is_shared: bool
+    models: int, rate: float, seconds: float, arrivals: str = "even", is_shared: bool = False
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows: the times of requests alone, while models are registered, and the one over the other. Facts: the rest."""
+    """Rows: the times of requests in each phase, and of one over the other. Facts: the rest."""
     table = open_driver()
     card = cards(table)[0]
     if not card.is_gpu:
@@ -128,10 +161,11 @@ def measure(
         os.environ.setdefault("CLOCKWORK_FAKE_STALL", str(FAKE_STALL_NS))
     target = target_of(card)
     module = compile_kernel(target)
-    with tempfile.TemporaryDirectory() as scratch:
+    rng = np.random.default_rng(SEED)
+    gaps_s = iter(lambda: float(rng.exponential(1 / rate)) if arrivals == "poisson" else 1 / rate, None)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as clusters:
         place = Path(scratch)
         recording, noted = place / "recording", place / "stalls"
-        os.environ["CLOCKWORK_FAKE_STALLS"] = str(noted)
         worker = (
             "--device", "cuda", "--arena", str((models + 1) * PAGE_BYTES), "--page-size", str(PAGE_BYTES),
         )  # fmt: skip
@@ -141,57 +175,45 @@ def measure(
             )
             for number in range(models + 1)
         ]
-        with (
-            Cluster(worker_arguments=worker, controller_arguments=("--record", str(recording))) as cluster,
-            cluster.client(timeout=600) as client,
-        ):
-            noted.write_text("")  # what was taken at start
-            client.register("serving", packages[0])
-            over = threading.Event()
-            took: list[float] = []
-            failed: list[ClockworkError] = []
-
-            def register() -> None:
-                with cluster.client(timeout=600) as second:
-                    for number, one in enumerate(packages[1:]):
-                        begun = time.monotonic()
-                        try:
-                            second.register(f"model-{number}", one)
-                        except ClockworkError as error:
-                            failed.append(error)
-                        took.append(time.monotonic() - begun)
-                over.set()
-
-            ends = time.monotonic() + seconds
-            unserved = send(client, rate, lambda: time.monotonic() >= ends)
-            marked_ns = time.monotonic_ns()
-            thread = threading.Thread(target=register)
-            thread.start()
-            unserved += send(client, rate, over.is_set)
-            thread.join()
-            sent = client.status()["workers"][0]["sent"]
-            noted = noted.rename(place / "noted")  # before all is given back at the end
+        elsewhere = clusters.enter_context(Cluster(worker_arguments=worker)) if not card.is_gpu else None
+        os.environ["CLOCKWORK_FAKE_STALLS"] = str(noted)
+        cluster = clusters.enter_context(
+            Cluster(worker_arguments=worker, controller_arguments=("--record", str(recording)))
+        )
+        client = clusters.enter_context(cluster.client(timeout=REGISTER_S))
+        noted.write_text("")  # what was taken at start
+        client.register("serving", packages[0])
+        ends = time.monotonic() + seconds
+        unserved = send(client, gaps_s, lambda: time.monotonic() >= ends)
+        phases = {"alone": time.monotonic_ns()}  # and when they ended
+        for phase, one in (("registering elsewhere", elsewhere), ("registering here", cluster)):
+            if one is not None:
+                ours = Registering(one, packages[1:])
+                unserved += send(client, gaps_s, lambda: not ours.is_alive())  # noqa: B023
+                phases[phase] = time.monotonic_ns()
+        sent = client.status()["workers"][0]["sent"]
+        noted = noted.rename(place / "noted")  # before all is given back at the end
+        clusters.close()
         with open(recording, "rb") as file:
             steps = list(decode(file)[1])
         told = "unknown: the card's" if card.is_gpu else outside(steps, noted)
     found = times_of(steps)
-    alone, beside = (
-        row("alone", [one for one in found if one[0] < marked_ns]),
-        row("beside registrations", [one for one in found if one[0] >= marked_ns]),
-    )
-    ratio = {"requests": "ratio", "served": ""} | {
-        name: round(beside[name] / alone[name], 2) for name in alone if name.endswith("_us")
-    }
-    return [alone, beside, ratio], {
+    rows = [
+        row(phase, [one for one in found if begin <= one[0] < end])
+        for (phase, end), begin in zip(phases.items(), [0, *phases.values()])
+    ]
+    rows += [ratio(one, other) for other, one in itertools.combinations(rows, 2)]
+    return rows, {
         "card": f"{card.name}, driver {table.version}",
         "a call that stalls, ms": "the card's"
         if card.is_gpu
         else int(os.environ["CLOCKWORK_FAKE_STALL"]) / 1e6,
         "rate, requests/s": rate,
-        "models registered": models - len(failed),
-        "why not": str(failed[0]) if failed else "",
+        "arrivals": arrivals,
+        "models registered": models - len(ours.failed),
+        "why not": str(ours.failed[0]) if ours.failed else "",
         "registering one, s": {
-            f"p{mark}": round(float(np.percentile(took, mark)), 3) for mark in (50, 99, 100)
+            f"p{mark}": round(float(np.percentile(ours.took_s, mark)), 3) for mark in (50, 99, 100)
         },
         "requests that were not served": unserved,
         "RESERVEs": sent.get("reserve", 0),
@@ -205,12 +227,13 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=40)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=30.0, help="of requests alone")
+    parser.add_argument("--arrivals", choices=("even", "poisson"), default="even", help="of requests")
     parser.add_argument("--shared", action="store_true", help="all models are fine-tunes of one")
     asked = parser.parse_args()
     if asked.quick:
-        rows, facts = measure(4, 50.0, 2.0, asked.shared)
+        rows, facts = measure(4, 50.0, 2.0, asked.arrivals, asked.shared)
     else:
-        rows, facts = measure(asked.models, asked.rate, asked.seconds, asked.shared)
+        rows, facts = measure(asked.models, asked.rate, asked.seconds, asked.arrivals, asked.shared)
     report.show("requests beside registrations", SEED, rows, facts, asked.json)
 
 

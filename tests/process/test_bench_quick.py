@@ -256,8 +256,9 @@ def test_what_registrations_do_to_a_gpu_that_serves(monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)
-    rows, facts = gpu_registration.measure(2, 40.0, 1.0, False)
-    assert [row["requests"] for row in rows] == ["alone", "beside registrations", "ratio"]
+    rows, facts = gpu_registration.measure(2, 40.0, 1.0)
+    assert [row["requests"] for row in rows[:3]] == ["alone", "registering elsewhere", "registering here"]
+    assert all(row["served"] > 0 for row in rows[:3])
     assert facts["models registered"] == 2
     assert str(facts["calls that stall, outside of RESERVEs"]).startswith("0 of ")
     assert facts["RESERVEs"] > 10

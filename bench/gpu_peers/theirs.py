@@ -63,6 +63,10 @@ REMEDIES = {
 }
 
 
+SAID_MAX = 300
+"""Characters of an error of ONNX Runtime's that are shown."""
+
+
 def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
     """Those whose provider works here, and a sentence for each provider that does not."""
     lacks = {
@@ -74,7 +78,8 @@ def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
 def _why_not(provider: str) -> str:
     """Why a provider cannot be used, in a sentence; "" if it can. onnxruntime-gpu lists those, too, whose libraries are
     missing, and falls back when a session is made."""
-    version = f"onnxruntime {onnxruntime.__version__}"
+    built_for = getattr(onnxruntime, "cuda_version", "")
+    version = f"onnxruntime {onnxruntime.__version__}" + (f", for CUDA {built_for}," if built_for else "")
     remedy = f" ({REMEDIES[provider]})" if provider in REMEDIES else ""
     if provider not in onnxruntime.get_available_providers():
         return f"{version} has no {provider}{remedy}"
@@ -90,7 +95,8 @@ def _why_not(provider: str) -> str:
             _tiny_model(), options, providers=[provider], enable_fallback=0
         )
     except (RuntimeError, ValueError) as error:
-        return f"{version} cannot use {provider}: {error}{remedy}"
+        said = " ".join(str(error).split())[:SAID_MAX]
+        return f"{version} cannot use {provider}: {said}{remedy}"
     if session.get_providers()[0] != provider:
         return f"{version} cannot load {provider} or what that needs{remedy}"
     return ""

@@ -538,6 +538,9 @@ CUDA_DRIVER = "libcuda.so.1"
 CUDA_DRIVER_OLDEST = 11040
 """CUDA 11.4: the first driver with every function that is called."""
 
+CUDA_EXTRAS_OLDEST = 12000
+"""CUDA 12.0: the first driver for which CuPy is among this package's extras."""
+
 CUDA_ARENA_SHARE = 0.85
 """Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is for
 workspace and slots, and for the modules."""

@@ -135,9 +135,14 @@ class CudaDevice(NativeDevice[Core]):
         self._store.join()
         try:
             self._memory.make_current()
+            pools = workspace_bytes + (run_ahead + 1) * io_slot_bytes
+            free, total = self._memory.memory_info()
             if not arena_bytes:
-                pools = workspace_bytes + (run_ahead + 1) * io_slot_bytes
-                arena_bytes = int((self._memory.memory_info()[0] - pools) * config.CUDA_ARENA_SHARE)
+                arena_bytes = max(int((free - pools) * config.CUDA_ARENA_SHARE), page_bytes)
+            said = (
+                f"of {total} bytes {free} are free, of which workspace, inputs and outputs take {pools} and the arena "
+                f"{arena_bytes}"
+            )
             page_count = arena_bytes // page_bytes
             if page_count < 1:
                 raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
@@ -167,7 +172,10 @@ class CudaDevice(NativeDevice[Core]):
             self._grow(io_slot_bytes, workspace_bytes, None)
             self._holds.outgrown.clear()  # nothing was there
             self._graphs_due = False
-        except (CudaError, MemoryError) as error:
+        except MemoryError as error:
+            self.close()
+            raise ConfigError(f"cannot use CUDA device {which} ({card.name}): {said}: {error}") from None
+        except CudaError as error:
             self.close()
             raise ConfigError(f"cannot use CUDA device {which} ({card.name}): {error}") from None
         except BaseException:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from clockwork.config import machine_bytes
 from clockwork.device._cuda_host import HostCopy, HostPages, Link
 from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.cuda_memory import DeviceMemory
@@ -51,7 +52,10 @@ class HostStore(abc.ABC):
                 memory.close()
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"cannot pin a host store of {self.pinned_bytes} bytes: {error}") from None
+            raise ConfigError(
+                f"cannot pin a host store of {self.pinned_bytes} bytes, where machine or container have "
+                f"{machine_bytes()}: {error} (--pinned-bytes or --host-bytes say how much)"
+            ) from None
         self._pages = HostPages(self._pinned, page_bytes, count)
 
     def join(self) -> None:

@@ -9,6 +9,7 @@ Everything is for one device. make_current() must have been called in the thread
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from clockwork.device._cudriver import (
     PinnedBytes,
     Table,
 )
+from clockwork.device.cuda_advice import advice, visibility
 from clockwork.device.numa import near, node_of
 from clockwork.errors import ConfigError
 from clockwork.formats.targets import FINGERPRINT_PREFIX
@@ -108,8 +110,10 @@ class CupyMemory:
             import cupy
         except ImportError as error:
             raise ConfigError(
-                f"a CUDA device needs CuPy, which is not installed here ({error}): install clockwork-serving[cuda12] or [cuda13]"
+                f"a CUDA device needs CuPy, which is not installed here ({error}): install {_extra(table)}"
             ) from None
+        if problem := _mismatch(table):
+            raise ConfigError(f"cannot use CUDA device {card.ordinal} ({card.name}): {problem}")
         self._table = table
         self._cupy = cupy
         self._node = card.numa_node
@@ -134,7 +138,7 @@ class CupyMemory:
             return int(free), int(total)
 
     def allocate(self, size: int) -> DeviceBytes:
-        with self._translated("cudaMalloc"):
+        with self._translated(f"cudaMalloc of {size} bytes"):
             memory = self._cupy.cuda.Memory(size)  # past CuPy's pool, which would round and keep
         found = DeviceBytes(int(memory.ptr))
         self._held[found] = memory
@@ -144,7 +148,7 @@ class CupyMemory:
         del self._held[memory]
 
     def allocate_host(self, size: int) -> PinnedBytes:
-        with near(self._node), self._translated("cudaHostAlloc"):
+        with near(self._node), self._translated(f"cudaHostAlloc of {size} bytes"):
             memory = self._cupy.cuda.PinnedMemory(size, self._cupy.cuda.runtime.hostAllocPortable)
         found = PinnedBytes(int(memory.ptr), size)
         self._held[found] = memory
@@ -240,7 +244,7 @@ def open_driver() -> Table:
     try:
         table = Table(path)
     except CudaError as error:
-        raise ConfigError(f"cannot use a CUDA device: {error}") from None
+        raise ConfigError(f"cannot use a CUDA device: {error}{advice(error.code)}") from None
     if table.version < config.CUDA_DRIVER_OLDEST:
         raise ConfigError(
             f"cannot use a CUDA device: the driver {path} is for CUDA {version_text(table.version)}, "
@@ -268,12 +272,12 @@ def find_card(table: Table, which: str) -> CardInfo:
     except CudaError as error:
         raise ConfigError(f"cannot use a CUDA device: {error}") from None
     if not found:
-        raise ConfigError(f"there is no CUDA device {which!r}: the driver shows none{_visibility()}")
+        raise ConfigError(f"there is no CUDA device {which!r}: the driver shows none{_hidden()}")
     if which.isdigit():
         if int(which) < len(found):
             return found[int(which)]
         raise ConfigError(
-            f"there is no CUDA device {which}; the driver shows {len(found)}, from 0 on{_visibility()}"
+            f"there is no CUDA device {which}; the driver shows {len(found)}, from 0 on{_hidden()}"
         )
     wanted = which.lower().removeprefix("gpu-").removeprefix("mig-")
     matches = [card for card in found if wanted and card.uuid.startswith(wanted)]
@@ -283,21 +287,27 @@ def find_card(table: Table, which: str) -> CardInfo:
     if matches:
         raise ConfigError(f"CUDA device {which!r} may be any of {len(matches)}; the driver shows {shown}")
     alone = " (of MIG instances a process sees one alone)" if which.lower().startswith("mig-") else ""
-    raise ConfigError(f"there is no CUDA device {which!r}; the driver shows {shown}{alone}{_visibility()}")
+    raise ConfigError(f"there is no CUDA device {which!r}; the driver shows {shown}{alone}{_hidden()}")
 
 
-def _visibility() -> str:
+def _hidden() -> str:
     """What hides devices from this process, for the end of a sentence."""
-    given = config.visible_devices()
-    return "" if given is None else f"; CUDA_VISIBLE_DEVICES is {given!r}"
+    return f"; {said}" if (said := visibility()) else ""
 
 
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
     """The owner of what is allocated of a device. Raises ConfigError."""
     try:
         return CupyMemory(table, card) if config.is_nvidias(table.path) else TableMemory(table, card)
+    except MemoryError as error:
+        raise ConfigError(
+            f"cannot use CUDA device {card.ordinal} ({card.name}): of its {card.memory_bytes} bytes there are too few for "
+            f"a context: {error}; nvidia-smi shows who uses it"
+        ) from None
     except CudaError as error:
-        raise ConfigError(f"cannot use CUDA device {card.ordinal}: {error}") from None
+        raise ConfigError(
+            f"cannot use CUDA device {card.ordinal} ({card.name}): {error}{advice(error.code)}"
+        ) from None
 
 
 def why_unusable() -> str:
@@ -305,12 +315,43 @@ def why_unusable() -> str:
     try:
         table = open_driver()
         if not cards(table):
-            return f"the CUDA driver shows no device{_visibility()}"
+            return f"the CUDA driver shows no device{_hidden()}"
     except (ConfigError, CudaError) as error:
         return str(error)
-    if config.is_nvidias(table.path) and importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed (install clockwork-serving[cuda12] or [cuda13])"
+    if config.is_nvidias(table.path):
+        if importlib.util.find_spec("cupy") is None:
+            return f"CuPy is not installed: install {_extra(table)}"
+        return _mismatch(table)
     return ""
+
+
+CUPY_BUILDS = {"cupy-cuda11x": 11, "cupy-cuda12x": 12, "cupy-cuda13x": 13}
+"""Packages that bring CuPy, and the major version of CUDA that each is for."""
+
+
+def _extra(table: Table) -> str:
+    """The package that brings CuPy for a driver."""
+    return f"clockwork-serving[cuda{min(max(table.version // 1000, 12), 13)}]"
+
+
+def _mismatch(table: Table) -> str:
+    """Why the installed CuPy does not go with the driver, in a sentence; "" if it does, or that cannot be told."""
+    found = [CUPY_BUILDS[name] for name in CUPY_BUILDS if is_installed(name)]
+    if not found or min(found) <= table.version // 1000:
+        return ""
+    said = f"CuPy is for CUDA {min(found)}, and the driver for {version_text(table.version)}"
+    if table.version < config.CUDA_EXTRAS_OLDEST:
+        return f"{said}: a newer driver is needed, or CuPy for that one"
+    return f"{said}: install {_extra(table)} in the place of the other"
+
+
+def is_installed(package: str) -> bool:
+    """Whether a distribution of this name is installed."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def target_of(card: CardInfo) -> str:

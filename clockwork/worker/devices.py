@@ -87,7 +87,14 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     whichs = [name.removeprefix("cuda:") for name in settings.devices]
     if instances := [f"MIG-{which[4:]}" for which in whichs if which.upper().startswith("MIG-")]:
         show_mig_instances(instances)
-    table = open_driver()
+    try:
+        table = open_driver()
+    except ConfigError as error:
+        if instances:
+            raise ConfigError(
+                f"{error}; {', '.join(instances)} was asked for: nvidia-smi -L lists MIG instances"
+            ) from None
+        raise
     found = [find_card(table, which) for which in whichs]
     if len({card.ordinal for card in found}) < len(found):
         raise ConfigError(f"{', '.join(settings.devices)} names one GPU twice")

@@ -80,6 +80,8 @@ EXPORTED CUresult cuInit(unsigned) {
     const char* loading = getenv("CUDA_MODULE_LOADING");
     all.loads_lazily = !loading || strcmp(loading, "EAGER");
     show_devices();
+    if (all.shown.empty())
+        return CUDA_ERROR_NO_DEVICE;
     all.initialised = true;
     return CUDA_SUCCESS;
 }

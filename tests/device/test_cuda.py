@@ -1046,6 +1046,12 @@ def test_devices_are_those_that_the_driver_shows_by_cuda_visible_devices(
     fake.setup(devices=3)
     fake.mig(1, 2 if mig else 0)
     with environment(**{} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}):
+        if not shown:
+            with pytest.raises(
+                ConfigError, match=f"cuInit: CUDA_ERROR_NO_DEVICE; CUDA_VISIBLE_DEVICES is '{visible}'"
+            ):
+                open_driver()
+            return
         table = open_driver()
         found = cards(table)
         assert [card.full_uuid for card in found] == shown

@@ -76,7 +76,8 @@ def test_a_worker_that_cannot_have_its_gpu_says_why_and_ends(tmp_path: Path) -> 
         for device, environment, said in (
             ("cuda", {"CLOCKWORK_CUDA_DRIVER": "libcuda_nowhere.so.1"}, "no CUDA driver: libcuda_nowhere"),
             ("cuda:2", FAKE, "there is no CUDA device 2; the driver shows 2"),
-            ("MIG-1234", FAKE, "there is no CUDA device 'MIG-1234'"),
+            ("MIG-1234", FAKE, "MIG-1234 was asked for: nvidia-smi -L lists MIG instances"),
+            ("GPU-1234", FAKE, "there is no CUDA device 'GPU-1234'; the driver shows GPU-"),
             ("cuda:1,cuda:1", FAKE, "names one GPU twice"),
             ("cuda,cpu", FAKE, "of one kind, not cuda and cpu"),
             ("tpu", FAKE, "device 'tpu' is unknown"),

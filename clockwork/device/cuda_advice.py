@@ -1,0 +1,75 @@
+"""What to do about the errors with which CUDA says that a machine is not ready to use a GPU: for the end of a sentence."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+
+from clockwork import config
+
+
+class Trouble(enum.IntEnum):
+    """Errors by the driver's names. The runtime's numbers, which CuPy tells, are the same."""
+
+    CUDA_ERROR_STUB_LIBRARY = 34
+    CUDA_ERROR_DEVICE_UNAVAILABLE = 46
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_OPERATING_SYSTEM = 304
+    CUDA_ERROR_SYSTEM_NOT_READY = 802
+    CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803
+    CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE = 804
+    CUDA_ERROR_MPS_CONNECTION_FAILED = 805
+    CUDA_ERROR_MPS_SERVER_NOT_READY = 807
+    CUDA_ERROR_UNKNOWN = 999
+
+
+OF_FILES = (Trouble.CUDA_ERROR_NO_DEVICE, Trouble.CUDA_ERROR_OPERATING_SYSTEM, Trouble.CUDA_ERROR_UNKNOWN)
+"""What the driver says where it may not open its files."""
+
+_MPS = "CUDA_MPS_PIPE_DIRECTORY names an MPS daemon that does not answer, or nvidia-cuda-mps-control is to be restarted"
+
+ADVICE = {
+    Trouble.CUDA_ERROR_STUB_LIBRARY: "this libcuda.so.1 is the toolkit's stub: take its folder out of LD_LIBRARY_PATH",
+    Trouble.CUDA_ERROR_DEVICE_UNAVAILABLE: "another process has it for itself, or its compute mode is prohibited: "
+    "nvidia-smi -q -d COMPUTE,PIDS says",
+    Trouble.CUDA_ERROR_SYSTEM_NOT_READY: "on a machine with NVSwitch, nvidia-fabricmanager of the driver's version has to run",
+    Trouble.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: "libcuda.so.1 and the kernel's driver are of different versions: restart the "
+    "machine after an update of the driver, or the container that was started before it",
+    Trouble.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: "libcuda.so.1 is that of a cuda-compat package, which this GPU does "
+    "not take: take its folder out of LD_LIBRARY_PATH",
+    Trouble.CUDA_ERROR_MPS_CONNECTION_FAILED: _MPS,
+    Trouble.CUDA_ERROR_MPS_SERVER_NOT_READY: _MPS,
+}
+
+
+def advice(code: int, devices: Path = Path("/dev")) -> str:
+    """The rest of a sentence that ends with an error of this number. devices: where the driver's files are."""
+    found = [ADVICE[Trouble(code)]] if code in ADVICE else []
+    if code in OF_FILES:
+        found += filter(None, (visibility(), _files(devices)))
+        if code == Trouble.CUDA_ERROR_UNKNOWN:
+            found.append(
+                "if nothing else is wrong, `nvidia-modprobe -u -c 0` loads what is missing of the kernel's driver"
+            )
+    return "".join(f"; {one}" for one in found)
+
+
+def visibility() -> str:
+    """What hides devices from this process, in a sentence; "" if nothing does."""
+    given = config.visible_devices()
+    return "" if given is None else f"CUDA_VISIBLE_DEVICES is {given!r}"
+
+
+def _files(devices: Path) -> str:
+    """What is wrong with the files by which the driver reaches the kernel; "" if nothing is."""
+    files = sorted(path for path in devices.glob("nvidia*") if not path.is_dir())
+    closed = [str(path) for path in files if not os.access(path, os.R_OK | os.W_OK)]
+    if closed:
+        return f"this user may not open {', '.join(closed)}"
+    if files or (devices / "dxg").exists():  # that of WSL
+        return ""
+    return f"there is no {devices}/nvidiactl: the kernel's driver is not loaded, or this container was given no GPU"
+
+
+__all__ = ["Trouble", "advice", "visibility"]

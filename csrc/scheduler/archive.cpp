@@ -218,8 +218,8 @@ void Arena::archive(Archive& archive) {
 }
 
 void Worker::archive(Archive& archive) {
-    archive(worker_id, arenas, link, there_ns, back_ns, link_free_ns, loads_ns, loads_from_ns, predicted_loads, inputs);
-    archive(flights);
+    archive(worker_id, arenas, link, there_ns, back_ns, link_free_ns, reserved_ns, loads_ns, loads_from_ns);
+    archive(predicted_loads, inputs, flights);
     archive(variants, host_bytes, host_used, host, fetching, disk_free_ns, fetches_ns, predicted_fetches);
     archive(draining);
 }

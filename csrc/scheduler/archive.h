@@ -22,7 +22,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 3;
+inline constexpr std::uint32_t STATE_FORMAT = 4;
 
 class State;
 

@@ -568,7 +568,7 @@ void Arenas::load_ended(Flight& flight) {
     Worker& worker = *flight.arena->worker;
     --flight.arena->loading;
     worker.loads_from_ns = state_.now - worker.back_ns;
-    worker.link_free_ns = worker.loads_from_ns + worker.loads_ns;
+    worker.retime_link();
     flight.residency->is_stuck = false;
 }
 

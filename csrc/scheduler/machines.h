@@ -260,9 +260,10 @@ struct Worker {
     LinkDelays link;
     Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
     Ns back_ns = LINK_DEFAULT_NS;
-    Ns link_free_ns = 0;            // when the loads that were sent are thought to be done; devices share the link
-    Ns loads_ns = 0;                // planned durations of the LOADs under way
-    Ns loads_from_ns = 0;           // since when the oldest of them has the link, as is thought
+    Ns link_free_ns = 0;   // when the loads that were sent are thought to be done; devices share the link
+    Ns reserved_ns = 0;    // when the last RESERVE that was sent is: it may need the link; 0: none is under way
+    Ns loads_ns = 0;       // planned durations of the LOADs under way
+    Ns loads_from_ns = 0;  // since when the oldest of them has the link, as is thought
     PredictedLane predicted_loads;  // the same without margins
     InputsWay inputs;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
@@ -299,6 +300,8 @@ struct Worker {
         return model.slot < variants.size() ? variants[model.slot] : 0;
     }
     bool has(const Model* model) const { return variant_of(*model) != 0; }
+    // A LOAD, or a RESERVE, has ended: when the others are thought to be done.
+    void retime_link() { link_free_ns = std::max(loads_from_ns + loads_ns, reserved_ns); }
     // When the controller should have heard of all LOADs under way.
     Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
     // By its number; null if there is none, or it was lost.

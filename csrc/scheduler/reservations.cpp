@@ -22,15 +22,25 @@ void Reservations::want(Executor& executor, ModelId model_id, Ns expected_ns, co
     state_.touch(executor);
 }
 
+Ns Reservations::begin_ns(const Executor& executor) const {
+    Ns free = executor.free_ns(state_.now);
+    return executor.reservation.runs.empty() ? free : std::max(free, executor.worker->link_free_ns);
+}
+
 bool Reservations::is_time(Executor& executor) const {
     const Reservation& one = executor.reservation;
+    const Worker& worker = *executor.worker;
     Ns duration = with_margin(one.expected_ns), waited = state_.now - one.since_ns;
     if (one.again_ns > state_.now) {
         executor.wake_at(one.again_ns);
         return false;
     }
-    bool is_free =
-        executor.lane.empty() && !deciders_.policy->has_work(executor) && deciders_.policy->planned(executor).empty();
+    bool has_link = one.runs.empty() || worker.link_free_ns <= state_.now + worker.there_ns;
+    if (!has_link) {
+        executor.wake_at(worker.link_free_ns - worker.there_ns);
+    }
+    bool is_free = has_link && executor.lane.empty() && !deciders_.policy->has_work(executor) &&
+                   deciders_.policy->planned(executor).empty();
     if (is_free && executor.arena->loading == 0) {
         Ns idle = state_.now - executor.idle_since_ns, quiet = executor.gaps.quiet_ns(RESERVE_QUIET_NS);
         if (idle + duration <= executor.gaps.likely_ns() || idle >= quiet) {
@@ -46,7 +56,7 @@ bool Reservations::is_time(Executor& executor) const {
     if (waited < RESERVE_BUSY_NS && !is_free) {
         return false;
     }
-    if (!deciders_.policy->can_wait(executor, duration)) {
+    if (!deciders_.policy->can_wait(executor, begin_ns(executor) + duration)) {
         executor.wake_at(state_.now + RESERVE_RETRY_NS);
         return false;
     }
@@ -72,9 +82,11 @@ void Reservations::look(Executor& executor) {
     Ns duration = with_margin(one.expected_ns);
     one.next_ns = state_.now + duration * RESERVE_PARTS;
     one.sent_ns = state_.now;
-    one.until_ns = executor.free_ns(state_.now) + duration;
+    Ns free = executor.free_ns(state_.now);
+    one.until_ns = begin_ns(executor) + duration;
     one.action_id = state_.next_action();
     // It may need the link, and what stalls the device stalls its loads.
+    worker.reserved_ns = std::max(worker.reserved_ns, one.until_ns);
     worker.link_free_ns = std::max(worker.link_free_ns, one.until_ns);
     Command& command = state_.order(CommandKind::SEND_RESERVE);
     command.worker = worker.worker_id;
@@ -85,7 +97,7 @@ void Reservations::look(Executor& executor) {
     command.count = static_cast<std::uint32_t>(one.starts.size());
     state_.out.runs.insert(state_.out.runs.end(), one.starts.begin(), one.starts.end());
     command.earliest_ns = state_.now;
-    command.latest_ns = std::max(one.until_ns - duration, state_.now) + RESERVE_LATE_NS;
+    command.latest_ns = free + RESERVE_LATE_NS;
     command.expected_ns = one.expected_ns;
 }
 
@@ -102,6 +114,7 @@ bool Reservations::ended(const ActionResult& result) {
             one.next_ns = std::max(one.next_ns, one.sent_ns + took * RESERVE_PARTS);
         }
         one.action_id = 0;
+        leave_link(*executor);
         one.until_ns = 0;
         one.ended_ns = state_.now;
         if (!is_done) {
@@ -119,6 +132,17 @@ bool Reservations::ended(const ActionResult& result) {
         return true;
     }
     return false;
+}
+
+void Reservations::leave_link(const Executor& executor) {
+    Worker& worker = *executor.worker;
+    Ns until = executor.reservation.until_ns;
+    if (worker.reserved_ns == until) {
+        worker.reserved_ns = 0;
+    }
+    if (worker.link_free_ns == until) {  // no LOAD was sent behind it
+        worker.retime_link();
+    }
 }
 
 bool Reservations::take_pages(Executor& executor) {

@@ -8,6 +8,9 @@
 // none for RESERVE_AGE_NS, at the next moment without work; after RESERVE_BUSY_NS, in the middle of the work, but then no
 // more than one part in RESERVE_PARTS of the device's time. `edf` gives none that would break a promise.
 //
+// What comes with pages may copy into them. While a LOAD onto any device of the worker has the link, it would hold its
+// own device and wait: that is no moment without work, so it comes then as it does in the middle of the work.
+//
 // Idle models make way for its pages; where these do not suffice when it has waited for RESERVE_BUSY_NS, so do models that
 // have work: they are doomed (see arenas.h), and go when what was planned on them has ended.
 #pragma once
@@ -43,8 +46,12 @@ public:
     void look(Executor& executor);
     // Whether this was the result of one.
     bool ended(const ActionResult& result);
+    // The one that the executor was sent has ended, or the executor is lost: loads do not wait for it any more.
+    static void leave_link(const Executor& executor);
 
 private:
+    // When one that is sent now has all that it needs.
+    Ns begin_ns(const Executor& executor) const;
     bool is_time(Executor& executor) const;
     // Have it come with the pages that are wanted. False: they cannot come free now.
     bool take_pages(Executor& executor);

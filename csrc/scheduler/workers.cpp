@@ -124,7 +124,10 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         lose_flight(*flight, waiting);
     }
     worker->loads_from_ns = state_.now + worker->there_ns;
-    worker->link_free_ns = worker->loads_from_ns + worker->loads_ns;
+    for (const Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
+        parts_.reservations.leave_link(*one);
+    }
+    worker->retime_link();
     ++touch_round_;
     std::vector<Model*> touched;
     lose_device(*arena, touched);

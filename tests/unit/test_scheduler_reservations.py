@@ -8,6 +8,7 @@ import pytest
 
 from clockwork.scheduler.types import (
     AnswerFailed,
+    DeviceLost,
     SendInfer,
     SendLoad,
     SendReserve,
@@ -22,8 +23,8 @@ POLICIES = ("adaptive", "edf", "fifo")
 NEW = 9
 
 
-def want(story: Story, ms: float, *runs: int) -> list[Any]:
-    return story(TimeWanted(story.now, 1, 0, NEW, round(ms * MS), runs))
+def want(story: Story, ms: float, *runs: int, device: int = 0) -> list[Any]:
+    return story(TimeWanted(story.now, 1, device, NEW, round(ms * MS), runs))
 
 
 def reserves(orders: list[Any]) -> list[SendReserve]:
@@ -224,6 +225,60 @@ def test_edf_gives_none_that_would_break_a_promise() -> None:
         assert reserves(orders) == []
         sent += [one for one in orders if isinstance(one, SendInfer)]
     assert at > 1000
+
+
+def loading(policy: str, load_ms: float) -> tuple[Story, int, SendLoad]:
+    """At 100 ms, a load has begun on one of a worker's two devices; the other one's number."""
+    story = Story(policy, spec(1, load_ms=load_ms), devices=2, resident=False)
+    story.at(100)
+    _, [load] = story.request(1, slo_ms=0)
+    return story, 1 - load.device, load
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_with_pages_waits_for_loads_onto_other_devices_of_its_worker(policy: str) -> None:
+    """It may copy over the link that they share, and would hold its own device until their end."""
+    story, other, _ = loading(policy, 40)
+    assert want(story, 3, 1, device=other) == []
+    [(ms, given)] = story.until(300)
+    assert isinstance(given, SendReserve)
+    assert (given.device, given.run_starts) == (other, (0,))
+    assert ms == pytest.approx(100 + 40, abs=1)
+    story, other, _ = loading(policy, 40)
+    [given] = want(story, 3, device=other)  # without pages it copies nothing
+    assert isinstance(given, SendReserve)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_link_is_one_reservations_until_it_ends_or_its_device_is_lost(policy: str) -> None:
+    story, other, load = loading(policy, 40)
+    want(story, 400, 1, device=other)
+    [(_, given)] = story.until(145)
+    [infer] = story.done(load, 40)
+    story.at(151)
+    story.done(infer)
+    assert want(story, 60_000, 1, device=load.device) == []
+    [(ms, second)] = story.until(600)
+    assert ms == pytest.approx(141 + 400, abs=10)  # when the first is expected to end
+    story.done(given, 460)
+    assert want(story, 3, 1, device=other) == []
+    [again] = reserves(story(DeviceLost(story.now, 1, second.device)))
+    assert again.device == other
+    story.at(610)
+    story.done(again, 1)  # sooner than expected
+    assert [one.device for one in want(story, 3, 1, device=other)] == [other]
+
+
+def test_where_the_link_is_never_free_a_bounded_share_of_the_time_is_taken() -> None:
+    story, other, _ = loading("adaptive", 20_000)
+    want(story, 3, 1, device=other)
+    [(first_ms, given)] = story.until(3000)
+    assert first_ms == pytest.approx(100 + 1000, abs=1)
+    story.at(first_ms + 40)  # it has waited for another page
+    story.done(given, 40)
+    assert want(story, 3, 1, device=other) == []
+    [(second_ms, given)] = story.until(5000)
+    assert second_ms - first_ms == pytest.approx(50 * 40, rel=0.01)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -318,6 +318,7 @@ def measure(
     }
 
 
+@report.in_a_sentence()
 def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--pages", type=int, default=6, help="pages of weights, of 16 MiB each")

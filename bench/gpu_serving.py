@@ -192,6 +192,7 @@ def measure(
     }
 
 
+@report.in_a_sentence()
 def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--models", type=int, default=1000)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from clockwork.errors import ClockworkError
 
 BEGUN_S = time.monotonic()
 """Start of this process, from which the time of a measurement counts."""
@@ -28,6 +31,15 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small and short: does it run?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+@contextlib.contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """Have what the machine lacks, or the user got wrong, end the program with its sentence alone."""
+    try:
+        yield
+    except ClockworkError as error:
+        raise SystemExit(str(error)) from None
 
 
 def publishing(parser: argparse.ArgumentParser) -> None:

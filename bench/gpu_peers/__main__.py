@@ -41,6 +41,7 @@ LEFT_OUT = {f"{clock} p{mark}_us" for clock in ("event", "host") for mark in ("9
 """Of the table; JSON has them."""
 
 
+@report.in_a_sentence()
 def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("model", type=Path, help="an ONNX file, or a package that is compiled")
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="ONNX Runtime on the processor: does it run?")
     asked = parser.parse_args()
     onnx = asked.onnx or (asked.model / MODEL_FILE if asked.model.is_dir() else asked.model)
+    if not onnx.is_file():
+        parser.error(f"there is no {onnx}")
     dtypes = asked.dtype or (PRODUCT_DTYPES if asked.model.is_file() else ("fp32",))
     if asked.model.is_dir() and len(dtypes) > 1:
         parser.error("a package is of one dtype")

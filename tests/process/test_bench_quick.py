@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -275,6 +277,16 @@ def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pyte
     assert facts["LOADs"] > 8
     assert facts["pages in use at the end"] <= 6
     assert {row["predicted"] for row in rows} >= {"infer duration", "load duration"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu_serving", "gpu_registration", "gpu_peers.__main__"])
+def test_without_a_gpu_a_sentence_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "digits.onnx"
+    model.write_bytes(zoo.digits().SerializeToString())
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "libcuda_nowhere.so.1")
+    monkeypatch.setattr(sys, "argv", [name, "--quick", *([str(model), "--cpu"] if "peers" in name else [])])
+    with pytest.raises(SystemExit, match=r"^cannot use a CUDA device: no CUDA driver: libcuda_nowhere"):
+        importlib.import_module(f"bench.{name}").main()
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

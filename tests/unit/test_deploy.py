@@ -22,6 +22,7 @@ import click
 import pytest
 
 from clockwork.cli.root import cli
+from clockwork.models.compile.host import COMPILERS
 from clockwork.wire.keys import ALLOWED_FILE, CONTROLLER_KEY_FILE, KEY_FILES
 from clockwork.wire.roles import Role
 
@@ -185,6 +186,26 @@ def test_the_image_runs_as_a_user_by_number_and_starts_the_program() -> None:
     text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
     for names in re.findall(r"EXTRAS=([\w,]+)", text):
         assert set(names.split(",")) <= set(PROJECT["project"]["optional-dependencies"]), names
+
+
+@pytest.mark.parametrize(("extras", "installs"), [("gateway,cuda12,compile", True), ("gateway,text", False)])
+def test_an_image_that_compiles_models_has_a_c_compiler(extras: str, installs: bool, tmp_path: Path) -> None:
+    found = instructions()
+    last = found[max(index for index, (word, _) in enumerate(found) if word == "FROM") :]
+    (command,) = [rest for word, rest in last if word == "RUN" and "apt-get" in rest]
+    assert ("ARG", "EXTRAS=gateway") in last[: last.index(("RUN", command))]
+    for name in ("apt-get", "rm"):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-ec", command],
+        env={"EXTRAS": extras, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    packages = done.stdout.split()
+    assert (bool({*COMPILERS} & {*packages}), "libc6-dev" in packages) == (installs, installs)
 
 
 # ----- commands ---------------------------------------------------------------------------------

@@ -181,6 +181,8 @@ public:
     // The next action, if it may begin behind the running one, which will end at end_ns: nothing is behind that yet, and
     // the action's window is open now and will be then. Else null. The lock must be held.
     Action* next_behind(std::int64_t now_ns, std::int64_t end_ns) {
+        looked_ns_ = now_ns;
+        looked_changes_ = changes_;
         const bool may = behind == nullptr && !stopped_ && head != nullptr && now_ns < end_ns;
         return may && head->earliest_ns <= now_ns && end_ns <= head->latest_ns ? head : nullptr;
     }
@@ -193,12 +195,14 @@ public:
             tail_ = nullptr;
     }
 
-    // For the lane's own thread, while an action runs: sleeps until then, or until next_behind() may have another answer.
+    // For the lane's own thread, while an action runs: sleeps until then, or until next_behind() may have another answer
+    // than it had last.
     void sleep(std::int64_t until_ns) {
         std::unique_lock<std::mutex> held(hub_.mutex_);
-        if (behind == nullptr && head != nullptr && head->earliest_ns > now_ns())
+        if (behind == nullptr && head != nullptr && head->earliest_ns > looked_ns_)
             until_ns = std::min(until_ns, head->earliest_ns);
-        wake_.wait_until(held, std::chrono::steady_clock::time_point(std::chrono::nanoseconds(until_ns)));
+        const std::chrono::steady_clock::time_point until{std::chrono::nanoseconds(until_ns)};
+        wake_.wait_until(held, until, [this] { return changes_ != looked_changes_; });
     }
 
     // The running action has ended.
@@ -235,6 +239,7 @@ public:
         if (tail_ == action)
             tail_ = before;
         length--;
+        changes_++;
         action->status = status;
         hub_.end(*action);
         wake_.notify_one();
@@ -246,6 +251,7 @@ public:
         std::unique_lock<std::mutex> held(hub_.mutex_);
         Action* list = head;
         head = tail_ = nullptr;
+        changes_++;
         length = (running != nullptr ? 1 : 0) + (behind != nullptr ? 1 : 0);
         wake_.notify_one();
         while (running != nullptr)
@@ -256,6 +262,7 @@ public:
     void stop() {
         std::lock_guard<Hub> held(hub_);
         stopped_ = true;
+        changes_++;
         wake_.notify_one();
     }
 
@@ -278,12 +285,16 @@ private:
         (tail_ != nullptr ? tail_->next : head) = &action;
         tail_ = &action;
         length++;
+        changes_++;
     }
 
     Hub& hub_;
     std::condition_variable wake_;
     Action* tail_ = nullptr;
     bool stopped_ = false;
+    std::uint64_t changes_ = 0;  // of the queue, by others than the lane's own thread
+    std::uint64_t looked_changes_ = 0;
+    std::int64_t looked_ns_ = 0;  // when next_behind() looked last
 };
 
 }  // namespace clockwork::device

@@ -177,11 +177,61 @@ void run_round(std::uint64_t seed) {
     demand(m.pages.held_count() <= 2 * cleared, "a page is held for nothing");
 }
 
+// What comes between next_behind() and sleep() ends the sleep at once: each, and a pause without anything, in one thread.
+void run_sleep() {
+    constexpr std::int64_t LONG_NS = 3'000'000'000, SHORT_NS = 1'000'000;
+    Hub hub;
+    Lane lane{hub, "sleeper"};
+    std::vector<Work> works(4);
+    for (Work& work : works) {
+        work.status = DONE;
+        work.latest_ns = INT64_MAX;
+    }
+    demand(lane.push(works[0], QUEUED_MAX) && lane.take(0) == &works[0], "an action does not run");
+    auto look = [&] {
+        std::lock_guard<Hub> held(hub);
+        const std::int64_t now = now_ns();
+        demand(lane.next_behind(now, now + LONG_NS) == nullptr, "there is one that may begin");
+    };
+    auto sleeps_on = [&](std::int64_t ns) {
+        const std::int64_t begin_ns = now_ns();
+        lane.sleep(begin_ns + ns);
+        return now_ns() - begin_ns >= ns;
+    };
+    look();
+    demand(sleeps_on(SHORT_NS), "a sleep ended for nothing");
+    look();
+    lane.push(works[1], QUEUED_MAX);
+    demand(!sleeps_on(LONG_NS), "a sleep missed what was pushed");
+    {
+        std::lock_guard<Hub> held(hub);
+        lane.take_behind();
+    }
+    lane.end(works[0]);
+    works[2].action_id = 2;
+    works[2].earliest_ns = now_ns() + SHORT_NS;
+    lane.push(works[2], QUEUED_MAX);
+    look();
+    nap(2 * SHORT_NS);
+    demand(!sleeps_on(LONG_NS), "a sleep missed that a window has opened");
+    works[3].action_id = 3;
+    works[3].earliest_ns = INT64_MAX;
+    lane.revoke(2, REVOKED);
+    lane.push(works[3], QUEUED_MAX);
+    look();
+    lane.revoke(3, REVOKED);
+    demand(!sleeps_on(LONG_NS), "a sleep missed what was revoked");
+    look();
+    lane.stop();
+    demand(!sleeps_on(LONG_NS), "a sleep missed the stop");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     const std::uint64_t seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0;
     const long rounds = count > 2 ? std::atol(arguments[2]) : 10;
+    run_sleep();
     for (long round = 0; round < rounds; round++)
         run_round(seed + std::uint64_t(round));
     std::printf("%ld rounds of %d actions\n", rounds, ACTIONS);

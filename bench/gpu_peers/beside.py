@@ -6,10 +6,16 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+from clockwork.errors import ClockworkError
+
+
+class Fails(ClockworkError):
+    """A side cannot do what it is measured at; the text says which, and why."""
+
 
 @contextlib.contextmanager
 def registrations(register: Callable[[], None], whose: str) -> Iterator[None]:
-    """Have something be registered, and dropped, again and again, on a thread. Raises SystemExit at the end if it failed."""
+    """Have something be registered, and dropped, again and again, on a thread. Raises Fails at the end if it failed."""
     stop, failures = threading.Event(), []
 
     def run() -> None:
@@ -27,4 +33,4 @@ def registrations(register: Callable[[], None], whose: str) -> Iterator[None]:
         stop.set()
         thread.join()
     if failures:
-        raise SystemExit(f"{whose}: registrations fail beside executions: {failures[0]}")
+        raise Fails(f"{whose}: registrations fail beside executions: {failures[0]}")

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from bench.gpu_peers.beside import registrations
+from bench.gpu_peers.beside import Fails, registrations
 from bench.gpu_peers.ours import WARM_UP, Times
 from clockwork.models.runtime import SILENT
 
@@ -94,12 +94,16 @@ def _why_not(provider: str) -> str:
         session = onnxruntime.InferenceSession(
             _tiny_model(), options, providers=[provider], enable_fallback=0
         )
-    except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:SAID_MAX]
-        return f"{version} cannot use {provider}: {said}{remedy}"
+    except Exception as error:  # pybind11 raises one class per status
+        return f"{version} cannot use {provider}: {_short(error)}{remedy}"
     if session.get_providers()[0] != provider:
         return f"{version} cannot load {provider} or what that needs{remedy}"
     return ""
+
+
+def _short(error: Exception) -> str:
+    """What ONNX Runtime says, in one line."""
+    return " ".join(str(error).split())[:SAID_MAX]
 
 
 def _tiny_model() -> bytes:
@@ -110,7 +114,7 @@ def _tiny_model() -> bytes:
 
 
 class Side:
-    """A session, with inputs and outputs bound on the card. On a card it executes on a stream of CuPy's, so that the card's
+    """A session, with inputs and outputs bound on the card; making it, and run(), raise Fails. On a card it executes on a stream of CuPy's, so that the card's
     events time it as they time Clockwork."""
 
     def __init__(self, model: Path, peer: Peer, scratch: Path, profile: Path | None = None) -> None:
@@ -137,9 +141,14 @@ class Side:
         if self._peer.provider == TENSORRT:
             stream = self._options["user_compute_stream"]
             order.append((CUDA, {"user_compute_stream": stream}))  # else the events would not see its work
-        session = onnxruntime.InferenceSession(str(self._path), options, providers=order)
+        try:
+            session = onnxruntime.InferenceSession(
+                str(self._path), options, providers=order, enable_fallback=0
+            )
+        except Exception as error:  # pybind11 raises one class per status
+            raise Fails(f"{self._peer.name}: {_short(error)}") from None
         if session.get_providers()[0] != self._peer.provider:
-            raise SystemExit(f"{self._peer.name}: ONNX Runtime fell back to {session.get_providers()}")
+            raise Fails(f"{self._peer.name}: ONNX Runtime fell back to {session.get_providers()}")
         return session
 
     def run(
@@ -175,7 +184,10 @@ class Side:
         begin_ns = time.perf_counter_ns()
         if self._cupy is not None:
             begin.record(self._stream)
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:
+            raise Fails(f"{self._peer.name}: {_short(error)}") from None
         if self._cupy is not None:
             end.record(self._stream)
             end.synchronize()

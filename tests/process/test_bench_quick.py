@@ -316,7 +316,15 @@ def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     model = tmp_path / "digits.onnx"
     model.write_bytes(zoo.digits().SerializeToString())
     dtypes = ("fp32", "tf32", "fp16")
-    rows, lists, facts = gpu_peers.measure(model, model, [1], dtypes, ON_A_CPU, runs=5, listed=3)
+    failing = ON_A_CPU[0]._replace(name="one that fails")
+    peers = (*ON_A_CPU, failing)
+
+    def side(path: Path, peer: theirs.Peer, *others: Path) -> theirs.Side:
+        return theirs.Side(tmp_path / "nowhere.onnx" if peer is failing else path, peer, *others)
+
+    monkeypatch.setattr(gpu_peers, "Side", side)
+    rows, lists, facts = gpu_peers.measure(model, model, [1], dtypes, peers, runs=5, listed=3)
+    assert "batch 1: one that fails: " in facts["not measured"], "and the others are measured all the same"
     assert facts["launches"][1] > 3
     exact = [row for row in rows if row["dtype"] == "fp32"]
     assert [(row["side"], row["beside"]) for row in exact] == [

@@ -73,9 +73,14 @@ def run(
     )
     breaches: list[Breach] = []
     effects: list[faults.Effect] = []
-    # With the harness itself, which restarts what has ended and measures when it noticed that.
+    # With the harness itself, which restarts what has ended and measures when it noticed that, and with the load, which
+    # measures when its answers came.
     pressure = Pressure(
-        lambda: [("harness", os.getpid()), *((one.name, one.program.pid) for one in world.supervised)]
+        lambda: [
+            ("harness", os.getpid()),
+            *(("load", program.pid) for program in list(world.others)),
+            *((one.name, one.program.pid) for one in list(world.supervised)),
+        ]
     )
     try:
         world.wait_until_whole()

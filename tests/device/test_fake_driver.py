@@ -86,7 +86,7 @@ def test_a_call_that_stalls_ends_after_what_is_queued_and_keeps_every_other_call
     done = driver.end(action)
     assert stalled_ns >= 2 * KERNEL_NS + STALL_NS
     # The device was done long before anybody could learn of it.
-    assert done.execute[2] < 2 * KERNEL_NS + STALL_NS / 2
+    assert done.execute[2] <= stalled_ns - STALL_NS
     assert done.execute[1] - done.execute[0] >= 2 * KERNEL_NS + STALL_NS / 2
     fake.speed()
 

@@ -16,8 +16,8 @@ CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus"
 BOTH = pytest.mark.parametrize(
     "flavour",
     [
-        pytest.param(ADDRESS, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
-        pytest.param(THREAD, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(ADDRESS, marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
+        pytest.param(THREAD, marks=[pytest.mark.long, pytest.mark.timeout(1500)]),
     ],
     ids=lambda flavour: flavour.name,
 )

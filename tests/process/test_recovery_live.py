@@ -17,8 +17,7 @@ def check_recovers(kind: str, policy: str, times: recovery.Times) -> None:
     found = []
     for _ in range(TRIES):
         found += recovery.measure(kind, policy, 1, times)
-        assert found[-1].steady > 0
-        if found[-1].second >= GOODPUT_KEPT:
+        if found[-1].steady > 0 and found[-1].second >= GOODPUT_KEPT:
             return
     pytest.fail(f"{kind} under {policy}: {found}")
 

@@ -65,7 +65,7 @@ def ask(client: Client, model: str, is_over: threading.Event, wrong: list[Any]) 
     assert len(asked) > 5
 
 
-@pytest.mark.parametrize("models", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("models", [3, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
 def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models: int) -> None:
     rig = CudaRig(tmp_path / "packages")
     serving = affine()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 from clockwork import config
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import now_ns
 from clockwork.wire.transport import Frame
+
+if TYPE_CHECKING:
+    import asyncio
 
 Received: TypeAlias = tuple[Any, list[Frame]]
 """A message of the controller and its frames."""

@@ -285,4 +285,4 @@ def test_importing_the_package_is_light() -> None:
     imported, used = (set(line.split()) for line in done.stdout.splitlines())
     assert not {"numpy", "zmq", "onnx", "onnxruntime"} & imported
     assert "clockwork.client.blocking" in used - imported
-    assert not {"onnx", "onnxruntime", "PIL", "rich", "click"} & used
+    assert not {"onnx", "onnxruntime", "PIL", "rich", "click", "asyncio"} & used

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from clockwork.client.blocking import Client
 from clockwork.errors import ClockworkError, ConnectionLost
-from clockwork.launch.local import free_ports
+from clockwork.launch.local import held_ports
 from clockwork.system.clock import SECOND, now_ns
 
 READY_NS = 60 * SECOND
@@ -59,12 +59,14 @@ class Cluster:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
         self._worker_count = workers
+        self._held = contextlib.ExitStack()  # its ports
         self.endpoint = self.worker_endpoint = ""
 
     def start(self) -> int:
         """Start everything. Returns the nanoseconds until every worker had joined and no model was in preparation."""
         started_ns = now_ns()
-        clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
+        ports = self._held.enter_context(held_ports(3))
+        clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in ports)
         self.endpoint, self.worker_endpoint = clients, dialled
         arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
         dialled = self._through(dialled) if self._through else dialled
@@ -118,6 +120,7 @@ class Cluster:
         for log in self._logs:
             log.close()
         self._logs.clear()
+        self._held.close()
 
     def close(self) -> None:
         """stop(), and remove the data directory unless it was given."""

@@ -8,6 +8,7 @@ last frame is the time at which it left. Relay starts two of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from types import TracebackType
 
 import zmq
 
-from clockwork.launch.local import die_with, free_ports
+from clockwork.launch.local import die_with, held_ports
 from clockwork.system.clock import now_ns
 
 
@@ -24,7 +25,8 @@ class Relay:
     """The two other processes and the caller's socket; use as a context manager. end: echo or stamp."""
 
     def __init__(self, end: str = "echo") -> None:
-        front, back = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+        self._held = contextlib.ExitStack()
+        front, back = (f"tcp://127.0.0.1:{port}" for port in self._held.enter_context(held_ports(2)))
         self.endpoint = front
         root = Path(__file__).parent.parent
         self._children = [
@@ -50,6 +52,7 @@ class Relay:
             child.wait()
         self._socket.close(0)
         self._context.term()
+        self._held.close()
 
     def call(self, frames: list[bytes]) -> list[bytes]:
         """Send frames and wait until they are back."""

@@ -24,7 +24,7 @@ from bench.peers.processes import Kept
 from bench.peers.roads import Grpc, Http, Verdict
 from bench.peers.systems import Site, System, Transport
 from bench.reference import Plain, relative_error
-from clockwork.launch.local import free_ports
+from clockwork.launch.local import held_ports
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.workloads import poisson, zipf
@@ -243,7 +243,8 @@ def serving(
 ) -> Iterator[Server]:
     """Start a server with the models, and end all of its processes afterwards, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
-        ports = dict(zip(("http", "grpc"), free_ports(2)))
+        with held_ports(2) as found:  # and let go of: who is to have them may not share them
+            ports = dict(zip(("http", "grpc"), found))
         site = Site(
             Path(scratch), reference.paths, reference.weights_bytes, plan.room, IMAGE, OUTPUTS, plan.slo_ns, ports
         )  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 from bench.peers.environments import Environment
 from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, base64_json, floats, oip_grpc, oip_http
 from clockwork.config import PAGE_BYTES
-from clockwork.launch.local import free_ports
+from clockwork.launch.local import held_ports
 
 Transport = Literal["http", "grpc"]
 SERVERS = Path(__file__).parent / "servers"
@@ -200,7 +200,8 @@ class MlServer(Oip):
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
-        [metrics_port] = free_ports(1)
+        with held_ports(1) as [metrics_port]:
+            pass  # it is let go of: who is to have it may not share it
         settings = {
             "host": "127.0.0.1", "http_port": site.ports["http"], "grpc_port": site.ports["grpc"],
             "metrics_port": metrics_port, "parallel_workers": 1,

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -194,24 +194,26 @@ class Seat:
 
 def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Cluster] | None = None) -> int:
     """Run a cluster in the foreground until a signal, or until a child that it needs is given up; the exit status."""
-    endpoints = _endpoints(settings)
-    cluster = (kind or Cluster)(settings, endpoints, say)
-    try:
-        with cluster.signals():
-            cluster.start()
-            cluster.get_ready()
-            cluster.greet()
-            while True:
-                cluster.wait_for_signal()
-                cluster.mend()
-    except Stop:
-        say("Stopping ...")
-        return 0
-    except GivenUp as end:
-        say(str(end))
-        return 1
-    finally:
-        cluster.stop()
+    with contextlib.ExitStack() as stack:
+        ports = [settings.port + index for index in range(3)]
+        if settings.port == 0:
+            ports = stack.enter_context(held_ports(3))
+        cluster = (kind or Cluster)(settings, _endpoints(settings, ports), say)
+        stack.callback(cluster.stop)
+        try:
+            with cluster.signals():
+                cluster.start()
+                cluster.get_ready()
+                cluster.greet()
+                while True:
+                    cluster.wait_for_signal()
+                    cluster.mend()
+        except Stop:
+            say("Stopping ...")
+            return 0
+        except GivenUp as end:
+            say(str(end))
+            return 1
 
 
 class Cluster:
@@ -520,7 +522,7 @@ class Cluster:
             child.end()
 
 
-def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
+def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, str]:
     """The endpoints for clients, workers and events. Raises ConfigError where a key file is missing."""
     if settings.keys is not None:
         for path in (
@@ -532,20 +534,22 @@ def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
                     f"{settings.keys} holds no {path.name} (make all with: clockwork keys new DIR)"
                 )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    ports = free_ports(3) if settings.port == 0 else [settings.port + index for index in range(3)]
     clients, workers, events = (f"tcp://{host}:{port}" for port in ports)
     return clients, workers, events
 
 
-def free_ports(count: int) -> list[int]:
-    """Free ports of the loopback interface."""
+@contextlib.contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Free ports of the loopback interface, which the system gives to nobody who asks for any port while this lasts. Who
+    asks for them by their numbers gets them, and again after a restart, if he sets SO_REUSEADDR, as libzmq does."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
             held = stack.enter_context(socket.socket())
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind(("127.0.0.1", 0))
             ports.append(int(held.getsockname()[1]))
-        return ports
+        yield ports
 
 
 def dialled(endpoint: str) -> str:

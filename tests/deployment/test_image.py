@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from clockwork.launch.local import free_ports
+from clockwork.launch.local import held_ports
 from tests.deployment.podman import IMAGE, ROOT, Podman, build, skip_without_podman
 from tests.process.cluster import eventually
 from tests.process.gateways import Http, tensor
@@ -59,7 +59,8 @@ def infer(port: int) -> int:
 
 
 def test_the_image_serves_read_only_and_without_rights(podman: Podman) -> None:
-    [port] = free_ports(1)
+    with held_ports(1) as [port]:
+        pass
     container = podman.run(
         *("run", "--detach", *LOCKED_DOWN, "--volume", "/var/lib/clockwork"),
         *("--publish", f"127.0.0.1:{port}:8000", IMAGE),
@@ -89,7 +90,8 @@ class Compose:
 
     def __init__(self, podman: Podman, program: str, workers: int, **more: str) -> None:
         self.podman = podman
-        self.port, grpc, metrics = free_ports(3)
+        with held_ports(3) as [self.port, grpc, metrics]:
+            pass
         self.project = f"clockwork-image-test-{os.getpid()}"
         self._program = program
         self._more = {

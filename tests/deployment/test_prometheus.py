@@ -22,7 +22,7 @@ import yaml
 from clockwork import Client
 from clockwork.formats.profiles import ModelProfile, save_profiles
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.launch.local import free_ports
+from clockwork.launch.local import held_ports
 from tests.process.cluster import ROOT, Program, eventually
 from tests.process.gateways import Http, method_of, tensor
 
@@ -86,8 +86,7 @@ def running_prometheus(directory: Path, metrics_port: int) -> Iterator[Prometheu
             assert group["targets"] == ["localhost:8002"]
             group["targets"] = [f"127.0.0.1:{metrics_port}"]
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    [port] = free_ports(1)
-    with open(directory / "log", "wb") as log:
+    with held_ports(1) as [port], open(directory / "log", "wb") as log:
         server = subprocess.Popen(
             [
                 "prometheus", f"--config.file={directory / 'prometheus.yml'}",
@@ -134,10 +133,15 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def metrics_port() -> Iterator[int]:
+    with held_ports(1) as [port]:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iterator[Watched]:
     data = tmp_path_factory.mktemp("cluster")
     save_profiles(data / "profiles.json", profiles())
-    [metrics_port] = free_ports(1)
     up = Program([
         "up", "--port", "0", "--metrics-port", str(metrics_port), "--data", str(data / "models"), "--workers", "2",
         "--device", "emulated", "--arena", "256MiB", "--page-size", "16MiB", "--host-bytes", "512MiB",

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from clockwork.launch.local import free_ports
-
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300
 
@@ -79,10 +77,7 @@ class Place:
 def served(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, str]]:
     """A place where `clockwork up` runs, and its endpoint."""
     place = Place(tmp_path_factory.mktemp("server"), wheels, "clockwork-serving")
-    (port, *_) = free_ports(3)
-    up = place.start(
-        "clockwork", "up", "--port", str(port), "--no-gateway", "--data", str(place.root / "data")
-    )
+    up = place.start("clockwork", "up", "--port", "0", "--no-gateway", "--data", str(place.root / "data"))
     assert up.stdout is not None
     said = []
     for line in up.stdout:
@@ -91,7 +86,8 @@ def served(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
             break
     else:
         raise AssertionError("".join(said))
-    yield place, f"tcp://127.0.0.1:{port}"
+    (endpoint,) = re.findall(r"^  clients +(tcp://\S+)", "".join(said), re.M)
+    yield place, endpoint
     up.send_signal(signal.SIGINT)
     assert up.wait(PATIENCE_S) == 0
     up.stdout.close()

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import urllib.request
@@ -20,12 +21,12 @@ import pytest
 from clockwork import Client
 from clockwork.config.launch import LAST_LINES
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
-from clockwork.launch.local import Cluster, UpSettings, free_ports
+from clockwork.launch.local import Cluster, UpSettings, held_ports
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
 from clockwork.wire.roles import Role
-from clockwork.wire.transport import new_key_pair
+from clockwork.wire.transport import Transport, new_key_pair
 from tests.process.cluster import Program, eventually, session_members
 
 pytestmark = pytest.mark.timeout(300)
@@ -201,9 +202,30 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
         assert own[-1] == "Stopping ..."
 
 
-def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_path: Path) -> None:
-    [port] = free_ports(1)
+@pytest.fixture
+def port() -> Iterator[int]:
+    with held_ports(1) as [one]:
+        yield one
 
+
+def test_a_held_port_is_given_to_nobody_but_who_asks_for_it(port: int) -> None:
+    with contextlib.ExitStack() as stack:
+        given = set()
+        for index in range(500):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, index % 2)
+            one.bind(("127.0.0.1", 0))
+            given.add(one.getsockname()[1])
+        assert port not in given
+        with pytest.raises(OSError, match="in use"):
+            stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+    for _ in range(2):  # again after a restart
+        transport = Transport()
+        assert transport.router(f"tcp://127.0.0.1:{port}").endpoint == f"tcp://127.0.0.1:{port}"
+        transport.close()
+
+
+def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_path: Path, port: int) -> None:
     def status(path: str, body: bytes | None = None) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
         try:

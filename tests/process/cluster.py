@@ -22,6 +22,7 @@ import onnx
 import onnxruntime
 
 from clockwork import Client
+from clockwork.launch.local import held_ports
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.description import ClusterStatus
 
@@ -162,7 +163,9 @@ class Cluster:
         self._programs: list[Program] = []
         self._killed: list[Program] = []
         self._options = list(options)
-        self.endpoint = self.worker_endpoint = ANYWHERE
+        self._held = contextlib.ExitStack()
+        ports = self._held.enter_context(held_ports(2))  # which it gets again where it is started again
+        self.endpoint, self.worker_endpoint = (f"tcp://127.0.0.1:{port}" for port in ports)
         self.start_controller()
 
     def start_controller(self) -> None:
@@ -237,6 +240,7 @@ class Cluster:
     def destroy(self) -> None:
         for program in self._programs:
             program.destroy()
+        self._held.close()
 
 
 @contextlib.contextmanager

@@ -564,6 +564,9 @@ CUDA_IO_SLOT_BYTES = 16 << 20
 RESERVE_STALL_NS = 10_000_000
 """Time of a device that a worker asks for to load a program's modules, until some have been loaded; then the time of those."""
 
+RESERVE_NS_MAX = 60_000_000_000
+"""A worker asks for no more of a device's time at once, and nobody expects it to take longer."""
+
 TRIAL_RESERVE_NS = 2_000_000
 """Time of a device that a worker asks for at once to try a model that is registered: one execution, or as many as are
 thought to fit into it."""

@@ -33,6 +33,7 @@ from clockwork.config import (
     REPLY_BYTES_MAX,
     REPLY_VALUES_MAX,
     REQUEST_HEADER_BYTES_MAX,
+    RESERVE_NS_MAX,
     RUN_AHEAD_MAX,
     SENTENCE_BYTES_MAX,
     SHARE_WHOLE,
@@ -564,7 +565,7 @@ class TimeNeeded(NamedTuple):
 
     device: DeviceIndex
     model_id: Id
-    expected_ns: Bound
+    expected_ns: Annotated[int, Integer(0, RESERVE_NS_MAX)]
     runs: Annotated[list[int], ListOf(Integer(1, PAGES_MAX), PAGES_MAX)]
 
 

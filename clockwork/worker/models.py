@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX, preparation_run_ns
+from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX, RESERVE_NS_MAX, preparation_run_ns
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, set_aside, unseal
@@ -486,7 +486,7 @@ class _Reserve:
         return self._thread.is_interrupted or is_cancelled or self._thread.has_lost(self._device)
 
     def _ask(self, expected_ns: int, runs: list[int]) -> None:
-        self._thread.ask(self._device, self._model_id, expected_ns, runs)
+        self._thread.ask(self._device, self._model_id, min(expected_ns, RESERVE_NS_MAX), runs)
         if self._is_over():  # since it was looked at last
             self._device.end_reserve()
 

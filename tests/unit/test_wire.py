@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from clockwork.config import RESERVE_NS_MAX
 from clockwork.controller._tested import BOUNDS, read_cancel, read_request, read_result
 from clockwork.controller.flaws import Flaw
 from clockwork.wire import codec
@@ -26,6 +27,7 @@ from clockwork.wire.messages import (
     Reply,
     Result,
     Status,
+    TimeNeeded,
 )
 from tests.edges import DEEP, edges, header_of, plain, spell
 
@@ -149,6 +151,15 @@ def test_the_exchanges_reader_takes_and_refuses_what_the_declarations_do_and_say
                 assert found.id == codec.addressee(edge.header, table)[1], edge.label
             else:
                 assert message is not None, f"{kind.__name__}{edge.label}"
+
+
+def test_a_worker_needs_a_device_for_a_bounded_time_alone() -> None:
+    for expected_ns in (0, RESERVE_NS_MAX):
+        needed = TimeNeeded(0, 1, expected_ns, [2])
+        assert codec.decode(codec.encode(needed), FROM_WORKER) == needed
+    for expected_ns in (-1, RESERVE_NS_MAX + 1):
+        with pytest.raises(codec.WireError, match=f"expected_ns .* an integer from 0 to {RESERVE_NS_MAX}"):
+            codec.decode(codec.encode(TimeNeeded(0, 1, expected_ns, [2])), FROM_WORKER)
 
 
 def test_both_readers_bounds_are_one_declaration() -> None:

@@ -11,6 +11,7 @@ import filecmp
 import io
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -626,6 +627,32 @@ def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: s
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 1
     assert again.output.strip().endswith("exists already")
+
+
+@needs_nvrtc
+@pytest.mark.slow
+def test_the_compiler_leaves_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver is found by NVRTC, which initialises it."""
+    told = tmp_path / "told"
+    source = f"""
+        #include <stdio.h>
+        #include <stdlib.h>
+        int cuInit(unsigned flags) {{
+            const char *shown = getenv("CUDA_VISIBLE_DEVICES");
+            fprintf(fopen("{told}", "w"), "shown: %s", shown ? shown : "all");
+            fflush(NULL);
+            return 100; /* there is no device */
+        }}
+    """
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(tmp_path / "libcuda.so.1")],
+        input=source, text=True, check=True,
+    )  # fmt: skip
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    path = tmp_path / "model.onnx"
+    onnx.save(zoo.build("mlp", width=8, depth=1), path)
+    compile_model(path, tmp_path / "package", Options(("sm_80",), (1,), verify=False))
+    assert told.read_text() == "shown: "
 
 
 @needs_nvrtc

@@ -440,7 +440,8 @@ class _Compilation:
         environment = config.bare_environment(
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
             **CHILD_ENVIRONMENT,
-            **(nvrtc.places() if tune else {}),
+            # NVRTC initialises a driver that it finds, whatever it compiles for: it is to find no GPU, as one may serve.
+            **(nvrtc.places() if tune else {"CUDA_VISIBLE_DEVICES": ""}),
         )
         with (
             open(job.work / "errors", "w+", encoding="utf-8", errors="replace") as errors,

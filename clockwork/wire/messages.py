@@ -45,6 +45,7 @@ from clockwork.config import (
     VERSION_MAX,
     WORKER_DEVICES_MAX,
 )
+from clockwork.config.formats import TIME_MAX_NS
 from clockwork.wire.forms import (
     INT64_MAX,
     INT64_MIN,
@@ -506,7 +507,7 @@ _POINT = Record(
     {
         "shape": ListOf(_DIMENSIONS, TENSORS_MAX),
         "batch": Integer(1, BATCH_SIZE_MAX),
-        "exec_ns": Integer(0, NEVER_NS - 1),
+        "exec_ns": Integer(0, TIME_MAX_NS),
     }
 )
 _SUMMARY_FIELDS: dict[str, Form] = {
@@ -525,7 +526,7 @@ _SUMMARY_FIELDS: dict[str, Form] = {
     "runs": ListOf(Integer(1, PAGES_MAX), PAGES_MAX),
     "weights_bytes": Integer(0, HOST_BYTES_MAX),
     "resident_bytes": Integer(0, HOST_BYTES_MAX),
-    "load_ns": Integer(0, NEVER_NS - 1),
+    "load_ns": Integer(0, TIME_MAX_NS),
     "profile": ListOf(_POINT, PROFILE_POINTS_MAX),
     "constants_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
     "metadata": Facts(1, TENSORS_MAX),

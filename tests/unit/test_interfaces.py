@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 
 from clockwork.config import BATCH_SIZE_MAX, HOST_BYTES_MAX, PAGES_MAX, RANK_MAX, TENSORS_MAX
+from clockwork.config.formats import TIME_MAX_NS
 from clockwork.controller.effects import Effect
 from clockwork.controller.interfaces import as_counted, may_share_lengths, read_summary
 from clockwork.controller.models import ModelTable, ModelVersion
@@ -32,7 +33,7 @@ from clockwork.models import zoo
 from clockwork.models.onnx_import import metadata_of, real_inputs
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire import codec
-from clockwork.wire.messages import FROM_WORKER, NEVER_NS, Prepared, Status
+from clockwork.wire.messages import FROM_WORKER, Prepared, Status
 from tests.process.peers import echo_model, prepared_model
 
 HELD = Interface(
@@ -181,10 +182,10 @@ def test_an_honest_summary_is_read() -> None:
     [
         *({name: value} for name in SUMMARY if name != "outputs_verified" for value in (None, -1, [[[]]])),
         *({"batch_max": value} for value in (0, BATCH_SIZE_MAX + 1, True, 2**40)),
-        *({"load_ns": value} for value in (-1, NEVER_NS)),
+        *({"load_ns": value} for value in (-1, TIME_MAX_NS + 1)),
         *({"weights_bytes": value} for value in (-1, HOST_BYTES_MAX + 1)),
         *({"runs": value} for value in ([0], [-1], [PAGES_MAX + 1], [PAGES_MAX] * 128, [1.5], ["1"], [True])),
-        *({"profile": [POINT | one]} for one in ({"batch": 0}, {"exec_ns": -1}, {"exec_ns": NEVER_NS}, {"shape": 7})),
+        *({"profile": [POINT | one]} for one in ({"batch": 0}, {"exec_ns": -1}, {"exec_ns": TIME_MAX_NS + 1}, {"shape": 7})),
         *({"profile": [POINT | {"shape": one}]} for one in ([[-1]], [[1] * (RANK_MAX + 1)], [["N"]])),
         *({"inputs": [TENSOR | one]} for one in ({"dtype": -1}, {"dtype": 1 << 31}, {"name": 1}, {"name": "x" * 5000})),
         *({"outputs": [TENSOR | {"shape": one}]} for one in ([-1], [1 << 63], [[]], [1] * (RANK_MAX + 1), ["N" * 5000])),

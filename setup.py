@@ -161,7 +161,7 @@ extensions = [
         extension(f"clockwork.device.{name}", arguments, ("dl", "pthread"))
         for arguments, names in (
             (CORE, ("_parts", "_orders", "_ort", "_pages", "_cpu", "_cuda")),
-            (COLD, ("_crash", "_operators", "_cudriver", "_cuda_host", "_cuda_model")),
+            (COLD, ("_crash", "_operators", "_cudriver", "_cuda_host", "_cuda_model", "_cuda_reserve")),
         )
         for name in names
     ),

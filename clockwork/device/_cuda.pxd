@@ -39,12 +39,6 @@ cdef class Core(Orders):
     cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
     cdef char[TEXT_BYTES] fault
     cdef bint opened
-    # Of the RESERVE that the execute lane is at; guarded by the hub's lock:
-    cdef CudaOrder* reserved  # NULL: none
-    cdef bint reserve_used  # a thread has it
-    cdef bint reserve_wanted  # a thread waits for it, or has it
-    cdef int64_t reserve_model_id  # for which model
-    cdef bint reserve_ended  # it is to be no more: the lanes stop, or begin anew
 
     cdef int make_all(self) except -1
     cdef int make_stream(self, CUstream* stream) except -1
@@ -69,9 +63,6 @@ cdef class Core(Orders):
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil
     cdef void run_reserve(self, CudaOrder* order) noexcept nogil
-    cdef void release_pages(self, Residency* at) noexcept nogil
-    cdef void run_alone(self, CudaOrder* order) noexcept nogil
-    cdef bint copy_page(self, CudaModel* model, size_t index, const char* source, int64_t* taken_ns, char* text) noexcept nogil
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
     cdef bint may_run(self, CudaOrder* order) noexcept nogil
     cdef void begin_run(self, CudaOrder* order) noexcept nogil

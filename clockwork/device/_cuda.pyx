@@ -1,6 +1,7 @@
 # cython: language_level=3, cdivision=True
 """The CUDA device's native half: what its lanes do over a page arena. clockwork/device/cuda.py is its only caller and
-says what it promises; what every device does is in _orders.pyx.
+says what it promises; what every device does is in _orders.pyx, and what a thread does that has the device for itself in
+_cuda_reserve.pyx.
 
 Four threads run here, one for each lane: load, input, execute, output; and where the host store has a budget a
 fifth, fetch, which reads files and has nothing to do with the card. They enter without the GIL and never take it.
@@ -24,11 +25,10 @@ from clockwork.device._cuda_model cimport (
     Variant, Watch, fixed_value, record_graph)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED
 from clockwork.device._orders cimport (
-    FETCH, INFER, PENDING, PROFILE, RESERVE, Known, Lane, Residency, breathe, nap, now_ns, thread_time_ns)
+    FETCH, PENDING, PROFILE, RESERVE, Lane, Residency, breathe, nap, now_ns, thread_time_ns)
 from clockwork.device._parts cimport (
-    RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded, pin_parts, timed_view)
+    RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded)
 
-from clockwork.device._cudriver import CudaError
 from clockwork.wire.messages import Status
 
 cdef enum:
@@ -38,7 +38,6 @@ cdef int OK = Status.OK
 cdef int TOO_LATE = Status.TOO_LATE
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT
 cdef int DEVICE_ERROR = Status.DEVICE_ERROR
-cdef int INVALID_INPUT = Status.INVALID_INPUT
 cdef int IN_USE = Status.IN_USE
 cdef int BAD_PAGES = Status.BAD_PAGES
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
@@ -206,6 +205,9 @@ cdef class Core(Orders):
     cdef void enter(self, Lane* lane) noexcept nogil:
         if lane != &self.lanes.fetch:
             self.api.set_context(self.context)
+
+    cdef void run_reserve(self, CudaOrder* order) noexcept nogil:
+        """A RESERVE has its turn: of the subclass."""
 
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
         if lane == &self.lanes.input:
@@ -661,205 +663,6 @@ cdef class Core(Orders):
                            tensor.rank(), dtype_bits(tensor.dtype) // 8, True)
             at += dims[0] * tensor.row_bytes
         return size
-
-    # ----- reservations ------------------------------------------------------------------------
-
-    def start_reserve(self, action):
-        """Through input and execute lane, behind what was sent before."""
-        cdef CudaOrder* order = <CudaOrder*>self.new_order()
-        order.action_id = action.action_id
-        order.run_earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
-        order.kind, order.model_id = RESERVE, action.model_id
-        order.run_starts = action.run_starts
-        if self.lanes.run_count() >= self.run_ahead:
-            self.refuse_full(order)
-        else:
-            self.queue(order, self.first)
-
-    cdef void run_reserve(self, CudaOrder* order) noexcept nogil:
-        """Execute nothing while a thread has the device for itself; if none wants it, end at once.
-
-        One for a model that was forgotten meanwhile is not given to the next: other pages come with it."""
-        cdef int status = OK
-        order.execute.begin()
-        self.lanes.hub.lock()
-        if self.reserve_wanted and self.reserve_model_id != order.model_id:
-            status = ACTION_CANCELLED
-            snprintf(order.text, TEXT_BYTES, "the device is wanted for model %lld, not for %lld",
-                     <long long>self.reserve_model_id, <long long>order.model_id)
-        elif self.reserve_wanted and not self.reserve_ended:
-            self.reserved = order
-            self.lanes.hub.tell()
-            while self.reserved != NULL and (self.reserve_used or not self.reserve_ended):
-                self.lanes.hub.wait()
-            self.reserved = NULL
-        self.lanes.hub.unlock()
-        order.execute.end()
-        order.status = status
-
-    cdef void cut_short(self, bint wanted) noexcept nogil:
-        """A reservation that a thread has ends when it leaves; who waits for one waits in vain."""
-        self.lanes.hub.lock()
-        self.reserve_ended = wanted
-        self.lanes.hub.tell()
-        self.lanes.hub.unlock()
-
-    def want_reserve(self, model_id):
-        """A thread will enter_reserve(): a RESERVE for this model waits for it."""
-        cdef int64_t wanted = model_id
-        self.lanes.hub.lock()
-        self.reserve_wanted, self.reserve_model_id = True, wanted
-        self.lanes.hub.unlock()
-
-    def enter_reserve(self):
-        """Wait until a RESERVE has its turn; the first page of each run that goes with it. Nothing executes until
-        leave_reserve(). None: end_reserve() was called. Any thread, one at a time."""
-        cdef bint got
-        with nogil:
-            self.lanes.hub.lock()
-            while self.reserved == NULL and self.reserve_wanted:
-                self.lanes.hub.wait()
-            got = self.reserved != NULL
-            self.reserve_used = got
-            self.lanes.hub.unlock()
-        return self.reserved.run_starts if got else None
-
-    def leave_reserve(self):
-        self.lanes.hub.lock()
-        self.reserve_used = self.reserve_wanted = False
-        self.reserved = NULL
-        self.lanes.hub.tell()
-        self.lanes.hub.unlock()
-
-    def end_reserve(self):
-        """Who waits in enter_reserve() waits no more. Any thread."""
-        self.lanes.hub.lock()
-        if not self.reserve_used:
-            self.reserve_wanted = False
-            self.reserved = NULL
-        self.lanes.hub.tell()
-        self.lanes.hub.unlock()
-
-    # Of who has a reservation, in its thread, with the context current. The model was added, and no action names it.
-
-    def claim(self, Model model not None, list run_starts):
-        """Have these pages be the model's. A sentence if they are not free."""
-        cdef char[TEXT_BYTES] text
-        cdef vector[int64_t] starts = run_starts
-        cdef bint taken
-        if starts.size() != model.at.claim.run_pages.size():
-            return f"{starts.size()} runs of pages for {model.at.claim.run_pages.size()}"
-        with nogil:
-            self.lanes.hub.lock()
-            taken = self.pages.take(model.at.claim, starts, text, TEXT_BYTES)
-            if taken:
-                model.state.loading_starts = starts
-            self.lanes.hub.unlock()
-        return None if taken else (<bytes>text).decode(errors="replace")
-
-    def copy(self, Model model not None, size_t page, PinnedBytes source=None):
-        """Copy one of the model's pages to where it was claimed, from ``source``, or from the host store. Its time in ns.
-        Raises CudaError."""
-        cdef char[TEXT_BYTES] text
-        cdef int64_t taken_ns = 0
-        cdef const char* start = source.data if source is not None else NULL
-        cdef bint copied
-        if page >= model.state.copy.page_bytes.size():
-            raise IndexError(page)
-        with nogil:
-            self.link.take()
-            copied = self.copy_page(&model.state, page, start, &taken_ns, text)
-            self.link.leave()
-        if not copied:
-            raise CudaError((<bytes>text).decode(errors="replace"), 0)
-        return taken_ns
-
-    cdef bint copy_page(self, CudaModel* model, size_t index, const char* source, int64_t* taken_ns,
-                        char* text) noexcept nogil:
-        cdef size_t run = 0, page = index
-        cdef CUdeviceptr target
-        cdef Span span
-        while page >= <size_t>model.claim.run_pages[run]:
-            page -= model.claim.run_pages[run]
-            run += 1
-        target = self.arena + (model.claim.run_starts[run] + page) * self.page_bytes
-        if self.failed(self.api.record_event(self.load_begin, self.load_stream), b"cuEventRecord", text):
-            return False
-        if model.copy.page_bytes[index] and self.failed(
-                self.api.copy_in(target, source if source != NULL else model.copy.pages[index],
-                                 model.copy.page_bytes[index], self.load_stream), b"cuMemcpyHtoDAsync", text):
-            return False
-        if not (self.set_mark(&self.load_end, self.load_stream, text) and self.wait(&self.load_end, now_ns(), 0, self.spin_ns, text)
-                and self.measure(&span, self.load_begin, self.load_end.event, text)):
-            self.api.finish_stream(self.load_stream)
-            return False
-        taken_ns[0] = span.duration_ns
-        return True
-
-    def settle(self, Model model not None, int64_t load_id):
-        """Its pages are filled."""
-        self.lanes.hub.lock()
-        model.at.load_id = load_id
-        model.at.resident = True
-        self.lanes.hub.unlock()
-
-    def abandon(self, Model model not None):
-        """It has no pages any more. Needs no reservation."""
-        with nogil:
-            self.lanes.hub.lock()
-            self.release_pages(model.at)
-            self.lanes.hub.unlock()
-
-    cdef void release_pages(self, Residency* at) noexcept nogil:
-        at.resident = False
-        self.pages.release(at.claim)
-
-    def execute(self, action, views):
-        """Do an INFER in this thread, or a PROFILE, where ``views`` is None. Its Completion."""
-        cdef bint profiles = views is None
-        cdef CudaOrder* order = <CudaOrder*>self.make_order(PROFILE if profiles else INFER, action)
-        cdef Known known
-        cdef str problem
-        if order.status != PENDING:
-            return self.finish(order)
-        try:
-            known = <Known>order.owner
-            if profiles:
-                views = [[timed_view(dtype, shape) for dtype, shape in zip(known.input_dtypes[0], action.shapes)]]
-            problem = pin_parts(&order.parts, known.input_dtypes, known.lengths, views, profiles)
-            if problem is None:
-                problem = self.describe_run(order)
-            if problem is None:
-                self.place_run(order)
-        except BaseException:
-            self.free_order(order)
-            raise
-        if problem is not None:
-            order.status = INVALID_INPUT
-            encoded = problem.encode()[:TEXT_BYTES - 1]
-            memcpy(order.text, <const char*><bytes>encoded, len(encoded) + 1)
-            return self.finish(order)
-        with nogil:
-            if self.run_input(order) != NULL:
-                self.run_alone(order)
-        return self.finish(order)
-
-    cdef void run_alone(self, CudaOrder* order) noexcept nogil:
-        """Execute what has its inputs, with nothing behind it, and take its outputs."""
-        cdef CudaSlot* slot = <CudaSlot*>order.room
-        if not self.may_run(order):
-            order.status = NOT_RESIDENT
-            return
-        self.begin_run(order)
-        if (order.status == PENDING and self.wait(&slot.run_end, order.execute.begin_ns, order.expected_ns, self.spin_ns,
-                                                 order.text)
-                and self.measure(&order.execute, slot.run_begin, slot.run_end.event, order.text)
-                and (order.kind == PROFILE or self.take_outputs(order))):
-            order.status = OK
-            return
-        order.status = DEVICE_ERROR
-        self.api.finish_stream(self.execute_stream)
-        self.api.finish_stream(self.output_stream)
 
     # ----- the execute lane --------------------------------------------------------------------
 

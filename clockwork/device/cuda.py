@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import config
-from clockwork.device._cuda import Core
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
+from clockwork.device._cuda_reserve import ReservingCore
 from clockwork.device._cudriver import CudaError, DeviceBytes, PinnedBytes, Table
 from clockwork.device.base import DeviceBroken, Reserve
 from clockwork.device.cuda_host import HostStore, PinnedFiles
@@ -84,7 +84,7 @@ class _Known:
     model: Model
 
 
-class CudaDevice(NativeDevice[Core]):
+class CudaDevice(NativeDevice[ReservingCore]):
     """Implements device.base.Device.
 
     which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
@@ -148,7 +148,7 @@ class CudaDevice(NativeDevice[Core]):
                 raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
             arena = self._holds.device(page_count * page_bytes)
             super().__init__(
-                Core(
+                ReservingCore(
                     self._table,
                     self._memory.context,
                     arena,
@@ -157,7 +157,9 @@ class CudaDevice(NativeDevice[Core]):
                     run_ahead,
                     config.LANE_SPIN_NS,
                     self._store.link,
-                    self._holds.host(Core.words_bytes(run_ahead)) if self._table.writes_words else None,
+                    self._holds.host(ReservingCore.words_bytes(run_ahead))
+                    if self._table.writes_words
+                    else None,
                     load_piece_bytes,
                 )
             )
@@ -530,7 +532,7 @@ class _Holds:
         self._store = store
         self._device: set[DeviceBytes] = set()
         self._host: set[PinnedBytes] = set()
-        self.core: Core | None = None
+        self.core: ReservingCore | None = None
         self.lanes: list[threading.Thread] = []
         self.programs: dict[str, _Loaded] = {}
         self.unused: dict[str, _Loaded] = {}  # whose models are gone

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clockwork.device._cuda import Core
 from clockwork.device._cuda_model import Model
+from clockwork.device._cuda_reserve import ReservingCore
 from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.base import Completion, DeviceBroken, TensorView
 from clockwork.device.cuda_memory import DeviceMemory
@@ -24,7 +24,9 @@ LOAD_ID = 1
 class Trial:
     """Methods are for the thread that has a reservation, except stage() and close()."""
 
-    def __init__(self, core: Core, memory: DeviceMemory, model: Model, staging: PinnedBytes | None) -> None:
+    def __init__(
+        self, core: ReservingCore, memory: DeviceMemory, model: Model, staging: PinnedBytes | None
+    ) -> None:
         """staging: a page through which weights go that are not in the host store; None: they are there."""
         self._core = core
         self._memory = memory

@@ -11,7 +11,8 @@ from clockwork.scheduler.types import Fault
 
 class Account(NamedTuple):
     """name: by which it is counted. kind: of the trouble that it is, if it is one by itself. text: this once; reason:
-    of a model that is set aside for it. is_workers: whether the trouble is the worker's rather than the model's."""
+    of a model that is set aside for it, "" where none is. is_workers: whether the trouble is the worker's rather than the
+    model's."""
 
     name: str
     kind: TroubleKind | None
@@ -44,6 +45,14 @@ def account(fault: Fault, worker: str) -> Account:
             TroubleKind.WORKER_STUCK,
             f"a load on {where} took longer than it may and did not end, so the worker began anew",
             f"{EVIDENCE_MAX} loads of it, one after the other, did not end, and their workers began anew",
+            is_workers=True,
+        )
+    if fault is Fault.TRIAL_STUCK:
+        return Account(
+            "trial_stuck",
+            TroubleKind.WORKER_STUCK,
+            f"making it ready on {where} took longer than it may and did not end, so the worker began anew",
+            "",
             is_workers=True,
         )
     return Account(

@@ -19,9 +19,7 @@ class TroubleKind(enum.StrEnum):
     MODEL_SET_ASIDE = "model_set_aside"  # Its executions ended workers or overran; subject: name@version.
     MODEL_OVERRUN = "model_overrun"  # An execution was ended because it took too long; subject: name@version.
     WORKER_KILLED = "worker_killed"  # A worker died with an execution under way; subject: name@version.
-    WORKER_STUCK = (
-        "worker_stuck"  # A load did not end, and its worker began anew; subject: the worker's name.
-    )
+    WORKER_STUCK = "worker_stuck"  # A load, or a trial, did not end, and its worker began anew; subject: the worker's name.
     WORKER_LET_GO = "worker_let_go"  # A worker's answers were wrong too often; subject: the worker's name.
     WORKER_CLOCK = "worker_clock"  # A worker's clock cannot be followed; subject: the worker's name.
     DEVICE_LOST = "device_lost"  # A device of a worker is broken for good; subject: worker/device.

@@ -138,10 +138,12 @@ class Versions:
         is_set_aside: the scheduler takes no more requests for the version and lets go of it. It is unloaded then, and says
         why, after a restart, too; what cannot be written of that is a trouble of its own.
         """
-        model = self._table.by_id.get(model_id)
-        if model is None:
-            return
         found = account(fault, worker)
+        model = self._table.by_id.get(model_id)
+        if model is None:  # it was forgotten meanwhile
+            if found.kind is not None and found.is_workers and worker:
+                self._effects.append(NoteTrouble(found.kind, worker, f"a model that is gone: {found.text}"))
+            return
         model.faults[found.name] = model.faults.get(found.name, 0) + 1
         log.error("%s: %s%s", model.label, found.text, "; it is set aside" if is_set_aside else "")
         if found.kind is not None and found.is_workers and worker:

@@ -67,6 +67,9 @@ may have ended it were left out."""
 LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"
 """States of a residency."""
 
+MODEL_NONE = 0
+"""Of a RESERVE that is for no model."""
+
 MODEL_UNKNOWN = -1
 """The model of a request of which nothing but the answer was seen."""
 
@@ -700,6 +703,8 @@ class History:
         self._gone_models.append(model)
 
     def _model_fault(self, command: ModelFault) -> None:
+        if command.model_id == MODEL_NONE:
+            return
         model = self._model(command.model_id)
         model.faults.append((self.now_ns, command.worker, command.fault))
         if command.set_aside:

@@ -316,6 +316,7 @@ class Fault(enum.IntEnum):
     CRASHED = 1  # it crashed its worker, which reported that
     OVERRUN = 2  # it took longer than its limit
     STUCK = 3  # its load or fetch did not end, and its worker began anew
+    TRIAL_STUCK = 4  # a RESERVE in which it was made ready did not end, and its worker began anew
 
 
 class ModelFault(NamedTuple):

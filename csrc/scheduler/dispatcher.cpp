@@ -127,7 +127,10 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     state_.advance(now);
     Flight* found = state_.flights.find(result.action_id);
     if (found == nullptr || found->arena->worker->worker_id != result.worker) {
-        parts_.reservations.ended(result);  // else an answer to an action that was given up
+        bool was_reserved = parts_.reservations.ended(result);  // else an answer to an action that was given up
+        if (was_reserved && result.status == Status::OVERRUN) {
+            worker_draining(now, result.worker);  // as below
+        }
         return;
     }
     Flight& flight = *found;

@@ -113,6 +113,13 @@ bool Reservations::ended(const ActionResult& result) {
             Ns took = std::clamp<Ns>(result.end_ns - result.begin_ns, 0, state_.now - one.sent_ns);
             one.next_ns = std::max(one.next_ns, one.sent_ns + took * RESERVE_PARTS);
         }
+        if (result.status == Status::OVERRUN) {
+            Command& command = state_.order(CommandKind::MODEL_FAULT);
+            command.model_id = one.model_id;
+            command.worker = result.worker;
+            command.a = static_cast<Ns>(Fault::TRIAL_STUCK);
+            command.b = false;
+        }
         one.action_id = 0;
         leave_link(*executor);
         one.until_ns = 0;

@@ -176,6 +176,7 @@ enum class Fault : std::uint8_t {
     CRASHED,      // it ended its worker, which said so
     OVERRUN,      // it took longer than it may
     STUCK,        // its load, or its fetch, did not end, and its worker began anew
+    TRIAL_STUCK,  // a RESERVE in which it was made ready did not
 };
 
 // One order. Which fields count depends on kind; see the records of the same names in scheduler/types.py.

@@ -189,6 +189,12 @@ def test_a_model_whose_execution_does_not_end_fails_its_registration_alone(tmp_p
             InvalidModel, match=r"one execution takes longer than 0\.2 s; registered again, it is"
         ):
             client.register("model", rig.package(one, [([X], [expected_affine(one, X)])]))
+        (trouble,) = client.status()["troubles"]["open"]
+        assert (trouble["kind"], trouble["subject"]) == (
+            "worker_stuck",
+            client.status()["workers"][0]["name"],
+        )
+        assert trouble["text"].startswith("model@1: making it ready on worker ")
         assert (
             worker.text.count("the reservation on fake GPU 0, does not come back: the worker begins anew")
             == 1

@@ -25,6 +25,7 @@ from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, tran
 from clockwork.controller.routes import NameRoute
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
+from clockwork.scheduler.types import Fault
 from clockwork.wire.messages import (
     Offer,
     Prepared,
@@ -82,6 +83,14 @@ def test_what_is_erased_goes_from_every_state_in_which_it_is_known() -> None:
 def test_an_event_that_cannot_come_is_a_defect() -> None:
     with pytest.raises(AssertionError, match=r"'load'.*of a version that is ready"):
         transition(ModelState.READY, VersionEvent.LOAD)
+
+
+def test_a_worker_that_began_anew_is_noted_although_the_model_is_gone(registry: Registry) -> None:
+    registry.registrar.faulted(99, Fault.TRIAL_STUCK, "w1", False)
+    registry.carry_out()
+    [noted] = registry.troubles
+    assert (noted.kind, noted.subject) == (TroubleKind.WORKER_STUCK, "w1")
+    assert noted.text.startswith("a model that is gone: making it ready on worker w1 took longer")
 
 
 # ----- coming -------------------------------------------------------------------------------------

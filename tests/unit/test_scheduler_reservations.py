@@ -12,6 +12,8 @@ from clockwork.config import RESERVE_NS_MAX
 from clockwork.scheduler.types import (
     AnswerFailed,
     DeviceLost,
+    Fault,
+    ModelFault,
     SendInfer,
     SendLoad,
     SendReserve,
@@ -220,6 +222,17 @@ def test_the_longest_time_is_that_of_the_configuration() -> None:
     found = re.search(r"RESERVE_NS_MAX = (\d+) \* SECOND;", text)
     assert found
     assert int(found[1]) * 1_000_000_000 == RESERVE_NS_MAX
+
+
+def test_one_that_does_not_end_is_noted_and_its_worker_is_sent_nothing_more() -> None:
+    story = Story("adaptive", spec(1))
+    story.at(100)
+    [given] = want(story, 3)
+    story.at(60_100)
+    assert story.done(given, 60_000, Status.OVERRUN) == [ModelFault(NEW, 1, Fault.TRIAL_STUCK, False)]
+    _, [refused] = story.request()
+    assert isinstance(refused, AnswerFailed)
+    assert want(story, 3) == []
 
 
 def test_edf_gives_none_that_would_break_a_promise() -> None:

@@ -455,6 +455,9 @@ class Cluster:
         settings = self._settings
         keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
         limit_ns = self.started_ns + self.ready_ns
+        controller = self._seats[0]
+        # Thousands of models take it longer to read than a call waits for a connection, and so does a busy machine.
+        self._wait(lambda: bool(controller.child.serves), limit_ns, "the controller")
         with Client(
             dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
         ) as client:
@@ -475,7 +478,7 @@ class Cluster:
         while not ready():
             now = now_ns()
             if limit_ns is not None and now > limit_ns:
-                raise ClockworkError(f"{awaited} were not ready within {to_seconds(self.ready_ns):g} s")
+                raise ClockworkError(f"{awaited}: not ready within {to_seconds(self.ready_ns):g} s")
             if now - begun_ns > told_after_s * SECOND:
                 self._say(f"Waiting for {awaited}, {told_after_s} s by now ...")
                 told_after_s *= 2  # so that a long wait is a few lines

@@ -14,14 +14,17 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from clockwork import Client
+from clockwork.client import blocking
 from clockwork.config.launch import LAST_LINES
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
-from clockwork.launch.local import Cluster, UpSettings, held_ports
+from clockwork.launch.local import AnyChild, Cluster, Seat, UpSettings, held_ports
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
@@ -357,6 +360,36 @@ def test_the_gateways_addresses_are_known_whatever_else_it_prints(
     eventually(lambda: str(LAST_LINES) in cluster._seats[0].child.lines.copy(), "it has printed all")
     cluster._seats[0].child.end()
     assert cluster.gateway_urls() == [("http", "http://host:80")]
+
+
+def test_a_controller_is_asked_once_it_listens_however_long_that_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = UpSettings(workers=0, demo=False, gateway=False)
+    cluster = Cluster(settings, ("tcp://host:1", "tcp://host:2", "tcp://host:3"), lambda line: None)
+    child = SimpleNamespace(serves="")
+    cluster._seats.append(Seat("controller", [], cast(AnyChild, child), 0))
+    asked = []
+
+    class Asking:
+        def __init__(self, *_: object, **options: object) -> None:
+            asked.append(child.serves)
+
+        def __enter__(self) -> Asking:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def status(self) -> dict[str, Any]:
+            return {"workers": [], "models": {}}
+
+    monkeypatch.setattr(blocking, "Client", Asking)
+    timer = threading.Timer(0.1, lambda: setattr(child, "serves", "it listens"))
+    timer.start()
+    cluster.wait_until_ready()
+    timer.join()
+    assert asked == ["it listens"]
 
 
 def legacy_keys(directory: Path) -> Path:

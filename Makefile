@@ -78,15 +78,18 @@ endif
 
 native_files = find csrc tests examples \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
 
+# Tests start a thousand processes, each of which would compile all of its modules again, a sixth of its start.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
+
 # Tests that only compute come first: what they find is quickly found. Clusters of processes wait half of the time, so
 # that three at a time keep two cores busy.
 # $(1): marks. pytest says 5 where a chosen file has no test of that mark.
 COMPUTING := tests/unit tests/sim tests/fuzz
 CLUSTERS := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 define run_tests
-	$(if $(TESTS),$(BIN)/python -m pytest -m "$(1)" $(TESTS), \
-	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "$(1)" $(COMPUTING) && \
-	    $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile -m "$(1)" $(CLUSTERS))
+	$(if $(TESTS),$(PYTEST) -m "$(1)" $(TESTS), \
+	    $(PYTEST) -n $(or $(JOBS),2) --dist worksteal -m "$(1)" $(COMPUTING) && \
+	    $(PYTEST) -n $(or $(JOBS),3) --dist loadfile -m "$(1)" $(CLUSTERS))
 endef
 
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)

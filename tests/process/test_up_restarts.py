@@ -307,7 +307,7 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_a_pause_before_a_restart_ends_everything(tmp_path: Path, number: int) -> None:
     code = HURRIED.format(most=5, pause_ns=10**12)
-    with running(tmp_path, "--no-gateway", code=code) as up:
+    with running(tmp_path, "--no-gateway", "--no-demo", code=code) as up:
         first = up.child("worker-0")
         up.kill("worker-0")
         second = eventually(lambda: (found := up.child("worker-0")) != first and found, "it is started again")

@@ -117,6 +117,14 @@ def served(worker: WorkerProcess, side: SchedulerSide, model: Package) -> Served
     return Served(side, model)
 
 
+@pytest.fixture(scope="module")
+def standing(shared_store: Path, model: Package) -> Iterator[Served]:
+    """Of one worker, for tests that leave it as it was."""
+    with SchedulerSide() as side, running_worker(side.endpoint, shared_store):
+        side.welcome()
+        yield Served(side, model)
+
+
 def test_a_model_is_fetched_prepared_loaded_run_and_unloaded(tmp_path: Path, side: SchedulerSide) -> None:
     digits = package(zoo.build("digits").SerializeToString())
     with running_worker(side.endpoint, tmp_path / "store") as worker:
@@ -177,18 +185,20 @@ def test_an_action_whose_window_has_closed_is_too_late_and_does_nothing(
     assert side.load(5, 3, served.starts).status == Status.OK  # the pages are still free
 
 
-def test_an_action_waits_for_its_window(served: Served, side: SchedulerSide) -> None:
+def test_an_action_waits_for_its_window(standing: Served) -> None:
     earliest_ns = now_ns() + 50 * MS
-    result = side.result(served.send(served.x(0), window=(earliest_ns, earliest_ns + 10 * SECOND)))
+    result = standing.side.result(
+        standing.send(standing.x(0), window=(earliest_ns, earliest_ns + 10 * SECOND))
+    )
     assert result.status == Status.OK
     assert result.execute[0] >= earliest_ns
 
 
-def test_a_revoked_action_is_cancelled(served: Served, side: SchedulerSide) -> None:
-    action_id = served.send(served.x(0), window=(now_ns() + 60 * SECOND, NEVER_NS))
-    side.send(Revoke(action_id))
-    assert side.result(action_id).status == Status.ACTION_CANCELLED
-    side.send(Revoke(999))  # long gone: nothing to say
+def test_a_revoked_action_is_cancelled(standing: Served) -> None:
+    action_id = standing.send(standing.x(0), window=(now_ns() + 60 * SECOND, NEVER_NS))
+    standing.side.send(Revoke(action_id))
+    assert standing.side.result(action_id).status == Status.ACTION_CANCELLED
+    standing.side.send(Revoke(999))  # long gone: nothing to say
 
 
 @pytest.mark.parametrize(
@@ -212,30 +222,30 @@ def test_a_revoked_action_is_cancelled(served: Served, side: SchedulerSide) -> N
     ],
 )
 def test_an_action_that_makes_no_sense_is_answered(
-    served: Served, side: SchedulerSide, change: dict[str, Any], status: Status, text: str
+    standing: Served, change: dict[str, Any], status: Status, text: str
 ) -> None:
-    x = served.x(0)
-    action = Infer(side.next_action(), 0, 5, 1, 0, NEVER_NS, 0, [[[FLOAT, served.shape, 0]]])
-    side.send(action._replace(**change), [x.tobytes()])
-    result = side.result(action.action_id)
+    x = standing.x(0)
+    action = Infer(standing.side.next_action(), 0, 5, 1, 0, NEVER_NS, 0, [[[FLOAT, standing.shape, 0]]])
+    standing.side.send(action._replace(**change), [x.tobytes()])
+    result = standing.side.result(action.action_id)
     assert Status(result.status) == status
     assert text in result.text
-    assert side.result(served.send(x)).status == Status.OK
+    assert standing.side.result(standing.send(x)).status == Status.OK
 
 
-def test_actions_of_other_kinds_that_make_no_sense_are_answered(served: Served, side: SchedulerSide) -> None:
+def test_actions_of_other_kinds_that_make_no_sense_are_answered(standing: Served) -> None:
     for action in (
         Load(901, 0, 5, 2, [None], 0, NEVER_NS, 0),  # type: ignore[list-item]
-        Load(902, 0, 5, 2, [2**70 % 2**64] * len(served.starts), 0, NEVER_NS, 0),
+        Load(902, 0, 5, 2, [2**70 % 2**64] * len(standing.starts), 0, NEVER_NS, 0),
         Unload(903, 0, 5, 77, 0, NEVER_NS, 0),
         Profile(904, 0, 5, 1, 0, NEVER_NS, 0, [None]),  # type: ignore[list-item]
     ):
-        side.send(action)
-        assert side.result(action.action_id).status != Status.OK
-    assert side.result(served.send(served.x(0))).status == Status.OK
+        standing.side.send(action)
+        assert standing.side.result(action.action_id).status != Status.OK
+    assert standing.side.result(standing.send(standing.x(0))).status == Status.OK
 
 
-def test_messages_that_are_none_are_dropped(served: Served, side: SchedulerSide) -> None:
+def test_messages_that_are_none_are_dropped(standing: Served) -> None:
     for header in (
         b"",
         b"\xff",
@@ -247,8 +257,8 @@ def test_messages_that_are_none_are_dropped(served: Served, side: SchedulerSide)
         msgpack.packb([64, 1, "", "", 1, []]),  # a message of the other direction
         msgpack.packb({"tag": 97}),
     ):
-        side.send_raw(header, [b"frame"])
-    assert side.result(served.send(served.x(0))).status == Status.OK
+        standing.side.send_raw(header, [b"frame"])
+    assert standing.side.result(standing.send(standing.x(0))).status == Status.OK
 
 
 def test_a_ping_is_answered_with_two_stamps(worker: WorkerProcess, side: SchedulerSide) -> None:

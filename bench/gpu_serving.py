@@ -5,8 +5,9 @@ was predicted.
 
 Models by hand, of a resnet50's class: as many launches of one small kernel, and as many pages of weights. They share
 their program, and each has weights of its own, from which its answers are known and checked. --room: how many of them
-the GPU has memory for. Requests come open loop, the popularity of models is Zipf's. Host memory holds all weights:
---models times --pages times 16 MiB (--host-bytes: a budget instead, and the rest is fetched from disk).
+the GPU has memory for. Requests come open loop, the popularity of models is Zipf's. Host memory holds all weights, and
+the disk, below the temporary folder, twice: --models times --pages times 16 MiB, 117 GB as it is (--host-bytes: a budget
+of memory instead, and the rest is fetched from disk).
 
 It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one its times are this machine's, and mean nothing
 for a GPU.

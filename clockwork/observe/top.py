@@ -193,7 +193,7 @@ class Top(App[None]):
 
     def show(self, overview: Overview | None, note: str) -> None:
         """A reading's outcome. Without an overview the last one stays on the screen, and the note says why."""
-        if self._is_paused:
+        if self._is_paused or not self.is_running:  # a reading may come while the screen is taken down
             return
         if overview is not None:
             self._overview = overview

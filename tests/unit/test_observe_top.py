@@ -87,6 +87,20 @@ def test_keys_sort_reverse_and_look_into_a_row() -> None:
     on_screen(story)
 
 
+def test_a_reading_that_comes_while_it_ends_is_shown_to_nobody() -> None:
+    async def run() -> None:
+        readings = Readings()
+        app = Top(Reader(readings, interval_s=0.0), "tcp://here:1")
+        async with app.run_test() as pilot:
+            await until(pilot, lambda: rows(pilot, "models") == ["a@1", "b@1"])
+            readings.let(ConnectionLost("the test is over"))
+            await until(pilot, lambda: "the test is over" in said(pilot, "note"))
+        app.show(None, "too late")
+        assert not app.is_running
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+
+
 def test_a_filter_leaves_the_rows_with_a_part_of_a_name() -> None:
     async def story(pilot: Pilot[None], readings: Readings) -> None:
         await pilot.press("slash", "b")

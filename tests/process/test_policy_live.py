@@ -25,7 +25,7 @@ def test_it_serves_and_its_decisions_are_had_again(tmp_path: Path) -> None:
         with cluster.client() as client:
             client.register("small", SMALL)
             settings = load_generator.LoadSettings(
-                models=("small",), rate=200.0, duration_s=1.0, slo_s=0.1, seed=3
+                models=("small",), rate=200.0, duration_s=1.0, slo_s=10.0, seed=3
             )
             report = load_generator.run(client, settings)
             assert client.status()["policy"] == FIFO

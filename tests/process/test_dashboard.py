@@ -158,7 +158,7 @@ def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
             )
             with cluster.client() as client:
                 settings = load_generator.LoadSettings(
-                    models=tuple(f"small-{number}" for number in range(6)), rate=300.0, duration_s=1.5, slo_s=0.05,
+                    models=tuple(f"small-{number}" for number in range(6)), rate=300.0, duration_s=1.5, slo_s=1.0,
                 )  # fmt: skip
                 report = load_generator.run(client, settings)
             state = page.until(lambda found: found["requests"], "requests are seen")

@@ -560,6 +560,12 @@ def test_whoever_ends_a_worker_waits_for_as_long_as_it_drains() -> None:
 # ----- systemd ----------------------------------------------------------------------------------
 
 
+def test_a_worker_is_started_behind_what_gpus_need() -> None:
+    """Else it fails until the fabric of an NVSwitch machine is up, and systemd gives up after ten times."""
+    [after] = settings_of(DEPLOY / "systemd" / "clockwork-worker.service")["After"]
+    assert {"nvidia-persistenced.service", "nvidia-fabricmanager.service"} <= set(after.split())
+
+
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_units_restart_stop_by_the_right_signal_and_are_locked_down(unit: Path) -> None:
     found = settings_of(unit)

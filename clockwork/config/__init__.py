@@ -571,7 +571,7 @@ TRIAL_RESERVE_NS = 2_000_000
 """Time of a device that a worker asks for at once to try a model that is registered: one execution, or as many as are
 thought to fit into it."""
 
-TRIAL_FIRST_NS = 5_000_000
+TRIAL_FIRST_NS = 10_000_000
 """Time of a device that a worker asks for to execute a model, or load a page of it, for the first time."""
 
 TRIAL_COPIES = 3
@@ -581,7 +581,10 @@ TRIAL_CLAIMS_MAX = 20
 """Reservations in which the pages to try a model in may still be in use, before it is given up."""
 
 TRIAL_RUNS = 5
-"""Executions of each batch size by which a model on a GPU is timed, after those to warm up."""
+"""Executions of each batch size by which a model on a GPU is timed; the last of those to warm up is the first of them."""
+
+TRIAL_LONG_RUNS = 3
+"""The same, of a size that takes longer than a RESERVE for several: others wait for each."""
 
 TRIAL_WARM, TRIAL_WARM_RUNS = 0.97, 20
 """Executions before those: until one takes more than this part of the one before, and at most so many."""

@@ -58,10 +58,12 @@ def package(rig: CudaRig, one: Case) -> Path:
 class Reserving:
     """Reservations of a device that does nothing else."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, asked_ns: list[int]) -> None:
         self._reserve = reserving(driver)
+        self._asked_ns = asked_ns
 
     def __call__(self, expected_ns: int, runs: Sequence[int]) -> contextlib.AbstractContextManager[list[int]]:
+        self._asked_ns.append(expected_ns)
         return self._reserve(expected_ns, runs)
 
     def give_back(self) -> None:
@@ -69,14 +71,20 @@ class Reserving:
 
 
 def run(
-    rig: CudaRig, place: Path, fingerprint: str = FINGERPRINT, capability: int = 0, **options: object
+    rig: CudaRig,
+    place: Path,
+    fingerprint: str = FINGERPRINT,
+    capability: int = 0,
+    asked_ns: list[int] | None = None,
+    **options: object,
 ) -> tuple[PreparedModel, Path]:
-    """Prepare a package, and try it on a device, as a worker does. capability: as CudaRig.make() has it."""
+    """Prepare a package, and try it on a device, as a worker does. capability: as CudaRig.make() has it. asked_ns: the times
+    that were asked for are appended."""
     prepared = prepare(place, rig.store, fingerprint, PAGE_BYTES, options)
     directory = prepared_directory(rig.store, prepared.digest, fingerprint, options)
     if prepared.untried:
         driver = Driver(rig.make(capability=capability), rig)
-        reserve = Reserving(driver)
+        reserve = Reserving(driver, asked_ns if asked_ns is not None else [])
         try:
             driver.device.prepare(1, str(directory), reserve)
             try_model(driver.device.trial(1), reserve, directory, options)
@@ -107,6 +115,17 @@ def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
     finally:
         driver.device.close()
     assert set(rig.fake.live().values()) == {0}
+
+
+def test_a_model_of_long_executions_is_tried_with_few(rig: CudaRig) -> None:
+    rig.fake.speed(kernel_ns=3_000_000)
+    asked_ns: list[int] = []
+    prepared, _ = run(rig, package(rig, affine()), asked_ns=asked_ns)
+    rig.fake.speed()
+    sizes = len({point.exec_ns for point in prepared.profile})
+    assert sizes == 4
+    # Its modules, graphs, weights; and four of each size, or more where the machine is slow.
+    assert len(asked_ns) <= 4 + 6.5 * sizes, asked_ns
 
 
 def test_the_example_by_hand_is_launched_as_a_graph(rig: CudaRig, tmp_path: Path) -> None:

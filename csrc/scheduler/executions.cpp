@@ -23,7 +23,13 @@ Flight* Executions::fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns durati
     }
     flights_.enter(*flight);
     if (executor.lane.empty() && kind == FlightKind::INFER) {
-        executor.gaps.add(state_.now - executor.idle_since_ns);
+        Ns came = state_.now;  // it may have waited for a reservation, or for a load
+        for (const Pending* pending : batch.pendings) {
+            came = std::min(came, pending->request.arrived_ns);
+        }
+        if (came > executor.idle_since_ns) {
+            executor.gaps.add(came - executor.idle_since_ns);
+        }
     }
     executor.lane_end_ns = std::max(executor.free_ns(state_.now), flight->there_ns) + duration_ns;
     if (executor.lane.empty()) {

@@ -74,30 +74,31 @@ struct ExecutorTime {
     }
 };
 
-// How long the last idle times of an executor were, each from the end of a batch until the next was sent.
+// How long the last idle times of an executor were, each from the end of a batch until work came.
 class Gaps {
 public:
-    void add(Ns ns) { last_[count_++ % last_.size()] = ns; }
-    // What the next is likely to be at least: all but one of them were. 0 where none is known.
+    void add(Ns ns) { last_[count_++ % MANY] = ns; }
+    // What the next is likely to be at least: all of them were, or all but one of many. 0 where none is known.
     Ns likely_ns() const {
         Ns least = NEVER_NS, second = NEVER_NS;
-        for (std::size_t place = 0; place < std::min<std::size_t>(count_, last_.size()); ++place) {
+        for (std::size_t place = 0; place < std::min(count_, MANY); ++place) {
             second = std::min(second, std::max(least, last_[place]));
             least = std::min(least, last_[place]);
         }
-        return count_ == 0 ? 0 : second < NEVER_NS ? second : least;
+        return count_ == 0 ? 0 : count_ >= FEW ? second : least;
     }
-    void archive(Archive& archive) { archive(last_, count_); }
-    // An idle time of this length says that no work comes: twice the longest of them, and at least this.
+    // An idle time of this length says that no work comes: twice the longest of a few, and at least this.
     Ns quiet_ns(Ns least_ns) const {
-        for (std::size_t place = 0; place < std::min<std::size_t>(count_, last_.size()); ++place) {
-            least_ns = std::max(least_ns, 2 * last_[place]);
+        for (std::uint64_t age = 1; age <= std::min(count_, FEW); ++age) {
+            least_ns = std::max(least_ns, 2 * last_[(count_ - age) % MANY]);
         }
         return least_ns;
     }
+    void archive(Archive& archive) { archive(last_, count_); }
 
 private:
-    std::array<Ns, 16> last_{};
+    static constexpr std::uint64_t MANY = 64, FEW = 16;
+    std::array<Ns, MANY> last_{};
     std::uint64_t count_ = 0;
 };
 
@@ -114,13 +115,14 @@ struct Reservation {
     Ns sent_ns = 0;
     Ns until_ns = 0;                       // when it is thought to end
     Ns ended_ns = 0;                       // when the last one did
+    Ns over_ns = 0;                        // of late its result came so much later than was expected
     std::vector<std::uint32_t> lent_runs;  // pages that are the worker's
     std::vector<std::uint32_t> starts;
     std::vector<Residency*> victims;  // doomed for its pages
 
     void archive(Archive& archive) {
         archive(model_id, expected_ns, wanted_ns, since_ns, next_ns, again_ns, runs, action_id, sent_ns, until_ns);
-        archive(ended_ns, lent_runs, starts, victims);
+        archive(ended_ns, over_ns, lent_runs, starts, victims);
     }
 };
 

@@ -43,10 +43,14 @@ bool Reservations::is_time(Executor& executor) const {
                    deciders_.policy->planned(executor).empty();
     if (is_free && executor.arena->loading == 0) {
         Ns idle = state_.now - executor.idle_since_ns, quiet = executor.gaps.quiet_ns(RESERVE_QUIET_NS);
-        if (idle + duration <= executor.gaps.likely_ns() || idle >= quiet) {
+        if (idle + duration + one.over_ns <= executor.gaps.likely_ns() || idle >= quiet) {
             return true;
         }
         executor.wake_at(executor.idle_since_ns + quiet);
+        if (RESERVE_EARLY_NS < idle && idle < RESERVE_AGE_NS) {
+            executor.wake_at(executor.idle_since_ns + RESERVE_AGE_NS);
+            return false;
+        }
     }
     Ns due = one.since_ns + (is_free ? RESERVE_AGE_NS : RESERVE_BUSY_NS);
     if (std::max(due, one.next_ns) > state_.now) {
@@ -120,6 +124,8 @@ bool Reservations::ended(const ActionResult& result) {
             command.a = static_cast<Ns>(Fault::TRIAL_STUCK);
             command.b = false;
         }
+        Ns over = std::clamp<Ns>(state_.now - one.until_ns, 0, RESERVE_OVER_NS_MAX);
+        one.over_ns = std::max(over, one.over_ns - one.over_ns / 8);
         one.action_id = 0;
         leave_link(*executor);
         one.until_ns = 0;

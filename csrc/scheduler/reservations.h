@@ -4,9 +4,10 @@
 // it. The worker says what it wants (Scheduler::time_wanted()), and is given it in the execute lane like any other action,
 // so that INFERs are planned around it. With it may come pages of the arena, which are the worker's until it wants others.
 //
-// When: at the beginning of a gap between two batches that is likely to hold it, by the gaps of late. Where there is
-// none for RESERVE_AGE_NS, at the next moment without work; after RESERVE_BUSY_NS, in the middle of the work, but then no
-// more than one part in RESERVE_PARTS of the device's time. `edf` gives none that would break a promise.
+// When: in a gap between two batches that is likely to hold it, by the gaps of late. Where there is none for
+// RESERVE_AGE_NS, at the beginning of any gap, of which most is left then, or once a gap has lasted for as long; after
+// RESERVE_BUSY_NS, in the middle of the work; but then no more than one part in RESERVE_PARTS of the device's time.
+// `edf` gives none that would break a promise.
 //
 // What comes with pages may copy into them. While a LOAD onto any device of the worker has the link, it would hold its
 // own device and wait: that is no moment without work, so it comes then as it does in the middle of the work.
@@ -22,6 +23,12 @@ namespace clockwork {
 inline constexpr Ns RESERVE_AGE_NS = 200 * MS;
 inline constexpr Ns RESERVE_BUSY_NS = SECOND;
 inline constexpr Ns RESERVE_PARTS = 50;
+
+// A gap has begun so recently that it is its beginning.
+inline constexpr Ns RESERVE_EARLY_NS = MS;
+
+// A gap has to hold what results of late came too late by, but not more than this: that was no habit.
+inline constexpr Ns RESERVE_OVER_NS_MAX = 5 * MS;
 
 // More than this is not expected, whatever a worker says.
 inline constexpr Ns RESERVE_NS_MAX = 60 * SECOND;

@@ -90,6 +90,70 @@ def test_it_is_given_at_the_beginning_of_a_gap_that_is_likely_to_hold_it(policy:
     assert want(story, 6) == []
 
 
+def test_where_it_does_not_fit_it_begins_with_a_gap_and_not_in_the_middle_of_one() -> None:
+    story = Story("adaptive", spec(1))
+    end = work(story, 100, 20, 20)
+    story.at(end + 5)
+    assert want(story, 18) == []
+    end = work(story, 500, 10, 20)
+    assert story.until(end + 14) == []  # since 200 ms after it was wanted it might have come
+    story.at(end + 14.8)
+    _, [infer] = story.request()
+    story.at(end + 20)
+    [given] = reserves(story.done(infer))
+    story.at(end + 39)
+    story.done(given, 18)
+
+
+def test_of_gaps_that_come_by_chance_none_is_likely_to_hold_it() -> None:
+    """One in fifty is too short."""
+    story = Story("adaptive", spec(1))
+    at = 100.0
+    for turn in range(150):
+        end = work(story, at, 1, 0)
+        at = end + (1 if turn % 50 == 49 else 100)
+    story.at(at)
+    _, [infer] = story.request()
+    want(story, 30)
+    story.at(at + 5.2)
+    assert reserves(story.done(infer)) == []
+
+
+def test_a_gap_has_to_hold_what_the_results_come_too_late_by() -> None:
+    story = Story("adaptive", spec(1))
+    work(story, 100, 20, 20)
+    story.at(500)
+    _, [infer] = story.request()
+    story.at(505.2)
+    want(story, 12)
+    [given] = reserves(story.done(infer))
+    story.at(505.2 + 15)
+    story.done(given, 12)
+    story.at(520.5)
+    _, [infer] = story.request()
+    want(story, 12)
+    story.at(525.7)
+    assert reserves(story.done(infer)) == []
+    assert reserves(want(story, 10))
+
+
+def test_a_gap_ends_when_work_comes_and_not_when_it_is_sent() -> None:
+    """Else what delays a request has the next one delayed."""
+    story = Story("adaptive", spec(1))
+    end = work(story, 100, 20, 15.2)  # gaps of 10 ms
+    for _ in range(70):
+        [given] = reserves(want(story, 3))
+        story.at(end + 10)
+        story.request()
+        end += 14
+        story.at(end)
+        [infer] = story.done(given, 14)
+        end += 5.2
+        story.at(end)
+        story.done(infer)
+    assert want(story, 6) == []
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_device_that_has_become_quiet_gives_it(policy: str) -> None:
     story = Story(policy, spec(1))

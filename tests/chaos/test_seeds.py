@@ -56,6 +56,6 @@ def test_a_soak_of_seconds_writes_its_report(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     report = json.loads((tmp_path / "short.json").read_text())
     assert report["troubles"] == []
-    assert report["outcomes"]["roomy ok"] > 100
+    assert report["outcomes"]["roomy ok"] > 30
     assert {one["kind"] for one in report["verdicts"]} >= {"rss_mib", "descriptors", "threads", "data_mib"}
     assert report["starts"]["worker-0"] + report["starts"]["worker-1"] > 4

@@ -11,7 +11,7 @@ from bench import zmtp
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientWelcome
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
 
 

@@ -256,6 +256,7 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(tmp_path: Path) -> None:
     """By the command line, on one worker: the example's package, one of `clockwork compile`, and two fine-tunes as
     they are, which the worker compiles and which share a program."""

@@ -162,7 +162,7 @@ def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
                 )  # fmt: skip
                 report = load_generator.run(client, settings)
             state = page.until(lambda found: found["requests"], "requests are seen")
-            assert report.answered > 100
+            assert report.answered > 10
             assert {row[2] for row in state["requests"]} >= {"answered"}
             assert state["models"][0][0].startswith("small-")
             assert state["used"] > 0

@@ -7,8 +7,6 @@
 Each test is compiled as shipped, and, where it has several inputs, with all but the first as constants, as models mostly
 have them. Its program for the host must give the outputs that the test names. Results are docs/operators.json and,
 made of that, docs/operators.md.
-
-The lowering of a variant, elsewhere a process of its own, is here a fork of one that has imported everything.
 """
 
 from __future__ import annotations
@@ -20,16 +18,11 @@ import importlib.metadata
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
-import traceback
-import types
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import onnx
 import onnx.backend.test.case.node
@@ -38,8 +31,8 @@ import onnx.numpy_helper
 from clockwork import config
 from clockwork.errors import InvalidModel
 from clockwork.formats.program import HOST
-from clockwork.models import inputs as trial
-from clockwork.models.compile import compiler, host
+from clockwork.models.answers import QUANTISED_RELATIVE, RELATIVE, difference
+from clockwork.models.compile import host
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.holdings import is_quantised
 from clockwork.models.split import operator
@@ -52,9 +45,9 @@ from tests.device.test_onnx_nodes import (
     tensors_only,
     with_initializers,
 )
-from tests.emulation import modules, process
+from tests.emulation import forks, modules, process
 
-CASE_S = 300
+CASE_S = 900
 """Time limit for a test, on a busy machine."""
 
 PASS, REFUSED, WRONG = "pass", "refused", "wrong"
@@ -65,42 +58,6 @@ ARCHITECTURE = "sm_80"
 RESULTS = modules.ROOT / "docs" / "operators.json"
 TABLE = RESULTS.with_suffix(".md")
 SHIPPED, CONSTANTS = "as shipped", "with constants"
-
-
-class Forked:
-    """What the compiler uses of subprocess.Popen, for the process that lowers a variant."""
-
-    def __init__(self, command: Sequence[str], *, stderr: IO[str], **_: Any) -> None:
-        reading, writing = os.pipe()
-        self._running = True
-        self._child = os.fork()
-        if not self._child:
-            os.dup2(writing, 1)
-            os.dup2(stderr.fileno(), 2)
-            sys.stdout = os.fdopen(1, "w", closefd=False)
-            status = 1
-            try:
-                status = importlib.import_module("clockwork.models.compile.lower").main(command[-1])
-                sys.stdout.flush()
-            except BaseException:
-                os.write(2, traceback.format_exc().encode())
-            os._exit(status)
-        os.close(writing)
-        self.stdout = os.fdopen(reading)
-
-    def __enter__(self) -> Forked:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stdout.close()
-
-    def wait(self) -> int:
-        self._running = False
-        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
-
-    def kill(self) -> None:
-        if self._running:
-            os.kill(self._child, signal.SIGKILL)
 
 
 def outcome(
@@ -134,10 +91,10 @@ def outcome(
         if not said:
             return PASS
         quantised = is_quantised([operator(node) for node in model.graph.node])
-        relative = trial.QUANTISED_RELATIVE if quantised else trial.RELATIVE
+        relative = QUANTISED_RELATIVE if quantised else RELATIVE
         if (
             quantised or all(array.dtype.name in ("float16", "bfloat16") for array in expected)
-        ) and not trial.difference(actual, expected, relative):
+        ) and not difference(actual, expected, relative):
             return f"{PASS}, up to rounding"
         reference = plain(model, inputs)
         if (
@@ -146,7 +103,7 @@ def outcome(
             and not close_to(case, actual, reference)
         ):
             return f"{PASS}, as ONNX Runtime has it"
-        return f"{WRONG}: {trial.difference(actual, expected) or said}"
+        return f"{WRONG}: {difference(actual, expected) or said}"
 
 
 def reason(text: str) -> str:
@@ -179,27 +136,6 @@ def outcomes(case: Any, card: bool) -> dict[str, str]:
     return found
 
 
-def in_a_fork(case: Any, card: bool) -> dict[str, str]:
-    """outcomes(), in a process of its own."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            signal.alarm(CASE_S)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            found = outcomes(case, card)
-        except BaseException as error:
-            found = {SHIPPED: f"{WRONG}: {type(error).__name__}: {error}"}
-        with os.fdopen(writing, "w") as file:
-            json.dump(found, file)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        text = file.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return json.loads(text) if text else {SHIPPED: f"{WRONG}: the process ended with {status}"}
-
-
 def chosen_cases(names: Sequence[str]) -> list[Any]:
     """The tests of these names, in order of name; all tests for none. FILE:NAME is one of a file of onnx's,
     and FILE: its first; where all are so, other files are not loaded, which takes seconds."""
@@ -217,33 +153,17 @@ def chosen_cases(names: Sequence[str]) -> list[Any]:
 
 def run(names: Sequence[str], card: bool) -> None:
     """Print a line of JSON for each test, several at a time: its name, and its outcomes."""
-    forking = types.SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
-    compiler.subprocess = forking  # type: ignore[attr-defined]
-    importlib.import_module("clockwork.models.compile.lower")  # once, for all forks
-    chosen = chosen_cases(names)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for case, found in zip(chosen, pool.map(lambda case: in_a_fork(case, card), chosen)):
-            print(json.dumps([case.name, found]), flush=True)
+
+    def failed(why: str) -> dict[str, str]:
+        return {SHIPPED: f"{WRONG}: {why}"}
+
+    for case, found in forks.each(chosen_cases(names), lambda case: outcomes(case, card), CASE_S, failed):
+        print(json.dumps([case.name, found]), flush=True)
 
 
 def ask(names: Sequence[str], card: bool = False) -> dict[str, dict[str, str]]:
     """Outcomes by test, from a process of its own. names: none for all tests."""
-    environment = config.bare_environment(
-        PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **compiler.CHILD_ENVIRONMENT
-    )
-    command = [
-        sys.executable, "-m", "tests.emulation.operators", "--run", *(["--card"] if card else []), *names,
-    ]  # fmt: skip
-    found = {}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=modules.ROOT
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            name, result = json.loads(line)
-            found[name] = result
-    assert child.returncode == 0, child.returncode
-    return found
+    return forks.ask("tests.emulation.operators", [*(["--card"] if card else []), *names])
 
 
 # ----- the table -------------------------------------------------------------------------------

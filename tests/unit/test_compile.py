@@ -231,30 +231,48 @@ def test_shapes_that_onnx_runtime_leaves_to_be_computed_are_computed_when_compil
     Case(model, tmp_path, batches=(2,)).check_answers([normal(1, 4, 3, 3)])
 
 
-def attention(names: list[str]) -> onnx.ModelProto:
-    """Four heads of queries and two of keys and values, behind a constant projection of the queries."""
+ATTENTION = {
+    "x": [1, 3, 16],
+    "k": [1, 5, 8],
+    "v": [1, 5, 8],
+    "mask": [3, 5],
+    "pk": [1, 2, 6, 4],
+    "pv": [1, 2, 6, 4],
+}
+
+
+@pytest.mark.parametrize("names", [["k", "v", "mask"], ["k", "v", "", "pk", "pv"]])
+def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path, names: list[str]) -> None:
+    """Four heads of queries and two of keys and values, behind a constant projection of the queries; with a mask, and
+    with keys and values of before and no mask."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["q"]),
-        helper.make_node("Attention", ["q", *names], ["y"], q_num_heads=4, kv_num_heads=2),
+        helper.make_node("Attention", ["q", *names], ["y", "yk", "yv"], q_num_heads=4, kv_num_heads=2),
+        helper.make_node("Neg", ["y"], ["z"]),
+        helper.make_node("Attention", ["z", *names], ["twice", "tk", "tv"], q_num_heads=4, kv_num_heads=2),
     ]
-    shapes = {"x": [1, 3, 16], "k": [1, 5, 8], "v": [1, 5, 8], "mask": [3, 5]}
-    inputs = [value(name, shapes[name]) for name in ("x", *filter(None, names)) if name in shapes]
+    shapes = [ATTENTION[name] for name in ("x", *filter(None, names))]
+    inputs = [value(name, ATTENTION[name]) for name in ("x", *filter(None, names))]
+    outputs = [value("y", [1, 3, 16]), value("twice", [1, 3, 16]), value("yk", [1, 2, None, 4])]
     weights = [initializer("w", normal(16, 16))]
-    return model_of(nodes, inputs, [value("y", [1, 3, 16])], weights, opset=23, ir_version=11)
-
-
-def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path) -> None:
-    onnx.save(attention(["k", "v", "mask"]), tmp_path / "model.onnx")
-    inputs = [normal(*shape, seed=1) for shape in ([1, 3, 16], [1, 5, 8], [1, 5, 8], [3, 5])]
-    freeze(tmp_path / "model.onnx", [array.shape for array in inputs], tmp_path / "frozen.onnx")
+    onnx.save(model_of(nodes, inputs, outputs, weights, opset=23, ir_version=11), tmp_path / "model.onnx")
+    given = [normal(*shape, seed=1) for shape in shapes]
+    freeze(tmp_path / "model.onnx", shapes, tmp_path / "frozen.onnx")
     assert "Attention" not in [node.op_type for node in onnx.load(tmp_path / "frozen.onnx").graph.node]
-    expected = Session(tmp_path / "model.onnx", optimise=False).run(inputs)
-    assert difference(Session(tmp_path / "frozen.onnx", optimise=False).run(inputs), expected) == ""
-    onnx.save(attention(["k", "v", "", "k", "v"]), tmp_path / "model.onnx")
-    with pytest.raises(
-        InvalidModel, match="operator Attention cannot be compiled where an optional input is left out"
-    ):
-        freeze(tmp_path / "model.onnx", [(1, 3, 16), (1, 5, 8), (1, 5, 8)], tmp_path / "frozen.onnx")
+    expected = Session(tmp_path / "model.onnx", optimise=False).run(given)
+    assert difference(Session(tmp_path / "frozen.onnx", optimise=False).run(given), expected) == ""
+
+
+@needs_compiler
+def test_a_constant_that_is_cast_before_it_is_read_is_known_when_compiled(tmp_path: Path) -> None:
+    """What is padded with is part of a kernel. ONNX Runtime folds no CastLike."""
+    nodes = [
+        helper.make_node("CastLike", ["number", "x"], ["least"]),
+        helper.make_node("Pad", ["x", "pads", "least"], ["y"]),
+    ]
+    weights = [initializer("number", [-7.0]), initializer("pads", [0, 1, 0, 2], np.int64)]
+    model = model_of(nodes, [value("x", [2, 3])], [value("y", [2, 6])], weights, opset=19)
+    Case(model, tmp_path).check_answers([normal(2, 3)])
 
 
 @needs_compiler

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
-import onnx.inliner
 
 from clockwork.config.models import EXTERNAL_BYTES
 from clockwork.errors import InvalidModel
@@ -95,31 +95,68 @@ EXPANDED = ("Attention",)
 
 
 def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every operator of EXPANDED replaced by its definition. Raises InvalidModel."""
-    found = [node for node in model.graph.node if node.op_type in EXPANDED and node.domain in ("", "ai.onnx")]
-    if not found:
+    """The model with every operator of EXPANDED replaced by its definition. Raises InvalidModel.
+
+    onnx.inliner cannot, where an optional input is left out before others.
+    """
+    if not any(_is_expanded(node) for node in model.graph.node):
         return model
-    for node in found:
-        if "" in node.input:  # which onnx.inliner cannot do
-            raise InvalidModel(
-                f"operator {node.op_type} cannot be compiled where an optional input is left out before others"
-            )
-    weights = [
-        *model.graph.initializer
-    ]  # left out: the inliner copies the model as a message, of at most 2 GiB
-    del model.graph.initializer[:]
-    model.graph.input.extend(
-        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims) for weight in weights
+    (opset,) = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    types = _types(model)
+    nodes: list[onnx.NodeProto] = []
+    for number, node in enumerate(model.graph.node):
+        if _is_expanded(node):
+            nodes += _definition(node, opset, types, f"clockwork.{node.op_type}.{number}.")
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _is_expanded(node: onnx.NodeProto) -> bool:
+    return node.op_type in EXPANDED and node.domain in ("", "ai.onnx")
+
+
+def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """The types of a graph's values, where they can be inferred."""
+    bare = onnx.ModelProto()  # without weights: a message has at most 2 GiB
+    bare.ir_version = model.ir_version
+    bare.opset_import.extend(model.opset_import)
+    bare.graph.name = model.graph.name
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.input.extend(model.graph.input)
+    bare.graph.output.extend(model.graph.output)
+    bare.graph.input.extend(
+        onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        for weight in model.graph.initializer
+        if weight.name not in {value.name for value in model.graph.input}
     )
+    graph = onnx.shape_inference.infer_shapes(bare).graph
+    return {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def _definition(
+    node: onnx.NodeProto, opset: int, types: Mapping[str, onnx.TypeProto], prefix: str
+) -> list[onnx.NodeProto]:
+    """The nodes that ONNX defines a node by. prefix: of the names of values between them. Raises InvalidModel."""
+    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")  # whose stub lacks this method
+    given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
     try:
-        made = onnx.inliner.inline_selected_functions(
-            model, [("", name) for name in EXPANDED], inline_schema_functions=True
-        )
-    except RuntimeError as error:
-        raise InvalidModel(f"operator {found[0].op_type} cannot be compiled: {error}") from None
-    del made.graph.input[len(made.graph.input) - len(weights) :]
-    made.graph.initializer.extend(weights)
-    return made
+        made = schema.get_context_dependent_function(node.SerializeToString(), given)
+    except RuntimeError as error:  # of a type that is not known
+        raise InvalidModel(f"operator {node.op_type} cannot be compiled: {error}") from None
+    body = onnx.FunctionProto.FromString(made)
+    if not body.node:
+        raise InvalidModel(f"operator {node.op_type} cannot be compiled: ONNX has no definition of it here")
+    names = dict(zip(body.input, node.input)) | dict.fromkeys(body.input[len(node.input) :], "")
+    names |= {formal: name for formal, name in zip(body.output, node.output) if name}
+    for one in body.node:
+        one.input[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in one.input]
+        one.output[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in one.output]
+        one.name = f"{prefix}{one.name}" if one.name else ""
+        assert not any(attribute.ref_attr_name for attribute in one.attribute), one
+    return list(body.node)
 
 
 def freeze(

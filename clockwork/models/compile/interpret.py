@@ -77,16 +77,20 @@ class Runner(OnnxRunner):
             "node": [{"parsed_node": self._node(node, opsets)} for node in graph.node],
         }
         self._init_from_graph(body)
-        read_as_values = {
-            name
-            for node in self.graph_nodes
-            for at, name in enumerate(node.inputs)
-            if at in required_input_python_consts.get(node.op, ())
-        }
+        read_as_values: set[str] = set()
+        for node in reversed(self.graph_nodes):
+            if node.op == "Cast" and read_as_values.intersection(node.outputs):
+                read_as_values.update(node.inputs)
+            read_as_values.update(
+                name
+                for at, name in enumerate(node.inputs)
+                if at in required_input_python_consts.get(node.op, ())
+            )
         self._known = {
             name: array
             for name, array in self._arrays.items()
-            if array.size <= KNOWN_MAX and (array.dtype.kind in "iub" or array.shape == ())
+            if array.size <= KNOWN_MAX
+            and (array.dtype.kind in "iub" or array.shape == () or name in read_as_values)
         }
         for name, array in self._arrays.items():
             if name in read_as_values or name in self._known:

@@ -22,6 +22,8 @@ from clockwork.models import samples
 from tests.process.cluster import ROOT, Cluster, running_cluster
 from tests.process.gateways import running_gateway
 
+pytestmark = pytest.mark.timeout(300)  # of a model that reads strings, executions of many sizes are timed
+
 ANY_SLO_S = 300.0
 """Of requests of which it does not matter when they are answered: on a busy machine a model is thought to be slow."""
 
@@ -69,7 +71,7 @@ def strings(*texts: str | bytes) -> np.ndarray:
 def cli(cluster: Cluster, *arguments: str) -> str:
     """What a command prints."""
     command = [sys.executable, "-m", "clockwork", *arguments, "--endpoint", cluster.endpoint]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -86,7 +88,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     flags = [part for flag, values in numbers.items() for part in (flag, ",".join(map(str, values)))]
     with running_cluster(place / "data", arena="16MiB") as cluster:
         added = cli(
-            cluster, "models", "add", "photographs", str(place / "classifier.onnx"), "--image", "--resize", str(SHORTEST),
+            cluster, "models", "add", "photographs", str(place / "classifier.onnx"), "--image", "--resize", str(SHORTEST), "--batch-max", "4",
             *flags, "--labels", str(place / "labels.txt"),
         )  # fmt: skip
         assert "photographs@1 is ready: image string['N']; batches of up to" in added
@@ -193,7 +195,17 @@ def tokenizer(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any
     made = texts.word_pieces()
     texts.save(made, place, model_max_length=TOKENS_MAX, pad_token="[PAD]")
     onnx.save(texts.encoder(made.get_vocab_size()), place / "encoder.onnx")
-    said = cli(cluster, "models", "add", "sentences", str(place / "encoder.onnx"), "--tokenizer", str(place))
+    said = cli(
+        cluster,
+        "models",
+        "add",
+        "sentences",
+        str(place / "encoder.onnx"),
+        "--tokenizer",
+        str(place),
+        "--batch-max",
+        "4",
+    )
     assert "sentences@1 is ready: text string['batch']; batches of up to" in said
     return made
 

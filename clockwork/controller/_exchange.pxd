@@ -245,6 +245,7 @@ cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
         cbool is_on()
         void append(int64_t at, string_view step) except +
         uint64_t read(uint64_t since, size_t bytes_max, string &found) except +
+        uint64_t read_to "read"(uint64_t since, char *target, size_t &bytes)
         uint64_t seek(int64_t at)
         uint64_t step_from(uint64_t place)
         int64_t step_ns(uint64_t place)
@@ -335,6 +336,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         cbool disconnect(CSide side, int fd) except +
         cbool begin(CSide side, string_view identity, int fd) except +
         void send(CSide side, string_view part, cbool more) except +
+        void send_joined(CSide side, string_view first, string_view rest, cbool more) except +
         const CConnections &connections(CSide side)
         uint32_t client_joined(string_view identity, int fd) except +
         void client_left(uint32_t client) except +

@@ -8,6 +8,7 @@ Names and shapes, which are numbers down there, are looked up in the middle of i
 import sys
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.utility cimport pair
@@ -95,11 +96,14 @@ cdef class Ring:
 
     def read(self, uint64_t since, size_t bytes_max):
         """(place, bytes): at most so many from a place on, or from the oldest kept where that is later."""
-        cdef string found
-        cdef uint64_t place
+        cdef CRingState state = self._ring.get().state()
+        cdef uint64_t place = min(max(since, state.begin), state.end)
+        cdef size_t asked = min(<uint64_t>bytes_max, state.end - place), size = asked
+        cdef bytes found = PyBytes_FromStringAndSize(NULL, asked)
+        cdef char *target = PyBytes_AS_STRING(found)
         with nogil:
-            place = self._ring.get().read(since, bytes_max, found)
-        return place, found
+            place = self._ring.get().read_to(since, target, size)
+        return place, found if size == asked else found[:size]
 
     def seek(self, int64_t at):
         """Where a step begins that was told at a time or shortly before: at most 64 KiB of steps."""
@@ -241,10 +245,11 @@ cdef class Exchange:
         """End the connection with this descriptor: its end then comes like any other. False if there is none."""
         return self._exchange.get().disconnect(<CSide>side, fd)
 
-    def send(self, int side, bytes identity, int fd, bytes header, frames=()):
+    def send(self, int side, bytes identity, int fd, bytes header, frames=(), bytes rest=b""):
         """Queue one message for the peer at this descriptor. False if it is gone, or takes nothing any more.
 
-        A connection that has not read too much of what was sent before is ended. frames: anything with bytes, copied.
+        A connection that has not read too much of what was sent before is ended. frames: anything with bytes, copied. rest:
+        more of the header's frame, which is joined here, where it is copied anyway.
         """
         cdef CExchange *exchange = self._exchange.get()
         cdef Py_ssize_t left = len(frames)
@@ -252,7 +257,10 @@ cdef class Exchange:
         views = [memoryview(frame).cast("B") for frame in frames]  # before anything is sent: it may raise
         if not exchange.begin(<CSide>side, view_of(identity), fd):
             return False
-        exchange.send(<CSide>side, view_of(header), left > 0)
+        if rest:
+            exchange.send_joined(<CSide>side, view_of(header), view_of(rest), left > 0)
+        else:
+            exchange.send(<CSide>side, view_of(header), left > 0)
         for view in views:
             left -= 1
             if len(view) == 0:

@@ -1082,7 +1082,11 @@ class Controller:
 
     def _tell_client(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
         """Queue a message for the client at a descriptor. False if it is gone or has left too much unread."""
-        return self._exchange.send(CLIENTS, identity, fd, codec.encode(message), frames)
+        if type(message) is Reply:
+            header, rest = codec.encode_reply(message)
+        else:
+            header, rest = codec.encode(message), b""
+        return self._exchange.send(CLIENTS, identity, fd, header, frames, rest)
 
     def _tell_worker(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
         """The same of a worker."""

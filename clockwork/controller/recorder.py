@@ -504,11 +504,11 @@ class FlightRecorder:
         place, found = self._ring.read(since, READ_BYTES)
         return {
             "place": place,
-            "bytes": found,
             "next": place + len(found),
             "lost": max(0, place - since),
             "end": self._ring.state()["end"],
             "epoch": self._epoch,  # of another controller, places are others
+            "bytes": found,  # the last, so that codec.encode_reply() need not copy it
         }
 
     def _read(self, job: Callable[[], Any], done: Answered) -> None:

@@ -135,6 +135,12 @@ public:
     // the peer is gone, or takes nothing any more.
     bool begin(Side side, std::string_view identity, int fd);
     void send(Side side, std::string_view part, bool more) { sockets_[side].send(part, more); }
+    // A part that lies in two pieces.
+    void send_joined(Side side, std::string_view first, std::string_view rest, bool more) {
+        Frame frame;
+        frame.copy_of(first, rest);
+        sockets_[side].send(frame, more);
+    }
     const Connections& connections(Side side) const { return connections_[side]; }
 
     // ----- clients -----------------------------------------------------------------------------

@@ -91,19 +91,25 @@ std::uint64_t Ring::number(std::uint64_t& place, unsigned bytes) const {
     return found;
 }
 
-std::uint64_t Ring::read(std::uint64_t since, std::size_t bytes_max, std::string& found) const {
-    found.resize(std::min(bytes_max, bytes_max_));  // not under the lock, for which whoever appends would wait
+std::uint64_t Ring::read(std::uint64_t since, char* target, std::size_t& bytes) const {
     std::lock_guard lock(mutex_);
     std::uint64_t from = std::clamp(since, begin_, end_);
-    std::size_t bytes = std::min<std::uint64_t>(end_ - from, bytes_max);
-    found.resize(bytes);
+    bytes = std::min<std::uint64_t>(end_ - from, bytes);
     if (bytes == 0)
         return from;
     std::size_t place = from % bytes_max_;
     std::size_t before = std::min(bytes, bytes_max_ - place);
-    std::memcpy(found.data(), memory_.get() + place, before);
-    std::memcpy(found.data() + before, memory_.get(), bytes - before);
+    std::memcpy(target, memory_.get() + place, before);
+    std::memcpy(target + before, memory_.get(), bytes - before);
     return from;
+}
+
+std::uint64_t Ring::read(std::uint64_t since, std::size_t bytes_max, std::string& found) const {
+    found.resize(std::min(bytes_max, bytes_max_));  // not under the lock, for which whoever appends would wait
+    std::size_t bytes = found.size();
+    std::uint64_t place = read(since, found.data(), bytes);
+    found.resize(bytes);
+    return place;
 }
 
 std::uint64_t Ring::seek(Ns at) const {

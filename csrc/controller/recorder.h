@@ -45,6 +45,8 @@ public:
     // At most so many bytes from `since` on. What is not kept any more is passed over, and a place behind the end counts
     // as the end. The place of the first byte that was read.
     std::uint64_t read(std::uint64_t since, std::size_t bytes_max, std::string& found) const;
+    // The same into memory of so many bytes; in the end, `bytes` is how many were read.
+    std::uint64_t read(std::uint64_t since, char* target, std::size_t& bytes) const;
 
     // Where a step begins that was told at `at` or shortly before, and that is kept; the end if there is none.
     std::uint64_t seek(Ns at) const;

@@ -1,6 +1,7 @@
 // ROUTER sockets through libzmq itself: messages in batches, frames passed on without a copy.
 #pragma once
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -39,11 +40,12 @@ public:
         zmq->msg_close(&message_);
         zmq->msg_init(&message_);
     }
-    void copy_of(std::string_view bytes) {
+    void copy_of(std::string_view bytes, std::string_view rest = {}) {
         zmq->msg_close(&message_);
-        if (zmq->msg_init_size(&message_, bytes.size()) != 0)
+        if (zmq->msg_init_size(&message_, bytes.size() + rest.size()) != 0)
             out_of_memory();
-        std::memcpy(data(), bytes.data(), bytes.size());
+        char* target = static_cast<char*>(data());
+        std::copy_n(rest.data(), rest.size(), std::copy_n(bytes.data(), bytes.size(), target));
     }
     // Bytes of somebody else, who hears on any thread when they are not needed any more.
     void lend(void* bytes, std::size_t size, void (*let_go)(void*, void*), void* hint) {

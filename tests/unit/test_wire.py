@@ -279,6 +279,30 @@ def test_what_a_receiver_would_refuse_is_not_sent() -> None:
         codec.check(InferRequest(1, "m", 0, 0, [["x", 1, [1] * 33, 0]]))
 
 
+LONG = bytes(range(256)) * 256
+
+
+@pytest.mark.parametrize(
+    ("body", "is_split"),
+    [(LONG, True), ({"place": 7, "bytes": LONG}, True), ({"bytes": LONG}, True), ({"bytes": LONG, "end": 7}, False),
+     ({"bytes": LONG[:100]}, False), ({}, False), ([LONG], False), (None, False)],
+)  # fmt: skip
+def test_long_bytes_at_the_end_of_a_reply_are_sent_as_they_are(body: Any, is_split: bool) -> None:
+    head, rest = codec.encode_reply(Reply(3, body))
+    read = codec.decode(head + rest, TO_CLIENT)
+    assert read == Reply(3, body)
+    assert (rest is LONG) == is_split
+    assert rest == (LONG if is_split else b"")
+
+
+def test_a_reply_in_two_pieces_has_the_bound_of_one() -> None:
+    most = codec.bytes_max_of(Reply)
+    head, rest = codec.encode_reply(Reply(3, bytes(most - 8)))
+    assert len(head) + len(rest) == most
+    with pytest.raises(codec.TooLarge, match=f"a Reply of {most + 1} bytes"):
+        codec.encode_reply(Reply(3, bytes(most - 7)))
+
+
 @pytest.mark.parametrize("table", [FROM_CLIENT, TO_WORKER], ids=["from client", "to worker"])
 def test_whose_a_refused_message_is_can_be_read(table: dict[int, type]) -> None:
     for kind in table.values():

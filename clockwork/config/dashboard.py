@@ -19,10 +19,13 @@ DASHBOARD_ANSWER_S = 5.0
 DASHBOARD_BACKLOG_BYTES = 2 << 20
 """How far behind the newest step the dashboard may be before it passes over what lies between."""
 
+DASHBOARD_REST_S = 1.0
+"""Time without a page that wants a look, after which what was written meanwhile is not called missing."""
+
 DASHBOARD_BEGIN_NS = 10_000_000_000
 """How long before now the steps begin that it reads first."""
 
-DASHBOARD_DESCRIBE_NS = 10_000_000_000
+DASHBOARD_DESCRIBE_NS = 30_000_000_000
 """Time between two questions for the names of workers and models, at least."""
 
 DASHBOARD_DESCRIBE_PART = 0.001
@@ -30,6 +33,10 @@ DASHBOARD_DESCRIBE_PART = 0.001
 
 DASHBOARD_REQUESTS_MAX = 20_000
 """Most requests, and most actions, of the dashboard's history."""
+
+DASHBOARD_GARBAGE = (100_000, 20, 100)
+"""Thresholds of Python's collector of cycles, of which a history has none: with those it begins with, it walks through all that is
+kept at every third look or so, in 120 ms; a look itself takes 200."""
 
 DASHBOARD_BARS_MAX = 4_000
 """Most executions, and most loads, that a page draws; the newest."""

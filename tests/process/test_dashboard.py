@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import re
 import signal
 import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,6 +21,7 @@ import pytest
 
 from clockwork.cli import load_generator
 from clockwork.formats.profiles import ModelProfile
+from clockwork.observe.dashboard.follower import Follower, Look
 from clockwork.system.clock import MS
 from tests.process.cluster import PATIENCE_S, Program, running_cluster, session_members
 from tests.sim.test_dashboard import busy_world, recorded, steps_of
@@ -102,6 +105,66 @@ def test_a_page_and_its_websocket_have_what_happened(tmp_path: Path) -> None:
         assert state["state"] == "live"
         assert state["tiles"]["devices"] >= 1
         assert {row[2] for row in state["requests"]} >= {"answered", "refused"}
+
+
+def test_a_controller_is_asked_only_while_a_page_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clockwork.observe.dashboard import server
+
+    looked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    class Counted:
+        def look(self, has_rested: bool = False) -> Look:
+            looked.put(has_rested)
+            return Look(1, ())
+
+    class Loop:
+        def add_callback(self, take: Callable[[Any], None], look: Any) -> None:
+            take(look)
+
+    monkeypatch.setattr(server, "DASHBOARD_LOOK_S", 0.01)
+    monkeypatch.setattr(server, "DASHBOARD_REST_S", 0.1)
+    with socket.socket() as bound:
+        dashboard = server.Dashboard(server.DashboardSettings(bound, (), "it"), Counted())
+    dashboard._loop = Loop()  # type: ignore[assignment]
+    reader = threading.Thread(target=dashboard._read)
+    reader.start()
+    try:
+        assert not looked.get(timeout=PATIENCE_S), "so that the first page finds something"
+        with pytest.raises(queue.Empty):
+            looked.get(timeout=0.3)
+        dashboard._wanted.set()
+        assert looked.get(timeout=PATIENCE_S), "it has rested"
+    finally:
+        dashboard._ended.set()
+        dashboard._wanted.set()
+        reader.join(PATIENCE_S)
+    assert not reader.is_alive()
+
+
+def test_a_page_asks_for_looks_while_it_is_watched_and_not_hidden() -> None:
+    from bokeh.document import Document
+
+    from clockwork.observe.dashboard.page import Board, Page
+
+    document, looks, watched = Document(), [], True
+    page = Page(document, Board(Follower(), "it"), lambda: watched, lambda: looks.append(1))
+    control = document.get_model_by_name("control")
+    assert control is not None
+
+    def looks_of(*ticks: object, **wish: bool) -> int:
+        looks.clear()
+        if wish:
+            control.data = {"json": [json.dumps(wish)]}
+        for _ in ticks:
+            page._tick()
+        return len(looks)
+
+    assert looks_of(1, 2) == 2
+    assert looks_of(1, 2, hidden=True) == 0
+    assert looks_of(hidden=False) == 1, "at once"
+    assert looks_of(1, 2) == 2
+    watched = False
+    assert looks_of(1, 2) == 0
 
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)

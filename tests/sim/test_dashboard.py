@@ -382,10 +382,12 @@ def test_a_live_controller_is_followed_step_by_step() -> None:
         assert happened or look.cluster is not None, "who is there is told first"
         found += look.steps
     assert [step.events[0].now_ns for step in found] == recorder.times
-    assert recorder.described == 3, "at once, after 1.25 and 2.5 seconds more; then after 5, and every ten"
-    for _ in range(60):  # half a minute
+    assert recorder.described == 3, (
+        "at once, after 1 and 2 seconds more; then after 4, 8 and 16, and every 30"
+    )
+    for _ in range(360):  # three minutes
         source.look()
-    assert recorder.described == 3 + 3
+    assert recorder.described == 3 + 3 + 5
 
 
 def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,11 +400,12 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     place = {"happened": 1}
     source = live(recorder, lambda: recorder.times[place["happened"] - 1])
     follower = Follower()
-    shares = []
+    shares, behinds = [], []
     for happened in range(10, len(steps), len(steps) // 12):
         place["happened"] = recorder.happened = happened
         look = source.look()
         shares.append(look.share)
+        behinds.append(look.behind_ns)
         follower.take(look, 0.0)
     assert min(shares) < 0.5
     assert 0 < follower.share < 1
@@ -411,6 +414,30 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     assert 0 < follower.history.skipped_ns < total
     behind = recorder.times[happened - 1] - follower.history.now_ns
     assert behind < total / 4, "what is shown is of now"
+    assert max(behinds) > 0
+    assert follower.behind_ns == behinds[-1]
+    assert abs(behinds[-1] - behind) < total / 12, "by bytes, so about"
+
+
+@pytest.mark.parametrize("backlog_bytes", [1 << 20, 3_000])
+def test_what_was_not_read_while_nobody_looked_is_not_missing(
+    monkeypatch: pytest.MonkeyPatch, backlog_bytes: int
+) -> None:
+    steps = steps_of(busy_world())
+    recorder = FakeRecorder(steps)
+    recorder.piece_bytes = 400
+    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
+    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", backlog_bytes)
+    source = live(recorder, lambda: recorder.times[recorder.happened - 1])
+    for happened, has_rested, is_whole in ((20, False, True), (40, False, False), (300, True, True)):
+        recorder.happened = happened
+        look = source.look(has_rested)
+        assert (look.share == 1.0) == is_whole
+    behind_ns = recorder.times[299] - look.steps[0].events[0].now_ns
+    whole_ns = recorder.times[299] - recorder.times[0]
+    is_newest = backlog_bytes == 3_000
+    assert (behind_ns < whole_ns / 4, look.behind_ns < whole_ns / 4) == (is_newest, is_newest)
+    assert look.is_gap == is_newest
 
 
 def test_a_backlog_of_a_controller_that_is_still_by_now_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ class Look(NamedTuple):
     is_gap: bool = False  # steps before these were left out
     share: float = 1.0  # of what there was since the last look
     is_behind: bool = False  # there is more already
+    behind_ns: int = 0  # how long before the look the last of the steps was, about
     cluster: Cluster | None = None  # as its controller describes it, now and then
     held: Sequence[Held] = ()  # what devices held before the first step, or were told to load within these
 
@@ -33,8 +34,11 @@ class Look(NamedTuple):
 class Source(Protocol):
     """Where steps come from."""
 
-    def look(self) -> Look:
-        """The steps since the last look, or the newest of them. Raises ClockworkError."""
+    def look(self, has_rested: bool = False) -> Look:
+        """The steps since the last look, or the newest of them. Raises ClockworkError.
+
+        has_rested: nobody wanted a look for some time before this one.
+        """
         ...
 
 
@@ -49,6 +53,7 @@ class Follower:
         self.restarted_s = 0.0  # unix time at which another start of the controller was noticed; 0: none was
         self.gaps: deque[tuple[int, int]] = deque()  # times of which the steps were left out
         self.share = 1.0  # of the steps, over the last looks
+        self.behind_ns = 0  # of the last look
         self.number = 0  # of changes
         self._run: int | None = None
         self._shares: deque[float] = deque(maxlen=10)
@@ -76,6 +81,7 @@ class Follower:
             history.hold(*one)
         while self.gaps and self.gaps[0][1] < history.now_ns - history.keep_ns:
             self.gaps.popleft()
+        self.behind_ns = look.behind_ns
         self._shares.append(look.share)
         self.share = sum(self._shares) / len(self._shares)
         if look.is_behind and self.state == LOADING:  # what was before now is read first

@@ -85,6 +85,7 @@ class Board:
         self.state = {
             **state,
             "share": follower.share,
+            "behind": follower.behind_ns / 1e9,
             "tiles": picture.tiles(history, gaps)._asdict(),
             "models": [[history.label(model), color] for model, color in self.colors.holders()],
             "reasons": picture.reasons(history),
@@ -107,9 +108,15 @@ class Board:
 class Page:
     """One browser's page."""
 
-    def __init__(self, document: Document, board: Board, is_watched: Callable[[], bool]) -> None:
+    def __init__(
+        self, document: Document, board: Board, is_watched: Callable[[], bool], look: Callable[[], None]
+    ) -> None:
+        """is_watched: whether a browser is connected. look: asks for another look at the controller, which this does for as
+        long as the page can be seen."""
         self._board = board
         self._is_watched = is_watched
+        self._look = look
+        self._is_hidden = False  # behind other tabs
         self._document = document
         self._seconds: float = WINDOW_S
         self._is_paused = False
@@ -149,6 +156,8 @@ class Page:
 
     def _tick(self) -> None:
         if self._is_watched():
+            if not self._is_hidden:
+                self._look()
             self.update()
 
     def update(self) -> None:
@@ -174,8 +183,8 @@ class Page:
         """The browser asks for something. What is malformed is passed over: only a page that is not ours sends it."""
         try:
             wish = json.loads(new["json"][0])
-            seconds, is_paused, request, self._asked = (
-                wish.get(name) for name in ("seconds", "paused", "request", "asked")
+            seconds, is_paused, is_hidden, request, self._asked = (
+                wish.get(name) for name in ("seconds", "paused", "hidden", "request", "asked")
             )
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             return
@@ -187,6 +196,10 @@ class Page:
             self._is_paused = is_paused
             self._shown = -1
             self.update()
+        if isinstance(is_hidden, bool):
+            self._is_hidden = is_hidden
+            if not is_hidden:
+                self._look()
         if isinstance(request, int):
             self._show_request(request)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import hmac
 import logging
 import re
@@ -35,9 +36,11 @@ from tornado.web import HTTPError, OutputTransform, RequestHandler
 
 from clockwork.config.dashboard import (
     DASHBOARD_END_S,
+    DASHBOARD_GARBAGE,
     DASHBOARD_LOOK_S,
     DASHBOARD_MESSAGE_BYTES,
     DASHBOARD_PAGES_MAX,
+    DASHBOARD_REST_S,
     DASHBOARD_TOKEN_FORM_BYTES,
     DASHBOARD_UNUSED_S,
 )
@@ -83,6 +86,8 @@ class Dashboard:
         self._pages: dict[str, Page] = {}
         self._ended = threading.Event()
         self._taken = threading.Event()
+        self._wanted = threading.Event()  # a page that can be seen has asked for a look since the last one
+        self._wanted.set()
 
     def run(self, started: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT. started: called once browsers can connect."""
@@ -90,6 +95,8 @@ class Dashboard:
 
     async def _serve(self, started: Callable[[], None]) -> None:
         settings = self._settings
+        gc.freeze()
+        gc.set_threshold(*DASHBOARD_GARBAGE)
         logging.getLogger("bokeh").setLevel(logging.ERROR)  # it warns of every page that is closed
         self._loop = IOLoop.current()
         self._stop = asyncio.Event()
@@ -118,6 +125,7 @@ class Dashboard:
         finally:
             self._ended.set()
             self._taken.set()
+            self._wanted.set()
             await self._end_pages()
             server.stop(wait=False)
 
@@ -133,12 +141,16 @@ class Dashboard:
     # ----- reading -------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Look at the controller again and again. A look is taken in by the event loop before the next one begins."""
+        """Look at the controller again and again while a page is seen; else it is not asked. A look is taken in by the event
+        loop before the next one begins."""
         wait = 0.0
         while not self._ended.wait(wait):
+            due = time.monotonic()
+            self._wanted.wait()
+            self._wanted.clear()
             began = time.monotonic()
             try:
-                look: Look | str = self._source.look()
+                look: Look | str = self._source.look(began - due > DASHBOARD_REST_S)
             except ClockworkError as error:
                 look = str(error)
             self._taken.clear()
@@ -147,6 +159,8 @@ class Dashboard:
             self._loop.add_callback(self._take, look)
             self._taken.wait()
             is_behind = isinstance(look, Look) and look.is_behind
+            if is_behind:
+                self._wanted.set()
             wait = 0.0 if is_behind else max(0.0, DASHBOARD_LOOK_S - (time.monotonic() - began))
 
     def _take(self, look: Look | str) -> None:
@@ -168,7 +182,10 @@ class Dashboard:
         context = document.session_context
         assert context is not None
         number = str(context.id)
-        self._pages[number] = Page(document, self._board, lambda: self._is_watched(number))
+        self._pages[number] = Page(
+            document, self._board, lambda: self._is_watched(number), self._wanted.set
+        )  # fmt: skip
+        self._wanted.set()
         document.on_session_destroyed(lambda _: self._forget(number))
 
     def _is_watched(self, number: str) -> bool:

@@ -35,7 +35,7 @@ class Recorded:
         self._zero_ns = 0  # of the recording, when the clock is 0
         self._has_begun = False
 
-    def look(self) -> Look:
+    def look(self, has_rested: bool = False) -> Look:
         """See Source. Raises ConfigError again and again where the recording is damaged."""
         now_ns = self._clock()
         if not self._has_begun:
@@ -75,14 +75,19 @@ class Live:
         self._interval_ns = 0
         self._end = 0  # of the recorder, at the last look; 0: there was none
         self._looked_ns = 0
+        self._per_ns = 0.0  # bytes that the controller writes
         self._is_gap = False  # steps were read, and lost because the controller did not answer any more
 
-    def look(self) -> Look:
+    def look(self, has_rested: bool = False) -> Look:
+        """See Source."""
         now_ns = self._clock()
         cluster = self._description(now_ns)
         if self._stream is None:
             self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
         stream, is_gap, read = self._stream, self._is_gap, 0
+        since_ns = max(now_ns - self._looked_ns, 1)
+        if has_rested and self._per_ns * since_ns > DASHBOARD_BACKLOG_BYTES:
+            self._pass_over(stream)
         steps: list[Step] = []
         while True:
             self._is_gap = is_gap or bool(steps)  # unless they are handed over
@@ -99,15 +104,21 @@ class Live:
             read += len(answer["bytes"])
             if stream.is_at_end or read >= DASHBOARD_LOOK_BYTES:
                 break
-        written = answer["end"] - self._end if self._end else read
-        if answer["end"] - stream.place > DASHBOARD_BACKLOG_BYTES and self._end and written:
-            # As much of the newest as the next look may read, by how fast it is written.
-            per_ns = written / max(now_ns - self._looked_ns, 1)
-            stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / per_ns)}"
+        unread = answer["end"] - stream.place
+        share, behind_ns = 1.0, 0
+        if self._end and (written := answer["end"] - self._end):
+            self._per_ns = written / since_ns
+            behind_ns = round(unread / self._per_ns)
+            if not has_rested:  # what nobody wanted to see is not missing
+                share = min(1.0, read / written)
+            if unread > DASHBOARD_BACKLOG_BYTES:
+                self._pass_over(stream)
         self._end, self._looked_ns, self._is_gap = answer["end"], now_ns, False
-        return Look(
-            stream.epoch, steps, is_gap, min(1.0, read / written) if written else 1.0, cluster=cluster
-        )
+        return Look(stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns)
+
+    def _pass_over(self, stream: Stream) -> None:
+        """Have the next look begin with as much of the newest as it may read, by how fast steps are written."""
+        stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / self._per_ns)}"
 
     def _description(self, now_ns: int) -> Cluster | None:
         """The cluster as its controller describes it, now and then: soon again at first, while workers join and models become
@@ -118,5 +129,5 @@ class Live:
         self._described_ns = now_ns
         pages = -(-len(found.models) // LISTED_MODELS_PAGE)
         largest_ns = max(DASHBOARD_DESCRIBE_NS, round(pages * TOP_PAGE_S / DASHBOARD_DESCRIBE_PART * 1e9))
-        self._interval_ns = min(largest_ns, max(DASHBOARD_DESCRIBE_NS // 8, 2 * self._interval_ns))
+        self._interval_ns = min(largest_ns, max(DASHBOARD_DESCRIBE_NS // 32, 2 * self._interval_ns))
         return found

@@ -75,7 +75,7 @@
     at("endpoint").textContent = state.endpoint || "";
     const share = state.share === undefined ? 1 : state.share;
     at("share").hidden = share > 0.995;
-    at("share").textContent = `${Math.max(1, Math.round(share * 100))} % of the time is shown: the cluster is busier than this page reads`;
+    at("share").textContent = `${Math.max(1, Math.round(share * 100))} % of the time shown${state.behind >= 1 ? `, ${state.behind.toFixed(1)} s behind` : ""}`;
     const t = state.tiles;
     if (t) {
       put("good", number(t.good), "/s");
@@ -202,6 +202,10 @@
     control = doc.get_model_by_name("control");
     listen("state", (told) => { state = told; heard = Date.now(); show(); });
     listen("about", about);
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) heard = Date.now();  // nothing is told of what cannot be seen
+      ask({ hidden: document.hidden });
+    });
     paint();
     const everySecond = () => {
       say(Date.now());

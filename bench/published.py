@@ -208,6 +208,25 @@ def _disturbance(found: dict[str, Any]) -> Lines:
     ]
 
 
+def _dashboard_cost(found: dict[str, Any]) -> Lines:
+    facts = found["facts"]
+    return [
+        "| requests come | who looks | requests/s | without | cost | 95 % interval | nobody against nobody | segments |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['case']} | {row['who']} | {row['requests/s']:,.0f} | {row['us/request']:.1f} us | {row['cost_%']:.2f} % |"
+            f" {row['from_%']:.2f} to {row['to_%']:.2f} % | {row['control from_%']:.2f} to {row['control to_%']:.2f} % |"
+            f" {3 * row['threes']} |"
+            for row in found["rows"]
+        ),
+        "",
+        (
+            f"Devices, models, requests/s asked for: {facts['devices, models, requests/s asked for']}. A segment is so many seconds:"
+            f" {facts['segments, s']}. The controller is {facts['controller']}."
+        ),
+    ]
+
+
 def _recovery(found: dict[str, Any]) -> Lines:
     return [
         "| disturbance | policy | steady | kept in the first 2 s | in the 2 s after | worst of those | quiet |",
@@ -235,6 +254,7 @@ COMMANDS = {
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     "recovery": "python -m bench.recovery --publish",
+    "dashboard-cost": "python -m bench.dashboard_cost --publish --triples 40 --nice -10",
     "roundtrip": "python -m bench.roundtrip --publish",
     "shared-memory": "python -m bench.shared_memory --publish",
     "grid": "python -m bench.grid run --seed 1001 --seeds 3 --requests 20000 --processes 1"
@@ -255,6 +275,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "fidelity-http": ("fidelity-http", _fidelity),
     "disturbance": ("disturbance", _disturbance),
     "recovery": ("recovery", _recovery),
+    "dashboard-cost": ("dashboard-cost", _dashboard_cost),
     "roundtrip": ("roundtrip", _roundtrip),
     "shared-memory": ("shared-memory", _shared_memory),
     "grid-resident": ("grid", _grid(resident=True)),

@@ -4,13 +4,13 @@ In Python a client and a worker of this pace cost more than the controller betwe
 or thread of its own; the calls release the interpreter.
 
     python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME]
-                         [--recorder 0,64MiB,telemetry,dashboard] [--perf] [--json]
+                         [--recorder 0,64MiB,telemetry] [--perf] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
 are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
 so in some runs only. Each row is measured with every size of the flight recorder that --recorder names, in turn: 0 is none,
-telemetry is the default with requests and actions written to files, dashboard with a `clockwork dashboard` that reads it. Beside the others stands by how much more a request
+telemetry is the default with requests and actions written to files. Beside the others stands by how much more a request
 costs there than with the first, as the median over pairs of runs. --perf samples the controller, and says which part of its
 processor time is spent in the flight recorder's functions: a busy machine disturbs that less than a comparison of two runs.
 """
@@ -27,12 +27,10 @@ import shlex
 import signal
 import statistics
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +96,13 @@ def library() -> Any:
     return one
 
 
+class Arrivals(ctypes.Structure):
+    """When requests are due: see PumpArrivals in csrc/bench/pump.cpp."""
+
+    _fields_ = [("mean_ns", ctypes.c_int64), ("burst", ctypes.c_uint64), ("random", ctypes.c_uint64),
+                ("next_ns", ctypes.c_int64), ("due", ctypes.c_uint64)]  # fmt: skip
+
+
 class End:
     """A DEALER socket and its hello."""
 
@@ -116,9 +121,14 @@ class End:
 
 
 class PumpClient(End):
-    """Keeps requests for some models under way."""
+    """Sends requests for some models: keeps in_flight of them under way, or, with a rate, sends so many a second, of which
+    at most in_flight are under way."""
 
-    def __init__(self, endpoint: str, names: Sequence[str], input_bytes: int, in_flight: int) -> None:
+    def __init__(
+        self, endpoint: str, names: Sequence[str], input_bytes: int, in_flight: int, rate: float = 0.0, burst: int = 1,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        """burst: so many requests are due at once, with exponential times in between that the seed gives."""
         super().__init__(endpoint)
         self.socket.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
         if type(codec.decode(self.socket.recv(), TO_CLIENT)) is not ClientWelcome:
@@ -127,6 +137,7 @@ class PumpClient(End):
         self._input_bytes = input_bytes
         self.in_flight = in_flight
         self.counts = Counts()
+        self.arrivals = Arrivals(round(burst * SECOND / rate) if rate else 0, burst, seed, 0, 0)
 
     def run(self, seconds: float, slo_ns: int = 2 * SECOND) -> int:
         """Run for a time. Returns the number of successful answers."""
@@ -134,6 +145,7 @@ class PumpClient(End):
         library().pump_client(
             self.address, self._names, len(self._names), ctypes.c_size_t(self._input_bytes), self.in_flight,
             ctypes.c_int64(slo_ns), ctypes.c_int64(now_ns() + int(seconds * SECOND)), ctypes.byref(self.counts),
+            ctypes.byref(self.arrivals),
         )  # fmt: skip
         return int(self.counts.answered) - int(before)
 
@@ -220,9 +232,6 @@ RECORDER_SYMBOLS = r"Recorder::|Ring::|Exchange::record"
 TELEMETRY = "telemetry"
 """In place of a size of the flight recorder: its default, and every request and action written to files."""
 
-DASHBOARD = "dashboard"
-"""Likewise: its default, read by a dashboard."""
-
 
 @dataclasses.dataclass(slots=True)
 class Settings:
@@ -238,9 +247,7 @@ class Settings:
     repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
     policy: str = ""
     perf: bool = False
-    recorders: tuple[str, ...] = (
-        "",
-    )  # sizes of the flight recorder, TELEMETRY or DASHBOARD; "": the default
+    recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder, or TELEMETRY; "": the default
     python: str = ""  # a checkout whose controller is measured; this one's where it is empty
 
 
@@ -262,10 +269,10 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
     folder = tempfile.TemporaryDirectory()
     if recorder == TELEMETRY:
         more += ("--telemetry", folder.name)
-    elif recorder and recorder != DASHBOARD:
+    elif recorder:
         more += ("--recorder-bytes", recorder)
     cluster = Cluster(0, controller_arguments=more, directory=settings.python or None)
-    with folder, cluster, watched(cluster.endpoint, recorder == DASHBOARD):
+    with folder, cluster:
         worker = PumpWorker(
             cluster.worker_endpoint, settings.devices, profiles, settings.base_ns, settings.row_ns
         )
@@ -309,25 +316,6 @@ def measure(settings: Settings, size: int, in_flight: int, recorder: str = "") -
     }
 
 
-@contextmanager
-def watched(endpoint: str, is_watched: bool) -> Iterator[None]:
-    """With a dashboard of the controller, if asked."""
-    if not is_watched:
-        yield
-        return
-    dashboard = subprocess.Popen(
-        [sys.executable, "-m", "clockwork", "dashboard", "--endpoint", endpoint, "--port", "0"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert dashboard.stdout is not None
-        dashboard.stdout.readline()  # where it is
-        yield
-    finally:
-        dashboard.terminate()
-        dashboard.wait()
-
-
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A row for several runs of a case: medians, and the worst."""
     row = {
@@ -355,7 +343,7 @@ def main() -> None:
     parser.add_argument("--policy", default="")
     parser.add_argument("--perf", action="store_true", help="sample the controller with Linux's perf")
     parser.add_argument(
-        "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry,dashboard"
+        "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry"
     )
     parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
     options = parser.parse_args()

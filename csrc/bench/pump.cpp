@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <string>
@@ -124,12 +125,46 @@ struct PumpCounts {
     std::uint64_t sent, answered, failed;
 };
 
+// When requests are due in an open loop: bursts of some at once, with exponentially distributed times between bursts.
+// mean_ns 0: a closed loop, in which a request is due whenever fewer than in_flight are under way.
+struct PumpArrivals {
+    std::int64_t mean_ns;  // between two bursts
+    std::uint64_t burst;
+    std::uint64_t random;  // the generator's state
+    std::int64_t next_ns;  // when the next burst is due; 0: now
+    std::uint64_t due;     // requests, so far
+};
+}
+
+namespace {
+
+// SplitMix64: the next number, in (0, 1].
+double uniform(std::uint64_t& state) {
+    std::uint64_t mixed = state += 0x9e3779b97f4a7c15;
+    mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
+    mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111eb;
+    return static_cast<double>(((mixed ^ (mixed >> 31)) >> 11) + 1) * 0x1p-53;
+}
+
+// Notes the requests that are due by now.
+void advance(PumpArrivals& arrivals, Ns now) {
+    if (arrivals.next_ns == 0)
+        arrivals.next_ns = now;
+    for (; arrivals.next_ns <= now; arrivals.due += arrivals.burst)
+        arrivals.next_ns -=
+            static_cast<Ns>(static_cast<double>(arrivals.mean_ns) * std::log(uniform(arrivals.random))) - 1;
+}
+
+}  // namespace
+
+extern "C" {
+
 void pump_functions(const clockwork_zmq_api* functions) { clockwork::zmq = functions; }
 
-// Keeps in_flight requests under way until the time is up, over all models in turn; those that are still under way
+// Sends requests over all models in turn until the time is up, at most in_flight at once; those that are still under way
 // then are left to the next call, of the same counts. Each has one input, uint8[1, input_bytes].
 void pump_client(void* socket, const char* const* names, int name_count, std::size_t input_bytes, int in_flight,
-                 std::int64_t slo_ns, std::int64_t until_ns, PumpCounts* counts) {
+                 std::int64_t slo_ns, std::int64_t until_ns, PumpCounts* counts, PumpArrivals* arrivals) {
     Dealer dealer(socket);
     Writer writer;
     Frame input;
@@ -137,8 +172,12 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
     fill(input, input_bytes);
     std::vector<Frame> frames;
     std::size_t count = 0;
-    while (now_ns() < until_ns) {
-        while (counts->sent - counts->answered - counts->failed < static_cast<std::uint64_t>(in_flight)) {
+    for (Ns now = now_ns(); now < until_ns; now = now_ns()) {
+        bool is_open = arrivals->mean_ns != 0;
+        if (is_open)
+            advance(*arrivals, now);
+        while (counts->sent - counts->answered - counts->failed < static_cast<std::uint64_t>(in_flight) &&
+               (!is_open || counts->sent < arrivals->due)) {
             std::uint64_t number = counts->sent + 1;
             writer.clear();
             writer.array(6);
@@ -168,8 +207,10 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
             counts->answered += tag == TAG_ANSWER;
             counts->failed += tag == TAG_FAILURE;
         }
-        if (!found)
-            dealer.wait(std::min<Ns>(until_ns - now_ns(), 10 * MS));
+        if (!found) {
+            Ns until = is_open ? std::min(until_ns, arrivals->next_ns) : until_ns;
+            dealer.wait(std::min<Ns>(until - now_ns(), 10 * MS));
+        }
     }
 }
 

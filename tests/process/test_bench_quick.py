@@ -12,6 +12,7 @@ import pytest
 
 from bench import (
     attacks,
+    dashboard_cost,
     disturbance,
     emulated,
     fidelity,
@@ -187,6 +188,53 @@ def test_what_a_request_costs_the_controller_between_native_ends(size: int) -> N
     row = pump.measure(pump.Settings(seconds=0.5, warm_up_s=0.2, devices=4, models=3), size, 64)
     assert row["good_%"] > 50
     assert 0 < row["us/request"] < 50_000
+
+
+@pytest.mark.parametrize("burst", [pytest.param(1, marks=pytest.mark.slow), 5])
+def test_what_a_reader_costs_a_controller_at_a_steady_rate(burst: int) -> None:
+    settings = dashboard_cost.Settings(
+        rate=400.0,
+        devices=4,
+        models=3,
+        burst=burst,
+        seconds=0.5,
+        settle_s=0.1,
+        triples=1,
+        readers=2,
+        has_browser=False,
+    )
+    [row], facts = dashboard_cost.measure("steady", settings)
+    assert 200 < row["requests/s"] < 800, "the loop is open"
+    assert 0 < row["us/request"] < 50_000
+    assert row["from_%"] == row["cost_%"] == row["to_%"], "of one comparison"
+    assert facts["steady: readers at once"] > 0
+
+
+@pytest.mark.long
+def test_what_a_dashboard_costs_a_controller_is_measured_with_a_browser() -> None:
+    if dashboard_cost.program() is None:
+        pytest.skip("no Chromium is on the path")
+    pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
+    settings = dashboard_cost.Settings(rate=400.0, devices=4, models=3, triples=2, readers=2)
+    [dashboard, reader], facts = dashboard_cost.measure("steady", settings)
+    assert dashboard["who"] != reader["who"]
+    assert facts["steady: page's states"] == ["live"]
+    assert facts["steady: of the time shown"] > 0.9
+
+
+def test_a_cost_has_the_interval_of_its_median() -> None:
+    def segment(us: float) -> dashboard_cost.Segment:
+        return dashboard_cost.Segment(1_000, 1.0, us / 1e3)
+
+    triples = [
+        {"shown": segment(cost), "hidden": segment(10.0), "hidden again": segment(10.0)}
+        for cost in (10.0, 10.5, 11.0, 11.5, 12.0)
+    ]
+    row = dashboard_cost.summary("it", triples, 2, seed=1)
+    assert (row["us/request"], row["requests/s"], row["threes"]) == (10.0, 1_000, 5)
+    assert row["cost_%"] == pytest.approx(5.0), "ten per cent, for two"
+    assert 0.0 <= row["from_%"] < row["cost_%"] < row["to_%"] <= 10.0
+    assert row["control_%"] == row["control from_%"] == row["control to_%"] == 0.0
 
 
 def test_the_worst_run_of_the_pump_stands_beside_the_median() -> None:

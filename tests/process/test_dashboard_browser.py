@@ -16,6 +16,8 @@ import pytest
 
 from tests.process.cluster import PATIENCE_S, running_cluster
 from tests.process.test_dashboard import TOKEN, recording_in, running_dashboard
+from tests.sim.harness import SECOND, World, spec
+from tests.sim.test_dashboard import recorded, steps_of
 
 pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
 
@@ -88,6 +90,83 @@ def test_it_is_shown_in_light_and_dark_on_a_desktop_and_on_a_phone(tmp_path: Pat
             urllib.parse.urlsplit(one).netloc for one in tab.requested if not one.startswith("data:")
         } == {host}
         assert tab.complaints == []
+
+
+BUSY = """(() => {
+  const source = Bokeh.documents[0].get_model_by_name("state"), state = JSON.parse(source.data.json[0]);
+  source.data = { json: [JSON.stringify({ ...state, share: 0.383, behind: 2.34,
+    endpoint: "tcp://10.120.130.140:55555", requests: state.requests.map((row) => [100200300 + row[0], ...row.slice(1)]) })] };
+  const boxes = [...document.querySelectorAll("header .brand, header .pill, #share, header .controls")].map((one) => one.getBoundingClientRect());
+  return { said: document.getElementById("share").textContent, tops: boxes.map((box) => box.top + box.height / 2),
+    overlaps: boxes.some((a, i) => boxes.some((b, j) => i < j && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)),
+    wide: document.querySelector(".table").scrollWidth - document.querySelector(".table").clientWidth };
+})()"""
+"""Have the page show that it reads a part of the time, with long numbers of requests."""
+
+
+def recording_of_many_devices(folder: Path, count: int) -> Path:
+    world = World()
+    world.now = SECOND
+    world.join(1, [("cpu", 8, 1.0)] * count)
+    world.ready(*(spec(model, exec_ms=3, batch_max=8, row_ms=1, load_ms=2) for model in range(1, 21)))
+    world.poisson(40 * count, 4 * SECOND, lambda: world.request(world.random.randint(1, 20), slo_ms=100))
+    world.settle()
+    path = folder / "many.rec"
+    path.write_bytes(recorded(steps_of(world)))
+    return path
+
+
+@pytest.mark.parametrize(("width", "height", "is_phone"), [(1280, 900, False), (390, 844, True)])
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_a_hundred_lanes_and_what_is_left_out_are_legible(
+    tmp_path: Path, width: int, height: int, is_phone: bool, is_dark: bool
+) -> None:
+    pictures = Path(os.environ.get("CLOCKWORK_PICTURES", tmp_path))
+    path = recording_of_many_devices(tmp_path, 100)
+    with running_dashboard("--recording", str(path), "--from", "2") as (_, url):
+
+        async def look(tab: Tab) -> None:
+            await tab.open(url, width, height, is_dark, phone=is_phone)
+            await tab.until(LIVE)
+            await tab.until(DRAWN)
+            lanes = "Bokeh.documents[0].get_model_by_name('lanes')"
+            assert await tab.run(f"{lanes}.y_range.start") == 100
+            row_px = await tab.run(f"{lanes}.height / 100")
+            labels = await tab.run(f"{lanes}.left[0].ticker.ticks.length")
+            assert row_px * 100 / labels >= 11, "a label is as high as that"
+            assert await tab.run(f"Math.max(...{lanes}.left[0].ticker.ticks)") > 95
+            assert await overflow(tab) <= 0
+            found = await tab.run(BUSY)
+            assert found["said"] == "38 % of the time shown, 2.3 s behind"
+            assert not found["overlaps"]
+            assert is_phone or found["wide"] <= 0, "no column of the requests is cut off"
+            assert is_phone or max(found["tops"]) - min(found["tops"]) < 4, "the head is one line"
+            assert await overflow(tab) <= 0
+            await tab.screenshot(pictures / f"hundred-{width}{'-dark' * is_dark}.png", whole=True)
+
+        assert in_a_browser(look).complaints == []
+
+
+def test_a_page_that_is_hidden_is_said_to_be_live_when_it_is_seen_again(tmp_path: Path) -> None:
+    hide = (
+        "Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    told = "JSON.parse(Bokeh.documents[0].get_model_by_name('state').data.json[0]).now"
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
+
+        async def look(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(LIVE)
+            await tab.run(hide.format("true"))
+            await tab.until("document.body.dataset.state === 'disconnected'", PATIENCE_S)
+            before = await tab.run(told)
+            await tab.run(hide.format("false"))
+            assert await tab.run("document.getElementById('banner').hidden")
+            await tab.until(f"{told} > {before}")
+            assert await tab.run("document.body.dataset.state") == "live"
+
+        assert in_a_browser(look).complaints == []
 
 
 def test_a_refused_request_is_followed_by_keyboard(tmp_path: Path) -> None:

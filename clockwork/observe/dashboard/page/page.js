@@ -203,7 +203,10 @@
     listen("state", (told) => { state = told; heard = Date.now(); show(); });
     listen("about", about);
     document.addEventListener("visibilitychange", () => {
-      if (!document.hidden) heard = Date.now();  // nothing is told of what cannot be seen
+      if (!document.hidden) {  // nothing was told of what could not be seen
+        heard = Date.now();
+        say(heard);
+      }
       ask({ hidden: document.hidden });
     });
     paint();

@@ -22,6 +22,7 @@ import pytest
 from clockwork.cli import load_generator
 from clockwork.formats.profiles import ModelProfile
 from clockwork.observe.dashboard.follower import Follower, Look
+from clockwork.observe.dashboard.picture import Predictions
 from clockwork.system.clock import MS
 from tests.process.cluster import PATIENCE_S, Program, running_cluster, session_members
 from tests.sim.test_dashboard import busy_world, recorded, steps_of
@@ -139,6 +140,29 @@ def test_a_controller_is_asked_only_while_a_page_is_seen(monkeypatch: pytest.Mon
         dashboard._wanted.set()
         reader.join(PATIENCE_S)
     assert not reader.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("least", "labels"), [(0.02, {0.03, 0.1, 0.3, 3, 30}), (0.001, {0.001, 0.01, 0.1, 1, 10})]
+)
+def test_an_axis_of_predictions_has_short_labels_that_fit(least: float, labels: set[float]) -> None:
+    from clockwork.observe.dashboard.figures import PredictionsFigure
+
+    found = PredictionsFigure()
+    columns = {
+        "predicted": [least, 20.0],
+        "measured": [least, 20.0],
+        "color": ["#000"] * 2,
+        "model": ["m"] * 2,
+        "batch": [1, 1],
+    }
+    empty: dict[str, list[Any]] = {name: [] for name in columns}
+    found.show(Predictions(columns, empty, 1.0, 0.0, 2))
+    for axis in found.plot.axis:
+        shown = [one for one in axis.ticker.ticks if least <= one <= 20 * 1.25 * 2]
+        assert labels <= set(shown)
+        assert len(shown) <= 8
+        assert max(len(str(one)) for one in shown) <= 5
 
 
 def test_a_page_asks_for_looks_while_it_is_watched_and_not_hidden() -> None:

@@ -371,9 +371,7 @@ class PredictionsFigure:
         plot.xaxis.axis_label = "predicted, ms"
         plot.yaxis.axis_label = "measured, ms"
         for axis in plot.axis:
-            axis.ticker = FixedTicker(
-                ticks=[digit * 10.0**power for power in range(-3, 7) for digit in (1, 3)]
-            )
+            axis.ticker = FixedTicker(ticks=_ticks(0.5, 100))
             axis.formatter = CustomJSTickFormatter(
                 code="return tick >= 1 ? tick.toLocaleString() : String(tick)"
             )
@@ -388,6 +386,16 @@ class PredictionsFigure:
             for extent in (self.plot.x_range, self.plot.y_range):
                 if (extent.start, extent.end) != (low, high):
                     extent.start, extent.end = low, high
+            ticks = _ticks(low, high)
+            for axis in self.plot.axis:
+                if axis.ticker.ticks != ticks:
+                    axis.ticker.ticks = ticks
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, and between them threes where there is room for their labels."""
+    digits = (1, 3) if high / low < 10_000 else (1,)
+    return [float(f"{digit}e{power}") for power in range(-3, 7) for digit in digits]
 
 
 def _rounded(value: float, up: bool = False) -> float:

@@ -419,9 +419,10 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     assert abs(behinds[-1] - behind) < total / 12, "by bytes, so about"
 
 
+@pytest.mark.parametrize("has_rested", [False, True])
 @pytest.mark.parametrize("backlog_bytes", [1 << 20, 3_000])
-def test_what_was_not_read_while_nobody_looked_is_not_missing(
-    monkeypatch: pytest.MonkeyPatch, backlog_bytes: int
+def test_after_a_long_time_the_newest_is_read_and_what_nobody_wanted_is_not_missing(
+    monkeypatch: pytest.MonkeyPatch, backlog_bytes: int, has_rested: bool
 ) -> None:
     steps = steps_of(busy_world())
     recorder = FakeRecorder(steps)
@@ -429,9 +430,9 @@ def test_what_was_not_read_while_nobody_looked_is_not_missing(
     monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
     monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", backlog_bytes)
     source = live(recorder, lambda: recorder.times[recorder.happened - 1])
-    for happened, has_rested, is_whole in ((20, False, True), (40, False, False), (300, True, True)):
+    for happened, rested, is_whole in ((20, False, True), (40, False, False), (300, has_rested, has_rested)):
         recorder.happened = happened
-        look = source.look(has_rested)
+        look = source.look(rested)
         assert (look.share == 1.0) == is_whole
     behind_ns = recorder.times[299] - look.steps[0].events[0].now_ns
     whole_ns = recorder.times[299] - recorder.times[0]
@@ -481,6 +482,7 @@ def test_a_controller_that_was_started_anew_is_begun_anew() -> None:
     recorder.is_away, recorder.epoch, recorder.happened = False, 8, 60
     look = source.look()
     assert (look.run, len(look.steps)) == (8, 60)
+    assert source.look().steps == []
     recorder.epoch, recorder.happened = 9, 5  # so quickly that nobody noticed
     look = source.look()
     assert (look.run, len(look.steps)) == (9, 5)

@@ -75,7 +75,8 @@ class Live:
         self._interval_ns = 0
         self._end = 0  # of the recorder, at the last look; 0: there was none
         self._looked_ns = 0
-        self._per_ns = 0.0  # bytes that the controller writes
+        self._per_ns = 0.0  # bytes that the controller wrote between the last two looks
+        self._unread = 0  # bytes that the last look left
         self._is_gap = False  # steps were read, and lost because the controller did not answer any more
 
     def look(self, has_rested: bool = False) -> Look:
@@ -84,10 +85,12 @@ class Live:
         cluster = self._description(now_ns)
         if self._stream is None:
             self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
+            self._per_ns, self._unread = 0.0, 0
         stream, is_gap, read = self._stream, self._is_gap, 0
         since_ns = max(now_ns - self._looked_ns, 1)
-        if has_rested and self._per_ns * since_ns > DASHBOARD_BACKLOG_BYTES:
-            self._pass_over(stream)
+        if self._unread + self._per_ns * since_ns > DASHBOARD_BACKLOG_BYTES and self._per_ns:
+            # As much of the newest as this look may read, by how fast steps were written before.
+            stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / self._per_ns)}"
         steps: list[Step] = []
         while True:
             self._is_gap = is_gap or bool(steps)  # unless they are handed over
@@ -106,19 +109,14 @@ class Live:
                 break
         unread = answer["end"] - stream.place
         share, behind_ns = 1.0, 0
-        if self._end and (written := answer["end"] - self._end):
-            self._per_ns = written / since_ns
+        written = answer["end"] - self._end if self._end else 0
+        self._per_ns, self._unread = written / since_ns, unread
+        if written:
             behind_ns = round(unread / self._per_ns)
             if not has_rested:  # what nobody wanted to see is not missing
                 share = min(1.0, read / written)
-            if unread > DASHBOARD_BACKLOG_BYTES:
-                self._pass_over(stream)
         self._end, self._looked_ns, self._is_gap = answer["end"], now_ns, False
         return Look(stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns)
-
-    def _pass_over(self, stream: Stream) -> None:
-        """Have the next look begin with as much of the newest as it may read, by how fast steps are written."""
-        stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / self._per_ns)}"
 
     def _description(self, now_ns: int) -> Cluster | None:
         """The cluster as its controller describes it, now and then: soon again at first, while workers join and models become

@@ -95,12 +95,12 @@ def each(
         )
 
 
-def ask(module: str, arguments: Iterable[str]) -> dict[str, Any]:
-    """Outcomes by name, from ``python -m module --run arguments``, which prints a line of JSON for each."""
+def ask(module: str, arguments: Iterable[str]) -> Iterator[tuple[Any, Any]]:
+    """Names and outcomes, each when it is there, from ``python -m module --run arguments``, which prints both as a
+    line of JSON."""
     environment = config.bare_environment(
         PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **compiler.CHILD_ENVIRONMENT
     )
-    found = {}
     with subprocess.Popen(
         [sys.executable, "-m", module, "--run", *arguments],
         stdout=subprocess.PIPE, text=True, env=environment, cwd=modules.ROOT,
@@ -108,6 +108,5 @@ def ask(module: str, arguments: Iterable[str]) -> dict[str, Any]:
         assert child.stdout is not None
         for line in child.stdout:
             name, result = json.loads(line)
-            found[name] = result
+            yield name, result
     assert child.returncode == 0, child.returncode
-    return found

@@ -163,7 +163,7 @@ def run(names: Sequence[str], card: bool) -> None:
 
 def ask(names: Sequence[str], card: bool = False) -> dict[str, dict[str, str]]:
     """Outcomes by test, from a process of its own. names: none for all tests."""
-    return forks.ask("tests.emulation.operators", [*(["--card"] if card else []), *names])
+    return dict(forks.ask("tests.emulation.operators", [*(["--card"] if card else []), *names]))
 
 
 # ----- the table -------------------------------------------------------------------------------

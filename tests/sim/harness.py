@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clockwork.actions import ActionQueue, Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
@@ -34,15 +34,17 @@ from clockwork.scheduler.types import (
     SendInfer,
     SendLoad,
     SendProfile,
+    SendReserve,
     SendRevoke,
     SendUnload,
     Tick,
+    TimeWanted,
     Wake,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Status, Unload
+from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Reserve, Status, Unload
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 PAGE_BYTES = 1 << 20
@@ -82,6 +84,10 @@ class FakeDevice:
         self.batches: list[int] = []
         self.wake_at = self.machine_wake_at = NEVER_NS
         self.gone = False  # it answers whatever it is told with an error
+        self.wanted: tuple[int, int, tuple[int, ...]] | None = (
+            None  # model, ns, runs: what its worker needs it for
+        )
+        self.lent: set[int] = set()  # pages that came with the last RESERVE
 
     @functools.cached_property
     def machine(self) -> Machine:
@@ -123,7 +129,46 @@ class FakeDevice:
             self.wake_at = NEVER_NS
             self.feed(Due(self.world.now))
 
+    def want(self, model_id: int, expected_ns: int, runs: tuple[int, ...]) -> None:
+        """Its worker needs its time; 0 ns: no more, and no pages."""
+        if not self.worker.dead and not self.gone:
+            self.wanted = (model_id, expected_ns, runs)
+            if expected_ns == 0:
+                self.lent = set()
+            self.worker.tell(TimeWanted, self.worker.worker_id, self.index, model_id, expected_ns, runs)
+
+    def reserve(self, action: Reserve) -> None:
+        """Somebody else has the device, for longer or shorter than was said, or does not want it any more."""
+        random, self.lent = self.world.random, set()
+        is_wanted = self.wanted is not None and self.wanted[:2] == (action.model_id, action.expected_ns)
+        takes_ns = (
+            round(action.expected_ns * random.uniform(0.1, 3)) if is_wanted and action.expected_ns else 0
+        )
+        if is_wanted:
+            assert self.wanted is not None
+            self.lent = pages_of(self.wanted[2], action.run_starts)
+            self.check_lent()
+        status = random.choice([Status.OK] * 6 + [Status.OVERRUN]) if is_wanted else Status.ACTION_CANCELLED
+        self.world.counts["reserve"] += 1
+        self.world.at(self.world.now + takes_ns, self.end_reserve, action, self.world.now, status)
+
+    def end_reserve(self, action: Reserve, began: int, status: Status) -> None:
+        if self.worker.dead or self.gone:
+            return
+        self.check_lent()
+        self.worker.result(action.action_id, status, "", began if status is Status.OK else 0, self.world.now)
+        self.feed(Ended(self.world.now, action.action_id))
+
+    def check_lent(self) -> None:
+        """Nobody else has the pages that came with a RESERVE."""
+        for model_id, (_, starts) in self.resident.items():
+            taken = pages_of(self.world.specs[model_id].runs, starts)
+            assert not taken & self.lent, f"pages {taken & self.lent} of model {model_id} are lent"
+
     def start(self, action: Any) -> None:
+        if isinstance(action, Reserve):
+            self.reserve(action)
+            return
         runs = self.world.specs[action.model_id].runs if isinstance(action, Load) else ()
         self.machine.start(0, self.world.now, action, action, self.world.profiled_ns(action), 0, runs)
         self.collect()
@@ -155,6 +200,11 @@ class FakeDevice:
         if next_ns < self.machine_wake_at:
             self.machine_wake_at = next_ns
             self.world.at(next_ns, self.advance)
+
+
+def pages_of(runs: Sequence[int], starts: Sequence[int]) -> set[int]:
+    assert len(runs) == len(starts)
+    return {start + page for length, start in zip(runs, starts) for page in range(length)}
 
 
 class FakeWorker:
@@ -191,6 +241,10 @@ class FakeWorker:
 
     def result(self, action_id: int, status: Status, text: str, begin: int, end: int) -> None:
         self.world.at(self.delay(1), self.report, action_id, status, text, begin, end)
+
+    def tell(self, kind: Callable[..., Any], *fields: Any) -> None:
+        """An event of the scheduler's, when it has come."""
+        self.world.at(self.delay(1), self.deliver, lambda: self.world.step(kind(self.world.now, *fields)))
 
     def lose(self, index: int) -> None:
         """A device goes; the controller hears of it before anything else."""
@@ -239,7 +293,7 @@ class World:
         self.load_failures = 0.0
         self.infer_failures = 0.0
         self.parts: dict[int, tuple[int, ...]] = {}  # action -> requests
-        self.counts = {"load": 0, "unload": 0, "infer": 0, "profile": 0, "revoke": 0}
+        self.counts = {"load": 0, "unload": 0, "infer": 0, "profile": 0, "reserve": 0, "revoke": 0}
         self.on_answer: Callable[[int], None] | None = None
         self.wake_at = NEVER_NS
         self.next_request = 0
@@ -312,6 +366,8 @@ class World:
         elif isinstance(command, SendUnload):
             self.counts["unload"] += 1
             action = Unload(*head, *window)
+        elif isinstance(command, SendReserve):
+            action = Reserve(*head, list(command.run_starts), *window)
         elif isinstance(command, SendInfer):
             self.counts["infer"] += 1
             assert command.requests
@@ -456,3 +512,5 @@ class World:
             ours = {m: (one["load_id"], tuple(one["run_starts"])) for m, one in row["resident"].items()}
             assert ours == device.resident, "the scheduler's picture of the device is wrong"
             assert row["in_flight"] == row["loading"] == row["planned_batches"] == 0
+            used = sum(sum(self.specs[model_id].runs) for model_id in device.resident)
+            assert row["pages_free"] == device.pages - used - len(device.lent), "pages are lost"

@@ -9,7 +9,7 @@ import pytest
 from clockwork.scheduler._core import POLICIES
 from clockwork.scheduler.types import DeviceClock
 from clockwork.wire.messages import Status
-from tests.sim.harness import MS, SECOND, SHAPE, US, World, spec
+from tests.sim.harness import MS, SECOND, SHAPE, US, FakeDevice, World, spec
 
 BIG = ((3, 16, 16),)
 HUGE = ((3, 512, 512),)
@@ -82,6 +82,46 @@ def disturb(world: World, rng: random.Random, models: list, until: int) -> None:
     for _ in range(rng.randint(0, 5)):
         world.at(rng.randrange(world.now, until), rng.choice([leave, drain, join, join, remove]))
     world.at(until, join)  # whatever was left over can be served
+
+
+def register(world: World, seed: int, until: int) -> None:
+    """Workers make models ready on their devices: they need their time, few milliseconds at once, and some pages; now and
+    then the model is forgotten meanwhile."""
+    rng = random.Random(seed)
+
+    def begin() -> None:
+        alive = [worker for worker in world.workers.values() if not worker.dead]
+        if alive:
+            device = rng.choice(rng.choice(alive).devices)
+            runs = tuple(rng.randint(1, 3) for _ in range(rng.randint(0, 2)))
+            go_on(device, rng.randint(500, 600), runs, rng.randint(1, 12))
+
+    def go_on(device: FakeDevice, model_id: int, runs: tuple[int, ...], count: int) -> None:
+        is_over = count == 0 or rng.random() < 0.03
+        device.want(
+            model_id, 0 if is_over else rng.choice([1, 2, 2, 2, 5, 10, 40]) * MS, () if is_over else runs
+        )
+        if not is_over:
+            world.at(
+                world.now + rng.choice([1, 5, 20, 60, 300]) * MS, go_on, device, model_id, runs, count - 1
+            )
+
+    for _ in range(12):
+        world.at(rng.randrange(world.now, until), begin)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_world_balances_while_models_are_registered(policy: str) -> None:
+    reserves = 0
+    for seed in range(2000, 2030):
+        world = random_world(seed, calm=seed % 3 == 0, policy=policy)
+        register(world, seed, 400 * MS)
+        try:
+            world.settle()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        reserves += world.counts["reserve"]
+    assert reserves > 200
 
 
 @pytest.mark.parametrize("block", range(10))

@@ -20,7 +20,7 @@ from tests.sim.harness import MS
 from tests.sim.test_host_store import POLICIES as TIERED
 from tests.sim.test_host_store import models as tiered_models
 from tests.sim.test_host_store import zipf
-from tests.sim.test_scheduler_random import random_world
+from tests.sim.test_scheduler_random import random_world, register
 
 BYTES_MAX = 16 << 20
 DATA = Path(__file__).parents[1] / "data" / "states"
@@ -74,6 +74,8 @@ def check_world(seed: int, policy: str, part: float) -> int:
         twins.step(event)
     world.scheduler, world.check_always = twins, False  # type: ignore[assignment]
     rng = random.Random(seed)
+    if seed % 2:
+        register(world, seed, 400 * MS)
     world.at(rng.randrange(200 * MS), lambda: world.join(60, [("cpu", 9, 1.0), ("gpu", 12, 0.5)]))
     world.at(rng.randrange(200 * MS, 400 * MS), lambda: world.workers[60].lose(rng.randrange(2)))
     world.settle()

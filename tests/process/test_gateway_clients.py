@@ -385,8 +385,8 @@ def test_perf_analyzer_measures_to_a_clean_report(
         pytest.skip("perf_analyzer is not installed (requirements-clients.lock), or came without its program")
     report = tmp_path / "report.csv"
     url = served.http if protocol == "http" else served.grpc
-    # Three windows, and no demands on how even they are: the machine does other things as well.
-    how = ["-p", "300", "-r", "4", "-s", "900"]
+    # Three windows that are alike, of many: the machine does other things as well.
+    how = ["-p", "300", "-r", "30", "-s", "900"]
     arguments = ["-m", "digits", "-i", protocol, "-u", url, "-f", str(report), *how]
     done = subprocess.run(
         [program, *arguments, *LOADS[load]], capture_output=True, text=True, timeout=60, cwd=tmp_path

@@ -94,6 +94,11 @@ public:
         }
         return least_ns;
     }
+    // Whether any was longer than the one and not than the other: work has come then.
+    bool ended_between(Ns from_ns, Ns until_ns) const {
+        return std::any_of(last_.begin(), last_.begin() + static_cast<std::ptrdiff_t>(std::min(count_, MANY)),
+                           [&](Ns gap) { return from_ns < gap && gap <= until_ns; });
+    }
     void archive(Archive& archive) { archive(last_, count_); }
 
 private:

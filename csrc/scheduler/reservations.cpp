@@ -7,8 +7,8 @@ namespace clockwork {
 void Reservations::want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs) {
     Reservation& one = executor.reservation;
     expected_ns = std::clamp<Ns>(expected_ns, 0, RESERVE_NS_MAX);
-    // What is wanted soon after the last goes on with it: it has waited already.
-    if (state_.now - one.ended_ns > RESERVE_AGE_NS) {
+    // What is wanted soon after the last goes on with it, and so does what replaces another: it has waited already.
+    if (one.expected_ns == 0 && state_.now - one.ended_ns > RESERVE_AGE_NS) {
         one.since_ns = state_.now;
     }
     one.wanted_ns = state_.now;
@@ -43,12 +43,14 @@ bool Reservations::is_time(Executor& executor) const {
                    deciders_.policy->planned(executor).empty();
     if (is_free && executor.arena->loading == 0) {
         Ns idle = state_.now - executor.idle_since_ns, quiet = executor.gaps.quiet_ns(RESERVE_QUIET_NS);
-        if (idle + duration + one.over_ns <= executor.gaps.likely_ns() || idle >= quiet) {
+        Ns until = idle + duration + one.over_ns;
+        if (until <= executor.gaps.likely_ns() || idle >= quiet ||
+            (idle >= RESERVE_AGE_NS && !executor.gaps.ended_between(idle, until))) {
             return true;
         }
         executor.wake_at(executor.idle_since_ns + quiet);
-        if (RESERVE_EARLY_NS < idle && idle < RESERVE_AGE_NS) {
-            executor.wake_at(executor.idle_since_ns + RESERVE_AGE_NS);
+        if (idle > RESERVE_EARLY_NS && state_.now - std::max(one.since_ns, one.ended_ns) < RESERVE_BUSY_NS) {
+            executor.wake_at(std::max(executor.idle_since_ns + RESERVE_AGE_NS, state_.now + RESERVE_RETRY_NS));
             return false;
         }
     }

@@ -4,10 +4,10 @@
 // it. The worker says what it wants (Scheduler::time_wanted()), and is given it in the execute lane like any other action,
 // so that INFERs are planned around it. With it may come pages of the arena, which are the worker's until it wants others.
 //
-// When: in a gap between two batches that is likely to hold it, by the gaps of late. Where there is none for
-// RESERVE_AGE_NS, at the beginning of any gap, of which most is left then, or once a gap has lasted for as long; after
-// RESERVE_BUSY_NS, in the middle of the work; but then no more than one part in RESERVE_PARTS of the device's time.
-// `edf` gives none that would break a promise.
+// When: in a gap between two batches that is likely to hold it, by the gaps of late; or once a gap has lasted for
+// RESERVE_AGE_NS, unless gaps of late ended about then. Where there is none such for RESERVE_AGE_NS, at the beginning of
+// any gap, of which most is left then; after RESERVE_BUSY_NS, in the middle of the work, or of a gap; but then no more
+// than one part in RESERVE_PARTS of the device's time. `edf` gives none that would break a promise.
 //
 // What comes with pages may copy into them. While a LOAD onto any device of the worker has the link, it would hold its
 // own device and wait: that is no moment without work, so it comes then as it does in the middle of the work.

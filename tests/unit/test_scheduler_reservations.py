@@ -119,6 +119,49 @@ def test_of_gaps_that_come_by_chance_none_is_likely_to_hold_it() -> None:
     assert reserves(story.done(infer)) == []
 
 
+def test_an_idle_device_gives_all_of_its_time_whatever_came_in_a_burst_before() -> None:
+    story = Story("adaptive", spec(1))
+    end = work(story, 100, 4, 8)  # gaps of 3 ms
+    end = work(story, end + 100, 4, 1000)
+    assert want(story, 5) == []
+    [(at, given)] = story.until(end + 200.5)
+    assert at == pytest.approx(end + 200, abs=0.1)
+    for _ in range(40):
+        at += 6
+        story.at(at)
+        story.done(given, 5)
+        [given] = reserves(want(story, 5))
+    story.at(end + 992)  # the next request is about to come
+    story.done(given, 5)
+    assert want(story, 5) == []
+    assert story.until(end + 998) == []
+
+
+def test_one_that_is_longer_than_any_gap_comes_after_a_second_without_work() -> None:
+    story = Story("adaptive", spec(1))
+    end = work(story, 100, 4, 3000)
+    assert want(story, 20_000) == []
+    assert [ms for ms, _ in story.until(end + 2900)] == [pytest.approx(end + 1000, abs=20)]
+
+
+def test_what_is_asked_for_again_has_waited_since_it_was_asked_for_first() -> None:
+    story = Story("adaptive", spec(1))
+    story.at(100)
+    [infer] = story.request(slo_ms=5000)[1]
+    given = reserves(want(story, 3))
+    at = 100.0
+    while not given and at < 3000:
+        sent = story.request(slo_ms=5000)[1]
+        at += 5
+        story.at(at)
+        sent += story.done(infer)
+        if at % 50 == 0:
+            sent += want(story, 3)
+        given = reserves(sent)
+        [infer] = (one for one in sent if isinstance(one, SendInfer))
+    assert 1000 < at < 1300
+
+
 def test_a_gap_has_to_hold_what_the_results_come_too_late_by() -> None:
     story = Story("adaptive", spec(1))
     work(story, 100, 20, 20)
@@ -344,7 +387,7 @@ def test_the_link_is_one_reservations_until_it_ends_or_its_device_is_lost(policy
     [infer] = story.done(load, 40)
     story.at(151)
     story.done(infer)
-    assert want(story, 60_000, 1, device=load.device) == []
+    assert want(story, 300, 1, device=load.device) == []
     [(ms, second)] = story.until(600)
     assert ms == pytest.approx(141 + 400, abs=10)  # when the first is expected to end
     story.done(given, 460)

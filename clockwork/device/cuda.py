@@ -133,6 +133,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
         self._lock = threading.Lock()  # over programs: who prepares adds to them, and the loop drops models
         self.close = weakref.finalize(self, self._holds.release)
         self._store.join()
+        said = "its memory is full"
         try:
             self._memory.make_current()
             pools = workspace_bytes + (run_ahead + 1) * io_slot_bytes

@@ -80,6 +80,11 @@ def test_a_card_that_another_process_has_for_itself_is_named(fake: FakeDriver) -
         open_memory(table, card)
 
 
+def full(memory: object) -> tuple[int, int]:
+    """As CuPy has it."""
+    raise MemoryError("no room")
+
+
 def test_memory_that_is_taken_is_told_with_what_was_wanted(
     fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +96,9 @@ def test_memory_that_is_taken_is_told_with_what_was_wanted(
     left = 2 << 20  # another process has the rest
     fake.setup(device_bytes=left)
     with pytest.raises(ConfigError, match=said.format(left, left, 3 << 20, PAGE_BYTES)):
+        CudaDevice(page_bytes=PAGE_BYTES, run_ahead=1, **small)
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match=r"0\): its memory is full: no"):
+        patched.setattr(cuda_memory.TableMemory, "memory_info", full)
         CudaDevice(page_bytes=PAGE_BYTES, run_ahead=1, **small)
     fake.fail("cuMemHostAlloc", error=OUT_OF_MEMORY)
     with pytest.raises(

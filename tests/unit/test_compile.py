@@ -263,6 +263,21 @@ def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path, n
     assert difference(Session(tmp_path / "frozen.onnx", optimise=False).run(given), expected) == ""
 
 
+def test_attention_of_a_model_with_two_versions_of_onnx_is_refused(tmp_path: Path) -> None:
+    """Some exporters write the domain's other name beside it, of the same version: that is taken."""
+    shapes = [ATTENTION[name] for name in ("x", "k", "v")]
+    inputs = [value(name, ATTENTION[name]) for name in ("x", "k", "v")]
+    node = helper.make_node("Attention", ["x", "k", "v"], ["y"], q_num_heads=4, kv_num_heads=2)
+    model = model_of([node], inputs, [value("y", [1, 3, 16])], [], opset=23, ir_version=11)
+    model.opset_import.append(helper.make_opsetid("ai.onnx", 23))
+    onnx.save(model, tmp_path / "model.onnx")
+    freeze(tmp_path / "model.onnx", shapes, tmp_path / "frozen.onnx")
+    model.opset_import[1].version = 24
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InvalidModel, match=r"imports versions \[23, 24\] of ONNX's operators"):
+        freeze(tmp_path / "model.onnx", shapes, tmp_path / "frozen.onnx")
+
+
 @needs_compiler
 def test_a_constant_that_is_cast_before_it_is_read_is_known_when_compiled(tmp_path: Path) -> None:
     """What is padded with is part of a kernel. ONNX Runtime folds no CastLike."""

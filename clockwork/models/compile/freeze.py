@@ -101,7 +101,12 @@ def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not any(_is_expanded(node) for node in model.graph.node):
         return model
-    (opset,) = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    versions = sorted({one.version for one in model.opset_import if one.domain in ("", "ai.onnx")})
+    if len(versions) != 1:
+        raise InvalidModel(
+            f"the model imports versions {versions} of ONNX's operators, and has to import one"
+        )
+    (opset,) = versions
     types = _types(model)
     nodes: list[onnx.NodeProto] = []
     for number, node in enumerate(model.graph.node):

@@ -48,7 +48,6 @@ from clockwork.config.recorder import READ_BYTES
 from clockwork.formats.profiles import linear
 from clockwork.launch.profiles import register_profiles
 from clockwork.system.clock import MS
-from tools.browser import browser, program
 
 SHOWN, HIDDEN, HIDDEN_AGAIN = "shown", "hidden", "hidden again"
 BOOTSTRAPS = 10_000
@@ -244,6 +243,8 @@ class Watched:
         self._loop.run_until_complete(self._stay())
 
     async def _stay(self) -> None:
+        from tools.browser import browser  # it needs what the dashboard does, which may not be installed
+
         self._ended = asyncio.Event()
         try:
             async with browser() as self.tab:
@@ -394,6 +395,8 @@ def measure(name: str, settings: Settings) -> tuple[list[dict[str, Any]], dict[s
 
 
 def main() -> None:
+    from tools.browser import program
+
     parser = report.command_line(__doc__)
     report.publishing(parser)
     default = Settings()

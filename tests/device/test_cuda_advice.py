@@ -97,9 +97,10 @@ def test_memory_that_is_taken_is_told_with_what_was_wanted(
     fake.setup(device_bytes=left)
     with pytest.raises(ConfigError, match=said.format(left, left, 3 << 20, PAGE_BYTES)):
         CudaDevice(page_bytes=PAGE_BYTES, run_ahead=1, **small)
-    with monkeypatch.context() as patched, pytest.raises(ConfigError, match=r"0\): its memory is full: no"):
+    with monkeypatch.context() as patched:
         patched.setattr(cuda_memory.TableMemory, "memory_info", full)
-        CudaDevice(page_bytes=PAGE_BYTES, run_ahead=1, **small)
+        with pytest.raises(ConfigError, match=r"fake GPU 0\): its memory is full: no room"):
+            CudaDevice(page_bytes=PAGE_BYTES, run_ahead=1, **small)
     fake.fail("cuMemHostAlloc", error=OUT_OF_MEMORY)
     with pytest.raises(
         ConfigError, match=r"cannot pin .* of 65536 bytes, where machine or container have \d+: .*--pinned-b"

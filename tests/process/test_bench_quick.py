@@ -212,9 +212,9 @@ def test_what_a_reader_costs_a_controller_at_a_steady_rate(burst: int) -> None:
 
 @pytest.mark.long
 def test_what_a_dashboard_costs_a_controller_is_measured_with_a_browser() -> None:
-    if dashboard_cost.program() is None:
-        pytest.skip("no Chromium is on the path")
     pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
+    if importlib.import_module("tools.browser").program() is None:
+        pytest.skip("no Chromium is on the path")
     settings = dashboard_cost.Settings(rate=400.0, devices=4, models=3, triples=2, readers=2)
     [dashboard, reader], facts = dashboard_cost.measure("steady", settings)
     assert dashboard["who"] != reader["who"]

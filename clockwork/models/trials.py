@@ -166,7 +166,7 @@ class _Bench:
             self._enter(known_ns or TRIAL_FIRST_NS)
             return max(1, self._trial.time(variant.shapes, known_ns))
 
-        checked_ns = self._checked_ns.get(tuple(map(tuple, variant.shapes)))  # it was executed once
+        checked_ns = self._checked_ns.get(variant.shapes)  # it was executed once
         times = [checked_ns or once(self._expected_ns(variant.batch))]
         while len(times) < TRIAL_WARM_RUNS and (len(times) < 2 or times[-1] < TRIAL_WARM * times[-2]):
             times.append(once(times[-1]))

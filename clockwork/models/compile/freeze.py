@@ -132,10 +132,11 @@ def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     bare.graph.node.extend(model.graph.node)
     bare.graph.input.extend(model.graph.input)
     bare.graph.output.extend(model.graph.output)
+    declared = {value.name for value in model.graph.input}
     bare.graph.input.extend(
         onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
         for weight in model.graph.initializer
-        if weight.name not in {value.name for value in model.graph.input}
+        if weight.name not in declared
     )
     graph = onnx.shape_inference.infer_shapes(bare).graph
     return {value.name: value.type for value in (*graph.input, *graph.value_info, *graph.output)}

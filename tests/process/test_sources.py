@@ -67,6 +67,15 @@ def process_of(reader: Reader) -> subprocess.Popen[bytes]:
     return reader._child
 
 
+def stalled_file(server: FileServer, reader: Reader) -> RemoteFile:
+    """One that is sent to its middle, and no further before ``server.go_on``."""
+    path = "/models/a/1/model.onnx"
+    server.files[path] = b"x" * 10_000
+    (file,) = reader.files()
+    server.stalled.add(path)
+    return file
+
+
 def fetch(reader: Reader, file: RemoteFile, to: Path, room: int = ROOM) -> str:
     return reader.fetch(reader.location.file(file.path), file, to, room)
 
@@ -199,10 +208,8 @@ def test_half_a_file_is_a_failure(server: FileServer, reader: Reader, tmp_path: 
 def test_a_source_that_stops_in_the_middle_is_given_up(
     server: FileServer, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.files["/models/a/1/model.onnx"] = b"x" * 10_000
-    (file,) = reader.files()
+    file = stalled_file(server, reader)
     process = process_of(reader)
-    server.stalled.add("/models/a/1/model.onnx")
     monkeypatch.setattr(reading, "STALL_S", 0.3)
     with pytest.raises(SourceFailed, match="no answer in time"):
         fetch(reader, file, tmp_path / "m")
@@ -242,9 +249,7 @@ def test_what_is_away_or_not_there_is_said(server: FileServer, reader: Reader) -
 
 
 def test_close_ends_the_call_that_is_under_way(server: FileServer, reader: Reader, tmp_path: Path) -> None:
-    server.files["/models/a/1/model.onnx"] = b"x" * 10_000
-    (file,) = reader.files()
-    server.stalled.add("/models/a/1/model.onnx")
+    file = stalled_file(server, reader)
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -265,10 +270,7 @@ def test_stop_waits_for_the_call_that_is_under_way(
     server: FileServer, reader: Reader, tmp_path: Path
 ) -> None:
     """Else that call would go on with pipes which are closed, or are another file's by then."""
-    path = "/models/a/1/model.onnx"
-    server.files[path] = b"x" * 10_000
-    (file,) = reader.files()
-    server.stalled.add(path)
+    file = stalled_file(server, reader)
     held, go_on = threading.Event(), threading.Event()
 
     def hold(done: int) -> None:

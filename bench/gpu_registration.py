@@ -4,7 +4,9 @@ a cluster of its own, with a GPU of its own), and while they are registered on t
     python -m bench.gpu_registration [--quick] [--json] [--models 40] [--rate 100] [--seconds 30] [--arrivals poisson] [--shared]
 
 What registrations elsewhere do is done by the machine, whose cores are busy; what is beyond that is done by the GPU. On a
-real card there is no such control: the other cluster would share it. Each model is a program of its own by hand, of a few launches, so that each has modules to be loaded, answers to be checked
+real card there is no such control: the other cluster would share it.
+
+Each model is a program of its own by hand, of a few launches, so that each has modules to be loaded, answers to be checked
 and batch sizes to be timed (--shared: all are fine-tunes of one). Times are the controller's: from the arrival of a request
 until its execution had ended, and the execution as the GPU's events have it.
 

@@ -49,10 +49,6 @@ class TelemetryProcess:
             raise ConfigError(f"telemetry cannot be written to {folder}")
         self._follower = RingFollower("telemetry", ring, self._take)
 
-    @property
-    def pid(self) -> int:
-        return self._child.pid
-
     def failure(self) -> str:
         """What has gone wrong since the last call; else ""."""
         found, self._failure = self._failure, ""

@@ -165,11 +165,12 @@ def test_a_write_that_waits_ends_when_the_controller_does(
     monkeypatch.setattr(threading, "excepthook", broken.append)
     ring = Ring(16 << 20, 1 << 62)
     process = TelemetryProcess(tmp_path / "files", 1 << 30, Header("edf", "bytes", {}, "1"), ring, 0)
-    os.kill(process.pid, signal.SIGSTOP)
+    pid = process._child.pid
+    os.kill(pid, signal.SIGSTOP)
     steps_of(ring, 8 << 20)
     process.close()
     assert (broken, process.failure()) == ([], "")
-    assert not Path(f"/proc/{process.pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.slow

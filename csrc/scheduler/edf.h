@@ -48,8 +48,8 @@ public:
     }
     const std::vector<Batch*>& planned(const Executor& executor) const override { return plans_.of(executor).batches; }
     void clear_plan(Executor& executor, std::vector<Pending*>& waiting) override { plans_.clear(executor, waiting); }
-    bool can_wait(const Executor& executor, Ns until_ns) const override {
-        return plans_.of(executor).holds(until_ns, 0);
+    bool can_wait(const Executor& executor, Ns until_ns, Ns link_ns) const override {
+        return plans_.of(executor).holds(until_ns, 0) && plans_.holds_loads(*executor.worker, link_ns);
     }
     void joined(Executor& executor) override { plans_.add(executor); }
 

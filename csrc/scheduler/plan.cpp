@@ -25,6 +25,22 @@ std::size_t Plan::first_late(Ns time, std::size_t start) const {
     return batches.size();
 }
 
+bool Plan::holds_loads(Ns time, Ns longer) const {
+    if (unready == 0) {
+        return true;
+    }
+    Ns delayed = time;
+    for (const Batch* batch : batches) {
+        Ns ready = batch->residency->ready_ns;
+        time = std::max(time, ready) + batch->duration_ns;
+        delayed = std::max(delayed, ready > 0 ? ready + longer : 0) + batch->duration_ns;
+        if (time <= batch->limit_ns && delayed > batch->limit_ns) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void Plan::insert(std::size_t index, Batch* batch) {
     batches.insert(batches.begin() + static_cast<std::ptrdiff_t>(index), batch);
     keys.insert(keys.begin() + static_cast<std::ptrdiff_t>(index), batch->key_ns);
@@ -70,6 +86,20 @@ void Plans::add(const Executor& executor) {
     if (executor.slot >= plans_.size()) {
         plans_.resize(state_.pool<Executor>().slot_count());
     }
+}
+
+bool Plans::holds_loads(const Worker& worker, Ns longer) const {
+    if (longer == 0) {
+        return true;
+    }
+    for (const Arena* arena : worker.arenas) {
+        for (const Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
+            if (!of(*one).holds_loads(one->free_ns(state_.now), longer)) {
+                return false;
+            }
+        }
+    }
+    return true;
 }
 
 void Plans::remove(Pending& pending) {

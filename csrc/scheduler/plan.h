@@ -39,6 +39,8 @@ struct Plan {
     // keep theirs.
     std::size_t first_late(Ns time, std::size_t start) const;
     bool holds(Ns time, std::size_t start) const { return first_late(time, start) == size(); }
+    // Whether none misses its limit that keeps it now, if the loads under way take so much longer.
+    bool holds_loads(Ns time, Ns longer) const;
 
     void insert(std::size_t index, Batch* batch);
     void remove(Batch* batch) { remove(batch, index(batch)); }
@@ -64,6 +66,9 @@ public:
         }
         return *best;
     }
+
+    // Whether no batch of any of a worker's devices misses its limit because loads under way take so much longer.
+    bool holds_loads(const Worker& worker, Ns longer) const;
 
     // Takes a request out of its batch, which goes with the last of them.
     void remove(Pending& pending);

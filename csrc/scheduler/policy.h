@@ -47,8 +47,9 @@ public:
     virtual const std::vector<Batch*>& planned(const Executor& executor) const;
     // Append the requests of those, in order, and let the executor have none.
     virtual void clear_plan(Executor& /*executor*/, std::vector<Pending*>& /*waiting*/) {}
-    // Whether what waits for an executor may wait until then: no promise would be broken.
-    virtual bool can_wait(const Executor& /*executor*/, Ns /*until_ns*/) const { return true; }
+    // Whether what waits for an executor may wait until then, and loads onto any device of its worker may take link_ns
+    // longer: no promise would be broken.
+    virtual bool can_wait(const Executor& /*executor*/, Ns /*until_ns*/, Ns /*link_ns*/) const { return true; }
     virtual void joined(Executor& /*executor*/) {}
     virtual void left(Executor& /*executor*/) {}
 

@@ -59,14 +59,7 @@ bool Reservations::is_time(Executor& executor) const {
         executor.wake_at(std::max(due, one.next_ns));
         return false;
     }
-    if (waited < RESERVE_BUSY_NS && !is_free) {
-        return false;
-    }
-    if (!deciders_.policy->can_wait(executor, begin_ns(executor) + duration)) {
-        executor.wake_at(state_.now + RESERVE_RETRY_NS);
-        return false;
-    }
-    return true;
+    return waited >= RESERVE_BUSY_NS || is_free;
 }
 
 void Reservations::look(Executor& executor) {
@@ -80,12 +73,12 @@ void Reservations::look(Executor& executor) {
     if (!is_time(executor)) {
         return;
     }
-    if (!take_pages(executor)) {
+    Ns duration = with_margin(one.expected_ns), link_ns = one.runs.empty() ? 0 : duration;
+    if (!deciders_.policy->can_wait(executor, begin_ns(executor) + duration, link_ns) || !take_pages(executor)) {
         executor.wake_at(state_.now + RESERVE_RETRY_NS);
         return;
     }
     Worker& worker = *executor.worker;
-    Ns duration = with_margin(one.expected_ns);
     one.next_ns = state_.now + duration * RESERVE_PARTS;
     one.sent_ns = state_.now;
     Ns free = executor.free_ns(state_.now);

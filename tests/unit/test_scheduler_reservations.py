@@ -357,12 +357,20 @@ def test_edf_gives_none_that_would_break_a_promise() -> None:
     assert at > 1000
 
 
-def loading(policy: str, load_ms: float) -> tuple[Story, int, SendLoad]:
+def loading(policy: str, load_ms: float, slo_ms: float = 0) -> tuple[Story, int, SendLoad]:
     """At 100 ms, a load has begun on one of a worker's two devices; the other one's number."""
     story = Story(policy, spec(1, load_ms=load_ms), devices=2, resident=False)
     story.at(100)
-    _, [load] = story.request(1, slo_ms=0)
+    _, [load] = story.request(1, slo_ms=slo_ms)
     return story, 1 - load.device, load
+
+
+@pytest.mark.parametrize(("slo_ms", "given"), [(1600, 0), (2600, 1)])
+def test_edf_gives_none_that_would_break_a_promise_of_a_device_beside(slo_ms: float, given: int) -> None:
+    """It shares the link, and may copy before the load that was promised to be over."""
+    story, other, _ = loading("edf", 1200, slo_ms)
+    want(story, 800, 1, device=other)
+    assert len(story.until(1299)) == given
 
 
 @pytest.mark.parametrize("policy", POLICIES)

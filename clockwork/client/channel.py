@@ -292,9 +292,9 @@ class Channel:
             if self._owner is Owner.NOBODY:
                 try:
                     self._start_thread()
-                except RuntimeError as error:  # the system has no thread to give, or Python is ending
+                except RuntimeError as error:
                     self._queue.pop()
-                    raise Unavailable(f"the client needs a thread for this: {error}") from None
+                    raise _no_thread(error) from None
                 return
         self._wake()
 
@@ -344,10 +344,14 @@ class Channel:
         self._give_back(call)
 
     def _give_back(self, call: PendingCall | None = None) -> None:
-        """As the owning thread: release the socket, to an I/O thread where work is left."""
-        with self._lock:
-            closing = self._closing
-            if not closing:
+        """As the owning thread: release the socket, to an I/O thread where work is left.
+
+        Where there is no thread to be had, every call ends with Unavailable: nobody would take in its answer.
+        """
+        while True:
+            with self._lock:
+                if self._closing:
+                    break
                 is_done = call is None or call.done
                 if is_done and not self._queue:
                     self._owner = Owner.NOBODY
@@ -355,9 +359,13 @@ class Channel:
                 if call is not None and not is_done:
                     call.lock = _held_lock()
                     self._push_deadline(call)
-                self._start_thread()
-        if closing:
-            self._finish()
+                try:
+                    self._start_thread()
+                    return
+                except RuntimeError as error:
+                    failure = _no_thread(error)
+            self._end_all(failure, True)
+        self._finish()
 
     def _run_thread(self) -> None:
         """Own the socket until there has been nothing to do for a while."""
@@ -396,17 +404,22 @@ class Channel:
     def _finish(self, error: ClockworkError | None = None) -> None:
         """As the last owner: end every call, say goodbye to the controller and release the socket."""
         try:
-            while self._queue:
-                self._queue.popleft()()
-            kind, text = (type(error), str(error)) if error else (ConnectionLost, "the client was closed")
-            for call in list(self._calls.values()):
-                self._end(call, None, kind(text))
-            self._waiting.clear()
+            self._end_all(error or ConnectionLost("the client was closed"))
             if self._dealer is not None and self._state is _State.READY:
                 self._dealer.send(codec.encode(Bye()))
         finally:
             self._release()
             self._closed.set()
+
+    def _end_all(self, error: ClockworkError, is_told: bool = False) -> None:
+        """End every call, those that were handed in, too. is_told: tell the controller that nobody waits."""
+        while self._queue:
+            self._queue.popleft()()
+        for call in list(self._calls.values()):
+            self._end(call, None, type(error)(str(error)))
+            if is_told:
+                self._send_cancel(call)
+        self._waiting.clear()
 
     def _release(self) -> None:
         idle.dismiss(self)
@@ -650,6 +663,11 @@ class Channel:
         elif now >= call.deadline_ns:
             self._end(call, None, RequestTimeout(f"no answer within {to_seconds(call.timeout_ns):g} s"))
             self._send_cancel(call)
+
+
+def _no_thread(error: RuntimeError) -> Unavailable:
+    """The system has no thread to give, or Python is ending."""
+    return Unavailable(f"the client needs a thread for this: {error}")
 
 
 def _held_lock() -> threading.Lock:

@@ -29,6 +29,7 @@ from clockwork import (
     ProtocolMismatch,
     Refused,
     RequestTimeout,
+    Unavailable,
     config,
 )
 from clockwork.client.channel import Channel, Owner
@@ -187,6 +188,29 @@ def test_a_caller_hands_its_call_over_when_another_thread_comes(
     controller.do(lambda: controller.send(controller.peers[0], answer, [bytes(4)]))
     assert slow.result(10).tolist() == [0]
     first.shutdown()
+
+
+def test_where_there_is_no_thread_to_be_had_every_call_ends_and_the_next_is_answered(
+    client: Client, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "clockwork-client":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    begin = threading.Thread.start
+    controller.handle = silent
+    with concurrent.futures.ThreadPoolExecutor(1) as first:
+        slow = first.submit(client.infer, "slow", X)
+        controller.wait_for(InferRequest)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        for call in (lambda: client.infer("quick", X), lambda: slow.result(10)):
+            with pytest.raises(Unavailable, match="needs a thread for this: can't start new thread"):
+                call()
+    assert len(controller.wait_for(Cancel, 2)) == 2
+    assert owner(client) is Owner.NOBODY
+    controller.handle = echo
+    assert np.array_equal(client.infer("m", X), X)
 
 
 def test_the_thread_retires_and_callers_do_their_own_io_again(

@@ -21,8 +21,8 @@ class Account(NamedTuple):
     is_workers: bool = False
 
 
-def account(fault: Fault, worker: str) -> Account:
-    """worker: its name; "" if it is gone."""
+def account(fault: Fault, worker: str, is_of_model: bool = True) -> Account:
+    """worker: its name; "" if it is gone. is_of_model: whether a model is at issue, not what models that are gone had."""
     where = f"worker {worker}" if worker else "a worker"
     if fault is Fault.OVERRUN:
         minutes = FAULT_WINDOW_NS // 60_000_000_000
@@ -51,7 +51,8 @@ def account(fault: Fault, worker: str) -> Account:
         return Account(
             "trial_stuck",
             TroubleKind.WORKER_STUCK,
-            f"making it ready on {where} took longer than it may and did not end, so the worker began anew",
+            f"{'making it ready' if is_of_model else 'giving back what models had'} on {where} took longer than it may "
+            "and did not end, so the worker began anew",
             "",
             is_workers=True,
         )

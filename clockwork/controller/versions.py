@@ -133,16 +133,17 @@ class Versions:
         self.happen(self._table.by_id[model_id], VersionEvent.DRAINED)
 
     def faulted(self, model_id: int, fault: Fault, worker: str, is_set_aside: bool) -> None:
-        """Executions or loads of a version did harm to a worker. worker: its name; "" if it is gone.
+        """Executions or loads of a version did harm to a worker. worker: its name; "" if it is gone. model_id: 0 of none.
 
         is_set_aside: the scheduler takes no more requests for the version and lets go of it. It is unloaded then, and says
         why, after a restart, too; what cannot be written of that is a trouble of its own.
         """
-        found = account(fault, worker)
+        found = account(fault, worker, bool(model_id))
         model = self._table.by_id.get(model_id)
-        if model is None:  # it was forgotten meanwhile
+        if model is None:  # it was forgotten meanwhile, or there is none
             if found.kind is not None and found.is_workers and worker:
-                self._effects.append(NoteTrouble(found.kind, worker, f"a model that is gone: {found.text}"))
+                of_whom = "a model that is gone: " if model_id else ""
+                self._effects.append(NoteTrouble(found.kind, worker, of_whom + found.text))
             return
         model.faults[found.name] = model.faults.get(found.name, 0) + 1
         log.error("%s: %s%s", model.label, found.text, "; it is set aside" if is_set_aside else "")

@@ -93,6 +93,16 @@ def test_a_worker_that_began_anew_is_noted_although_the_model_is_gone(registry: 
     assert noted.text.startswith("a model that is gone: making it ready on worker w1 took longer")
 
 
+def test_a_worker_that_began_anew_while_it_gave_memory_back_is_noted_without_a_model(
+    registry: Registry,
+) -> None:
+    registry.registrar.faulted(0, Fault.TRIAL_STUCK, "w1", False)
+    registry.carry_out()
+    [noted] = registry.troubles
+    assert (noted.kind, noted.subject) == (TroubleKind.WORKER_STUCK, "w1")
+    assert noted.text.startswith("giving back what models had on worker w1 took longer")
+
+
 # ----- coming -------------------------------------------------------------------------------------
 
 

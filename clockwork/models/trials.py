@@ -160,7 +160,10 @@ class _Bench:
         return [decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]]
 
     def time(self, variant: Variant) -> int:
-        """The median time of an execution in ns, after those in which a GPU that idled raises its clock."""
+        """The median time of an execution in ns, after those in which a GPU that idled raises its clock.
+
+        It may have idled since a check, too: an execution that took longer than the check's is no warm one.
+        """
 
         def once(known_ns: int) -> int:
             self._enter(known_ns or TRIAL_FIRST_NS)
@@ -168,7 +171,11 @@ class _Bench:
 
         checked_ns = self._checked_ns.get(variant.shapes)  # it was executed once
         times = [checked_ns or once(self._expected_ns(variant.batch))]
-        while len(times) < TRIAL_WARM_RUNS and (len(times) < 2 or times[-1] < TRIAL_WARM * times[-2]):
+        while len(times) < TRIAL_WARM_RUNS and (
+            len(times) < 2
+            or times[-1] < TRIAL_WARM * times[-2]
+            or (len(times) == 2 and checked_ns and checked_ns < TRIAL_WARM * times[1])
+        ):
             times.append(once(times[-1]))
         count = TRIAL_RUNS if times[-1] <= TRIAL_RESERVE_NS else TRIAL_LONG_RUNS
         del times[:-1]

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -409,12 +410,14 @@ class _Compilation:
         # Kernels that are timed need the GPU for themselves.
         count = 1 if self._options.tune else self._options.jobs or len(os.sched_getaffinity(0))
         running: list[subprocess.Popen[str]] = []
+        failed = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
-            futures = [pool.submit(self._lower_one, job, running) for job in jobs]
+            futures = [pool.submit(self._lower_one, job, running, failed) for job in jobs]
             try:
                 for future in concurrent.futures.as_completed(futures):
                     future.result()
             except BaseException:
+                failed.set()  # first: whoever begins now finds it, or is found
                 for future in futures:
                     future.cancel()
                 for child in running:
@@ -422,7 +425,7 @@ class _Compilation:
                 raise
         return [future.result() for future in futures]
 
-    def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
+    def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]], failed: threading.Event) -> Built:
         tune = TUNING_DEVICE if self._options.tune and job.target != HOST else ""
         # What comes from the cache has no source.
         cache = "" if self._options.sources else str(self._options.cache or "")
@@ -451,6 +454,8 @@ class _Compilation:
             ) as child,
         ):  # fmt: skip
             running.append(child)
+            if failed.is_set():
+                child.kill()
             assert child.stdout is not None
             failure = ""
             for line in child.stdout:

@@ -1,14 +1,19 @@
-"""What a controller knows of each peer."""
+"""What a controller knows of each peer, and by what it tells them apart."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from clockwork.config import VERSION
 from clockwork.controller.clocksync import ClockSync
 from clockwork.errors import InvalidInput
-from clockwork.wire.messages import DeviceInfo
-from clockwork.wire.telling import tell
+from clockwork.wire.messages import PROTOCOL_VERSION, DeviceInfo, Mismatch
+from clockwork.wire.telling import printable, tell
+
+OWN_NAME_TEXT = (
+    "a peer must not name itself (ZMQ_ROUTING_ID): the controller tells peers apart by names of its own"
+)
 
 
 class ClientLink:
@@ -63,6 +68,17 @@ class WorkerLink:
         self.stats: dict[str, Any] = {}
 
 
+class Links:
+    """Everybody who is connected: by the name that libzmq gave, by the descriptor, and by number."""
+
+    def __init__(self) -> None:
+        self.clients: dict[bytes, ClientLink] = {}
+        self.workers: dict[bytes, WorkerLink] = {}
+        self.worker_by_id: dict[int, WorkerLink] = {}
+        self.client_of_fd: dict[int, ClientLink] = {}
+        self.worker_of_fd: dict[int, WorkerLink] = {}
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerDevice(DeviceInfo):
     """A DeviceInfo that has come over the wire."""
@@ -87,3 +103,30 @@ def new_damage(before: dict[str, Any], now: dict[str, Any]) -> str:
     if not all(type(count) is int for count in counts) or counts[1] <= counts[0]:
         return ""
     return f"{tell(now.get('damage'), 300)}; it is set aside and made, or fetched, anew"
+
+
+def named(peer: ClientLink | WorkerLink | None) -> str:
+    """A peer's name for a sentence. A client says nothing better than what it calls itself."""
+    return (
+        "an unknown peer"
+        if peer is None
+        else f"{'worker' if isinstance(peer, WorkerLink) else 'client'} {peer.name}"
+    )
+
+
+def is_ours(identity: bytes) -> bool:
+    """Whether libzmq numbered this peer, as it does unless the peer names itself."""
+    return len(identity) == 5 and identity[0] == 0
+
+
+def is_older(identity: bytes, other: bytes) -> bool:
+    """Whether this peer connected before the other one. libzmq counts peers in 32 bits, from any number on."""
+    return (int.from_bytes(identity[1:]) - int.from_bytes(other[1:])) % (1 << 32) >= 1 << 31
+
+
+def mismatch(protocol: int, version: str) -> Mismatch:
+    return Mismatch(
+        PROTOCOL_VERSION,
+        f"the controller ({VERSION}) speaks protocol {PROTOCOL_VERSION}, "
+        f"the peer ({printable(version, 40)}) speaks {protocol}",
+    )

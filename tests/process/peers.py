@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from clockwork.controller import process
+from clockwork.controller import workers
 from clockwork.controller.process import Controller
 from clockwork.controller.settings import ControllerSettings
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
@@ -60,7 +60,7 @@ def running_controller(
             failure.append(error)
 
     thread = threading.Thread(target=serve)
-    with unittest.mock.patch.object(process, "WORKER_TIMEOUT_NS", worker_timeout_ns):
+    with unittest.mock.patch.object(workers, "WORKER_TIMEOUT_NS", worker_timeout_ns):
         thread.start()
         try:
             yield controller

@@ -49,7 +49,8 @@ class Place:
     def noted(self) -> tuple[int, int]:
         """(clients, workers)."""
         found: tuple[int, int] = on_loop(
-            self.controller, lambda: (len(self.controller._clients), len(self.controller._workers))
+            self.controller,
+            lambda: (len(self.controller._links.clients), len(self.controller._links.workers)),
         )
         return found
 
@@ -182,8 +183,8 @@ def test_one_peer_is_disconnected_and_the_others_stay(place: Place) -> None:
         FakeWorker(controller, 1, keys=place.worker_keys) as worker,
         FakeWorker(controller, 2, keys=place.worker_keys) as other,
     ):
-        client_fd = on_loop(controller, lambda: next(iter(controller._clients.values())).fd)
-        worker_fd = on_loop(controller, lambda: next(iter(controller._workers.values())).fd)
+        client_fd = on_loop(controller, lambda: next(iter(controller._links.clients.values())).fd)
+        worker_fd = on_loop(controller, lambda: next(iter(controller._links.workers.values())).fd)
         exchange = controller._exchange
         assert on_loop(controller, lambda: exchange.disconnect(CLIENTS, client_fd))
         assert on_loop(controller, lambda: exchange.disconnect(WORKERS, worker_fd))
@@ -400,9 +401,9 @@ def test_a_worker_that_asks_for_more_chunks_than_it_may_is_let_go(tmp_path: Path
                 worker.send(messages.Fetch(digest, 0, 0, 5))
             client.send(messages.Query(1, "status", ""))
             client.receive(messages.Reply)
-            assert place.controller._workers, "so many it may ask for"
+            assert place.controller._links.workers, "so many it may ask for"
             deadline = now_ns() + PATIENCE_NS
-            while place.controller._workers:
+            while place.controller._links.workers:
                 assert now_ns() < deadline, "it may ask without end"
                 worker.send(messages.Fetch(digest, 0, 0, 5))  # so that it is not given up for its silence
                 client.send(messages.Query(2, "status", ""))
@@ -490,7 +491,7 @@ def test_what_a_worker_says_last_counts_though_its_end_is_known_as_well(tmp_path
         while type(action) is not messages.Infer:
             worker.answer(action, frames)
             action, frames = worker.next_action()
-        (link,) = on_loop(place.controller, lambda: list(place.controller._workers.values()))
+        (link,) = on_loop(place.controller, lambda: list(place.controller._links.workers.values()))
         path = f"/proc/self/fd/{link.fd}"
         connection = os.readlink(path)
         with held(place.controller):

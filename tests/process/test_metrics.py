@@ -14,11 +14,10 @@ from click.testing import CliRunner
 
 from clockwork import Client, config
 from clockwork.cli.root import cli
-from clockwork.controller import process
 from clockwork.controller.metrics import PAGE_MARK, unique_names
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.system.clock import MS, SECOND
+from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
 from tests.process.peers import FakeWorker, RawClient, running_controller
@@ -156,8 +155,8 @@ def test_lag_is_what_a_turn_took_and_its_wait_before(served: Any) -> None:
     slow = controller.queries.describe
 
     def busy(model: Any) -> Any:
-        deadline = process.now_ns() + 30 * MS
-        while process.now_ns() < deadline:  # the loop does nothing else meanwhile
+        deadline = now_ns() + 30 * MS
+        while now_ns() < deadline:  # the loop does nothing else meanwhile
             pass
         return slow(model)
 

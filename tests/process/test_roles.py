@@ -282,17 +282,17 @@ def test_a_revoked_clients_connection_ends_and_the_others_go_on(
         answer, _ = operator.receive(messages.Answer)
         assert answer.request_id == 6
         thread.join()
-        assert len(own._clients) == 1
+        assert len(own._links.clients) == 1
 
 
 def test_a_revoked_workers_connection_ends_and_its_work_is_anothers(own: Controller, own_keys: Path) -> None:
     with ExitStack() as stack:
         leaving = stack.enter_context(FakeWorker(own, 1, keys=alice(own_keys, Role.WORKER)))
         staying = stack.enter_context(FakeWorker(own, 2, keys=key_of(own_keys, Role.WORKER)))
-        eventually(lambda: len(own._workers) == 2, "both are there")
+        eventually(lambda: len(own._links.workers) == 2, "both are there")
         revoke_key(own_keys, f"alice-{Role.WORKER}")
         leaving.wait_for_end()
-        eventually(lambda: [one.name for one in own._workers.values()] == ["fake2"], "one is left")
+        eventually(lambda: [one.name for one in own._links.workers.values()] == ["fake2"], "one is left")
         with Peer(own.worker_endpoint, TO_WORKER, alice(own_keys, Role.WORKER)) as again:
             assert again.is_refused
         staying.send(messages.Fetch("1" * 64, 0, 0, 1))
@@ -322,8 +322,8 @@ def test_a_connection_that_said_nothing_before_its_key_was_revoked_is_not_let_in
             peer.send(hello)
             answer, _ = peer.receive(messages.Mismatch)
             assert "revoked" in answer.text
-        assert not own._clients
-        assert not own._workers
+        assert not own._links.clients
+        assert not own._links.workers
 
 
 def test_a_revoked_listener_hears_nothing_more_and_the_others_do(own: Controller, own_keys: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.controller import process
+from clockwork.controller import clients, workers
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Infer, Result, Status
@@ -153,7 +153,7 @@ class Stage:
 
         def look() -> tuple[int, str]:
             counts = self.controller._complaints.counts()
-            troubles = self.controller.troubles.describe(self.controller.now())["open"]
+            troubles = self.controller.troubles.describe(self.controller._context.now_ns)["open"]
             told = [one for one in troubles if one["subject"] in kinds]
             last = min(told, key=lambda one: one["last_ns"])["text"] if told else ""
             return sum(counts[kind] for kind in kinds), last
@@ -217,14 +217,14 @@ def test_a_defect_in_what_is_said_costs_its_sender_alone(monkeypatch: pytest.Mon
         stage = Stage(stack, {"m": RESULT_MODELS["m"]})
         header = codec._pack([2, 700, "m", 0, 0, []])
         with monkeypatch.context() as patch:
-            patch.setattr(process, "request_error", fail)
+            patch.setattr(clients, "request_error", fail)
             found = stage.ask(header, [])
             assert (found["id"], found["status"]) == (700, "INTERNAL")
             assert "failed at this InferRequest (KeyError)" in found["text"]
-            patch.setattr(process, "result_text", fail)
+            patch.setattr(workers, "result_text", fail)
             stage.lie("m", RESULTS["another dtype"][1], 701, "worker failed")
         stage.worker.close()
-        assert on_loop(stage.controller, lambda: list(stage.controller._workers)) == []
+        assert on_loop(stage.controller, lambda: list(stage.controller._links.workers)) == []
         said: set[str] = set()
         deadline = now_ns() + PATIENCE_NS
         while len(said) < 2:  # the answer to request 701 may come before, between or after the others

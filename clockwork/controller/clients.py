@@ -1,0 +1,354 @@
+"""The clients of a controller: who is let in, what their messages lead to, and what they are told.
+
+Whatever a message of a client is, and whatever it leads to, costs that client alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar
+
+from clockwork.config import CLIENTS_MAX, FAILURE_CHARS_MAX, VERSION
+from clockwork.controller._exchange import CLIENTS
+from clockwork.controller.access import Access
+from clockwork.controller.context import Context
+from clockwork.controller.flaws import Flaw, request_error
+from clockwork.controller.lifecycle import ModelState
+from clockwork.controller.links import OWN_NAME_TEXT, ClientLink, Links, is_older, is_ours, mismatch, named
+from clockwork.controller.metrics import MetricsQuery
+from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
+from clockwork.controller.queries import Queries
+from clockwork.controller.registration import Registrar
+from clockwork.controller.source_reports import SourceReports
+from clockwork.errors import (
+    ClockworkError,
+    Forbidden,
+    InvalidInput,
+    InvalidModel,
+    ModelNotFound,
+    PolicyFailed,
+    Unavailable,
+)
+from clockwork.wire import codec
+from clockwork.wire.messages import (
+    FROM_CLIENT,
+    PROTOCOL_VERSION,
+    Bye,
+    Cancel,
+    ClientHello,
+    ClientWelcome,
+    Failure,
+    Goodbye,
+    HelloNeeded,
+    Mismatch,
+    Offer,
+    Promote,
+    Query,
+    Register,
+    Reply,
+    ReportSource,
+    Rollback,
+    Route,
+    Status,
+    Unregister,
+    UploadChunk,
+)
+from clockwork.wire.telling import printable
+
+log = logging.getLogger("clockwork.controller")
+
+_STATUS_OF = {
+    ModelNotFound: Status.MODEL_NOT_FOUND,
+    InvalidInput: Status.INVALID_INPUT,
+    InvalidModel: Status.INVALID_MODEL,
+    Unavailable: Status.UNAVAILABLE,
+    Forbidden: Status.FORBIDDEN,
+}
+
+
+class Served:
+    """Which model requests are for that no route leads to."""
+
+    def __init__(self, table: ModelTable, links: Links) -> None:
+        self._table = table
+        self._links = links
+        self._refusal: Exception | None = None
+
+    def find(self, text: str) -> int:
+        """The model that requests for a text are for which is no route's; 0: they are turned away, and refusal() is why."""
+        try:
+            return self._servable(text).model_id
+        except Exception as error:  # a defect costs this request alone, too: Clients.wrong_request() tells it
+            self._refusal = error
+            return 0
+
+    def _servable(self, text: str) -> ModelVersion:
+        model = self._table.find(text)
+        if model is None and self._table.is_set_aside(text):
+            raise Unavailable(self._table.absence(text))
+        if model is None:
+            raise ModelNotFound(self._table.absence(text))
+        if model.record.aside:  # and going, which takes a moment
+            raise Unavailable(set_aside_text(model.record))
+        if model.state is ModelState.FAILED:
+            raise Unavailable(f"{model.label} cannot be served: {model.text}")
+        if model.prepared is None and not self._links.workers:
+            raise Unavailable(f"no worker is connected that could prepare {model.label}")
+        if model.prepared is None:
+            raise Unavailable(f"{model.label} is being prepared")
+        return model
+
+    def refusal(self) -> Exception:
+        """Why the last text led to no model."""
+        error, self._refusal = self._refusal, None
+        assert error is not None
+        return error
+
+
+class Clients:
+    """All of them. They come and go by what the exchange has read of their connections."""
+
+    def __init__(
+        self,
+        context: Context,
+        access: Access,
+        served: Served,
+        table: ModelTable,
+        registrar: Registrar,
+        reports: SourceReports,
+        metrics: MetricsQuery,
+        queries: Queries,
+    ) -> None:
+        self._context = context
+        self._exchange = context.exchange
+        self._links = context.links
+        self._access = access
+        self._served = served
+        self._table = table
+        self._registrar = registrar
+        self._reports = reports
+        self._metrics = metrics
+        self._queries = queries
+
+    # ----- coming and going --------------------------------------------------------------------------
+
+    def ended(self) -> None:
+        """Of connections that have ended."""
+        for fd in self._exchange.ended(CLIENTS):
+            client = self._links.client_of_fd.pop(fd, None)
+            if client is not None:
+                self._gone(client, "disconnected")
+
+    def lost(self, slots: Iterable[int]) -> None:
+        """Of clients that could not be reached."""
+        by_slot = {client.slot: client for client in self._links.clients.values()}
+        for slot in slots:
+            if slot in by_slot:
+                self._gone(by_slot[slot], "cannot be reached")
+
+    def revoke(self, keys: Collection[str], why: str) -> None:
+        """End the connections of these keys."""
+        for client in [link for link in self._links.clients.values() if link.key in keys]:
+            log.info("client %s left: %s", client.name, why)
+            self._gone(client, why)
+            self._exchange.disconnect(CLIENTS, client.fd)
+
+    def dismiss(self) -> None:
+        """Tell all that the controller ends."""
+        for client in self._links.clients.values():
+            self._context.tell_client(client.identity, client.fd, Goodbye())
+
+    def _gone(self, client: ClientLink, why: str) -> None:
+        if self._links.clients.pop(client.identity, None) is None:
+            return
+        if self._links.client_of_fd.get(client.fd) is client:
+            del self._links.client_of_fd[client.fd]
+        self._registrar.client_gone(client.identity)
+        self._reports.client_gone(client.identity)
+        self._exchange.client_left(client.slot)
+
+    def _greet(self, identity: bytes, fd: int, message: Any, key: str) -> None:
+        try:
+            self._access.check(key, message)
+        except Forbidden as error:
+            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
+            return
+        if type(message) is not ClientHello:
+            self._context.tell_client(identity, fd, HelloNeeded(self._context.epoch))
+        elif message.protocol != PROTOCOL_VERSION:
+            self._context.tell_client(identity, fd, mismatch(message.protocol, message.version))
+        elif len(self._links.clients) >= CLIENTS_MAX and identity not in self._links.clients:
+            text = f"{CLIENTS_MAX} clients are connected, which is the most"
+            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+        elif identity in self._links.clients or self._note(identity, fd, printable(message.name), key):
+            welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch)
+            if not self._context.tell_client(identity, fd, welcome):
+                self._gone(self._links.clients[identity], "cannot be reached")
+
+    def _note(self, identity: bytes, fd: int, name: str, key: str) -> bool:
+        """False if its connection has ended: a hello may be read after that."""
+        if not is_ours(identity):
+            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
+            return False
+        other = self._links.client_of_fd.get(fd)
+        if other is not None and is_older(identity, other.identity):
+            return False
+        if other is not None:  # its end was read before its hello was
+            self._gone(other, "disconnected")
+        slot = self._exchange.client_joined(identity, fd)
+        if slot is None:
+            return False
+        self._links.clients[identity] = self._links.client_of_fd[fd] = ClientLink(
+            identity, fd, name, slot, key
+        )
+        return True
+
+    # ----- messages ----------------------------------------------------------------------------------
+
+    def message(self) -> None:
+        """The exchange has one that is no request."""
+        self._from(*self._exchange.message(), self._exchange.key())
+
+    def _from(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
+        client = self._links.clients.get(identity)
+        message: Any = None
+        try:
+            if not frames:
+                raise codec.WireError("a message is a header and at most a bounded number of frames")
+            message = codec.decode(frames[0], FROM_CLIENT)
+            if client is None or type(message) is ClientHello:
+                self._greet(identity, fd if client is None else client.fd, message, key)
+            else:
+                self._access.check(key, message)
+                self._handlers[type(message)](self, client, message, frames)
+        except codec.WireError as error:
+            _, request_id = codec.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
+            self._tell_why(identity, fd, request_id, "message", error)
+        except PolicyFailed:
+            raise  # the scheduler is in the middle of something
+        except Exception as error:
+            self._tell_why(identity, fd, getattr(message, "request_id", 0), type(message).__name__, error)
+
+    def _tell_why(self, identity: bytes, fd: int, request_id: int, kind: str, error: Exception) -> None:
+        """Tell a client why its message led to nothing."""
+        client = self._links.clients.get(identity)
+        if client is not None:
+            fd = client.fd  # which a message with too many frames does not tell
+        if isinstance(error, codec.WireError):
+            self._context.tell_client(
+                identity, fd, Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
+            )
+            self._context.complain("client malformed", f"malformed message from {named(client)}: {error}")
+        elif isinstance(error, ClockworkError):
+            self.fail(identity, request_id, error)
+        else:  # a defect of ours; the next message is another client's
+            self._context.complain("client failed", f"failed at a {kind} of {named(client)}", error)
+            text = f"the controller failed at this {kind} ({type(error).__name__}): a defect, of which its log has more"
+            self._context.tell_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {}))
+
+    def wrong_request(self) -> None:
+        """The exchange has turned a request down: say why."""
+        identity, fd, frames = self._exchange.message()
+        flaw = self._exchange.flaw()
+        error: Exception
+        try:
+            error = self._error_of(flaw, frames[0])
+        except Exception as defect:
+            error = defect
+        if isinstance(error, ClockworkError):
+            self._metrics.count_unserved(error)
+        self._tell_why(identity, fd, flaw.id, "InferRequest", error)
+
+    def _error_of(self, flaw: Flaw, header: bytes) -> Exception:
+        """What a request is turned down with."""
+        if flaw.code == "unserved":
+            return self._served.refusal()
+        if flaw.header is not None:
+            return codec.WireError(codec.complaint(header, FROM_CLIENT, flaw.header))
+        return request_error(flaw, self._table.by_id[flaw.model_id].record.name)
+
+    def _cancel(self, client: ClientLink, message: Cancel, frames: list[Any]) -> None:
+        """Of what is no inference's."""
+        self._registrar.cancel(client.identity, message.request_id)
+
+    def _upload(self, client: ClientLink, message: UploadChunk, frames: list[Any]) -> None:
+        if len(frames) != 2:
+            raise InvalidInput(f"an upload's chunk is one frame, got {len(frames) - 1}")
+        self._registrar.chunk(client.identity, message, frames[1])
+
+    def _change_models(
+        self,
+        client: ClientLink,
+        message: Register | Unregister | Offer | Route | Promote | Rollback,
+        frames: list[Any],
+    ) -> None:
+        self._registrar.request(client.identity, message)
+
+    def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
+        if message.what == "recorder":
+            answered = functools.partial(self._recorder_answered, client.identity, message.request_id)
+            self._context.flight.ask(message.argument, self._context.now_ns, answered)
+            return
+        if message.what == "metrics":
+            body = self._metrics.body(
+                message.argument, self._links.workers.values(), len(self._links.clients)
+            )
+        else:
+            body = self._queries.answer(message)
+        self._send(client, Reply(message.request_id, body))
+
+    def _recorder_answered(
+        self, client: bytes, request_id: int, body: Any, error: BaseException | None
+    ) -> None:
+        if error is None:
+            self.send(client, Reply(request_id, body))
+        elif isinstance(error, ClockworkError):
+            self.fail(client, request_id, error)
+        else:  # a defect of ours
+            self._context.complain("storage failed", "failed at a query for the flight recorder", error)
+            self.fail(
+                client, request_id, Unavailable("the flight recorder failed: the controller's log says why")
+            )
+
+    def _report_source(self, client: ClientLink, message: ReportSource, frames: list[Any]) -> None:
+        self._reports.note(client.identity, message.source, message.text, self._context.now_ns)
+        self._send(client, Reply(message.request_id, None))
+
+    def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
+        self._gone(client, "left")
+
+    _handlers: ClassVar[dict[type, Any]] = {
+        Cancel: _cancel,
+        Register: _change_models,
+        UploadChunk: _upload,
+        Unregister: _change_models,
+        Offer: _change_models,
+        Route: _change_models,
+        Promote: _change_models,
+        Rollback: _change_models,
+        ReportSource: _report_source,
+        Query: _query,
+        Bye: _bye,
+    }
+
+    # ----- telling -----------------------------------------------------------------------------------
+
+    def send(self, client: bytes, message: tuple[Any, ...]) -> None:
+        """Send to one that may be gone: then there is nobody to tell."""
+        link = self._links.clients.get(client)
+        if link is not None:
+            self._send(link, message)
+
+    def fail(self, client: bytes, request_id: int, error: ClockworkError) -> None:
+        status = _STATUS_OF.get(type(error), Status.INTERNAL)
+        details = {}
+        if isinstance(error, InvalidInput):
+            facts = {"tensor": error.tensor, "expected": error.expected, "got": error.got}
+            details = {key: value[:FAILURE_CHARS_MAX] for key, value in facts.items()}
+        self.send(client, Failure(request_id, status, str(error)[:FAILURE_CHARS_MAX], details))
+
+    def _send(self, client: ClientLink, message: tuple[Any, ...]) -> None:
+        if not self._context.tell_client(client.identity, client.fd, message):
+            self._gone(client, "cannot be reached")

@@ -1,0 +1,483 @@
+"""The workers of a controller: who is let in, what their messages lead to, and who is let go.
+
+Whatever a message of a worker is, and whatever it leads to, costs that worker alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Any, ClassVar
+
+from clockwork.config import (
+    FAILURE_CHARS_MAX,
+    FETCHES_MAX,
+    JITTER_COUNTED_MAX_NS,
+    VERSION,
+    WORKER_FAULTS_MAX,
+    WORKER_TIMEOUT_NS,
+    WORKERS_MAX,
+)
+from clockwork.controller._exchange import WORKERS
+from clockwork.controller.access import Access
+from clockwork.controller.context import Context
+from clockwork.controller.effects import Effect, ReadChunk
+from clockwork.controller.flaws import Flaw, result_text
+from clockwork.controller.links import (
+    OWN_NAME_TEXT,
+    WorkerLink,
+    is_older,
+    is_ours,
+    mismatch,
+    named,
+    new_damage,
+    parse_devices,
+)
+from clockwork.controller.models import ModelTable
+from clockwork.controller.registration import Registrar
+from clockwork.controller.repairs import Repairs
+from clockwork.controller.troubles import TroubleKind
+from clockwork.errors import Forbidden, InvalidInput, PolicyFailed
+from clockwork.scheduler.types import (
+    DeviceClock,
+    DeviceLost,
+    LinkMeasured,
+    TimeWanted,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+)
+from clockwork.system.clock import now_ns
+from clockwork.wire import codec
+from clockwork.wire.forms import INT64_MAX
+from clockwork.wire.messages import (
+    FROM_WORKER,
+    PROTOCOL_VERSION,
+    Chunk,
+    ClockChanged,
+    DeviceFault,
+    Fetch,
+    Goodbye,
+    Heartbeat,
+    HelloNeeded,
+    Mismatch,
+    Ping,
+    Pong,
+    Prepared,
+    Status,
+    TimeNeeded,
+    WorkerHello,
+    WorkerWelcome,
+)
+from clockwork.wire.shared import MACHINE
+from clockwork.wire.telling import printable
+
+log = logging.getLogger("clockwork.controller")
+
+
+class Workers:
+    """All of them. They come and go by what the exchange has read of their connections, and by what they say.
+
+    effects: to which jobs of the storage thread are appended. policy, plans_fetches: the scheduler's; see Scheduler.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        access: Access,
+        effects: deque[Effect],
+        table: ModelTable,
+        registrar: Registrar,
+        repairs: Repairs,
+        policy: str,
+        plans_fetches: bool,
+    ) -> None:
+        self._context = context
+        self._exchange = context.exchange
+        self._links = context.links
+        self._access = access
+        self._effects = effects
+        self._table = table
+        self._registrar = registrar
+        self._repairs = repairs
+        self._policy = policy
+        self._plans_fetches = plans_fetches
+        self._let_go: dict[int, str] = {}  # by epochs of workers: why; they are not taken in again
+        self._next_id = 1
+
+    # ----- coming and going --------------------------------------------------------------------------
+
+    def ended(self) -> None:
+        """Of connections that have ended."""
+        for fd in self._exchange.ended(WORKERS):
+            worker = self._links.worker_of_fd.pop(fd, None)
+            if worker is not None:
+                self._gone(worker, "disconnected")
+
+    def lost(self, worker_ids: Iterable[int]) -> None:
+        """Of workers that could not be reached."""
+        for worker_id in worker_ids:
+            worker = self._links.worker_by_id.get(worker_id)
+            if worker is not None:
+                self._gone(worker, "cannot be reached")
+
+    def revoke(self, keys: Collection[str], why: str) -> None:
+        """End the connections of these keys."""
+        for worker in [link for link in self._links.workers.values() if link.key in keys]:
+            self._gone(worker, why)
+            self._exchange.disconnect(WORKERS, worker.fd)
+
+    def dismiss(self) -> None:
+        """Tell all that the controller ends."""
+        for worker in self._links.workers.values():
+            self._context.tell_worker(worker.identity, worker.fd, Goodbye())
+
+    def beat(self) -> None:
+        """Time passed: ask all how their clocks are, and let go of whom nothing was heard."""
+        for worker in list(self._links.workers.values()):
+            if self._context.now_ns - self._exchange.heard_ns(worker.slot) > WORKER_TIMEOUT_NS:
+                self._gone(worker, f"unheard of for {WORKER_TIMEOUT_NS / 1e9:g} s")
+                self._context.tell_worker(worker.identity, worker.fd, HelloNeeded(self._context.epoch))
+            else:
+                self._watch_clock(worker)
+                self._ping(worker)
+
+    def _greet(self, identity: bytes, fd: int, known: WorkerLink | None, message: Any, key: str) -> None:
+        if type(message) is not WorkerHello:
+            self._context.tell_worker(identity, fd, HelloNeeded(self._context.epoch))
+            return
+        if message.protocol != PROTOCOL_VERSION:
+            self._context.tell_worker(identity, fd, mismatch(message.protocol, message.version))
+            return
+        devices = parse_devices(message.devices)
+        if message.worker_epoch in self._let_go:
+            text = _let_go_text(self._let_go[message.worker_epoch])
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            return
+        if devices[0].host_bytes and not self._plans_fetches:
+            text = (
+                f"policy {self._policy} cannot plan for a host store with a budget (--host-bytes): "
+                f"start the controller with --policy adaptive, or the worker without a budget"
+            )
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            return
+        for other in list(self._links.workers.values()):
+            if other.worker_epoch == message.worker_epoch or other is known:
+                self._gone(other, "reconnected")
+        if len(self._links.workers) >= WORKERS_MAX:
+            text = f"{WORKERS_MAX} workers are connected, which is the most"
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            return
+        other_at = self._links.worker_of_fd.get(fd)
+        if not is_ours(identity):
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
+            return
+        if other_at is not None and is_older(identity, other_at.identity):
+            return
+        if other_at is not None:  # its end was read before its hello was
+            self._gone(other_at, "disconnected")
+        slot = self._exchange.worker_joined(identity, fd, self._next_id, len(devices))
+        if slot is None:
+            return  # its connection has ended: a hello may be read after that
+        worker = WorkerLink(
+            identity,
+            fd,
+            slot,
+            self._next_id,
+            printable(message.name),
+            message.worker_epoch,
+            devices,
+            self._context.now_ns,
+            key,
+        )
+        self._next_id += 1
+        self._links.workers[identity] = self._links.worker_of_fd[fd] = self._links.worker_by_id[
+            worker.worker_id
+        ] = worker
+        welcome = WorkerWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, worker.worker_id)
+        if not self._context.tell_worker(identity, fd, welcome):
+            self._gone(worker, "cannot be reached")
+            return
+        self._ping(worker)
+        self._count_devices()
+        shapes = tuple(
+            (f"{one.kind}/{one.fingerprint}", one.page_bytes, one.page_count, one.run_ahead)
+            for one in devices
+        )
+        self._context.events.append(
+            WorkerJoined(self._context.now_ns, worker.worker_id, shapes, devices[0].host_bytes)
+        )
+        self._registrar.worker_joined(worker.worker_id, worker.name)
+        log.info(
+            "worker %s joined as %d with %s",
+            worker.name,
+            worker.worker_id,
+            ", ".join(d.kind for d in devices),
+        )
+        self._context.publish("worker", {"worker": worker.name, "state": "joined"})
+
+    def _gone(self, worker: WorkerLink, why: str) -> None:
+        if self._links.workers.pop(worker.identity, None) is None:
+            return
+        if self._links.worker_of_fd.get(worker.fd) is worker:
+            del self._links.worker_of_fd[worker.fd]
+        del self._links.worker_by_id[worker.worker_id]
+        if worker.clock_is_lost:
+            self._context.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
+        self._count_devices()
+        self._exchange.worker_left(worker.slot)
+        self._exchange.forget_references()
+        self._context.events.append(WorkerLeft(self._context.now_ns, worker.worker_id))
+        self._registrar.worker_left(worker.worker_id)
+        self._repairs.worker_left(worker.worker_id)
+        for index in worker.offline:
+            self._context.clear_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
+        log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
+        if not worker.is_draining:
+            self._context.flight.alert("worker-lost", self._context.now_ns)
+        self._context.publish("worker", {"worker": worker.name, "state": "left", "why": why})
+
+    def _fault(self, worker: WorkerLink, why: str) -> bool:
+        """A worker said what cannot be, and does not have many more tries; False if that was its last."""
+        worker.faults += 1
+        text = f"worker {worker.name} answered what cannot be: {why}"
+        self._context.complain("worker fault", text)
+        if worker.faults < WORKER_FAULTS_MAX:
+            return True
+        self._context.note_trouble(
+            TroubleKind.WORKER_LET_GO, worker.name, f"{worker.faults} of its answers were none: {why}"
+        )
+        if len(self._let_go) >= WORKERS_MAX:
+            del self._let_go[next(iter(self._let_go))]
+        self._let_go[worker.worker_epoch] = why
+        # It goes like one that leaves in order: what it had under way is nobody's fault but its own.
+        self._context.tell_scheduler(WorkerDraining(self._context.now_ns, worker.worker_id))
+        self._exchange.fail_actions(worker.slot, "the worker that had it was let go")
+        self._context.tell_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
+        self._gone(worker, "was let go")
+        return False
+
+    def _count_devices(self) -> None:
+        self._exchange.shadow_width = max(
+            1, sum(len(worker.devices) for worker in self._links.workers.values())
+        )
+        self._compare_machines()
+
+    def _compare_machines(self) -> None:
+        """Have the exchange know the machine whose memory all workers see, if they are all on one; see wire/shared.py."""
+        machines = [worker.stats.get(MACHINE, 0) for worker in self._links.workers.values()]
+        is_one = bool(machines) and all(
+            type(machine) is int and machine == machines[0] for machine in machines
+        )
+        self._exchange.shared_machine = machines[0] if is_one and 0 < machines[0] <= INT64_MAX else 0
+
+    def _watch_clock(self, worker: WorkerLink) -> None:
+        """Name a worker whose clock cannot be followed: its windows mean nothing."""
+        complaint = worker.clock.complaint(worker.joined_ns, self._context.now_ns)
+        if complaint and not worker.clock_is_lost:
+            log.warning("the clock of worker %s cannot be followed: %s", worker.name, complaint)
+            self._context.note_trouble(TroubleKind.WORKER_CLOCK, worker.name, complaint)
+        elif worker.clock_is_lost and not complaint:
+            self._context.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
+        worker.clock_is_lost = bool(complaint)
+
+    def _ping(self, worker: WorkerLink) -> None:
+        self._context.tell_worker(worker.identity, worker.fd, Ping(now_ns()))
+
+    # ----- messages ----------------------------------------------------------------------------------
+
+    def message(self) -> None:
+        """The exchange has one that is no result."""
+        self._from(*self._exchange.message(), self._exchange.key())
+
+    def _from(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
+        worker = self._links.workers.get(identity)
+        kind = "message"
+        try:
+            if not frames:
+                raise codec.WireError("a message is a header and at most a bounded number of frames")
+            message = codec.decode(frames[0], FROM_WORKER)
+            kind = type(message).__name__
+            self._access.check(key, message)
+            if worker is None or type(message) is WorkerHello:
+                self._greet(identity, fd, worker, message, key)
+            else:
+                self._handlers[type(message)](self, worker, message, frames)
+        except Forbidden as error:
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
+        except PolicyFailed:
+            raise  # the scheduler is in the middle of something
+        except Exception as error:
+            self._turn_away(identity, fd, worker, kind, error)
+
+    def _turn_away(
+        self, identity: bytes, fd: int, worker: WorkerLink | None, kind: str, error: Exception
+    ) -> None:
+        """Let go of a worker whose message could not be dealt with: its books and ours may differ from here on."""
+        if isinstance(error, codec.WireError | InvalidInput):
+            self._context.complain("worker malformed", f"malformed message from {named(worker)}: {error}")
+            why = str(error)
+        else:  # a defect of ours; the next message is another worker's
+            self._context.complain("worker failed", f"failed at a {kind} of {named(worker)}", error)
+            why = f"the controller failed at this worker's {kind}"
+        link = self._links.workers.get(identity)  # it may have joined by that very message
+        if link is not None:
+            self._gone(link, "speaks nonsense")
+        if worker is None:
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX]))
+
+    def wrong_result(self) -> None:
+        """The exchange has found a result that cannot be: hold it against its worker."""
+        identity, fd, frames = self._exchange.message()
+        worker = self._links.workers[identity]
+        try:
+            self._hold_against(worker, self._exchange.flaw(), frames[0])
+        except PolicyFailed:
+            raise  # the scheduler is in the middle of something
+        except Exception as error:
+            self._turn_away(identity, fd, worker, "Result", error)
+
+    def _hold_against(self, worker: WorkerLink, flaw: Flaw, header: bytes) -> None:
+        if flaw.header is not None:
+            raise codec.WireError(codec.complaint(header, FROM_WORKER, flaw.header))
+        if self._fault(worker, result_text(flaw)):
+            # What it was for is planned anew.
+            self._exchange.fail_action(worker.slot, flaw.id, "a worker's answer was none")
+
+    def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
+        worker.jitter_ns = message.jitter_ns
+        if text := new_damage(worker.stats, message.stats):
+            self._context.note_trouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)
+        has_moved = worker.stats.get(MACHINE) != message.stats.get(MACHINE)
+        worker.stats = message.stats
+        if has_moved:
+            self._compare_machines()
+
+    def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
+        worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._context.now_ns)
+        self._exchange.set_clock(worker.slot, *worker.clock.bounds())
+        there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
+        self._context.events.append(
+            LinkMeasured(self._context.now_ns, worker.worker_id, there, worker.clock.back_ns())
+        )
+
+    def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:
+        files = self._table.files_of(message.digest)
+        if worker.fetches >= FETCHES_MAX:
+            raise InvalidInput(f"a worker waits for at most {FETCHES_MAX} chunks at once")
+        if message.file >= len(files):
+            chunk = Chunk(message.digest, message.file, message.offset, Status.INTERNAL)
+            self._context.tell_worker(worker.identity, worker.fd, chunk, [b""])
+            return
+        worker.fetches += 1
+        file = files[message.file]
+        job = ReadChunk(worker.worker_id, message.digest, message.file, file, message.offset, message.length)
+        self._effects.append(job)
+
+    def _chunk(self, worker: WorkerLink, message: Chunk, frames: list[Any]) -> None:
+        self._repairs.on_chunk(worker.worker_id, message, frames[1] if len(frames) > 1 else None)
+
+    def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
+        self._registrar.prepared(worker.worker_id, message, self._context.now_ns)
+        self._exchange.forget_references()  # a version may have failed everywhere
+
+    def _device_fault(self, worker: WorkerLink, message: DeviceFault, frames: list[Any]) -> None:
+        index = message.device
+        if index >= len(worker.devices):
+            raise InvalidInput(f"device {index} of {len(worker.devices)}")
+        if index in worker.offline:
+            return
+        worker.offline[index] = message.text[:300]
+        self._context.events.append(DeviceLost(self._context.now_ns, worker.worker_id, index))
+        name = worker.devices[index].name
+        log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, message.text[:300])
+        self._context.note_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", message.text)
+        self._context.publish(
+            "worker",
+            {"worker": worker.name, "state": "device lost", "device": index, "why": worker.offline[index]},
+        )
+
+    def _clock_changed(self, worker: WorkerLink, message: ClockChanged, frames: list[Any]) -> None:
+        if message.device >= len(worker.devices):
+            raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
+        self._context.events.append(
+            DeviceClock(self._context.now_ns, worker.worker_id, message.device, message.mhz)
+        )
+
+    def _time_needed(self, worker: WorkerLink, message: TimeNeeded, frames: list[Any]) -> None:
+        if message.device >= len(worker.devices):
+            raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
+        pages = worker.devices[message.device].page_count
+        if sum(message.runs) > pages:
+            raise InvalidInput(f"{sum(message.runs)} pages of {pages}")
+        runs = tuple(message.runs)
+        self._context.events.append(
+            TimeWanted(
+                self._context.now_ns,
+                worker.worker_id,
+                message.device,
+                message.model_id,
+                message.expected_ns,
+                runs,
+            )
+        )
+
+    def _leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
+        self._context.events.append(WorkerDraining(self._context.now_ns, worker.worker_id))
+        worker.is_draining = True
+        self._registrar.worker_drains(worker.worker_id)
+        # Whatever was ordered of it went before this, and from here on it is ordered nothing: once it has answered
+        # what it has, it may go.
+        self._context.tell_worker(worker.identity, worker.fd, Goodbye())
+        log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
+        self._context.publish("worker", {"worker": worker.name, "state": "draining"})
+
+    _handlers: ClassVar[dict[type, Any]] = {
+        Heartbeat: _heartbeat,
+        Pong: _pong,
+        Fetch: _fetch,
+        Chunk: _chunk,
+        Prepared: _prepared,
+        DeviceFault: _device_fault,
+        ClockChanged: _clock_changed,
+        TimeNeeded: _time_needed,
+        Goodbye: _leaves,
+    }
+
+    # ----- what others have found --------------------------------------------------------------------
+
+    def name(self, worker_id: int) -> str:
+        """Of one that is connected, else ""."""
+        worker = self._links.worker_by_id.get(worker_id)
+        return worker.name if worker else ""
+
+    def send(self, worker_id: int, message: tuple[Any, ...]) -> None:
+        """Send to one that may be gone: then there is nobody to tell."""
+        worker = self._links.worker_by_id.get(worker_id)
+        if worker is not None:
+            self._context.tell_worker(worker.identity, worker.fd, message)
+
+    def blame(self, worker_id: int, why: str) -> None:
+        """It said what cannot be."""
+        worker = self._links.worker_by_id.get(worker_id)
+        if worker is not None:
+            self._fault(worker, why)
+
+    def chunk_read(self, job: ReadChunk, data: bytes | None, error: BaseException | None) -> None:
+        """Storage has read a piece of a package, or has failed at it."""
+        if isinstance(error, OSError):
+            self._repairs.inspect(job.digest)
+        worker = self._links.worker_by_id.get(job.worker)
+        if worker is None:
+            return
+        worker.fetches -= 1
+        status = Status.OK if error is None else Status.INTERNAL
+        chunk = Chunk(job.digest, job.file_index, job.offset, status)
+        self._context.tell_worker(worker.identity, worker.fd, chunk, [data if error is None else b""])
+
+
+def _let_go_text(why: str) -> str:
+    return f"{WORKER_FAULTS_MAX} of this worker's answers were none, the last: {why}; it is let go until it is started anew"[
+        :FAILURE_CHARS_MAX
+    ]

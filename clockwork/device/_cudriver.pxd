@@ -33,8 +33,10 @@ cdef extern from "device/cuda_api.h" nogil:
         CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK
         CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
+        CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES
         CU_FUNC_ATTRIBUTE_NUM_REGS
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        CU_LIMIT_STACK_SIZE
     cppclass CudaApi "clockwork::device::CudaApi":
         cbool open(const char* path, char* text, size_t text_bytes)
         cbool has_graphs()
@@ -51,6 +53,8 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*retain_context)(CUcontext* context, CUdevice device) noexcept nogil
         CUresult (*release_context)(CUdevice device) noexcept nogil
         CUresult (*set_context)(CUcontext context) noexcept nogil
+        CUresult (*limit)(size_t* value, int limit) noexcept nogil
+        CUresult (*set_limit)(int limit, size_t value) noexcept nogil
         CUresult (*memory_info)(size_t* free, size_t* total) noexcept nogil
         CUresult (*allocate)(CUdeviceptr* pointer, size_t bytes) noexcept nogil
         CUresult (*release)(CUdeviceptr pointer) noexcept nogil

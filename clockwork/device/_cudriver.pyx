@@ -311,3 +311,21 @@ cdef class Table:
         """Let a kernel be launched with so much dynamic shared memory; beyond 48 KiB it must be asked for."""
         self.check(self.api.set_function(
             kernel.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size), b"cuFuncSetAttribute")
+
+    def local_bytes(self, Kernel kernel not None):
+        """Of memory that each thread of a kernel has to itself, beyond its registers."""
+        cdef int size = 0
+        self.check(self.api.function_attribute(
+            &size, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, kernel.handle), b"cuFuncGetAttribute")
+        return size
+
+    def reserve_local(self, size_t size):
+        """Have every thread that can run at a time have so much memory to itself, where it has less. Otherwise the first
+        launch that takes more has the driver exchange the memory of all: when nothing executes, and everything waits."""
+        cdef size_t has = 0
+        cdef CUresult result
+        self.check(self.api.limit(&has, CU_LIMIT_STACK_SIZE), b"cuCtxGetLimit")
+        if size > has:
+            with nogil:
+                result = self.api.set_limit(CU_LIMIT_STACK_SIZE, size)
+            self.check(result, b"cuCtxSetLimit")

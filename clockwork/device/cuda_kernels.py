@@ -95,8 +95,8 @@ def _name_of(stem: str, cubin: bytes) -> str:
 def find_kernels(
     table: Table, memory: DeviceMemory, card: CardInfo, modules: Sequence[Any], launches: Iterable[Launch]
 ) -> Kernels:
-    """The kernels of these launches, which may then be launched. Raises CudaError; InvalidModel for a launch that the
-    device would refuse."""
+    """The kernels of these launches, which may then be launched, the first time too, without a stall. Raises CudaError;
+    InvalidModel for a launch that the device would refuse."""
     by_kernel: dict[tuple[int, str], list[Launch]] = {}
     for launch in launches:
         by_kernel.setdefault((launch.module, launch.kernel), []).append(launch)
@@ -108,6 +108,7 @@ def find_kernels(
         except CudaError as error:
             raise CudaError(f"kernel {name!r}: {error}", error.code) from None
         found[module, name] = kernel
+    table.reserve_local(max((table.local_bytes(kernel) for kernel in found.values()), default=0))
     return found
 
 

@@ -88,8 +88,10 @@ enum {
     CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
     CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0,
     CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES = 1,
+    CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES = 3,
     CU_FUNC_ATTRIBUTE_NUM_REGS = 4,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
+    CU_LIMIT_STACK_SIZE = 0,
 };
 
 // X(name in the table, the driver's symbol, parameters): each gives back a CUresult.
@@ -107,6 +109,8 @@ enum {
     X(retain_context, cuDevicePrimaryCtxRetain, (CUcontext * context, CUdevice device))                            \
     X(release_context, cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                            \
     X(set_context, cuCtxSetCurrent, (CUcontext context))                                                           \
+    X(limit, cuCtxGetLimit, (size_t* value, int limit))                                                            \
+    X(set_limit, cuCtxSetLimit, (int limit, size_t value))                                                         \
     X(memory_info, cuMemGetInfo_v2, (size_t* free, size_t* total))                                                 \
     X(allocate, cuMemAlloc_v2, (CUdeviceptr * pointer, size_t bytes))                                              \
     X(release, cuMemFree_v2, (CUdeviceptr pointer))                                                                \

@@ -129,6 +129,7 @@ EXPORTED CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
         ranges->clear();
     }
     one.used = 0;
+    one.local_bytes = LOCAL_BYTES;
     one.broken = CUDA_SUCCESS;
     return CUDA_SUCCESS;
 }
@@ -229,6 +230,7 @@ EXPORTED CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned 
     Item item{Item::KERNEL};
     if (int error = make_launch(function, grid, block, shared_bytes, arguments, guard, &item))
         return error;
+    have_local(local_bytes_of(function), guard);
     return queue(stream, std::move(item));
 }
 

@@ -50,8 +50,9 @@ void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int6
 void cw_fake_engines(int copy_engines, int64_t call_ns);
 
 /* How long calls stall that a card's driver does not do beside others: to take and give back device memory or pinned
- * memory, to load and unload modules, and the first launch of a kernel that is loaded lazily (CUDA_MODULE_LOADING,
- * as the driver reads it at cuInit()). Such a call has every other call about its device wait (about every device
+ * memory, to load and unload modules, the first launch of a kernel that is loaded lazily (CUDA_MODULE_LOADING,
+ * as the driver reads it at cuInit()), and one whose threads take more memory each than any before it and than
+ * cuCtxSetLimit() has said. Such a call has every other call about its device wait (about every device
  * where the memory is pinned) until what is queued there is done, and so many nanoseconds more. 0: none does. */
 void cw_fake_stall(int64_t stall_ns);
 

@@ -175,6 +175,8 @@ EXPORTED CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
         if (!is_event(event))
             return CUDA_ERROR_INVALID_VALUE;
     }
+    for (CUfunction function : exec->functions)
+        have_local(local_bytes_of(function), guard);
     /* Launches of one executable graph run one after another, whatever their streams. */
     Item item{Item::GRAPH};
     item.nodes = exec->nodes;

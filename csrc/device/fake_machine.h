@@ -28,6 +28,7 @@ constexpr int INSTANCES_MAX = 7;       /* of a card in MIG mode */
 constexpr int SHARED_BYTES = 48 << 10; /* of a block that has asked for no more */
 constexpr int REGISTERS = 65536;       /* of a multiprocessor, and the most of a block */
 constexpr int THREADS_MAX = 1024;      /* of a block */
+constexpr size_t LOCAL_BYTES = 1024;   /* of each thread, for which a context has memory at first */
 constexpr int ARGUMENTS_MAX = 4096;
 constexpr size_t STEPS_MAX = 1 << 14;
 constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobody wrote gives NaN */
@@ -54,6 +55,7 @@ struct Device {
     bool held = false; /* by a call that stalls: every other call that needs its context waits */
     int broken = 0;    /* the sticky error of its context */
     size_t used = 0;
+    size_t local_bytes = LOCAL_BYTES; /* of each thread, for which its context has memory */
     int64_t calls[FUNCTIONS] = {};
     int64_t free_ns[2] = {}; /* when each of its copy engines is done: in, out */
     bool copies = false;     /* its one copy engine, where it has one, is at a copy */
@@ -108,6 +110,7 @@ struct Code {
     int shared_bytes = 0;        /* static */
     int dynamic_bytes = 0;       /* the most that a launch may add to it */
     int threads = 1024;          /* the most of a block, by its own bound and by its registers */
+    int local_bytes = 0;         /* of each thread */
     bool is_known = false;       /* whether its parameters are */
     std::vector<int> sizes;      /* of each, in bytes */
     const int* widths = nullptr; /* what the address in each has to be a multiple of */
@@ -203,6 +206,13 @@ int attribute_of(int capability, int attribute, int* value);
 /* The item that launches a kernel, checked; it stalls where the kernel is loaded only now. The lock is held. */
 int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
                 void** arguments, std::unique_lock<std::mutex>& guard, Item* item);
+
+/* Of each thread of a kernel. */
+size_t local_bytes_of(CUfunction function);
+
+/* Have the current device have the memory that each thread of a kernel takes, which stalls where it has less. The lock is
+ * held. */
+void have_local(size_t bytes, std::unique_lock<std::mutex>& guard);
 
 /* What a stream's thread does until the stream is stopped. */
 void run_stream(Stream* stream);

@@ -101,6 +101,7 @@ enum {
     FORM_SIZED = 4,
     INFO_MAX_THREADS = 0x05,
     INFO_REQUIRED_THREADS = 0x10,
+    INFO_FRAME = 0x11,
     INFO_PARAMETER = 0x17,
     INFO_REGISTERS = 0x2f
 };
@@ -161,6 +162,8 @@ int open_cubin(const void* image, Module* module) {
                 auto found = module->kernels.find(symbol_names + symbols[words[0]].st_name);
                 if (attribute == INFO_REGISTERS && found != module->kernels.end())
                     found->second.registers = int(words[1]);
+                if (attribute == INFO_FRAME && found != module->kernels.end())
+                    found->second.local_bytes = int(words[1]);
             });
         } else if (name.starts_with(".nv.info.")) {
             Code& code = module->kernels[name.substr(9)];
@@ -289,6 +292,16 @@ int make_launch(CUfunction function, const unsigned grid[3], const unsigned bloc
     return CUDA_SUCCESS;
 }
 
+size_t local_bytes_of(CUfunction function) { return size_t(reinterpret_cast<Code*>(function)->local_bytes); }
+
+void have_local(size_t bytes, std::unique_lock<std::mutex>& guard) {
+    if (bytes <= current->local_bytes)
+        return;
+    Stalled noted("local memory", current->ordinal);
+    stall(guard, false);
+    current->local_bytes = bytes;
+}
+
 }  // namespace fake
 
 using namespace fake;
@@ -402,6 +415,7 @@ EXPORTED CUresult cuModuleGetFunction(CUfunction* function, CUmodule handle, con
             code.registers = known->registers;
             code.shared_bytes = known->shared_bytes;
             code.threads = known->threads;
+            code.local_bytes = known->local_bytes;
             code.is_known = true;
             code.sizes.assign(known->sizes, known->sizes + known->parameters);
             code.widths = known->widths;
@@ -420,6 +434,7 @@ EXPORTED CUresult cuFuncGetAttribute(int* value, int attribute, CUfunction funct
     switch (attribute) {
         case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = code->threads; break;
         case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = code->shared_bytes; break;
+        case CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES: *value = code->local_bytes; break;
         case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = code->registers; break;
         case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = code->dynamic_bytes; break;
         default: return CUDA_ERROR_INVALID_VALUE;
@@ -442,6 +457,22 @@ EXPORTED CUresult cuFuncGetParamInfo(CUfunction function, size_t index, size_t* 
         *offset = (*offset + bytes - 1) / bytes * bytes + (before < index ? bytes : 0);
     }
     *size = size_t(code->sizes[index]);
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuCtxGetLimit(size_t* value, int limit) {
+    BEGIN_CONTEXT(cuCtxGetLimit);
+    if (limit != CU_LIMIT_STACK_SIZE)
+        return CUDA_ERROR_INVALID_VALUE;
+    *value = current->local_bytes;
+    return CUDA_SUCCESS;
+}
+
+EXPORTED CUresult cuCtxSetLimit(int limit, size_t value) {
+    BEGIN_STALLING(cuCtxSetLimit, false);
+    if (limit != CU_LIMIT_STACK_SIZE)
+        return CUDA_ERROR_INVALID_VALUE;
+    current->local_bytes = value;
     return CUDA_SUCCESS;
 }
 

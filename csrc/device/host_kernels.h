@@ -10,7 +10,7 @@
  *     #endif
  *
  * CW_HOST_KERNEL_WITH(add, registers, shared_bytes, threads) says as well what the kernel needs of a card: registers of
- * a thread, static shared memory, and the most threads of a block. With -DCW_HOST_TARGET='"sm_80"' the module is one
+ * a thread, static shared memory, the most threads of a block, and, as a fifth, memory of each thread. With -DCW_HOST_TARGET='"sm_80"' the module is one
  * for that architecture, which the fake driver refuses on any other ("compute_80": PTX, which newer ones take, too).
  *
  * Blocks run one after another, and the threads of a block take turns: a thread runs until it waits, for its block
@@ -99,9 +99,10 @@ struct cw_parameters {
     static constexpr int widths[] = {cw_parameter<Parameters>::width..., 0};
 };
 template <typename... Parameters>
-constexpr cw_host_needs cw_needs_of(void (*)(Parameters...), int registers, int shared_bytes, int threads) {
+constexpr cw_host_needs cw_needs_of(void (*)(Parameters...), int registers, int shared_bytes, int threads,
+                                    int local_bytes = 0) {
     using Known = cw_parameters<Parameters...>;
-    return {registers, shared_bytes, threads, int(sizeof...(Parameters)), Known::sizes, Known::widths};
+    return {registers, shared_bytes, threads, local_bytes, int(sizeof...(Parameters)), Known::sizes, Known::widths};
 }
 
 }  // namespace
@@ -112,9 +113,9 @@ extern "C" __attribute__((visibility("default"))) const char cw_host_target[] = 
 
 /* The entry that the fake driver looks for: arguments[i] points at the i-th argument's value. */
 #define CW_HOST_KERNEL(name) CW_HOST_KERNEL_WITH(name, 32, 0, 1024)
-#define CW_HOST_KERNEL_WITH(name, registers, shared_bytes, threads)                                                 \
+#define CW_HOST_KERNEL_WITH(name, ...)                                                                              \
     extern "C" __attribute__((visibility("default"))) const cw_host_needs cw_needs_##name;                          \
-    const cw_host_needs cw_needs_##name = cw_needs_of(name, registers, shared_bytes, threads);                      \
+    const cw_host_needs cw_needs_##name = cw_needs_of(name, __VA_ARGS__);                                           \
     extern "C" __attribute__((visibility("default"))) void cw_host_##name(void** arguments, const unsigned grid[3], \
                                                                           const unsigned block[3]) {                \
         cw::launch(#name, name, arguments, grid, block);                                                            \

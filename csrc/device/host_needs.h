@@ -7,6 +7,7 @@ struct cw_host_needs {
     int registers;    /* of each thread */
     int shared_bytes; /* static, of each block */
     int threads;      /* the most that a block may have, as __launch_bounds__ says */
+    int local_bytes;  /* of each thread */
     int parameters;
     const int* sizes;  /* of each parameter, in bytes */
     const int* widths; /* what the address has to be a multiple of, where a parameter is one; else 1 */

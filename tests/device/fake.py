@@ -26,7 +26,7 @@ NOT_SUPPORTED = 801
 ALLOCATING = (
     "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuStreamCreate", "cuEventCreate",
     "cuModuleLoadData", "cuModuleGetFunction", "cuStreamSynchronize", "cuGraphCreate", "cuGraphInstantiateWithFlags",
-    "cuGraphUpload", "cuGraphExecDestroy",
+    "cuGraphUpload", "cuGraphExecDestroy", "cuCtxSetLimit",
 )  # fmt: skip
 """What no action may call."""
 

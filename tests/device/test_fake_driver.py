@@ -18,7 +18,7 @@ from clockwork.formats.targets import choose
 from clockwork.models.compile import nvrtc
 from clockwork.system.clock import MS, now_ns
 from clockwork.wire.messages import Status
-from tests.device.cuda_rig import CudaRig, compiled_kernels
+from tests.device.cuda_rig import KERNELS, CudaRig, compiled_kernels
 from tests.device.fake import DRIVER, LIBRARY, MISALIGNED_ADDRESS, FakeDriver, environment
 from tests.device.rig import Driver, affine
 from tests.process.cluster import eventually
@@ -134,6 +134,31 @@ def test_the_first_launch_of_a_kernel_that_is_loaded_lazily_stalls(
     open_driver()
 
 
+def stalls(place: Path, call: Callable[[], Any]) -> list[str]:
+    """What stalls a card in a call, as the fake driver notes it."""
+    noted = place / "stalls"
+    noted.write_text("")
+    with environment(CLOCKWORK_FAKE_STALLS=str(noted)):
+        call()
+    return [line.rsplit(maxsplit=3)[0] for line in noted.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_no_launch_stalls_for_the_memory_that_its_threads_have_to_themselves(
+    make: Callable[..., Driver], graphs: bool, tmp_path: Path
+) -> None:
+    """It is taken when the model is prepared."""
+    driver = make(graphs=graphs)
+    deep = KERNELS.read_text().replace("KERNEL(add_table_1)", "KERNEL_WITH(add_table_1, 32, 0, 1024, 4096)")
+    driver.rig.module = compiled_kernels(deep)
+    assert "cuCtxSetLimit" in stalls(tmp_path, lambda: driver.prepare(affine()))
+    assert driver.end(driver.load(driver.models, 1, [0])).status == Status.OK
+    assert not stalls(tmp_path, lambda: driver.end(driver.infer(driver.models, 1, [X])))
+    assert "cuCtxSetLimit" not in stalls(tmp_path, lambda: driver.prepare(affine(1))), (
+        "there is as much already"
+    )
+
+
 # ----- what a card has ----------------------------------------------------------------------------
 
 NEEDY = """
@@ -142,11 +167,13 @@ extern "C" __global__ void plain(float* y, int n) { y[0] = n; }
 extern "C" __global__ void many(float* y, int n) { y[0] = n; }
 extern "C" __global__ void sharing(float* y, int n) { y[0] = n; }
 extern "C" __global__ void bounded(float* y, int n) { y[0] = n; }
+extern "C" __global__ void deep(float* y, int n) { y[0] = n; }
 extern "C" __global__ void wide(const four* x, float* y) { y[0] = x[0].w; }
 CW_HOST_KERNEL(plain)
 CW_HOST_KERNEL_WITH(many, 72, 0, 1024)
 CW_HOST_KERNEL_WITH(sharing, 32, 16384, 1024)
 CW_HOST_KERNEL_WITH(bounded, 16, 0, 128)
+CW_HOST_KERNEL_WITH(deep, 16, 0, 1024, 2048)
 CW_HOST_KERNEL(wide)
 """
 INVALID_VALUE, INVALID_IMAGE, NO_BINARY, INVALID_PTX, INVALID_HANDLE = 1, 200, 209, 218, 400
@@ -183,6 +210,17 @@ def launch(
         return int(error or library.cuStreamSynchronize(stream))
     finally:
         library.cuStreamDestroy_v2(stream)
+
+
+def test_a_launch_whose_threads_take_more_memory_than_any_before_stalls(
+    memory: TableMemory, needy: Callable[[str], Kernel], tmp_path: Path
+) -> None:
+    """Every thread has 1 KiB at first. What was taken once is there."""
+    kernel, target = needy("deep"), memory.allocate(64)
+    assert open_driver().local_bytes(kernel) == 2048
+    for expected in (["local memory"], []):
+        assert stalls(tmp_path, lambda: launch(kernel, target.address, 1)) == expected
+    memory.release(target)
 
 
 def test_a_launch_is_refused_where_a_card_would_refuse_it(

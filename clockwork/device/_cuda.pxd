@@ -64,6 +64,7 @@ cdef class Core(Orders):
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil
     cdef void run_reserve(self, CudaOrder* order) noexcept nogil
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
+    cdef bint measure_run(self, CudaOrder* order) noexcept nogil
     cdef bint may_run(self, CudaOrder* order) noexcept nogil
     cdef void begin_run(self, CudaOrder* order) noexcept nogil
     cdef bint begin_behind(self, CudaOrder* running, int64_t now, int64_t end_ns) noexcept nogil

@@ -668,7 +668,6 @@ cdef class Core(Orders):
 
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil:
         """Launch an execution, or go on with one that was launched behind the one before it; until it has ended."""
-        cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef bint followed = order.begun
         if not followed:
             if not self.may_run(order):
@@ -677,10 +676,7 @@ cdef class Core(Orders):
             self.begin_run(order)
         else:
             order.execute.begin_ns = order.execute.end_ns = self.run_end_ns
-        if not (order.status == PENDING
-                and self.wait_for_run(order)
-                and self.measure(&order.execute, slot.run_begin,
-                                 slot.run_end.event if order.graph == NULL else slot.graph_end, order.text)):
+        if not (order.status == PENDING and self.wait_for_run(order) and self.measure_run(order)):
             order.status = DEVICE_ERROR
             # What was launched still uses the slot and the pages.
             self.api.finish_stream(self.execute_stream)
@@ -696,6 +692,12 @@ cdef class Core(Orders):
             return NULL
         order.earliest_ns, order.latest_ns = 0, INT64_MAX
         return &self.lanes.output
+
+    cdef bint measure_run(self, CudaOrder* order) noexcept nogil:
+        """An execution has ended: how long it took, without what the host took to launch it where it is a graph."""
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        return self.measure(&order.execute, slot.run_begin,
+                            slot.run_end.event if order.graph == NULL else slot.graph_end, order.text)
 
     cdef bint may_run(self, CudaOrder* order) noexcept nogil:
         """Whether an execution's model is resident; nothing else executes."""

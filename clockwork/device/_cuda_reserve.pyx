@@ -221,7 +221,7 @@ cdef class ReservingCore(Core):
         self.begin_run(order)
         if (order.status == PENDING and self.wait(&slot.run_end, order.execute.begin_ns, order.expected_ns, self.spin_ns,
                                                  order.text)
-                and self.measure(&order.execute, slot.run_begin, slot.run_end.event, order.text)
+                and self.measure_run(order)
                 and (order.kind == PROFILE or self.take_outputs(order))):
             order.status = OK
             return

@@ -159,6 +159,22 @@ def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
     assert calls() == before
 
 
+def test_what_the_host_takes_to_launch_does_not_count_as_what_is_measured(driver: Driver) -> None:
+    """As it does not when the model serves: the registration's times are what is predicted at first."""
+    directory = Path(driver.rig.build(affine()))
+    driver.device.prepare(1, str(directory))
+    trial = driver.device.trial(1)
+    with reserving(driver)(MS, [1]) as starts:
+        assert trial.claim(starts) == ""
+        trial.copy(0)
+        trial.settle()
+        driver.rig.fake.engines(call_ns=20 * MS)
+        took_ns = [trial.time([(1, 4)], 0) for _ in range(3)]
+        driver.rig.fake.engines()
+    trial.close()
+    assert min(took_ns) < 10 * MS, took_ns
+
+
 @pytest.mark.parametrize("host_pages", [0, 4])
 def test_a_model_is_loaded_checked_and_timed_beside_one_that_serves(
     make: Callable[..., Driver], host_pages: int

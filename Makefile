@@ -246,8 +246,8 @@ $(SOURCES_OF_MODELS): $(TESTABLE) requirements-sources.lock
 	@echo "Installing the libraries of object stores (120 MB, once) ..."
 	@$(PIP) -r requirements-sources.lock && touch $@ || echo "They could not be installed; the tests of models from s3:// and its like are skipped"
 
-# Likewise: without it no GPU is used, and the tests that hold the stand-in for CuPy against CuPy skip. The compiler for
-# GPUs comes with what the tests need.
-$(CUPY): $(TESTABLE) requirements-cupy.lock
-	@echo "Installing CuPy (140 MB, once) ..."
-	@$(PIP) --no-deps -r requirements-cupy.lock && touch $@ || echo "CuPy could not be installed: GPUs are not used, and its tests are skipped"
+# Likewise: without these no GPU is used, and the tests that hold the stand-in for CuPy against CuPy skip.
+$(CUPY): $(BUILT) requirements-cupy.lock requirements-compile.lock
+	@echo "Installing CuPy and the compiler for GPUs (240 MB, once) ..."
+	@$(PIP) --no-deps -r requirements-cupy.lock && $(PIP) -r requirements-compile.lock && touch $@ \
+	    || echo "CuPy or the compiler could not be installed: GPUs are not used, and their tests are skipped"

@@ -1,4 +1,4 @@
-"""Writes requirements.lock, -test.lock, -ray.lock and -sources.lock anew: the newest releases that pyproject.toml allows.
+"""Writes requirements.lock, -compile.lock, -test.lock, -ray.lock and -sources.lock anew: the newest releases that pyproject.toml allows.
 
     python3.11 tools/lock.py
 
@@ -76,15 +76,16 @@ def main() -> None:
         *extras["dashboard"],
         *extras["plots"],
         *extras["telemetry"],
-        *extras["compile"],
         *extras["otel"],
         *SHARED,
     ]
     base = freeze(run)
-    everything = freeze([*base, *test])
+    compiling = freeze([*base, *extras["compile"]])
+    everything = freeze([*compiling, *test])
     for name, lines, before, on in (
         ("", base, [], ""),
-        ("-test", everything, base, "requirements.lock"),
+        ("-compile", compiling, base, "requirements.lock"),
+        ("-test", everything, compiling, "requirements-compile.lock"),
         ("-ray", freeze([*everything, *extras["ray"]]), everything, "requirements-test.lock"),
         (
             "-sources",

@@ -106,7 +106,8 @@ def pins(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", *(f"requirements-{one}.lock" for one in ("test", "ray", "sources"))]
+    "name",
+    ["requirements.lock", *(f"requirements-{one}.lock" for one in ("compile", "test", "ray", "sources"))],
 )
 def test_every_pinned_release_is_held_to_the_files_that_were_seen(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", "")
@@ -118,12 +119,13 @@ def test_every_pinned_release_is_held_to_the_files_that_were_seen(name: str) -> 
 
 
 def test_every_dependency_is_pinned_within_its_bounds() -> None:
-    run, test = pins("requirements.lock"), pins("requirements-test.lock")
-    assert not run.keys() & test.keys()
+    run, compiling, test = (pins(f"requirements{name}.lock") for name in ("", "-compile", "-test"))
+    assert len({**run, **compiling, **test}) == len(run) + len(compiling) + len(test)
     wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
     extras = PROJECT["project"]["optional-dependencies"]
     for pinned, texts in (
         (run, wanted),
+        (compiling, extras["compile"]),
         ({**run, **test}, extras["test"]),
         (pins("requirements-ray.lock"), extras["ray"]),
         (
@@ -135,7 +137,7 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
             requirement = Requirement(text)
             version = pinned[requirement.name.lower().replace("_", "-")]
             assert requirement.specifier.contains(version), f"{text} is pinned to {version}"
-            assert re.search(r"<\d", text) or text.startswith("setuptools"), f"{text} has no upper bound"
+            assert re.search(r"<\d|==", text) or text.startswith("setuptools"), f"{text} has no upper bound"
 
 
 def test_other_servers_run_what_is_pinned_and_our_onnx_runtime() -> None:
@@ -157,7 +159,10 @@ def test_what_a_gpu_takes_is_installed_where_there_is_one(target: str, tmp_path:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=True, timeout=60
         )
-        assert ("-r requirements-cupy.lock" in done.stdout) == bool(found)
+        for name in ("cupy", "compile"):
+            assert (f"-r requirements-{name}.lock" in done.stdout) == bool(found)
+        # To serve takes nothing of what tests need, which may not be had where GPUs are.
+        assert ("-r requirements-test.lock" in done.stdout) == (target != "run-cluster")
     assert {"cupy-cuda12x", "nvidia-ml-py"} <= set(pins("requirements-cupy.lock"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +133,23 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
+    """Raises UsageError where two of a cluster's ports are one."""
+    names = (
+        {str(port): "for clients", str(port + 1): "for workers", str(port + 2): "for events"} if port else {}
+    )
+    for option, given in zip(("--http-port", "--grpc-port", "--metrics-port"), gateway_ports, strict=True):
+        if given in names:
+            more = (
+                f" (--port {port} takes the next two, too)"
+                if names[given] in ("for workers", "for events")
+                else ""
+            )
+            raise click.UsageError(f"{option} {given} is the port {names[given]}{more}")
+        if given.isdigit() and int(given):
+            names[given] = f"of {option}"
+
+
 @click.command()
 @click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
@@ -210,6 +227,8 @@ def up(
     ports = [http_port or "8000", grpc_port or "8001", metrics_port or "8002"]
     if port == 0:  # any that are free, of the gateway too
         ports = [given or "0" for given in (http_port, grpc_port, metrics_port)]
+    if gateway is not False:
+        _check_ports(port, ports)
     settings = local.UpSettings(
         workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
         memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),

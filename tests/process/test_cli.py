@@ -244,6 +244,12 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("controller", "--policy", "clairvoyant"), "no scheduling policy 'clairvoyant' (there is edf, "),
         (("controller", "--option", "lead"), "a policy's option is NAME=NUMBER, not 'lead'"),
         (("controller", "--save-devices", "--policy", "edf"), "--save-devices needs --policy adaptive"),
+        (
+            ("up", "--port", "6000", "--grpc-port", "6002"),
+            "--grpc-port 6002 is the port for events (--port 6000 takes",
+        ),
+        (("up", "--http-port", "5555"), "--http-port 5555 is the port for clients"),
+        (("up", "--http-port", "8002"), "--metrics-port 8002 is the port of --http-port"),
         (("up", "--save-devices", "--policy", "fifo"), "--save-devices needs --policy adaptive"),
         (("up", "--host-bytes", "1GiB", "--policy", "edf"), "--host-bytes needs --policy adaptive"),
     ],

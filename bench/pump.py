@@ -93,6 +93,7 @@ def library() -> Any:
     one = ctypes.CDLL(str(found))
     one.pump_functions(ctypes.c_void_p(socket_functions().address))
     one.pump_worker.restype = ctypes.c_size_t
+    one.pump_lanes.restype = ctypes.c_void_p
     return one
 
 
@@ -157,7 +158,7 @@ class PumpWorker(End):
         self, endpoint: str, devices: int, profiles: Sequence[ModelProfile], base_ns: int, row_ns: int
     ) -> None:
         super().__init__(endpoint)
-        self._devices, self._base_ns, self._row_ns = devices, base_ns, row_ns
+        self._base_ns, self._row_ns = base_ns, row_ns
         self._profiles = {profile.name: profile for profile in profiles}
         self._page_bytes = 16 << 20
         device = {"kind": "emulated", "name": "pump", "fingerprint": fingerprint(self._page_bytes),
@@ -165,13 +166,19 @@ class PumpWorker(End):
         hello = WorkerHello(PROTOCOL_VERSION, __version__, "pump", os.getpid(), [device] * devices)
         self.socket.send(codec.encode(hello))
         self._header = ctypes.create_string_buffer(HEADER_BYTES_MAX)
+        self._lanes = ctypes.c_void_p(library().pump_lanes(devices))
+
+    def close(self) -> None:
+        """When run() has returned."""
+        super().close()
+        library().pump_end_lanes(self._lanes)
 
     def run(self, stop: threading.Event) -> None:
         """Answer everything until told otherwise."""
         while not stop.is_set():
             until_ns = now_ns() + SLICE_NS
             size = library().pump_worker(
-                self.address, self._devices, ctypes.c_int64(self._base_ns), ctypes.c_int64(self._row_ns),
+                self.address, self._lanes, ctypes.c_int64(self._base_ns), ctypes.c_int64(self._row_ns),
                 ctypes.c_size_t(4), ctypes.c_int64(until_ns), self._header, ctypes.c_size_t(HEADER_BYTES_MAX),
             )  # fmt: skip
             if size:

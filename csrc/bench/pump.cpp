@@ -214,12 +214,16 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
     }
 }
 
+// What a worker's devices have to do, from one call of pump_worker() to the next.
+void* pump_lanes(int devices) { return new std::vector<Lane>(static_cast<std::size_t>(devices)); }
+
+void pump_end_lanes(void* lanes) { delete static_cast<std::vector<Lane>*>(lanes); }
+
 // Answers orders until the time is up, or something comes that is not INFER, LOAD or UNLOAD: then its header is copied
 // to `header` and its size returned; else 0. An INFER of n rows takes base_ns + n * row_ns on its device.
-std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::int64_t row_ns, std::size_t output_bytes,
-                        std::int64_t until_ns, char* header, std::size_t header_max) {
-    static std::vector<Lane> lanes;
-    lanes.resize(static_cast<std::size_t>(devices));
+std::size_t pump_worker(void* socket, void* worker_lanes, std::int64_t base_ns, std::int64_t row_ns,
+                        std::size_t output_bytes, std::int64_t until_ns, char* header, std::size_t header_max) {
+    auto& lanes = *static_cast<std::vector<Lane>*>(worker_lanes);
     Dealer dealer(socket);
     Writer writer;
     Frame output;

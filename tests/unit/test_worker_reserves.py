@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clockwork.config import RESERVE_NS_MAX
-from clockwork.worker.models import _Reserve
+from clockwork.worker.opening import ModelReserve
 
 
 class Thread:
@@ -38,6 +38,6 @@ class Device:
 def test_it_asks_for_no_longer_than_may_be_said(expected_ns: int) -> None:
     thread: Any = Thread()
     device: Any = Device()
-    with _Reserve(thread, device, None)(expected_ns, [2]) as starts:
+    with ModelReserve(thread, device, None)(expected_ns, [2]) as starts:
         assert starts == [7]
     assert thread.asked == [(0, min(expected_ns, RESERVE_NS_MAX), [2])]

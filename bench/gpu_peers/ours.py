@@ -21,6 +21,7 @@ from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, tar
 from clockwork.formats.package import MODEL_FILE
 from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, prepared_directory
 from clockwork.formats.program import Variant, program_hash, read_program
+from clockwork.formats.targets import choose
 from clockwork.models.prepare import prepare
 from clockwork.models.prepare_program import install
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
@@ -52,7 +53,6 @@ class Site:
     def __init__(self, scratch: Path, model: Path, batch_max: int, dtype: str = "fp32") -> None:
         self.table = open_driver()
         self.card = cards(self.table)[0]
-        self.target = target_of(self.card)
         self.fingerprint = fingerprint_of(self.table, self.card)
         self._store = scratch / "store"
         package, options = model, {"batch_max": batch_max, "dtype": dtype}
@@ -66,6 +66,9 @@ class Site:
         self.prepared = prepare(package, self._store, self.fingerprint, CUDA_PAGE_BYTES, options)
         self.directory = prepared_directory(self._store, self.prepared.digest, self.fingerprint, options)
         self.program = read_program(self._store / "programs" / self.prepared.program)
+        chosen = choose(self.program.targets, target_of(self.card))
+        assert chosen is not None, "else it could not be prepared"
+        self.target = chosen.name
 
     def variant(self, batch: int) -> Variant:
         """The smallest variant that runs a batch of this many rows."""

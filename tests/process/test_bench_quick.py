@@ -34,7 +34,7 @@ from bench import (
 )
 from bench.cluster import Cluster
 from bench.gpu_peers import measure as gpu_peers
-from bench.gpu_peers import theirs
+from bench.gpu_peers import ours, theirs
 from bench.gpu_peers.theirs import ON_A_CPU
 from bench.paper import fig11, live
 from bench.paper.common import Setting
@@ -335,6 +335,21 @@ def test_without_a_gpu_a_sentence_says_so(name: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", [name, "--quick", *([str(model), "--cpu"] if "peers" in name else [])])
     with pytest.raises(SystemExit, match=r"^cannot use a CUDA device: no CUDA driver: libcuda_nowhere"):
         importlib.import_module(f"bench.{name}").main()
+
+
+def test_a_package_of_an_older_card_of_the_family_is_held_against_its_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one for 8.0 on an A10."""
+    gpu_serving.write_package(tmp_path / "package", b"a cubin", "sm_80", 1, 1 << 12, 1.0)
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
+    FakeDriver().card(86)
+    try:
+        site = ours.Site(tmp_path / "site", tmp_path / "package", 8)
+    finally:
+        FakeDriver().restore()
+    assert site.target == "sm_80"
+    assert site.variant(3).batch == 4
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

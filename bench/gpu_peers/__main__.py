@@ -10,12 +10,17 @@ What is held against what: fp32 against ONNX Runtime with use_tf32=0; tf32 again
 against its fp16 model, made by its own converter, and TensorRT's fp16. With and without CUDA graphs. What is not
 installed is named. All sides get the same inputs, which lie on the card, and are timed the same two ways: by the card's
 events on the stream that executes, and by this machine's clock from the first launch until the end has been
-noticed. "times the best" is Clockwork's median over that of the best peer of its dtype, by events. "apart by" is the
-largest difference from ONNX Runtime on the CPU, relative to the largest value.
+noticed. Clockwork's events are inside its graph; a peer's are around a call of ONNX Runtime's, and so count what that does
+on the host before its first launch. "times the best" is Clockwork's median over that of the best peer of its dtype, by
+events and by the clock: the truth of a small model is between them. "apart by" is the largest difference from ONNX
+Runtime on the CPU, relative to the largest value.
 
-Beside: alone; LOADs of another model without a pause; registrations without a pause (Clockwork: another model is
-prepared and forgotten; ONNX Runtime: another session of the file is made and dropped). 100,000 executions for each row,
-so that a p99.99 has ten beyond it. Kernels are timed one by one, each 20 times in a row on what lies in memory; ONNX
+Beside: alone; LOADs of another model without a pause; registrations without a pause, "registered" of them from beginning to
+end. Clockwork: modules, graphs and weights of another program, its checks and its timing, in RESERVEs between two
+executions, so that what a request would wait for one is in neither time (bench.gpu_registration has it). ONNX Runtime:
+another session of the file is made and dropped, on a thread of the process that executes, whose lock of Python's it
+holds for some of that. 100,000 executions for each row, so that a p99.99 has ten beyond it: a batch of 1 of a model that
+takes 1 ms takes half an hour or more (--runs 10000 for a tenth). Kernels are timed one by one, each 20 times in a row on what lies in memory; ONNX
 Runtime's are those of its own profile, which on a GPU tells how long a kernel took to be launched.
 
 It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one, with --cpu, ONNX Runtime executes on the

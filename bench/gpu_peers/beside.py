@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 
 from clockwork.errors import ClockworkError
 
@@ -13,24 +14,40 @@ class Fails(ClockworkError):
     """A side cannot do what it is measured at; the text says which, and why."""
 
 
-@contextlib.contextmanager
-def registrations(register: Callable[[], None], whose: str) -> Iterator[None]:
-    """Have something be registered, and dropped, again and again, on a thread. Raises Fails at the end if it failed."""
-    stop, failures = threading.Event(), []
+class Registrations(contextlib.AbstractContextManager["Registrations"]):
+    """Has something be registered, and dropped, again and again, on a thread. Raises Fails at the end if it failed.
 
-    def run() -> None:
+    stop: has a registration that is under way end soon.
+    """
+
+    def __init__(
+        self, register: Callable[[], None], whose: str, stop: Callable[[], None] = lambda: None
+    ) -> None:
+        self.took_s: list[float] = []
+        self._register, self._whose, self._stop = register, whose, stop
+        self._is_over = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="registrations")
+        self._thread.start()
+
+    @property
+    def has_one(self) -> bool:
+        """Whether there was one from beginning to end, or will be none."""
+        return bool(self.took_s) or self._failure is not None
+
+    def _run(self) -> None:
         try:
-            while not stop.is_set():
-                register()
-        except Exception as error:  # told below, to whom asked for it
-            failures.append(error)
+            while not self._is_over.is_set():
+                begun_s = time.monotonic()
+                self._register()
+                if not self._is_over.is_set():
+                    self.took_s.append(time.monotonic() - begun_s)
+        except Exception as error:  # told at the end, to whom asked for it
+            self._failure = error
 
-    thread = threading.Thread(target=run, name="registrations")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    if failures:
-        raise Fails(f"{whose}: registrations fail beside executions: {failures[0]}")
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._is_over.set()
+        self._stop()
+        self._thread.join()
+        if self._failure is not None and kind is None:
+            raise Fails(f"{self._whose}: registrations fail beside executions: {self._failure}")

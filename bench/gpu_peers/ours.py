@@ -7,24 +7,26 @@ import dataclasses
 import itertools
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.gpu_peers.beside import registrations
+from bench.gpu_peers.beside import Registrations
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, target_of
 from clockwork.formats.package import MODEL_FILE
-from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, prepared_directory
+from clockwork.formats.prepared import PREPARED_FILE, WEIGHTS_FILE, PreparedModel, prepared_directory
 from clockwork.formats.program import Variant, program_hash, read_program
 from clockwork.formats.targets import choose
 from clockwork.models.prepare import prepare
 from clockwork.models.prepare_program import install
-from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.models.trials import try_model
+from clockwork.wire.messages import NEVER_NS, Infer, Load, Reserve, Status, Unload
 from clockwork.wire.tensors import decode_tensor, encode_array, numpy_dtype
 
 SEED = 3
@@ -45,6 +47,7 @@ class Times(NamedTuple):
 
     event: list[int]  # by the card's events: the kernels, and what lies between them
     host: list[int]  # by this machine's clock: from the first launch until the end was noticed
+    registered_s: Sequence[float] = ()  # what each registration beside them took
 
 
 class Site:
@@ -89,6 +92,30 @@ class Site:
         return found
 
     @contextlib.contextmanager
+    def another(self) -> Iterator[Path]:
+        """A model of another program, with the same kernels in modules of its own and the same weights in a file of its
+        own, as it is before it has been checked and timed."""
+        targets = {
+            name: dataclasses.replace(one, driver=max(one.driver - 1, 1))
+            for name, one in self.program.targets.items()
+        }
+        program = dataclasses.replace(self.program, targets=targets)
+        digest = program_hash(program)
+        programs = self._store / "programs"
+        install(self._store, digest, program, programs / self.prepared.program)
+        place = self._store / "prepared" / "another"
+        place.mkdir()
+        try:
+            for path in self.directory.iterdir():
+                if path.name != PREPARED_FILE:
+                    os.link(path, place / path.name)
+            dataclasses.replace(PreparedModel.read(self.directory), program=digest).write(place)
+            yield place
+        finally:
+            shutil.rmtree(place)
+            shutil.rmtree(programs / digest)  # with what was measured of it
+
+    @contextlib.contextmanager
     def only(self, variant: Variant, launch: int) -> Iterator[Path]:
         """The model, prepared as if its program were a repetition of a single launch."""
         again = (variant.launches[launch],) * REPEATED
@@ -111,22 +138,24 @@ class Site:
         """The answers, and the times of ``runs`` executions. beside: one of BESIDE."""
         with Serving(self, directory) as serving:
             serving.run(inputs, WARM_UP)
-            with serving.beside(beside):
-                return serving.run(inputs, runs)
+            return serving.run(inputs, runs, beside)
 
 
 class Serving:
     """A device with a model that is resident, and room for another."""
 
     def __init__(self, site: Site, directory: Path) -> None:
+        self._site = site
         self._directory = directory
         self._runs = site.prepared.runs
-        weights_bytes = max(1, sum(self._runs)) * CUDA_PAGE_BYTES  # pinned once: all are of one file
-        self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=weights_bytes)
+        weights_bytes = max(1, sum(self._runs)) * CUDA_PAGE_BYTES
+        # Pinned for the file that is served and loaded, and for that which is registered.
+        self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=2 * weights_bytes)
         self._ids = itertools.count(1)
-        self._loading = False
         self._moving = 0  # the action of the load lane
         self._resident: int | None = None  # the version in which OTHER is resident
+        self._wanted: deque[list[int]] = deque()  # RESERVEs, by the first pages of the runs that go with each
+        self._is_over = False  # nothing is registered any more
         try:
             for model_id in (SERVED, OTHER):
                 self._device.prepare(model_id, str(directory))
@@ -143,7 +172,7 @@ class Serving:
         self._device.close()
 
     def _load(self, model_id: int, version: int, page: int) -> None:
-        starts = list(itertools.accumulate(self._runs, initial=page))[:-1]
+        starts = _starts(self._runs, page)
         self._moving = next(self._ids)
         self._device.start_load(Load(self._moving, 0, model_id, version, starts, 0, NEVER_NS, 0))
 
@@ -153,25 +182,46 @@ class Serving:
             raise SystemExit(f"the card fails: {done.text or done.status.name}")
         return done
 
-    @contextlib.contextmanager
-    def beside(self, what: str) -> Iterator[None]:
-        """Have another model be loaded, or registered, again and again while run() runs."""
-        if what == "alone":
-            yield
-            return
-        if what == "LOADs":
-            self._loading = True
-            try:
-                yield
-            finally:
-                self._loading = False
-            return
-        with registrations(self._register, "Clockwork"):
-            yield
+    # ----- registrations, on a thread -------------------------------------------------------------
 
     def _register(self) -> None:
-        self._device.prepare(REGISTERED, str(self._directory))
-        self._device.forget(REGISTERED)
+        """All that a worker does for a model that has been compiled and laid out, and that it serves no more then."""
+        with self._site.another() as directory, contextlib.suppress(_Over):
+            self._device.prepare(REGISTERED, str(directory), self)
+            try:
+                try_model(self._device.trial(REGISTERED), self, directory, {})
+            finally:
+                self._device.forget(REGISTERED)
+            self._device.tidy(self)
+
+    @contextlib.contextmanager
+    def __call__(self, expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
+        """A device.base.Reserve: run() orders one between two executions, where the controller would wait for a gap."""
+        with self._device.reserved(REGISTERED, lambda: self._ask(runs)) as starts:
+            if starts is None:
+                raise _Over
+            yield starts
+
+    def _ask(self, runs: Sequence[int]) -> None:
+        self._wanted.append(_starts(runs, sum(self._runs)))
+        if self._is_over:
+            self._device.end_reserve()
+
+    def give_back(self) -> None:
+        """The pages are nobody else's."""
+
+    def _stop_registering(self) -> None:
+        self._is_over = True
+        self._device.end_reserve()
+
+    def _give_time(self) -> None:
+        """Order the RESERVEs that are wanted."""
+        while self._wanted:
+            action_id, starts = next(self._ids), self._wanted.popleft()
+            self._device.start_reserve(Reserve(action_id, 0, REGISTERED, 0, starts, 0, NEVER_NS, 0))
+            self._end(action_id)
+
+    # ----- LOADs -----------------------------------------------------------------------------------
 
     def _keep_loading(self) -> None:
         """Have the load lane be at OTHER: it is loaded, and given up, in turn."""
@@ -187,22 +237,42 @@ class Serving:
             self._device.start_unload(Unload(self._moving, 0, OTHER, self._resident, 0, NEVER_NS, 0))
             self._resident = None
 
-    def run(self, inputs: Sequence[np.ndarray], runs: int) -> tuple[list[Any], Times]:
+    # ----- executions ------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[np.ndarray], runs: int, beside: str = "alone") -> tuple[list[Any], Times]:
+        """Beside registrations as many more as it takes for one from beginning to end."""
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         times = Times([], [])
-        self._moving = 0
-        for _ in range(runs):
-            if self._loading:
-                self._keep_loading()
-            action = Infer(next(self._ids), 0, SERVED, 1, 0, NEVER_NS, 0, [])
-            self._device.start_infer(action, [views])
-            done = self._end(action.action_id)
-            begin_ns, end_ns, took_ns = done.execute
-            times.event.append(took_ns)
-            times.host.append(end_ns - begin_ns)
+        self._moving, self._is_over = 0, False
+        with contextlib.ExitStack() as stack:
+            registering: Registrations | None = None
+            if beside == "registrations":
+                registering = stack.enter_context(
+                    Registrations(self._register, "Clockwork", self._stop_registering)
+                )
+            while len(times.event) < runs or (registering is not None and not registering.has_one):
+                if beside == "LOADs":
+                    self._keep_loading()
+                self._give_time()
+                action = Infer(next(self._ids), 0, SERVED, 1, 0, NEVER_NS, 0, [])
+                self._device.start_infer(action, [views])
+                done = self._end(action.action_id)
+                begin_ns, end_ns, took_ns = done.execute
+                times.event.append(took_ns)
+                times.host.append(end_ns - begin_ns)
         if self._moving:
             self._end(self._moving)
-        return [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]], times
+        answers = [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]]
+        return answers, times if registering is None else times._replace(registered_s=registering.took_s)
+
+
+class _Over(Exception):
+    """No RESERVE is ordered any more."""
+
+
+def _starts(runs: Sequence[int], page: int) -> list[int]:
+    """The first page of each run, where all lie from a page on."""
+    return list(itertools.accumulate(runs, initial=page))[:-1]
 
 
 def kernels(site: Site, batch: int, runs: int) -> list[dict[str, Any]]:

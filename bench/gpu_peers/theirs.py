@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,16 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from bench.gpu_peers.beside import Fails, registrations
+from bench.gpu_peers.beside import Fails, Registrations
 from bench.gpu_peers.ours import WARM_UP, Times
 from clockwork.models.runtime import SILENT
 
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+
+
+STREAM = "user_compute_stream"
+"""The option of a provider: the stream on which it executes."""
 
 
 class Peer(NamedTuple):
@@ -43,12 +47,16 @@ PEERS = (
     Peer("ONNX Runtime, fp16", "fp16", CUDA, {}, is_half=True),
     Peer("ONNX Runtime, fp16, CUDA graph", "fp16", CUDA, {"enable_cuda_graph": "1"}, is_half=True),
     Peer("TensorRT", "tf32", TENSORRT, {}),
-    Peer("TensorRT, CUDA graph", "tf32", TENSORRT, {"trt_cuda_graph_enable": "1"}),
-    Peer("TensorRT, fp16", "fp16", TENSORRT, {"trt_fp16_enable": "1"}),
+    Peer("TensorRT, CUDA graph", "tf32", TENSORRT, {"trt_cuda_graph_enable": "True"}),
+    Peer("TensorRT, fp16", "fp16", TENSORRT, {"trt_fp16_enable": "True"}),
     Peer(
-        "TensorRT, fp16, CUDA graph", "fp16", TENSORRT, {"trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"}
+        "TensorRT, fp16, CUDA graph",
+        "fp16",
+        TENSORRT,
+        {"trt_fp16_enable": "True", "trt_cuda_graph_enable": "True"},
     ),
 )
+"""TensorRT's provider takes True and False alone, and is left out of a session for any other word."""
 
 ON_A_CPU = (
     Peer("ONNX Runtime, CPU", "fp32", "CPUExecutionProvider", {}),
@@ -59,9 +67,13 @@ ON_A_CPU = (
 
 REMEDIES = {
     CUDA: "pip install 'onnxruntime-gpu[cuda,cudnn]' in the place of onnxruntime",
-    TENSORRT: "pip install tensorrt, of the version that this onnxruntime-gpu is built for",
+    TENSORRT: "pip install 'tensorrt<11': onnxruntime-gpu 1.31 is linked with libnvinfer.so.10",
 }
 
+
+UNSYNCHRONISED = "disable_synchronize_execution_providers"
+"""An entry of a run's options: it returns once all is launched. Else the event behind it would be recorded only after
+ONNX Runtime has noticed the end and Python has gone on, and count all of that as time of the card."""
 
 SAID_MAX = 300
 """Characters of an error of ONNX Runtime's that are shown."""
@@ -127,20 +139,22 @@ class Side:
             import cupy
 
             self._cupy, self._stream = cupy, cupy.cuda.Stream(non_blocking=True)
-            options["user_compute_stream"] = str(self._stream.ptr)
-        self._options = options
-        self.session = self._open(profile)
+            options[STREAM] = str(self._stream.ptr)
+        self.session = self._open(options, profile)
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.add_run_config_entry(UNSYNCHRONISED, "1")
 
-    def _open(self, profile: Path | None = None) -> Any:
+    def _open(self, given: Mapping[str, str], profile: Path | None = None) -> Any:
+        """given: options of the provider."""
         options = onnxruntime.SessionOptions()
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
         # What the provider does not take is executed by CUDA, and the rest by the CPU, as a user's session would.
-        order = [(self._peer.provider, self._options)]
+        order = [(self._peer.provider, dict(given))]
         if self._peer.provider == TENSORRT:
-            stream = self._options["user_compute_stream"]
-            order.append((CUDA, {"user_compute_stream": stream}))  # else the events would not see its work
+            # On the same stream: else the events would not see its work.
+            order.append((CUDA, {name: value for name, value in given.items() if name == STREAM}))
         try:
             session = onnxruntime.InferenceSession(
                 str(self._path), options, providers=order, enable_fallback=0
@@ -169,14 +183,19 @@ class Side:
         times = Times([], [])
         for _ in range(WARM_UP):
             self._run(binding, Times([], []))
-        with (
-            registrations(self._open, self._peer.name)
-            if beside == "registrations"
-            else contextlib.nullcontext()
-        ):
-            for _ in range(runs):
+        with contextlib.ExitStack() as stack:
+            registering: Registrations | None = None
+            if beside == "registrations":
+                registering = stack.enter_context(Registrations(self._register, self._peer.name))
+            while len(times.event) < runs or (registering is not None and not registering.has_one):
                 self._run(binding, times)
+        if registering is not None:
+            times = times._replace(registered_s=registering.took_s)
         return binding.copy_outputs_to_cpu(), times
+
+    def _register(self) -> None:
+        """On streams of its own, as another model's session has them."""
+        self._open(self._peer.options)
 
     def _run(self, binding: Any, times: Times) -> None:
         if self._cupy is not None:
@@ -185,7 +204,7 @@ class Side:
         if self._cupy is not None:
             begin.record(self._stream)
         try:
-            self.session.run_with_iobinding(binding)
+            self.session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
             raise Fails(f"{self._peer.name}: {_short(error)}") from None
         if self._cupy is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -352,6 +355,9 @@ def test_a_package_of_an_older_card_of_the_family_is_held_against_its_peers(
     assert site.variant(3).batch == 4
 
 
+@pytest.mark.skipif(
+    theirs.CUDA in onnxruntime.get_available_providers(), reason="this onnxruntime has the providers"
+)
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_peers_whose_libraries_are_missing_are_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As onnxruntime-gpu lists TensorRT's provider whether or not TensorRT is there."""
@@ -365,6 +371,60 @@ def test_peers_whose_libraries_are_missing_are_named_and_left_out(monkeypatch: p
             f"{said} {provider}" in why
             for provider, why in zip((theirs.CUDA, theirs.TENSORRT), lacking, strict=True)
         ] == [True, True]
+
+
+def test_peers_on_a_card_are_told_what_they_take_and_are_timed_without_their_notice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's provider takes no other words for yes and no. A run returns before the card has done it, so that the
+    event behind it is recorded at once; and a session that is made beside has streams of its own."""
+    made: list[dict[str, dict[str, str]]] = []
+    synchronised: list[str] = []
+
+    class Session:
+        def __init__(self, path: str, options: object, providers: Any, enable_fallback: int) -> None:
+            made.append(dict(providers))
+            for name, value in made[-1].get(theirs.TENSORRT, {}).items():
+                if name.endswith("_enable") and value not in ("True", "False"):
+                    raise RuntimeError(f"the value for the key {name} should be True or False")
+
+        def get_providers(self) -> list[str]:
+            return list(made[-1])
+
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        get_outputs = get_inputs
+
+        def io_binding(self) -> Any:
+            return SimpleNamespace(copy_outputs_to_cpu=list)
+
+        def run_with_iobinding(self, binding: object, options: Any = None) -> None:
+            known = options is not None and options.get_run_config_entry(theirs.UNSYNCHRONISED)
+            synchronised.append("no" if known == "1" else "yes")
+
+    class Event:
+        def record(self, stream: object) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            pass
+
+    cuda = SimpleNamespace(
+        Stream=lambda non_blocking: SimpleNamespace(ptr=4096), Event=Event, get_elapsed_time=lambda *_: 1.0
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    model = tmp_path / "digits.onnx"
+    model.write_bytes(zoo.digits().SerializeToString())
+    for peer in theirs.PEERS:
+        made.clear()
+        side = theirs.Side(model, peer, tmp_path)
+        assert {options["user_compute_stream"] for options in made[0].values()} == {"4096"}
+        _, times = side.run([], [], 3, "registrations")
+        assert len(made) > len(times.registered_s) > 0
+        assert not any("user_compute_stream" in options for one in made[1:] for options in one.values())
+    assert set(synchronised) == {"no"}
 
 
 @pytest.mark.skipif(
@@ -386,7 +446,23 @@ def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
         return theirs.Side(tmp_path / "nowhere.onnx" if peer is failing else path, peer, *others)
 
     monkeypatch.setattr(gpu_peers, "Side", side)
+    serve = ours.Serving.run
+    loaded: dict[str, int] = Counter()
+
+    def counted(self: ours.Serving, inputs: Any, runs: int, beside: str = "warm") -> Any:
+        before = FakeDriver().calls("cuModuleLoadData")
+        try:
+            return serve(self, inputs, runs, beside)
+        finally:
+            loaded[beside] += FakeDriver().calls("cuModuleLoadData") - before
+
+    monkeypatch.setattr(ours.Serving, "run", counted)
     rows, lists, facts = gpu_peers.measure(model, model, [1], dtypes, peers, runs=5, listed=3)
+    beside = [row["registered"] for row in rows if row["beside"] == "registrations"]
+    assert len(beside) == 5
+    assert min(beside) > 0
+    assert loaded["registrations"] >= 3, "what is registered is a program of its own"
+    assert sum(loaded.values()) == loaded["registrations"]
     assert "batch 1: one that fails: " in facts["not measured"], "and the others are measured all the same"
     assert facts["launches"][1] > 3
     exact = [row for row in rows if row["dtype"] == "fp32"]

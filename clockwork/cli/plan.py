@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +51,12 @@ NOT_FOUND = {
     "rate": "no rate holds",
     "slo": "no SLO holds at this rate",
 }
+NOT_TRIED = {
+    "devices": "a model takes longer than its SLO",
+    "rate": "a model takes longer than its SLO",
+    "slo": "the devices cannot execute as much as is asked for",
+}
+"""Why nothing had to be simulated to answer that nothing holds."""
 
 
 @click.group(cls=Commands)
@@ -123,7 +130,12 @@ def _options(command: F) -> F:
     return client_options(command)
 
 
-_rate = click.option("--rate", type=float, required=True, help="Requests per second, of all models together.")
+_rate = click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    required=True,
+    help="Requests per second, of all models together.",
+)
 _slo = click.option(
     "--slo",
     type=DURATION,
@@ -179,17 +191,19 @@ def plan_slo(rate: float, devices: int, **given: Any) -> None:
 def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, devices: int) -> None:
     from clockwork.sim import planning
 
+    if given["plot"] is not None:
+        _need_matplotlib()
     scenario = _scenario(sought, given, rate, slo, devices)
     with _telling(sought) as (tell, watch):
         with as_usage():
             planner = planning.Planner(scenario, tell, watch=watch)
         found = {"devices": planner.devices, "rate": planner.rate, "slo": planner.slo}[sought]()
-    if given["plot"] is not None:
-        draw(found, scenario.bad_max, given["plot"])
     if given["as_json"]:
         print_json(found.to_json())
     else:
         click.echo(describe(found, scenario))
+    if given["plot"] is not None:
+        draw(found, scenario.bad_max, given["plot"])
 
 
 def _scenario(
@@ -359,7 +373,7 @@ def _telling(sought: str) -> Iterator[tuple[Callable[[str], None], Callable[[str
 
 def written(sought: str, value: float | None) -> str:
     """An answer with its unit, for people."""
-    if value is None:
+    if value is None or math.isinf(value):
         return "-"
     if sought == "devices":
         return say_count(round(value), "device")
@@ -424,17 +438,23 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
             ),
         ]
     elif found.answer is None:
-        lines.append(f"  {'limited by':<14}{found.limited_by}: a model takes longer than its SLO")
+        lines.append(f"  {'limited by':<14}{found.limited_by}: {NOT_TRIED[sought]}")
     return "\n".join(lines)
+
+
+def _need_matplotlib() -> None:
+    """Raises ConfigError where it is not installed: before a simulation of minutes, not after."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install 'clockwork-serving[plots]'") from None
 
 
 def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
     """Draw the trials as a PNG: bad fraction and goodput above, utilisations below."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'clockwork-serving[plots]'") from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     sought = found.sought
     trials = list(found.trials)
     if sought != "rate" and trials:  # the overloaded ones beside an answer that cannot be smaller

@@ -33,6 +33,7 @@ from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler import make_scheduler
 from clockwork.sim import fluid
 from clockwork.sim.world import Cluster, Histogram, Open, Report, simulate
+from clockwork.system.words import say_count
 from clockwork.workloads import Workload, rehearsed
 
 SECOND = 1_000_000_000
@@ -249,7 +250,7 @@ class Trial:
         """The trial as a line for people."""
         slo = f", {self.slo_ns / 1e6:.4g} ms" if self.slo_ns else ""
         return (
-            f"{self.devices} devices, {self.rate:.5g}/s{slo}: {self.bad_text()},"
+            f"{say_count(self.devices, 'device')}, {self.rate:.5g}/s{slo}: {self.bad_text()},"
             f" execution {100 * self.execution:.0f} %, loading {100 * self.loading:.0f} %"
         )
 
@@ -268,8 +269,8 @@ class Plan:
     trials: tuple[Trial, ...]  # all of them, ordered by the number that was sought
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for json.dumps()."""
-        return dataclasses.asdict(self)
+        """Plain data for json.dumps(); no fluid bound is None, for JSON has no infinity."""
+        return dataclasses.asdict(self) | {"fluid": self.fluid if math.isfinite(self.fluid) else None}
 
 
 Tell = Callable[[str], None]
@@ -453,7 +454,7 @@ class Planner:
         )
 
         done = dict.fromkeys(scenario.seeds, 0.0)
-        what = f"{scenario.cluster.devices} devices, {scenario.rate:.6g} requests/s"
+        what = f"{say_count(scenario.cluster.devices, 'device')}, {scenario.rate:.6g} requests/s"
 
         def run(seed: int) -> Report:
             def look(now_ns: int, requests: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,13 +258,45 @@ def test_the_command_line_plans_from_a_profile_file_and_draws(tmp_path: Path) ->
     assert math.isfinite(float(text.split()[1]))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["devices", "--rate", "10", "--slo", "100us"], "a model takes longer than its SLO"),
+        (["rate", "--slo", "100us"], "a model takes longer than its SLO"),
+        (["slo", "--rate", "100000"], "the devices cannot execute as much as is asked for"),
+    ],
+)
+def test_the_command_line_says_why_nothing_holds(tmp_path: Path, arguments: list[str], text: str) -> None:
+    file = tmp_path / "models.json"
+    save_profiles(file, [CNN])
+    asked = [*arguments, "--profiles", str(file)]
+    said = run(*asked)
+    assert f"limited by    execution: {text}" in said
+    assert "inf" not in said
+    found = json.loads(run(*asked, "--json"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["answer"] is None
+
+
+def test_a_plot_that_cannot_be_drawn_is_said_before_anything_is_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "models.json"
+    save_profiles(file, [CNN])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
+    monkeypatch.setattr(Planner, "devices", lambda planner: pytest.fail("it was simulated"))
+    asked = ["plan", "devices", "--profiles", str(file), "--rate", "10", "--plot", str(tmp_path / "plan.png")]
+    found = CliRunner().invoke(cli, asked)
+    assert found.exit_code == 1
+    assert "--plot needs matplotlib: pip install 'clockwork-serving[plots]'" in found.output
+
+
 def test_a_long_simulation_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "EVENTS_A_TURN", 100)
     told: list[tuple[str, float]] = []
     small = scenario([CNN], rate=50)
     Planner(small, watch=lambda what, part: told.append((what, part)), threads=1).trial(small)
     parts = [part for _, part in told]
-    assert {what for what, _ in told} == {"1 devices, 50 requests/s"}
+    assert {what for what, _ in told} == {"1 device, 50 requests/s"}
     assert parts == sorted(parts)
     assert parts[0] < 0.2
     assert parts[-1] == pytest.approx(1, abs=0.01)
@@ -312,6 +345,7 @@ def test_of_the_busiest_part_of_a_trace_all_is_of_what_is_counted(tmp_path: Path
         (["--policy", "clairvoyant"], "no scheduling policy 'clairvoyant'"),
         (["--model", "gpt"], "no model 'gpt'"),
         (["--bad", "100"], "is not between 0 and 1"),
+        (["--rate", "0"], "'--rate': 0.0 is not in the range x>0"),
     ],
 )
 def test_the_command_line_names_what_is_wrong(tmp_path: Path, arguments: list[str], text: str) -> None:

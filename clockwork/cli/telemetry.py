@@ -99,10 +99,11 @@ def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
 
 
 def _follow(writer: Telemetry, client: Client) -> None:
-    """Until Ctrl-C, or the controller's end."""
+    """Until SIGINT, SIGTERM, or the controller's end."""
     from clockwork.observe.telemetry import follow
 
-    pause = threading.Event()  # never set: Ctrl-C ends the wait
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what has been read is written, as at Ctrl-C
+    pause = threading.Event()  # never set: a signal ends the wait
     is_up_to_date = False
 
     def at_end() -> None:

@@ -79,14 +79,15 @@ def test_every_request_of_a_live_controller_is_in_its_files(tmp_path: Path) -> N
     assert not list(folder.glob("*.part"))
 
 
-def test_a_command_follows_a_running_controller(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_follows_a_running_controller(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "files"
     with running_cluster(tmp_path / "cluster", workers=0) as cluster:
         report = serve(cluster, 0.5)
         program = cluster.program(["telemetry", str(folder), "--endpoint", cluster.endpoint])
         program.wait_for("Ctrl-C ends it")
         program.wait_for("up to date")
-        program.send(signal.SIGINT)
+        program.send(number)
         assert program.wait() == 0, program.text
         assert f"in {folder}" in program.text
     assert len(rows(folder, "requests")) == report.offered

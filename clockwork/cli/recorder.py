@@ -103,20 +103,25 @@ def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout:
     with new_client(endpoint, key, timeout) as client:
         if not name:
             name = client.recorder("dump")["name"]
+        elif name not in (known := [one["name"] for one in client.recorder("dumps")]):
+            there = f"; there are {', '.join(known)}" if known else ""
+            raise ConfigError(f"the controller has no dump {name!r}{there}")
+        first = client.recorder(f"{name}#0")  # before anything is written over
         try:
             with file.open("wb") as out:
-                size = _fetch(client, name, out)
+                size = _fetch(client, name, first, out)
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
     click.echo(f"{file}: {say_bytes(size)} ({name})")
 
 
-def _fetch(client: Client, name: str, out: Any) -> int:
-    """Copy a dump of the controller's. Returns its size."""
+def _fetch(client: Client, name: str, piece: bytes, out: Any) -> int:
+    """Copy a dump of the controller's, whose first piece is there. Returns its size."""
     size = 0
-    while piece := client.recorder(f"{name}#{size}"):
+    while piece:
         out.write(piece)
         size += len(piece)
+        piece = client.recorder(f"{name}#{size}")
     return size
 
 

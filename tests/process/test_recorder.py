@@ -143,6 +143,12 @@ def test_a_dump_is_replayed_and_listed(cluster: Cluster, tmp_path: Path) -> None
         )
         assert fetched.wait() == 0, fetched.text
         assert once_more.read_bytes() == file.read_bytes()
+        for wrong in ("no-such", "20260801T120000.000000Z-asked.rec"):
+            command = ["recorder", "dump", str(once_more), "--name", wrong, "--endpoint", cluster.endpoint]
+            failed = cluster.program(command)
+            assert failed.wait() == 1, failed.text
+            assert f"the controller has no dump '{wrong}'; there are {name[1]}" in failed.text
+            assert once_more.read_bytes() == file.read_bytes(), "a name that is wrong costs no file"
 
 
 def test_a_ring_that_has_forgotten_the_start_is_dumped_with_its_cluster(tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ def how_it_ended(status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
+def _subject(name: str) -> str:
+    """A child as the beginning of a sentence: "The controller", and "worker-0", which is a name."""
+    return name if name.startswith("worker-") else f"The {name}"
+
+
 def die_with(parent: int) -> None:
     """Have the kernel end this process (SIGTERM) when its parent ends; exit if that has happened already."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -355,12 +360,12 @@ class Cluster:
         if due_ns is not None:
             pause_s = to_seconds(due_ns - now)
             after = f" in {pause_s:g} s" if pause_s > 0 else ""
-            self._say(f"The {seat.name} {how}; it is started again{after}.")
+            self._say(f"{_subject(seat.name)} {how}; it is started again{after}.")
             seat.due_ns = due_ns
             return
         seat.is_given_up = True
         last = "".join(f"\n  {line}" for line in child.lines.copy())  # a helper may still write to its output
-        end = f"The {seat.name} {how}.{' Its last lines:' if last else ''}{last}"
+        end = f"{_subject(seat.name)} {how}.{' Its last lines:' if last else ''}{last}"
         workers = [
             other for other in self._seats if other.name.startswith("worker-") and not other.is_given_up
         ]

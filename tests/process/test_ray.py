@@ -113,13 +113,13 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
             workers = processes("worker", data)
             assert len(workers) == 2
             os.kill(workers[0], signal.SIGKILL)
-            up.wait_for(r"The worker-\d was killed by signal 9; it is started again")
+            up.wait_for(r"worker-\d was killed by signal 9; it is started again")
             eventually(lambda: len(processes("worker", data)) == 2, "another takes its place")
             mark = len(up.lines)
             for count in range(2):  # on one of them is a worker
                 head.send(signal.SIGUSR1)
                 eventually(lambda: head.lines.count("one machine less") == count + 1, "a machine goes")  # noqa: B023
-            up.wait_for(re.compile(r"The worker-\d was lost with its machine; it is started again"), mark)
+            up.wait_for(re.compile(r"worker-\d was lost with its machine; it is started again"), mark)
             eventually(
                 lambda: {one["name"] for one in client.status()["workers"]} == {"worker-0", "worker-1"},
                 "both are there",

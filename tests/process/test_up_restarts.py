@@ -155,7 +155,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
             pids = {name: up.child(name) for name in ("controller", "gateway", *both)}
             mark = len(up.program.lines)
             killed_ns = up.kill("worker-0")
-            up.program.wait_for(r"^The worker-0 was killed by signal 9; it is started again\.$", mark)
+            up.program.wait_for(r"^worker-0 was killed by signal 9; it is started again\.$", mark)
             print(
                 f"worker killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
             )
@@ -288,7 +288,7 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
             pid = eventually(lambda: (found := up.child("worker-0")) != before and found, "it is there")  # noqa: B023
             mark, before = len(up.program.lines), pid
             os.kill(pid, signal.SIGKILL)
-            up.program.wait_for(r"^The worker-0 was killed by signal 9", mark)
+            up.program.wait_for(r"^worker-0 was killed by signal 9", mark)
             assert ("given up" in up.program.text) == (count == 2) or count == 2
         up.program.wait_for(r"^It is given up; 1 of 2 workers are left\.$")
         eventually(lambda: up.workers(client) == ["worker-1"], "the other one goes on")
@@ -299,7 +299,7 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
             pid = eventually(lambda: (found := up.child("worker-1")) != before and found, "it is there")  # noqa: B023
             mark, before = len(up.program.lines), pid
             os.kill(pid, signal.SIGKILL)
-            up.program.wait_for(r"^The worker-1 was killed by signal 9", mark)
+            up.program.wait_for(r"^worker-1 was killed by signal 9", mark)
         assert up.program.wait(20) == 1
         assert up.end() == 1
 
@@ -320,7 +320,7 @@ def test_a_signal_in_a_pause_before_a_restart_ends_everything(tmp_path: Path, nu
 def test_what_fails_at_its_start_ends_up_with_its_message(tmp_path: Path) -> None:
     for options, words in (
         (["--option", "nonsense=1"], "nonsense"),
-        (["--arena", "512TiB"], "The worker-0 ended with status 1"),
+        (["--arena", "512TiB"], "\nworker-0 ended with status 1"),
     ):
         up = Up(tmp_path / "data", "--no-gateway", *options)
         try:

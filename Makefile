@@ -29,6 +29,7 @@ MODELS := $(VENV)/.models-$(PLACE)
 CLIENTS := $(VENV)/.clients-$(PLACE)
 RAY := $(VENV)/.ray-$(PLACE)
 CUPY := $(VENV)/.cupy-$(PLACE)
+COMPILER := $(VENV)/.compiler-$(PLACE)
 # What a GPU takes beside the driver; nothing where there is none. /dev/dxg: under WSL.
 NVIDIA := $(firstword $(wildcard /dev/nvidiactl /dev/dxg))
 GPU := $(if $(NVIDIA),$(CUPY))
@@ -61,7 +62,7 @@ check: ## name what is missing on this machine, with the package that brings it
 
 build: $(BUILT) ## create .venv, install the pinned dependencies, build the extensions
 
-run-cluster: $(BUILT) $(GPU) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
+run-cluster: $(BUILT) $(GPU) $(if $(CLOCKWORK_CUDA_DRIVER),$(COMPILER)) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
@@ -207,7 +208,7 @@ $(INSTALLED): $(ENVIRONMENT) requirements.lock
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)
-	@echo "Building the extensions ..."
+	@echo "Building the extensions (some minutes, the first time) ..."
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@CLOCKWORK_BUILD=none $(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
@@ -247,7 +248,10 @@ $(SOURCES_OF_MODELS): $(TESTABLE) requirements-sources.lock
 	@$(PIP) -r requirements-sources.lock && touch $@ || echo "They could not be installed; the tests of models from s3:// and its like are skipped"
 
 # Likewise: without these no GPU is used, and the tests that hold the stand-in for CuPy against CuPy skip.
-$(CUPY): $(BUILT) requirements-cupy.lock requirements-compile.lock
-	@echo "Installing CuPy and the compiler for GPUs (240 MB, once) ..."
-	@$(PIP) --no-deps -r requirements-cupy.lock && $(PIP) -r requirements-compile.lock && touch $@ \
-	    || echo "CuPy or the compiler could not be installed: GPUs are not used, and their tests are skipped"
+$(CUPY): $(COMPILER) requirements-cupy.lock
+	@echo "Installing CuPy (140 MB, once) ..."
+	@$(PIP) --no-deps -r requirements-cupy.lock && touch $@ || echo "CuPy could not be installed: GPUs are not used, and its tests are skipped"
+
+$(COMPILER): $(BUILT) requirements-compile.lock
+	@echo "Installing the compiler for GPUs (100 MB, once) ..."
+	@$(PIP) -r requirements-compile.lock && touch $@ || echo "The compiler could not be installed: GPUs serve compiled packages alone"

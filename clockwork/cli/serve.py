@@ -50,8 +50,17 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 
 def _serves_demo(device: str) -> bool:
-    """Whether the device can run the demo model, which is ONNX: a GPU needs the compiler for it."""
-    return device == "cpu" or (device.startswith("cuda") and find_spec("tinygrad") is not None)
+    """Whether the device can run the demo model, which is ONNX: a GPU needs the compiler for it, and it is said where
+    that is missing."""
+    if not device.startswith("cuda"):
+        return device == "cpu"
+    has_compiler = find_spec("tinygrad") is not None
+    if not has_compiler:
+        click.echo(
+            "No demo model: on a GPU, ONNX models need the compiler: pip install 'clockwork-serving[compile]'",
+            err=True,
+        )
+    return has_compiler
 
 
 def _starts_gateway(asked: bool | None) -> bool:

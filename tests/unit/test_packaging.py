@@ -166,6 +166,22 @@ def test_what_a_gpu_takes_is_installed_where_there_is_one(target: str, tmp_path:
     assert {"cupy-cuda12x", "nvidia-ml-py"} <= set(pins("requirements-cupy.lock"))
 
 
+def test_the_compiler_is_installed_where_a_fake_gpu_is_served_from(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    for driver in ("", "fake"):
+        command = ["make", "-C", str(ROOT), "-n", "run-cluster", f"VENV={tmp_path}", "NVIDIA="]
+        done = subprocess.run(
+            command,
+            env=environment | {"CLOCKWORK_CUDA_DRIVER": driver},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert ("-r requirements-compile.lock" in done.stdout) == bool(driver)
+    assert "tinygrad" in pins("requirements-compile.lock")
+
+
 def test_help_is_the_default_and_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.MULTILINE)

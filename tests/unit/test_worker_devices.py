@@ -8,10 +8,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from clockwork.cli import serve
 from clockwork.cli.serve import worker_options
 from clockwork.device.cuda_clocks import open_source
 from clockwork.device.cuda_memory import CardInfo
 from clockwork.errors import ConfigError
+from clockwork.launch import local
 from clockwork.worker.settings import device_names
 from tests.device.fake import LIBRARY
 
@@ -67,6 +69,21 @@ def test_auto_is_a_gpu_where_one_is_usable_and_says_which_or_why_not(
     result = CliRunner().invoke(command, ["--device", "auto"])
     assert said in result.stderr.replace("\n", " ")
     assert found == [device]
+
+
+@pytest.mark.parametrize(
+    ("device", "compiler", "demo"), [("cpu", False, True), ("cuda", True, True), ("cuda", False, False)]
+)
+def test_up_says_why_a_gpu_has_no_demo_model(
+    device: str, compiler: bool, demo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(local, "up", lambda settings, say: started.append(settings.demo))
+    monkeypatch.setattr(serve, "find_spec", lambda name: object() if compiler else None)
+    result = CliRunner().invoke(serve.up, ["--device", device, "--no-gateway"])
+    assert started == [demo], result.output
+    assert ("No demo model" in result.stderr) == (not demo)
+    assert ("pip install 'clockwork-serving[compile]'" in result.stderr) == (not demo)
 
 
 def test_clocks_of_a_fake_driver_are_those_of_its_file(

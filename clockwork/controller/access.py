@@ -21,7 +21,7 @@ from clockwork.wire.keys import (
     read_controller_keys,
 )
 from clockwork.wire.messages import Query
-from clockwork.wire.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
+from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Port, Role
 
 log = logging.getLogger("clockwork.controller")
 
@@ -96,7 +96,8 @@ class Access:
         if has is None:
             raise Forbidden("the key of this connection has been revoked")
         if may.isdisjoint(has):
-            what = type(message).__name__ + (f" {message.what}" if type(message) is Query else "")
+            kind = message.what if type(message) is Query else type(message)
+            what = DEEDS.get(kind, type(message).__name__)
             raise Forbidden(
                 f"{what} is for {', '.join(f'{role}s' for role in sorted(may))}; "
                 f"the key of this connection ({self._rows[public].name}) is of the role {self._rows[public].role}"

@@ -109,6 +109,21 @@ QUERIES: Mapping[str, frozenset[Role]] = {
 }
 
 
+DEEDS: Mapping[type | str, str] = {
+    Register: "registering models",
+    UploadChunk: "registering models",
+    Unregister: "removing models",
+    Offer: "loading and unloading models",
+    Route: "dividing a model's traffic",
+    Promote: "dividing a model's traffic",
+    Rollback: "dividing a model's traffic",
+    ReportSource: "reporting a source of models",
+    "metrics": "reading metrics",
+    "recorder": "reading the flight recorder",
+}
+"""What people call a message or query that some of those who reach its port may not send."""
+
+
 class Right(enum.StrEnum):
     """The right that a gateway's call needs of its caller's token."""
 

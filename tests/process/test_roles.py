@@ -42,7 +42,7 @@ from clockwork.wire.keys import (
     write_keys,
 )
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
-from clockwork.wire.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
+from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Port, Role
 from clockwork.wire.transport import Poller, Transport, new_key_pair
 from tests.process.cluster import eventually
 from tests.process.peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
@@ -141,6 +141,9 @@ def test_the_table_has_every_message_and_every_query(controller: Controller, key
     for kind, may in MESSAGES.items():
         port = Port.CLIENTS if kind in FROM_CLIENTS else Port.WORKERS
         assert may <= PORTS[port], f"{kind.__name__} is for a role that never reaches the port"
+        assert may == PORTS[port] or kind in DEEDS, f"a refusal has no words for {kind.__name__}"
+    for what, may in QUERIES.items():
+        assert may == PORTS[Port.CLIENTS] or what in DEEDS, f"a refusal has no words for {what}"
     with RawClient(controller, keys=key_of(keys, Role.CLIENT)) as client:
         client.send(messages.Query(1, "nonsense", ""))
         failure, _ = client.receive(messages.Failure)
@@ -182,7 +185,7 @@ def test_every_message_of_a_client_with_every_role(controller: Controller, keys:
             ]
             assert bool(forbidden) == may.isdisjoint(roles_of(who)), (message, answers)
             for one in forbidden:
-                assert kind.__name__ in one.text
+                assert DEEDS[getattr(message, "what", kind)] in one.text
                 assert f"({who})" in one.text
 
 
@@ -367,7 +370,9 @@ def test_a_key_that_is_added_is_let_in_and_one_whose_role_changes_has_the_new_on
     bob = read_peer_keys(own_keys / "bob.key")
     eventually(lambda: own._access.admits(Port.CLIENTS, bob.public), "the list is read again")
     with Client(own.client_endpoint, keys=bob, timeout=10) as client:
-        with pytest.raises(Forbidden, match=r"Unregister is for operators; .*\(bob\) is of the role client"):
+        with pytest.raises(
+            Forbidden, match=r"^removing models is for operators; .*\(bob\) is of the role client"
+        ):
             client.unregister("m")
         path = own_keys / ALLOWED_FILE
         path.write_text(re.sub(r"client  ( \S+ bob)", r"operator\1", path.read_text()))

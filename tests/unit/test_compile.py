@@ -376,6 +376,27 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
     assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
 
 
+def test_of_two_versions_of_nvrtc_the_headers_are_the_librarys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where ONNX Runtime for GPUs has brought the next one."""
+    folders = [tmp_path / name for name in ("cuda_nvrtc", "cuda_runtime", "cu13")]
+    for path in (
+        "cuda_nvrtc/lib/libnvrtc.so.12",
+        "cuda_runtime/include/cuda_fp16.h",
+        "cu13/lib/libnvrtc.so.13",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (tmp_path / "cu13/include").mkdir()
+    (tmp_path / "cu13/include/cuda_fp16.h").touch()
+    monkeypatch.setattr(nvrtc, "_folders", lambda: folders)
+    assert nvrtc.places() == {
+        "NVRTC_PATH": str(tmp_path / "cuda_nvrtc/lib/libnvrtc.so.12"),
+        "CUDA_PATH": str(tmp_path / "cuda_runtime"),
+    }
+
+
 @needs_nvrtc
 def test_ptx_can_be_left_out(tmp_path: Path) -> None:
     case = Case(zoo.build("null"), tmp_path, targets=("sm_80",), ptx=False, verify=False)

@@ -115,7 +115,7 @@ def places() -> dict[str, str]:
     found = {"NVRTC_PATH": str(_find())}
     for folder in _folders():
         if (folder / "include" / "cuda_fp16.h").is_file():
-            found["CUDA_PATH"] = str(folder)
+            found.setdefault("CUDA_PATH", str(folder))  # that is beside the library, as there may be two versions
     return found
 
 

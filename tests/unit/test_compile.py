@@ -398,6 +398,21 @@ def test_of_two_versions_of_nvrtc_the_headers_are_the_librarys(
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("target", ["sm_70", "sm_75", "sm_90a", "sm_100f", "sm_120"])
+def test_kernels_assemble_for_architectures_with_features_of_their_own(target: str, tmp_path: Path) -> None:
+    """And for the oldest and newest ones, as far as NVRTC makes them."""
+    try:
+        nvrtc.check_target(target)
+    except InvalidModel as error:
+        pytest.skip(str(error))
+    model = zoo.build("mlp", width=16, depth=1, inputs=16, outputs=16)
+    case = Case(model, tmp_path, targets=(target,), batches=(16,), dtype="fp16", verify=False)
+    assert list(case.program.targets) == [target]
+    (statistics,) = case.summary.statistics
+    assert any(one.tensor_cores for one in statistics) == (target != "sm_70")
+
+
+@needs_nvrtc
 def test_ptx_can_be_left_out(tmp_path: Path) -> None:
     case = Case(zoo.build("null"), tmp_path, targets=("sm_80",), ptx=False, verify=False)
     assert case.program.targets["sm_80"].ptx == ()

@@ -84,7 +84,7 @@ class _CudaRenderer(CUDARenderer):
     def __init__(self, target: Target) -> None:
         super(CUDARenderer, self).__init__(target)
         # Those for float32 cut it to 10 bits of mantissa.
-        cores = tc.get_cuda(target.arch.rstrip("af"))
+        cores = tc.get_cuda(target.arch)
         self.tensor_cores = [core for core in cores if core.dtype_in != dtypes.float or ALLOW_TF32]
         self.compiler = Compiler()
 
@@ -135,7 +135,8 @@ def _renderer(target: str, scalar: bool = False) -> Any:
     """The renderer of a target. scalar: accesses an element at a time, as the host's kernels always do."""
     if target == HOST:
         return _HostRenderer(Target(DEVICE, "CLANG", "x86_64"))
-    return (_ScalarCudaRenderer if scalar else _CudaRenderer)(Target(DEVICE, "CUDA", target))
+    architecture = target.rstrip("af")  # tinygrad knows no features of one alone, and reads a number
+    return (_ScalarCudaRenderer if scalar else _CudaRenderer)(Target(DEVICE, "CUDA", architecture))
 
 
 # ----- from the graph to calls ---------------------------------------------------------------------

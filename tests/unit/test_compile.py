@@ -555,9 +555,10 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], says: s
 
 
 @needs_nvrtc
-def test_an_architecture_that_nobody_makes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidModel, match=r"architecture sm_11 is not one that NVRTC .* makes: .*sm_80"):
-        Case(zoo.build("null"), tmp_path, targets=("sm_11",))
+@pytest.mark.parametrize("target", ["sm_11", "80", "sm_80fa"])
+def test_an_architecture_that_nobody_makes_is_refused(target: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=rf"architecture {target} is not one that NVRTC .* makes: .*sm_80"):
+        Case(zoo.build("null"), tmp_path, targets=(target,))
 
 
 @needs_compiler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,17 +116,16 @@ def places() -> dict[str, str]:
     found = {"NVRTC_PATH": str(_find())}
     for folder in _folders():
         if (folder / "include" / "cuda_fp16.h").is_file():
-            found.setdefault("CUDA_PATH", str(folder))  # that is beside the library, as there may be two versions
+            # That of the library: a newer version may be behind it.
+            found.setdefault("CUDA_PATH", str(folder))
     return found
 
 
 def check_target(target: str) -> None:
     """Raises InvalidModel for an architecture that this NVRTC does not know."""
     known = library().architectures()
-    if (
-        not target.removeprefix("sm_").rstrip("af").isdigit()
-        or int(target.removeprefix("sm_").rstrip("af")) not in known
-    ):
+    given = re.fullmatch(r"sm_([0-9]+)[af]?", target)
+    if given is None or int(given[1]) not in known:
         raise InvalidModel(
             f"architecture {target} is not one that NVRTC {'.'.join(map(str, library().version))} makes: "
             f"{', '.join(f'sm_{number}' for number in known)}"

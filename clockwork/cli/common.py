@@ -128,7 +128,9 @@ def say_enough(seconds: float) -> str:
     """A sufficient time, in three digits, rounded up: the printed figure suffices, too."""
     exact = Decimal(repr(seconds))
     step = Decimal(1).scaleb(exact.adjusted() - 2)
-    return f"{float(exact.quantize(step, ROUND_CEILING) if exact else exact):g} s"
+    enough = exact.quantize(step, ROUND_CEILING) if exact else exact
+    unit = "s" if enough >= 1 or not enough else "ms" if enough >= Decimal("0.001") else "us"
+    return f"{float(enough / Decimal(_UNITS[unit])):g} {unit}"
 
 
 def say_bytes(count: int) -> str:

@@ -28,7 +28,7 @@ from clockwork.cli.common import (
 from clockwork.config.workloads import NOISE_EXECUTIONS_MIN
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND, now_ns, to_ns
-from clockwork.system.words import say_count
+from clockwork.system.words import say_count, say_figure
 
 if TYPE_CHECKING:
     from clockwork.formats.profiles import ModelProfile
@@ -417,7 +417,7 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
                 f" network {100 * at.link:.0f} %"
             ),
             (
-                f"  {'memory':<14}{100 * at.memory:.0f} % full; {at.loads_rate:.3g} loads/s,"
+                f"  {'memory':<14}{100 * at.memory:.0f} % full; {say_figure(at.loads_rate, 3)} loads/s,"
                 f" {100 * at.cold:.3g} % of the answers waited for one"
             ),
         ]

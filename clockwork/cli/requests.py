@@ -21,7 +21,7 @@ from clockwork.cli.common import (
     write_file,
 )
 from clockwork.errors import ClockworkError, Unavailable
-from clockwork.system.words import say_count
+from clockwork.system.words import say_count, say_figure
 
 INTERRUPTED_STATUS = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -223,10 +223,10 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
     click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
     there = sum(len(worker.get("devices") or ()) for worker in body.get("workers") or ())
-    click.echo(f"devices    {there}; the load needs {body.get('devices_wanted', 0):.2g}")
+    click.echo(f"devices    {there}; the load needs {say_figure(body.get('devices_wanted', 0))}")
     if learnt := body.get("learnt"):
         hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
-        share = f", a model may have {learnt['share']:.2g} devices" if learnt["share"] else ""
+        share = f", a model may have {say_figure(learnt['share'])} devices" if learnt["share"] else ""
         click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{hold}{share}")
     rows = []
     for worker in body.get("workers") or ():

@@ -20,7 +20,7 @@ from clockwork.observe.palette import (
     Look,
 )
 from clockwork.system.clock import duration
-from clockwork.system.words import say_count
+from clockwork.system.words import say_count, say_figure
 
 Row = TypeVar("Row")
 
@@ -124,7 +124,7 @@ def summary(overview: Overview) -> Text:
     """Two lines about the whole cluster."""
     rates = overview.rates
     text = Text(f"policy {overview.policy}   up {_uptime(overview.uptime_s)}   "
-                f"{say_count(len(overview.devices), 'device')}, the load needs {overview.wanted:.2g}   "
+                f"{say_count(len(overview.devices), 'device')}, the load needs {say_figure(overview.wanted)}   "
                 f"{say_count(overview.clients, 'client')}   {overview.waiting} waiting   "
                 f"loop's lateness p99 {_time(overview.late_p99_ns)}")  # fmt: skip
     if not overview.ready:

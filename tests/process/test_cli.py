@@ -20,7 +20,7 @@ from clockwork.cli import root as cli
 from clockwork.cli.common import DURATION, Duration, say_bytes, say_enough
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import parse_profiles
-from clockwork.system.words import say_count
+from clockwork.system.words import say_count, say_figure
 from clockwork.wire import transport
 from clockwork.wire.keys import read_allowed_keys, read_controller_keys, read_peer_keys
 from clockwork.wire.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
@@ -322,7 +322,7 @@ def test_a_refusal_says_what_would_have_been_admitted(
     controller.handle = refuse
     stderr = run("infer", "digits", tmp_path / "in.npy", ok=False).stderr
     assert "too busy" in stderr
-    assert "reason: deadline; an SLO of 0.02 s would have been enough; retry after 0.005 s" in stderr
+    assert "reason: deadline; an SLO of 20 ms would have been enough; retry after 5 ms" in stderr
 
 
 def test_small_and_single_things_are_said_as_what_they_are() -> None:
@@ -334,11 +334,24 @@ def test_small_and_single_things_are_said_as_what_they_are() -> None:
         "32.0 MiB",
     ]
     assert [say_count(count, "page") for count in (0, 1, 2)] == ["0 pages", "1 page", "2 pages"]
+    figures = (0, 4.7e-05, 0.0062, 0.012, 0.2, 3.24, 120, 1234, 98.7)
+    assert [say_figure(value) for value in figures] == [
+        "0",
+        "less than 0.01",
+        "less than 0.01",
+        "0.01",
+        "0.2",
+        "3.2",
+        "120",
+        "1,200",
+        "99",
+    ]
+    assert [say_figure(value, 3) for value in (95.24, 1234.5)] == ["95.2", "1,230"]
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.02, "0.02 s"), (0.050013903, "0.0501 s"), (0.0501, "0.0501 s"), (1.3903e-05, "1.4e-05 s"), (0.99999, "1 s"), (12.341, "12.4 s"), (1234.5, "1240 s")],
+    [(0.02, "20 ms"), (0.050013903, "50.1 ms"), (0.0501, "50.1 ms"), (1.3903e-05, "14 us"), (0.00099999, "1 ms"), (0.99999, "1 s"), (12.341, "12.4 s"), (1234.5, "1240 s")],
 )  # fmt: skip
 def test_what_would_be_enough_is_rounded_up(seconds: float, said: str) -> None:
     assert say_enough(seconds) == said

@@ -212,7 +212,7 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     )  # as it stands: the parser renames
     assert samples["clockwork_up", None, None] == 1
     shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
-    assert re.search(r"^devices    1; the load needs 0\.0", shown, re.MULTILINE), shown
+    assert re.search(r"^devices    1; the load needs (less than 0\.01|0\.0\d)$", shown, re.MULTILINE), shown
     as_json = CliRunner().invoke(cli, ["metrics", "m", "--json", "--endpoint", controller.client_endpoint])
     assert '"success": 1' in as_json.output
 

@@ -75,7 +75,9 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
     show_default=True,
     help="Whether requests share executions: as registration finds out, always, never, or only those of one shape.",
 )
-@click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
+@click.option(
+    "--batch-max", type=click.IntRange(1, config.REGISTER_BATCH_MAX), help="An upper bound of its batches."
+)
 @click.option(
     "--dtype",
     type=click.Choice(PRODUCT_DTYPES),

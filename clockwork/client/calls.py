@@ -179,10 +179,11 @@ def registration_options(
         if given not in allowed:
             expected = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
             raise InvalidInput(f"{option} {given!r}: {expected}", expected=expected, got=repr(given))
-    if batch_max is not None and (type(batch_max) is not int or batch_max < 1):
-        raise InvalidInput(
-            f"batch_max {batch_max!r}: an integer of at least 1", expected=">= 1", got=repr(batch_max)
-        )
+    if batch_max is not None and (
+        type(batch_max) is not int or not 1 <= batch_max <= config.REGISTER_BATCH_MAX
+    ):
+        expected = f"an integer from 1 to {config.REGISTER_BATCH_MAX}"
+        raise InvalidInput(f"batch_max {batch_max!r}: {expected}", expected=expected, got=repr(batch_max))
     if version is not None and (type(version) is not int or version < 1):
         raise InvalidInput(
             f"version {version!r}: an integer of at least 1", expected=">= 1", got=repr(version)

@@ -13,7 +13,7 @@ from clockwork.client import calls
 from clockwork.client.calls import ProgressCallback
 from clockwork.client.channel import CallStream, Channel
 from clockwork.errors import ClockworkError, InvalidModel
-from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, hash_file
+from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON, hash_file
 from clockwork.formats.profiles import ModelProfile
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Progress, UploadAck, UploadChunk, UploadNeed
@@ -65,6 +65,7 @@ def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
             raise InvalidModel("a compiled program brings its own checks: it takes no examples")
         from clockwork.formats import program
 
+        _check_folder(Path(model))
         return program.package_files(Path(model))
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
@@ -85,6 +86,16 @@ def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
                 raise InvalidModel(f"examples of a model with the inputs {names} are dicts by input name")
             examples = {names[0]: as_array(examples)}
     return onnx_import.package_files(path, examples, data)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InvalidModel for a folder that holds no compiled program."""
+    if (folder / PROGRAM_JSON).is_file():
+        return
+    text = f"{folder} is a folder without {PROGRAM_JSON}: a model is an ONNX file, or the folder of a compiled program"
+    if found := sorted([*folder.glob("*.onnx"), *folder.glob("*/*.onnx")])[:1]:
+        text += f"; this one holds {found[0].relative_to(folder)}, which can be given itself"
+    raise InvalidModel(text)
 
 
 def _check_examples(examples: Any) -> None:

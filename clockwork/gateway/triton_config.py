@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from google.protobuf import text_format
 
+from clockwork.config import REGISTER_BATCH_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, NESTING_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import MODEL_FILE
@@ -110,7 +111,7 @@ def read_config(text: str, folder: str) -> FolderConfig:
     newest, versions = _policy(config.version_policy)
     return FolderConfig(
         filename=filename,
-        batch_max=config.max_batch_size if "max_batch_size" in fields else None,
+        batch_max=min(config.max_batch_size, REGISTER_BATCH_MAX) if "max_batch_size" in fields else None,
         newest=newest,
         versions=versions,
         slo_s=_slo(config),

@@ -63,7 +63,7 @@ def make(directory: Path, targets: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or any(word.startswith("-") for word in sys.argv[1:]):
         sys.exit("usage: make.py DIRECTORY [host] [sm_80 ...]")
     try:
         make(Path(sys.argv[1]), sys.argv[2:] or ["host"])

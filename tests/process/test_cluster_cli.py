@@ -246,6 +246,13 @@ def test_the_simulators_arrivals_are_sent_to_a_live_cluster(cluster: Cluster) ->
         (["infer", "digits", "--example", "10"], 2, "there are 0, 1, 2"),
         (["models", "add", "x", "absent.onnx"], 2, "absent.onnx"),
         (["models", "add", "x", str(DIGITS / "7.png")], 1, "7.png"),
+        (["models", "add", "x", str(DIGITS)], 1, "digits is a folder without program.json"),
+        (
+            ["models", "add", "x", str(MODEL.parent)],
+            1,
+            "this one holds digits.onnx, which can be given itself",
+        ),
+        (["models", "add", "x", str(MODEL), "--batch-max", "4097"], 2, "4097 is not in the range 1<=x<=4096"),
         (["models", "add", "x@1", str(MODEL)], 1, "x@1"),
         (["models", "add", "x", str(MODEL), "--slo", "1e-7"], 1, "SLO"),
         (["models", "remove", "nosuch"], 1, "nosuch"),

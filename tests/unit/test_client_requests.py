@@ -116,6 +116,12 @@ def test_registration_options_that_are_none(arguments: tuple[object, ...]) -> No
         registration_options(*arguments)  # type: ignore[arg-type]
 
 
+def test_a_bound_of_batches_is_named_with_what_it_may_be() -> None:
+    assert registration_options(None, "auto", 4096)["batch_max"] == 4096
+    with pytest.raises(InvalidInput, match=r"^batch_max 4097: an integer from 1 to 4096$"):
+        registration_options(None, "auto", 4097)
+
+
 # ----- the table -----------------------------------------------------------------------------
 
 MESSAGES: list[tuple[calls.Call[Any, *tuple[Any, ...]], tuple[Any, ...], tuple[Any, ...]]] = [

@@ -58,6 +58,10 @@ def test_a_configuration_of_triton_says_what_decides_something_here() -> None:
     assert "every model is run at every batch size" in notes["model_warmup"]
 
 
+def test_an_upper_bound_of_batches_beyond_the_largest_is_the_largest() -> None:
+    assert read_config("max_batch_size: 65536", "m").batch_max == 4096
+
+
 def test_fields_are_found_whatever_is_inside_them() -> None:
     assert [name for name, _ in split_fields(CONFIG)] == [
         "name", "platform", "max_batch_size", "input", "output", "version_policy", "dynamic_batching",

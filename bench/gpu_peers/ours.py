@@ -34,6 +34,9 @@ REPEATED = 20
 """Launches of a kernel in a row, which hide the cost of a launch."""
 
 WARM_UP = 20
+PREDICTED_BY = 10
+"""Executions of which the last but one in length is the next one's prediction, as a controller's are."""
+
 LIMIT_S = 60.0
 BESIDE = ("alone", "LOADs", "registrations")
 """What goes on beside the executions."""
@@ -152,6 +155,7 @@ class Serving:
         # Pinned for the file that is served and loaded, and for that which is registered.
         self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=2 * weights_bytes)
         self._ids = itertools.count(1)
+        self._expected_ns = 0  # of an execution, as a controller predicts it; 0: nobody knows
         self._moving = 0  # the action of the load lane
         self._resident: int | None = None  # the version in which OTHER is resident
         self._wanted: deque[list[int]] = deque()  # RESERVEs, by the first pages of the runs that go with each
@@ -254,7 +258,7 @@ class Serving:
                 if beside == "LOADs":
                     self._keep_loading()
                 self._give_time()
-                action = Infer(next(self._ids), 0, SERVED, 1, 0, NEVER_NS, 0, [])
+                action = Infer(next(self._ids), 0, SERVED, 1, 0, NEVER_NS, self._expected_ns, [])
                 self._device.start_infer(action, [views])
                 done = self._end(action.action_id)
                 begin_ns, end_ns, took_ns = done.execute
@@ -262,6 +266,7 @@ class Serving:
                 times.host.append(end_ns - begin_ns)
         if self._moving:
             self._end(self._moving)
+        self._expected_ns = sorted(times.event[-PREDICTED_BY:])[-2:][0]
         answers = [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]]
         return answers, times if registering is None else times._replace(registered_s=registering.took_s)
 

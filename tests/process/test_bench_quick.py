@@ -457,7 +457,17 @@ def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
             loaded[beside] += FakeDriver().calls("cuModuleLoadData") - before
 
     monkeypatch.setattr(ours.Serving, "run", counted)
+    infer, predicted = ours.Infer, []
+
+    def noted(*fields: Any) -> Any:
+        predicted.append(infer(*fields).expected_ns)
+        return infer(*fields)
+
+    monkeypatch.setattr(ours, "Infer", noted)
     rows, lists, facts = gpu_peers.measure(model, model, [1], dtypes, peers, runs=5, listed=3)
+    unpredicted = ours.WARM_UP
+    assert not any(predicted[:unpredicted])
+    assert predicted[unpredicted] > 0, "as a controller would: without, an end is noticed late"
     beside = [row["registered"] for row in rows if row["beside"] == "registrations"]
     assert len(beside) == 5
     assert min(beside) > 0

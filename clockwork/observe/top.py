@@ -158,6 +158,8 @@ class Top(App[None]):
         Binding("slash", "filter", "Filter"),
         Binding("space", "pause", "Pause"),
         Binding("q", "quit", "Quit"),
+        # Textual would only say which other key quits. Priority: also from a field or a dialog.
+        Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
     ENABLE_COMMAND_PALETTE = False
 

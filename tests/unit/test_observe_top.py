@@ -66,6 +66,15 @@ def said(pilot: Pilot[None], name: str) -> str:
     return str(pilot.app.screen.query_one(f"#{name}", Static).content)
 
 
+@pytest.mark.parametrize("before", [[], ["slash", "b"], ["enter"]], ids=["tables", "filter", "details"])
+def test_ctrl_c_ends_it_wherever_it_is(before: list[str]) -> None:
+    async def story(pilot: Pilot[None], readings: Readings) -> None:
+        await pilot.press(*before, "ctrl+c")
+        assert not pilot.app.is_running
+
+    on_screen(story)
+
+
 def test_keys_sort_reverse_and_look_into_a_row() -> None:
     async def story(pilot: Pilot[None], readings: Readings) -> None:
         await pilot.press("r")

@@ -94,6 +94,7 @@ from clockwork.scheduler.recording import Header
 from clockwork.scheduler.types import ModelFault, ModelGone, ModelReady, ModelRemoved
 from clockwork.system.clock import now_ns
 from clockwork.system.limits import raise_descriptor_limit
+from clockwork.system.words import say_count
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import Reason, Reply, Status
 from clockwork.wire.roles import Port
@@ -229,8 +230,8 @@ class Controller:
         self._carry_out()
         self._repairs.start()
         log.info(
-            "controller %s listens for clients on %s and for workers on %s; %d models in %s",
-            VERSION, self.client_endpoint, self.worker_endpoint, len(records), settings.data,
+            "controller %s listens for clients on %s and for workers on %s; %s in %s",
+            VERSION, self.client_endpoint, self.worker_endpoint, say_count(len(records), "model"), settings.data,
         )  # fmt: skip
 
     def stop(self) -> None:

@@ -42,7 +42,7 @@ PR_SET_PDEATHSIG = 1
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask for the end."""
 
-ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
+ROUTINE = re.compile(r"^\S+ \S+ (controller|worker|gateway) [DI] ")
 """A line of a child's log that only --verbose shows; anything else may be trouble."""
 
 SERVES = re.compile(

@@ -567,7 +567,7 @@ def _stop_the_process(arguments: threading.ExceptHookArgs) -> None:
 def main(settings: WorkerSettings) -> int:
     """Run a worker until a signal ends it; the process's exit status."""
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s worker %(levelname).1s %(message)s"
     )
     threading.excepthook = _stop_the_process
     silence_onnxruntime()

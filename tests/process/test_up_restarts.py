@@ -362,6 +362,27 @@ def test_the_gateways_addresses_are_known_whatever_else_it_prints(
     assert cluster.gateway_urls() == [("http", "http://host:80")]
 
 
+def test_of_its_processes_logs_it_shows_what_may_be_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [
+        "2026-11-28 12:07:04,189 controller W worker w cannot prepare D@1: it is damaged",
+        "2026-11-28 12:07:04,849 worker E the worker cannot start: I is no device",
+        "Segmentation fault",
+    ]
+    routine = [f"2026-11-28 12:07:04,189 {who} I all is well" for who in ("controller", "worker", "gateway")]
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in [*routine, *shown, *routine]))
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    said: list[str] = []
+    cluster = Cluster(UpSettings(), ("tcp://host:1", "tcp://host:2", "tcp://host:3"), said.append)
+    child = cluster._spawn("worker-0", []).child
+    eventually(lambda: len(child.lines) == len(shown) + 2 * len(routine), "it has printed all")
+    child.end()
+    assert said == [f"worker-0 | {line}" for line in shown]
+
+
 def test_a_controller_is_asked_once_it_listens_however_long_that_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

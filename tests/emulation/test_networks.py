@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from clockwork.models import zoo
 from clockwork.models.answers import difference
@@ -70,18 +71,19 @@ FULL = {
 """As large as people have them, but for the encoder's vocabulary, most of which no test would look at."""
 
 
-def check(network: Network, dtype: str, work: Path, jobs: int) -> None:
+def check(network: Network, dtype: str, work: Path, jobs: int, architecture: str = "sm_80") -> None:
     path = work / "model.onnx"
     onnx.save(zoo.build(network.architecture, **network.options), path)
     options = Options(
-        ("sm_80",), (network.batch,), network.shapes, dtype=dtype, verify=False, sources=work / "sources"
+        (architecture,), (network.batch,), network.shapes, dtype=dtype, verify=False, sources=work / "sources"
     )
     summary = compile_model(path, work / "package", options)
     on_tensor_cores = sum(bool(one.tensor_cores) for one in summary.statistics[0])
-    assert on_tensor_cores == 0 if dtype == "fp32" else on_tensor_cores >= network.products
+    has_none = dtype == "fp32" or architecture == "sm_70"
+    assert on_tensor_cores == 0 if has_none else on_tensor_cores >= network.products
     sanitised = bool(process.sanitizer())
     program = modules.emulated(
-        work / "package", work / "sources", "sm_80", work / "emulated",
+        work / "package", work / "sources", architecture, work / "emulated",
         modules.SANITISED if sanitised else modules.QUICK, jobs,
     )  # fmt: skip
     session = Session(path, optimise=False)
@@ -117,6 +119,54 @@ def test_small_networks_answer_by_the_kernels_of_a_card_as_onnx_runtime_does(
     name: str, dtype: str, tmp_path: Path
 ) -> None:
     check(SMALL[name], dtype, tmp_path, jobs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_75"])
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_small_networks_answer_by_the_kernels_of_older_cards(
+    name: str, architecture: str, tmp_path: Path
+) -> None:
+    """Without tensor cores, and with the first that these kernels use."""
+    check(SMALL[name], "fp16", tmp_path, jobs=1, architecture=architecture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp16", "tf32"])
+def test_newer_cards_run_the_kernels_that_are_emulated(dtype: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(zoo.build("mlp", **SMALL["mlp"].options), path)
+    known = [
+        target for target in ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
+        if int(target[3:].rstrip("a")) in nvrtc.library().architectures()
+    ]  # fmt: skip
+    texts = set()
+    for target in known:
+        kept = tmp_path / target
+        compile_model(
+            path,
+            tmp_path / f"{target}-package",
+            Options((target,), (16,), dtype=dtype, verify=False, sources=kept),
+        )
+        (source,) = kept.iterdir()
+        texts.add(source.read_text())
+    assert len(texts) == 1
+
+
+def test_products_of_16_bits_are_added_up_in_32_where_no_tensor_core_makes_them(tmp_path: Path) -> None:
+    """A product may be beyond what 16 bits hold, or below."""
+    weights = numpy_helper.from_array(np.full((3, 5), 300, np.float32), "w")
+    values = [helper.make_tensor_value_info(*one) for one in (("x", 1, ["n", 3]), ("y", 1, ["n", 5]))]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "product", values[:1], values[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    options = Options(("sm_80",), (2,), dtype="fp16", verify=False, sources=tmp_path / "sources")
+    compile_model(tmp_path / "model.onnx", tmp_path / "package", options)
+    modules.emulated(tmp_path / "package", tmp_path / "sources", "sm_80", tmp_path / "emulated", jobs=1)
+    x = np.float32([[300] * 3, [np.float16(1e-4)] * 3])
+    (y,), _ = process.run(tmp_path / "emulated", [x], False)
+    np.testing.assert_allclose(y, x @ np.full((3, 5), 300, np.float32), rtol=1e-6)
 
 
 @pytest.mark.long

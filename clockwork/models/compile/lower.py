@@ -69,7 +69,7 @@ from clockwork.wire.tensors import Array
 SIZE_VARIABLE = "size"
 """Prefix of tinygrad's variable for the true size of an open dimension; the number of its symbol follows."""
 
-KERNELS = 3
+KERNELS = 4
 """Version of the kernels for a schedule. Raising it invalidates cached kernels."""
 
 _PRODUCT = re.compile(r"mma\.sync\.[a-z0-9.]+\.f32\.(f16|tf32)\.")
@@ -78,8 +78,21 @@ TUNE_WIDTH = 4
 """Beam width of the search for a fast kernel."""
 
 
+# Products of 16-bit numbers that are added up in 32 bits, where no tensor core multiplies: as those do, exactly.
+_EXACT_PRODUCTS = PatternMatcher(
+    [
+        (
+            (UPat.var("x", dtypes.half) * UPat.var("y", dtypes.half)).cast(dtypes.float),
+            lambda x, y: x.cast(dtypes.float) * y.cast(dtypes.float),
+        )
+    ]
+)
+
+
 class _CudaRenderer(CUDARenderer):
     """Renders CUDA C for an architecture, without compiling it."""
+
+    extra_matcher = _EXACT_PRODUCTS + CUDARenderer.extra_matcher
 
     def __init__(self, target: Target) -> None:
         super(CUDARenderer, self).__init__(target)
@@ -100,6 +113,7 @@ class _HostRenderer(ClangRenderer):
 
     has_threads = False
     supports_float4 = False
+    extra_matcher = _EXACT_PRODUCTS + ClangRenderer.extra_matcher
     type_map: ClassVar[dict[DType, str]] = {
         **ClangRenderer.type_map,
         dtypes.half: "_Float16",

@@ -139,7 +139,7 @@ class Site:
         self, directory: Path, inputs: Sequence[np.ndarray], runs: int, beside: str = "alone"
     ) -> tuple[list[Any], Times]:
         """The answers, and the times of ``runs`` executions. beside: one of BESIDE."""
-        with Serving(self, directory) as serving:
+        with Serving(self, directory, beside == "registrations") as serving:
             serving.run(inputs, WARM_UP)
             return serving.run(inputs, runs, beside)
 
@@ -147,13 +147,14 @@ class Site:
 class Serving:
     """A device with a model that is resident, and room for another."""
 
-    def __init__(self, site: Site, directory: Path) -> None:
+    def __init__(self, site: Site, directory: Path, registers: bool) -> None:
         self._site = site
         self._directory = directory
         self._runs = site.prepared.runs
         weights_bytes = max(1, sum(self._runs)) * CUDA_PAGE_BYTES
-        # Pinned for the file that is served and loaded, and for that which is registered.
-        self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=2 * weights_bytes)
+        # For the file that is served and loaded, and for that which is registered.
+        pinned_bytes = (2 if registers else 1) * weights_bytes
+        self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=pinned_bytes)
         self._ids = itertools.count(1)
         self._expected_ns = 0  # of an execution, as a controller predicts it; 0: nobody knows
         self._moving = 0  # the action of the load lane

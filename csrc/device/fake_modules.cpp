@@ -297,7 +297,7 @@ size_t local_bytes_of(CUfunction function) { return size_t(reinterpret_cast<Code
 void have_local(size_t bytes, std::unique_lock<std::mutex>& guard) {
     if (bytes <= current->local_bytes)
         return;
-    Stalled noted("local memory", current->ordinal);
+    Stalled noted("launch", current->ordinal);
     stall(guard, false);
     current->local_bytes = bytes;
 }

@@ -82,6 +82,11 @@ def measure(
     return rows, lists, facts
 
 
+def _wide(outputs: Sequence[Any]) -> list[Any]:
+    """Truth values and unsigned numbers, too, as numbers of which there is a difference."""
+    return [np.asarray(output, np.float64) for output in outputs]
+
+
 def _row(
     batch: int, dtype: str, side: str, beside: str, times: Times, answers: Sequence[Any], right: Sequence[Any]
 ) -> Row:
@@ -89,7 +94,7 @@ def _row(
     event, host = (np.percentile(values, MARKS) / 1e3 for values in (times.event, times.host))
     worst = max(
         float(np.max(np.abs(one - other)) / max(float(np.max(np.abs(other))), 1e-30))
-        for one, other in zip(answers, right, strict=True)
+        for one, other in zip(_wide(answers), _wide(right), strict=True)
     )
     return {
         "batch": batch,

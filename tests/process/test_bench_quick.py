@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -38,6 +39,7 @@ from bench import (
 from bench.cluster import Cluster
 from bench.gpu_peers import measure as gpu_peers
 from bench.gpu_peers import ours, theirs
+from bench.gpu_peers.measure import _row as gpu_peers_row
 from bench.gpu_peers.theirs import ON_A_CPU
 from bench.paper import fig11, live
 from bench.paper.common import Setting
@@ -353,6 +355,13 @@ def test_a_package_of_an_older_card_of_the_family_is_held_against_its_peers(
         FakeDriver().restore()
     assert site.target == "sm_80"
     assert site.variant(3).batch == 4
+
+
+def test_answers_that_are_no_floats_are_held_against_each_other() -> None:
+    times = ours.Times([1000, 2000], [3000, 4000])
+    answers = [np.array([True, False]), np.array([1, 2], np.uint8)]
+    row = gpu_peers_row(1, "fp32", "one", "alone", times, answers, [np.array([True, True]), answers[1]])
+    assert row["apart by"] == 1
 
 
 @pytest.mark.skipif(

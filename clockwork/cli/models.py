@@ -259,9 +259,9 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             _time(info.raw.get("exec_ns")),
             _time(info.raw.get("live_exec_ns")),
             _time(info.load_ns),
-            say_bytes(info.weights_bytes),
+            say_bytes(info.weights_bytes) if _is_measured(info) else "-",
             _holding(info),
-            "yes" if info.batches else "no",
+            ("yes" if info.batches else "no") if _is_measured(info) else "-",
             _remarks(info),
         ]
         for info in infos
@@ -293,6 +293,11 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
 
 def _time(ns: Any) -> str:
     return duration(ns) if isinstance(ns, int) and ns > 0 else "-"
+
+
+def _is_measured(info: Any) -> bool:
+    """Whether a worker has prepared the model, so that its size and its batches are known; an unloaded one has none."""
+    return bool(info.holding)
 
 
 def _holding(info: Any) -> str:
@@ -375,15 +380,20 @@ def show(
         *(("input", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.inputs),
         *(("output", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.outputs),
         ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
-        ("batching", f"up to {info.batch_max}" if info.batches else "no"),
+        (
+            "batching",
+            (f"up to {info.batch_max}" if info.batches else "no") if _is_measured(info) else "",
+        ),
         ("", info.batching_note),
         ("", info.lengths_note),
         (
             "weights",
-            f"{say_bytes(info.weights_bytes)}, {say_count(info.raw.get('pages', 0), 'page')}, {_holding(info)}",
+            f"{say_bytes(info.weights_bytes)}, {say_count(info.raw.get('pages', 0), 'page')}, {_holding(info)}"
+            if _is_measured(info)
+            else "",
         ),
         ("", str(info.raw.get("constants_note", ""))),
-        ("load", f"{info.load_ns / 1e6:.3f} ms"),
+        ("load", f"{info.load_ns / 1e6:.3f} ms" if _is_measured(info) else ""),
         ("program", str(info.raw.get("program", ""))),
         ("package", info.digest),
         ("from", _repository(info)),

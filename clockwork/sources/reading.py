@@ -193,7 +193,9 @@ class Reader:
             case "changed":
                 return SourceChanged(f"{name}: {text}")
             case "missing":
-                return SourceMissing(f"{name} is not there: {text}")
+                return SourceMissing(
+                    f"{name} is not there" + ("" if text.rstrip("/") == name else f": {text}")
+                )
             case "refused":
                 return InvalidModel(f"{name} cannot be {what}: {text}")
         return SourceFailed(f"{name} cannot be {what}: {text}")

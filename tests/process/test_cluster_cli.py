@@ -40,7 +40,9 @@ def test_models_go_out_of_service_and_come_back(cluster: Cluster) -> None:
     status, text = cluster.run("models", "unload", "digits")
     assert (status, text) == (0, "unloaded digits")
     status, text = cluster.run("models", "list")
-    assert re.search(r"digits@1 +unloaded", text), text
+    assert re.search(r"digits@1 +unloaded +0 % +5000 ms( +-){5} *$", text, re.MULTILINE), text
+    shown = cluster.run("models", "show", "digits")[1]
+    assert not re.search(r"^  (batching|weights|load) ", shown, re.MULTILINE), shown
     status, text = cluster.run("infer", "digits", str(DIGITS / "7.png"))
     assert (status, text) == (1, "clockwork: model 'digits' is unloaded")
     status, text = cluster.run("models", "load", "digits@1")

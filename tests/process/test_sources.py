@@ -237,7 +237,7 @@ def test_a_file_larger_than_there_is_room_for_is_refused_also_where_nobody_says_
 
 
 def test_what_is_away_or_not_there_is_said(server: FileServer, reader: Reader) -> None:
-    with pytest.raises(SourceMissing, match="/models is not there"):
+    with pytest.raises(SourceMissing, match=r"^http://\S+/models is not there$"):
         reader.files()
     server.away = True
     with pytest.raises(SourceFailed, match=r"cannot be listed: .*503"):

@@ -16,7 +16,17 @@ from clockwork.controller.access import Access
 from clockwork.controller.context import Context
 from clockwork.controller.flaws import Flaw, request_error
 from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.links import OWN_NAME_TEXT, ClientLink, Links, is_older, is_ours, mismatch, named
+from clockwork.controller.links import (
+    OWN_NAME_TEXT,
+    WORKER_AT_CLIENTS,
+    ClientLink,
+    Links,
+    is_hello,
+    is_older,
+    is_ours,
+    mismatch,
+    named,
+)
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
 from clockwork.controller.queries import Queries
@@ -34,6 +44,7 @@ from clockwork.errors import (
 from clockwork.wire import codec
 from clockwork.wire.messages import (
     FROM_CLIENT,
+    FROM_WORKER,
     PROTOCOL_VERSION,
     Bye,
     Cancel,
@@ -54,6 +65,7 @@ from clockwork.wire.messages import (
     Status,
     Unregister,
     UploadChunk,
+    WorkerHello,
 )
 from clockwork.wire.telling import printable
 
@@ -224,6 +236,10 @@ class Clients:
                 self._access.check(key, message)
                 self._handlers[type(message)](self, client, message, frames)
         except codec.WireError as error:
+            if client is None and is_hello(frames, FROM_WORKER, WorkerHello):
+                self._context.tell_client(identity, fd, WORKER_AT_CLIENTS)
+                self._context.complain("client malformed", "a worker came to the clients' port")
+                return
             _, request_id = codec.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
             self._tell_why(identity, fd, request_id, "message", error)
         except PolicyFailed:

@@ -8,6 +8,7 @@ from typing import Any
 from clockwork.config import VERSION
 from clockwork.controller.clocksync import ClockSync
 from clockwork.errors import InvalidInput
+from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, DeviceInfo, Mismatch
 from clockwork.wire.telling import printable, tell
 
@@ -122,6 +123,25 @@ def is_ours(identity: bytes) -> bool:
 def is_older(identity: bytes, other: bytes) -> bool:
     """Whether this peer connected before the other one. libzmq counts peers in 32 bits, from any number on."""
     return (int.from_bytes(identity[1:]) - int.from_bytes(other[1:])) % (1 << 32) >= 1 << 31
+
+
+WORKER_AT_CLIENTS = Mismatch(
+    PROTOCOL_VERSION,
+    "this port is for clients; workers connect to another, 5556 unless the controller was told otherwise",
+)
+CLIENT_AT_WORKERS = Mismatch(
+    PROTOCOL_VERSION,
+    "this port is for workers; clients connect to another, 5555 unless the controller was told otherwise",
+)
+"""Answers to peers that took the wrong one of two neighbouring ports."""
+
+
+def is_hello(frames: list[Any], table: dict[int, type], kind: type) -> bool:
+    """Whether a message is the hello of another kind of peer, whose messages are in ``table``."""
+    try:
+        return bool(frames) and type(codec.decode(frames[0], table)) is kind
+    except codec.WireError:
+        return False
 
 
 def mismatch(protocol: int, version: str) -> Mismatch:

@@ -25,8 +25,10 @@ from clockwork.controller.context import Context
 from clockwork.controller.effects import Effect, ReadChunk
 from clockwork.controller.flaws import Flaw, result_text
 from clockwork.controller.links import (
+    CLIENT_AT_WORKERS,
     OWN_NAME_TEXT,
     WorkerLink,
+    is_hello,
     is_older,
     is_ours,
     mismatch,
@@ -52,9 +54,11 @@ from clockwork.system.clock import now_ns
 from clockwork.wire import codec
 from clockwork.wire.forms import INT64_MAX
 from clockwork.wire.messages import (
+    FROM_CLIENT,
     FROM_WORKER,
     PROTOCOL_VERSION,
     Chunk,
+    ClientHello,
     ClockChanged,
     DeviceFault,
     Fetch,
@@ -309,6 +313,10 @@ class Workers:
         except PolicyFailed:
             raise  # the scheduler is in the middle of something
         except Exception as error:
+            if worker is None and is_hello(frames, FROM_CLIENT, ClientHello):
+                self._context.tell_worker(identity, fd, CLIENT_AT_WORKERS)
+                self._context.complain("worker malformed", "a client came to the workers' port")
+                return
             self._turn_away(identity, fd, worker, kind, error)
 
     def _turn_away(

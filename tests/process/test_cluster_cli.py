@@ -324,3 +324,12 @@ def test_the_line_that_up_prints_can_be_pasted(tmp_path: Path) -> None:
         assert up.wait(10) == 0
     finally:
         up.destroy()
+
+
+def test_who_takes_the_neighbouring_port_is_told_which_one_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    worker = cluster.program(["worker", "--connect", cluster.endpoint, "--store", str(tmp_path)])
+    assert worker.wait() == 1, worker.text
+    assert "this port is for clients; workers connect to another" in worker.text
+    client = cluster.program(["status", "--endpoint", cluster.worker_endpoint])
+    assert client.wait() == 1, client.text
+    assert "this port is for workers; clients connect to another" in client.text

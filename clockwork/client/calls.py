@@ -410,6 +410,8 @@ class Pages:
         self.argument = page.pop("next", "")
         if type(self.argument) is not str or (self.argument and not models):
             _damaged("a page without a model is followed by another")
+        if len(self.argument.encode()) > config.MODEL_REFERENCE_BYTES_MAX:  # more than a Query takes
+            _damaged("the next page begins with what names no model")
         if not self.body:
             self.body = page
         else:

@@ -505,6 +505,9 @@ SLO_DOUBTED_NS = 10_000_000_000
 MODEL_REFERENCE_MAX = 256
 """Most characters of ``name`` or ``name@version`` in a request."""
 
+MODEL_REFERENCE_BYTES_MAX = 4 * MODEL_REFERENCE_MAX
+"""The same in UTF-8, and of what asks for a further page of models."""
+
 LANE_SPIN_NS = 30_000
 """Time before an action's window opens, or before what a GPU does is predicted to end, at which a lane stops sleeping and
 spins: about the cost of a wake-up, so that starting on time takes a core for no longer than that."""

@@ -21,7 +21,7 @@ from clockwork.config import (
     FILES_MAX,
     FRAMES_MAX,
     HOST_BYTES_MAX,
-    MODEL_REFERENCE_MAX,
+    MODEL_REFERENCE_BYTES_MAX,
     NAME_BYTES_MAX,
     PACKAGE_BYTES_MAX,
     PAGE_BYTES_MAX,
@@ -136,7 +136,7 @@ Release: TypeAlias = Annotated[str, Text(64, is_cut=True)]
 
 PeerName: TypeAlias = Annotated[str, Text(256, is_cut=True)]
 Sentence: TypeAlias = Annotated[str, Text(SENTENCE_BYTES_MAX, is_cut=True)]
-ModelReference: TypeAlias = Annotated[str, Text(4 * MODEL_REFERENCE_MAX)]
+ModelReference: TypeAlias = Annotated[str, Text(MODEL_REFERENCE_BYTES_MAX)]
 """``name`` or ``name@version``."""
 
 Digest: TypeAlias = Annotated[str, Text(128)]

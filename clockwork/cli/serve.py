@@ -212,6 +212,7 @@ def up(
     """
     from clockwork.controller.settings import check_policy
     from clockwork.launch import local
+    from clockwork.wire.transport import is_local
     from clockwork.worker.settings import device_names
 
     with as_usage():
@@ -221,6 +222,16 @@ def up(
         raise click.UsageError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
         raise click.UsageError("--profiles needs a worker that takes them")
+    if profiles and device != "emulated":
+        raise click.UsageError(
+            f"--profiles is for --device emulated; {device} computes, and needs the models"
+        )
+    on_ray = on_ray or bool(ray_address)  # there, keys are made where they are needed
+    if not (on_ray or keys or insecure or is_local(f"tcp://[{host}]:{port}")):
+        raise click.UsageError(
+            f"--host {host} is reachable from other machines: give --keys DIR (clockwork keys new DIR makes them), "
+            "or say --insecure"
+        )
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
     for name, size in (
         ("--arena", arena),
@@ -250,7 +261,7 @@ def up(
             repository_cache or (data or config.data_directory()) / "repositories", repository_cache_size,
         ),
     )  # fmt: skip
-    if not on_ray and not ray_address:
+    if not on_ray:
         sys.exit(local.up(settings, lambda line: click.echo(line)))
     from clockwork.launch import ray
 

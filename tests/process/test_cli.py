@@ -234,6 +234,8 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("models", "show"), "Missing argument 'NAME'"),
         (("plan", "devices", "--profiles", "absent.json", "--rate", "5"), "absent.json"),
         (("up", "--workers", "0", "--profiles", "paper"), "--profiles needs a worker"),
+        (("up", "--profiles", "paper"), "--profiles is for --device emulated; cpu computes"),
+        (("up", "--host", "0.0.0.0"), "0.0.0.0 is reachable from other machines: give --keys DIR"),
         (("infer", "digits", "x.npy", "--slo", "100 parsecs"), "'100 parsecs' is no duration"),
         (("status", "--timeout", "soon"), "a number and a unit, as 100ms, 250us, 2s or 5min"),
         (("worker", "--drain", "-1s"), "-1s is not at least 0 s"),

@@ -691,7 +691,10 @@ def describe(report: Report) -> str:
         *times("latency", report.latency_ms),
         *times("refused after", report.refusal_ms),
         *times("generator's own lag", report.lag_ms),
-        f"  {'input':<22}{report.input_bytes / max(1, report.offered):.0f} bytes a request",
+        (
+            f"  {'input':<22}{report.input_bytes / max(1, report.offered):.0f} bytes a request,"
+            f" {report.input_bytes / 1e6 / report.seconds:.1f} MB/s"
+        ),
     ]
     if report.interrupted:
         lines.insert(0, "  interrupted: of what had been sent by then")

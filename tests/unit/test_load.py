@@ -183,6 +183,7 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
     for latency_ns, error in outcomes:
         tally.sent += 1
         tally.record("a" if error is None else "b", latency_ns, 50_000_000, error)
+    tally.input_bytes = 8 * 602_000
     report = _report({}, tally, 2.0)
     assert (report.offered, report.answered, report.within_slo) == (8, 2, 1)
     assert (report.offered_rate, report.goodput) == (4.0, 0.5)
@@ -195,6 +196,7 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
     text = describe(report)
     assert "deadline 2, memory 1" in text
     assert "0.5/s, 1 (12.50 %)" in text
+    assert "602000 bytes a request, 2.4 MB/s" in text
     by_model = {row["model"]: row for row in report.models}
     assert {name: by_model["a"][name] for name in ("offered", "good", "late", "p50_ms")} == {
         "offered": 2, "good": 1, "late": 1, "p50_ms": 50.0,

@@ -7,7 +7,8 @@ MODEL is an ONNX file, which is compiled for the card first, once for each dtype
 package that `clockwork compile` has made, whose dtype --dtype then names.
 
 What is held against what: fp32 against ONNX Runtime with use_tf32=0; tf32 against its default, and TensorRT's; fp16
-against its fp16 model, made by its own converter, and TensorRT's fp16. With and without CUDA graphs. What is not
+against its fp16 model, made by its own converter, and TensorRT's fp16. With and without CUDA graphs, and on tensor
+cores in the layout NHWC, too. What is not
 installed is named. All sides get the same inputs, which lie on the card, and are timed the same two ways: by the card's
 events on the stream that executes, and by this machine's clock from the first launch until the end has been
 noticed. Clockwork's events are inside its graph; a peer's are around a call of ONNX Runtime's, and so count what that does

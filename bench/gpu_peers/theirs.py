@@ -39,13 +39,18 @@ class Peer(NamedTuple):
     is_half: bool = False  # runs the model converted to fp16, with fp32 inputs and outputs
 
 
+NHWC = {"prefer_nhwc": "1", "enable_cuda_graph": "1"}
+"""Convolutions in the layout that tensor cores want: faster for some networks."""
+
 PEERS = (
     Peer("ONNX Runtime, use_tf32=0", "fp32", CUDA, {"use_tf32": "0"}),
     Peer("ONNX Runtime, use_tf32=0, CUDA graph", "fp32", CUDA, {"use_tf32": "0", "enable_cuda_graph": "1"}),
     Peer("ONNX Runtime, use_tf32=1 (its default)", "tf32", CUDA, {"use_tf32": "1"}),
     Peer("ONNX Runtime, use_tf32=1, CUDA graph", "tf32", CUDA, {"use_tf32": "1", "enable_cuda_graph": "1"}),
+    Peer("ONNX Runtime, use_tf32=1, NHWC, CUDA graph", "tf32", CUDA, {"use_tf32": "1", **NHWC}),
     Peer("ONNX Runtime, fp16", "fp16", CUDA, {}, is_half=True),
     Peer("ONNX Runtime, fp16, CUDA graph", "fp16", CUDA, {"enable_cuda_graph": "1"}, is_half=True),
+    Peer("ONNX Runtime, fp16, NHWC, CUDA graph", "fp16", CUDA, NHWC, is_half=True),
     Peer("TensorRT", "tf32", TENSORRT, {}),
     Peer("TensorRT, CUDA graph", "tf32", TENSORRT, {"trt_cuda_graph_enable": "True"}),
     Peer("TensorRT, fp16", "fp16", TENSORRT, {"trt_fp16_enable": "True"}),

@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,18 @@ def conditions(seed: int) -> dict[str, Any]:
         "commit": commit(),
         "seed": seed,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version_of(name) for name in PACKAGES},
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def version_of(package: str) -> str:
+    """Of a package that is imported by this name, whichever of its distributions is installed: onnxruntime-gpu is one of
+    onnxruntime."""
+    for name in (package, f"{package}-gpu"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return "unknown"
 
 
 def machine() -> str:

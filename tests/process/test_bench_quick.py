@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from bench import (
     prediction,
     promise,
     pump,
+    report,
     rot,
     roundtrip,
     shared_memory,
@@ -355,6 +357,21 @@ def test_a_package_of_an_older_card_of_the_family_is_held_against_its_peers(
         FakeDriver().restore()
     assert site.target == "sm_80"
     assert site.variant(3).batch == 4
+
+
+def test_a_result_is_shown_where_onnx_runtime_is_the_one_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes the place of the other, as docs/gpu.md says: its distribution has another name."""
+    found = report.version
+
+    def installed(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1.31.1" if name == "onnxruntime-gpu" else found(name)
+
+    monkeypatch.setattr(report, "version", installed)
+    assert report.conditions(0)["versions"]["onnxruntime"] == "1.31.1"
+    monkeypatch.setattr(report, "PACKAGES", ("nowhere",))
+    assert report.conditions(0)["versions"] == {"nowhere": "unknown"}
 
 
 def test_answers_that_are_no_floats_are_held_against_each_other() -> None:

@@ -268,7 +268,9 @@ def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list
     for index, name in enumerate(names):
         info = client.model(name)
         if not info.inputs:
-            raise ConfigError(f"model {name!r} is {info.state} and takes no load yet {info.text}".rstrip())
+            raise ConfigError(
+                f"model {name!r} is {info.state} and takes no load yet: {info.text}".rstrip(": ")
+            )
         key = (info.inputs, str(info.raw.get("example")), info.metadata.get(samples.STRINGS_KEY))
         if key not in made:
             made[key] = make_inputs(info, rows, seed + index)

@@ -66,7 +66,7 @@ def infer(
     with new_client(endpoint, key, timeout) as client:
         info = client.model(model)
         if not info.inputs and not info.outputs:  # it is not prepared, or unloaded
-            raise Unavailable(f"model {model!r} is {info.state} {info.text}".rstrip())
+            raise Unavailable(f"model {model!r} is {info.state}: {info.text}".rstrip(": "))
         with as_usage():
             values = files.read_inputs(inputs, info)
         outputs = client.infer(model, values, slo=slo, priority=priority)

@@ -314,7 +314,7 @@ def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
     Raises ConfigError for a model that has not been profiled.
     """
     if not info.profile:
-        raise ConfigError(f"model {info.name!r} is {info.state} and has no profile {info.text}".rstrip())
+        raise ConfigError(f"model {info.name!r} is {info.state} and has no profile: {info.text}".rstrip(": "))
     shape = info.profile[0].shape
     times = [point.exec_ns for point in info.profile]
     expected = list(info.raw.get("expected_ns") or ())

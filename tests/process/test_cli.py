@@ -108,6 +108,28 @@ def run(controller: FakeController, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+def test_a_model_that_failed_is_said_to_have_with_the_reason(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = {"name": "digits", "version": 1, "state": "failed", "text": "it is damaged"}
+    monkeypatch.setitem(MODELS, "digits", failed)
+    said = {
+        ("infer", "digits", "--example", "7"): "model 'digits' is failed: it is damaged\n",
+        ("load", "digits"): "model 'digits' is failed and takes no load yet: it is damaged\n",
+        (
+            "models",
+            "show",
+            "digits",
+            "--profile",
+            "-",
+        ): "model 'digits' is failed and has no profile: it is damaged\n",
+    }
+    for arguments, text in said.items():
+        assert text in run(*arguments, ok=False).output
+    monkeypatch.setitem(MODELS, "digits", failed | {"text": ""})
+    assert "model 'digits' is failed\n" in run("infer", "digits", "--example", "7", ok=False).output
+
+
 # ----- durations -----------------------------------------------------------------------------
 
 
@@ -378,7 +400,7 @@ def test_models(run: Any, controller: FakeController, tmp_path: Path) -> None:
     assert profile.name == "digits"
     assert profile.exec_ns == {point["batch"]: point["exec_ns"] for point in MODELS["digits"]["profile"]}
     assert run("models", "show", "digits", "--profile", "-").output == text
-    assert "has no profile" in run("models", "show", "two", "--profile", "-", ok=False).output
+    assert "has no profile\n" in run("models", "show", "two", "--profile", "-", ok=False).output
     assert json.loads(run("models", "show", "digits", "--json").output) == MODELS["digits"]
     assert run("models", "remove", "digits", "two@2").output == "removed digits\nremoved two@2\n"
     assert [message.model for message in controller.of(Unregister)[-2:]] == ["digits", "two@2"]

@@ -195,7 +195,7 @@ class Controller:
         self._storage = StorageThread()
         self._jobs = CatalogJobs(self._catalog)
         self._repairs = Repairs(self._effects, self._catalog, self._table)
-        self._registrar = Registrar(self._effects, self._table)
+        self._registrar = Registrar(self._effects, self._table, self._repairs.lacks)
         reports = SourceReports(self.troubles)
         metrics = MetricsQuery(
             self._exchange, self._scheduler, self._table, self._registrar.versions, self.troubles, self._complaints,

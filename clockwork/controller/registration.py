@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clockwork.config import ERASE_RETRY_NS, MODELS_MAX, VERSION_MAX, VERSIONS_MAX
@@ -81,9 +81,11 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Registrar:
-    def __init__(self, effects: deque[Effect], table: ModelTable) -> None:
+    def __init__(self, effects: deque[Effect], table: ModelTable, lacks: Callable[[str], bool]) -> None:
+        """lacks: whether a registered package, by its digest, is damaged and has not been repaired."""
         self._effects = effects
         self._table = table
+        self._lacks = lacks
         self.versions = Versions(effects, table)
         self._uploads = Uploads(effects)
         self._turns = Turns(effects)
@@ -372,9 +374,11 @@ class Registrar:
     # ----- registering -------------------------------------------------------------------------
 
     def _register(self, waiter: Waiter, registration: Registration) -> None:
-        if self._adopt([waiter], registration):
+        # What is damaged is uploaded once more, and then is the version that is there: see _become().
+        is_lacking = self._lacks(registration.digest)
+        if not is_lacking and self._adopt([waiter], registration):
             return
-        if self._table.count >= MODELS_MAX:
+        if not is_lacking and self._table.count >= MODELS_MAX:
             raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
         self._uploads.begin(waiter, registration)
 

@@ -95,6 +95,10 @@ class Repairs:
                 self._fetcher.cancel(digest)
                 self._seek(digest)
 
+    def lacks(self, digest: str) -> bool:
+        """Whether a package was found damaged, and nobody has brought it since."""
+        return digest in self._open
+
     def arrived(self, digest: str) -> None:
         """Somebody has uploaded the same content."""
         repair = self._open.get(digest)

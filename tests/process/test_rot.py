@@ -307,6 +307,24 @@ def test_a_damaged_package_is_taken_from_the_next_upload_of_the_same_content(dat
         eventually(lambda: packages_are_whole(data / "controller"), "it is whole")
 
 
+def test_a_damaged_package_of_a_model_that_serves_is_taken_from_its_next_registration(
+    data: Path, whole: Path
+) -> None:
+    digest = ABOUT["digests"]["packed@1"]
+    model = (whole / "controller" / "packages" / digest / "model.onnx").read_bytes()
+    flip(data / "controller" / "packages" / digest / "model.onnx", 2)
+    shutil.rmtree(data / "worker" / "packages")  # so that nobody can bring it, and the model is prepared
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        eventually(lambda: client.model("packed").state == "ready", "it serves")
+        eventually(lambda: client.status()["packages_unchecked"] == 0, "all packages have been looked at")
+        assert not packages_are_whole(data / "controller")
+        assert client.register("packed", model).reference == "packed@1", "the version that is there"
+        assert packages_are_whole(data / "controller")
+        kinds = {one["kind"] for one in client.status()["troubles"]["open"]}
+        assert kinds == {"file_repaired"}
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
 @pytest.mark.parametrize("side", ["controller", "worker", "both"])
 def test_every_file_has_a_flipped_bit(data: Path, side: str, seed: int) -> None:

@@ -65,7 +65,7 @@ class Registry:
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
         self.table = ModelTable(self.effects)
-        self.registrar = Registrar(self.effects, self.table)
+        self.registrar = Registrar(self.effects, self.table, lambda digest: False)
         self.jobs: deque[Job] = deque()  # given to storage, in order
         self.asked: list[tuple[int, Prepare]] = []  # of workers, and not answered
         self.known: set[int] = set()  # model ids that the scheduler was told of

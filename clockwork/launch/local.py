@@ -42,8 +42,8 @@ PR_SET_PDEATHSIG = 1
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask for the end."""
 
-ROUTINE = re.compile(r"^\S+ \S+ (controller|worker|gateway) [DI] ")
-"""A line of a child's log that only --verbose shows; anything else may be trouble."""
+ROUTINE = re.compile(r"^(\S+ \S+ (controller|worker|gateway) [DI] |The dashboard is at )")
+"""A line of a child's that only --verbose shows; anything else may be trouble. Where a dashboard is, the greeting says."""
 
 SERVES = re.compile(
     r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:|^The dashboard is at "

@@ -373,6 +373,7 @@ def test_the_demo_is_one_command_that_leaves_nothing(tmp_path: Path) -> None:
         members = session_members(program.pid)
         program.send(signal.SIGINT)
         assert program.wait() == 0, program.text
+        assert program.text.count("The dashboard is at") == 1
         assert [pid for pid in members if Path(f"/proc/{pid}").exists()] == []
         assert list(folder.iterdir()) == []
     finally:

@@ -371,6 +371,9 @@ def test_of_its_processes_logs_it_shows_what_may_be_trouble(
         "Segmentation fault",
     ]
     routine = [f"2026-11-28 12:07:04,189 {who} I all is well" for who in ("controller", "worker", "gateway")]
+    routine.append(
+        "The dashboard is at http://127.0.0.1:8787/ (Ctrl-C ends it)"
+    )  # which is said once all is ready
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in [*routine, *shown, *routine]))
     program.chmod(0o755)

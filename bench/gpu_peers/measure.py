@@ -25,8 +25,8 @@ def measure(
 ) -> tuple[list[Row], list[Row], dict[str, Any]]:  # fmt: skip
     """A row for each batch, dtype, side and what goes on beside it; rows of kernels; facts. model: an ONNX file, or a
     package, whose dtype then is all there is."""
-    found, lacking = available(peers)
-    if not found:
+    usable, lacking = available(peers)
+    if not usable:
         raise SystemExit("; ".join(lacking))
     rows: list[Row] = []
     lists: list[Row] = []
@@ -36,7 +36,7 @@ def measure(
         for dtype in dtypes:
             tell(f"compiling for {dtype}")
             site = Site(scratch / dtype, model, max(batches), dtype)
-            rivals = [peer for peer in found if peer.dtype == dtype]
+            rivals = [peer for peer in usable if peer.dtype == dtype]
             for batch in batches:
                 inputs = site.inputs(batch)
                 names = [spec.name for spec in reference.get_inputs()]
@@ -68,10 +68,11 @@ def measure(
                 if listed:
                     tell(f"batch {batch}, {dtype}, kernel by kernel")
                     few = max(min(runs, 1000) // 20, 5)
-                    lists += kernels(site, batch, few)[:listed]
+                    sides = [kernels(site, batch, few)]
                     for peer in rivals[:1]:
                         profile = Side(onnx, peer, scratch, scratch / f"profile-{dtype}-{batch}")
-                        lists += profile.kernels(inputs, right, batch, few)[:listed]
+                        sides.append(profile.kernels(inputs, right, batch, few))
+                    lists += [{"dtype": dtype, **row} for found in sides for row in found[:listed]]
         facts = {
             "card": f"{site.card.name}, driver {site.table.version}",
             "model": model.name,

@@ -513,6 +513,7 @@ def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     assert all(0 < row["event p50_us"] <= row["event p99.99_us"] for row in rows)
     has_rival = {row["dtype"]: row["times the best"] for row in rows if row["times the best"]}
     assert has_rival.keys() == {"fp32", "fp16"}, "nobody cuts products to tf32 on a processor"
+    assert list(dict.fromkeys(one["dtype"] for one in lists)) == list(dtypes)
     assert [one["side"] for one in lists[:6]] == ["clockwork"] * 3 + ["ONNX Runtime, CPU"] * 3
 
 

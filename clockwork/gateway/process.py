@@ -95,6 +95,9 @@ class Gateway:
                 ("metrics", settings.metrics_port),
             ):
                 if port != OFF:
+                    # The system lets sockets share a port until one of them listens.
+                    if other := next((one for one, taken in self.ports.items() if taken == port), ""):
+                        raise ConfigError(f"--{name}-port {port} is the port of --{other}-port")
                     bound = self._sockets[name] = listen(settings.host, port, f"--{name}-port")
                     self.ports[name] = int(bound.getsockname()[1])
         except ConfigError:

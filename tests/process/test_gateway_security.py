@@ -21,8 +21,10 @@ from clockwork.errors import ConfigError
 from clockwork.gateway import openapi, security
 from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.http import PATHS
+from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.gateway.settings import GatewaySettings
+from clockwork.gateway.settings import OFF, GatewaySettings
+from clockwork.launch.local import held_ports
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
 from clockwork.wire.messages import Failure, Status
 from clockwork.wire.roles import GRPC, HTTP, Right, Role
@@ -298,6 +300,15 @@ def test_what_listens_beyond_this_machine_needs_tls_and_a_token(tmp_path: Path) 
             security.require_security_beyond_loopback(GatewaySettings(**settings))
     for settings in ({"host": "localhost"}, {"host": "::1"}, open_to_all | {"insecure": True}):
         security.require_security_beyond_loopback(GatewaySettings(**settings))
+
+
+def test_two_servers_of_a_gateway_need_two_ports() -> None:
+    with held_ports(1) as [port]:
+        with pytest.raises(ConfigError, match=rf"^--grpc-port {port} is the port of --http-port$"):
+            Gateway(GatewaySettings(http_port=port, grpc_port=port, metrics_port=OFF))
+        again = Gateway(GatewaySettings(http_port=port, grpc_port=OFF, metrics_port=OFF))
+        assert again.ports == {"http": port}, "what was bound before has been released"
+        again._release()
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"x" * 5000, b"\xff\xfe"])

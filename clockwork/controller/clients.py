@@ -308,9 +308,7 @@ class Clients:
             self._context.flight.ask(message.argument, self._context.now_ns, answered)
             return
         if message.what == "metrics":
-            body = self._metrics.body(
-                message.argument, self._links.workers.values(), len(self._links.clients)
-            )
+            body = self._metrics.body(message.argument)
         else:
             body = self._queries.answer(message)
         self._send(client, Reply(message.request_id, body))

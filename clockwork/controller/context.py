@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import msgpack
@@ -16,8 +15,6 @@ from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import Reply
 from clockwork.wire.transport import Publisher
-
-log = logging.getLogger("clockwork.controller")
 
 COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "worker fault",
               "storage failed", "key refused", "clients cut", "workers cut", "events cut")  # fmt: skip

@@ -16,6 +16,16 @@ OWN_NAME_TEXT = (
     "a peer must not name itself (ZMQ_ROUTING_ID): the controller tells peers apart by names of its own"
 )
 
+WORKER_AT_CLIENTS = Mismatch(
+    PROTOCOL_VERSION,
+    "this port is for clients; workers connect to another, 5556 unless the controller was told otherwise",
+)
+CLIENT_AT_WORKERS = Mismatch(
+    PROTOCOL_VERSION,
+    "this port is for workers; clients connect to another, 5555 unless the controller was told otherwise",
+)
+"""Answers to peers that took the wrong one of two neighbouring ports."""
+
 
 class ClientLink:
     """A connected client. What it waits for is the exchange's, which knows it by its slot."""
@@ -123,17 +133,6 @@ def is_ours(identity: bytes) -> bool:
 def is_older(identity: bytes, other: bytes) -> bool:
     """Whether this peer connected before the other one. libzmq counts peers in 32 bits, from any number on."""
     return (int.from_bytes(identity[1:]) - int.from_bytes(other[1:])) % (1 << 32) >= 1 << 31
-
-
-WORKER_AT_CLIENTS = Mismatch(
-    PROTOCOL_VERSION,
-    "this port is for clients; workers connect to another, 5556 unless the controller was told otherwise",
-)
-CLIENT_AT_WORKERS = Mismatch(
-    PROTOCOL_VERSION,
-    "this port is for workers; clients connect to another, 5555 unless the controller was told otherwise",
-)
-"""Answers to peers that took the wrong one of two neighbouring ports."""
 
 
 def is_hello(frames: list[Any], table: dict[int, type], kind: type) -> bool:

@@ -12,16 +12,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_BOUNDS_NS
-from clockwork.controller._exchange import TIMES, Exchange
+from clockwork.controller._exchange import TIMES
+from clockwork.controller.context import Context
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.queries import PAGE_MARK, page_of, state_of, traffic
-from clockwork.controller.troubles import Troubles
 from clockwork.controller.versions import Versions
 from clockwork.errors import ClockworkError, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
-from clockwork.wire.complaints import Complaints
 
 _LEARNT = ("margin", "contested_ns", "level", "beyond")
 """What the scheduler has learnt of a device, as csrc/scheduler/scheduler.h describes it in DeviceStatus."""
@@ -47,21 +46,18 @@ class MetricsQuery:
 
     def __init__(
         self,
-        exchange: Exchange,
+        context: Context,
         scheduler: Scheduler,
         table: ModelTable,
         versions: Versions,
-        troubles: Troubles,
-        complaints: Complaints,
         policy: str,
         started_ns: int,
     ) -> None:
-        self._exchange = exchange
+        self._context = context
+        self._exchange = context.exchange
         self._scheduler = scheduler
         self._table = table
         self._versions = versions
-        self._troubles = troubles
-        self._complaints = complaints
         self._policy = policy
         self._started_ns = started_ns
         self.unserved = {"model_not_found": 0, "unavailable": 0}
@@ -74,13 +70,13 @@ class MetricsQuery:
         elif isinstance(error, Unavailable):
             self.unserved["unavailable"] += 1
 
-    def body(self, argument: str, workers: Iterable[WorkerLink], clients: int) -> dict[str, Any]:
+    def body(self, argument: str) -> dict[str, Any]:
         """argument: "" for everything, of which this is the first page of models; "next" of a page for the one
         behind it; the name of a model for its versions, or name@version for one, and nothing else.
 
         Raises InvalidInput and ModelNotFound.
         """
-        workers = list(workers)
+        workers = list(self._context.links.workers.values())
         names = unique_names({worker.worker_id: worker.name for worker in workers})
         body: dict[str, Any] = {"now_ns": now_ns(), "started_ns": self._started_ns, "policy": self._policy}
         if argument and not argument.startswith(PAGE_MARK):
@@ -110,13 +106,13 @@ class MetricsQuery:
             "devices": sum(not device["draining"] for device in devices),
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),
             "requests_open": self._exchange.held_count - self._exchange.copy_count,
-            "clients": clients,
+            "clients": len(self._context.links.clients),
             "unserved": dict(self.unserved),
             "ready": not self._versions.readiness(),
             "model_count": len(ids),
             "unloaded": self._table.count - len(ids),
-            "troubles": self._troubles.summary(self._exchange.now_ns),
-            "complaints": self._complaints.counts(),
+            "troubles": self._context.troubles.summary(self._exchange.now_ns),
+            "complaints": self._context.complaints.counts(),
         }
 
     def _models(self, models: Iterable[ModelVersion], names: Mapping[int, str]) -> list[dict[str, Any]]:

@@ -198,13 +198,17 @@ class Controller:
         self._registrar = Registrar(self._effects, self._table, self._repairs.lacks)
         reports = SourceReports(self.troubles)
         metrics = MetricsQuery(
-            self._exchange, self._scheduler, self._table, self._registrar.versions, self.troubles, self._complaints,
-            settings.policy, started_ns,
-        )  # fmt: skip
+            context, self._scheduler, self._table, self._registrar.versions, settings.policy, started_ns
+        )
         self.queries = Queries(
-            self._exchange, self._scheduler, self._table, self._registrar.versions, self._repairs, self.troubles,
-            self._complaints, self._links.workers, self._links.clients, settings.policy, epoch, started_ns,
-        )  # fmt: skip
+            context,
+            self._scheduler,
+            self._table,
+            self._registrar.versions,
+            self._repairs,
+            settings.policy,
+            started_ns,
+        )
         self._clients = Clients(
             context, access, served, self._table, self._registrar, reports, metrics, self.queries
         )

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
-from clockwork.controller._exchange import Exchange
+from clockwork.controller.context import Context
 from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.preparations import Preparations
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.repairs import Repairs
-from clockwork.controller.troubles import Troubles
 from clockwork.controller.versions import Versions
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
-from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import Query, Reason
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
@@ -41,35 +38,27 @@ PAGE_MARK = "#"
 
 
 class Queries:
-    """Answers from the parts of one controller. ``workers``, ``clients``: the controller's own, which it changes."""
+    """Answers from the parts of one controller."""
 
     def __init__(
         self,
-        exchange: Exchange,
+        context: Context,
         scheduler: Scheduler,
         table: ModelTable,
         versions: Versions,
         repairs: Repairs,
-        troubles: Troubles,
-        complaints: Complaints,
-        workers: Mapping[bytes, WorkerLink],
-        clients: Sized,
         policy: str,
-        epoch: int,
         started_ns: int,
     ) -> None:
-        self._exchange = exchange
+        self._context = context
+        self._exchange = context.exchange
+        self._links = context.links
         self._scheduler = scheduler
         self._table = table
         self._versions = versions
         self._preparations = versions.preparations
         self._repairs = repairs
-        self._troubles = troubles
-        self._complaints = complaints
-        self._workers = workers
-        self._clients = clients
         self._policy = policy
-        self._epoch = epoch
         self._started_ns = started_ns
 
     def answer(self, query: Query) -> Any:
@@ -171,10 +160,10 @@ class Queries:
         why = self._versions.readiness()
         return {
             "version": VERSION,
-            "epoch": self._epoch,
+            "epoch": self._context.epoch,
             "policy": self._policy,
             "uptime_ns": now_ns() - self._started_ns,
-            "clients": len(self._clients),
+            "clients": len(self._links.clients),
             "ready": not why,
             "why_not_ready": why,
             "models": states,
@@ -188,8 +177,8 @@ class Queries:
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),
             "workers": self._describe_workers(),
-            "troubles": self._troubles.describe(self._exchange.now_ns),
-            "complaints": self._complaints.counts(),
+            "troubles": self._context.troubles.describe(self._exchange.now_ns),
+            "complaints": self._context.complaints.counts(),
         }
 
     def count_all(self) -> dict[str, Any]:
@@ -230,7 +219,7 @@ class Queries:
                 "models": self._preparations.describe(worker.worker_id),
                 "stats": worker.stats,
             }
-            for worker in self._workers.values()
+            for worker in self._links.workers.values()
         ]
 
     def _describe_briefly(self, model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
@@ -272,7 +261,7 @@ class Queries:
         return {"state": state, "text": text}
 
     def _worker_names(self) -> dict[int, str]:
-        return {worker.worker_id: worker.name for worker in self._workers.values()}
+        return {worker.worker_id: worker.name for worker in self._links.workers.values()}
 
     def _whereabouts(self, model: ModelVersion, names: Mapping[int, str]) -> list[dict[str, Any]]:
         """The devices that have a model, or are about to."""

@@ -144,19 +144,16 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
     """Raises UsageError where two of a cluster's ports are one."""
-    names = (
-        {str(port): "for clients", str(port + 1): "for workers", str(port + 2): "for events"} if port else {}
-    )
+    taken = {}
+    if port:
+        more = f"(--port {port} takes the next two, too)"
+        own = ("for clients", f"for workers {more}", f"for events {more}")
+        taken = {str(number): what for number, what in enumerate(own, port)}
     for option, given in zip(("--http-port", "--grpc-port", "--metrics-port"), gateway_ports, strict=True):
-        if given in names:
-            more = (
-                f" (--port {port} takes the next two, too)"
-                if names[given] in ("for workers", "for events")
-                else ""
-            )
-            raise click.UsageError(f"{option} {given} is the port {names[given]}{more}")
+        if given in taken:
+            raise click.UsageError(f"{option} {given} is the port {taken[given]}")
         if given.isdigit() and int(given):
-            names[given] = f"of {option}"
+            taken[given] = f"of {option}"
 
 
 @click.command()

@@ -249,13 +249,9 @@ class Serving:
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         times = Times([], [])
         self._moving, self._is_over = 0, False
-        with contextlib.ExitStack() as stack:
-            registering: Registrations | None = None
-            if beside == "registrations":
-                registering = stack.enter_context(
-                    Registrations(self._register, "Clockwork", self._stop_registering)
-                )
-            while len(times.event) < runs or (registering is not None and not registering.has_one):
+        register = self._register if beside == "registrations" else None
+        with Registrations(register, "Clockwork", self._stop_registering) as registering:
+            while len(times.event) < runs or not registering.has_one:
                 if beside == "LOADs":
                     self._keep_loading()
                 self._give_time()
@@ -269,7 +265,7 @@ class Serving:
             self._end(self._moving)
         self._expected_ns = sorted(times.event[-PREDICTED_BY:])[-2:][0]
         answers = [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]]
-        return answers, times if registering is None else times._replace(registered_s=registering.took_s)
+        return answers, times._replace(registered_s=registering.took_s)
 
 
 class _Over(Exception):

@@ -188,15 +188,11 @@ class Side:
         times = Times([], [])
         for _ in range(WARM_UP):
             self._run(binding, Times([], []))
-        with contextlib.ExitStack() as stack:
-            registering: Registrations | None = None
-            if beside == "registrations":
-                registering = stack.enter_context(Registrations(self._register, self._peer.name))
-            while len(times.event) < runs or (registering is not None and not registering.has_one):
+        register = self._register if beside == "registrations" else None
+        with Registrations(register, self._peer.name) as registering:
+            while len(times.event) < runs or not registering.has_one:
                 self._run(binding, times)
-        if registering is not None:
-            times = times._replace(registered_s=registering.took_s)
-        return binding.copy_outputs_to_cpu(), times
+        return binding.copy_outputs_to_cpu(), times._replace(registered_s=registering.took_s)
 
     def _register(self) -> None:
         """On streams of its own, as another model's session has them."""

@@ -1,4 +1,5 @@
-"""Writes requirements.lock, -compile.lock, -test.lock, -ray.lock and -sources.lock anew: the newest releases that pyproject.toml allows.
+"""Writes requirements.lock, -compile.lock, -test.lock, -ray.lock and -sources.lock anew: the newest releases that
+pyproject.toml allows.
 
     python3.11 tools/lock.py
 

@@ -10,8 +10,9 @@
  *     #endif
  *
  * CW_HOST_KERNEL_WITH(add, registers, shared_bytes, threads) says as well what the kernel needs of a card: registers of
- * a thread, static shared memory, the most threads of a block, and, as a fifth, memory of each thread. With -DCW_HOST_TARGET='"sm_80"' the module is one
- * for that architecture, which the fake driver refuses on any other ("compute_80": PTX, which newer ones take, too).
+ * a thread, static shared memory, the most threads of a block, and, where it is given as a fifth, memory of each
+ * thread. With -DCW_HOST_TARGET='"sm_80"' the module is one for that architecture, which the fake driver refuses on any
+ * other ("compute_80": PTX, which newer ones take, too).
  *
  * Blocks run one after another, and the threads of a block take turns: a thread runs until it waits, for its block
  * in __syncthreads() or for its warp in mma.sync, or ends. A kernel that waits wrongly (a barrier that not all

@@ -1,12 +1,14 @@
-"""Honest clients, which check every answer and record the slowest."""
+"""Honest clients, which check every answer and record how long they waited for it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +19,36 @@ Infer = Callable[[np.ndarray], np.ndarray]
 
 
 class Honest:
-    """A client of the demo model, with a single request at a time. is_right: whether an answer belongs to the input."""
+    """A client of one model, by default the demo's, with a single request at a time. is_right: whether an answer belongs
+    to the input. shape: of the inputs, which are float32."""
 
-    def __init__(self, name: str, infer: Infer, is_right: Callable[[np.ndarray, np.ndarray], bool]) -> None:
+    def __init__(
+        self,
+        name: str,
+        infer: Infer,
+        is_right: Callable[[np.ndarray, np.ndarray], bool],
+        shape: tuple[int, ...] = (1, 1, 8, 8),
+    ) -> None:
         self.name = name
-        self.longest_s = 0.0
+        self.took_s: list[float] = []  # since begin_anew()
         self.answers = 0
         self.wrong: list[str] = []
-        self._infer, self._is_right = infer, is_right
+        self._infer, self._is_right, self._shape = infer, is_right, shape
+
+    @property
+    def longest_s(self) -> float:
+        """The longest wait since begin_anew()."""
+        return max(self.took_s, default=0.0)
+
+    def begin_anew(self) -> list[float]:
+        """The seconds that each answer took until now, which are forgotten here."""
+        took_s, self.took_s = self.took_s, []
+        return took_s
 
     def work(self, stop: threading.Event, seed: int, pause_s: float = 0.0) -> None:
         rng = np.random.default_rng(seed)
         while not stop.wait(pause_s):
-            x = rng.random((1, 1, 8, 8), np.float32)
+            x = rng.random(self._shape, np.float32)
             begun = time.monotonic()
             try:
                 answer = self._infer(x)
@@ -37,7 +56,7 @@ class Honest:
                 self.wrong.append(f"{self.name}: {type(error).__name__}: {error}")
                 continue
             finally:
-                self.longest_s = max(self.longest_s, time.monotonic() - begun)
+                self.took_s.append(time.monotonic() - begun)
             self.answers += 1
             if not self._is_right(x, answer):
                 self.wrong.append(f"{self.name}: an answer is another request's, or nobody's")
@@ -56,3 +75,27 @@ def over_http(port: int, token: str = "") -> Infer:
         return np.array(output["data"], np.float32).reshape(output["shape"])
 
     return infer
+
+
+@contextlib.contextmanager
+def over_grpc(port: int, token: str = "") -> Iterator[Infer]:
+    """Calls on one channel."""
+    import grpc
+
+    from clockwork.gateway.protocol import inference_pb2 as pb
+
+    metadata = [("authorization", f"Bearer {token}")] if token else None
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+
+        def infer(x: np.ndarray) -> np.ndarray:
+            request: Any = pb.ModelInferRequest(model_name="digits", raw_input_contents=[x.tobytes()])
+            request.inputs.add(name="image", datatype="FP32", shape=x.shape)
+            answer = call(request, timeout=ANSWER_S_MAX, metadata=metadata)
+            return np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(answer.outputs[0].shape)
+
+        yield infer

@@ -16,7 +16,6 @@ import onnxruntime
 import pytest
 
 from bench import (
-    attacks,
     dashboard_cost,
     disturbance,
     emulated,
@@ -38,6 +37,8 @@ from bench import (
     roundtrip,
     shared_memory,
 )
+from bench.attacks import measure as attacks
+from bench.attacks import messages as thrown
 from bench.cluster import Cluster
 from bench.gpu_peers import measure as gpu_peers
 from bench.gpu_peers import ours, theirs
@@ -538,14 +539,14 @@ def test_what_was_planned_of_a_cluster_is_offered_to_it() -> None:
 @pytest.mark.slow
 def test_what_hostile_peers_take() -> None:
     pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
-    rows = attacks.measure(attacks.QUICK, list(attacks.ATTACKS), apart=False)
+    rows = attacks.measure(list(attacks.ATTACKS), quick=True, apart=False)
     assert [row["attack"] for row in rows] == list(attacks.ATTACKS)
     assert all(row["wrong"] == 0 < row["answers"] for row in rows)
     became = {row["attack"]: row["attacker"] for row in rows}
     for name in ("unread answers", "endless message"):
         assert became[name].startswith("disconnected"), became
-    assert became["HTTP bodies"] == f"answered 413 x {attacks.QUICK.bodies}"
-    assert became["gRPC without token"] == f"answered 16 x {attacks.QUICK.calls}", "UNAUTHENTICATED"
+    assert became["HTTP bodies"] == f"answered 413 x {thrown.QUICK.bodies}"
+    assert became["gRPC without token"] == f"answered 16 x {thrown.QUICK.calls}", "UNAUTHENTICATED"
     # What all of it would be, unbounded, is 1.6 GB of answers and 600 MiB of one message.
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"

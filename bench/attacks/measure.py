@@ -1,0 +1,116 @@
+"""An attack beside honest clients, as a row of a table."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.attacks import messages
+from bench.attacks.site import MIB, SAME_WIDTH, SEED, Site, site
+from bench.honest import Honest, over_grpc, over_http
+from bench.reference import Plain, relative_error
+from clockwork.models import zoo
+from clockwork.system.clock import SECOND, now_ns
+
+TOLERANCE = 1e-4
+PAUSE_S = 0.002
+CALM_S = {True: 0.3, False: 5.0}
+"""Seconds of honest requests before the attack, in the quick form and in the whole one."""
+
+ATTACKS = {**messages.ATTACKS}
+"""Every attack, by name."""
+
+
+def peak_bytes(pid: int) -> int:
+    """Peak memory of a process since forget_peak()."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def forget_peak(pid: int) -> None:
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def row(name: str, here: Site, quick: bool) -> dict[str, Any]:
+    """A row of the table: an attack on a site without other users."""
+    attack = ATTACKS[name]
+    process = {
+        "controller": here.cluster.controller,
+        "gateway": here.gateway,
+        "worker": here.cluster.workers[0],
+    }[attack.on]
+    model = zoo.digits()
+    with contextlib.ExitStack() as stack:
+        sending = stack.enter_context(here.cluster.client())
+        sharing = stack.enter_context(here.cluster.client(shared_memory=True))
+
+        def checked(by: str, infer: Callable[[np.ndarray], np.ndarray]) -> Honest:
+            plain = Plain(model)
+            return Honest(
+                by,
+                infer,
+                lambda x, y: bool(relative_error(y, plain.run({"image": x})[0]) < TOLERANCE),
+            )
+
+        honest = [
+            checked("ZeroMQ", lambda x: np.asarray(sending.infer("digits", x, slo=20.0))),
+            Honest(
+                "shared",
+                lambda x: np.asarray(sharing.infer("same", x, slo=20.0)),
+                np.array_equal,
+                (1, SAME_WIDTH),
+            ),
+            checked("HTTP", over_http(here.http_port, here.token)),
+            checked("gRPC", stack.enter_context(over_grpc(here.grpc_port, here.token))),
+        ]
+        end = threading.Event()
+        threads = [threading.Thread(target=sender.work, args=(end, SEED, PAUSE_S)) for sender in honest]
+        for thread in threads:
+            thread.start()
+        try:
+            end.wait(CALM_S[quick])
+            calm = [sender.begin_anew() for sender in honest]
+            forget_peak(process.pid)
+            before, begun_ns = peak_bytes(process.pid), now_ns()
+            became = attack.throw(here, quick)
+            took_ns = now_ns() - begun_ns
+            end.wait(0.1)  # requests under way count, too
+        finally:
+            end.set()
+            for thread in threads:
+                thread.join()
+        attacked = [sender.begin_anew() for sender in honest]
+    for child in (here.cluster.controller, *here.cluster.workers, here.gateway):
+        if child.poll() is not None:
+            raise RuntimeError(f"{name}: a process ended with status {child.returncode}")
+    found: dict[str, Any] = {
+        "attack": name,
+        "on": attack.on,
+        "grew_MiB": round((peak_bytes(process.pid) - before) / MIB, 1),
+        "took_s": round(took_ns / SECOND, 2),
+    }
+    for word, measured in (("calm", calm), ("attacked", attacked)):
+        for sender, took_s in zip(honest, measured):
+            found[f"{sender.name}_{word}_p99_ms"] = round(1e3 * float(np.percentile(took_s or [0.0], 99)), 1)
+            found[f"{sender.name}_{word}_max_ms"] = round(1e3 * max(took_s, default=0.0), 1)
+    return found | {
+        "answers": sum(sender.answers for sender in honest),
+        "wrong": sum(len(sender.wrong) for sender in honest),
+        "attacker": became,
+    }
+
+
+def measure(names: list[str], quick: bool = False, apart: bool = True) -> list[dict[str, Any]]:
+    """A row for each attack. apart: each on a cluster of its own, so that none finds the memory that another left."""
+    rows = []
+    for together in [[name] for name in names] if apart else [names]:
+        with site([ATTACKS[name] for name in together], quick) as here:
+            rows += [row(name, here, quick) for name in together]
+    return rows

@@ -1,0 +1,220 @@
+"""Messages, frames and bodies that are large, or become large, and answers that nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import re
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import onnx
+
+from bench import zmtp
+from bench.attacks.site import ATTACK_S_MAX, MIB, SEED, Attack, Site
+from clockwork.config import CHUNK_BYTES
+from clockwork.models import zoo
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec, messages
+
+REQUEST_WIDTH = 4096
+"""float32 values of a request: 16 KiB."""
+
+
+class Size(NamedTuple):
+    """Sizes of the attacks."""
+
+    answer_times: int = 256  # an answer's size over its request's: 4 MiB
+    requests: int = 600
+    package_width: int = 1100  # its square is the package's floats: 18 MB
+    fetches: int = 200
+    message_bytes: int = 2_700_000_000
+    bodies: int = 40
+    body_bytes: int = 60 << 20
+    calls: int = 100
+
+
+QUICK, WHOLE = Size(64, 400, 300, 100, 600 << 20, 10, 16 << 20, 10), Size()
+
+
+def _size(quick: bool) -> Size:
+    return QUICK if quick else WHOLE
+
+
+def _wide(quick: bool) -> onnx.ModelProto:
+    """A model that answers with its input, many times over."""
+    graph = zoo.Graph(SEED)
+    graph.node("Tile", ["x", graph.constant([1, _size(quick).answer_times])], "y")
+    width = REQUEST_WIDTH * _size(quick).answer_times
+    return graph.model("wide", [zoo.tensor("x", [REQUEST_WIDTH])], zoo.tensor("y", [width]))
+
+
+def _bulky(quick: bool) -> onnx.ModelProto:
+    """A model whose weights fill a large package."""
+    width = 2 * _size(quick).package_width
+    graph = zoo.Graph(SEED)
+    graph.node("MatMul", ["x", graph.weight("w", graph.normal((width, width), 0.01))], "y")
+    return graph.model("bulky", [zoo.tensor("x", [width])], zoo.tensor("y", [width]))
+
+
+def unread_answers(site: Site, quick: bool) -> str:
+    """Small requests whose large answers are not read."""
+    size = _size(quick)
+    body = bytes(4 * REQUEST_WIDTH)
+    request = messages.InferRequest(1, "wide", 60 * SECOND, 0, [["x", 1, [1, REQUEST_WIDTH], 0]])
+    with zmtp.deaf(site.cluster.endpoint) as connection:
+        connection.sendall(zmtp.client_hello())
+        pieces = (
+            zmtp.message([codec.encode(request._replace(request_id=number)), body])
+            for number in range(1, size.requests + 1)
+        )
+        return thrown(connection, pieces)
+
+
+def unread_packages(site: Site, quick: bool) -> str:
+    """A worker that asks for a package again and again, and reads nothing."""
+    size = _size(quick)
+    fetch = messages.Fetch(site.packages["bulky"], 0, 0, CHUNK_BYTES)
+    with zmtp.deaf(site.cluster.worker_endpoint) as connection:
+        connection.sendall(zmtp.worker_hello(9))
+        return thrown(connection, (zmtp.message([codec.encode(fetch)]) for _ in range(size.fetches)))
+
+
+def endless_message(site: Site, quick: bool) -> str:
+    """A frame of gigabytes, before any hello."""
+    size = _size(quick)
+    piece = bytes(MIB)
+    with zmtp.open_connection(site.cluster.endpoint) as connection:
+        connection.sendall(zmtp.frame_head(size.message_bytes))
+        return thrown(connection, (piece for _ in range(size.message_bytes // MIB)))
+
+
+def thrown(connection: socket.socket, pieces: Iterator[bytes]) -> str:
+    """Send as much as is taken, then wait briefly for the connection's end."""
+    connection.settimeout(ATTACK_S_MAX)
+    sent = 0
+    try:
+        for piece in pieces:
+            connection.sendall(piece)
+            sent += len(piece)
+    except ConnectionError:
+        return f"disconnected after {sent / MIB:.3g} MiB"
+    except TimeoutError:
+        return f"not read after {sent / MIB:.3g} MiB"
+    deadline_ns = now_ns() + 2 * SECOND
+    pause = threading.Event()
+    while now_ns() < deadline_ns:
+        if zmtp.is_shut(connection):
+            return f"disconnected after {sent / MIB:.3g} MiB"
+        pause.wait(0.01)
+    return f"still connected after {sent / MIB:.3g} MiB"
+
+
+def http_bodies(site: Site, quick: bool) -> str:
+    """Bodies of some KB, at once, that inflate to megabytes."""
+    size = _size(quick)
+    body = gzip.compress(bytes(size.body_bytes))
+    head = (
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+        f"Authorization: Bearer {site.token}\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with contextlib.ExitStack() as stack:
+        dialled = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", site.http_port), ATTACK_S_MAX))
+            for _ in range(size.bodies)
+        ]
+        for connection in dialled:
+            connection.sendall(head + body)
+        codes = Counter(connection.recv(4096).split(b" ")[1].decode() for connection in dialled)
+    return f"answered {listed(codes)}"
+
+
+def grpc_messages(site: Site, quick: bool, token: bool) -> str:
+    """Calls of some KB, at once, whose messages inflate to megabytes."""
+    size = _size(quick)
+    message = gzip.compress(b"\x3a" + varint(size.body_bytes) + bytes(size.body_bytes))  # raw_input_contents
+    data = grpc_call(message, site.token if token else "")
+    with contextlib.ExitStack() as stack:
+        dialled = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", site.grpc_port), ATTACK_S_MAX))
+            for _ in range(size.calls)
+        ]
+        for connection in dialled:
+            connection.sendall(data)
+        codes = Counter(grpc_status(connection) for connection in dialled)
+    return f"answered {listed(codes)}"
+
+
+def varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def grpc_call(message: bytes, token: str, path: str = "/inference.GRPCInferenceService/ModelInfer") -> bytes:
+    """A connection's bytes for a call with a gzip message: HTTP/2 by hand, so that no client inflates it.
+
+    The message must fit the window that a peer has before it is told of another: 65,535 bytes.
+    """
+    fields = [
+        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x"), ("te", "trailers"),
+        ("content-type", "application/grpc"), ("grpc-encoding", "gzip"),
+    ]  # fmt: skip
+    if token:
+        fields.append(("authorization", f"Bearer {token}"))
+    headers = b"".join(
+        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields
+    )
+    data = struct.pack(">BI", 1, len(message)) + message
+    assert len(data) <= 65_535
+    pieces = [data[begin : begin + 16_384] for begin in range(0, len(data), 16_384)]
+    frames = [_h2_frame(4, 0, 0, b""), _h2_frame(1, 4, 1, headers)]
+    frames += [_h2_frame(0, piece is pieces[-1], 1, piece) for piece in pieces]
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"".join(frames)
+
+
+def _h2_frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+    return len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body
+
+
+def grpc_status(connection: socket.socket) -> str:
+    """The status of the only call on a connection, from its trailers."""
+    found = b""
+    try:
+        while (status := re.search(rb"grpc-status[\x01\x02](\d+)", found)) is None:
+            piece = connection.recv(65_536)
+            if not piece:
+                return "no status"
+            found += piece
+    except ConnectionError:
+        return "no status"
+    return status[1].decode()
+
+
+def listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{code} x {count}" for code, count in sorted(counts.items()))
+
+
+def _answering(quick: bool) -> dict[str, onnx.ModelProto]:
+    return {"wide": _wide(quick)}
+
+
+def _storing(quick: bool) -> dict[str, onnx.ModelProto]:
+    return {"bulky": _bulky(quick)}
+
+
+ATTACKS = {
+    "unread answers": Attack("controller", unread_answers, _answering),
+    "unread packages": Attack("controller", unread_packages, _storing),
+    "endless message": Attack("controller", endless_message),
+    "HTTP bodies": Attack("gateway", http_bodies),
+    "gRPC without token": Attack("gateway", lambda site, quick: grpc_messages(site, quick, False)),
+    "gRPC with token": Attack("gateway", lambda site, quick: grpc_messages(site, quick, True)),
+}

@@ -1,0 +1,78 @@
+"""The cluster that is attacked, and what an attack is."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import secrets
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import onnx
+
+from bench import gateway
+from bench.cluster import Cluster
+from bench.shared_memory import model as model_of
+from clockwork.models import zoo
+
+SEED = 7
+MIB = 1 << 20
+SAME_WIDTH = 1 << 15
+"""float32 values of the tensor that an honest client shares, and is given back: 128 KiB."""
+
+ATTACK_S_MAX = 60.0
+"""Time after which an attack is broken off; its row says so."""
+
+
+class Site(NamedTuple):
+    """A cluster and a gateway to attack."""
+
+    cluster: Cluster
+    gateway: subprocess.Popen[str]
+    http_port: int
+    grpc_port: int
+    token: str
+    packages: dict[str, str]  # digests, by model
+
+
+class Attack(NamedTuple):
+    """An attack: the attacked process, the attack itself, and the models that it needs."""
+
+    on: str  # "controller", "gateway" or "worker": whose memory is reported
+    throw: Callable[[Site, bool], str]  # of a site, and whether this is the quick form: the attacker's fate
+    models: Callable[[bool], dict[str, onnx.ModelProto]] = lambda quick: {}
+    arguments: tuple[str, ...] = ()  # of the controller, beyond the usual
+
+
+@contextlib.contextmanager
+def site(attacks: Iterable[Attack], quick: bool) -> Iterator[Site]:
+    """A cluster with the models of these attacks, and a gateway that wants a token."""
+    models = {"digits": zoo.digits(), "same": model_of("same", SAME_WIDTH)}
+    arguments: list[str] = []
+    for attack in attacks:
+        models |= attack.models(quick)
+        arguments += attack.arguments
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(controller_arguments=arguments))
+        packages: dict[str, str] = {}
+        with cluster.client() as client:
+            for name, model in models.items():
+                before = set((cluster.data / "packages").iterdir()) if packages else set()
+                client.register(name, model)
+                [package] = set((cluster.data / "packages").iterdir()) - before
+                packages[name] = package.name
+        token = secrets.token_hex(16)
+        path = cluster.data / "token"
+        path.write_text(token)
+        process, http_port, grpc_port = gateway.started(cluster.endpoint, "--token-file", str(path))
+        assert process.stderr is not None
+        stack.enter_context(process.stderr)
+        # Its log is read, so that a full pipe does not stop it.
+        log = threading.Thread(target=collections.deque, args=(process.stderr, 0))
+        log.start()
+        stack.callback(log.join)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        yield Site(cluster, process, http_port, grpc_port, token, packages)

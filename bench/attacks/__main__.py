@@ -4,12 +4,12 @@
 
 For each attack a controller, a worker and a gateway of their own, four honest clients that ask without an end (ZeroMQ
 with tensors sent and in shared memory, HTTP, gRPC; every answer checked), and then the attack. Printed is how much more
-memory the attacked process had at its peak than before (the kernel's VmHWM, which misses nothing), p99 and the longest
-that the honest clients waited for an answer before and during the attack, and what became of the attacker.
+memory the attacked process had at its peak than before (the kernel's VmHWM, which misses nothing), of each
+transport p99 before and during the attack and the longest wait, and what became of the attacker.
 """
 
 from bench import report
-from bench.attacks.measure import ATTACKS, measure
+from bench.attacks.measure import ATTACKS, measure, short
 from bench.attacks.site import SEED
 
 
@@ -21,7 +21,8 @@ def main() -> None:
     if unknown := [name for name in names if name not in ATTACKS]:
         parser.error(f"no attack {unknown[0]!r}; there are {', '.join(ATTACKS)}")
     rows = measure(names, arguments.quick, apart=not arguments.quick)
-    report.show("hostile peers", SEED, rows, {}, arguments.json)
+    shown = rows if arguments.json else [short(row) for row in rows]
+    report.show("hostile peers", SEED, shown, {}, arguments.json)
 
 
 if __name__ == "__main__":

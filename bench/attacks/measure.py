@@ -21,7 +21,10 @@ from clockwork.system.clock import SECOND, now_ns
 TOLERANCE = 1e-4
 PAUSE_S = 0.002
 CALM_S = {True: 0.3, False: 5.0}
-"""Seconds of honest requests before the attack, in the quick form and in the whole one."""
+"""Seconds of honest requests before the attack, and at least from its begin, in the quick form and in the whole one."""
+
+TRANSPORTS = ("ZeroMQ", "shared", "HTTP", "gRPC")
+"""Of the honest clients."""
 
 ATTACKS = {**messages.ATTACKS}
 """Every attack, by name."""
@@ -81,7 +84,8 @@ def row(name: str, here: Site, quick: bool) -> dict[str, Any]:
             before, begun_ns = peak_bytes(process.pid), now_ns()
             became = attack.throw(here, quick)
             took_ns = now_ns() - begun_ns
-            end.wait(0.1)  # requests under way count, too
+            # As long as before, so that both p99 are of as many requests; those under way at the attack's end count, too.
+            end.wait(max(0.1, CALM_S[quick] - took_ns / SECOND))
         finally:
             end.set()
             for thread in threads:
@@ -97,14 +101,26 @@ def row(name: str, here: Site, quick: bool) -> dict[str, Any]:
         "took_s": round(took_ns / SECOND, 2),
     }
     for word, measured in (("calm", calm), ("attacked", attacked)):
-        for sender, took_s in zip(honest, measured):
-            found[f"{sender.name}_{word}_p99_ms"] = round(1e3 * float(np.percentile(took_s or [0.0], 99)), 1)
-            found[f"{sender.name}_{word}_max_ms"] = round(1e3 * max(took_s, default=0.0), 1)
+        for transport, took_s in zip(TRANSPORTS, measured):
+            found[f"{transport}_{word}_p99_ms"] = round(1e3 * float(np.percentile(took_s or [0.0], 99)), 1)
+            found[f"{transport}_{word}_max_ms"] = round(1e3 * max(took_s, default=0.0), 1)
     return found | {
         "answers": sum(sender.answers for sender in honest),
         "wrong": sum(len(sender.wrong) for sender in honest),
+        "first_wrong": next((sender.wrong[0] for sender in honest if sender.wrong), None),
         "attacker": became,
     }
+
+
+def short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for people: of each transport p99 before and during the attack, and the longest wait, in milliseconds."""
+    ends = ("_p99_ms", "_max_ms")
+    kept = {key: value for key, value in row.items() if not key.endswith(ends) and value is not None}
+    attacker = kept.pop("attacker")
+    for name in TRANSPORTS:
+        calm, attacked = row[f"{name}_calm_p99_ms"], row[f"{name}_attacked_p99_ms"]
+        kept[f"{name} p99 ms (longest)"] = f"{calm:g} > {attacked:g} ({row[f'{name}_attacked_max_ms']:g})"
+    return kept | {"attacker": attacker}
 
 
 def measure(names: list[str], quick: bool = False, apart: bool = True) -> list[dict[str, Any]]:

@@ -415,6 +415,20 @@ PREPARATION_IDLE_NS = 60_000_000_000
 PREPARATION_RSS_MAX = 2 << 30
 """Memory beyond which a preparation process is replaced before the next model."""
 
+PREPARATION_BYTES = 2 << 30
+"""Memory that a preparation may take whatever its package's size, unless CLOCKWORK_PREPARATION_BYTES says otherwise: at 16
+rows, a network for images takes 0.7 GiB of it."""
+
+PREPARATION_BYTES_FACTOR = 12
+"""Memory beyond PREPARATION_BYTES that a preparation may take, as a multiple of its package's size. A model of 244 MiB took
+9.5 times its size, twice of it as arenas in which it was timed; smaller ones no more than 10 times."""
+
+PREPARATION_BYTES_PER_CPU = 32 << 20
+"""And for each processor: the stacks of two sessions' threads, which are counted whole."""
+
+PREPARATION_FREE_SHARE = 0.75
+"""Share of the machine's free memory that a preparation may take: beyond that, the machine has too little for it."""
+
 EXECUTION_LIMIT_NS = 2_000_000_000
 EXECUTION_LIMIT_FACTOR = 10
 """An execution is ended after EXECUTION_LIMIT_FACTOR times its predicted time, but not before EXECUTION_LIMIT_NS: on a
@@ -440,8 +454,11 @@ WATCH_GAP_MAX_NS = 200_000_000
 """Most time between two of these checks that counts against an action: beyond it the worker itself did not run."""
 
 OOM_SCORE = 300
-"""oom_score_adj of a worker and its preparations: when a model takes more than its budget (the runtime allocates strings
-itself), the kernel should end a worker, and neither the controller nor an unrelated process."""
+"""oom_score_adj of a worker: when a model takes more than its budget (the runtime allocates strings itself), the kernel
+should end a worker, and neither the controller nor an unrelated process."""
+
+PREPARATION_OOM_SCORE = 1000
+"""oom_score_adj of a preparation, which goes before its worker whatever either of them has taken: it can be repeated."""
 
 DRAIN_LIMIT_NS = 10_000_000_000
 """Default time for which a worker that was told to stop goes on with its actions."""
@@ -735,6 +752,14 @@ def preparation_run_ns() -> int:
         limit_s = PREPARATION_LIMIT_NS / 1e9
         raise ConfigError(f"CLOCKWORK_PREPARATION_RUN is {said!r}: it is seconds, at most {limit_s:g}")
     return round(seconds * 1e9)
+
+
+def preparation_bytes(package_bytes: int) -> int:
+    """Memory that preparing a package may take. Raises ConfigError."""
+    said = environment("PREPARATION_BYTES", "")
+    base = parse_bytes(said) if said else PREPARATION_BYTES
+    processors = (os.cpu_count() or 1) * PREPARATION_BYTES_PER_CPU
+    return base + processors + PREPARATION_BYTES_FACTOR * package_bytes
 
 
 def load_limit_ns() -> int:

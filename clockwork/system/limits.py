@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from clockwork.config import OOM_SCORE
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files with the memory limit of a container; cgroup version 2 and version 1."""
+CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Where a container's limits lie: the folder, its files with the limit of memory and with the memory in use, and the field of
+its file memory.stat with the part of that which is cached files; cgroup version 2 and version 1."""
 
 
-def go_first() -> None:
+def go_first(score: int = OOM_SCORE) -> None:
     """Have the kernel end this process, and its children, before others when memory runs out."""
     with contextlib.suppress(OSError, ValueError):  # forbidden, or no such file: the score stays as it was
         path = Path("/proc/self/oom_score_adj")
-        if int(path.read_text(encoding="ascii")) < OOM_SCORE:
-            path.write_text(str(OOM_SCORE), encoding="ascii")
+        if int(path.read_text(encoding="ascii")) < score:
+            path.write_text(str(score), encoding="ascii")
 
 
 def raise_descriptor_limit() -> int:
@@ -39,10 +44,50 @@ def raise_descriptor_limit() -> int:
 def memory_bytes() -> int:
     """Memory that this process may have: the machine's, or its container's where that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in CGROUP_LIMITS:
+    for folder, limit, _, _ in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
-            limits.append(int(Path(name).read_text(encoding="ascii")))
+            limits.append(int(Path(folder, limit).read_text(encoding="ascii")))
     return min(limits)
+
+
+def free_bytes() -> int:
+    """Memory that this process could get now: the machine's, or its container's where that is less."""
+    free = [_field("/proc/meminfo", "MemAvailable:") * 1024]
+    for folder, limit, used, cached in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
+            most = int(Path(folder, limit).read_text(encoding="ascii"))
+            taken = int(Path(folder, used).read_text(encoding="ascii"))
+            free.append(most - taken + _field(f"{folder}/memory.stat", cached))
+    return max(0, min(free))
+
+
+def _field(path: str, name: str) -> int:
+    """The number behind a name in a file of the kernel's. Raises OSError, ValueError."""
+    for line in Path(path).read_text(encoding="ascii").splitlines():
+        words = line.split()
+        if words[0] == name:
+            return int(words[1])
+    raise ValueError(f"{path} has no {name}")
+
+
+@contextlib.contextmanager
+def bounded_memory(bytes_: int) -> Iterator[None]:
+    """Have this process, and those that it starts, get at most so many bytes of memory more while the block runs.
+
+    RLIMIT_DATA counts what is private and can be written: the heap and anonymous mappings, but not mapped files, and no
+    reserved addresses, of which RLIMIT_AS would count gigabytes. Beyond it the kernel gives none.
+    """
+    import resource  # here, because a client on Windows imports this module
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _field("/proc/self/status", "VmData:") * 1024 + bytes_
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard)
+    )
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def resident_bytes() -> int:

@@ -6,13 +6,14 @@ that crashes the process harms no other. PreparationProcess is the worker's hand
 
 A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check: directories
 and their checksums}, then {started: true}, then {status, text, leaving, ...}. A process that is leaving takes no
-further job.
+further job. A package is prepared within a budget of memory, beyond which the kernel gives the process none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -33,18 +34,23 @@ import msgpack
 
 from clockwork.config import (
     CHECK_BUSY_SHARE,
+    PREPARATION_FREE_SHARE,
     PREPARATION_IDLE_NS,
     PREPARATION_LIMIT_NS,
+    PREPARATION_OOM_SCORE,
     PREPARATION_RSS_MAX,
     PREPARATION_SLOW_NS,
     PREPARATIONS_MAX,
+    preparation_bytes,
     preparation_run_ns,
 )
 from clockwork.config.worker import MESSAGE_BYTES_MAX, RECEIVE_BYTES, TURN_PAUSE_S
+from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import find_damage, set_aside
 from clockwork.formats.package import DamagedPackage
 from clockwork.system.clock import SECOND, now_ns
+from clockwork.system.limits import bounded_memory, free_bytes, go_first
 from clockwork.wire.messages import Status
 
 NICE = 10
@@ -247,6 +253,9 @@ class PreparationProcess:
         if code == EXIT_ENDLESS:
             text = f"one execution of the model takes longer than {preparation_run_ns() / SECOND:g} s"
             return {"status": Status.INVALID_MODEL, "text": text}
+        if code == -signal.SIGKILL:  # from outside: nothing that a model computes sends it
+            text = "the preparation process was killed, most likely because this machine ran out of memory"
+            return {"status": Status.INTERNAL, "text": text}
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return {"status": Status.INVALID_MODEL, "text": f"preparation crashed ({how})"}
 
@@ -299,13 +308,14 @@ def _rss_bytes() -> int:
 
 
 def _yield_to_everybody() -> None:
-    """Die with the worker, leave Ctrl-C to it, and run at the lowest priority."""
+    """Die with the worker, leave Ctrl-C to it, run at the lowest priority, and be the first to go for want of memory."""
     parent = os.getppid()
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(1)  # the worker died before the signal was set
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    go_first(PREPARATION_OOM_SCORE)
     os.nice(NICE)
     with contextlib.suppress(OSError):  # forbidden in some containers, where nice() has to do
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -343,6 +353,30 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+class _Budget:
+    """The memory that preparing a package may take: by its size, or less where the machine has less that is free."""
+
+    def __init__(self, package: Path) -> None:
+        self._package_bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        self._wanted_bytes = preparation_bytes(self._package_bytes)
+        self._free_bytes = int(free_bytes() * PREPARATION_FREE_SHARE)
+        self.bytes = min(self._wanted_bytes, self._free_bytes)
+
+    def exceeded(self) -> dict[str, Any]:
+        """The answer to a job that was not given all the memory that it asked for."""
+        if self.bytes < self._wanted_bytes:
+            return {
+                "status": int(Status.INTERNAL),
+                "text": f"this machine has too little free memory to prepare the model: it takes more than "
+                f"{self._free_bytes} bytes, and would be given up to {self._wanted_bytes}",
+            }
+        return {
+            "status": int(Status.INVALID_MODEL),
+            "text": f"preparing the model takes more than {self._wanted_bytes} bytes of memory, which is the most for a "
+            f"package of {self._package_bytes} bytes (CLOCKWORK_PREPARATION_BYTES on the worker allows more)",
+        }
+
+
 def _prepare(job: Job) -> dict[str, Any]:
     from clockwork.models import runtime
     from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
@@ -350,19 +384,30 @@ def _prepare(job: Job) -> dict[str, Any]:
     runtime.does_not_end = lambda: os._exit(EXIT_ENDLESS)  # only exiting ends such an execution
 
     package = Path(job["package"])
+    budget = _Budget(package)
     try:
-        for fingerprint in job["fingerprints"]:
-            prepare(
-                package, Path(job["store"]), fingerprint, job["page_bytes"], job["options"], lambda *_: None
-            )
+        with bounded_memory(budget.bytes):
+            for fingerprint in job["fingerprints"]:
+                prepare(
+                    package,
+                    Path(job["store"]),
+                    fingerprint,
+                    job["page_bytes"],
+                    job["options"],
+                    lambda *_: None,
+                )
     except DamagedPackage as error:
         return set_package_aside(package, error)
     except InvalidModel as error:
+        if lacked_memory(str(error), budget.bytes):
+            return budget.exceeded()
         return {"status": int(Status.INVALID_MODEL), "text": str(error)}
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            return budget.exceeded()
         return {"status": int(Status.INTERNAL), "text": f"the prepared model cannot be stored: {error}"}
     except MemoryError:
-        return {"status": int(Status.INTERNAL), "text": "there is not enough memory to prepare the model"}
+        return budget.exceeded()
     return {"status": int(Status.OK), "text": ""}
 
 

@@ -108,7 +108,6 @@ def test_one_process_serves_one_job_after_another(make: Callable[..., Side]) -> 
         ({"signal": 11}, "signal 11"),
         ({"exit": 3}, "exit status 3"),
         ({"exit": 0}, "exit status 0"),
-        ({"signal": 9}, "signal 9"),
     ],
 )
 def test_a_crash_is_the_models_fault_and_the_next_job_gets_a_new_process(
@@ -117,6 +116,17 @@ def test_a_crash_is_the_models_fault_and_the_next_job_gets_a_new_process(
     side = make()
     side.process.submit(1, job)
     assert side.end_of(1) == JobDone(1, Status.INVALID_MODEL, f"preparation crashed ({how})")
+    side.process.submit(2, {"status": Status.OK})
+    assert side.end_of(2).status == Status.OK
+
+
+KILLED = "the preparation process was killed, most likely because this machine ran out of memory"
+
+
+def test_a_kill_comes_from_outside_and_is_not_the_models_fault(make: Callable[..., Side]) -> None:
+    side = make()
+    side.process.submit(1, {"signal": 9})
+    assert side.end_of(1) == JobDone(1, Status.INTERNAL, KILLED)
     side.process.submit(2, {"status": Status.OK})
     assert side.end_of(2).status == Status.OK
 
@@ -211,7 +221,7 @@ def test_cancelling_kills_the_job_it_names_and_no_other(make: Callable[..., Side
     until(lambda: side.process._current == 3)
     side.process.cancel(2)
     side.process.cancel(3)
-    assert side.end_of(3).text == "preparation crashed (signal 9)"
+    assert side.end_of(3).text == KILLED
 
 
 def test_a_process_without_work_leaves(make: Callable[..., Side]) -> None:

@@ -1,0 +1,49 @@
+"""Models of some hundred bytes whose preparation takes memory or time without a bound. Real processes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.attacks.preparation import preparation_peaks, swelling
+from clockwork.errors import InvalidModel, Unavailable
+from clockwork.models import zoo
+from tests.process.cluster import Reference, running_cluster, same
+
+MIB = 1 << 20
+BUDGET = 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("tensor_bytes", "count"), [(600 * MIB, 1), (50 * MIB, 12)], ids=["at once", "bit by bit"]
+)
+def test_a_model_is_prepared_within_a_budget_of_memory(tmp_path: Path, tensor_bytes: int, count: int) -> None:
+    environment = {"CLOCKWORK_PREPARATION_BYTES": str(BUDGET)}
+    with running_cluster(tmp_path, environment=environment) as cluster, cluster.client() as client:
+        with pytest.raises(InvalidModel, match="preparing the model takes more than") as refused:
+            client.register("swelling", swelling(tensor_bytes, count))
+        said = re.search(
+            r"more than (\d+) bytes of memory, which is the most for a package of (\d+) bytes",
+            str(refused.value),
+        )
+        assert said is not None
+        assert int(said[1]) >= BUDGET + 12 * int(said[2])
+        (peak,) = preparation_peaks(cluster.workers[0].pid)
+        assert peak < int(said[1]) + 200 * MIB, "beside what the process had before"
+        x = np.zeros((1, 64), np.float32)
+        mlp = zoo.build("mlp")
+        client.register("mlp", mlp)
+        assert same(client.infer("mlp", x), Reference(mlp)(x))
+
+
+def test_what_a_machine_lacks_is_not_the_models_fault(tmp_path: Path) -> None:
+    """A budget beyond the machine's free memory is that memory; what goes beyond it may be tried again."""
+    environment = {"CLOCKWORK_PREPARATION_BYTES": "64TiB"}
+    with running_cluster(tmp_path, environment=environment) as cluster, cluster.client() as client:
+        with pytest.raises(Unavailable, match=r"too little free memory to prepare the model: .*; try again"):
+            client.register("swelling", swelling(1 << 44))
+        assert client.models() == []
+        client.register("mlp", zoo.build("mlp"))

@@ -1,0 +1,45 @@
+"""Which failures are for want of memory, and not a model's."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+
+from clockwork.device.lacking import is_lack, lacked_memory
+from clockwork.models.runtime import RunError, Session
+from clockwork.system.limits import bounded_memory
+from tests.device import wild
+
+MIB = 1 << 20
+
+
+def test_the_runtime_says_that_it_was_given_no_memory() -> None:
+    session = Session(wild.expand().model.SerializeToString(), optimise=False)
+    with bounded_memory(50 * MIB), pytest.raises(RunError) as failure:
+        session.run([np.array([100 * MIB], np.int64)])
+    assert lacked_memory(str(failure.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "lacks"),
+    [
+        ("std::bad_alloc", True),
+        ("the execution needs more memory than it may take: 60 bytes beside 0 of at most 100", False),
+        ("the execution needs more memory than it may take: 60 bytes beside 0 of at most 200", True),
+        ("Exception: 60 bytes are asked for, 0 are taken, and at most 100 may be", False),
+        ("Exception: 60 bytes are asked for, 0 are taken, and at most 200 may be", True),
+        ("index out of range", False),
+    ],
+)
+def test_a_device_that_gives_less_than_the_process_may_have_names_its_own_limit(
+    text: str, lacks: bool
+) -> None:
+    assert lacked_memory(text, 200) == lacks
+
+
+def test_want_of_memory_or_files_is_told_from_a_file_that_is_not_there() -> None:
+    assert is_lack(OSError(errno.ENOMEM, "no memory"))
+    assert is_lack(OSError(errno.EMFILE, "too many files"))
+    assert not is_lack(FileNotFoundError(errno.ENOENT, "no file"))

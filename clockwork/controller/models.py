@@ -28,8 +28,8 @@ class ModelVersion:
     """One version of one model: its record, where it is in its life, and what workers have said of it."""
 
     __slots__ = (
-        "batches", "faults", "input_index", "lengths", "measured", "model_id", "prepared", "record", "slo_ns", "state", "text",
-        "verified", "waiters", "was_ready", "workers",
+        "batches", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "prepared", "record", "slo_ns",
+        "state", "text", "verified", "waiters", "was_ready", "workers",
     )  # fmt: skip
 
     def __init__(self, model_id: int, record: ModelRecord) -> None:
@@ -43,6 +43,7 @@ class ModelVersion:
         self.model_id = model_id
         self.slo_ns = int(self.record.options.get("slo_ns", 0))
         self.text = ""  # why it failed
+        self.is_blamed = False  # a worker that could not prepare it found the model at fault, and not itself
         self.was_ready = False  # in this life of the controller or an earlier one
         # By one worker; what it takes and gives: as the package declares it.
         self.prepared: PreparedModel | None = None

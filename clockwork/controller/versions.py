@@ -227,7 +227,10 @@ class Versions:
         self._effects.append(Publish("model", body))
 
     def _refuse(self, model: ModelVersion) -> None:
-        self._refuse_all(model, InvalidModel(f"{model.label} cannot be served: {model.text}"))
+        error: ClockworkError = InvalidModel(f"{model.label} cannot be served: {model.text}")
+        if not model.is_blamed:
+            error = Unavailable(f"no worker could prepare {model.label} now: {model.text}; try again")
+        self._refuse_all(model, error)
 
     def _give_up(self, model: ModelVersion) -> None:
         self.tasks.append(GiveUp(model.record.name, model))
@@ -330,6 +333,7 @@ class Versions:
             may_help = message.status != Status.INVALID_MODEL or model.was_ready
             if message.status == Status.INTERNAL:  # perhaps what it was sent is not what was stored
                 self._effects.append(Inspect(model.record.digest))
+            model.is_blamed |= message.status == Status.INVALID_MODEL
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help, now_ns)
         else:
             prepared = read_summary(message.summary)
@@ -361,6 +365,7 @@ class Versions:
         why = lie or _unsuitable(model, prepared)
         if why:
             self._effects.append(SendWorker(worker, Forget(model.model_id)))
+            model.is_blamed = True
             self._not_prepared(model, worker, why, False, now_ns)
         else:
             self.preparations.note(model, worker, READY)

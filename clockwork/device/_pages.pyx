@@ -193,7 +193,7 @@ cdef class Model(Known):
                 return size if mlock(base, mapped) == 0 else 0
             base = <char*>map_memory(NULL, size, PROT_READ, MAP_PRIVATE, descriptor, 0)
             if base == <char*>MAP_FAILED:
-                raise OSError(f"cannot map {path} ({size} bytes)")
+                raise MemoryError(f"no memory to map {path} ({size} bytes)")
             self.state.source, self.state.source_bytes = base, size
             with nogil:
                 touch_cached(base, size)

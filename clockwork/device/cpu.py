@@ -25,6 +25,7 @@ from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
 from clockwork.device.base import Reserve
+from clockwork.device.lacking import is_lack
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.device.operators import libraries_for
 from clockwork.errors import ConfigError, InvalidModel
@@ -155,6 +156,8 @@ class CpuDevice(NativeDevice[Core]):
                     raise InvalidModel(f"{path} has {found} bytes, its runs {size}")
                 self._locked_bytes += model.map_weights(str(path), size, self._lock_store)
             except OSError as error:
+                if is_lack(error):
+                    raise
                 raise InvalidModel(f"{path}: {error}") from None
         return model
 

@@ -42,6 +42,7 @@ from clockwork.device.cuda_memory import (
     open_memory,
 )
 from clockwork.device.cuda_trial import Trial
+from clockwork.device.lacking import is_lack
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
@@ -206,7 +207,8 @@ class CudaDevice(NativeDevice[ReservingCore]):
     # ----- models, from the preparation thread -------------------------------------------------
 
     def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
-        """Make a prepared model loadable; see Device. Raises ValueError if the id is taken, MemoryError."""
+        """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken, MemoryError,
+        OSError."""
         place = Path(directory)
         prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)
@@ -220,6 +222,8 @@ class CudaDevice(NativeDevice[ReservingCore]):
         except (CudaError, OSError) as error:
             if isinstance(error, CudaError) and self._core.look(str(error)):
                 raise DeviceBroken(self.fault) from None
+            if isinstance(error, OSError) and is_lack(error):
+                raise
             raise InvalidModel(f"{place}: {error}") from None
         finally:
             if reserve is None:

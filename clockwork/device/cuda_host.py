@@ -18,7 +18,7 @@ from clockwork.config import machine_bytes
 from clockwork.device._cuda_host import HostCopy, HostPages, Link
 from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.cuda_memory import DeviceMemory
-from clockwork.errors import ConfigError, InvalidModel
+from clockwork.errors import ConfigError
 
 
 class HostStore(abc.ABC):
@@ -117,7 +117,7 @@ class PinnedFiles(HostStore):
                     found.copy.read()
                 except MemoryError:
                     free, size = self.pinned_bytes - self.used_bytes, len(page_bytes) * self.page_bytes
-                    raise InvalidModel(
+                    raise MemoryError(
                         f"the weights take {size} bytes of pinned memory, of which {free} of {self.pinned_bytes} are free: "
                         "start the worker with a larger --pinned-bytes, or with --host-bytes, into which models are "
                         "fetched as they are needed"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from clockwork.config import RESERVE_NS_MAX, preparation_run_ns
 from clockwork.device.base import DeviceBroken, ModelHolder
+from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, set_aside, unseal
 from clockwork.formats.package import (
@@ -213,14 +214,15 @@ class OpeningThread:
             try:
                 outcome = self._open(order)
             except InvalidModel as error:
-                outcome = _hopeless(order, Prepared(model_id, Status.INVALID_MODEL, str(error), {}))
+                status = Status.INTERNAL if lacked_memory(str(error)) else Status.INVALID_MODEL
+                outcome = _hopeless(order, Prepared(model_id, status, str(error), {}))
             except (Interrupted, DeviceBroken) as error:
                 outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, str(error), {}))
             except OSError as error:
                 text = f"the prepared model cannot be read: {error}"
                 outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, text, {}))
-            except MemoryError:
-                text = "there is not enough memory for the model"
+            except MemoryError as error:
+                text = str(error) or "there is not enough memory for the model"
                 outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, text, {}))
             self._outcomes.append(outcome)
             self._wake()

@@ -664,7 +664,7 @@ def test_preparing_pins_nothing_and_weights_beyond_what_is_pinned_are_refused(
     before = fake.calls("cuMemHostAlloc"), fake.calls("cuMemFreeHost")
     models = [driver.prepare(affine(seed, width=100)) for seed in range(3)]
     assert driver.device.memory()["store_bytes"] == driver.device.memory()["pinned_bytes"] == 3 * PAGE_BYTES
-    with pytest.raises(InvalidModel, match="65536 bytes of pinned memory, of which 0 of 196608 are free"):
+    with pytest.raises(MemoryError, match="65536 bytes of pinned memory, of which 0 of 196608 are free"):
         driver.prepare(affine(4, width=100))
     assert driver.device.memory()["models"] == 3
     driver.device.forget(models[0])

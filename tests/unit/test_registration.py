@@ -263,6 +263,29 @@ def test_a_version_that_no_worker_can_prepare_is_erased_and_then_refused(registr
     assert (registry.states("m"), registry.records, registry.packages) == ({}, {}, set())
 
 
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        ([Status.INTERNAL, Status.INTERNAL], "no worker could prepare m@1 now: no memory; try again"),
+        ([Status.INVALID_MODEL, Status.INTERNAL], "m@1 cannot be served: no memory"),
+        ([Status.INTERNAL, Status.INVALID_MODEL], "m@1 cannot be served: no memory"),
+    ],
+)
+def test_a_version_is_invalid_only_where_a_worker_finds_it_at_fault(
+    registry: Registry, order: list[Status], said: str
+) -> None:
+    registry.join(2)
+    waiter = registry.register("m", b"one")
+    registry.store()
+    registry.send_chunk(waiter)
+    for _ in range(4):
+        registry.store()
+    for status in order:
+        registry.prepare(status, text="no memory")
+    registry.store()
+    assert registry.answered(waiter) == [said]
+
+
 def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Registry) -> None:
     served.register("n", b"two")
     served.settle()

@@ -89,7 +89,8 @@ STRINGS_MAX = 1 << 16
 """The most elements of a tensor of strings: the controller looks at the length of each."""
 
 STRING_SIZE_MIN = 64
-"""Bytes up to which strings count as of one size where executions are timed; longer ones as of the next power of two."""
+"""Bytes, or work of an image, up to which strings count as of one size where executions are timed; longer ones count as of
+the next power of two."""
 
 LENGTH_CLASS_MIN = 4
 """Size up to which dimensions count as of one size in which requests of different length share batches; larger ones as of

@@ -83,7 +83,7 @@ LEFTOVER_SECONDS = 86_400
 
 TEXT_SIZES = (64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
 JPEG_SIZES = (16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
-"""Bytes of the strings that a model is timed with. A request whose strings lie between two of these is taken to need as
+"""Bytes of the texts, and work of the images (csrc/jpeg.h), that a model is timed with. A request whose strings lie between two of these is taken to need as
 long as with the larger one, until some like it have been executed."""
 
 JPEG_PIXELS_MAX = 1 << 25

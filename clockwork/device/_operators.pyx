@@ -1,10 +1,25 @@
 # cython: language_level=3
 """The operators of csrc/device/operators.h. This module's file is the library that ONNX Runtime loads them from."""
 
+from libc.stdint cimport int64_t
 from libcpp.string cimport string
 
 cdef extern from "device/images.h" namespace "clockwork::device" nogil:
     string c_load_jpeg "clockwork::device::load_jpeg"(const string& path)
+
+cdef extern from "<string_view>" namespace "std" nogil:
+    cdef cppclass string_view:
+        string_view(const char* data, size_t size)
+
+cdef extern from "string_work.h" namespace "clockwork" nogil:
+    int64_t c_strings_work "clockwork::strings_work"(int64_t count, string_view frame)
+
+
+def strings_work(int64_t count, const unsigned char[::1] frame not None):
+    """The work of reading ``count`` strings, which fill the frame exactly: their bytes, of a JPEG image its decoding."""
+    if frame.shape[0] == 0:
+        return 0
+    return c_strings_work(count, string_view(<const char*> &frame[0], frame.shape[0]))
 
 
 def load_jpeg(bytes path):

@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from clockwork.config.models import GUESS_SECONDS
+from clockwork.device._operators import strings_work
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models import samples
@@ -184,7 +185,7 @@ def timed_shape(inputs: Sequence[Array], batches: bool) -> tuple[tuple[int, ...]
     for array in inputs:
         dims = tuple(array.shape[1:] if batches else array.shape)
         if array.dtype.kind in "OSU":
-            size = len(encode_array(array)[2]) - 4 * array.size
-            dims = (*dims, string_size(array.size, size))
+            work = strings_work(array.size, encode_array(array)[2])
+            dims = (*dims, string_size(array.size, work))
         found.append(dims)
     return tuple(found)

@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from clockwork.config.models import JPEG_SIZES, TEXT_SIZES
+from clockwork.device._operators import strings_work
 from clockwork.errors import InvalidModel
-from clockwork.wire.tensors import Array
+from clockwork.wire.tensors import Array, join_strings
 
 STRINGS_KEY = "clockwork.strings"
 JPEG, TEXT = "jpeg", "text"
@@ -43,12 +44,12 @@ def contents_of(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def sizes_of(content: str) -> Sequence[int]:
-    """The sizes in bytes at which strings are timed, each with a size of its own in wire.tensors.string_size()."""
+    """The sizes at which strings are timed, each with a size of its own in wire.tensors.string_size()."""
     return JPEG_SIZES if content == JPEG else TEXT_SIZES
 
 
 def sample(content: str, shape: Sequence[int], seed: int = 0, size: int = 0) -> Array:
-    """Strings of a shape that differ in value, and, where no size is given, in size, too. size: bytes that each has at most."""
+    """Strings of a shape that differ in value, and, where no size is given, in size, too. size: the work of each at most."""
     count = int(np.prod(shape))
     made: list[str | bytes] = []
     for index in range(count):
@@ -71,13 +72,15 @@ def text(size: int, seed: int) -> str:
 
 @functools.lru_cache(16)
 def jpeg(size: int, seed: int) -> bytes:
-    """A JPEG image of at most ``size`` bytes and almost as many, as detailed as a photograph: 5 pixels a byte or so."""
+    """A JPEG image of at most ``size`` units of work (csrc/jpeg.h) and almost as many, as detailed as a photograph: it has
+    about as many bytes, and five times as many pixels."""
     pixels = 5.0 * size
     for _ in range(5):
         data = _jpeg(max(8, int(pixels**0.5)), seed)
-        if 0.8 * size < len(data) <= size or pixels < 64:
+        work = strings_work(1, join_strings([data]))
+        if 0.8 * size < work <= size or pixels < 64:
             break
-        pixels *= 0.95 * size / len(data)
+        pixels *= 0.95 * size / work
     return data
 
 

@@ -227,12 +227,13 @@ def check_strings(count: int, frame: Any) -> None:
         raise bytes_behind_strings(total - offset, count)
 
 
-def string_size(count: int, total_bytes: int) -> int:
-    """The size that each of ``count`` strings of so many bytes together counts as where executions are timed.
+def string_size(count: int, total_work: int) -> int:
+    """The size that each of ``count`` strings of so much work together (csrc/string_work.h) counts as where executions are timed.
 
-    Their mean, rounded up to a power of two: the time to read a string follows its size, as an execution's follows a shape."""
+    Their mean, rounded up to a power of two: the time to read a string follows its bytes, or the work of decoding an
+    image, as an execution's follows a shape."""
     size = STRING_SIZE_MIN
-    while size * count < total_bytes:
+    while size * count < total_work:
         size *= 2
     return size
 

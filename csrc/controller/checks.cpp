@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "string_work.h"
+
 namespace clockwork {
 
 namespace {
@@ -172,14 +174,6 @@ std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
     return static_cast<std::int64_t>(count);
 }
 
-// The size that each of a tensor's strings counts as: their mean, rounded up.
-std::int64_t string_size(std::int64_t count, std::size_t frame_bytes) {
-    std::int64_t bytes = static_cast<std::int64_t>(frame_bytes) - count * 4, size = STRING_SIZE_MIN;
-    while (size * count < bytes)
-        size *= 2;
-    return size;
-}
-
 // The size that a dimension counts as. limit: InputSpec's.
 std::int64_t length_class(std::int64_t size, std::int64_t limit) {
     if (limit == EXACT || size == 0)
@@ -244,9 +238,11 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
         const std::vector<std::int64_t>& limits = model.inputs[input].limits;
         for (std::uint32_t axis = first; axis < ref->rank; ++axis)
             accepted.shape.push_back(length_class(dims[axis], axis < limits.size() ? limits[axis] : EXACT));
-        if (is_strings)
-            accepted.shape.push_back(
-                string_size(count_elements(*ref, dims), frames[static_cast<std::size_t>(ref->frame)].size()));
+        if (is_strings) {
+            std::int64_t count = count_elements(*ref, dims);
+            std::int64_t work = strings_work(count, frames[static_cast<std::size_t>(ref->frame)]);
+            accepted.shape.push_back(string_size(count, work));
+        }
     }
     return true;
 }

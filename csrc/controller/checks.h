@@ -16,9 +16,6 @@ inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockw
 inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
 
-// Strings of up to so many bytes count as of this size, and longer ones as of the next power of two: clockwork.wire.tensors.string_size.
-inline constexpr std::int64_t STRING_SIZE_MIN = 64;
-
 // Sizes up to this one count as it where requests of different size share batches: clockwork.wire.tensors.length_class.
 inline constexpr std::int64_t LENGTH_CLASS_MIN = 4;
 

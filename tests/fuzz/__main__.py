@@ -22,7 +22,11 @@ from tests.native.building import FUZZER, ROOT, CannotBuild, build
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 WORK = ROOT / "build" / "fuzz"
-NATIVE = {"native-headers": ("fuzz_headers", 400), "exchange": ("fuzz_exchange", 4000)}
+NATIVE = {
+    "native-headers": ("fuzz_headers", 400),
+    "exchange": ("fuzz_exchange", 4000),
+    "jpeg": ("fuzz_jpeg", 4000),
+}
 """Program, and the longest input."""
 
 BYTES_MAX = 4000

@@ -49,6 +49,7 @@ PROGRAMS: dict[str, Sequence[Path]] = {
     "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/controller/recorder.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],
     "fuzz_headers": [HERE / "fuzz_headers.cpp", *CONTROLLER],
+    "fuzz_jpeg": [HERE / "fuzz_jpeg.cpp"],
 }
 """The sources of each. A fuzz target's main() is libFuzzer's, or else replay.cpp."""
 

@@ -59,6 +59,12 @@ def test_the_recorder_is_read_while_it_is_written(flavour: Flavour) -> None:
     assert read > 1_000
 
 
+def test_the_work_of_images_is_found_within_their_bytes() -> None:
+    corpus = CORPUS / "jpeg"
+    said = run("fuzz_jpeg", ADDRESS, str(corpus), within_s=100, SEEDS="20000")
+    assert f"{len(list(corpus.iterdir()))} inputs, 20000 seeds" in said
+
+
 @BOTH
 def test_headers_are_read_within_their_bytes(flavour: Flavour) -> None:
     corpus = CORPUS / "native-headers"

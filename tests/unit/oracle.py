@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config import FAILURE_CHARS_MAX
+from clockwork.device._operators import strings_work
 from clockwork.errors import InvalidInput
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
 from clockwork.scheduler.types import ShapeKey
@@ -200,7 +201,7 @@ def _rows_and_shape(
             )
         _, dims, frame = tensors[index]
         count = math.prod(dims)
-        return (*shape, string_size(count, len(frames[frame]) - 4 * count))
+        return (*shape, string_size(count, strings_work(count, frames[frame])))
 
     if not model.batches:
         return 1, tuple(key(index, shape) for index, (_, shape, _) in enumerate(tensors))

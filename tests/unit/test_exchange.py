@@ -153,6 +153,22 @@ def test_strings_count_by_their_size(texts: list[bytes], size: int) -> None:
     assert string_size(len(texts), sum(map(len, texts))) == size
 
 
+def test_images_count_by_the_work_that_their_headers_declare() -> None:
+    small = (
+        bytes.fromhex(
+            "ffd8 ffc0 0011 08 1388 1388 03 011100 021100 031100 ffda 000c 03 0100 0200 0300 003f00"
+        )
+        + b"\xff\xd9"
+    )
+    padded = small + bytes(100_000)
+    refs = [["text", STRING, [2], 0]]
+    for texts in ([small, small], [padded, small]):
+        frames = [join_strings(texts)]
+        taken = by_exchange(WORDS, header_of(refs), frames)
+        assert taken == by_oracle(WORDS, header_of(refs), frames)
+        assert taken[3] == ((4 << 20,),), "5,000 x 5,000 pixels"
+
+
 @pytest.mark.parametrize(
     ("model", "length", "counts_as"),
     [

@@ -1,0 +1,39 @@
+// The work of reading a tensor's strings, by which executions are timed.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "jpeg.h"
+
+namespace clockwork {
+
+// Strings of up to so much work count as of this size, and others as of the next power of two: clockwork.wire.tensors.string_size.
+inline constexpr std::int64_t STRING_SIZE_MIN = 64;
+
+// The bytes of `count` strings together, each behind its length in four bytes, as clockwork.wire.tensors.check_strings
+// has found them; of a JPEG image its work, in bytes of a photograph.
+inline std::int64_t strings_work(std::int64_t count, std::string_view frame) {
+    std::size_t budget = JPEG_SEARCHED_MAX, at = 0;
+    std::int64_t total = 0;
+    for (std::int64_t place = 0; place < count; ++place) {
+        std::uint32_t size = 0;
+        std::memcpy(&size, frame.data() + at, sizeof size);
+        std::string_view string = frame.substr(at + sizeof size, size);
+        std::int64_t work = begins_as_jpeg(string) ? jpeg_work(string, budget).work : 0;
+        total += work > 0 ? work : size;
+        at += sizeof size + size;
+    }
+    return total;
+}
+
+// The size that each of so many strings counts as: the mean of their work, rounded up.
+inline std::int64_t string_size(std::int64_t count, std::int64_t work) {
+    std::int64_t size = STRING_SIZE_MIN;
+    while (size * count < work)
+        size *= 2;
+    return size;
+}
+
+}  // namespace clockwork

@@ -93,6 +93,17 @@ DETAILS_MAX = 2_000
 KEEPALIVE_S = 60
 """Silence after which a client is sent a keepalive ping."""
 
+GRPC_FIELDS_MAX = 16_384
+"""Fields of a message, those of messages within it included: 16 for each of TENSORS_MAX inputs. To count so many takes
+some milliseconds."""
+
+GRPC_PARSED_BYTES_MAX = 4 << 20
+"""Bytes of a message besides raw_input_contents, as much as gRPC's servers take by default. protobuf parses them at once,
+in up to 22 ms (booleans in contents)."""
+
+ELEMENTS_AT_ONCE = 1 << 16
+"""Elements that are converted at once, which takes some milliseconds. More are converted piece by piece beside the loop."""
+
 # ----- gateway/metrics.py ----------------------------------------------------------------------
 
 METRICS_MODELS_MAX = 1_000

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import array
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
 import math
 import socket
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import grpc
 import grpc.aio
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 
 from clockwork.config import SECONDS_MAX
 from clockwork.config.gateway import (
     DETAILS_MAX,
+    ELEMENTS_AT_ONCE,
     GRPC_IDLE_S,
     GRPC_METADATA_BYTES_MAX,
     KEEPALIVE_S,
@@ -35,6 +36,7 @@ from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.errors import NotFound, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.protocol.split import Reader, Split
 from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.service import (
@@ -60,9 +62,6 @@ log = logging.getLogger("clockwork.gateway")
 SERVICE = "inference.GRPCInferenceService"
 
 PROTOCOL = "grpc"
-
-NO_MESSAGE = "the message is not what the method takes"
-
 
 ROUNDED_UP = 0.99
 """Factor for a call's deadline: gRPC rounds the deadline up to three digits on the wire, and an answer after the
@@ -201,7 +200,7 @@ class GrpcServer:
                             return await method(message, context)
                         with service.admitted(size):
                             async with self._read(message) as read:
-                                return await method(read, context)
+                                return await method(read if method == self._infer else read.message, context)
                     except (ClockworkError, grpc.aio.BaseError):
                         raise
                     except Exception as error:  # a mistake of ours: the log has it, and the client a status
@@ -233,33 +232,35 @@ class GrpcServer:
                 counters.abandon(PROTOCOL)
 
     @contextlib.asynccontextmanager
-    async def _read(self, message: Any) -> AsyncIterator[Any]:
+    async def _read(self, message: Split | _Compressed | ClockworkError) -> AsyncIterator[Split]:
         """A message as _sized() gives it; a compressed message is inflated, and its bytes are held meanwhile.
 
         Raises InvalidInput, TooLarge, Refused."""
+        if isinstance(message, ClockworkError):
+            raise message
         if type(message) is not _Compressed:
-            if message is None:
-                raise InvalidInput(NO_MESSAGE)
-            yield message
+            yield cast(Split, message)
             return
         limit, hold = self._settings.request_bytes_max, self._service.hold
         data = await self._inflater.inflate(message.data, message.encoding, limit, hold)
         try:
-            try:
-                read = message.kind.FromString(data)
-            except DecodeError:
-                raise InvalidInput(NO_MESSAGE) from None
-            yield read
+            yield message.reader.read(data)
         finally:
             hold(-len(data))
 
-    async def _infer(self, request: Any, context: Context) -> Any:
-        shared = self._service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
+    async def _infer(self, read: Split, context: Context) -> Any:
+        request, service = read.message, self._service
+        shared = service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
+        converted = 0
         try:
             try:
-                inference = _read(request, context.time_remaining(), shared)
+                inference = await _read(read, context.time_remaining(), shared, service.aside)
+                if request.inputs and not read.raw:
+                    size = _converted_bytes(request, inference.frames)
+                    service.hold(size)
+                    converted = size
             except InvalidInput as error:
-                raise await self._service.blame(request.model_name, request.model_version, error) from None
+                raise await service.blame(request.model_name, request.model_version, error) from None
             answer, frames = await self._service.infer(
                 inference, PROTOCOL, context.invocation_metadata() or ()
             )
@@ -267,6 +268,7 @@ class GrpcServer:
             response, sent = _response(inference, chosen, answer.model_version, frames, shared)
         finally:
             shared.release()
+            service.hold(-converted)
         self._service.counters.sent(PROTOCOL, sent)
         return response
 
@@ -289,8 +291,9 @@ class GrpcServer:
         request: Any = None
         try:
             with self._counted("stream_infer", size), self._service.admitted(size):
-                async with self._read(message) as request:
-                    return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+                async with self._read(message) as read:
+                    request = read.message
+                    return pb.ModelStreamInferResponse(infer_response=await self._infer(read, context))
         except ClockworkError as error:
             return pb.ModelStreamInferResponse(
                 error_message=tell(error).body["error"],
@@ -388,24 +391,25 @@ class GrpcServer:
 def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     """A deserializer: (message, bytes received). To ask the message for its size would serialize it again.
 
-    The message is None where the bytes are none: grpcio would log whatever a deserializer raises, at length, every
+    The message is an error where the bytes are none: grpcio would log whatever a deserializer raises, at length, every
     time. It is a _Compressed where it is still to be inflated.
     """
+    reader = Reader(kind)
 
     def read(data: bytes) -> tuple[Any, int]:
         encoding = _encoding_of(data)
         if encoding:
-            return _Compressed(kind, data, encoding), len(data)
+            return _Compressed(reader, data, encoding), len(data)
         try:
-            return kind.FromString(data), len(data)
-        except DecodeError:
-            return None, len(data)
+            return reader.read(data), len(data)
+        except ClockworkError as error:
+            return error, len(data)
 
     return read
 
 
 class _Compressed(NamedTuple):
-    kind: Any
+    reader: Reader
     data: bytes
     encoding: str
 
@@ -464,8 +468,16 @@ def _parameters(message: Any) -> dict[str, Any]:
     return found
 
 
-def _read(request: Any, left_s: float | None, shared: Shared) -> Inference:
+def _converted_bytes(request: Any, frames: list[Frame]) -> int:
+    """Bytes of the elements in a message: as protobuf has them, and as the frames that were made of them."""
+    return 2 * sum(len(frame) for tensor, frame in zip(request.inputs, frames) if tensor.HasField("contents"))
+
+
+async def _read(
+    read: Split, left_s: float | None, shared: Shared, aside: concurrent.futures.Executor
+) -> Inference:
     """The inference that a message asks for. left_s: until the call's own deadline. Raises InvalidInput."""
+    request, raw = read
     timeout_ns = priority = 0
     if request.parameters:
         parameters = _parameters(request)
@@ -479,7 +491,6 @@ def _read(request: Any, left_s: float | None, shared: Shared) -> Inference:
             timeout_ns = least(timeout_ns, max(1, to_ns(left_s * ROUNDED_UP)))
     references: list[NamedTensorRef] = []
     frames: list[Frame] = []
-    raw = list(request.raw_input_contents)  # once: each look at one copies it
     remote = [REGION in tensor.parameters for tensor in request.inputs]
     if raw and len(raw) != remote.count(False):
         raise InvalidInput(
@@ -494,14 +505,20 @@ def _read(request: Any, left_s: float | None, shared: Shared) -> Inference:
         if remote[index]:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
-            frame = shared.input(_parameters(tensor), code, shape, name)
+            frame: Frame = shared.input(_parameters(tensor), code, shape, name)
         elif raw:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
             frame = next(contents)
             check_size(code, shape, len(frame), name)
         else:
-            frame = _frame_of_contents(code, shape, tensor.contents, name)
+            elements = _elements_of_contents(code, shape, tensor.contents, name)
+            if len(elements) <= ELEMENTS_AT_ONCE:
+                frame = _frame_of(code, elements, name)
+            else:
+                frame = await asyncio.get_running_loop().run_in_executor(
+                    aside, _frame_of, code, elements, name
+                )
         references.append([name, code, shape, index])
         frames.append(frame)
     for output in request.outputs:
@@ -517,22 +534,13 @@ def _read(request: Any, left_s: float | None, shared: Shared) -> Inference:
     )  # fmt: skip
 
 
-def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) -> bytes:
+def _elements_of_contents(code: int, shape: list[int], contents: Any, name: str) -> Any:
+    """The elements of an input that is not sent raw, as many as it has. Raises InvalidInput."""
     count = math.prod(shape)
     if code == tensors.STRING:
-        elements: Any = contents.bytes_contents
-        frame = tensors.join_strings(list(elements))
+        elements = contents.bytes_contents
     elif code in _CONTENTS:
-        field, typecode = _CONTENTS[code]
-        elements = getattr(contents, field)
-        try:
-            frame = array.array(typecode, elements).tobytes()
-        except OverflowError as error:
-            raise InvalidInput(
-                f"input {name!r} of datatype {NAME_OF[code]} cannot hold its contents: {error}",
-                name,
-                NAME_OF[code],
-            ) from None
+        elements = getattr(contents, _CONTENTS[code][0])
     else:
         raise InvalidInput(
             f"input {name!r} of datatype {NAME_OF[code]} is sent as raw_input_contents",
@@ -544,7 +552,24 @@ def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) ->
             f"input {name!r} of shape {shape} has {count} elements, got {len(elements)}",
             name, f"{count} elements", f"{len(elements)} elements",
         )  # fmt: skip
-    return frame
+    return elements
+
+
+def _frame_of(code: int, elements: Any, name: str) -> Frame:
+    """The raw bytes of elements, made piece by piece, so that no piece holds the interpreter's lock for long."""
+    if code == tensors.STRING:
+        return tensors.join_strings(list(elements))
+    found = array.array(_CONTENTS[code][1])
+    try:
+        for begin in range(0, len(elements), ELEMENTS_AT_ONCE):
+            found.extend(elements[begin : begin + ELEMENTS_AT_ONCE])
+    except OverflowError as error:
+        raise InvalidInput(
+            f"input {name!r} of datatype {NAME_OF[code]} cannot hold its contents: {error}",
+            name,
+            NAME_OF[code],
+        ) from None
+    return memoryview(found).cast("B")
 
 
 def _response(

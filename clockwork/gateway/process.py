@@ -128,10 +128,10 @@ class Gateway:
         tracing = start_tracing(settings.otlp_endpoint or None)
         regions = Regions() if security.shares_memory(settings) else None
         sweeping = asyncio.create_task(_sweep(regions)) if regions is not None else None
+        service = InferenceService(
+            client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator, regions
+        )  # fmt: skip
         try:
-            service = InferenceService(
-                client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator, regions
-            )  # fmt: skip
             if (bound := self._sockets.get("http")) is not None:
                 http = HttpServer(service, settings, self._tokens)
                 await http.start(bound, self._tls)
@@ -161,6 +161,7 @@ class Gateway:
             await client.close()
             if operator is not client:
                 await operator.close()
+            service.close()
             self._release()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)

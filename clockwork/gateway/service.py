@@ -8,6 +8,7 @@ controller, because the name may mean another version a moment later.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -145,6 +146,13 @@ class InferenceService:
         self.request_bytes = 0  # that they have sent so far
         self.counters = GatewayCounters()
         self._tracing = tracing
+        self.aside = concurrent.futures.ThreadPoolExecutor(1, "aside")
+        """Does what would keep the loop for long, piece by piece: no piece holds the interpreter's lock for more than some
+        milliseconds. One thread, so that however many ask, the loop contends with one."""
+
+    def close(self) -> None:
+        """End the thread beside the loop; after the servers."""
+        self.aside.shutdown(wait=False, cancel_futures=True)
 
     # ----- bounds ------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, digest_of
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.formats.program import write_program
+from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import AnswerOk, LinkMeasured, ProfilePoint, Tick
 from clockwork.wire import codec
@@ -226,6 +227,21 @@ def _state() -> Any:
     return msgpack.unpackb(scheduler.save(1 << 24), strict_map_key=False)
 
 
+def inferences() -> list[Any]:
+    """Messages to gRPC's ModelInfer: raw tensors between other fields, elements, parameters."""
+    raw = pb.ModelInferRequest(model_name="m", id="7", raw_input_contents=[bytes(8), b"", bytes(300)])
+    for name in ("x", "y", "z"):
+        raw.inputs.add(name=name, datatype="FP32", shape=[1, 2]).parameters["p"].double_param = 0.5
+    raw.outputs.add(name="o").parameters["binary_data"].bool_param = True
+    listed = pb.ModelInferRequest(model_name="m", model_version="1")
+    contents = listed.inputs.add(name="x", datatype="INT64", shape=[3]).contents
+    contents.int64_contents.extend([1, -1, 1 << 40])
+    contents.fp64_contents.extend([0.5, 2.5])
+    contents.bytes_contents.extend([b"a", b""])
+    listed.parameters["timeout"].int64_param = 5
+    return [raw, listed]
+
+
 RAW: dict[str, list[bytes]] = {
     "tensor": [
         bytes([FLOAT, 2]) + (2).to_bytes(8, "big") + (3).to_bytes(8, "big") + bytes(24),
@@ -233,6 +249,7 @@ RAW: dict[str, list[bytes]] = {
         bytes([22, 1]) + (3).to_bytes(8, "big") + bytes(2),
     ],
     "triton": [TRITON.encode()],
+    "split": [inference.SerializeToString() for inference in inferences()],
     "onnx": [echo_model(note="n").SerializeToString()],
 }
 """Good bytes of readers whose input has no values in it."""

@@ -23,12 +23,16 @@ from clockwork.formats.profiles import dump_profiles, parse_profiles
 from clockwork.formats.program import parse_program
 from clockwork.gateway import http, triton_config
 from clockwork.gateway.errors import tell
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.protocol.split import Reader
 from clockwork.gateway.regions import Regions, Shared
 from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import Tick
 from clockwork.wire import codec, messages, tensors
 
 TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messages.TO_WORKER)
+
+INFERENCES = Reader(pb.ModelInferRequest)
 
 DAMAGED = (ValueError, KeyError, TypeError)
 """What readers of our own files raise for one that is damaged, which is then set aside."""
@@ -207,6 +211,18 @@ def bodies(data: bytes) -> bool:
     return True
 
 
+def split(data: bytes) -> bool:
+    """A message of gRPC, of an inference: as protobuf reads it, in which groups are unknown fields."""
+    try:
+        found: Any = INFERENCES.read(data)
+    except ClockworkError:
+        return False
+    whole = pb.ModelInferRequest.FromString(data)
+    found.message.raw_input_contents.extend(map(bytes, found.raw))
+    assert found.message.SerializeToString() == whole.SerializeToString()
+    return True
+
+
 def recordings(data: bytes) -> bool:
     """A recording of a controller, which people send one another."""
     try:
@@ -232,6 +248,6 @@ def states(data: bytes) -> bool:
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     one.__name__: one
     for one in (
-        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, recordings, states,
+        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, split, recordings, states,
     )
 }  # fmt: skip

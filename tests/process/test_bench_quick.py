@@ -37,6 +37,7 @@ from bench import (
     roundtrip,
     shared_memory,
 )
+from bench.attacks import gateway_bytes
 from bench.attacks import measure as attacks
 from bench.attacks import messages as thrown
 from bench.cluster import Cluster
@@ -547,6 +548,8 @@ def test_what_hostile_peers_take() -> None:
         assert became[name].startswith("disconnected"), became
     assert became["HTTP bodies"] == f"answered 413 x {thrown.QUICK.bodies}"
     assert became["gRPC without token"] == f"answered 16 x {thrown.QUICK.calls}", "UNAUTHENTICATED"
+    for name in ("gRPC submessages", "gRPC empty bytes", "gRPC contents"):
+        assert became[name] == f"answered RESOURCE_EXHAUSTED x {gateway_bytes.QUICK.calls}"
     # What all of it would be, unbounded, is 1.6 GB of answers and 600 MiB of one message.
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"

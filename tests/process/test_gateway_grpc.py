@@ -13,10 +13,12 @@ import grpc
 import numpy as np
 import pytest
 
+from clockwork.config.gateway import ELEMENTS_AT_ONCE, GRPC_FIELDS_MAX, GRPC_PARSED_BYTES_MAX
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Cancel, InferRequest, Query, Status
+from clockwork.wire.roles import GRPC
 from tests.process.fake_controller import FakeController, echo, failing, silent
 from tests.process.gateways import PATIENCE_S, SERVICE, method_of, running_gateway
 
@@ -278,6 +280,75 @@ def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call("ModelInfer", inference([bytes(2 << 20)]))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+MANY = b"\x2a\0\x22\0" * GRPC_FIELDS_MAX
+"""Empty tensors and parameters, of which each would take a hundred times its bytes; to other methods, unknown fields."""
+
+
+@pytest.mark.parametrize("method", sorted(GRPC))
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_no_message_has_fields_without_number(channel: grpc.Channel, method: str, compression: Any) -> None:
+    if method == "ModelStreamInfer":
+        [answer] = channel.stream_stream(
+            SERVICE + method, response_deserializer=pb.ModelStreamInferResponse.FromString
+        )(iter([MANY]), compression=compression)
+        assert f"more than {GRPC_FIELDS_MAX} fields" in answer.error_message
+        return
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(SERVICE + method)(MANY, compression=compression)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"more than {GRPC_FIELDS_MAX} fields" in caught.value.details()
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field", "value"),
+    [("BOOL", "bool_contents", True), ("FP32", "fp32_contents", 0.5), ("INT64", "int64_contents", -1)],
+)
+def test_elements_in_the_message_may_be_a_few_megabytes(
+    controller: FakeController, datatype: str, field: str, value: Any
+) -> None:
+    """As many as arrive are converted, more of them beside the loop; beyond, they are to be sent raw."""
+    request = pb.ModelInferRequest(model_name="m")
+    one = request.inputs.add(name="x", datatype=datatype, shape=[3 * ELEMENTS_AT_ONCE + 1])
+    elements = getattr(one.contents, field)
+    elements.extend([value] * one.shape[0])
+    with (
+        running_gateway(controller.endpoint) as gateway,
+        grpc.insecure_channel(
+            f"127.0.0.1:{gateway.ports['grpc']}", [("grpc.max_receive_message_length", -1)]
+        ) as channel,
+    ):
+        infer = method_of(channel, "ModelInfer")
+        [raw] = infer(request).raw_output_contents
+        dtype = {"BOOL": np.bool_, "FP32": np.float32, "INT64": np.int64}[datatype]
+        assert np.array_equal(np.frombuffer(raw, dtype), np.full(one.shape[0], value, dtype))
+        while request.ByteSize() <= GRPC_PARSED_BYTES_MAX:
+            elements.extend([value] * one.shape[0])
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(request)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "besides raw_input_contents" in caught.value.details()
+
+
+def test_what_elements_become_is_counted(controller: FakeController) -> None:
+    """A hundred thousand booleans are as many bytes in the message, and as many in the message to the controller."""
+    request = pb.ModelInferRequest(model_name="m")
+    one = request.inputs.add(name="x", datatype="BOOL", shape=[100_000])
+    one.contents.bool_contents.extend([True] * 100_000)
+    with (
+        running_gateway(controller.endpoint, requests_bytes_max=250_000) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):
+        infer = method_of(channel, "ModelInfer")
+        raw = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(200_000)])
+        raw.inputs.add(name="x", datatype="BOOL", shape=[200_000])
+        assert list(infer(raw).raw_output_contents) == [bytes(200_000)], "raw tensors are there once"
+        for _ in range(2):  # the second finds all of the first one's bytes released
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(request)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "250000 bytes of requests" in caught.value.details()
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])

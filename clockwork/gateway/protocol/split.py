@@ -1,0 +1,140 @@
+"""Reads gRPC messages within bounds on what they become: protobuf's own reader has none, and holds the interpreter's lock.
+
+Two bytes may be a message within a message, which takes 130 bytes of memory, so a message of 60 MB could take gigabytes.
+Its fields are therefore counted before protobuf parses it, by a walk over the wire format that follows the known
+messages and stops at the bound. Raw tensors are taken out on the way: they stay where they are in the received bytes,
+and what protobuf parses is small.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+from google.protobuf.message import DecodeError
+
+from clockwork.config.gateway import GRPC_FIELDS_MAX, GRPC_PARSED_BYTES_MAX
+from clockwork.errors import InvalidInput
+from clockwork.gateway.errors import TooLarge
+from clockwork.gateway.protocol import inference_pb2 as pb
+
+NO_MESSAGE = "the message is not what the method takes"
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = (
+    0,
+    1,
+    2,
+    5,
+)  # wire types; 3 and 4, groups, are in no message of the service
+_VARINT_BYTES = 10
+
+_RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH
+"""The tag of a raw tensor."""
+
+_Schema: TypeAlias = dict[int, Any]
+"""The messages within a message, as schemas, by tag."""
+
+
+class Split(NamedTuple):
+    """A message, and the raw tensors that were taken out of it; their bytes are those that were received."""
+
+    message: Any
+    raw: list[memoryview]
+
+
+class Reader:
+    """Reads messages of a kind."""
+
+    def __init__(self, kind: Any) -> None:
+        """kind: a class of inference_pb2."""
+        self._kind = kind
+        self._schema = _schema_of(kind.DESCRIPTOR)
+        self._raw = _RAW if kind is pb.ModelInferRequest else None
+
+    def read(self, data: bytes) -> Split:
+        """Raises InvalidInput where the bytes are no such message, and TooLarge beyond the bounds."""
+        raw: list[memoryview] = []
+        pieces: list[memoryview] = []
+        try:
+            self._walk(data, raw, pieces)
+        except IndexError:  # the bytes end within a field
+            raise InvalidInput(NO_MESSAGE) from None
+        parsed = data if not raw else b"".join(pieces)
+        if len(parsed) > GRPC_PARSED_BYTES_MAX:
+            raise TooLarge(
+                f"the message has {len(parsed)} bytes besides raw_input_contents, at most {GRPC_PARSED_BYTES_MAX} are "
+                "taken; send tensors as raw_input_contents"
+            )
+        try:
+            return Split(self._kind.FromString(parsed), raw)
+        except DecodeError:
+            raise InvalidInput(NO_MESSAGE) from None
+
+    def _walk(self, data: bytes, raw: list[memoryview], pieces: list[memoryview]) -> None:
+        """Count the fields, and tell raw tensors from the pieces between them."""
+        view = memoryview(data)
+        at = begin = fields = 0
+        end = len(data)
+        while at < end:
+            tag_at = at
+            tag, first, at, fields = _field(data, at, end, self._schema, fields)
+            if tag == self._raw:
+                raw.append(view[first:at])
+                pieces.append(view[begin:tag_at])
+                begin = at
+        pieces.append(view[begin:])
+
+
+def _schema_of(descriptor: Any) -> _Schema:
+    return {
+        field.number << 3 | _LENGTH: _schema_of(field.message_type)
+        for field in descriptor.fields
+        if field.message_type is not None
+    }
+
+
+def _field(data: bytes, at: int, end: int, schema: _Schema, fields: int) -> tuple[int, int, int, int]:
+    """The tag of the field at ``at``, where its content begins and ends, and ``fields`` with it and those within it."""
+    tag = data[at]
+    at += 1
+    if tag > 0x7F:
+        tag, at = _varint(data, at - 1)
+    fields += 1
+    if fields > GRPC_FIELDS_MAX:
+        raise TooLarge(
+            f"the message has more than {GRPC_FIELDS_MAX} fields, which is the most; send tensors as raw_input_contents"
+        )
+    first = at
+    kind = tag & 7
+    if kind == _LENGTH:
+        size = data[at]
+        first = at + 1
+        if size > 0x7F:
+            size, first = _varint(data, at)
+        at = first + size
+        inner = schema.get(tag)
+        if inner is not None and at <= end:
+            place = first
+            while place < at:
+                _, _, place, fields = _field(data, place, at, inner, fields)
+    elif kind == _VARINT:
+        _, at = _varint(data, at)
+    elif kind == _FIXED32:
+        at += 4
+    elif kind == _FIXED64:
+        at += 8
+    else:
+        raise InvalidInput(NO_MESSAGE)
+    if at > end:
+        raise InvalidInput(NO_MESSAGE)
+    return tag, first, at, fields
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at``, and where it ends."""
+    value = 0
+    for place in range(_VARINT_BYTES):
+        byte = data[at + place]
+        value |= (byte & 0x7F) << 7 * place
+        if byte < 0x80:
+            return value, at + place + 1
+    raise InvalidInput(NO_MESSAGE)

@@ -622,6 +622,8 @@ class Channel:
         elif kind is Goodbye:
             self._state = _State.DOWN
             self._lose_sent(f"the controller at {self.endpoint} shut down")
+            if not self._calls:  # it may have needed the seat: the next call dials again
+                self._hang_up()
 
     def _mismatch(self, text: str) -> None:
         self._lose_all(

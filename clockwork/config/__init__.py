@@ -106,7 +106,14 @@ HELLO_BYTES_ALL_MAX = 64 << 20
 """Bytes that may wait to be received on all connections of a port without a hello; the largest is ended first."""
 
 UNGREETED_MAX = 4_096
-"""Connections of a port without a hello; the next one ends the oldest."""
+"""Connections of a port without a hello; the next one ends the oldest of the address with the most of them."""
+
+HELLO_NS = 10_000_000_000
+"""Time for which a connection may be open without a hello, or without a subscription where events are published."""
+
+SEAT_IDLE_NS = 5_000_000_000
+"""Silence after which a peer without requests under way gives way, where all seats are taken, to another one with the same
+key or address. A holder of more seats than another's gives way at once."""
 
 RECEIVED_BYTES_MAX = MESSAGE_BYTES_MAX + (256 << 20)
 """Bytes of a peer that may wait to be received: the largest message and some that follow it."""
@@ -177,6 +184,9 @@ QUEUED_BYTES_MAX = 4 << 30
 
 CLIENTS_MAX = 16_384
 WORKERS_MAX = 1_024
+"""Peers of a port that have said hello. For a further one, the peer that was silent longest leaves, of the key or address
+with the most of them."""
+
 UPLOADS_MAX = 64
 MODELS_MAX = 1_000_000
 CHANGES_WAITING_MAX = 256
@@ -288,6 +298,9 @@ class ConnectionBounds:
     """Bounds of the connections of a port of the controller."""
 
     ungreeted: int = UNGREETED_MAX
+    greeted: int = CLIENTS_MAX
+    hello_ns: int = HELLO_NS
+    idle_ns: int = SEAT_IDLE_NS
     hello_bytes: int = HELLO_BYTES_MAX
     hello_bytes_all: int = HELLO_BYTES_ALL_MAX
     received_bytes: int = RECEIVED_BYTES_MAX
@@ -298,7 +311,7 @@ class ConnectionBounds:
 
 
 CLIENT_CONNECTIONS = ConnectionBounds()
-WORKER_CONNECTIONS = ConnectionBounds(unread_bytes=WORKER_UNREAD_BYTES_MAX)
+WORKER_CONNECTIONS = ConnectionBounds(greeted=WORKERS_MAX, unread_bytes=WORKER_UNREAD_BYTES_MAX)
 
 
 # ----- stored bytes -------------------------------------------------------------------------

@@ -201,6 +201,9 @@ cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
 cdef extern from "controller/connections.h" namespace "clockwork" nogil:
     cdef cppclass CConnectionBounds "clockwork::ConnectionBounds":
         size_t ungreeted
+        size_t greeted
+        int64_t hello_ns
+        int64_t idle_ns
         uint64_t hello_bytes
         uint64_t hello_bytes_all
         uint64_t received_bytes
@@ -208,6 +211,9 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         uint64_t unread_bytes
         uint64_t unread_bytes_all
         uint64_t memory_bytes
+
+    const int C_SEAT_FREE "clockwork::SEAT_FREE"
+    const int C_SEAT_NONE "clockwork::SEAT_NONE"
 
     cdef enum CCutReason "clockwork::CutReason":
         C_ASKED "clockwork::CutReason::ASKED"
@@ -222,7 +228,10 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         void accepted(int fd, int64_t now) except +
         shared_ptr[CConnection] ended(int fd) except +
         shared_ptr[CConnection] find(int fd)
-        void greet(CConnection &connection)
+        int seat_for(const CConnection &connection, string_view key, int64_t now)
+        void greet(CConnection &connection, string_view key, int64_t now) except +
+        void forget(CConnection &connection, int64_t now) except +
+        void heard(CConnection &connection, int64_t now)
         cbool may_send(CConnection &connection, int64_t now) except +
         int64_t look(int64_t now) except +
         cbool cut(CConnection &connection, CCutReason reason) except +
@@ -334,16 +343,18 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         vector[int32_t] lost_workers
         vector[int] ended(CSide side) except +
         cbool disconnect(CSide side, int fd) except +
+        int seat_for(CSide side, int fd, string_view key)
         cbool begin(CSide side, string_view identity, int fd) except +
         void send(CSide side, string_view part, cbool more) except +
         void send_joined(CSide side, string_view first, string_view rest, cbool more) except +
         const CConnections &connections(CSide side)
-        uint32_t client_joined(string_view identity, int fd) except +
+        uint32_t client_joined(string_view identity, int fd, string_view key) except +
         void client_left(uint32_t client) except +
         void fail_all(CStatus status, string_view text) except +
         size_t held_count()
         size_t copy_count()
-        uint32_t worker_joined(string_view identity, int fd, int32_t worker_id, size_t device_count) except +
+        uint32_t worker_joined(string_view identity, int fd, string_view key, int32_t worker_id,
+                               size_t device_count) except +
         void worker_left(uint32_t worker) except +
         CWorkerLink &worker(uint32_t slot)
         cbool fail_action(uint32_t worker, uint64_t action_id, string_view text) except +

@@ -36,6 +36,7 @@ OTHER, WORKERS_LEFT, CLIENTS_LEFT = C_OTHER, C_WORKERS_LEFT, C_CLIENTS_LEFT
 WORKER_MESSAGE, CLIENT_MESSAGE, ORDER, ORDERS_DONE = C_WORKER_MESSAGE, C_CLIENT_MESSAGE, C_ORDER, C_ORDERS_DONE
 WRONG_RESULT, WRONG_REQUEST, PAUSED = C_WRONG_RESULT, C_WRONG_REQUEST, C_PAUSED
 WORKERS, CLIENTS = C_WORKERS, C_CLIENTS
+SEAT_FREE, SEAT_NONE = C_SEAT_FREE, C_SEAT_NONE
 
 
 STAGES = ("wait", "receive", "check requests, note results", "look", "schedule", "order and answer", "after orders",
@@ -245,6 +246,12 @@ cdef class Exchange:
         """End the connection with this descriptor: its end then comes like any other. False if there is none."""
         return self._exchange.get().disconnect(<CSide>side, fd)
 
+    def seat_for(self, int side, int fd, str key):
+        """The descriptor whose peer has to leave before one with this key ("": none) joins at this descriptor; SEAT_FREE,
+        or SEAT_NONE where nobody has to leave for it."""
+        cdef bytes encoded = key.encode()
+        return self._exchange.get().seat_for(<CSide>side, fd, view_of(encoded))
+
     def send(self, int side, bytes identity, int fd, bytes header, frames=(), bytes rest=b""):
         """Queue one message for the peer at this descriptor. False if it is gone, or takes nothing any more.
 
@@ -306,9 +313,10 @@ cdef class Exchange:
 
     # ----- clients -----------------------------------------------------------------------------
 
-    def client_joined(self, bytes identity, int fd):
+    def client_joined(self, bytes identity, int fd, str key):
         """Its slot here, until client_left(). None if the connection of its hello has ended."""
-        cdef uint32_t slot = self._exchange.get().client_joined(view_of(identity), fd)
+        cdef bytes encoded = key.encode()
+        cdef uint32_t slot = self._exchange.get().client_joined(view_of(identity), fd, view_of(encoded))
         return None if slot == C_NO_SLOT else slot
 
     def client_left(self, uint32_t client):
@@ -332,9 +340,12 @@ cdef class Exchange:
 
     # ----- workers -----------------------------------------------------------------------------
 
-    def worker_joined(self, bytes identity, int fd, int32_t worker_id, size_t device_count):
+    def worker_joined(self, bytes identity, int fd, str key, int32_t worker_id, size_t device_count):
         """Its slot here, until worker_left(). None if the connection of its hello has ended."""
-        cdef uint32_t slot = self._exchange.get().worker_joined(view_of(identity), fd, worker_id, device_count)
+        cdef bytes encoded = key.encode()
+        cdef uint32_t slot = self._exchange.get().worker_joined(
+            view_of(identity), fd, view_of(encoded), worker_id, device_count
+        )
         return None if slot == C_NO_SLOT else slot
 
     def worker_left(self, uint32_t worker):

@@ -428,8 +428,17 @@ cdef class Connections:
         """Whether there was one."""
         return self._connections.get().ended(fd).get() != NULL
 
-    def greet(self, int fd):
-        self._connections.get().greet(self._find(fd)[0])
+    def seat_for(self, int fd, bytes key, int64_t now):
+        return self._connections.get().seat_for(self._find(fd)[0], view_of(key), now)
+
+    def greet(self, int fd, int64_t now=0, bytes key=b""):
+        self._connections.get().greet(self._find(fd)[0], view_of(key), now)
+
+    def forget(self, int fd, int64_t now):
+        self._connections.get().forget(self._find(fd)[0], now)
+
+    def heard(self, int fd, int64_t now):
+        self._connections.get().heard(self._find(fd)[0], now)
 
     def taken(self, int fd, uint64_t count):
         """A message of so many bytes was taken."""

@@ -35,7 +35,7 @@ from clockwork.wire.codec import HeaderFlaw
 
 FLAW_NAMES = tuple([word_of(C_FLAW_NAMES()[place]) for place in range(C_FLAW_COUNT())])
 HEADER_FLAW_NAMES = tuple([word_of(C_HEADER_FLAW_NAMES()[place]) for place in range(C_HEADER_FLAW_COUNT())])
-CUT_REASONS = ("asked", "crowd", "received", "received_all", "unread", "unread_all", "memory")
+CUT_REASONS = ("asked", "crowd", "silent", "received", "received_all", "unread", "unread_all", "memory")
 
 
 cdef string_view view_of(bytes text):
@@ -156,6 +156,9 @@ cdef CSentences sentences_of(templates, reasons) except *:
 cdef CConnectionBounds connection_bounds(bounds) except *:
     cdef CConnectionBounds found
     found.ungreeted = bounds.ungreeted
+    found.greeted = bounds.greeted
+    found.hello_ns = bounds.hello_ns
+    found.idle_ns = bounds.idle_ns
     found.hello_bytes = bounds.hello_bytes
     found.hello_bytes_all = bounds.hello_bytes_all
     found.received_bytes = bounds.received_bytes

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
-from clockwork.config import CLIENTS_MAX, FAILURE_CHARS_MAX, VERSION
-from clockwork.controller._exchange import CLIENTS
+from clockwork.config import FAILURE_CHARS_MAX, VERSION
+from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
 from clockwork.controller.access import Access
 from clockwork.controller.context import Context
 from clockwork.controller.flaws import Flaw, request_error
@@ -191,9 +191,6 @@ class Clients:
             self._context.tell_client(identity, fd, HelloNeeded(self._context.epoch))
         elif message.protocol != PROTOCOL_VERSION:
             self._context.tell_client(identity, fd, mismatch(message.protocol, message.version))
-        elif len(self._links.clients) >= CLIENTS_MAX and identity not in self._links.clients:
-            text = f"{CLIENTS_MAX} clients are connected, which is the most"
-            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
         elif identity in self._links.clients or self._note(identity, fd, printable(message.name), key):
             welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch)
             if not self._context.tell_client(identity, fd, welcome):
@@ -209,12 +206,28 @@ class Clients:
             return False
         if other is not None:  # its end was read before its hello was
             self._gone(other, "disconnected")
-        slot = self._exchange.client_joined(identity, fd)
+        if not self._make_room(identity, fd, key):
+            return False
+        slot = self._exchange.client_joined(identity, fd, key)
         if slot is None:
             return False
         self._links.clients[identity] = self._links.client_of_fd[fd] = ClientLink(
             identity, fd, name, slot, key
         )
+        return True
+
+    def _make_room(self, identity: bytes, fd: int, key: str) -> bool:
+        """Where all seats are taken, end the stay of the client that the exchange names, or turn this one away."""
+        seat = self._exchange.seat_for(CLIENTS, fd, key)
+        if seat == SEAT_NONE:
+            text = f"{len(self._links.clients)} clients are connected, which is the most, and all of them are in use"
+            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            return False
+        if seat != SEAT_FREE:
+            idlest = self._links.client_of_fd[seat]
+            # A client of ours hangs up at this, and dials again when it is used; any other has HELLO_NS to go.
+            self._context.tell_client(idlest.identity, idlest.fd, Goodbye())
+            self._gone(idlest, "gave way to another")
         return True
 
     # ----- messages ----------------------------------------------------------------------------------

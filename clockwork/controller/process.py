@@ -104,6 +104,7 @@ log = logging.getLogger("clockwork.controller")
 
 CUT_TEXTS = {
     "crowd": "too many without a hello",
+    "silent": "no hello came in time",
     "received": "more was received of one than it may have on the way",
     "received_all": "more was received of all than they may have on the way",
     "unread": "one left too many bytes unread",

@@ -19,7 +19,7 @@ from clockwork.config import (
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
 )
-from clockwork.controller._exchange import WORKERS
+from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE, WORKERS
 from clockwork.controller.access import Access
 from clockwork.controller.context import Context
 from clockwork.controller.effects import Effect, ReadChunk
@@ -169,10 +169,6 @@ class Workers:
         for other in list(self._links.workers.values()):
             if other.worker_epoch == message.worker_epoch or other is known:
                 self._gone(other, "reconnected")
-        if len(self._links.workers) >= WORKERS_MAX:
-            text = f"{WORKERS_MAX} workers are connected, which is the most"
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
-            return
         other_at = self._links.worker_of_fd.get(fd)
         if not is_ours(identity):
             self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
@@ -181,7 +177,14 @@ class Workers:
             return
         if other_at is not None:  # its end was read before its hello was
             self._gone(other_at, "disconnected")
-        slot = self._exchange.worker_joined(identity, fd, self._next_id, len(devices))
+        seat = self._exchange.seat_for(WORKERS, fd, key)
+        if seat == SEAT_NONE:
+            text = f"{len(self._links.workers)} workers are connected, which is the most"
+            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            return
+        if seat != SEAT_FREE:
+            self._gone(self._links.worker_of_fd[seat], "gave way to another")
+        slot = self._exchange.worker_joined(identity, fd, key, self._next_id, len(devices))
         if slot is None:
             return  # its connection has ended: a hello may be read after that
         worker = WorkerLink(

@@ -20,6 +20,23 @@ ino_t inode_of(int fd) {
     return fstat(fd, &found) == 0 && S_ISSOCK(found.st_mode) ? found.st_ino : 0;
 }
 
+// What connections of one peer have in common: an IPv4 address, the network (/64) of an IPv6 one, "" of a unix socket.
+std::string address_of(int fd) {
+    sockaddr_storage found{};
+    socklen_t size = sizeof(found);
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&found), &size) != 0)
+        return {};
+    if (found.ss_family == AF_INET) {
+        const in_addr& one = reinterpret_cast<const sockaddr_in&>(found).sin_addr;
+        return {reinterpret_cast<const char*>(&one), sizeof(one)};
+    }
+    if (found.ss_family != AF_INET6)
+        return {};
+    const in6_addr& one = reinterpret_cast<const sockaddr_in6&>(found).sin6_addr;
+    const char* bytes = reinterpret_cast<const char*>(&one);
+    return IN6_IS_ADDR_V4MAPPED(&one) ? std::string(bytes + 12, 4) : std::string(bytes, 8);
+}
+
 // Bytes that a TCP connection has received since it began. 0 for any other: the kernel counts none for unix sockets.
 std::uint64_t received_bytes(int fd) {
     tcp_info info{};
@@ -56,6 +73,42 @@ std::uint64_t unread_of(const Connection& connection) { return connection.unread
 
 }  // namespace
 
+// ----- seats --------------------------------------------------------------------------------------
+
+void Seats::add(Connection& connection, std::string_view holder) {
+    connection.holder = holder;
+    auto [found, is_new] = by_holder_.try_emplace(connection.holder);
+    std::list<Connection*>& connections = found->second;
+    by_count_.erase({connections.size(), found->first});
+    connection.place = connections.insert(connections.end(), &connection);
+    connection.seats = this;
+    connection.peers = &connections;
+    by_count_.insert({connections.size(), found->first});
+    ++size_;
+}
+
+void Seats::remove(Connection& connection) {
+    auto found = by_holder_.find(connection.holder);
+    std::list<Connection*>& connections = found->second;
+    by_count_.erase({connections.size(), found->first});
+    connections.erase(connection.place);
+    connection.seats = nullptr;
+    --size_;
+    if (connections.empty())
+        by_holder_.erase(found);
+    else
+        by_count_.insert({connections.size(), found->first});
+}
+
+void Seats::touch(Connection& connection) {
+    connection.peers->splice(connection.peers->end(), *connection.peers, connection.place);
+}
+
+std::size_t Seats::count(std::string_view holder) const {
+    auto found = by_holder_.find(holder);
+    return found == by_holder_.end() ? 0 : found->second.size();
+}
+
 Connections::Connections(ConnectionBounds bounds)
     : bounds_(bounds), all_(std::make_shared<std::atomic<std::uint64_t>>(0)) {
     nothing_fd_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -77,22 +130,22 @@ void Connections::accepted(int fd, Ns now) {
     ConnectionPtr one = std::make_shared<Connection>();
     one->fd = fd;
     one->inode = inode_of(fd);
+    one->address = address_of(fd);
     one->looked_ns = now;
     one->all = all_;
     by_fd_[fd] = one;
-    keep_ungreeted(one);
+    keep_ungreeted(one, now);
     look_ns_ = std::min(look_ns_, now + LOOK_NS);
 }
 
-void Connections::keep_ungreeted(const ConnectionPtr& connection) {
+void Connections::keep_ungreeted(const ConnectionPtr& connection, Ns now) {
     connection->is_greeted = false;
     connection->number = next_number_++;
+    connection->heard_ns = now;
     ungreeted_[connection->number] = connection;
-    while (ungreeted_.size() > bounds_.ungreeted) {
-        ConnectionPtr oldest = ungreeted_.begin()->second;
-        cut(*oldest, CutReason::CROWD);
-        ungreeted_.erase(oldest->number);
-    }
+    waiting_.add(*connection, connection->address);
+    while (waiting_.size() > bounds_.ungreeted)
+        cut(waiting_.idlest(waiting_.largest().second), CutReason::CROWD);
 }
 
 ConnectionPtr Connections::ended(int fd) {
@@ -102,6 +155,8 @@ ConnectionPtr Connections::ended(int fd) {
     ConnectionPtr one = std::move(found->second);
     by_fd_.erase(found);
     ungreeted_.erase(one->number);
+    if (one->seats != nullptr)
+        one->seats->remove(*one);
     one->has_ended = true;
     behind_ -= one->behind;
     one->behind = 0;
@@ -113,14 +168,33 @@ ConnectionPtr Connections::find(int fd) const {
     return found == by_fd_.end() ? nullptr : found->second;
 }
 
-void Connections::greet(Connection& connection) {
-    connection.is_greeted = true;
-    ungreeted_.erase(connection.number);
+int Connections::seat_for(const Connection& connection, std::string_view key, Ns now) const {
+    if (greeted_.size() < bounds_.greeted)
+        return SEAT_FREE;
+    std::string_view holder = key.empty() ? std::string_view(connection.address) : key;
+    std::size_t own = greeted_.count(holder);
+    if (auto [count, largest] = greeted_.largest(); count > own + 1)
+        return greeted_.idlest(largest).fd;
+    if (own == 0)
+        return SEAT_NONE;
+    const Connection& idlest = greeted_.idlest(holder);
+    return idlest.asked == 0 && now - idlest.heard_ns >= bounds_.idle_ns ? idlest.fd : SEAT_NONE;
 }
 
-void Connections::forget(Connection& connection) {
-    if (!connection.has_ended && !connection.is_cut)
-        keep_ungreeted(by_fd_.at(connection.fd));
+void Connections::greet(Connection& connection, std::string_view key, Ns now) {
+    connection.is_greeted = true;
+    connection.heard_ns = now;
+    ungreeted_.erase(connection.number);
+    if (connection.seats != nullptr)
+        connection.seats->remove(connection);
+    greeted_.add(connection, key.empty() ? std::string_view(connection.address) : key);
+}
+
+void Connections::forget(Connection& connection, Ns now) {
+    if (connection.has_ended || connection.is_cut)
+        return;
+    connection.seats->remove(connection);
+    keep_ungreeted(by_fd_.at(connection.fd), now);
 }
 
 // ----- bounds -------------------------------------------------------------------------------------
@@ -158,8 +232,11 @@ Ns Connections::look(Ns now) {
         ++place;
     }
     cursor_ = place == by_fd_.end() ? 0 : place->first;
-    for (const ConnectionPtr& connection : now_due)
+    for (const ConnectionPtr& connection : now_due) {
         look_at(*connection, now);
+        if (!connection->is_greeted && now - connection->heard_ns >= bounds_.hello_ns)
+            cut(*connection, CutReason::SILENT);
+    }
     std::uint64_t ungreeted_bytes = 0;
     for (const auto& [number, one] : ungreeted_)
         ungreeted_bytes += one->behind;
@@ -226,6 +303,9 @@ bool Connections::cut(Connection& connection, CutReason reason) {
     if (connection.is_cut || connection.has_ended)
         return false;
     connection.is_cut = true;
+    ungreeted_.erase(connection.number);
+    if (connection.seats != nullptr)
+        connection.seats->remove(connection);
     ++cut_counts_[static_cast<std::size_t>(reason)];
     behind_ -= connection.behind;
     connection.behind = 0;

@@ -13,6 +13,10 @@
 // to the last marked frame that libzmq has let go of. One frame in every MARK_BYTES is marked; a connection's frames
 // are written in their order.
 //
+// Seats: a connection may be open for `hello_ns` without a hello, and the seats of either kind of connection are shared
+// fairly. Where too many wait without a hello, the address with the most of them loses its oldest. Where too many have
+// said hello, the holder (the key, else the address) with the most seats loses the connection that was silent longest.
+//
 // Not thread safe, except that libzmq lets go of marked frames on its own thread.
 #pragma once
 
@@ -20,8 +24,13 @@
 
 #include <atomic>
 #include <cstdint>
+#include <list>
 #include <map>
 #include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "scheduler/types.h"
@@ -45,8 +54,15 @@ inline constexpr Ns LOOK_GREETED_NS = 250 * MS;
 // Connections that are looked at together.
 inline constexpr std::size_t LOOK_COUNT = 1'024;
 
+// What seat_for() says beside descriptors.
+inline constexpr int SEAT_FREE = -1;
+inline constexpr int SEAT_NONE = -2;
+
 struct ConnectionBounds {
     std::size_t ungreeted = 4'096;                   // config.UNGREETED_MAX
+    std::size_t greeted = 16'384;                    // config.CLIENTS_MAX
+    Ns hello_ns = 10 * SECOND;                       // config.HELLO_NS
+    Ns idle_ns = 5 * SECOND;                         // config.SEAT_IDLE_NS
     std::uint64_t hello_bytes = 1 << 20;             // config.HELLO_BYTES_MAX
     std::uint64_t hello_bytes_all = 64 << 20;        // config.HELLO_BYTES_ALL_MAX
     std::uint64_t received_bytes = 1'280ull << 20;   // config.RECEIVED_BYTES_MAX, of a peer that has said hello
@@ -57,8 +73,31 @@ struct ConnectionBounds {
 };
 
 // Why a connection was shut down.
-enum class CutReason : std::uint8_t { ASKED, CROWD, RECEIVED, RECEIVED_ALL, UNREAD, UNREAD_ALL, MEMORY };
-inline constexpr std::size_t CUT_REASONS = 7;
+enum class CutReason : std::uint8_t { ASKED, CROWD, SILENT, RECEIVED, RECEIVED_ALL, UNREAD, UNREAD_ALL, MEMORY };
+inline constexpr std::size_t CUT_REASONS = 8;
+
+struct Connection;
+
+// Connections by holder; each holder's in the order in which they were last heard of.
+class Seats {
+public:
+    void add(Connection& connection, std::string_view holder);
+    void remove(Connection& connection);
+    // It was heard of just now.
+    static void touch(Connection& connection);
+
+    std::size_t size() const { return size_; }
+    std::size_t count(std::string_view holder) const;
+    // The holder with the most connections, and how many these are; not to be asked where there are none.
+    std::pair<std::size_t, std::string_view> largest() const { return *by_count_.rbegin(); }
+    // The connection of a holder that was silent longest.
+    Connection& idlest(std::string_view holder) const { return *by_holder_.find(holder)->second.front(); }
+
+private:
+    std::map<std::string, std::list<Connection*>, std::less<>> by_holder_;
+    std::set<std::pair<std::size_t, std::string_view>> by_count_;  // the names are by_holder_'s
+    std::size_t size_ = 0;
+};
 
 // One accepted connection. Shared with the frames that are on their way, which may outlast it.
 struct Connection {
@@ -68,6 +107,14 @@ struct Connection {
     bool is_greeted = false;
     bool is_cut = false;
     bool has_ended = false;
+
+    std::string address;      // of the peer: an IPv4 address, or the network of an IPv6 one; "" of a unix socket
+    std::string holder;       // its key, else its address: whose seat it has
+    Ns heard_ns = 0;          // when it was accepted, noted no more, or last heard of
+    std::uint32_t asked = 0;  // requests of it that are held
+    Seats* seats = nullptr;   // that it has one of
+    std::list<Connection*>* peers = nullptr;  // its holder's, and its place among them
+    std::list<Connection*>::iterator place;
 
     std::uint64_t taken = 0;   // bytes of the messages that were taken, and what heartbeats may have been
     std::uint64_t behind = 0;  // bytes received and not taken, when it was last looked at
@@ -96,9 +143,19 @@ public:
 
     // Null if the descriptor belongs to no connection that is open.
     ConnectionPtr find(int fd) const;
-    // A peer is noted on it, or is not any more.
-    void greet(Connection& connection);
-    void forget(Connection& connection);
+    // The descriptor of the connection that must leave (see forget()) for one with this key ("": none) to have a seat;
+    // SEAT_FREE, or SEAT_NONE: no holder has more seats than this one would have, and of its own connections each was heard
+    // of within `idle_ns`, or waits for an answer.
+    int seat_for(const Connection& connection, std::string_view key, Ns now) const;
+    // A peer with this key is noted on it, or is not any more.
+    void greet(Connection& connection, std::string_view key, Ns now);
+    void forget(Connection& connection, Ns now);
+    // A message was taken from it, or is sent to it.
+    void heard(Connection& connection, Ns now) {
+        connection.heard_ns = now;
+        if (connection.seats == &greeted_)
+            Seats::touch(connection);
+    }
 
     // ----- bounds --------------------------------------------------------------------------------
 
@@ -118,7 +175,7 @@ public:
     const std::uint64_t* cut_counts() const { return cut_counts_; }
 
 private:
-    void keep_ungreeted(const ConnectionPtr& connection);
+    void keep_ungreeted(const ConnectionPtr& connection, Ns now);
     void look_at(Connection& connection, Ns now);
     using SizeOf = std::uint64_t (*)(const Connection&);
     void cut_largest(SizeOf size_of, std::uint64_t bound, CutReason reason);
@@ -129,6 +186,8 @@ private:
     ConnectionBounds bounds_;
     std::map<int, ConnectionPtr> by_fd_;
     std::map<std::uint64_t, ConnectionPtr> ungreeted_;  // by number: the oldest first
+    Seats waiting_;                                     // of these that are not cut, by address
+    Seats greeted_;                                     // by key, or address
     std::shared_ptr<std::atomic<std::uint64_t>> all_;
     std::uint64_t behind_ = 0;  // the sum over all connections that are not cut
     std::uint64_t next_number_ = 1;

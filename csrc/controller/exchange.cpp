@@ -219,9 +219,17 @@ bool Exchange::disconnect(Side side, int fd) {
     return one != nullptr && connections_[side].cut(*one, CutReason::ASKED);
 }
 
+int Exchange::seat_for(Side side, int fd, std::string_view key) const {
+    ConnectionPtr one = connections_[side].find(fd);
+    return one == nullptr ? SEAT_FREE : connections_[side].seat_for(*one, key, now_);
+}
+
 bool Exchange::begin(Side side, std::string_view identity, int fd) {
     ConnectionPtr one = connections_[side].find(fd);
-    return one != nullptr && connections_[side].may_send(*one, now_) && sockets_[side].address(identity, one);
+    if (one == nullptr || !connections_[side].may_send(*one, now_) || !sockets_[side].address(identity, one))
+        return false;
+    connections_[side].heard(*one, now_);
+    return true;
 }
 
 Exchange::Need Exchange::handle() {

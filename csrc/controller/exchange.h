@@ -131,6 +131,8 @@ public:
     std::vector<int> ended(Side side) { return std::exchange(ended_[side], {}); }
     // Shuts a peer's connection down; see Connections::cut(). False if there is none with this descriptor.
     bool disconnect(Side side, int fd);
+    // See Connections::seat_for(); SEAT_FREE where there is no connection with this descriptor.
+    int seat_for(Side side, int fd, std::string_view key) const;
     // Begins a message of Python's to the peer at this descriptor; its header and frames follow with send(). False if
     // the peer is gone, or takes nothing any more.
     bool begin(Side side, std::string_view identity, int fd);
@@ -146,8 +148,8 @@ public:
     // ----- clients -----------------------------------------------------------------------------
 
     // Its slot, or NO_SLOT if the connection that its hello came on has ended: whoever says hello and closes at once
-    // may be read after the end of his connection.
-    std::uint32_t client_joined(std::string_view identity, int fd);
+    // may be read after the end of his connection. key: of the connection, "" if it has none.
+    std::uint32_t client_joined(std::string_view identity, int fd, std::string_view key);
     // Nothing is sent to it any more; what it waits for is cancelled before the next decision.
     void client_left(std::uint32_t client);
     // Answers everything that is held, and forgets it: the end.
@@ -158,7 +160,8 @@ public:
     // ----- workers -----------------------------------------------------------------------------
 
     // Like client_joined().
-    std::uint32_t worker_joined(std::string_view identity, int fd, WorkerId worker_id, std::size_t device_count);
+    std::uint32_t worker_joined(std::string_view identity, int fd, std::string_view key, WorkerId worker_id,
+                                std::size_t device_count);
     void worker_left(std::uint32_t worker);
     WorkerLink& worker(std::uint32_t slot) { return *workers_.at(slot); }
     // Ends an action, or all that it has under way, as a failure of the device: what it said of it makes no sense, or it

@@ -19,6 +19,7 @@ Exchange::Need Exchange::from_client(const Arrival& arrival) {
     }
     ClientLink& client = *clients_.at(found->second);
     client.connection->taken += arrival.bytes;
+    connections_[CLIENTS].heard(*client.connection, now_);
     if (arrival.count < 2)
         return CLIENT_MESSAGE;
     switch (tag_of(batch.header(arrival).view())) {
@@ -122,6 +123,7 @@ HeldRequest& Exchange::hold(ClientLink* client, std::int64_t request_id, ServedM
         (client->last != nullptr ? client->last->after : client->first) = &held;
         client->last = &held;
         client->requests.insert(static_cast<std::uint64_t>(request_id), held.slot);
+        ++client->connection->asked;
     } else {
         ++model.copies;
     }
@@ -166,6 +168,7 @@ void Exchange::release(HeldRequest& held) {
     if (held.client != nullptr) {
         ClientLink& client = *held.client;
         client.requests.erase(static_cast<std::uint64_t>(held.request_id));
+        --client.connection->asked;
         (held.before != nullptr ? held.before->after : client.first) = held.after;
         (held.after != nullptr ? held.after->before : client.last) = held.before;
         if (client.has_departed && client.first == nullptr)
@@ -189,11 +192,11 @@ HeldRequest& Exchange::held(RequestId request_id) {
     return *held_pool_.at(slot);
 }
 
-std::uint32_t Exchange::client_joined(std::string_view identity, int fd) {
+std::uint32_t Exchange::client_joined(std::string_view identity, int fd, std::string_view key) {
     ConnectionPtr connection = connections_[CLIENTS].find(fd);
     if (connection == nullptr || connection->is_cut)
         return NO_SLOT;
-    connections_[CLIENTS].greet(*connection);
+    connections_[CLIENTS].greet(*connection, key, now_);
     ClientLink* client = clients_.make();
     client->identity = identity;
     client->connection = std::move(connection);
@@ -204,7 +207,7 @@ std::uint32_t Exchange::client_joined(std::string_view identity, int fd) {
 void Exchange::client_left(std::uint32_t slot) {
     ClientLink& client = *clients_.at(slot);
     client_of_.erase(client.identity);
-    connections_[CLIENTS].forget(*client.connection);
+    connections_[CLIENTS].forget(*client.connection, now_);
     client.gone = true;
     departed_.push_back(slot);
 }

@@ -16,6 +16,7 @@ Exchange::Need Exchange::from_worker(const Arrival& arrival) {
     }
     WorkerLink& worker = *workers_.at(found->second);
     worker.connection->taken += arrival.bytes;
+    connections_[WORKERS].heard(*worker.connection, now_);
     if (arrival.count < 2)
         return WORKER_MESSAGE;
     worker.heard_ns = now_;
@@ -98,11 +99,12 @@ void Exchange::fail_actions(std::uint32_t slot, std::string_view text) {
         fail_action(slot, action_id, text);
 }
 
-std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, WorkerId worker_id, std::size_t device_count) {
+std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, std::string_view key, WorkerId worker_id,
+                                      std::size_t device_count) {
     ConnectionPtr connection = connections_[WORKERS].find(fd);
     if (connection == nullptr || connection->is_cut)
         return NO_SLOT;
-    connections_[WORKERS].greet(*connection);
+    connections_[WORKERS].greet(*connection, key, now_);
     WorkerLink* worker = workers_.make();
     worker->identity = identity;
     worker->connection = std::move(connection);
@@ -117,7 +119,7 @@ std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, WorkerI
 void Exchange::worker_left(std::uint32_t slot) {
     WorkerLink* worker = workers_.at(slot);
     worker_of_identity_.erase(worker->identity);
-    connections_[WORKERS].forget(*worker->connection);
+    connections_[WORKERS].forget(*worker->connection, now_);
     worker_of_id_.erase(static_cast<std::uint32_t>(worker->worker_id));
     workers_.give_back(worker);
 }

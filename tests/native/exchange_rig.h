@@ -304,7 +304,7 @@ private:
                 scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
             }
         }
-        worker.slot = exchange_->worker_joined(worker.identity, worker.line.fd(), worker.id, 1);
+        worker.slot = exchange_->worker_joined(worker.identity, worker.line.fd(), "", worker.id, 1);
         exchange_->note("\x92\x09\x01");
     }
 
@@ -325,7 +325,7 @@ private:
         pump();
         client.is_there = true;
         from_clients_.peers[client.identity] = false;
-        client.slot = exchange_->client_joined(client.identity, client.line.fd());
+        client.slot = exchange_->client_joined(client.identity, client.line.fd(), "");
         if (client.slot == NO_SLOT)
             broken("a client is not let in");
     }

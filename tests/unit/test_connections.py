@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from clockwork.config import ConnectionBounds
+from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE
 from clockwork.controller._tested import Connections
 from clockwork.system.clock import SECOND
 
@@ -19,12 +20,13 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 @contextlib.contextmanager
-def tcp_pairs(count: int) -> Iterator[list[Pair]]:
-    """(accepted, dialled) each."""
+def tcp_pairs(count: int, addresses: Sequence[str] = ("127.0.0.1",)) -> Iterator[list[Pair]]:
+    """(accepted, dialled) each, dialled from these addresses in turn."""
     with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
         pairs = []
-        for _ in range(count):
-            dialled = stack.enter_context(socket.create_connection(listener.getsockname()))
+        for number in range(count):
+            source = (addresses[number % len(addresses)], 0)
+            dialled = stack.enter_context(socket.create_connection(listener.getsockname(), None, source))
             pairs.append((stack.enter_context(listener.accept()[0]), dialled))
         yield pairs
 
@@ -119,7 +121,7 @@ def test_before_a_hello_little_is_received_and_after_it_more() -> None:
 
 def test_what_is_taken_may_be_sent_again_and_credit_is_not_saved_up() -> None:
     with tcp_pairs(1) as [(accepted, dialled)]:
-        connections = Connections(ConnectionBounds(hello_bytes=8 * KIB))
+        connections = Connections(ConnectionBounds(hello_bytes=8 * KIB, hello_ns=60 * SECOND))
         connections.accepted(accepted.fileno(), 0)
         for turn in range(1, 11):
             dialled.sendall(bytes(6 * KIB))
@@ -135,7 +137,7 @@ def test_what_is_taken_may_be_sent_again_and_credit_is_not_saved_up() -> None:
 
 def test_an_idle_connections_heartbeats_add_up_to_nothing() -> None:
     with tcp_pairs(1) as [(accepted, dialled)]:
-        connections = Connections(ConnectionBounds(hello_bytes=2 * KIB))
+        connections = Connections(ConnectionBounds(hello_bytes=2 * KIB, hello_ns=60 * SECOND))
         connections.accepted(accepted.fileno(), 0)
         for turn in range(1, 201):
             dialled.sendall(bytes(100))
@@ -181,6 +183,51 @@ def test_of_too_many_without_a_hello_the_oldest_goes() -> None:
         assert connections.describe() == {
             "open": 5, "ungreeted": 2, "unread_bytes": 0, "received_bytes": 0, "cut": {"crowd": 2},
         }  # fmt: skip
+
+
+def test_of_too_many_without_a_hello_the_address_with_the_most_loses_its_oldest() -> None:
+    with tcp_pairs(6, ("127.0.0.1", "127.0.0.2", "127.0.0.2")) as pairs:
+        connections = Connections(ConnectionBounds(ungreeted=4))
+        for accepted, _ in pairs:
+            connections.accepted(accepted.fileno(), 0)
+        assert [is_over(dialled) for _, dialled in pairs] == [False, True, True, False, False, False]
+
+
+def test_a_connection_without_a_hello_has_its_time_and_again_when_its_peer_is_forgotten() -> None:
+    with tcp_pairs(2) as pairs:
+        connections = Connections(ConnectionBounds(hello_ns=10 * SECOND))
+        for accepted, _ in pairs:
+            connections.accepted(accepted.fileno(), 0)
+        connections.greet(pairs[0][0].fileno(), SECOND)
+        connections.look(10 * SECOND)
+        assert [is_over(dialled) for _, dialled in pairs] == [False, True]
+        connections.forget(pairs[0][0].fileno(), 60 * SECOND)
+        connections.look(69 * SECOND)
+        assert not is_over(pairs[0][1])
+        connections.look(70 * SECOND)
+        assert is_over(pairs[0][1])
+        assert connections.describe()["cut"] == {"silent": 2}
+
+
+def test_the_seat_of_a_holder_with_more_of_them_is_free_at_once() -> None:
+    with tcp_pairs(4, ("127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.2")) as pairs:
+        connections = Connections(ConnectionBounds(greeted=3, idle_ns=5 * SECOND))
+        first, second, third, other = (accepted.fileno() for accepted, _ in pairs)
+        for one in (first, second, third, other):
+            connections.accepted(one, 0)
+            assert connections.seat_for(one, b"", 0) == SEAT_FREE
+        for at, one in enumerate((first, second, third)):
+            connections.greet(one, at)
+        connections.heard(first, 10)
+        assert connections.seat_for(other, b"", 10) == second, "the idlest of the address with the most"
+        assert connections.seat_for(other, b"key", 10) == second, "a key holds by itself"
+        connections.forget(second, 10)
+        connections.greet(other, 10)
+        assert connections.seat_for(second, b"", 10) == SEAT_NONE, "of its own address nobody is idle"
+        assert connections.seat_for(second, b"", 5 * SECOND + 2) == third
+        assert connections.seat_for(second, b"key", 5 * SECOND + 2) == third, (
+            "the second has two, and a key none"
+        )
 
 
 def test_each_of_thousands_is_looked_at() -> None:

@@ -1,0 +1,103 @@
+"""Who may stay connected to a controller, and who goes where there is no room for all."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+
+from bench import zmtp
+from clockwork import Client
+from clockwork.config import ConnectionBounds
+from clockwork.controller._exchange import CLIENTS, WORKERS
+from clockwork.system.clock import SECOND
+from clockwork.wire import codec, keys, messages, transport
+from tests.process.cluster import eventually
+from tests.process.peers import FakeWorker, RawClient, on_loop, running_controller
+from tests.process.test_controller_connections import running
+
+AT_ONCE = ConnectionBounds(greeted=4, idle_ns=0)
+NEVER = ConnectionBounds(greeted=4, idle_ns=3_600 * SECOND)
+
+
+def greeted(stack: contextlib.ExitStack, endpoint: str) -> socket.socket:
+    """A connection that has said hello, and been welcomed."""
+    one = stack.enter_context(zmtp.open_connection(endpoint))
+    one.sendall(zmtp.client_hello())
+    zmtp.read_message(one)
+    return one
+
+
+@pytest.mark.parametrize("side", [CLIENTS, WORKERS])
+def test_a_connection_without_a_hello_has_seconds(tmp_path: Path, side: int) -> None:
+    bounds = ConnectionBounds(hello_ns=SECOND // 5)
+    with (
+        running(tmp_path, client_bounds=bounds, worker_bounds=bounds) as place,
+        contextlib.ExitStack() as stack,
+    ):
+        client = stack.enter_context(RawClient(place.controller))
+        worker = stack.enter_context(FakeWorker(place.controller))
+        endpoint = place.controller.client_endpoint if side == CLIENTS else place.controller.worker_endpoint
+        dialled = stack.enter_context(zmtp.dial(endpoint))
+        silent = stack.enter_context(zmtp.open_connection(endpoint))
+        eventually(lambda: zmtp.is_shut(dialled) and zmtp.is_shut(silent), "both are ended")
+        assert place.connections(side)["cut"] == {"silent": 2}
+        client.send(messages.Query(1, "status", ""))
+        client.receive(messages.Reply)
+        worker.receive(messages.Ping)
+
+
+def test_the_idlest_client_gives_way_to_a_newcomer(tmp_path: Path) -> None:
+    with running(tmp_path, client_bounds=AT_ONCE) as place, contextlib.ExitStack() as stack:
+        first, second = (greeted(stack, place.controller.client_endpoint) for _ in range(2))
+        others = [stack.enter_context(RawClient(place.controller)) for _ in range(2)]
+        first.sendall(zmtp.message([codec.encode(messages.Query(1, "status", ""))]))
+        zmtp.read_message(first)
+        stack.enter_context(RawClient(place.controller))
+        assert codec.decode(zmtp.read_message(second)[0], messages.TO_CLIENT) == messages.Goodbye()
+        assert place.noted() == (4, 0)
+        for one in others:
+            one.send(messages.Query(2, "status", ""))
+            one.receive(messages.Reply)
+
+
+def test_a_client_that_gave_way_is_served_again_when_it_is_used(tmp_path: Path) -> None:
+    with running(tmp_path, client_bounds=AT_ONCE) as place, contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(place.controller.client_endpoint))
+        assert client.status()["clients"] == 1
+        for _ in range(4):
+            greeted(stack, place.controller.client_endpoint)
+        eventually(lambda: place.connections(CLIENTS)["open"] == 4, "the client hung up, and stays away")
+        assert client.status()["clients"] == 4
+
+
+def test_where_no_client_is_idle_a_newcomer_is_told_so(tmp_path: Path) -> None:
+    with running(tmp_path, client_bounds=NEVER) as place, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(RawClient(place.controller))
+        late = stack.enter_context(RawClient(place.controller, hello=False))
+        late.send(messages.ClientHello(messages.PROTOCOL_VERSION, "test", "late"))
+        assert "4 clients are connected" in late.receive(messages.Mismatch)[0].text
+
+
+def test_a_key_with_many_seats_gives_way_to_another_key(tmp_path: Path) -> None:
+    pairs = {role: transport.new_key_pair() for role in (keys.Role.OPERATOR, keys.Role.CLIENT)}
+    ours = transport.new_key_pair()
+    keys.write_keys(tmp_path / "keys", ours, pairs)
+    many, few = (keys.PeerKeys(*pair, ours[0]) for pair in pairs.values())
+    key = tmp_path / "keys" / keys.CONTROLLER_KEY_FILE
+    with (
+        running_controller(tmp_path / "data", key=key, client_bounds=NEVER) as controller,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(4):
+            stack.enter_context(RawClient(controller, keys=many))
+        for _ in range(2):
+            stack.enter_context(RawClient(controller, keys=few))
+        late = stack.enter_context(RawClient(controller, hello=False, keys=few))
+        late.send(messages.ClientHello(messages.PROTOCOL_VERSION, "test", "late"))
+        late.receive(messages.Mismatch)
+        names = [link.key for link in on_loop(controller, lambda: [*controller._links.clients.values()])]
+        assert [names.count(one.public) for one in (many, few)] == [2, 2]

@@ -12,6 +12,7 @@ cdef class Core(Arena):
     cdef bint overrun  # the execution that is under way is to end
     cdef bint cpu_time
 
+    cdef void terminate(self) noexcept nogil
     cdef void begin_run(self, CpuModel* model) noexcept nogil
     cdef void end_run_failed(self, Order* order) noexcept nogil
     cdef void run_infer(self, Order* order) noexcept nogil

@@ -13,6 +13,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset, strlen, strstr
 
 from clockwork.device._orders cimport INFER, PENDING, PROFILE, Lane, thread_time_ns
+from clockwork.device._operators cimport end_operators_by
 from clockwork.device._ort cimport (
     ORT_STRING, TEXT_BYTES, Account, OrtStatus, OrtTensorInfo, onnx_dtype_of_ort, ort_create_run_options,
     ort_create_tensor, ort_dtype_of_onnx, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_tensor_info,
@@ -73,6 +74,7 @@ cdef class Core(Arena):
     cdef void enter(self, Lane* lane) noexcept nogil:
         if lane == &self.lanes.execute:
             self.runtime.charge(self.account)
+            end_operators_by(&self.account.is_ending)
 
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
         self.run_infer(order)
@@ -82,18 +84,23 @@ cdef class Core(Arena):
         self.lanes.hub.lock()
         self.stopping = wanted
         if wanted:
-            ort_terminate(self.api, self.run_options)
+            self.terminate()
         self.lanes.hub.unlock()
+
+    cdef void terminate(self) noexcept nogil:
+        """Have the execution end: ONNX Runtime looks between nodes, Clockwork's operators within one. The lock is held."""
+        ort_terminate(self.api, self.run_options)
+        self.account.is_ending.store(True)
 
     # ----- what runs too long ----------------------------------------------------------------
 
     def end_run(self, int64_t action_id):
-        """Have an execution end as OVERRUN as soon as its current node does, if it still runs. Any thread. To be said
-        again while it does: the execution may not have begun yet."""
+        """Have an execution end as OVERRUN as soon as its current node does, or an operator of Clockwork's in it
+        looks, if it still runs. Any thread. To be said again while it does: the execution may not have begun yet."""
         self.lanes.hub.lock()
         if self.lanes.execute.running != NULL and self.lanes.execute.running.action_id == action_id:
             self.overrun = True
-            ort_terminate(self.api, self.run_options)
+            self.terminate()
         self.lanes.hub.unlock()
 
     @property
@@ -106,6 +113,7 @@ cdef class Core(Arena):
         self.overrun = False
         if not self.stopping:
             ort_unterminate(self.api, self.run_options)
+            self.account.is_ending.store(False)
         self.lanes.hub.unlock()
         self.account.limit_bytes = model.workspace_bytes
         self.account.peak_bytes = self.account.used_bytes

@@ -4,6 +4,8 @@
 from libc.stdint cimport int64_t
 from libcpp.string cimport string
 
+from clockwork.device._ort cimport AtomicFlag
+
 cdef extern from "device/images.h" namespace "clockwork::device" nogil:
     string c_load_jpeg "clockwork::device::load_jpeg"(const string& path)
 
@@ -13,6 +15,14 @@ cdef extern from "<string_view>" namespace "std" nogil:
 
 cdef extern from "string_work.h" namespace "clockwork" nogil:
     int64_t c_strings_work "clockwork::strings_work"(int64_t count, string_view frame)
+
+cdef extern from "device/operators.h" namespace "clockwork::device" nogil:
+    void end_operators_with(const AtomicFlag*)
+
+
+cdef void end_operators_by(const AtomicFlag* ending) noexcept nogil:
+    """What runs on this thread ends with an error once the flag is set, which must outlive the thread."""
+    end_operators_with(ending)
 
 
 def strings_work(int64_t count, const unsigned char[::1] frame not None):

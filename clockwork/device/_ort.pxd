@@ -88,12 +88,17 @@ cdef extern from "device/memory.h" namespace "clockwork::device" nogil:
     cbool populate(char* base, size_t size)
     size_t round_up(size_t size, size_t unit)
 
+cdef extern from "<atomic>" nogil:
+    cppclass AtomicFlag "std::atomic<bool>":
+        void store(cbool)
+
 cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
     cppclass Account:
         size_t limit_bytes
         size_t used_bytes
         size_t peak_bytes
         size_t refused_bytes
+        AtomicFlag is_ending
     cppclass Workspace(OrtAllocator):
         Workspace(const OrtMemoryInfo*, size_t limit_bytes) except +
         size_t reserved_bytes()

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <queue>
+#include <stdexcept>
 #include <tuple>
 
 namespace clockwork::device {
@@ -12,32 +13,31 @@ constexpr std::uint32_t NOTHING = UINT32_MAX;
 
 constexpr std::string_view CONTRACTIONS[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
 
-struct Character {
-    std::size_t begin;
-    std::uint8_t kind;
-    bool is_blank;  // a space, and no other white space
-};
-
 }  // namespace
 
 BytePairs::BytePairs(const Common& common, const Parts& parts)
     : Tokenizer(common),
-      letters_(parts.letters),
-      numbers_(parts.numbers),
-      spaces_(parts.spaces),
+      letters_("letters", parts.letters),
+      numbers_("numbers", parts.numbers),
+      spaces_("spaces", parts.spaces),
       begins_with_space_(parts.begins_with_space) {
     std::size_t place = 0;
-    split(parts.bytes, ',', [&](std::string_view id) {
-        if (place < bytes_.size())
-            bytes_[place++] = static_cast<std::uint32_t>(decimal(id));
-    });
-    split(parts.merges, '\n', [&](std::string_view line) {
+    Table bytes("bytes", parts.bytes, ',', bytes_.size());
+    bytes.each([&](std::string_view id) { bytes_[place++] = static_cast<std::uint32_t>(bytes.number(id)); });
+    if (place != bytes_.size())
+        throw std::invalid_argument("attribute bytes has " + std::to_string(place) + " ids; one for each of the " +
+                                    std::to_string(bytes_.size()) + " bytes is needed");
+    Table merges("merges", parts.merges, '\n');
+    merges.each([&](std::string_view line) {
         std::uint32_t ids[3] = {0, 0, 0};
-        std::size_t at = 0;
+        std::size_t count = 0;
         split(line, ',', [&](std::string_view id) {
-            if (at < 3)
-                ids[at++] = static_cast<std::uint32_t>(decimal(id));
+            if (count == 3)
+                merges.refuse("has more than 3 ids");
+            ids[count++] = static_cast<std::uint32_t>(merges.number(id));
         });
+        if (count != 3)
+            merges.refuse("has " + std::to_string(count) + " ids, not 3");
         std::uint32_t rank = static_cast<std::uint32_t>(merges_.size());
         merges_.try_emplace(std::uint64_t{ids[0]} << 32 | ids[1], Merge{rank, ids[2]});
     });
@@ -77,7 +77,7 @@ void BytePairs::add_piece(std::string_view piece, std::vector<std::int64_t>& ids
     };
     for (std::uint32_t place = 0; place < count; ++place)
         consider(place);
-    while (!steps.empty()) {
+    while (!steps.empty() && !is_ending()) {
         auto [rank, place, made] = steps.top();
         steps.pop();
         Symbol& left = symbols[place];
@@ -102,44 +102,47 @@ void BytePairs::add_piece(std::string_view piece, std::vector<std::int64_t>& ids
 }
 
 // Pieces by GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-void BytePairs::add_plain(std::string_view text, std::vector<std::int64_t>& ids) const {
+bool BytePairs::add_plain(std::string_view text, std::vector<std::int64_t>& ids) const {
     if (text.empty())
-        return;
+        return true;
     std::string with_space;
     if (begins_with_space_ && text[0] != ' ')
         text = with_space.append(" ").append(text);
-    std::vector<Character> characters;
-    std::uint32_t point = 0;
-    for (std::size_t at = 0; at < text.size();) {
-        std::size_t size = std::max<std::size_t>(character(text.substr(at), point), 1);
-        characters.push_back({at, static_cast<std::uint8_t>(kind_of(point)), point == ' '});
-        at += size;
-    }
-    std::size_t count = characters.size(), next = 0;
-    auto kind = [&](std::size_t index) { return static_cast<Kind>(characters[index].kind); };
-    auto begin = [&](std::size_t index) { return index < count ? characters[index].begin : text.size(); };
-    auto run = [&](std::size_t from) {  // where characters of one kind end
-        std::size_t end = from;
-        while (end < count && kind(end) == kind(from))
-            ++end;
+    const std::size_t size = text.size();
+    auto kind = [&](std::size_t at, std::size_t& next) {  // of a character, and where it ends
+        std::uint32_t point = 0;
+        next = at + std::max<std::size_t>(character(text.substr(at), point), 1);
+        return kind_of(point);
+    };
+    std::size_t last = 0, next = 0;
+    auto run = [&](std::size_t from) {  // where characters of one kind end; the last of them begins at `last`
+        std::size_t end = from, behind = 0;
+        const Kind first = kind(from, behind);
+        do {
+            last = end;
+            end = behind;
+        } while (end < size && kind(end, behind) == first);
         return end;
     };
-    for (std::size_t at = 0; at < count && !is_full(ids); at = next) {
-        std::string_view rest = text.substr(begin(at));
+    for (std::size_t at = 0; at < size; at = next) {
+        if (is_full(ids))
+            return false;
+        std::string_view rest = text.substr(at);
         auto contraction = std::find_if(std::begin(CONTRACTIONS), std::end(CONTRACTIONS),
                                         [&](std::string_view one) { return rest.starts_with(one); });
-        std::size_t word = characters[at].is_blank ? at + 1 : at;
+        std::size_t word = text[at] == ' ' ? at + 1 : at, behind = 0;
         if (contraction != std::end(CONTRACTIONS)) {
             next = at + contraction->size();
-        } else if (word < count && kind(word) != Kind::SPACE) {
+        } else if (word < size && kind(word, behind) != Kind::SPACE) {
             next = run(word);
         } else {
             next = run(at);
-            if (next < count && next - at > 1)
-                --next;  // the last one goes with what follows
+            if (next < size && last > at)
+                next = last;  // the last one goes with what follows
         }
-        add_piece(text.substr(begin(at), begin(next) - begin(at)), ids);
+        add_piece(text.substr(at, next - at), ids);
     }
+    return true;
 }
 
 }  // namespace clockwork::device

@@ -26,7 +26,7 @@ public:
     BytePairs(const Common& common, const Parts& parts);
 
 protected:
-    void add_plain(std::string_view text, std::vector<std::int64_t>& ids) const override;
+    bool add_plain(std::string_view text, std::vector<std::int64_t>& ids) const override;
 
 private:
     struct Merge {

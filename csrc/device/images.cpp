@@ -9,15 +9,17 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 
 #include "device/jpeg_api.h"
+#include "device/operator_bounds.h"
 
 namespace clockwork::device {
 
 namespace {
 
-// Scans of a progressive image: an encoder makes about ten, and each costs a pass over the whole image.
-constexpr int SCANS_MAX = 64;
+// libjpeg's text for data that ends within a scan, which it would go on with as if it were zeros.
+constexpr const char* ENDS_EARLY = "Corrupt JPEG data: premature end of data segment";
 
 std::mutex loading;
 jpeg::Library library;
@@ -28,6 +30,8 @@ struct Decoding {
     jpeg::Errors errors;
     jpeg::Source source;
     jpeg::Progress progress;
+    std::size_t blocks, blocks_max;  // of the scans that were begun
+    int scans;
     std::jmp_buf out;
     char text[jpeg::MESSAGE_BYTES];
 };
@@ -48,7 +52,6 @@ Decoding& of(jpeg::Decompress* state) { return *static_cast<Decoding*>(state->cl
     jump_out(state, whole);
 }
 
-void on_message(jpeg::Decompress*, int) {}
 void on_output(jpeg::Decompress*) {}
 void on_init(jpeg::Decompress*) {}
 
@@ -64,9 +67,34 @@ void on_skip(jpeg::Decompress* state, long bytes) {
     state->source->left -= count;
 }
 
+// level: -1 for a warning. Without an error here, a header of 154 bytes is a damaged image of as many pixels as it says.
+void on_message(jpeg::Decompress* state, int level) {
+    const jpeg::Errors& errors = *state->errors;
+    if (level < 0 && errors.code > 0 && errors.code <= errors.last_message &&
+        std::strcmp(errors.messages[errors.code], ENDS_EARLY) == 0)
+        jump_out(state, "is damaged: it ends too early");
+}
+
+// Called before each row of blocks of a scan is read, and before each row of pixels is made.
 void on_progress(jpeg::Decompress* state) {
-    if (state->input_scan_number > SCANS_MAX)
+    Decoding& decoding = of(state);
+    if (is_ending())
+        jump_out(state, "was not decoded: the execution was ended");
+    if (state->input_scan_number == decoding.scans)
+        return;
+    decoding.scans = state->input_scan_number;
+    decoding.blocks += static_cast<std::size_t>(state->mcus_per_row) * state->mcu_rows * state->mcu_blocks;
+    if (decoding.scans > static_cast<int>(JPEG_SCANS_MAX) || decoding.blocks > decoding.blocks_max)
         jump_out(state, "has more scans than a progressive JPEG image needs");
+}
+
+// Whether so many bytes can hold the image: each block of each component takes a bit at least, in the scan that begins it.
+bool can_hold(const jpeg::Decompress& state, std::size_t bytes) {
+    std::size_t blocks = 0;
+    for (int index = 0; index < state.component_count; ++index)
+        blocks += static_cast<std::size_t>(state.components[index].width_in_blocks) *
+                  state.components[index].height_in_blocks;
+    return blocks / 8 <= bytes;
 }
 
 jpeg::Decompress* begin(Decoding& decoding, const jpeg::Library& with) {
@@ -90,9 +118,10 @@ bool is_usable(const jpeg::Library& with, Decoding& decoding) {
     return true;
 }
 
-// Reads the image into `rows`, which `start` makes once its size is known. False: decoding.text says why.
-template <typename Start>
-bool decode(Decoding& decoding, std::string_view data, Start&& start) {
+// Reads the image: start(width, height, channels) is asked once its size is known, and row() for the place of each row.
+// False: decoding.text says why, or start() knows. Nothing that either makes is freed here.
+template <typename Start, typename Row>
+bool decode(Decoding& decoding, std::string_view data, std::size_t blocks_max, Start&& start, Row&& row) {
     jpeg::Decompress* state = begin(decoding, library);
     if (setjmp(decoding.out)) {
         library.destroy(state);
@@ -107,6 +136,7 @@ bool decode(Decoding& decoding, std::string_view data, Start&& start) {
                        library.resync,
                        on_init};
     decoding.progress.monitor = on_progress;
+    decoding.blocks_max = blocks_max;
     state->source = &decoding.source;
     state->progress = &decoding.progress;
     library.read_header(state, 1);
@@ -116,16 +146,22 @@ bool decode(Decoding& decoding, std::string_view data, Start&& start) {
         state->out_color_space = jpeg::RGB;
     else
         jump_out(state, "is a CMYK image; RGB and grey ones are taken");
-    if (unsigned char* row = start(state->width, state->height, state->component_count); row == nullptr) {
+    if (state->arithmetic != 0)
+        jump_out(state, "is coded arithmetically; Huffman's code is taken");
+    if (!start(state->width, state->height, state->component_count)) {
         library.destroy(state);
         return false;
-    } else {
-        library.start(state);
-        std::size_t stride = static_cast<std::size_t>(state->output_width) * state->output_components;
-        while (state->output_scanline < state->output_height) {
-            unsigned char* rows[1] = {row + state->output_scanline * stride};
-            library.read_scanlines(state, rows, 1);
-        }
+    }
+    if (!can_hold(*state, data.size()))
+        jump_out(state, "is damaged: it has fewer bytes than its pixels need");
+    library.start(state);
+    if (state->output_width != state->width || state->output_height != state->height ||
+        state->output_components != state->component_count)
+        jump_out(state, "has rows of another size than its header says");
+    while (state->output_scanline < state->output_height) {
+        unsigned char* rows[1] = {row()};
+        if (library.read_scanlines(state, rows, 1) != 1)
+            jump_out(state, "is damaged: it ends too early");
     }
     library.destroy(state);
     return true;
@@ -244,6 +280,80 @@ Pixels converted(Pixels&& image, std::size_t channels) {
     return result;
 }
 
+// The sides to which an image is resized for a form. False: it has too many pixels, now or then.
+bool plan(std::size_t width, std::size_t height, const ImageForm& form, std::size_t& to_width, std::size_t& to_height,
+          std::string& problem) {
+    const std::string has = "has " + std::to_string(width) + " x " + std::to_string(height) + " pixels";
+    if (width * height > form.pixels_max) {
+        problem = has + "; at most " + std::to_string(form.pixels_max) + " are taken";
+        return false;
+    }
+    to_width = form.width;
+    to_height = form.height;
+    if (form.shortest != 0) {
+        const std::size_t least = std::min(width, height);
+        to_width = form.shortest * width / least;
+        to_height = form.shortest * height / least;
+        if (to_width / SIDES_RATIO_MAX > form.shortest || to_height / SIDES_RATIO_MAX > form.shortest) {
+            problem = has + ": one side is more than " + std::to_string(SIDES_RATIO_MAX) + " times the other";
+            return false;
+        }
+    }
+    // On the way from one to the other it never has more pixels than both; see resized().
+    if (const std::size_t pixels = to_width * to_height; pixels > static_cast<std::size_t>(PIXELS_MAX)) {
+        problem = has + ", and " + std::to_string(pixels) + " once it is resized; at most " +
+                  std::to_string(PIXELS_MAX) + " are made";
+        return false;
+    }
+    return true;
+}
+
+// The image in `data`, and the sides that it is to be resized to. False, and why, if it cannot be decoded.
+bool decode_jpeg(std::string_view data, const ImageForm& form, Pixels& image, std::size_t& to_width,
+                 std::size_t& to_height, std::string& problem) {
+    if (library.destroy == nullptr) {
+        problem = "cannot be decoded: no libjpeg was loaded";
+        return false;
+    }
+    if (data.size() < 3 || std::memcmp(data.data(), "\xff\xd8\xff", 3) != 0) {
+        problem = data.empty() ? "is empty, not a JPEG image" : "is not a JPEG image: it begins with";
+        char digits[8];
+        for (std::size_t place = 0; place < std::min<std::size_t>(data.size(), 8); ++place) {
+            std::snprintf(digits, sizeof digits, " %02x", static_cast<unsigned char>(data[place]));
+            problem += digits;
+        }
+        return false;
+    }
+    Decoding decoding;
+    std::size_t stride = 0;
+    bool is_done = false;
+    try {
+        // Neither throws through a frame of the library: it calls neither.
+        auto start = [&](unsigned width, unsigned height, int channels) {
+            if (!plan(width, height, form, to_width, to_height, problem))
+                return false;
+            image.width = width;
+            image.height = height;
+            image.channels = static_cast<std::size_t>(channels);
+            stride = image.width * image.channels;
+            image.values.reserve(image.height * stride);
+            return true;
+        };
+        // Row by row, so that an image which ends early has not touched memory for all of it.
+        auto row = [&] {
+            image.values.resize(image.values.size() + stride);
+            return image.values.data() + image.values.size() - stride;
+        };
+        is_done = decode(decoding, data, blocks_max(form.pixels_max), start, row);
+    } catch (const std::bad_alloc&) {
+        library.destroy(&decoding.state);
+        throw;
+    }
+    if (!is_done && problem.empty())
+        problem = decoding.text;
+    return is_done;
+}
+
 // Where a piece in the middle begins: Python's round(), which takes the even one of two that are as near.
 std::size_t middle(std::size_t whole, std::size_t part) {
     return static_cast<std::size_t>(std::nearbyint(static_cast<double>(whole - part) / 2.0));
@@ -272,45 +382,6 @@ std::string load_jpeg(const std::string& path) {
     return "";
 }
 
-bool decode_jpeg(std::string_view data, std::size_t pixels_max, Pixels& image, std::string& problem) {
-    if (library.destroy == nullptr) {
-        problem = "cannot be decoded: no libjpeg was loaded";
-        return false;
-    }
-    if (data.size() < 3 || std::memcmp(data.data(), "\xff\xd8\xff", 3) != 0) {
-        problem = data.empty() ? "is empty, not a JPEG image" : "is not a JPEG image: it begins with";
-        char digits[8];
-        for (std::size_t place = 0; place < std::min<std::size_t>(data.size(), 8); ++place) {
-            std::snprintf(digits, sizeof digits, " %02x", static_cast<unsigned char>(data[place]));
-            problem += digits;
-        }
-        return false;
-    }
-    auto start = [&](unsigned width, unsigned height, int channels) -> unsigned char* {
-        if (static_cast<std::size_t>(width) * height > pixels_max) {
-            problem = "has " + std::to_string(width) + " x " + std::to_string(height) + " pixels; at most " +
-                      std::to_string(pixels_max) + " are taken";
-            return nullptr;
-        }
-        image.width = width;
-        image.height = height;
-        image.channels = static_cast<std::size_t>(channels);
-        try {
-            image.values.resize(image.width * image.height * image.channels);
-        } catch (const std::bad_alloc&) {
-            problem = "has " + std::to_string(width) + " x " + std::to_string(height) + " pixels: no memory for them";
-            return nullptr;
-        }
-        return image.values.data();
-    };
-    Decoding decoding;
-    if (decode(decoding, data, start))
-        return true;
-    if (problem.empty())
-        problem = decoding.text;
-    return false;
-}
-
 Pixels resized(const Pixels& image, std::size_t width, std::size_t height, Filter filter) {
     if (width == image.width && height == image.height)
         return image;
@@ -327,21 +398,12 @@ Pixels resized(const Pixels& image, std::size_t width, std::size_t height, Filte
 
 bool read_image(std::string_view data, const ImageForm& form, std::uint8_t* target, std::string& problem) {
     Pixels image;
-    if (!decode_jpeg(data, form.pixels_max, image, problem))
+    std::size_t width = 0, height = 0;
+    if (!decode_jpeg(data, form, image, width, height, problem))
         return false;
-    image = converted(std::move(image), form.channels);
-    std::size_t width = form.width, height = form.height;
-    if (form.shortest != 0) {
-        std::size_t least = std::min(image.width, image.height);
-        width = form.shortest * image.width / least;
-        height = form.shortest * image.height / least;
-        if (width / 64 > form.shortest || height / 64 > form.shortest) {
-            problem = "has " + std::to_string(image.width) + " x " + std::to_string(image.height) +
-                      " pixels: one side is more than 64 times the other";
-            return false;
-        }
-    }
-    image = resized(image, width, height, form.filter);
+    image = resized(converted(std::move(image), form.channels), width, height, form.filter);
+    if (image.width < form.width || image.height < form.height || image.channels != form.channels)
+        throw std::logic_error("an image is smaller than what is cut out of it");
     std::size_t top = middle(height, form.height), left = middle(width, form.width);
     std::size_t row_bytes = form.width * form.channels;
     for (std::size_t row = 0; row < form.height; ++row) {

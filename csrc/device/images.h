@@ -29,14 +29,12 @@ struct ImageForm {
 // Use this library (Pillow's own, or a system's) from now on. A sentence if it cannot be used, else "".
 std::string load_jpeg(const std::string& path);
 
-// The JPEG image in `data`. False, and a clause that goes behind "image 3", if it is none, is damaged or too large.
-bool decode_jpeg(std::string_view data, std::size_t pixels_max, Pixels& image, std::string& problem);
-
 // Pillow's Image.resize().
 Pixels resized(const Pixels& image, std::size_t width, std::size_t height, Filter filter);
 
-// Decode, convert to the channels of the form, resize, and cut the middle out, into form.width * form.height *
-// form.channels bytes. As decode_jpeg() otherwise.
+// Decode the JPEG image in `data`, convert to the channels of the form, resize, and cut the middle out, into form.width *
+// form.height * form.channels bytes. False, and a clause that goes behind "image 3", if it is none, is damaged, or takes
+// more work than operator_bounds.h allows; of the target some is written then.
 bool read_image(std::string_view data, const ImageForm& form, std::uint8_t* target, std::string& problem);
 
 }  // namespace clockwork::device

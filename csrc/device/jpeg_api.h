@@ -50,6 +50,16 @@ struct Source {
     void (*term)(Decompress*);
 };
 
+struct Component {
+    int id, index, h_samples, v_samples, quantisation_table, dc_table, ac_table;
+    unsigned width_in_blocks, height_in_blocks;
+    int scaled_size;
+    unsigned width, height;
+    int is_needed, mcu_width, mcu_height, mcu_blocks, mcu_sample_width, last_column_width, last_row_height;
+    void* quantisation;
+    void* dct;
+};
+
 struct Decompress {
     Errors* errors;
     void* memory;
@@ -76,7 +86,7 @@ struct Decompress {
     void* dc_tables[4];
     void* ac_tables[4];
     int data_precision;
-    void* components;
+    Component* components;
     int progressive, arithmetic;
     unsigned char arith_dc_l[16], arith_dc_u[16], arith_ac_k[16];
     unsigned restart_interval;

@@ -4,7 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,6 +12,7 @@
 
 #include "device/byte_pairs.h"
 #include "device/images.h"
+#include "device/operator_bounds.h"
 #include "device/wordpiece.h"
 
 /* An operator as the runtime sees it; later members than version 16's are not read, for `version` says so. */
@@ -90,14 +91,19 @@ class Attributes {
 public:
     Attributes(const OrtApi* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
 
-    std::int64_t number(const char* name) const {
+    // A number within bounds; else std::invalid_argument, and the runtime makes no session.
+    std::int64_t number(const char* name, std::int64_t least, std::int64_t most) const {
         std::int64_t value = 0;
         check(ort_attribute_int(api_, info_, name, &value));
+        if (value < least || value > most)
+            throw std::invalid_argument(std::string("attribute ") + name + " is " + std::to_string(value) + "; " +
+                                        std::to_string(least) + " to " + std::to_string(most) + " are served");
         return value;
     }
-    std::size_t size(const char* name) const {
-        return static_cast<std::size_t>(std::max<std::int64_t>(number(name), 0));
+    std::size_t size(const char* name, std::int64_t least, std::int64_t most) const {
+        return static_cast<std::size_t>(number(name, least, most));
     }
+    bool flag(const char* name) const { return number(name, 0, 1) != 0; }
     std::string text(const char* name) const {
         std::size_t bytes = 0;
         check(ort_attribute_string(api_, info_, name, nullptr, &bytes));
@@ -137,12 +143,22 @@ struct DecodeJpeg {
     ImageForm form;
 
     explicit DecodeJpeg(const Attributes& attributes)
-        : form{attributes.size("width"),
-               attributes.size("height"),
-               attributes.size("shortest"),
-               attributes.size("channels") == 1 ? std::size_t{1} : std::size_t{3},
-               attributes.number("bicubic") != 0 ? Filter::BICUBIC : Filter::BILINEAR,
-               attributes.size("pixels_max")} {}
+        : form{attributes.size("width", 1, SIDE_MAX),
+               attributes.size("height", 1, SIDE_MAX),
+               attributes.size("shortest", 0, SIDE_MAX),
+               attributes.size("channels", 1, 3),
+               attributes.flag("bicubic") ? Filter::BICUBIC : Filter::BILINEAR,
+               attributes.size("pixels_max", 1, PIXELS_MAX)} {
+        auto sides = [&] { return std::to_string(form.height) + " x " + std::to_string(form.width); };
+        if (form.channels == 2)
+            throw std::invalid_argument("attribute channels is 2; 1 and 3 are served");
+        if (form.height * form.width > static_cast<std::size_t>(PIXELS_MAX))
+            throw std::invalid_argument("attributes height and width: " + sides() + " pixels; at most " +
+                                        std::to_string(PIXELS_MAX) + " are served");
+        if (form.shortest != 0 && form.shortest < std::max(form.height, form.width))
+            throw std::invalid_argument("attribute shortest is " + std::to_string(form.shortest) +
+                                        ", of which no middle of " + sides() + " pixels can be cut");
+    }
 
     OrtStatus* compute(const OrtApi* api, OrtKernelContext* context) const {
         Strings images(api, context);
@@ -172,9 +188,13 @@ struct Tokens {
     explicit Tokens(const Attributes& attributes)
         : tokenizer(
               Kind::make(attributes, {attributes.text("specials"), attributes.text("before"), attributes.text("after"),
-                                      attributes.size("tokens_max"), attributes.number("truncates") != 0})),
-          padding(attributes.number("padding")),
-          length(attributes.size("length")) {}
+                                      attributes.size("tokens_max", 1, TOKENS_MAX), attributes.flag("truncates")})),
+          padding(attributes.number("padding", 0, ID_MAX)),
+          length(attributes.size("length", 0, TOKENS_MAX)) {
+        if (std::size_t most = attributes.size("tokens_max", 1, TOKENS_MAX); length != 0 && length < most)
+            throw std::invalid_argument("attribute length is " + std::to_string(length) + ", less than tokens_max, " +
+                                        std::to_string(most));
+    }
 
     OrtStatus* compute(const OrtApi* api, OrtKernelContext* context) const {
         Strings texts(api, context);
@@ -205,7 +225,7 @@ struct WordPieceKind {
         return {common,
                 {attributes.text("vocabulary"), attributes.text("normalised"), attributes.text("removed"),
                  attributes.text("spaces"), attributes.text("alone"), attributes.text("prefix"),
-                 attributes.number("unknown"), attributes.size("word_max")}};
+                 attributes.number("unknown", 0, ID_MAX), attributes.size("word_max", 1, WORD_CHARACTERS_MAX)}};
     }
 };
 
@@ -215,7 +235,7 @@ struct BytePairsKind {
     static BytePairs make(const Attributes& attributes, const Tokenizer::Common& common) {
         return {common,
                 {attributes.text("bytes"), attributes.text("merges"), attributes.text("letters"),
-                 attributes.text("numbers"), attributes.text("spaces"), attributes.number("begins_with_space") != 0}};
+                 attributes.text("numbers"), attributes.text("spaces"), attributes.flag("begins_with_space")}};
     }
 };
 
@@ -234,8 +254,8 @@ OrtStatus* guarded(const OrtApi* api, Function&& function) {
         return function();
     } catch (const Failed& failed) {
         return failed.status;
-    } catch (const std::bad_alloc&) {
-        return ort_create_status(api, ORT_INVALID_ARGUMENT, "no memory");
+    } catch (const std::exception& error) {
+        return ort_create_status(api, ORT_INVALID_ARGUMENT, error.what());
     }
 }
 
@@ -285,6 +305,8 @@ std::map<const OrtApi*, OrtCustomOpDomain*> domains;  // of each runtime in this
 }  // namespace
 
 }  // namespace clockwork::device
+
+void clockwork::device::end_operators_with(const std::atomic<bool>* flag) { ending = flag; }
 
 OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
     using namespace clockwork::device;

@@ -9,9 +9,18 @@
 #ifndef CLOCKWORK_OPERATORS_H
 #define CLOCKWORK_OPERATORS_H
 
+#include <atomic>
+
 #include "device/ort_api.h"
 
 #define INPUT_MARK "[input] "
+
+namespace clockwork::device {
+
+// Operators that run on this thread end with an error as soon as this is set. It must outlive the thread. Null: never.
+void end_operators_with(const std::atomic<bool>* ending);
+
+}  // namespace clockwork::device
 
 /* Tell ONNX Runtime of the operators. By this name it looks for them in a library of custom operators. */
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,

@@ -2,22 +2,19 @@
 
 #include <algorithm>
 #include <charconv>
+#include <stdexcept>
+#include <system_error>
 
 namespace clockwork::device {
 
 namespace {
 
-// What a text begins with as a number; 0 if that is none. (strtol() would bind this to the newest glibc.)
-template <typename Number>
-Number number_of(std::string_view text, int base) {
-    Number value = 0;
-    std::from_chars(text.data(), text.data() + text.size(), value, base);
-    return value;
-}
+constexpr std::int64_t CODE_POINT_MAX = 0x10ffff;
 
-std::vector<std::int64_t> ids_of(std::string_view text) {
+std::vector<std::int64_t> ids_of(const char* name, std::string_view text) {
     std::vector<std::int64_t> found;
-    split(text, ',', [&](std::string_view one) { found.push_back(decimal(one)); });
+    Table table(name, text, ',', TOKENS_MAX);
+    table.each([&](std::string_view one) { found.push_back(table.number(one)); });
     return found;
 }
 
@@ -36,14 +33,31 @@ std::size_t white_space(Matches&& matches) {
 
 }  // namespace
 
-std::uint32_t hex(std::string_view text) { return number_of<std::uint32_t>(text, 16); }
+std::int64_t Table::number(std::string_view text, std::int64_t most, int base) const {
+    std::int64_t value = -1;  // (strtol() would bind this to the newest glibc)
+    auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
+    if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > most)
+        refuse("has no whole number from 0 to " + std::to_string(most) + " where one belongs");
+    return value;
+}
 
-std::int64_t decimal(std::string_view text) { return number_of<std::int64_t>(text, 10); }
+void Table::refuse(const std::string& problem) const {
+    throw std::invalid_argument(std::string("attribute ") + name_ + ": entry " + std::to_string(count_) + " " +
+                                problem);
+}
 
-CodePoints::CodePoints(std::string_view text) {
-    split(text, ',', [&](std::string_view one) {
-        std::size_t dash = one.find('-');
-        ranges_.emplace_back(hex(one.substr(0, dash)), hex(one.substr(dash + 1)));
+CodePoints::CodePoints(const char* name, std::string_view text) {
+    Table table(name, text, ',');
+    table.each([&](std::string_view one) {
+        std::size_t dash = std::min(one.find('-'), one.size());
+        auto point = [&](std::string_view digits) {
+            return static_cast<std::uint32_t>(table.number(digits, CODE_POINT_MAX, 16));
+        };
+        std::uint32_t first = point(one.substr(0, dash));
+        std::uint32_t last = dash < one.size() ? point(one.substr(dash + 1)) : first;
+        if (last < first || (!ranges_.empty() && first <= ranges_.back().second))
+            table.refuse("does not lie behind the range before it");
+        ranges_.emplace_back(first, last);
     });
 }
 
@@ -75,23 +89,67 @@ std::size_t character(std::string_view text, std::uint32_t& point) {
 }
 
 Tokenizer::Tokenizer(const Common& common)
-    : before_(ids_of(common.before)),
-      after_(ids_of(common.after)),
+    : before_(ids_of("before", common.before)),
+      after_(ids_of("after", common.after)),
       tokens_max_(common.tokens_max),
       truncates_(common.truncates) {
-    split(common.specials, '\n', [&](std::string_view line) {
+    if (before_.size() + after_.size() > tokens_max_)
+        throw std::invalid_argument("attributes before and after: " + std::to_string(before_.size() + after_.size()) +
+                                    " tokens around each text; at most tokens_max = " + std::to_string(tokens_max_) +
+                                    " are served");
+    Table table("specials", common.specials, '\n', SPECIALS_MAX);
+    table.each([&](std::string_view line) {
         std::vector<std::string_view> fields;
         split(line, '\t', [&](std::string_view field) { fields.push_back(field); });
-        fields.resize(3);
-        auto has = [&](char flag) { return fields[2].find(flag) != std::string_view::npos; };
-        specials_.push_back({std::string(fields[0]), decimal(fields[1]), has('l'), has('r')});
+        if (fields.size() != 2 && fields.size() != 3)
+            table.refuse("is not a token, its id and its flags");
+        if (fields[0].empty() || fields[0].size() > TOKEN_BYTES_MAX)
+            table.refuse("has a token of " + std::to_string(fields[0].size()) + " bytes; 1 to " +
+                         std::to_string(TOKEN_BYTES_MAX) + " are served");
+        auto has = [&](char flag) { return fields.size() == 3 && fields[2].find(flag) != std::string_view::npos; };
+        specials_.push_back({std::string(fields[0]), table.number(fields[1]), has('l'), has('r')});
         begins_special_.set(static_cast<unsigned char>(line[0]));
     });
     std::sort(specials_.begin(), specials_.end(),
-              [](const Special& one, const Special& other) { return one.text.size() > other.text.size(); });
+              [](const Special& one, const Special& other) { return one.text < other.text; });
+}
+
+// Narrows, byte by byte, the special tokens that have the text's beginning, so that many of them cost no more than few.
+const Tokenizer::Special* Tokenizer::special_at(std::string_view text) const {
+    if (!begins_special_[static_cast<unsigned char>(text[0])])
+        return nullptr;
+    const Special* found = nullptr;
+    auto low = specials_.begin(), high = specials_.end();
+    for (std::size_t at = 0; at < text.size() && low != high; ++at) {
+        // Of those left, all have the bytes before `at`; what ends there comes first.
+        unsigned char byte = static_cast<unsigned char>(text[at]);
+        auto comes_before = [&](const Special& one, int value) {
+            return (at < one.text.size() ? static_cast<unsigned char>(one.text[at]) : -1) < value;
+        };
+        low = std::lower_bound(low, high, static_cast<int>(byte), comes_before);
+        high = std::lower_bound(low, high, static_cast<int>(byte) + 1, comes_before);
+        if (low != high && low->text.size() == at + 1)
+            found = &*low;
+    }
+    return found;
 }
 
 bool Tokenizer::encode(std::string_view text, std::vector<std::int64_t>& ids, std::string& problem) const {
+    const std::size_t bytes = text.size(), bytes_max = text_bytes_max(tokens_max_);
+    auto too_long = [&] {
+        problem = "has " + std::to_string(bytes) + " bytes; at most " + std::to_string(bytes_max) +
+                  " are read for the " + std::to_string(tokens_max_) + " tokens that the model takes";
+        return false;
+    };
+    const bool is_cut = bytes > bytes_max;
+    if (is_cut) {
+        if (!truncates_)
+            return too_long();
+        std::size_t end = bytes_max;
+        while (end > bytes_max - 3 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80)
+            --end;  // within a character
+        text = text.substr(0, end);
+    }
     std::uint32_t point = 0;
     for (std::size_t at = 0; at < text.size();) {
         std::size_t size = character(text.substr(at), point);
@@ -104,12 +162,8 @@ bool Tokenizer::encode(std::string_view text, std::vector<std::int64_t>& ids, st
     ids = before_;
     std::size_t plain = 0;
     for (std::size_t at = 0; at < text.size() && !is_full(ids);) {
-        auto found = specials_.end();
-        if (begins_special_[static_cast<unsigned char>(text[at])]) {
-            found = std::find_if(specials_.begin(), specials_.end(),
-                                 [&](const Special& special) { return text.substr(at).starts_with(special.text); });
-        }
-        if (found == specials_.end()) {
+        const Special* found = special_at(text.substr(at));
+        if (found == nullptr) {
             ++at;
             continue;
         }
@@ -132,7 +186,13 @@ bool Tokenizer::encode(std::string_view text, std::vector<std::int64_t>& ids, st
         }
         plain = at;
     }
-    add_plain(text.substr(plain), ids);
+    // The last piece of a text that was cut may be another one than the whole text has: its tokens do not count.
+    if (!is_full(ids) && add_plain(text.substr(plain), ids) && is_cut)
+        return too_long();
+    if (is_ending()) {
+        problem = "was not read to its end: the execution was ended";
+        return false;
+    }
     if (is_full(ids)) {
         if (!truncates_) {
             problem = "has more than the " + std::to_string(tokens_max_) + " tokens that the model takes";

@@ -1,24 +1,36 @@
 #include "device/wordpiece.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace clockwork::device {
 
 WordPiece::WordPiece(const Common& common, const Parts& parts)
     : Tokenizer(common),
-      removed_(parts.removed),
-      spaces_(parts.spaces),
-      alone_(parts.alone),
+      removed_("removed", parts.removed),
+      spaces_("spaces", parts.spaces),
+      alone_("alone", parts.alone),
       prefix_(parts.prefix),
       unknown_(parts.unknown),
       word_max_(parts.word_max) {
-    split(parts.vocabulary, '\n', [&](std::string_view token) {
+    if (prefix_.size() > TOKEN_BYTES_MAX)
+        throw std::invalid_argument("attribute prefix has " + std::to_string(prefix_.size()) + " bytes; at most " +
+                                    std::to_string(TOKEN_BYTES_MAX) + " are served");
+    Table tokens("vocabulary", parts.vocabulary, '\n');
+    tokens.each([&](std::string_view token) {
         std::int64_t id = static_cast<std::int64_t>(vocabulary_.size());
-        vocabulary_.emplace(token, id);
+        if (!vocabulary_.emplace(token, id).second)
+            tokens.refuse("is a token that was there before");
+        token_bytes_max_ = std::max(token_bytes_max_, token.size());
     });
-    split(parts.normalised, '\n', [&](std::string_view line) {
+    Table forms("normalised", parts.normalised, '\n');
+    forms.each([&](std::string_view line) {
         std::size_t tab = line.find('\t');
-        normalised_.emplace(hex(line.substr(0, tab)), line.substr(tab + 1));
+        if (tab == std::string_view::npos || line.size() - tab - 1 > TOKEN_BYTES_MAX)
+            forms.refuse("is not a code point, a tab, and at most " + std::to_string(TOKEN_BYTES_MAX) +
+                         " bytes that it becomes");
+        std::int64_t point = forms.number(line.substr(0, tab), UINT32_MAX, 16);
+        normalised_.emplace(static_cast<std::uint32_t>(point), line.substr(tab + 1));
     });
 }
 
@@ -28,7 +40,8 @@ void WordPiece::end_word(std::vector<std::int64_t>& ids, std::string& word, std:
     std::size_t kept = ids.size(), begin = 0;
     std::string piece;
     while (begin < word.size() && length <= word_max_) {
-        std::size_t end = word.size();
+        // No longer piece is in the vocabulary.
+        std::size_t end = std::min(word.size(), begin + token_bytes_max_);
         for (; end > begin; --end) {
             if (end < word.size() && (static_cast<unsigned char>(word[end]) & 0xc0) == 0x80)
                 continue;  // within a character
@@ -50,7 +63,7 @@ void WordPiece::end_word(std::vector<std::int64_t>& ids, std::string& word, std:
     length = 0;
 }
 
-void WordPiece::add_plain(std::string_view text, std::vector<std::int64_t>& ids) const {
+bool WordPiece::add_plain(std::string_view text, std::vector<std::int64_t>& ids) const {
     std::string word;
     std::size_t length = 0;
     auto add = [&](std::uint32_t point, std::string_view bytes) {
@@ -59,8 +72,8 @@ void WordPiece::add_plain(std::string_view text, std::vector<std::int64_t>& ids)
             end_word(ids, word, length);
         if (spaces_.hold(point))
             return;
-        word += bytes;
-        ++length;
+        if (++length <= word_max_)
+            word += bytes;  // of a longer word it is known that it is unknown
         if (is_alone)
             end_word(ids, word, length);
     };
@@ -80,6 +93,7 @@ void WordPiece::add_plain(std::string_view text, std::vector<std::int64_t>& ids)
         text.remove_prefix(size);
     }
     end_word(ids, word, length);
+    return text.empty();
 }
 
 }  // namespace clockwork::device

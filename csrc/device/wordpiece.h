@@ -26,13 +26,14 @@ public:
     WordPiece(const Common& common, const Parts& parts);
 
 protected:
-    void add_plain(std::string_view text, std::vector<std::int64_t>& ids) const override;
+    bool add_plain(std::string_view text, std::vector<std::int64_t>& ids) const override;
 
 private:
     void end_word(std::vector<std::int64_t>& ids, std::string& word, std::size_t& length) const;
 
     std::unordered_map<std::string, std::int64_t> vocabulary_;
     std::unordered_map<std::uint32_t, std::string> normalised_;
+    std::size_t token_bytes_max_ = 0;
     CodePoints removed_, spaces_, alone_;
     std::string prefix_;
     std::int64_t unknown_;

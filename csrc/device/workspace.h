@@ -9,6 +9,7 @@
 // any thread.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -22,7 +23,8 @@ struct Account {
     std::size_t limit_bytes = 0;
     std::size_t used_bytes = 0;
     std::size_t peak_bytes = 0;
-    std::size_t refused_bytes = 0;  // what was asked for when the limit was reached; 0: it was not
+    std::size_t refused_bytes = 0;       // what was asked for when the limit was reached; 0: it was not
+    std::atomic<bool> is_ending{false};  // the execution is to end, for operators to look at; any thread sets it
 };
 
 // What this thread allocates from now on is charged to the account; null: to none.

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.attacks.operators import operator_model
 from clockwork import config
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Status
 from tests.device import wild
-from tests.device.rig import CpuRig, Driver, affine, array_of, expected_affine
+from tests.device.rig import Case, CpuRig, Driver, affine, array_of, expected_affine
 
 RIGS = [CpuRig]
 BUDGET = 64 << 20
@@ -156,6 +157,25 @@ def test_only_the_execution_that_is_named_is_ended(make: Callable[..., Driver]) 
     assert driver.end(one).status == Status.OK
     driver.device.end_run(one)
     assert driver.end(driver.infer(model, 1, [number(1000)])).status == Status.OK
+
+
+def test_an_operator_of_clockworks_is_ended_in_the_middle(make: Callable[..., Driver]) -> None:
+    """ONNX Runtime looks between nodes only. Twelve such texts take it more than half a minute."""
+    driver = make()
+    model = driver.prepare(Case(operator_model("BytePairs", tokens_max=1 << 20), batches=True))
+    driver.end(driver.load(model, 1, []))
+    texts = np.array(["a" * (4 << 20)] * 12, object)
+    began = now_ns()
+    endless = driver.infer(model, 1, [texts])
+    watcher = threading.Thread(target=end_when_running, args=(driver.device, endless))
+    watcher.start()
+    done = driver.end(endless)
+    watcher.join()
+    assert done.status == Status.OVERRUN
+    assert now_ns() - began < 20 * SECOND
+    few = driver.end(driver.infer(model, 1, [np.array(["hi"], object)]))
+    assert few.status == Status.OK, few.text
+    assert array_of(few.parts[0][0]).tolist() == [[301, 299, 302]]
 
 
 def test_a_device_that_is_closed_ends_what_runs(make: Callable[..., Driver]) -> None:

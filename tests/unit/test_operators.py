@@ -16,6 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from bench.attacks import operators as attacks
+from clockwork.config.models import JPEG_PIXELS_MAX, SIDE_MAX
 from clockwork.device import operators
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
@@ -149,6 +151,102 @@ def test_damaged_images_cost_an_error_and_nothing_else() -> None:
     assert min(decoded, len(refused)) > 100  # damage to values is seen in the picture alone, as with Pillow
     assert all("[input] image 0" in text for text in refused)
     np.testing.assert_array_equal(*session.run([strings(GOOD, GOOD)])[0])
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "named"),
+    [(operator, *one) for operator, some in attacks.REFUSED.items() for one in some],
+    ids=lambda value: str(value)[:40],
+)
+def test_attributes_are_checked_before_a_model_runs(
+    operator: str, attributes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(RunError, match=rf"attributes? {named}\b"):
+        Session(attacks.operator_model(operator, **attributes).SerializeToString(), optimise=False)
+
+
+def test_bounds_are_those_that_models_are_joined_by() -> None:
+    for attributes, bound in (
+        ({"width": SIDE_MAX + 1}, SIDE_MAX),
+        ({"pixels_max": JPEG_PIXELS_MAX + 1}, JPEG_PIXELS_MAX),
+    ):
+        with pytest.raises(RunError, match=rf" to {bound} are served"):
+            decoder(**attributes)
+
+
+def read(operator: str, data: str | bytes, **attributes: Any) -> Any:
+    """What an operator makes of a string, or a sentence."""
+    model = attacks.operator_model(operator, **attributes).SerializeToString()
+    try:
+        return Session(model, optimise=False).run([strings(data)])[0]
+    except RunError as error:
+        return str(error).partition("[input] ")[2]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (attacks.header_alone(5000, 5000), "is damaged: it has fewer bytes than its pixels need"),
+        (attacks.padded(attacks.header_alone(400, 400), 1000), "is damaged: it ends too early"),
+        (attacks.many_scans(5792, 5792, 64), "has more scans than a progressive JPEG image needs"),
+        (attacks.many_scans(8, 8, 65), "has more scans than a progressive JPEG image needs"),
+        (attacks.header_alone(64, 64, 0xC9), "is coded arithmetically; Huffman's code is taken"),
+    ],
+    ids=["no data", "data ends", "blocks", "scans", "arithmetic"],
+)
+def test_work_on_an_image_follows_from_its_bytes_and_the_pixels_that_are_taken(
+    data: bytes, said: str
+) -> None:
+    assert read("DecodeJpeg", data) == f"image 0 {said}"
+
+
+def test_progressive_images_of_ordinary_encoders_are_within_the_bound_of_scans() -> None:
+    data = photograph(320, 240, quality=95, subsampling=0, progressive=True)
+    assert read("DecodeJpeg", data, pixels_max=320 * 240).shape == (1, 24, 32, 3)
+    assert read("DecodeJpeg", attacks.many_scans(8, 8, 64), pixels_max=64).shape == (1, 24, 32, 3)
+
+
+def test_an_image_has_a_bound_of_pixels_while_it_is_resized() -> None:
+    thin = photograph(1, 60)
+    assert read("DecodeJpeg", thin, shortest=SIDE_MAX) == (
+        f"image 0 has 1 x 60 pixels, and {60 * SIDE_MAX**2} once it is resized; at most {JPEG_PIXELS_MAX} are made"
+    )
+
+
+@pytest.mark.parametrize("operator", ["WordPiece", "BytePairs"])
+def test_no_more_of_a_text_is_read_than_its_tokens_need(operator: str) -> None:
+    most = 65_536 + 64 * 64
+    for text in ("a" * (1 << 21), " " * (1 << 21), "\u4e00" * 100_000):
+        size = len(text.encode())
+        said = f"text 0 has {size} bytes; at most {most} are read for the 64 tokens that the model takes"
+        assert read(operator, text) == said
+        if text.isascii():  # a word without an end: what the first bytes become depends on what follows
+            assert read(operator, text, truncates=1) == said
+    # What is behind the tokens that a cut text keeps is not looked at, a character that the end parts included.
+    for padding in range(4):
+        text = "hello world " * 40 + "x" * padding + "\u4e00 " * 100_000
+        np.testing.assert_array_equal(
+            read(operator, text, truncates=1), read(operator, text[:5000], truncates=1)
+        )
+
+
+def test_the_longest_of_many_special_tokens_is_found() -> None:
+    specials = "\n".join(
+        [f"{'<' * count}>\t{count}\t" for count in range(1, 200)] + ["<\t500\t", "<<\t501\t"]
+    )
+    ids = read("WordPiece", "<<<>a<< <", specials=specials)
+    assert ids.tolist() == [[301, 3, 0, 501, 500, 302]]
+    assert read("WordPiece", "<" * 30_000, specials=specials) == (
+        "text 0 has more than the 64 tokens that the model takes"
+    )
+
+
+def test_a_word_is_looked_up_no_further_than_the_longest_token() -> None:
+    """A word of the longest length that is looked up, of which no beginning is a token but the first character."""
+    assert read("WordPiece", "a" * 1024, word_max=1024, tokens_max=2000).tolist() == [
+        [301, 0, *[1] * 1023, 302]
+    ]
+    assert read("WordPiece", "a" * 1025, word_max=1024, tokens_max=2000).tolist() == [[301, 400, 302]]
 
 
 def test_without_a_libjpeg_only_models_that_read_images_are_refused(

@@ -119,7 +119,7 @@ def http_bodies(site: Site, quick: bool) -> str:
     size = _size(quick)
     body = gzip.compress(bytes(size.body_bytes))
     head = (
-        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+        "POST /v2/models/digits/infer HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
         f"Authorization: Bearer {site.token}\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode()
     with contextlib.ExitStack() as stack:

@@ -25,16 +25,30 @@ REQUESTS_BYTES_MAX = 1 << 30
 """Bytes of requests under way; further requests are refused as overloaded."""
 
 CONNECTIONS_MAX = 1_024
-"""HTTP connections; a further one closes the connection that has been idle longest, or itself if none is idle."""
+"""Seats of HTTP's port, and of gRPC's: see web/seats.py for which connection goes when there are more."""
+
+METRICS_CONNECTIONS_MAX = 64
+"""Seats of the port for metrics."""
+
+DESCRIPTORS_KEPT = 96
+"""Open files that are left for all else than clients' connections: the controller's, repositories', the libraries' own."""
+
+DESCRIPTORS_MIN = DESCRIPTORS_KEPT + 32
+"""Fewest open files with which a gateway starts."""
 
 IDLE_S = 75.0
 """Time without a request after which an HTTP connection is closed."""
 
 HEADERS_S = 10.0
-"""Time that a client may take for the headers of a request, from their first byte on."""
+"""Time that a client may take for the headers of a request, from their first byte on; and time within which a new peer
+must have made a request that it may make."""
 
 BODY_S = 30.0
 """Time that a client may take for the body of a request."""
+
+BODY_GRACE_S = 5.0
+BODY_BYTES_PER_S_MIN = 16 << 10
+"""Least mean rate of a body, once BODY_GRACE_S have passed."""
 
 HEADER_BYTES_MAX = 16 << 10
 """Longest HTTP header, and longest request line."""
@@ -82,8 +96,13 @@ SWEEP_S = 1.0
 LINGER_S = 1.0
 """Time for which the rest of a request that was refused early is still read, so that its client sees the answer."""
 
+# ----- gateway/listener.py ---------------------------------------------------------------------
+
 HANDSHAKE_S = 10.0
 BACKLOG = 1_024
+ACCEPT_PAUSE_S = 0.1
+"""Time until accept() is tried again where the process has no descriptor left and no connection could make room."""
+
 
 # ----- gateway/grpc.py -------------------------------------------------------------------------
 

@@ -86,7 +86,9 @@ _CONTENTS: dict[int, tuple[str, str]] = {
 class GrpcServer:
     """Serves until close(). tokens: those that the metadata's authorization must bear."""
 
-    def __init__(self, service: InferenceService, settings: GatewaySettings, tokens: Tokens) -> None:
+    def __init__(
+        self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, seats_max: int
+    ) -> None:
         self._service = service
         self._settings = settings
         self._tokens = tokens

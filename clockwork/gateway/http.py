@@ -19,8 +19,8 @@ from aiohttp import web
 
 from clockwork.client.calls import request_of
 from clockwork.config.gateway import (
-    BACKLOG,
-    HANDSHAKE_S,
+    BODY_BYTES_PER_S_MIN,
+    BODY_GRACE_S,
     HEADER_BYTES_MAX,
     JOINED_BYTES_MAX,
     JSON_BYTES_MAX,
@@ -32,6 +32,7 @@ from clockwork.gateway import openapi
 from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
+from clockwork.gateway.listener import Listener
 from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.service import (
@@ -52,10 +53,12 @@ from clockwork.gateway.tensors import (
     frame_of_json,
     json_of_frame,
 )
+from clockwork.system.clock import now_ns, to_ns
+from clockwork.web.seats import Seat, Seats, Standing
 from clockwork.wire import telling
 from clockwork.wire.messages import Answer, NamedTensorRef
 from clockwork.wire.references import name_of
-from clockwork.wire.roles import HTTP
+from clockwork.wire.roles import HTTP, Right
 from clockwork.wire.tensors import STRING, join_strings
 from clockwork.wire.transport import Frame
 
@@ -101,18 +104,17 @@ class Path:
 
 
 class _Connection(web.RequestHandler):
-    """A client's connection, and since when the client has kept the server waiting."""
+    """A client's connection: its seat, and since when the client has kept the server waiting for headers."""
 
-    __slots__ = ("busy", "idle_since", "since")
+    __slots__ = ("seat", "since")
 
-    def __init__(self, manager: _Connections, **more: Any) -> None:
+    def __init__(self, manager: _Connections, seat: Seat, **more: Any) -> None:
         super().__init__(manager, **more)
-        self.busy = False  # a request is being answered
+        self.seat = seat
         self.since = 0.0  # when the first byte of a request came whose headers are not complete; 0: none
-        self.idle_since = 0.0
 
     def data_received(self, data: bytes) -> None:
-        if not self.busy and not self.since:
+        if not self.seat.working and not self.since:
             self.since = self._loop.time()
         super().data_received(data)
 
@@ -146,76 +148,78 @@ def _one_line(error: BaseException | None) -> str:
 
 
 class _Connections(web.Server):
-    """A server's connections, within a bound on their number."""
+    """A server's connections, each on a seat."""
 
-    def __init__(self, handler: Any, settings: GatewaySettings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, handler: Any, settings: GatewaySettings, seats: Seats, loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(
             handler, request_factory=self._new_request, handler_cancellation=True, keepalive_timeout=settings.idle_s,
             auto_decompress=False, access_log=None, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX, lingering_time=LINGER_S,
             logger=log,
         )  # fmt: skip
         self._settings = settings
+        self._seats = seats
         self._running = loop
 
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._running, **self._kwargs)
+    def protocol_of(self, seat: Seat) -> asyncio.Protocol:
+        return _Connection(self, seat, loop=self._running, **self._kwargs)
 
     def _new_request(
         self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
     ) -> web.BaseRequest:
-        protocol.busy, protocol.since = True, 0.0
+        protocol.since = 0.0
+        protocol.seat.progress(now_ns())
         return web.BaseRequest(message, payload, protocol, writer, task, self._running)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        connection = cast(_Connection, handler)
-        connection.idle_since = self._running.time()
-        if len(self._connections) > self._settings.connections_max:
-            idle = [other for other in self._all() if not other.busy]
-            self._abort(min(idle, key=lambda other: other.idle_since, default=connection))
+        seat = cast(_Connection, handler).seat
+        seat.close = transport.abort  # close() would wait for what the client does not read
+        if seat not in self._seats:  # vacated as the handshake ended
+            transport.abort()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self._seats.leave(cast(_Connection, handler).seat)
 
     def sweep(self) -> None:
-        """Close the connections whose clients take too long to send headers or to read their answers."""
-        now = self._running.time()
+        """Close the connections whose clients take too long to say who they are, to send headers, or to read answers."""
         settings = self._settings
-        for connection in self._all():
-            transport = connection.transport
-            if connection.busy or transport is None:
+        for seat in self._seats.overdue(now_ns(), to_ns(settings.headers_s)):
+            seat.close()
+        now = self._running.time()
+        for connection in cast(list[_Connection], list(self._connections)):
+            transport, seat = connection.transport, connection.seat
+            if seat.working or transport is None:
                 continue
             slow = connection.since and now - connection.since > settings.headers_s
-            stuck = now - connection.idle_since > settings.body_s and transport.get_write_buffer_size() > 0
+            waited_ns = now_ns() - seat.idle_since_ns
+            stuck = waited_ns > to_ns(settings.body_s) and transport.get_write_buffer_size() > 0
             if slow or stuck:
-                self._abort(connection)
-
-    def _all(self) -> list[_Connection]:
-        return cast(list[_Connection], list(self._connections))
-
-    @staticmethod
-    def _abort(connection: _Connection) -> None:
-        if connection.transport is not None:
-            connection.transport.abort()  # close() would wait for what the client does not read
+                transport.abort()
 
 
 class HttpServer:
     """Serves until close(). tokens: those that Authorization must bear."""
 
-    def __init__(self, service: InferenceService, settings: GatewaySettings, tokens: Tokens) -> None:
+    def __init__(
+        self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, seats_max: int
+    ) -> None:
         self._service = service
         self._settings = settings
         self._tokens = tokens
+        self._seats = Seats(seats_max)
         self._inflater = Inflater()
         self._connections: _Connections | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Take over a bound socket."""
         loop = asyncio.get_running_loop()
-        self._connections = _Connections(self._handle, self._settings, loop)
-        more: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE_S} if tls is not None else {}
-        self._listener = await loop.create_server(
-            self._connections, sock=listening, ssl=tls, backlog=BACKLOG, **more
-        )
+        self._connections = _Connections(self._handle, self._settings, self._seats, loop)
+        self._listener = Listener(listening, tls, self._seats, self._connections.protocol_of)
         self._sweeper = loop.create_task(self._sweep())
 
     async def close(self) -> None:
@@ -240,14 +244,14 @@ class HttpServer:
         counters = self._service.counters
         begun_ns, method = counters.begin(PROTOCOL), OTHER
         status, sent = GONE, 0
+        seat = cast(_Connection, request.protocol).seat
+        seat.begin()
         try:
             path = request.raw_path.partition("?")[0].split("/")
             if "%" in request.raw_path:
                 path = [urllib.parse.unquote(segment) for segment in path]
             found = self._find(path)
-            if self._tokens:
-                given = request.headers.get("Authorization", "")
-                self._tokens.check(found.right, bearer(given.encode("utf-8", "surrogateescape")))
+            standing = self._admit(request, found)
             if request.method not in found.methods:
                 raise WrongMethod(
                     f"{request.method} is not for {request.raw_path[:200]}", ", ".join(found.methods)
@@ -255,6 +259,8 @@ class HttpServer:
             method = found.name
             with self._service.admitted():
                 response = await found.handler(self, request, path)
+            if found.right is not Right.OPEN:
+                self._seats.recognize(seat, standing)
             status, sent = response.status, response.content_length or 0
             return response
         except ClockworkError as error:
@@ -269,8 +275,14 @@ class HttpServer:
                 counters.abandon(PROTOCOL)
             else:
                 counters.end(PROTOCOL, method, status, begun_ns, request.content_length or 0, sent)
-            connection = cast(_Connection, request.protocol)
-            connection.busy, connection.idle_since = False, asyncio.get_running_loop().time()
+            seat.end(now_ns())
+
+    def _admit(self, request: web.BaseRequest, path: Path) -> Standing:
+        """The standing of who asks, by token. Raises Unauthorized or Forbidden."""
+        if path.right is Right.OPEN:
+            return Standing.STRANGER
+        authorization = request.headers.get("Authorization", "")
+        return self._tokens.check(path.right, bearer(authorization.encode("utf-8", "surrogateescape")))
 
     def _find(self, path: list[str]) -> Path:
         """The Path for a request, by the segments of the request's path. Raises NotFound."""
@@ -299,19 +311,15 @@ class HttpServer:
                 held = len(piece)
                 pieces.append(piece)
             else:
-                async with asyncio.timeout(self._settings.body_s):
-                    while piece := await content.readany():
-                        self._service.hold(len(piece))
-                        held += len(piece)
-                        pieces.append(piece)
-                        if held > limit:
-                            break
-            if held > limit:
-                raise TooLarge(f"the request has more than {limit} bytes")
+                begun = asyncio.get_running_loop().time()
+                while piece := await self._piece(request, begun, held):
+                    self._service.hold(len(piece))
+                    held += len(piece)
+                    pieces.append(piece)
+                    if held > limit:
+                        raise TooLarge(f"the request has more than {limit} bytes")
         except BaseException as error:
             self._service.hold(-held)
-            if isinstance(error, TimeoutError):
-                raise TooSlow(f"the request's body did not come within {self._settings.body_s:g} s") from None
             if isinstance(error, web.RequestPayloadError):
                 raise InvalidInput(f"the request's body is broken: {_one_line(error)}") from None
             raise
@@ -323,6 +331,22 @@ class HttpServer:
             return await self._inflater.inflate(body, encoding, limit, self._service.hold)
         finally:
             self._service.hold(-held)
+
+    async def _piece(self, request: web.BaseRequest, begun: float, received: int) -> bytes:
+        """The next bytes of a body of which so many have come; b"" at its end. Raises TooSlow."""
+        settings, seat = self._settings, cast(_Connection, request.protocol).seat
+        due_s = min(settings.body_s, BODY_GRACE_S + received / BODY_BYTES_PER_S_MIN)
+        seat.end(now_ns())  # until they come, the connection may have to make room
+        try:
+            async with asyncio.timeout_at(begun + due_s):
+                return await request.content.readany()
+        except TimeoutError:
+            raise TooSlow(
+                f"{received} bytes of the request's body came within {due_s:.3g} s: after {BODY_GRACE_S:g} s it must "
+                f"come at {BODY_BYTES_PER_S_MIN} bytes/s at least, and be whole within {settings.body_s:g} s"
+            ) from None
+        finally:
+            seat.begin()
 
     async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
         """The body as JSON; an empty body is an empty object."""
@@ -359,6 +383,8 @@ class HttpServer:
         """Send a large answer piece by piece, without joining the pieces."""
         response = web.StreamResponse(headers=headers)
         response.content_length = sum(len(memoryview(piece)) for piece in pieces)
+        seat = cast(_Connection, request.protocol).seat
+        seat.end(now_ns())  # until the client has read it, the connection may have to make room
         try:
             async with asyncio.timeout(self._settings.body_s):
                 await response.prepare(request)
@@ -369,6 +395,8 @@ class HttpServer:
             transport = request.transport
             if transport is not None:
                 transport.abort()
+        finally:
+            seat.begin()
         return response
 
     def _read(

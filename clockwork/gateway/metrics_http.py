@@ -17,9 +17,10 @@ class MetricsServer(HttpServer):
     """Needs the client's token, if any: Prometheus can send it (authorization in its scrape configuration)."""
 
     def __init__(
-        self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, source: MetricsSource
-    ) -> None:
-        super().__init__(service, settings, tokens)
+        self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, seats_max: int,
+        source: MetricsSource,
+    ) -> None:  # fmt: skip
+        super().__init__(service, settings, tokens, seats_max)
         self._source = source
 
     def _find(self, path: list[str]) -> Path:

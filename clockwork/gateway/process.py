@@ -17,7 +17,13 @@ from typing import Any
 from clockwork.client.blocking import Client
 from clockwork.client.loop import LoopClient
 from clockwork.config import CLIENT_TIMEOUT_NS, VERSION, data_directory
-from clockwork.config.gateway import METRICS_TIMEOUT_S, REGIONS_SWEEP_S
+from clockwork.config.gateway import (
+    DESCRIPTORS_KEPT,
+    DESCRIPTORS_MIN,
+    METRICS_CONNECTIONS_MAX,
+    METRICS_TIMEOUT_S,
+    REGIONS_SWEEP_S,
+)
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.keeper import Keeper
@@ -86,6 +92,7 @@ class Gateway:
         self._tokens = security.read_tokens(settings)
         self._tls = security.tls_context(settings)
         self._keeper = _keeper(settings)
+        self._seats = seats_of(settings, raise_descriptor_limit())
         self._sockets: dict[str, socket.socket] = {}
         self.ports: dict[str, int] = {}  # of the servers that run, by name
         try:
@@ -133,16 +140,16 @@ class Gateway:
         )  # fmt: skip
         try:
             if (bound := self._sockets.get("http")) is not None:
-                http = HttpServer(service, settings, self._tokens)
+                http = HttpServer(service, settings, self._tokens, self._seats["http"])
                 await http.start(bound, self._tls)
                 self._closers.append(http.close)
             if (bound := self._sockets.get("grpc")) is not None:
-                grpc = GrpcServer(service, settings, self._tokens)
+                grpc = GrpcServer(service, settings, self._tokens, self._seats["grpc"])
                 await grpc.start(bound, security.read_pair(settings))
                 self._closers.append(grpc.close)
             if (bound := self._sockets.get("metrics")) is not None:
                 source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), service.counters)
-                metrics = MetricsServer(service, settings, self._tokens, source)
+                metrics = MetricsServer(service, settings, self._tokens, self._seats["metrics"], source)
                 await metrics.start(bound, self._tls)
                 self._closers.append(metrics.close)
             started()
@@ -181,6 +188,30 @@ class Gateway:
         )
 
 
+def seats_of(settings: GatewaySettings, descriptors: int) -> dict[str, int]:
+    """The seats of each server, within the open files that this process may have. Raises ConfigError for too few."""
+    if descriptors < DESCRIPTORS_MIN:
+        raise ConfigError(
+            f"{descriptors} open files are too few, it takes {DESCRIPTORS_MIN}: raise ulimit -n"
+        )
+    wanted = {
+        "http": settings.connections_max,
+        "grpc": settings.connections_max,
+        "metrics": min(settings.connections_max, METRICS_CONNECTIONS_MAX),
+    }
+    # A connection of gRPC that is closed for another may still be open when that is accepted.
+    room = descriptors - DESCRIPTORS_KEPT
+    needed = wanted["http"] + 2 * wanted["grpc"] + wanted["metrics"]
+    if needed <= room:
+        return wanted
+    found = {name: max(2, count * room // needed) for name, count in wanted.items()}
+    log.warning(
+        "this process may open %d files, so it takes %s connections at most; ulimit -n %d is enough for all",
+        descriptors, ", ".join(f"{count} {name}" for name, count in found.items()), needed + DESCRIPTORS_KEPT,
+    )  # fmt: skip
+    return found
+
+
 async def _sweep(regions: Regions) -> None:
     while True:
         await asyncio.sleep(REGIONS_SWEEP_S)
@@ -215,7 +246,6 @@ def main(settings: GatewaySettings) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s gateway %(levelname).1s %(message)s"
     )
     require_packages()
-    raise_descriptor_limit()
     gateway = Gateway(settings)
 
     async def run() -> None:

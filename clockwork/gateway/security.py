@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import socket
 import ssl
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from clockwork.config.gateway import TOKEN_BYTES_MAX
 from clockwork.errors import ConfigError, Forbidden
 from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.settings import GatewaySettings
+from clockwork.web.seats import Standing
 from clockwork.wire.keys import read_peer_keys
 from clockwork.wire.roles import Right, Role
 
@@ -80,20 +82,30 @@ class Tokens:
         """Whether any request needs a token."""
         return self._client is not None or self._operator is not None
 
-    def check(self, right: Right, given: bytes | None) -> None:
-        """Raises Unauthorized where the right needs a token and ``given``, the request's, is not known; Forbidden where
+    def check(self, right: Right, given: bytes | None) -> Standing:
+        """The standing that the token gives. Raises Unauthorized where the right needs a token and ``given``, the request's, is not known; Forbidden where
         it needs the operator's and ``given`` is the client's."""
         wanted = self._client if right is Right.INFER or self._operator is None else self._operator
-        if right is Right.OPEN or wanted is None:
-            return
+        if right is Right.OPEN:
+            return Standing.STRANGER
+        if wanted is None and given is None:
+            return Standing.CLIENT
         # Both are compared in every case, so that the time it takes tells nothing about either.
         is_operator = _is_same(given, self._operator)
         is_client = _is_same(given, self._client)
-        if is_operator or (is_client and wanted is self._client):
-            return
+        if is_operator:
+            return Standing.OPERATOR
+        if wanted is None or (is_client and wanted is self._client):
+            return Standing.CLIENT
         if is_client:
             raise Forbidden("this call changes what is served, which takes the operator's token")
         raise Unauthorized("this server wants Authorization: Bearer and its token")
+
+
+def names_of(settings: GatewaySettings) -> list[str]:
+    """The names, beyond localhost, under which the gateway may be asked where Host is checked."""
+    own = [] if is_loopback(settings.host) else [settings.host, socket.gethostname()]
+    return [*own, *settings.allowed_hosts]
 
 
 def _is_same(given: bytes | None, token: bytes | None) -> bool:

@@ -55,6 +55,9 @@ class GatewaySettings:
         None  # for calls that change what is served; None: `token_file` is enough
     )
     insecure: bool = False
+    allowed_hosts: tuple[
+        str, ...
+    ] = ()  # HOST[:PORT] of names under which clients reach it, such as a proxy's
     shared_memory: bool | None = (
         None  # whether callers on this machine may use it; None: if `host` is loopback
     )

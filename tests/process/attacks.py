@@ -210,7 +210,7 @@ def half_open(doors: Doors, rng: random.Random, stop: Stop) -> None:
 def noise(doors: Doors, rng: random.Random, stop: Stop) -> None:
     """Bytes that mean nothing to any port, or something to another one."""
     beginnings = [
-        b"", GREETING, GREETING + b"\x04\x19\x05READY", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"", GREETING, GREETING + b"\x04\x19\x05READY", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         GREETING + b"\x02" + struct.pack(">Q", 1 << 62),
     ]  # fmt: skip
     while not stop.is_set():

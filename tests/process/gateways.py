@@ -6,8 +6,12 @@ import asyncio
 import contextlib
 import http.client
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +27,7 @@ from clockwork.gateway.settings import OFF, GatewaySettings
 
 PATIENCE_S = 20.0
 HEADER_LENGTH = "Inference-Header-Content-Length"
+TOKEN = "correct-horse"
 SERVICE = "/inference.GRPCInferenceService/"
 
 
@@ -102,7 +107,7 @@ class Http:
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         """body: bytes as they are, None for none, anything else as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        self.connection.request(method, path, data, headers or {})
+        self.connection.request(method, path, data, {"User-Agent": "tests"} | (headers or {}))
         return Reply(self.connection.getresponse())
 
     def infer(self, body: Any, raw: bytes | None = None, model: str = "m", **headers: str) -> Reply:
@@ -116,6 +121,25 @@ class Http:
 
     def close(self) -> None:
         self.connection.close()
+
+
+class Https(Http):
+    def __init__(self, port: int, cert: Path) -> None:
+        context = ssl.create_default_context(cafile=str(cert))
+        self.connection = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+
+
+def new_pair(directory: Path) -> tuple[Path, Path]:
+    """A certificate for localhost, and its key, in a folder."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
 
 
 def method_of(channel: grpc.Channel, method: str) -> Any:

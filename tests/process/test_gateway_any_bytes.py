@@ -154,7 +154,7 @@ def inference(body: bytes, *more: tuple[str, str]) -> bytes:
 
 
 def headers_of(body: bytes) -> list[tuple[str, str]]:
-    return [("Host", "gateway"), ("Content-Length", str(len(body)))]
+    return [("Host", "localhost"), ("Content-Length", str(len(body)))]
 
 
 NUMBERS = st.one_of(
@@ -256,7 +256,7 @@ def test_any_request_of_http_is_answered_or_its_connection_ended(gateway: Gatewa
     @example(method="DELETE", path="/v2/models/m/infer", headers=[], body=b"", says=True)
     @example(method="GET", path="/v2", headers=[("Content-Length", "-0")], body=b"", says=False)
     def check(method: str, path: str, headers: list[tuple[str, str]], body: bytes, says: bool) -> None:
-        more = headers_of(body) if says else [("Host", "gateway")]
+        more = headers_of(body) if says else [("Host", "localhost")]
         seen.update(check_http(gateway, written(method, path, more + headers, body)))
 
     check()

@@ -394,7 +394,7 @@ def test_a_client_that_goes_cancels_its_request(gateway: Gateway, controller: Fa
     body = json.dumps(PLAIN).encode()
     with raw_socket(gateway) as sock:
         sock.sendall(
-            f"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            f"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
         request = controller.wait_for(InferRequest, before + 1)[-1]
@@ -427,7 +427,7 @@ def test_a_client_that_is_slow_with_its_headers_is_shut_out_however_it_drips(gat
 
 def test_a_client_that_is_slow_with_its_body_is_answered_and_shut_out(gateway: Gateway) -> None:
     with raw_socket(gateway) as sock:
-        sock.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        sock.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         data = read_all(sock)
     assert data.startswith(b"HTTP/1.1 408")
     assert b"too_slow" in data
@@ -456,10 +456,14 @@ def test_a_compressed_body_is_read_within_the_bounds_or_refused(
 
 def test_a_request_that_is_too_large_is_refused_before_it_comes(gateway: Gateway, http: Http) -> None:
     with raw_socket(gateway) as sock:
-        sock.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n{")
+        sock.sendall(
+            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n{"
+        )
         assert read_all(sock).startswith(b"HTTP/1.1 413")
     with raw_socket(gateway) as sock:  # of unknown length: as soon as it is too much
-        sock.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sock.sendall(
+            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
         data = b""
         try:
@@ -476,7 +480,7 @@ def test_a_chunked_request_is_as_good_as_any(gateway: Gateway, controller: FakeC
     body = json.dumps(PLAIN).encode()
     with raw_socket(gateway) as sock:
         sock.sendall(
-            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         for piece in (body[:10], body[10:]):
             sock.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
@@ -490,7 +494,7 @@ def test_a_client_that_asks_before_it_sends_its_body_is_told_to(
     body = json.dumps(PLAIN).encode()
     with raw_socket(gateway) as sock:
         sock.sendall(
-            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\n"
+            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: 100-continue\r\n"
             + f"Content-Length: {len(body)}\r\n\r\n".encode()
         )
         assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -514,7 +518,7 @@ def test_a_client_that_does_not_take_its_answer_is_shut_out(controller: FakeCont
     body = json.dumps(
         {"inputs": [tensor("UINT8", (size,), size=size)], "parameters": {"binary_data_output": True}}
     ).encode()
-    head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) + size}\r\n{HEADER_LENGTH}: {len(body)}\r\n\r\n"
+    head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body) + size}\r\n{HEADER_LENGTH}: {len(body)}\r\n\r\n"
     with (
         running_gateway(
             controller.endpoint, grpc_port=-1, request_bytes_max=64 << 20, body_s=1.0, requests_max=1
@@ -559,7 +563,7 @@ def test_the_number_of_requests_and_their_bytes_are_bounded(controller: FakeCont
         before = len(controller.of(InferRequest))
         waiting = [raw_socket(gateway) for _ in range(2)]
         body = json.dumps(PLAIN).encode()
-        head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         for one in waiting:
             one.sendall(head + body)
         controller.wait_for(InferRequest, before + 2)

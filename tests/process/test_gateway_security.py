@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
-import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,11 +28,10 @@ from clockwork.wire.roles import GRPC, HTTP, Right, Role
 from clockwork.wire.transport import new_key_pair
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController
-from tests.process.gateways import Http, Reply, running_gateway, tensor
+from tests.process.gateways import TOKEN, Http, Https, Reply, new_pair, running_gateway, tensor
 from tests.process.peers import running_controller
 
 BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
-TOKEN = "correct-horse"
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +43,7 @@ def controller() -> Iterator[FakeController]:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for localhost, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    directory = tmp_path_factory.mktemp("tls")
-    cert, key = directory / "cert.pem", directory / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return cert, key
+    return new_pair(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -64,12 +51,6 @@ def token_file(tmp_path: Path) -> Path:
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
     return path
-
-
-class Https(Http):
-    def __init__(self, port: int, cert: Path) -> None:
-        context = ssl.create_default_context(cafile=str(cert))
-        self.connection = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
 
 
 def infer_grpc(channel: grpc.Channel, token: str | None) -> str:
@@ -99,7 +80,7 @@ def test_tls_and_a_token_on_both_servers(
         assert http.infer(BODY, Authorization=f"bearer  {TOKEN}").status == 200
         http.close()
         with socket.create_connection(("127.0.0.1", gateway.ports["http"]), timeout=10) as plain:
-            plain.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            plain.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"HTTP" not in plain.recv(1000)
         credentials = grpc.ssl_channel_credentials(cert.read_bytes())
         with grpc.secure_channel(f"localhost:{gateway.ports['grpc']}", credentials) as channel:

@@ -23,9 +23,10 @@ MAY_IMPORT = {
     "base": [],
     "system": ["base"],
     "wire": ["base", "system"],
+    "web": ["base"],
     "scheduler": ["base", "wire"],
     "actions": ["base", "wire"],
-    "observe": ["base", "system", "wire", "scheduler"],
+    "observe": ["base", "system", "wire", "web", "scheduler"],
     "formats": ["base", "system", "wire", "scheduler"],
     "workloads": ["base", "system"],
     "device": ["base", "system", "wire", "formats"],
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "sources": ["base", "system", "wire", "formats"],
     "controller": ["base", "system", "wire", "scheduler", "formats"],
     "worker": ["base", "system", "wire", "actions", "formats", "device", "models"],
-    "gateway": ["base", "system", "wire", "formats", "models", "client", "sources"],  # models: to read what it registers
+    "gateway": ["base", "system", "wire", "web", "formats", "models", "client", "sources"],  # models: to read what it registers
     "sim": ["base", "system", "wire", "scheduler", "observe", "actions", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
     "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "observe", "launch"],
@@ -50,7 +51,7 @@ LOOSE = {
     "config": "base",
 }
 
-PURE = ["scheduler", "actions"]
+PURE = ["scheduler", "actions", "web"]
 IMPURE_MODULES = {
     "asyncio", "concurrent", "multiprocessing", "os", "pathlib", "select", "signal", "socket", "subprocess",
     "threading", "time", "clockwork.system", "clockwork.wire.tensors", "clockwork.wire.codec", "clockwork.wire.keys",

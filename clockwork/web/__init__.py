@@ -1,0 +1,1 @@
+"""What servers for web clients share: seats for connections, and the requests that a web page may make. Pure."""

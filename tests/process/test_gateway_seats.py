@@ -1,0 +1,173 @@
+"""Connections that hold a gateway's seats and say nothing, and those of others beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clockwork.config.gateway import DESCRIPTORS_MIN
+from clockwork.errors import ConfigError
+from clockwork.gateway import http as http_server
+from clockwork.gateway.process import seats_of
+from clockwork.gateway.settings import GatewaySettings
+from tests.process.fake_controller import FakeController
+from tests.process.gateways import PATIENCE_S, TOKEN, Http, Https, new_pair, running_gateway, tensor
+
+BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+SEATS = 8
+ATTACKERS = 40
+UNSENT = (
+    "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+    f"Authorization: Bearer {TOKEN}\r\n\r\n"
+).encode()
+
+
+@pytest.fixture(scope="module")
+def controller() -> Iterator[FakeController]:
+    with FakeController() as controller:
+        yield controller
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return new_pair(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    return path
+
+
+def check_most_end(held: list[socket.socket], left: int) -> None:
+    """All but so many of these connections are closed by the gateway."""
+    waiting = list(held)
+    while len(waiting) > left:
+        ready, _, _ = select.select(waiting, [], [], PATIENCE_S)
+        assert ready, f"{len(waiting)} of {len(held)} connections are still held"
+        for one in ready:
+            with contextlib.suppress(ConnectionError):
+                if one.recv(65536):
+                    continue
+            waiting.remove(one)
+
+
+@contextlib.contextmanager
+def dialled(port: int, sent: bytes = b"", count: int = ATTACKERS) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
+            for _ in range(count)
+        ]
+        for one in held:
+            with contextlib.suppress(ConnectionError):  # vacated already
+                one.sendall(sent)
+        yield held
+
+
+@pytest.mark.parametrize("name", ["http", "metrics"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v2/health/live HTTP/1.1\r\nX: "], ids=["silent", "half a header"]
+)
+def test_strangers_hold_a_bounded_number_of_connections(
+    controller: FakeController, name: str, sent: bytes
+) -> None:
+    with running_gateway(controller.endpoint, grpc_port=-1, metrics_port=0, connections_max=SEATS) as gateway:
+        known = Http(gateway.ports[name])
+        path = {"http": "/v2", "metrics": "/metrics?of=gateway"}[name]
+        assert known.ask("GET", path).status == 200
+        with dialled(gateway.ports[name], sent) as held:
+            check_most_end(held, SEATS // 2)
+            assert known.ask("GET", path).status == 200, "on the same connection"
+        known.close()
+
+
+def test_handshakes_that_are_not_done_have_a_bound(
+    controller: FakeController, pair: tuple[Path, Path]
+) -> None:
+    cert, key = pair
+    with running_gateway(
+        controller.endpoint, grpc_port=-1, tls_cert=cert, tls_key=key, connections_max=SEATS
+    ) as gateway:
+        known = Https(gateway.ports["http"], cert)
+        assert known.infer(BODY).status == 200
+        with dialled(gateway.ports["http"], b"\x16\x03\x01") as held:
+            check_most_end(held, SEATS // 2)
+            assert known.infer(BODY).status == 200, "on the same connection"
+            newcomer = Https(gateway.ports["http"], cert)
+            assert newcomer.infer(BODY).status == 200
+            newcomer.close()
+        known.close()
+
+
+@pytest.mark.parametrize("headers", [{}, BEARER], ids=["open", "with tokens"])
+def test_bodies_that_do_not_come_keep_nobody_out(
+    controller: FakeController,
+    token_file: Path,
+    headers: dict[str, str],
+) -> None:
+    more = {"token_file": token_file} if headers else {}
+    with (
+        running_gateway(controller.endpoint, grpc_port=-1, connections_max=SEATS, **more) as gateway,
+        dialled(gateway.ports["http"], UNSENT) as held,
+    ):
+        check_most_end(held, SEATS)
+        for _ in range(3):
+            newcomer = Http(gateway.ports["http"])
+            assert newcomer.ask("POST", "/v2/models/m/infer", BODY, headers).status == 200
+            newcomer.close()
+
+
+def test_a_body_has_a_least_rate(controller: FakeController, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "BODY_GRACE_S", 0.2)
+    body = json.dumps(BODY).encode()
+    head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
+    with running_gateway(controller.endpoint, grpc_port=-1) as gateway:
+        with dialled(gateway.ports["http"], f"{head}{1 << 20}\r\n\r\n".encode() + bytes(20), 1) as [slow]:
+            answer = b""
+            while piece := slow.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"20 bytes of the request's body came within 0.201 s" in answer
+        monkeypatch.setattr(http_server, "BODY_BYTES_PER_S_MIN", 1)
+        with dialled(gateway.ports["http"], f"{head}{len(body)}\r\n\r\n".encode() + body[:60], 1) as [steady]:
+            assert select.select([steady], [], [], 1.0)[0] == [], "60 bytes are enough for a minute"
+            steady.sendall(body[60:])
+            assert steady.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("asked", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_stranger_has_seconds_and_a_client_longer(
+    controller: FakeController,
+    token_file: Path,
+    asked: bytes,
+) -> None:
+    with running_gateway(controller.endpoint, grpc_port=-1, token_file=token_file, headers_s=0.2) as gateway:
+        known = Http(gateway.ports["http"])
+        assert known.ask("POST", "/v2/models/m/infer", BODY, BEARER).status == 200
+        with dialled(gateway.ports["http"], asked, 1) as held:
+            check_most_end(held, 0)
+        sock = known.connection.sock
+        assert known.ask("POST", "/v2/models/m/infer", BODY, BEARER).status == 200
+        assert known.connection.sock is sock, "which waited as long"
+        known.close()
+
+
+def test_seats_fit_the_open_files_that_a_process_may_have() -> None:
+    settings = GatewaySettings()
+    whole = seats_of(settings, 1 << 20)
+    assert whole == {"http": 1024, "grpc": 1024, "metrics": 64}
+    few = seats_of(settings, 256)
+    assert few["http"] + 2 * few["grpc"] + few["metrics"] <= 256 - 96
+    assert few["http"] == few["grpc"] >= 48
+    assert min(seats_of(settings, DESCRIPTORS_MIN).values()) >= 2
+    with pytest.raises(ConfigError, match=f"{DESCRIPTORS_MIN - 1} open files are too few"):
+        seats_of(settings, DESCRIPTORS_MIN - 1)

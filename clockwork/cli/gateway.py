@@ -14,6 +14,7 @@ from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
 from clockwork.sources.location import Location, location_of, require_library
+from clockwork.web.pages import split
 
 
 def _port(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -37,6 +38,23 @@ def _request_size(context: click.Context, parameter: click.Parameter, value: str
     if found >= REQUESTS_BYTES_MAX:
         raise click.BadParameter(f"{value} is not below {REQUESTS_BYTES_MAX} bytes, which all requests share")
     return found
+
+
+def _hosts(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    found = values or config.allowed_hosts()
+    for value in found:
+        if not split(value)[0]:
+            raise click.BadParameter(f"{value!r} is no HOST or HOST:PORT (or CLOCKWORK_ALLOWED_HOST has it)")
+    return found
+
+
+def allowed_host_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the flag for names under which a gateway may be asked."""
+    return click.option(
+        "--allowed-host", callback=_hosts, multiple=True, metavar="HOST[:PORT]",
+        help="A name under which clients or web pages reach the gateway, such as a proxy's, beside localhost and every "
+             "address (or CLOCKWORK_ALLOWED_HOST, with commas); may be given more than once.",
+    )(command)  # fmt: skip
 
 
 def _repositories(
@@ -120,6 +138,7 @@ def repository_arguments(
     help="The token of those who may load and unload models, too.  [default: that of --token-file]",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
+@allowed_host_option
 @click.option(
     "--shared-memory/--no-shared-memory",
     default=None,
@@ -149,7 +168,7 @@ def repository_arguments(
 @click.option("--parent", type=int, hidden=True)
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
-    tls_key: Path | None, token_file: Path | None, insecure: bool, shared_memory: bool | None, max_request_bytes: int, otlp_endpoint: str,
+    tls_key: Path | None, token_file: Path | None, insecure: bool, allowed_host: tuple[str, ...], shared_memory: bool | None, max_request_bytes: int, otlp_endpoint: str,
     model_repository: tuple[Path | Location, ...], model_control_mode: str, repository_poll_secs: float,
     repository_cache: Path | None, repository_cache_size: int, load_model: tuple[str, ...],
     operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
@@ -179,7 +198,7 @@ def gateway(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
         operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
-        insecure=insecure, shared_memory=shared_memory, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
+        insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
         repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
         load_models=load_model, cache=repository_cache, cache_bytes=repository_cache_size,
     )))  # fmt: skip

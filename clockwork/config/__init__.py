@@ -841,6 +841,11 @@ def operator_key_file() -> Path | None:
     return Path(name).expanduser() if name else None
 
 
+def allowed_hosts() -> tuple[str, ...]:
+    """CLOCKWORK_ALLOWED_HOST: names under which a gateway may be asked, with commas between them."""
+    return tuple(name.strip() for name in environment("ALLOWED_HOST", "").split(",") if name.strip())
+
+
 def allowed_file() -> Path | None:
     """CLOCKWORK_ALLOWED: the file with the keys that may connect to a controller."""
     name = environment("ALLOWED", "")

@@ -34,7 +34,7 @@ from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsup
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import Listener
 from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
-from clockwork.gateway.security import Tokens, bearer
+from clockwork.gateway.security import Tokens, bearer, is_loopback, names_of
 from clockwork.gateway.service import (
     Inference,
     InferenceService,
@@ -54,6 +54,7 @@ from clockwork.gateway.tensors import (
     json_of_frame,
 )
 from clockwork.system.clock import now_ns, to_ns
+from clockwork.web.pages import Asking, Names, refusal
 from clockwork.web.seats import Seat, Seats, Standing
 from clockwork.wire import telling
 from clockwork.wire.messages import Answer, NamedTensorRef
@@ -86,7 +87,7 @@ POST: tuple[str, ...] = ("POST",)
 class Path:
     """A path of a server: its handler, its methods, and the right that a request for it needs."""
 
-    __slots__ = ("handler", "methods", "name", "right", "words")
+    __slots__ = ("changes", "handler", "methods", "name", "right", "words")
 
     def __init__(self, template: str, handler: Handler, methods: tuple[str, ...]) -> None:
         """template: a key of clockwork.wire.roles.HTTP, which gives the right; {word} stands for any segment."""
@@ -95,6 +96,8 @@ class Path:
         self.name = handler.__name__[1:]  # under which its requests are counted
         self.right = HTTP[template]
         self.words = template.split("/")[1:]
+        # Regions are changed with a client's right: they are the caller's own.
+        self.changes = self.right is Right.OPERATE or self.words[-1] in ("register", "unregister")
 
     def fits(self, words: list[str]) -> bool:
         """Whether a request's path, as segments, is this one."""
@@ -209,6 +212,8 @@ class HttpServer:
         self._service = service
         self._settings = settings
         self._tokens = tokens
+        self._names = Names(names_of(settings))
+        self._checks_host = is_loopback(settings.host)
         self._seats = Seats(seats_max)
         self._inflater = Inflater()
         self._connections: _Connections | None = None
@@ -278,10 +283,19 @@ class HttpServer:
             seat.end(now_ns())
 
     def _admit(self, request: web.BaseRequest, path: Path) -> Standing:
-        """The standing of who asks, by token. Raises Unauthorized or Forbidden."""
+        """The standing of who asks, by token. Raises Unauthorized; Forbidden also for what a web page may have sent."""
         if path.right is Right.OPEN:
             return Standing.STRANGER
-        authorization = request.headers.get("Authorization", "")
+        headers = request.headers
+        authorization = headers.get("Authorization", "")
+        asking = Asking(
+            headers.get("Host", ""), headers.get("Origin", ""), headers.get("Content-Type", ""),
+            headers.get("User-Agent", ""), authorization,
+        )  # fmt: skip
+        # Beyond loopback there are proxies, with names of their own; a change without a token is all the same checked.
+        checks_host = self._checks_host or (path.changes and not self._tokens.guard(path.right))
+        if wrong := refusal(asking, self._names, checks_host, path.changes):
+            raise Forbidden(wrong)
         return self._tokens.check(path.right, bearer(authorization.encode("utf-8", "surrogateescape")))
 
     def _find(self, path: list[str]) -> Path:

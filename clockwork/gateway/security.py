@@ -82,10 +82,17 @@ class Tokens:
         """Whether any request needs a token."""
         return self._client is not None or self._operator is not None
 
+    def _wanted(self, right: Right) -> bytes | None:
+        return self._client if right is Right.INFER or self._operator is None else self._operator
+
+    def guard(self, right: Right) -> bool:
+        """Whether a call that needs this right needs a token."""
+        return right is not Right.OPEN and self._wanted(right) is not None
+
     def check(self, right: Right, given: bytes | None) -> Standing:
         """The standing that the token gives. Raises Unauthorized where the right needs a token and ``given``, the request's, is not known; Forbidden where
         it needs the operator's and ``given`` is the client's."""
-        wanted = self._client if right is Right.INFER or self._operator is None else self._operator
+        wanted = self._wanted(right)
         if right is Right.OPEN:
             return Standing.STRANGER
         if wanted is None and given is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import socket
@@ -23,11 +24,11 @@ from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.launch.local import held_ports
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
-from clockwork.wire.messages import Failure, Status
+from clockwork.wire.messages import Failure, InferRequest, Status
 from clockwork.wire.roles import GRPC, HTTP, Right, Role
 from clockwork.wire.transport import new_key_pair
 from tests.process.cluster import Program
-from tests.process.fake_controller import FakeController
+from tests.process.fake_controller import FakeController, echo
 from tests.process.gateways import TOKEN, Http, Https, Reply, new_pair, running_gateway, tensor
 from tests.process.peers import running_controller
 
@@ -397,3 +398,107 @@ def test_without_the_token_no_message_is_read(
         assert ask([]) == grpc.StatusCode.UNAUTHENTICATED
         assert ask([("authorization", "Bearer wrong")]) == grpc.StatusCode.UNAUTHENTICATED
         assert read == []
+
+
+UNLOAD = "/v2/repository/models/m/unload"
+
+
+def echo_only(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+    """Answers inferences, and says of all else that it is not there."""
+    (echo if type(message) is InferRequest else not_found)(controller, identity, message, frames)
+
+
+@pytest.fixture(scope="module")
+def ready() -> Iterator[FakeController]:
+    with FakeController(handle=echo_only) as controller:
+        yield controller
+
+
+PAGE = {"User-Agent": "Mozilla/5.0", "Content-Type": "text/plain"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "passes"),
+    [
+        # As a page of another site asks, which browsers let it.
+        ("POST", UNLOAD, PAGE | {"Origin": "https://evil.example"}, False),
+        ("POST", UNLOAD, PAGE | {"Origin": "null"}, False),
+        ("POST", UNLOAD, PAGE, False),
+        ("POST", UNLOAD, {"User-Agent": "Mozilla/5.0"}, False),
+        ("POST", "/v2/systemsharedmemory/unregister", PAGE, False),
+        ("POST", "/v2/models/m/infer", PAGE | {"Origin": "https://evil.example"}, False),
+        ("POST", "/v2/models/m/infer", PAGE | {"Origin": "http://localhost:3000"}, False),
+        ("GET", "/v2", {"Origin": "https://evil.example"}, False),
+        # As a page whose name was pointed at this machine asks.
+        ("GET", "/v2", {"Host": "evil.example"}, False),
+        ("POST", "/v2/models/m/infer", {"Host": "evil.example:8000"}, False),
+        ("POST", UNLOAD, {"Host": "evil.example", "Content-Type": "application/json"}, False),
+        # As clients ask, of this machine and through a proxy that was named, and probes under any name.
+        ("POST", UNLOAD, {"Content-Type": "application/json"}, True),
+        ("POST", UNLOAD, {"User-Agent": "curl/8.5.0"}, True),
+        ("POST", "/v2/models/m/infer", PAGE, True),
+        ("GET", "/v2", {"Host": "proxy.example"}, True),
+        ("GET", "/v2", {"Host": "proxy.example:8443", "Origin": "https://proxy.example:8443"}, True),
+        ("GET", "/v2", {"Host": "localhost:1", "Origin": "http://proxy.example"}, True),
+        ("GET", "/v2/health/live", {"Host": "10.2.3.4", "Origin": "https://evil.example"}, True),
+        ("GET", "/v2/health/live", {"Host": "evil.example"}, True),
+    ],
+)
+def test_web_pages_of_other_sites_may_ask_nothing(
+    ready: FakeController, method: str, path: str, headers: dict[str, str], passes: bool
+) -> None:
+    with running_gateway(
+        ready.endpoint, grpc_port=-1, allowed_hosts=("proxy.example",), control_mode="none"
+    ) as gateway:
+        http = Http(gateway.ports["http"])
+        body = json.dumps(BODY).encode() if method == "POST" else None
+        reply = http.ask(method, path, body, headers)
+        http.close()
+        assert (reply.status != 403) == passes, reply.data
+        assert passes or reply.json["reason"] == "forbidden"
+
+
+def test_a_gateways_own_page_may_ask_it(controller: FakeController) -> None:
+    with running_gateway(controller.endpoint, grpc_port=-1) as gateway:
+        port = gateway.ports["http"]
+        http = Http(port)
+        for name in (f"127.0.0.1:{port}", f"localhost:{port}"):
+            headers = PAGE | {"Host": name, "Origin": f"http://{name}"}
+            assert http.ask("POST", "/v2/models/m/infer", json.dumps(BODY).encode(), headers).status == 200
+        http.close()
+
+
+def test_metrics_are_for_no_page_either(controller: FakeController) -> None:
+    with running_gateway(controller.endpoint, http_port=OFF, grpc_port=-1, metrics_port=0) as gateway:
+        http = Http(gateway.ports["metrics"])
+        assert http.ask("GET", "/metrics?of=gateway").status == 200
+        for wrong in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+            assert http.ask("GET", "/metrics?of=gateway", None, wrong).status == 403
+        http.close()
+
+
+@pytest.mark.parametrize(
+    ("has_token", "headers", "path", "passes"),
+    [
+        (False, {"Host": "proxy.internal"}, "/v2/models/m/infer", True),
+        (False, {"Host": "proxy.internal"}, UNLOAD, False),
+        (False, {"Host": "127.0.0.1"}, UNLOAD, True),
+        (True, {"Host": "proxy.internal", "Authorization": f"Bearer {TOKEN}"}, UNLOAD, True),
+        (True, {"Host": "proxy.internal", "Authorization": f"Bearer {TOKEN}", "Origin": "https://evil.example"}, UNLOAD, False),
+    ],
+)  # fmt: skip
+def test_beyond_loopback_a_host_is_checked_where_a_change_takes_no_token(
+    ready: FakeController,
+    token_file: Path,
+    has_token: bool,
+    headers: dict[str, str],
+    path: str,
+    passes: bool,
+) -> None:
+    with running_gateway(
+        ready.endpoint, host="0.0.0.0", insecure=True, grpc_port=-1,
+        token_file=token_file if has_token else None,
+    ) as gateway:  # fmt: skip
+        http = Http(gateway.ports["http"])
+        assert (http.ask("POST", path, BODY, headers).status != 403) == passes
+        http.close()

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "gateway": ["base", "system", "wire", "web", "formats", "models", "client", "sources"],  # models: to read what it registers
     "sim": ["base", "system", "wire", "scheduler", "observe", "actions", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
-    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "observe", "launch"],
+    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip
 """Room: the rooms that it may import. A room is a folder of its name, but for the two of the files beside the folders."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.attacks import gateway_bytes, messages, operators, preparation
+from bench.attacks import gateway_bytes, memory, messages, operators, preparation
 from bench.attacks.site import MIB, SAME_WIDTH, SEED, Site, site
 from bench.honest import Honest, over_grpc, over_http
 from bench.reference import Plain, relative_error
@@ -26,7 +26,13 @@ CALM_S = {True: 0.3, False: 5.0}
 TRANSPORTS = ("ZeroMQ", "shared", "HTTP", "gRPC")
 """Of the honest clients."""
 
-ATTACKS = {**messages.ATTACKS, **preparation.ATTACKS, **gateway_bytes.ATTACKS, **operators.ATTACKS}
+ATTACKS = {
+    **messages.ATTACKS,
+    **memory.ATTACKS,
+    **preparation.ATTACKS,
+    **gateway_bytes.ATTACKS,
+    **operators.ATTACKS,
+}
 """Every attack, by name."""
 
 

@@ -34,16 +34,13 @@ from clockwork.wire.shared import (
     MAGIC,
     PLACE,
     SHARED,
+    Ranges,
     Reference,
     aligned,
     machine_id,
 )
-from clockwork.wire.tensors import INT32, INT64, STRING, Array
+from clockwork.wire.tensors import STRING, Array
 from clockwork.wire.transport import Frame
-
-SENT = frozenset({STRING, INT32, INT64})
-"""Dtypes that are never shared. A worker that executes a request which was given up may read its inputs while another
-request's are written there. Any other number is as good as another, but indices were checked before they change."""
 
 Outputs = TypeVar("Outputs")
 
@@ -76,29 +73,7 @@ class _Part:
         self.descriptor, self.key = _create(size)
         self.bytes: Array = np.frombuffer(mmap.mmap(self.descriptor, size), np.uint8)
         self.size = size
-        self._free = [(FIRST_OFFSET, size - FIRST_OFFSET)]  # (offset, size), ascending, never adjacent
-
-    def take(self, size: int) -> int | None:
-        """The offset of so many bytes, at the lowest place that has them: memory that was used before is in the processor's cache."""
-        for place, (offset, free) in enumerate(self._free):
-            if free >= size:
-                if free == size:
-                    del self._free[place]
-                else:
-                    self._free[place] = (offset + size, free - size)
-                return offset
-        return None
-
-    def give_back(self, offset: int, size: int) -> None:
-        free = self._free
-        place = 0
-        while place < len(free) and free[place][0] < offset:
-            place += 1
-        free.insert(place, (offset, size))
-        if place + 1 < len(free) and offset + size == free[place + 1][0]:
-            free[place : place + 2] = [(offset, size + free[place + 1][1])]
-        if place > 0 and sum(free[place - 1]) == offset:
-            free[place - 1 : place + 1] = [(free[place - 1][0], free[place - 1][1] + free[place][1])]
+        self.ranges = Ranges(FIRST_OFFSET, size)
 
     def close(self) -> None:
         """The memory itself goes when nobody maps it any more, workers included."""
@@ -124,7 +99,7 @@ class Loan:
         """Write a request's large inputs to memory, and put references in the place of their frames. The request stays as
         it is where there are none, or no memory is left. For a room alone, any input has to do, since its reference says
         where the room is."""
-        sizes = [(one, memoryview(frames[one[3]]).nbytes) for one in references if one[1] not in SENT]
+        sizes = [(one, memoryview(frames[one[3]]).nbytes) for one in references if one[1] != STRING]
         large = [(one, size) for one, size in sizes if size >= CLIENT_SHARED_TENSOR_BYTES]
         if not large and self._room_bytes:
             large = [(one, size) for one, size in sizes if size > 0][:1]
@@ -296,20 +271,20 @@ class ClientMemory:
             if self._is_closed:
                 return None
             for part in self._parts:
-                if (offset := part.take(size)) is not None:
+                if (offset := part.ranges.take(size)) is not None:
                     return part, offset
             part_bytes = max(CLIENT_MEMORY_PART_BYTES, FIRST_OFFSET + size)
             if sum(part.size for part in self._parts) + part_bytes > CLIENT_MEMORY_BYTES_MAX:
                 return None
             part = _Part(part_bytes)
             self._parts.append(part)
-            offset = part.take(size)
+            offset = part.ranges.take(size)
             assert offset is not None
             return part, offset
 
     def give_back(self, part: _Part, offset: int, size: int) -> None:
         with self._lock:
-            part.give_back(offset, size)
+            part.ranges.give_back(offset, size)
 
     def close(self) -> None:
         """Have workers forget the memory. Idempotent."""

@@ -1,4 +1,4 @@
-"""Tensors in a client's memory, which a worker on the same machine reads and writes there.
+"""Tensors in a client's memory, which a worker on the same machine copies from and to there.
 
 Where a tensor's dtype has SHARED added, its frame does not hold the tensor's bytes. An input's frame is a Reference to
 them; an output's frame says with PLACE where in the *room* they are, memory that a request may lend for its outputs.
@@ -7,16 +7,16 @@ Controller and sockets carry these few bytes alone.
 All memory is anonymous (memfd_create(2)): no name is left when the client ends. A worker finds it by the client's process
 and descriptor, which the kernel lets it open as the same user only, and takes it only if it begins with the key of the
 reference: the key is random, so whoever names memory has been able to read it, and a descriptor that has become another's
-is noticed. Memory for inputs is sealed against becoming shorter, so that a worker may map it: reading it never ends the
-worker.
+is noticed. Nothing is computed in it, since its owner may write to it at any time: a worker copies inputs from it.
 
 A request may be executed although nobody waits for it any more: it was given up, or its worker was thought to be lost.
-Such an execution reads inputs that have become another request's, and computes nonsense for nobody; a room is therefore
+Such an execution copies inputs that have become another request's, and computes nonsense for nobody; a room is therefore
 of one request alone and is never used again, so that it cannot overwrite another's outputs.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import os
 import struct
@@ -35,7 +35,7 @@ FIRST_OFFSET = 64
 """Where tensors may begin: MAGIC and the key come first."""
 
 ALIGNMENT = 64
-"""Of every tensor, so that kernels can read it in place."""
+"""Of every tensor, also in a worker's copy, so that kernels can read it in place."""
 
 _REFERENCE = struct.Struct(f"<qqq{KEY_BYTES}sqq{KEY_BYTES}sq")
 PLACE = struct.Struct("<qq")
@@ -70,6 +70,33 @@ def unpack(frame: bytes) -> Reference:
 def aligned(size: int) -> int:
     """The size, up to the next multiple of ALIGNMENT."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Ranges:
+    """What is free of a piece of memory, from ``begin`` to ``end``."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        self._free = [(begin, end - begin)]  # (offset, size), ascending, never adjacent
+
+    def take(self, size: int) -> int | None:
+        """The offset of so many bytes, at the lowest place that has them: memory that was used before is in the processor's cache."""
+        for place, (offset, free) in enumerate(self._free):
+            if free >= size:
+                if free == size:
+                    del self._free[place]
+                else:
+                    self._free[place] = (offset + size, free - size)
+                return offset
+        return None
+
+    def give_back(self, offset: int, size: int) -> None:
+        free = self._free
+        place = bisect.bisect(free, (offset,))
+        free.insert(place, (offset, size))
+        if place + 1 < len(free) and offset + size == free[place + 1][0]:
+            free[place : place + 2] = [(offset, size + free[place + 1][1])]
+        if place > 0 and sum(free[place - 1]) == offset:
+            free[place - 1 : place + 1] = [(free[place - 1][0], free[place - 1][1] + free[place][1])]
 
 
 def machine_id() -> int:

@@ -1,22 +1,28 @@
-"""The memory of clients on this machine, in which their tensors lie; see wire/shared.py."""
+"""The memory of clients on this machine, in which their tensors lie; see wire/shared.py.
+
+Nothing here trusts its owner, who may write to it, lock it or make it shorter at any time. So it is never mapped, and no
+tensor is computed on, or even checked, in it: inputs are read into memory of the worker's own, and outputs written, by
+threads that may wait (copies.py). What is opened is known to be such memory before it is opened, since to open another
+file may wait, or do something: a FIFO, a device, a file of a remote or a user's file system, a file with a lease.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import functools
 import hmac
-import mmap
 import os
-import stat
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from clockwork.config.worker import CLIENT_MEMORIES_MAX
+from clockwork.config.worker import COPY_PIECE_BYTES
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidInput
 from clockwork.wire.messages import TensorRef
-from clockwork.wire.shared import FIRST_OFFSET, KEY_BYTES, MAGIC, PLACE, SHARED, Reference, aligned, unpack
+from clockwork.wire.shared import FIRST_OFFSET, KEY_BYTES, MAGIC, SHARED, Reference, aligned, unpack
 from clockwork.wire.tensors import STRING, tensor_bytes
 from clockwork.wire.transport import Frame
+from clockwork.worker.copies import Snapshots
 
 
 class Room(NamedTuple):
@@ -27,156 +33,192 @@ class Room(NamedTuple):
     key: bytes
     size: int
 
-    def write(self, outputs: Sequence[TensorView], refs: list[list[TensorRef]], frames: list[Frame]) -> None:
-        """Add one request's outputs to a result: those that fit are written here, and the others go with the result, as
-        all do where the room is gone because the client is."""
-        row: list[TensorRef] = []
-        descriptor = self._open()
-        try:
-            at = FIRST_OFFSET
-            for dtype, shape, data in outputs:
+    def places(self, outputs: Sequence[TensorView]) -> list[int]:
+        """The offset of each output in the room; 0 for one that does not fit, or may not lie there."""
+        found = []
+        at = FIRST_OFFSET
+        for dtype, _, data in outputs:
+            size = memoryview(data).nbytes
+            fits = dtype != STRING and at + size <= FIRST_OFFSET + self.size
+            found.append(at if fits else 0)
+            at += aligned(size) if fits else 0
+        return found
+
+    def write(self, outputs: Sequence[TensorView], places: Sequence[int]) -> Iterator[None]:
+        """Write the outputs that have places, piece by piece. Raises InvalidInput where the room is gone, as it is with
+        its client, or cannot be written to."""
+        with _Opened(self.process, self.descriptor, self.key, os.O_RDWR) as descriptor:
+            for (_, _, data), at in zip(outputs, places):
                 content = memoryview(data).cast("B")
-                is_written = (
-                    descriptor >= 0
-                    and dtype != STRING
-                    and at + content.nbytes <= FIRST_OFFSET + self.size
-                    and _write(descriptor, content, at)
-                )
-                row.append([dtype | SHARED if is_written else dtype, shape, len(frames)])
-                frames.append(PLACE.pack(at, content.nbytes) if is_written else data)
-                if is_written:
-                    at += aligned(content.nbytes)
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-        refs.append(row)
-
-    def _open(self) -> int:
-        """-1 where there is no such room any more."""
-        try:
-            descriptor = _open_memory(self.process, self.descriptor)
-        except (OSError, ValueError):
-            return -1
-        head = os.pread(descriptor, len(MAGIC) + KEY_BYTES, 0)
-        if not hmac.compare_digest(head, MAGIC + self.key):
-            os.close(descriptor)
-            return -1
-        return descriptor
+                while at and content:
+                    try:
+                        written = os.pwrite(descriptor, content[:COPY_PIECE_BYTES], at)
+                    except OSError as error:
+                        raise _unusable(self.process, self.descriptor, str(error)) from None
+                    content, at = content[written:], at + written
+                    if content:
+                        yield
 
 
-def _write(descriptor: int, content: memoryview, at: int) -> bool:
-    """Whether all of it could be written."""
-    try:
-        while content:
-            written = os.pwrite(descriptor, content, at)
-            content, at = content[written:], at + written
-    except OSError:
-        return False
-    return True
+class Wanted(NamedTuple):
+    """An input that lies in its client's memory."""
+
+    place: int  # among the inputs of its request
+    dtype: int
+    shape: tuple[int, ...]
+    size: int
+    reference: Reference
 
 
-class _Found(NamedTuple):
-    """A client's memory that is mapped. Views of it keep it mapped, also after it is forgotten here."""
+class SharedInputs:
+    """The inputs of one request that lie in its client's memory."""
 
-    memory: mmap.mmap
-    file: tuple[int, int]  # device and inode
+    def __init__(self, row: list[TensorView]) -> None:
+        """row: the request's inputs; it gets those of add() as they are read."""
+        self._row = row
+        self._wanted: list[Wanted] = []
+        self.room: Room | None = None
 
+    @property
+    def process(self) -> int:
+        """The client's."""
+        return self._wanted[0].reference.process
 
-class ClientMemories:
-    """Memory of clients, mapped when a request first refers to it and forgotten when its client has ended."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[int, int, bytes], _Found] = {}  # in the order of use
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def input(self, dtype: int, shape: Sequence[int], frame: Frame) -> tuple[TensorView, Room | None]:
-        """An input in its client's memory, and the room there for outputs. Raises InvalidInput."""
+    def add(self, dtype: int, shape: Sequence[int], frame: Frame) -> None:
+        """Want the next input of the row. Raises InvalidInput for a frame that is no reference to one."""
         try:
             reference = unpack(bytes(frame))
         except ValueError as error:
             raise InvalidInput(str(error)) from None
-        whole = memoryview(self._find(reference))
         dtype &= ~SHARED
-        size = tensor_bytes(dtype, shape)
-        _check_range(reference.offset, size, len(whole))
-        view = TensorView(dtype, tuple(shape), whole[reference.offset : reference.offset + size])
-        if reference.room_bytes <= 0:
-            return view, None
-        return view, Room(reference.process, reference.room, reference.room_key, reference.room_bytes)
+        if dtype == STRING:
+            raise InvalidInput(
+                "strings in a client's memory: they are sent", expected="bytes", got="a reference"
+            )
+        if self._wanted and reference.process != self.process:
+            raise InvalidInput(
+                f"a request refers to memory of the processes {self.process} and {reference.process}",
+                expected="memory of one process", got="of two",
+            )  # fmt: skip
+        self._wanted.append(
+            Wanted(len(self._row), dtype, tuple(shape), tensor_bytes(dtype, shape), reference)
+        )
+        self._row.append(TensorView(dtype, tuple(shape), b""))
+        if self.room is None and reference.room_bytes > 0:
+            self.room = Room(reference.process, reference.room, reference.room_key, reference.room_bytes)
 
-    def sweep(self) -> None:
-        """Forget the memory of clients that have ended, or have given it up."""
-        for key, found in list(self._found.items()):
-            try:
-                state = os.stat(_path(key[0], key[1]))
-            except OSError:
-                state = None
-            if state is None or (state.st_dev, state.st_ino) != found.file:
-                del self._found[key]
+    def read(self, snapshots: Snapshots) -> Iterator[None]:
+        """Copy the inputs, piece by piece. Raises InvalidInput where their memory is not what the references say."""
+        for place, dtype, shape, size, reference in self._wanted:
+            with _Opened(reference.process, reference.descriptor, reference.key, os.O_RDONLY) as descriptor:
+                whole = os.fstat(descriptor).st_size
+                if not 0 <= reference.offset <= whole - size:
+                    raise InvalidInput(
+                        f"{size} bytes at {reference.offset} of a client's memory of {whole} bytes",
+                        expected=f"at most {whole}", got=str(reference.offset + size),
+                    )  # fmt: skip
+                if size == 0:
+                    continue
+                target = snapshots.take(reference.process, size)
+                done = 0
+                while done < size:
+                    piece = target[done : done + COPY_PIECE_BYTES].data
+                    try:
+                        read = os.preadv(descriptor, [piece], reference.offset + done)
+                    except OSError as error:
+                        raise _unusable(reference.process, reference.descriptor, str(error)) from None
+                    if read == 0:
+                        raise _unusable(reference.process, reference.descriptor, "it has become shorter")
+                    done += read
+                    if done < size:
+                        yield
+                self._row[place] = TensorView(dtype, shape, target.data)
 
-    def _find(self, reference: Reference) -> mmap.mmap:
-        key = (reference.process, reference.descriptor, reference.key)
-        found = self._found.pop(key, None) or _open(reference)
-        self._found[key] = found
-        if len(self._found) > CLIENT_MEMORIES_MAX:
-            del self._found[next(iter(self._found))]
-        return found.memory
 
+class _Opened:
+    """A client's memory, open while it is read or written. Raises InvalidInput unless it has the key of the request."""
 
-def _open(reference: Reference) -> _Found:
-    """Raises InvalidInput unless it is a client's memory with the reference's key."""
-    try:
-        descriptor = _open_memory(reference.process, reference.descriptor)
+    def __init__(self, process: int, descriptor: int, key: bytes, mode: int) -> None:
+        self._process, self._number = process, descriptor
         try:
-            state = os.fstat(descriptor)
-            # A huge page that cannot be had would end the process that touches it.
-            if state.st_blksize > mmap.PAGESIZE:
-                raise _unusable(reference, f"its pages have {state.st_blksize} bytes")
-            memory = mmap.mmap(descriptor, state.st_size, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError) as error:
-        raise _unusable(reference, str(error)) from None
-    head = memory[: len(MAGIC) + KEY_BYTES]
-    if not hmac.compare_digest(head, MAGIC + reference.key):
-        raise _unusable(reference, "it has not the key of the request")
-    return _Found(memory, (state.st_dev, state.st_ino))
+            self._descriptor = _open_memory(f"/proc/{process}/fd/{descriptor}", mode)
+            head = os.pread(self._descriptor, len(MAGIC) + KEY_BYTES, 0)
+        except OSError as error:
+            raise _unusable(process, descriptor, str(error)) from None
+        if not hmac.compare_digest(head, MAGIC + key):
+            os.close(self._descriptor)
+            raise _unusable(process, descriptor, "it has not the key of the request")
+
+    def __enter__(self) -> int:
+        return self._descriptor
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._descriptor)
 
 
-def _open_memory(process: int, descriptor: int) -> int:
-    """A descriptor of a client's memory. Raises OSError, and ValueError for a file that is no such memory, or may become shorter."""
-    path = _path(process, descriptor)
-    # Looked at before it is opened: to open a device or a FIFO of another process may do something.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("it is no memory")
-    found = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+def _open_memory(path: str, mode: int) -> int:
+    """A descriptor of the anonymous memory at a path below /proc. Raises OSError, also for everything else: that is not
+    opened, and nothing that looks at it here asks its file system."""
+    if not os.readlink(path).startswith("/memfd:"):
+        raise OSError("it is no memory")
+    seen = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        seals = fcntl.fcntl(found, fcntl.F_GET_SEALS)
-        if not seals & fcntl.F_SEAL_SHRINK:
-            raise ValueError("it may become shorter")
-    except BaseException:
-        os.close(found)
-        raise
-    return found
+        if (
+            _mount(seen) != _mount_of_memory()
+        ):  # that of huge pages has another: there may be none left to read
+            raise OSError("it is no memory of ordinary pages")
+        # NONBLOCK: of memory with a lease it is refused at once.
+        return os.open(f"/proc/self/fd/{seen}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(seen)
 
 
-def _path(process: int, descriptor: int) -> str:
-    return f"/proc/{process}/fd/{descriptor}"
+def _mount(descriptor: int) -> int:
+    """The number of the mount that a file is on."""
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb", buffering=0) as file:
+        found = re.search(rb"^mnt_id:\s*(\d+)", file.read(4096), re.MULTILINE)
+    assert found is not None, "the kernel says the mount of every file"
+    return int(found[1])
 
 
-def _check_range(offset: int, size: int, whole: int) -> None:
-    if not 0 <= offset <= whole - size:
-        raise InvalidInput(
-            f"{size} bytes at {offset} of a client's memory of {whole} bytes",
-            expected=f"at most {whole}", got=str(offset + size),
-        )  # fmt: skip
+@functools.cache
+def _mount_of_memory() -> int:
+    descriptor = os.memfd_create("clockwork-worker", os.MFD_CLOEXEC)
+    try:
+        return _mount(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _unusable(reference: Reference, why: str) -> InvalidInput:
+def views(
+    parts: list[list[TensorRef]], frames: list[Frame]
+) -> tuple[list[list[TensorView]], list[SharedInputs | None]]:
+    """The inputs of each part, in place, and what of them is still to be read. Raises InvalidInput for a reference that
+    leads nowhere.
+
+    frames: of the whole message, its header first. Whether a frame holds what its reference declares is for the device
+    to check: it knows the model.
+    """
+    result = []
+    shared: list[SharedInputs | None] = []
+    for part in parts:
+        row: list[TensorView] = []
+        inputs: SharedInputs | None = None
+        for dtype, shape, index in part:
+            if index >= len(frames) - 1:
+                raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
+            if dtype & SHARED:
+                inputs = inputs or SharedInputs(row)
+                inputs.add(dtype, shape, frames[index + 1])
+            else:
+                row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
+        result.append(row)
+        shared.append(inputs)
+    return result, shared
+
+
+def _unusable(process: int, descriptor: int, why: str) -> InvalidInput:
     return InvalidInput(
-        f"this worker cannot use the memory of the client's process {reference.process} (descriptor "
-        f"{reference.descriptor}): {why}",
+        f"this worker cannot use the memory of the client's process {process} (descriptor {descriptor}): {why}",
         expected="memory of a client on this machine", got=why,
     )  # fmt: skip

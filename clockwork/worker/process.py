@@ -68,10 +68,10 @@ from clockwork.wire.messages import (
 from clockwork.wire.shared import MACHINE, machine_id
 from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker.clock import Jitter, WorkerClock
+from clockwork.worker.copies import Copies
 from clockwork.worker.devices import open_clocks, open_devices
-from clockwork.worker.memory import ClientMemories
 from clockwork.worker.models import WorkerModels
-from clockwork.worker.runner import RESERVATION, ActionRunner, Answer, DeviceQueue, Outcome, refusal, views
+from clockwork.worker.runner import RESERVATION, ActionRunner, Answer, DeviceQueue, Outcome, refusal
 from clockwork.worker.session import Departure, Session
 from clockwork.worker.settings import WorkerSettings
 
@@ -126,9 +126,9 @@ class Worker:
             holders, store, self._send, self.wake, start_over=self._start_over, need_time=self._need_time
         )
         self._complaints = Complaints(log, ("malformed", "failed"))
-        self._memories = ClientMemories()
+        self._copies = Copies(self.wake)
         self._machine = machine_id()
-        self._runner = ActionRunner(devices, self._models, self._clock, self._complaints)
+        self._runner = ActionRunner(devices, self._models, self._clock, self._complaints, self._copies)
         self._poller = Poller([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._stop_signals = 0
@@ -204,6 +204,7 @@ class Worker:
         if self._watch is not None:
             self._watch.close()
         self._models.close()
+        self._copies.close()
         self._dealer.close()
         for descriptor in (self._wake_read, self._wake_write, self._statm):
             os.close(descriptor)
@@ -252,6 +253,7 @@ class Worker:
             self._lose_broken()  # before what was made ready on the others is told
             self._models.poll()
             self._answer(runner.start_checked())
+            self._answer(runner.take_copies(now_ns()))
             self._report_clocks()
         now = now_ns()
         if stuck := runner.find_stuck(now):
@@ -302,7 +304,7 @@ class Worker:
         self._lose_broken()
         self._complaints.settle(now)
         self._models.beat()
-        self._memories.sweep()
+        self._runner.tidy(now)
         if self._dealer.look():
             log.error("the connection was ended: the controller sent more than this worker could take in")
         if self._session.is_hello_due(now):
@@ -320,7 +322,7 @@ class Worker:
         return {
             "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
             MACHINE: self._machine,
-            "client_memories": len(self._memories),
+            "copied_inputs_bytes": self._runner.copied_bytes,
             **self._complaints.counts(),
             "draining": bool(self._departure.began_ns),
             "devices_lost": self._devices_lost,
@@ -449,12 +451,11 @@ class Worker:
 
     def _on_infer(self, message: Infer, frames: list[Frame], now: int) -> None:
         try:
-            parts, rooms = views(message.parts, frames, self._memories)
+            answers = self._runner.begin(message, frames, now)
         except InvalidInput as error:
             received_ns = self._clock.to_worker(now)
-            self._answer([refusal(message.action_id, Status.INVALID_INPUT, str(error), received_ns)])
-            return
-        self._answer(self._runner.receive(message._replace(parts=[]), parts, now, rooms))
+            answers = [refusal(message.action_id, Status.INVALID_INPUT, str(error), received_ns)]
+        self._answer(answers)
 
     def _on_action(self, message: Action, frames: list[Frame], now: int) -> None:
         self._answer(self._runner.receive(message, [], now))

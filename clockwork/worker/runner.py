@@ -27,7 +27,7 @@ from clockwork.actions import (
     Start,
 )
 from clockwork.config import CHECK_LIMIT_NS, EXECUTION_GRACE_NS, WATCH_INTERVAL_NS
-from clockwork.config.worker import END_PAUSE_S, STALE_WAKES_MAX
+from clockwork.config.worker import END_PAUSE_S, ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS, STALE_WAKES_MAX
 from clockwork.device.base import Completion, Device, TensorView
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.system.clock import now_ns
@@ -48,10 +48,11 @@ from clockwork.wire.messages import (
     TensorRef,
     Unload,
 )
-from clockwork.wire.shared import SHARED
+from clockwork.wire.shared import PLACE, SHARED
 from clockwork.wire.transport import Frame
 from clockwork.worker.clock import WorkerClock
-from clockwork.worker.memory import ClientMemories, Room
+from clockwork.worker.copies import Copies, Copy, Snapshots
+from clockwork.worker.memory import Room, views
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
 
@@ -121,18 +122,68 @@ class _Held(NamedTuple):
     reserves: bool  # a RESERVE, in which somebody else has the device
 
 
+class _Copying:
+    """An INFER for which something is copied from or to clients' memory."""
+
+    __slots__ = ("copies", "due_ns")
+
+    def __init__(self, due_ns: int) -> None:
+        self.due_ns = due_ns  # when it is answered although copies are under way
+        self.copies: list[Copy] = []  # that have not ended
+
+    def drop(self) -> None:
+        """Wait for its copies no longer."""
+        for copy in self.copies:
+            copy.is_dropped = True
+        self.copies.clear()  # each refers to this: such a circle would wait for the collector
+
+
+class _Arriving(_Copying):
+    """Its inputs are copied; due when its window closes."""
+
+    __slots__ = ("action", "parts", "rooms")
+
+    def __init__(self, action: Infer, parts: Parts, rooms: Rooms, due_ns: int) -> None:
+        super().__init__(due_ns)
+        self.action = action
+        self.parts = parts
+        self.rooms = rooms
+
+
+class _Leaving(_Copying):
+    """It has ended on its device, and its outputs are copied."""
+
+    __slots__ = ("completion", "held", "places")
+
+    def __init__(self, completion: Completion, held: _Held, due_ns: int) -> None:
+        super().__init__(due_ns)
+        self.completion = completion
+        self.held = held
+        # In the room of each part, as soon as they have been written there.
+        self.places: list[Sequence[int]] = [()] * len(completion.parts)
+
+
 class ActionRunner:
     """Queues, starts, watches and answers the actions of all devices."""
 
     def __init__(
-        self, devices: Sequence[Device], models: WorkerModels, clock: WorkerClock, complaints: Complaints
+        self,
+        devices: Sequence[Device],
+        models: WorkerModels,
+        clock: WorkerClock,
+        complaints: Complaints,
+        copies: Copies,
     ) -> None:
         self.queues = [DeviceQueue(index, device) for index, device in enumerate(devices)]
         self.queue_of = {queue.device: queue for queue in self.queues}  # those of broken devices, too
         self._models = models
         self._clock = clock
         self._complaints = complaints
+        self._copies = copies
+        self._snapshots = Snapshots()
         self._held: dict[int, _Held] = {}
+        self._arriving: dict[int, _Arriving] = {}
+        self._leaving: dict[int, _Leaving] = {}
         # Actions that wait for a check of stored bytes: their queue counts them as started, the device has not seen them.
         self._unchecked: dict[int, tuple[DeviceQueue, Action]] = {}
         self._wakes: list[tuple[int, int]] = []  # (when, index); stale where it is not the queue's wake_ns
@@ -144,17 +195,26 @@ class ActionRunner:
     @property
     def count(self) -> int:
         """Actions that have not been answered."""
-        return len(self._held)
+        return len(self._held) + len(self._arriving) + len(self._leaving)
 
     def holds(self, action_id: int) -> bool:
         """Whether this action has been received and not answered."""
-        return action_id in self._held
+        return action_id in self._held or action_id in self._arriving or action_id in self._leaving
 
     @property
     def due_ns(self) -> int:
         """When run_due() or find_stuck() has something to do."""
         wakes = self._wakes
-        return min(self._watch_ns, wakes[0][0]) if wakes else self._watch_ns
+        due_ns = min(self._watch_ns, wakes[0][0]) if wakes else self._watch_ns
+        for copying in (self._arriving, self._leaving):
+            for one in copying.values():
+                due_ns = min(due_ns, one.due_ns)
+        return due_ns
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of inputs from clients' memory that are held."""
+        return self._snapshots.used_bytes
 
     def renumber(self) -> list[DeviceInfo]:
         """The devices that still work, with new indices: only between sessions, while nothing is held."""
@@ -166,6 +226,12 @@ class ActionRunner:
 
     def reset(self) -> None:
         """Drop every action: the controller has given them up as well."""
+        for arriving in self._arriving.values():
+            arriving.drop()
+        for leaving in self._leaving.values():
+            leaving.drop()
+        self._arriving.clear()
+        self._leaving.clear()
         self._held.clear()
         self._unchecked.clear()
         for queue in self.queues:
@@ -179,10 +245,65 @@ class ActionRunner:
             refusal(action_id, *outcomes.get(action_id, CANCELLED), held.received_ns)
             for action_id, held in self._held.items()
         ]
+        received_ns = self._clock.to_worker(now_ns())
+        answers += [
+            refusal(action_id, *outcomes.get(action_id, CANCELLED), received_ns)
+            for action_id in self._arriving
+        ]
+        answers += [self._result(leaving) for leaving in self._leaving.values()]
         self.reset()
         return answers
 
     # ----- events ------------------------------------------------------------------------------
+
+    def begin(self, action: Infer, frames: list[Frame], now: int) -> list[Answer]:
+        """Queue an INFER of the controller, once those of its inputs that lie in clients' memory have been copied.
+
+        frames: of its message. Raises InvalidInput."""
+        parts, shared = views(action.parts, frames)
+        action = action._replace(parts=[])
+        if not any(shared):
+            return self.receive(action, parts, now)
+        if self.holds(action.action_id):
+            _log_twice(action.action_id)
+            return []
+        rooms = [inputs.room if inputs is not None else None for inputs in shared]
+        arriving = _Arriving(action, parts, rooms if any(rooms) else (), self._clock.window(action).latest_ns)
+        try:
+            for inputs in shared:
+                if inputs is not None:
+                    work = inputs.read(self._snapshots)
+                    arriving.copies.append(self._copies.submit(inputs.process, work, (arriving, 0, ())))
+        except InvalidInput:
+            arriving.drop()
+            raise
+        self._arriving[action.action_id] = arriving
+        return []
+
+    def take_copies(self, now: int) -> list[Answer]:
+        """Go on with the actions whose copies have ended."""
+        answers: list[Answer] = []
+        for copy in self._copies.ended():
+            if copy.is_dropped:
+                continue
+            copying, part, places = copy.subject
+            copying.copies.remove(copy)
+            if type(copying) is _Leaving:
+                if copy.error is None:
+                    copying.places[part] = places
+                if not copying.copies:
+                    del self._leaving[copying.completion.action_id]
+                    answers.append(self._result(copying))
+            elif copy.error is not None:
+                answers.append(self._refuse(copying, Status.INVALID_INPUT, str(copy.error), now))
+            elif not copying.copies:
+                del self._arriving[copying.action.action_id]
+                answers += self.receive(copying.action, copying.parts, now, copying.rooms)
+        return answers
+
+    def tidy(self, now: int) -> None:
+        """Give back memory that has not been used for a while."""
+        self._snapshots.tidy(now)
 
     def receive(self, action: Action, parts: Parts, now: int, rooms: Rooms = ()) -> list[Answer]:
         """Queue an action of the controller. parts: the inputs of an INFER; rooms: for the outputs of its parts."""
@@ -197,7 +318,7 @@ class ActionRunner:
         if self._cancelled:
             return [refusal(action_id, *CANCELLED, received_ns)]
         if action_id in self._held:
-            log.warning("action %d was sent twice; the second is dropped", action_id)
+            _log_twice(action_id)
             return []
         queue = self.queues[action.device]
         self._held[action_id] = _Held(
@@ -212,6 +333,8 @@ class ActionRunner:
         answers: list[Answer] = []
         if (held := self._held.get(action_id)) is not None:
             self._obey(held.queue, held.queue.queue.step(Revoked(now, action_id)), answers)
+        elif (arriving := self._arriving.get(action_id)) is not None:
+            answers.append(self._refuse(arriving, Status.ACTION_CANCELLED, "the action was revoked", now))
         return answers
 
     def complete(self, queue: DeviceQueue, completion: Completion, now: int) -> list[Answer]:
@@ -219,7 +342,8 @@ class ActionRunner:
         held = self._held.pop(completion.action_id, None)
         if held is None:
             return []  # of an earlier session
-        answers = [self._result(completion, held)]
+        leaving = self._leave(completion, held, now)
+        answers = [] if leaving.copies else [self._result(leaving)]
         self._obey(queue, queue.queue.step(Ended(now, completion.action_id)), answers)
         return answers
 
@@ -236,6 +360,13 @@ class ActionRunner:
                     self._obey(queue, queue.queue.step(Due(now)), answers)
                 else:
                     self._schedule(queue)
+        for arriving in [one for one in self._arriving.values() if one.due_ns <= now]:
+            text = "its window closed while its inputs were copied from a client's memory"
+            answers.append(self._refuse(arriving, Status.TOO_LATE, text, now))
+        for leaving in [one for one in self._leaving.values() if one.due_ns <= now]:
+            del self._leaving[leaving.completion.action_id]
+            leaving.drop()
+            answers.append(self._result(leaving))
         return answers
 
     def start_checked(self) -> list[Answer]:
@@ -330,30 +461,57 @@ class ActionRunner:
         answers.append(refusal(action_id, status, text, held.received_ns))
         self._obey(queue, queue.queue.step(Ended(now_ns(), action_id)), answers)
 
-    def _result(self, completion: Completion, held: _Held) -> Answer:
-        """The result of an action that ended on its device, unless its outputs contradict the model."""
+    def _refuse(self, arriving: _Arriving, status: Status, text: str, now: int) -> Answer:
+        """End an action whose inputs are being copied."""
+        action_id = arriving.action.action_id
+        del self._arriving[action_id]
+        arriving.drop()
+        return refusal(action_id, status, text, self._clock.to_worker(now))
+
+    def _leave(self, completion: Completion, held: _Held, now: int) -> _Leaving:
+        """An action that has ended on its device, as a failure if its outputs contradict the model. What of them fits into
+        its clients' rooms is being written there."""
         given = self._models.ready.get(held.model_id)
         if given is not None and completion.parts:
             why = given.contradicted_by(completion.parts, held.parts)
             if why:
                 completion = completion._replace(status=Status.EXECUTION_FAILED, text=why, parts=[])
+        leaving = _Leaving(completion, held, now + ROOM_WAIT_NS)
+        for part, (room, outputs) in enumerate(zip(held.rooms, completion.parts)):
+            if room is None or not any(places := room.places(outputs)):
+                continue
+            try:
+                copy = self._copies.submit(room.process, room.write(outputs, places), (leaving, part, places))
+            except InvalidInput:  # too much is being copied: the outputs are sent
+                continue
+            leaving.copies.append(copy)
+            leaving.due_ns += ROOM_WAIT_BYTE_NS * room.size
+        if leaving.copies:
+            self._leaving[completion.action_id] = leaving
+        return leaving
+
+    def _result(self, leaving: _Leaving) -> Answer:
+        """The result of an action that has ended on its device: outputs that have been written to their client's memory by
+        their places, all others by their bytes."""
+        completion = leaving.completion
         frames: list[Frame] = []
         parts: list[list[TensorRef]] = []
-        for place, part in enumerate(completion.parts):
-            if held.rooms and (room := held.rooms[place]) is not None:
-                room.write(part, parts, frames)
-                continue
+        for places, part in zip(leaving.places, completion.parts):
             refs: list[TensorRef] = []
-            for dtype, shape, data in part:
-                refs.append([dtype, shape, len(frames)])
-                frames.append(data)
+            for index, (dtype, shape, data) in enumerate(part):
+                if places and places[index]:
+                    refs.append([dtype | SHARED, shape, len(frames)])
+                    frames.append(PLACE.pack(places[index], memoryview(data).nbytes))
+                else:
+                    refs.append([dtype, shape, len(frames)])
+                    frames.append(data)
             parts.append(refs)
         phase = self._clock.phase
         result = Result(
             completion.action_id,
             completion.status,
             completion.text,
-            held.received_ns,
+            leaving.held.received_ns,
             phase(completion.copy_in),
             phase(completion.execute),
             phase(completion.copy_out),
@@ -414,32 +572,10 @@ class ActionRunner:
             time.sleep(END_PAUSE_S)
 
 
+def _log_twice(action_id: int) -> None:
+    log.warning("action %d was sent twice; the second is dropped", action_id)
+
+
 def refusal(action_id: int, status: Status, text: str, received_ns: int) -> Answer:
     """The result of an action that did not reach its device."""
     return codec.encode(Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])), ()
-
-
-def views(parts: list[list[TensorRef]], frames: list[Frame], memories: ClientMemories) -> tuple[Parts, Rooms]:
-    """The inputs of each part, in place, and the rooms for their outputs. Raises InvalidInput for a reference that leads
-    nowhere.
-
-    frames: of the whole message, its header first. Whether a frame holds what its reference declares is for the device
-    to check: it knows the model.
-    """
-    result = []
-    rooms: list[Room | None] = []
-    for part in parts:
-        row = []
-        room = None
-        for dtype, shape, index in part:
-            if index >= len(frames) - 1:
-                raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
-            if dtype & SHARED:
-                view, given = memories.input(dtype, shape, frames[index + 1])
-                row.append(view)
-                room = room or given
-            else:
-                row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
-        result.append(row)
-        rooms.append(room)
-    return result, rooms if any(rooms) else ()

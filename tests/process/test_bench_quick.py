@@ -39,6 +39,7 @@ from bench import (
 )
 from bench.attacks import gateway_bytes
 from bench.attacks import measure as attacks
+from bench.attacks import memory as lent
 from bench.attacks import messages as thrown
 from bench.cluster import Cluster
 from bench.gpu_peers import measure as gpu_peers
@@ -554,6 +555,9 @@ def test_what_hostile_peers_take() -> None:
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"
     assert grown["endless message"] < 200
+    assert became["leased memory"] == f"InvalidInput x {lent.QUICK.requests}"
+    assert became["huge memory"] == f"answered x {len(lent.HUGE_BYTES)}"
+    assert max(grown[name] for name in lent.ATTACKS) < 400
 
 
 @pytest.mark.slow

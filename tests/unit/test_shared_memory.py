@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,10 @@ from clockwork.wire import codec, shared
 from clockwork.wire.messages import FROM_CLIENT, Answer
 from clockwork.wire.shared import FIRST_OFFSET, MAGIC, PLACE, SHARED, Reference, machine_id, unpack
 from clockwork.wire.tensors import FLOAT, INT32, INT64, STRING, UINT8, encode_array
+from clockwork.worker import copies
 from clockwork.worker import memory as worker_memory
-from clockwork.worker.memory import ClientMemories
+from clockwork.worker.copies import Copies, Snapshots
+from clockwork.worker.memory import Room, SharedInputs
 from tests.fuzz.mutate import odd_bytes
 
 LARGE = CLIENT_SHARED_TENSOR_BYTES
@@ -58,6 +62,16 @@ def placed(loan: Loan, *arrays: np.ndarray) -> tuple[list[Any], list[Any]]:
         frames.append(frame)
     loan.place(references, frames)
     return references, frames
+
+
+def taken(dtype: int, shape: Any, frame: bytes) -> tuple[TensorView, Room | None]:
+    """An input as a worker reads it, and its request's room."""
+    row: list[TensorView] = []
+    inputs = SharedInputs(row)
+    inputs.add(dtype, shape, frame)
+    for _ in inputs.read(Snapshots()):
+        pass
+    return row[0], inputs.room
 
 
 # ----- the form ------------------------------------------------------------------------------------
@@ -92,16 +106,14 @@ def test_large_inputs_are_lent_and_others_are_sent(lender: ClientMemory) -> None
     indices = [np.zeros(LARGE, np.int64), np.zeros(LARGE, np.int32)]
     references, frames = placed(loan, *arrays, *indices)
     codes = [dtype for _, dtype, _, _ in references]
-    assert codes == [UINT8 | SHARED, UINT8, FLOAT | SHARED, STRING, INT64, INT32]
+    assert codes == [UINT8 | SHARED, UINT8, FLOAT | SHARED, STRING, INT64 | SHARED, INT32 | SHARED]
     assert loan.is_used
-    worker = ClientMemories()
-    for place in (0, 2):
-        view, room = worker.input(codes[place], arrays[place].shape, frames[place])
+    for place in (0, 2, 4, 5):
+        view, room = taken(codes[place], [*arrays, *indices][place].shape, frames[place])
         assert room is None
         assert view.dtype == codes[place] - SHARED
-        assert bytes(view.data) == arrays[place].tobytes()
+        assert bytes(view.data) == [*arrays, *indices][place].tobytes()
         assert unpack(frames[place]).offset % shared.ALIGNMENT == 0
-    assert len(worker) == 1
     loan.release()
     loan.release()
 
@@ -142,17 +154,24 @@ def test_without_memory_left_tensors_are_sent(lender: ClientMemory, monkeypatch:
 def test_outputs_are_read_from_the_room_and_from_nowhere_else(lender: ClientMemory) -> None:
     loan = Loan(lender, 3 * LARGE)
     _, frames = placed(loan, bytes_of())
-    _, room = ClientMemories().input(UINT8 | SHARED, [LARGE], frames[0])
+    _, room = taken(UINT8 | SHARED, [LARGE], frames[0])
     assert room is not None
     outputs = [bytes_of(LARGE), bytes_of(5), bytes_of(LARGE * 3), bytes_of(LARGE)]
-    refs: list[Any] = []
-    sent: list[Any] = []
-    room.write([TensorView(UINT8, one.shape, one.data) for one in outputs], refs, sent)
-    assert [dtype for dtype, _, _ in refs[0]] == [UINT8 | SHARED, UINT8 | SHARED, UINT8, UINT8 | SHARED]
-    tensors = [[f"y{place}", *ref] for place, ref in enumerate(refs[0])]
+    views = [TensorView(UINT8, one.shape, one.data) for one in outputs]
+    places = room.places(views)
+    assert [place > 0 for place in places] == [True, True, False, True]
+    assert room.places([TensorView(STRING, (1,), b"1234a")]) == [0]
+    for _ in room.write(views, places):
+        pass
+    tensors = [[f"y{number}", UINT8 | SHARED, [one.size], number] for number, one in enumerate(outputs)]
+    del tensors[2]
     answer = Answer(1, 1, tensors, [0] * 6)
-    decoded = infer_call({}, loan).decode(answer, sent)
-    assert [decoded[f"y{place}"].tolist() for place in range(4)] == [one.tolist() for one in outputs]
+    decoded = infer_call({}, loan).decode(
+        answer, [PLACE.pack(*one) for one in zip(places, map(len, outputs))]
+    )
+    assert [decoded[f"y{number}"].tolist() for number in (0, 1, 3)] == [
+        outputs[number].tolist() for number in (0, 1, 3)
+    ]
     for place in (
         (FIRST_OFFSET, 3 * LARGE + 1),
         (FIRST_OFFSET - 1, 1),
@@ -172,13 +191,13 @@ def test_outputs_are_read_from_the_room_and_from_nowhere_else(lender: ClientMemo
 
 def test_a_room_is_lent_with_small_inputs_too(lender: ClientMemory) -> None:
     loan = Loan(lender, LARGE)
-    small = [np.zeros(3, np.int64), np.zeros(0, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)]
+    small = [np.array(["a"]), np.zeros(0, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)]
     references, frames = placed(loan, *small)
-    assert [dtype for _, dtype, _, _ in references] == [INT64, FLOAT, FLOAT | SHARED, FLOAT]
+    assert [dtype for _, dtype, _, _ in references] == [STRING, FLOAT, FLOAT | SHARED, FLOAT]
     assert unpack(frames[2]).room_bytes == LARGE
     loan.release()
     loan = Loan(lender, LARGE)
-    placed(loan, np.zeros(LARGE, np.int64))
+    placed(loan, np.array(["a"]))
     assert not loan.is_used, "there is no input that may be shared"
     loan.release()
 
@@ -357,7 +376,6 @@ def reference_to(loan: Loan, **changes: Any) -> bytes:
 
 
 def test_memory_is_taken_with_its_key_alone(lender: ClientMemory) -> None:
-    worker = ClientMemories()
     for changes, words in (
         ({"key": bytes(16)}, "has not the key"),
         ({"descriptor": 10_000}, "No such file"),
@@ -369,104 +387,259 @@ def test_memory_is_taken_with_its_key_alone(lender: ClientMemory) -> None:
     ):
         loan = Loan(lender, 0)
         with pytest.raises(InvalidInput, match=words):
-            worker.input(UINT8 | SHARED, [LARGE], reference_to(loan, **changes))
+            taken(UINT8 | SHARED, [LARGE], reference_to(loan, **changes))
         loan.release()
     with pytest.raises(InvalidInput, match="80 bytes"):
-        worker.input(UINT8 | SHARED, [LARGE], b"x")
+        taken(UINT8 | SHARED, [LARGE], b"x")
+    with pytest.raises(InvalidInput, match="strings"):
+        taken(STRING | SHARED, [LARGE], reference_to(Loan(lender, 0)))
 
 
 def test_no_mutation_of_a_reference_does_more_than_be_refused(lender: ClientMemory) -> None:
     seed = 13
     rng = random.Random(seed)
-    loan, worker, taken = Loan(lender, LARGE), ClientMemories(), 0
+    loan, found = Loan(lender, LARGE), 0
     _, frames = placed(loan, bytes_of())
     for _ in range(3_000):
         frame = odd_bytes(frames[0], rng)
         try:
-            view, _ = worker.input(UINT8 | SHARED, [LARGE], frame)
+            view, _ = taken(UINT8 | SHARED, [LARGE], frame)
         except InvalidInput:
             continue
         assert len(view.data) == LARGE, (seed, frame)
-        taken += 1
-    assert 0 < taken < 3_000
+        found += 1
+    assert 0 < found < 3_000
     loan.release()
 
 
-def test_other_files_of_a_process_are_no_memory(tmp_path: Any) -> None:
-    """Not even where they begin as memory does: a file may become shorter, which would end the worker."""
+def test_other_files_of_a_process_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where they begin as memory does: to open a file of a process may wait, or do something."""
     key = bytes(range(16))
-    path = tmp_path / "file"
+    path = tmp_path / "memfd:clockwork-client"
     path.write_bytes(MAGIC + key + bytes(1000))
-    unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
-    os.write(unsealed, MAGIC + key + bytes(1000))
+    memory = os.memfd_create("clockwork-client")
+    os.write(memory, MAGIC + key + bytes(1000))
     reading, writing = os.pipe()
-    with open(path, "r+b") as file, open("/dev/null", "r+b") as null:
-        for descriptor in (file.fileno(), unsealed, reading, null.fileno()):
-            reference = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0)
-            with pytest.raises(InvalidInput, match="cannot use the memory"):
-                ClientMemories().input(UINT8 | SHARED, [10], reference.pack())
-        fcntl.fcntl(unsealed, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        reference = Reference(machine_id(), os.getpid(), unsealed, key, 64, -1, bytes(16), 0)
-        assert len(ClientMemories().input(UINT8 | SHARED, [10], reference.pack())[0].data) == 10
-    for descriptor in (unsealed, reading, writing):
+    descriptors = [memory, reading, writing]
+    descriptors += [os.open(name, os.O_RDWR) for name in (path, "/dev/null")]
+    try:  # where there may be huge pages
+        descriptors.append(os.memfd_create("clockwork-client", os.MFD_HUGETLB))
+    except OSError as error:
+        print(f"without a file of huge pages: {error}")
+    opened: list[str] = []
+    monkeypatch.setattr(os, "open", lambda name, *more: opened.append(name) or real(name, *more))
+    for descriptor in descriptors:
+        reference = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0)
+        opened.clear()
+        if descriptor == memory:
+            assert len(taken(UINT8 | SHARED, [10], reference.pack())[0].data) == 10
+            assert len(opened) == 2
+            continue
+        with pytest.raises(InvalidInput, match="cannot use the memory"):
+            taken(UINT8 | SHARED, [10], reference.pack())
+        assert len(opened) <= 1, "its path alone (O_PATH)"
+    for descriptor in descriptors:
         os.close(descriptor)
 
 
-def mapped() -> int:
-    with open("/proc/self/maps") as file:
-        return sum("memfd:clockwork-client" in line for line in file)
+real = os.open
 
 
-def test_what_a_client_leaves_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = ClientMemories()
-    before = mapped()
-    lender = ClientMemory()
-    loan = Loan(lender, 0)
-    _, frames = placed(loan, bytes_of())
-    view, _ = worker.input(UINT8 | SHARED, [LARGE], frames[0])
-    worker.sweep()
-    assert len(worker) == 1
+@pytest.mark.timeout(30)
+def test_memory_with_a_lease_is_refused_at_once() -> None:
+    """An open() that waits for the lease would take 45 s (/proc/sys/fs/lease-break-time)."""
+    descriptor, key = memory._create(4096)
+    holder = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
+    fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    frame = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0).pack()
+    with pytest.raises(InvalidInput, match="temporarily unavailable"):
+        taken(UINT8 | SHARED, [10], frame)
+    os.close(holder)
+    assert len(taken(UINT8 | SHARED, [10], frame)[0].data) == 10
+    os.close(descriptor)
+
+
+def test_what_was_read_does_not_change_with_its_memory(lender: ClientMemory) -> None:
+    loan, x = Loan(lender, 0), bytes_of()
+    _, frames = placed(loan, x)
+    view, _ = taken(UINT8 | SHARED, [LARGE], frames[0])
+    assert loan._part is not None
+    loan._part.bytes[:] = 0
+    assert bytes(view.data) == x.tobytes()
     loan.release()
-    lender.close()
-    del lender, loan
-    worker.sweep()
-    assert len(worker) == 0
-    assert bytes(view.data[:1]), "what is being read stays until it has been read"
-    with pytest.raises(InvalidInput):
-        worker.input(UINT8 | SHARED, [LARGE], frames[0])
-    del view
-    gc.collect()
-    assert mapped() == before
 
 
-def test_so_many_memories_are_mapped_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_memory, "CLIENT_MEMORIES_MAX", 2)
-    worker, lenders = ClientMemories(), [ClientMemory() for _ in range(3)]
-    frames = [reference_to(Loan(lender, 0)) for lender in lenders]
-    for place in (0, 1, 0, 2, 1, 0):
-        worker.input(UINT8 | SHARED, [LARGE], frames[place])
-        assert len(worker) <= 2
-    for lender in lenders:
-        lender.close()
+def test_memory_that_becomes_shorter_is_refused() -> None:
+    descriptor, key = os.memfd_create("short"), bytes(range(16))
+    os.write(descriptor, MAGIC + key)
+    os.ftruncate(descriptor, 3 * worker_memory.COPY_PIECE_BYTES)
+    frame = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0).pack()
+    inputs = SharedInputs([])
+    inputs.add(UINT8 | SHARED, [2 * worker_memory.COPY_PIECE_BYTES], frame)
+    work = inputs.read(Snapshots())
+    next(work)
+    os.ftruncate(descriptor, 4096)
+    with pytest.raises(InvalidInput, match="has become shorter"):
+        next(work)
+    os.close(descriptor)
+
+
+def test_a_request_refers_to_one_process(lender: ClientMemory) -> None:
+    inputs = SharedInputs([])
+    inputs.add(UINT8 | SHARED, [LARGE], reference_to(Loan(lender, 0)))
+    with pytest.raises(InvalidInput, match=f"memory of the processes {os.getpid()} and 1"):
+        inputs.add(UINT8 | SHARED, [LARGE], reference_to(Loan(lender, 0), process=1))
 
 
 def test_a_room_that_is_gone_or_anothers_is_not_written_to(lender: ClientMemory) -> None:
     """A request was given up, and its descriptor is another request's by the time its outputs are there."""
-    worker, output = ClientMemories(), bytes_of(100)
+    output = bytes_of(100)
     loan = Loan(lender, LARGE)
     _, frames = placed(loan, bytes_of())
-    _, room = worker.input(UINT8 | SHARED, [LARGE], frames[0])
+    _, room = taken(UINT8 | SHARED, [LARGE], frames[0])
     assert room is not None
     loan.release()
     again = Loan(lender, LARGE)
     _, frames = placed(again, bytes_of())
     assert unpack(frames[0]).room == room.descriptor
-    refs: list[Any] = []
-    sent: list[Any] = []
-    room.write([TensorView(UINT8, (100,), output.data)], refs, sent)
-    assert refs == [[[UINT8, (100,), 0]]]
-    assert bytes(sent[0]) == output.tobytes()
+    views = [TensorView(UINT8, (100,), output.data)]
+    with pytest.raises(InvalidInput, match="has not the key"):
+        next(room.write(views, room.places(views)))
     assert not again.fetch(PLACE.pack(FIRST_OFFSET, LARGE)).any()
     again.release()
-    room.write([TensorView(UINT8, (100,), output.data)], refs, sent)
-    assert refs[1] == [[UINT8, (100,), 1]]
+    with pytest.raises(InvalidInput, match="No such file"):
+        next(room.write(views, room.places(views)))
+
+
+# ----- copies --------------------------------------------------------------------------------------
+
+
+def test_snapshots_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "SNAPSHOT_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(copies, "OWNER_SNAPSHOT_BYTES_MAX", 512 << 10)
+    snapshots = Snapshots()
+    mine = snapshots.take(1, 400 << 10)
+    with pytest.raises(InvalidInput, match=rf"process 1's tensors {400 << 10} bytes, at most {512 << 10}"):
+        snapshots.take(1, 200 << 10)
+    others = snapshots.take(2, 400 << 10)
+    assert snapshots.used_bytes == 800 << 10
+    with pytest.raises(InvalidInput, match=rf"clients' tensors {800 << 10} bytes, at most {1 << 20}"):
+        snapshots.take(3, 300 << 10)
+    view = mine.data[5:]
+    del mine
+    with pytest.raises(InvalidInput):
+        snapshots.take(1, 200 << 10)  # a view of it is held
+    del view
+    mine = snapshots.take(1, 200 << 10)
+    assert mine.ctypes.data % shared.ALIGNMENT == 0
+    del mine, others
+    assert snapshots.used_bytes == 0
+    assert len(snapshots.take(1, 512 << 10)) == 512 << 10, "all is free again, in one piece"
+
+
+def test_snapshots_without_use_give_their_pages_back() -> None:
+    snapshots = Snapshots()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "SNAPSHOT_IDLE_NS", 10)
+        found = snapshots.take(1, 1 << 20)
+        found[:] = 7
+        for now in (0, 20, 40):
+            snapshots.tidy(now)
+        assert found.all(), "it is held"
+        del found
+        for now in (45, 49):
+            snapshots.tidy(now)
+        assert snapshots.take(1, 1 << 20).all(), "not for long enough"
+        for now in (60, 65, 69):
+            snapshots.tidy(now)
+        assert snapshots.take(1, 1 << 20).all(), "it was used at 65"
+        for now in (75, 85):
+            snapshots.tidy(now)
+        assert not snapshots.take(1, 1 << 20).any()
+
+
+class Stage:
+    """Copies whose threads do what a test says."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Semaphore(0)
+        self.copies = Copies(self.ended.release)
+        self.done: list[Any] = []
+
+    def work(self, name: str, pieces: int, gate: threading.Event | None = None) -> Iterator[None]:
+        for piece in range(pieces):
+            if gate is not None:
+                assert gate.wait(60)
+            self.done.append((name, piece))
+            yield
+
+
+def test_a_copy_that_stands_still_holds_its_owners_other_copies_alone() -> None:
+    stage, gate = Stage(), threading.Event()
+    held = stage.copies.submit(1, stage.work("still", 1, gate), "still")
+    stage.copies.submit(1, stage.work("behind", 1), "behind")
+    for owner in range(2, 12):
+        stage.copies.submit(owner, stage.work(f"{owner}", 2), owner)
+    for _ in range(10):
+        assert stage.ended.acquire(timeout=60)
+    assert sorted(one.subject for one in stage.copies.ended()) == list(range(2, 12))
+    assert ("behind", 0) not in stage.done
+    held.is_dropped = True
+    gate.set()
+    for _ in range(2):
+        assert stage.ended.acquire(timeout=60)
+    assert [one.subject for one in stage.copies.ended()] == ["still", "behind"]
+    stage.copies.close()
+
+
+def test_owners_take_turns_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "COPY_THREADS", 1)
+    stage, gate = Stage(), threading.Event()
+    stage.copies.submit(1, stage.work("first", 3, gate), None)
+    stage.copies.submit(1, stage.work("second", 1), None)
+    stage.copies.submit(2, stage.work("other", 2), None)
+    gate.set()
+    for _ in range(3):
+        assert stage.ended.acquire(timeout=60)
+    names = [name for name, _ in stage.done]
+    assert names.index("second") > 3
+    assert "other" in names[:3]
+    stage.copies.close()
+
+
+def test_a_copy_that_is_dropped_goes_on_no_further_and_closes_its_files() -> None:
+    stage, gate, closed = Stage(), threading.Event(), threading.Event()
+
+    def work() -> Iterator[None]:
+        try:
+            yield from stage.work("dropped", 5, gate)
+        finally:
+            closed.set()
+
+    copy = stage.copies.submit(1, work(), None)
+    copy.is_dropped = True
+    gate.set()
+    assert stage.ended.acquire(timeout=60)
+    assert len(stage.done) <= 1
+    assert closed.is_set() or not stage.done
+    stage.copies.close()
+
+
+def test_copies_that_wait_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "OWNER_COPIES_MAX", 3)
+    monkeypatch.setattr(copies, "COPIES_MAX", 4)
+    stage, gate = Stage(), threading.Event()
+    for _ in range(3):
+        stage.copies.submit(1, stage.work("mine", 1, gate), None)
+    with pytest.raises(InvalidInput, match=r"3 copies of process 1's memory wait .* at most 3"):
+        stage.copies.submit(1, stage.work("mine", 1, gate), None)
+    stage.copies.submit(2, stage.work("other", 1, gate), None)
+    with pytest.raises(InvalidInput, match=r"4 copies of clients' memory wait .* at most 4"):
+        stage.copies.submit(3, stage.work("third", 1, gate), None)
+    gate.set()
+    for _ in range(4):
+        assert stage.ended.acquire(timeout=60)
+    stage.copies.submit(3, stage.work("third", 1), None)
+    assert stage.ended.acquire(timeout=60)
+    stage.copies.close()

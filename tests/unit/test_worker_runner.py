@@ -12,6 +12,7 @@ from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import FROM_WORKER, DeviceInfo, Infer, Load, Reserve, Result, Status
 from clockwork.worker.clock import WorkerClock
+from clockwork.worker.copies import Copies
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.runner import NO_PHASE, ActionRunner, Answer
 
@@ -73,6 +74,7 @@ class Stage:
             cast(WorkerModels, self.models),
             WorkerClock(),
             Complaints(logging.getLogger(), ("failed",)),
+            Copies(lambda: None),
         )
         self.now = now_ns()
 

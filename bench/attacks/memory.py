@@ -1,0 +1,226 @@
+"""References to memory that changes, blocks or is huge, from a client on the workers' machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import itertools
+import mmap
+import os
+import random
+import secrets
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from bench.attacks.messages import listed
+from bench.attacks.site import SEED, Attack, Site
+from clockwork.client.blocking import Client
+from clockwork.client.calls import INFER_FRAMES
+from clockwork.errors import ClockworkError
+from clockwork.models import zoo
+from clockwork.system.clock import SECOND
+from clockwork.wire.shared import FIRST_OFFSET, KEY_BYTES, MAGIC, SHARED, Reference, machine_id
+from clockwork.wire.tensors import BOOL, FLOAT, INT64
+
+ELEMENTS = 1 << 20
+"""Of masks and indices that change while they are read."""
+
+CHANGE_S_MAX = 0.003
+"""Longest time between two changes: about as long as an execution, so that many happen in the middle of one."""
+
+ROW = 1 << 14
+"""float32 values of a small request: 64 KiB."""
+
+
+class Size(NamedTuple):
+    """Sizes of the attacks."""
+
+    requests: int = 200
+    locked_bytes: int = 512 << 20
+
+
+QUICK, WHOLE = Size(40, 64 << 20), Size()
+
+HUGE_BYTES = [2 << 40] * 64 + [1 << power for power in range(40, 20, -1) for _ in range(2)]
+"""Sizes of files that fill whatever is free of the 128 TiB that a process can address."""
+
+
+class Memory:
+    """Anonymous memory that begins as a client's does."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.key = secrets.token_bytes(KEY_BYTES)
+        self.descriptor = os.memfd_create("clockwork-client", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.descriptor, size)
+        os.pwrite(self.descriptor, MAGIC + self.key, 0)
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+    def reference(self, offset: int = FIRST_OFFSET, room: Memory | None = None) -> bytes:
+        """The frame of an input at an offset. room: where the outputs are to be written."""
+        lent = (room.descriptor, room.key, room.size - FIRST_OFFSET) if room else (-1, bytes(KEY_BYTES), 0)
+        return Reference(machine_id(), os.getpid(), self.descriptor, self.key, offset, *lent).pack()
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def ask(client: Client, model: str, inputs: list[tuple[str, int, list[int], bytes]]) -> str:
+    """The fate of one request. inputs: name, dtype, shape and frame of each."""
+    references = [[name, dtype, shape, index] for index, (name, dtype, shape, _) in enumerate(inputs)]
+    frames = [frame for _, _, _, frame in inputs]
+    try:
+        client._channel.call(INFER_FRAMES, 20 * SECOND, model, references, frames, 0, 0)
+    except ClockworkError as error:
+        return type(error).__name__
+    return "answered"
+
+
+@contextlib.contextmanager
+def changing(memory: Memory, values: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
+    """Have the bytes behind FIRST_OFFSET be one array's and the other's in turns."""
+    seen = np.frombuffer(mmap.mmap(memory.descriptor, memory.size), np.uint8)
+    place = seen[FIRST_OFFSET : FIRST_OFFSET + values[0].nbytes]
+    pair = [value.view(np.uint8) for value in values]
+    over, rng = threading.Event(), random.Random(SEED)
+
+    def change() -> None:
+        turns = itertools.cycle(pair)
+        while not over.wait(rng.random() * CHANGE_S_MAX):
+            np.copyto(place, next(turns))
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def changing_mask(site: Site, quick: bool) -> str:
+    """A mask that becomes longer between the count of its elements and the copy of what it selects."""
+    few, many = np.zeros(ELEMENTS, np.bool_), np.ones(ELEMENTS, np.bool_)
+    return _changing(site, quick, "compress", ("mask", BOOL | SHARED), (few, many))
+
+
+def changing_indices(site: Site, quick: bool) -> str:
+    """Indices that lead out of the tensor after they were checked."""
+    inside, outside = np.zeros(ELEMENTS, np.int64), np.full(ELEMENTS, 1 << 40, np.int64)
+    return _changing(site, quick, "gather", ("index", INT64 | SHARED), (inside, outside))
+
+
+def _changing(
+    site: Site, quick: bool, model: str, tensor: tuple[str, int], values: tuple[np.ndarray, np.ndarray]
+) -> str:
+    size = QUICK if quick else WHOLE
+    memory = Memory(FIRST_OFFSET + values[0].nbytes)
+    row = np.ones(ELEMENTS, np.float32).tobytes()
+    with site.cluster.client() as client, changing(memory, values):
+        inputs = [("x", FLOAT, [ELEMENTS], row), (*tensor, [ELEMENTS], memory.reference())]
+        fates = Counter(ask(client, model, inputs) for _ in range(size.requests))
+    memory.close()
+    return listed(fates)
+
+
+@contextlib.contextmanager
+def leased(memory: Memory) -> Iterator[None]:
+    """Hold a write lease on memory, at which an ordinary open() waits for up to 45 s."""
+    # The descriptor of memfd_create() takes no lease, but another one of the same file does.
+    holder = os.open(f"/proc/self/fd/{memory.descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)  # in place of SIGIO, which ends a process
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    finally:
+        os.close(holder)
+
+
+def leased_memory(site: Site, quick: bool) -> str:
+    """Memory that cannot be opened."""
+    size = QUICK if quick else WHOLE
+    memory = Memory(FIRST_OFFSET + 4 * ROW)
+    with site.cluster.client() as client, leased(memory):
+        inputs = [("x", FLOAT | SHARED, [1, ROW], memory.reference())]
+        fates = Counter(ask(client, "double", inputs) for _ in range(size.requests))
+    memory.close()
+    return listed(fates)
+
+
+def huge_memory(site: Site, quick: bool) -> str:
+    """Sparse files that together fill the address space of a process that maps them."""
+    memories = [Memory(size) for size in HUGE_BYTES]
+    with site.cluster.client() as client:
+        fates = Counter(
+            ask(client, "double", [("x", FLOAT | SHARED, [1, ROW], memory.reference(memory.size - 4 * ROW))])
+            for memory in memories
+        )
+    for memory in memories:
+        memory.close()
+    return listed(fates)
+
+
+def locked_room(site: Site, quick: bool) -> str:
+    """A room for outputs that its owner fills with pages meanwhile, for which the kernel keeps other writers waiting."""
+    size = QUICK if quick else WHOLE
+    memory, room = Memory(FIRST_OFFSET + 4 * ROW), Memory(size.locked_bytes)
+    over = threading.Event()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def fill() -> None:
+        while not over.is_set():
+            os.posix_fallocate(room.descriptor, 0, size.locked_bytes)
+            # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from the second page on.
+            libc.fallocate(room.descriptor, 3, ctypes.c_long(4096), ctypes.c_long(size.locked_bytes - 4096))
+
+    threads = [threading.Thread(target=fill) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with site.cluster.client() as client:
+        inputs = [("x", FLOAT | SHARED, [1, ROW], memory.reference(room=room))]
+        fates = Counter(ask(client, "double", inputs) for _ in range(size.requests))
+    over.set()
+    for thread in threads:
+        thread.join()
+    memory.close()
+    room.close()
+    return listed(fates)
+
+
+def _compress(quick: bool) -> dict[str, onnx.ModelProto]:
+    return _selecting("compress", "Compress", ["x", "mask"], onnx.TensorProto.BOOL)
+
+
+def _gather(quick: bool) -> dict[str, onnx.ModelProto]:
+    return _selecting("gather", "Gather", ["x", "index"], onnx.TensorProto.INT64)
+
+
+def _selecting(name: str, operator: str, inputs: list[str], dtype: int) -> dict[str, onnx.ModelProto]:
+    """A model whose second input selects elements of its first one."""
+    graph = zoo.Graph(SEED)
+    graph.node(operator, inputs, "y")
+    value = onnx.helper.make_tensor_value_info
+    taken = [value(inputs[0], onnx.TensorProto.FLOAT, [ELEMENTS]), value(inputs[1], dtype, [ELEMENTS])]
+    return {name: graph.model(name, taken, value("y", onnx.TensorProto.FLOAT, ["n"]))}
+
+
+def _double(quick: bool) -> dict[str, onnx.ModelProto]:
+    graph = zoo.Graph(SEED)
+    graph.node("Add", ["x", "x"], "y")
+    return {"double": graph.model("double", [zoo.tensor("x", [ROW])], zoo.tensor("y", [ROW]))}
+
+
+ATTACKS = {
+    "changing mask": Attack("worker", changing_mask, _compress),
+    "changing indices": Attack("worker", changing_indices, _gather),
+    "leased memory": Attack("worker", leased_memory, _double),
+    "huge memory": Attack("worker", huge_memory, _double),
+    "locked room": Attack("worker", locked_room, _double),
+}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
 
 from bench.attacks.site import ATTACK_S_MAX, MIB, Attack, Site
-from clockwork.errors import ClockworkError
+from clockwork.client.blocking import Client
+from clockwork.errors import ClockworkError, ModelNotFound
+from clockwork.models import zoo
+from clockwork.system.clock import SECOND, now_ns
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -87,4 +91,38 @@ def preparation_peaks(worker: int) -> list[int]:
     return peaks
 
 
-ATTACKS = {"swelling models": Attack("worker", swelling_models)}
+def endless_models(site: Site, quick: bool) -> str:
+    """Models whose executions do not end, registered at once by one client, and then an honest model by another."""
+    models = [endless(seed) for seed in range(4)]
+    began_ns = now_ns()
+    with site.cluster.client() as hostile, site.cluster.client() as honest:
+        threads = [
+            threading.Thread(target=_register, args=(hostile, f"endless{index}", model))
+            for index, model in enumerate(models)
+        ]
+        for thread in threads:
+            thread.start()
+        names = {f"endless{index}" for index in range(len(models))}
+        while not names <= {model.name for model in honest.models()}:
+            threading.Event().wait(0.01)
+        honest.register("honest", zoo.build("mlp"), timeout=2 * ATTACK_S_MAX)
+        waited_s = (now_ns() - began_ns) / SECOND
+        for name in (*names, "honest"):
+            with contextlib.suppress(ModelNotFound):  # it has failed
+                honest.unregister(name)
+        for thread in threads:
+            thread.join()
+    return (
+        f"an honest registration behind {len(models)} of {models[0].ByteSize()} bytes took {waited_s:.1f} s"
+    )
+
+
+def _register(client: Client, name: str, model: onnx.ModelProto) -> None:
+    with contextlib.suppress(ClockworkError):  # it is unregistered before it has failed
+        client.register(name, model, timeout=2 * ATTACK_S_MAX)
+
+
+ATTACKS = {
+    "swelling models": Attack("worker", swelling_models),
+    "endless models": Attack("worker", endless_models),
+}

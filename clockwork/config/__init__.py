@@ -418,7 +418,10 @@ PREPARATION_RUN_NS = 60_000_000_000
 longer, at low priority, is unfit to be served."""
 
 PREPARATION_SLOW_NS = 10_000_000_000
-"""Time after which the next preparation starts beside a running one."""
+"""Time after which a preparation is slow: the next one starts beside it, or instead of it."""
+
+PREPARATION_LONG_RUN_NS = 2_000_000_000
+"""Duration of an execution during preparation beyond which the preparation is slow at once."""
 
 PREPARATIONS_MAX = 3
 """Preparations that run at once, of a worker and of all workers that share a store."""

@@ -313,7 +313,7 @@ class Clients:
         message: Register | Unregister | Offer | Route | Promote | Rollback,
         frames: list[Any],
     ) -> None:
-        self._registrar.request(client.identity, message)
+        self._registrar.request(client.identity, message, client.owner)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         if message.what == "recorder":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 from clockwork.config import VERSION
@@ -30,7 +31,7 @@ CLIENT_AT_WORKERS = Mismatch(
 class ClientLink:
     """A connected client. What it waits for is the exchange's, which knows it by its slot."""
 
-    __slots__ = ("fd", "identity", "key", "name", "slot")
+    __slots__ = ("fd", "identity", "key", "name", "owner", "slot")
 
     def __init__(self, identity: bytes, fd: int, name: str, slot: int, key: str = "") -> None:
         self.identity = identity
@@ -38,6 +39,12 @@ class ClientLink:
         self.name = name
         self.slot = slot
         self.key = key  # the public key of its connection; "": none
+        self.owner = _number(key.encode() or identity)  # as in messages.Prepare
+
+
+def _number(owner: bytes) -> int:
+    """A positive number for a key, or for a connection that has none; a peer cannot choose another's."""
+    return 1 + int.from_bytes(hashlib.sha256(owner).digest()[:6])
 
 
 class WorkerLink:

@@ -28,14 +28,15 @@ class ModelVersion:
     """One version of one model: its record, where it is in its life, and what workers have said of it."""
 
     __slots__ = (
-        "batches", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "prepared", "record", "slo_ns",
-        "state", "text", "verified", "waiters", "was_ready", "workers",
+        "batches", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "owner", "prepared", "record",
+        "slo_ns", "state", "text", "verified", "waiters", "was_ready", "workers",
     )  # fmt: skip
 
     def __init__(self, model_id: int, record: ModelRecord) -> None:
         self.record = record
         self.state = ModelState.NEW
         self.waiters: list[Waiter] = []
+        self.owner = 0  # a number of whoever had it registered or loaded; 0: nobody since the start
         self.begin(model_id)
 
     def begin(self, model_id: int) -> None:

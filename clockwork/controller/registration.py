@@ -135,20 +135,25 @@ class Registrar:
     # ----- clients -----------------------------------------------------------------------------
 
     def request(
-        self, client: bytes, message: Register | Unregister | Offer | Route | Promote | Rollback
+        self,
+        client: bytes,
+        message: Register | Unregister | Offer | Route | Promote | Rollback,
+        owner: int = 0,
     ) -> None:
-        """A client wants something changed. Raises ClockworkError of what is refused at once; all else is answered."""
+        """A client wants something changed. Raises ClockworkError of what is refused at once; all else is answered.
+
+        owner: the client's number, as in messages.Prepare."""
         waiter = Waiter(client, message.request_id)
         if isinstance(message, Register):
-            registration = self._check(message)
-            self._take(ClientTask(message.name, waiter, registration))
+            registration = self._check(message, owner)
+            self._take(ClientTask(message.name, waiter, registration, owner))
         elif isinstance(message, Unregister | Offer):
-            self._take(ClientTask(message.model.partition("@")[0], waiter, message))
+            self._take(ClientTask(message.model.partition("@")[0], waiter, message, owner))
         else:
-            self._take(ClientTask(message.name, waiter, message))
+            self._take(ClientTask(message.name, waiter, message, owner))
         self._go_on()
 
-    def _check(self, message: Register) -> Registration:
+    def _check(self, message: Register, owner: int) -> Registration:
         check_name(message.name)
         options = check_options(message.options)
         files = parse_files(message.files)
@@ -156,7 +161,7 @@ class Registrar:
             raise InvalidInput(
                 f"{message.name} has a version {VERSION_MAX}, and there is no number after that"
             )
-        return Registration(message.name, digest_of(files), options, files)
+        return Registration(message.name, digest_of(files), options, files, owner)
 
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
         self._uploads.chunk(client, message, frame)
@@ -288,8 +293,10 @@ class Registrar:
                 self._register(waiter, registration)
             case ClientTask(waiter=waiter, wanted=Unregister() as wanted):
                 self._unregister(waiter, wanted.model)
+            case ClientTask(waiter=waiter, wanted=Offer(offered=True) as wanted, owner=owner):
+                self._load_or_wait(waiter, wanted.model, owner)
             case ClientTask(waiter=waiter, wanted=Offer() as wanted):
-                (self._load_or_wait if wanted.offered else self._unload)(waiter, wanted.model)
+                self._unload(waiter, wanted.model)
             case ClientTask(waiter=waiter, wanted=Route() | Promote() | Rollback() as wanted):
                 route = next_route(self._table, wanted)
                 self._write(wanted.name, Change(route=route), Reroute(waiter))
@@ -314,7 +321,7 @@ class Registrar:
                 self._adopted(following)
             case Load():
                 for model in following.models:
-                    self._load(model)
+                    self._load(model, following.owner)
                 self._await_load(following.models[-1], following.waiter)  # which takes the name's traffic
             case Leave():
                 self._hold_route(change)
@@ -392,7 +399,7 @@ class Registrar:
         except ClockworkError as error:
             self._discard(upload, error)
             return
-        name, digest, options, files = upload.registration
+        name, digest, options, files, _ = upload.registration
         version = self._table.free_version(name, options["version"])
         record = ModelRecord(
             name, version, digest, files, options | {"version": 0}, is_read=True, interface=task.interface
@@ -402,6 +409,7 @@ class Registrar:
     def _add(self, following: Add) -> None:
         self._uploads.remove(following.upload)
         model = self._table.add(following.record)
+        model.owner = following.upload.registration.owner
         self.versions.await_start(model)
         count = len(self.versions.preparations.worker_ids())
         for waiter in following.upload.waiters:
@@ -427,7 +435,7 @@ class Registrar:
 
     def _current(self, registration: Registration) -> ModelVersion | None:
         """The version that was asked for, else the newest, where it already is what is being registered."""
-        name, digest, options, _ = registration
+        name, digest, options, _, _ = registration
         wanted = options["version"]
         versions = [
             model for number, model in self._table.versions.get(name, {}).items() if wanted in (0, number)
@@ -466,7 +474,7 @@ class Registrar:
             return True
         options = registration.options if is_new else record.options
         saved = dataclasses.replace(record, offered=True, options=options)
-        self._write(record.name, Change(save=[saved]), Adopt(waiters, model, options))
+        self._write(record.name, Change(save=[saved]), Adopt(waiters, model, options, registration.owner))
         return True
 
     def _adopted(self, following: Adopt) -> None:
@@ -477,7 +485,7 @@ class Registrar:
             self._refuse(following.waiters, Unavailable(set_aside_text(model.record)))
             return
         if model.state is ModelState.UNLOADED:
-            self._load(model)
+            self._load(model, following.owner)
         elif is_new:
             self._table.set_slo(model, options["slo_ns"])
         self._join(model, following.waiters)
@@ -509,7 +517,7 @@ class Registrar:
             raise Unavailable(f"{text} is being unloaded or removed; try again when that is done")
         return models, away
 
-    def _load_or_wait(self, waiter: Waiter, text: str) -> None:
+    def _load_or_wait(self, waiter: Waiter, text: str, owner: int) -> None:
         models, away = self._standing(text)
         for model in models:
             self.versions.ask_again(model)
@@ -517,11 +525,12 @@ class Registrar:
             self._await_load(models[-1], waiter)
             return
         saved = [dataclasses.replace(model.record, offered=True, aside="") for model in away]
-        self._write(away[0].record.name, Change(save=saved), Load(waiter, away))
+        self._write(away[0].record.name, Change(save=saved), Load(waiter, away, owner))
 
-    def _load(self, model: ModelVersion) -> None:
+    def _load(self, model: ModelVersion, owner: int) -> None:
         """Have an unloaded version prepared on every worker, as if it had just been registered."""
         model.record.offered = True
+        model.owner = owner
         self.versions.happen(model, VersionEvent.LOAD)
 
     def _await_load(self, model: ModelVersion, waiter: Waiter) -> None:

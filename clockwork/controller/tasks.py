@@ -18,11 +18,12 @@ from clockwork.wire.messages import Offer, Unregister
 
 @dataclasses.dataclass(slots=True)
 class ClientTask:
-    """A change that a client asks for, and waits for."""
+    """A change that a client asks for, and waits for. owner: its number, as in messages.Prepare."""
 
     name: str
     waiter: Waiter
     wanted: Registration | Unregister | Offer | Release
+    owner: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,10 +80,11 @@ class Leave:
 
 @dataclasses.dataclass(slots=True)
 class Load:
-    """Unloaded versions are prepared again."""
+    """Unloaded versions are prepared again. owner: the client's number."""
 
     waiter: Waiter
     models: Sequence[ModelVersion]
+    owner: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,6 +94,7 @@ class Adopt:
     waiters: Sequence[Waiter]
     model: ModelVersion
     options: dict[str, Any]
+    owner: int  # the client's number
 
 
 @dataclasses.dataclass(slots=True)

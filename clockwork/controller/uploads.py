@@ -30,12 +30,14 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Registration(NamedTuple):
-    """What a client registers, checked: a package under a name. options: see controller.options."""
+    """What a client registers, checked: a package under a name. options: see controller.options. owner: the client's number,
+    as in messages.Prepare."""
 
     name: str
     digest: str
     options: dict[str, Any]
     files: list[PackageFile]
+    owner: int
 
 
 class Phase(enum.Enum):
@@ -168,7 +170,7 @@ class Uploads:
     def _arrived(self, upload: Upload) -> None:
         """The package is in the store: read what it declares."""
         upload.phase = Phase.STORED
-        _, digest, options, files = upload.registration
+        _, digest, options, files, _ = upload.registration
         self._effects.append(PackageArrived(digest))
         self._effects.append(ReadUpload(upload.upload_id, digest, files, options))
 

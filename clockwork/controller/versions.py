@@ -315,7 +315,9 @@ class Versions:
         self._forget_preparation(model, worker)
         self.preparations.note(model, worker, PREPARING)
         files, options = rows_of(record.files), preparation_options(record.options)
-        prepare = Prepare(model.model_id, record.name, record.version, record.digest, files, options)
+        prepare = Prepare(
+            model.model_id, record.name, record.version, record.digest, files, options, model.owner
+        )
         self._effects.append(SendWorker(worker, prepare))
 
     def ask_again(self, model: ModelVersion) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
-from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
+from clockwork.config import EXECUTION_GRACE_NS, PREPARATION_LONG_RUN_NS, preparation_run_ns
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
 from clockwork.models.onnx_import import padded_strings
@@ -57,6 +57,10 @@ class RunsTooLong(InvalidModel):
         super().__init__(f"one execution of the model takes longer than {preparation_run_ns() / 1e9:g} s")
 
 
+def takes_long() -> None:
+    """Called when an execution has gone on for PREPARATION_LONG_RUN_NS. The preparation process replaces it, to say so."""
+
+
 def does_not_end() -> None:
     """Called when an execution goes on although it was told to end. The preparation process replaces it, to exit."""
 
@@ -72,7 +76,12 @@ class Limit:
         self._thread = threading.Thread(target=self._watch, name="limit", daemon=True)
 
     def _watch(self) -> None:
-        if self._ended.wait(preparation_run_ns() / 1e9):
+        limit_ns = preparation_run_ns()
+        long_ns = min(PREPARATION_LONG_RUN_NS, limit_ns)
+        if self._ended.wait(long_ns / 1e9):
+            return
+        takes_long()
+        if self._ended.wait((limit_ns - long_ns) / 1e9):
             return
         self._was_terminated = True
         self._terminate()

@@ -591,7 +591,8 @@ class Ping(NamedTuple):
 class Prepare(NamedTuple):
     """Make the model ready to be loaded: fetch, split, optimise, profile; or find the result in the cache.
 
-    ``files`` as in Register. Done away from the execution thread; answered by Prepared.
+    ``files`` as in Register. ``owner``: the number of whoever had it registered or loaded, 0 of nobody; owners take turns.
+    Done away from the execution thread; answered by Prepared.
     """
 
     model_id: Id
@@ -600,6 +601,7 @@ class Prepare(NamedTuple):
     digest: Digest
     files: Files
     options: Annotated[dict[str, Any], Facts(1, 16)]
+    owner: Id
 
 
 class Forget(NamedTuple):

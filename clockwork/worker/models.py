@@ -26,6 +26,7 @@ from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import ModelHolder
 from clockwork.formats.fetching import PackageFetcher
 from clockwork.formats.package import PackageStore
+from clockwork.system.clock import now_ns
 from clockwork.wire import codec
 from clockwork.wire.messages import Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.worker.checks import Checked, Checks
@@ -33,6 +34,7 @@ from clockwork.worker.given import Given
 from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, WorkerModel
 from clockwork.worker.preparation import JobDone, PreparationProcess
 from clockwork.worker.preparations import Preparations
+from clockwork.worker.turns import Turns
 
 log = logging.getLogger("clockwork.worker")
 
@@ -69,7 +71,8 @@ class WorkerModels:
         self.ready: dict[int, Given] = {}  # model ids that actions may name
         self._coming: dict[int, WorkerModel] = {}
         self._fetching: dict[str, list[WorkerModel]] = {}  # by digest
-        self._to_prepare: deque[WorkerModel] = deque()
+        self._turns = Turns()
+        self._to_prepare: dict[int, WorkerModel] = {}  # by job, as all that wait for their turns
         self._preparing: dict[int, WorkerModel] = {}  # by job
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
@@ -107,6 +110,8 @@ class WorkerModels:
             if not self._fetching[digest]:
                 del self._fetching[digest]
                 self._fetcher.cancel(digest)
+        elif self._to_prepare.pop(model.job_id, None) is not None:
+            self._turns.drop(model.job_id, model.message.owner)
         else:
             self._preparation.cancel(model.job_id)
 
@@ -178,7 +183,10 @@ class WorkerModels:
             self._fetched(fetched.digest, fetched.status, fetched.text)
         for checked in self._checks.poll():
             self._note_checked(checked)
+        for job_id in self._preparation.poll_slow():
+            self._turns.found_slow(job_id)
         for done in self._preparation.poll():
+            was_stopped = self._turns.ended(done.job_id)
             if done.job_id == self._checking:
                 self._idly_checked(done)
                 continue
@@ -191,6 +199,8 @@ class WorkerModels:
             elif done.refetch:
                 self._note_damage(done.text)
                 self._fetch(model, done.text)
+            elif was_stopped and done.status == Status.INTERNAL:
+                self._queue(model, is_anew=True)
             else:
                 self._failed(model, done.status, done.text)
         for opened in self._opener.poll():
@@ -212,6 +222,8 @@ class WorkerModels:
         """Forget every model: a new controller numbers them anew. Waits for the model being opened."""
         self._fetching.clear()
         self._fetcher.reset()
+        for job_id, model in self._to_prepare.items():
+            self._turns.drop(job_id, model.message.owner)
         self._to_prepare.clear()  # the job that runs goes on: its model will be announced again
         for model in self._coming.values():
             model.cancelled = True
@@ -278,7 +290,7 @@ class WorkerModels:
                 self._begin_anew(model_id, "it could not be prepared again")
             self._send(opened.reply)
         elif opened.has_package:
-            self._to_prepare.append(model)
+            self._queue(model)
         else:
             self._fetch(model, opened.damage)
 
@@ -354,6 +366,9 @@ class WorkerModels:
         if some:
             self._job_id += 1
             self._checking, self._checked = self._job_id, list(some)
+            self._turns.put(self._job_id, 0)
+            turn = self._turns.take(now_ns())
+            assert turn is not None, "nothing else is under way"
             job = {"check": {str(directory): checksums for directory, checksums in some.items()}}
             self._preparation.submit(self._job_id, job)
 
@@ -366,16 +381,20 @@ class WorkerModels:
             elif model.is_profile:
                 self._opener.put(model)
             else:
-                self._to_prepare.append(model)
+                self._queue(model)
         self._prepare_next()
 
+    def _queue(self, model: WorkerModel, *, is_anew: bool = False) -> None:
+        """Have a model prepared when its turn comes."""
+        self._job_id += 1
+        model.job_id = self._job_id
+        self._to_prepare[model.job_id] = model
+        self._turns.put(model.job_id, model.message.owner, is_anew=is_anew)
+
     def _prepare_next(self) -> None:
-        while self._to_prepare and self._preparation.may_take():
-            model = self._to_prepare.popleft()
-            if model.cancelled:
-                continue
-            self._job_id += 1
-            model.job_id = self._job_id
+        now = now_ns()
+        while (turn := self._turns.take(now)) is not None:
+            model = self._to_prepare.pop(turn.job_id)
             self._preparing[model.job_id] = model
             job = {
                 "package": str(self._store.directory(model.message.digest)),
@@ -383,8 +402,15 @@ class WorkerModels:
                 "fingerprints": list(dict.fromkeys(device.info.fingerprint for device in self._devices)),
                 "page_bytes": self._devices[0].info.page_bytes,
                 "options": model.message.options | _as_before(model),
+                "beside": turn.beside,
+                "is_anew": turn.is_anew,
             }
-            self._preparation.submit(self._job_id, job)
+            self._preparation.submit(model.job_id, job)
+        if stopped := self._turns.stop(now):
+            if stopped != self._checking:
+                message = self._preparing[stopped].message
+                log.info("%s@%d takes long to prepare: it gives way to others", message.name, message.version)
+            self._preparation.cancel(stopped)
         self._check_some()
 
     def _failed(self, model: WorkerModel, status: Status, text: str) -> None:

@@ -5,7 +5,7 @@ one at a time and at low priority, and imports onnx and onnxruntime so that the 
 that crashes the process harms no other. PreparationProcess is the worker's handle on it.
 
 A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check: directories
-and their checksums}, then {started: true}, then {status, text, leaving, ...}. A process that is leaving takes no
+and their checksums}, then {started: true}, {slow: true} where an execution takes long, then {status, text, leaving, ...}. A process that is leaving takes no
 further job. A package is prepared within a budget of memory, beyond which the kernel gives the process none.
 """
 
@@ -92,6 +92,7 @@ class PreparationProcess:
         self._idle_ns = idle_ns
         self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._done: deque[JobDone] = deque()
+        self._slow: deque[int] = deque()
         self._lock = threading.Lock()  # over the next three, which close() and cancel() use
         self._current = 0
         self._closing = False
@@ -109,6 +110,10 @@ class PreparationProcess:
     def poll(self) -> list[JobDone]:
         """Jobs that ended since the last call."""
         return [self._done.popleft() for _ in range(len(self._done))]
+
+    def poll_slow(self) -> list[int]:
+        """Jobs of which an execution was found to take long since the last call; they may have ended."""
+        return [self._slow.popleft() for _ in range(len(self._slow))]
 
     def cancel(self, job_id: int) -> None:
         """Kill the process if it is running this job; the job then ends as INTERNAL."""
@@ -166,7 +171,7 @@ class PreparationProcess:
         try:
             connection.settimeout(self._limit_ns / SECOND)
             connection.sendall(msgpack.packb(job))
-            answer = self._answer(connection)
+            answer = self._answer(connection, job_id)
         except TimeoutError:
             self._end_job()
             self._stop_child()
@@ -182,7 +187,7 @@ class PreparationProcess:
             self._stop_child()
         return answer
 
-    def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
+    def _answer(self, connection: socket.socket, job_id: int) -> dict[str, Any] | None:
         """The answer to the job; None if the process died. The limit counts from {started}. Raises TimeoutError."""
         unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
         connection.settimeout(None)  # it may wait for another worker's preparation, which has its own limit
@@ -197,6 +202,10 @@ class PreparationProcess:
             for message in unpacker:
                 if "status" in message:
                     return dict(message)
+                if "slow" in message:
+                    self._slow.append(job_id)
+                    self._wake()
+                    continue
                 self._started = True
                 deadline_ns = now_ns() + self._limit_ns
 
@@ -271,7 +280,7 @@ def main(arguments: Sequence[str]) -> int:
             with contextlib.nullcontext() if "check" in job else _turn(job):
                 if not _say(connection, {"started": True}):
                     break
-                answer = _check(job["check"]) if "check" in job else _prepare(job)
+                answer = _check(job["check"]) if "check" in job else _prepare(job, connection)
             # Ending gives back the memory of a large model; the next job starts another process.
             leaving = _rss_bytes() > PREPARATION_RSS_MAX
             if not _say(connection, answer | {"leaving": leaving}) or leaving:
@@ -327,7 +336,8 @@ def _turn(job: Job) -> Iterator[None]:
 
     They are the package's lock, so that no model is prepared twice, and one of PREPARATIONS_MAX turns. Only the first
     turn is taken at once, so that preparations do not measure each other; further turns are for preparations that have
-    waited behind slow ones, here or before ("beside" is the number of those). The locks end with the process."""
+    waited behind slow ones, here or before ("beside" is the number of those). The first one is not for a preparation that
+    begins anew, so that those of all workers together leave a turn. The locks end with the process."""
     directory = Path(job["store"]) / "prepared"
     directory.mkdir(parents=True, exist_ok=True)
     names = [".lock", *(f".lock-{number}" for number in range(2, PREPARATIONS_MAX + 1)), ".lock-packages"]
@@ -336,6 +346,8 @@ def _turn(job: Job) -> Iterator[None]:
     try:
         place = int.from_bytes(hashlib.sha256(Path(job["package"]).name.encode()).digest()[:7], "big")
         fcntl.lockf(packages, fcntl.LOCK_EX, 1, place)  # of one byte: there is one file for all packages
+        if job.get("is_anew"):
+            del turns[0]
         began_ns, first = now_ns(), 1 + int(job.get("beside", 0))
         while not any(map(_try_lock, turns[: first + (now_ns() - began_ns) // PREPARATION_SLOW_NS])):
             time.sleep(TURN_PAUSE_S)
@@ -377,10 +389,14 @@ class _Budget:
         }
 
 
-def _prepare(job: Job) -> dict[str, Any]:
+def _prepare(job: Job, connection: socket.socket) -> dict[str, Any]:
     from clockwork.models import runtime
     from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
 
+    def takes_long() -> None:  # in another thread, which ends before this one says anything
+        _say(connection, {"slow": True})
+
+    runtime.takes_long = takes_long
     runtime.does_not_end = lambda: os._exit(EXIT_ENDLESS)  # only exiting ends such an execution
 
     package = Path(job["package"])

@@ -148,7 +148,9 @@ class SchedulerSide:
 
     def announce(self, model_id: int, package: Package, **options: Any) -> None:
         self.packages[package.digest] = package
-        self.send(Prepare(model_id, f"model{model_id}", 1, package.digest, rows_of(package.files), options))
+        self.send(
+            Prepare(model_id, f"model{model_id}", 1, package.digest, rows_of(package.files), options, 0)
+        )
 
     def prepare(self, model_id: int, package: Package, **options: Any) -> dict[str, Any]:
         """Have a model prepared; its summary."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from bench.attacks.preparation import preparation_peaks, swelling
-from clockwork.errors import InvalidModel, Unavailable
+from bench.attacks.preparation import endless, preparation_peaks, swelling
+from clockwork import Client
+from clockwork.errors import ClockworkError, InvalidModel, Unavailable
 from clockwork.models import zoo
-from tests.process.cluster import Reference, running_cluster, same
+from tests.process.cluster import Reference, eventually, running_cluster, same
 
 MIB = 1 << 20
 BUDGET = 256 * MIB
@@ -47,3 +50,34 @@ def test_what_a_machine_lacks_is_not_the_models_fault(tmp_path: Path) -> None:
             client.register("swelling", swelling(1 << 44))
         assert client.models() == []
         client.register("mlp", zoo.build("mlp"))
+
+
+def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_path: Path) -> None:
+    """Five of them for three places: each would keep one for a minute."""
+    failures: list[ClockworkError] = []
+
+    def register(client: Client, name: str, model: onnx.ModelProto) -> None:
+        try:
+            client.register(name, model, timeout=120.0)
+        except ClockworkError as error:
+            failures.append(error)
+
+    with running_cluster(tmp_path) as cluster, cluster.client() as hostile, cluster.client() as honest:
+        names = [f"endless{seed}" for seed in range(5)]
+        threads = [
+            threading.Thread(target=register, args=(hostile, name, endless(seed)))
+            for seed, name in enumerate(names)
+        ]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(honest.models()) == len(names), "all have come")
+        honest.register("mlp", zoo.build("mlp"), timeout=120.0)
+        states = {model.name: model.state for model in honest.models()}
+        assert states == {**dict.fromkeys(names, "preparing"), "mlp": "ready"}
+        assert not failures
+        gives_way = re.compile("takes long to prepare: it gives way to others")
+        cluster.workers[0].wait_for(gives_way)  # the fifth has its first turn, too
+        for name in names:
+            honest.unregister(name)
+        for thread in threads:
+            thread.join()

@@ -392,9 +392,9 @@ def test_models_that_cannot_be_served_are_answered(tmp_path: Path, side: Schedul
         prepared = side.expect(Prepared)
         assert (prepared.model_id, prepared.status) == (2, Status.INVALID_MODEL)
         assert prepared.text.endswith("has 1")  # pages
-        side.send(Prepare(3, "m", 1, "0" * 64, rows_of(large.files), {}))
+        side.send(Prepare(3, "m", 1, "0" * 64, rows_of(large.files), {}, 0))
         assert "not those of package" in side.expect(Prepared).text
-        side.send(Prepare(4, "m", 1, large.digest, [["../escape", 1, "0" * 64]], {}))
+        side.send(Prepare(4, "m", 1, large.digest, [["../escape", 1, "0" * 64]], {}, 0))
         assert "leaves the package" in side.expect(Prepared).text
         side.announce(5, large, batching="../../etc")
         assert "no way to batch" in side.expect(Prepared).text

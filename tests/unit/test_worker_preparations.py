@@ -1,10 +1,9 @@
-"""Preparations side by side: only past those that take long, and only so many."""
+"""Preparation processes, as many as there are jobs at once."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from clockwork.config import PREPARATION_SLOW_NS, PREPARATIONS_MAX
 from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone
 from clockwork.worker.preparations import Preparations
@@ -18,6 +17,7 @@ class Handle:
     def __init__(self) -> None:
         self.jobs: list[tuple[int, dict[str, Any]]] = []
         self.ended: list[JobDone] = []
+        self.slow: list[int] = []
         self.cancelled: list[int] = []
         self.closed = 0
 
@@ -32,6 +32,10 @@ class Handle:
         ended, self.ended = self.ended, []
         return ended
 
+    def poll_slow(self) -> list[int]:
+        found, self.slow = self.slow, []
+        return found
+
     def cancel(self, job_id: int) -> None:
         self.cancelled.append(job_id)
 
@@ -41,49 +45,41 @@ class Handle:
 
 class Side:
     def __init__(self) -> None:
-        self.now = -5 * PREPARATION_SLOW_NS  # as after a boot
         self.handles: list[Handle] = []
-        self.preparations = Preparations(self._make, lambda: self.now)  # type: ignore[arg-type]
+        self.preparations = Preparations(self._make)  # type: ignore[arg-type]
 
     def _make(self) -> Handle:
         self.handles.append(Handle())
         return self.handles[-1]
 
 
-def test_one_at_a_time_while_each_ends_soon() -> None:
+def test_a_process_serves_one_job_at_a_time() -> None:
     side = Side()
     for job_id in range(1, 6):
-        assert side.preparations.may_take()
-        side.preparations.submit(job_id, {})
-        side.now += PREPARATION_SLOW_NS - 1
-        assert not side.preparations.may_take()
+        side.preparations.submit(job_id, {"a": job_id})
+        assert side.handles[0].jobs == [(job_id, {"a": job_id})]
         side.handles[0].end()
         assert [done.job_id for done in side.preparations.poll()] == [job_id]
     assert len(side.handles) == 1
 
 
-def test_slow_ones_are_passed_up_to_a_bound() -> None:
+def test_jobs_at_once_have_processes_of_their_own_which_are_used_again() -> None:
     side = Side()
-    for job_id in range(1, PREPARATIONS_MAX + 1):
-        assert side.preparations.may_take()
-        side.preparations.submit(job_id, {"a": job_id})
-        assert side.handles[-1].jobs == [(job_id, {"a": job_id, "beside": job_id - 1})]
-        assert not side.preparations.may_take(), "the newest is not slow yet"
-        side.now += PREPARATION_SLOW_NS
-    assert not side.preparations.may_take(), "so many is the most"
-    assert len(side.handles) == PREPARATIONS_MAX
+    for job_id in (1, 2, 3):
+        side.preparations.submit(job_id, {})
+        assert side.handles[-1].jobs == [(job_id, {})]
     side.handles[1].end()
     assert [done.job_id for done in side.preparations.poll()] == [2]
-    assert side.preparations.may_take()
     side.preparations.submit(9, {})
-    assert side.handles[1].jobs[0][0] == 9
-    assert len(side.handles) == PREPARATIONS_MAX
+    assert side.handles[1].jobs == [(9, {})]
+    assert len(side.handles) == 3
+    side.handles[2].slow.append(3)
+    assert side.preparations.poll_slow() == [3]
 
 
 def test_a_job_is_cancelled_where_it_runs_and_all_are_closed() -> None:
     side = Side()
     side.preparations.submit(1, {})
-    side.now += PREPARATION_SLOW_NS
     side.preparations.submit(2, {})
     side.preparations.cancel(2)
     side.preparations.cancel(3)

@@ -1,0 +1,134 @@
+"""Whose model is prepared next: pure, time comes with the event.
+
+A preparation takes a fraction of a second or minutes, and nobody knows which before it has run. First come, first served
+fails when somebody registers models whose executions do not end: everybody else waits for their limits. So owners take
+turns, and a preparation that turns out to be slow gives way:
+
+- As long as each ends soon, jobs run one at a time, because two would disturb each other's measurements. Beside slow ones
+  the next begins at once, up to PREPARATIONS_MAX.
+- A job is slow once it has run for PREPARATION_SLOW_NS, or one of its executions for PREPARATION_LONG_RUN_NS.
+- Where all places are taken by slow ones and a job waits for its first turn, a slow one of the owner that has the most of
+  them is stopped. It begins anew where no job waits for its first turn, and is not stopped again; jobs that begin anew have
+  all places but one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, deque
+from typing import NamedTuple
+
+from clockwork.config import PREPARATION_SLOW_NS, PREPARATIONS_MAX
+
+
+class Turn(NamedTuple):
+    """A job begins. beside: the number of jobs that run already, all of them slow."""
+
+    job_id: int
+    beside: int
+    is_anew: bool
+
+
+@dataclasses.dataclass(slots=True)
+class _Run:
+    owner: int
+    is_anew: bool
+    since_ns: int
+    is_slow: bool
+    is_stopped: bool = False
+
+
+class _Ring:
+    """Jobs that wait, by owner: each owner's in order, and one of each owner in turn, those first that have the least."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, deque[int]] = {}  # by owner, in the order of their turns
+
+    def __bool__(self) -> bool:
+        return bool(self._jobs)
+
+    def put(self, job_id: int, owner: int) -> None:
+        self._jobs.setdefault(owner, deque()).append(job_id)
+
+    def take(self, running: Counter[int]) -> tuple[int, int]:
+        """The next job, and its owner, whose next turn comes after those of all others. running: jobs by owner."""
+        owner = min(self._jobs, key=running.__getitem__)
+        jobs = self._jobs.pop(owner)
+        job_id = jobs.popleft()
+        if jobs:
+            self._jobs[owner] = jobs
+        return job_id, owner
+
+    def drop(self, job_id: int, owner: int) -> None:
+        """Forget a job, if it waits here."""
+        jobs = self._jobs.get(owner, deque())
+        if job_id in jobs:
+            jobs.remove(job_id)
+            if not jobs:
+                del self._jobs[owner]
+
+
+class Turns:
+    """Jobs by their ids, from put() to drop() or ended()."""
+
+    def __init__(self) -> None:
+        self._first = _Ring()
+        self._anew = _Ring()  # of those that were stopped
+        self._running: dict[int, _Run] = {}
+
+    def put(self, job_id: int, owner: int, *, is_anew: bool = False) -> None:
+        """A job waits. owner: a number of whoever registered the model. is_anew: it was stopped before."""
+        (self._anew if is_anew else self._first).put(job_id, owner)
+
+    def drop(self, job_id: int, owner: int) -> None:
+        """A job that waits is not wanted any more."""
+        self._first.drop(job_id, owner)
+        self._anew.drop(job_id, owner)
+
+    def take(self, now_ns: int) -> Turn | None:
+        """The job that begins now; None: none may, or none waits."""
+        running = self._running.values()
+        if len(running) >= PREPARATIONS_MAX or not all(self._is_slow(run, now_ns) for run in running):
+            return None
+        is_anew = not self._first
+        if is_anew and (
+            not self._anew or sum(run.is_anew for run in running) >= max(1, PREPARATIONS_MAX - 1)
+        ):
+            return None
+        job_id, owner = (self._anew if is_anew else self._first).take(self._counts())
+        beside = len(self._running)
+        self._running[job_id] = _Run(owner, is_anew, now_ns, is_slow=is_anew)
+        return Turn(job_id, beside, is_anew)
+
+    def stop(self, now_ns: int) -> int:
+        """The job that is to be stopped now; 0: none. Ids of jobs are positive."""
+        running = self._running.values()
+        if not self._first or len(running) < PREPARATIONS_MAX:
+            return 0
+        if any(run.is_stopped or not self._is_slow(run, now_ns) for run in running):
+            return 0
+        counts = self._counts()
+        _, _, job_id = min(
+            (-counts[run.owner], run.since_ns, job_id)
+            for job_id, run in self._running.items()
+            if not run.is_anew
+        )
+        self._running[job_id].is_stopped = True
+        return job_id
+
+    def found_slow(self, job_id: int) -> None:
+        """An execution of a job takes long; it may have ended meanwhile."""
+        if job_id in self._running:
+            self._running[job_id].is_slow = True
+
+    def ended(self, job_id: int) -> bool:
+        """A job has ended. Returns whether it was stopped by stop()."""
+        return self._running.pop(job_id).is_stopped
+
+    def _counts(self) -> Counter[int]:
+        """Jobs that run, by owner."""
+        return Counter(run.owner for run in self._running.values())
+
+    @staticmethod
+    def _is_slow(run: _Run, now_ns: int) -> bool:
+        return run.is_slow or now_ns - run.since_ns >= PREPARATION_SLOW_NS

@@ -122,13 +122,18 @@ RECEIVED_BYTES_ALL_MAX = 4 << 30
 """Bytes of all peers of a port that may wait to be received; the peer with the most is disconnected first."""
 
 CLIENT_UNREAD_BYTES_MAX = 256 << 20
-"""Bytes of answers that a client may leave unread; a further answer ends its connection."""
+"""Bytes of answers that a client may leave unread, beyond as many as it has read: half of UNREAD_BYTES_ALL_MAX at most. A
+further answer of more than 64 KiB is replaced by a refusal; a quarter more, and the connection is ended."""
+
+UNREAD_NS = 10_000_000_000
+"""Time for which a peer with more than a MiB unread may read less than 256 KiB a second, until its connection is ended."""
 
 WORKER_UNREAD_BYTES_MAX = 1 << 30
 """Bytes of orders that a worker may leave unread: more than a client's, because batches are larger."""
 
 UNREAD_BYTES_ALL_MAX = 2 << 30
-"""Bytes that all peers of a port may leave unread; the peer with the most is disconnected first."""
+"""Bytes that all peers of a port may leave unread; a further answer is replaced by a refusal, peers that stand still are
+disconnected, and beyond a quarter more the peer with the most."""
 
 MEMORY_SHARE_MAX = 0.75
 """Part of the memory that the controller may have. Beyond it, peers with the most bytes waiting to be received are
@@ -307,6 +312,7 @@ class ConnectionBounds:
     received_bytes_all: int = RECEIVED_BYTES_ALL_MAX
     unread_bytes: int = CLIENT_UNREAD_BYTES_MAX
     unread_bytes_all: int = UNREAD_BYTES_ALL_MAX
+    unread_ns: int = UNREAD_NS
     memory_share: float = MEMORY_SHARE_MAX  # of limits.memory_bytes()
 
 

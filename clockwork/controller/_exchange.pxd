@@ -210,6 +210,7 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         uint64_t received_bytes_all
         uint64_t unread_bytes
         uint64_t unread_bytes_all
+        int64_t unread_ns
         uint64_t memory_bytes
 
     const int C_SEAT_FREE "clockwork::SEAT_FREE"
@@ -233,6 +234,7 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         void forget(CConnection &connection, int64_t now) except +
         void heard(CConnection &connection, int64_t now)
         cbool may_send(CConnection &connection, int64_t now) except +
+        cbool has_room(const CConnection &connection, uint64_t bytes)
         int64_t look(int64_t now) except +
         cbool cut(CConnection &connection, CCutReason reason) except +
         size_t size()

@@ -451,6 +451,10 @@ cdef class Connections:
     def may_send(self, int fd, int64_t now):
         return self._connections.get().may_send(self._find(fd)[0], now)
 
+    def has_room(self, int fd, uint64_t size):
+        """For an answer of so many bytes."""
+        return bool(self._connections.get().has_room(self._find(fd)[0], size))
+
     def look(self, int64_t now):
         return self._connections.get().look(now)
 

@@ -165,6 +165,7 @@ cdef CConnectionBounds connection_bounds(bounds) except *:
     found.received_bytes_all = bounds.received_bytes_all
     found.unread_bytes = bounds.unread_bytes
     found.unread_bytes_all = bounds.unread_bytes_all
+    found.unread_ns = bounds.unread_ns
     found.memory_bytes = int(bounds.memory_share * memory_bytes())
     return found
 

@@ -37,6 +37,14 @@ void Exchange::answer_ok(const Command& command) {
     std::size_t tensors = result.header.parts.at(command.part);
     std::size_t count = std::min(tensors, names.size());
     const TensorRef* refs = result.header.tensors.data() + command.part * tensors;
+    std::uint64_t bytes = 0;
+    for (std::size_t index = 0; index < count; ++index)
+        bytes += batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame)).size();
+    if (!one.client->gone && !connections_[CLIENTS].has_room(*one.client->connection, bytes)) {
+        refuse_unread(command, one, bytes);
+        release(one);
+        return;
+    }
     writer_.clear();
     writer_.array(5);
     writer_.integer(TAG_ANSWER);
@@ -88,6 +96,24 @@ void Exchange::answer_failed(const Command& command) {
     release(one);
 }
 
+// Instead of an answer of so many bytes, behind more unread ones than may wait.
+void Exchange::refuse_unread(const Command& command, const HeldRequest& one, std::uint64_t bytes) {
+    const Connections& clients = connections_[CLIENTS];
+    const Connection& connection = *one.client->connection;
+    Command refusal = command;
+    refusal.status = Status::REFUSED;
+    refusal.reason = Reason::OVERLOADED;
+    refusal.feasible_slo_ns = refusal.retry_after_ns = 0;
+    std::string text = "an answer of " + std::to_string(bytes) + " bytes cannot wait: on this connection " +
+                       std::to_string(connection.unread()) + " bytes are not read yet, of at most " +
+                       std::to_string(clients.credit(connection)) + ", and on all " +
+                       std::to_string(clients.unread_bytes()) + ", of at most " +
+                       std::to_string(bounds_.connections[CLIENTS].unread_bytes_all) +
+                       ": read answers sooner, or ask for fewer at once";
+    fail(one, Status::REFUSED, text, &refusal);
+    count_failed(one, refusal);
+}
+
 // Valid until the next one is asked for.
 std::string_view Exchange::failure_text(const Command& command, const HeldRequest& one) {
     const std::string* said =
@@ -95,7 +121,7 @@ std::string_view Exchange::failure_text(const Command& command, const HeldReques
     return sentences_.text(command, one.model->label, said);
 }
 
-void Exchange::fail(HeldRequest& one, Status status, std::string_view text, const Command* answer) {
+void Exchange::fail(const HeldRequest& one, Status status, std::string_view text, const Command* answer) {
     writer_.clear();
     writer_.array(5);
     writer_.integer(TAG_FAILURE);

@@ -37,13 +37,18 @@ std::string address_of(int fd) {
     return IN6_IS_ADDR_V4MAPPED(&one) ? std::string(bytes + 12, 4) : std::string(bytes, 8);
 }
 
-// Bytes that a TCP connection has received since it began. 0 for any other: the kernel counts none for unix sockets.
-std::uint64_t received_bytes(int fd) {
+// Of a TCP connection since it began. 0 for any other: the kernel counts none for unix sockets.
+struct KernelCounts {
+    std::uint64_t received = 0;
+    std::uint64_t acknowledged = 0;  // by the peer
+};
+
+KernelCounts kernel_counts(int fd) {
     tcp_info info{};
     socklen_t size = sizeof(info);
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
-        return 0;
-    return info.tcpi_bytes_received;
+        return {};
+    return {info.tcpi_bytes_received, info.tcpi_bytes_acked};
 }
 
 // Of this process. 0 where it cannot be told.
@@ -70,6 +75,9 @@ std::uint64_t ungreeted_behind_of(const Connection& connection) {
     return connection.is_greeted ? 0 : connection.behind;
 }
 std::uint64_t unread_of(const Connection& connection) { return connection.unread(); }
+std::uint64_t stalled_unread_of(const Connection& connection) {
+    return connection.judged_ns > connection.moved_ns ? connection.unread() : 0;
+}
 
 }  // namespace
 
@@ -131,7 +139,7 @@ void Connections::accepted(int fd, Ns now) {
     one->fd = fd;
     one->inode = inode_of(fd);
     one->address = address_of(fd);
-    one->looked_ns = now;
+    one->looked_ns = one->judged_ns = one->moved_ns = now;
     one->all = all_;
     by_fd_[fd] = one;
     keep_ungreeted(one, now);
@@ -202,18 +210,35 @@ void Connections::forget(Connection& connection, Ns now) {
 bool Connections::may_send(Connection& connection, Ns now) {
     if (connection.is_cut || connection.has_ended)
         return false;
-    if (connection.unread() > bounds_.unread_bytes) {
+    std::uint64_t most = credit(connection);
+    if (connection.unread() > most + most / 4) {
         cut(connection, CutReason::UNREAD);
         return false;
     }
     // What was queued for a connection that has been cut goes in a moment, and is not added up again for every message
     // of the others until then.
-    if (unread_bytes() > bounds_.unread_bytes_all && now >= crowded_ns_) {
+    std::uint64_t all = bounds_.unread_bytes_all;
+    if (unread_bytes() > all && now >= crowded_ns_) {
         crowded_ns_ = now + LOOK_NS;
-        cut_largest(unread_of, bounds_.unread_bytes_all, CutReason::UNREAD_ALL);
+        cut_largest(stalled_unread_of, unread_of, all, CutReason::UNREAD_ALL);
+        cut_largest(unread_of, all + all / 4, CutReason::UNREAD_ALL);
         return !connection.is_cut;
     }
     return true;
+}
+
+std::uint64_t Connections::credit(const Connection& connection) const {
+    return std::min(std::max(bounds_.unread_bytes, bounds_.unread_bytes_all / 2),
+                    bounds_.unread_bytes + connection.read);
+}
+
+bool Connections::has_room(const Connection& connection, std::uint64_t bytes) const {
+    if (bytes <= ANSWER_SMALL_BYTES)
+        return true;
+    std::uint64_t unread = connection.unread();
+    if (unread > 0 && unread + bytes > credit(connection))
+        return false;
+    return unread_bytes() + bytes <= bounds_.unread_bytes_all;
 }
 
 Ns Connections::look(Ns now) {
@@ -260,7 +285,10 @@ void Connections::look_at(Connection& connection, Ns now) {
     connection.taken += waited_ns * HEARTBEAT_BYTES_PER_S / static_cast<std::uint64_t>(SECOND);
     if (waited_ns * HEARTBEAT_BYTES_PER_S >= static_cast<std::uint64_t>(SECOND))
         connection.looked_ns = now;
-    std::uint64_t received = received_bytes(connection.fd);
+    auto [received, acknowledged] = kernel_counts(connection.fd);
+    look_at_unread(connection, acknowledged, now);
+    if (connection.is_cut)
+        return;
     // Frames count for more than they take on the wire: nobody saves up what that is too much.
     connection.taken = std::min(connection.taken, received);
     behind_ -= connection.behind;
@@ -270,28 +298,43 @@ void Connections::look_at(Connection& connection, Ns now) {
     if (connection.behind <= bound)
         return;
     // The number may mean another connection by now, whose bytes these are; the copy of the descriptor cannot.
-    bool is_over = hold(connection) && received_bytes(held_fd_) - connection.taken > bound;
+    bool is_over = hold(connection) && kernel_counts(held_fd_).received - connection.taken > bound;
     let_go();
     if (is_over)
         cut(connection, CutReason::RECEIVED);
 }
 
-// Those that have been cut count no more: what they hold goes with them.
-void Connections::cut_largest(SizeOf size_of, std::uint64_t bound, CutReason reason) {
+// Whether its peer reads what is sent to it.
+void Connections::look_at_unread(Connection& connection, std::uint64_t acknowledged, Ns now) {
+    std::uint64_t written = connection.queued - std::min(connection.queued, connection.marked.load());
+    connection.read = acknowledged > 0 ? acknowledged : written;
+    if (now - connection.judged_ns < READ_NS && connection.unread() > UNREAD_SMALL_BYTES)
+        return;
+    if (connection.unread() <= UNREAD_SMALL_BYTES || connection.read - connection.read_before >= READ_BYTES_LEAST)
+        connection.moved_ns = now;
+    connection.judged_ns = now;
+    connection.read_before = connection.read;
+    if (now - connection.moved_ns >= bounds_.unread_ns)
+        cut(connection, CutReason::UNREAD);
+}
+
+// In the order of size_of, as long as those that are left have more than `bound` by counted_of. Connections that have been
+// cut count no more: what they hold goes with them.
+void Connections::cut_largest(SizeOf size_of, SizeOf counted_of, std::uint64_t bound, CutReason reason) {
     std::vector<Connection*> open;
     std::uint64_t sum = 0;
     for (const auto& [fd, one] : by_fd_) {
         if (one->is_cut)
             continue;
         open.push_back(one.get());
-        sum += size_of(*one);
+        sum += counted_of(*one);
     }
     std::stable_sort(open.begin(), open.end(),
                      [&](Connection* one, Connection* other) { return size_of(*one) > size_of(*other); });
     for (Connection* connection : open) {
-        if (sum <= bound)
+        if (sum <= bound || size_of(*connection) == 0)
             return;
-        sum -= std::min(sum, size_of(*connection));
+        sum -= std::min(sum, counted_of(*connection));
         cut(*connection, reason);
     }
 }

@@ -51,6 +51,16 @@ inline constexpr std::uint64_t HEARTBEAT_BYTES_PER_S = 1 << 10;
 inline constexpr Ns LOOK_NS = 20 * MS;
 inline constexpr Ns LOOK_GREETED_NS = 250 * MS;
 
+// Unread bytes up to which a connection counts as read.
+inline constexpr std::uint64_t UNREAD_SMALL_BYTES = 1 << 20;
+
+// Bytes that a connection with more than that unread reads in READ_NS: else it stands still.
+inline constexpr std::uint64_t READ_BYTES_LEAST = 256 << 10;
+inline constexpr Ns READ_NS = SECOND;
+
+// Answers up to this size need no credit: they find room beside larger ones of the same connection.
+inline constexpr std::uint64_t ANSWER_SMALL_BYTES = 64 << 10;
+
 // Connections that are looked at together.
 inline constexpr std::size_t LOOK_COUNT = 1'024;
 
@@ -67,8 +77,9 @@ struct ConnectionBounds {
     std::uint64_t hello_bytes_all = 64 << 20;        // config.HELLO_BYTES_ALL_MAX
     std::uint64_t received_bytes = 1'280ull << 20;   // config.RECEIVED_BYTES_MAX, of a peer that has said hello
     std::uint64_t received_bytes_all = 4ull << 30;   // config.RECEIVED_BYTES_ALL_MAX
-    std::uint64_t unread_bytes = 256ull << 20;       // config.UNREAD_BYTES_MAX
+    std::uint64_t unread_bytes = 256ull << 20;       // config.CLIENT_UNREAD_BYTES_MAX
     std::uint64_t unread_bytes_all = 2ull << 30;     // config.UNREAD_BYTES_ALL_MAX
+    Ns unread_ns = 10 * SECOND;                      // config.UNREAD_NS
     std::uint64_t memory_bytes = ~std::uint64_t{0};  // limits.memory_bytes(): of this process, in all
 };
 
@@ -120,6 +131,12 @@ struct Connection {
     std::uint64_t behind = 0;  // bytes received and not taken, when it was last looked at
     Ns looked_ns = 0;
 
+    std::uint64_t read = 0;         // bytes that the peer had read at the last look
+    std::uint64_t read_before = 0;  // and when it was last found to move, or to stand still:
+    Ns judged_ns = 0;               // then
+    Ns moved_ns = 0;                // when it was last found to move
+    std::uint64_t queued = 0;       // bytes up to the last mark, since it was accepted
+
     std::uint64_t unmarked = 0;                       // bytes queued since the last mark
     std::atomic<std::uint64_t> marked{0};             // bytes queued up to the last mark, that libzmq still holds
     std::shared_ptr<std::atomic<std::uint64_t>> all;  // the sum of `marked` over this socket's connections
@@ -162,6 +179,12 @@ public:
     // Whether a further message may be queued; a connection beyond its bound is cut. One message is always allowed,
     // however large, to a peer that has read enough of those before.
     bool may_send(Connection& connection, Ns now);
+    // Whether an answer of so many bytes may be queued: not behind more unread ones than the connection has credit for,
+    // nor where those of all connections fill their memory. An answer that may not be is replaced by a refusal, for which
+    // may_send() leaves room.
+    bool has_room(const Connection& connection, std::uint64_t bytes) const;
+    // Bytes of answers that may wait for a peer: at first `unread_bytes`, and as much more as it has read.
+    std::uint64_t credit(const Connection& connection) const;
     // Looks at what was received, as often as it is time for that. Returns when to call again.
     Ns look(Ns now);
 
@@ -177,8 +200,12 @@ public:
 private:
     void keep_ungreeted(const ConnectionPtr& connection, Ns now);
     void look_at(Connection& connection, Ns now);
+    void look_at_unread(Connection& connection, std::uint64_t acknowledged, Ns now);
     using SizeOf = std::uint64_t (*)(const Connection&);
-    void cut_largest(SizeOf size_of, std::uint64_t bound, CutReason reason);
+    void cut_largest(SizeOf size_of, std::uint64_t bound, CutReason reason) {
+        cut_largest(size_of, size_of, bound, reason);
+    }
+    void cut_largest(SizeOf size_of, SizeOf counted_of, std::uint64_t bound, CutReason reason);
     void relieve_memory();
     bool hold(const Connection& connection);
     void let_go();

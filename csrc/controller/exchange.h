@@ -293,7 +293,8 @@ private:
     std::string_view failure_text(const Command& command, const HeldRequest& one);
     void record_order(const Command& command);
     std::string_view recorded_shape(std::uint32_t number);
-    void fail(HeldRequest& one, Status status, std::string_view text, const Command* refusal);
+    void refuse_unread(const Command& command, const HeldRequest& one, std::uint64_t bytes);
+    void fail(const HeldRequest& one, Status status, std::string_view text, const Command* refusal);
     void head(const Command& command, std::int64_t tag, std::size_t fields);
     void window(const Command& command, const WorkerLink& worker);
     bool to_worker(WorkerLink& worker, bool more);

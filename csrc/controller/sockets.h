@@ -193,6 +193,7 @@ private:
         marked.lend(mark->frame.data(), mark->frame.size(), let_go, mark.get());
         to_->marked.fetch_add(mark->bytes, std::memory_order_relaxed);
         to_->all->fetch_add(mark->bytes, std::memory_order_relaxed);
+        to_->queued += mark->bytes;
         to_->unmarked = 0;
         mark.release();  // let_go() has it, whatever becomes of the frame
         while (zmq->msg_send(marked.message(), socket_, flags(false)) < 0)

@@ -307,35 +307,73 @@ def working(worker: FakeWorker) -> Iterator[None]:
         thread.join()
 
 
+WIDTH = 100_000
+"""float32 values of a request, and of its answer: 400 KB."""
+
+
+def large_request(number: int) -> bytes:
+    request = messages.InferRequest(number, "m", 0, 0, [["x", 1, [1, WIDTH], 0]])
+    return zmtp.message([codec.encode(request), bytes(4 * WIDTH)])
+
+
 def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_path: Path) -> None:
-    bounds = ConnectionBounds(unread_bytes=2 * MIB)
+    bounds = ConnectionBounds(unread_bytes=2 * MIB, unread_ns=SECOND)
     with (
         running(tmp_path, client_bounds=bounds) as place,
         FakeWorker(place.controller) as worker,
         RawClient(place.controller) as client,
         zmtp.deaf(place.controller.client_endpoint) as one,
     ):
-        width = 100_000  # 400 KB each way
-        serve(place, worker, client, width)
+        serve(place, worker, client, WIDTH)
         one.sendall(zmtp.client_hello())
-        request = messages.InferRequest(1, "m", 0, 0, [["x", 1, [1, width], 0]])
         with working(worker):
             number = 0
+            deadline = now_ns() + PATIENCE_NS
             while not zmtp.is_shut(one):
                 number += 1
-                assert number < 100, "40 MB lie unread"
+                assert now_ns() < deadline, "it may stay"
                 with contextlib.suppress(ConnectionError):
-                    one.sendall(
-                        zmtp.message([codec.encode(request._replace(request_id=number)), bytes(4 * width)])
-                    )
-                client.infer("m", number, [1, width], bytes(4 * width))
+                    one.sendall(large_request(number))
+                client.infer("m", number, [1, WIDTH], bytes(4 * WIDTH))
                 assert client.receive(messages.Answer)[0].request_id == number
+                assert place.connections(CLIENTS)["unread_bytes"] < 3 * MIB
         found = place.connections(CLIENTS)
         assert found["cut"] == {"unread": 1}, found
         eventually(
             lambda: place.connections(CLIENTS)["unread_bytes"] == 0, "what was queued for it is let go of"
         )
         eventually(lambda: place.noted() == (1, 1), "it is gone")
+
+
+def test_a_client_that_asks_for_more_than_it_reads_is_refused_some_and_stays(tmp_path: Path) -> None:
+    bounds = ConnectionBounds(unread_bytes=2 * MIB, unread_ns=3_600 * SECOND)
+    count = 40  # 16 MB
+    with (
+        running(tmp_path, client_bounds=bounds) as place,
+        FakeWorker(place.controller) as worker,
+        RawClient(place.controller) as client,
+        zmtp.deaf(place.controller.client_endpoint) as one,
+    ):
+        serve(place, worker, client, WIDTH)
+        one.sendall(zmtp.client_hello())
+        assert codec.decode(zmtp.read_message(one)[0], messages.TO_CLIENT).protocol
+        with working(worker):
+            for number in range(1, count + 1):
+                one.sendall(large_request(number))
+            eventually(lambda: on_loop(place.controller, lambda: sum(place.controller._exchange.outcomes())) >= count, "all are answered")  # fmt: skip
+            assert place.connections(CLIENTS)["unread_bytes"] < 3 * MIB
+            found = [codec.decode(zmtp.read_message(one)[0], messages.TO_CLIENT) for _ in range(count)]
+            refused = [message for message in found if type(message) is messages.Failure]
+            assert {message.request_id for message in found} == set(range(1, count + 1))
+            assert 0 < len(refused) < count
+            assert {(one.status, one.details["reason"]) for one in refused} == {
+                (messages.Status.REFUSED, messages.Reason.OVERLOADED)
+            }
+            assert "an answer of 400000 bytes cannot wait" in refused[0].text
+            # It has read those, and may let as much more wait.
+            one.sendall(large_request(count + 1))
+            assert type(codec.decode(zmtp.read_message(one)[0], messages.TO_CLIENT)) is messages.Answer
+        assert place.connections(CLIENTS)["cut"] == {}
 
 
 @pytest.mark.parametrize("greeted", [True, False])

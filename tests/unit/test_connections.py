@@ -172,6 +172,47 @@ def test_who_has_not_read_what_was_sent_is_sent_no_more(pair: Pair) -> None:
     assert connections.describe()["cut"] == {"unread": 1}
 
 
+def test_answers_wait_as_far_as_there_is_credit_and_small_ones_beside_them(pair: Pair) -> None:
+    accepted, _ = pair
+    connections = Connections(ConnectionBounds(unread_bytes=256 * KIB, unread_bytes_all=1_024 * KIB))
+    connections.accepted(accepted.fileno(), 0)
+    assert connections.has_room(accepted.fileno(), 900 * KIB), "the first, however large"
+    assert not connections.has_room(accepted.fileno(), 1_100 * KIB), "but not beyond all that may wait"
+    connections.queued(accepted.fileno(), 200 * KIB)
+    assert not connections.has_room(accepted.fileno(), 80 * KIB)
+    assert connections.has_room(accepted.fileno(), 64 * KIB)
+
+
+def test_what_was_read_is_credit_up_to_half_of_what_all_may_leave_unread() -> None:
+    with tcp_pairs(1) as [(accepted, dialled)]:
+        connections = Connections(ConnectionBounds(unread_bytes=256 * KIB, unread_bytes_all=2_048 * KIB))
+        connections.accepted(accepted.fileno(), 0)
+        connections.queued(accepted.fileno(), 200 * KIB)
+        assert not connections.has_room(accepted.fileno(), 100 * KIB)
+        for _ in range(40):
+            accepted.sendall(bytes(100 * KIB))
+            dialled.recv(100 * KIB, socket.MSG_WAITALL)
+        connections.look(SECOND)
+        assert connections.has_room(accepted.fileno(), 824 * KIB)
+        assert not connections.has_room(accepted.fileno(), 825 * KIB)
+
+
+def test_a_peer_that_reads_too_little_of_much_is_ended() -> None:
+    with tcp_pairs(3) as pairs:
+        connections = Connections(ConnectionBounds(unread_ns=10 * SECOND))
+        for accepted, _ in pairs:
+            connections.accepted(accepted.fileno(), 0)
+            connections.greet(accepted.fileno())
+        for (accepted, _), size in zip(pairs, (2_048, 2_048, 900), strict=True):
+            connections.queued(accepted.fileno(), size * KIB)
+        for turn in range(1, 11):
+            assert [is_over(dialled) for _, dialled in pairs] == [False, False, False]
+            pairs[1][0].sendall(bytes(300 * KIB))  # the second reads
+            pairs[1][1].recv(300 * KIB, socket.MSG_WAITALL)
+            connections.look(turn * SECOND)
+        assert [is_over(dialled) for _, dialled in pairs] == [True, False, False]
+
+
 def test_of_too_many_without_a_hello_the_oldest_goes() -> None:
     with tcp_pairs(5) as pairs:
         connections = Connections(ConnectionBounds(ungreeted=2))

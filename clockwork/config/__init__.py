@@ -193,6 +193,14 @@ WORKERS_MAX = 1_024
 with the most of them."""
 
 UPLOADS_MAX = 64
+"""Uploads at one time. For a further one an upload of the client or key with the most of them ends, or one that stands
+still."""
+
+UPLOAD_STALL_NS = 2_000_000_000
+UPLOAD_IDLE_NS = 60_000_000_000
+UPLOAD_BYTES_LEAST = 256 << 10
+"""An upload stands still that has not sent so many bytes, or its rest, for UPLOAD_STALL_NS, and ends after UPLOAD_IDLE_NS."""
+
 MODELS_MAX = 1_000_000
 CHANGES_WAITING_MAX = 256
 """Changes of a name that may wait until an earlier change of it is on disk."""

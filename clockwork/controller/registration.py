@@ -211,6 +211,7 @@ class Registrar:
     def beat(self, now_ns: int) -> None:
         """Try again, now and then, what could not be written, and what could not be prepared."""
         self.versions.prepare_again(now_ns)
+        self._uploads.beat(now_ns)
         if self._refused and now_ns >= self._retry_ns:
             self._retry_ns = now_ns + ERASE_RETRY_NS
             for model in list(self._refused):

@@ -6,10 +6,17 @@ from __future__ import annotations
 import dataclasses
 import enum
 import logging
-from collections import deque
+from collections import Counter, deque
 from typing import Any, NamedTuple
 
-from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, UPLOADS_MAX
+from clockwork.config import (
+    CHUNK_BYTES,
+    CHUNK_WINDOW,
+    UPLOAD_BYTES_LEAST,
+    UPLOAD_IDLE_NS,
+    UPLOAD_STALL_NS,
+    UPLOADS_MAX,
+)
 from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,
@@ -59,6 +66,9 @@ class Upload:
     phase: Phase = Phase.OPENING
     outstanding: int = 0  # chunks given to storage
     is_awaited: bool = True
+    moved_bytes: int = 0  # that came since it was last found to move
+    since_ns: int = 0  # when that was
+    has_moved: bool = True  # since the last beat, as far as its client is concerned
 
     @property
     def waiters(self) -> list[Waiter]:
@@ -74,6 +84,7 @@ class Uploads:
         self._open: dict[int, Upload] = {}
         self._by_request: dict[Waiter, Upload] = {}
         self._next_id = 1
+        self._now_ns = 0  # of the last beat
         self.dropped: deque[Registration] = deque()
         """Of uploads that ended before their packages were stored, for the registrar: it may have been erasing twins of
         theirs and have left the packages to them."""
@@ -83,7 +94,7 @@ class Uploads:
         if waiter in self._by_request:
             raise InvalidInput(f"request {waiter.request_id} is in use")
         if len(self._open) >= UPLOADS_MAX:
-            raise Unavailable(f"{UPLOADS_MAX} uploads are under way, which is the most; try again later")
+            self._make_room(registration.owner)
         missing = sum(file.bytes for file in registration.files)
         upload = Upload(self._next_id, registration, waiter, missing)
         self._next_id += 1
@@ -102,6 +113,9 @@ class Uploads:
             self._fail(upload, InvalidInput(f"upload of {name!r} breaks its window, sizes or chunk size"))
             return
         upload.outstanding += 1
+        upload.moved_bytes += size
+        if upload.moved_bytes >= UPLOAD_BYTES_LEAST or upload.missing == 0:
+            upload.has_moved = True
         self._effects.append(WriteChunk(upload.upload_id, message.file, message.offset, frame))
 
     def ended(
@@ -135,6 +149,18 @@ class Uploads:
         for waiter in [waiter for waiter in self._by_request if waiter.client == client]:
             self.cancel(waiter)
 
+    def beat(self, now_ns: int) -> None:
+        """Time passed: end the uploads of which too little came for too long."""
+        self._now_ns = now_ns
+        for upload in list(self._open.values()):
+            if upload.has_moved or upload.outstanding or upload.phase is not Phase.RECEIVING:
+                upload.since_ns = now_ns
+                upload.moved_bytes = 0
+                upload.has_moved = False
+            elif now_ns - upload.since_ns >= UPLOAD_IDLE_NS:
+                text = f"of {upload.registration.name!r} less than {UPLOAD_BYTES_LEAST >> 10} KiB came in {UPLOAD_IDLE_NS / 1e9:g} s"
+                self._fail(upload, Unavailable(text))
+
     def get(self, upload_id: int) -> Upload:
         return self._open[upload_id]
 
@@ -147,6 +173,28 @@ class Uploads:
         return any(upload.registration.digest == digest for upload in self._open.values())
 
     # ----- inside ------------------------------------------------------------------------------
+
+    def _make_room(self, owner: int) -> None:
+        """End an upload for one of this owner. Raises Unavailable where none has to give way."""
+        most = f"{UPLOADS_MAX} uploads are under way, which is the most"
+        counts = Counter(upload.registration.owner for upload in self._open.values())
+        largest = max(counts.values())
+        receiving = [
+            upload
+            for upload in self._open.values()
+            if upload.phase is Phase.RECEIVING
+            and (
+                counts[upload.registration.owner] == largest > counts[owner] + 1
+                or (
+                    not (upload.has_moved or upload.outstanding)
+                    and self._now_ns - upload.since_ns >= UPLOAD_STALL_NS
+                )
+            )
+        ]
+        if not receiving:
+            raise Unavailable(f"{most}; try again later")
+        idlest = min(receiving, key=lambda upload: (upload.has_moved, upload.since_ns, upload.upload_id))
+        self._fail(idlest, Unavailable(f"{most}, and this one gave way to another; try again later"))
 
     def _tell(self, upload: Upload, message: tuple[Any, ...]) -> None:
         self._effects.append(SendClient(upload.waiter.client, message))

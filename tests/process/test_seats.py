@@ -10,7 +10,7 @@ import pytest
 
 from bench import zmtp
 from clockwork import Client
-from clockwork.config import ConnectionBounds
+from clockwork.config import UPLOADS_MAX, ConnectionBounds
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.system.clock import SECOND
 from clockwork.wire import codec, keys, messages, transport
@@ -101,3 +101,24 @@ def test_a_key_with_many_seats_gives_way_to_another_key(tmp_path: Path) -> None:
         late.receive(messages.Mismatch)
         names = [link.key for link in on_loop(controller, lambda: [*controller._links.clients.values()])]
         assert [names.count(one.public) for one in (many, few)] == [2, 2]
+
+
+@pytest.mark.parametrize("connections", [1, UPLOADS_MAX])
+def test_uploads_that_send_nothing_give_way_to_one_that_does(tmp_path: Path, connections: int) -> None:
+    with running(tmp_path) as place, contextlib.ExitStack() as stack:
+        worker = stack.enter_context(FakeWorker(place.controller))
+        honest = stack.enter_context(RawClient(place.controller))
+        raw = [greeted(stack, place.controller.client_endpoint) for _ in range(connections)]
+        row = ["model.onnx", 1_000, "0" * 64]
+        for number in range(UPLOADS_MAX):
+            one = messages.Register(number, f"m{number}", [row], {})
+            raw[number % connections].sendall(zmtp.message([codec.encode(one)]))
+        for number in range(UPLOADS_MAX):
+            found = codec.decode(zmtp.read_message(raw[number % connections])[0], messages.TO_CLIENT)
+            assert type(found) is messages.UploadNeed
+        with worker.preparing():
+            answer = honest.register("m", b"model")
+            while type(answer) is messages.Failure:
+                assert "try again later" in answer.text
+                answer = honest.register("m", b"model")
+        assert type(answer) is messages.Reply

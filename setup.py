@@ -40,7 +40,7 @@ ACTIONS = ["csrc/actions/queue.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), "csrc/controller/recorder.cpp", *ACTIONS, *EMULATED, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
-WORKSPACE = ["csrc/device/workspace.cpp"]
+WORKSPACE = ["csrc/device/heap.cpp", "csrc/device/workspace.cpp"]
 OPERATORS = [
     "csrc/device/operators.cpp",
     "csrc/device/images.cpp",

@@ -117,7 +117,9 @@ cdef class Core(Arena):
         self.lanes.hub.unlock()
         self.account.limit_bytes = model.workspace_bytes
         self.account.peak_bytes = self.account.used_bytes
-        self.account.refused_bytes = 0
+        self.account.heap_bytes = 0
+        self.account.refused_bytes = self.account.refusals = 0
+        self.account.counts_heap = True
 
     cdef void end_run_failed(self, Order* order) noexcept nogil:
         """Say why, in words for people where they are not the runtime's own; give back what the attempt had taken."""
@@ -136,7 +138,7 @@ cdef class Core(Arena):
             snprintf(order.text, TEXT_BYTES, "the execution took longer than it may and was ended")
         elif self.account.refused_bytes:
             snprintf(order.text, TEXT_BYTES, "the execution needs more memory than it may take: %zu bytes beside %zu of at most %zu",
-                     self.account.refused_bytes, self.account.used_bytes, self.account.limit_bytes)
+                     self.account.refused_bytes, self.account.beside_bytes, self.account.limit_bytes)
         self.runtime.trim()
 
     cdef object place_run(self, Order* order):
@@ -212,6 +214,7 @@ cdef class Core(Arena):
                 <const OrtValue* const*>model.values.data(), session.input_count,
                 <const char* const*>session.output_names, session.output_count, session.outputs),
                 order.text, TEXT_BYTES)
+            self.account.counts_heap = False
             cpu_ns = thread_time_ns() - cpu_ns
             order.execute.end()
             if self.cpu_time:

@@ -97,13 +97,20 @@ cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
         size_t limit_bytes
         size_t used_bytes
         size_t peak_bytes
+        int64_t heap_bytes
+        bint counts_heap
         size_t refused_bytes
+        size_t beside_bytes
+        size_t refusals
         AtomicFlag is_ending
     cppclass Workspace(OrtAllocator):
         Workspace(const OrtMemoryInfo*, size_t limit_bytes) except +
         size_t reserved_bytes()
         void trim()
     void charge(Account*)
+
+cdef extern from "device/heap.h" namespace "clockwork::device" nogil:
+    cbool count_heap()
 
 cdef extern from "<dlfcn.h>" nogil:
     int RTLD_NOW

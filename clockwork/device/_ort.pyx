@@ -79,6 +79,8 @@ cdef class Runtime:
         self.check(ort_default_allocator(self.api, &self.strings))
         self.workspace = new Workspace(self.memory, workspace_bytes_max())
         self.check(ort_register_allocator(self.api, self.env, self.workspace))
+        if not count_heap():
+            raise ConfigError("the heap of executions cannot be counted: this process has no libstdc++ that calls malloc()")
         self._verify()
 
     cdef int check(self, OrtStatus* status) except -1:

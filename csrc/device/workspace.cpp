@@ -40,7 +40,7 @@ void* allocate_for_run(OrtAllocator* self, std::size_t bytes) {
     void* found = workspace->allocate(charged, bytes);
     if (found == nullptr) {
         if (charged != nullptr)
-            throw OutOfBudget(bytes, charged->used_bytes, charged->limit_bytes);
+            throw OutOfBudget(bytes, charged->taken_bytes(), charged->limit_bytes);
         throw OutOfBudget(bytes, workspace->used_bytes(), workspace->limit_bytes());
     }
     return found;
@@ -67,6 +67,8 @@ struct alignas(UNIT) Workspace::Region {  // followed by its first block
 };
 
 void charge(Account* account) { charged = account; }
+
+Account* counting_account() { return charged != nullptr && charged->counts_heap ? charged : nullptr; }
 
 Workspace::Workspace(const OrtMemoryInfo* info, std::size_t limit_bytes)
     // Version 15 of the structure: it ends with Info.
@@ -150,15 +152,14 @@ void* Workspace::allocate(Account* account, std::size_t asked) {
     const std::size_t bytes = round_up(std::min(asked, BYTES_MOST), UNIT);
     std::lock_guard<std::mutex> held(mutex_);
     Block* block = nullptr;
-    if (used_bytes_ + bytes <= limit_bytes_ &&
-        (account == nullptr || account->used_bytes + bytes <= account->limit_bytes)) {
+    if (used_bytes_ + bytes <= limit_bytes_ && (account == nullptr || account->may_take(bytes))) {
         block = find(bytes);
         if (block == nullptr)
             block = grow(bytes);
     }
     if (block == nullptr) {
         if (account != nullptr)
-            account->refused_bytes = asked;
+            account->refuse(asked);
         return nullptr;
     }
     remove(block);
@@ -174,7 +175,7 @@ void* Workspace::allocate(Account* account, std::size_t asked) {
     block->account = account;
     if (account != nullptr) {
         account->used_bytes += block->bytes;
-        account->peak_bytes = std::max(account->peak_bytes, account->used_bytes);
+        account->peak_bytes = std::max(account->peak_bytes, account->taken_bytes());
     }
     return block + 1;
 }

@@ -21,14 +21,50 @@ namespace clockwork::device {
 // What one execution has taken. It lives as long as the process: a session may keep a block of it for good.
 struct Account {
     std::size_t limit_bytes = 0;
-    std::size_t used_bytes = 0;
-    std::size_t peak_bytes = 0;
-    std::size_t refused_bytes = 0;       // what was asked for when the limit was reached; 0: it was not
+    std::size_t used_bytes = 0;  // of the workspace
+    std::int64_t heap_bytes =
+        0;  // of the heap, see device/heap.h; less than none where it gave back what was there before
+    bool counts_heap = false;       // it executes now; this and heap_bytes are for the thread that is charged alone
+    std::size_t peak_bytes = 0;     // of both
+    std::size_t refused_bytes = 0;  // what was asked for when the limit was reached; 0: it was not
+    std::size_t beside_bytes = 0;   // what it had then
+    std::size_t refusals = 0;
     std::atomic<bool> is_ending{false};  // the execution is to end, for operators to look at; any thread sets it
+
+    std::size_t taken_bytes() const {
+        return __atomic_load_n(&used_bytes, __ATOMIC_RELAXED) +
+               static_cast<std::size_t>(heap_bytes > 0 ? heap_bytes : 0);
+    }
+
+    // Whether it may take so many bytes more. With each refusal that rises a little: the runtime needs memory to say so.
+    bool may_take(std::size_t bytes) const {
+        const std::size_t most = limit_bytes + REFUSAL_BYTES * (refusals < REFUSALS_MAX ? refusals : REFUSALS_MAX);
+        const std::size_t taken = taken_bytes();
+        return taken <= most && bytes <= most - taken;
+    }
+
+    void refuse(std::size_t bytes) {
+        if (refusals++ > 0)
+            return;
+        refused_bytes = bytes;
+        beside_bytes = taken_bytes();
+    }
+
+    void take_heap(std::int64_t bytes) {
+        heap_bytes += bytes;
+        const std::size_t taken = taken_bytes();
+        peak_bytes = taken > peak_bytes ? taken : peak_bytes;
+    }
+
+private:
+    static constexpr std::size_t REFUSAL_BYTES = 1 << 20, REFUSALS_MAX = 16;
 };
 
 // What this thread allocates from now on is charged to the account; null: to none.
 void charge(Account* account);
+
+// The account of an execution on this thread; null: nothing is executed here.
+Account* counting_account();
 
 class Workspace : public OrtAllocator {
 public:

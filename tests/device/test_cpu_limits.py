@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.attacks.measure import forget_peak, peak_bytes
 from bench.attacks.operators import operator_model
 from clockwork import config
 from clockwork.system.clock import SECOND, now_ns
@@ -18,6 +20,9 @@ from tests.device.rig import Case, CpuRig, Driver, affine, array_of, expected_af
 
 RIGS = [CpuRig]
 BUDGET = 64 << 20
+WITHOUT_ASAN = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="ASan has a heap of its own"
+)
 
 
 def number(value: int) -> np.ndarray:
@@ -57,6 +62,42 @@ def test_memory_that_a_request_asks_for_is_bounded(name: str, n: int, bounded: D
     done = bounded.end(bounded.infer(model, 1, [number(3)]))
     assert done.status == Status.OK, done.text
     check_it_serves(bounded)
+
+
+@WITHOUT_ASAN
+@pytest.mark.parametrize("name", ["NonZero", "strings", "long strings"])
+def test_memory_of_the_heap_is_bounded_as_well(name: str, bounded: Driver) -> None:
+    """Of all that is allocated where ONNX Runtime does not ask the workspace: for long strings, 1.5 GB."""
+    model = bounded.prepare(wild.non_zero() if name == "NonZero" else wild.repeated())
+    assert bounded.end(bounded.load(model, 1, [])).status == Status.OK
+    text = np.array(["x" * (1 << 20 if name == "long strings" else 100)], object)
+
+    def inputs(n: int) -> list[np.ndarray]:
+        return [number(n)] if name == "NonZero" else [text, number(n)]
+
+    assert bounded.end(bounded.infer(model, 1, inputs(3))).status == Status.OK
+    forget_peak(os.getpid())
+    before = peak_bytes(os.getpid())
+    done = bounded.end(
+        bounded.infer(model, 1, inputs({"NonZero": 40 << 20, "strings": 1 << 20}.get(name, 1500)))
+    )
+    assert done.status == Status.EXECUTION_FAILED
+    assert f"of at most {BUDGET}" in done.text
+    assert peak_bytes(os.getpid()) - before < 2 * BUDGET
+    done = bounded.end(bounded.infer(model, 1, inputs(30)))
+    assert done.status == Status.OK, done.text
+    check_it_serves(bounded)
+
+
+@WITHOUT_ASAN
+def test_memory_of_the_heap_counts_in_what_an_execution_took(make: Callable[..., Driver]) -> None:
+    driver = make()
+    model = driver.prepare(wild.repeated())
+    driver.end(driver.load(model, 1, []))
+    text = np.array(["x" * 10_000], object)
+    for count in (1000, 100, 1000):
+        assert driver.end(driver.infer(model, 1, [text, number(count)])).status == Status.OK
+        assert 10_000 * count <= driver.device.workspace_peak_bytes < 10_200 * count + (1 << 16)
 
 
 def test_what_an_execution_asked_for_is_said(bounded: Driver) -> None:

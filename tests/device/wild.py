@@ -75,6 +75,26 @@ def pad() -> Case:
     )
 
 
+def non_zero() -> Case:
+    """Finds n places in a vector of its own before it makes a tensor of them."""
+    true = helper.make_tensor("true", TensorProto.BOOL, [1], [True])
+    return _one(
+        [
+            helper.make_node("ConstantOfShape", ["n"], ["all"], value=true),
+            helper.make_node("NonZero", ["all"], ["big"]),
+        ],
+        dtype=INT,
+    )
+
+
+def repeated() -> Case:
+    """`x`, a string, and `n` to how many strings n times x are: their characters are no tensor's memory."""
+    return case(
+        [helper.make_node("Tile", ["x", "n"], ["big"]), helper.make_node("Shape", ["big"], ["y"])],
+        {"x": (TensorProto.STRING, [1]), "n": (INT, [1])}, {"y": (INT, [1])}, batches=False,
+    )  # fmt: skip
+
+
 def loop(scanned: int) -> Case:
     """Goes round n times, keeping so many floats of each round."""
     body = helper.make_graph(

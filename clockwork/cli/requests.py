@@ -223,7 +223,10 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
     click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
     there = sum(len(worker.get("devices") or ()) for worker in body.get("workers") or ())
-    click.echo(f"devices    {there}; the load needs {say_figure(body.get('devices_wanted', 0))}")
+    left_out = sum(worker.get("left_out") or 0 for worker in body.get("workers") or ())
+    click.echo(
+        f"devices    {there}{f' and {left_out} more' if left_out else ''}; the load needs {say_figure(body.get('devices_wanted', 0))}"
+    )
     if learnt := body.get("learnt"):
         hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
         share = f", a model may have {say_figure(learnt['share'])} devices" if learnt["share"] else ""

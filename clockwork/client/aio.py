@@ -172,6 +172,10 @@ class AsyncClient:
         """See Client.status()."""
         return await self._ask(calls.STATUS, timeout)
 
+    async def why_not_ready(self, *, timeout: float | None = None) -> str:
+        """See Client.why_not_ready()."""
+        return await self._ask(calls.READINESS, timeout)
+
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """See Client.metrics()."""
         return (await self._pages(calls.METRICS, model, timeout)).body

@@ -233,6 +233,10 @@ class Client:
         """The cluster as its controller sees it; see clockwork.wire.description.ClusterStatus."""
         return self._ask(calls.STATUS, timeout)
 
+    def why_not_ready(self, *, timeout: float | None = None) -> str:
+        """Why the cluster is not ready, in a sentence; "" if it is. Answered in little time, however large the cluster."""
+        return self._ask(calls.READINESS, timeout)
+
     # ----- life ------------------------------------------------------------------------------
 
     def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:

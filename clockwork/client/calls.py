@@ -379,6 +379,10 @@ def _status_of(body: Any) -> ClusterStatus:
     return cast(ClusterStatus, body if isinstance(body, dict) else {})
 
 
+def _why_of(body: Any) -> str:
+    return str(body.get("why_not_ready", "")) if isinstance(body, dict) else ""
+
+
 def _unchanged(body: Any) -> Any:
     return body
 
@@ -446,6 +450,7 @@ ROLLBACK = _replied(_of_model(Rollback), RouteInfo.from_wire)
 MODELS = _replied(_paged("models"), _models_of)
 MODEL = _replied(_of_model(lambda request_id, name: Query(request_id, "model", name)), ModelInfo.from_wire)
 STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of)
+READINESS = _replied(lambda request_id: Query(request_id, "readiness", ""), _why_of)
 METRICS = _replied(_paged("metrics"), _unchanged)
 RECORDER = _replied(_paged("recorder"), _unchanged)
 

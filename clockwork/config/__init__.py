@@ -58,6 +58,14 @@ SUMMARY_BYTES_MAX = 2 << 20
 STATS_VALUES_MAX = 100_000
 """Most values in a heartbeat: a worker of a thousand devices sends 30,000."""
 
+STATS_BYTES_WORKER, STATS_BYTES_DEVICE = 4 << 10, 2 << 10
+STATS_VALUES_WORKER, STATS_VALUES_DEVICE = 128, 96
+"""What a heartbeat may have of them, for the worker and for each of its devices: about three times what it has."""
+
+STATUS_ROWS_MAX = 2_048
+"""Devices and failed preparations that status describes, those of the workers with the fewest first, so that any number of
+workers fits REPLY_BYTES_MAX and REPLY_VALUES_MAX."""
+
 MESSAGE_BYTES_MAX = 1 << 30
 """ZMQ_MAXMSGSIZE of every socket: the largest frame that is accepted."""
 

@@ -115,6 +115,19 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[WorkerDevice]:
     return devices
 
 
+def count_values(value: Any, most: int) -> int:
+    """The values in a value, itself included; some number above ``most`` where there are more."""
+    count, left = 0, [value]
+    while left and count <= most:
+        one = left.pop()
+        count += 1
+        if type(one) is dict:
+            left += one.values()
+        elif type(one) is list:
+            left += one
+    return count
+
+
 def new_damage(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What a worker has found to be damaged in its store since its last heartbeat, as a sentence; "" nothing."""
     counts = [stats.get("damaged", 0) for stats in (before, now)]

@@ -12,7 +12,7 @@ import heapq
 import itertools
 from typing import Any
 
-from clockwork.config import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS
+from clockwork.config import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS, TROUBLE_CHARS_MAX
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.models import ModelVersion
 
@@ -141,5 +141,12 @@ class Preparations:
         failures = itertools.islice(failed, FAILURES_TOLD_MAX)
         return {
             **self.count(worker),
-            "failures": [[model.label, model.workers.get(worker, "")] for model in failures],
+            "failures": [
+                [model.label, model.workers.get(worker, "")[:TROUBLE_CHARS_MAX]] for model in failures
+            ],
         }
+
+    def failure_count(self, worker: int) -> int:
+        """Of how many failures describe() tells."""
+        one = self._workers.get(worker)
+        return min(len(one.failed), FAILURES_TOLD_MAX) if one is not None else 0

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
+from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, STATUS_ROWS_MAX, VERSION
 from clockwork.controller.context import Context
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.models import ModelTable, ModelVersion
@@ -66,12 +66,14 @@ class Queries:
         match query.what:
             case "status":
                 return self.status()
+            case "readiness":
+                return {"why_not_ready": self._versions.readiness()}
             case "models":
                 return self.list_models(query.argument)
             case "model":
                 return self.find_model(query.argument)
         raise InvalidInput(
-            f"a query is for status, models, model, metrics or recorder, not {tell(query.what)}"
+            f"a query is for readiness, status, models, model, metrics or recorder, not {tell(query.what)}"
         )
 
     def list_models(self, argument: str = "") -> dict[str, Any]:
@@ -195,6 +197,7 @@ class Queries:
             | {"shares": [share | {"name": self._label(share["model"])} for share in plan["shares"]]}
             for plan in self._scheduler.devices()
         }
+        described = self._workers_described()
         return [
             {
                 "id": worker.worker_id,
@@ -215,12 +218,31 @@ class Queries:
                         "offline": worker.offline.get(index, ""),
                     }
                     for index, info in enumerate(worker.devices)
-                ],
-                "models": self._preparations.describe(worker.worker_id),
-                "stats": worker.stats,
+                ]
+                if worker.worker_id in described
+                else [],
+                "models": self._preparations.describe(worker.worker_id)
+                if worker.worker_id in described
+                else self._preparations.count(worker.worker_id) | {"failures": []},
+                "stats": worker.stats if worker.worker_id in described else {},
+                "left_out": 0 if worker.worker_id in described else len(worker.devices),
             }
             for worker in self._links.workers.values()
         ]
+
+    def _workers_described(self) -> set[int]:
+        """The workers whose devices there is room for: those with the fewest rows first."""
+        rows = sorted(
+            (len(worker.devices) + self._preparations.failure_count(worker.worker_id), worker.worker_id)
+            for worker in self._links.workers.values()
+        )
+        total, found = 0, set()
+        for count, worker_id in rows:
+            total += count
+            if total > STATUS_ROWS_MAX:
+                break
+            found.add(worker_id)
+        return found
 
     def _describe_briefly(self, model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
         prepared = model.prepared

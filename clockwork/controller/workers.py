@@ -14,6 +14,10 @@ from clockwork.config import (
     FAILURE_CHARS_MAX,
     FETCHES_MAX,
     JITTER_COUNTED_MAX_NS,
+    STATS_BYTES_DEVICE,
+    STATS_BYTES_WORKER,
+    STATS_VALUES_DEVICE,
+    STATS_VALUES_WORKER,
     VERSION,
     WORKER_FAULTS_MAX,
     WORKER_TIMEOUT_NS,
@@ -28,6 +32,7 @@ from clockwork.controller.links import (
     CLIENT_AT_WORKERS,
     OWN_NAME_TEXT,
     WorkerLink,
+    count_values,
     is_hello,
     is_older,
     is_ours,
@@ -357,6 +362,12 @@ class Workers:
             self._exchange.fail_action(worker.slot, flaw.id, "a worker's answer was none")
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
+        bytes_max = STATS_BYTES_WORKER + STATS_BYTES_DEVICE * len(worker.devices)
+        values_max = STATS_VALUES_WORKER + STATS_VALUES_DEVICE * len(worker.devices)
+        if len(frames[0]) > bytes_max:
+            raise InvalidInput(f"a heartbeat of {len(frames[0])} bytes, of which a worker of {len(worker.devices)} devices has {bytes_max}")  # fmt: skip
+        if count_values(message.stats, values_max) > values_max:
+            raise InvalidInput(f"stats of more than {values_max} values, for {len(worker.devices)} devices")
         worker.jitter_ns = message.jitter_ns
         if text := new_damage(worker.stats, message.stats):
             self._context.note_trouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)

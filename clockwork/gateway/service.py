@@ -226,10 +226,9 @@ class InferenceService:
         A gateway with model repositories also waits for the models that it found in them at its start.
         """
         try:
-            status = await self._client.status(timeout=READY_LIMIT_S)
+            why = await self._client.why_not_ready(timeout=READY_LIMIT_S)
         except ClockworkError as error:
             return f"the controller does not answer: {error}"
-        why = str(status.get("why_not_ready", "" if status.get("workers") else "no worker is connected"))
         return why or (self._keeper.why_not_ready() if self._keeper is not None else "")
 
     # ----- shared memory -----------------------------------------------------------------------

@@ -272,7 +272,7 @@ class ReportSource(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: models, model (argument: its name), status, metrics (see controller/metrics.py), recorder (controller/recorder.py)."""
+    """``what``: models, model (argument: its name), status, readiness, metrics (see controller/metrics.py), recorder (controller/recorder.py)."""
 
     request_id: Id
     what: Annotated[str, Text(NAME_BYTES_MAX)]

@@ -100,6 +100,7 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
 operator's."""
 
 QUERIES: Mapping[str, frozenset[Role]] = {
+    "readiness": _ASKS,  # for probes
     "status": _ASKS,  # for probes and load tests
     "models": _ASKS,
     "model": _ASKS,

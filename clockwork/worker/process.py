@@ -26,6 +26,7 @@ from clockwork.config import (
     HEARTBEAT_NS,
     JITTER_WINDOW,
     SWITCH_INTERVAL_NS,
+    TROUBLE_CHARS_MAX,
     WORKER_MESSAGES_PER_TURN,
     silence_onnxruntime,
 )
@@ -521,7 +522,7 @@ class Worker:
         an error. A worker without a device ends, and whatever watches over its process starts the next."""
         queue.offline = text
         name = queue.device.info.name
-        self._devices_lost.append(f"{name}: {text}")
+        self._devices_lost.append(f"{name}: {text}"[:TROUBLE_CHARS_MAX])
         log.critical("device %d (%s) is offline: %s", queue.index, name, text)
         if self._session.welcomed:
             self._send(codec.encode(DeviceFault(queue.index, text)))

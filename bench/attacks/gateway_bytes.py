@@ -86,7 +86,7 @@ def json_bodies(site: Site, quick: bool, unit: bytes) -> str:
 def _asked(site: Site, body: bytes, deaf: bool = False) -> socket.socket:
     """A connection with a request on its way. deaf: it takes in a few kilobytes alone."""
     head = (
-        f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {site.token}\r\n"
+        f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {site.token}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     connection = socket.socket()

@@ -85,10 +85,42 @@ TOKEN_BYTES_MAX = 4_096
 POLL_S = 5.0
 """Default interval at which a model repository is polled."""
 
+# ----- gateway/answers.py ----------------------------------------------------------------------
+
+ANSWERS_BYTES_MAX = 1 << 30
+"""Bytes of large answers that are asked for or wait to be read, as large as the model's last answer was while they are
+asked for. Further ones are refused as overloaded, and the connection whose answer moved least of late is ended."""
+
+SMALL_ANSWERS_BYTES_MAX = 256 << 20
+"""Bytes that answers of at most JOINED_BYTES_MAX may have beyond, so that large ones cannot shut them out."""
+
+CALLER_ANSWERS_BYTES_MAX = 512 << 20
+"""Bytes of answers of one connection, unless a single answer is larger."""
+
+ANSWER_BYTES_PER_S = 4 << 20
+"""Least rate at which an answer must be taken, beside the time that is allowed for any (BODY_S)."""
+
+ANSWER_STALL_NS = 1_000_000_000
+"""Time without any progress after which an answer's connection may be ended to make room."""
+
+ANSWER_MODELS_MAX = 1_024
+"""Models whose last answer's size is kept, if it was large."""
+
 # ----- gateway/http.py -------------------------------------------------------------------------
 
 JOINED_BYTES_MAX = 256 << 10
 """Size up to which an answer's parts are joined, which costs less than several writes; larger ones are not copied."""
+
+ANSWER_PIECE_BYTES = 1 << 20
+"""Bytes of a large answer that are handed to a connection at once; the next follow when it has taken them."""
+
+JSON_ANSWER_BYTES_MAX = 8 << 20
+"""Bytes of tensors in an answer as JSON: a float takes ten times its bytes as text, and most of a microsecond. More travel
+as binary data."""
+
+JSON_ELEMENTS_AT_ONCE = 4_096
+"""Elements of an answer that become JSON at once, in some milliseconds; of more, each piece is written before the next is
+made."""
 
 SWEEP_S = 1.0
 """Interval at which connections are checked for being idle or slow for too long."""
@@ -119,6 +151,10 @@ some milliseconds."""
 GRPC_PARSED_BYTES_MAX = 4 << 20
 """Bytes of a message besides raw_input_contents, as much as gRPC's servers take by default. protobuf parses them at once,
 in up to 22 ms (booleans in contents)."""
+
+GRPC_ANSWER_BYTES_MAX = 128 << 20
+"""Bytes of an answer's tensors: gRPC takes a message as a whole, and to copy it keeps the loop for up to 100 ms. More
+travel over HTTP."""
 
 ELEMENTS_AT_ONCE = 1 << 16
 """Elements that are converted at once, which takes some milliseconds. More are converted piece by piece beside the loop."""

@@ -23,8 +23,10 @@ from google.protobuf import json_format
 
 from clockwork.config import SECONDS_MAX
 from clockwork.config.gateway import (
+    ANSWER_PIECE_BYTES,
     DETAILS_MAX,
     ELEMENTS_AT_ONCE,
+    GRPC_ANSWER_BYTES_MAX,
     GRPC_IDLE_S,
     GRPC_METADATA_BYTES_MAX,
     KEEPALIVE_S,
@@ -32,8 +34,9 @@ from clockwork.config.gateway import (
     STREAMS_MAX,
 )
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Forbidden, InvalidInput
-from clockwork.gateway.callers import Address, Caller
-from clockwork.gateway.errors import NotFound, Unsupported, tell
+from clockwork.gateway.answers import Held
+from clockwork.gateway.callers import Address, Caller, end
+from clockwork.gateway.errors import NotFound, TooLarge, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.protocol.split import Reader, Split
@@ -50,7 +53,7 @@ from clockwork.gateway.service import (
 )
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
-from clockwork.system.clock import to_ns
+from clockwork.system.clock import now_ns, to_ns, to_seconds
 from clockwork.wire import tensors
 from clockwork.wire.messages import NamedTensorRef
 from clockwork.wire.references import name_of
@@ -71,6 +74,15 @@ Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which says little of its types."""
 
 Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+_RAW_OUTPUT = b"\x32"
+"""The tag of ModelInferResponse.raw_output_contents."""
+
+_STREAM_ANSWER = b"\x12"
+"""The tag of ModelStreamInferResponse.infer_response."""
+
+COPIES = 2
+"""How many times gRPC has an answer's bytes until the peer has taken them: as they were handed over, and in its own buffer."""
 
 _CONTENTS: dict[int, tuple[str, str]] = {
     tensors.UINT8: ("uint_contents", "B"), tensors.UINT16: ("uint_contents", "H"),
@@ -93,6 +105,7 @@ class GrpcServer:
         self._settings = settings
         self._tokens = tokens
         self._inflater = Inflater()
+        self._copying = asyncio.Lock()
         self._counted_as: dict[str, str] = {}  # methods, as metrics name them
         self._server: Any = None
         self._host, self._port = "", 0  # its listening address; "": every address
@@ -164,14 +177,14 @@ class GrpcServer:
             name: grpc.unary_unary_rpc_method_handler(
                 self._guarded(method),
                 request_deserializer=_sized(getattr(pb, f"{name}Request")),
-                response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+                response_serializer=(
+                    None if method == self._infer else getattr(pb, f"{name}Response").SerializeToString
+                ),
             )
             for name, method in unary.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._guarded(self._stream, counted=False),
-            request_deserializer=_sized(pb.ModelInferRequest),
-            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
+            self._guarded(self._stream, counted=False), request_deserializer=_sized(pb.ModelInferRequest)
         )
         return handlers
 
@@ -250,7 +263,38 @@ class GrpcServer:
         finally:
             hold(-len(data))
 
-    async def _infer(self, read: Split, context: Context) -> Any:
+    async def _infer(self, read: Split, context: Context) -> bytes:
+        held = self._held(context)
+        # gRPC has the answer's bytes until the call is over, which is when its peer has let all of them through.
+        context.add_done_callback(lambda _: self._service.answers.release(held))
+        return await self._joined(await self._answered(read, context, held))
+
+    async def _joined(self, pieces: list[Any]) -> bytes:
+        """The pieces of a message, as gRPC takes it. Of large messages one at a time, and the loop is free for others
+        for as long as it takes to copy a message here and in gRPC."""
+        if sum(map(len, pieces)) <= ANSWER_PIECE_BYTES:
+            return b"".join(pieces)
+        await self._copying.acquire()
+        begun_ns = now_ns()
+        try:
+            return b"".join(pieces)
+        finally:
+            # gRPC copies it as soon as it is returned, in about the same time.
+            pause_s = 3 * to_seconds(now_ns() - begun_ns)
+            asyncio.get_running_loop().call_later(pause_s, self._copying.release)
+
+    def _held(self, context: Context) -> Held:
+        """Room for an answer to a call; without room, the connection of a peer that does not read is ended."""
+        peer = context.peer()
+
+        def end_connection() -> None:
+            if (address := _address_of(peer)) is not None:
+                end(address, self._port)
+
+        return Held(peer, COPIES, end_connection)
+
+    async def _answered(self, read: Split, context: Context, held: Held) -> list[Any]:
+        """The pieces of an inference's answer, a ModelInferResponse."""
         request, service = read.message, self._service
         shared = service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
         converted = 0
@@ -263,47 +307,67 @@ class GrpcServer:
                     converted = size
             except InvalidInput as error:
                 raise await service.blame(request.model_name, request.model_version, error) from None
-            answer, frames = await self._service.infer(
-                inference, PROTOCOL, context.invocation_metadata() or ()
+            service.answers.ask(held, inference.model, now_ns())
+            answer, frames = await service.infer(inference, PROTOCOL, context.invocation_metadata() or ())
+            size = sum(map(len, frames))
+            if size > GRPC_ANSWER_BYTES_MAX:
+                raise TooLarge(
+                    f"the answer has {size} bytes, at most {GRPC_ANSWER_BYTES_MAX} are sent over gRPC; ask over HTTP for "
+                    "binary data, or for fewer outputs"
+                )
+            service.answers.come(held, size, now_ns())
+            pieces, sent = _response(
+                inference, service.chosen(inference, answer), answer.model_version, frames, shared
             )
-            chosen = self._service.chosen(inference, answer)
-            response, sent = _response(inference, chosen, answer.model_version, frames, shared)
         finally:
             shared.release()
             service.hold(-converted)
-        self._service.counters.sent(PROTOCOL, sent)
-        return response
+        service.counters.sent(PROTOCOL, sent)
+        return pieces
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
         """Answer in the order of the requests, at most STREAM_WINDOW of which are under way."""
-        window: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_WINDOW)
+        answers = self._service.answers
+        window: asyncio.Queue[tuple[asyncio.Task[bytes], Held] | None] = asyncio.Queue(STREAM_WINDOW)
+        under_way: dict[Held, None] = {}
 
         async def write() -> None:
-            while (task := await window.get()) is not None:
+            while (found := await window.get()) is not None:
+                task, held = found
                 await context.write(await task)
+                answers.release(held)
+                del under_way[held]
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(write())
-            async for request in requests:
-                await window.put(group.create_task(self._streamed(request, context)))
-            await window.put(None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write())
+                async for request in requests:
+                    held = self._held(context)
+                    under_way[held] = None
+                    await window.put((group.create_task(self._streamed(request, context, held)), held))
+                await window.put(None)
+        finally:
+            for held in under_way:
+                answers.release(held)
 
-    async def _streamed(self, sized: tuple[Any, int], context: Context) -> Any:
+    async def _streamed(self, sized: tuple[Any, int], context: Context, held: Held) -> bytes:
         message, size = sized
         request: Any = None
         try:
             with self._counted("stream_infer", size), self._service.admitted(size):
                 async with self._read(message) as read:
                     request = read.message
-                    return pb.ModelStreamInferResponse(infer_response=await self._infer(read, context))
+                    pieces = await self._answered(read, context, held)
+                    return await self._joined([*_begun(_STREAM_ANSWER, sum(map(len, pieces))), *pieces])
         except ClockworkError as error:
-            return pb.ModelStreamInferResponse(
+            refusal = pb.ModelStreamInferResponse(
                 error_message=tell(error).body["error"],
                 infer_response=pb.ModelInferResponse(
                     model_name=request.model_name if request is not None else "",
                     id=request.id if request is not None else "",
                 ),
             )
+            return bytes(refusal.SerializeToString())
 
     async def _server_live(self, request: Any, context: Context) -> Any:
         return pb.ServerLiveResponse(live=True)
@@ -336,15 +400,16 @@ class GrpcServer:
 
     def _user_of(self, context: Context) -> int:
         """The user who runs the program that made a call. Raises Forbidden; see Caller.user()."""
-        kind, _, rest = context.peer().partition(":")
-        host, _, port = urllib.parse.unquote(rest).rpartition(":")
-        if kind not in ("ipv4", "ipv6") or not port.isdigit():
-            raise Forbidden(f"shared memory is for programs that connect over TCP, not {kind[:40]!r}")
+        address = _address_of(context.peer())
+        if address is None:
+            raise Forbidden(
+                f"shared memory is for programs that connect over TCP, not {context.peer()[:40]!r}"
+            )
         names = [name for name, _ in context.invocation_metadata() or ()]
         # gRPC does not say which of its addresses a call came to. On one machine, both ends have the same, unless the
         # server listens on one only.
-        served = Address(self._host or host, self._port)
-        return Caller(Address(host, int(port)), served, names).user()
+        served = Address(self._host or address.host, self._port)
+        return Caller(address, served, names).user()
 
     async def _region_status(self, request: Any, context: Context) -> Any:
         found = self._service.regions().status(self._user_of(context), request.name)
@@ -443,6 +508,13 @@ class _TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         # gRPC reads no message of a call with streams unless asked; to the client, the call ends like any other.
         return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _address_of(peer: str) -> Address | None:
+    """Of a call's peer, as gRPC writes it; None for a peer that is not connected over TCP."""
+    kind, _, rest = peer.partition(":")
+    host, _, port = urllib.parse.unquote(rest).rpartition(":")
+    return Address(host, int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
 
 
 def _token(metadata: Any) -> bytes | None:
@@ -576,16 +648,30 @@ def _frame_of(code: int, elements: Any, name: str) -> Frame:
 
 def _response(
     inference: Inference, chosen: list[NamedTensorRef], version: int, frames: list[Frame], shared: Shared
-) -> tuple[Any, int]:
-    """The message, and the bytes of tensors in it."""
+) -> tuple[list[Any], int]:
+    """The pieces of a ModelInferResponse, and the bytes of tensors in it.
+
+    protobuf would copy the tensors into its message, and once more out of it: they are put behind its bytes instead, as
+    the fields that they are on the wire."""
     sent = 0
     response = pb.ModelInferResponse(
         model_name=name_of(inference.model), model_version=str(version), id=inference.request_id
     )
+    raw: list[Any] = []
     for name, code, shape, frame in chosen:
         response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)
         # An output in shared memory has an empty place here, because clients count the places by outputs.
-        content = b"" if shared.deliver(name, frames[frame]) else bytes(memoryview(frames[frame]))
-        response.raw_output_contents.append(content)
+        content = b"" if shared.deliver(name, frames[frame]) else frames[frame]
+        raw += [*_begun(_RAW_OUTPUT, len(content)), content]
         sent += len(content)
-    return response, sent
+    return [response.SerializeToString(), *raw], sent
+
+
+def _begun(tag: bytes, size: int) -> tuple[bytes, bytes]:
+    """What a field of so many bytes begins with: its tag, and its length as a varint."""
+    found = bytearray()
+    while size > 0x7F:
+        found.append(size & 0x7F | 0x80)
+        size >>= 7
+    found.append(size)
+    return tag, bytes(found)

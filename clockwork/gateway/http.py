@@ -7,29 +7,33 @@ its application layer: for a dozen paths, a router and middlewares would cost mo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
 import ssl
 import urllib.parse
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
 
 from clockwork.client.calls import request_of
 from clockwork.config.gateway import (
+    ANSWER_PIECE_BYTES,
     BODY_BYTES_PER_S_MIN,
     BODY_GRACE_S,
     HEADER_BYTES_MAX,
     JOINED_BYTES_MAX,
+    JSON_ANSWER_BYTES_MAX,
     JSON_BYTES_MAX,
     LINGER_S,
     SWEEP_S,
 )
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
-from clockwork.gateway.callers import Address, Caller
+from clockwork.gateway.answers import Held
+from clockwork.gateway.callers import Address, Caller, end
 from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import Listener
@@ -47,11 +51,11 @@ from clockwork.gateway.service import (
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import (
     NAME_OF,
+    Listed,
     check_size,
     checked_shape,
     code_of,
     frame_of_json,
-    json_of_frame,
 )
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.web.pages import Asking, Names, refusal
@@ -120,6 +124,12 @@ class _Connection(web.RequestHandler):
         if not self.seat.working and not self.since:
             self.since = self._loop.time()
         super().data_received(data)
+
+    def reset(self) -> None:
+        """End the connection, and drop the bytes that the kernel holds for it: its client does not read them."""
+        transport = self.transport
+        if transport is not None and (peer := transport.get_extra_info("peername")) is not None:
+            end(Address(*peer[:2]), transport.get_extra_info("sockname")[1])
 
     def log_exception(self, *args: Any, **more: Any) -> None:
         """Log, except for a broken body: its client is told, and anybody could fill the log with them."""
@@ -196,10 +206,10 @@ class _Connections(web.Server):
             transport, seat = connection.transport, connection.seat
             if seat.working or transport is None:
                 continue
-            slow = connection.since and now - connection.since > settings.headers_s
             waited_ns = now_ns() - seat.idle_since_ns
-            stuck = waited_ns > to_ns(settings.body_s) and transport.get_write_buffer_size() > 0
-            if slow or stuck:
+            if waited_ns > to_ns(settings.body_s) and transport.get_write_buffer_size() > 0:
+                connection.reset()
+            elif connection.since and now - connection.since > settings.headers_s:
                 transport.abort()
 
 
@@ -266,7 +276,7 @@ class HttpServer:
                 response = await found.handler(self, request, path)
             if found.right is not Right.OPEN:
                 self._seats.recognize(seat, standing)
-            status, sent = response.status, response.content_length or 0
+            status, sent = response.status, response.content_length or response.body_length
             return response
         except ClockworkError as error:
             response = _error(error)
@@ -371,47 +381,79 @@ class HttpServer:
     # ----- inference ---------------------------------------------------------------------------
 
     async def _infer(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        limit = self._settings.request_bytes_max
+        limit, service = self._settings.request_bytes_max, self._service
         body = await self._body(request, limit)
-        shared = self._service.shared(lambda: _user_of(request), limit)
+        shared = service.shared(lambda: _user_of(request), limit)
+        connection = cast(_Connection, request.protocol)
+        held = Held(connection, 1, connection.reset)
         try:
-            if request.headers.get(HEADER_LENGTH) == "0":
-                inference, wants = await self._read_raw(request, path, body)
-            else:
-                try:
-                    inference, wants = self._read(request, path, body, shared)
-                except InvalidInput as error:
-                    raise await self._service.blame(*_named(path), error) from None
-            answer, frames = await self._service.infer(inference, PROTOCOL, request.headers)
-            response = _answer(inference, wants, answer, frames, shared)
+            try:
+                if request.headers.get(HEADER_LENGTH) == "0":
+                    inference, wants = await self._read_raw(request, path, body)
+                else:
+                    try:
+                        inference, wants = self._read(request, path, body, shared)
+                    except InvalidInput as error:
+                        raise await service.blame(*_named(path), error) from None
+                service.answers.ask(held, inference.model, now_ns())
+                answer, frames = await service.infer(inference, PROTOCOL, request.headers)
+                service.answers.come(held, sum(map(len, frames)), now_ns())
+                response = _answer(inference, wants, answer, frames, shared)
+            finally:
+                shared.release()
+                service.hold(-len(body))
+            if isinstance(response, web.Response):
+                return response
+            return await self._send(request, held, *response)
         finally:
-            shared.release()
-            self._service.hold(-len(body))
-        if isinstance(response, web.Response):
-            return response
-        return await self._send(request, *response)
+            service.answers.release(held)
 
     async def _send(
-        self, request: web.BaseRequest, headers: dict[str, str], pieces: list[Any]
+        self,
+        request: web.BaseRequest,
+        held: Held,
+        headers: dict[str, str],
+        text: list[bytes | Listed],
+        binary: list[Any],
     ) -> web.StreamResponse:
-        """Send a large answer piece by piece, without joining the pieces."""
-        response = web.StreamResponse(headers=headers)
-        response.content_length = sum(len(memoryview(piece)) for piece in pieces)
+        """Send a large answer, its JSON and then its binary data, piece by piece: the next when the connection has taken
+        the one before."""
+        answers = self._service.answers
+        if binary:  # a header says how long the JSON is
+            header = b"".join([piece async for piece in self._pieces(text)])
+            headers |= {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+            text = [header]
+        response = web.StreamResponse(headers={"Content-Type": "application/json"} | headers)
+        if binary:
+            response.content_length = len(header) + sum(map(len, binary))
         seat = cast(_Connection, request.protocol).seat
         seat.end(now_ns())  # until the client has read it, the connection may have to make room
         try:
-            async with asyncio.timeout(self._settings.body_s):
+            # The connection's end, by its caller or because the answer is not read, also cancels this.
+            with contextlib.suppress(ConnectionResetError):
                 await response.prepare(request)
-                for piece in pieces:
+                async for piece in self._pieces([*text, *binary]):
                     await response.write(piece)
+                    answers.move(held, now_ns())
+                    seat.progress(now_ns())
                 await response.write_eof()
-        except TimeoutError:
-            transport = request.transport
-            if transport is not None:
-                transport.abort()
         finally:
             seat.begin()
         return response
+
+    async def _pieces(self, parts: list[Any]) -> AsyncIterator[Any]:
+        """Parts of an answer, in pieces that a connection takes at once. Lists become JSON beside the loop."""
+        loop, aside = asyncio.get_running_loop(), self._service.aside
+        for part in parts:
+            at = 0
+            if isinstance(part, Listed):
+                while at < part.nbytes:
+                    piece, at = await loop.run_in_executor(aside, part.piece, at)
+                    yield piece
+            else:
+                view = memoryview(part)
+                for at in range(0, len(view), ANSWER_PIECE_BYTES):
+                    yield view[at : at + ANSWER_PIECE_BYTES]
 
     def _read(
         self, request: web.BaseRequest, path: list[str], body: bytes, shared: Shared
@@ -631,11 +673,12 @@ def _header_timeout(request: web.BaseRequest) -> int:
     return timeout_of(int(text) if whole else text, f"header {TIMEOUT}")
 
 
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        body=json.dumps(body, separators=(",", ":")).encode(), status=status, headers=headers,
-        content_type="application/json",
-    )  # fmt: skip
+    return web.Response(body=_dumps(body), status=status, headers=headers, content_type="application/json")
 
 
 def _error(error: ClockworkError) -> web.Response:
@@ -741,37 +784,64 @@ def _wants(fields: dict[str, Any], parameters: dict[str, Any], shared: Shared) -
 
 def _answer(
     inference: Inference, wants: _Wants, answer: Answer, frames: list[Frame], shared: Shared
-) -> web.Response | tuple[dict[str, str], list[Any]]:
-    """A response; or, if it is large, its headers and pieces."""
-    outputs = []
-    pieces: list[Any] = [b""]
-    total = 0
+) -> web.Response | tuple[dict[str, str], list[bytes | Listed], list[Any]]:
+    """A response; or, if it is large, its headers, the parts of its JSON, and its binary data.
+
+    Raises TooLarge, and InvalidInput for an output that has no form in JSON."""
+    rows: list[tuple[dict[str, Any], Listed | None]] = []
+    binary: list[Any] = []
+    binary_bytes = listed_bytes = 0
     for name, code, shape, frame in InferenceService.chosen(inference, answer):
         row: dict[str, Any] = {"name": name, "datatype": NAME_OF[code], "shape": shape}
+        listed: Listed | None = None
         if shared.deliver(name, frames[frame]):
             pass
         elif wants.binary(name):
             piece = memoryview(frames[frame])
             row["parameters"] = {"binary_data_size": piece.nbytes}
-            total += piece.nbytes
-            pieces.append(piece)
+            binary_bytes += piece.nbytes
+            binary.append(piece)
         else:
-            row["data"] = json_of_frame(code, frames[frame], name)
-        outputs.append(row)
-    body = {
-        "model_name": name_of(inference.model),
-        "model_version": str(answer.model_version),
-        "outputs": outputs,
-    }
-    if inference.request_id:
-        body["id"] = inference.request_id
-    header = json.dumps(body, separators=(",", ":")).encode()
+            listed = Listed(code, frames[frame], name)
+            listed_bytes += listed.nbytes
+        rows.append((row, listed))
+    if listed_bytes > JSON_ANSWER_BYTES_MAX:
+        raise TooLarge(
+            f"the answer has {listed_bytes} bytes of tensors, at most {JSON_ANSWER_BYTES_MAX} are written as JSON; ask for "
+            'binary data ("parameters": {"binary_data_output": true})'
+        )
+    body = {"model_name": name_of(inference.model), "model_version": str(answer.model_version)}
     request = request_of(answer)
     headers = {} if request is None else {REQUEST: str(request)}
-    if len(pieces) == 1:
+    text = _json_parts(body, rows, inference.request_id)
+    if len(text) > 1 or binary_bytes > JOINED_BYTES_MAX:
+        return headers, text, binary
+    header = cast(bytes, text[0])
+    if not binary:
         return web.Response(body=header, content_type="application/json", headers=headers)
-    pieces[0] = header
     headers |= {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
-    if total > JOINED_BYTES_MAX:
-        return headers, pieces
-    return web.Response(body=b"".join(pieces), headers=headers)
+    return web.Response(body=b"".join([header, *binary]), headers=headers)
+
+
+def _json_parts(
+    body: dict[str, Any], rows: list[tuple[dict[str, Any], Listed | None]], request_id: str
+) -> list[bytes | Listed]:
+    """An answer's JSON. Long lists are parts of their own; all else is joined."""
+    parts: list[bytes | Listed] = []
+    joined = [_dumps(body)[:-1], b',"outputs":[']
+    for index, (row, listed) in enumerate(rows):
+        joined += [b"," if index else b"", _dumps(row)[:-1]]
+        if listed is not None:
+            joined.append(b',"data":[')
+            if listed.is_short:
+                joined.append(listed.piece(0)[0])
+            else:
+                parts += [b"".join(joined), listed]
+                joined = []
+            joined.append(b"]")
+        joined.append(b"}")
+    joined.append(b"]")
+    if request_id:
+        joined += [b',"id":', _dumps(request_id)]
+    joined.append(b"}")
+    return [*parts, b"".join(joined)]

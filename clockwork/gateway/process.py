@@ -23,9 +23,11 @@ from clockwork.config.gateway import (
     METRICS_CONNECTIONS_MAX,
     METRICS_TIMEOUT_S,
     REGIONS_SWEEP_S,
+    SWEEP_S,
 )
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
+from clockwork.gateway.answers import Answers
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import MetricsSource
 from clockwork.gateway.regions import Regions
@@ -34,7 +36,7 @@ from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
-from clockwork.system.clock import to_seconds
+from clockwork.system.clock import now_ns, to_seconds
 from clockwork.system.limits import raise_descriptor_limit
 
 log = logging.getLogger("clockwork.gateway")
@@ -134,9 +136,12 @@ class Gateway:
             operator.start()
         tracing = start_tracing(settings.otlp_endpoint or None)
         regions = Regions() if security.shares_memory(settings) else None
-        sweeping = asyncio.create_task(_sweep(regions)) if regions is not None else None
+        answers = Answers(settings.body_s)
+        sweeping = [asyncio.create_task(_sweep(answers))]
+        if regions is not None:
+            sweeping.append(asyncio.create_task(_sweep_regions(regions)))
         service = InferenceService(
-            client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator, regions
+            client, answers, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator, regions
         )  # fmt: skip
         try:
             if (bound := self._sockets.get("http")) is not None:
@@ -159,8 +164,8 @@ class Gateway:
             log.info("shutting down")
             await asyncio.gather(*(close() for close in self._closers))
         finally:
-            if sweeping is not None:
-                sweeping.cancel()
+            for task in sweeping:
+                task.cancel()
             if self._keeper is not None:
                 # Not to_thread(): all of its threads may be waiting for the calls that this ends.
                 with concurrent.futures.ThreadPoolExecutor(1, "closing") as closing:
@@ -212,7 +217,13 @@ def seats_of(settings: GatewaySettings, descriptors: int) -> dict[str, int]:
     return found
 
 
-async def _sweep(regions: Regions) -> None:
+async def _sweep(answers: Answers) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        answers.sweep(now_ns())
+
+
+async def _sweep_regions(regions: Regions) -> None:
     while True:
         await asyncio.sleep(REGIONS_SWEEP_S)
         regions.sweep()

@@ -20,6 +20,7 @@ from clockwork.client.loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
+from clockwork.gateway.answers import Answers
 from clockwork.gateway.errors import Unsupported
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
@@ -127,6 +128,7 @@ class InferenceService:
     def __init__(
         self,
         client: LoopClient,
+        answers: Answers,
         requests_max: int,
         bytes_max: int,
         tracing: Tracing | None = None,
@@ -138,6 +140,7 @@ class InferenceService:
         of callers on this machine; None: it is off."""
         self._keeper = keeper
         self._regions = regions
+        self.answers = answers
         self._client = client
         self._operator = operator or client
         self._requests_max = requests_max

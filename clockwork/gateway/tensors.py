@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -16,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from clockwork.config import RANK_MAX
+from clockwork.config.gateway import JSON_ELEMENTS_AT_ONCE
 from clockwork.errors import InvalidInput
 from clockwork.wire import tensors
 from clockwork.wire.telling import tell
@@ -41,6 +43,9 @@ _ARRAY_CODES = {
     tensors.INT16: "h", tensors.INT32: "i", tensors.INT64: "q", tensors.FLOAT: "f", tensors.DOUBLE: "d",
 }  # fmt: skip
 """Codes of the datatypes that Python's array and memoryview.cast() have; array refuses values that do not fit."""
+
+_LISTED = (tensors.BOOL, tensors.FLOAT16, tensors.STRING)
+"""Datatypes beside those that have a form in JSON."""
 
 
 def code_of(datatype: Any, name: str) -> int:
@@ -107,32 +112,57 @@ def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> byte
     return _ENCODERS.get(code, _encode_numbers)(code, flat, name)
 
 
-def json_of_frame(code: int, frame: Any, name: str) -> list[Any]:
-    """The elements of output ``name``, flat, as JSON has them. Raises InvalidInput where JSON has none."""
-    view = memoryview(frame).cast("B")
+class Listed:
+    """The elements of an output, flat, as JSON has them in a list: written piece by piece."""
+
+    __slots__ = ("_at_once", "_code", "_view", "nbytes")
+
+    def __init__(self, code: int, frame: Any, name: str) -> None:
+        """Raises InvalidInput where JSON has no form for the datatype."""
+        if code not in _ARRAY_CODES and code not in _LISTED:
+            raise InvalidInput(
+                f"output {name!r} of datatype {NAME_OF.get(code, code)} has no form in JSON; ask for binary data",
+                name, "binary data",
+            )  # fmt: skip
+        self._code = code
+        self._view = memoryview(frame).cast("B")
+        self.nbytes = self._view.nbytes
+        self._at_once = (
+            tensors.tensor_bytes(code, ()) * JSON_ELEMENTS_AT_ONCE
+        )  # of strings, 4 bytes say the length
+
+    @property
+    def is_short(self) -> bool:
+        """Whether one piece is all of it, and cheap."""
+        return self.nbytes <= self._at_once
+
+    def piece(self, begin: int) -> tuple[bytes, int]:
+        """The JSON of some elements from the byte ``begin`` on, with commas between them, and where the next begin."""
+        if self._code == tensors.STRING:
+            values, end = self._strings(begin)
+        else:
+            end = min(begin + self._at_once, self.nbytes)
+            values = _numbers(self._code, self._view[begin:end])
+        text = json.dumps(values, separators=(",", ":"))[1:-1].encode()
+        return (b"," + text if begin else text), end
+
+    def _strings(self, begin: int) -> tuple[list[Any], int]:
+        elements, end = [], begin
+        while end < min(begin + self._at_once, self.nbytes):
+            first = end + 4
+            end = first + int.from_bytes(self._view[end:first], "little")
+            elements.append(bytes(self._view[first:end]).decode("utf-8", "replace"))
+        return elements, end
+
+
+def _numbers(code: int, view: memoryview) -> list[Any]:
     typecode = _ARRAY_CODES.get(code)
     if typecode is not None:
         return cast(list[Any], view.cast(cast(Any, typecode)).tolist())
     if code == tensors.BOOL:
         return [byte != 0 for byte in view]
-    if code == tensors.STRING:
-        return [element.decode("utf-8", "replace") for element in _strings(view)]
-    if code == tensors.FLOAT16:
-        found: list[Any] = np.frombuffer(view, np.float16).astype(np.float32).tolist()
-        return found
-    raise InvalidInput(
-        f"output {name!r} of datatype {NAME_OF.get(code, code)} has no form in JSON; ask for binary data",
-        name, "binary data",
-    )  # fmt: skip
-
-
-def _strings(view: memoryview) -> list[bytes]:
-    elements, offset = [], 0
-    while offset < view.nbytes:
-        begin = offset + 4
-        offset = begin + int.from_bytes(view[offset:begin], "little")
-        elements.append(bytes(view[begin:offset]))
-    return elements
+    found: list[Any] = np.frombuffer(view, np.float16).astype(np.float32).tolist()
+    return found
 
 
 def _flatten(data: list[Any], name: str) -> list[Any]:

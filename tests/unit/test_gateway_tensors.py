@@ -10,18 +10,29 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from clockwork.config.gateway import JSON_ELEMENTS_AT_ONCE
 from clockwork.errors import InvalidInput
 from clockwork.gateway.tensors import (
     DATATYPES,
     NAME_OF,
     STANDARD,
+    Listed,
     check_size,
     checked_shape,
     code_of,
     frame_of_json,
-    json_of_frame,
 )
 from clockwork.wire import tensors
+
+
+def listed(code: int, raw: bytes, name: str) -> Any:
+    """An output's elements, read from its pieces of JSON."""
+    found, at, text = Listed(code, raw, name), 0, b""
+    while at < found.nbytes:
+        piece, at = found.piece(at)
+        text += piece
+    return json.loads(b"[" + text + b"]")
+
 
 IN_JSON: list[tuple[str, list[Any], bytes]] = [
     ("BOOL", [True, False], b"\1\0"),
@@ -47,7 +58,7 @@ def test_elements_in_json_become_the_bytes_of_their_datatype_and_come_back(
     code = code_of(datatype, "x")
     assert frame_of_json(code, [2], elements, "x") == raw
     assert frame_of_json(code, [2, 1], [[elements[0]], [elements[1]]], "x") == raw
-    assert json_of_frame(code, raw, "y") == elements
+    assert listed(code, raw, "y") == elements
     assert frame_of_json(code, [0, 3], [], "x") == b""
 
 
@@ -91,9 +102,24 @@ def test_the_first_misfit_of_many_is_found() -> None:
         frame_of_json(tensors.UINT8, [100_000], elements, "x")
 
 
+@pytest.mark.parametrize("datatype", ["BOOL", "INT16", "FP16", "FP64", "BYTES"])
+def test_long_lists_are_written_in_pieces(datatype: str) -> None:
+    code, count = code_of(datatype, "y"), 3 * JSON_ELEMENTS_AT_ONCE + 5
+    kinds = {"BOOL": bool, "BYTES": str}
+    elements = [kinds.get(datatype, float if "FP" in datatype else int)(one % 500) for one in range(count)]
+    raw = frame_of_json(code, [count], elements, "x")
+    pieces, at = [], 0
+    while at < len(raw):
+        piece, at = Listed(code, raw, "y").piece(at)
+        pieces.append(piece)
+        assert len(json.loads(b"[" + piece.removeprefix(b",") + b"]")) <= JSON_ELEMENTS_AT_ONCE
+    assert len(pieces) >= 4
+    assert json.loads(b"[" + b"".join(pieces) + b"]") == elements
+
+
 def test_numbers_that_are_no_numbers_survive() -> None:
     raw = frame_of_json(tensors.FLOAT, [3], json.loads("[NaN, Infinity, -Infinity]"), "x")
-    found = json_of_frame(tensors.FLOAT, raw, "y")
+    found = listed(tensors.FLOAT, raw, "y")
     assert math.isnan(found[0])
     assert found[1:] == [math.inf, -math.inf]
 
@@ -112,7 +138,7 @@ def test_what_json_has_no_form_for_is_raw_only(datatype: str) -> None:
     with pytest.raises(InvalidInput, match="send binary data"):
         frame_of_json(code, [1], [1], "x")
     with pytest.raises(InvalidInput, match="ask for binary data"):
-        json_of_frame(code, bytes(8), "y")
+        listed(code, bytes(8), "y")
 
 
 def test_bf16_has_two_bytes() -> None:

@@ -1,0 +1,248 @@
+"""Answers that are large, before a controller that answers any request with as much as a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from bench.attacks.messages import grpc_call
+from clockwork.config.gateway import (
+    GRPC_ANSWER_BYTES_MAX,
+    JSON_ANSWER_BYTES_MAX,
+    JSON_ELEMENTS_AT_ONCE,
+)
+from clockwork.gateway import answers
+from clockwork.gateway import grpc as served
+from clockwork.gateway.process import Gateway
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.wire.messages import Answer, InferRequest
+from tests.process.fake_controller import FakeController
+from tests.process.gateways import PATIENCE_S, SERVICE, Http, method_of, running_gateway, tensor
+
+MIB = 1 << 20
+TINY = tensor(shape=(1,), data=[0.5])
+
+
+def floats(count: int) -> bytes:
+    return np.arange(count, dtype=np.float32).tobytes()
+
+
+class Sized:
+    """A handler that answers with ``outputs``, by name."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, bytes] = {}
+
+    def __call__(self, controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        if type(message) is InferRequest:
+            outputs = {"y": floats(2)} if message.model == "small" else self.outputs
+            rows = [[name, 1, [len(raw) // 4], index] for index, (name, raw) in enumerate(outputs.items())]
+            answer = Answer(message.request_id, 1, rows, [0, 0, 0, 0])
+            controller.send(identity, answer, list(outputs.values()))
+
+
+@pytest.fixture
+def sized() -> Sized:
+    return Sized()
+
+
+@pytest.fixture
+def controller(sized: Sized) -> Iterator[FakeController]:
+    with FakeController(handle=sized) as controller:
+        yield controller
+
+
+@pytest.fixture
+def gateway(controller: FakeController) -> Iterator[Gateway]:
+    with running_gateway(controller.endpoint, body_s=2.0) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def http(gateway: Gateway) -> Iterator[Http]:
+    with contextlib.closing(Http(gateway.ports["http"])) as http:
+        yield http
+
+
+# ----- JSON -----------------------------------------------------------------------------------
+
+
+def test_long_lists_come_in_pieces_that_are_json_together(http: Http, sized: Sized) -> None:
+    count = 20 * JSON_ELEMENTS_AT_ONCE + 3
+    sized.outputs = {"a": floats(3), "b": floats(count), "c": floats(count), "d": floats(0)}
+    reply = http.infer({"id": 'say "7"', "inputs": [TINY]})
+    assert (reply.status, reply.headers["transfer-encoding"]) == (200, "chunked")
+    assert reply.headers["content-type"].startswith("application/json")
+    assert (reply.json["id"], reply.json["model_name"]) == ('say "7"', "m")
+    assert {
+        name: np.array(data, np.float32).tobytes() for name, data in reply.outputs.items()
+    } == sized.outputs
+
+
+def test_long_lists_and_binary_data_come_in_one_answer(http: Http, sized: Sized) -> None:
+    sized.outputs = {"a": floats(20 * JSON_ELEMENTS_AT_ONCE), "b": floats(MIB), "c": floats(2)}
+    wanted = [{"name": "a"}, {"name": "b", "parameters": {"binary_data": True}}, {"name": "c"}]
+    reply = http.infer({"inputs": [TINY], "outputs": wanted})
+    found = reply.outputs
+    assert found.pop("b") == sized.outputs["b"]
+    assert {name: np.array(data, np.float32).tobytes() for name, data in found.items()} == {
+        "a": sized.outputs["a"],
+        "c": sized.outputs["c"],
+    }
+
+
+def test_more_numbers_than_json_may_have_are_to_be_asked_for_as_binary_data(http: Http, sized: Sized) -> None:
+    half = JSON_ANSWER_BYTES_MAX // 2 + 4
+    sized.outputs = {"a": bytes(half), "b": bytes(half)}
+    reply = http.infer({"inputs": [TINY]})
+    assert (reply.status, reply.json["reason"]) == (413, "too_large")
+    assert f"{2 * half} bytes" in reply.json["error"]
+    assert str(JSON_ANSWER_BYTES_MAX) in reply.json["error"]
+    assert http.infer({"inputs": [TINY], "parameters": {"binary_data_output": True}}).outputs == sized.outputs
+
+
+# ----- answers that are not read --------------------------------------------------------------
+
+
+def deaf(port: int, data: bytes) -> socket.socket:
+    """A connection that has sent something, and takes in a few kilobytes of what comes."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(PATIENCE_S)
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(data)
+    return connection
+
+
+def http_request() -> bytes:
+    body = json.dumps({"inputs": [TINY], "parameters": {"binary_data_output": True}}).encode()
+    return (
+        f"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+
+
+def grpc_request(model: str = "m") -> Any:
+    request = pb.ModelInferRequest(model_name=model, raw_input_contents=[bytes(4)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1])
+    return request
+
+
+def grpc_bytes() -> bytes:
+    return grpc_call(gzip.compress(grpc_request().SerializeToString()), "")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_an_answer_that_is_not_read_ends_its_connection(
+    gateway: Gateway, controller: FakeController, sized: Sized, protocol: str
+) -> None:
+    sized.outputs = {"y": bytes(8 * MIB)}
+    request = http_request() if protocol == "http" else grpc_bytes()
+    with deaf(gateway.ports[protocol], request) as connection:
+        controller.wait_for(InferRequest)
+        poll = select.poll()
+        poll.register(connection, select.POLLRDHUP | select.POLLHUP)
+        assert poll.poll(PATIENCE_S * 1000), "nothing is read here, so that the end alone is seen"
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_answers_that_are_not_read_shut_out_nobody(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized, protocol: str
+) -> None:
+    """Small answers come at once. A large answer is refused while others fill the room, and the refusal makes room."""
+    monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 32 * MIB)
+    monkeypatch.setattr(answers, "ANSWER_STALL_NS", 0)
+    sized.outputs = {"y": bytes(8 * MIB)}
+    request = http_request() if protocol == "http" else grpc_bytes()
+    with (
+        running_gateway(controller.endpoint, body_s=600.0) as gateway,
+        grpc.insecure_channel(
+            f"127.0.0.1:{gateway.ports['grpc']}", [("grpc.max_receive_message_length", -1)]
+        ) as channel,
+        contextlib.ExitStack() as stack,
+    ):
+        infer = method_of(channel, "ModelInfer")
+        for number in range(1, 9):
+            stack.enter_context(deaf(gateway.ports[protocol], request))
+            controller.wait_for(InferRequest)
+            assert infer(grpc_request("small")).raw_output_contents == [floats(2)], number
+        refused = 0
+        while (call := infer.future(grpc_request())).code() is not grpc.StatusCode.OK:
+            assert call.code() is grpc.StatusCode.UNAVAILABLE
+            assert "bytes of answers wait to be read" in call.details()
+            refused += 1
+        assert list(call.result().raw_output_contents) == [sized.outputs["y"]]
+        assert refused > 0
+
+
+def test_the_answers_of_a_stream_are_counted_and_released(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized
+) -> None:
+    """Twenty answers of which two fit at a time: those that are read make room for the next."""
+    monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 40 * MIB)
+    sized.outputs = {"y": bytes(8 * MIB)}
+    with (
+        running_gateway(controller.endpoint) as gateway,
+        grpc.insecure_channel(
+            f"127.0.0.1:{gateway.ports['grpc']}", [("grpc.max_receive_message_length", -1)]
+        ) as channel,
+    ):
+        call = channel.stream_stream(
+            SERVICE + "ModelStreamInfer",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        for _ in range(3):
+            read = [
+                answer.error_message or len(answer.infer_response.raw_output_contents[0])
+                for answer in call(iter([grpc_request()] * 20))
+            ]
+            assert len(read) == 20
+            assert 8 * MIB in read
+            assert all(one == 8 * MIB or "wait to be read" in str(one) for one in read)
+        assert len(method_of(channel, "ModelInfer")(grpc_request()).raw_output_contents[0]) == 8 * MIB
+
+
+def test_an_answer_that_is_too_large_for_grpc_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized
+) -> None:
+    assert GRPC_ANSWER_BYTES_MAX > 64 * MIB
+    monkeypatch.setattr(served, "GRPC_ANSWER_BYTES_MAX", MIB)
+    sized.outputs = {"y": bytes(MIB + 4)}
+    with (
+        running_gateway(controller.endpoint) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        method_of(channel, "ModelInfer")(grpc_request())
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"{MIB + 4} bytes, at most {MIB}" in caught.value.details()
+
+
+def test_readers_that_go_in_the_middle_of_an_answer_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized
+) -> None:
+    sized.outputs = {"y": bytes(8 * MIB)}
+    with (
+        running_gateway(controller.endpoint, body_s=600.0) as gateway,
+        contextlib.closing(Http(gateway.ports["http"])) as http,
+    ):
+        for count, protocol in enumerate(["http", "grpc"] * 4, 1):
+            request = http_request() if protocol == "http" else grpc_bytes()
+            with deaf(gateway.ports[protocol], request) as connection:
+                controller.wait_for(InferRequest, count)
+                assert connection.recv(1)
+        monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 9 * MIB)
+        body = {"inputs": [TINY], "parameters": {"binary_data_output": True}}
+        while (reply := http.infer(body)).status == 503:
+            assert "wait to be read" in reply.json["error"]
+        assert reply.outputs == sized.outputs

@@ -273,6 +273,9 @@ FAILURES_TOLD_MAX = 20
 PROFILE_POINTS_MAX = 4_096
 """Most points of a model's profile that a worker may report."""
 
+RUNS_REPORTED_MAX = 1 << 17
+"""Most runs of pages of a model that a worker may report."""
+
 RUN_PAGES_MAX = (1 << 31) - 1
 """Most pages of a model, in all runs of its layout."""
 
@@ -625,6 +628,9 @@ RESERVE_STALL_NS = 10_000_000
 
 RESERVE_NS_MAX = 60_000_000_000
 """A worker asks for no more of a device's time at once, and nobody expects it to take longer."""
+
+RESERVE_RUNS_MAX = 16_384
+"""Runs of pages that a worker asks for with it: 256 GiB in pages of CUDA_PAGE_BYTES."""
 
 TRIAL_RESERVE_NS = 2_000_000
 """Time of a device that a worker asks for at once to try a model that is registered: one execution, or as many as are

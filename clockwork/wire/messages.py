@@ -34,7 +34,9 @@ from clockwork.config import (
     REPLY_VALUES_MAX,
     REQUEST_HEADER_BYTES_MAX,
     RESERVE_NS_MAX,
+    RESERVE_RUNS_MAX,
     RUN_AHEAD_MAX,
+    RUNS_REPORTED_MAX,
     SENTENCE_BYTES_MAX,
     SHARE_WHOLE,
     STATS_VALUES_MAX,
@@ -523,7 +525,7 @@ _SUMMARY_FIELDS: dict[str, Form] = {
     "batching_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
     "batch_max": Integer(1, BATCH_SIZE_MAX),
     "page_bytes": Integer(1, PAGE_BYTES_MAX),
-    "runs": ListOf(Integer(1, PAGES_MAX), PAGES_MAX),
+    "runs": ListOf(Integer(1, PAGES_MAX), RUNS_REPORTED_MAX),
     "weights_bytes": Integer(0, HOST_BYTES_MAX),
     "resident_bytes": Integer(0, HOST_BYTES_MAX),
     "load_ns": Integer(0, TIME_MAX_NS),
@@ -567,7 +569,7 @@ class TimeNeeded(NamedTuple):
     device: DeviceIndex
     model_id: Id
     expected_ns: Annotated[int, Integer(0, RESERVE_NS_MAX)]
-    runs: Annotated[list[int], ListOf(Integer(1, PAGES_MAX), PAGES_MAX)]
+    runs: Annotated[list[int], ListOf(Integer(1, PAGES_MAX), RESERVE_RUNS_MAX)]
 
 
 # ----- controller -> worker ------------------------------------------------------------------
@@ -715,7 +717,7 @@ class Reserve(NamedTuple):
     device: DeviceIndex
     model_id: Id
     load_id: Id
-    run_starts: Annotated[list[int], ListOf(Integer(0, PAGES_MAX - 1), PAGES_MAX)]
+    run_starts: Annotated[list[int], ListOf(Integer(0, PAGES_MAX - 1), RESERVE_RUNS_MAX)]
     earliest_ns: Bound
     latest_ns: Bound
     expected_ns: Bound
@@ -759,8 +761,8 @@ HEADER_BYTES: dict[type, int] = {
     Prepared: SUMMARY_BYTES_MAX,
     Prepare: 1 << 20,
     Load: 8 << 20,
-    Reserve: 8 << 20,
-    TimeNeeded: 8 << 20,
+    Reserve: 96 << 10,
+    TimeNeeded: 96 << 10,
     Infer: 32 << 20,
     Profile: 512 << 10,
 }

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clockwork.config import RESERVE_NS_MAX, preparation_run_ns
+from clockwork.config import RESERVE_NS_MAX, RESERVE_RUNS_MAX, preparation_run_ns
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
@@ -88,7 +88,7 @@ class _Tidy(NamedTuple):
 
 
 class ModelReserve:
-    """A device's time, for a model. Implements trials.Reserving. Raises Interrupted, or DeviceBroken."""
+    """A device's time, for a model. Implements trials.Reserving. Raises Interrupted, DeviceBroken or InvalidModel."""
 
     def __init__(self, thread: OpeningThread, device: ModelHolder, model: WorkerModel | None) -> None:
         self._thread = thread
@@ -98,6 +98,10 @@ class ModelReserve:
 
     @contextlib.contextmanager
     def __call__(self, expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
+        if len(runs) > RESERVE_RUNS_MAX:
+            raise InvalidModel(
+                f"it has {len(runs)} runs of pages, and a device is asked for at most {RESERVE_RUNS_MAX}: larger pages help"
+            )
         while not self._is_over():
             with self._device.reserved(self._model_id, lambda: self._ask(expected_ns, list(runs))) as starts:
                 if starts is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import http.client
 import itertools
+import json
 import mmap
 import os
 import random
@@ -14,13 +16,14 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 from bench.attacks.messages import listed
-from bench.attacks.site import SEED, Attack, Site
+from bench.attacks.site import ATTACK_S_MAX, SEED, Attack, Site
 from clockwork.client.blocking import Client
 from clockwork.client.calls import INFER_FRAMES
 from clockwork.errors import ClockworkError
@@ -31,6 +34,12 @@ from clockwork.wire.tensors import BOOL, FLOAT, INT64
 
 ELEMENTS = 1 << 20
 """Of masks and indices that change while they are read."""
+
+PUNCH_HOLE, KEEP_SIZE = 2, 1
+"""Flags of fallocate(2)."""
+
+KEPT_BYTES = 4096
+"""The first page of memory that is emptied stays, with its key."""
 
 CHANGE_S_MAX = 0.003
 """Longest time between two changes: about as long as an execution, so that many happen in the middle of one."""
@@ -167,30 +176,66 @@ def huge_memory(site: Site, quick: bool) -> str:
     return listed(fates)
 
 
-def locked_room(site: Site, quick: bool) -> str:
-    """A room for outputs that its owner fills with pages meanwhile, for which the kernel keeps other writers waiting."""
-    size = QUICK if quick else WHOLE
-    memory, room = Memory(FIRST_OFFSET + 4 * ROW), Memory(size.locked_bytes)
+@contextlib.contextmanager
+def filling(descriptor: int, size: int) -> Iterator[None]:
+    """Fill a file of memory with pages and empty it, in turns: the kernel keeps whoever writes to it waiting meanwhile."""
     over = threading.Event()
-    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
 
     def fill() -> None:
         while not over.is_set():
-            os.posix_fallocate(room.descriptor, 0, size.locked_bytes)
-            # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from the second page on.
-            libc.fallocate(room.descriptor, 3, ctypes.c_long(4096), ctypes.c_long(size.locked_bytes - 4096))
+            os.posix_fallocate(descriptor, 0, size)
+            fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, KEPT_BYTES, size - KEPT_BYTES)
 
     threads = [threading.Thread(target=fill) for _ in range(2)]
     for thread in threads:
         thread.start()
-    with site.cluster.client() as client:
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def locked_room(site: Site, quick: bool) -> str:
+    """A room for outputs to which others can hardly write."""
+    size = QUICK if quick else WHOLE
+    memory, room = Memory(FIRST_OFFSET + 4 * ROW), Memory(size.locked_bytes)
+    with site.cluster.client() as client, filling(room.descriptor, room.size):
         inputs = [("x", FLOAT | SHARED, [1, ROW], memory.reference(room=room))]
         fates = Counter(ask(client, "double", inputs) for _ in range(size.requests))
-    over.set()
-    for thread in threads:
-        thread.join()
     memory.close()
     room.close()
+    return listed(fates)
+
+
+def locked_region(site: Site, quick: bool) -> str:
+    """System shared memory of the gateway to which others can hardly write."""
+    size = QUICK if quick else WHOLE
+    memory = SharedMemory(f"clockwork-attack-{secrets.token_hex(8)}", create=True, size=size.locked_bytes)
+    connection = http.client.HTTPConnection("127.0.0.1", site.http_port, timeout=ATTACK_S_MAX)
+
+    def post(path: str, fields: Any) -> int:
+        connection.request("POST", path, json.dumps(fields), {"Authorization": f"Bearer {site.token}"})
+        with connection.getresponse() as response:
+            response.read()
+            return response.status
+
+    where = {"key": memory.name, "offset": 0, "byte_size": memory.size}
+    assert post("/v2/systemsharedmemory/region/attack/register", where) == 200
+    lies = {"shared_memory_region": "attack", "shared_memory_byte_size": 4 * ROW}
+    body = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, ROW], "parameters": lies}],
+        "outputs": [{"name": "y", "parameters": lies | {"shared_memory_offset": KEPT_BYTES}}],
+    }
+    path = os.open(f"/dev/shm/{memory.name}", os.O_RDWR | os.O_CLOEXEC)
+    with contextlib.closing(connection), filling(path, memory.size):
+        fates = Counter(str(post("/v2/models/double/infer", body)) for _ in range(size.requests))
+    os.close(path)
+    memory.close()
+    memory.unlink()
     return listed(fates)
 
 
@@ -223,4 +268,5 @@ ATTACKS = {
     "leased memory": Attack("worker", leased_memory, _double),
     "huge memory": Attack("worker", huge_memory, _double),
     "locked room": Attack("worker", locked_room, _double),
+    "locked region": Attack("gateway", locked_region, _double),
 }

@@ -508,6 +508,22 @@ DRAIN_LIMIT_NS = 10_000_000_000
 DRAIN_SETTLE_NS = 1_000_000_000
 """Time for which an idle worker that stops waits for the controller's word that no more actions are on their way."""
 
+# ----- copies from and to clients' memory, in workers and gateways -----------------------------
+
+COPY_THREADS = 4
+"""Threads that copy from and to clients' memory, each for one owner at a time: so many owners have to make copies stand
+still before others wait."""
+
+COPY_PIECE_BYTES = 4 << 20
+"""Bytes after which it is another owner's turn: a millisecond or two."""
+
+COPIES_MAX = 4_096
+OWNER_COPIES_MAX = 1_024
+"""Copies that wait, in all and for each owner. A copy is of one request's inputs or outputs."""
+
+COPIES_CLOSE_S = 1.0
+"""Time for which a process that ends waits for each of these threads."""
+
 # ----- the client ----------------------------------------------------------------------------
 
 CLIENT_TIMEOUT_NS = 30_000_000_000

@@ -210,6 +210,9 @@ REGION_NAME_CHARS_MAX = 256
 SHARED_MEMORY_KEY_BYTES_MAX = 255
 """Longest name of a file in /dev/shm: the file system's own bound."""
 
+REGION_COPY_S = 10.0
+"""Time for the copies of a request's tensors from and to shared memory, of its inputs and of its outputs each."""
+
 REGIONS_SWEEP_S = 10.0
 """Interval at which regions are removed whose callers have gone."""
 

@@ -17,18 +17,7 @@ DEVICES_ALONE_MAX = 12
 STALE_WAKES_MAX = 1024
 """Stale entries that the heap of wake-ups may have beyond one for each device, before it is built anew."""
 
-# ----- worker/{copies,memory}.py ---------------------------------------------------------------
-
-COPY_THREADS = 4
-"""Threads that copy from and to clients' memory, each for one client at a time: so many clients have to make copies stand
-still before others wait."""
-
-COPY_PIECE_BYTES = 4 << 20
-"""Bytes after which it is another client's turn: a millisecond or two."""
-
-COPIES_MAX = 4_096
-OWNER_COPIES_MAX = 1_024
-"""Copies that wait, in all and for each process that lends memory. A copy is of one request's inputs or outputs."""
+# ----- worker/{snapshots,runner}.py -------------------------------------------------------------
 
 SNAPSHOT_BYTES_MAX = 1 << 30
 OWNER_SNAPSHOT_BYTES_MAX = 512 << 20
@@ -42,9 +31,6 @@ ROOM_WAIT_NS = 50_000_000
 ROOM_WAIT_BYTE_NS = 10
 """Time for writing outputs to a client's memory, and what is added for each byte: after that they are sent, so that no
 client's memory delays the answers of a batch for long."""
-
-COPIES_CLOSE_S = 1.0
-"""Time for which a worker that ends waits for each of these threads."""
 
 # ----- worker/preparation.py -------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import logging
 import math
 import socket
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import grpc
@@ -301,6 +301,7 @@ class GrpcServer:
         try:
             try:
                 inference = await _read(read, context.time_remaining(), shared, service.aside)
+                await shared.read(inference.frames)
                 if request.inputs and not read.raw:
                     size = _converted_bytes(request, inference.frames)
                     service.hold(size)
@@ -316,9 +317,9 @@ class GrpcServer:
                     "binary data, or for fewer outputs"
                 )
             service.answers.come(held, size, now_ns())
-            pieces, sent = _response(
-                inference, service.chosen(inference, answer), answer.model_version, frames, shared
-            )
+            chosen = service.chosen(inference, answer)
+            delivered = await shared.deliver(chosen, frames)
+            pieces, sent = _response(inference, chosen, answer.model_version, frames, delivered)
         finally:
             shared.release()
             service.hold(-converted)
@@ -579,7 +580,8 @@ async def _read(
         if remote[index]:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
-            frame: Frame = shared.input(_parameters(tensor), code, shape, name)
+            shared.input(_parameters(tensor), code, shape, name, index)
+            frame: Frame = b""  # until Shared.read()
         elif raw:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
@@ -647,9 +649,14 @@ def _frame_of(code: int, elements: Any, name: str) -> Frame:
 
 
 def _response(
-    inference: Inference, chosen: list[NamedTensorRef], version: int, frames: list[Frame], shared: Shared
+    inference: Inference,
+    chosen: list[NamedTensorRef],
+    version: int,
+    frames: list[Frame],
+    delivered: Collection[str],
 ) -> tuple[list[Any], int]:
-    """The pieces of a ModelInferResponse, and the bytes of tensors in it.
+    """The pieces of a ModelInferResponse, and the bytes of tensors in it. delivered: the outputs that have been written to
+    shared memory.
 
     protobuf would copy the tensors into its message, and once more out of it: they are put behind its bytes instead, as
     the fields that they are on the wire."""
@@ -661,7 +668,7 @@ def _response(
     for name, code, shape, frame in chosen:
         response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)
         # An output in shared memory has an empty place here, because clients count the places by outputs.
-        content = b"" if shared.deliver(name, frames[frame]) else frames[frame]
+        content = b"" if name in delivered else frames[frame]
         raw += [*_begun(_RAW_OUTPUT, len(content)), content]
         sent += len(content)
     return [response.SerializeToString(), *raw], sent

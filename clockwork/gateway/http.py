@@ -13,7 +13,7 @@ import logging
 import socket
 import ssl
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, cast
 
 from aiohttp import web
@@ -393,12 +393,15 @@ class HttpServer:
                 else:
                     try:
                         inference, wants = self._read(request, path, body, shared)
+                        await shared.read(inference.frames)
                     except InvalidInput as error:
                         raise await service.blame(*_named(path), error) from None
                 service.answers.ask(held, inference.model, now_ns())
                 answer, frames = await service.infer(inference, PROTOCOL, request.headers)
                 service.answers.come(held, sum(map(len, frames)), now_ns())
-                response = _answer(inference, wants, answer, frames, shared)
+                chosen = service.chosen(inference, answer)
+                delivered = await shared.deliver(chosen, frames)
+                response = _answer(inference, wants, answer, chosen, frames, delivered)
             finally:
                 shared.release()
                 service.hold(-len(body))
@@ -745,7 +748,8 @@ def _inputs(
         if REGION in parameters:
             if size is not None or "data" in row:
                 raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
-            frame: Frame = shared.input(parameters, code, shape, name)
+            shared.input(parameters, code, shape, name, len(frames))
+            frame: Frame = b""  # until Shared.read()
         elif size is None:
             frame = frame_of_json(code, shape, row.get("data"), name)
         elif type(size) is not int or not 0 <= size <= len(rest) - offset:
@@ -783,18 +787,24 @@ def _wants(fields: dict[str, Any], parameters: dict[str, Any], shared: Shared) -
 
 
 def _answer(
-    inference: Inference, wants: _Wants, answer: Answer, frames: list[Frame], shared: Shared
+    inference: Inference,
+    wants: _Wants,
+    answer: Answer,
+    chosen: list[NamedTensorRef],
+    frames: list[Frame],
+    delivered: Collection[str],
 ) -> web.Response | tuple[dict[str, str], list[bytes | Listed], list[Any]]:
-    """A response; or, if it is large, its headers, the parts of its JSON, and its binary data.
+    """A response; or, if it is large, its headers, the parts of its JSON, and its binary data. delivered: the outputs that
+    have been written to shared memory.
 
     Raises TooLarge, and InvalidInput for an output that has no form in JSON."""
     rows: list[tuple[dict[str, Any], Listed | None]] = []
     binary: list[Any] = []
     binary_bytes = listed_bytes = 0
-    for name, code, shape, frame in InferenceService.chosen(inference, answer):
+    for name, code, shape, frame in chosen:
         row: dict[str, Any] = {"name": name, "datatype": NAME_OF[code], "shape": shape}
         listed: Listed | None = None
-        if shared.deliver(name, frames[frame]):
+        if name in delivered:
             pass
         elif wants.binary(name):
             piece = memoryview(frames[frame])

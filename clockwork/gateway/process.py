@@ -174,6 +174,8 @@ class Gateway:
             if operator is not client:
                 await operator.close()
             service.close()
+            if regions is not None:
+                regions.close()
             self._release()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)

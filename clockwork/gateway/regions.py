@@ -5,10 +5,15 @@ owns. Other users see neither. Memory is read and written with pread() and pwrit
 each request: a mapping would end the gateway with SIGBUS when its caller makes the file shorter, and a descriptor kept
 would keep memory alive that its caller has given up. What a request reads is therefore a copy that cannot change, and
 all that the gateway keeps of a region is its row in a table.
+
+The owner decides how long a copy takes (a write waits while the owner makes the file larger, for example), so threads
+beside the gateway's loop do it (system/copies.py), in turns of the owners. To open a file never waits: only files on the
+mount of FOLDER itself are opened, which is memory, and never one with a lease.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -16,13 +21,15 @@ import fcntl
 import os
 import signal
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clockwork.config import COPY_PIECE_BYTES
 from clockwork.config.gateway import (
     OWNER_REGIONS_MAX,
     REGION_BYTES_MAX,
+    REGION_COPY_S,
     REGION_NAME_CHARS_MAX,
     REGION_UNHELD_SWEEPS,
     REGIONS_MAX,
@@ -31,7 +38,9 @@ from clockwork.config.gateway import (
 from clockwork.errors import InvalidInput, Refused
 from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
 from clockwork.gateway.tensors import check_size
-from clockwork.wire.messages import Reason
+from clockwork.system.copies import Copies, Work
+from clockwork.system.files import mount_of
+from clockwork.wire.messages import NamedTensorRef, Reason
 from clockwork.wire.telling import tell
 from clockwork.wire.transport import Frame
 
@@ -75,6 +84,8 @@ class Regions:
         self._folder = folder
         self._owners: dict[int, dict[str, Region]] = {}
         self._count = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._copies = Copies(self._wake, "user")
 
     def register(self, owner: int, name: Any, key: Any, offset: Any, byte_size: Any) -> None:
         """Make memory that ``owner`` owns known under a name of his. Raises InvalidInput, and Refused past the bounds."""
@@ -149,35 +160,82 @@ class Regions:
             )  # fmt: skip
         return Place(region, offset, size)
 
-    def read(self, owner: int, place: Place) -> bytes:
-        """A copy of the bytes at a place. Raises InvalidInput where the file has gone or become shorter."""
-        region = place.region
-        with self._of(owner, region, os.O_RDONLY) as descriptor:
-            # One call of pread() takes at most 2 GiB - 4 KiB; a request is far smaller.
-            data = os.pread(descriptor, place.size, region.offset + place.offset)
-        if len(data) != place.size:
-            raise _too_short(region)
-        return data
+    async def read(self, owner: int, places: Sequence[Place]) -> list[Frame]:
+        """Copies of the bytes at places. Raises InvalidInput where a file has gone or become shorter, or is not to be read
+        within REGION_COPY_S."""
+        frames: list[Frame] = []
+        await self._carry_out(owner, self._reading(owner, places, frames))
+        return frames
 
-    def write(self, owner: int, place: Place, frame: Frame) -> None:
-        """Copy a tensor's bytes to a place, which is at least as large. Raises InvalidInput as read() does."""
-        region, data = place.region, memoryview(frame).cast("B")
-        assert data.nbytes <= place.size
-        begin = region.offset + place.offset
-        with self._of(owner, region, os.O_RDWR) as descriptor:
-            # Writing beyond its end would make the file longer again.
-            if os.fstat(descriptor).st_size < begin + data.nbytes:
-                raise _too_short(region)
-            try:
-                written = os.pwrite(descriptor, data, begin)
-            except OSError as error:  # a page of a sparse file, and no memory left for it
-                raise InvalidInput(
-                    f"cannot write to shared memory region {region.name!r}: {error.strerror}"
-                ) from None
-        if written != data.nbytes:
+    async def write(self, owner: int, places: Sequence[tuple[Place, Frame]]) -> None:
+        """Copy tensors' bytes to places, which are at least as large. Raises InvalidInput as read() does."""
+        await self._carry_out(owner, self._writing(owner, places))
+
+    def _reading(self, owner: int, places: Sequence[Place], frames: list[Frame]) -> Work:
+        for place in places:
+            frames.append(bytearray(place.size))
+            region, left = place.region, memoryview(frames[-1])
+            begin = region.offset + place.offset
+            with self._of(owner, region, os.O_RDONLY) as descriptor:
+                while left:
+                    try:
+                        count = os.preadv(descriptor, [left[:COPY_PIECE_BYTES]], begin)
+                    except OSError as error:
+                        raise _failed("read from", region, error) from None
+                    if count == 0:
+                        raise _too_short(region)
+                    left, begin = left[count:], begin + count
+                    yield
+
+    def _writing(self, owner: int, places: Sequence[tuple[Place, Frame]]) -> Work:
+        for place, frame in places:
+            region, left = place.region, memoryview(frame).cast("B")
+            assert left.nbytes <= place.size
+            begin = region.offset + place.offset
+            with self._of(owner, region, os.O_RDWR) as descriptor:
+                while left:
+                    # Writing beyond its end would make the file longer again.
+                    if os.fstat(descriptor).st_size < begin + left.nbytes:
+                        raise _too_short(region)
+                    try:
+                        count = os.pwrite(descriptor, left[:COPY_PIECE_BYTES], begin)
+                    except OSError as error:  # a page of a sparse file, and no memory left for it
+                        raise _failed("write to", region, error) from None
+                    left, begin = left[count:], begin + count
+                    yield
+
+    async def _carry_out(self, owner: int, work: Work) -> None:
+        """Have a copy done beside the loop. Raises InvalidInput."""
+        self._loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = self._loop.create_future()
+        copy = self._copies.submit(owner, work, done)
+        try:
+            async with asyncio.timeout(REGION_COPY_S):
+                await done
+        except TimeoutError:
             raise InvalidInput(
-                f"only {written} of {data.nbytes} bytes fit into shared memory region {region.name!r}"
-            )
+                f"the shared memory of user {owner} was not copied within {REGION_COPY_S:g} s",
+                expected=f"at most {REGION_COPY_S:g} s",
+            ) from None
+        finally:
+            self._copies.drop(copy)
+
+    def _wake(self) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(self._take_copies)
+
+    def _take_copies(self) -> None:
+        for copy in self._copies.ended():
+            if not copy.subject.done():
+                if copy.error is not None:
+                    copy.subject.set_exception(copy.error)
+                else:
+                    copy.subject.set_result(None)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._copies.close()
 
     def sweep(self) -> None:
         """Forget what callers who are gone have left: regions whose file has gone or been replaced, and those whose file
@@ -193,30 +251,38 @@ class Regions:
     @contextlib.contextmanager
     def _opened(self, owner: int, file_name: str, key: str, mode: int) -> Iterator[int]:
         """A descriptor of a shared-memory file that the owner owns. Raises InvalidInput."""
-        try:
-            # NONBLOCK: anybody may have put a FIFO there, at which open() would wait.
-            descriptor = os.open(
-                self._folder / file_name, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            )
-        except OSError as error:
-            why = {
-                errno.ENOENT: f"there is no {self._folder / file_name} on the gateway's machine",
-                errno.ELOOP: "it is a symbolic link",
-                errno.EACCES: f"the gateway (user {os.geteuid()}) has no right to it",
-            }.get(error.errno or 0, error.strerror)
-            raise InvalidInput(f"Unable to open shared memory region: {key!r}: {why}", got=key) from None
-        try:
-            found = os.fstat(descriptor)
-            # Whether somebody else's file is there is none of the caller's business beyond what `ls` shows.
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
-                raise InvalidInput(
-                    f"Unable to open shared memory region: {key!r}: it is no shared memory of user {owner}, "
-                    "whose program asks",
-                    expected=f"memory of user {owner}", got=key,
-                )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+
+            def opened(path: Path | str, how: int) -> int:
+                found = os.open(path, how | os.O_CLOEXEC)
+                stack.callback(os.close, found)
+                return found
+
+            try:
+                # Only looked at: to open a FIFO, a device or a file of a user's own file system may wait, or do something.
+                folder = opened(self._folder, os.O_PATH)
+                seen = opened(self._folder / file_name, os.O_PATH | os.O_NOFOLLOW)
+                if mount_of(seen) != mount_of(folder):
+                    raise OSError(errno.EXDEV, "it is on another file system")
+                found = os.fstat(seen)
+                if stat.S_ISLNK(found.st_mode):
+                    raise OSError(errno.ELOOP, "it is a symbolic link")
+                # Whether somebody else's file is there is none of the caller's business beyond what `ls` shows.
+                if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
+                    raise InvalidInput(
+                        f"Unable to open shared memory region: {key!r}: it is no shared memory of user {owner}, "
+                        "whose program asks",
+                        expected=f"memory of user {owner}", got=key,
+                    )  # fmt: skip
+                # NONBLOCK: of a file with a lease it is refused at once.
+                descriptor = opened(f"/proc/self/fd/{seen}", mode | os.O_NONBLOCK)
+            except OSError as error:
+                why = {
+                    errno.ENOENT: f"there is no {self._folder / file_name} on the gateway's machine",
+                    errno.EACCES: f"the gateway (user {os.geteuid()}) has no right to it",
+                }.get(error.errno or 0, error.strerror)
+                raise InvalidInput(f"Unable to open shared memory region: {key!r}: {why}", got=key) from None
             yield descriptor
-        finally:
-            os.close(descriptor)
 
     @contextlib.contextmanager
     def _of(self, owner: int, region: Region, mode: int) -> Iterator[int]:
@@ -256,9 +322,9 @@ class Regions:
 
 
 class Shared:
-    """What one request has in shared memory: its inputs, which are read at once, and the places for its outputs."""
+    """What one request has in shared memory: its inputs, and the places for its outputs."""
 
-    __slots__ = ("_find_owner", "_held", "_hold", "_limit", "_outputs", "_owner", "_regions")
+    __slots__ = ("_find_owner", "_held", "_hold", "_inputs", "_limit", "_outputs", "_owner", "_regions")
 
     def __init__(
         self, regions: Regions | None, find_owner: Callable[[], int], hold: Callable[[int], None], limit: int
@@ -271,10 +337,13 @@ class Shared:
         self._hold = hold
         self._held = 0
         self._limit = limit
+        self._inputs: dict[int, Place] = {}  # by frame
         self._outputs: dict[str, Place] = {}
 
-    def input(self, parameters: Mapping[str, Any], code: int, shape: Sequence[int], name: str) -> bytes:
-        """The bytes of an input that lies in shared memory. Raises InvalidInput, TooLarge or Refused."""
+    def input(
+        self, parameters: Mapping[str, Any], code: int, shape: Sequence[int], name: str, frame: int
+    ) -> None:
+        """Note where an input is to be read. frame: its number. Raises InvalidInput, TooLarge or Refused."""
         regions, owner = self._known(f"input {name!r}")
         place = regions.place(owner, parameters, f"input {name!r}")
         check_size(code, shape, place.size, name)
@@ -284,30 +353,42 @@ class Shared:
             )
         self._hold(place.size)
         self._held += place.size
-        return regions.read(owner, place)
+        self._inputs[frame] = place
+
+    async def read(self, frames: list[Frame]) -> None:
+        """Put the bytes of the inputs into their frames. Raises InvalidInput."""
+        if self._inputs:
+            regions, owner = self._known("an input")
+            found = await regions.read(owner, list(self._inputs.values()))
+            for number, frame in zip(self._inputs, found):
+                frames[number] = frame
 
     def output(self, parameters: Mapping[str, Any], name: str) -> None:
         """Note where an output is to be written. Raises InvalidInput."""
         regions, owner = self._known(f"output {name!r}")
         self._outputs[name] = regions.place(owner, parameters, f"output {name!r}")
 
-    def deliver(self, name: str, frame: Frame) -> bool:
-        """Write an output where it is to go; False if it travels in the answer instead. The answer says no more of it
-        than its shape: perf_analyzer takes any parameter of an output for one of binary data. Raises InvalidInput where
-        the output does not fit."""
-        place = self._outputs.get(name)
-        if place is None:
-            return False
-        size = memoryview(frame).nbytes
-        if size > place.size:
-            raise InvalidInput(
-                f"shared memory size specified with the request for output {name!r} ({place.size} bytes) should be at "
-                f"least {size} bytes to hold the results",
-                name, f"at least {size} bytes", f"{place.size} bytes",
-            )  # fmt: skip
-        regions, owner = self._known(f"output {name!r}")
-        regions.write(owner, place, frame)
-        return True
+    async def deliver(self, chosen: Sequence[NamedTensorRef], frames: Sequence[Frame]) -> Collection[str]:
+        """Write outputs where they are to go: the names of these. All others travel in the answer, which says of these no more
+        than their shape: perf_analyzer takes any parameter of an output for one of binary data. Raises InvalidInput where
+        an output does not fit."""
+        found = {}
+        for name, _, _, frame in chosen:
+            place = self._outputs.get(name)
+            if place is None:
+                continue
+            size = memoryview(frames[frame]).nbytes
+            if size > place.size:
+                raise InvalidInput(
+                    f"shared memory size specified with the request for output {name!r} ({place.size} bytes) should be at "
+                    f"least {size} bytes to hold the results",
+                    name, f"at least {size} bytes", f"{place.size} bytes",
+                )  # fmt: skip
+            found[name] = (place, frames[frame])
+        if found:
+            regions, owner = self._known("an output")
+            await regions.write(owner, list(found.values()))
+        return found
 
     def release(self) -> None:
         """Count the inputs' bytes no longer."""
@@ -371,6 +452,10 @@ def _file_name(key: Any) -> str:
             expected="a name of shared memory", got=tell(key),
         )  # fmt: skip
     return name
+
+
+def _failed(how: str, region: Region, error: OSError) -> InvalidInput:
+    return InvalidInput(f"cannot {how} shared memory region {region.name!r}: {error.strerror}")
 
 
 def _too_short(region: Region) -> InvalidInput:

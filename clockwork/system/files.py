@@ -1,8 +1,9 @@
-"""Files that outlast a power cut."""
+"""Files: that they outlast a power cut, and on which mount they are."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -13,3 +14,12 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def mount_of(descriptor: int) -> int:
+    """The number of the mount that an open file is on. Only the kernel is asked, not the file's file system, which may take
+    any time to answer; open it with O_PATH for the same reason."""
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb", buffering=0) as file:
+        found = re.search(rb"^mnt_id:\s*(\d+)", file.read(4096), re.MULTILINE)
+    assert found is not None, "the kernel says the mount of every file"
+    return int(found[1])

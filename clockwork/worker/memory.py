@@ -2,7 +2,7 @@
 
 Nothing here trusts its owner, who may write to it, lock it or make it shorter at any time. So it is never mapped, and no
 tensor is computed on, or even checked, in it: inputs are read into memory of the worker's own, and outputs written, by
-threads that may wait (copies.py). What is opened is known to be such memory before it is opened, since to open another
+threads that may wait (system/copies.py). What is opened is known to be such memory before it is opened, since to open another
 file may wait, or do something: a FIFO, a device, a file of a remote or a user's file system, a file with a lease.
 """
 
@@ -11,18 +11,19 @@ from __future__ import annotations
 import functools
 import hmac
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from clockwork.config.worker import COPY_PIECE_BYTES
+from clockwork.config import COPY_PIECE_BYTES
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidInput
+from clockwork.system.copies import Work
+from clockwork.system.files import mount_of
 from clockwork.wire.messages import TensorRef
 from clockwork.wire.shared import FIRST_OFFSET, KEY_BYTES, MAGIC, SHARED, Reference, aligned, unpack
 from clockwork.wire.tensors import STRING, tensor_bytes
 from clockwork.wire.transport import Frame
-from clockwork.worker.copies import Snapshots
+from clockwork.worker.snapshots import Snapshots
 
 
 class Room(NamedTuple):
@@ -44,7 +45,7 @@ class Room(NamedTuple):
             at += aligned(size) if fits else 0
         return found
 
-    def write(self, outputs: Sequence[TensorView], places: Sequence[int]) -> Iterator[None]:
+    def write(self, outputs: Sequence[TensorView], places: Sequence[int]) -> Work:
         """Write the outputs that have places, piece by piece. Raises InvalidInput where the room is gone, as it is with
         its client, or cannot be written to."""
         with _Opened(self.process, self.descriptor, self.key, os.O_RDWR) as descriptor:
@@ -107,7 +108,7 @@ class SharedInputs:
         if self.room is None and reference.room_bytes > 0:
             self.room = Room(reference.process, reference.room, reference.room_key, reference.room_bytes)
 
-    def read(self, snapshots: Snapshots) -> Iterator[None]:
+    def read(self, snapshots: Snapshots) -> Work:
         """Copy the inputs, piece by piece. Raises InvalidInput where their memory is not what the references say."""
         for place, dtype, shape, size, reference in self._wanted:
             with _Opened(reference.process, reference.descriptor, reference.key, os.O_RDONLY) as descriptor:
@@ -164,7 +165,7 @@ def _open_memory(path: str, mode: int) -> int:
     seen = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if (
-            _mount(seen) != _mount_of_memory()
+            mount_of(seen) != _mount_of_memory()
         ):  # that of huge pages has another: there may be none left to read
             raise OSError("it is no memory of ordinary pages")
         # NONBLOCK: of memory with a lease it is refused at once.
@@ -173,19 +174,11 @@ def _open_memory(path: str, mode: int) -> int:
         os.close(seen)
 
 
-def _mount(descriptor: int) -> int:
-    """The number of the mount that a file is on."""
-    with open(f"/proc/self/fdinfo/{descriptor}", "rb", buffering=0) as file:
-        found = re.search(rb"^mnt_id:\s*(\d+)", file.read(4096), re.MULTILINE)
-    assert found is not None, "the kernel says the mount of every file"
-    return int(found[1])
-
-
 @functools.cache
 def _mount_of_memory() -> int:
     descriptor = os.memfd_create("clockwork-worker", os.MFD_CLOEXEC)
     try:
-        return _mount(descriptor)
+        return mount_of(descriptor)
     finally:
         os.close(descriptor)
 

@@ -36,6 +36,7 @@ from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
 from clockwork.formats.package import PackageStore
 from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.system.copies import Copies
 from clockwork.system.limits import go_first, raise_descriptor_limit
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
@@ -69,7 +70,6 @@ from clockwork.wire.messages import (
 from clockwork.wire.shared import MACHINE, machine_id
 from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker.clock import Jitter, WorkerClock
-from clockwork.worker.copies import Copies
 from clockwork.worker.devices import open_clocks, open_devices
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.runner import RESERVATION, ActionRunner, Answer, DeviceQueue, Outcome, refusal
@@ -127,7 +127,7 @@ class Worker:
             holders, store, self._send, self.wake, start_over=self._start_over, need_time=self._need_time
         )
         self._complaints = Complaints(log, ("malformed", "failed"))
-        self._copies = Copies(self.wake)
+        self._copies = Copies(self.wake, "process")
         self._machine = machine_id()
         self._runner = ActionRunner(devices, self._models, self._clock, self._complaints, self._copies)
         self._poller = Poller([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])

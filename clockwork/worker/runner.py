@@ -31,6 +31,7 @@ from clockwork.config.worker import END_PAUSE_S, ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS
 from clockwork.device.base import Completion, Device, TensorView
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.system.clock import now_ns
+from clockwork.system.copies import Copies, Copy
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import (
@@ -51,10 +52,10 @@ from clockwork.wire.messages import (
 from clockwork.wire.shared import PLACE, SHARED
 from clockwork.wire.transport import Frame
 from clockwork.worker.clock import WorkerClock
-from clockwork.worker.copies import Copies, Copy, Snapshots
 from clockwork.worker.memory import Room, views
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
+from clockwork.worker.snapshots import Snapshots
 
 log = logging.getLogger("clockwork.worker")
 
@@ -130,12 +131,6 @@ class _Copying:
     def __init__(self, due_ns: int) -> None:
         self.due_ns = due_ns  # when it is answered although copies are under way
         self.copies: list[Copy] = []  # that have not ended
-
-    def drop(self) -> None:
-        """Wait for its copies no longer."""
-        for copy in self.copies:
-            copy.is_dropped = True
-        self.copies.clear()  # each refers to this: such a circle would wait for the collector
 
 
 class _Arriving(_Copying):
@@ -227,9 +222,9 @@ class ActionRunner:
     def reset(self) -> None:
         """Drop every action: the controller has given them up as well."""
         for arriving in self._arriving.values():
-            arriving.drop()
+            self._drop(arriving)
         for leaving in self._leaving.values():
-            leaving.drop()
+            self._drop(leaving)
         self._arriving.clear()
         self._leaving.clear()
         self._held.clear()
@@ -275,7 +270,7 @@ class ActionRunner:
                     work = inputs.read(self._snapshots)
                     arriving.copies.append(self._copies.submit(inputs.process, work, (arriving, 0, ())))
         except InvalidInput:
-            arriving.drop()
+            self._drop(arriving)
             raise
         self._arriving[action.action_id] = arriving
         return []
@@ -288,6 +283,10 @@ class ActionRunner:
                 continue
             copying, part, places = copy.subject
             copying.copies.remove(copy)
+            if copy.error is not None and not isinstance(copy.error, InvalidInput):
+                self._complaints.note(
+                    "failed", now, "failed to copy from or to a client's memory", copy.error
+                )
             if type(copying) is _Leaving:
                 if copy.error is None:
                     copying.places[part] = places
@@ -295,7 +294,10 @@ class ActionRunner:
                     del self._leaving[copying.completion.action_id]
                     answers.append(self._result(copying))
             elif copy.error is not None:
-                answers.append(self._refuse(copying, Status.INVALID_INPUT, str(copy.error), now))
+                is_theirs = isinstance(copy.error, InvalidInput)
+                status = Status.INVALID_INPUT if is_theirs else Status.DEVICE_ERROR
+                text = str(copy.error) if is_theirs else "the worker failed to copy an input"
+                answers.append(self._refuse(copying, status, text, now))
             elif not copying.copies:
                 del self._arriving[copying.action.action_id]
                 answers += self.receive(copying.action, copying.parts, now, copying.rooms)
@@ -365,7 +367,7 @@ class ActionRunner:
             answers.append(self._refuse(arriving, Status.TOO_LATE, text, now))
         for leaving in [one for one in self._leaving.values() if one.due_ns <= now]:
             del self._leaving[leaving.completion.action_id]
-            leaving.drop()
+            self._drop(leaving)
             answers.append(self._result(leaving))
         return answers
 
@@ -461,11 +463,17 @@ class ActionRunner:
         answers.append(refusal(action_id, status, text, held.received_ns))
         self._obey(queue, queue.queue.step(Ended(now_ns(), action_id)), answers)
 
+    def _drop(self, copying: _Copying) -> None:
+        """Wait for an action's copies no longer."""
+        for copy in copying.copies:
+            self._copies.drop(copy)
+        copying.copies.clear()  # each refers to the action: such a circle would wait for the collector
+
     def _refuse(self, arriving: _Arriving, status: Status, text: str, now: int) -> Answer:
         """End an action whose inputs are being copied."""
         action_id = arriving.action.action_id
         del self._arriving[action_id]
-        arriving.drop()
+        self._drop(arriving)
         return refusal(action_id, status, text, self._clock.to_worker(now))
 
     def _leave(self, completion: Completion, held: _Held, now: int) -> _Leaving:

@@ -138,6 +138,37 @@ def test_memory_that_is_gone_or_short_ends_no_gateway(http: Http, memory: Shared
     assert "there is no" in register(http, memory, "again").json["error"]
 
 
+def test_a_copy_that_stands_still_holds_nobody_else(
+    http: Http, gateway: Gateway, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel has a write wait while its file's owner fills the file with pages, which may be gigabytes."""
+    register(http, memory)
+    begun, gate, real = threading.Event(), threading.Event(), os.pwrite
+
+    def held(descriptor: int, data: Any, offset: int) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(memory.name):
+            begun.set()
+            assert gate.wait(PATIENCE_S)
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", held)
+    answers = []
+    other = Http(gateway.ports["http"])
+    asking = threading.Thread(target=lambda: answers.append(other.infer(body_of())))
+    asking.start()
+    try:
+        assert begun.wait(PATIENCE_S)
+        sent = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, -2.0]}]}
+        assert http.infer(sent).status == 200
+        assert not answers
+    finally:
+        gate.set()
+        asking.join()
+        other.close()
+    assert answers[0].status == 200
+    assert bytes(memory.buf) == VALUES.tobytes() * 2
+
+
 def test_a_key_never_leaves_the_folder_of_shared_memory(http: Http, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(64))
     for key in (str(tmp_path / "secret"), f"..{tmp_path}/secret", "/../etc/passwd", ".."):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import mmap
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +29,19 @@ OTHER = ME + 1
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Regions:
-    return Regions(tmp_path)
+def table(tmp_path: Path) -> Iterator[Regions]:
+    table = Regions(tmp_path)
+    yield table
+    table.close()
+
+
+def read(table: Regions, owner: int, place: Place) -> bytes:
+    [found] = asyncio.run(table.read(owner, [place]))
+    return bytes(found)
+
+
+def write(table: Regions, owner: int, place: Place, data: bytes) -> None:
+    asyncio.run(table.write(owner, [(place, data)]))
 
 
 def make(folder: Path, name: str = "memory", content: bytes = bytes(range(64))) -> Path:
@@ -43,8 +59,8 @@ def test_a_place_is_read_and_written_by_region_and_offset(table: Regions, tmp_pa
     path = make(tmp_path)
     table.register(ME, "r", "/memory", 16, 32)
     place = table.place(ME, parameters(4, 8), "input")
-    assert table.read(ME, place) == bytes(range(24, 28))
-    table.write(ME, place, b"abcd")
+    assert read(table, ME, place) == bytes(range(24, 28))
+    write(table, ME, place, b"abcd")
     assert path.read_bytes() == bytes(range(24)) + b"abcd" + bytes(range(28, 64))
     described = {"name": "r", "key": "/memory", "offset": 16, "byte_size": 32}
     assert [one.described() for one in table.status(ME, "")] == [described]
@@ -67,12 +83,51 @@ def test_what_is_no_memory_of_the_users_own_is_not_opened(table: Regions, tmp_pa
         (ME, "nope", "there is no .*/nope on the gateway's machine"),
         (ME, "link", "symbolic link"),
         (ME, "fifo", f"no shared memory of user {ME}"),
-        (ME, "folder", "Is a directory"),
+        (ME, "folder", f"no shared memory of user {ME}"),
         (OTHER, "memory", f"no shared memory of user {OTHER}"),
     ):
         with pytest.raises(InvalidInput, match=words):
             table.register(owner, "r", key, 0, 1)
         assert table.status(owner, "") == []
+
+
+def test_files_on_other_mounts_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may mount a file system of his own there, which answers to no open()."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    folder, _, name = next(
+        where.rpartition("/") for where in (line.split()[4] for line in mounts) if where.count("/") > 1
+    )
+    assert os.path.ismount(f"{folder}/{name}")
+    table = Regions(Path(folder))
+    with pytest.raises(InvalidInput, match="on another file system"):
+        table.register(ME, "r", name, 0, 1)
+    table.close()
+
+
+@pytest.mark.timeout(30)
+def test_a_file_with_a_lease_is_refused_at_once(table: Regions, tmp_path: Path) -> None:
+    """An open() that waits for the lease would take 45 s (/proc/sys/fs/lease-break-time)."""
+    path = make(tmp_path)
+    with open(path, "r+b") as holder:
+        fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(InvalidInput, match="temporarily unavailable"):
+            table.register(ME, "r", "memory", 0, 64)
+    table.register(ME, "r", "memory", 0, 64)
+
+
+def test_memory_that_is_not_copied_in_time_is_an_error(
+    table: Regions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    place = table.place(ME, parameters(), "input")
+    gate, real = threading.Event(), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *all: gate.wait(60) and real(*all))
+    monkeypatch.setattr(regions, "REGION_COPY_S", 0.01)
+    with pytest.raises(InvalidInput, match=rf"memory of user {ME} was not copied within 0\.01 s"):
+        write(table, ME, place, b"12345678")
+    gate.set()
 
 
 def test_nobody_sees_names_or_removes_anothers_region(table: Regions, tmp_path: Path) -> None:
@@ -89,7 +144,7 @@ def test_nobody_sees_names_or_removes_anothers_region(table: Regions, tmp_path: 
     # Nor does the memory open for another user, whatever he has registered.
     place = table.place(ME, parameters(), "input")
     with pytest.raises(InvalidInput, match=f"no shared memory of user {OTHER}"):
-        table.read(OTHER, place)
+        read(table, OTHER, place)
 
 
 def test_a_name_is_registered_once_and_again_when_its_memory_is_new(table: Regions, tmp_path: Path) -> None:
@@ -101,9 +156,9 @@ def test_a_name_is_registered_once_and_again_when_its_memory_is_new(table: Regio
     path.rename(tmp_path / "old")  # keeps its inode, so that the new file has another
     make(tmp_path, content=b"new memory")
     with pytest.raises(InvalidInput, match="was made anew"):
-        table.read(ME, place)
+        read(table, ME, place)
     table.register(ME, "r", "memory", 0, 10)
-    assert table.read(ME, table.place(ME, parameters(3), "input")) == b"new"
+    assert read(table, ME, table.place(ME, parameters(3), "input")) == b"new"
 
 
 def test_bounds_of_regions_and_places(table: Regions, tmp_path: Path) -> None:
@@ -145,12 +200,12 @@ def test_memory_that_shrinks_is_an_error_and_no_signal(table: Regions, tmp_path:
     place = table.place(ME, parameters(64), "input")
     os.truncate(path, 10)
     with pytest.raises(InvalidInput, match="has become shorter"):
-        table.read(ME, place)
+        read(table, ME, place)
     with pytest.raises(InvalidInput, match="has become shorter"):
-        table.write(ME, place, bytes(64))
+        write(table, ME, place, bytes(64))
     assert path.stat().st_size == 10, "and it is not made longer again"
     path.unlink()
-    for call in (lambda: table.read(ME, place), lambda: table.write(ME, place, b"x")):
+    for call in (lambda: read(table, ME, place), lambda: write(table, ME, place, b"x")):
         with pytest.raises(InvalidInput, match="there is no"):
             call()
 
@@ -229,11 +284,14 @@ def test_a_request_counts_what_it_reads_and_reads_no_more_than_a_request_may(
     table.register(ME, "r", "memory", 0, 64)
     held = Held()
     shared = Shared(table, lambda: ME, held, 100)
-    assert shared.input(parameters(64), tensors.UINT8, [64], "a") == bytes(range(64))
+    shared.input(parameters(64), tensors.UINT8, [64], "a", 1)
     with pytest.raises(TooLarge, match="more than 100 bytes"):
-        shared.input(parameters(64), tensors.UINT8, [64], "b")
+        shared.input(parameters(64), tensors.UINT8, [64], "b", 2)
     with pytest.raises(InvalidInput, match="takes 12 bytes, got 8"):
-        shared.input(parameters(8), tensors.FLOAT, [3], "c")
+        shared.input(parameters(8), tensors.FLOAT, [3], "c", 2)
+    frames = [b"sent", b""]
+    asyncio.run(shared.read(frames))
+    assert frames == [b"sent", bytes(range(64))]
     shared.release()
     assert (held.now, held.most) == (0, 64)
 
@@ -242,19 +300,23 @@ def test_an_output_is_written_where_it_fits(table: Regions, tmp_path: Path) -> N
     path = make(tmp_path)
     table.register(ME, "r", "memory", 0, 64)
     shared = Shared(table, lambda: ME, Held(), 100)
-    assert not shared.deliver("y", b"12345678"), "it was not asked for there"
+
+    def delivered(*outputs: tuple[str, bytes]) -> list[str]:
+        chosen = [[name, tensors.UINT8, [len(data)], number] for number, (name, data) in enumerate(outputs)]
+        return list(asyncio.run(shared.deliver(chosen, [data for _, data in outputs])))
+
+    assert delivered(("y", b"12345678")) == [], "it was not asked for there"
     shared.output(parameters(8, 8), "y")
-    assert shared.deliver("y", b"1234")
+    assert delivered(("z", b"123456789"), ("y", b"1234")) == ["y"]
     assert path.read_bytes()[8:16] == b"1234" + bytes(range(12, 16))
     with pytest.raises(InvalidInput, match=r"for output 'y' \(8 bytes\) should be at least 9 bytes"):
-        shared.deliver("y", b"123456789")
-    assert not shared.deliver("z", b"123456789")
+        delivered(("y", b"123456789"))
 
 
 def test_where_shared_memory_is_off_a_request_for_it_is_refused() -> None:
     shared = Shared(None, lambda: ME, Held(), 100)
     with pytest.raises(Unsupported, match="--shared-memory"):
-        shared.input(parameters(), tensors.UINT8, [8], "x")
+        shared.input(parameters(), tensors.UINT8, [8], "x", 0)
     with pytest.raises(Unsupported, match="--shared-memory"):
         shared.output(parameters(), "y")
 
@@ -280,4 +342,4 @@ def test_a_place_is_only_written_as_far_as_it_goes(table: Regions, tmp_path: Pat
     found = make(tmp_path).stat()
     region = Region("r", "memory", 0, 64, (found.st_dev, found.st_ino))
     with pytest.raises(AssertionError):
-        table.write(ME, Place(region, 0, 4), b"12345")
+        write(table, ME, Place(region, 0, 4), b"12345")

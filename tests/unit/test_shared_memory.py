@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -32,10 +31,10 @@ from clockwork.wire import codec, shared
 from clockwork.wire.messages import FROM_CLIENT, Answer
 from clockwork.wire.shared import FIRST_OFFSET, MAGIC, PLACE, SHARED, Reference, machine_id, unpack
 from clockwork.wire.tensors import FLOAT, INT32, INT64, STRING, UINT8, encode_array
-from clockwork.worker import copies
 from clockwork.worker import memory as worker_memory
-from clockwork.worker.copies import Copies, Snapshots
+from clockwork.worker import snapshots as worker_snapshots
 from clockwork.worker.memory import Room, SharedInputs
+from clockwork.worker.snapshots import Snapshots
 from tests.fuzz.mutate import odd_bytes
 
 LARGE = CLIENT_SHARED_TENSOR_BYTES
@@ -516,8 +515,8 @@ def test_a_room_that_is_gone_or_anothers_is_not_written_to(lender: ClientMemory)
 
 
 def test_snapshots_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "SNAPSHOT_BYTES_MAX", 1 << 20)
-    monkeypatch.setattr(copies, "OWNER_SNAPSHOT_BYTES_MAX", 512 << 10)
+    monkeypatch.setattr(worker_snapshots, "SNAPSHOT_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(worker_snapshots, "OWNER_SNAPSHOT_BYTES_MAX", 512 << 10)
     snapshots = Snapshots()
     mine = snapshots.take(1, 400 << 10)
     with pytest.raises(InvalidInput, match=rf"process 1's tensors {400 << 10} bytes, at most {512 << 10}"):
@@ -541,7 +540,7 @@ def test_snapshots_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.Mon
 def test_snapshots_without_use_give_their_pages_back() -> None:
     snapshots = Snapshots()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copies, "SNAPSHOT_IDLE_NS", 10)
+        patch.setattr(worker_snapshots, "SNAPSHOT_IDLE_NS", 10)
         found = snapshots.take(1, 1 << 20)
         found[:] = 7
         for now in (0, 20, 40):
@@ -557,89 +556,3 @@ def test_snapshots_without_use_give_their_pages_back() -> None:
         for now in (75, 85):
             snapshots.tidy(now)
         assert not snapshots.take(1, 1 << 20).any()
-
-
-class Stage:
-    """Copies whose threads do what a test says."""
-
-    def __init__(self) -> None:
-        self.ended = threading.Semaphore(0)
-        self.copies = Copies(self.ended.release)
-        self.done: list[Any] = []
-
-    def work(self, name: str, pieces: int, gate: threading.Event | None = None) -> Iterator[None]:
-        for piece in range(pieces):
-            if gate is not None:
-                assert gate.wait(60)
-            self.done.append((name, piece))
-            yield
-
-
-def test_a_copy_that_stands_still_holds_its_owners_other_copies_alone() -> None:
-    stage, gate = Stage(), threading.Event()
-    held = stage.copies.submit(1, stage.work("still", 1, gate), "still")
-    stage.copies.submit(1, stage.work("behind", 1), "behind")
-    for owner in range(2, 12):
-        stage.copies.submit(owner, stage.work(f"{owner}", 2), owner)
-    for _ in range(10):
-        assert stage.ended.acquire(timeout=60)
-    assert sorted(one.subject for one in stage.copies.ended()) == list(range(2, 12))
-    assert ("behind", 0) not in stage.done
-    held.is_dropped = True
-    gate.set()
-    for _ in range(2):
-        assert stage.ended.acquire(timeout=60)
-    assert [one.subject for one in stage.copies.ended()] == ["still", "behind"]
-    stage.copies.close()
-
-
-def test_owners_take_turns_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "COPY_THREADS", 1)
-    stage, gate = Stage(), threading.Event()
-    stage.copies.submit(1, stage.work("first", 3, gate), None)
-    stage.copies.submit(1, stage.work("second", 1), None)
-    stage.copies.submit(2, stage.work("other", 2), None)
-    gate.set()
-    for _ in range(3):
-        assert stage.ended.acquire(timeout=60)
-    names = [name for name, _ in stage.done]
-    assert names.index("second") > 3
-    assert "other" in names[:3]
-    stage.copies.close()
-
-
-def test_a_copy_that_is_dropped_goes_on_no_further_and_closes_its_files() -> None:
-    stage, gate, closed = Stage(), threading.Event(), threading.Event()
-
-    def work() -> Iterator[None]:
-        try:
-            yield from stage.work("dropped", 5, gate)
-        finally:
-            closed.set()
-
-    copy = stage.copies.submit(1, work(), None)
-    copy.is_dropped = True
-    gate.set()
-    assert stage.ended.acquire(timeout=60)
-    assert len(stage.done) <= 1
-    assert closed.is_set() or not stage.done
-    stage.copies.close()
-
-
-def test_copies_that_wait_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "OWNER_COPIES_MAX", 3)
-    monkeypatch.setattr(copies, "COPIES_MAX", 4)
-    stage, gate = Stage(), threading.Event()
-    for _ in range(3):
-        stage.copies.submit(1, stage.work("mine", 1, gate), None)
-    with pytest.raises(InvalidInput, match=r"3 copies of process 1's memory wait .* at most 3"):
-        stage.copies.submit(1, stage.work("mine", 1, gate), None)
-    stage.copies.submit(2, stage.work("other", 1, gate), None)
-    with pytest.raises(InvalidInput, match=r"4 copies of clients' memory wait .* at most 4"):
-        stage.copies.submit(3, stage.work("third", 1, gate), None)
-    gate.set()
-    for _ in range(4):
-        assert stage.ended.acquire(timeout=60)
-    stage.copies.submit(3, stage.work("third", 1), None)
-    assert stage.ended.acquire(timeout=60)
-    stage.copies.close()

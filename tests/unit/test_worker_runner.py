@@ -8,11 +8,11 @@ from typing import Any, cast
 from clockwork.config import PREPARATION_RUN_NS, WATCH_INTERVAL_NS
 from clockwork.device.base import Completion, Device
 from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.system.copies import Copies
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import FROM_WORKER, DeviceInfo, Infer, Load, Reserve, Result, Status
 from clockwork.worker.clock import WorkerClock
-from clockwork.worker.copies import Copies
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.runner import NO_PHASE, ActionRunner, Answer
 
@@ -74,7 +74,7 @@ class Stage:
             cast(WorkerModels, self.models),
             WorkerClock(),
             Complaints(logging.getLogger(), ("failed",)),
-            Copies(lambda: None),
+            Copies(lambda: None, "process"),
         )
         self.now = now_ns()
 

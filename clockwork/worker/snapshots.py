@@ -1,0 +1,94 @@
+"""A worker's private memory for copies of clients' tensors, bounded for each owner and in all."""
+
+from __future__ import annotations
+
+import collections
+import mmap
+import threading
+import weakref
+
+import numpy as np
+
+from clockwork.config.worker import OWNER_SNAPSHOT_BYTES_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_IDLE_NS
+from clockwork.errors import InvalidInput
+from clockwork.wire.shared import Ranges, aligned
+from clockwork.wire.tensors import Array
+
+
+class Snapshots:
+    """The memory.
+
+    It is one mapping, of which the lowest free place is taken, so that its pages are used again; after a while without
+    use they go back to the system. What is taken is free again when nobody holds it any more. take() may be called by
+    any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._memory: mmap.mmap | None = None  # made at the first use
+        self._bytes: Array = np.empty(0, np.uint8)
+        self._ranges = Ranges(0, SNAPSHOT_BYTES_MAX)
+        self._used: dict[int, int] = {}  # bytes, by owner
+        # Of what is held no more: owner, offset, size. A reference may end anywhere, also while the lock is held.
+        self._returned: collections.deque[tuple[int, int, int]] = collections.deque()
+        self._used_ns = 0  # of the last tidy() that found something taken
+        self._was_used = False  # since the last tidy()
+        self._has_pages = False
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that are held."""
+        with self._lock:
+            self._take_back()
+            return sum(self._used.values())
+
+    def take(self, owner: int, size: int) -> Array:
+        """So many bytes, aligned, with anything in them. Raises InvalidInput where a bound is reached."""
+        whole = aligned(size)
+        with self._lock:
+            self._take_back()
+            used = self._used.get(owner, 0)
+            if used + whole > OWNER_SNAPSHOT_BYTES_MAX:
+                raise _no_room(size, f"of process {owner}'s tensors {used}", OWNER_SNAPSHOT_BYTES_MAX)
+            if self._memory is None:
+                try:
+                    self._memory = mmap.mmap(-1, SNAPSHOT_BYTES_MAX, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                except OSError as error:
+                    raise InvalidInput(
+                        f"this worker has no memory for copies of clients' tensors: {error.strerror}"
+                    ) from None
+                self._bytes = np.frombuffer(self._memory, np.uint8)
+            offset = self._ranges.take(whole)
+            if offset is None:
+                raise _no_room(size, f"of clients' tensors {sum(self._used.values())}", SNAPSHOT_BYTES_MAX)
+            self._used[owner] = used + whole
+            self._was_used = True
+        found = self._bytes[offset : offset + size]
+        weakref.finalize(found, self._returned.append, (owner, offset, whole)).atexit = False
+        return found
+
+    def tidy(self, now: int) -> None:
+        """Give the memory's pages back, if nobody has held any of them for a while."""
+        with self._lock:
+            self._take_back()
+            if self._used or self._was_used:
+                self._used_ns, self._was_used, self._has_pages = now, False, True
+            elif self._has_pages and now - self._used_ns >= SNAPSHOT_IDLE_NS:
+                assert self._memory is not None
+                self._memory.madvise(mmap.MADV_DONTNEED)
+                self._has_pages = False
+
+    def _take_back(self) -> None:
+        while self._returned:
+            owner, offset, whole = self._returned.popleft()
+            self._ranges.give_back(offset, whole)
+            self._used[owner] -= whole
+            if not self._used[owner]:
+                del self._used[owner]
+
+
+def _no_room(size: int, what: str, most: int) -> InvalidInput:
+    return InvalidInput(
+        f"no room for a copy of {size} bytes: this worker holds {what} bytes, at most {most} at once",
+        expected=f"at most {most} bytes", got=f"{size} more",
+    )  # fmt: skip

@@ -1,0 +1,121 @@
+"""Work on others' memory, in turns of its owners (clockwork/system/copies.py)."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from clockwork.errors import InvalidInput
+from clockwork.system import copies
+from clockwork.system.copies import Copies, Work
+
+
+class Stage:
+    """Copies whose threads do what a test says."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Semaphore(0)
+        self.copies = Copies(self.ended.release, "process")
+        self.done: list[Any] = []
+
+    def work(self, name: str, pieces: int, gate: threading.Event | None = None) -> Work:
+        for piece in range(pieces):
+            if gate is not None:
+                assert gate.wait(60)
+            self.done.append((name, piece))
+            yield
+
+
+def test_a_copy_that_stands_still_holds_its_owners_other_copies_alone() -> None:
+    stage, gate = Stage(), threading.Event()
+    held = stage.copies.submit(1, stage.work("still", 1, gate), "still")
+    stage.copies.submit(1, stage.work("behind", 1), "behind")
+    for owner in range(2, 12):
+        stage.copies.submit(owner, stage.work(f"{owner}", 2), owner)
+    for _ in range(10):
+        assert stage.ended.acquire(timeout=60)
+    assert sorted(one.subject for one in stage.copies.ended()) == list(range(2, 12))
+    assert ("behind", 0) not in stage.done
+    stage.copies.drop(held)
+    gate.set()
+    for _ in range(2):
+        assert stage.ended.acquire(timeout=60)
+    assert [one.subject for one in stage.copies.ended()] == ["still", "behind"]
+    stage.copies.close()
+
+
+def test_owners_take_turns_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "COPY_THREADS", 1)
+    stage, gate = Stage(), threading.Event()
+    stage.copies.submit(1, stage.work("first", 3, gate), None)
+    stage.copies.submit(1, stage.work("second", 1), None)
+    stage.copies.submit(2, stage.work("other", 2), None)
+    gate.set()
+    for _ in range(3):
+        assert stage.ended.acquire(timeout=60)
+    names = [name for name, _ in stage.done]
+    assert names.index("second") > 3
+    assert "other" in names[:3]
+    stage.copies.close()
+
+
+def test_a_copy_that_is_dropped_goes_on_no_further_and_closes_its_files() -> None:
+    stage, gate, closed = Stage(), threading.Event(), threading.Event()
+
+    def work() -> Work:
+        try:
+            yield from stage.work("dropped", 5, gate)
+        finally:
+            closed.set()
+
+    copy = stage.copies.submit(1, work(), None)
+    behind = stage.copies.submit(1, stage.work("behind", 1), None)
+    for one in (copy, behind):
+        stage.copies.drop(one)
+    assert behind.work.gi_frame is None, "it holds nothing any more"
+    gate.set()
+    assert stage.ended.acquire(timeout=60)
+    assert len(stage.done) <= 1
+    assert closed.is_set() or not stage.done
+    assert list(stage.copies.ended()) == [copy]
+    stage.copies.drop(copy)
+    stage.copies.close()
+
+
+def test_copies_that_wait_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "OWNER_COPIES_MAX", 3)
+    monkeypatch.setattr(copies, "COPIES_MAX", 4)
+    stage, gate = Stage(), threading.Event()
+    for _ in range(3):
+        stage.copies.submit(1, stage.work("mine", 1, gate), None)
+    with pytest.raises(InvalidInput, match=r"3 copies of process 1's memory wait .* at most 3"):
+        stage.copies.submit(1, stage.work("mine", 1, gate), None)
+    stage.copies.submit(2, stage.work("other", 1, gate), None)
+    with pytest.raises(InvalidInput, match=r"4 copies of clients' memory wait .* at most 4"):
+        stage.copies.submit(3, stage.work("third", 1, gate), None)
+    gate.set()
+    for _ in range(4):
+        assert stage.ended.acquire(timeout=60)
+    stage.copies.submit(3, stage.work("third", 1), None)
+    assert stage.ended.acquire(timeout=60)
+    stage.copies.close()
+
+
+def test_whatever_a_copy_raises_is_its_askers_and_the_threads_go_on() -> None:
+    stage = Stage()
+
+    def fails(error: Exception) -> Work:
+        yield
+        raise error
+
+    errors = [AssertionError("a defect"), OSError("a disk"), InvalidInput("a client")]
+    for error in errors * 4:
+        stage.copies.submit(1, fails(error), error)
+    for _ in range(12):
+        assert stage.ended.acquire(timeout=60)
+    ended = list(stage.copies.ended())
+    assert len(ended) == 12
+    assert all(one.error is one.subject for one in ended)
+    stage.copies.close()

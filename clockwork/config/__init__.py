@@ -163,7 +163,15 @@ EVENTS_RECEIVED_BYTES_MAX = 64 << 10
 subscription."""
 
 SUBSCRIBERS_MAX = 1_024
-"""Subscribers to a controller's events; a further connection is ended."""
+"""Connections to a controller's events: a quarter of them without a subscription yet, of which a further one ends the oldest
+of the address with the most; the others with one, of which a further one ends the oldest of an address that has more."""
+
+SUBSCRIPTIONS_PER_LOOK = 256
+"""Subscriptions that a publisher takes in at once: half a millisecond."""
+
+DESCRIPTORS_KEPT = 64
+DESCRIPTORS_LEAST = 64
+"""Descriptors that a controller keeps for files, and those that it needs for connections."""
 
 CHUNK_BYTES = 1 << 20
 """Size of the chunks in which files travel, small so that no request waits long behind a chunk."""
@@ -333,6 +341,12 @@ class ConnectionBounds:
     unread_bytes_all: int = UNREAD_BYTES_ALL_MAX
     unread_ns: int = UNREAD_NS
     memory_share: float = MEMORY_SHARE_MAX  # of limits.memory_bytes()
+
+    def within(self, greeted: int, ungreeted: int) -> ConnectionBounds:
+        """These bounds, with at most so many connections."""
+        return dataclasses.replace(
+            self, greeted=min(self.greeted, greeted), ungreeted=min(self.ungreeted, ungreeted)
+        )
 
 
 CLIENT_CONNECTIONS = ConnectionBounds()

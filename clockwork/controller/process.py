@@ -81,6 +81,7 @@ from clockwork.controller.queries import OUTCOMES, Queries
 from clockwork.controller.recorder import FlightRecorder, RecordingFile
 from clockwork.controller.registration import Registrar
 from clockwork.controller.repairs import Repairs
+from clockwork.controller.seats import divide
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.source_reports import SourceReports
 from clockwork.controller.storage import CatalogJobs, StorageThread
@@ -93,7 +94,7 @@ from clockwork.scheduler._core import TEXTS
 from clockwork.scheduler.recording import Header
 from clockwork.scheduler.types import ModelFault, ModelGone, ModelReady, ModelRemoved
 from clockwork.system.clock import now_ns
-from clockwork.system.limits import raise_descriptor_limit
+from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
 from clockwork.system.words import say_count
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import Reason, Reply, Status
@@ -135,6 +136,7 @@ class Controller:
         self._stopping = False
         self._recording: RecordingFile | None = None
         self._telemetry: TelemetryProcess | None = None
+        self.seats = seats = divide(descriptor_limit(), open_descriptors())
         self._catalog = Catalog(settings.data)
         self._catalog.open()
         self._transport = Transport()
@@ -145,7 +147,9 @@ class Controller:
             self._worker_router = self._transport.router(
                 settings.worker_endpoint, keys, Port.WORKERS, gate, monitored=True
             )
-            self._publisher = self._transport.publisher(settings.events_endpoint, keys, Port.EVENTS, gate)
+            self._publisher = self._transport.publisher(
+                settings.events_endpoint, keys, Port.EVENTS, gate, seats.subscribers
+            )
             # Last, so that one that cannot start spoils no files of another that runs.
             if settings.record is not None:
                 self._recording = RecordingFile(
@@ -177,7 +181,10 @@ class Controller:
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
             turn_bytes=TURN_HEADER_BYTES, turn_python_ns=TURN_PYTHON_NS,
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
-            connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds}, ring=self._ring,
+            connections={
+                CLIENTS: settings.client_bounds.within(seats.clients, seats.clients_ungreeted),
+                WORKERS: settings.worker_bounds.within(seats.workers, seats.workers_ungreeted),
+            }, ring=self._ring,
         )  # fmt: skip
         self._flight = FlightRecorder(
             self._ring, header, settings.data, self._scheduler.held, epoch, self._scheduler.save, self._exchange.pause
@@ -209,6 +216,7 @@ class Controller:
             self._repairs,
             settings.policy,
             started_ns,
+            seats,
         )
         self._clients = Clients(
             context, access, served, self._table, self._registrar, reports, metrics, self.queries
@@ -235,8 +243,10 @@ class Controller:
         self._carry_out()
         self._repairs.start()
         log.info(
-            "controller %s listens for clients on %s and for workers on %s; %s in %s",
+            "controller %s listens for clients on %s and for workers on %s; %s in %s; room for %d clients, %d workers and "
+            "%d subscribers",
             VERSION, self.client_endpoint, self.worker_endpoint, say_count(len(records), "model"), settings.data,
+            seats.clients, seats.workers, seats.subscribers,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -246,6 +256,7 @@ class Controller:
     def run(self, wake_fd: int = -1) -> None:
         """Serve until stop(). wake_fd: a descriptor that becomes readable when a signal has come."""
         others = [self._storage.fileno(), self._repairs.fileno(), self._flight.fileno()]
+        others.append(self._publisher.fileno)
         others += [wake_fd] if wake_fd >= 0 else []
         exchange, context, needs = self._exchange, self._context, self._needs
         exchange.wait_on([*self._worker_router.filenos, *self._client_router.filenos], others)
@@ -291,6 +302,7 @@ class Controller:
         self._storage.drain(self._after_job_failed)
         self._repairs.drain(self._after_job_failed)
         self._flight.drain(self._after_job_failed)
+        self._publisher.follow()
         if self._context.now_ns >= self._heartbeat_ns:
             self._beat()
 
@@ -338,7 +350,7 @@ class Controller:
         if count := self._publisher.look():
             self._context.complain(
                 "events cut",
-                f"{count} connections for events were ended: they say more than a subscriber has to",
+                f"{count} connections for events were ended: they said more than a subscriber has to, or nothing in time",
             )
         self._context.publish("counts", {"held": self._exchange.held_count, **self.queries.count_all()})
 

@@ -14,6 +14,7 @@ from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.preparations import Preparations
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.repairs import Repairs
+from clockwork.controller.seats import Seats
 from clockwork.controller.versions import Versions
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.formats.prepared import TensorSpec
@@ -49,6 +50,7 @@ class Queries:
         repairs: Repairs,
         policy: str,
         started_ns: int,
+        seats: Seats,
     ) -> None:
         self._context = context
         self._exchange = context.exchange
@@ -60,6 +62,7 @@ class Queries:
         self._repairs = repairs
         self._policy = policy
         self._started_ns = started_ns
+        self._seats = seats
 
     def answer(self, query: Query) -> Any:
         """The body of the reply to a query for status, models or model. Raises ModelNotFound and InvalidInput."""
@@ -166,6 +169,11 @@ class Queries:
             "policy": self._policy,
             "uptime_ns": now_ns() - self._started_ns,
             "clients": len(self._links.clients),
+            "seats": {
+                "clients": self._seats.clients,
+                "workers": self._seats.workers,
+                "subscribers": self._seats.subscribers,
+            },
             "ready": not why,
             "why_not_ready": why,
             "models": states,

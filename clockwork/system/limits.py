@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def raise_descriptor_limit() -> int:
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):  # fs.nr_open is lower: the limit stays
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return descriptor_limit()
 
 
 def memory_bytes() -> int:
@@ -91,8 +92,25 @@ def bounded_memory(bytes_: int) -> Iterator[None]:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process that are in memory; 0 on systems that do not say so in /proc."""
+    """Bytes of this process that are in memory; 0 on systems that do not say so in /proc, and where no descriptor is left."""
     if not sys.platform.startswith("linux"):
         return 0
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        return 0
+
+
+def descriptor_limit() -> int:
+    """The most descriptors that this process may have open."""
+    import resource  # see raise_descriptor_limit()
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def open_descriptors() -> int:
+    """Descriptors that this process has open."""
+    return len(os.listdir("/proc/self/fd")) - 1  # but the one that reads this

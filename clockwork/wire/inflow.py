@@ -7,6 +7,7 @@ does the same for the exchange's sockets; this module is for dialled sockets and
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import stat
@@ -69,6 +70,18 @@ class Inflow:
         if duplicate is not None:
             with socket.socket(fileno=duplicate) as connection:
                 end(connection)
+
+    def address(self) -> str:
+        """The peer's address, of IPv6 its network (/64); "" of a unix socket, and of a connection that has ended."""
+        duplicate = self._duplicate()
+        if duplicate is None:
+            return ""
+        with socket.socket(fileno=duplicate) as connection, suppress(OSError, ValueError):
+            one = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
+            if one.version == 6 and one.ipv4_mapped is None:
+                return one.packed[:8].hex()
+            return str(one if one.version == 4 else one.ipv4_mapped)
+        return ""
 
     def _duplicate(self) -> int | None:
         """A new descriptor of this very connection, or None if its number means something else by now."""

@@ -12,6 +12,7 @@ import enum
 import ipaddress
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,11 +24,13 @@ from clockwork.config import (
     EVENTS_RECEIVED_BYTES_MAX,
     EVENTS_TOPIC_BYTES_MAX,
     FRAMES_MAX,
+    HELLO_NS,
     INFLOW_LOOK_NS,
     MESSAGE_BYTES_MAX,
     RECEIVED_BYTES_MAX,
     SEND_QUEUE_MAX,
     SUBSCRIBERS_MAX,
+    SUBSCRIPTIONS_PER_LOOK,
 )
 from clockwork.config.wire import (
     COPY_BYTES,
@@ -174,10 +177,11 @@ class Transport:
         keys: ControllerKeys | None = None,
         port: Port = Port.EVENTS,
         gate: Gate | None = None,
+        subscribers_max: int = SUBSCRIBERS_MAX,
     ) -> Publisher:
-        """Bind a PUB socket for events. Like router()."""
+        """Bind a socket for events. Like router()."""
         self._guard(keys, port, gate)
-        publisher = Publisher(self._context, endpoint, keys, port)
+        publisher = Publisher(self._context, endpoint, keys, port, subscribers_max)
         self._sockets.append(publisher)
         return publisher
 
@@ -249,6 +253,7 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None,
         socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
         socket.set(zmq.ZAP_DOMAIN, port.value.encode())
     socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
+    socket.set(zmq.HANDSHAKE_IVL, HELLO_NS // 1_000_000)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -478,19 +483,73 @@ class Router:
             self._socket.close()
 
 
+_SUBSCRIBES = b"\x01"
+"""How a subscription begins."""
+
+
+class _Subscriber:
+    """A connection to a publisher."""
+
+    __slots__ = ("address", "fd", "inflow", "since_ns")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.since_ns = now_ns()
+        self.inflow = Inflow(fd, self.since_ns)
+        self.address = self.inflow.address()
+
+
+class _Subscribers:
+    """Connections by descriptor, the oldest first, and how many each address has."""
+
+    def __init__(self) -> None:
+        self.by_fd: dict[int, _Subscriber] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, one: _Subscriber) -> None:
+        self.by_fd[one.fd] = one
+        self.counts[one.address] += 1
+
+    def pop(self, fd: int) -> _Subscriber | None:
+        one = self.by_fd.pop(fd, None)
+        if one is not None:
+            self.counts[one.address] -= 1
+            if not self.counts[one.address]:
+                del self.counts[one.address]
+        return one
+
+    def oldest_of_largest(self) -> _Subscriber:
+        """Of the address with the most connections."""
+        [(address, _)] = self.counts.most_common(1)
+        return next(one for one in self.by_fd.values() if one.address == address)
+
+
 class Publisher:
-    """A PUB socket for events. A subscriber that does not keep up loses some."""
+    """A socket for events. A subscriber that does not keep up loses some.
+
+    It is an XPUB socket, because a PUB socket keeps to itself who has subscribed.
+    """
 
     def __init__(
-        self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        keys: ControllerKeys | None,
+        port: Port,
+        subscribers_max: int,
     ) -> None:
-        self._socket = socket = _new_socket(context, zmq.PUB)
+        self._socket = socket = _new_socket(context, zmq.XPUB)
+        socket.set(zmq.XPUB_VERBOSE, 1)  # repeated subscriptions, too: each may be another connection's
         _find_dead_hosts_by_tcp(socket)
         socket.set(zmq.SNDHWM, EVENTS_QUEUE_MAX)
         socket.set(zmq.MAXMSGSIZE, EVENTS_TOPIC_BYTES_MAX)
+        self._waiting_max = max(1, subscribers_max // 4)
+        self._subscribed_max = subscribers_max - self._waiting_max
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
-        self._probe = _zmq.Probe(self._monitor)
-        self._connected: dict[int, Inflow] = {}  # by descriptor
+        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
+        self.fileno = int(self._monitor.get(zmq.FD))  # readable when follow() has something to do
+        self._waiting = _Subscribers()  # for a subscription to come
+        self._subscribed = _Subscribers()
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
         except ConfigError:
@@ -498,36 +557,79 @@ class Publisher:
             raise
 
     def send(self, topic: bytes, body: bytes) -> None:
-        self._follow()
+        self.follow()
         with contextlib.suppress(zmq.Again):
             self._socket.send_multipart([topic, body], zmq.NOBLOCK)
 
     def disconnect_all(self) -> None:
         """End every connection, because libzmq does not say whose key each has. Subscribers whose key is still allowed
         reconnect by themselves, and miss the events sent meanwhile."""
-        self._follow()
-        for inflow in self._connected.values():
-            inflow.end()
+        self.follow()
+        for one in self._all():
+            one.inflow.end()
 
     def look(self) -> int:
-        """End the connections on which a subscriber has sent more than it may. Returns their number."""
-        self._follow()
-        now = now_ns()
-        return sum(inflow.look(now, EVENTS_RECEIVED_BYTES_MAX) for inflow in self._connected.values())
+        """End the connections on which a subscriber has sent more than it may, or nothing in time. Returns their number."""
+        self.follow()
+        now, count = now_ns(), 0
+        for one in list(self._waiting.by_fd.values()):
+            if now - one.since_ns >= HELLO_NS:
+                self._end(self._waiting, one)
+                count += 1
+        return count + sum(one.inflow.look(now, EVENTS_RECEIVED_BYTES_MAX) for one in self._all())
 
-    def _follow(self) -> None:
-        for event, fd in _read_monitor(self._monitor, self._probe):
-            self._connected.pop(fd, None)
+    def follow(self) -> None:
+        """Take in who has come, gone and subscribed."""
+        subscribed = (
+            self._take_subscriptions()
+        )  # before the monitor is read, which then tells of their connections
+        for event, fd in _read_monitor(self._monitor, self._monitor_probe):
+            self._waiting.pop(fd)
+            self._subscribed.pop(fd)
             if event != _DOWN:
-                inflow = Inflow(fd, now_ns())
-                if len(self._connected) >= SUBSCRIBERS_MAX:
-                    inflow.end()
-                else:
-                    self._connected[fd] = inflow
+                self._waiting.add(_Subscriber(fd))
+        for fd in subscribed:
+            one = self._waiting.pop(fd)
+            if one is not None:
+                self._subscribed.add(one)
+                if len(self._subscribed.by_fd) > self._subscribed_max:
+                    self._end(self._subscribed, self._superfluous(one))
+        while len(self._waiting.by_fd) > self._waiting_max:
+            self._end(self._waiting, self._waiting.oldest_of_largest())
+
+    def _all(self) -> list[_Subscriber]:
+        return [*self._waiting.by_fd.values(), *self._subscribed.by_fd.values()]
+
+    def _take_subscriptions(self) -> list[int]:
+        """Descriptors on which subscriptions came."""
+        found: list[int] = []
+        for _ in range(SUBSCRIPTIONS_PER_LOOK):
+            if not self._probe.readable():
+                break
+            frame = _receive_part(self._socket, _NOBLOCK, False)
+            while self._probe.more():
+                _receive_part(self._socket, _NOBLOCK, False)
+            if frame.bytes[:1] == _SUBSCRIBES:
+                with contextlib.suppress(
+                    zmq.ZMQError
+                ):  # a peer that speaks the first ZMTP: it has no descriptor
+                    found.append(int(frame.get(zmq.SRCFD)))
+        return found
+
+    def _superfluous(self, newcomer: _Subscriber) -> _Subscriber:
+        """The subscriber that ends for a newcomer: one of an address that has more of them; else the newcomer itself."""
+        one = self._subscribed.oldest_of_largest()
+        counts = self._subscribed.counts
+        return one if counts[one.address] > counts[newcomer.address] else newcomer
+
+    def _end(self, of: _Subscribers, one: _Subscriber) -> None:
+        one.inflow.end()
+        of.pop(one.fd)
 
     def close(self) -> None:
         if not self._socket.closed:
             self._probe.forget()
+            self._monitor_probe.forget()
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close()

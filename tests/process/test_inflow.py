@@ -230,18 +230,70 @@ def test_a_topic_has_a_size(publisher: Publisher) -> None:
         check_hears(publisher, honest)
 
 
-def test_subscribers_have_a_number(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clockwork.wire.transport.SUBSCRIBERS_MAX", 2)
-    with subscriber(publisher) as first, subscriber(publisher) as second:
+@pytest.fixture
+def small() -> Iterator[Publisher]:
+    """With room for three subscribers, and for one that has not subscribed yet."""
+    transport = Transport()
+    try:
+        yield transport.publisher("tcp://127.0.0.1:0", subscribers_max=4)
+    finally:
+        transport.close()
+
+
+def check_ends(publisher: Publisher, one: socket.socket) -> None:
+    begun = time.monotonic()
+    while not has_ended(one):
         publisher.look()
-        third = zmtp.dial(publisher.endpoint)
-        begun = time.monotonic()
-        while not has_ended(third):
-            publisher.look()
-            assert time.monotonic() - begun < PATIENCE_S
-        third.close()
-        check_hears(publisher, first)
-        check_hears(publisher, second)
+        assert time.monotonic() - begun < PATIENCE_S
+
+
+def subscribers(stack: contextlib.ExitStack, publisher: Publisher) -> list[socket.socket]:
+    """Three that hear, one after the other: until it has subscribed, each has the only seat for that."""
+    found = []
+    for _ in range(3):
+        found.append(stack.enter_context(subscriber(publisher)))
+        check_hears(publisher, found[-1])
+    return found
+
+
+def test_subscribers_have_a_number(small: Publisher) -> None:
+    with contextlib.ExitStack() as stack:
+        honest = subscribers(stack, small)
+        check_ends(small, stack.enter_context(subscriber(small)))
+        for one in honest:
+            check_hears(small, one)
+
+
+def test_an_address_with_many_subscribers_gives_way_to_another_address(small: Publisher) -> None:
+    host, _, port = small.endpoint.removeprefix("tcp://").rpartition(":")
+    with contextlib.ExitStack() as stack:
+        many = subscribers(stack, small)
+        dialled = socket.create_connection((host, int(port)), None, ("127.0.0.2", 0))
+        other = stack.enter_context(zmtp.shake_hands(dialled, kind=b"SUB"))
+        other.sendall(zmtp.message([b"\x01"]))
+        check_hears(small, other)
+        check_ends(small, many[0])
+
+
+def test_connections_without_a_subscription_give_way_to_one_another(small: Publisher) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(zmtp.dial(small.endpoint)) for _ in range(20)]
+        for one in silent[:-1]:
+            check_ends(small, one)
+        check_hears(small, stack.enter_context(subscriber(small)))
+
+
+def test_a_connection_without_a_subscription_has_seconds(
+    monkeypatch: pytest.MonkeyPatch, publisher: Publisher
+) -> None:
+    monkeypatch.setattr("clockwork.wire.transport.HELLO_NS", SECOND // 5)
+    with subscriber(publisher) as honest, contextlib.ExitStack() as stack:
+        check_hears(publisher, honest)
+        check_ends(publisher, stack.enter_context(zmtp.dial(publisher.endpoint)))
+        check_ends(
+            publisher, stack.enter_context(zmtp.shake_hands(zmtp.dial(publisher.endpoint), kind=b"SUB"))
+        )
+        check_hears(publisher, honest)
 
 
 def test_a_subscriber_that_does_not_read_holds_a_few_events(publisher: Publisher) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ from bench import zmtp
 from clockwork import Client
 from clockwork.config import UPLOADS_MAX, ConnectionBounds
 from clockwork.controller._exchange import CLIENTS, WORKERS
+from clockwork.launch.local import held_ports
 from clockwork.system.clock import SECOND
+from clockwork.system.limits import raise_descriptor_limit
 from clockwork.wire import codec, keys, messages, transport
-from tests.process.cluster import eventually
+from tests.process.cluster import Program, eventually
 from tests.process.peers import FakeWorker, RawClient, on_loop, running_controller
 from tests.process.test_controller_connections import running
 
@@ -122,3 +126,42 @@ def test_uploads_that_send_nothing_give_way_to_one_that_does(tmp_path: Path, con
                 assert "try again later" in answer.text
                 answer = honest.register("m", b"model")
         assert type(answer) is messages.Reply
+
+
+FEW = "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); \
+runpy.run_module('clockwork', run_name='__main__', alter_sys=True)"
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of a process and its threads so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_with_256_descriptors_silent_connections_keep_nobody_out(tmp_path: Path) -> None:
+    raise_descriptor_limit()
+    with contextlib.ExitStack() as stack:
+        ports = stack.enter_context(held_ports(3))
+        clients, workers, events = (f"tcp://127.0.0.1:{port}" for port in ports)
+        arguments = ["--listen", clients, "--worker-listen", workers, "--events", events]
+        controller = Program(["controller", *arguments, "--data", str(tmp_path)], code=FEW)
+        stack.callback(controller.destroy)
+        room = controller.wait_for(r"room for (\d+) clients, (\d+) workers and (\d+) subscribers")
+        assert 100 < sum(map(int, room.groups())) < 192
+        for endpoint in (clients, events, workers):
+            for _ in range(400):
+                stack.enter_context(zmtp.dial(endpoint))
+        client = stack.enter_context(Client(clients))
+        assert client.status()["seats"]["clients"] == int(room[1])
+        worker = stack.enter_context(zmtp.open_connection(workers))
+        worker.sendall(zmtp.worker_hello(1))
+        assert type(codec.decode(zmtp.read_message(worker)[0], messages.TO_WORKER)) is messages.WorkerWelcome
+        listener = stack.enter_context(zmtp.shake_hands(zmtp.dial(events), kind=b"SUB"))
+        listener.sendall(zmtp.message([b"\x01counts"]))
+        assert zmtp.read_message(listener)[0] == b"counts"
+        before = processor_s(controller.pid)
+        threading.Event().wait(1)  # with the silent connections there
+        assert processor_s(controller.pid) - before < 0.5, "it does not try again and again to accept"
+        assert len(os.listdir(f"/proc/{controller.pid}/fd")) < 256 - 16
+        assert controller.stop() == 0
+        assert "Too many open files" not in controller.text

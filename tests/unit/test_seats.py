@@ -1,119 +1,27 @@
-"""Seats for connections: who goes when they run out."""
+"""How a controller divides its descriptors."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from clockwork.system.clock import SECOND
-from clockwork.web.seats import Seat, Seats, Standing
+from clockwork.config import CLIENTS_MAX, DESCRIPTORS_KEPT, SUBSCRIBERS_MAX, WORKERS_MAX
+from clockwork.controller.seats import Seats, divide
+from clockwork.errors import ConfigError
 
 
-def seated(
-    seats: Seats, now_s: int, address: str = "10.0.0.1", standing: Standing = Standing.STRANGER
-) -> Seat:
-    """A connection that finds room."""
-    seat = Seat(address, now_s * SECOND, lambda: None)
-    assert seats.take(seat) is None
-    seats.recognize(seat, standing)
-    return seat
+def test_with_many_descriptors_the_bounds_are_the_usual_ones() -> None:
+    assert divide(1 << 20, 40) == Seats(CLIENTS_MAX, 4_096, WORKERS_MAX, 4_096, SUBSCRIBERS_MAX)
 
 
-def test_the_stranger_that_has_waited_longest_makes_room() -> None:
-    seats = Seats(4)
-    client = seated(seats, 0, standing=Standing.CLIENT)
-    first, second = seated(seats, 1), seated(seats, 2, "10.0.0.2")
-    seated(seats, 3, standing=Standing.OPERATOR)
-    newcomer = Seat("10.0.0.3", 4 * SECOND, lambda: None)
-    assert seats.take(newcomer) is first
-    assert first not in seats
-    second.progress(5 * SECOND)
-    assert seats.take(Seat("10.0.0.4", 6 * SECOND, lambda: None)) is newcomer
-    assert client in seats
-    seats.check_invariants()
+@pytest.mark.parametrize("limit", [190, 256, 1_024, 20_000])
+def test_all_seats_together_leave_descriptors_for_files(limit: int) -> None:
+    seats = divide(limit, 40)
+    assert sum(seats) <= limit - 40 - DESCRIPTORS_KEPT
+    assert min(seats) >= 4
 
 
-def test_strangers_displace_each_other_and_one_known_client_at_most() -> None:
-    seats = Seats(4)
-    clients = [seated(seats, at, standing=Standing.CLIENT) for at in range(4)]
-    went = [seats.take(Seat(f"10.0.1.{at}", at * SECOND, lambda: None)) for at in range(10, 200)]
-    assert went[0] is clients[0]
-    assert not set(went[1:]) & set(clients)
-    assert [client in seats for client in clients] == [False, True, True, True]
-
-
-def test_what_is_worked_for_stays_and_the_newcomer_goes() -> None:
-    seats = Seats(2)
-    for at in range(2):
-        seated(seats, at, standing=Standing.CLIENT).begin()
-    newcomer = Seat("10.0.0.9", 9 * SECOND, lambda: None)
-    assert seats.take(newcomer) is newcomer
-    assert seats.vacate() is None
-    assert len(seats) == 2
-
-
-def test_a_client_of_lower_standing_goes_before_an_operator() -> None:
-    seats = Seats(2)
-    operator = seated(seats, 0, standing=Standing.OPERATOR)
-    client = seated(seats, 9, standing=Standing.CLIENT)
-    seats.recognize(operator, Standing.CLIENT)
-    assert operator.standing == Standing.OPERATOR, "a standing is never lost"
-    assert seats.vacate() is client
-    assert seats.vacate() is operator
-
-
-def test_strangers_of_one_address_have_half_of_the_seats() -> None:
-    seats = Seats(6)
-    patient = seated(seats, 0, "10.0.0.2")
-    flood = [seated(seats, at) for at in range(1, 4)]
-    assert seats.take(Seat("10.0.0.1", 4 * SECOND, lambda: None)) is flood[0]
-    seats.recognize(flood[1], Standing.CLIENT)
-    seated(seats, 5)
-    assert patient in seats
-    seats.leave(patient)
-    seats.leave(patient)
-    seats.check_invariants()
-
-
-def test_strangers_have_seconds() -> None:
-    seats = Seats(8)
-    slow, working, known = seated(seats, 0), seated(seats, 0), seated(seats, 0, standing=Standing.CLIENT)
-    working.begin()
-    late = seated(seats, 8)
-    assert seats.overdue(10 * SECOND, 10 * SECOND) == []
-    assert seats.overdue(11 * SECOND, 10 * SECOND) == [slow]
-    working.end(11 * SECOND)
-    assert seats.overdue(20 * SECOND, 10 * SECOND) == [late]
-    assert known in seats
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_whatever_happens_the_bounds_hold_and_the_worst_goes(seed: int) -> None:
-    random_ = random.Random(seed)
-    seats, alive = Seats(random_.randint(1, 9)), []
-    for now_ns in range(400):
-        deed = random_.randrange(6)
-        if deed <= 1 or not alive:
-            seat = Seat(random_.choice("abc"), now_ns, lambda: None)
-            alive.append(seat)
-            vacated = seats.take(seat)
-            if vacated is not None:
-                assert vacated is seat or not vacated.working
-                assert all(
-                    other.working or other.standing >= vacated.standing or other is seat
-                    for other in alive
-                    if other in seats
-                )
-        else:
-            seat = random_.choice(alive)
-            if deed == 2:
-                seat.begin()
-            elif deed == 3 and seat.working:
-                seat.end(now_ns)
-            elif deed == 4:
-                seats.recognize(seat, random_.choice(list(Standing)))
-            elif deed == 5:
-                seats.leave(seat)
-        alive = [seat for seat in alive if seat in seats]
-        seats.check_invariants()
+def test_too_few_descriptors_are_an_error_at_the_start() -> None:
+    with pytest.raises(
+        ConfigError, match=r"may open 128 files and sockets, of which 40 are in use.*ulimit -n"
+    ):
+        divide(128, 40)

@@ -702,6 +702,11 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
         for index, argument in enumerate(launch.args):
             _check_argument(program, variant, argument, sizes, f"{where}: argument {index}")
         _check_widths(variant, launch, where)
+    # An answer is the slot's content, in which other requests were before: what nothing writes would be theirs.
+    written = {one.index for launch in variant.launches for one in launch.args if one.kind == "output"}
+    for index, size in enumerate(outputs):
+        if size and index not in written:
+            raise InvalidModel(f"{place}: no launch gets output {program.outputs[index].name!r} of {size} bytes")
 
 
 def _check_shapes(

@@ -106,7 +106,8 @@ def padded(*sides: tuple[int, int], batches: bool = True, **changes: Any) -> Pro
 
     def one(batch: int, length: int) -> Variant:
         shapes = (batch, length), (batch, length, length)
-        return Variant("host", batch, shapes, ((batch, length),), 0, ())
+        launch = Launch(0, "scale", (1, 1, 1), (32, 1, 1), 0, (Argument("output", 0, 0),))
+        return Variant("host", batch, shapes, ((batch, length),), 0, (launch,))
 
     specs = TensorSpec("x", FLOAT, ("N", "S")), TensorSpec("m", FLOAT, ("N", "S", "S"))
     return dataclasses.replace(
@@ -151,7 +152,8 @@ def test_what_pads_says_so_in_its_format_and_its_hash(directory: Path) -> None:
     ids=["weight", "size"],
 )
 def test_a_table_is_written_in_a_format_of_its_own(directory: Path, made: Program, entry: Argument) -> None:
-    launch = Launch(0, "scale", (1, 1, 1), (32, 1, 1), 0, (Argument("table", 0, 0),))
+    arguments = Argument("output", 0, 0), Argument("table", 0, 0)
+    launch = Launch(0, "scale", (1, 1, 1), (32, 1, 1), 0, arguments)
     last = dataclasses.replace(made.variants[-1], launches=(launch,), table=(entry,))
     written = write_program(directory, dataclasses.replace(made, variants=(*made.variants[:-1], last)))
     assert json.loads((directory / "program.json").read_text())["format"] == 3
@@ -315,6 +317,7 @@ LAUNCH = ("variants", 0, "launches", 0)
         (with_ptx("sm_90", ["weights.bin"] * 2), "target 'sm_90' has PTX of 2 of its 1 modules"),
         (with_ptx("sm_90", ["gone.ptx"]), "'gone.ptx' of target 'sm_90' is not among the files"),
         (put("targets", "host", "modules", ["gone.so"]), "'gone.so' of target 'host' is not among the files"),
+        (put("variants", 1, "launches", []), "variant 1: no launch gets output 'y' of 8 bytes"),
         (put("variants", 1, "batch", 1.5), "batch is an integer"),
         (put("batches", 1), "batches is true or false, not 1"),
         (lambda body: body.pop("weights"), "has no 'weights'"),

@@ -139,6 +139,20 @@ def _changing(
     return listed(fates)
 
 
+def wrong_bools(site: Site, quick: bool) -> str:
+    """A mask of bytes 255, sent and in shared memory: their sum is 255 times the elements that it selects."""
+    size = QUICK if quick else WHOLE
+    mask = b"\xff" * ELEMENTS
+    memory = Memory(FIRST_OFFSET + ELEMENTS)
+    os.pwrite(memory.descriptor, mask, FIRST_OFFSET)
+    x = ("x", FLOAT, [ELEMENTS], np.ones(ELEMENTS, np.float32).tobytes())
+    masks = [("mask", BOOL, [ELEMENTS], mask), ("mask", BOOL | SHARED, [ELEMENTS], memory.reference())]
+    with site.cluster.client() as client:
+        fates = Counter(ask(client, "compress", [x, masks[number % 2]]) for number in range(size.requests))
+    memory.close()
+    return listed(fates)
+
+
 @contextlib.contextmanager
 def leased(memory: Memory) -> Iterator[None]:
     """Hold a write lease on memory, at which an ordinary open() waits for up to 45 s."""
@@ -265,6 +279,7 @@ def _double(quick: bool) -> dict[str, onnx.ModelProto]:
 ATTACKS = {
     "changing mask": Attack("worker", changing_mask, _compress),
     "changing indices": Attack("worker", changing_indices, _gather),
+    "wrong bools": Attack("worker", wrong_bools, _compress),
     "leased memory": Attack("worker", leased_memory, _double),
     "huge memory": Attack("worker", huge_memory, _double),
     "locked room": Attack("worker", locked_room, _double),

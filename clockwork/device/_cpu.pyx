@@ -203,7 +203,11 @@ cdef class Core(Arena):
             order.status = NOT_RESIDENT
             return
         order.copy_in.begin()
-        done = self.feed(order)
+        done = not order.has_wrong_bool()
+        if not done:
+            order.status = INVALID_INPUT
+        else:
+            done = self.feed(order)
         order.copy_in.end()
         if done:
             order.execute.begin()

@@ -41,6 +41,7 @@ cdef int DEVICE_ERROR = Status.DEVICE_ERROR
 cdef int IN_USE = Status.IN_USE
 cdef int BAD_PAGES = Status.BAD_PAGES
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
+cdef int INVALID_INPUT = Status.INVALID_INPUT
 
 
 @cython.no_gc_clear  # its end still needs the table
@@ -572,6 +573,9 @@ cdef class Core(Orders):
 
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil:
         cdef bint revoked
+        if order.has_wrong_bool():
+            order.status = INVALID_INPUT
+            return NULL
         if order.kind != RESERVE and not self.bring_inputs(order):
             order.status = DEVICE_ERROR
             return NULL

@@ -94,6 +94,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         Span execute
         Span copy_out
         char[TEXT_BYTES] text
+        cbool has_wrong_bool()
     cppclass Lanes:
         Hub hub
         Lane input

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <string_view>
 #include <vector>
 
@@ -63,6 +64,17 @@ struct Order : Action {
     Span execute;
     Span copy_out;
     char text[TEXT_BYTES];  // "" where all is well
+
+    // Whether an input of bools has a byte that no bool has, which the text then says. Operators add such bytes up, and give
+    // memory away by the sum.
+    bool has_wrong_bool() noexcept {
+        std::size_t input = 0;
+        int byte = 0;
+        if (kind != Kind::INFER || !parts.find_wrong_bool(input, byte))
+            return false;
+        std::snprintf(text, TEXT_BYTES, "input %zu is of bools and has a byte %d; a bool is 0 or 1", input, byte);
+        return true;
+    }
 };
 
 // A device's lanes, in the order in which an action may pass from one to the next. A CPU has work for two of them.

@@ -3,6 +3,7 @@
 
 #include <Python.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -11,6 +12,7 @@
 
 namespace clockwork::device {
 
+inline constexpr int BOOL = 9;                      // ONNX's code
 inline constexpr int RANK_MOST = 32;                // config.RANK_MAX
 inline constexpr std::int64_t PART_ALIGNMENT = 64;  // of an input's place in a slot, and of an output's in the block
 
@@ -73,6 +75,24 @@ struct Parts {
     Py_buffer& buffer(std::size_t part, std::size_t input) { return pinned[part * input_count + input]; }
 
     std::int64_t& part_end(std::size_t output, std::size_t part) { return part_ends[output * part_count + part]; }
+
+    // The first input of bools with a byte that is neither 0 nor 1, and that byte. False: there is none.
+    bool find_wrong_bool(std::size_t& input, int& byte) const noexcept {
+        for (input = 0; input < input_count; input++) {
+            for (std::size_t part = 0; inputs[input].dtype == BOOL && part < part_count; part++) {
+                const Py_buffer& buffer = pinned[part * input_count + input];
+                const unsigned char* data = static_cast<const unsigned char*>(buffer.buf);
+                unsigned char all = 0;  // no branch, so that the compiler looks at many bytes at once
+                for (Py_ssize_t at = 0; at < buffer.len; at++)
+                    all |= data[at];
+                if (all > 1) {
+                    byte = *std::find_if(data, data + buffer.len, [](unsigned char one) { return one > 1; });
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
 
     std::int64_t row_count() const {
         std::int64_t count = 0;

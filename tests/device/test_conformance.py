@@ -528,6 +528,27 @@ def test_types_that_numpy_lacks_pass_unchanged(driver: Driver, code: int) -> Non
     assert [part[0].dtype for part in done.parts] == [code, code]
 
 
+@pytest.mark.parametrize("byte", [2, 255])
+def test_a_bool_that_is_neither_0_nor_1_is_an_error_of_its_batch(driver: Driver, byte: int) -> None:
+    """Operators add the bytes of bools up and take the sum for a count, by which they then give memory away."""
+    needs_numbers(driver)
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    code, width = TensorProto.BOOL, 1_000
+    model = driver.prepare(case(nodes, {"x": (code, ["n", width])}, {"y": (code, ["n", width])}))
+    driver.end(driver.load(model, 1, []))
+    good = TensorView(code, (2, width), bytes([1, 0]) * width)
+    for place in (0, 7, 8, width + 1, 2 * width - 1):
+        wrong = bytearray(good.data)
+        wrong[place] = byte
+        for parts in ([[good], [good._replace(data=wrong)]], [[good._replace(data=wrong)]]):
+            done = driver.end(driver.infer(model, 1, *parts))
+            assert (done.status, done.parts) == (Status.INVALID_INPUT, [])
+            assert done.text == f"input 0 is of bools and has a byte {byte}; a bool is 0 or 1"
+    done = driver.end(driver.infer(model, 1, [good]))
+    assert done.status == Status.OK
+    assert bytes(done.parts[0][0].data) == good.data
+
+
 SMALL_TYPES = {
     TensorProto.UINT4: b"\x21\x03",
     TensorProto.INT4: b"\x21\x03",

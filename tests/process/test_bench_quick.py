@@ -555,6 +555,7 @@ def test_what_hostile_peers_take() -> None:
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"
     assert grown["endless message"] < 200
+    assert became["wrong bools"] == f"InvalidInput x {lent.QUICK.requests}"
     assert became["leased memory"] == f"InvalidInput x {lent.QUICK.requests}"
     assert became["huge memory"] == f"answered x {len(lent.HUGE_BYTES)}"
     assert max(grown[name] for name in lent.ATTACKS) < 400

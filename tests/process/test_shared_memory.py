@@ -228,6 +228,21 @@ def test_a_tensor_that_its_owner_changes_meanwhile_is_computed_on_as_it_was(
     memory.close()
 
 
+def test_a_mask_of_other_bytes_than_bools_have_is_an_error(cluster: Cluster) -> None:
+    """Compress takes the sum of its mask's bytes for the size of its output, of which it then fills less: the rest is memory
+    that others have used."""
+    x, mask = ("x", FLOAT, [ELEMENTS], bytes(4 * ELEMENTS)), b"\x02" * ELEMENTS
+    memory = Memory(FIRST_OFFSET + ELEMENTS)
+    os.pwrite(memory.descriptor, mask, FIRST_OFFSET)
+    with cluster.client() as client:
+        client.register("masked", selecting("Compress", BOOL), batching="off")
+        for by in (("by", BOOL, [ELEMENTS], mask), ("by", BOOL | SHARED, [ELEMENTS], memory.reference())):
+            assert ask(client, "masked", [x, by]) == "InvalidInput"
+        assert ask(client, "masked", [x, ("by", BOOL, [ELEMENTS], bytes(ELEMENTS))]) == "answered"
+        client.unregister("masked")
+    memory.close()
+
+
 def test_memory_with_a_lease_costs_its_sender_an_error_and_nobody_else_anything(
     cluster: Cluster, sharing: Client
 ) -> None:

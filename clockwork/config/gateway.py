@@ -8,8 +8,15 @@ REQUEST_BYTES_MAX = 64 << 20
 """The largest request, unless told otherwise."""
 
 JSON_BYTES_MAX = 8 << 20
-"""Largest JSON, including the header of a binary request: reading it blocks the loop. Larger inputs travel as binary
-data."""
+"""Largest JSON, including the header of a binary request. Larger inputs travel as binary data."""
+
+JSON_AT_ONCE_BYTES = 64 << 10
+"""JSON that is read at once, in up to 8 ms; more is read piece by piece beside the loop. Largest JSON of requests that are no
+inference."""
+
+JSON_CONTAINERS_MAX = 1 << 19
+"""Lists and objects in JSON that is longer: each is an object that the garbage collector looks at. An image of 512 by 512
+pixels, each a list, has half as many."""
 
 INFLATE_RATIO_MAX = 256
 """Largest ratio of a request's inflated size to its compressed size. zlib's own bound is 1,032."""

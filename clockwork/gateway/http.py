@@ -19,6 +19,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from clockwork.client.calls import request_of
+from clockwork.config import TENSORS_MAX
 from clockwork.config.gateway import (
     ANSWER_PIECE_BYTES,
     BODY_BYTES_PER_S_MIN,
@@ -26,6 +27,7 @@ from clockwork.config.gateway import (
     HEADER_BYTES_MAX,
     JOINED_BYTES_MAX,
     JSON_ANSWER_BYTES_MAX,
+    JSON_AT_ONCE_BYTES,
     JSON_BYTES_MAX,
     LINGER_S,
     SWEEP_S,
@@ -37,6 +39,7 @@ from clockwork.gateway.callers import Address, Caller, end
 from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import Listener
+from clockwork.gateway.long_json import read_inference, read_object
 from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
 from clockwork.gateway.security import Tokens, bearer, is_loopback, names_of
 from clockwork.gateway.service import (
@@ -374,9 +377,9 @@ class HttpServer:
 
     async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
         """The body as JSON; an empty body is an empty object."""
-        body = await self._body(request, JSON_BYTES_MAX)
+        body = await self._body(request, JSON_AT_ONCE_BYTES)
         self._service.hold(-len(body))
-        return _object(body, "the body") if body.strip() else {}
+        return read_object(body, "the body") if body.strip() else {}
 
     # ----- inference ---------------------------------------------------------------------------
 
@@ -386,13 +389,18 @@ class HttpServer:
         shared = service.shared(lambda: _user_of(request), limit)
         connection = cast(_Connection, request.protocol)
         held = Held(connection, 1, connection.reset)
+        converted = 0
         try:
             try:
                 if request.headers.get(HEADER_LENGTH) == "0":
                     inference, wants = await self._read_raw(request, path, body)
                 else:
                     try:
-                        inference, wants = self._read(request, path, body, shared)
+                        inference, wants = await self._read(request, path, body, shared)
+                        # What elements in JSON became, which may be more than they were.
+                        if (size := sum(map(len, inference.frames)) - len(body)) > 0:
+                            service.hold(size)
+                            converted = size
                         await shared.read(inference.frames)
                     except InvalidInput as error:
                         raise await service.blame(*_named(path), error) from None
@@ -404,7 +412,7 @@ class HttpServer:
                 response = _answer(inference, wants, answer, chosen, frames, delivered)
             finally:
                 shared.release()
-                service.hold(-len(body))
+                service.hold(-len(body) - converted)
             if isinstance(response, web.Response):
                 return response
             return await self._send(request, held, *response)
@@ -458,7 +466,7 @@ class HttpServer:
                 for at in range(0, len(view), ANSWER_PIECE_BYTES):
                     yield view[at : at + ANSWER_PIECE_BYTES]
 
-    def _read(
+    async def _read(
         self, request: web.BaseRequest, path: list[str], body: bytes, shared: Shared
     ) -> tuple[Inference, _Wants]:
         """The inference that a request asks for, and the form of its outputs. Raises InvalidInput."""
@@ -484,7 +492,12 @@ class HttpServer:
             )  # fmt: skip
         if length > JSON_BYTES_MAX:
             raise TooLarge(f"JSON of {length} bytes, at most {JSON_BYTES_MAX} are taken; send binary data")
-        fields = _object(body if length == len(body) else body[:length], "the request")
+        text = body if length == len(body) else body[:length]
+        if length <= JSON_AT_ONCE_BYTES:
+            fields = read_object(text, "the request")
+        else:
+            loop = asyncio.get_running_loop()
+            fields = await loop.run_in_executor(self._service.aside, read_inference, text, "the request")
         parameters = _parameters(fields, "the request")
         refuse_sequences(parameters)
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
@@ -689,16 +702,6 @@ def _error(error: ClockworkError) -> web.Response:
     return _json(told.status, told.body, told.headers)
 
 
-def _object(body: bytes, subject: str) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{subject} is no JSON: {str(error)[:200]}") from None
-    if type(value) is not dict:
-        raise InvalidInput(f"{subject} is a JSON object, got {telling.tell(value)}")
-    return value
-
-
 def _parameters(fields: dict[str, Any], subject: str) -> dict[str, Any]:
     parameters = fields.get("parameters")
     if parameters is None:
@@ -710,6 +713,11 @@ def _parameters(fields: dict[str, Any], subject: str) -> dict[str, Any]:
 
 def _listed(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
     rows = fields.get(key)
+    if type(rows) is list and len(rows) > TENSORS_MAX:
+        raise InvalidInput(
+            f"{key} has {len(rows)} objects, at most {TENSORS_MAX} are taken",
+            expected=f"at most {TENSORS_MAX} {key}", got=str(len(rows)),
+        )  # fmt: skip
     if type(rows) is not list or not all(type(row) is dict and type(row.get("name")) is str for row in rows):
         raise InvalidInput(f"{key} must be a list of objects with a name, got {telling.tell(rows)}")
     for row in rows:
@@ -751,7 +759,7 @@ def _inputs(
             shared.input(parameters, code, shape, name, len(frames))
             frame: Frame = b""  # until Shared.read()
         elif size is None:
-            frame = frame_of_json(code, shape, row.get("data"), name)
+            frame = _frame(code, shape, row.get("data"), name)
         elif type(size) is not int or not 0 <= size <= len(rest) - offset:
             raise InvalidInput(
                 f"input {name!r} has binary_data_size {repr(size)[:40]}, but {len(rest) - offset} bytes are left",
@@ -769,6 +777,13 @@ def _inputs(
             expected=f"{offset} bytes", got=f"{len(rest)} bytes",
         )  # fmt: skip
     return references, frames
+
+
+def _frame(code: int, shape: list[int], data: Any, name: str) -> Frame:
+    """Of an input's data, which read_inference() may have read already."""
+    if isinstance(data, InvalidInput):
+        raise data
+    return data if isinstance(data, bytes | memoryview) else frame_of_json(code, shape, data, name)
 
 
 def _wants(fields: dict[str, Any], parameters: dict[str, Any], shared: Shared) -> _Wants:

@@ -8,7 +8,6 @@ not fit its datatype is an error.
 from __future__ import annotations
 
 import array
-import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,12 +15,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from clockwork.config import RANK_MAX
-from clockwork.config.gateway import JSON_ELEMENTS_AT_ONCE
+from clockwork.config import RANK_MAX, STRINGS_MAX
+from clockwork.config.gateway import ELEMENTS_AT_ONCE, JSON_ELEMENTS_AT_ONCE
 from clockwork.errors import InvalidInput
 from clockwork.wire import tensors
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import DTYPES
+from clockwork.wire.transport import Frame
 
 STANDARD = {
     "BOOL": tensors.BOOL, "UINT8": tensors.UINT8, "UINT16": tensors.UINT16, "UINT32": tensors.UINT32,
@@ -96,8 +96,8 @@ def check_size(code: int, shape: Sequence[int], size: int, name: str) -> None:
     )  # fmt: skip
 
 
-def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> bytes:
-    """The raw bytes of a tensor's ``data`` in JSON, nested or flat. Raises InvalidInput."""
+def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> Frame:
+    """The raw bytes of a tensor's ``data`` in JSON, nested or flat, made piece by piece. Raises InvalidInput."""
     if type(data) is not list:
         raise InvalidInput(
             f"input {name!r} has no list of data, and says no binary_data_size", name, "data", tell(data)
@@ -171,11 +171,14 @@ def _flatten(data: list[Any], name: str) -> list[Any]:
             return data
         if not all(type(part) is list for part in data):
             raise InvalidInput(f"input {name!r} has data that is nested unevenly", name, "lists", "a mixture")
-        data = list(itertools.chain.from_iterable(data))
+        flat: list[Any] = []
+        for part in data:
+            flat += part
+        data = flat
     raise InvalidInput(f"input {name!r} has data nested deeper than {RANK_MAX}", name)
 
 
-def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
+def _encode_numbers(code: int, flat: list[Any], name: str) -> Frame:
     typecode = _ARRAY_CODES.get(code)
     if typecode is None:
         datatype = NAME_OF[code]
@@ -184,12 +187,19 @@ def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
             name,
             "binary data",
         )
-    if bool in set(map(type, flat)):  # to Python, a bool is an integer
-        raise _misfit(code, next(value for value in flat if type(value) is bool), name)
-    try:
-        return array.array(typecode, flat).tobytes()
-    except (TypeError, OverflowError, ValueError):
-        pass
+    found = array.array(typecode)
+    for begin in range(0, len(flat), ELEMENTS_AT_ONCE):
+        piece = flat[begin : begin + ELEMENTS_AT_ONCE]
+        if bool in set(map(type, piece)):  # to Python, a bool is an integer
+            raise _misfit(code, next(value for value in piece if type(value) is bool), name)
+        try:
+            found.fromlist(piece)
+        except (TypeError, OverflowError, ValueError):
+            raise _misfit(code, _first_misfit(typecode, piece), name) from None
+    return memoryview(found).cast("B")
+
+
+def _first_misfit(typecode: str, flat: list[Any]) -> Any:
     good, bad = 0, len(flat)  # the first ``good`` elements fit, the first ``bad`` do not
     while bad - good > 1:
         middle = (good + bad) // 2
@@ -198,7 +208,7 @@ def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
             good = middle
         except (TypeError, OverflowError, ValueError):
             bad = middle
-    raise _misfit(code, flat[good], name)
+    return flat[good]
 
 
 def _misfit(code: int, wrong: Any, name: str, expected: str = "") -> InvalidInput:
@@ -222,13 +232,16 @@ def _encode_bools(code: int, flat: list[Any], name: str) -> bytes:
 
 
 def _encode_strings(code: int, flat: list[Any], name: str) -> bytes:
+    if len(flat) > STRINGS_MAX:
+        error = tensors.too_many_strings(len(flat))
+        raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got)
     for value in flat:
         if type(value) is not str:
             raise _misfit(code, value, name, "strings")
     return tensors.join_strings([value.encode("utf-8", "surrogatepass") for value in flat])
 
 
-_ENCODERS: dict[int, Callable[[int, list[Any], str], bytes]] = {
+_ENCODERS: dict[int, Callable[[int, list[Any], str], Frame]] = {
     tensors.BOOL: _encode_bools,
     tensors.FLOAT16: _encode_half,
     tensors.STRING: _encode_strings,

@@ -194,6 +194,10 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
         "profiles": (as_json, [json.loads(profiles.dump_profiles(profiles.paper_models()[:2]))]),
         "catalog": (sealed, [unseal(record.to_json())[0]]),
         "route": (sealed, [unseal(NameRoute("m", split, [split]).to_json())[0]]),
+        "pieces": (
+            as_json,
+            [HTTP, {"a": [*range(30)], "b": [1.5e300, float("nan"), True, None, [-7, [2], []]]}],
+        ),
         "bodies": (lambda value: _http_body(value, b"abcd"), [HTTP]),
         "recordings": (
             lambda rows: (

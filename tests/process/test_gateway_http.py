@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import random
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 
 from clockwork import config
+from clockwork.config import TENSORS_MAX
+from clockwork.config.gateway import JSON_AT_ONCE_BYTES, JSON_CONTAINERS_MAX
 from clockwork.gateway.process import Gateway
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Answer, Cancel, InferRequest, Query, Status
@@ -90,6 +93,43 @@ def test_binary_goes_in_and_comes_out_as_each_output_asks(http: Http) -> None:
     assert http.infer(two, raw).outputs == {"y": [1.5, -2.0], "y1": [7]}
     wanted = {"outputs": [{"name": "y1"}, {"name": "y", "parameters": {"binary_data": True}}]}
     assert list(http.infer(two | wanted, raw).outputs) == ["y1", "y"]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data"),
+    [
+        ("INT32", [[[one, 2, 3] for one in range(150)] for _ in range(150)]),
+        ("FP32", [one / 4 for one in range(100_000)]),
+        ("BYTES", [f"{one}, [{one}]" for one in range(20_000)]),
+    ],
+)
+def test_long_json_is_what_short_json_is(http: Http, datatype: str, data: list[Any]) -> None:
+    flat = np.array(data).ravel().tolist()
+    assert len(json.dumps(data)) > 2 * JSON_AT_ONCE_BYTES
+    reply = http.infer({"inputs": [tensor(datatype, np.shape(data), data)]})
+    assert (reply.status, reply.outputs) == (200, {"y": flat})
+    wrong = http.infer({"inputs": [tensor(datatype, np.shape(flat), [*flat[:-1], None])]})
+    assert (wrong.status, wrong.json["tensor"], wrong.json["got"]) == (400, "x", "None")
+
+
+def test_long_json_is_bounded_by_what_it_becomes(controller: FakeController) -> None:
+    with (
+        running_gateway(controller.endpoint, requests_bytes_max=3 << 20) as gateway,
+        contextlib.closing(Http(gateway.ports["http"])) as http,
+    ):
+        lists = http.infer(b'{"inputs":[' + b"[]," * JSON_CONTAINERS_MAX + b"[]]}")
+        assert (lists.status, lists.json["reason"]) == (413, "too_large")
+        assert str(JSON_CONTAINERS_MAX) in lists.json["error"]
+        for _ in range(2):  # two bytes for each element are eight, of which the second finds none left behind
+            wide = http.infer({"inputs": [tensor("INT64", (500_000,), [0] * 500_000)]})
+            assert (wide.status, wide.json["reason"]) == (503, "overloaded")
+        assert http.infer({"inputs": [tensor("INT8", (500_000,), [0] * 500_000)]}).status == 200
+        many = [tensor(data=[1.5, 2]) | {"name": f"x{number}"} for number in range(TENSORS_MAX + 1)]
+        for fields in ({"inputs": many}, {"inputs": [], "outputs": many}):
+            rows = http.infer(fields)
+            assert (rows.status, rows.json["got"]) == (400, str(TENSORS_MAX + 1))
+        index = http.ask("POST", "/v2/repository/index", b" " * JSON_AT_ONCE_BYTES + b"{}")
+        assert (index.status, index.json["reason"]) == (413, "too_large")
 
 
 @pytest.mark.parametrize("code", [code for code, kind in DTYPES.items() if kind.bits >= 8])

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from clockwork.config import STRINGS_MAX
 from clockwork.config.gateway import JSON_ELEMENTS_AT_ONCE
 from clockwork.errors import InvalidInput
 from clockwork.gateway.tensors import (
@@ -115,6 +116,13 @@ def test_long_lists_are_written_in_pieces(datatype: str) -> None:
         assert len(json.loads(b"[" + piece.removeprefix(b",") + b"]")) <= JSON_ELEMENTS_AT_ONCE
     assert len(pieces) >= 4
     assert json.loads(b"[" + b"".join(pieces) + b"]") == elements
+
+
+def test_there_are_no_more_strings_than_a_controller_takes() -> None:
+    with pytest.raises(
+        InvalidInput, match=f"'x': a tensor of {STRINGS_MAX + 1} strings; at most {STRINGS_MAX}"
+    ):
+        frame_of_json(tensors.STRING, [STRINGS_MAX + 1], ["a"] * (STRINGS_MAX + 1), "x")
 
 
 def test_numbers_that_are_no_numbers_survive() -> None:

@@ -1,0 +1,104 @@
+"""Reads JSON of megabytes within bounds, in pieces that hold the interpreter's lock for some milliseconds.
+
+Python's reader, in C, lets no other thread run until it is done, so that eight megabytes keep the event loop for up to a
+second, whichever thread reads them. Python's reader in Python does let others run, and takes as long again as a second for
+each megabyte of numbers. Here the one in Python reads what is structure, and hands the one in C the lists of numbers, piece
+by piece; and the lists and objects are counted first, for each is an object that the garbage collector follows.
+"""
+
+from __future__ import annotations
+
+import json
+import json.scanner
+import re
+from typing import Any
+
+from clockwork.config import TENSORS_MAX
+from clockwork.config.gateway import JSON_AT_ONCE_BYTES, JSON_CONTAINERS_MAX
+from clockwork.errors import InvalidInput
+from clockwork.gateway.errors import TooLarge
+from clockwork.gateway.tensors import checked_shape, code_of, frame_of_json
+from clockwork.wire import telling
+
+_SCALARS = re.compile(r'[^\[\]{}"]*')
+"""Numbers and words, and what is between them."""
+
+_decoder: Any = json.decoder
+_scanner: Any = json.scanner
+
+
+class _Decoder(json.JSONDecoder):
+    """json's decoder, as its pure Python part does its work, but for lists."""
+
+    def __init__(self, at_once: int) -> None:
+        """at_once: characters of a piece."""
+        super().__init__()
+        self._at_once = at_once
+        self.parse_array = self._parse_array
+        self.scan_once = _scanner.py_make_scanner(self)
+
+    def _parse_array(self, text_and_begin: tuple[str, int], scan_once: Any) -> tuple[list[Any], int]:
+        """The list whose first element is at ``begin``, and where it ends."""
+        text, at = text_and_begin
+        match = _SCALARS.match(text, at)
+        assert match is not None
+        end = match.end()
+        if text[end : end + 1] != "]":  # it has lists, objects or strings, or does not end
+            found: tuple[list[Any], int] = _decoder.JSONArray(text_and_begin, scan_once)
+            return found
+        elements: list[Any] = []
+        while at <= end:
+            cut = self._cut(text, at, end)
+            try:
+                piece = json.loads(f"[{text[at:cut]}]")
+            except json.JSONDecodeError as error:
+                raise json.JSONDecodeError(error.msg, text, at + error.pos - 1) from None
+            if not piece and (elements or cut < end):  # nothing between two commas
+                raise json.JSONDecodeError("Expecting value", text, at)
+            elements += piece
+            at = cut + 1
+        return elements, end + 1
+
+    def _cut(self, text: str, begin: int, end: int) -> int:
+        """The comma at which a piece of ``text`` ends that begins at ``begin``, or ``end``."""
+        if end - begin <= self._at_once:
+            return end
+        comma = text.rfind(",", begin, begin + self._at_once)
+        if comma < 0:
+            comma = text.find(",", begin + self._at_once, end)
+        return comma if comma >= 0 else end
+
+
+def read_object(body: bytes, subject: str, at_once: int = JSON_AT_ONCE_BYTES) -> dict[str, Any]:
+    """The object that JSON of any length is, of which so many bytes are read at once. Raises InvalidInput and TooLarge."""
+    try:
+        if len(body) <= at_once:
+            value = json.loads(body)
+        else:
+            containers = body.count(b"[") + body.count(b"{")
+            if containers > JSON_CONTAINERS_MAX:
+                raise TooLarge(
+                    f"{subject} has {containers} lists and objects, at most {JSON_CONTAINERS_MAX} are taken; send flat or "
+                    "binary data"
+                )
+            value = _Decoder(at_once).decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{subject} is no JSON: {str(error)[:200]}") from None
+    if type(value) is not dict:
+        raise InvalidInput(f"{subject} is a JSON object, got {telling.tell(value)}")
+    return value
+
+
+def read_inference(body: bytes, subject: str) -> dict[str, Any]:
+    """As read_object(), for a request's JSON: the data of its inputs are frames, or the errors that came up instead."""
+    fields = read_object(body, subject)
+    rows = fields.get("inputs")
+    if type(rows) is list and len(rows) <= TENSORS_MAX:
+        for row in rows:
+            if type(row) is dict and type(row.get("data")) is list and type(name := row.get("name")) is str:
+                try:
+                    code, shape = code_of(row.get("datatype"), name), checked_shape(row.get("shape"), name)
+                    row["data"] = frame_of_json(code, shape, row["data"], name)
+                except InvalidInput as error:
+                    row["data"] = error.with_traceback(None)  # which would hold the elements
+    return fields

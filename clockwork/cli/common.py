@@ -16,6 +16,7 @@ import click
 
 from clockwork import config
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, Refused
+from clockwork.wire.telling import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -95,7 +96,7 @@ class _Failure(click.ClickException):
     """An error, printed in one line."""
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"clockwork: {self.message}", err=True)
+        print_line(f"clockwork: {self.message}", err=True)
 
 
 class Commands(click.Group):
@@ -108,6 +109,9 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except click.ClickException as error:
+            error.message = visible(error.message, "\n")  # type: ignore[misc]  # Final in newer versions alone
+            raise
         except Refused as error:
             more = [f"reason: {error.reason}"] if error.reason else []
             if error.feasible_slo is not None:
@@ -182,6 +186,21 @@ def policy_numbers(settings: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
+def print_line(line: str, *, err: bool = False) -> None:
+    """Print a line. Texts of others in it begin no further line, and do nothing to the terminal."""
+    click.echo(visible(line), err=err)
+
+
+def print_text(text: str) -> None:
+    """Print a text of several lines, each with its end, as it is but for what a terminal would obey."""
+    click.echo(visible(text, "\n\t"), nl=False)
+
+
+def print_paragraph(text: str) -> None:
+    """Print lines of ours, in which nobody else has a text of more than one."""
+    print_text(f"{text}\n")
+
+
 def print_json(body: Any) -> None:
     click.echo(json.dumps(body, indent=2, default=_plain))
 
@@ -196,14 +215,15 @@ def print_table(
 ) -> None:
     """Print a table, as wide as the terminal; elsewhere 200 columns. legend: what columns mean, printed below them."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from clockwork.cli.terminal import Terminal
+
     table = Table(*titles, box=SIMPLE, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell, no_wrap=True) if isinstance(cell, str) else cell for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else 200)
+        table.add_row(*(Text(visible(cell), no_wrap=True) if isinstance(cell, str) else cell for cell in row))
+    console = Terminal(width=None if sys.stdout.isatty() else 200)
     console.print(table)
     for column, meaning in legend.items():
         console.print(Text(f"{column}: {meaning}", "dim"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from clockwork.cli.common import FILE, PATH, print_table
+from clockwork.cli.common import FILE, PATH, print_line, print_table
 from clockwork.config import silence_onnxruntime
 from clockwork.errors import InvalidModel
 from clockwork.wire.messages import PRODUCT_DTYPES
@@ -105,23 +105,22 @@ def compile_command(
         summary = compiler.compile_model(model, directory, options, tell)
     program = summary.program
     launches = max(len(variant.launches) for variant in program.variants)
-    click.echo(
+    print_line(
         f"{directory}: {len(program.variants)} variants for {', '.join(program.targets)}, of at most "
         f"{launches} launches; {program.weights_bytes / 2**20:.1f} MiB of weights; "
         f"batching: {summary.batching_note}"
     )
     if summary.padding_note:
-        click.echo(f"shorter inputs: {summary.padding_note}")
+        print_line(f"shorter inputs: {summary.padding_note}")
     if summary.verified:
         reference = "ONNX Runtime in fp32, which is what fp16 cost" if dtype == "fp16" else "ONNX Runtime"
-        click.echo(f"against {reference}: {summary.verified}")
+        print_line(f"against {reference}: {summary.verified}")
     if report:
         from clockwork.models.compile.report import rows_of
 
         for variant, statistics, log in zip(program.variants, summary.statistics, summary.logs, strict=True):
-            click.echo(
-                f"\n{variant.target} batch {variant.batch} {[list(shape) for shape in variant.shapes]}"
-            )
+            print_line("")
+            print_line(f"{variant.target} batch {variant.batch} {[list(shape) for shape in variant.shapes]}")
             print_table(*rows_of(variant, statistics, log))
 
 
@@ -170,21 +169,22 @@ def _examples(model: Path, path: Path | None) -> list[list[Any]]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each variant under way on a terminal, a line when it is done elsewhere; on stderr either way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    from clockwork.cli.terminal import Terminal, description
+
+    console = Terminal(stderr=True)
     lock = threading.Lock()
     if not console.is_terminal:
 
         def say(variant_name: str, done: int, total: int) -> None:
             if done == total:
                 with lock:
-                    click.echo(f"compile: {variant_name}", err=True)
+                    print_line(f"compile: {variant_name}", err=True)
 
         yield say
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (description(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 

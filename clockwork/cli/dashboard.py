@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, Duration, describe_cluster, new_client
+from clockwork.cli.common import FILE, PATH, Duration, describe_cluster, new_client, print_line
 from clockwork.config.dashboard import DASHBOARD_ANSWER_S, DASHBOARD_PAGES_MAX, DASHBOARD_PORT
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
@@ -111,7 +111,7 @@ def dashboard(
         url = f"{'https' if tls else 'http'}://{f'[{where}]' if ':' in where else where}:{port}/"
 
         def started() -> None:
-            click.echo(f"The dashboard is at {url} (Ctrl-C ends it)")
+            print_line(f"The dashboard is at {url} (Ctrl-C ends it)")
             sys.stdout.flush()
 
         Dashboard(settings, source).run(started)

@@ -8,6 +8,7 @@ import sys
 import click
 
 from clockwork import config
+from clockwork.cli.common import print_paragraph
 from clockwork.config.dashboard import DASHBOARD_PORT
 from clockwork.config.workloads import LIVE_RATE_MAX
 from clockwork.errors import ConfigError
@@ -58,4 +59,4 @@ def demo(devices: int, rate: float, port: int, dashboard_port: int, verbose: boo
     from clockwork.launch.demo import DemoSettings
     from clockwork.launch.demo import demo as run
 
-    sys.exit(run(DemoSettings(devices, rate, port, dashboard_port, verbose), lambda line: click.echo(line)))
+    sys.exit(run(DemoSettings(devices, rate, port, dashboard_port, verbose), print_paragraph))

@@ -79,18 +79,18 @@ def explain(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    from rich.console import Console
+    from clockwork.cli.terminal import Terminal
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Terminal(width=None if sys.stdout.isatty() else 120)
     for sentence in found.sentences:
-        console.print(sentence, markup=False)
+        console.print(sentence)
     for sentence in found.devices:
-        console.print(f"  {sentence}", markup=False)
+        console.print(f"  {sentence}")
     console.print()
     for line in draw_text(found.timeline, console.width):
         console.print(line, soft_wrap=True)
     if svg is not None:
-        console.print(f"wrote {svg}", markup=False)
+        console.print(f"wrote {svg}")
 
 
 def _explain(history: History, request: int | None, wanted: str, model: str) -> Explanation:

@@ -107,8 +107,8 @@ def pack_outputs(path: Path, outputs: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
-def describe_outputs(outputs: Mapping[str, Array], info: ModelInfo) -> str:
-    """The answer for a person: labels with their scores where the model has labels, else the arrays."""
+def describe_outputs(outputs: Mapping[str, Array], info: ModelInfo) -> list[str]:
+    """The answer for a person, in lines: labels with their scores where the model has labels, else the arrays."""
     from clockwork.models import images
 
     lines = []
@@ -126,8 +126,9 @@ def describe_outputs(outputs: Mapping[str, Array], info: ModelInfo) -> str:
         for name, array in outputs.items():
             kind = "string" if array.dtype == object else str(array.dtype)
             lines.append(f"{name}  {kind} {list(array.shape)}")
-            lines.append(np.array2string(array, threshold=200, edgeitems=4, max_line_width=100))
-    return "\n".join(lines)
+            shown = np.array2string(array, threshold=200, edgeitems=4, max_line_width=100)
+            lines += shown.split("\n")
+    return lines
 
 
 def _is_mapping(path: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clockwork.cli.common import PATH, Commands, print_table
+from clockwork.cli.common import PATH, Commands, print_line, print_table
 from clockwork.errors import ConfigError
 from clockwork.wire.roles import Role
 
@@ -46,7 +46,7 @@ def new_keys(directory: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{directory} cannot be written: {error.strerror}") from None
     for path in written:
-        click.echo(f"wrote {path}")
+        print_line(f"wrote {path}")
 
 
 @keys.command("add")
@@ -69,7 +69,7 @@ def add_key(directory: Path, name: str, role: str) -> None:
     from clockwork.wire.transport import new_key_pair
 
     for path in files.add_key(directory, Role(role), name, new_key_pair()):
-        click.echo(f"wrote {path}")
+        print_line(f"wrote {path}")
 
 
 @keys.command("revoke")
@@ -88,7 +88,7 @@ def revoke_key(directory: Path, which: str) -> None:
     from clockwork.wire import keys as files
 
     for name in files.revoke_key(directory, which):
-        click.echo(f"revoked {name}")
+        print_line(f"revoked {name}")
 
 
 @keys.command("list")

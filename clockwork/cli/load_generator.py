@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork import workloads
+from clockwork.cli.common import print_line
 from clockwork.client.blocking import Client
 from clockwork.config import SECONDS_MAX
 from clockwork.config.workloads import (
@@ -41,6 +42,7 @@ from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Refuse
 from clockwork.models import samples
 from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo, TensorInfo
+from clockwork.wire.telling import visible
 from clockwork.wire.tensors import STRING, Array, code_of, encode_array, numpy_dtype
 from clockwork.workloads import Arrivals, Workload
 
@@ -679,7 +681,7 @@ def describe(report: Report) -> str:
         return f"{count} ({100 * count / max(1, report.offered):.2f} %)"
 
     def listed(title: str, counts: dict[str, int]) -> list[str]:
-        inside = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        inside = ", ".join(f"{visible(name)} {count}" for name, count in sorted(counts.items()))
         return [f"  {title:<22}{share(sum(counts.values()))}" + (f": {inside}" if inside else "")]
 
     lines = [
@@ -723,10 +725,11 @@ def _by_model(models: Sequence[dict[str, Any]]) -> list[str]:
 @contextlib.contextmanager
 def watching() -> Iterator[Watch]:
     """Live progress on a terminal, a line a second elsewhere; on stderr either way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress
 
-    console = Console(stderr=True)
+    from clockwork.cli.terminal import Terminal, description
+
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         next_ns = now_ns() + SECOND
 
@@ -734,10 +737,10 @@ def watching() -> Iterator[Watch]:
             nonlocal next_ns
             if now_ns() >= next_ns:
                 next_ns = now_ns() + SECOND
-                print(f"{100 * part:3.0f} %  {tally.line()}", file=sys.stderr)
+                print_line(f"{100 * part:3.0f} %  {tally.line()}", err=True)
 
         yield say
         return
-    with Progress(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+    with Progress(BarColumn(), description(), console=console, transient=True) as progress:
         task = progress.add_task("", total=1.0)
         yield lambda part, tally: progress.update(task, completed=part, description=tally.line())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from clockwork.cli.common import client_options, new_client, print_json
+from clockwork.cli.common import client_options, new_client, print_json, print_text
 
 
 @click.command()
@@ -32,4 +32,4 @@ def metrics(model: str, as_json: bool, endpoint: str | None, key: Path | None, t
     if as_json:
         print_json(body)
     else:
-        click.echo(render(body).decode(), nl=False)
+        print_text(render(body).decode())

@@ -21,7 +21,9 @@ from clockwork.cli.common import (
     client_options,
     new_client,
     print_json,
+    print_line,
     print_table,
+    print_text,
     say_bytes,
     write_file,
 )
@@ -160,7 +162,7 @@ def add(
             found = read_profiles(profiles, copies)
         with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
             register_profiles(client, found, slo, timeout, tell)
-        click.echo(f"{len(found)} models are ready")
+        print_line(f"{len(found)} models are ready")
         return
     assert name is not None, "only --profiles goes without"
     with as_usage():
@@ -193,9 +195,9 @@ def add(
             name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, dtype=dtype,
             timeout=timeout, progress=tell,
         )  # fmt: skip
-    click.echo(f"{info.reference} is ready: {_summary(info)}")
+    print_line(f"{info.reference} is ready: {_summary(info)}")
     if not info.share:
-        click.echo(
+        print_line(
             f"  {info.name} has a route, so that it gets no traffic until `clockwork models route` says so"
         )
 
@@ -203,21 +205,22 @@ def add(
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on a terminal, a line for each stage elsewhere; on stderr either way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    from clockwork.cli.terminal import Terminal, description
+
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         seen: set[str] = set()
 
         def say(stage: str, done: int, total: int) -> None:
             if stage not in seen:
                 seen.add(stage)
-                click.echo(f"{title}: {stage} ...", err=True)
+                print_line(f"{title}: {stage} ...", err=True)
 
         yield say
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (description(), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=None)
 
@@ -366,16 +369,16 @@ def show(
     if profile is not None:
         text = profiles.dump_profiles([profiles.from_info(info)])
         if str(profile) == "-":
-            click.echo(text, nl=False)
+            print_text(text)
         else:
             write_file(profile, text.encode())
-            click.echo(f"wrote {profile}")
+            print_line(f"wrote {profile}")
         return
     if as_json:
         print_json(info.raw)
         return
     route = RouteInfo.from_wire(info.raw.get("route"))
-    click.echo(f"{info.reference}: {info.state} {info.text}".rstrip())
+    print_line(f"{info.reference}: {info.state} {info.text}".rstrip())
     facts = [
         *(("input", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.inputs),
         *(("output", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.outputs),
@@ -414,7 +417,7 @@ def show(
     ]
     for title, text in facts:
         if text:
-            click.echo(f"  {title:<10}{text}")
+            print_line(f"  {title:<10}{text}")
     if info.profile:
         live = list(info.raw.get("expected_ns") or ()) or [0] * len(info.profile)
         rows = [[_shape(point.shape, info), str(point.batch), _time(point.exec_ns), _time(now_ns),
@@ -462,7 +465,7 @@ def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 
         def take_out(name: str) -> None:
             client.unload(name)
-            click.echo(f"unloaded {name}")
+            print_line(f"unloaded {name}")
 
         _with_each(names, take_out)
 
@@ -481,7 +484,7 @@ def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, t
 
         def put_in(name: str) -> None:
             client.load(name)
-            click.echo(f"{name} serves")
+            print_line(f"{name} serves")
 
         _with_each(names, put_in)
 
@@ -506,9 +509,9 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
             with suppress(ModelNotFound):  # a version on its way out can be removed, and not described
                 repository = _repository(client.model(name))
             client.unregister(name)
-            click.echo(f"removed {name}")
+            print_line(f"removed {name}")
             if repository:
-                click.echo(
+                print_line(
                     f"  It came from the model repository {repository}: unless its files are taken away there, it is "
                     "registered again when they change, and when a gateway starts"
                 )
@@ -526,7 +529,7 @@ def _with_each(names: Sequence[str], act: Callable[[str], None]) -> None:
             errors.append(error)
     if errors:
         for earlier in errors[:-1]:
-            click.echo(f"clockwork: {earlier}", err=True)
+            print_line(f"clockwork: {earlier}", err=True)
         raise errors[-1]
 
 

@@ -23,6 +23,8 @@ from clockwork.cli.common import (
     new_client,
     policy_numbers,
     print_json,
+    print_line,
+    print_paragraph,
     trace_option,
 )
 from clockwork.config.workloads import NOISE_EXECUTIONS_MIN
@@ -201,7 +203,7 @@ def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, 
     if given["as_json"]:
         print_json(found.to_json())
     else:
-        click.echo(describe(found, scenario))
+        print_paragraph(describe(found, scenario))
     if given["plot"] is not None:
         draw(found, scenario.bad_max, given["plot"])
 
@@ -345,10 +347,11 @@ def _telling(sought: str) -> Iterator[tuple[Callable[[str], None], Callable[[str
 
     On a terminal, progress is a line beside a spinner; elsewhere, a line every TOLD_EVERY_NS.
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    from clockwork.cli.terminal import Terminal, description
+
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         next_ns = now_ns() + TOLD_EVERY_NS
 
@@ -356,16 +359,16 @@ def _telling(sought: str) -> Iterator[tuple[Callable[[str], None], Callable[[str
             nonlocal next_ns
             if now_ns() >= next_ns:
                 next_ns = now_ns() + TOLD_EVERY_NS
-                click.echo(f"simulating {what}: {part:.0%}", err=True)
+                print_line(f"simulating {what}: {part:.0%}", err=True)
 
-        yield lambda line: click.echo(line, err=True), say
+        yield lambda line: print_line(line, err=True), say
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), description(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"looking for the {sought} ...", total=None)
 
         def tell(line: str) -> None:
-            progress.console.print(line, highlight=False)
+            progress.console.print(line)
             progress.update(task, description="next ...")
 
         yield tell, lambda what, part: progress.update(task, description=f"simulating {what}: {part:.0%}")

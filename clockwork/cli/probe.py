@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork.cli.common import client_options, new_client
+from clockwork.cli.common import client_options, new_client, print_line
 from clockwork.errors import Unavailable
 from clockwork.system.words import say_count
 
@@ -57,14 +57,14 @@ def probe(
     if ready and why:
         raise Unavailable(f"the cluster is not ready: {why}")
     state = f"not ready: {why}" if why else "ready"
-    click.echo(f"controller {body['version']} answers; {say_count(len(body['workers']), 'worker')}; {state}")
+    print_line(f"controller {body['version']} answers; {say_count(len(body['workers']), 'worker')}; {state}")
 
 
 def _probe_model(info: ModelInfo) -> None:
     if info.state != "ready":
         raise Unavailable(f"{info.reference} is {info.state}" + (f": {info.text}" if info.text else ""))
     served = sum(report.get("state") == "ready" for report in info.raw.get("preparations", ()))
-    click.echo(f"{info.reference} is ready; {say_count(served, 'worker')} serving it")
+    print_line(f"{info.reference} is ready; {say_count(served, 'worker')} serving it")
 
 
 def _probe_worker(body: Mapping[str, Any], name: str) -> None:
@@ -80,4 +80,4 @@ def _probe_worker(body: Mapping[str, Any], name: str) -> None:
     if models["failed"] and not models["ready"]:
         raise Unavailable(f"{name} has prepared none of {models['failed']} models" + failed)
     text = f"{name} is ready; it has prepared {say_count(models['ready'], 'model')}"
-    click.echo(text + (f", and failed to prepare {models['failed']}" + failed if failed else ""))
+    print_line(text + (f", and failed to prepare {models['failed']}" + failed if failed else ""))

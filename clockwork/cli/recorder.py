@@ -20,6 +20,7 @@ from clockwork.cli.common import (
     client_options,
     new_client,
     print_json,
+    print_line,
     print_table,
     say_bytes,
 )
@@ -60,18 +61,18 @@ def status(endpoint: str | None, key: Path | None, timeout: float | None, as_jso
         print_json({**state, "dumps": dumps})
         return
     if not state["bytes_max"]:
-        click.echo("The flight recorder is off (--recorder-bytes 0).")
+        print_line("The flight recorder is off (--recorder-bytes 0).")
     else:
         held, age_s = state["end"] - state["begin"], (state["now_ns"] - state["oldest_ns"]) / 1e9
         age = f"the last {age_s:.1f} s" if state["oldest_ns"] else "nothing yet"
         whole = ", all since the controller's start" if state["begin"] == 0 else ""
-        click.echo(f"{age}{whole}: {say_bytes(held)} of {say_bytes(state['bytes_max'])}")
+        print_line(f"{age}{whole}: {say_bytes(held)} of {say_bytes(state['bytes_max'])}")
         if state["exact_ns"]:
             exact_s = (state["now_ns"] - state["exact_ns"]) / 1e9
-            click.echo(f"A dump made now can be replayed exactly from {exact_s:.1f} s ago on.")
+            print_line(f"A dump made now can be replayed exactly from {exact_s:.1f} s ago on.")
         elif state["oldest_ns"]:
             why = state["inexact"] or "no state of the scheduler has been kept yet"
-            click.echo(f"A dump made now can only be simulated: {why}.")
+            print_line(f"A dump made now can only be simulated: {why}.")
     if dumps:
         print_table(
             ["dump", "size", "written"],
@@ -112,7 +113,7 @@ def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout:
                 size = _fetch(client, name, first, out)
         except OSError as error:
             raise ConfigError(f"{file} cannot be written: {error.strerror}") from None
-    click.echo(f"{file}: {say_bytes(size)} ({name})")
+    print_line(f"{file}: {say_bytes(size)} ({name})")
 
 
 def _fetch(client: Client, name: str, piece: bytes, out: Any) -> int:
@@ -190,16 +191,16 @@ def replay(
             "steps": found.steps, "events": found.events, "orders": found.orders, "identical": found.identical,
         }  # fmt: skip
         if not as_json:
-            click.echo(
+            print_line(
                 f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {header.policy}, "
                 f"recorded by version {header.version}"
             )
             if header.start:
-                click.echo("It begins after its controller did, with the state that the scheduler was in.")
+                print_line("It begins after its controller did, with the state that the scheduler was in.")
             if found.identical:
-                click.echo("The decisions are identical.")
+                print_line("The decisions are identical.")
     elif not as_json:
-        click.echo(
+        print_line(
             f"A dump of policy {header.policy}, by version {header.version}. It begins after its controller did, without the "
             f"scheduler's state{f' ({header.inexact})' if header.inexact else ''}. So its decisions are not repeated one by one, but "
             "simulated from what was resident then."
@@ -213,12 +214,12 @@ def replay(
     if as_json:
         print_json(body)
     elif parted is not None:
-        click.echo(f"They part at step {parted.parted_at}. It was told:")
+        print_line(f"They part at step {parted.parted_at}. It was told:")
         for event in parted.parted_events:
-            click.echo(f"  {event}")
-        click.echo("and now orders:")
+            print_line(f"  {event}")
+        print_line("and now orders:")
         for order in parted.parted_orders:
-            click.echo(f"  {order}")
+            print_line(f"  {order}")
     if parted is not None:
         sys.exit(1)
 
@@ -285,7 +286,7 @@ def _print_comparison(body: dict[str, Any]) -> None:
         row("same answer as recorded", percent("same_answer")),
         row("same device, if answered", percent("same_device")),
     ]
-    click.echo(
+    print_line(
         f"{body['span_s']:.1f} s of {body['models']} models on {body['devices']} devices; {body['left_out']} requests are left out "
         "(warm-up, cancelled, or not answered by the end)"
     )

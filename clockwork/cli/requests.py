@@ -16,6 +16,8 @@ from clockwork.cli.common import (
     client_options,
     new_client,
     print_json,
+    print_line,
+    print_paragraph,
     print_table,
     trace_option,
     write_file,
@@ -73,11 +75,12 @@ def infer(
     assert isinstance(outputs, dict)
     if output is not None:
         write_file(output, files.pack_outputs(output, outputs))
-        click.echo(f"wrote {output}")
+        print_line(f"wrote {output}")
     elif as_json:
         print_json(outputs)
     else:
-        click.echo(files.describe_outputs(outputs, info))
+        for line in files.describe_outputs(outputs, info):
+            print_line(line)
 
 
 @click.command()
@@ -180,7 +183,7 @@ def load(
     if as_json:
         print_json(report.to_json())
     else:
-        click.echo(load_generator.describe(report))
+        print_paragraph(load_generator.describe(report))
     failed = report.timeouts + sum(report.errors.values())
     if failed:
         kinds = [*report.errors, *(["RequestTimeout"] if report.timeouts else [])]
@@ -213,24 +216,24 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
         if isinstance(states, dict)
         else states
     )
-    click.echo(f"controller {body.get('version')}, policy {body.get('policy')}, "
+    print_line(f"controller {body.get('version')}, policy {body.get('policy')}, "
                f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {say_count(body.get('clients', 0), 'client')}")  # fmt: skip
-    click.echo(f"models     {by_state or 'none'}, {say_count(body.get('programs', 0), 'program')}")
+    print_line(f"models     {by_state or 'none'}, {say_count(body.get('programs', 0), 'program')}")
     if body.get("why_not_ready"):
-        click.echo(f"not ready  {body['why_not_ready']}")
+        print_line(f"not ready  {body['why_not_ready']}")
     counts = body.get("counts") or {}
     plain = ", ".join(f"{count} {kind}" for kind, count in counts.items() if not isinstance(count, dict))
     reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
-    click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
+    print_line(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
     there = sum(len(worker.get("devices") or ()) for worker in body.get("workers") or ())
     left_out = sum(worker.get("left_out") or 0 for worker in body.get("workers") or ())
-    click.echo(
+    print_line(
         f"devices    {there}{f' and {left_out} more' if left_out else ''}; the load needs {say_figure(body.get('devices_wanted', 0))}"
     )
     if learnt := body.get("learnt"):
         hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
         share = f", a model may have {say_figure(learnt['share'])} devices" if learnt["share"] else ""
-        click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{hold}{share}")
+        print_line(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{hold}{share}")
     rows = []
     for worker in body.get("workers") or ():
         stats = worker.get("stats") or {}
@@ -284,7 +287,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     if gpus:
         print_table(["GPU", "clock", "of memory", "temperature", "power", ""], gpus)
     for line in offline:
-        click.echo(line)
+        print_line(line)
     _print_troubles(body.get("troubles") or {})
     rows = [
         [
@@ -337,12 +340,12 @@ def _print_preparations(body: dict[str, Any]) -> None:
     for worker in body.get("workers") or ():
         models = worker.get("models") or {}
         if models.get("preparing"):
-            click.echo(f"{worker.get('name')} prepares {models['preparing']} models")
+            print_line(f"{worker.get('name')} prepares {models['preparing']} models")
         failures = models.get("failures") or ()
         for label, why in failures:
-            click.echo(f"{worker.get('name')} does not serve {label}: {why}")
+            print_line(f"{worker.get('name')} does not serve {label}: {why}")
         if models.get("failed", 0) > len(failures):
-            click.echo(f"{worker.get('name')} does not serve {models['failed'] - len(failures)} more")
+            print_line(f"{worker.get('name')} does not serve {models['failed'] - len(failures)} more")
 
 
 def _print_troubles(body: dict[str, Any]) -> None:
@@ -361,7 +364,7 @@ def _print_troubles(body: dict[str, Any]) -> None:
     if rows:
         print_table(["wrong", "what", "since", "last", "times", ""], rows)
     for kind, count in (body.get("left_out") or {}).items():
-        click.echo(
+        print_line(
             f"and {count} more notes of the kind {kind.replace('_', ' ')}, of things that are not listed"
         )
 

@@ -9,9 +9,10 @@ from typing import TextIO
 
 import click
 
-from clockwork.cli.common import Commands
+from clockwork.cli.common import Commands, print_line
 from clockwork.config import VERSION
 from clockwork.errors import SloWarning
+from clockwork.wire.logs import guard_stderr
 
 COMMANDS = {
     "compile": "compile",
@@ -65,11 +66,12 @@ def main() -> None:
         line: str | None = None,
     ) -> None:
         if issubclass(category, SloWarning):
-            click.echo(f"clockwork: {message}", err=True)
+            print_line(f"clockwork: {message}", err=True)
         else:
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = say
+    guard_stderr()
     cli(prog_name="clockwork")
 
 

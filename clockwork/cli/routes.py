@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clockwork import config
-from clockwork.cli.common import client_options, new_client, print_json
+from clockwork.cli.common import client_options, new_client, print_json, print_line
 
 if TYPE_CHECKING:
     from clockwork.wire.description import RouteInfo, ShadowInfo
@@ -126,9 +126,9 @@ def _show(info: RouteInfo, as_json: bool) -> None:
     if as_json:
         print_json(info.raw)
         return
-    click.echo(f"{info.name}: {say_route(info)}")
+    print_line(f"{info.name}: {say_route(info)}")
     for line in say_shadow(info.shadow):
-        click.echo(f"  {line}")
+        print_line(f"  {line}")
 
 
 def say_shares(shares: dict[int, float]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli.common import PATH, Duration, as_usage, policy_numbers
+from clockwork.cli.common import PATH, Duration, as_usage, policy_numbers, print_line, print_paragraph
 from clockwork.cli.gateway import allowed_host_option, repository_arguments, repository_options
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.errors import ConfigError
@@ -41,7 +41,7 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
     if value == "auto":
         reason = why_no_gpu()
         value = "cpu" if reason else "cuda"
-        click.echo(f"Serving from the CPU: {reason}" if reason else f"Serving from {first_gpu()}.", err=True)
+        print_line(f"Serving from the CPU: {reason}" if reason else f"Serving from {first_gpu()}.", err=True)
     try:
         device_names(value)
     except ConfigError as error:
@@ -56,7 +56,7 @@ def _serves_demo(device: str) -> bool:
         return device == "cpu"
     has_compiler = find_spec("tinygrad") is not None
     if not has_compiler:
-        click.echo(
+        print_line(
             "No demo model: on a GPU, ONNX models need the compiler: pip install 'clockwork-serving[compile]'",
             err=True,
         )
@@ -74,7 +74,7 @@ def _starts_gateway(asked: bool | None) -> bool:
     except ConfigError as error:
         if asked:
             raise
-        click.echo(f"No gateway: {error}", err=True)
+        print_line(f"No gateway: {error}", err=True)
         return False
     return True
 
@@ -263,7 +263,7 @@ def up(
         ),
     )  # fmt: skip
     if not on_ray:
-        sys.exit(local.up(settings, lambda line: click.echo(line)))
+        sys.exit(local.up(settings, print_paragraph))
     from clockwork.launch import ray
 
     names = device_names(device, devices)
@@ -272,7 +272,7 @@ def up(
         cpus=threads * len(names) if device == "cpu" else 1,
         gpus=len(names) if device.startswith("cuda") else 0,
     )
-    sys.exit(ray.up(settings, wanted, lambda line: click.echo(line)))
+    sys.exit(ray.up(settings, wanted, print_paragraph))
 
 
 @click.command()

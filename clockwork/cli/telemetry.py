@@ -16,7 +16,15 @@ import click
 import msgpack
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, client_options, describe_cluster, new_client, say_bytes
+from clockwork.cli.common import (
+    FILE,
+    PATH,
+    client_options,
+    describe_cluster,
+    new_client,
+    print_line,
+    say_bytes,
+)
 from clockwork.config.observe import (
     TELEMETRY_BYTES,
     TELEMETRY_FOLLOW_S,
@@ -76,10 +84,10 @@ def telemetry(
             writer = Telemetry(
                 folder, bytes_max, wall_ns, {name: state[name] for name in ("policy", "version")}
             )
-            click.echo(f"writing to {folder}; Ctrl-C ends it", err=True)
+            print_line(f"writing to {folder}; Ctrl-C ends it", err=True)
             _follow(writer, client)
     lost = f"; {say_bytes(writer.lost_bytes)} of steps were lost" if writer.lost_bytes else ""
-    click.echo(
+    print_line(
         f"{say_count(writer.requests, 'request')} and {say_count(writer.actions, 'action')} in {folder}{lost}"
     )
 
@@ -92,7 +100,7 @@ def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(TELEMETRY_NICE)
     writer = Telemetry(folder, bytes_max, note.pop("wall_ns"), note)
-    print("ready", flush=True)
+    print_line("ready")
     pieces = msgpack.Unpacker(sys.stdin.buffer, max_buffer_size=TELEMETRY_PIECE_BYTES_MAX)
     with writer:
         follow(writer, lambda argument: next(pieces, None))
@@ -110,9 +118,9 @@ def _follow(writer: Telemetry, client: Client) -> None:
         nonlocal is_up_to_date
         if not is_up_to_date:
             is_up_to_date = True
-            click.echo("up to date", err=True)
+            print_line("up to date", err=True)
         pause.wait(TELEMETRY_FOLLOW_S)
 
     with writer, contextlib.suppress(KeyboardInterrupt):
         follow(writer, client.recorder, at_end, describe_cluster(client))
-        click.echo("the controller was started anew: this ends", err=True)
+        print_line("the controller was started anew: this ends", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clockwork import config
-from clockwork.cli.common import client_options, new_client, print_table
+from clockwork.cli.common import client_options, new_client, print_line, print_table
 from clockwork.config.observe import TOP_INTERVAL_MAX_S, TOP_INTERVAL_MIN_S
 from clockwork.errors import Unavailable
 
@@ -65,9 +65,9 @@ def top(
             if overview is None:
                 if once:
                     raise Unavailable(note)
-                click.echo(note, err=True)
+                print_line(note, err=True)
             elif as_json:
-                click.echo(json.dumps(_plain(overview)))
+                print_line(json.dumps(_plain(overview)))
             else:
                 _print(overview, models)
             if once:
@@ -75,11 +75,10 @@ def top(
 
 
 def _print(overview: Overview, models: int) -> None:
-    from rich.console import Console
-
+    from clockwork.cli.terminal import Terminal
     from clockwork.observe.rows import DEVICES, FIRST_SORT, MODELS, legend, sorted_rows, summary
 
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(summary(overview), soft_wrap=True)
     print_table([column.title for column in DEVICES],
                 [[column.cell(row) for column in DEVICES] for row in overview.devices])  # fmt: skip
@@ -90,7 +89,7 @@ def _print(overview: Overview, models: int) -> None:
         [[column.cell(row) for column in MODELS] for row in rows[:models]],
     )
     if len(rows) > models:
-        click.echo(f"... and {len(rows) - models} more models: --models {len(rows)}")
+        print_line(f"... and {len(rows) - models} more models: --models {len(rows)}")
 
 
 def _plain(overview: Overview) -> dict[str, Any]:

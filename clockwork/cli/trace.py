@@ -18,6 +18,7 @@ from clockwork.cli.common import (
     describe_cluster,
     new_client,
     print_json,
+    print_line,
     print_table,
     say_bytes,
 )
@@ -90,17 +91,17 @@ def trace(
             drawn = write_trace(file, history, about, history.begun_ns + from_ns)
     except OSError as error:
         raise InvalidInput(f"{output} cannot be written: {error.strerror}") from None
-    click.echo(
+    print_line(
         f"wrote {output}: {drawn.span_ns / SECOND:.3g} s with {say_count(drawn.requests, 'request')}, "
         f"{say_count(drawn.executions, 'execution')} and {say_count(drawn.loads, 'load')}"
     )
     if len(history.requests) >= history.requests_max:
-        click.echo(
+        print_line(
             f"requests before the newest {history.requests_max} are left out: --from and --seconds choose others"
         )
     if drawn.left_out:
-        click.echo(f"{say_count(drawn.left_out, 'request')} are not drawn: too many were there at once")
-    click.echo("open it at https://ui.perfetto.dev or chrome://tracing")
+        print_line(f"{say_count(drawn.left_out, 'request')} are not drawn: too many were there at once")
+    print_line("open it at https://ui.perfetto.dev or chrome://tracing")
 
 
 def _follow(client: Client, span_ns: int) -> tuple[History, dict[str, str]]:
@@ -111,7 +112,7 @@ def _follow(client: Client, span_ns: int) -> tuple[History, dict[str, str]]:
     cluster = describe_cluster(client)
     history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)
     found = follow(client.recorder, history, cluster, span_ns)
-    click.echo(
+    print_line(
         f"saw {say_count(history.steps, 'step')} in {say_bytes(found.bytes)}, lost {say_bytes(found.lost)}"
     )
     if not history.begun_ns:
@@ -134,28 +135,33 @@ def _compare(paths: tuple[Path, Path], span_ns: int, as_json: bool) -> None:
         print_json(dataclasses.asdict(found))
         return
     a, b = (path.name for path in paths)
-    click.echo(f"A: {a}, {duration(found.span_ns[0])}\nB: {b}, {duration(found.span_ns[1])}\n")
-    click.echo(_say_part(found))
+    print_line(f"A: {a}, {duration(found.span_ns[0])}")
+    print_line(f"B: {b}, {duration(found.span_ns[1])}")
+    print_line("")
+    for line in _say_part(found):
+        print_line(line)
     both = found.total[0].answered - found.only_first
-    click.echo(
-        f"Both answered {say_count(both, 'request')}, only A {found.only_first}, only B {found.only_second}.\n"
+    print_line(
+        f"Both answered {say_count(both, 'request')}, only A {found.only_first}, only B {found.only_second}."
     )
+    print_line("")
     print_table(["", "A", "B"], _total_rows(found))
     titles = ["answered", "refused", "missed", "executions", "batch", "loads", "p50", "p99"]
-    click.echo("Of each pair, A is first.")
+    print_line("Of each pair, A is first.")
     differing = sorted(found.models, key=lambda name: -_difference(found.models[name]))
     rows = [[name, *_cells(found.models[name])] for name in differing[:COMPARED_ROWS_MAX]]
     print_table(["model", *titles], rows)
     if len(differing) > COMPARED_ROWS_MAX:
-        click.echo(f"{len(differing) - COMPARED_ROWS_MAX} models more, which differ less: --json has all\n")
+        print_line(f"{len(differing) - COMPARED_ROWS_MAX} models more, which differ less: --json has all")
+        print_line("")
     rows = [[name, *_device_cells(pair)] for name, pair in list(found.devices.items())[:COMPARED_ROWS_MAX]]
     titles = ["executions", "batch", "loads", "executing", "idle with work"]
     print_table(["device", *titles], rows)
     if len(found.devices) > COMPARED_ROWS_MAX:
-        click.echo(f"{len(found.devices) - COMPARED_ROWS_MAX} devices more: --json has all")
+        print_line(f"{len(found.devices) - COMPARED_ROWS_MAX} devices more: --json has all")
 
 
-def _say_part(found: Comparison) -> str:
+def _say_part(found: Comparison) -> list[str]:
     lines = []
     if found.workload_parts_at:
         lines.append(
@@ -170,7 +176,7 @@ def _say_part(found: Comparison) -> str:
         lines += [
             f"  {run} {decision or 'ends'}" for run, decision in (("A", part.first), ("B", part.second))
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def _difference(pair: tuple[Summary, Summary]) -> int:

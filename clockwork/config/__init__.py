@@ -88,7 +88,10 @@ Complaints that are left out are counted."""
 
 COMPLAINT_CHARS_MAX = 4_000
 COMPLAINT_FRAMES = 12
-"""Longest complaint in the log, and the number of innermost calls in its traceback."""
+"""Longest complaint in the log, and the number of innermost calls in a traceback there."""
+
+LOG_CHARS_MAX = 16_000
+"""Longest line of a log."""
 
 RANK_MAX = 32
 """The most dimensions of a tensor."""

@@ -14,7 +14,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -97,6 +96,7 @@ from clockwork.system.clock import now_ns
 from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
 from clockwork.system.words import say_count
 from clockwork.wire.complaints import Complaints
+from clockwork.wire.logs import start_log
 from clockwork.wire.messages import Reason, Reply, Status
 from clockwork.wire.roles import Port
 from clockwork.wire.transport import Transport, require_keys_beyond_loopback, socket_functions
@@ -449,9 +449,7 @@ class Controller:
 
 def main(settings: ControllerSettings) -> int:
     """Run a controller until SIGINT or SIGTERM; returns the exit status. Raises ConfigError."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s controller %(levelname).1s %(message)s"
-    )
+    start_log("controller")
     # A signal may come while it starts, too: it then ends in order before it has begun.
     stopped = False
     controller: Controller | None = None

@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +37,7 @@ from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
 from clockwork.system.clock import now_ns, to_seconds
 from clockwork.system.limits import raise_descriptor_limit
+from clockwork.wire.logs import start_log
 
 log = logging.getLogger("clockwork.gateway")
 
@@ -255,9 +255,7 @@ def _keeper(settings: GatewaySettings) -> Keeper | None:
 
 def main(settings: GatewaySettings) -> int:
     """Run a gateway until SIGINT or SIGTERM; returns the exit status. Raises ConfigError."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s gateway %(levelname).1s %(message)s"
-    )
+    start_log("gateway")
     require_packages()
     gateway = Gateway(settings)
 

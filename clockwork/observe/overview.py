@@ -1,6 +1,7 @@
 """What a cluster did between two readings of its numbers: of the whole, of each device and of each model.
 
 A reading is the body of the query "metrics" (``Client.metrics()``), whose counts only grow. Nothing here asks or waits.
+Texts are as they may be shown (wire.telling.visible).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
 from clockwork.wire.references import model_reference
+from clockwork.wire.telling import visible
 
 SECOND = 1_000_000_000
 
@@ -104,7 +106,7 @@ def compare(before: Reading, after: Reading) -> Overview:
     models = tuple(_models(before, after, seconds))
     return Overview(
         seconds=seconds,
-        policy=after["policy"],
+        policy=visible(after["policy"]),
         uptime_s=(after["now_ns"] - after["started_ns"]) / SECOND,
         ready=after["ready"],
         rates=Rates(*(sum(column) for column in zip(*(row.rates for row in models))))
@@ -155,14 +157,14 @@ def _devices(before: Reading, after: Reading, seconds: float) -> Iterable[Device
 
             executing = min(1.0, grown("busy_ns") / SECOND)
             yield DeviceRow(
-                worker=worker["name"],
+                worker=visible(worker["name"]),
                 device=device["index"],
-                kind=device["kind"],
+                kind=visible(device["kind"]),
                 state="lost"
                 if device["lost"]
                 else "leaving"
                 if worker["state"] == "draining"
-                else worker["state"],
+                else visible(worker["state"]),
                 executing=executing,
                 idle_with_work=min(1.0 - executing, grown("idle_with_work_ns") / SECOND),
                 loading=min(1.0, grown("load_busy_ns") / SECOND),
@@ -173,7 +175,7 @@ def _devices(before: Reading, after: Reading, seconds: float) -> Iterable[Device
                 free_pages=device["free_pages"],
                 page_bytes=device["page_bytes"],
                 early=device["evicted_early"],
-                text=device["lost"],
+                text=visible(device["lost"]),
             )
 
 
@@ -198,20 +200,20 @@ def _models(before: Reading, after: Reading, seconds: float) -> Iterable[ModelRo
         executions = model["executions"] - (was["executions"] if was else 0)
         inferences = model["inferences"] - (was["inferences"] if was else 0)
         yield ModelRow(
-            model=model_reference(model["name"], model["version"]),
-            state=model["state"],
+            model=visible(model_reference(model["name"], model["version"])),
+            state=visible(model["state"]),
             rates=Rates(
                 grown("success"), sum(refused.values()), grown("deadline_missed"),
                 grown("failed", "invalid_input", "cancelled"),
             ),
-            reasons={reason: rate for reason, rate in refused.items() if rate},
+            reasons={visible(reason): rate for reason, rate in refused.items() if rate},
             waiting=model["pending"],
             batch=inferences / executions if executions else 0.0,
             p50_ns=percentile(times("total"), 0.5),
             p99_ns=percentile(times("total"), 0.99),
             queue_p99_ns=percentile(times("queue"), 0.99),
             execute_p50_ns=percentile(times("execute"), 0.5),
-            resident=tuple((worker, device) for worker, device in model["resident"]),
+            resident=tuple((visible(worker), device) for worker, device in model["resident"]),
             pages=model["pages"],
             weights_bytes=model["weights_bytes"],
             share=model["share"] / SHARE_WHOLE,

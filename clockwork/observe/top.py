@@ -32,6 +32,7 @@ from clockwork.observe.rows import (
     sorted_rows,
     summary,
 )
+from clockwork.wire.telling import visible
 
 
 class _Table(DataTable[Text | str]):
@@ -97,7 +98,10 @@ class _Table(DataTable[Text | str]):
         self._keyed = {}
         for row in sorted_rows(found, self._columns[self._sort], self._is_reversed)[:TOP_ROWS_MAX]:
             self._keyed[_key(row)] = row
-            self.add_row(*(column.cell(row) for column in self._columns), key=_key(row))
+            cells = (
+                column.cell(row) for column in self._columns
+            )  # a text that is no Text would be read as markup
+            self.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), key=_key(row))
         left_out = len(found) - self.row_count
         self.border_title = f"{self.id}: {len(found)}" + (f", {left_out} not shown" if left_out else "")
         if self._filter:
@@ -210,7 +214,7 @@ class Top(App[None]):
         if self._is_paused:
             note = "paused: space goes on"
         self.query_one("#note", Static).update(
-            Text(note, MISSED.color if note.startswith("no answer") else "")
+            Text(visible(note), MISSED.color if note.startswith("no answer") else "")
         )
 
     def _table(self) -> _Table:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import traceback
 from collections.abc import Iterable
 
-from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_FRAMES, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
+from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,10 +44,7 @@ class Complaints:
         if entry.left_out:
             text += f" ({entry.left_out} complaints of this kind were left out before)"
             entry.left_out = 0
-        if error is not None:
-            lines = traceback.format_exception(error, limit=-COMPLAINT_FRAMES, chain=False)
-            text += "\n" + "".join(lines)[-COMPLAINT_CHARS_MAX:].rstrip()
-        self._log.warning("%s", text)
+        self._log.warning("%s", text, exc_info=error)
 
     def settle(self, now_ns: int) -> None:
         """Log how many complaints were left out, for kinds that have gone quiet since. To be called now and then."""

@@ -2,7 +2,8 @@
 
 The peer decides what ``repr()`` of such a value costs: a list of lists a thousand levels deep raises RecursionError, a
 text of megabytes is copied, and a class of its own runs its own code. So sentences about values that this program did
-not make use tell() or printable().
+not make use tell() or printable(). Where a text is printed at last, in a log (wire.logs) or on a terminal (cli.common),
+visible() is applied to all of it, whoever made it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,25 @@ def printable(text: str, chars: int = TOLD_CHARS) -> str:
             character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cut
         )
     return cut if len(text) <= chars else cut + _CUT
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text with every character that is not shown as itself escaped as in a Python string, but for those in ``keep``.
+
+    For texts of others where they are printed: there is no control character left that a terminal would obey, no line
+    break that would begin a line of a log, nothing that turns the direction of what follows, and no half of a surrogate
+    pair, which has no bytes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else _escaped(character)
+        for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def no_such_input(model: str, name: str, inputs: Iterable[str]) -> InvalidInput:

@@ -40,6 +40,7 @@ from clockwork.system.copies import Copies
 from clockwork.system.limits import go_first, raise_descriptor_limit
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
+from clockwork.wire.logs import start_log
 from clockwork.wire.messages import (
     TO_WORKER,
     Chunk,
@@ -568,9 +569,7 @@ def _stop_the_process(arguments: threading.ExceptHookArgs) -> None:
 
 def main(settings: WorkerSettings) -> int:
     """Run a worker until a signal ends it; the process's exit status."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s worker %(levelname).1s %(message)s"
-    )
+    start_log("worker")
     threading.excepthook = _stop_the_process
     silence_onnxruntime()
     raise_descriptor_limit()

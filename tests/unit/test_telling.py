@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 import pytest
 
-from clockwork.wire.telling import printable, tell
+from clockwork.wire.telling import printable, tell, visible
 
 
 def nested(levels: int, kind: type) -> Any:
@@ -82,3 +83,13 @@ def test_a_text_for_the_log_moves_no_cursor() -> None:
     )
     assert printable("x" * 1_000, 10) == "x" * 10 + "..."
     assert printable("worker-1") == "worker-1"
+
+
+def test_whatever_is_not_shown_as_itself_is_escaped_as_python_writes_it() -> None:
+    for number in range(sys.maxunicode + 1):
+        character = chr(number)
+        shown = visible(character)
+        assert shown.isprintable()
+        assert shown == (character if character.isprintable() else ascii(character)[1:-1])
+    assert visible("a\nb\tc\x1b", keep="\n\t") == "a\nb\tc\\x1b"
+    assert visible(visible("\x9b")) == visible("\x9b") == "\\x9b"

@@ -145,7 +145,7 @@ def started(endpoint: str, *arguments: str) -> tuple[subprocess.Popen[str], int,
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if (found := re.search(r"http on http://[\d.]+:(\d+), grpc on [\d.]+:(\d+)", line)) is not None:
+        if (found := re.search(r"http on https?://[\d.]+:(\d+), grpc on [\d.]+:(\d+)", line)) is not None:
             return process, int(found[1]), int(found[2])
     process.wait()
     raise RuntimeError(f"the gateway ended with status {process.returncode}:\n{''.join(lines)}")

@@ -79,13 +79,14 @@ def over_http(port: int, token: str = "") -> Infer:
 
 @contextlib.contextmanager
 def over_grpc(port: int, token: str = "") -> Iterator[Infer]:
-    """Calls on one channel."""
+    """Calls on one channel, with a connection of its own."""
     import grpc
 
     from clockwork.gateway.protocol import inference_pb2 as pb
 
     metadata = [("authorization", f"Bearer {token}")] if token else None
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         call = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=lambda request: request.SerializeToString(),

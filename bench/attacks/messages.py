@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import onnx
 
-from bench import zmtp
+from bench import http2, zmtp
 from bench.attacks.site import ATTACK_S_MAX, MIB, SEED, Attack, Site
 from clockwork.config import CHUNK_BYTES
 from clockwork.models import zoo
@@ -157,31 +157,23 @@ def varint(value: int) -> bytes:
     return bytes([*found, value])
 
 
-def grpc_call(message: bytes, token: str, path: str = "/inference.GRPCInferenceService/ModelInfer") -> bytes:
+def grpc_call(message: bytes, token: str, path: str = http2.INFER) -> bytes:
     """A connection's bytes for a call with a gzip message: HTTP/2 by hand, so that no client inflates it.
 
     The message must fit the window that a peer has before it is told of another: 65,535 bytes.
     """
-    fields = [
-        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x"), ("te", "trailers"),
-        ("content-type", "application/grpc"), ("grpc-encoding", "gzip"),
-    ]  # fmt: skip
-    if token:
-        fields.append(("authorization", f"Bearer {token}"))
-    headers = b"".join(
-        b"\x00" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in fields
-    )
+    headers = http2.call(token, path) + http2.field("grpc-encoding", "gzip")
     data = struct.pack(">BI", 1, len(message)) + message
     assert len(data) <= 65_535
     pieces = [data[begin : begin + 16_384] for begin in range(0, len(data), 16_384)]
-    frames = [_h2_frame(4, 0, 0, b""), _h2_frame(1, 4, 1, headers)]
-    frames += [_h2_frame(0, piece is pieces[-1], 1, piece) for piece in pieces]
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"".join(frames)
-
-
-def _h2_frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
-    return len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body
+    frames = [
+        http2.frame(http2.SETTINGS, 0, 0, b""),
+        http2.frame(http2.HEADERS, http2.END_HEADERS, 1, headers),
+    ]
+    frames += [
+        http2.frame(http2.DATA, http2.END_STREAM if piece is pieces[-1] else 0, 1, piece) for piece in pieces
+    ]
+    return http2.PREFACE + b"".join(frames)
 
 
 def grpc_status(connection: socket.socket) -> str:

@@ -66,7 +66,15 @@ STREAMS_MAX = 1_024
 STREAM_WINDOW = 64
 """Requests under way on a stream; the next is read when the oldest has been answered."""
 
-GRPC_METADATA_BYTES_MAX = 16 << 10
+GRPC_METADATA_BYTES_MAX = 8 << 10
+"""Metadata of a call, as HTTP/2 counts it: names and values, and 32 bytes for each. In memory it is six times as much."""
+
+GRPC_WAITING_MAX = 1_024
+"""Calls that wait for their client's message, beside REQUESTS_MAX that are worked on."""
+
+GRPC_SETTINGS_S = 10.0
+"""Time within which a gRPC client must have taken note of the server's settings."""
+
 GRPC_IDLE_S = 600.0
 """Time without a call after which a gRPC connection is closed."""
 
@@ -147,6 +155,10 @@ ACCEPT_PAUSE_S = 0.1
 
 DETAILS_MAX = 2_000
 """Longest sentence of a gRPC error, in characters: it travels in a header."""
+
+GRPC_SWEEP_S = 0.1
+"""Interval at which gRPC's connections are looked through: a millisecond of a thousand of them. Meanwhile gRPC takes up to
+twice as many as there are seats."""
 
 KEEPALIVE_S = 60
 """Silence after which a client is sent a keepalive ping."""

@@ -706,7 +706,9 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
     written = {one.index for launch in variant.launches for one in launch.args if one.kind == "output"}
     for index, size in enumerate(outputs):
         if size and index not in written:
-            raise InvalidModel(f"{place}: no launch gets output {program.outputs[index].name!r} of {size} bytes")
+            raise InvalidModel(
+                f"{place}: no launch gets output {program.outputs[index].name!r} of {size} bytes"
+            )
 
 
 def _check_shapes(

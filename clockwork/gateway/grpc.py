@@ -29,14 +29,18 @@ from clockwork.config.gateway import (
     GRPC_ANSWER_BYTES_MAX,
     GRPC_IDLE_S,
     GRPC_METADATA_BYTES_MAX,
+    GRPC_SETTINGS_S,
+    GRPC_SWEEP_S,
+    GRPC_WAITING_MAX,
     KEEPALIVE_S,
     STREAM_WINDOW,
     STREAMS_MAX,
 )
-from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Forbidden, InvalidInput
+from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Forbidden, InvalidInput, Refused
 from clockwork.gateway.answers import Held
 from clockwork.gateway.callers import Address, Caller, end
-from clockwork.gateway.errors import NotFound, TooLarge, Unsupported, tell
+from clockwork.gateway.connections import Connections
+from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.protocol.split import Reader, Split
@@ -54,8 +58,9 @@ from clockwork.gateway.service import (
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
 from clockwork.system.clock import now_ns, to_ns, to_seconds
+from clockwork.web.seats import Seat, Seats, Standing
 from clockwork.wire import tensors
-from clockwork.wire.messages import NamedTensorRef
+from clockwork.wire.messages import NamedTensorRef, Reason
 from clockwork.wire.references import name_of
 from clockwork.wire.roles import GRPC
 from clockwork.wire.transport import Frame
@@ -106,20 +111,27 @@ class GrpcServer:
         self._tokens = tokens
         self._inflater = Inflater()
         self._copying = asyncio.Lock()
-        self._counted_as: dict[str, str] = {}  # methods, as metrics name them
+        self._seats = Seats(seats_max)
+        self._connections: Connections | None = None
+        self._calls = Seats(settings.requests_max + GRPC_WAITING_MAX)
+        self._sweeper: asyncio.Task[None] | None = None
         self._server: Any = None
         self._host, self._port = "", 0  # its listening address; "": every address
 
     async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
         """Take over the address of a bound socket, which is closed. Raises ConfigError."""
         settings = self._settings
-        self._server = grpc.aio.server(interceptors=[_TokenGate(self)], options=[
+        self._server = grpc.aio.server(options=[
             ("grpc.max_receive_message_length", settings.request_bytes_max),
             ("grpc.per_message_decompression", 0),  # gRPC's own has no bound on all messages together
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
+            ("grpc.absolute_max_metadata_size", GRPC_METADATA_BYTES_MAX),
+            # An entry of HPACK's table keeps the buffer in which it came, 64 KiB, and a call the entries that it names.
+            ("grpc.http2.hpack_table_size.decoder", 0),
+            ("grpc.http2.settings_timeout", round(GRPC_SETTINGS_S * 1000)),
             ("grpc.max_concurrent_streams", STREAMS_MAX),
-            ("grpc.max_allowed_incoming_connections", settings.connections_max),
+            ("grpc.max_allowed_incoming_connections", 2 * self._seats.seats_max),  # until the next look at them
             ("grpc.max_connection_idle_ms", round(GRPC_IDLE_S * 1000)),
             ("grpc.server_handshake_timeout_ms", round(settings.headers_s * 1000)),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
@@ -142,12 +154,22 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address} (--grpc-port): {error}") from None
         await self._server.start()
+        self._connections = Connections(port, self._seats)
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(self._connections))
 
     async def close(self) -> None:
         """Accept no more calls, and let those under way end, for a bounded time."""
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         self._inflater.close()
+
+    async def _sweep(self, connections: Connections) -> None:
+        stranger_ns = to_ns(self._settings.headers_s)
+        while True:
+            await asyncio.sleep(GRPC_SWEEP_S)
+            connections.sweep(stranger_ns)
 
     # ----- the service -------------------------------------------------------------------------
 
@@ -171,11 +193,10 @@ class GrpcServer:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        self._counted_as = {name: method.__name__[1:] for name, method in unary.items()}
-        self._counted_as["ModelStreamInfer"] = "stream"
         handlers = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(method),
+            # As if the client sent a stream: gRPC then reads no message of a call before it is asked for it.
+            name: grpc.stream_unary_rpc_method_handler(
+                self._guarded(name, method),
                 request_deserializer=_sized(getattr(pb, f"{name}Request")),
                 response_serializer=(
                     None if method == self._infer else getattr(pb, f"{name}Response").SerializeToString
@@ -184,50 +205,76 @@ class GrpcServer:
             for name, method in unary.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._guarded(self._stream, counted=False), request_deserializer=_sized(pb.ModelInferRequest)
+            self._guarded("ModelStreamInfer", self._infer, is_stream=True),
+            request_deserializer=_sized(pb.ModelInferRequest),
         )
         return handlers
 
-    def refusal(self, path: str, metadata: Any) -> ClockworkError | None:
-        """The error with which a call is refused by its metadata, before its message is read; None if it is let in."""
-        name = path.rpartition("/")[2]
-        if not self._tokens or name not in GRPC:
-            return None
-        try:
-            self._tokens.check(GRPC[name], _token(metadata))
-        except ClockworkError as error:
-            with contextlib.suppress(ClockworkError), self._counted(self._counted_as[name], 0):
-                raise
-            return error
-        return None
+    def _guarded(self, name: str, method: Method, is_stream: bool = False) -> Method:
+        """The method, for whoever has its right, within the bounds on calls, its errors sent as statuses."""
+        right, counted_as = GRPC[name], "stream" if is_stream else method.__name__[1:]
+        waited = (
+            f"no message came within {self._settings.body_s:g} s, or the call had to make room for others because "
+            "too many were without one"
+        )
 
-    def _guarded(self, method: Method, counted: bool = True) -> Method:
-        """The method, within the bound on requests, its errors sent as statuses. _TokenGate has checked the token."""
-        service = self._service
-        name = method.__name__[1:]
-
-        async def guarded(request: Any, context: Context) -> Any:
-            message, size = request if counted else (request, 0)
+        async def guarded(requests: AsyncIterator[Any], context: Context) -> Any:
+            assert self._connections is not None
+            peer = context.peer()
+            call = _Call(peer, self._connections.seat_of(peer))
             try:
-                with self._counted(name, size) if counted else contextlib.nullcontext():
+                try:
                     try:
-                        if not counted:
-                            return await method(message, context)
-                        with service.admitted(size):
-                            async with self._read(message) as read:
-                                return await method(read if method == self._infer else read.message, context)
-                    except (ClockworkError, grpc.aio.BaseError):
-                        raise
-                    except Exception as error:  # a mistake of ours: the log has it, and the client a status
-                        log.error("a call of %s failed", method.__name__, exc_info=error)
-                        raise ClockworkError("the gateway failed; its log says how") from None
+                        standing = self._tokens.check(right, _token(context.invocation_metadata() or ()))
+                        self._seats.recognize(call.connection, standing)
+                        self._take(call, standing)
+                        async with asyncio.timeout(
+                            None if is_stream else self._settings.body_s
+                        ) as call.patience:
+                            if is_stream:
+                                return await self._stream(requests, context, call)
+                            sized = await anext(requests, None)
+                    except TimeoutError:
+                        raise self._count_failure(counted_as, TooSlow(waited)) from None
+                    except ClockworkError as error:
+                        raise self._count_failure(counted_as, error) from None
+                    if sized is None:
+                        raise InvalidInput("the call ended before its message came")
+                    message, size = sized
+                    with call.work(), self._counted(counted_as, size), self._service.admitted(size):
+                        async with self._read(message) as read:
+                            return await method(read if method == self._infer else read.message, context)
+                except (ClockworkError, grpc.aio.BaseError):
+                    raise
+                except Exception as error:  # a mistake of ours: the log has it, and the client a status
+                    log.error("a call of %s failed", name, exc_info=error)
+                    raise ClockworkError("the gateway failed; its log says how") from None
             except ClockworkError as error:
                 told = tell(error)
+            finally:
+                self._calls.leave(call)
             return await context.abort(
                 getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
             )
 
         return guarded
+
+    def _take(self, call: _Call, standing: Standing) -> None:
+        """Seat a call. Raises Refused where only calls that are worked on could make room."""
+        vacated = self._calls.take(call)
+        if vacated is call:
+            raise Refused(
+                f"the gateway has {self._calls.seats_max} calls, which is the most", Reason.OVERLOADED.value
+            )
+        if vacated is not None:
+            vacated.close()
+        self._calls.recognize(call, standing)
+
+    def _count_failure(self, method: str, error: ClockworkError) -> ClockworkError:
+        """Count a call that failed before its message was there; returns the error."""
+        with contextlib.suppress(ClockworkError), self._counted(method, 0):
+            raise error
+        return error
 
     @contextlib.contextmanager
     def _counted(self, method: str, size: int) -> Iterator[None]:
@@ -326,7 +373,7 @@ class GrpcServer:
         service.counters.sent(PROTOCOL, sent)
         return pieces
 
-    async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
+    async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
         """Answer in the order of the requests, at most STREAM_WINDOW of which are under way."""
         answers = self._service.answers
         window: asyncio.Queue[tuple[asyncio.Task[bytes], Held] | None] = asyncio.Queue(STREAM_WINDOW)
@@ -345,17 +392,17 @@ class GrpcServer:
                 async for request in requests:
                     held = self._held(context)
                     under_way[held] = None
-                    await window.put((group.create_task(self._streamed(request, context, held)), held))
+                    await window.put((group.create_task(self._streamed(request, context, held, call)), held))
                 await window.put(None)
         finally:
             for held in under_way:
                 answers.release(held)
 
-    async def _streamed(self, sized: tuple[Any, int], context: Context, held: Held) -> bytes:
+    async def _streamed(self, sized: tuple[Any, int], context: Context, held: Held, call: _Call) -> bytes:
         message, size = sized
         request: Any = None
         try:
-            with self._counted("stream_infer", size), self._service.admitted(size):
+            with call.work(), self._counted("stream_infer", size), self._service.admitted(size):
                 async with self._read(message) as read:
                     request = read.message
                     pieces = await self._answered(read, context, held)
@@ -490,25 +537,30 @@ def _encoding_of(data: bytes) -> str:
     return "deflate" if data[:1] == b"\x78" and int.from_bytes(data[:2]) % 31 == 0 else ""
 
 
-class _TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls by their metadata, before gRPC takes in and parses their messages."""
+class _Call(Seat):
+    """A call, on a seat among all calls, beside its connection's seat."""
 
-    def __init__(self, server: GrpcServer) -> None:
-        self._server = server
+    __slots__ = ("connection", "patience")
 
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        error = self._server.refusal(details.method, details.invocation_metadata or ())
-        if error is None:
-            return await continuation(details)
-        told = tell(error)
+    def __init__(self, peer: str, connection: Seat) -> None:
+        super().__init__(peer, now_ns(), self._give_up)
+        self.connection = connection
+        self.patience: asyncio.Timeout | None = None  # while it waits for its client
 
-        async def refuse(requests: Any, context: Context) -> None:
-            await context.abort(
-                getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
-            )
+    def _give_up(self) -> None:
+        if self.patience is not None:
+            self.patience.reschedule(asyncio.get_running_loop().time())
 
-        # gRPC reads no message of a call with streams unless asked; to the client, the call ends like any other.
-        return grpc.stream_stream_rpc_method_handler(refuse)
+    @contextlib.contextmanager
+    def work(self) -> Iterator[None]:
+        """While a message of the call is worked on."""
+        self.begin()
+        self.connection.begin()
+        try:
+            yield
+        finally:
+            self.end(now_ns())
+            self.connection.end(now_ns())
 
 
 def _address_of(peer: str) -> Address | None:

@@ -2,17 +2,15 @@
 
 A plain limit lets whoever comes first keep everybody else out: a thousand silent connections are enough. So a newcomer is
 always seated, and the seat that is worth least is vacated in its place: of the connections that wait for their peer (for a
-handshake, a header, a body, the next request), first those of the lowest standing, and among them the one that has waited
-longest. A connection whose request the server is working on keeps its seat; if there is no other, the newcomer goes. Every
-newcomer is a stranger, so that a flood of strangers displaces strangers: at most one connection of a known client goes
-before the seat of a stranger is there to be vacated. Strangers of one address have a bound of their own, beyond which they
-displace each other.
+handshake, a header, a body, the next request), those of the lowest standing; of these, those of the address that has the
+most; and of these the one that has waited longest. A connection whose request the server is working on keeps its seat; if
+there is no other, the newcomer goes. Every newcomer is a stranger, so that a flood of strangers displaces strangers: at
+most one connection of a known client goes before the seat of a stranger is there to be vacated.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from collections.abc import Callable
 
 
@@ -25,9 +23,9 @@ class Standing(enum.IntEnum):
 
 
 class Seat:
-    """One connection. The server says when it waits for its peer, and when for the server's own work."""
+    """One connection. The server says when it waits for its peer, and when for the server's own work. Time goes forward."""
 
-    __slots__ = ("address", "close", "idle_since_ns", "standing", "working")
+    __slots__ = ("_seats", "address", "close", "idle_since_ns", "standing", "working")
 
     def __init__(self, address: str, now_ns: int, close: Callable[[], None]) -> None:
         """close: ends the connection at once; the server calls it for a seat that was vacated."""
@@ -36,9 +34,12 @@ class Seat:
         self.standing = Standing.STRANGER
         self.idle_since_ns = now_ns  # the peer's last progress
         self.working = 0  # requests that the server is working on
+        self._seats: Seats | None = None  # None: not seated
 
     def begin(self) -> None:
         """The server works on a request of the peer, and no longer waits for it."""
+        if not self.working and self._seats is not None:
+            self._seats._remove(self)
         self.working += 1
 
     def end(self, now_ns: int) -> None:
@@ -46,10 +47,15 @@ class Seat:
         assert self.working > 0
         self.working -= 1
         self.idle_since_ns = now_ns
+        if not self.working and self._seats is not None:
+            self._seats._append(self)
 
     def progress(self, now_ns: int) -> None:
         """The peer has done its part of what the server waits for."""
         self.idle_since_ns = now_ns
+        if not self.working and self._seats is not None:
+            self._seats._remove(self)
+            self._seats._append(self)
 
 
 class Seats:
@@ -58,79 +64,95 @@ class Seats:
     def __init__(self, seats_max: int) -> None:
         assert seats_max > 0
         self.seats_max = seats_max
-        self.strangers_max = max(1, seats_max // 2)  # of one address
-        self._seats: dict[Seat, None] = {}  # in the order in which they were taken
-        self._strangers: Counter[str] = Counter()  # by address
+        self._count = 0
+        # Seats that wait for their peer, by address, those of an address in the order in which they began to: a scan of
+        # all of them took 1.5 ms of 5,000.
+        self._waiting: dict[Standing, dict[str, dict[Seat, None]]] = {standing: {} for standing in Standing}
 
     def __len__(self) -> int:
-        return len(self._seats)
+        return self._count
 
     def __contains__(self, seat: Seat) -> bool:
-        return seat in self._seats
+        return seat._seats is self
 
     def take(self, seat: Seat) -> Seat | None:
         """Seat a newcomer. The seat that is vacated for it, whose connection is to be closed; it may be the newcomer's own.
         None: there was room."""
-        self._seats[seat] = None
-        self._strangers[seat.address] += 1
         vacated = None
-        if self._strangers[seat.address] > self.strangers_max:
-            vacated = self._least(
-                lambda other: other.standing == Standing.STRANGER and other.address == seat.address
-            )
-        elif len(self._seats) > self.seats_max:
-            vacated = self._least(lambda other: other is not seat) or seat
-        if vacated is not None:
-            self.leave(vacated)
+        if self._count >= self.seats_max:
+            vacated = self.vacate()
+            if vacated is None:
+                return seat
+        seat._seats = self
+        self._count += 1
+        self._append(seat)
         return vacated
 
     def recognize(self, seat: Seat, standing: Standing) -> None:
         """The peer has shown that it is of this standing. A standing is never lost."""
-        if standing <= seat.standing or seat not in self._seats:
+        if standing <= seat.standing:
             return
-        if seat.standing == Standing.STRANGER:
-            self._forget_stranger(seat)
+        waits = seat in self and not seat.working
+        if waits:
+            self._remove(seat)
         seat.standing = standing
+        if waits:
+            self._append(seat)
 
     def leave(self, seat: Seat) -> None:
         """The connection has ended. Harmless for a seat that was vacated."""
-        if self._seats.pop(seat, self) is self:
+        if seat not in self:
             return
-        if seat.standing == Standing.STRANGER:
-            self._forget_stranger(seat)
+        if not seat.working:
+            self._remove(seat)
+        seat._seats = None
+        self._count -= 1
 
     def vacate(self) -> Seat | None:
-        """Vacate the seat that is worth least, because a newcomer cannot even be accepted. None: all are worked for."""
-        vacated = self._least(lambda seat: True)
-        if vacated is not None:
-            self.leave(vacated)
-        return vacated
+        """Vacate the seat that is worth least. None: all are worked for."""
+        for groups in self._waiting.values():
+            if groups:
+                most = min(groups.values(), key=lambda group: (-len(group), next(iter(group)).idle_since_ns))
+                vacated = next(iter(most))
+                self.leave(vacated)
+                return vacated
+        return None
 
     def overdue(self, now_ns: int, stranger_ns: int) -> list[Seat]:
         """Vacate the seats of strangers that have waited for longer than this."""
-        found = [
-            seat
-            for seat in self._seats
-            if seat.standing == Standing.STRANGER
-            and not seat.working
-            and now_ns - seat.idle_since_ns > stranger_ns
-        ]
+        found = []
+        for group in self._waiting[Standing.STRANGER].values():
+            for seat in group:
+                if now_ns - seat.idle_since_ns <= stranger_ns:
+                    break
+                found.append(seat)
         for seat in found:
             self.leave(seat)
         return found
 
-    def _least(self, may_go: Callable[[Seat], bool]) -> Seat | None:
-        """The seat that is worth least of those that wait for their peers; of equals, the one that was taken first."""
-        waiting = (seat for seat in self._seats if not seat.working and may_go(seat))
-        return min(waiting, key=lambda seat: (seat.standing, seat.idle_since_ns), default=None)
+    def _append(self, seat: Seat) -> None:
+        self._waiting[seat.standing].setdefault(seat.address, {})[seat] = None
 
-    def _forget_stranger(self, seat: Seat) -> None:
-        self._strangers[seat.address] -= 1
-        if not self._strangers[seat.address]:
-            del self._strangers[seat.address]
+    def _remove(self, seat: Seat) -> None:
+        groups = self._waiting[seat.standing]
+        group = groups[seat.address]
+        del group[seat]
+        if not group:
+            del groups[seat.address]
 
     def check_invariants(self) -> None:
-        assert len(self._seats) <= self.seats_max
-        strangers = Counter(seat.address for seat in self._seats if seat.standing == Standing.STRANGER)
-        assert strangers == self._strangers
-        assert all(count <= self.strangers_max for count in strangers.values())
+        waiting = [
+            (standing, address, seat)
+            for standing, groups in self._waiting.items()
+            for address, group in groups.items()
+            for seat in group
+        ]
+        assert len(waiting) <= self._count <= self.seats_max
+        assert all(seat in self and not seat.working for _, _, seat in waiting)
+        assert all(
+            (seat.standing, seat.address) == (standing, address) for standing, address, seat in waiting
+        )
+        for group in self._waiting[Standing.STRANGER].values():
+            since = [seat.idle_since_ns for seat in group]
+            assert since
+            assert since == sorted(since)

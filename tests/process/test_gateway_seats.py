@@ -9,15 +9,28 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
+from bench import http2
 from clockwork.config.gateway import DESCRIPTORS_MIN
 from clockwork.errors import ConfigError
+from clockwork.gateway import grpc as grpc_server
 from clockwork.gateway import http as http_server
 from clockwork.gateway.process import seats_of
+from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
 from tests.process.fake_controller import FakeController
-from tests.process.gateways import PATIENCE_S, TOKEN, Http, Https, new_pair, running_gateway, tensor
+from tests.process.gateways import (
+    PATIENCE_S,
+    TOKEN,
+    Http,
+    Https,
+    method_of,
+    new_pair,
+    running_gateway,
+    tensor,
+)
 
 BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -85,7 +98,7 @@ def test_strangers_hold_a_bounded_number_of_connections(
         path = {"http": "/v2", "metrics": "/metrics?of=gateway"}[name]
         assert known.ask("GET", path).status == 200
         with dialled(gateway.ports[name], sent) as held:
-            check_most_end(held, SEATS // 2)
+            check_most_end(held, SEATS - 1)
             assert known.ask("GET", path).status == 200, "on the same connection"
         known.close()
 
@@ -100,7 +113,7 @@ def test_handshakes_that_are_not_done_have_a_bound(
         known = Https(gateway.ports["http"], cert)
         assert known.infer(BODY).status == 200
         with dialled(gateway.ports["http"], b"\x16\x03\x01") as held:
-            check_most_end(held, SEATS // 2)
+            check_most_end(held, SEATS - 1)
             assert known.infer(BODY).status == 200, "on the same connection"
             newcomer = Https(gateway.ports["http"], cert)
             assert newcomer.infer(BODY).status == 200
@@ -159,6 +172,110 @@ def test_a_stranger_has_seconds_and_a_client_longer(
         assert known.ask("POST", "/v2/models/m/infer", BODY, BEARER).status == 200
         assert known.connection.sock is sock, "which waited as long"
         known.close()
+
+
+# ----- gRPC ------------------------------------------------------------------------------------
+
+
+def infer_grpc(port: int, token: str = "") -> str:
+    """The status of one inference on a connection of its own."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        return infer_on(channel, token)
+
+
+def infer_on(channel: grpc.Channel, token: str = "") -> str:
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8)])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    try:
+        method_of(channel, "ModelInfer")(message, metadata=metadata, timeout=PATIENCE_S)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+@pytest.mark.parametrize("sent", [b"", http2.hello()], ids=["silent", "greeting"])
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["open", "with tokens"])
+def test_silent_connections_keep_nobody_from_grpc(
+    controller: FakeController, token_file: Path, sent: bytes, token: str
+) -> None:
+    more = {"token_file": token_file} if token else {}
+    with running_gateway(controller.endpoint, http_port=-1, connections_max=SEATS, **more) as gateway:
+        port = gateway.ports["grpc"]
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as known:
+            assert infer_on(known, token) == "OK"
+            with dialled(port, sent, 2 * SEATS - 1) as held:  # as many as gRPC itself takes
+                check_most_end(held, SEATS - 1)
+                assert infer_grpc(port, token) == "OK", "a newcomer"
+                assert infer_on(known, token) == "OK"
+
+
+def test_a_connection_without_a_call_that_it_may_make_has_seconds(
+    controller: FakeController, token_file: Path
+) -> None:
+    refused = http2.hello() + http2.frame(http2.HEADERS, 5, 1, http2.call("wrong"))
+    with running_gateway(controller.endpoint, http_port=-1, token_file=token_file, headers_s=1.0) as gateway:
+        port = gateway.ports["grpc"]
+        with dialled(port, http2.hello(), 3) as silent, dialled(port, refused, 3) as wrong:
+            check_most_end([*silent, *wrong], 0)
+
+
+def opened(port: int, token: str, calls: int) -> contextlib.AbstractContextManager[list[socket.socket]]:
+    """A connection with calls whose messages do not come."""
+    begun = [
+        http2.frame(http2.HEADERS, http2.END_HEADERS, 2 * n + 1, http2.call(token)) for n in range(calls)
+    ]
+    return dialled(port, http2.hello() + b"".join(begun), 1)
+
+
+def streams_ended(connection: socket.socket, count: int) -> set[int]:
+    """The first calls of a connection that the gateway ends, so many of them."""
+    ended: set[int] = set()
+    for frame in http2.frames(connection):
+        if (frame.kind == http2.HEADERS and frame.flags & http2.END_STREAM) or frame.kind == http2.RESET:
+            ended.add(frame.stream)
+        if len(ended) == count:
+            break
+    return ended
+
+
+def test_a_message_that_does_not_come_ends_its_call(controller: FakeController) -> None:
+    with (
+        running_gateway(controller.endpoint, http_port=-1, body_s=0.5) as gateway,
+        opened(gateway.ports["grpc"], "", 3) as [held],
+    ):
+        assert streams_ended(held, 3) == {1, 3, 5}
+        assert infer_grpc(gateway.ports["grpc"]) == "OK"
+
+
+def test_calls_without_messages_make_room_for_others(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "GRPC_WAITING_MAX", 3)
+    with (
+        running_gateway(controller.endpoint, http_port=-1, requests_max=1) as gateway,
+        opened(gateway.ports["grpc"], "", 20) as [held],
+    ):
+        assert streams_ended(held, 16) == {2 * n + 1 for n in range(16)}, "the longest waiting"
+        assert infer_grpc(gateway.ports["grpc"]) == "OK"
+
+
+def test_hpack_has_no_table_and_settings_are_acknowledged(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "GRPC_SETTINGS_S", 1.0)
+    with running_gateway(controller.endpoint, http_port=-1) as gateway:
+        port = gateway.ports["grpc"]
+        with dialled(port, http2.hello(), 1) as [polite]:
+            settings = next(frame for frame in http2.frames(polite) if frame.kind == http2.SETTINGS)
+            pairs = [settings.body[at : at + 6] for at in range(0, len(settings.body), 6)]
+            assert http2.TABLE_SIZE.to_bytes(2) + bytes(4) in pairs
+            begun = http2.call() + http2.field("x", "y", is_kept=True)
+            polite.sendall(http2.frame(http2.HEADERS, http2.END_HEADERS, 1, begun))
+            check_most_end([polite], 0)
+        with dialled(port, http2.PREFACE + http2.frame(http2.SETTINGS, 0, 0, b""), 1) as silent:
+            check_most_end(silent, 0)
+        assert infer_grpc(port) == "OK"
 
 
 def test_seats_fit_the_open_files_that_a_process_may_have() -> None:

@@ -1,0 +1,76 @@
+"""HTTP/2 by hand, so that a peer can do what no library does: connect and say nothing, open calls without messages, and
+build on HPACK's table."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
+TABLE_SIZE = 1
+"""The setting for HPACK's table."""
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+STATIC_FIELDS = 61
+"""Fields of HPACK's static table; the next index is the newest of the dynamic one."""
+
+
+def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
+    return len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body
+
+
+def hello() -> bytes:
+    """What a client sends first: its settings, and that it has taken note of the server's."""
+    return PREFACE + frame(SETTINGS, 0, 0, b"") + frame(SETTINGS, ACK, 0, b"")
+
+
+def field(name: str, value: str, is_kept: bool = False) -> bytes:
+    """A header, written out. is_kept: the server is to enter it into its table."""
+    return b"".join((
+        b"\x40" if is_kept else b"\x00", bytes([len(name)]), name.encode(), bytes([len(value)]), value.encode(),
+    ))  # fmt: skip
+
+
+def kept(index: int) -> bytes:
+    """The header that was entered into the table so many entries ago, in one byte; 0: the last."""
+    assert STATIC_FIELDS + 1 + index < 127
+    return bytes([0x80 | STATIC_FIELDS + 1 + index])
+
+
+def call(token: str = "", path: str = INFER) -> bytes:
+    """The headers with which a call begins."""
+    fields = [
+        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost"), ("te", "trailers"),
+        ("content-type", "application/grpc"),
+    ]  # fmt: skip
+    if token:
+        fields.append(("authorization", f"Bearer {token}"))
+    return b"".join(field(name, value) for name, value in fields)
+
+
+class Frame(NamedTuple):
+    kind: int
+    flags: int
+    stream: int
+    body: bytes
+
+
+def frames(connection: socket.socket) -> Iterator[Frame]:
+    """What comes on a connection, until it ends. Raises TimeoutError as the socket does."""
+    buffer = bytearray()
+    while True:
+        try:
+            piece = connection.recv(65_536)
+        except ConnectionError:
+            return
+        if not piece:
+            return
+        buffer += piece
+        while len(buffer) >= 9 and len(buffer) >= 9 + (size := int.from_bytes(buffer[:3])):
+            stream = int.from_bytes(buffer[5:9]) & 0x7FFFFFFF
+            found = Frame(buffer[3], buffer[4], stream, bytes(buffer[9 : 9 + size]))
+            del buffer[: 9 + size]
+            yield found

@@ -1,0 +1,112 @@
+"""The connections of gRPC's port, each on a seat.
+
+gRPC accepts and reads on threads of its own, and says of a connection nothing but the peer of a call on it. So its
+connections are found among this process's descriptors, again and again; one whose seat is vacated is shut down there, and
+gRPC finds that it has ended. Between two looks gRPC may accept more than there are seats, up to a bound of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+
+from clockwork.system.clock import now_ns
+from clockwork.web.seats import Seat, Seats
+
+
+class Connections:
+    """The connections to one port. Not for several threads."""
+
+    def __init__(self, port: int, seats: Seats) -> None:
+        self._port = port
+        self._seats = seats
+        self._by_peer: dict[str, Seat] = {}  # by gRPC's name of the peer
+        self._peers: dict[int, str] = {}  # by inode of the connection's socket
+        self._others: set[int] = set()  # inodes of other sockets
+        self._ending: dict[str, None] = {}  # peers whose seats were vacated
+
+    def seat_of(self, peer: str) -> Seat:
+        """The seat of a call's connection. peer: as gRPC says it, ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
+        seat = self._by_peer.get(peer)
+        return self._seated(peer) if seat is None else seat
+
+    def _seated(self, peer: str) -> Seat:
+        seat = Seat(peer.rpartition(":")[0], now_ns(), lambda: self._end(peer))
+        self._by_peer[peer] = seat
+        vacated = self._seats.take(seat)
+        if vacated is not None:
+            vacated.close()
+        return seat
+
+    def _end(self, peer: str) -> None:
+        self._by_peer.pop(peer, None)
+        self._ending[peer] = None
+
+    def sweep(self, stranger_ns: int) -> None:
+        """Seat new connections, forget those that have ended, and shut down those whose seats were vacated, and strangers
+        that have made no call they may make for longer than this."""
+        found = self._descriptors()
+        for peer in [peer for peer in self._by_peer if peer not in found]:
+            self._seats.leave(self._by_peer.pop(peer))
+        for peer in found:
+            if peer not in self._by_peer and peer not in self._ending:
+                self._seated(peer)
+        for seat in self._seats.overdue(now_ns(), stranger_ns):
+            seat.close()
+        for peer in self._ending:
+            if peer in found:
+                _shut_down(found[peer], self._port, peer)
+        self._ending.clear()
+
+    def _descriptors(self) -> dict[str, int]:
+        """The descriptor of every connection to the port, by peer."""
+        found: dict[str, int] = {}
+        peers: dict[int, str] = {}
+        others: set[int] = set()
+        for name in os.listdir("/proc/self/fd"):
+            descriptor = int(name)
+            try:
+                status = os.fstat(descriptor)
+            except OSError:  # closed since it was listed
+                continue
+            if not stat.S_ISSOCK(status.st_mode):
+                continue
+            inode = status.st_ino
+            peer = self._peers.get(inode, "")
+            if not peer and inode not in self._others:
+                peer = _peer(descriptor, self._port)
+            if peer:
+                peers[inode] = peer
+                found[peer] = descriptor
+            else:
+                others.add(inode)
+        self._peers, self._others = peers, others
+        return found
+
+
+def _peer(descriptor: int, port: int) -> str:
+    """The peer of a connection to the port, as gRPC says it; "" for any other socket. Raises nothing."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as one:
+            return _peer_of(one, port)
+    except OSError:  # closed meanwhile, or without a peer
+        return ""
+
+
+def _peer_of(one: socket.socket, port: int) -> str:
+    if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+        return ""
+    if one.getsockname()[1] != port:
+        return ""
+    host, peer_port = one.getpeername()[:2]
+    host = host.removeprefix("::ffff:") if "." in host else host
+    return f"ipv6:%5B{host}%5D:{peer_port}" if ":" in host else f"ipv4:{host}:{peer_port}"
+
+
+def _shut_down(descriptor: int, port: int, peer: str) -> None:
+    """Shut down a connection, if the descriptor is still its own: gRPC's threads may have closed it and opened another."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
+        if _peer_of(one, port) == peer:
+            one.shutdown(socket.SHUT_RDWR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bench.attacks.messages import listed
-from bench.attacks.site import SAME_WIDTH, Attack, Site
+from bench.attacks.site import MIB, SAME_WIDTH, Attack, Site
 from clockwork.device.operators import DOMAIN
 from clockwork.errors import ClockworkError
 from clockwork.models import samples
@@ -82,6 +83,30 @@ def operator_model(operator: str, **attributes: Any) -> onnx.ModelProto:
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     kind = samples.JPEG if is_image else samples.TEXT
     helper.set_model_props(model, {samples.STRINGS_KEY: json.dumps({"x": kind})})
+    return model
+
+
+def heap_model(name: str) -> onnx.ModelProto:
+    """`n` to a number, by way of memory that is no tensor's: the places that NonZero finds, or a string's characters."""
+    count = helper.make_tensor_value_info("n", TensorProto.INT64, [1])
+    inputs = (
+        [count] if name == "places" else [helper.make_tensor_value_info("x", TensorProto.STRING, [1]), count]
+    )
+    true = helper.make_tensor("true", TensorProto.BOOL, [1], [True])
+    nodes = {
+        "places": [
+            helper.make_node("ConstantOfShape", ["n"], ["all"], value=true),
+            helper.make_node("NonZero", ["all"], ["found"]),
+        ],
+        "repeated": [helper.make_node("Tile", ["x", "n"], ["found"])],
+    }[name]
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Shape", ["found"], ["y"])], name, inputs,
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [None])],
+    )  # fmt: skip
+    model: onnx.ModelProto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
     return model
 
 
@@ -156,21 +181,29 @@ def small_images(site: Site, quick: bool) -> str:
     times = 4 if quick else 32
     images = [header_alone(5792, 5792)] * times
     images += [many_scans(5792, 5792, 64), many_scans(2600, 2600, 64)] * (times // 4)
-    return _asked(site, "decoder", images)
+    return _asked(site, "decoder", [[image] for image in images])
 
 
 def endless_words(site: Site, quick: bool) -> str:
     """Texts of one word that becomes longer."""
-    return _asked(site, "pairs", [b"a" * (1 << power) for power in range(10, 21 if quick else 23)])
+    return _asked(site, "pairs", [[b"a" * (1 << power)] for power in range(10, 21 if quick else 23)])
 
 
-def _asked(site: Site, name: str, strings: list[bytes]) -> str:
-    """What became of requests with a string each, one after the other."""
+def heap(site: Site, quick: bool) -> str:
+    """Small requests for which an execution takes 1.5 GB in strings, and in places that NonZero finds."""
+    times = 1 if quick else 8
+    strings = {"x": [b"x" * MIB], "n": np.array([1500])}
+    places = {"n": np.array([100_000_000])}
+    return f"strings: {_asked(site, 'repeated', [strings] * times)}; places: {_asked(site, 'places', [places] * times)}"
+
+
+def _asked(site: Site, name: str, inputs: Sequence[Any]) -> str:
+    """What became of requests, one after the other."""
     became: Counter[str] = Counter()
     with site.cluster.client() as client:
-        for string in strings:
+        for each in inputs:
             try:
-                client.infer(name, [string], slo=ANSWER_S)
+                client.infer(name, each, slo=ANSWER_S)
                 became["answered"] += 1
             except ClockworkError as error:
                 became[type(error).__name__] += 1
@@ -181,4 +214,5 @@ ATTACKS = {
     "hostile attributes": Attack("worker", hostile_attributes),
     "small images": Attack("worker", small_images, lambda quick: {"decoder": operator_model("DecodeJpeg")}),
     "endless words": Attack("worker", endless_words, lambda quick: {"pairs": operator_model("BytePairs")}),
+    "heap": Attack("worker", heap, lambda quick: {name: heap_model(name) for name in ("repeated", "places")}),
 }

@@ -41,6 +41,7 @@ from bench.attacks import gateway_bytes
 from bench.attacks import measure as attacks
 from bench.attacks import memory as lent
 from bench.attacks import messages as thrown
+from bench.attacks.site import MIB
 from bench.cluster import Cluster
 from bench.gpu_peers import measure as gpu_peers
 from bench.gpu_peers import ours, theirs
@@ -49,7 +50,7 @@ from bench.gpu_peers.theirs import ON_A_CPU
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
-from clockwork.config import POLICY
+from clockwork.config import EXECUTION_WORKSPACE_BYTES, POLICY
 from clockwork.models import zoo
 from clockwork.models.compile import compiler
 from tests.device.fake import LIBRARY, FakeDriver
@@ -560,6 +561,11 @@ def test_what_hostile_peers_take() -> None:
     assert became["leased memory"] == f"InvalidInput x {lent.QUICK.requests}"
     assert became["huge memory"] == f"answered x {len(lent.HUGE_BYTES)}"
     assert max(grown[name] for name in lent.ATTACKS) < 400
+    assert became["hostile attributes"] == "refused x 6"
+    assert became["small images"] == "InvalidInput x 5, answered x 1"
+    assert became["endless words"] == "InvalidInput x 4, answered x 7"
+    assert became["heap"] == "strings: ExecutionFailed x 1; places: ExecutionFailed x 1"
+    assert grown["heap"] < EXECUTION_WORKSPACE_BYTES / MIB + 200
 
 
 @pytest.mark.slow

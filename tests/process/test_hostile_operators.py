@@ -1,0 +1,67 @@
+"""Models of Clockwork's operators whose attributes ask for memory that is not theirs, against a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.attacks.operators import REFUSED, SECRET, header_alone, many_scans, operator_model
+from clockwork.errors import InvalidInput, InvalidModel
+from clockwork.models import samples
+from clockwork.models.runtime import Session
+from tests.process.cluster import running_cluster
+from tests.process.peers import echo_model
+
+FILL = {"MALLOC_PERTURB_": "90"}
+"""Has glibc fill what is given back with this byte, and what is given out with its complement."""
+
+SLO = 300.0
+IMAGES: list[dict[str, int]] = [{"shortest": 32}, {"width": 333, "height": 2, "channels": 1}]
+TEXTS: list[dict[str, Any]] = [{"length": 70}]
+
+
+def strings(*given: str | bytes) -> np.ndarray:
+    array = np.empty(len(given), object)
+    array[:] = given
+    return array
+
+
+@pytest.mark.timeout(300)
+def test_no_model_answers_with_memory_of_another_client(tmp_path: Path) -> None:
+    secret = np.frombuffer(SECRET * 2000, np.float32).reshape(1, -1)
+    with running_cluster(tmp_path, environment=FILL) as cluster, cluster.client() as client:
+        client.register("echo", echo_model(secret.shape[1]))
+        for operator in REFUSED:
+            attributes, named = REFUSED[operator][0]
+            with pytest.raises(InvalidModel, match=rf"attributes? {named}\b"):
+                client.register("hostile", operator_model(operator, **attributes))
+        cases: list[tuple[str, dict[str, Any], str | bytes]]
+        cases = [("DecodeJpeg", attributes, samples.jpeg(3000, 1)) for attributes in IMAGES]
+        cases += [
+            (operator, attributes, "hello world")
+            for operator in ("WordPiece", "BytePairs")
+            for attributes in TEXTS
+        ]
+        sessions = []
+        for number, (operator, attributes, _) in enumerate(cases):
+            model = operator_model(operator, **attributes)
+            client.register(f"model-{number}", model)
+            sessions.append(Session(model.SerializeToString(), optimise=False))
+        for _ in range(5):
+            for number, (_, _, data) in enumerate(cases):
+                np.testing.assert_array_equal(client.infer("echo", secret, slo=SLO), secret)
+                # The second is padded where the operator pads, and cut where it cuts.
+                batch = strings(data, data[:1] if isinstance(data, str) else data)
+                found = client.infer(f"model-{number}", batch, slo=SLO)
+                answers = found.values() if isinstance(found, dict) else [found]
+                for answer, expected in zip(answers, sessions[number].run([batch]), strict=True):
+                    np.testing.assert_array_equal(answer, expected)
+        for data, said in (
+            (header_alone(5792, 5792), "fewer bytes than its pixels need"),
+            (many_scans(5792, 5792, 64), "more scans"),
+        ):
+            with pytest.raises(InvalidInput, match=said):
+                client.infer("model-0", strings(data), slo=SLO)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -838,6 +839,16 @@ def preparation_bytes(package_bytes: int) -> int:
     base = parse_bytes(said) if said else PREPARATION_BYTES
     processors = (os.cpu_count() or 1) * PREPARATION_BYTES_PER_CPU
     return base + processors + PREPARATION_BYTES_FACTOR * package_bytes
+
+
+def source_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """CLOCKWORK_SOURCE_NETWORKS: networks, with commas between them, in which servers that models are fetched from may
+    redirect to addresses that are not public. Raises ConfigError."""
+    said = environment("SOURCE_NETWORKS", "")
+    try:
+        return [ipaddress.ip_network(word.strip()) for word in said.split(",") if word.strip()]
+    except ValueError as error:
+        raise ConfigError(f"CLOCKWORK_SOURCE_NETWORKS: {error}") from None
 
 
 def load_limit_ns() -> int:

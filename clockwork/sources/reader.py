@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from clockwork.config.sources import (
     HTTP_REQUESTS_AT_ONCE,
@@ -43,6 +43,7 @@ from clockwork.config.sources import (
     SOURCE_FILES_MAX,
     TELL_S,
 )
+from clockwork.sources.guard import Guard, guard_for
 
 Row = list[Any]  # [path, bytes, mark, checksum]
 
@@ -56,13 +57,19 @@ class Refused(Exception):
 
 
 class Reader:
-    """Carries out commands. ``fs``: fsspec's file system of a URL, and the path in it."""
+    """Carries out commands. ``fs``: fsspec's file system of a URL, and the path in it.
 
-    def __init__(self, answer: TextIO) -> None:
+    is_guarded: the process is the reader's, and what it connects to is checked for good from the first command on."""
+
+    def __init__(self, answer: TextIO, *, is_guarded: bool = False) -> None:
         self._answer = answer
+        self._is_guarded = is_guarded
+        self._has_guard = False
+        self._guard: Guard | None = None  # of the first command's scheme; a process has one location
 
     def carry_out(self, command: Mapping[str, Any]) -> None:
         try:
+            self._open_to(command["url"])
             match command["do"]:
                 case "list":
                     self._list(command["url"])
@@ -83,6 +90,17 @@ class Reader:
             self._say(error=_said(error if is_missing else cause), kind="missing" if is_missing else "failed")
         except Exception as error:  # of any library, of any kind
             self._say(error=_said(error), kind="failed")
+
+    def _open_to(self, url: str) -> None:
+        """Connect to nothing but what is public, or of the server that a URL names."""
+        if not self._is_guarded:
+            return
+        if not self._has_guard:
+            self._has_guard, self._guard = True, guard_for(urlsplit(url).scheme)
+            if self._guard is not None:
+                self._guard.install()
+        if self._guard is not None and _is_http(url):
+            self._guard.allow(url)
 
     def _say(self, **answer: Any) -> None:
         self._answer.write(json.dumps(answer) + "\n")
@@ -279,7 +297,7 @@ def main() -> None:
         os._exit(0)  # whoever asked is gone, or wants no answer any more
 
     threading.Thread(target=read, daemon=True).start()
-    reader = Reader(answer)
+    reader = Reader(answer, is_guarded=True)
     while True:
         reader.carry_out(json.loads(commands.get()))
 

@@ -26,6 +26,7 @@ class FileServer(http.server.ThreadingHTTPServer):
         self.stalled: set[str] = set()  # files of which half is sent, and the rest once `go_on` is set
         self.changing: dict[str, bytes] = {}  # what a file becomes when it is asked for
         self.unsized: set[str] = set()  # files whose size is not said
+        self.redirects: dict[str, str] = {}  # of a path to a URL
         self.md5: dict[str, str] = {}  # a file's header Content-MD5
         self.go_on = threading.Event()
         self.sending = threading.Event()  # half of a stalled file has been sent
@@ -59,6 +60,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         server.asked.append((self.command, path))
         if server.away:
             self.send_error(503)
+            return
+        if path in server.redirects:
+            self.send_response(302)
+            self.send_header("Location", server.redirects[path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         data = server.files.get(path)
         if data is None:

@@ -163,6 +163,50 @@ def test_links_that_lead_elsewhere_are_not_followed(server: FileServer, reader: 
     assert [file.path for file in reader.files()] == ["a/1/model.onnx"]
 
 
+ELSEWHERE = {"address": "127.0.0.1", "name": "localhost"}
+
+
+@pytest.mark.parametrize("host", ELSEWHERE.values(), ids=ELSEWHERE)
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_a_redirect_to_an_address_that_is_not_public_is_followed_only_where_that_is_allowed(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, is_allowed: bool
+) -> None:
+    if is_allowed:
+        monkeypatch.setenv("CLOCKWORK_SOURCE_NETWORKS", "127.0.0.0/8,::1")
+    with running_file_server() as inner:
+        inner.files["/secret.onnx"] = b"not yours"
+        target = f"http://{host}:{inner.server_port}/secret.onnx"
+        server.redirects["/models/a.onnx"] = server.redirects["/models/"] = target
+        url = f"{server.url}/models/a.onnx"
+        with reading_at(url) as reader:
+            if is_allowed:
+                file = reader.describe(url)
+                assert file is not None
+                reader.fetch(url, file, tmp_path / "m", ROOM)
+                assert (tmp_path / "m").read_bytes() == b"not yours"
+            else:
+                with pytest.raises(SourceFailed, match=r"is not public and not the server that was named"):
+                    reader.describe(url)
+        if not is_allowed:
+            with (
+                reading_at(f"{server.url}/models") as reader,
+                pytest.raises(SourceFailed, match="not public"),
+            ):
+                reader.files()
+            assert inner.asked == []
+
+
+def test_a_redirect_within_the_server_that_was_named_is_followed(server: FileServer, tmp_path: Path) -> None:
+    server.files["/other/a.onnx"] = b"onnx"
+    server.redirects["/models/a.onnx"] = f"{server.url}/other/a.onnx"
+    url = f"http://localhost:{server.server_port}/models/a.onnx"
+    with reading_at(url) as reader:
+        file = reader.describe(url)
+        assert file is not None
+        reader.fetch(url, file, tmp_path / "m", ROOM)
+    assert (tmp_path / "m").read_bytes() == b"onnx"
+
+
 def test_a_file_that_changes_while_it_is_fetched_is_not_taken(
     server: FileServer, reader: Reader, tmp_path: Path
 ) -> None:

@@ -133,9 +133,9 @@ JSON_ANSWER_BYTES_MAX = 8 << 20
 """Bytes of tensors in an answer as JSON: a float takes ten times its bytes as text, and most of a microsecond. More travel
 as binary data."""
 
-JSON_ELEMENTS_AT_ONCE = 4_096
-"""Elements of an answer that become JSON at once, in some milliseconds; of more, each piece is written before the next is
-made."""
+LISTED_AT_ONCE_BYTES = 16 << 10
+"""Bytes of tensors that become JSON at once, in some milliseconds: a whole number of elements of every datatype. Of more,
+each piece is written before the next is made."""
 
 SWEEP_S = 1.0
 """Interval at which connections are checked for being idle or slow for too long."""

@@ -65,7 +65,7 @@ class Answers:
 
     def come(self, held: Held, size: int, now: int) -> None:
         """An answer of ``size`` bytes is there. Raises Refused; then its bytes are not to be kept."""
-        if size > JOINED_BYTES_MAX:
+        if size > JOINED_BYTES_MAX and held.model:
             self._sizes[held.model] = size
             self._sizes.move_to_end(held.model)
             if len(self._sizes) > ANSWER_MODELS_MAX:

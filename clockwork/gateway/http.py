@@ -30,6 +30,7 @@ from clockwork.config.gateway import (
     JSON_AT_ONCE_BYTES,
     JSON_BYTES_MAX,
     LINGER_S,
+    LISTED_AT_ONCE_BYTES,
     SWEEP_S,
 )
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
@@ -277,6 +278,8 @@ class HttpServer:
             method = found.name
             with self._service.admitted():
                 response = await found.handler(self, request, path)
+                if isinstance(response, web.Response) and (response.content_length or 0) > JOINED_BYTES_MAX:
+                    response = await self._send_large(request, response)
             if found.right is not Right.OPEN:
                 self._seats.recognize(seat, standing)
             status, sent = response.status, response.content_length or response.body_length
@@ -319,7 +322,7 @@ class HttpServer:
                 return candidate
         raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
 
-    async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
+    async def _body(self, request: web.BaseRequest, limit: int) -> bytes | bytearray:
         """A request's body, whose bytes are held until the caller releases them. Raises TooLarge, TooSlow or Refused."""
         length = request.content_length
         if length is not None and length > limit:
@@ -330,19 +333,21 @@ class HttpServer:
                 b"HTTP/1.1 100 Continue\r\n\r\n"
             )  # else a client waits before it sends the body
         held = 0
-        pieces = []
+        body: bytes | bytearray
         try:
             if content.is_eof():
-                piece = content.read_nowait()
-                self._service.hold(len(piece))
-                held = len(piece)
-                pieces.append(piece)
+                body = content.read_nowait()
+                self._service.hold(len(body))
+                held = len(body)
             else:
+                body = (
+                    bytearray()
+                )  # which grows without a copy of what is there, as to join the pieces would be
                 begun = asyncio.get_running_loop().time()
                 while piece := await self._piece(request, begun, held):
                     self._service.hold(len(piece))
                     held += len(piece)
-                    pieces.append(piece)
+                    body += piece
                     if held > limit:
                         raise TooLarge(f"the request has more than {limit} bytes")
         except BaseException as error:
@@ -350,7 +355,6 @@ class HttpServer:
             if isinstance(error, web.RequestPayloadError):
                 raise InvalidInput(f"the request's body is broken: {_one_line(error)}") from None
             raise
-        body = b"".join(pieces)
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
         if encoding in ("", "identity"):
             return body
@@ -419,6 +423,16 @@ class HttpServer:
         finally:
             service.answers.release(held)
 
+    async def _send_large(self, request: web.BaseRequest, response: web.Response) -> web.StreamResponse:
+        """Send a response as a large answer is sent. Raises Refused."""
+        answers, connection = self._service.answers, cast(_Connection, request.protocol)
+        held, body = Held(connection, 1, connection.reset), cast(bytes, response.body)
+        try:
+            answers.come(held, len(body), now_ns())
+            return await self._send(request, held, dict(response.headers), [body], [])
+        finally:
+            answers.release(held)
+
     async def _send(
         self,
         request: web.BaseRequest,
@@ -435,8 +449,8 @@ class HttpServer:
             headers |= {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
             text = [header]
         response = web.StreamResponse(headers={"Content-Type": "application/json"} | headers)
-        if binary:
-            response.content_length = len(header) + sum(map(len, binary))
+        if all(isinstance(part, bytes) for part in text):
+            response.content_length = sum(map(len, [*cast(list[bytes], text), *binary]))
         seat = cast(_Connection, request.protocol).seat
         seat.end(now_ns())  # until the client has read it, the connection may have to make room
         try:
@@ -467,7 +481,7 @@ class HttpServer:
                     yield view[at : at + ANSWER_PIECE_BYTES]
 
     async def _read(
-        self, request: web.BaseRequest, path: list[str], body: bytes, shared: Shared
+        self, request: web.BaseRequest, path: list[str], body: bytes | bytearray, shared: Shared
     ) -> tuple[Inference, _Wants]:
         """The inference that a request asks for, and the form of its outputs. Raises InvalidInput."""
         headers = request.headers
@@ -515,7 +529,7 @@ class HttpServer:
         return inference, wants
 
     async def _read_raw(
-        self, request: web.BaseRequest, path: list[str], body: bytes
+        self, request: web.BaseRequest, path: list[str], body: bytes | bytearray
     ) -> tuple[Inference, _Wants]:
         """A request that is nothing but the raw bytes of its model's one input; all outputs come raw as well."""
         named = _named(path)
@@ -523,7 +537,9 @@ class HttpServer:
         if code == STRING:
             body = join_strings([body])
         timeout_ns = _header_timeout(request)
-        inference = Inference(reference_of(*named), "", [[name, code, shape, 0]], [body], [], timeout_ns, 0)
+        inference = Inference(
+            reference_of(*named), "", [[name, code, shape, 0]], [memoryview(body)], [], timeout_ns, 0
+        )
         return inference, _Wants({}, True)
 
     # ----- everything else ---------------------------------------------------------------------
@@ -838,7 +854,7 @@ def _answer(
     body = {"model_name": name_of(inference.model), "model_version": str(answer.model_version)}
     request = request_of(answer)
     headers = {} if request is None else {REQUEST: str(request)}
-    text = _json_parts(body, rows, inference.request_id)
+    text = _json_parts(body, rows, inference.request_id, listed_bytes <= LISTED_AT_ONCE_BYTES)
     if len(text) > 1 or binary_bytes > JOINED_BYTES_MAX:
         return headers, text, binary
     header = cast(bytes, text[0])
@@ -849,16 +865,16 @@ def _answer(
 
 
 def _json_parts(
-    body: dict[str, Any], rows: list[tuple[dict[str, Any], Listed | None]], request_id: str
+    body: dict[str, Any], rows: list[tuple[dict[str, Any], Listed | None]], request_id: str, at_once: bool
 ) -> list[bytes | Listed]:
-    """An answer's JSON. Long lists are parts of their own; all else is joined."""
+    """An answer's JSON. Lists are parts of their own, unless they are to be written at once; all else is joined."""
     parts: list[bytes | Listed] = []
     joined = [_dumps(body)[:-1], b',"outputs":[']
     for index, (row, listed) in enumerate(rows):
         joined += [b"," if index else b"", _dumps(row)[:-1]]
         if listed is not None:
             joined.append(b',"data":[')
-            if listed.is_short:
+            if at_once:
                 joined.append(listed.piece(0)[0])
             else:
                 parts += [b"".join(joined), listed]

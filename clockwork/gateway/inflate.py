@@ -20,7 +20,9 @@ class Inflater:
     def __init__(self) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "inflate")
 
-    async def inflate(self, body: bytes, encoding: str, limit: int, hold: Callable[[int], None]) -> bytes:
+    async def inflate(
+        self, body: bytes | bytearray, encoding: str, limit: int, hold: Callable[[int], None]
+    ) -> bytes:
         """The inflated body. ``hold`` counts the bytes of each piece as it comes, and takes all back if this raises.
 
         Raises Unsupported, InvalidInput for a body that is not in the encoding, TooLarge, and what ``hold`` raises.
@@ -56,7 +58,7 @@ class Inflater:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _window(encoding: str, body: bytes) -> int:
+def _window(encoding: str, body: bytes | bytearray) -> int:
     if encoding == "gzip":
         return _GZIP
     if encoding == "deflate":  # by the standard with zlib's header, by some clients without

@@ -69,7 +69,7 @@ class _Decoder(json.JSONDecoder):
         return comma if comma >= 0 else end
 
 
-def read_object(body: bytes, subject: str, at_once: int = JSON_AT_ONCE_BYTES) -> dict[str, Any]:
+def read_object(body: bytes | bytearray, subject: str, at_once: int = JSON_AT_ONCE_BYTES) -> dict[str, Any]:
     """The object that JSON of any length is, of which so many bytes are read at once. Raises InvalidInput and TooLarge."""
     try:
         if len(body) <= at_once:
@@ -89,7 +89,7 @@ def read_object(body: bytes, subject: str, at_once: int = JSON_AT_ONCE_BYTES) ->
     return value
 
 
-def read_inference(body: bytes, subject: str) -> dict[str, Any]:
+def read_inference(body: bytes | bytearray, subject: str) -> dict[str, Any]:
     """As read_object(), for a request's JSON: the data of its inputs are frames, or the errors that came up instead."""
     fields = read_object(body, subject)
     rows = fields.get("inputs")

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from clockwork.config import RANK_MAX, STRINGS_MAX
-from clockwork.config.gateway import ELEMENTS_AT_ONCE, JSON_ELEMENTS_AT_ONCE
+from clockwork.config.gateway import ELEMENTS_AT_ONCE, LISTED_AT_ONCE_BYTES
 from clockwork.errors import InvalidInput
 from clockwork.wire import tensors
 from clockwork.wire.telling import tell
@@ -115,7 +115,7 @@ def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> Fram
 class Listed:
     """The elements of an output, flat, as JSON has them in a list: written piece by piece."""
 
-    __slots__ = ("_at_once", "_code", "_view", "nbytes")
+    __slots__ = ("_code", "_view", "nbytes")
 
     def __init__(self, code: int, frame: Any, name: str) -> None:
         """Raises InvalidInput where JSON has no form for the datatype."""
@@ -127,28 +127,20 @@ class Listed:
         self._code = code
         self._view = memoryview(frame).cast("B")
         self.nbytes = self._view.nbytes
-        self._at_once = (
-            tensors.tensor_bytes(code, ()) * JSON_ELEMENTS_AT_ONCE
-        )  # of strings, 4 bytes say the length
-
-    @property
-    def is_short(self) -> bool:
-        """Whether one piece is all of it, and cheap."""
-        return self.nbytes <= self._at_once
 
     def piece(self, begin: int) -> tuple[bytes, int]:
         """The JSON of some elements from the byte ``begin`` on, with commas between them, and where the next begin."""
         if self._code == tensors.STRING:
             values, end = self._strings(begin)
         else:
-            end = min(begin + self._at_once, self.nbytes)
+            end = min(begin + LISTED_AT_ONCE_BYTES, self.nbytes)
             values = _numbers(self._code, self._view[begin:end])
         text = json.dumps(values, separators=(",", ":"))[1:-1].encode()
         return (b"," + text if begin else text), end
 
     def _strings(self, begin: int) -> tuple[list[Any], int]:
         elements, end = [], begin
-        while end < min(begin + self._at_once, self.nbytes):
+        while end < min(begin + LISTED_AT_ONCE_BYTES, self.nbytes):
             first = end + 4
             end = first + int.from_bytes(self._view[end:first], "little")
             elements.append(bytes(self._view[first:end]).decode("utf-8", "replace"))

@@ -280,9 +280,9 @@ def split_strings(count: int, frame: Any) -> list[bytes]:
     return elements
 
 
-def join_strings(elements: Sequence[bytes]) -> bytes:
+def join_strings(elements: Sequence[bytes | bytearray]) -> bytes:
     """Inverse of split_strings()."""
-    pieces = []
+    pieces: list[bytes | bytearray] = []
     for element in elements:
         pieces.append(_LENGTH.pack(len(element)))
         pieces.append(element)

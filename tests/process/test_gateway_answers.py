@@ -17,14 +17,15 @@ import pytest
 from bench.attacks.messages import grpc_call
 from clockwork.config.gateway import (
     GRPC_ANSWER_BYTES_MAX,
+    JOINED_BYTES_MAX,
     JSON_ANSWER_BYTES_MAX,
-    JSON_ELEMENTS_AT_ONCE,
+    LISTED_AT_ONCE_BYTES,
 )
 from clockwork.gateway import answers
 from clockwork.gateway import grpc as served
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.wire.messages import Answer, InferRequest
+from clockwork.wire.messages import Answer, InferRequest, Query, Reply
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import PATIENCE_S, SERVICE, Http, method_of, running_gateway, tensor
 
@@ -77,7 +78,7 @@ def http(gateway: Gateway) -> Iterator[Http]:
 
 
 def test_long_lists_come_in_pieces_that_are_json_together(http: Http, sized: Sized) -> None:
-    count = 20 * JSON_ELEMENTS_AT_ONCE + 3
+    count = 5 * LISTED_AT_ONCE_BYTES + 3
     sized.outputs = {"a": floats(3), "b": floats(count), "c": floats(count), "d": floats(0)}
     reply = http.infer({"id": 'say "7"', "inputs": [TINY]})
     assert (reply.status, reply.headers["transfer-encoding"]) == (200, "chunked")
@@ -88,8 +89,39 @@ def test_long_lists_come_in_pieces_that_are_json_together(http: Http, sized: Siz
     } == sized.outputs
 
 
+def test_many_short_lists_are_as_long_as_one(http: Http, sized: Sized) -> None:
+    sized.outputs = {f"y{number}": floats(1_000) for number in range(100)}
+    reply = http.infer({"inputs": [TINY]})
+    assert reply.headers["transfer-encoding"] == "chunked"
+    assert {
+        name: np.array(data, np.float32).tobytes() for name, data in reply.outputs.items()
+    } == sized.outputs
+
+
+def test_an_index_of_many_models_is_counted_as_any_answer(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController
+) -> None:
+    rows = [{"name": f"{number:0200}", "version": 1, "state": "ready"} for number in range(2_000)]
+
+    def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        if type(message) is Query:
+            controller.send(identity, Reply(message.request_id, {"models": rows}))
+
+    controller.handle = handle
+    with (
+        running_gateway(controller.endpoint) as gateway,
+        contextlib.closing(Http(gateway.ports["http"])) as http,
+    ):
+        found = http.ask("POST", "/v2/repository/index")
+        assert [row["name"] for row in found.json] == [row["name"] for row in rows]
+        assert int(found.headers["content-length"]) == len(found.data) > JOINED_BYTES_MAX
+        monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", len(found.data) - 1)
+        refused = http.ask("POST", "/v2/repository/index")
+        assert (refused.status, refused.json["reason"]) == (503, "overloaded")
+
+
 def test_long_lists_and_binary_data_come_in_one_answer(http: Http, sized: Sized) -> None:
-    sized.outputs = {"a": floats(20 * JSON_ELEMENTS_AT_ONCE), "b": floats(MIB), "c": floats(2)}
+    sized.outputs = {"a": floats(5 * LISTED_AT_ONCE_BYTES), "b": floats(MIB), "c": floats(2)}
     wanted = [{"name": "a"}, {"name": "b", "parameters": {"binary_data": True}}, {"name": "c"}]
     reply = http.infer({"inputs": [TINY], "outputs": wanted})
     found = reply.outputs
@@ -158,7 +190,8 @@ def test_an_answer_that_is_not_read_ends_its_connection(
 def test_answers_that_are_not_read_shut_out_nobody(
     monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized, protocol: str
 ) -> None:
-    """Small answers come at once. A large answer is refused while others fill the room, and the refusal makes room."""
+    """Small answers come at once. Large ones may be refused; then a connection that does not read ends, so that they come
+    after a few tries."""
     monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 32 * MIB)
     monkeypatch.setattr(answers, "ANSWER_STALL_NS", 0)
     sized.outputs = {"y": bytes(8 * MIB)}
@@ -171,17 +204,16 @@ def test_answers_that_are_not_read_shut_out_nobody(
         contextlib.ExitStack() as stack,
     ):
         infer = method_of(channel, "ModelInfer")
+        poll = select.poll()
         for number in range(1, 9):
-            stack.enter_context(deaf(gateway.ports[protocol], request))
+            poll.register(stack.enter_context(deaf(gateway.ports[protocol], request)), select.POLLRDHUP)
             controller.wait_for(InferRequest)
             assert infer(grpc_request("small")).raw_output_contents == [floats(2)], number
-        refused = 0
         while (call := infer.future(grpc_request())).code() is not grpc.StatusCode.OK:
             assert call.code() is grpc.StatusCode.UNAVAILABLE
             assert "bytes of answers wait to be read" in call.details()
-            refused += 1
         assert list(call.result().raw_output_contents) == [sized.outputs["y"]]
-        assert refused > 0
+        assert poll.poll(PATIENCE_S * 1000), "eight answers were four times the room"
 
 
 def test_the_answers_of_a_stream_are_counted_and_released(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clockwork.config import STRINGS_MAX
-from clockwork.config.gateway import JSON_ELEMENTS_AT_ONCE
+from clockwork.config.gateway import LISTED_AT_ONCE_BYTES
 from clockwork.errors import InvalidInput
 from clockwork.gateway.tensors import (
     DATATYPES,
@@ -105,7 +105,7 @@ def test_the_first_misfit_of_many_is_found() -> None:
 
 @pytest.mark.parametrize("datatype", ["BOOL", "INT16", "FP16", "FP64", "BYTES"])
 def test_long_lists_are_written_in_pieces(datatype: str) -> None:
-    code, count = code_of(datatype, "y"), 3 * JSON_ELEMENTS_AT_ONCE + 5
+    code, count = code_of(datatype, "y"), 3 * LISTED_AT_ONCE_BYTES + 5
     kinds = {"BOOL": bool, "BYTES": str}
     elements = [kinds.get(datatype, float if "FP" in datatype else int)(one % 500) for one in range(count)]
     raw = frame_of_json(code, [count], elements, "x")
@@ -113,7 +113,8 @@ def test_long_lists_are_written_in_pieces(datatype: str) -> None:
     while at < len(raw):
         piece, at = Listed(code, raw, "y").piece(at)
         pieces.append(piece)
-        assert len(json.loads(b"[" + piece.removeprefix(b",") + b"]")) <= JSON_ELEMENTS_AT_ONCE
+        assert len(json.loads(b"[" + piece.removeprefix(b",") + b"]")) <= LISTED_AT_ONCE_BYTES
+    assert len(pieces) == -(-len(raw) // LISTED_AT_ONCE_BYTES) or datatype == "BYTES"
     assert len(pieces) >= 4
     assert json.loads(b"[" + b"".join(pieces) + b"]") == elements
 

@@ -60,14 +60,14 @@ class Cluster:
         self._logs: list[IO[bytes]] = []
         self._worker_count = workers
         self._held = contextlib.ExitStack()  # its ports
-        self.endpoint = self.worker_endpoint = ""
+        self.endpoint = self.worker_endpoint = self.events_endpoint = ""
 
     def start(self) -> int:
         """Start everything. Returns the nanoseconds until every worker had joined and no model was in preparation."""
         started_ns = now_ns()
         ports = self._held.enter_context(held_ports(3))
         clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in ports)
-        self.endpoint, self.worker_endpoint = clients, dialled
+        self.endpoint, self.worker_endpoint, self.events_endpoint = clients, dialled, events
         arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
         dialled = self._through(dialled) if self._through else dialled
         self.controller = self._spawn(

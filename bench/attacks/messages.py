@@ -16,7 +16,7 @@ import onnx
 
 from bench import http2, zmtp
 from bench.attacks.site import ATTACK_S_MAX, MIB, SEED, Attack, Site
-from clockwork.config import CHUNK_BYTES
+from clockwork.config import CHUNK_BYTES, UNREAD_NS
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
@@ -63,16 +63,18 @@ def _bulky(quick: bool) -> onnx.ModelProto:
 
 def unread_answers(site: Site, quick: bool) -> str:
     """Small requests whose large answers are not read."""
-    size = _size(quick)
-    body = bytes(4 * REQUEST_WIDTH)
-    request = messages.InferRequest(1, "wide", 60 * SECOND, 0, [["x", 1, [1, REQUEST_WIDTH], 0]])
     with zmtp.deaf(site.cluster.endpoint) as connection:
         connection.sendall(zmtp.client_hello())
-        pieces = (
-            zmtp.message([codec.encode(request._replace(request_id=number)), body])
-            for number in range(1, size.requests + 1)
-        )
-        return thrown(connection, pieces)
+        cancel = zmtp.message([codec.encode(messages.Cancel(0))])
+        return thrown(connection, wide_requests(_size(quick).requests), cancel)
+
+
+def wide_requests(count: int) -> Iterator[bytes]:
+    """Requests for the model of ``answering``, with the numbers from 1 on."""
+    body = bytes(4 * REQUEST_WIDTH)
+    request = messages.InferRequest(1, "wide", 60 * SECOND, 0, [["x", 1, [1, REQUEST_WIDTH], 0]])
+    for number in range(1, count + 1):
+        yield zmtp.message([codec.encode(request._replace(request_id=number)), body])
 
 
 def unread_packages(site: Site, quick: bool) -> str:
@@ -93,8 +95,11 @@ def endless_message(site: Site, quick: bool) -> str:
         return thrown(connection, (piece for _ in range(size.message_bytes // MIB)))
 
 
-def thrown(connection: socket.socket, pieces: Iterator[bytes]) -> str:
-    """Send as much as is taken, then wait briefly for the connection's end."""
+def thrown(connection: socket.socket, pieces: Iterator[bytes], again: bytes = b"") -> str:
+    """Send as much as is taken, then wait for the connection's end, as long as one that reads nothing may stay.
+
+    again: sent now and then meanwhile: the kernel ends a connection that reads nothing without a word, after 3 s.
+    """
     connection.settimeout(ATTACK_S_MAX)
     sent = 0
     try:
@@ -105,12 +110,16 @@ def thrown(connection: socket.socket, pieces: Iterator[bytes]) -> str:
         return f"disconnected after {sent / MIB:.3g} MiB"
     except TimeoutError:
         return f"not read after {sent / MIB:.3g} MiB"
-    deadline_ns = now_ns() + 2 * SECOND
+    deadline_ns = now_ns() + UNREAD_NS + 5 * SECOND
     pause = threading.Event()
     while now_ns() < deadline_ns:
         if zmtp.is_shut(connection):
             return f"disconnected after {sent / MIB:.3g} MiB"
         pause.wait(0.01)
+        try:
+            connection.sendall(again)
+        except ConnectionError:
+            return f"disconnected after {sent / MIB:.3g} MiB"
     return f"still connected after {sent / MIB:.3g} MiB"
 
 
@@ -194,7 +203,7 @@ def listed(counts: Counter[str]) -> str:
     return ", ".join(f"{code} x {count}" for code, count in sorted(counts.items()))
 
 
-def _answering(quick: bool) -> dict[str, onnx.ModelProto]:
+def answering(quick: bool) -> dict[str, onnx.ModelProto]:
     return {"wide": _wide(quick)}
 
 
@@ -203,7 +212,7 @@ def _storing(quick: bool) -> dict[str, onnx.ModelProto]:
 
 
 ATTACKS = {
-    "unread answers": Attack("controller", unread_answers, _answering),
+    "unread answers": Attack("controller", unread_answers, answering),
     "unread packages": Attack("controller", unread_packages, _storing),
     "endless message": Attack("controller", endless_message),
     "HTTP bodies": Attack("gateway", http_bodies),

@@ -217,7 +217,8 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
         else states
     )
     print_line(f"controller {body.get('version')}, policy {body.get('policy')}, "
-               f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {say_count(body.get('clients', 0), 'client')}")  # fmt: skip
+               f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {say_count(body.get('clients', 0), 'client')}"
+               + (f" of at most {seats['clients']}" if (seats := body.get("seats")) else ""))  # fmt: skip
     print_line(f"models     {by_state or 'none'}, {say_count(body.get('programs', 0), 'program')}")
     if body.get("why_not_ready"):
         print_line(f"not ready  {body['why_not_ready']}")

@@ -37,7 +37,7 @@ from bench import (
     roundtrip,
     shared_memory,
 )
-from bench.attacks import gateway_bytes
+from bench.attacks import gateway_bytes, seats
 from bench.attacks import measure as attacks
 from bench.attacks import memory as lent
 from bench.attacks import messages as thrown
@@ -566,6 +566,14 @@ def test_what_hostile_peers_take() -> None:
     assert became["endless words"] == "InvalidInput x 4, answered x 7"
     assert became["heap"] == "strings: ExecutionFailed x 1; places: ExecutionFailed x 1"
     assert grown["heap"] < EXECUTION_WORKSPACE_BYTES / MIB + 200
+    for name in ("silent connections", "idle clients"):
+        assert "a newcomer was answered" in became[name], became[name]
+    assert "a listener heard" in became["silent connections"]
+    assert became["idle uploads"].startswith("a registration took"), became["idle uploads"]
+    assert became["fat stats"] == "readiness 200, status was answered"
+    assert became["large headers"] == f"answered HelloNeeded x {seats.QUICK.headers}"
+    assert became["late reader"].startswith("Answer x"), became["late reader"]
+    assert became["late reader"].endswith(f"of {seats.QUICK.answers}")
 
 
 @pytest.mark.slow

@@ -461,6 +461,9 @@ cdef class Core(Arena):
                 snprintf(order.text, TEXT_BYTES, "output '%.200s' has the size %lld along axis %d for inputs of %lld: it "
                          "cannot be cut", name, <long long>output.dims[axis], axis, <long long>parts.longest[symbol])
                 return False
+        if bits == 0 or bits % 8:
+            snprintf(order.text, TEXT_BYTES, "output '%.200s' is of a type that cannot be cut", name)
+            return False
         output.bytes = 0
         for part in range(parts.part_count):
             parts.shape_of(part, output.dims, output.rank, parts.lengths.outputs[index], dims)

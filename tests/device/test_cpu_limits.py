@@ -13,6 +13,7 @@ import pytest
 from bench.attacks.measure import forget_peak, peak_bytes
 from bench.attacks.operators import operator_model
 from clockwork import config
+from clockwork.device.base import TensorView
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Status
 from tests.device import wild
@@ -87,6 +88,18 @@ def test_memory_of_the_heap_is_bounded_as_well(name: str, bounded: Driver) -> No
     done = bounded.end(bounded.infer(model, 1, inputs(30)))
     assert done.status == Status.OK, done.text
     check_it_serves(bounded)
+
+
+def test_memory_is_taken_for_no_more_strings_than_there_are_bytes_of(make: Callable[..., Driver]) -> None:
+    driver = make()
+    model = driver.prepare(wild.repeated())
+    driver.end(driver.load(model, 1, []))
+    forget_peak(os.getpid())
+    before = peak_bytes(os.getpid())
+    done = driver.end(driver.infer(model, 1, [TensorView(8, (1 << 25,), bytes(400)), number(1)]))
+    assert done.status == Status.INVALID_INPUT
+    assert f"takes {4 << 25} bytes at least, got 400" in done.text
+    assert peak_bytes(os.getpid()) - before < 2 * BUDGET
 
 
 @WITHOUT_ASAN

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     "origins",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Another name under which browsers reach it, such as a proxy's; may be given more than once.",
+    help="Another name under which browsers reach it, such as a proxy's; may be given more than once. All but its own "
+    "addresses and names are refused.",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
 @click.option(

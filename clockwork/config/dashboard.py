@@ -65,6 +65,20 @@ DASHBOARD_END_S = 0.3
 DASHBOARD_MESSAGE_BYTES = 64 << 10
 """The largest message that a page may send."""
 
+DASHBOARD_CONNECTIONS_MAX = 128
+"""Connections of browsers, of which each page takes some; web/seats.py says which of them goes when there are more."""
+
+DASHBOARD_DESCRIPTORS_KEPT = 64
+"""Open files that are left for all else than browsers' connections."""
+
+DASHBOARD_STRANGER_S = 10.0
+"""Time within which a new connection must have asked for something that it may see."""
+
+DASHBOARD_IDLE_S = 75.0
+"""Time without a request after which a connection is closed, and within which a request's headers must come."""
+
+DASHBOARD_SWEEP_S = 1.0
+
 DASHBOARD_TOKEN_FORM_BYTES = 8 << 10
 """The largest form with a token."""
 

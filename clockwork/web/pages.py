@@ -37,12 +37,14 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         """names: HOST or HOST:PORT, beyond localhost and every address; HOST stands for all of its ports."""
-        self._allowed = {name.lower() for name in names} | {"localhost"}
+        self._allowed = {split(name) for name in names} | {("localhost", "")}
 
     def __contains__(self, host: str) -> bool:
         """Whether a Host header, or an Origin without its scheme, is among them."""
-        name, _ = split(host)
-        return name in self._allowed or host.lower() in self._allowed or is_address(name)
+        name, port = split(host)
+        # The port of a scheme is left out.
+        ports = ["", port] if port else ["", "80", "443"]
+        return is_address(name) or any((name, one) in self._allowed for one in ports)
 
     def were_given(self, host: str) -> bool:
         """Whether it is a name, and not an address, that is among them."""

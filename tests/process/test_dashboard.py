@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import queue
 import re
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from clockwork.cli import load_generator
+from clockwork.config.dashboard import DASHBOARD_CONNECTIONS_MAX
 from clockwork.formats.profiles import ModelProfile
 from clockwork.observe.dashboard.follower import Follower, Look
 from clockwork.observe.dashboard.picture import Predictions
@@ -71,13 +73,13 @@ def session_token(page: str) -> str:
     return match[1]
 
 
-def opened(url: str, origin: str, session: str, more: str = "") -> int:
+def opened(url: str, origin: str, session: str, more: str = "", host: str = "") -> int:
     """The status with which a websocket is answered."""
     port = int(url.rstrip("/").rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
         connection.sendall(
             (
-                f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"GET /ws HTTP/1.1\r\nHost: {host or f'127.0.0.1:{port}'}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 f"Origin: {origin}\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
                 f"Sec-WebSocket-Protocol: bokeh, {session}\r\n{more}\r\n"
             ).encode()
@@ -336,9 +338,54 @@ def test_a_websocket_is_taken_from_its_own_pages_alone(tmp_path: Path) -> None:
             ("http://evil.example", 403),
             ("http://127.0.0.1:1", 403),
             ("https://proxy.example:443", 101),
+            ("https://proxy.example", 101),  # as browsers write it
+            ("https://proxy.example:8443", 403),
             (url.rstrip("/"), 101),
         ):
             assert opened(url, origin, session) == status, origin
+
+
+def test_a_foreign_name_that_points_here_sees_nothing(tmp_path: Path) -> None:
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--origin", "proxy.example:443") as (
+        _,
+        url,
+    ):
+        session = session_token(fetch(url)[1])
+        port = url.rstrip("/").rpartition(":")[2]
+        for host, status in (
+            ("evil.example", 403),
+            (f"evil.example:{port}", 403),
+            (f"127.0.0.1.evil.example:{port}", 403),
+            (f"localhost:{port}", 200),
+            ("proxy.example", 200),
+        ):
+            for path in ("", "static/js/bokeh.min.js"):
+                found, text, _ = fetch(f"{url}{path}", Host=host)
+                assert found == status, (host, path)
+                assert status == 200 or "--origin" in text
+            websocket = opened(url, f"http://{host}", session, host=host)
+            assert websocket == (101 if status == 200 else 403), host
+        assert fetch(url, Origin="https://evil.example")[0] == 403
+
+
+@pytest.mark.parametrize("has_token", [False, True], ids=["open", "with a token"])
+def test_silent_connections_keep_no_browser_out(tmp_path: Path, has_token: bool) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    more = ["--token-file", str(tmp_path / "token")] if has_token else []
+    with (
+        running_dashboard("--recording", str(recording_in(tmp_path)), *more) as (_, url),
+        contextlib.ExitStack() as stack,
+    ):
+        address = ("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))
+        held = [
+            stack.enter_context(socket.create_connection(address, PATIENCE_S))
+            for _ in range(DASHBOARD_CONNECTIONS_MAX + 20)
+        ]
+        for number in range(3):
+            assert fetch(url, Authorization=f"Bearer {TOKEN}")[0] == 200, number
+        for one in held[:20]:
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b"", "the longest silent ones make room"
 
 
 def test_pages_have_a_bound(tmp_path: Path) -> None:

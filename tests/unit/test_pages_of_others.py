@@ -6,7 +6,7 @@ import pytest
 
 from clockwork.web.pages import Asking, Names, refusal
 
-NAMES = Names(["models.example.com", "Proxy.example.com:8443"])
+NAMES = Names(["models.example.com", "Proxy.example.com:8443", "secure.example.com:443"])
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ NAMES = Names(["models.example.com", "Proxy.example.com:8443"])
         ("localhost", True), ("localhost:8000", True), ("LOCALHOST.:8000", True), ("127.0.0.1:8000", True),
         ("[::1]:8000", True), ("::1", False), ("10.1.2.3", True), ("models.example.com", True),
         ("models.example.com:81", True), ("proxy.example.com:8443", True), ("proxy.example.com:8000", False),
-        ("proxy.example.com", False), ("evil.example", False), ("evil.example:8000", False),
+        ("proxy.example.com", False), ("secure.example.com", True), ("evil.example", False), ("evil.example:8000", False),
         ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("[::1].evil.example", False),
         ("127.0.0.1@evil.example", False), ("0x7f.1", False), ("localhost evil", False), ("localhost:x", False), ("", True),
     ],

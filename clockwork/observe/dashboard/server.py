@@ -2,13 +2,15 @@
 
 Whoever may see the pages sees what is asked of the cluster and when, so beyond loopback they take a token: as
 ``Authorization: Bearer``, or typed in once, for which the browser gets a cookie that this process alone knows. Pages load
-nothing from another host, and say so in a header. A websocket is taken from the pages' own origins only.
+nothing from another host, and say so in a header. Requests are answered under the dashboard's own names only (``--origin``
+gives it more), and to its own pages, websockets included.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import gc
 import hmac
 import logging
@@ -32,21 +34,31 @@ from jinja2 import Template
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
 from tornado.web import HTTPError, OutputTransform, RequestHandler
 
 from clockwork.config.dashboard import (
+    DASHBOARD_CONNECTIONS_MAX,
+    DASHBOARD_DESCRIPTORS_KEPT,
     DASHBOARD_END_S,
     DASHBOARD_GARBAGE,
+    DASHBOARD_IDLE_S,
     DASHBOARD_LOOK_S,
     DASHBOARD_MESSAGE_BYTES,
     DASHBOARD_PAGES_MAX,
     DASHBOARD_REST_S,
+    DASHBOARD_STRANGER_S,
+    DASHBOARD_SWEEP_S,
     DASHBOARD_TOKEN_FORM_BYTES,
     DASHBOARD_UNUSED_S,
 )
-from clockwork.errors import ClockworkError
+from clockwork.errors import ClockworkError, ConfigError
 from clockwork.observe.dashboard.follower import Follower, Look, Source
 from clockwork.observe.dashboard.page import FILES, Board, Page
+from clockwork.system.clock import now_ns, to_ns
+from clockwork.system.limits import raise_descriptor_limit
+from clockwork.web.pages import Asking, Names, refusal
+from clockwork.web.seats import Seat, Seats, Standing
 
 log = logging.getLogger("clockwork.dashboard")
 
@@ -103,15 +115,21 @@ class Dashboard:
         running = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             running.add_signal_handler(number, self._stop.set)
-        self._application = application = BokehTornado(
-            {"/": Application(FunctionHandler(self._open))}, use_index=False, extra_websocket_origins=list(settings.origins),
+        seats = _BrowserSeats(_seats_max())
+        self._application = application = _Guarded(
+            Names(settings.origins),
+            {"/": Application(FunctionHandler(self._open))}, use_index=False, extra_websocket_origins=["*"],  # _Guarded has looked
             sign_sessions=False, include_headers=[], include_cookies=[],
             check_unused_sessions_milliseconds=2000, unused_session_lifetime_milliseconds=round(DASHBOARD_UNUSED_S * 1000),
             websocket_max_message_size_bytes=DASHBOARD_MESSAGE_BYTES, ico_path="none",
             auth_provider=_Tokens(settings.token, settings.bound.getsockname()[1], settings.tls is not None),
-            transforms=[_Headers],
+            transforms=[functools.partial(_Headers, seats=seats)],
         )  # fmt: skip
-        http = HTTPServer(application, ssl_options=settings.tls, max_body_size=DASHBOARD_TOKEN_FORM_BYTES)
+        http = _Server(
+            application, ssl_options=settings.tls, max_body_size=DASHBOARD_TOKEN_FORM_BYTES,
+            idle_connection_timeout=DASHBOARD_IDLE_S, body_timeout=DASHBOARD_STRANGER_S,
+        )  # fmt: skip
+        http.seats = seats
         settings.bound.listen()
         settings.bound.setblocking(False)
         http.add_socket(settings.bound)
@@ -119,6 +137,7 @@ class Dashboard:
         server.start()
         reader = threading.Thread(target=self._read, name="dashboard-reader", daemon=True)
         reader.start()
+        sweeper = running.create_task(seats.sweep())
         try:
             started()
             await self._stop.wait()
@@ -126,6 +145,7 @@ class Dashboard:
             self._ended.set()
             self._taken.set()
             self._wanted.set()
+            sweeper.cancel()
             await self._end_pages()
             server.stop(wait=False)
 
@@ -196,16 +216,112 @@ class Dashboard:
         self._pages.pop(number, None)
 
 
+def _seats_max() -> int:
+    """Raises ConfigError where this process may open too few files."""
+    limit = raise_descriptor_limit()
+    if limit < 2 * DASHBOARD_DESCRIPTORS_KEPT:
+        raise ConfigError(
+            f"{limit} open files are too few, it takes {2 * DASHBOARD_DESCRIPTORS_KEPT}: raise ulimit -n"
+        )
+    return min(DASHBOARD_CONNECTIONS_MAX, limit - DASHBOARD_DESCRIPTORS_KEPT)
+
+
+class _BrowserSeats:
+    """The connections of browsers, each on a seat from before its TLS handshake."""
+
+    def __init__(self, seats_max: int) -> None:
+        self._seats = Seats(seats_max)
+        self._taken: dict[IOStream, Seat] = {}
+
+    def take(self, stream: IOStream, address: str) -> bool:
+        """Seat a new connection. False: there is no room, not even by ending another."""
+        self._forget_ended()
+        seat = Seat(address, now_ns(), stream.close)
+        vacated = self._seats.take(seat)
+        if vacated is not None:
+            vacated.close()
+        if vacated is seat:
+            return False
+        self._taken[stream] = seat
+        return True
+
+    def answered(self, request: HTTPServerRequest, status: int) -> None:
+        """A request of a connection has this answer: whoever may see something is known."""
+        seat = self._taken.get(getattr(request.connection, "stream", None))
+        if seat is None:
+            return
+        seat.progress(now_ns())
+        if status < 400 and request.path != LOGIN:
+            self._seats.recognize(seat, Standing.CLIENT)
+        if status == 101:
+            seat.begin()  # a websocket: the page that it belongs to is watched
+
+    def _forget_ended(self) -> None:
+        for stream in [stream for stream in self._taken if stream.closed()]:
+            self._seats.leave(self._taken.pop(stream))
+
+    async def sweep(self) -> None:
+        """Forget connections that have ended, and end those of strangers that have had their time."""
+        while True:
+            await asyncio.sleep(DASHBOARD_SWEEP_S)
+            self._forget_ended()
+            for seat in self._seats.overdue(now_ns(), to_ns(DASHBOARD_STRANGER_S)):
+                seat.close()
+
+
+class _Server(HTTPServer):
+    """Takes a connection if there is a seat."""
+
+    seats: _BrowserSeats
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        if self.seats.take(stream, str(address[0])):
+            super().handle_stream(stream, address)
+        else:
+            stream.close()
+
+
+class _Guarded(BokehTornado):
+    """Answers no request that a web page of another site has made, be it for a websocket."""
+
+    def __init__(self, names: Names, *arguments: Any, **more: Any) -> None:
+        self._names = names
+        super().__init__(*arguments, **more)
+
+    def find_handler(self, request: HTTPServerRequest, **more: Any) -> Any:
+        headers = request.headers
+        asking = Asking(host=headers.get("Host", ""), origin=headers.get("Origin", ""))
+        if wrong := refusal(asking, self._names, check_host=True, changes=False):
+            return self.get_handler_delegate(
+                request, _Refusal, {"wrong": wrong.replace("--allowed-host", "--origin")}
+            )
+        return super().find_handler(request, **more)
+
+
+class _Refusal(RequestHandler):
+    """Says why a request is refused."""
+
+    def initialize(self, wrong: str) -> None:
+        self._wrong = wrong
+
+    def prepare(self) -> None:
+        self.set_status(403)
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.finish(f"{self._wrong}\n")
+
+
 class _Headers(OutputTransform):
     """Adds to every answer what browsers are to refuse."""
 
-    def __init__(self, request: HTTPServerRequest) -> None:
+    def __init__(self, request: HTTPServerRequest, seats: _BrowserSeats) -> None:
+        self._request, self._seats = request, seats
         host = request.host if HOST.fullmatch(request.host) else ""
         self._policy = POLICY.format(sockets=f" ws://{host} wss://{host}" if host else "")
 
     def transform_first_chunk(
         self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
     ) -> tuple[int, HTTPHeaders, bytes]:
+        self._seats.answered(self._request, status_code)
         headers["Content-Security-Policy"] = self._policy
         headers["Referrer-Policy"] = "no-referrer"
         headers["X-Content-Type-Options"] = "nosniff"

@@ -128,6 +128,22 @@ def count_values(value: Any, most: int) -> int:
     return count
 
 
+def check_stats(stats: dict[str, Any], device_count: int) -> None:
+    """That those stats of a worker which people are shown are what they are shown as. Raises InvalidInput."""
+    rows = stats.get("devices", [])
+    if type(rows) is not list or len(rows) not in (0, device_count):
+        raise InvalidInput(f"stats of devices are a list of {device_count}, got {tell(rows)}")
+    gpus = [row.get("gpu", {}) if type(row) is dict else row for row in rows]
+    if not all(type(gpu) is dict and _are_texts(gpu.get("throttled", [])) for gpu in gpus):
+        raise InvalidInput(f"stats of a device are a map, its gpu's, too; got {tell(rows)}")
+    if not _are_texts(stats.get("devices_lost", [])) or type(stats.get("rss_bytes", 0)) is not int:
+        raise InvalidInput(f"devices_lost are texts and rss_bytes is a number, got {tell(stats)}")
+
+
+def _are_texts(value: Any) -> bool:
+    return type(value) is list and all(type(one) is str for one in value)
+
+
 def new_damage(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What a worker has found to be damaged in its store since its last heartbeat, as a sentence; "" nothing."""
     counts = [stats.get("damaged", 0) for stats in (before, now)]

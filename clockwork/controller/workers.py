@@ -32,6 +32,7 @@ from clockwork.controller.links import (
     CLIENT_AT_WORKERS,
     OWN_NAME_TEXT,
     WorkerLink,
+    check_stats,
     count_values,
     is_hello,
     is_older,
@@ -368,6 +369,7 @@ class Workers:
             raise InvalidInput(f"a heartbeat of {len(frames[0])} bytes, of which a worker of {len(worker.devices)} devices has {bytes_max}")  # fmt: skip
         if count_values(message.stats, values_max) > values_max:
             raise InvalidInput(f"stats of more than {values_max} values, for {len(worker.devices)} devices")
+        check_stats(message.stats, len(worker.devices))
         worker.jitter_ns = message.jitter_ns
         if text := new_damage(worker.stats, message.stats):
             self._context.note_trouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)

@@ -45,9 +45,16 @@ def beat(one: socket.socket, stats: dict[str, Any]) -> None:
         {"list": [1] * 300},
         {"deep": [[[[1] * 100] * 3]]},
         {"all": "y" * 900_000},
+        {"devices": 1},
+        {"devices": [{}, {}]},
+        {"devices": [7]},
+        {"devices": [{"gpu": "x"}]},
+        {"devices": [{"gpu": {"throttled": [1]}}]},
+        {"devices_lost": [1]},
+        {"rss_bytes": "many"},
     ],
 )
-def test_a_worker_with_fat_stats_is_let_go(tmp_path: Path, stats: dict[str, Any]) -> None:
+def test_a_worker_with_fat_or_odd_stats_is_let_go(tmp_path: Path, stats: dict[str, Any]) -> None:
     with serving(tmp_path) as served, contextlib.ExitStack() as stack:
         one = joined(stack, served, 0, 1, "fat")
         beat(one, {"rss_bytes": 1})
@@ -63,7 +70,7 @@ def test_a_worker_with_fat_stats_is_let_go(tmp_path: Path, stats: dict[str, Any]
 def test_status_describes_honest_workers_beside_any_others(tmp_path: Path) -> None:
     count = 24
     with serving(tmp_path) as served, contextlib.ExitStack() as stack:
-        stats = {"devices": [{"x": "z" * 1_900}] * (WORKER_DEVICES_MAX // 2)}
+        stats = {"devices": [{"x": "z" * 900}] * WORKER_DEVICES_MAX}
         for number in range(count):
             one = joined(stack, served, number, WORKER_DEVICES_MAX, "w" * 1_000)
             beat(one, stats)

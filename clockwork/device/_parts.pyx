@@ -136,7 +136,7 @@ cdef object pin_parts(Parts* parts, const vector[int]* dtypes, const Lengths* le
             PyObject_GetBuffer(view[2], buffer, PyBUF_SIMPLE)
             parts.pinned_count = part * input_count + index + 1
             if dtype == STRING and count > buffer.len // 4:  # before memory is taken for so many
-                return f"input {index} of shape {list(shape)} takes {4 * count} bytes at least, got {buffer.len}"
+                return f"input {index} has {count} strings, which take {4 * count} bytes at least, got {buffer.len}"
             if dtype != STRING and buffer.len != (part_bits + 7) // 8:
                 return f"input {index} of shape {list(shape)} takes {(part_bits + 7) // 8} bytes, got {buffer.len}"
     return measure_padded(parts) if parts.uneven else None

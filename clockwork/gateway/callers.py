@@ -8,18 +8,14 @@ namespace), the kernel knows the user of the caller's socket and tells it by the
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
 import socket
-import stat
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from clockwork.errors import Forbidden
-from clockwork.wire import inflow
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -98,26 +94,6 @@ def user_of(address: Address, served: Address) -> int | None:
     if state != _TCP_ESTABLISHED or user == _OVERFLOW_USER:
         return None
     return int(user)
-
-
-def end(address: Address, port: int) -> None:
-    """End a connection of this process to ``address`` that came to its port ``port``, where a library has the socket.
-
-    The library may close the descriptor at any time, so whose connection it is is looked up on a copy of it.
-    """
-    packed = _packed(address.host)
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # it is closed by now, or not connected
-            duplicate = os.dup(int(name))
-            if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):
-                os.close(duplicate)
-                continue
-            with socket.socket(fileno=duplicate) as connection:
-                if connection.family not in (socket.AF_INET, socket.AF_INET6):
-                    continue
-                peer, served = connection.getpeername(), connection.getsockname()
-                if (peer[1], served[1], _packed(peer[0])) == (address.port, port, packed):
-                    inflow.end(connection)
 
 
 def _packed(host: str) -> bytes | None:

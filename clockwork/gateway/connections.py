@@ -14,6 +14,7 @@ import stat
 
 from clockwork.system.clock import now_ns
 from clockwork.web.seats import Seat, Seats
+from clockwork.wire import inflow
 
 
 class Connections:
@@ -39,6 +40,13 @@ class Connections:
         if vacated is not None:
             vacated.close()
         return seat
+
+    def end(self, peer: str) -> None:
+        """Have a connection shut down at the next look."""
+        seat = self._by_peer.get(peer)
+        if seat is not None:
+            self._seats.leave(seat)
+            seat.close()
 
     def _end(self, peer: str) -> None:
         self._by_peer.pop(peer, None)
@@ -109,4 +117,4 @@ def _shut_down(descriptor: int, port: int, peer: str) -> None:
     """Shut down a connection, if the descriptor is still its own: gRPC's threads may have closed it and opened another."""
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
         if _peer_of(one, port) == peer:
-            one.shutdown(socket.SHUT_RDWR)
+            inflow.end(one)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import ssl
 import urllib.parse
@@ -36,7 +37,7 @@ from clockwork.config.gateway import (
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.answers import Held
-from clockwork.gateway.callers import Address, Caller, end
+from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import Listener
@@ -64,7 +65,7 @@ from clockwork.gateway.tensors import (
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.web.pages import Asking, Names, refusal
 from clockwork.web.seats import Seat, Seats, Standing
-from clockwork.wire import telling
+from clockwork.wire import inflow, telling
 from clockwork.wire.messages import Answer, NamedTensorRef
 from clockwork.wire.references import name_of
 from clockwork.wire.roles import HTTP, Right
@@ -131,9 +132,10 @@ class _Connection(web.RequestHandler):
 
     def reset(self) -> None:
         """End the connection, and drop the bytes that the kernel holds for it: its client does not read them."""
-        transport = self.transport
-        if transport is not None and (peer := transport.get_extra_info("peername")) is not None:
-            end(Address(*peer[:2]), transport.get_extra_info("sockname")[1])
+        if self.transport is not None:
+            descriptor = self.transport.get_extra_info("socket").fileno()
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                inflow.end(connection)
 
     def log_exception(self, *args: Any, **more: Any) -> None:
         """Log, except for a broken body: its client is told, and anybody could fill the log with them."""

@@ -98,8 +98,9 @@ def test_many_short_lists_are_as_long_as_one(http: Http, sized: Sized) -> None:
     } == sized.outputs
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_an_index_of_many_models_is_counted_as_any_answer(
-    monkeypatch: pytest.MonkeyPatch, controller: FakeController
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController, protocol: str
 ) -> None:
     rows = [{"name": f"{number:0200}", "version": 1, "state": "ready"} for number in range(2_000)]
 
@@ -111,7 +112,15 @@ def test_an_index_of_many_models_is_counted_as_any_answer(
     with (
         running_gateway(controller.endpoint) as gateway,
         contextlib.closing(Http(gateway.ports["http"])) as http,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
     ):
+        if protocol == "grpc":
+            call = method_of(channel, "RepositoryIndex")
+            index = call(pb.RepositoryIndexRequest())
+            assert [row.name for row in index.models] == [row["name"] for row in rows]
+            monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", index.ByteSize())
+            assert call.future(pb.RepositoryIndexRequest()).code() is grpc.StatusCode.UNAVAILABLE
+            return
         found = http.ask("POST", "/v2/repository/index")
         assert [row["name"] for row in found.json] == [row["name"] for row in rows]
         assert int(found.headers["content-length"]) == len(found.data) > JOINED_BYTES_MAX
@@ -188,7 +197,11 @@ def test_an_answer_that_is_not_read_ends_its_connection(
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_answers_that_are_not_read_shut_out_nobody(
-    monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized, protocol: str
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    controller: FakeController,
+    sized: Sized,
+    protocol: str,
 ) -> None:
     """Small answers come at once. Large ones may be refused; then a connection that does not read ends, so that they come
     after a few tries."""
@@ -214,6 +227,7 @@ def test_answers_that_are_not_read_shut_out_nobody(
             assert "bytes of answers wait to be read" in call.details()
         assert list(call.result().raw_output_contents) == [sized.outputs["y"]]
         assert poll.poll(PATIENCE_S * 1000), "eight answers were four times the room"
+    assert not caplog.records, "clients that go would fill the log"
 
 
 def test_the_answers_of_a_stream_are_counted_and_released(

@@ -561,6 +561,8 @@ def test_what_hostile_peers_take() -> None:
     assert became["leased memory"] == f"InvalidInput x {lent.QUICK.requests}"
     assert became["huge memory"] == f"answered x {len(lent.HUGE_BYTES)}"
     assert max(grown[name] for name in lent.ATTACKS) < 400
+    assert "refused (InvalidModel)" in became["swelling models"]
+    assert became["endless models"].startswith("an honest registration behind 4 of")
     assert became["hostile attributes"] == "refused x 6"
     assert became["small images"] == "InvalidInput x 5, answered x 1"
     assert became["endless words"] == "InvalidInput x 4, answered x 7"

@@ -18,6 +18,7 @@ from textual.widgets import DataTable, Static
 
 from clockwork.observe.reading import Reader
 from clockwork.observe.top import Top
+from clockwork.system.clock import SECOND
 from tests.unit.test_observe_overview import busy_pair
 
 
@@ -149,5 +150,34 @@ def test_a_pause_keeps_the_screen_as_it_is() -> None:
         await pilot.press("space")
         readings.let(later | {"now_ns": later["now_ns"] + 1_000_000_000})
         await until(pilot, lambda: rows(pilot, "models") == ["a@1"])
+
+    on_screen(story)
+
+
+HOSTILE = "\x1b[2J\x9b\n\u202e[red]x[/red]"
+SHOWN = r"\x1b[2J\x9b\n\u202e[red]x[/red]"
+
+
+def test_texts_of_others_are_shown_and_are_no_markup() -> None:
+    async def story(pilot: Pilot[None], readings: Readings) -> None:
+        _, after = busy_pair()
+        after["policy"] += HOSTILE
+        for worker in after["workers"]:
+            worker["name"] += HOSTILE
+            for device in worker["devices"]:
+                device["kind"] += HOSTILE
+                device["lost"] = HOSTILE
+        for model in after["models"]:
+            model["state"] += HOSTILE
+        readings.let(after | {"now_ns": after["now_ns"] + SECOND})
+        await until(pilot, lambda: rows(pilot, "devices") == [f"w{SHOWN}"] * 2)
+        table: DataTable[Any] = pilot.app.screen_stack[0].query_one("#devices", DataTable)
+        cells = [str(cell) for place in range(table.row_count) for cell in table.get_row_at(place)]
+        assert sum(SHOWN in cell for cell in cells) == 4
+        await pilot.press("tab", "enter")
+        await until(pilot, lambda: SHOWN in said(pilot, "text"))
+        assert said(pilot, "text").replace("\n", "").isprintable()
+        readings.let(ConnectionLost(HOSTILE))
+        await until(pilot, lambda: SHOWN in str(pilot.app.screen_stack[0].query_one("#note", Static).content))
 
     on_screen(story)

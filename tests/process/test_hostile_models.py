@@ -81,3 +81,27 @@ def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_pa
             honest.unregister(name)
         for thread in threads:
             thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_gives_way_ends_by_its_own_limit_all_the_same(tmp_path: Path) -> None:
+    """One of four gives way on a machine that is not too busy: then it begins anew."""
+    environment = {"CLOCKWORK_PREPARATION_RUN": "20"}
+    refusals: list[str] = []
+
+    def register(client: Client, seed: int) -> None:
+        with pytest.raises(InvalidModel) as refused:
+            client.register(f"endless{seed}", endless(seed), timeout=280.0)
+        refusals.append(str(refused.value))
+
+    with running_cluster(tmp_path, environment=environment) as cluster, cluster.client() as client:
+        threads = [threading.Thread(target=register, args=(client, seed)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refusals) == 4
+        assert all("takes longer than 20 s" in text for text in refusals), refusals
+        print([line for line in cluster.workers[0].lines if "gives way" in line])
+        assert client.models() == []

@@ -59,6 +59,11 @@ def summary(digest: str) -> dict[str, Any]:
     ).summary()  # fmt: skip
 
 
+def owner_of(client: bytes) -> int:
+    """The number under which what a client has prepared waits for its turn."""
+    return int.from_bytes(client)
+
+
 class Registry:
     """``told``: what was said to clients, as (request id, outcome): "replied", a sentence, or the type of a message."""
 
@@ -97,7 +102,7 @@ class Registry:
         if isinstance(message, Register):
             self.needs[waiter] = [size for _, size, _ in message.files]
         try:
-            self.registrar.request(client, message)
+            self.registrar.request(client, message, owner_of(client))
         except ClockworkError as error:
             self._answer(waiter, str(error))
         self.carry_out()

@@ -22,6 +22,7 @@ from clockwork.controller.effects import (
     WriteChunk,
 )
 from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, transition
+from clockwork.controller.links import ClientLink
 from clockwork.controller.routes import NameRoute
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
@@ -36,7 +37,7 @@ from clockwork.wire.messages import (
     Unregister,
     UploadChunk,
 )
-from tests.unit.registry import CLIENT, CRASHES, Registry, summary
+from tests.unit.registry import CLIENT, CRASHES, Registry, owner_of, summary
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "life-cycle.md"
@@ -261,6 +262,37 @@ def test_a_version_that_no_worker_can_prepare_is_erased_and_then_refused(registr
     registry.store()
     assert registry.answered(waiter) == ["m@1 cannot be served: it is broken"]
     assert (registry.states("m"), registry.records, registry.packages) == ({}, {}, set())
+
+
+def test_a_preparation_is_its_who_had_the_version_registered_or_loaded(registry: Registry) -> None:
+    waiter = registry.register("m", b"one", client=b"a")
+    registry.store()
+    registry.send_chunk(waiter)
+    for _ in range(4):
+        registry.store()
+    assert [message.owner for _, message in registry.asked] == [owner_of(b"a")]
+    registry.settle()
+    registry.join(2)
+    assert [message.owner for _, message in registry.asked] == [owner_of(b"a")], "also on a worker to come"
+    registry.settle()
+    registry.order(Offer(0, "m", False), b"b")
+    registry.settle()
+    registry.order(Offer(0, "m", True), b"c")
+    registry.store()
+    assert [message.owner for _, message in registry.asked] == [owner_of(b"c")] * 2
+    registry.settle()
+    again = registry.restart()
+    again.join(1)
+    assert [message.owner for _, message in again.asked] == [0], "nobody's since the start"
+
+
+def test_clients_of_one_key_are_one_owner_and_without_keys_each_is_one() -> None:
+    keyed = [ClientLink(identity, 1, "", 0, "key") for identity in (b"a", b"b")]
+    plain = [ClientLink(identity, 1, "", 0) for identity in (b"a", b"b")]
+    numbers = [link.owner for link in (*keyed, *plain)]
+    assert numbers[0] == numbers[1]
+    assert len(set(numbers)) == 3
+    assert all(0 < number < 1 << 62 for number in numbers)
 
 
 @pytest.mark.parametrize(

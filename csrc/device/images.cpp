@@ -18,6 +18,8 @@ namespace clockwork::device {
 
 namespace {
 
+constexpr const char* ENDED = "was not read to its end: the execution was ended";
+
 // libjpeg's text for data that ends within a scan, which it would go on with as if it were zeros.
 constexpr const char* ENDS_EARLY = "Corrupt JPEG data: premature end of data segment";
 
@@ -79,7 +81,7 @@ void on_message(jpeg::Decompress* state, int level) {
 void on_progress(jpeg::Decompress* state) {
     Decoding& decoding = of(state);
     if (is_ending())
-        jump_out(state, "was not decoded: the execution was ended");
+        jump_out(state, ENDED);
     if (state->input_scan_number == decoding.scans)
         return;
     decoding.scans = state->input_scan_number;
@@ -226,7 +228,7 @@ Pixels resized_across(const Pixels& image, std::size_t width, Filter filter) {
     Weights weights(image.width, width, filter);
     std::size_t channels = image.channels;
     Pixels result{width, image.height, channels, std::vector<std::uint8_t>(width * image.height * channels)};
-    for (std::size_t row = 0; row < image.height; ++row) {
+    for (std::size_t row = 0; row < image.height && !is_ending(); ++row) {
         const std::uint8_t* from = image.values.data() + row * image.width * channels;
         std::uint8_t* to = result.values.data() + row * width * channels;
         for (std::size_t place = 0; place < width; ++place) {
@@ -249,7 +251,7 @@ Pixels resized_down(const Pixels& image, std::size_t height, Filter filter) {
     std::size_t stride = image.width * image.channels;
     Pixels result{image.width, height, image.channels, std::vector<std::uint8_t>(height * stride)};
     std::vector<int> sums(stride);
-    for (std::size_t place = 0; place < height; ++place) {
+    for (std::size_t place = 0; place < height && !is_ending(); ++place) {
         const int* factors = weights.values.data() + place * weights.stride;
         std::fill(sums.begin(), sums.end(), 1 << (PRECISION_BITS - 1));
         for (std::size_t y = 0; y < weights.count[place]; ++y) {
@@ -402,6 +404,10 @@ bool read_image(std::string_view data, const ImageForm& form, std::uint8_t* targ
     if (!decode_jpeg(data, form, image, width, height, problem))
         return false;
     image = resized(converted(std::move(image), form.channels), width, height, form.filter);
+    if (is_ending()) {
+        problem = ENDED;
+        return false;
+    }
     if (image.width < form.width || image.height < form.height || image.channels != form.channels)
         throw std::logic_error("an image is smaller than what is cut out of it");
     std::size_t top = middle(height, form.height), left = middle(width, form.width);

@@ -67,7 +67,7 @@ def with_images(model: onnx.ModelProto, flags: ImageFlags) -> onnx.ModelProto:
     metadata = metadata_of(model)
     (value,) = _only_inputs(model, 1)
     spec = _spec_of(value)
-    known = json.loads(metadata.get(images.INPUT_KEY, "{}"))
+    known = images.metadata_value(metadata, images.INPUT_KEY, dict)
     said = {key: given for key in ("mean", "std", "scale") if (given := getattr(flags, key)) is not None}
     body = {
         **known,

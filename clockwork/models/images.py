@@ -102,7 +102,7 @@ def has_labels(metadata: Mapping[str, str]) -> bool:
 
 def image_spec(metadata: Mapping[str, str], input_spec: TensorSpec) -> ImageSpec:
     """The image input of the metadata, completed from the input's shape. Raises InvalidInput or InvalidModel."""
-    body = _json(metadata, INPUT_KEY, dict)
+    body = metadata_value(metadata, INPUT_KEY, dict)
     shape = input_spec.shape
     if len(shape) != 4:
         raise InvalidInput(
@@ -142,14 +142,14 @@ def image_spec(metadata: Mapping[str, str], input_spec: TensorSpec) -> ImageSpec
 
 
 def _labels(metadata: Mapping[str, str]) -> list[str]:
-    return [str(label) for label in _json(metadata, LABELS_KEY, list)]
+    return [str(label) for label in metadata_value(metadata, LABELS_KEY, list)]
 
 
-def _json(metadata: Mapping[str, str], key: str, kind: type[Any]) -> Any:
-    """The value of a key, or an empty ``kind`` where the key is missing."""
+def metadata_value(metadata: Mapping[str, str], key: str, kind: type[Any]) -> Any:
+    """The value of a key, or an empty ``kind`` where the key is missing. Raises InvalidModel."""
     try:
         body = json.loads(metadata[key]) if key in metadata else kind()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidModel(f"metadata {key} is not JSON: {error}") from None
     if not isinstance(body, kind):
         raise InvalidModel(f"metadata {key} is not a JSON {kind.__name__}")

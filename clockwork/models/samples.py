@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +17,8 @@ from PIL import Image
 from clockwork.config.models import JPEG_SIZES, TEXT_SIZES
 from clockwork.device._operators import strings_work
 from clockwork.errors import InvalidModel
+from clockwork.models import images
+from clockwork.wire.telling import tell
 from clockwork.wire.tensors import Array, join_strings
 
 STRINGS_KEY = "clockwork.strings"
@@ -32,13 +33,10 @@ _SAMPLE_SIZE = {JPEG: 16_000, TEXT: 10}
 
 def contents_of(metadata: Mapping[str, str]) -> dict[str, str]:
     """What the strings of inputs hold, by the input's name. Raises InvalidModel."""
-    try:
-        found = json.loads(metadata.get(STRINGS_KEY, "{}"))
-    except ValueError as error:
-        raise InvalidModel(f"metadata {STRINGS_KEY} is not JSON: {error}") from None
-    if not isinstance(found, dict) or not all(kind in (JPEG, TEXT) for kind in found.values()):
+    found: dict[str, str] = images.metadata_value(metadata, STRINGS_KEY, dict)
+    if not all(kind in (JPEG, TEXT) for kind in found.values()):
         raise InvalidModel(
-            f"metadata {STRINGS_KEY} is not {JPEG!r} or {TEXT!r} by the name of an input: {found!r}"
+            f"metadata {STRINGS_KEY} is not {JPEG!r} or {TEXT!r} by the name of an input: {tell(found)}"
         )
     return found
 

@@ -114,7 +114,7 @@ def _read(directory: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     if beside.is_file():
         try:
             config = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidModel(f"{beside} is not JSON: {error}") from None
     return tokenizer, spec, config
 

@@ -92,6 +92,12 @@ def test_what_is_joined_is_a_model_like_any_other(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="2 labels for the 10 scores of output 'scores'"):
         compose.with_labels(zoo.digits(), ["x"] * 2)
     assert samples.contents_of(metadata) == {"image": "jpeg"}
+    for bad, said in (
+        ("[" * 100_000, "not JSON: maximum recursion"),
+        ('{"x": ["jpeg"]}', "is not 'jpeg' or 'text' by"),
+    ):
+        with pytest.raises(InvalidModel, match=said):
+            samples.contents_of({samples.STRINGS_KEY: bad})
     assert "clockwork.input" not in metadata  # the command line sends the file, and not its pixels
 
 

@@ -77,6 +77,7 @@ def test_other_sizes_are_resampled_to_what_the_model_takes(picture: Path) -> Non
     [
         ({"clockwork.input": "{"}, "not JSON"),
         ({"clockwork.input": "[]"}, "JSON dict"),
+        ({"clockwork.input": "[" * 100_000}, "not JSON: maximum recursion depth"),
         (described(layout="NWHC"), "NWHC"),
         (described(height=-1), "height -1"),
         (described(height="8"), "height '8'"),

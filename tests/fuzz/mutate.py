@@ -255,6 +255,12 @@ RAW: dict[str, list[bytes]] = {
     "triton": [TRITON.encode()],
     "split": [inference.SerializeToString() for inference in inferences()],
     "onnx": [echo_model(note="n").SerializeToString()],
+    "asked": [
+        b"localhost:8000\nhttp://localhost:8000",
+        b"[::1]:8000\n",
+        b"proxy.example.com:8443\nhttps://proxy.example.com:8443",
+        b"10.0.0.1\nhttps://models.example.com",
+    ],
 }
 """Good bytes of readers whose input has no values in it."""
 

@@ -28,6 +28,8 @@ from clockwork.gateway.protocol.split import Reader
 from clockwork.gateway.regions import Regions, Shared
 from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import Tick
+from clockwork.web import pages
+from clockwork.web.pages import Asking, Names, refusal
 from clockwork.wire import codec, messages, tensors
 
 TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messages.TO_WORKER)
@@ -258,9 +260,23 @@ def states(data: bytes) -> bool:
     return True
 
 
+def asked(data: bytes) -> bool:
+    """A request's Host and Origin, with a line end between them. A name that is none of the server's never passes."""
+    host, _, origin = data.decode("latin-1").partition("\n")
+    names = Names(["models.example.com", "proxy.example.com:8443"])
+    wrong = refusal(Asking(host=host, origin=origin), names, check_host=True, changes=False)
+    demand(len(wrong) < 600, "a sentence about a stranger's value has a bound")
+    if not wrong and host:
+        name, _ = pages.split(host)
+        own = name in ("localhost", "models.example.com", "proxy.example.com") or pages.is_address(name)
+        demand(own, "the server has this name")
+        demand(host.lower().startswith((name, f"[{name}]")), "nothing is before the name")
+    return not wrong
+
+
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     one.__name__: one
     for one in (
-        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, pieces, split, recordings, states,
+        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, pieces, split, recordings, states, asked,
     )
 }  # fmt: skip

@@ -37,7 +37,7 @@ from bench import (
     roundtrip,
     shared_memory,
 )
-from bench.attacks import gateway_bytes, seats
+from bench.attacks import gateway_bytes, gateway_seats, seats
 from bench.attacks import measure as attacks
 from bench.attacks import memory as lent
 from bench.attacks import messages as thrown
@@ -51,6 +51,7 @@ from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
 from clockwork.config import EXECUTION_WORKSPACE_BYTES, POLICY
+from clockwork.config.gateway import CONNECTIONS_MAX
 from clockwork.models import zoo
 from clockwork.models.compile import compiler
 from tests.device.fake import LIBRARY, FakeDriver
@@ -576,6 +577,12 @@ def test_what_hostile_peers_take() -> None:
     assert became["large headers"] == f"answered HelloNeeded x {seats.QUICK.headers}"
     assert became["late reader"].startswith("Answer x"), became["late reader"]
     assert became["late reader"].endswith(f"of {seats.QUICK.answers}")
+    for name in gateway_seats.ATTACKS:
+        count = gateway_seats.NEWCOMERS
+        assert f"{count} of {count} newcomers answered" in became[name], (name, became[name])
+    for name in ("silent HTTP", "unsent bodies", "TLS handshakes", "silent gRPC"):
+        assert int(became[name].partition(" ")[0]) < CONNECTIONS_MAX, (name, became[name])
+    assert became["HPACK tables"].startswith("disconnected"), became["HPACK tables"]
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from clockwork.gateway import http as http_server
 from clockwork.gateway.process import seats_of
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
+from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import (
     PATIENCE_S,
@@ -31,6 +34,7 @@ from tests.process.gateways import (
     running_gateway,
     tensor,
 )
+from tests.process.test_seats import processor_s
 
 BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -288,3 +292,54 @@ def test_seats_fit_the_open_files_that_a_process_may_have() -> None:
     assert min(seats_of(settings, DESCRIPTORS_MIN).values()) >= 2
     with pytest.raises(ConfigError, match=f"{DESCRIPTORS_MIN - 1} open files are too few"):
         seats_of(settings, DESCRIPTORS_MIN - 1)
+
+
+FEW = (
+    "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {0})); "
+    "runpy.run_module('clockwork', run_name='__main__')"
+)
+
+
+def test_with_few_descriptors_a_gateway_says_so_serves_and_does_not_spin(controller: FakeController) -> None:
+    gateway = Program(
+        ["gateway", "--connect", controller.endpoint, "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"],
+        code=FEW.format(256),
+    )  # fmt: skip
+    try:
+        assert gateway.wait_for(
+            r"may open 256 files, so it takes (\d+) http, (\d+) grpc, (\d+) metrics connections"
+        )
+        where = gateway.wait_for(
+            r"http on http://127.0.0.1:(\d+), grpc on 127.0.0.1:(\d+), metrics on http://127.0.0.1:(\d+)"
+        )
+        http, grpc_port, metrics = (int(port) for port in where.groups())
+        with contextlib.ExitStack() as stack:
+            held = [
+                one
+                for port, sent in ((http, b""), (grpc_port, http2.hello()), (metrics, b""))
+                for one in stack.enter_context(dialled(port, sent, 250))
+            ]
+            for _ in range(3):
+                for port, path in ((http, "/v2/health/live"), (metrics, "/metrics?of=gateway")):
+                    newcomer = Http(port)
+                    assert newcomer.ask("GET", path).status == 200
+                    newcomer.close()
+            check_most_end(held, 250)
+            assert infer_grpc(grpc_port) == "OK"
+            spent = processor_s(gateway.pid)
+            threading.Event().wait(1.0)
+            assert processor_s(gateway.pid) - spent < 0.7, "it spins"
+        gateway.send(signal.SIGTERM)
+        assert gateway.wait() == 0
+        assert "Traceback" not in gateway.text, gateway.text
+    finally:
+        gateway.destroy()
+
+
+def test_with_too_few_descriptors_no_gateway_starts(controller: FakeController) -> None:
+    gateway = Program(["gateway", "--connect", controller.endpoint], code=FEW.format(100))
+    try:
+        assert gateway.wait() != 0
+        assert f"100 open files are too few, it takes {DESCRIPTORS_MIN}: raise ulimit -n" in gateway.text
+    finally:
+        gateway.destroy()

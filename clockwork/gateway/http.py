@@ -118,15 +118,16 @@ class Path:
 class _Connection(web.RequestHandler):
     """A client's connection: its seat, and since when the client has kept the server waiting for headers."""
 
-    __slots__ = ("seat", "since")
+    __slots__ = ("asked", "seat", "since")
 
     def __init__(self, manager: _Connections, seat: Seat, **more: Any) -> None:
         super().__init__(manager, **more)
         self.seat = seat
+        self.asked = False  # headers are complete whose request is not yet answered
         self.since = 0.0  # when the first byte of a request came whose headers are not complete; 0: none
 
     def data_received(self, data: bytes) -> None:
-        if not self.seat.working and not self.since:
+        if not self.asked and not self.since:
             self.since = self._loop.time()
         super().data_received(data)
 
@@ -187,7 +188,7 @@ class _Connections(web.Server):
     def _new_request(
         self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
     ) -> web.BaseRequest:
-        protocol.since = 0.0
+        protocol.asked, protocol.since = True, 0.0
         protocol.seat.progress(now_ns())
         return web.BaseRequest(message, payload, protocol, writer, task, self._running)
 
@@ -210,7 +211,7 @@ class _Connections(web.Server):
         now = self._running.time()
         for connection in cast(list[_Connection], list(self._connections)):
             transport, seat = connection.transport, connection.seat
-            if seat.working or transport is None:
+            if connection.asked or transport is None:
                 continue
             waited_ns = now_ns() - seat.idle_since_ns
             if waited_ns > to_ns(settings.body_s) and transport.get_write_buffer_size() > 0:
@@ -273,6 +274,8 @@ class HttpServer:
                 path = [urllib.parse.unquote(segment) for segment in path]
             found = self._find(path)
             standing = self._admit(request, found)
+            if self._tokens.guard(found.right):
+                self._seats.recognize(seat, standing)
             if request.method not in found.methods:
                 raise WrongMethod(
                     f"{request.method} is not for {request.raw_path[:200]}", ", ".join(found.methods)
@@ -299,6 +302,7 @@ class HttpServer:
             else:
                 counters.end(PROTOCOL, method, status, begun_ns, request.content_length or 0, sent)
             seat.end(now_ns())
+            cast(_Connection, request.protocol).asked = False
 
     def _admit(self, request: web.BaseRequest, path: Path) -> Standing:
         """The standing of who asks, by token. Raises Unauthorized; Forbidden also for what a web page may have sent."""

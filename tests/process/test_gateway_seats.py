@@ -161,13 +161,33 @@ def test_a_body_has_a_least_rate(controller: FakeController, monkeypatch: pytest
             assert steady.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_a_body_that_came_late_does_not_end_its_connection_later(controller: FakeController) -> None:
+    body = json.dumps(BODY).encode()
+    head = (
+        f"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with (
+        running_gateway(controller.endpoint, grpc_port=-1, headers_s=1.0) as gateway,
+        dialled(gateway.ports["http"], head + body, 1) as [late],
+    ):
+        assert late.recv(65536).startswith(b"HTTP/1.1 200")
+        late.sendall(head)
+        for piece in (body[:60], body[60:]):
+            assert select.select([late], [], [], 1.5)[0] == [], "as long as headers may take, and longer"
+            late.sendall(piece)
+        assert late.recv(65536).startswith(b"HTTP/1.1 200")
+        assert select.select([late], [], [], 3.0)[0] == [], "it is open, and waits for the next request"
+        late.sendall(head + body)
+        assert late.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("asked", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_a_stranger_has_seconds_and_a_client_longer(
     controller: FakeController,
     token_file: Path,
     asked: bytes,
 ) -> None:
-    with running_gateway(controller.endpoint, grpc_port=-1, token_file=token_file, headers_s=0.2) as gateway:
+    with running_gateway(controller.endpoint, grpc_port=-1, token_file=token_file, headers_s=2.0) as gateway:
         known = Http(gateway.ports["http"])
         assert known.ask("POST", "/v2/models/m/infer", BODY, BEARER).status == 200
         with dialled(gateway.ports["http"], asked, 1) as held:

@@ -316,7 +316,8 @@ cdef extern from "scheduler/estimates.h" namespace "clockwork" nogil:
         void seed(uint32_t batch, int64_t ns)
         int64_t exec_ns(uint32_t batch) except +
         int64_t planned_ns(uint32_t batch) except +
-        cbool measure(uint32_t batch, int64_t ns) except +
+        cbool measure(uint32_t batch, int64_t ns, int64_t now) except +
+        cbool forget_stale(int64_t now) except +
 
     cdef cppclass CShapes "clockwork::Shapes":
         void set(uint32_t shape, uint64_t elements) except +

@@ -860,8 +860,11 @@ cdef class Curve:
     def planned_ns(self, batch):
         return self._curve.planned_ns(batch)
 
-    def measure(self, batch, ns):
-        return bool(self._curve.measure(batch, ns))
+    def measure(self, batch, ns, now=0):
+        return bool(self._curve.measure(batch, ns, now))
+
+    def forget_stale(self, now):
+        return bool(self._curve.forget_stale(now))
 
 
 cdef class ProgramEstimates:

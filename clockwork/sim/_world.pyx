@@ -123,6 +123,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t from_ns, until_ns
         double factor
         int32_t worker
+        int32_t model
 
     cdef cppclass Named:
         string name, program
@@ -326,12 +327,13 @@ cdef class World:
         place.crashes_per_hour = cluster["crashes_per_hour"]
         place.down_ns = cluster["down_ns"]
         place.timeout_ns = cluster["timeout_ns"]
-        for kind, from_ns, until_ns, slower, worker in cluster["disturbances"]:
+        for kind, from_ns, until_ns, slower, worker, model_index in cluster["disturbances"]:
             disturbance.kind = <DisturbanceKind><uint8_t>kind
             disturbance.from_ns = from_ns
             disturbance.until_ns = until_ns
             disturbance.factor = slower
             disturbance.worker = worker
+            disturbance.model = model_index
             place.disturbances.push_back(disturbance)
         place.ping_ns = cluster["ping_ns"]
         place.profiled = cluster["profiled"]

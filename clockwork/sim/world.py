@@ -47,6 +47,7 @@ class Disturbance:
     until_ns: int
     factor: float = 1.0  # times slower; "clock": nanoseconds that it jumps ahead; "stop": unused
     worker: int = -1  # index; -1: all
+    model: int = -1  # "execution": index of the model whose executions are slower; -1: all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -522,7 +523,7 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
 
 
-def _disturbance_info(disturbance: Disturbance) -> tuple[int, int, int, float, int]:
+def _disturbance_info(disturbance: Disturbance) -> tuple[int, int, int, float, int, int]:
     if not 0 <= disturbance.from_ns < disturbance.until_ns:
         raise ValueError(f"a disturbance from {disturbance.from_ns} ns until {disturbance.until_ns} ns")
     if not disturbance.factor > 0:
@@ -533,6 +534,7 @@ def _disturbance_info(disturbance: Disturbance) -> tuple[int, int, int, float, i
         disturbance.until_ns,
         disturbance.factor,
         disturbance.worker,
+        disturbance.model,
     )
 
 

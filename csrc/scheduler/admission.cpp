@@ -140,13 +140,14 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         index = last <= limit ? plan.size() : index;
     }
     // Among what models beyond their shares were promised, one within its share goes as early as that allows.
-    for (std::size_t tries = is_divided(arena, state_.now) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
+    bool goes_between = is_divided(arena, state_.now) && !is_beyond;
+    for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
         if (latest > limit) {
             return false;
         }
-        std::size_t late = plan.first_late(latest, index);
+        std::size_t late = goes_between ? first_owed_late(plan, latest, index) : plan.first_late(latest, index);
         if (late < plan.size()) {
             index = late + 1;
             continue;
@@ -158,6 +159,19 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         return true;
     }
     return false;
+}
+
+// Plan::first_late() of what is owed.
+std::size_t Admission::first_owed_late(const Plan& plan, Ns time, std::size_t start) const {
+    std::size_t late = start;
+    for (; late < plan.size(); ++late) {
+        const Batch* batch = plan[late];
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+        if (time > batch->limit_ns && !is_owed_nothing(batch->residency->share, state_.now)) {
+            break;
+        }
+    }
+    return late;
 }
 
 // How much later than `begin` a batch at this place of the plan may begin because models within their shares go before it;

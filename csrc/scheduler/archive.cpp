@@ -41,8 +41,13 @@ void Window::archive(Archive& archive) {
     archive(newest_ns_);
 }
 
+void Surprises::archive(Archive& archive) {
+    archive.within<std::uint32_t>(count_, 0, ERRATIC_COUNT);
+    archive(behaved_, worst_ns_, newest_ns_);
+}
+
 void Curve::archive(Archive& archive) {
-    archive(seeds_, windows_, raw_, profiled_, scale_);
+    archive(seeds_, windows_, raw_, profiled_, scale_, surprises_);
     archive.choice(rule_, EstimateRule::PERCENTILE);
     if (!archive.is_reading()) {
         return;
@@ -131,7 +136,7 @@ void Batch::archive(Archive& archive) {
 void Flight::archive(Archive& archive) {
     archive(action_id);
     archive.choice(kind, FlightKind::DROP);
-    archive(revoked, is_apart, was_executing, is_narrow, arena, residency);
+    archive(revoked, is_recalled, is_apart, was_executing, is_narrow, arena, residency);
     archive.maybe(executor);
     archive.maybe(batch);
     archive(expected_ns, duration_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work, inputs);

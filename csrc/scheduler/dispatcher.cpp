@@ -238,6 +238,7 @@ void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
     executions_.count(flight, result);
     executions_.leave_lane(flight, result);
     Model& model = *flight.residency->model;
+    bool was_overdue = flight.kind == FlightKind::INFER && executions_.charge_overdue(flight, result);
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
         policy_->executed(flight, took);
@@ -250,8 +251,23 @@ void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
     } else if (result.status == Status::CRASHED || result.status == Status::OVERRUN) {
         recovery_.accuse(flight, result.status == Status::CRASHED ? Fault::CRASHED : Fault::OVERRUN);
     }
+    if (was_overdue) {
+        put_behind(*flight.residency);
+    }
     executions_.retire(flight);
     recovery_.follow(model);
+}
+
+// What was promised to a model on a device, where it turns out to be beyond its share, is planned anew: behind the others.
+void Dispatcher::put_behind(Residency& residency) {
+    if (!is_beyond_share(residency, state_.now)) {
+        return;
+    }
+    planned_.clear();
+    policy_->evacuate(residency, planned_);
+    for (Pending* pending : planned_) {
+        requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+    }
 }
 
 void Dispatcher::answer(Flight& flight, const ActionResult& result) {
@@ -310,10 +326,16 @@ void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
             }
         }
     }
-    // Too late for a window of the policy's own making is no failure of the request: the next is wider.
-    bool is_counted = status != Status::TOO_LATE || !flight.is_narrow;
+    // Too late for a window of the policy's own making is no failure of the request: the next is wider. Nor is it one that
+    // what went before it did not end.
+    bool is_late = status == Status::TOO_LATE && flight.is_narrow;
+    bool is_back = status == Status::ACTION_CANCELLED && flight.is_recalled;
+    bool is_counted = !is_late && !is_back;
+    if (is_back) {
+        charge(*flight.residency, state_.now, -flight.expected_ns);
+    }
     for (Pending* pending : waiting_) {
-        pending->widenings = static_cast<std::uint8_t>(pending->widenings + !is_counted);
+        pending->widenings = static_cast<std::uint8_t>(pending->widenings + is_late);
         if (status == Status::DEVICE_ERROR) {
             pending->failed_on = flight.arena->number + 1;
         }

@@ -66,6 +66,7 @@ private:
     void load_done(Flight& flight, const ActionResult& result);
     void fetch_done(Flight& flight, const ActionResult& result);
     void execution_done(Flight& flight, const ActionResult& result);
+    void put_behind(Residency& residency);
     void answer(Flight& flight, const ActionResult& result);
     void infer_failed(Flight& flight, const ActionResult& result);
     void give_up_load(Residency& residency, const ActionResult& result);

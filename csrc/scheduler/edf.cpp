@@ -87,7 +87,7 @@ void Edf::dispatch(Executor& executor) {
         spare_.promote(executor);
     }
     while (true) {
-        if (executor.is_closed()) {
+        if (executor.is_closed() || executions_.is_held_up(executor)) {
             return;
         }
         std::uint32_t lane = executor.lane.size();

@@ -89,6 +89,32 @@ Ns Window::percentile() const {
     return second + (first - second) * above / 100;
 }
 
+bool Surprises::forget() {
+    bool was_erratic = worst_ns() > 0;
+    *this = {};
+    return was_erratic;
+}
+
+bool Surprises::took(Ns took_ns, Ns expected_ns, Ns now) {
+    // What is expected of an erratic curve is its worst: then one more is whatever takes a tenth of that.
+    bool is_one = is_overdue(took_ns, worst_ns() > 0 ? worst_ns_ / (OVERDUE_RATIO * OVERDUE_RATIO) : expected_ns);
+    if (!is_one) {
+        return count_ > 0 && ++behaved_ >= ERRATIC_BEHAVED && forget();
+    }
+    bool changed = now - newest_ns_ > ERRATIC_NS && forget();
+    Ns before = worst_ns();
+    count_ = std::min(count_ + 1, ERRATIC_COUNT);
+    behaved_ = 0;
+    worst_ns_ = std::max(worst_ns_, took_ns);
+    newest_ns_ = now;
+    return changed || worst_ns() != before;
+}
+
+bool Surprises::forget_stale(Ns now) {
+    // Another as long may be under way.
+    return worst_ns() > 0 && now - newest_ns_ > STALE_NS + worst_ns_ && forget();
+}
+
 void Curve::seed(std::uint32_t batch, Ns ns) {
     if (batch < 1 || batch > BATCH_TABLE_MAX || ns <= 0) {
         return;
@@ -132,6 +158,8 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
     if (batch > BATCH_TABLE_MAX) {
         return false;
     }
+    bool is_robust = rule_ == EstimateRule::ROBUST, is_published = batch < raw_.size();
+    bool changed = is_robust && is_published && surprises_.took(scaled(ns), raw_[batch], now);
     auto place = find_batch(windows_, batch);
     if (place == windows_.end() || place->first != batch) {
         // What was thought counts twice: one sample, high or low, is not yet believed against the profile and what its
@@ -142,22 +170,23 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
             seed = scale_ == 1 ? seed : static_cast<Ns>(static_cast<double>(seed) / scale_);
         }
         place = windows_.insert(find_batch(windows_, batch), {batch, Window{}});
-        if (seed > 0 && rule_ == EstimateRule::ROBUST) {
+        if (seed > 0 && is_robust) {
             place->second.push(seed);
             place->second.push(seed);
         }
     }
     place->second.push(std::max<Ns>(ns, 1), now);
-    if (rule_ == EstimateRule::ROBUST) {
+    if (is_robust) {
         place->second.fall();
     }
     if (batch >= raw_.size()) {
         build(batch);
         return true;
     }
-    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(scaled(value_of(place->second)));
-    bool is_other = rule_ == EstimateRule::PERCENTILE && new_ns != old_ns;
-    if (is_other || new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
+    Ns value = std::max(scaled(value_of(place->second)), surprises_.worst_ns());
+    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(value);
+    bool is_other = !is_robust && new_ns != old_ns;
+    if (changed || is_other || new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
         build(static_cast<std::uint32_t>(raw_.size()) - 1);
         return true;
     }
@@ -201,9 +230,10 @@ double Curve::least_drift() const {
 
 bool Curve::is_raised() const {
     double limit = std::min(STALE_RATIO, STALE_BESIDE * least_drift());
-    return rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
-               return drift(entry.first, entry.second) > limit;
-           });
+    return surprises_.worst_ns() > 0 ||
+           (rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
+                return drift(entry.first, entry.second) > limit;
+            }));
 }
 
 bool Curve::forget_stale(Ns now) {
@@ -217,7 +247,7 @@ bool Curve::forget_stale(Ns now) {
     bool is_fresh = fresh < INFINITY;
     double usual = is_fresh ? fresh : std::min(least, 1.0);
     double limit = is_fresh ? STALE_BESIDE * fresh : std::min(STALE_RATIO, STALE_BESIDE * least);
-    bool changed = false;
+    bool changed = surprises_.forget_stale(now);
     for (auto& [batch, window] : windows_) {
         if (window.is_stale(now) && drift(batch, window) > limit) {
             window.reset(std::max<Ns>(static_cast<Ns>(static_cast<double>(told_ns(batch, window)) * usual), 1));
@@ -290,7 +320,7 @@ void Curve::build(std::uint32_t batch_max) {
     }
     planned_.assign(size + 1, 0);
     for (std::uint32_t batch = 1; batch <= size; ++batch) {
-        raw_[batch] = std::max(scaled(raw_[batch]), raw_[batch - 1]);
+        raw_[batch] = std::max({scaled(raw_[batch]), raw_[batch - 1], surprises_.worst_ns()});
         planned_[batch] = with_margin(raw_[batch]);
     }
 }

@@ -56,6 +56,21 @@ inline constexpr std::uint32_t BATCH_TABLE_MAX = 1024;
 // Shapes of one program with estimates of their own; the oldest unprofiled one is forgotten first.
 inline constexpr std::size_t SHAPES_MAX = 1024;
 
+// An execution is overdue once it has gone on for so many times what was expected of it, and for this long: by far more
+// than noise, or another process on the same core, makes of it.
+inline constexpr Ns OVERDUE_RATIO = 10;
+inline constexpr Ns OVERDUE_NS = 50 * MS;
+
+inline bool is_overdue(Ns took_ns, Ns expected_ns) {
+    return took_ns >= OVERDUE_NS && took_ns / OVERDUE_RATIO >= expected_ns;
+}
+
+// Overdue executions after which a curve is erratic, if no two of them are further apart than ERRATIC_NS, or than
+// ERRATIC_BEHAVED executions that were not overdue. As many of those make it regular again.
+inline constexpr std::uint32_t ERRATIC_COUNT = 3;
+inline constexpr std::uint32_t ERRATIC_BEHAVED = 32;
+inline constexpr Ns ERRATIC_NS = 10 * SECOND;
+
 inline Ns with_margin(Ns ns) {
     Ns margin = static_cast<Ns>(static_cast<double>(ns) * MARGIN_RATIO);
     return ns + (margin > MARGIN_NS ? margin : MARGIN_NS);
@@ -94,6 +109,28 @@ private:
     std::array<Ns, WINDOW> samples_{};  // none is below 0
     std::uint32_t count_ = 0;
     Ns newest_ns_ = 0;  // when the last was taken
+};
+
+// Overdue executions of late. A stall of the machine makes one of them, and that moves no estimate; a model whose time
+// depends on its data makes them again and again, and its window of samples shows them now and then only.
+class Surprises {
+public:
+    // An execution took so long for which this was expected. True if that changed worst_ns().
+    bool took(Ns took_ns, Ns expected_ns, Ns now);
+    // Lets go of them where no execution was as long of late. True if that changed worst_ns().
+    bool forget_stale(Ns now);
+    // The longest of them, which every execution may take; 0: there were too few.
+    Ns worst_ns() const { return count_ >= ERRATIC_COUNT ? worst_ns_ : 0; }
+
+    void archive(Archive& archive);
+
+private:
+    bool forget();
+
+    std::uint32_t count_ = 0;    // at most ERRATIC_COUNT
+    std::uint32_t behaved_ = 0;  // executions since the last
+    Ns worst_ns_ = 0;
+    Ns newest_ns_ = 0;
 };
 
 // Execution time over batch size, for one program, shape and device kind.
@@ -156,7 +193,8 @@ private:
 
     std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
     std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
-    std::vector<Ns> raw_;                                    // by batch size, 0 unused; published values
+    Surprises surprises_;
+    std::vector<Ns> raw_;  // by batch size, 0 unused; published values
     std::vector<Ns> planned_;
     bool profiled_ = false;
     EstimateRule rule_;

@@ -74,6 +74,36 @@ Flight* Executions::send(Batch& batch) {
     return flight;
 }
 
+// While an execution goes on for far longer than expected, nobody knows when it ends, nor whether those like it behind it
+// take as long: so nothing waits there, and what is sent when it has ended is chosen by what is known then.
+bool Executions::is_held_up(Executor& executor) {
+    if (executor.lane.empty()) {
+        return false;
+    }
+    if (!executor.is_overdue(state_.now)) {
+        if (executor.lane.size() > 1) {
+            executor.wake_at(executor.overdue_at_ns());
+        }
+        return false;
+    }
+    for (Flight* one = executor.lane.next(executor.lane.front()); one != nullptr; one = executor.lane.next(one)) {
+        if (one->kind == FlightKind::INFER && !one->revoked) {
+            one->is_recalled = true;
+            state_.revoke(*one);
+        }
+    }
+    return true;
+}
+
+bool Executions::charge_overdue(const Flight& flight, const ActionResult& result) {
+    Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
+    if (!is_overdue(took, flight.expected_ns) || took > state_.now - flight.sent_ns) {
+        return false;
+    }
+    clockwork::charge_overdue(*flight.residency, state_.now, took - flight.expected_ns);
+    return true;
+}
+
 void Executions::measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows,
                          Ns bound_ns) {
     Batch* batch = make_batch(executor, residency, shape, nullptr, NEVER_NS);

@@ -13,11 +13,16 @@ public:
     Batch* make_batch(Executor& executor, Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
     // Send a batch, which must be in no plan, to its executor.
     Flight* send(Batch& batch);
+    // Whether nothing may be sent to an executor, because what it executes is overdue. Then whatever was sent there behind
+    // that is taken back, to be planned anew.
+    bool is_held_up(Executor& executor);
     // Have a shape measured with this residency, which is expected to take as long as this.
     void measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
 
     // One of them came back: its executor's lane, and its time.
     void count(const Flight& flight, const ActionResult& result);
+    // If it was overdue, its model is charged for that. True if so.
+    bool charge_overdue(const Flight& flight, const ActionResult& result);
     void leave_lane(Flight& flight, const ActionResult& result);
     // Its unanswered requests, free to be planned again, are appended.
     void take_back(Flight& flight, std::vector<Pending*>& waiting);

@@ -171,6 +171,9 @@ struct Executor {
     bool is_closed() const { return !lane.empty() && lane.front()->is_apart; }
     // Whether a request has to wait until nothing else is under way on it.
     bool must_wait(const Pending& pending) const { return pending.evidence > 0 && !lane.empty(); }
+    // When the oldest action of its lane is known to be overdue.
+    Ns overdue_at_ns() const;
+    bool is_overdue(Ns now) const { return !lane.empty() && now >= overdue_at_ns(); }
     Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
     void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
     // When a newly sent action would start, by what is thought of those before it.
@@ -347,6 +350,11 @@ inline bool Model::is_somewhere() const {
 inline bool Model::is_within_reach() const {
     return std::any_of(residencies.begin(), residencies.end(),
                        [](const Residency* residency) { return residency->arena->usable() && !residency->is_stuck; });
+}
+
+inline Ns Executor::overdue_at_ns() const {
+    Ns takes = lane.front()->duration_ns;
+    return head_end_ns - takes + std::max(OVERDUE_NS, OVERDUE_RATIO * takes) + worker->back_ns;
 }
 
 inline Ns Executor::free_ns(Ns now) const {

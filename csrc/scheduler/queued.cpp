@@ -270,7 +270,7 @@ void Queued::dispatch(Executor& executor) {
 bool Queued::feed(Executor& executor) {
     const Worker& worker = *executor.worker;
     while (true) {
-        if (executor.is_closed()) {
+        if (executor.is_closed() || executions_.is_held_up(executor)) {
             return false;
         }
         std::uint32_t lane = executor.lane.size();

@@ -270,6 +270,7 @@ struct Flight {
     ActionId action_id = 0;
     FlightKind kind = FlightKind::INFER;
     bool revoked = false;        // or it has ended
+    bool is_recalled = false;    // revoked, to be planned anew: what is before it is overdue
     bool is_apart = false;       // nothing else is sent to its device while it is under way
     bool was_executing = false;  // when its worker was lost
     bool is_narrow = false;      // its window ends before its requests' deadlines demand it
@@ -294,7 +295,7 @@ struct Flight {
     std::uint32_t generation = 0;
 
     void reset() {
-        revoked = is_narrow = is_apart = was_executing = leaves_work = false;
+        revoked = is_recalled = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
         predicted_end_ns = waits_since_ns = 0;
         inputs = 0;

@@ -126,10 +126,7 @@ void Requests::fail(Pending& pending, Status status, Said said, Reason reason, N
                 return;
             }
         }
-        flight->revoked = true;
-        Command& revoke = state_.order(CommandKind::SEND_REVOKE);
-        revoke.worker = flight->arena->worker->worker_id;
-        revoke.action_id = flight->action_id;
+        state_.revoke(*flight);
     }
 }
 

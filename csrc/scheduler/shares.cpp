@@ -30,7 +30,7 @@ void divide(Arena& arena, Ns now) {
     std::vector<double> wanted;
     for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         one->share.is_greedy = one->share.is_beyond = false;
-        if (double rate = one->share.asked.rate(now); rate > 0) {
+        if (double rate = use_of(*one, one->share, now).asked; rate > 0) {
             wanted.push_back(rate);
         }
     }
@@ -41,8 +41,8 @@ void divide(Arena& arena, Ns now) {
     }
     std::size_t greedy_count = 0;
     for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (one->share.asked.rate(now) > level) {
-            had_sum += one->share.had.rate(now);
+        if (Use use = use_of(*one, one->share, now); use.asked > level) {
+            had_sum += use.had;
             ++greedy_count;
         }
     }
@@ -50,11 +50,11 @@ void divide(Arena& arena, Ns now) {
     bool some_within = false;
     for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         ModelShare& share = one->share;
-        double asked = share.asked.rate(now);
-        share.is_modest = asked <= SHARE_MODEST * level;
-        share.is_greedy = asked > level;
-        share.is_beyond = share.is_greedy && share.had.rate(now) >= had_mean;
-        share.sigmas = std::clamp(asked / level, SHARE_SIGMAS_MIN, SHARE_SIGMAS_MAX);
+        Use use = use_of(*one, one->share, now);
+        share.is_modest = use.asked <= SHARE_MODEST * level;
+        share.is_greedy = use.asked > level;
+        share.is_beyond = share.is_greedy && use.had >= had_mean;
+        share.sigmas = std::clamp(use.asked / level, SHARE_SIGMAS_MIN, SHARE_SIGMAS_MAX);
         if (share.is_beyond || share.arrivals == 0 || now - share.asked_ns > ACTIVE_NS) {
             continue;
         }
@@ -116,10 +116,40 @@ void charge(Residency& residency, Ns now, Ns duration_ns) {
     residency.share.had.add(now, static_cast<double>(duration_ns));
 }
 
+void charge_overdue(Residency& residency, Ns now, Ns excess_ns) {
+    ModelShare& share = residency.share;
+    share.excess.add(now, static_cast<double>(excess_ns));
+    share.overdue = now - share.overdue_ns < OVERDUE_AGE_NS ? std::min(share.overdue + 1, OVERDUE_COUNT) : 1;
+    share.overdue_ns = now;
+    residency.arena->shares.contested_until_ns = now + OVERDUE_AGE_NS;
+    residency.arena->shares.divided_ns = -NEVER_NS;  // what follows is to know of it
+}
+
+Use use_of(const Residency& residency, ModelShare& share, Ns now) {
+    Use use{share.asked.rate(now), share.had.rate(now)};
+    double excess = share.excess.rate(now);
+    bool is_overdue = now - share.overdue_ns < OVERDUE_AGE_NS;
+    for (const Executor* one = residency.arena->executors.front(); one != nullptr; one = one->after) {
+        if (one->is_overdue(now) && one->lane.front()->residency == &residency) {
+            excess += static_cast<double>(now - one->head_end_ns) / static_cast<double>(SHARE_WINDOW_NS);
+            is_overdue = true;
+        }
+    }
+    if (!is_overdue) {
+        return use;
+    }
+    double had = use.had + excess, asked = use.had > 0 ? use.asked * had / use.had : 0;
+    bool is_unknown = share.overdue >= OVERDUE_COUNT && had > SHARE_OVERDUE;
+    use.asked = std::max({use.asked, had, is_unknown ? SHARE_UNKNOWN : std::min(asked, SHARE_UNKNOWN)});
+    use.had = had;
+    return use;
+}
+
 void contest_devices(Model& model, Ns now) {
     std::size_t count = model.residencies.size(), first = count > CONTEST_MAX ? model.asked_cursor % count : 0;
     for (std::size_t place = 0; place < std::min(count, CONTEST_MAX); ++place) {
-        model.residencies[(first + place) % count]->arena->shares.contested_until_ns = now + CONTEST_NS;
+        Ns& until = model.residencies[(first + place) % count]->arena->shares.contested_until_ns;
+        until = std::max(until, now + CONTEST_NS);
     }
 }
 

@@ -12,6 +12,13 @@
 //     greedy  : asked > level
 //     beyond  : greedy, and had at least the mean of what the greedy models had
 //
+// Both are counted by what executions are expected to take. Where some are overdue (estimates.h), what they take beyond
+// that is had, too, while they go on; and what their model asked for is as many times more as what it had, up to
+// SHARE_UNKNOWN. Until OVERDUE_AGE_NS
+// after the last of them, what waits may have been let in by such expectations, however long ago. So the device is
+// contested for so long, and a model with OVERDUE_COUNT of them that has more than SHARE_OVERDUE of the device counts as
+// asking for more than there is. A single one may be the machine's doing, and is counted as the time that it took.
+//
 // edf (admission.cpp): in a plan, models that are beyond stand behind the others; they are admitted as far as what may
 // come from the others while they wait (passing_ns()) would delay no promise; and a higher priority displaces nobody
 // who is within. adaptive: models that are not modest come as if they were due later, and no level passes one that is;
@@ -54,6 +61,13 @@ inline constexpr Ns ACTIVE_NS = 60 * SECOND;
 
 // A device is divided if it is asked for more than this part of its time: by more than estimates are wrong.
 inline constexpr double SHARE_ASKED = 1.05;
+
+// A model counts as asking for this much if OVERDUE_COUNT of its executions were overdue, each within OVERDUE_AGE_NS of the
+// one before it and the last of now, and it has more than SHARE_OVERDUE of the device; for no more if one was.
+inline constexpr double SHARE_OVERDUE = 0.1;
+inline constexpr std::uint32_t OVERDUE_COUNT = 2;
+inline constexpr double SHARE_UNKNOWN = 2;
+inline constexpr Ns OVERDUE_AGE_NS = 10 * SECOND;
 
 // A model that asks for no more than this part of the level asks for little, whatever chance does to the count.
 inline constexpr double SHARE_MODEST = 0.7;
@@ -109,13 +123,16 @@ private:
 
 // What a model asked of a device, and had.
 struct ModelShare {
-    Windowed asked;  // ns of device time, in batches
-    Windowed had;    // ns of device time, as its batches were sent
+    Windowed asked;   // ns of device time, in batches
+    Windowed had;     // ns of device time, as its batches were sent
+    Windowed excess;  // ns of device time that its overdue executions took beyond that
     Windowed requests;
-    Ns asked_ns = 0;        // when it last asked
-    Ns alone_ns = 0;        // what one of its requests takes by itself
-    Ns slack_ns = 0;        // the SLO that its requests come with
-    double batched_ns = 0;  // what one takes in a batch
+    Ns overdue_ns = -NEVER_NS;  // when the last overdue execution ended
+    std::uint32_t overdue = 0;  // of those, until then
+    Ns asked_ns = 0;            // when it last asked
+    Ns alone_ns = 0;            // what one of its requests takes by itself
+    Ns slack_ns = 0;            // the SLO that its requests come with
+    double batched_ns = 0;      // what one takes in a batch
     std::uint32_t arrivals = 0;
     double sigmas = 0;       // of what others may ask for, that it leaves room for
     bool is_modest = false;  // asks for at most SHARE_MODEST of the level
@@ -123,7 +140,8 @@ struct ModelShare {
     bool is_beyond = false;  // and had at least as much as those that do have on average
 
     void archive(Archive& archive) {
-        archive(asked, had, requests, asked_ns, alone_ns, slack_ns, batched_ns, arrivals, sigmas);
+        archive(asked, had, excess, requests, overdue_ns, overdue, asked_ns, alone_ns, slack_ns, batched_ns, arrivals,
+                sigmas);
         archive(is_modest, is_greedy, is_beyond);
     }
 };
@@ -157,6 +175,15 @@ void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t ro
 // Notes that a batch of the model was sent that takes so long.
 void charge(Residency& residency, Ns now, Ns duration_ns);
 
+// Notes that an execution of the model took so much longer than it was charged for, which contests its device.
+void charge_overdue(Residency& residency, Ns now, Ns excess_ns);
+
+// What a model asks of a device, and had of it, per nanosecond.
+struct Use {
+    double asked = 0, had = 0;
+};
+Use use_of(const Residency& residency, ModelShare& share, Ns now);
+
 // Notes that the model's devices turned a request of it away: of a model on more than CONTEST_MAX, as many of them, by turns.
 void contest_devices(Model& model, Ns now);
 
@@ -165,6 +192,12 @@ bool is_divided(Arena& arena, Ns now);
 
 // Whether the residency's model is beyond its share of the device, to the cost of others.
 bool is_beyond_share(Residency& residency, Ns now);
+
+// Whether the residency's model, where it is beyond its share, was promised its time on expectations that did not hold: such
+// promises need not be kept to the cost of models within their shares.
+inline bool is_owed_nothing(const ModelShare& share, Ns now) {
+    return share.is_beyond && now - share.overdue_ns < OVERDUE_AGE_NS;
+}
 
 // By how much longer a batch of a model beyond its share may have to wait that would begin after wait_ns, because models
 // within their shares go before it.

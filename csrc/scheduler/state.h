@@ -90,6 +90,13 @@ public:
         command.kind = kind;
         return command;
     }
+    // Tells a worker not to begin an action.
+    void revoke(Flight& flight) {
+        flight.revoked = true;
+        Command& command = order(CommandKind::SEND_REVOKE);
+        command.worker = flight.arena->worker->worker_id;
+        command.action_id = flight.action_id;
+    }
     ActionId next_action() { return ++action_id_; }
     LoadId next_load() { return ++load_id_; }
 

@@ -20,8 +20,8 @@ void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
     row.level = arena.shares.level;
     for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         ModelShare share = one->share;  // to look changes nothing
-        if (double asked = share.asked.rate(now); asked > 0) {
-            row.shares.push_back({one->model->model_id, asked, share.had.rate(now), share.is_modest, share.is_beyond});
+        if (Use use = use_of(*one, share, now); use.asked > 0) {
+            row.shares.push_back({one->model->model_id, use.asked, use.had, share.is_modest, share.is_beyond});
             row.beyond += share.is_beyond;
         }
     }

@@ -414,7 +414,7 @@ Ns World::allowed_ns(const emulated::Order& order, Ns took_ns) {
     Action& action = *actions_[order.token];
     const bool is_execution = executes(order.kind);
     const auto kind = is_execution ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
-    took_ns = slowed_ns(kind, devices_[action.device].worker, now_, took_ns);
+    took_ns = slowed_ns(kind, devices_[action.device].worker, now_, took_ns, action.model_id);
     if (order.kind == ActionKind::FETCH)
         return took_ns;
     const Ns limit_ns = is_execution ? std::max(EXECUTION_LIMIT_NS, EXECUTION_LIMIT_FACTOR * order.profiled_ns)

@@ -44,13 +44,14 @@ bool World::holds(const DisturbanceInfo& one, DisturbanceInfo::Kind kind, std::u
 
 // How long something takes that would take so long undisturbed, if it begins then: it goes on at its own pace when the
 // disturbance is over.
-Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns) const {
+Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model) const {
     if (!begun_)
         return took_ns;
     double slower = 1;
     Ns until = NEVER_NS;
     for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
-        if (!holds(disturbance, kind, worker, begin_ns))
+        bool is_other = disturbance.model >= 0 && disturbance.model != model;
+        if (is_other || !holds(disturbance, kind, worker, begin_ns))
             continue;
         slower *= disturbance.factor;
         until = std::min(until, base_ns_ + disturbance.until_ns);

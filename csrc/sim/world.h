@@ -50,6 +50,7 @@ struct DisturbanceInfo {
     Ns from_ns = 0, until_ns = 0;
     double factor = 1;
     std::int32_t worker = -1;  // -1: all
+    std::int32_t model = -1;   // EXECUTION: whose executions; -1: all
 };
 
 // What a model is called in a recording.
@@ -331,7 +332,7 @@ private:
     void start_disturbances();
     void disturb(std::uint32_t number, bool begins);
     bool holds(const DisturbanceInfo& one, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
-    Ns slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns) const;
+    Ns slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model = -1) const;
     Ns stopped_until_ns(std::uint32_t worker) const;
     Ns turn_ns(Ns at_ns) const { return cluster_.disturbances.empty() ? at_ns : next_turn_ns(at_ns); }
     Ns next_turn_ns(Ns at_ns) const;

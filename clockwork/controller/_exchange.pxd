@@ -239,6 +239,7 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         cbool cut(CConnection &connection, CCutReason reason) except +
         size_t size()
         size_t ungreeted()
+        size_t greeted()
         uint64_t unread_bytes()
         uint64_t behind_bytes()
         const uint64_t *cut_counts()

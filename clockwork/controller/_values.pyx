@@ -175,6 +175,7 @@ cdef dict describe_connections(const CConnections &connections):
     return {
         "open": connections.size(),
         "ungreeted": connections.ungreeted(),
+        "greeted": connections.greeted(),
         "unread_bytes": connections.unread_bytes(),
         "received_bytes": connections.behind_bytes(),
         "cut": {

@@ -193,6 +193,7 @@ public:
 
     std::size_t size() const { return by_fd_.size(); }
     std::size_t ungreeted() const { return ungreeted_.size(); }
+    std::size_t greeted() const { return greeted_.size(); }
     std::uint64_t unread_bytes() const { return all_->load(std::memory_order_relaxed); }
     std::uint64_t behind_bytes() const { return behind_; }
     const std::uint64_t* cut_counts() const { return cut_counts_; }

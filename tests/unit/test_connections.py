@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -222,7 +223,7 @@ def test_of_too_many_without_a_hello_the_oldest_goes() -> None:
                 connections.greet(accepted.fileno())
         assert [is_over(dialled) for _, dialled in pairs] == [False, True, True, False, False]
         assert connections.describe() == {
-            "open": 5, "ungreeted": 2, "unread_bytes": 0, "received_bytes": 0, "cut": {"crowd": 2},
+            "open": 5, "ungreeted": 2, "greeted": 1, "unread_bytes": 0, "received_bytes": 0, "cut": {"crowd": 2},
         }  # fmt: skip
 
 
@@ -269,6 +270,50 @@ def test_the_seat_of_a_holder_with_more_of_them_is_free_at_once() -> None:
         assert connections.seat_for(second, b"key", 5 * SECOND + 2) == third, (
             "the second has two, and a key none"
         )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_connections_do_there_are_no_more_of_them_than_seats(seed: int) -> None:
+    """Random connections come, say hello, speak, leave and are cut, as the controller is told of them."""
+    rng = random.Random(seed)
+    bounds = ConnectionBounds(ungreeted=5, greeted=6, hello_ns=SECOND, idle_ns=SECOND // 5)
+    with tcp_pairs(24, ("127.0.0.1", "127.0.0.1", "127.0.0.2")) as pairs:
+        connections = Connections(bounds)
+        fds = [accepted.fileno() for accepted, _ in pairs]
+        here: dict[int, bool] = {}  # connections that have not ended: whether a peer is noted
+        for now in range(0, 8 * SECOND, SECOND // 50):
+            fd = rng.choice(fds)
+            deed = rng.choice(["accept", "hello", "hello", "speak", "speak", "forget", "end", "cut", "look"])
+            key = rng.choice([b"", b"one", b"other"])
+            if deed == "accept" and fd not in here:
+                connections.accepted(fd, now)
+                here[fd] = False
+            elif deed == "hello" and here.get(fd) is False and not connections.is_cut(fd):
+                seat = connections.seat_for(fd, key, now)
+                if seat >= 0:
+                    connections.forget(seat, now)
+                    here[seat] = False
+                # The connection that gave way is without a hello again, and may have ended this one for that.
+                if seat != SEAT_NONE and not connections.is_cut(fd):
+                    connections.greet(fd, now, key)
+                    here[fd] = True
+            elif deed == "speak" and fd in here:
+                connections.heard(fd, now)
+            elif deed == "forget" and here.get(fd):
+                connections.forget(fd, now)
+                here[fd] = False
+            elif deed == "cut" and fd in here:
+                connections.cut(fd)
+            elif deed == "end" and fd in here:
+                assert connections.ended(fd)
+                del here[fd]
+            elif deed == "look":
+                connections.look(now)
+            found = connections.describe()
+            assert found["open"] == len(here)
+            assert found["ungreeted"] <= bounds.ungreeted
+            noted = sum(is_noted and not connections.is_cut(fd) for fd, is_noted in here.items())
+            assert found["greeted"] == noted <= bounds.greeted
 
 
 def test_each_of_thousands_is_looked_at() -> None:

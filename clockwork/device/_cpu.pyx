@@ -127,18 +127,18 @@ cdef class Core(Arena):
         self.lanes.hub.lock()
         overrun = self.overrun
         self.lanes.hub.unlock()
-        order.status = EXECUTION_FAILED
         cdef char* sentence = strstr(order.text, INPUT_MARK)
-        if sentence != NULL:
-            order.status = INVALID_INPUT
-            sentence += strlen(INPUT_MARK)
-            memmove(order.text, sentence, strlen(sentence) + 1)
+        order.status = EXECUTION_FAILED
         if overrun:
             order.status = OVERRUN
             snprintf(order.text, TEXT_BYTES, "the execution took longer than it may and was ended")
         elif self.account.refused_bytes:
             snprintf(order.text, TEXT_BYTES, "the execution needs more memory than it may take: %zu bytes beside %zu of at most %zu",
                      self.account.refused_bytes, self.account.beside_bytes, self.account.limit_bytes)
+        elif sentence != NULL:
+            order.status = INVALID_INPUT
+            sentence += strlen(INPUT_MARK)
+            memmove(order.text, sentence, strlen(sentence) + 1)
         self.runtime.trim()
 
     cdef object place_run(self, Order* order):

@@ -110,7 +110,7 @@ cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
     void charge(Account*)
 
 cdef extern from "device/heap.h" namespace "clockwork::device" nogil:
-    cbool count_heap()
+    cbool c_count_heap "clockwork::device::count_heap"(const char* library)
 
 cdef extern from "<dlfcn.h>" nogil:
     int RTLD_NOW

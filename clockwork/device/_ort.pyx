@@ -61,6 +61,11 @@ cdef void* symbol_of(str path, const char* symbol, str lacking) except NULL:
     return found
 
 
+def count_heap(bytes library):
+    """Have executions be charged for the heap that a loaded library takes; see csrc/device/heap.h. Returns whether they are."""
+    return c_count_heap(library)
+
+
 cdef class Runtime:
     """The library's function table, its environment, and the allocator that all sessions share."""
 
@@ -79,7 +84,7 @@ cdef class Runtime:
         self.check(ort_default_allocator(self.api, &self.strings))
         self.workspace = new Workspace(self.memory, workspace_bytes_max())
         self.check(ort_register_allocator(self.api, self.env, self.workspace))
-        if not count_heap():
+        if not count_heap(b"/libstdc++.so"):
             raise ConfigError("the heap of executions cannot be counted: this process has no libstdc++ that calls malloc()")
         self._verify()
 

@@ -13,7 +13,7 @@ import mmap
 import os
 from pathlib import Path
 
-from clockwork.device import _operators
+from clockwork.device import _operators, _ort
 from clockwork.errors import InvalidModel
 
 DOMAIN = "clockwork"
@@ -60,7 +60,11 @@ def extensions() -> str | None:
 @functools.cache
 def _load_jpeg() -> str:
     """Have the operators decode images by a libjpeg. Returns why they cannot, or ""."""
-    return _operators.load_jpeg(os.fsencode(_jpeg()))
+    path = _jpeg()
+    problem = _operators.load_jpeg(os.fsencode(path))
+    if not problem and not _ort.count_heap(os.fsencode(os.path.basename(path))):
+        return f"the memory that {path} takes cannot be counted"
+    return problem
 
 
 def _jpeg() -> str:

@@ -18,8 +18,6 @@ namespace clockwork::device {
 
 namespace {
 
-constexpr const char* LIBRARY = "/libstdc++.so";
-
 // Whether the execution may have so many bytes more, which is noted where it may not.
 bool may_take(Account* account, std::size_t bytes) {
     if (account->may_take(bytes))
@@ -156,19 +154,25 @@ struct Loaded {
     }
 };
 
-int visit(dl_phdr_info* info, std::size_t, void* is_done) {
-    if (std::strstr(info->dlpi_name, LIBRARY) == nullptr)
+struct Search {
+    const char* library;
+    bool is_done = false;
+};
+
+int visit(dl_phdr_info* info, std::size_t, void* wanted) {
+    Search* search = static_cast<Search*>(wanted);
+    if (std::strstr(info->dlpi_name, search->library) == nullptr)
         return 0;
-    *static_cast<bool*>(is_done) = Loaded(info).set_all();
+    search->is_done = Loaded(info).set_all();
     return 1;
 }
 
 }  // namespace
 
-bool count_heap() {
-    bool is_done = false;
-    dl_iterate_phdr(visit, &is_done);
-    return is_done;
+bool count_heap(const char* library) {
+    Search search{library};
+    dl_iterate_phdr(visit, &search);
+    return search.is_done;
 }
 
 }  // namespace clockwork::device

@@ -3,15 +3,15 @@
 // ONNX Runtime takes tensors from the allocator that it is given, and all else from operator new: the characters of
 // strings, what NonZero and Unique find before they know how much it is, an operator's own vectors. The obvious place to
 // count it, an operator new of this library, is not called: the runtime is loaded before or beside it, and binds to
-// libstdc++'s. So the entries by which libstdc++ calls malloc() and free() are set to functions that count, on a thread
+// libstdc++'s. So the entries by which libstdc++, and libjpeg likewise, calls malloc() and free() are set to functions that count, on a thread
 // that executes and while it does. Beyond the limit there is no memory: operator new throws std::bad_alloc, which the
 // runtime catches around every kernel.
 #pragma once
 
 namespace clockwork::device {
 
-// Counts from now on, in all of this process. False: it has no libstdc++, or that calls malloc() in another way.
-// To be called once.
-bool count_heap();
+// Counts from now on what a library takes, in all of this process. library: a part of its path, such as "/libstdc++.so".
+// False: it is not loaded, or calls malloc() in another way.
+bool count_heap(const char* library);
 
 }  // namespace clockwork::device

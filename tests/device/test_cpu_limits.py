@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.attacks.measure import forget_peak, peak_bytes
-from bench.attacks.operators import operator_model
+from bench.attacks.operators import many_scans, operator_model
 from clockwork import config
 from clockwork.device.base import TensorView
 from clockwork.system.clock import SECOND, now_ns
@@ -100,6 +100,23 @@ def test_memory_is_taken_for_no_more_strings_than_there_are_bytes_of(make: Calla
     assert done.status == Status.INVALID_INPUT
     assert f"{1 << 25} strings, which take {4 << 25} bytes at least, got 400" in done.text
     assert peak_bytes(os.getpid()) - before < 2 * BUDGET
+
+
+@WITHOUT_ASAN
+def test_memory_that_libjpeg_takes_is_bounded_as_well(bounded: Driver) -> None:
+    """The coefficients of a progressive image are twice the size of its pixels, which fit."""
+    model = bounded.prepare(Case(operator_model("DecodeJpeg", channels=1)))
+    bounded.end(bounded.load(model, 1, []))
+
+    def decoded(data: bytes) -> Any:
+        text = TensorView(8, (1,), len(data).to_bytes(4, "little") + data)
+        return bounded.end(bounded.infer(model, 1, [text]))
+
+    assert decoded(many_scans(3000, 3000, 3)).status == Status.OK
+    done = decoded(many_scans(5792, 5792, 3))
+    assert done.status == Status.EXECUTION_FAILED
+    assert f"of at most {BUDGET}" in done.text
+    assert decoded(many_scans(3000, 3000, 3)).status == Status.OK
 
 
 @WITHOUT_ASAN

@@ -4,14 +4,21 @@ build on HPACK's table."""
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4
+DATA, HEADERS, RESET, SETTINGS, WINDOW_UPDATE = 0, 1, 3, 4, 8
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
-TABLE_SIZE = 1
-"""The setting for HPACK's table."""
+TABLE_SIZE, INITIAL_WINDOW = 1, 4
+"""The settings for HPACK's table, and for the window of a stream."""
+
+WINDOW = 65_535
+"""The windows' size at first."""
+
+DATA_BYTES_MAX = 16_384
+"""The largest frame that is taken from the first."""
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STATIC_FIELDS = 61
@@ -74,3 +81,29 @@ def frames(connection: socket.socket) -> Iterator[Frame]:
             found = Frame(buffer[3], buffer[4], stream, bytes(buffer[9 : 9 + size]))
             del buffer[: 9 + size]
             yield found
+
+
+def begin_message(connection: socket.socket, headers: bytes, message_bytes: int, part_bytes: int) -> None:
+    """Begin a call with a message of gRPC, and send a part of it, as the server's windows let it."""
+    connection.sendall(hello() + frame(HEADERS, END_HEADERS, 1, headers))
+    rest = memoryview(struct.pack(">BI", 0, message_bytes) + bytes(part_bytes))
+    windows, initial = {0: WINDOW, 1: WINDOW}, WINDOW
+    come = frames(connection)
+    while rest:
+        size = min(DATA_BYTES_MAX, len(rest), *windows.values())
+        if size > 0:
+            connection.sendall(frame(DATA, 0, 1, bytes(rest[:size])))
+            rest = rest[size:]
+            windows = {stream: window - size for stream, window in windows.items()}
+            continue
+        found = next(come, None)
+        if found is None:
+            raise ConnectionError("the server ended the connection")
+        if found.kind == WINDOW_UPDATE and found.stream in windows:
+            windows[found.stream] += int.from_bytes(found.body)
+        elif found.kind == SETTINGS:
+            for place in range(0, len(found.body), 6):
+                setting, value = struct.unpack_from(">HI", found.body, place)
+                if setting == INITIAL_WINDOW:
+                    windows[1] += value - initial
+                    initial = value

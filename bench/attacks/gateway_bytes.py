@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import select
 import socket
 from collections import Counter
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import grpc
 import onnx
 
+from bench import http2
 from bench.attacks.messages import grpc_call, grpc_status, listed, varint
 from bench.attacks.site import ATTACK_S_MAX, MIB, SEED, Attack, Site
 from clockwork.gateway.protocol import inference_pb2 as pb
@@ -32,9 +34,11 @@ class Size(NamedTuple):
     bodies: int = 8
     answer_floats: int = 8 << 20
     readers: int = 24
+    parts: int = 12
+    part_bytes: int = 60 << 20
 
 
-QUICK, WHOLE = Size(3_000_000, 2, 2 << 20, 2, 1 << 20, 8), Size()
+QUICK, WHOLE = Size(3_000_000, 2, 2 << 20, 2, 1 << 20, 8, 4, 8 << 20), Size()
 
 
 def _size(quick: bool) -> Size:
@@ -63,6 +67,23 @@ def grpc_messages(site: Site, quick: bool, unit: bytes) -> str:
         for call in [ask.future(message, ATTACK_S_MAX, metadata) for _ in range(size.calls)]:
             codes[call.code().name] += 1
     return f"answered {listed(codes)}"
+
+
+def grpc_parts(site: Site, quick: bool) -> str:
+    """Calls of which each message lacks its last bytes."""
+    size = _size(quick)
+    poll, ended = select.poll(), 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(size.parts):
+            connection = socket.create_connection(("127.0.0.1", site.grpc_port), ATTACK_S_MAX)
+            stack.enter_context(connection)
+            try:
+                http2.begin_message(connection, http2.call(site.token), size.part_bytes + 1, size.part_bytes)
+                poll.register(connection, select.POLLRDHUP)
+            except ConnectionError:
+                ended += 1
+        after = _after_them(site)
+        return f"{ended + len(poll.poll(0))} of {size.parts} ended; {after}"
 
 
 def contents(elements: int) -> bytes:
@@ -163,6 +184,7 @@ ATTACKS = {
     "gRPC submessages": Attack("gateway", lambda site, quick: grpc_messages(site, quick, b"\x2a\0")),
     "gRPC empty bytes": Attack("gateway", lambda site, quick: grpc_messages(site, quick, b"\x3a\0")),
     "gRPC contents": Attack("gateway", lambda site, quick: grpc_messages(site, quick, contents(5 << 20))),
+    "gRPC parts": Attack("gateway", grpc_parts),
     "JSON lists": Attack("gateway", lambda site, quick: json_bodies(site, quick, b"[],"), vast),
     "JSON numbers": Attack("gateway", lambda site, quick: json_bodies(site, quick, b"1,"), vast),
     "JSON answer": Attack("gateway", json_answer, vast),

@@ -156,6 +156,10 @@ ACCEPT_PAUSE_S = 0.1
 DETAILS_MAX = 2_000
 """Longest sentence of a gRPC error, in characters: it travels in a header."""
 
+GRPC_RECEIVING_BYTES_MAX = 512 << 20
+"""Bytes of gRPC messages that are not whole yet; beyond, connections end, first those that have held most of them for
+longest."""
+
 GRPC_SWEEP_S = 0.1
 """Interval at which gRPC's connections are looked through: a millisecond of a thousand of them. Meanwhile gRPC takes up to
 twice as many as there are seats."""

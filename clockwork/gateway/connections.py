@@ -3,6 +3,10 @@
 gRPC accepts and reads on threads of its own, and says of a connection nothing but the peer of a call on it. So its
 connections are found among this process's descriptors, again and again; one whose seat is vacated is shut down there, and
 gRPC finds that it has ended. Between two looks gRPC may accept more than there are seats, up to a bound of its own.
+
+gRPC also takes in a message until it is whole, however long that takes and however many do so, and does not say how much
+of it has come. So the bytes that wait are counted as wire/inflow.py counts them: the kernel's count of the bytes that came
+on a connection, less those of the messages that were whole.
 """
 
 from __future__ import annotations
@@ -11,10 +15,32 @@ import contextlib
 import os
 import socket
 import stat
+from collections.abc import Iterator
 
+from clockwork.config import INFLOW_SMALL_BYTES
+from clockwork.config.gateway import GRPC_RECEIVING_BYTES_MAX, GRPC_SWEEP_S
+from clockwork.config.wire import HEARTBEAT_BYTES_PER_S
 from clockwork.system.clock import now_ns
 from clockwork.web.seats import Seat, Seats
 from clockwork.wire import inflow
+
+
+class _Receiving:
+    """What has come on a connection, and what of it was messages."""
+
+    __slots__ = ("calls", "held", "taken", "waiting")
+
+    def __init__(self) -> None:
+        self.calls = 0  # that wait for a message
+        self.taken = 0
+        self.waiting = 0  # bytes of messages that are not whole, as of the last look
+        self.held = 0  # those bytes, added up over the looks since there were few of them
+
+    def look(self, received: int) -> None:
+        # An overestimate is no credit for later.
+        self.taken = min(self.taken + round(HEARTBEAT_BYTES_PER_S * GRPC_SWEEP_S), received)
+        self.waiting = received - self.taken
+        self.held = self.held + self.waiting if self.waiting > INFLOW_SMALL_BYTES else 0
 
 
 class Connections:
@@ -27,6 +53,7 @@ class Connections:
         self._peers: dict[int, str] = {}  # by inode of the connection's socket
         self._others: set[int] = set()  # inodes of other sockets
         self._ending: dict[str, None] = {}  # peers whose seats were vacated
+        self._receiving: dict[str, _Receiving] = {}  # by peer
 
     def seat_of(self, peer: str) -> Seat:
         """The seat of a call's connection. peer: as gRPC says it, ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
@@ -40,6 +67,21 @@ class Connections:
         if vacated is not None:
             vacated.close()
         return seat
+
+    @contextlib.contextmanager
+    def receiving(self, peer: str) -> Iterator[None]:
+        """While a call waits for its message, or for any message of its stream."""
+        found = self._receiving.setdefault(peer, _Receiving())
+        found.calls += 1
+        try:
+            yield
+        finally:
+            found.calls -= 1
+
+    def take(self, peer: str, count: int) -> None:
+        """Count bytes that were received on a connection and wait no longer, or more than they are."""
+        if peer in self._receiving:
+            self._receiving[peer].taken += count
 
     def end(self, peer: str) -> None:
         """Have a connection shut down at the next look."""
@@ -63,10 +105,31 @@ class Connections:
                 self._seated(peer)
         for seat in self._seats.overdue(now_ns(), stranger_ns):
             seat.close()
+        self._look(found)
         for peer in self._ending:
             if peer in found:
                 _shut_down(found[peer], self._port, peer)
         self._ending.clear()
+
+    def _look(self, found: dict[str, int]) -> None:
+        """Have connections shut down while more bytes of messages that are not whole wait than may: first those that have
+        held most of them for longest."""
+        for peer, one in list(self._receiving.items()):
+            if peer not in found:
+                if not one.calls:
+                    del self._receiving[peer]
+                one.waiting = 0
+            elif one.calls:
+                one.look(_received(found[peer], self._port, peer))
+            else:
+                one.waiting = one.held = 0
+        waiting = sum(one.waiting for one in self._receiving.values())
+        if waiting > GRPC_RECEIVING_BYTES_MAX:
+            for peer, one in sorted(self._receiving.items(), key=lambda item: -item[1].held):
+                self.end(peer)
+                waiting -= one.waiting
+                if waiting <= GRPC_RECEIVING_BYTES_MAX:
+                    break
 
     def _descriptors(self) -> dict[str, int]:
         """The descriptor of every connection to the port, by peer."""
@@ -111,6 +174,14 @@ def _peer_of(one: socket.socket, port: int) -> str:
     host, peer_port = one.getpeername()[:2]
     host = host.removeprefix("::ffff:") if "." in host else host
     return f"ipv6:%5B{host}%5D:{peer_port}" if ":" in host else f"ipv4:{host}:{peer_port}"
+
+
+def _received(descriptor: int, port: int, peer: str) -> int:
+    """The bytes that have come on a connection; 0 if the descriptor is no longer its own."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
+        if _peer_of(one, port) == peer:
+            return inflow.received_bytes(one)
+    return 0
 
 
 def _shut_down(descriptor: int, port: int, peer: str) -> None:

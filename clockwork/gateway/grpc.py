@@ -96,6 +96,9 @@ _RAW_OUTPUT = b"\x32"
 _STREAM_ANSWER = b"\x12"
 """The tag of ModelStreamInferResponse.infer_response."""
 
+CALL_BYTES = 128
+"""More than a header, or a frame of HTTP/2 in a record of TLS, adds to what is in it."""
+
 COPIES = 2
 """How many times gRPC has an answer's bytes until the peer has taken them: as they were handed over, and in its own buffer."""
 
@@ -227,20 +230,22 @@ class GrpcServer:
 
         async def guarded(requests: AsyncIterator[Any], context: Context) -> Any:
             assert self._connections is not None
-            peer = context.peer()
+            peer, metadata = context.peer(), context.invocation_metadata() or ()
             call = _Call(peer, self._connections.seat_of(peer))
             try:
                 try:
                     try:
-                        standing = self._tokens.check(right, _token(context.invocation_metadata() or ()))
+                        standing = self._tokens.check(right, _token(metadata))
                         self._seats.recognize(call.connection, standing)
                         self._take(call, standing)
                         async with asyncio.timeout(
                             None if is_stream else self._settings.body_s
                         ) as call.patience:
-                            if is_stream:
-                                return await self._stream(requests, context, call)
-                            sized = await anext(requests, None)
+                            with self._connections.receiving(peer):
+                                self._connections.take(peer, _bytes_of(metadata))
+                                if is_stream:
+                                    return await self._stream(requests, context, call)
+                                sized = await anext(requests, None)
                     except TimeoutError:
                         raise self._count_failure(counted_as, TooSlow(waited)) from None
                     except ClockworkError as error:
@@ -248,6 +253,7 @@ class GrpcServer:
                     if sized is None:
                         raise InvalidInput("the call ended before its message came")
                     message, size = sized
+                    self._connections.take(peer, _on_the_wire(size))
                     with call.work(), self._counted(counted_as, size), self._service.admitted(size):
                         async with self._read(message) as read:
                             if method == self._infer:
@@ -351,6 +357,7 @@ class GrpcServer:
 
     async def _answered(self, read: Split, context: Context, held: Held) -> list[Any]:
         """The pieces of an inference's answer, a ModelInferResponse."""
+        assert self._connections is not None
         request, service = read.message, self._service
         shared = service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
         converted = 0
@@ -373,6 +380,9 @@ class GrpcServer:
                     "binary data, or for fewer outputs"
                 )
             service.answers.come(held, size, now_ns())
+            self._connections.take(
+                context.peer(), size // 512
+            )  # in which the peer tells what it has taken of it
             chosen = service.chosen(inference, answer)
             delivered = await shared.deliver(chosen, frames)
             pieces, sent = _response(inference, chosen, answer.model_version, frames, delivered)
@@ -384,7 +394,8 @@ class GrpcServer:
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
         """Answer in the order of the requests, at most STREAM_WINDOW of which are under way."""
-        answers = self._service.answers
+        assert self._connections is not None
+        answers, peer = self._service.answers, context.peer()
         window: asyncio.Queue[tuple[asyncio.Task[bytes], Held] | None] = asyncio.Queue(STREAM_WINDOW)
         under_way: dict[Held, None] = {}
 
@@ -399,6 +410,7 @@ class GrpcServer:
             async with asyncio.TaskGroup() as group:
                 group.create_task(write())
                 async for request in requests:
+                    self._connections.take(peer, _on_the_wire(request[1]))
                     held = self._held(context)
                     under_way[held] = None
                     await window.put((group.create_task(self._streamed(request, context, held, call)), held))
@@ -577,6 +589,16 @@ def _address_of(peer: str) -> Address | None:
     kind, _, rest = peer.partition(":")
     host, _, port = urllib.parse.unquote(rest).rpartition(":")
     return Address(host, int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
+
+
+def _bytes_of(metadata: Any) -> int:
+    """At least what the beginning and the end of a call take on the wire."""
+    return CALL_BYTES + sum(CALL_BYTES + len(key) + len(value) for key, value in metadata)
+
+
+def _on_the_wire(size: int) -> int:
+    """At least what a message takes on the wire, with HTTP/2's frames and TLS's records around its pieces."""
+    return CALL_BYTES + size + size // 64
 
 
 def _token(metadata: Any) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ import grpc
 import numpy as np
 import pytest
 
+from bench import http2
 from clockwork.config.gateway import ELEMENTS_AT_ONCE, GRPC_FIELDS_MAX, GRPC_PARSED_BYTES_MAX
+from clockwork.gateway import connections
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.system.clock import MS, SECOND
@@ -349,6 +352,29 @@ def test_what_elements_become_is_counted(controller: FakeController) -> None:
                 infer(request)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "250000 bytes of requests" in caught.value.details()
+
+
+def test_messages_that_do_not_become_whole_have_a_bound(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController
+) -> None:
+    """Who has held most of them for longest goes first; others who send as much are served."""
+    monkeypatch.setattr(connections, "GRPC_RECEIVING_BYTES_MAX", 8 << 20)
+    with running_gateway(controller.endpoint, http_port=-1, body_s=600.0) as gateway, ExitStack() as stack:
+        port = gateway.ports["grpc"]
+        poll = select.poll()
+        for part in (7 << 20, 3 << 20):  # either alone may wait
+            sending = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
+            http2.begin_message(sending, http2.call(), 16 << 20, part)
+            poll.register(sending, select.POLLRDHUP)
+        assert len(poll.poll(PATIENCE_S * 1000)) == 1
+        channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
+        infer = method_of(channel, "ModelInfer")
+        large = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(3 << 20)])
+        large.inputs.add(name="x", datatype="UINT8", shape=[3 << 20])
+        for _ in range(8):  # more than may wait, if it were not counted as taken
+            assert list(infer(large).raw_output_contents) == list(large.raw_input_contents)
+        streaming = streamed(channel)(iter([large] * 8))
+        assert [len(answer.infer_response.raw_output_contents[0]) for answer in streaming] == [3 << 20] * 8
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -12,6 +13,7 @@ import pytest
 
 from bench import zmtp
 from clockwork import Client
+from clockwork.client.loop import LoopClient
 from clockwork.config import UPLOADS_MAX, ConnectionBounds
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.launch.local import held_ports
@@ -75,6 +77,24 @@ def test_a_client_that_gave_way_is_served_again_when_it_is_used(tmp_path: Path) 
             greeted(stack, place.controller.client_endpoint)
         eventually(lambda: place.connections(CLIENTS)["open"] == 4, "the client hung up, and stays away")
         assert client.status()["clients"] == 4
+
+
+def test_a_gateways_client_that_gave_way_is_served_again_when_it_is_used(tmp_path: Path) -> None:
+    with running(tmp_path, client_bounds=AT_ONCE) as place, contextlib.ExitStack() as stack:
+
+        def fill() -> None:
+            for _ in range(4):
+                greeted(stack, place.controller.client_endpoint)
+            eventually(lambda: place.connections(CLIENTS)["open"] == 4, "the client hung up, and stays away")
+
+        async def use() -> None:
+            async with LoopClient(place.controller.client_endpoint) as client:
+                client.start()
+                assert await client.why_not_ready() == "no worker is connected"
+                await asyncio.to_thread(fill)
+                assert await client.why_not_ready() == "no worker is connected"
+
+        asyncio.run(use())
 
 
 def test_where_no_client_is_idle_a_newcomer_is_told_so(tmp_path: Path) -> None:

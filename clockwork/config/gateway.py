@@ -161,8 +161,11 @@ GRPC_RECEIVING_BYTES_MAX = 512 << 20
 longest."""
 
 GRPC_SWEEP_S = 0.1
-"""Interval at which gRPC's connections are looked through: a millisecond of a thousand of them. Meanwhile gRPC takes up to
-twice as many as there are seats."""
+"""Interval at which gRPC's connections are looked for, 1 ms for a thousand of them. Meanwhile gRPC takes up to twice as many
+as there are seats."""
+
+THOROUGH_LOOKS = 10
+"""Each so many looks is thorough, 4 ms for a thousand connections; so are all while more than half of the seats are taken."""
 
 KEEPALIVE_S = 60
 """Silence after which a client is sent a keepalive ping."""

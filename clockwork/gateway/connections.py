@@ -16,9 +16,10 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from clockwork.config import INFLOW_SMALL_BYTES
-from clockwork.config.gateway import GRPC_RECEIVING_BYTES_MAX, GRPC_SWEEP_S
+from clockwork.config.gateway import GRPC_RECEIVING_BYTES_MAX, GRPC_SWEEP_S, THOROUGH_LOOKS
 from clockwork.config.wire import HEARTBEAT_BYTES_PER_S
 from clockwork.system.clock import now_ns
 from clockwork.web.seats import Seat, Seats
@@ -50,8 +51,8 @@ class Connections:
         self._port = port
         self._seats = seats
         self._by_peer: dict[str, Seat] = {}  # by gRPC's name of the peer
-        self._peers: dict[int, str] = {}  # by inode of the connection's socket
-        self._others: set[int] = set()  # inodes of other sockets
+        self._descriptors: dict[str, _Descriptor] = {}  # this process's, by number
+        self._looks = 0
         self._ending: dict[str, None] = {}  # peers whose seats were vacated
         self._receiving: dict[str, _Receiving] = {}  # by peer
 
@@ -97,7 +98,11 @@ class Connections:
     def sweep(self, stranger_ns: int) -> None:
         """Seat new connections, forget those that have ended, and shut down those whose seats were vacated, and strangers
         that have made no call they may make for longer than this."""
-        found = self._descriptors()
+        thoroughly = self._looks % THOROUGH_LOOKS == 0 or len(self._seats) > self._seats.seats_max // 2
+        self._looks += 1
+        found = self._look(thoroughly)
+        if not thoroughly and not self._by_peer.keys() <= found.keys():
+            found = self._look(thoroughly=True)  # some have ended, or have the numbers of others
         for peer in [peer for peer in self._by_peer if peer not in found]:
             self._seats.leave(self._by_peer.pop(peer))
         for peer in found:
@@ -105,13 +110,16 @@ class Connections:
                 self._seated(peer)
         for seat in self._seats.overdue(now_ns(), stranger_ns):
             seat.close()
-        self._look(found)
+        self._end_receiving(found)
         for peer in self._ending:
             if peer in found:
-                _shut_down(found[peer], self._port, peer)
+                descriptor = found[peer]
+                _shut_down(int(descriptor), self._port, peer)
+                # gRPC has yet to find out, and close it: meanwhile it is no newcomer.
+                self._descriptors[descriptor] = self._descriptors[descriptor]._replace(peer="")
         self._ending.clear()
 
-    def _look(self, found: dict[str, int]) -> None:
+    def _end_receiving(self, found: dict[str, str]) -> None:
         """Have connections shut down while more bytes of messages that are not whole wait than may: first those that have
         held most of them for longest."""
         for peer, one in list(self._receiving.items()):
@@ -120,7 +128,7 @@ class Connections:
                     del self._receiving[peer]
                 one.waiting = 0
             elif one.calls:
-                one.look(_received(found[peer], self._port, peer))
+                one.look(_received(int(found[peer]), self._port, peer))
             else:
                 one.waiting = one.held = 0
         waiting = sum(one.waiting for one in self._receiving.values())
@@ -131,30 +139,32 @@ class Connections:
                 if waiting <= GRPC_RECEIVING_BYTES_MAX:
                     break
 
-    def _descriptors(self) -> dict[str, int]:
-        """The descriptor of every connection to the port, by peer."""
-        found: dict[str, int] = {}
-        peers: dict[int, str] = {}
-        others: set[int] = set()
-        for name in os.listdir("/proc/self/fd"):
-            descriptor = int(name)
-            try:
-                status = os.fstat(descriptor)
-            except OSError:  # closed since it was listed
-                continue
-            if not stat.S_ISSOCK(status.st_mode):
-                continue
-            inode = status.st_ino
-            peer = self._peers.get(inode, "")
-            if not peer and inode not in self._others:
-                peer = _peer(descriptor, self._port)
-            if peer:
-                peers[inode] = peer
-                found[peer] = descriptor
-            else:
-                others.add(inode)
-        self._peers, self._others = peers, others
-        return found
+    def _look(self, thoroughly: bool) -> dict[str, str]:
+        """The number of the descriptor of every connection to the port, by peer. thoroughly: look again at numbers that
+        were looked at before, because the system gives those of connections that have ended to others."""
+        found: dict[str, _Descriptor] = {}
+        for number in os.listdir("/proc/self/fd"):
+            known = self._descriptors.get(number, NONE)
+            found[number] = self._examined(int(number), known) if thoroughly or known is NONE else known
+        self._descriptors = found
+        return {one.peer: number for number, one in found.items() if one.peer}
+
+    def _examined(self, number: int, known: _Descriptor) -> _Descriptor:
+        try:
+            status = os.fstat(number)
+        except OSError:  # closed since it was listed
+            return NONE
+        if status.st_ino == known.inode:
+            return known
+        return _Descriptor(status.st_ino, _peer(number, self._port) if stat.S_ISSOCK(status.st_mode) else "")
+
+
+class _Descriptor(NamedTuple):
+    inode: int
+    peer: str  # of a connection to the port; "": it is none, or was shut down
+
+
+NONE = _Descriptor(0, "")
 
 
 def _peer(descriptor: int, port: int) -> str:
@@ -171,9 +181,12 @@ def _peer_of(one: socket.socket, port: int) -> str:
         return ""
     if one.getsockname()[1] != port:
         return ""
-    host, peer_port = one.getpeername()[:2]
-    host = host.removeprefix("::ffff:") if "." in host else host
-    return f"ipv6:%5B{host}%5D:{peer_port}" if ":" in host else f"ipv4:{host}:{peer_port}"
+    host, peer_port, *more = one.getpeername()
+    host = host.partition("%")[0]
+    if "." in host:
+        return f"ipv4:{host.removeprefix('::ffff:')}:{peer_port}"
+    scope = f"%25{more[1]}" if more[1] else ""  # by number, where Python has the interface's name
+    return f"ipv6:%5B{host}{scope}%5D:{peer_port}"
 
 
 def _received(descriptor: int, port: int, peer: str) -> int:

@@ -212,7 +212,8 @@ def infer_on(channel: grpc.Channel, token: str = "") -> str:
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     metadata = [("authorization", f"Bearer {token}")] if token else []
     try:
-        method_of(channel, "ModelInfer")(message, metadata=metadata, timeout=PATIENCE_S)
+        # Between two looks at its connections a gateway may have to refuse one, and a client comes again.
+        method_of(channel, "ModelInfer")(message, metadata=metadata, timeout=PATIENCE_S, wait_for_ready=True)
     except grpc.RpcError as error:
         return str(error.code().name)
     return "OK"
@@ -242,6 +243,35 @@ def test_a_connection_without_a_call_that_it_may_make_has_seconds(
         port = gateway.ports["grpc"]
         with dialled(port, http2.hello(), 3) as silent, dialled(port, refused, 3) as wrong:
             check_most_end([*silent, *wrong], 0)
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as one:
+        one.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["::1", "::", "0.0.0.0"])
+def test_a_client_keeps_its_connection_at_any_address(controller: FakeController, host: str) -> None:
+    """gRPC's name of a peer must be the one under which its connection is found."""
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with running_gateway(
+        controller.endpoint, http_port=-1, host=host, insecure=True, headers_s=0.3
+    ) as gateway:
+        asked = "127.0.0.1" if host == "0.0.0.0" else "[::1]"
+        addresses = [f"{asked}:{gateway.ports['grpc']}"] + [f"127.0.0.1:{gateway.ports['grpc']}"] * (
+            host == "::"
+        )
+        for address in addresses:
+            with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+                states: list[grpc.ChannelConnectivity] = []
+                assert infer_on(channel) == "OK"
+                channel.subscribe(states.append)
+                threading.Event().wait(1.2)
+                assert infer_on(channel) == "OK"
+                assert set(states) == {grpc.ChannelConnectivity.READY}, "the connection has been the same"
 
 
 def opened(port: int, token: str, calls: int) -> contextlib.AbstractContextManager[list[socket.socket]]:

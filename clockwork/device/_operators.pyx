@@ -1,6 +1,7 @@
 # cython: language_level=3
 """The operators of csrc/device/operators.h. This module's file is the library that ONNX Runtime loads them from."""
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
 from libcpp.string cimport string
 
@@ -25,11 +26,14 @@ cdef void end_operators_by(const AtomicFlag* ending) noexcept nogil:
     end_operators_with(ending)
 
 
-def strings_work(int64_t count, const unsigned char[::1] frame not None):
+def strings_work(int64_t count, object frame not None):
     """The work of reading ``count`` strings, which fill the frame exactly: their bytes, of a JPEG image its decoding."""
-    if frame.shape[0] == 0:
-        return 0
-    return c_strings_work(count, string_view(<const char*> &frame[0], frame.shape[0]))
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(frame, &buffer, PyBUF_SIMPLE)
+    try:
+        return c_strings_work(count, string_view(<const char*> buffer.buf, buffer.len)) if buffer.len else 0
+    finally:
+        PyBuffer_Release(&buffer)
 
 
 def load_jpeg(bytes path):

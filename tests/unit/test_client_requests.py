@@ -137,6 +137,7 @@ MESSAGES: list[tuple[calls.Call[Any, *tuple[Any, ...]], tuple[Any, ...], tuple[A
     (calls.MODELS, ("#3",), Query(7, "models", "#3")),
     (calls.MODEL, ("m@2",), Query(7, "model", "m@2")),
     (calls.STATUS, (), Query(7, "status", "")),
+    (calls.READINESS, (), Query(7, "readiness", "")),
     (calls.METRICS, ("m",), Query(7, "metrics", "m")),
     (calls.RECORDER, ("#5",), Query(7, "recorder", "#5")),
 ]  # fmt: skip

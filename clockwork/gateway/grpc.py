@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import concurrent.futures
 import contextlib
 import functools
 import logging
@@ -39,6 +38,7 @@ from clockwork.config.gateway import (
 )
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Forbidden, InvalidInput, Refused
 from clockwork.gateway.answers import Held
+from clockwork.gateway.aside import Aside
 from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.connections import Connections
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, tell
@@ -363,7 +363,7 @@ class GrpcServer:
         converted = 0
         try:
             try:
-                inference = await _read(read, context.time_remaining(), shared, service.aside)
+                inference = await _read(read, context.time_remaining(), shared, service.reading)
                 await shared.read(inference.frames)
                 if request.inputs and not read.raw:
                     size = _converted_bytes(request, inference.frames)
@@ -631,9 +631,7 @@ def _converted_bytes(request: Any, frames: list[Frame]) -> int:
     return 2 * sum(len(frame) for tensor, frame in zip(request.inputs, frames) if tensor.HasField("contents"))
 
 
-async def _read(
-    read: Split, left_s: float | None, shared: Shared, aside: concurrent.futures.Executor
-) -> Inference:
+async def _read(read: Split, left_s: float | None, shared: Shared, reading: Aside) -> Inference:
     """The inference that a message asks for. left_s: until the call's own deadline. Raises InvalidInput."""
     request, raw = read
     timeout_ns = priority = 0
@@ -675,9 +673,7 @@ async def _read(
             if len(elements) <= ELEMENTS_AT_ONCE:
                 frame = _frame_of(code, elements, name)
             else:
-                frame = await asyncio.get_running_loop().run_in_executor(
-                    aside, _frame_of, code, elements, name
-                )
+                frame = await reading.run(len(elements), _frame_of, code, elements, name)
         references.append([name, code, shape, index])
         frames.append(frame)
     for output in request.outputs:

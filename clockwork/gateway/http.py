@@ -474,12 +474,11 @@ class HttpServer:
 
     async def _pieces(self, parts: list[Any]) -> AsyncIterator[Any]:
         """Parts of an answer, in pieces that a connection takes at once. Lists become JSON beside the loop."""
-        loop, aside = asyncio.get_running_loop(), self._service.aside
         for part in parts:
             at = 0
             if isinstance(part, Listed):
                 while at < part.nbytes:
-                    piece, at = await loop.run_in_executor(aside, part.piece, at)
+                    piece, at = await self._service.writing.run(0, part.piece, at)
                     yield piece
             else:
                 view = memoryview(part)
@@ -516,8 +515,7 @@ class HttpServer:
         if length <= JSON_AT_ONCE_BYTES:
             fields = read_object(text, "the request")
         else:
-            loop = asyncio.get_running_loop()
-            fields = await loop.run_in_executor(self._service.aside, read_inference, text, "the request")
+            fields = await self._service.reading.run(length, read_inference, text, "the request")
         parameters = _parameters(fields, "the request")
         refuse_sequences(parameters)
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")

@@ -8,7 +8,6 @@ controller, because the name may mean another version a moment later.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.answers import Answers
+from clockwork.gateway.aside import Aside
 from clockwork.gateway.errors import Unsupported
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
@@ -149,13 +149,15 @@ class InferenceService:
         self.request_bytes = 0  # that they have sent so far
         self.counters = GatewayCounters()
         self._tracing = tracing
-        self.aside = concurrent.futures.ThreadPoolExecutor(1, "aside")
-        """Does what would keep the loop for long, piece by piece: no piece holds the interpreter's lock for more than some
-        milliseconds. One thread, so that however many ask, the loop contends with one."""
+        # Each does things piece by piece, and no piece holds the interpreter's lock for more than some milliseconds. What
+        # is read may take seconds, for which answers need not wait.
+        self.reading = Aside("reading")
+        self.writing = Aside("writing")
 
     def close(self) -> None:
-        """End the thread beside the loop; after the servers."""
-        self.aside.shutdown(wait=False, cancel_futures=True)
+        """End the threads beside the loop; after the servers."""
+        self.reading.close()
+        self.writing.close()
 
     # ----- bounds ------------------------------------------------------------------------------
 

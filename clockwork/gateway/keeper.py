@@ -391,6 +391,7 @@ class Keeper:
             earlier = self._done.get(key)
         # Until the new files are registered, the earlier ones serve on.
         done = Done(version.fingerprint, served=earlier.served if earlier is not None else 0)
+        before = earlier if earlier is not None and earlier.fingerprint == done.fingerprint else Done(())
         is_answered = True
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
@@ -419,10 +420,8 @@ class Keeper:
                 self._retire(version.name, earlier.served)
         except SourceFailed as error:
             done.error, done.again = str(error), True
-            if earlier is not None and earlier.fingerprint == done.fingerprint:
-                done.failures = earlier.failures
-            done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(done.failures, 20)))
-            done.failures += 1
+            done.failures = 1 + before.failures
+            self._put_off(done, done.failures)
             if done.failures == 1 and not self._stop.is_set():
                 log.warning(
                     "model repository: %s version %d: %s; it is tried again",
@@ -433,6 +432,9 @@ class Keeper:
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
             is_answered = isinstance(error, Unavailable)
+            if is_answered:  # each try may be an upload and a preparation
+                done.refusals = 1 + before.refusals
+                self._put_off(done, done.refusals)
         except (ClockworkError, OSError) as error:
             done.error = str(error)
             log.warning("model repository: %s version %d: %s", version.name, version.version, error)
@@ -445,6 +447,10 @@ class Keeper:
                 self._busy.discard(key)
                 if is_answered:
                     self._starting.pop(key, None)
+
+    def _put_off(self, done: Done, count: int) -> None:
+        """Try a version again after a pause that is twice the one before. count: tries that have failed."""
+        done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
 
     def _unregister(self, key: tuple[str, int]) -> None:
         with self._lock:

@@ -225,6 +225,7 @@ class Done:
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: it has none
     failures: int = 0  # of its source, one after the other
+    refusals: int = 0  # of the cluster, which could not take it then, one after the other
     again_ns: int = 0  # when it is to be tried again, by the monotonic clock
 
 

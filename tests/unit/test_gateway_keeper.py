@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from clockwork.client.blocking import Client
 from clockwork.config.gateway import REGISTERING_MAX
 from clockwork.errors import ConnectionLost, InvalidInput, Unavailable
 from clockwork.gateway.keeper import Keeper
+from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.description import ModelInfo
 
 PATIENCE_S = 20.0
@@ -32,6 +34,7 @@ class FakeClient:
         self.fail_unregister: Exception | None = None
         self.changed = threading.Condition()
         self.asked = 0
+        self.asked_ns: list[int] = []
         self.reports: list[tuple[str, str]] = []  # of sources: which, and what is wrong
         self.blocks = False  # registrations, until close()
         self.closed = threading.Event()
@@ -39,6 +42,7 @@ class FakeClient:
     def register(self, name: str, path: Path, *, version: int, origin: str, **more: Any) -> Any:
         with self.changed:
             self.asked += 1
+            self.asked_ns.append(now_ns())
             self.changed.notify_all()
         if self.blocks:
             assert self.closed.wait(2 * PATIENCE_S)
@@ -175,6 +179,20 @@ def test_what_an_earlier_run_registered_stays_while_it_cannot_be_registered_agai
     again.close()
     assert set(client.served) == {"a@1"}
     assert [row["reason"] for row in again.missing()] == ["128 uploads are under way"]
+
+
+def test_what_the_cluster_cannot_take_now_is_tried_again_after_pauses_that_double(root: Path) -> None:
+    """Each try may be an upload and a preparation."""
+    take_away(root / "b")
+    client = FakeClient()
+    client.fail_register = Unavailable("no worker could prepare a@1 now")
+    keeper = keeper_of(root, client, poll_s=0.05)
+    keeper.start()
+    client.wait(lambda: client.asked >= 5)
+    keeper.close()
+    gaps = [later - sooner for sooner, later in itertools.pairwise(client.asked_ns[:5])]
+    for times, gap_ns in enumerate(gaps):
+        assert gap_ns >= 0.05 * 2**times * SECOND, gaps
 
 
 def test_a_mistake_of_ours_is_said_of_its_model_and_ends_nothing(

@@ -98,6 +98,7 @@ cdef extern from "controller/checks.h" namespace "clockwork" nogil:
     cdef cppclass CAccepted "clockwork::Accepted":
         uint32_t rows
         uint64_t bytes
+        uint64_t copied_bytes
         vector[const CTensorRef *] tensors
         vector[int64_t] shape
 
@@ -207,7 +208,8 @@ def read_result(bytes header):
 
 
 def check_request(Interface interface, bytes header, list frames, int64_t machine=0):
-    """(rows, bytes, frame of each input in the model's order, shape key), or a Flaw. The header is well formed.
+    """(rows, bytes, bytes in the client's memory, frame of each input in the model's order, shape key), or a Flaw. The
+    header is well formed.
 
     machine: whose memory the workers see; 0: none.
     """
@@ -222,7 +224,7 @@ def check_request(Interface interface, bytes header, list frames, int64_t machin
         wrong.tensors, wrong.dims = &request.tensors, &request.dims
         return flaw_of(wrong)
     order = [accepted.tensors[place].frame for place in range(accepted.tensors.size())]
-    return accepted.rows, accepted.bytes, order, shapes_of(accepted.shape)
+    return accepted.rows, accepted.bytes, accepted.copied_bytes, order, shapes_of(accepted.shape)
 
 
 def check_result(Interface interface, part_rows, bytes header, list frames, part_rooms=()):

@@ -43,6 +43,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         uint32_t rows
         uint32_t shape
         uint64_t bytes
+        uint64_t copied_bytes
         int64_t arrived_ns
         int64_t deadline_ns
         uint8_t priority
@@ -196,6 +197,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         int64_t back_ns
         uint64_t inputs_bytes
         int64_t inputs_mb_ns
+        int64_t copies_mb_ns
         double margin
         int64_t contested_ns
         double level

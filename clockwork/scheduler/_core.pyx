@@ -440,6 +440,7 @@ cdef class Core(Driven):
         one.rows = <uint32_t>min(<uint64_t>request.rows, ROWS_MAX)
         one.shape = self._shapes.of(request.shape, self._core)
         one.bytes = request.bytes
+        one.copied_bytes = request.copied_bytes
         one.arrived_ns = request.arrived_ns
         one.deadline_ns = request.deadline_ns
         one.priority = request.priority
@@ -651,6 +652,7 @@ cdef class Core(Driven):
             "back_ns": row.back_ns,
             "inputs_bytes": row.inputs_bytes,
             "inputs_mb_ns": row.inputs_mb_ns,
+            "copies_mb_ns": row.copies_mb_ns,
             "margin": row.margin,
             "contested_ns": row.contested_ns,
             "level": row.level,

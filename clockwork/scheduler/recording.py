@@ -359,7 +359,7 @@ def _plain_command(command: Command, time_ns: int) -> list[Any]:
 # not fit.
 _FORMS = {
     "worker": "i", "device": "i", "model_id": "q", "action_id": "Q", "load_id": "Q", "request_id": "Q", "id": "Q", "rows": "Q",
-    "bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
+    "bytes": "Q", "copied_bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
     "page_bytes": "Q", "page_count": "I", "run_ahead": "I",
 }  # fmt: skip
 
@@ -469,7 +469,7 @@ def _reader(kind: type[Any], moments: tuple[int, ...]) -> Callable[[Body, int], 
 # What comes with every request is read field by field, in half the time.
 
 _ARRIVED = _Numbers(
-    "now_ns", "id", "model_id", "rows", "bytes", "arrived_ns", "deadline_ns", "priority"
+    "now_ns", "id", "model_id", "rows", "bytes", "arrived_ns", "deadline_ns", "priority", "copied_bytes"
 )  # fmt: skip
 _ACTION_DONE = _Numbers("now_ns", "worker", "action_id", "begin_ns", "end_ns", "duration_ns", "ready_ns")
 _SEND_INFER = _Numbers(
@@ -482,11 +482,14 @@ _MODEL_FAULT = _checker(["model_id", "worker"])
 
 
 def _arrived(body: Body, time_ns: int) -> Arrived:
-    at_ns, number, model, rows, shape, size, arrived_ns, deadline_ns, priority = body[1:]
+    at_ns, number, model, rows, shape, size, arrived_ns, deadline_ns, priority, *more = body[1:]
+    [copied] = more or [0]  # what was recorded before that was counted has no such field
     at_ns, arrived_ns, deadline_ns = at_ns + time_ns, arrived_ns + time_ns, deadline_ns + time_ns
-    _ARRIVED.check(at_ns, number, model, rows, size, arrived_ns, deadline_ns, priority)
+    _ARRIVED.check(at_ns, number, model, rows, size, arrived_ns, deadline_ns, priority, copied)
     _check_shape(shape)
-    return Arrived(at_ns, Request(number, model, rows, shape, size, arrived_ns, deadline_ns, priority))
+    return Arrived(
+        at_ns, Request(number, model, rows, shape, size, arrived_ns, deadline_ns, priority, copied)
+    )
 
 
 def _action_done(body: Body, time_ns: int) -> ActionDone:

@@ -57,6 +57,7 @@ class Request:
     arrived_ns: int
     deadline_ns: int  # NEVER_NS: none
     priority: int  # 1 is the highest; the default level has been filled in
+    copied_bytes: int = 0  # of inputs in the client's memory, which its worker copies from there
 
 
 # ----- events --------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ bool check_reference(std::int64_t bits, const TensorRef& ref, const std::int64_t
     if (!is_range(numbers[5], bytes) || numbers[9] < 0)
         return fail(flaw, Flaw::NO_MEMORY);
     accepted.is_shared = true;
+    accepted.copied_bytes += static_cast<std::uint64_t>(bytes);
     accepted.has_room = accepted.has_room || numbers[9] > 0;
     return true;
 }
@@ -194,7 +195,7 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
         return fail(flaw, Flaw::FRAMES, static_cast<std::int64_t>(request.tensors.size()),
                     static_cast<std::int64_t>(frames.size()));
     }
-    accepted.bytes = 0;
+    accepted.bytes = accepted.copied_bytes = 0;
     accepted.is_shared = accepted.has_room = false;
     accepted.tensors.assign(inputs, nullptr);
     accepted.taken.assign(frames.size(), false);

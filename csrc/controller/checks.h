@@ -28,7 +28,8 @@ using FrameBytes = std::vector<std::string_view>;
 // How a request is taken.
 struct Accepted {
     std::uint32_t rows = 1;
-    std::uint64_t bytes = 0;
+    std::uint64_t bytes = 0;                // of all frames
+    std::uint64_t copied_bytes = 0;         // of tensors in the client's memory
     bool is_shared = false;                 // some tensor is in the client's memory
     bool has_room = false;                  // where there is room for outputs as well
     std::vector<const TensorRef*> tensors;  // in the model's order

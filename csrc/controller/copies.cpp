@@ -64,7 +64,7 @@ void Exchange::feed_shadows() {
         HeldRequest& copy = *held_pool_.at(slot);
         copy.has_arrived = true;
         ++copies_sent_;
-        arrive(copy, next.rows, next.shape, next.bytes, NEVER_NS, next.priority);
+        arrive(copy, next.rows, next.shape, next.bytes, 0, NEVER_NS, next.priority);
     }
 }
 

@@ -277,8 +277,8 @@ private:
     void feed_shadows();
     void give_up(HeldRequest& copy);
     Ns deadline_ns(Ns slo_ns) const;
-    void arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns deadline,
-                std::int64_t priority);
+    void arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes,
+                std::uint64_t copied_bytes, Ns deadline, std::int64_t priority);
     void cancel(const HeldRequest& held);
     void release(HeldRequest& held);
     HeldRequest& held(RequestId request_id);

@@ -153,7 +153,7 @@ void Recorder::arrived(Ns now, const Request& request, std::string_view shape) {
     Ns time = time_ns(now);
     ++event_count_;
     Packer packer = events_.begin(NUMBERS_BYTES_MAX + shape.size());
-    packer.array(10);
+    packer.array(11);
     packer.integer(ARRIVED);
     packer.integer(now - time);
     packer.natural(request.id);
@@ -164,6 +164,7 @@ void Recorder::arrived(Ns now, const Request& request, std::string_view shape) {
     packer.integer(request.arrived_ns - time);
     packer.integer(request.deadline_ns - time);
     packer.natural(request.priority);
+    packer.natural(request.copied_bytes);
     events_.end(packer);
 }
 

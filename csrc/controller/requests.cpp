@@ -87,8 +87,8 @@ Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
         held.dims.insert(held.dims.end(), start, start + ref->rank);
         held.frames.push_back(std::move(batch.frame(arrival.first + 2 + static_cast<std::size_t>(ref->frame))));
     }
-    arrive(held, accepted_.rows, shape_number(accepted_.shape), accepted_.bytes, deadline_ns(slo_ns),
-           request_.priority);
+    arrive(held, accepted_.rows, shape_number(accepted_.shape), accepted_.bytes, accepted_.copied_bytes,
+           deadline_ns(slo_ns), request_.priority);
     if (can_copy)
         copy(held, *copier, slo_ns);
     else if (copier != nullptr)
@@ -134,14 +134,15 @@ HeldRequest& Exchange::hold(ClientLink* client, std::int64_t request_id, ServedM
 // So that a deadline never comes before an arrival: an SLO may be as long as NEVER_NS.
 Ns Exchange::deadline_ns(Ns slo_ns) const { return slo_ns != 0 ? std::min(now_ + slo_ns, NEVER_NS) : NEVER_NS; }
 
-void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns deadline,
-                      std::int64_t priority) {
+void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes,
+                      std::uint64_t copied_bytes, Ns deadline, std::int64_t priority) {
     Request request;
     request.id = held.id;
     request.model_id = held.model->model_id;
     request.rows = rows;
     request.shape = shape;
     request.bytes = bytes;
+    request.copied_bytes = copied_bytes;
     request.arrived_ns = now_;
     held.rows = rows;
     held.arrived_ns = now_;

@@ -133,9 +133,14 @@ void Adaptive::depart(Flight& flight) {
     std::uint64_t bytes = 0;
     for (const Pending* pending : flight.batch->pendings) {
         bytes += pending->request.bytes;
+        flight.copied_bytes += pending->request.copied_bytes;
     }
-    flight.inputs = worker.inputs.depart(parts_.state.now, bytes);
-    flight.there_ns = worker.inputs.free_ns() + worker.there_ns;
+    // References alone are next to nothing on the way, and when they have arrived is not known.
+    bool is_sent = flight.copied_bytes == 0 || bytes >= INPUTS_SAMPLE_BYTES;
+    flight.inputs = worker.inputs.depart(parts_.state.now, is_sent ? bytes : 0);
+    worker.copies.depart(flight.copied_bytes);
+    flight.there_ns =
+        worker.inputs.free_ns() + worker.there_ns + worker.copies.takes_ns(parts_.state.now, flight.copied_bytes);
     if (parts_.queues.waiting(*flight.residency->model) == 0) {
         see_who_came(*flight.batch);
     }
@@ -161,10 +166,12 @@ void Adaptive::see_who_came(const Batch& batch) {
     }
 }
 
-void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
-    if (flight.inputs > 0) {
-        Worker& worker = *flight.executor->worker;
+void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
+    Worker& worker = *flight.executor->worker;
+    if (flight.copied_bytes == 0 && flight.inputs > 0) {
         worker.inputs.arrived(parts_.state.now, flight.inputs, ready_ns, worker.there_ns);
+    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {  // of both, it is not known what took how long
+        worker.copies.arrived(parts_.state.now, flight.copied_bytes, flight.sent_ns + worker.there_ns, ready_ns);
     }
 }
 
@@ -240,6 +247,7 @@ bool Adaptive::admit(Pending& pending) {
     }
     for (const KindSpec* spec : model.specs) {
         batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * spec->batch_max);
+        batch_copied_max_ = std::max(batch_copied_max_, request.copied_bytes * spec->batch_max);
     }
     // Only what is let in counts: a client that tries again at once must not look like a flood.
     double recent = there.ideal_ns * pending.size;
@@ -418,8 +426,10 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     const Worker& worker = *residency.arena->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
-    double row_ns = worker.inputs.byte_ns(parts_.state.now) *
-                    static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
+    const Request& front = queue.front().pending->request;
+    double row_ns = (worker.inputs.byte_ns(parts_.state.now) * static_cast<double>(front.bytes) +
+                     worker.copies.byte_ns(parts_.state.now) * static_cast<double>(front.copied_bytes)) /
+                    queue.front().size;
     Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
@@ -528,7 +538,8 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     // devices the deadline instead; of the lowest level, none has to go before others.
     const InputsWay& way = executor.worker->inputs;
     Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - executor.worker->there_ns;
-    Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_);
+    Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_) +
+                executor.worker->copies.takes_ns(parts_.state.now, batch_copied_max_);
     Ns nearer = executor.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);
     std::uint32_t lowest = parts_.requests.lowest_level();
     bool is_level = parts_.requests.is_one_level();

@@ -189,12 +189,14 @@ public:
     Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override {
         return takes_ns(spec, shape, rows);
     }
-    Ns inputs_ns(const Worker& worker) const override { return worker.inputs.batch_ns(parts_.state.now); }
+    Ns inputs_ns(const Worker& worker) const override {
+        return worker.inputs.batch_ns(parts_.state.now) + worker.copies.batch_ns(parts_.state.now);
+    }
     Ns ahead_ns(const Executor& executor) const override {
         return habits.ahead_ns > 0 ? habits.ahead_ns : executor.lead.ns(parts_.state.now);
     }
     void depart(Flight& flight) override;
-    void delivered(const Flight& flight, Ns ready_ns) override;
+    void delivered(const Flight& flight, Ns ready_ns, bool is_ok) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
     double margin(std::uint32_t kind) const override {
@@ -280,7 +282,8 @@ private:
     Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // of all models
     Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
     std::vector<Margin> margins_;        // by the device's kind
-    std::uint64_t batch_bytes_max_ = 0;  // that any batch could have
+    std::uint64_t batch_bytes_max_ = 0;   // that any batch could have
+    std::uint64_t batch_copied_max_ = 0;  // likewise
     double share_ = 0;                   // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;                 // when to compute it anew
     std::vector<double> wanted_;         // for that: what each model asks for, in devices

@@ -113,8 +113,8 @@ void Estimates::archive(Archive& archive) {
 // ----- requests, batches, actions -----------------------------------------------------------------
 
 void Pending::archive(Archive& archive) {
-    archive(request.id, request.model_id, request.rows, request.shape, request.bytes, request.arrived_ns);
-    archive(request.deadline_ns, request.priority, request.is_spare);
+    archive(request.id, request.model_id, request.rows, request.shape, request.bytes, request.copied_bytes);
+    archive(request.arrived_ns, request.deadline_ns, request.priority, request.is_spare);
     archive(model, deadline_ns, size, part);
     archive.maybe(batch);
     archive.maybe(flight);
@@ -140,6 +140,7 @@ void Flight::archive(Archive& archive) {
     archive.maybe(executor);
     archive.maybe(batch);
     archive(expected_ns, duration_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work, inputs);
+    archive(copied_bytes);
     bool is_executed = kind == FlightKind::INFER || kind == FlightKind::PROFILE;
     Archive::need(is_executed == (executor != nullptr) && is_executed == (batch != nullptr),
                   "an action is without what it executes");
@@ -199,11 +200,19 @@ void InputsWay::archive(Archive& archive) {
         archive(one.sent_ns, one.end_bytes);
     }
     archive(sent_bytes_, seen_bytes_, seen_ready_ns_, sample_bytes_, sample_ns_);
+    archive(time_, batches_, free_ns_);
+}
+
+void ByteTime::archive(Archive& archive) {
     for (Sample& one : samples_) {
         archive(one.byte_ns, one.seen_ns);
     }
-    archive(sample_count_, byte_ns_, batch_bytes_, learnt_ns_, free_ns_);
+    archive(sample_count_, byte_ns_, learnt_ns_);
 }
+
+void BatchBytes::archive(Archive& archive) { archive(most_); }
+
+void CopyTime::archive(Archive& archive) { archive(time_, batches_, ready_ns_); }
 
 void Executor::archive(Archive& archive) {
     archive(arena, worker, index, run_ahead, lane, lane_end_ns, head_end_ns, predicted, wake_ns, timer_ns, aged_ns);
@@ -224,7 +233,7 @@ void Arena::archive(Archive& archive) {
 
 void Worker::archive(Archive& archive) {
     archive(worker_id, arenas, link, there_ns, back_ns, link_free_ns, reserved_ns, loads_ns, loads_from_ns);
-    archive(predicted_loads, inputs, flights);
+    archive(predicted_loads, inputs, copies, flights);
     archive(variants, host_bytes, host_used, host, fetching, disk_free_ns, fetches_ns, predicted_fetches);
     archive(draining);
 }
@@ -419,7 +428,8 @@ void Queued::archive(Archive& archive) {
 
 void Adaptive::archive(Archive& archive) {
     traffic_.archive(archive, parts_.state.pool<Model>().slot_count());
-    archive(cost_sum_, square_sum_, weights_, surge_, lull_, margins_, batch_bytes_max_, share_, share_at_ns_, pace_);
+    archive(cost_sum_, square_sum_, weights_, surge_, lull_, margins_, batch_bytes_max_, batch_copied_max_, share_,
+            share_at_ns_, pace_);
 }
 
 void SlotHeap::archive(Archive& archive, std::uint32_t limit) {

@@ -232,7 +232,7 @@ void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
 
 void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
     if (result.ready_ns > 0) {
-        policy_->delivered(flight, result.ready_ns);
+        policy_->delivered(flight, result.ready_ns, result.status == Status::OK);
     }
     flight.revoked = true;  // it has ended
     executions_.count(flight, result);

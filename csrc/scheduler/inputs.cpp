@@ -6,16 +6,43 @@ namespace clockwork {
 
 namespace {
 
-// The bytes of a batch are followed up by half of what they are more, and down slowly: the next may be as large.
+// See BatchBytes.
 constexpr double BATCH_UP = 0.5;
 constexpr double BATCH_DOWN = 0.02;
 
 }  // namespace
 
+void ByteTime::add(Ns now, double byte_ns) {
+    samples_[sample_count_++ % INPUTS_SAMPLES] = {std::min(byte_ns, INPUTS_BYTE_NS_MAX), now};
+    std::array<double, INPUTS_SAMPLES> found{};
+    std::size_t count = 0;
+    for (std::size_t place = 0; place < std::min<std::uint64_t>(sample_count_, INPUTS_SAMPLES); ++place) {
+        if (now - samples_[place].seen_ns <= INPUTS_KEPT_NS) {
+            found[count++] = samples_[place].byte_ns;
+        }
+    }
+    auto middle = found.begin() + static_cast<std::ptrdiff_t>(count > 0 ? (count - 1) / 2 : 0);
+    std::nth_element(found.begin(), middle, found.begin() + static_cast<std::ptrdiff_t>(count));
+    byte_ns_ = count > 1 ? *middle : 0;
+    learnt_ns_ = now;
+}
+
+void BatchBytes::add(std::uint64_t bytes) {
+    double more = static_cast<double>(bytes) - most_;
+    most_ += more * (more > 0 ? BATCH_UP : BATCH_DOWN);
+}
+
+void CopyTime::arrived(Ns now, std::uint64_t bytes, Ns begin_ns, Ns ready_ns) {
+    Ns begin = std::max(begin_ns, std::min(ready_ns_, ready_ns));
+    ready_ns_ = std::max(ready_ns_, ready_ns);
+    if (bytes >= INPUTS_SAMPLE_BYTES) {
+        time_.add(now, static_cast<double>(std::max<Ns>(ready_ns - begin, 0)) / static_cast<double>(bytes));
+    }
+}
+
 std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
     free_ns_ = std::max(free_ns_, now) + takes_ns(now, bytes);
-    double more = static_cast<double>(bytes) - batch_bytes_;
-    batch_bytes_ += more * (more > 0 ? BATCH_UP : BATCH_DOWN);
+    batches_.add(bytes);
     if (bytes == 0) {
         return 0;
     }
@@ -51,21 +78,9 @@ void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) 
 }
 
 void InputsWay::learn(Ns now) {
-    double byte_ns = static_cast<double>(sample_ns_) / static_cast<double>(sample_bytes_);
-    samples_[sample_count_++ % INPUTS_SAMPLES] = {std::min(byte_ns, INPUTS_BYTE_NS_MAX), now};
+    time_.add(now, static_cast<double>(sample_ns_) / static_cast<double>(sample_bytes_));
     sample_bytes_ = 0;
     sample_ns_ = 0;
-    std::array<double, INPUTS_SAMPLES> found{};
-    std::size_t count = 0;
-    for (std::size_t place = 0; place < std::min<std::uint64_t>(sample_count_, INPUTS_SAMPLES); ++place) {
-        if (now - samples_[place].seen_ns <= INPUTS_KEPT_NS) {
-            found[count++] = samples_[place].byte_ns;
-        }
-    }
-    auto middle = found.begin() + static_cast<std::ptrdiff_t>(count > 0 ? (count - 1) / 2 : 0);
-    std::nth_element(found.begin(), middle, found.begin() + static_cast<std::ptrdiff_t>(count));
-    byte_ns_ = count > 1 ? *middle : 0;
-    learnt_ns_ = now;
 }
 
 }  // namespace clockwork

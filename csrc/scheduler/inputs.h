@@ -1,4 +1,5 @@
-// How long inputs take to a worker, by byte, learnt from when batches of them have arrived there.
+// How long inputs take to a worker, by byte, learnt from when batches of them have arrived there; and how long the worker
+// takes to copy those that lie in its clients' memory instead.
 //
 // Messages to one worker arrive in the order of their sending, so what a batch took of the way itself is counted from
 // its sending or from the arrival of the one before it, whichever was later: bytes that wait behind others are not
@@ -30,6 +31,62 @@ inline constexpr double INPUTS_BYTE_NS_MAX = 100;
 // Batches under way of which the sending is remembered; the oldest are then taken to have arrived.
 inline constexpr std::size_t INPUTS_UNDER_WAY = 1024;
 
+// What each byte takes: the median of the last samples.
+class ByteTime {
+public:
+    void add(Ns now, double byte_ns);
+    // 0 as long as nothing is known.
+    double byte_ns(Ns now) const { return now - learnt_ns_ <= INPUTS_KEPT_NS ? byte_ns_ : 0; }
+    void archive(Archive& archive);
+
+private:
+    struct Sample {
+        double byte_ns = 0;
+        Ns seen_ns = 0;
+    };
+
+    std::array<Sample, INPUTS_SAMPLES> samples_{};
+    std::uint64_t sample_count_ = 0;
+    double byte_ns_ = 0;
+    Ns learnt_ns_ = 0;
+};
+
+// The bytes of most of the last batches, or less: followed up by half of what they are more, and down slowly, since the
+// next may be as large.
+class BatchBytes {
+public:
+    void add(std::uint64_t bytes);
+    double most() const { return most_; }
+    void archive(Archive& archive);
+
+private:
+    double most_ = 0;
+};
+
+// How long a worker takes to copy inputs from its clients' memory, by byte. It copies for several clients at the same
+// time, so no batch is thought to wait for the copies of another; only where one ended while another was under way, the
+// latter is charged from there on. Batches that fail teach nothing, since what they refer to may be nowhere.
+class CopyTime {
+public:
+    // A batch with so many bytes to be copied is sent.
+    void depart(std::uint64_t bytes) { batches_.add(bytes); }
+
+    // Copies of so many bytes, which could begin at begin_ns, had ended at ready_ns.
+    void arrived(Ns now, std::uint64_t bytes, Ns begin_ns, Ns ready_ns);
+
+    double byte_ns(Ns now) const { return time_.byte_ns(now); }
+    Ns takes_ns(Ns now, std::uint64_t bytes) const {
+        return static_cast<Ns>(byte_ns(now) * static_cast<double>(bytes));
+    }
+    Ns batch_ns(Ns now) const { return static_cast<Ns>(byte_ns(now) * batches_.most()); }
+    void archive(Archive& archive);
+
+private:
+    ByteTime time_;
+    BatchBytes batches_;
+    Ns ready_ns_ = 0;  // when the last copies ended
+};
+
 class InputsWay {
 public:
     // A batch of inputs is sent. Its number, from 1 on; 0, for one without bytes, is never asked for.
@@ -39,12 +96,12 @@ public:
     void arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns);
 
     // What each byte takes; 0 as long as nothing is known.
-    double byte_ns(Ns now) const { return now - learnt_ns_ <= INPUTS_KEPT_NS ? byte_ns_ : 0; }
+    double byte_ns(Ns now) const { return time_.byte_ns(now); }
     Ns takes_ns(Ns now, std::uint64_t bytes) const {
         return static_cast<Ns>(byte_ns(now) * static_cast<double>(bytes));
     }
     // What a batch takes, if it is nearly as large as the largest of the last ones.
-    Ns batch_ns(Ns now) const { return static_cast<Ns>(byte_ns(now) * batch_bytes_); }
+    Ns batch_ns(Ns now) const { return static_cast<Ns>(byte_ns(now) * batches_.most()); }
     // When what was sent is thought to have left.
     Ns free_ns() const { return free_ns_; }
     std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }
@@ -58,11 +115,6 @@ private:
         Ns sent_ns = 0;
         std::uint64_t end_bytes = 0;  // of all that were sent, this one included
     };
-    struct Sample {
-        double byte_ns = 0;
-        Ns seen_ns = 0;
-    };
-
     const Sent& at(std::uint64_t number) const { return sent_[number % INPUTS_UNDER_WAY]; }
     void learn(Ns now);
 
@@ -74,11 +126,8 @@ private:
     Ns seen_ready_ns_ = 0;            // when it arrived
     std::uint64_t sample_bytes_ = 0;  // of the sample that is being taken
     Ns sample_ns_ = 0;
-    std::array<Sample, INPUTS_SAMPLES> samples_{};
-    std::uint64_t sample_count_ = 0;
-    double byte_ns_ = 0;
-    double batch_bytes_ = 0;  // of most of the last ones, or less
-    Ns learnt_ns_ = 0;
+    ByteTime time_;
+    BatchBytes batches_;
     Ns free_ns_ = 0;
 };
 

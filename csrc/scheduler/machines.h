@@ -276,6 +276,7 @@ struct Worker {
     Ns loads_from_ns = 0;  // since when the oldest of them has the link, as is thought
     PredictedLane predicted_loads;  // the same without margins
     InputsWay inputs;
+    CopyTime copies;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
     std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
     std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded

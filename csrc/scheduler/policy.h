@@ -57,8 +57,8 @@ public:
 
     // A batch leaves for its device: says when it will be there, where its inputs take longer than an order.
     virtual void depart(Flight& /*flight*/) {}
-    // A batch was at its worker with its inputs, from then on.
-    virtual void delivered(const Flight& /*flight*/, Ns /*ready_ns*/) {}
+    // A batch was at its worker with its inputs, from then on; is_ok: and was executed there.
+    virtual void delivered(const Flight& /*flight*/, Ns /*ready_ns*/, bool /*is_ok*/) {}
     // A batch was executed in took_ns.
     virtual void executed(const Flight& /*flight*/, Ns /*took_ns*/) {}
     // A batch that was sent came to its end, well or not; its requests were answered, or wait anew.

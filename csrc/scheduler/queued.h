@@ -43,7 +43,9 @@ public:
     void left(Executor& executor) override;
 
     void depart(Flight& flight) override { rules_->depart(flight); }
-    void delivered(const Flight& flight, Ns ready_ns) override { rules_->delivered(flight, ready_ns); }
+    void delivered(const Flight& flight, Ns ready_ns, bool is_ok) override {
+        rules_->delivered(flight, ready_ns, is_ok);
+    }
     void executed(const Flight& flight, Ns took_ns) override { rules_->executed(flight, took_ns); }
     void ended(Flight& flight) override { memory_->ended(flight); }
 

@@ -281,12 +281,13 @@ struct Flight {
     Ns expected_ns = 0;
     Ns duration_ns = 0;  // with margin
     Ns sent_ns = 0;
-    Ns there_ns = 0;           // when it is thought to have arrived, its inputs too
-    Ns predicted_end_ns = 0;   // without margins; see predictions.h
-    Ns waits_since_ns = 0;     // a request of it could have been sent there since then
-    bool leaves_work = false;  // when it was sent, others still waited that its device could serve
-    std::uint64_t inputs = 0;  // the number of its inputs on the way to the worker; see inputs.h
-    Flight* before = nullptr;  // in the worker's list
+    Ns there_ns = 0;                 // when it is thought to have arrived, its inputs too
+    Ns predicted_end_ns = 0;         // without margins; see predictions.h
+    Ns waits_since_ns = 0;           // a request of it could have been sent there since then
+    bool leaves_work = false;        // when it was sent, others still waited that its device could serve
+    std::uint64_t inputs = 0;        // the number of its inputs on the way to the worker; see inputs.h
+    std::uint64_t copied_bytes = 0;  // of inputs that the worker copies from clients' memory
+    Flight* before = nullptr;        // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
     Flight* lane_after = nullptr;
@@ -298,7 +299,7 @@ struct Flight {
         revoked = is_recalled = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
         predicted_end_ns = waits_since_ns = 0;
-        inputs = 0;
+        inputs = copied_bytes = 0;
     }
     void archive(Archive& archive);
 };

@@ -105,7 +105,7 @@ public:
     virtual bool has_archive() const { return true; }
     virtual void archive(Archive& /*archive*/) {}
     virtual void depart(Flight& /*flight*/) {}
-    virtual void delivered(const Flight& /*flight*/, Ns /*ready_ns*/) {}
+    virtual void delivered(const Flight& /*flight*/, Ns /*ready_ns*/, bool /*is_ok*/) {}
     virtual void executed(const Flight& /*flight*/, Ns /*took_ns*/) {}
     virtual void model_gone(Model& /*model*/) {}
     virtual double margin(std::uint32_t /*kind*/) const { return 0; }

@@ -82,6 +82,7 @@ struct DeviceStatus {
     Ns there_ns = 0, back_ns = 0;    // the delays that its worker's link is counted with
     std::uint64_t inputs_bytes = 0;  // on their way to its worker
     Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
+    Ns copies_mb_ns = 0;             // likewise, what copies from clients' memory take
     double margin = 0;               // part of its estimate by which an execution is planned longer; see margin.h
     Ns contested_ns = 0;             // for how long decisions heed shares, from now on
     double level = 0;                // see shares.h; 0: its time is not divided

@@ -111,6 +111,7 @@ struct Request {
     std::uint32_t rows = 1;
     std::uint32_t shape = 0;  // a number for the shapes of its inputs (see Scheduler::shape_known); 0: it has none
     std::uint64_t bytes = 0;  // of all its inputs, for the bound on what is queued
+    std::uint64_t copied_bytes = 0;  // of inputs in the client's memory, which its worker copies from there
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;
     std::uint8_t priority = 1;  // 1 is the highest

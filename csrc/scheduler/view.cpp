@@ -69,6 +69,7 @@ DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& plan
     row.back_ns = worker.back_ns;
     row.inputs_bytes = worker.inputs.bytes_under_way();
     row.inputs_mb_ns = worker.inputs.takes_ns(now, 1'000'000);
+    row.copies_mb_ns = worker.copies.takes_ns(now, 1'000'000);
     show_shares(arena, now, row);
     return row;
 }

@@ -26,6 +26,8 @@ from clockwork.client.aio import AsyncClient
 from clockwork.client.blocking import Client
 from clockwork.client.calls import INFER_FRAMES
 from clockwork.errors import InvalidInput, RequestTimeout
+from clockwork.scheduler.recording import Step, Stream
+from clockwork.scheduler.types import Arrived
 from clockwork.system.clock import SECOND
 from clockwork.wire.shared import FIRST_OFFSET, MACHINE, SHARED, Reference, machine_id
 from clockwork.wire.tensors import BOOL, FLOAT, INT64
@@ -112,6 +114,17 @@ def test_many_threads_share_and_every_one_gets_its_own(sharing: Client) -> None:
         assert all(threads.map(infer, range(120)))
     assert sharing._memory is not None
     assert not sharing._memory.is_paused
+
+
+def test_the_scheduler_knows_how_many_bytes_are_sent_and_how_many_copied(sharing: Client) -> None:
+    """It predicts what either takes."""
+    x, stream = rows(3, 1), Stream("#0")
+    sharing.infer("double", x)
+    steps: list[Step] = []
+    while not stream.is_at_end:
+        steps += stream.take(sharing.recorder(stream.argument))
+    arrived = [event.request for step in steps for event in step.events if isinstance(event, Arrived)]
+    assert (arrived[-1].bytes, arrived[-1].copied_bytes) == (80, x.nbytes)
 
 
 def test_who_names_memory_that_is_none_of_his_harms_only_himself(cluster: Cluster, sharing: Client) -> None:

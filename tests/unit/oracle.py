@@ -47,6 +47,7 @@ class Checked(NamedTuple):
     rows: int
     shape: ShapeKey
     bytes: int
+    copied_bytes: int
     tensors: list[tuple[int, list[int], int]]
 
 
@@ -62,7 +63,7 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any], mach
         )
     ordered: list[tuple[int, list[int], int] | None] = [None] * len(inputs)
     seen_frames = 0
-    total = 0
+    total = copied = 0
     for ref in refs:
         match ref:
             case [str(name), int(dtype), list(shape), int(frame)] if 0 <= frame < len(frames):
@@ -100,7 +101,7 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any], mach
         data = frames[frame]
         size = len(data)
         if dtype & SHARED and spec.dtype in DTYPES:
-            _check_reference(spec, shape, data, machine)
+            copied += _check_reference(spec, shape, data, machine)
             total += size
             ordered[index] = (dtype, shape, frame)
             continue
@@ -122,7 +123,7 @@ def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any], mach
     if len(tensors) > 1:
         _check_symbols(inputs, tensors)
     rows, shape_key = _rows_and_shape(model, tensors, frames)
-    return Checked(rows, shape_key, total, tensors)
+    return Checked(rows, shape_key, total, copied, tensors)
 
 
 def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
@@ -144,7 +145,8 @@ def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
         raise InvalidInput(f"input {spec.name!r} has shape {expected}, got {got}", spec.name, expected, got)
 
 
-def _check_reference(spec: TensorSpec, shape: list[int], data: bytes, machine: int) -> None:
+def _check_reference(spec: TensorSpec, shape: list[int], data: bytes, machine: int) -> int:
+    """The bytes that it refers to."""
     wrong = InvalidInput(
         f"input {spec.name!r} has a reference to shared memory that cannot be one", spec.name
     )
@@ -163,6 +165,7 @@ def _check_reference(spec: TensorSpec, shape: list[int], data: bytes, machine: i
         )  # fmt: skip
     if not 0 <= reference.offset <= INT64_MAX - size or reference.room_bytes < 0:
         raise wrong
+    return size
 
 
 def _declared(spec: TensorSpec) -> str:

@@ -103,13 +103,16 @@ class Story:
         shape: Any = SHAPE,
         size: int = 10,
         waited_ms: float = 0,
+        copied: int = 0,
     ) -> tuple[int, list[Any]]:
-        """waited_ms: for how long it has waited for the controller."""
+        """waited_ms: for how long it has waited for the controller. copied: bytes of its inputs in the client's memory."""
         self.ids += 1
         arrived = self.now - round(waited_ms * MS)
         deadline = arrived + round(slo_ms * MS) if slo_ms else NEVER_NS
         return self.ids, self(
-            Arrived(self.now, Request(self.ids, model, rows, shape, size, arrived, deadline, priority))
+            Arrived(
+                self.now, Request(self.ids, model, rows, shape, size, arrived, deadline, priority, copied)
+            )
         )
 
     def ask(self, *models: int, slo_ms: float = 100, priority: int = 4) -> list[int]:

@@ -110,3 +110,67 @@ def test_actions_that_were_lost_leave_nothing_on_the_way() -> None:
     assert under_way(story) > 0
     send_large(story, 400, 0.5)
     assert under_way(story) == 0
+
+
+# ----- inputs in clients' memory -------------------------------------------------------------------
+
+
+def send_copied(story: Story, at_ms: float, way_ms: float, status: Status = Status.OK) -> None:
+    """A request with large inputs in its client's memory comes and is sent; their copies have ended way_ms later."""
+    _, [order] = story.at(at_ms).request(slo_ms=200, copied=LARGE)
+    assert isinstance(order, SendInfer)
+    story.at(at_ms + way_ms + 5.2).done(order, 5, status, ready_ms=at_ms + way_ms)
+
+
+def copies_ms(story: Story) -> float:
+    """What the copies of one request are thought to take."""
+    story.tick()
+    return float(story.scheduler.devices()[0]["copies_mb_ns"]) * LARGE / 1e6 / MS
+
+
+def test_copies_from_clients_memory_are_a_part_of_what_is_predicted() -> None:
+    """They take 20 ms each, so that none with an SLO of 22 ms can be in time: sent inputs can, and small ones."""
+    story = adaptive(spec(1))
+    for at_ms in range(0, 1000, 100):
+        send_copied(story, at_ms, 20)
+    assert copies_ms(story) == pytest.approx(20 - DELAY_MS, rel=0.01)
+    assert learnt_ms(story) == 0, "nothing was learnt of the way to the worker"
+    _, commands = story.at(1000).request(slo_ms=22, copied=LARGE)
+    assert SendInfer not in [type(one) for one in commands]
+    story.until(1050)
+    _, commands = story.at(1100).request(slo_ms=22, size=LARGE)
+    assert [type(one) for one in commands] == [SendInfer]
+
+
+def test_what_is_learnt_of_copies_is_forgotten_when_none_are_seen() -> None:
+    story = adaptive(spec(1))
+    for at_ms in range(0, 1000, 100):
+        send_copied(story, at_ms, 20)
+    story.at(925.2 + 1001)
+    assert copies_ms(story) == 0
+    _, commands = story.request(slo_ms=22, copied=LARGE)
+    assert [type(one) for one in commands] == [SendInfer]
+
+
+def test_inputs_that_are_sent_do_not_wait_for_copies() -> None:
+    """However many bytes a client says to have in its memory, while its request is under way."""
+    story = adaptive(spec(1), spec(2), devices=2, pages=2, resident=False)
+    for number in (1, 2):
+        _, [load] = story.request(number, slo_ms=0)
+        [first] = story.done(load, 4)
+        story.done(first, 5)
+    for at_ms in range(0, 1000, 100):
+        send_copied(story, at_ms, 20)
+    story.at(1000).request(1, slo_ms=0, copied=1 << 40)
+    assert under_way(story) < 100
+    _, commands = story.request(2, slo_ms=22, size=LARGE)
+    assert [type(one) for one in commands] == [SendInfer]
+
+
+def test_a_request_that_refers_to_nothing_teaches_nothing() -> None:
+    """It is refused at once: its bytes were not copied in that time."""
+    story = adaptive(spec(1))
+    for at_ms in range(0, 1000, 100):
+        send_copied(story, at_ms, 20)
+        send_copied(story, at_ms + 50, 0.2, Status.INVALID_INPUT)
+    assert copies_ms(story) == pytest.approx(20 - DELAY_MS, rel=0.01)

@@ -20,6 +20,7 @@ from clockwork.cli.common import (
 )
 from clockwork.config.observe import EXPLAIN_SPANS_NS, TRACE_REQUESTS_MAX
 from clockwork.errors import InvalidInput
+from clockwork.wire.telling import visible
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
@@ -83,9 +84,9 @@ def explain(
 
     console = Terminal(width=None if sys.stdout.isatty() else 120)
     for sentence in found.sentences:
-        console.print(sentence)
+        console.print(visible(sentence))
     for sentence in found.devices:
-        console.print(f"  {sentence}")
+        console.print(f"  {visible(sentence)}")
     console.print()
     for line in draw_text(found.timeline, console.width):
         console.print(line, soft_wrap=True)

@@ -11,6 +11,7 @@ from clockwork.config.observe import TIMELINE_WIDTH_MIN
 from clockwork.observe.explain import Lane, LaneSpan, Timeline
 from clockwork.observe.palette import ANSWER_LOOKS, EXECUTING, LOADING, WAITING, Look
 from clockwork.system.clock import duration
+from clockwork.wire.telling import visible
 
 LOOKS = {"execute": EXECUTING, "load": LOADING}
 
@@ -36,7 +37,7 @@ text{font:12px system-ui,sans-serif;fill:#1a1a1a} .title{font-size:15px;font-wei
 
 def draw_text(timeline: Timeline, width: int) -> Iterator[Text]:
     """The lines of a timeline in so many columns."""
-    names = max([len(lane.name) for lane in timeline.lanes], default=0)
+    names = max([len(visible(lane.name)) for lane in timeline.lanes], default=0)
     columns = max(width, TIMELINE_WIDTH_MIN) - names - 1
     per_column = (timeline.until_ns - timeline.from_ns) / columns
 
@@ -49,7 +50,7 @@ def draw_text(timeline: Timeline, width: int) -> Iterator[Text]:
         line.append(marks[column].sign if column in marks else " ", "bold")
     yield line
     for lane in timeline.lanes:
-        line = Text(lane.name.rjust(names) + " ", no_wrap=True)
+        line = Text(visible(lane.name).rjust(names) + " ", no_wrap=True)
         for character, style in _cells(lane, columns, column_of, set(marks)):
             line.append(character, style)
         yield line
@@ -107,14 +108,16 @@ def draw_svg(timeline: Timeline) -> str:
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-            f"aria-label={quoteattr(timeline.title)}><style>{_STYLE}</style>"
+            f"aria-label={quoteattr(visible(timeline.title))}><style>{_STYLE}</style>"
         ),
         f'<rect class="back" width="{_WIDTH}" height="{height}"/>',
-        f'<text class="title" x="12" y="22">{escape(timeline.title)}</text>',
+        f'<text class="title" x="12" y="22">{escape(visible(timeline.title))}</text>',
     ]
     for number, lane in enumerate(timeline.lanes):
         y = _TOP + number * (_LANE + _GAP)
-        parts.append(f'<text x="{names - 8}" y="{y + 15}" text-anchor="end">{escape(lane.name)}</text>')
+        parts.append(
+            f'<text x="{names - 8}" y="{y + 15}" text-anchor="end">{escape(visible(lane.name))}</text>'
+        )
         parts.append(
             f'<rect class="lane" x="{names}" y="{y}" width="{_WIDTH - names - 12}" height="{_LANE}"/>'
         )
@@ -128,7 +131,7 @@ def draw_svg(timeline: Timeline) -> str:
             f'<line class="mark" x1="{x}" x2="{x}" y1="{text_y + 3}" y2="{bottom}" stroke-dasharray="3 3"/>'
         )
         parts.append(f'<circle cx="{x}" cy="{text_y - 4}" r="4" fill="{color}"/>')
-        parts.append(f'<text x="{x + 7}" y="{text_y}">{escape(moment.word)}</text>')
+        parts.append(f'<text x="{x + 7}" y="{text_y}">{escape(visible(moment.word))}</text>')
     y = bottom + 14
     parts.append(
         f'<text class="quiet" x="{names}" y="{y}">-{duration(timeline.zero_ns - timeline.from_ns)}</text>'
@@ -154,11 +157,11 @@ def _svg_span(span: LaneSpan, begin: float, end: float, y: int) -> str:
     parts = [
         (
             f'<rect x="{begin}" y="{y + 1}" width="{width:.2f}" height="{_LANE - 2}" fill="{look.color}" {shown}{dashes}>'
-            f"<title>{escape(span.text)}</title></rect>"
+            f"<title>{escape(visible(span.text))}</title></rect>"
         )
     ]
     if width > _CHARACTER * len(span.label) + 8:
         parts.append(
-            f'<text class="label {span.what}" x="{begin + 4}" y="{y + 15}">{escape(span.label)}</text>'
+            f'<text class="label {span.what}" x="{begin + 4}" y="{y + 15}">{escape(visible(span.label))}</text>'
         )
     return "".join(parts)

@@ -51,6 +51,7 @@ from clockwork.formats.checksums import find_damage, set_aside
 from clockwork.formats.package import DamagedPackage
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.system.limits import bounded_memory, free_bytes, go_first
+from clockwork.wire.logs import guard_stderr
 from clockwork.wire.messages import Status
 
 NICE = 10
@@ -274,6 +275,7 @@ class PreparationProcess:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve jobs on the inherited socket until it is closed, also in the middle of a job: nothing waits for it then."""
+    guard_stderr()
     _yield_to_everybody()
     with socket.socket(fileno=int(arguments[0])) as connection:
         for job in _jobs(connection):

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from clockwork.errors import InvalidInput
-from clockwork.observe.explain import Explanation, explain, find_request, find_slowest
+from clockwork.observe.explain import Explanation, Lane, Moment, Timeline, explain, find_request, find_slowest
 from clockwork.observe.timeline import draw_svg, draw_text
 from clockwork.scheduler.types import Arrived, WorkerLeft
 from tests.sim.harness import MS, SECOND, World, spec
@@ -215,3 +215,14 @@ def test_a_timeline_shows_when_what_was_done() -> None:
     columns = 106 - len("1/0 execute ")
     span_ns = found.timeline.until_ns - found.timeline.from_ns
     assert abs(own - 50 * MS / span_ns * columns) <= 2
+
+
+def test_a_lane_has_its_workers_name_whatever_is_in_it() -> None:
+    name = "w\x1b[2J\n\x9b<b>/0"
+    timeline = Timeline("of\x1b", 0, 10, 0, [Moment(0, "A", "arrival")], [Lane(name, "execute", [])])
+    lines = [line.plain for line in draw_text(timeline, 100)]
+    assert all(line.isprintable() for line in lines)
+    assert any(line.startswith(r"w\x1b[2J\n\x9b<b>/0 ") for line in lines)
+    picture = draw_svg(timeline)
+    ElementTree.fromstring(picture)  # control characters are none of XML's
+    assert r"w\x1b[2J\n\x9b&lt;b&gt;/0" in picture

@@ -123,7 +123,11 @@ def http_ways(endpoint: str) -> Iterator[tuple[dict[str, Way], int]]:
             return np.frombuffer(memory.buf, np.float32, answer_bytes // 4, half).copy()
 
         where = {"key": memory.name, "offset": 0, "byte_size": memory.size}
-        post("/v2/systemsharedmemory/region/bench/register", json.dumps(where).encode(), {})
+        post(
+            "/v2/systemsharedmemory/region/bench/register",
+            json.dumps(where).encode(),
+            {"Content-Type": "application/json"},
+        )
         yield {"HTTP, sent": sent, "HTTP, shared": shared}, gateway.pid
         connection.close()
     finally:

@@ -283,8 +283,11 @@ class HttpServer:
             method = found.name
             with self._service.admitted():
                 response = await found.handler(self, request, path)
-                if isinstance(response, web.Response) and (response.content_length or 0) > JOINED_BYTES_MAX:
-                    response = await self._send_large(request, response)
+                is_large = (
+                    isinstance(response, web.Response) and (response.content_length or 0) > JOINED_BYTES_MAX
+                )
+                if is_large and request.method != "HEAD":
+                    response = await self._send_large(request, cast(web.Response, response))
             if found.right is not Right.OPEN:
                 self._seats.recognize(seat, standing)
             status, sent = response.status, response.content_length or response.body_length

@@ -124,6 +124,11 @@ def test_an_index_of_many_models_is_counted_as_any_answer(
         found = http.ask("POST", "/v2/repository/index")
         assert [row["name"] for row in found.json] == [row["name"] for row in rows]
         assert int(found.headers["content-length"]) == len(found.data) > JOINED_BYTES_MAX
+        names = http.ask("GET", "/v2/models")
+        head = http.ask("HEAD", "/v2/models")
+        assert len(names.data) > JOINED_BYTES_MAX
+        assert (head.status, head.data, head.headers["content-length"]) == (200, b"", str(len(names.data)))
+        assert http.ask("GET", "/v2/health/live").json == {"live": True}, "on the same connection"
         monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", len(found.data) - 1)
         refused = http.ask("POST", "/v2/repository/index")
         assert (refused.status, refused.json["reason"]) == (503, "overloaded")

@@ -103,8 +103,9 @@ POLL_S = 5.0
 # ----- gateway/answers.py ----------------------------------------------------------------------
 
 ANSWERS_BYTES_MAX = 1 << 30
-"""Bytes of large answers that are asked for or wait to be read, as large as the model's last answer was while they are
-asked for. Further ones are refused as overloaded, and the connection whose answer moved least of late is ended."""
+"""Bytes of large answers that are asked for or wait to be read; while they are asked for, each counts as large as the
+smaller of the model's last two answers was. Further ones are refused as overloaded, and the connection whose answer moved
+least of late is ended."""
 
 SMALL_ANSWERS_BYTES_MAX = 256 << 20
 """Bytes that answers of at most JOINED_BYTES_MAX may have beyond, so that large ones cannot shut them out."""
@@ -119,7 +120,7 @@ ANSWER_STALL_NS = 1_000_000_000
 """Time without any progress after which an answer's connection may be ended to make room."""
 
 ANSWER_MODELS_MAX = 1_024
-"""Models whose last answer's size is kept, if it was large."""
+"""Models of which the sizes of the last two answers are kept, if either was large."""
 
 # ----- gateway/http.py -------------------------------------------------------------------------
 
@@ -130,8 +131,8 @@ ANSWER_PIECE_BYTES = 1 << 20
 """Bytes of a large answer that are handed to a connection at once; the next follow when it has taken them."""
 
 JSON_ANSWER_BYTES_MAX = 8 << 20
-"""Bytes of tensors in an answer as JSON: a float takes ten times its bytes as text, and most of a microsecond. More travel
-as binary data."""
+"""Bytes of tensors in an answer as JSON: a float takes several times its bytes as text, and most of a microsecond. More
+travel as binary data."""
 
 LISTED_AT_ONCE_BYTES = 16 << 10
 """Bytes of tensors that become JSON at once, in some milliseconds: a whole number of elements of every datatype. Of more,

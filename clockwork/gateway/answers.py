@@ -38,9 +38,8 @@ class Held:
         self.end = end
         self.model = ""
         self.size = 0  # bytes: as expected, then as they are
-        self.begun_ns = self.moved_ns = (
-            0  # when it came, and when the caller last took some of it; 0: not there yet
-        )
+        # When it came, and when the caller last took some of it; 0: it is not there yet.
+        self.begun_ns = self.moved_ns = 0
         self.released = False
 
 
@@ -53,25 +52,25 @@ class Answers:
         self.bytes = 0
         self._of_callers: collections.Counter[Hashable] = collections.Counter()
         self._there: dict[Held, None] = {}  # answers that have come; the one that moved last is last
-        self._sizes: collections.OrderedDict[str, int] = (
-            collections.OrderedDict()
-        )  # of large answers, by model
+        # Of models' last two answers, if either was large; the last one first.
+        self._sizes: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
 
     def ask(self, held: Held, model: str, now: int) -> None:
-        """Take room for an answer of the model, as large as its last answer was. Raises Refused. release() must follow."""
+        """Take room for an answer of the model, as large as the smaller of its last two. Raises Refused. release() must
+        follow.
+
+        Not as large as the last one: whoever asks for a single large answer would have others wait for as much room."""
         held.model = model
-        if expected := self._sizes.get(model, 0):
+        if expected := min(self._sizes.get(model, (0, 0))):
             self._take(held, expected * held.copies, now)
 
     def come(self, held: Held, size: int, now: int) -> None:
         """An answer of ``size`` bytes is there. Raises Refused; then its bytes are not to be kept."""
-        if size > JOINED_BYTES_MAX and held.model:
-            self._sizes[held.model] = size
-            self._sizes.move_to_end(held.model)
+        last, _ = self._sizes.pop(held.model, (0, 0))
+        if max(size, last) > JOINED_BYTES_MAX and held.model:
+            self._sizes[held.model] = size, last
             if len(self._sizes) > ANSWER_MODELS_MAX:
                 self._sizes.popitem(last=False)
-        elif self._sizes:
-            self._sizes.pop(held.model, None)
         if held.released:  # the caller has gone meanwhile
             return
         self._give_back(held)

@@ -68,18 +68,27 @@ def test_where_room_is_short_the_longest_without_progress_is_ended_and_small_ans
     callers.answered("honest", LARGE, later)
 
 
-def test_what_a_model_answered_last_is_room_for_its_next_answer() -> None:
-    """So a caller is refused before its request has cost anything."""
+def test_the_smaller_of_a_models_last_two_answers_is_room_for_its_next() -> None:
+    """So a caller is refused before its request has cost anything, and a single large answer is nobody else's trouble."""
     callers = Callers()
-    callers.answers.release(callers.answered("a", LARGE, 1))
+
+    def answered(*sizes: int) -> None:
+        for size in sizes:
+            callers.answers.release(callers.answered("a", size, 1))
+
+    answered(10, LARGE)
+    callers.answers.ask(callers.held("b"), "m", 1)
+    assert callers.answers.bytes == 0
+    answered(LARGE)
     asked = [callers.held(f"caller {number}") for number in range(FULL + 1)]
     for held in asked[:-1]:
         callers.answers.ask(held, "m", 2)
     with pytest.raises(Refused):
         callers.answers.ask(asked[-1], "m", 2)
-    callers.answers.come(asked[0], 10, 3)  # it was small this time
+    callers.answers.ask(asked[-1], "another", 2)
+    callers.answers.come(asked[0], 10, 3)
     callers.answers.ask(callers.held("next"), "m", 3)
-    callers.answers.ask(asked[-1], "another", 3)
+    assert callers.answers.bytes == (FULL - 1) * LARGE + 20
 
 
 def test_one_connection_has_a_share_and_may_always_have_one_answer() -> None:
@@ -117,7 +126,8 @@ def test_what_comes_for_a_caller_that_has_gone_is_not_counted() -> None:
 def test_a_bounded_number_of_models_is_remembered() -> None:
     callers = Callers()
     for number in range(ANSWER_MODELS_MAX + 1):
-        callers.answers.release(callers.answered("a", LARGE, 1, f"m{number}"))
+        for _ in range(2):
+            callers.answers.release(callers.answered("a", LARGE, 1, f"m{number}"))
     callers.answers.ask(callers.held("a"), "m0", 2)
     assert callers.answers.bytes == 0, "the oldest is forgotten"
     callers.answers.ask(callers.held("a"), "m1", 2)

@@ -212,6 +212,9 @@ WORKERS_MAX = 1_024
 """Peers of a port that have said hello. For a further one, the peer that was silent longest leaves, of the key or address
 with the most of them."""
 
+SEATS_ASKED_MAX = 64
+"""Clients that are passed over for a newcomer's seat because they wait for an answer; no more, so that a hello costs little."""
+
 UPLOADS_MAX = 64
 """Uploads at one time. For a further one an upload of the client or key with the most of them ends, or one that stands
 still."""

@@ -347,6 +347,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         vector[int] ended(CSide side) except +
         cbool disconnect(CSide side, int fd) except +
         int seat_for(CSide side, int fd, string_view key)
+        void heard(CSide side, int fd)
         cbool begin(CSide side, string_view identity, int fd) except +
         void send(CSide side, string_view part, cbool more) except +
         void send_joined(CSide side, string_view first, string_view rest, cbool more) except +

@@ -252,6 +252,10 @@ cdef class Exchange:
         cdef bytes encoded = key.encode()
         return self._exchange.get().seat_for(<CSide>side, fd, view_of(encoded))
 
+    def heard(self, int side, int fd):
+        """Count the peer at this descriptor as heard of just now."""
+        self._exchange.get().heard(<CSide>side, fd)
+
     def send(self, int side, bytes identity, int fd, bytes header, frames=(), bytes rest=b""):
         """Queue one message for the peer at this descriptor. False if it is gone, or takes nothing any more.
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
-from clockwork.config import FAILURE_CHARS_MAX, VERSION
+from clockwork.config import FAILURE_CHARS_MAX, SEATS_ASKED_MAX, VERSION
 from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
 from clockwork.controller.access import Access
 from clockwork.controller.context import Context
@@ -219,6 +219,11 @@ class Clients:
     def _make_room(self, identity: bytes, fd: int, key: str) -> bool:
         """Where all seats are taken, end the stay of the client that the exchange names, or turn this one away."""
         seat = self._exchange.seat_for(CLIENTS, fd, key)
+        for _ in range(SEATS_ASKED_MAX):
+            if seat in (SEAT_FREE, SEAT_NONE) or not self._links.client_of_fd[seat].waits:
+                break
+            self._exchange.heard(CLIENTS, seat)  # it waits for a registration, say: silence is its part
+            seat = self._exchange.seat_for(CLIENTS, fd, key)
         if seat == SEAT_NONE:
             text = f"{len(self._links.clients)} clients are connected, which is the most, and all of them are in use"
             self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
@@ -301,6 +306,7 @@ class Clients:
     def _cancel(self, client: ClientLink, message: Cancel, frames: list[Any]) -> None:
         """Of what is no inference's."""
         self._registrar.cancel(client.identity, message.request_id)
+        client.waits.discard(message.request_id)
 
     def _upload(self, client: ClientLink, message: UploadChunk, frames: list[Any]) -> None:
         if len(frames) != 2:
@@ -314,6 +320,7 @@ class Clients:
         frames: list[Any],
     ) -> None:
         self._registrar.request(client.identity, message, client.owner)
+        client.waits.add(message.request_id)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         if message.what == "recorder":
@@ -377,5 +384,7 @@ class Clients:
         self.send(client, Failure(request_id, status, str(error)[:FAILURE_CHARS_MAX], details))
 
     def _send(self, client: ClientLink, message: tuple[Any, ...]) -> None:
+        if isinstance(message, Reply | Failure):
+            client.waits.discard(message.request_id)
         if not self._context.tell_client(client.identity, client.fd, message):
             self._gone(client, "cannot be reached")

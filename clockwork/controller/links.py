@@ -31,7 +31,7 @@ CLIENT_AT_WORKERS = Mismatch(
 class ClientLink:
     """A connected client. What it waits for is the exchange's, which knows it by its slot."""
 
-    __slots__ = ("fd", "identity", "key", "name", "owner", "slot")
+    __slots__ = ("fd", "identity", "key", "name", "owner", "slot", "waits")
 
     def __init__(self, identity: bytes, fd: int, name: str, slot: int, key: str = "") -> None:
         self.identity = identity
@@ -40,6 +40,7 @@ class ClientLink:
         self.slot = slot
         self.key = key  # the public key of its connection; "": none
         self.owner = _number(key.encode() or identity)  # as in messages.Prepare
+        self.waits: set[int] = set()  # requests of it, inferences apart, that are not answered yet
 
 
 def _number(owner: bytes) -> int:

@@ -224,6 +224,11 @@ int Exchange::seat_for(Side side, int fd, std::string_view key) const {
     return one == nullptr ? SEAT_FREE : connections_[side].seat_for(*one, key, now_);
 }
 
+void Exchange::heard(Side side, int fd) {
+    if (ConnectionPtr one = connections_[side].find(fd); one != nullptr)
+        connections_[side].heard(*one, now_);
+}
+
 bool Exchange::begin(Side side, std::string_view identity, int fd) {
     ConnectionPtr one = connections_[side].find(fd);
     if (one == nullptr || !connections_[side].may_send(*one, now_) || !sockets_[side].address(identity, one))

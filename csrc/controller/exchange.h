@@ -133,6 +133,8 @@ public:
     bool disconnect(Side side, int fd);
     // See Connections::seat_for(); SEAT_FREE where there is no connection with this descriptor.
     int seat_for(Side side, int fd, std::string_view key) const;
+    // See Connections::heard().
+    void heard(Side side, int fd);
     // Begins a message of Python's to the peer at this descriptor; its header and frames follow with send(). False if
     // the peer is gone, or takes nothing any more.
     bool begin(Side side, std::string_view identity, int fd);

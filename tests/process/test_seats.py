@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import socket
 import threading
@@ -21,7 +22,7 @@ from clockwork.system.clock import SECOND
 from clockwork.system.limits import raise_descriptor_limit
 from clockwork.wire import codec, keys, messages, transport
 from tests.process.cluster import Program, eventually
-from tests.process.peers import FakeWorker, RawClient, on_loop, running_controller
+from tests.process.peers import FakeWorker, RawClient, on_loop, prepared_model, running_controller
 from tests.process.test_controller_connections import running
 
 AT_ONCE = ConnectionBounds(greeted=4, idle_ns=0)
@@ -67,6 +68,28 @@ def test_the_idlest_client_gives_way_to_a_newcomer(tmp_path: Path) -> None:
         for one in others:
             one.send(messages.Query(2, "status", ""))
             one.receive(messages.Reply)
+
+
+def test_a_client_that_waits_for_a_registration_keeps_its_seat(tmp_path: Path) -> None:
+    bounds = ConnectionBounds(greeted=2, idle_ns=0)
+    with running(tmp_path, client_bounds=bounds) as place, contextlib.ExitStack() as stack:
+        worker = stack.enter_context(FakeWorker(place.controller))
+        waiting = stack.enter_context(RawClient(place.controller))
+        file = ["model.onnx", 5, hashlib.sha256(b"model").hexdigest()]
+        waiting.send(messages.Register(1, "m", [file], {}))
+        waiting.receive(messages.UploadNeed)
+        waiting.send(messages.UploadChunk(1, 0, 0), b"model")
+        prepare, _ = worker.receive(messages.Prepare)
+        idle = greeted(stack, place.controller.client_endpoint)
+        stack.enter_context(RawClient(place.controller))
+        assert codec.decode(zmtp.read_message(idle)[0], messages.TO_CLIENT) == messages.Goodbye()
+        summary = prepared_model(digest=prepare.digest).summary()
+        worker.send(messages.Prepared(prepare.model_id, messages.Status.OK, "", summary))
+        assert waiting.receive(messages.Reply)[0].request_id == 1
+        # Now it waits for nothing, and is silent.
+        stack.enter_context(RawClient(place.controller))
+        stack.enter_context(RawClient(place.controller))
+        waiting.receive(messages.Goodbye)
 
 
 def test_a_client_that_gave_way_is_served_again_when_it_is_used(tmp_path: Path) -> None:

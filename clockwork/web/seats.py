@@ -4,8 +4,11 @@ A plain limit lets whoever comes first keep everybody else out: a thousand silen
 always seated, and the seat that is worth least is vacated in its place: of the connections that wait for their peer (for a
 handshake, a header, a body, the next request), those of the lowest standing; of these, those of the address that has the
 most; and of these the one that has waited longest. A connection whose request the server is working on keeps its seat; if
-there is no other, the newcomer goes. Every newcomer is a stranger, so that a flood of strangers displaces strangers: at
-most one connection of a known client goes before the seat of a stranger is there to be vacated.
+there is no other, the newcomer goes.
+
+Every newcomer is a stranger, so that a flood of strangers displaces strangers. If it did so however few they are, the next
+of the flood would displace a newcomer before its first request was read. So an eighth of the seats is for strangers:
+while fewer of them wait, a client that waits for nothing but its next request goes in their place.
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ class Seats:
     def __init__(self, seats_max: int) -> None:
         assert seats_max > 0
         self.seats_max = seats_max
+        self.strangers_min = seats_max // 8
         self._count = 0
+        self._strangers = 0  # that wait
         # Seats that wait for their peer, by address, those of an address in the order in which they began to: a scan of
         # all of them took 1.5 ms of 5,000.
         self._waiting: dict[Standing, dict[str, dict[Seat, None]]] = {standing: {} for standing in Standing}
@@ -110,7 +115,9 @@ class Seats:
 
     def vacate(self) -> Seat | None:
         """Vacate the seat that is worth least. None: all are worked for."""
-        for groups in self._waiting.values():
+        strangers, *known = self._waiting.values()
+        spared = self._strangers < self.strangers_min
+        for groups in (*known, strangers) if spared else (strangers, *known):
             if groups:
                 most = min(groups.values(), key=lambda group: (-len(group), next(iter(group)).idle_since_ns))
                 vacated = next(iter(most))
@@ -132,11 +139,13 @@ class Seats:
 
     def _append(self, seat: Seat) -> None:
         self._waiting[seat.standing].setdefault(seat.address, {})[seat] = None
+        self._strangers += seat.standing == Standing.STRANGER
 
     def _remove(self, seat: Seat) -> None:
         groups = self._waiting[seat.standing]
         group = groups[seat.address]
         del group[seat]
+        self._strangers -= seat.standing == Standing.STRANGER
         if not group:
             del groups[seat.address]
 
@@ -148,6 +157,7 @@ class Seats:
             for seat in group
         ]
         assert len(waiting) <= self._count <= self.seats_max
+        assert self._strangers == sum(standing == Standing.STRANGER for standing, _, _ in waiting)
         assert all(seat in self and not seat.working for _, _, seat in waiting)
         assert all(
             (seat.standing, seat.address) == (standing, address) for standing, address, seat in waiting

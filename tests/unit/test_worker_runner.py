@@ -6,13 +6,18 @@ import logging
 from typing import Any, cast
 
 from clockwork.config import PREPARATION_RUN_NS, WATCH_INTERVAL_NS
-from clockwork.device.base import Completion, Device
+from clockwork.config.worker import ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS
+from clockwork.device.base import Completion, Device, TensorView
+from clockwork.errors import InvalidInput
 from clockwork.system.clock import MS, SECOND, now_ns
-from clockwork.system.copies import Copies
+from clockwork.system.copies import Copies, Copy, Work
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.messages import FROM_WORKER, DeviceInfo, Infer, Load, Reserve, Result, Status
+from clockwork.wire.shared import PLACE, SHARED, Reference
+from clockwork.wire.tensors import UINT8
 from clockwork.worker.clock import WorkerClock
+from clockwork.worker.given import Given
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.runner import NO_PHASE, ActionRunner, Answer
 
@@ -145,3 +150,144 @@ def test_a_reservation_may_take_as_long_as_an_execution_of_a_preparation() -> No
         stuck = stage.runner.find_stuck(now)
     assert (stuck.action_id, stuck.operation) == (1, "reservation")
     assert PREPARATION_RUN_NS < now - begun_ns < PREPARATION_RUN_NS + 3 * SECOND
+
+
+# ----- copies from and to clients' memory ----------------------------------------------------------
+
+
+class HandCopies(Copies):
+    """Copies that end when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None, "process")
+        self.under_way: list[Copy] = []
+
+    def submit(self, owner: int, work: Work, subject: Any) -> Copy:
+        self.under_way.append(Copy(owner, work, subject))
+        return self.under_way[-1]
+
+    def drop(self, copy: Copy) -> None:
+        copy.is_dropped = True
+
+    def end(self, error: Exception | None = None) -> None:
+        """The copy that was asked for first ends."""
+        copy = self.under_way.pop(0)
+        copy.error = error
+        self._ended.append(copy)
+
+
+class CopyingStage(Stage):
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = HandCopies()
+        self.models.ready[MODEL] = Given([], False, False)
+        self.runner = ActionRunner(
+            [cast(Device, self.device)],
+            cast(WorkerModels, self.models),
+            WorkerClock(),
+            Complaints(logging.getLogger(), ("failed",)),
+            self.copies,
+        )
+
+    def begin(self, action_id: int, parts: int = 1, room_bytes: int = 0) -> list[Answer]:
+        """An INFER, each part of which has an input in its client's memory."""
+        reference = Reference(1, 2, 3, bytes(16), 64, 4, bytes(16), room_bytes).pack()
+        tensors = [[[UINT8 | SHARED, [1, 8], part]] for part in range(parts)]
+        action = Infer(action_id, 0, MODEL, 1, self.now, self.now + SECOND, MS, tensors)
+        return self.runner.begin(action, [b"", *([reference] * parts)], self.now)
+
+    def executed(self, action_id: int, parts: int = 1) -> list[Answer]:
+        output = TensorView(UINT8, (1, 8), b"12345678")
+        done = Completion(action_id, Status.OK, "", *([NO_PHASE] * 3), [[output] for _ in range(parts)])
+        return self.runner.complete(self.runner.queues[0], done, self.now)
+
+
+def test_an_action_begins_when_its_inputs_have_been_copied_which_its_result_says() -> None:
+    stage = CopyingStage()
+    assert stage.begin(1, parts=2) == []
+    assert stage.begin(1, parts=2) == [], "it was sent twice"
+    assert stage.runner.holds(1)
+    assert stage.runner.count == 1
+    stage.copies.end()
+    assert stage.runner.take_copies(stage.now) == []
+    assert stage.device.started == []
+    stage.copies.end()
+    assert stage.runner.take_copies(stage.now + 5 * MS) == []
+    assert stage.device.started == [1]
+    [(header, _)] = stage.executed(1, parts=2)
+    assert codec.decode(header, FROM_WORKER).received_ns == stage.now + 5 * MS
+    assert stage.runner.count == 0
+
+
+def test_an_action_whose_inputs_cannot_be_copied_is_its_clients_error_or_a_complaint() -> None:
+    stage = CopyingStage()
+    for action_id, error, status in (
+        (1, InvalidInput("no such memory"), Status.INVALID_INPUT),
+        (2, AssertionError("a defect"), Status.DEVICE_ERROR),
+    ):
+        stage.begin(action_id, parts=2)
+        stage.copies.end(error)
+        assert outcomes(stage.runner.take_copies(stage.now)) == [(action_id, status)]
+        stage.copies.end()
+        assert stage.runner.take_copies(stage.now) == []
+    assert stage.device.started == []
+    assert stage.runner.count == 0
+
+
+def test_an_action_whose_inputs_are_being_copied_is_revoked_cancelled_or_too_late() -> None:
+    stage = CopyingStage()
+    for action_id in (1, 2, 3):
+        stage.begin(action_id)
+    copies = list(stage.copies.under_way)
+    assert outcomes(stage.runner.revoke(1, stage.now)) == [(1, Status.ACTION_CANCELLED)]
+    assert stage.runner.due_ns == stage.now + SECOND
+    assert stage.runner.run_due(stage.now + SECOND - 1) == []
+    late = stage.runner.run_due(stage.now + SECOND)
+    assert outcomes(late) == [(2, Status.TOO_LATE), (3, Status.TOO_LATE)]
+    stage.begin(4)
+    assert outcomes(stage.runner.cancel({})) == [(4, Status.ACTION_CANCELLED)]
+    assert all(copy.is_dropped for copy in copies)
+    for _ in range(4):
+        stage.copies.end()
+    assert stage.runner.take_copies(stage.now) == []
+    assert stage.device.started == []
+    assert stage.runner.count == 0
+
+
+def test_outputs_go_to_the_clients_room_or_with_the_answer_where_that_takes_too_long() -> None:
+    stage = CopyingStage()
+
+    def execute(action_id: int) -> None:
+        stage.begin(action_id, parts=2, room_bytes=100)
+        for _ in range(2):
+            stage.copies.end()
+        stage.runner.take_copies(stage.now)
+        assert stage.executed(action_id, parts=2) == []
+        assert stage.runner.holds(action_id)
+
+    def sent(answers: list[Answer]) -> list[bool]:
+        [(header, frames)] = answers
+        result = codec.decode(header, FROM_WORKER)
+        assert result.status == Status.OK
+        is_sent = [not dtype & SHARED for [[dtype, _, _]] in result.parts]
+        places = PLACE.pack(64, 8)
+        assert [bytes(frame) for frame in frames] == [b"12345678" if one else places for one in is_sent]
+        return is_sent
+
+    execute(1)
+    stage.copies.end()
+    assert stage.runner.take_copies(stage.now) == []
+    stage.copies.end(InvalidInput("it is gone"))
+    assert sent(stage.runner.take_copies(stage.now)) == [False, True]
+    execute(2)
+    stage.copies.end()
+    assert stage.runner.take_copies(stage.now) == []
+    due_ns = stage.now + ROOM_WAIT_NS + 2 * 100 * ROOM_WAIT_BYTE_NS
+    assert stage.runner.due_ns <= due_ns
+    assert stage.runner.run_due(due_ns - 1) == []
+    assert sent(stage.runner.run_due(due_ns)) == [False, True]
+    stage.copies.end()
+    assert stage.runner.take_copies(stage.now) == [], "it has been answered"
+    execute(3)
+    assert sent(stage.runner.cancel({})) == [True, True]
+    assert stage.runner.count == 0

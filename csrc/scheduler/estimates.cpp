@@ -386,8 +386,13 @@ Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::ui
     Curve* reference = nullptr;
     std::uint64_t reference_count = 0;
     std::uint64_t wanted = shapes.elements(shape);
+    bool has_profile =
+        std::any_of(curves_.begin(), curves_.end(), [](const auto& entry) { return entry.second->is_profiled(); });
     for (const auto& [known, curve] : curves_) {
         std::uint64_t count = shapes.elements(known);
+        if (count < wanted && has_profile && !curve->is_profiled()) {
+            continue;  // else callers could have ever larger ones let in, each on the one before it
+        }
         bool is_better =
             reference_count < wanted ? count > reference_count : wanted <= count && count < reference_count;
         if (is_better) {

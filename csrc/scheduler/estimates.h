@@ -231,7 +231,8 @@ public:
     // A conservative duration for a shape never seen, with margin; 0 if there is no ground for one.
     //
     // That of the smallest known shape with as many elements (where inputs are padded to what was compiled, the one
-    // that it runs as); else of the largest, times the square of how many more this one has (attention is quadratic).
+    // that it runs as); else of the largest profiled one, times the square of how many more this one has (attention is
+    // quadratic).
     Ns bound_ns(const Shapes& shapes, std::uint32_t shape, std::uint32_t batch) const;
 
     // One execution took this long. True if published estimates changed. forgotten: set to a shape that had to make

@@ -138,9 +138,11 @@ Use use_of(const Residency& residency, ModelShare& share, Ns now) {
     if (!is_overdue) {
         return use;
     }
-    double had = use.had + excess, asked = use.had > 0 ? use.asked * had / use.had : 0;
+    // What was taken back was charged, perhaps in the window before: then nothing is left of what it had.
+    double charged = std::max(use.had, 0.0), had = charged + excess;
     bool is_unknown = share.overdue >= OVERDUE_COUNT && had > SHARE_OVERDUE;
-    use.asked = std::max({use.asked, had, is_unknown ? SHARE_UNKNOWN : std::min(asked, SHARE_UNKNOWN)});
+    double asked = use.asked * had < SHARE_UNKNOWN * charged ? use.asked * had / charged : SHARE_UNKNOWN;
+    use.asked = std::max({use.asked, had, is_unknown ? SHARE_UNKNOWN : use.asked > 0 ? asked : 0});
     use.had = had;
     return use;
 }

@@ -122,6 +122,17 @@ def test_the_bound_of_an_unseen_shape_is_quadratic_and_capped() -> None:
     assert program.curve(((3, 8, 16),)).exec_ns(1) == 6 * MS
 
 
+def test_callers_cannot_have_ever_larger_shapes_let_in() -> None:
+    """Each one that was executed gave ground for one of eight times as many elements."""
+    program = ProgramEstimates()
+    program.seed([ProfilePoint(((64,),), 1, MS)])
+    most = 64 * BOUND_RATIO_MAX
+    assert program.bound_ns(((most,),), 1) == with_margin(BOUND_RATIO_MAX**2 * MS)
+    program.measure(((most,),), 1, 2 * MS)
+    assert program.bound_ns(((2 * most,),), 1) == 0
+    assert program.bound_ns(((most // 2,),), 1) == with_margin(2 * MS), "smaller ones are bounded by it"
+
+
 def test_an_unseen_shape_is_bounded_by_the_smallest_that_is_as_large() -> None:
     program = ProgramEstimates()
     program.seed([ProfilePoint(((length,),), 1, length * MS) for length in (512, 64, 128)])

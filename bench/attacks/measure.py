@@ -11,7 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.attacks import gateway_bytes, gateway_seats, memory, messages, operators, preparation, seats
+from bench.attacks import (
+    gateway_bytes,
+    gateway_seats,
+    memory,
+    messages,
+    operators,
+    predictions,
+    preparation,
+    seats,
+)
 from bench.attacks.site import MIB, SAME_WIDTH, SEED, Site, site
 from bench.honest import Honest, over_grpc, over_http
 from bench.reference import Plain, relative_error
@@ -33,6 +42,7 @@ ATTACKS = {
     **gateway_bytes.ATTACKS,
     **gateway_seats.ATTACKS,
     **operators.ATTACKS,
+    **predictions.ATTACKS,
     **seats.ATTACKS,
 }
 """Every attack, by name."""

@@ -565,6 +565,9 @@ def test_what_hostile_peers_take() -> None:
     assert "refused (InvalidModel)" in became["swelling models"]
     assert became["endless models"].startswith("an honest registration behind 4 of")
     assert became["hostile attributes"] == "refused x 6"
+    slow = next(row for row in rows if row["attack"] == "slow by data")
+    assert slow["ZeroMQ_attacked_max_ms"] < 0.9 * 1000 * slow["took_s"], "others wait for all of its loops"
+    assert "answered x" in became["heavy images"], became["heavy images"]
     assert became["small images"] == "InvalidInput x 5, answered x 1"
     assert became["endless words"] == "InvalidInput x 4, answered x 7"
     assert became["heap"] == "strings: ExecutionFailed x 1; places: ExecutionFailed x 1"

@@ -60,6 +60,7 @@ class Copies:
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # owners, each at most once
         self._ended: collections.deque[Copy] = collections.deque()
         self._threads: list[threading.Thread] = []
+        self._is_closed = False
 
     def submit(self, owner: int, work: Work, subject: Any) -> Copy:
         """Have a copy done, of an owner's memory. Raises InvalidInput past the bounds."""
@@ -98,7 +99,8 @@ class Copies:
             yield self._ended.popleft()
 
     def close(self) -> None:
-        """End the threads. One that does not come back ends with the process."""
+        """End the threads. One that does not come back ends with the process, and wakes nobody before."""
+        self._is_closed = True
         for _ in self._threads:
             self._turns.put(None)
         for thread in self._threads:
@@ -111,7 +113,7 @@ class Copies:
 
     def _work(self) -> None:
         while (owner := self._turns.get()) is not None:
-            while self._go_on(owner):
+            while self._go_on(owner) and not self._is_closed:
                 if not self._turns.empty():
                     self._turns.put(owner)
                     break
@@ -127,7 +129,8 @@ class Copies:
             has_more = bool(mine)
             if not has_more:
                 del self._waiting[owner]
-        self._wake()
+        if not self._is_closed:
+            self._wake()
         return has_more
 
 

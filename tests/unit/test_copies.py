@@ -119,3 +119,26 @@ def test_whatever_a_copy_raises_is_its_askers_and_the_threads_go_on() -> None:
     assert len(ended) == 12
     assert all(one.error is one.subject for one in ended)
     stage.copies.close()
+
+
+def test_a_copy_that_outlasts_the_end_wakes_nobody_and_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever would be woken is gone: its descriptors may be others'."""
+    monkeypatch.setattr(copies, "COPIES_CLOSE_S", 0.01)
+    stage, begun, gate = Stage(), threading.Event(), threading.Event()
+
+    def work() -> Work:
+        begun.set()
+        assert gate.wait(60)
+        stage.done.append("first")
+        yield from ()
+
+    stage.copies.submit(1, work(), None)
+    stage.copies.submit(1, stage.work("second", 1), None)
+    assert begun.wait(60)
+    stage.copies.close()
+    gate.set()
+    for thread in stage.copies._threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert stage.done == ["first"]
+    assert not stage.ended.acquire(blocking=False)

@@ -58,6 +58,7 @@ cdef class Core(Arena):
         self.output_bytes_most = output_bytes_most
         self.account = new Account()  # never freed: see csrc/device/workspace.h
         self.runtime.check(ort_create_run_options(self.api, &self.run_options))
+        self.account.api, self.account.options = self.api, self.run_options
 
     def __dealloc__(self):
         self.release()
@@ -118,7 +119,7 @@ cdef class Core(Arena):
         self.account.limit_bytes = model.workspace_bytes
         self.account.peak_bytes = self.account.used_bytes
         self.account.heap_bytes = 0
-        self.account.refused_bytes = self.account.refusals = 0
+        self.account.refused_bytes = 0
         self.account.counts_heap = True
 
     cdef void end_run_failed(self, Order* order) noexcept nogil:

@@ -101,7 +101,8 @@ cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
         bint counts_heap
         size_t refused_bytes
         size_t beside_bytes
-        size_t refusals
+        const OrtApi* api
+        OrtRunOptions* options
         AtomicFlag is_ending
     cppclass Workspace(OrtAllocator):
         Workspace(const OrtMemoryInfo*, size_t limit_bytes) except +

@@ -18,19 +18,11 @@ namespace clockwork::device {
 
 namespace {
 
-// Whether the execution may have so many bytes more, which is noted where it may not.
-bool may_take(Account* account, std::size_t bytes) {
-    if (account->may_take(bytes))
-        return true;
-    account->refuse(bytes);
-    return false;
-}
-
 void* counted_malloc(std::size_t bytes) {
     Account* account = counting_account();
     if (account == nullptr)
         return std::malloc(bytes);
-    void* found = may_take(account, bytes) ? std::malloc(bytes) : nullptr;
+    void* found = account->may_take_heap(bytes) ? std::malloc(bytes) : nullptr;
     if (found != nullptr)
         account->take_heap(static_cast<std::int64_t>(malloc_usable_size(found)));
     return found;
@@ -40,7 +32,7 @@ int counted_memalign(void** found, std::size_t alignment, std::size_t bytes) {
     Account* account = counting_account();
     if (account == nullptr)
         return posix_memalign(found, alignment, bytes);
-    const int error = may_take(account, bytes) ? posix_memalign(found, alignment, bytes) : ENOMEM;
+    const int error = account->may_take_heap(bytes) ? posix_memalign(found, alignment, bytes) : ENOMEM;
     if (error == 0)
         account->take_heap(static_cast<std::int64_t>(malloc_usable_size(*found)));
     return error;

@@ -4,8 +4,8 @@
 // strings, what NonZero and Unique find before they know how much it is, an operator's own vectors. The obvious place to
 // count it, an operator new of this library, is not called: the runtime is loaded before or beside it, and binds to
 // libstdc++'s. So the entries by which libstdc++, and libjpeg likewise, calls malloc() and free() are set to functions that count, on a thread
-// that executes and while it does. Beyond the limit there is no memory: operator new throws std::bad_alloc, which the
-// runtime catches around every kernel.
+// that executes and while it does. Beyond the limit the execution is to end, and there is
+// soon no memory: operator new throws std::bad_alloc, which the runtime catches around every kernel.
 #pragma once
 
 namespace clockwork::device {

@@ -28,7 +28,6 @@ struct Account {
     std::size_t peak_bytes = 0;     // of both
     std::size_t refused_bytes = 0;  // what was asked for when the limit was reached; 0: it was not
     std::size_t beside_bytes = 0;   // what it had then
-    std::size_t refusals = 0;
     std::atomic<bool> is_ending{false};  // the execution is to end, for operators to look at; any thread sets it
 
     std::size_t taken_bytes() const {
@@ -36,18 +35,31 @@ struct Account {
                static_cast<std::size_t>(heap_bytes > 0 ? heap_bytes : 0);
     }
 
-    // Whether it may take so many bytes more. With each refusal that rises a little: the runtime needs memory to say so.
+    const OrtApi* api = nullptr;
+    OrtRunOptions* options = nullptr;  // of its runs
+
     bool may_take(std::size_t bytes) const {
-        const std::size_t most = limit_bytes + REFUSAL_BYTES * (refusals < REFUSALS_MAX ? refusals : REFUSALS_MAX);
         const std::size_t taken = taken_bytes();
-        return taken <= most && bytes <= most - taken;
+        return taken <= limit_bytes && bytes <= limit_bytes - taken;
     }
 
     void refuse(std::size_t bytes) {
-        if (refusals++ > 0)
+        if (refused_bytes != 0)
             return;
         refused_bytes = bytes;
         beside_bytes = taken_bytes();
+    }
+
+    // Whether it may take so many bytes more of the heap. Beyond the limit it is to end before its next node: the runtime
+    // takes small pieces where it cannot bear an exception (it begins a body's run, or says what failed), so these may go a
+    // little further, and it is a kernel that takes more.
+    bool may_take_heap(std::size_t bytes) {
+        if (may_take(bytes))
+            return true;
+        refuse(bytes);
+        is_ending.store(true, std::memory_order_relaxed);
+        ort_release_status(api, ort_terminate(api, options));
+        return bytes <= HEAP_PIECE_BYTES && taken_bytes() + bytes <= limit_bytes + HEAP_MARGIN_BYTES;
     }
 
     void take_heap(std::int64_t bytes) {
@@ -57,7 +69,7 @@ struct Account {
     }
 
 private:
-    static constexpr std::size_t REFUSAL_BYTES = 1 << 20, REFUSALS_MAX = 16;
+    static constexpr std::size_t HEAP_PIECE_BYTES = 4 << 20, HEAP_MARGIN_BYTES = 16 << 20;
 };
 
 // What this thread allocates from now on is charged to the account; null: to none.

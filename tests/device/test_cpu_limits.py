@@ -103,6 +103,24 @@ def test_memory_is_taken_for_no_more_strings_than_there_are_bytes_of(make: Calla
 
 
 @WITHOUT_ASAN
+@pytest.mark.parametrize(("each", "rounds"), [(1, 100), (300, 2)])
+def test_memory_may_run_out_anywhere_in_an_execution(
+    each: int, rounds: int, make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a kernel, and where ONNX Runtime cannot bear that operator new throws: between two rounds of a loop, say."""
+    driver = make()
+    became = set()
+    for limit in range(1000, 120_000, 1009):
+        monkeypatch.setattr(config, "execution_workspace_bytes", lambda measured, most=limit: most)
+        model = driver.prepare(wild.strings_of_rounds(each))
+        driver.end(driver.load(model, 1, []))
+        done = driver.end(driver.infer(model, 1, [number(rounds)]))
+        assert done.status == Status.OK or f"of at most {limit}" in done.text
+        became.add(done.status)
+    assert became == {Status.OK, Status.EXECUTION_FAILED}
+
+
+@WITHOUT_ASAN
 def test_memory_that_libjpeg_takes_is_bounded_as_well(bounded: Driver) -> None:
     """The coefficients of a progressive image are twice the size of its pixels, which fit."""
     model = bounded.prepare(Case(operator_model("DecodeJpeg", channels=1)))

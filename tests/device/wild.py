@@ -122,6 +122,35 @@ def loop(scanned: int) -> Case:
     )
 
 
+def strings_of_rounds(each: int) -> Case:
+    """Goes round n times, and keeps so many strings of 100 characters of each round."""
+    text = helper.make_tensor("text", TensorProto.STRING, [1], [b"x" * 100])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["goes"]),
+            helper.make_node("Constant", [], ["text"], value=text),
+            constant("count", INT, [each]),
+            helper.make_node("Tile", ["text", "count"], ["row"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", INT, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ],
+        [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("row", TensorProto.STRING, [each]),
+        ],
+    )
+    nodes = [
+        constant("yes", TensorProto.BOOL, [True], []),
+        helper.make_node("Squeeze", ["n"], ["rounds"]),
+        helper.make_node("Loop", ["rounds", "yes"], ["big"], body=body),
+        helper.make_node("Shape", ["big"], ["y"]),
+    ]
+    return case(nodes, {"n": (INT, [1])}, {"y": (INT, [2])}, batches=False)
+
+
 def spin() -> Case:
     """Goes round n times and keeps nothing but a count."""
     body = helper.make_graph(

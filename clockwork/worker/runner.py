@@ -493,7 +493,8 @@ class ActionRunner:
             except InvalidInput:  # too much is being copied: the outputs are sent
                 continue
             leaving.copies.append(copy)
-            leaving.due_ns += ROOM_WAIT_BYTE_NS * room.size
+            written = sum(memoryview(data).nbytes for (_, _, data), place in zip(outputs, places) if place)
+            leaving.due_ns += ROOM_WAIT_BYTE_NS * written
         if leaving.copies:
             self._leaving[completion.action_id] = leaving
         return leaving

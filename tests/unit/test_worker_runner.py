@@ -282,7 +282,7 @@ def test_outputs_go_to_the_clients_room_or_with_the_answer_where_that_takes_too_
     execute(2)
     stage.copies.end()
     assert stage.runner.take_copies(stage.now) == []
-    due_ns = stage.now + ROOM_WAIT_NS + 2 * 100 * ROOM_WAIT_BYTE_NS
+    due_ns = stage.now + ROOM_WAIT_NS + 2 * 8 * ROOM_WAIT_BYTE_NS  # by the outputs: a room has any size
     assert stage.runner.due_ns <= due_ns
     assert stage.runner.run_due(due_ns - 1) == []
     assert sent(stage.runner.run_due(due_ns)) == [False, True]

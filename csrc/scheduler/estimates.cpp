@@ -101,6 +101,9 @@ bool Surprises::took(Ns took_ns, Ns expected_ns, Ns now) {
     if (!is_one) {
         return count_ > 0 && ++behaved_ >= ERRATIC_BEHAVED && forget();
     }
+    if (count_ > 0 && now - took_ns < newest_ns_) {
+        return false;  // it went on at the same time as the last: devices that all stand still are nobody's doing
+    }
     bool changed = now - newest_ns_ > ERRATIC_NS && forget();
     Ns before = worst_ns();
     count_ = std::min(count_ + 1, ERRATIC_COUNT);

@@ -488,8 +488,11 @@ class ActionRunner:
         for part, (room, outputs) in enumerate(zip(held.rooms, completion.parts)):
             if room is None or not any(places := room.places(outputs)):
                 continue
+            # Not in turn with the client's inputs: a write waits for a lock that the owner may hold, and a read does not.
             try:
-                copy = self._copies.submit(room.process, room.write(outputs, places), (leaving, part, places))
+                copy = self._copies.submit(
+                    ~room.process, room.write(outputs, places), (leaving, part, places)
+                )
             except InvalidInput:  # too much is being copied: the outputs are sent
                 continue
             leaving.copies.append(copy)

@@ -283,8 +283,9 @@ Pixels converted(Pixels&& image, std::size_t channels) {
 }
 
 // The sides to which an image is resized for a form. False: it has too many pixels, now or then.
-bool plan(std::size_t width, std::size_t height, const ImageForm& form, std::size_t& to_width, std::size_t& to_height,
-          std::string& problem) {
+// Not inlined: its texts would be locals of the function that calls setjmp().
+[[gnu::noinline]] bool plan(std::size_t width, std::size_t height, const ImageForm& form, std::size_t& to_width,
+                            std::size_t& to_height, std::string& problem) {
     const std::string has = "has " + std::to_string(width) + " x " + std::to_string(height) + " pixels";
     if (width * height > form.pixels_max) {
         problem = has + "; at most " + std::to_string(form.pixels_max) + " are taken";

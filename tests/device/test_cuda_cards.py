@@ -34,7 +34,8 @@ RIGS = [CudaRig]
 
 
 def relaunched(driver: Driver, **changes: Any) -> str:
-    """The directory of a model whose every launch is changed so; to what a function gives, each time anew."""
+    """The directory of a model whose every launch is changed so; to what a function gives, each time anew. Launches with
+    other arguments come before the usual ones, since a program whose outputs no launch gets is damaged."""
     driver.rig.tables = False
     directory = Path(driver.rig.build(affine()))
     place = directory.parent.parent / "programs" / PreparedModel.read(directory).program
@@ -46,7 +47,10 @@ def relaunched(driver: Driver, **changes: Any) -> str:
         )
 
     variants = tuple(
-        dataclasses.replace(one, launches=tuple(map(changed, one.launches))) for one in program.variants
+        dataclasses.replace(
+            one, launches=(*map(changed, one.launches), *(one.launches if "args" in changes else ()))
+        )
+        for one in program.variants
     )
     program = dataclasses.replace(program, variants=variants)
     prepared = dataclasses.replace(PreparedModel.read(directory), program=program_hash(program))

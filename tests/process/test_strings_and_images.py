@@ -175,9 +175,16 @@ def test_times_are_known_by_the_size_of_an_image(cluster: Cluster) -> None:
         with pytest.raises(Refused, match="idle device"):
             client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=min(slo, alone[1 << 22] / 2e9))
         assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=ANY_SLO_S).shape == (1, 5)
-        # Larger than anything that was measured, by far.
+        # What follows the end of an image is no work.
+        assert client.infer(
+            "photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=ANY_SLO_S
+        ).shape == (1, 5)
+        # More work than anything that was measured, by far: many scans, each over all of 14 million pixels.
+        noise = np.random.default_rng(1).integers(0, 256, (3500, 4000, 3), np.uint8)
+        heavy = io.BytesIO()
+        Image.fromarray(noise).save(heavy, "JPEG", quality=95, progressive=True)
         with pytest.raises(Refused, match="never measured with inputs of this shape or size"):
-            client.infer("photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=ANY_SLO_S)
+            client.infer("photographs", strings(heavy.getvalue()), slo=ANY_SLO_S)
 
 
 # ----- texts -----------------------------------------------------------------------------------------

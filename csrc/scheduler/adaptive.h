@@ -281,13 +281,13 @@ private:
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
     Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // of all models
     Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
-    std::vector<Margin> margins_;        // by the device's kind
+    std::vector<Margin> margins_;         // by the device's kind
     std::uint64_t batch_bytes_max_ = 0;   // that any batch could have
     std::uint64_t batch_copied_max_ = 0;  // likewise
-    double share_ = 0;                   // devices that a model may have while too much arrives; 0: no limit
-    Ns share_at_ns_ = 0;                 // when to compute it anew
-    std::vector<double> wanted_;         // for that: what each model asks for, in devices
-    Fading pace_{1};                     // what executions take of what they are counted with
+    double share_ = 0;                    // devices that a model may have while too much arrives; 0: no limit
+    Ns share_at_ns_ = 0;                  // when to compute it anew
+    std::vector<double> wanted_;          // for that: what each model asks for, in devices
+    Fading pace_{1};                      // what executions take of what they are counted with
     std::vector<Candidate> candidates_;
     std::vector<Waiting> victims_;
 };

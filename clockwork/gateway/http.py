@@ -461,6 +461,8 @@ class HttpServer:
         if all(isinstance(part, bytes) for part in text):
             response.content_length = sum(map(len, [*cast(list[bytes], text), *binary]))
         seat = cast(_Connection, request.protocol).seat
+        # The request was a good one: its client has longer for the answer than a stranger for a request.
+        self._seats.recognize(seat, Standing.CLIENT)
         seat.end(now_ns())  # until the client has read it, the connection may have to make room
         try:
             # The connection's end, by its caller or because the answer is not read, also cancels this.

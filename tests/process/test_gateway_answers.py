@@ -200,6 +200,23 @@ def test_an_answer_that_is_not_read_ends_its_connection(
         assert poll.poll(PATIENCE_S * 1000), "nothing is read here, so that the end alone is seen"
 
 
+def test_a_newcomer_may_take_longer_for_its_answer_than_for_its_request(
+    controller: FakeController, sized: Sized
+) -> None:
+    sized.outputs = {"y": bytes(8 * MIB)}
+    with (
+        running_gateway(controller.endpoint, grpc_port=-1, headers_s=1.0) as gateway,
+        deaf(gateway.ports["http"], http_request()) as slow,
+    ):
+        poll = select.poll()
+        poll.register(slow, select.POLLRDHUP)
+        assert not poll.poll(4_000), "as long as a stranger has, and several sweeps longer"
+        received = 0
+        while received < 8 * MIB:
+            received += len(piece := slow.recv(65536))
+            assert piece, "the answer was cut off"
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_answers_that_are_not_read_shut_out_nobody(
     monkeypatch: pytest.MonkeyPatch,

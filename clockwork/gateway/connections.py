@@ -21,6 +21,7 @@ from typing import NamedTuple
 from clockwork.config import INFLOW_SMALL_BYTES
 from clockwork.config.gateway import GRPC_RECEIVING_BYTES_MAX, GRPC_SWEEP_S, THOROUGH_LOOKS
 from clockwork.config.wire import HEARTBEAT_BYTES_PER_S
+from clockwork.gateway.listener import NO_ROOM
 from clockwork.system.clock import now_ns
 from clockwork.web.seats import Seat, Seats
 from clockwork.wire import inflow
@@ -97,7 +98,8 @@ class Connections:
 
     def sweep(self, stranger_ns: int) -> None:
         """Seat new connections, forget those that have ended, and shut down those whose seats were vacated, and strangers
-        that have made no call they may make for longer than this."""
+        that have made no call they may make for longer than this. Raises OSError where no descriptor is left to look with;
+        the next sweep goes on."""
         thoroughly = self._looks % THOROUGH_LOOKS == 0 or len(self._seats) > self._seats.seats_max // 2
         self._looks += 1
         found = self._look(thoroughly)
@@ -111,13 +113,13 @@ class Connections:
         for seat in self._seats.overdue(now_ns(), stranger_ns):
             seat.close()
         self._end_receiving(found)
-        for peer in self._ending:
+        for peer in list(self._ending):
             if peer in found:
                 descriptor = found[peer]
                 _shut_down(int(descriptor), self._port, peer)
                 # gRPC has yet to find out, and close it: meanwhile it is no newcomer.
                 self._descriptors[descriptor] = self._descriptors[descriptor]._replace(peer="")
-        self._ending.clear()
+            del self._ending[peer]
 
     def _end_receiving(self, found: dict[str, str]) -> None:
         """Have connections shut down while more bytes of messages that are not whole wait than may: first those that have
@@ -168,20 +170,39 @@ NONE = _Descriptor(0, "")
 
 
 def _peer(descriptor: int, port: int) -> str:
-    """The peer of a connection to the port, as gRPC says it; "" for any other socket. Raises nothing."""
-    try:
-        with socket.socket(fileno=os.dup(descriptor)) as one:
-            return _peer_of(one, port)
-    except OSError:  # closed meanwhile, or without a peer
+    """The peer of a connection to the port, as gRPC says it; "" for any other socket. Raises OSError as _duplicate()."""
+    one = _duplicate(descriptor)
+    if one is None:
         return ""
+    with one:
+        return _peer_of(one, port)
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    """A descriptor as a socket of its own; None if it is no socket, because gRPC's threads have closed it and another file
+    has its number. Raises OSError where this process can have no more descriptors."""
+    try:
+        number = os.dup(descriptor)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
+        return None
+    try:
+        return socket.socket(fileno=number)
+    except OSError:
+        os.close(number)
+        return None
 
 
 def _peer_of(one: socket.socket, port: int) -> str:
     if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
         return ""
-    if one.getsockname()[1] != port:
+    try:
+        if one.getsockname()[1] != port:
+            return ""
+        host, peer_port, *more = one.getpeername()
+    except OSError:  # it has none by now
         return ""
-    host, peer_port, *more = one.getpeername()
     host = host.partition("%")[0]
     if "." in host:
         return f"ipv4:{host.removeprefix('::ffff:')}:{peer_port}"
@@ -190,15 +211,18 @@ def _peer_of(one: socket.socket, port: int) -> str:
 
 
 def _received(descriptor: int, port: int, peer: str) -> int:
-    """The bytes that have come on a connection; 0 if the descriptor is no longer its own."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
-        if _peer_of(one, port) == peer:
-            return inflow.received_bytes(one)
-    return 0
+    """The bytes that have come on a connection; 0 if the descriptor is no longer its own. Raises OSError as _duplicate()."""
+    one = _duplicate(descriptor)
+    if one is None:
+        return 0
+    with one:
+        return inflow.received_bytes(one) if _peer_of(one, port) == peer else 0
 
 
 def _shut_down(descriptor: int, port: int, peer: str) -> None:
-    """Shut down a connection, if the descriptor is still its own: gRPC's threads may have closed it and opened another."""
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
-        if _peer_of(one, port) == peer:
-            inflow.end(one)
+    """Shut down a connection, if the descriptor is still its own. Raises OSError as _duplicate()."""
+    one = _duplicate(descriptor)
+    if one is not None:
+        with one:
+            if _peer_of(one, port) == peer:
+                inflow.end(one)

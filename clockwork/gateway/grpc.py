@@ -43,6 +43,7 @@ from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.connections import Connections
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
+from clockwork.gateway.listener import NO_ROOM
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.protocol.split import Reader, Split
 from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
@@ -182,7 +183,11 @@ class GrpcServer:
         stranger_ns = to_ns(self._settings.headers_s)
         while True:
             await asyncio.sleep(GRPC_SWEEP_S)
-            connections.sweep(stranger_ns)
+            try:
+                connections.sweep(stranger_ns)
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
 
     # ----- the service -------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import socket
 import ssl
 import urllib.parse
@@ -134,9 +133,10 @@ class _Connection(web.RequestHandler):
     def reset(self) -> None:
         """End the connection, and drop the bytes that the kernel holds for it: its client does not read them."""
         if self.transport is not None:
-            descriptor = self.transport.get_extra_info("socket").fileno()
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
-                inflow.end(connection)
+            connection = self.transport.get_extra_info("socket")
+            if connection is not None:  # as for TLS, once the peer has gone
+                inflow.drop_unsent(connection)  # by no duplicate: there may be no descriptor left for it
+            self.transport.abort()
 
     def log_exception(self, *args: Any, **more: Any) -> None:
         """Log, except for a broken body: its client is told, and anybody could fill the log with them."""

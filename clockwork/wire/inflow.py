@@ -109,10 +109,15 @@ def received_bytes(connection: socket.socket) -> int:
 
 def end(connection: socket.socket) -> None:
     """Shut a connection down, and drop the bytes that the kernel holds for it."""
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    drop_unsent(connection)
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def drop_unsent(connection: socket.socket) -> None:
+    """Have the kernel drop the bytes that it holds for a connection when it is closed."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _inode_of(fd: int) -> int:

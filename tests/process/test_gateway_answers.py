@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -198,6 +200,43 @@ def test_an_answer_that_is_not_read_ends_its_connection(
         poll = select.poll()
         poll.register(connection, select.POLLRDHUP | select.POLLHUP)
         assert poll.poll(PATIENCE_S * 1000), "nothing is read here, so that the end alone is seen"
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """This process can open nothing while the block runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/proc/self/fd")))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in taken:
+            os.close(one)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_an_answer_that_is_not_read_ends_its_connection_although_no_descriptor_was_left(
+    controller: FakeController, sized: Sized, protocol: str
+) -> None:
+    sized.outputs = {"y": bytes(8 * MIB)}
+    request = http_request() if protocol == "http" else grpc_bytes()
+    with running_gateway(controller.endpoint, body_s=0.2) as gateway:
+        with contextlib.closing(Http(gateway.ports["http"])) as known:
+            known.infer({"inputs": [TINY]})  # libraries open what they need
+            controller.wait_for(InferRequest)
+        with deaf(gateway.ports[protocol], request) as connection:
+            controller.wait_for(InferRequest)
+            poll = select.poll()
+            poll.register(connection, select.POLLRDHUP | select.POLLHUP)
+            with no_descriptor_left():
+                poll.poll(4_000)  # some sweeps after the answer is due
+            assert poll.poll(PATIENCE_S * 1000)
 
 
 def test_a_newcomer_may_take_longer_for_its_answer_than_for_its_request(

@@ -574,7 +574,7 @@ class _Call(Seat):
         self.patience: asyncio.Timeout | None = None  # while it waits for its client
 
     def _give_up(self) -> None:
-        if self.patience is not None:
+        if self.patience is not None and not self.patience.expired():  # else its task is about to end it
             self.patience.reschedule(asyncio.get_running_loop().time())
 
     @contextlib.contextmanager

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
 
+import pytest
+
+from clockwork.gateway import grpc
 from clockwork.gateway.connections import Connections
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import open_descriptors
-from clockwork.web.seats import Seats
+from clockwork.web.seats import Seat, Seats
 
 
 def test_a_number_that_became_a_files_is_let_be(tmp_path: Path) -> None:
@@ -29,3 +33,19 @@ def test_a_number_that_became_a_files_is_let_be(tmp_path: Path) -> None:
             found.sweep(60 * SECOND)
             assert open_descriptors() == before
         accepted.close()
+
+
+def test_a_call_whose_time_is_up_may_be_told_to_make_room_before_it_has_ended() -> None:
+    async def wait() -> list[str]:
+        failures: list[str] = []
+        call = grpc._Call("ipv4:127.0.0.1:1", Seat("ipv4:127.0.0.1", 0, lambda: None))
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: failures.append(str(context["exception"])))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0) as call.patience:
+                loop.call_soon(call.close)  # in the same round as the timeout, and after it
+                await asyncio.Event().wait()
+        call.close()
+        return failures
+
+    assert asyncio.run(wait()) == []

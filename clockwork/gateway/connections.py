@@ -30,10 +30,11 @@ from clockwork.wire import inflow
 class _Receiving:
     """What has come on a connection, and what of it was messages."""
 
-    __slots__ = ("calls", "held", "taken", "waiting")
+    __slots__ = ("calls", "has_had_calls", "held", "taken", "waiting")
 
     def __init__(self) -> None:
         self.calls = 0  # that wait for a message
+        self.has_had_calls = False  # since all that had come was counted as taken
         self.taken = 0
         self.waiting = 0  # bytes of messages that are not whole, as of the last look
         self.held = 0  # those bytes, added up over the looks since there were few of them
@@ -43,6 +44,12 @@ class _Receiving:
         self.taken = min(self.taken + round(HEARTBEAT_BYTES_PER_S * GRPC_SWEEP_S), received)
         self.waiting = received - self.taken
         self.held = self.held + self.waiting if self.waiting > INFLOW_SMALL_BYTES else 0
+
+    def take_all(self, received: int) -> None:
+        """No call waits: what came of calls that were refused or given up is not kept either."""
+        self.taken = received
+        self.waiting = self.held = 0
+        self.has_had_calls = False
 
 
 class Connections:
@@ -75,6 +82,7 @@ class Connections:
         """While a call waits for its message, or for any message of its stream."""
         found = self._receiving.setdefault(peer, _Receiving())
         found.calls += 1
+        found.has_had_calls = True
         try:
             yield
         finally:
@@ -131,8 +139,8 @@ class Connections:
                 one.waiting = 0
             elif one.calls:
                 one.look(_received(int(found[peer]), self._port, peer))
-            else:
-                one.waiting = one.held = 0
+            elif one.has_had_calls:
+                one.take_all(_received(int(found[peer]), self._port, peer))
         waiting = sum(one.waiting for one in self._receiving.values())
         if waiting > GRPC_RECEIVING_BYTES_MAX:
             for peer, one in sorted(self._receiving.items(), key=lambda item: -item[1].held):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from pathlib import Path
 
 import pytest
 
-from clockwork.gateway import grpc
+from clockwork.gateway import connections, grpc
 from clockwork.gateway.connections import Connections
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import open_descriptors
@@ -33,6 +34,33 @@ def test_a_number_that_became_a_files_is_let_be(tmp_path: Path) -> None:
             found.sweep(60 * SECOND)
             assert open_descriptors() == before
         accepted.close()
+
+
+def test_bytes_of_calls_that_have_ended_do_not_count_for_later_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "GRPC_RECEIVING_BYTES_MAX", 256 << 10)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        accepted, _ = server.accept()
+        found = Connections(server.getsockname()[1], Seats(4))
+        peer = f"ipv4:127.0.0.1:{client.getsockname()[1]}"
+        poll = select.poll()
+        poll.register(client, select.POLLRDHUP)
+        with accepted:
+            for _ in range(8):
+                with found.receiving(peer):  # a message that never was whole, of which gRPC keeps nothing
+                    client.sendall(bytes(64 << 10))
+                    assert len(accepted.recv(64 << 10, socket.MSG_WAITALL)) == 64 << 10
+                    found.sweep(60 * SECOND)
+                    assert not poll.poll(0)
+                found.sweep(60 * SECOND)
+            with found.receiving(peer):
+                for _ in range(8):
+                    client.sendall(bytes(64 << 10))
+                    assert len(accepted.recv(64 << 10, socket.MSG_WAITALL)) == 64 << 10
+                found.sweep(60 * SECOND)
+                assert poll.poll(0)
 
 
 def test_a_call_whose_time_is_up_may_be_told_to_make_room_before_it_has_ended() -> None:

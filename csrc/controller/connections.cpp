@@ -152,8 +152,10 @@ void Connections::keep_ungreeted(const ConnectionPtr& connection, Ns now) {
     connection->heard_ns = now;
     ungreeted_[connection->number] = connection;
     waiting_.add(*connection, connection->address);
-    while (waiting_.size() > bounds_.ungreeted)
-        cut(waiting_.idlest(waiting_.largest().second), CutReason::CROWD);
+    while (waiting_.size() > bounds_.ungreeted) {
+        auto [count, address] = waiting_.largest();
+        cut(count > 1 ? waiting_.idlest(address) : *ungreeted_.begin()->second, CutReason::CROWD);
+    }
 }
 
 ConnectionPtr Connections::ended(int fd) {

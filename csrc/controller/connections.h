@@ -14,8 +14,9 @@
 // are written in their order.
 //
 // Seats: a connection may be open for `hello_ns` without a hello, and the seats of either kind of connection are shared
-// fairly. Where too many wait without a hello, the address with the most of them loses its oldest. Where too many have
-// said hello, the holder (the key, else the address) with the most seats loses the connection that was silent longest.
+// fairly. Where too many wait without a hello, the address with the most of them loses its oldest; where each has one,
+// the oldest of all goes. Where too many have said hello, the holder (the key, else the address) with the most seats
+// loses the connection that was silent longest.
 //
 // Not thread safe, except that libzmq lets go of marked frames on its own thread.
 #pragma once
@@ -167,11 +168,12 @@ public:
     // A peer with this key is noted on it, or is not any more.
     void greet(Connection& connection, std::string_view key, Ns now);
     void forget(Connection& connection, Ns now);
-    // A message was taken from it, or is sent to it.
+    // A message was taken from it, or is sent to it. Without a hello that counts for nothing.
     void heard(Connection& connection, Ns now) {
+        if (connection.seats != &greeted_)
+            return;
         connection.heard_ns = now;
-        if (connection.seats == &greeted_)
-            Seats::touch(connection);
+        Seats::touch(connection);
     }
 
     // ----- bounds --------------------------------------------------------------------------------

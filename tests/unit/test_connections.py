@@ -251,6 +251,26 @@ def test_a_connection_without_a_hello_has_its_time_and_again_when_its_peer_is_fo
         assert connections.describe()["cut"] == {"silent": 2}
 
 
+def test_answers_to_a_peer_without_a_hello_give_it_no_more_time() -> None:
+    """Whatever it says is answered, so that it could stay for as long as it speaks."""
+    with tcp_pairs(1) as ((accepted, dialled),):
+        connections = Connections(ConnectionBounds(hello_ns=10 * SECOND))
+        connections.accepted(accepted.fileno(), 0)
+        connections.heard(accepted.fileno(), 9 * SECOND)
+        connections.look(10 * SECOND)
+        assert is_over(dialled)
+
+
+def test_where_all_addresses_have_one_connection_without_a_hello_the_oldest_goes() -> None:
+    """Not the one of the last address in some order, which would never get in."""
+    addresses = [f"127.0.0.{number}" for number in range(1, 5)]
+    with tcp_pairs(4, addresses) as pairs:
+        connections = Connections(ConnectionBounds(ungreeted=3))
+        for accepted, _ in pairs:
+            connections.accepted(accepted.fileno(), 0)
+        assert [is_over(dialled) for _, dialled in pairs] == [True, False, False, False]
+
+
 def test_the_seat_of_a_holder_with_more_of_them_is_free_at_once() -> None:
     with tcp_pairs(4, ("127.0.0.1", "127.0.0.1", "127.0.0.1", "127.0.0.2")) as pairs:
         connections = Connections(ConnectionBounds(greeted=3, idle_ns=5 * SECOND))

@@ -143,12 +143,16 @@ class _Opened:
         self._process, self._number = process, descriptor
         try:
             self._descriptor = _open_memory(f"/proc/{process}/fd/{descriptor}", mode)
-            head = os.pread(self._descriptor, len(MAGIC) + KEY_BYTES, 0)
         except OSError as error:
             raise _unusable(process, descriptor, str(error)) from None
-        if not hmac.compare_digest(head, MAGIC + key):
-            os.close(self._descriptor)
-            raise _unusable(process, descriptor, "it has not the key of the request")
+        why = "it has not the key of the request"
+        try:
+            if hmac.compare_digest(os.pread(self._descriptor, len(MAGIC) + KEY_BYTES, 0), MAGIC + key):
+                return
+        except OSError as error:  # its pages cannot be read from swap, say
+            why = str(error)
+        os.close(self._descriptor)
+        raise _unusable(process, descriptor, why)
 
     def __enter__(self) -> int:
         return self._descriptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -482,6 +483,20 @@ def test_memory_that_becomes_shorter_is_refused() -> None:
     with pytest.raises(InvalidInput, match="has become shorter"):
         next(work)
     os.close(descriptor)
+
+
+def test_memory_that_cannot_be_read_leaves_no_descriptor(
+    lender: ClientMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pread(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    frame = reference_to(Loan(lender, 0))
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "pread", pread)
+    with pytest.raises(InvalidInput, match="Input/output error"):
+        taken(UINT8 | SHARED, [10], frame)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_request_refers_to_one_process(lender: ClientMemory) -> None:

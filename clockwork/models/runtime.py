@@ -67,7 +67,7 @@ def does_not_end() -> None:
 
 class Limit:
     """A context that ends an execution after preparation_run_ns(): another thread calls terminate(), and does_not_end()
-    where that does not help. The context then raises RunsTooLong."""
+    where that does not help. The context then raises RunsTooLong; at its start MemoryError, if there is none for the thread."""
 
     def __init__(self, terminate: Callable[[], None]) -> None:
         self._terminate = terminate
@@ -89,7 +89,10 @@ class Limit:
             does_not_end()
 
     def __enter__(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no memory for its stack
+            raise MemoryError(str(error)) from None
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import numpy as np
 import pytest
@@ -20,6 +21,20 @@ def test_the_runtime_says_that_it_was_given_no_memory() -> None:
     with bounded_memory(50 * MIB), pytest.raises(RunError) as failure:
         session.run([np.array([100 * MIB], np.int64)])
     assert lacked_memory(str(failure.value))
+
+
+def test_a_thread_for_which_there_is_no_memory_is_the_machines_fault() -> None:
+    """Its stack takes 2 MiB or more: threads that wait here have those of threads that have ended."""
+    session = Session(wild.expand().model.SerializeToString(), optimise=False)
+    is_over = threading.Event()
+    waiting = [threading.Thread(target=is_over.wait, daemon=True) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    with bounded_memory(MIB), pytest.raises(MemoryError):
+        session.run([np.array([1], np.int64)])
+    is_over.set()
+    for thread in waiting:
+        thread.join()
 
 
 @pytest.mark.parametrize(

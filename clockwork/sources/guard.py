@@ -28,6 +28,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""Every public address of IPv6. Of others, some are global to some of Python's releases: fec0::/10, 64:ff9b:1::/48."""
 
 
 class Guard:
@@ -57,7 +59,7 @@ class Guard:
     def refusal(self, host: str, port: int) -> str:
         """Why there is no connection to an address; "" if there may be one."""
         address = _address(host)
-        if address.is_global and not address.is_multicast:
+        if _is_public(address):
             return ""
         if any(port == named and address in found for (_, named), found in self._named.items()):
             return ""
@@ -102,6 +104,10 @@ def guard_for(scheme: str) -> Guard | None:
 
         guard.allow(constants.ENDPOINT)
     return guard
+
+
+def _is_public(address: Address) -> bool:
+    return address.is_global and not address.is_multicast and (address.version == 4 or address in _UNICAST)
 
 
 def _is_address(host: str) -> bool:

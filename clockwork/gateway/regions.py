@@ -37,6 +37,7 @@ from clockwork.config.gateway import (
 )
 from clockwork.errors import InvalidInput, Refused
 from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
+from clockwork.gateway.listener import NO_ROOM
 from clockwork.gateway.tensors import check_size
 from clockwork.system.copies import Copies, Work
 from clockwork.system.files import mount_of
@@ -240,17 +241,19 @@ class Regions:
     def sweep(self) -> None:
         """Forget what callers who are gone have left: regions whose file has gone or been replaced, and those whose file
         no process has had open or mapped for REGION_UNHELD_SWEEPS sweeps. The file itself is its owner's, and stays."""
-        for owner, mine in list(self._owners.items()):
-            for name, region in list(mine.items()):
-                region.unheld = 0 if self._is_held(owner, region) else region.unheld + 1
-                if region.unheld >= REGION_UNHELD_SWEEPS or not self._is_there(owner, region):
-                    self.unregister(owner, name)
+        with contextlib.suppress(Refused):  # the next sweep may look again
+            for owner, mine in list(self._owners.items()):
+                for name, region in list(mine.items()):
+                    region.unheld = 0 if self._is_held(owner, region) else region.unheld + 1
+                    if region.unheld >= REGION_UNHELD_SWEEPS or not self._is_there(owner, region):
+                        self.unregister(owner, name)
 
     # ----- files -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _opened(self, owner: int, file_name: str, key: str, mode: int) -> Iterator[int]:
-        """A descriptor of a shared-memory file that the owner owns. Raises InvalidInput."""
+        """A descriptor of a shared-memory file that the owner owns. Raises InvalidInput, and Refused where this process can
+        have no more descriptors."""
         with contextlib.ExitStack() as stack:
 
             def opened(path: Path | str, how: int) -> int:
@@ -277,6 +280,11 @@ class Regions:
                 # NONBLOCK: of a file with a lease it is refused at once.
                 descriptor = opened(f"/proc/self/fd/{seen}", mode | os.O_NONBLOCK)
             except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise Refused(
+                        f"the gateway cannot open shared memory region {key!r} now: {error.strerror}",
+                        Reason.OVERLOADED.value,
+                    ) from None
                 why = {
                     errno.ENOENT: f"there is no {self._folder / file_name} on the gateway's machine",
                     errno.EACCES: f"the gateway (user {os.geteuid()}) has no right to it",
@@ -286,7 +294,7 @@ class Regions:
 
     @contextlib.contextmanager
     def _of(self, owner: int, region: Region, mode: int) -> Iterator[int]:
-        """A descriptor of the file that a region was registered for. Raises InvalidInput."""
+        """A descriptor of the file that a region was registered for. Raises as _opened()."""
         with self._opened(owner, _file_name(region.key), region.key, mode) as descriptor:
             found = os.fstat(descriptor)
             if (found.st_dev, found.st_ino) != region.file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import mmap
 import os
@@ -252,6 +253,23 @@ def test_what_a_dead_caller_left_is_forgotten(table: Regions, tmp_path: Path) ->
     for _ in range(REGION_UNHELD_SWEEPS):
         table.sweep()
     assert names(table) == []
+
+
+def test_without_a_descriptor_left_nothing_is_forgotten(
+    table: Regions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(*_: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    make(tmp_path)
+    table.register(ME, "r", "memory", 0, 64)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", no_descriptor)
+        for _ in range(REGION_UNHELD_SWEEPS):
+            table.sweep()
+        with pytest.raises(Refused, match="Too many open files"):
+            table.register(ME, "s", "memory", 0, 64)
+    assert names(table) == ["r"]
 
 
 def test_a_region_that_is_used_between_two_sweeps_stays(table: Regions, tmp_path: Path) -> None:

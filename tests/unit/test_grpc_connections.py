@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("grpc", reason="the gateway's libraries are not installed ([gateway])")
+
 from clockwork.gateway import connections, grpc
 from clockwork.gateway.connections import Connections
 from clockwork.system.clock import SECOND

@@ -112,6 +112,7 @@ cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
 
 cdef extern from "device/heap.h" namespace "clockwork::device" nogil:
     cbool c_count_heap "clockwork::device::count_heap"(const char* library)
+    cbool counts_operator_new()
 
 cdef extern from "<dlfcn.h>" nogil:
     int RTLD_NOW

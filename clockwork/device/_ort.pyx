@@ -7,6 +7,7 @@ with different settings, and threads of the library may outlive any device.
 
 import glob
 import importlib.util
+import logging
 import os
 import threading
 
@@ -23,6 +24,8 @@ _KNOWN_MODEL = (
     b"\x01n\n\x02\x08\x02Z\x0f\n\x01w\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x02b\x14\n\x01y\x12\x0f\n\r\x08\x01"
     b"\x12\t\n\x03\x12\x01n\n\x02\x08\x02B\x04\n\x00\x10\r"
 )
+
+log = logging.getLogger("clockwork.device")
 
 _lock = threading.Lock()
 _runtime = None
@@ -86,6 +89,9 @@ cdef class Runtime:
         self.check(ort_register_allocator(self.api, self.env, self.workspace))
         if not count_heap(b"/libstdc++.so"):
             raise ConfigError("the heap of executions cannot be counted: this process has no libstdc++ that calls malloc()")
+        if not counts_operator_new():
+            log.warning("the heap of executions is not counted, so no bound holds for it: operator new is not libstdc++'s in "
+                        "this process (LD_PRELOAD=%s)", os.environ.get("LD_PRELOAD", ""))
         self._verify()
 
     cdef int check(self, OrtStatus* status) except -1:

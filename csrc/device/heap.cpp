@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
+#include <new>
 
 #include "device/workspace.h"
 
@@ -165,6 +166,17 @@ bool count_heap(const char* library) {
     Search search{library};
     dl_iterate_phdr(visit, &search);
     return search.is_done;
+}
+
+bool counts_operator_new() {
+    constexpr std::size_t BYTES = 4096;
+    Account account;
+    account.limit_bytes = 2 * BYTES;
+    account.counts_heap = true;
+    charge(&account);
+    ::operator delete(::operator new(BYTES));
+    charge(nullptr);
+    return account.peak_bytes >= BYTES;
 }
 
 }  // namespace clockwork::device

@@ -14,4 +14,8 @@ namespace clockwork::device {
 // False: it is not loaded, or calls malloc() in another way.
 bool count_heap(const char* library);
 
+// Whether what this process takes by operator new is counted, after count_heap() of libstdc++. It is not where a library
+// with an operator new of its own was loaded before all others (LD_PRELOAD): jemalloc, tcmalloc.
+bool counts_operator_new();
+
 }  // namespace clockwork::device

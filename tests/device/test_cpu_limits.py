@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +150,31 @@ def test_memory_of_the_heap_counts_in_what_an_execution_took(make: Callable[...,
     for count in (1000, 100, 1000):
         assert driver.end(driver.infer(model, 1, [text, number(count)])).status == Status.OK
         assert 10_000 * count <= driver.device.workspace_peak_bytes < 10_200 * count + (1 << 16)
+
+
+@WITHOUT_ASAN
+def test_a_heap_that_cannot_be_counted_is_said_at_the_start(tmp_path: Path) -> None:
+    """As that of jemalloc, where it is preloaded: it has an operator new of its own."""
+    source, library = tmp_path / "heap.cpp", tmp_path / "heap.so"
+    source.write_text(
+        "#include <cstdlib>\n#include <new>\n"
+        "void* operator new(std::size_t bytes) { return std::malloc(bytes); }\n"
+        "void operator delete(void* pointer) noexcept { std::free(pointer); }\n"
+        "void operator delete(void* pointer, std::size_t) noexcept { std::free(pointer); }\n"
+    )
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    command = [sys.executable, "-c", "from clockwork.device._ort import runtime; runtime()"]
+    for preload, says in (("", False), (str(library), True)):
+        said = subprocess.run(
+            command, env={**os.environ, "LD_PRELOAD": preload}, capture_output=True, text=True, check=True
+        )
+        assert (
+            f"is not counted, so no bound holds for it: operator new is not libstdc++'s in this process (LD_PRELOAD={preload})"
+            in said.stderr
+        ) == says, said.stderr
 
 
 def test_what_an_execution_asked_for_is_said(bounded: Driver) -> None:

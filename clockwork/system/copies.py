@@ -63,7 +63,9 @@ class Copies:
         self._is_closed = False
 
     def submit(self, owner: int, work: Work, subject: Any) -> Copy:
-        """Have a copy done, of an owner's memory. Raises InvalidInput past the bounds."""
+        """Have a copy done, of an owner's memory. Raises InvalidInput past the bounds, and where there is no thread for it."""
+        if not self._threads:
+            self._start()
         copy = Copy(owner, work, subject)
         with self._lock:
             mine = self._waiting.get(owner)
@@ -77,8 +79,6 @@ class Copies:
                 mine.append(copy)
                 return copy
             self._waiting[owner] = collections.deque((copy,))
-        if not self._threads:
-            self._start()
         self._turns.put(owner)
         return copy
 
@@ -107,9 +107,16 @@ class Copies:
             thread.join(COPIES_CLOSE_S)
 
     def _start(self) -> None:
+        """Start the threads, or as many as the system gives. Raises InvalidInput where that is none."""
         for number in range(COPY_THREADS):
-            self._threads.append(threading.Thread(target=self._work, name=f"copies-{number}", daemon=True))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._work, name=f"copies-{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no memory, or a limit of the user's processes
+                if not self._threads:
+                    raise InvalidInput(f"there is no thread for copies of clients' memory: {error}") from None
+                break
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while (owner := self._turns.get()) is not None:

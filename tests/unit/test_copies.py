@@ -46,6 +46,33 @@ def test_a_copy_that_stands_still_holds_its_owners_other_copies_alone() -> None:
     stage.copies.close()
 
 
+@pytest.mark.parametrize("given", [0, 1])
+def test_copies_go_on_with_the_threads_that_the_system_gives(
+    given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, begun = threading.Thread.start, []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(begun) >= given:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    stage = Stage()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_some)
+        if not given:
+            with pytest.raises(InvalidInput, match="can't start new thread"):
+                stage.copies.submit(1, stage.work("early", 1), None)
+        else:
+            stage.copies.submit(1, stage.work("early", 1), None)
+            assert stage.ended.acquire(timeout=60)
+    stage.copies.submit(1, stage.work("late", 1), None)
+    assert stage.ended.acquire(timeout=60)
+    assert stage.done[-1] == ("late", 0)
+    stage.copies.close()
+
+
 def test_owners_take_turns_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies, "COPY_THREADS", 1)
     stage, gate = Stage(), threading.Event()

@@ -151,6 +151,7 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """The response to an error that aiohttp itself finds: mostly bytes that are not HTTP."""
+        self.asked = False  # the request goes no further
         if status == 500:
             log.error("a request failed: %s %s", request.method, request.raw_path[:200], exc_info=exc)
             text = "the gateway failed; its log says how"

@@ -5,8 +5,9 @@ one at a time and at low priority, and imports onnx and onnxruntime so that the 
 that crashes the process harms no other. PreparationProcess is the worker's handle on it.
 
 A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check: directories
-and their checksums}, then {started: true}, {slow: true} where an execution takes long, then {status, text, leaving, ...}. A process that is leaving takes no
-further job. A package is prepared within a budget of memory, beyond which the kernel gives the process none.
+and their checksums}, then {started: true}, {slow: true} where an execution takes long, then {status, text, leaving, ...}.
+A process that is leaving takes no further job. A package is prepared within a budget of memory, beyond which the kernel
+gives the process none.
 """
 
 from __future__ import annotations

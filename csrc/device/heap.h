@@ -3,9 +3,10 @@
 // ONNX Runtime takes tensors from the allocator that it is given, and all else from operator new: the characters of
 // strings, what NonZero and Unique find before they know how much it is, an operator's own vectors. The obvious place to
 // count it, an operator new of this library, is not called: the runtime is loaded before or beside it, and binds to
-// libstdc++'s. So the entries by which libstdc++, and libjpeg likewise, calls malloc() and free() are set to functions that count, on a thread
-// that executes and while it does. Beyond the limit the execution is to end, and there is
-// soon no memory: operator new throws std::bad_alloc, which the runtime catches around every kernel.
+// libstdc++'s. So the entries by which libstdc++ calls malloc() and free(), and libjpeg's likewise, are set to functions
+// that count on a thread that executes, and while it does. Beyond the limit the execution is told to end between two
+// nodes, and a little later it gets no more memory: operator new throws std::bad_alloc, which the runtime catches around
+// every kernel.
 #pragma once
 
 namespace clockwork::device {

@@ -21,10 +21,9 @@ namespace clockwork::device {
 // What one execution has taken. It lives as long as the process: a session may keep a block of it for good.
 struct Account {
     std::size_t limit_bytes = 0;
-    std::size_t used_bytes = 0;  // of the workspace
-    std::int64_t heap_bytes =
-        0;  // of the heap, see device/heap.h; less than none where it gave back what was there before
-    bool counts_heap = false;       // it executes now; this and heap_bytes are for the thread that is charged alone
+    std::size_t used_bytes = 0;     // of the workspace
+    std::int64_t heap_bytes = 0;    // of the heap, see device/heap.h; negative where it freed what older runs had left
+    bool counts_heap = false;       // it executes now; only the thread that is charged uses this and heap_bytes
     std::size_t peak_bytes = 0;     // of both
     std::size_t refused_bytes = 0;  // what was asked for when the limit was reached; 0: it was not
     std::size_t beside_bytes = 0;   // what it had then

@@ -98,6 +98,9 @@ bool Executions::is_held_up(Executor& executor) {
 bool Executions::charge_overdue(const Flight& flight, const ActionResult& result) {
     Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
     if (!is_overdue(took, flight.expected_ns) || took > state_.now - flight.sent_ns) {
+        if (result.status == Status::OK) {
+            excuse_overdue(*flight.residency);
+        }
         return false;
     }
     clockwork::charge_overdue(*flight.residency, state_.now, took - flight.expected_ns);

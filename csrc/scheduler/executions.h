@@ -21,7 +21,7 @@ public:
 
     // One of them came back: its executor's lane, and its time.
     void count(const Flight& flight, const ActionResult& result);
-    // If it was overdue, its model is charged for that. True if so.
+    // If it was overdue, its model is charged for that; if it was not, a single one before it is excused. True if it was.
     bool charge_overdue(const Flight& flight, const ActionResult& result);
     void leave_lane(Flight& flight, const ActionResult& result);
     // Its unanswered requests, free to be planned again, are appended.

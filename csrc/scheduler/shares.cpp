@@ -121,14 +121,25 @@ void charge_overdue(Residency& residency, Ns now, Ns excess_ns) {
     share.excess.add(now, static_cast<double>(excess_ns));
     share.overdue = now - share.overdue_ns < OVERDUE_AGE_NS ? std::min(share.overdue + 1, OVERDUE_COUNT) : 1;
     share.overdue_ns = now;
+    share.is_excused = false;
     residency.arena->shares.contested_until_ns = now + OVERDUE_AGE_NS;
     residency.arena->shares.divided_ns = -NEVER_NS;  // what follows is to know of it
+}
+
+void excuse_overdue(Residency& residency) {
+    ModelShare& share = residency.share;
+    if (share.is_excused || share.overdue == 0 || share.overdue >= OVERDUE_COUNT) {
+        return;
+    }
+    share.is_excused = true;
+    share.excess = {};
+    residency.arena->shares.divided_ns = -NEVER_NS;
 }
 
 Use use_of(const Residency& residency, ModelShare& share, Ns now) {
     Use use{share.asked.rate(now), share.had.rate(now)};
     double excess = share.excess.rate(now);
-    bool is_overdue = now - share.overdue_ns < OVERDUE_AGE_NS;
+    bool is_overdue = share.is_mistaken(now);
     for (const Executor* one = residency.arena->executors.front(); one != nullptr; one = one->after) {
         if (one->is_overdue(now) && one->lane.front()->residency == &residency) {
             excess += static_cast<double>(now - one->head_end_ns) / static_cast<double>(SHARE_WINDOW_NS);

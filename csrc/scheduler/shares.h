@@ -14,10 +14,12 @@
 //
 // Both are counted by what executions are expected to take. Where some are overdue (estimates.h), what they take beyond
 // that is had, too, while they go on; and what their model asked for is as many times more as what it had, up to
-// SHARE_UNKNOWN. Until OVERDUE_AGE_NS
-// after the last of them, what waits may have been let in by such expectations, however long ago. So the device is
-// contested for so long, and a model with OVERDUE_COUNT of them that has more than SHARE_OVERDUE of the device counts as
-// asking for more than there is. A single one may be the machine's doing, and is counted as the time that it took.
+// SHARE_UNKNOWN. Until OVERDUE_AGE_NS after the last of them, what waits may have been let in by such expectations,
+// however long ago. So the device is contested for so long, and a model with OVERDUE_COUNT of them that has more than
+// SHARE_OVERDUE of the device counts as asking for more than there is. A single one may be the machine's doing: once
+// another execution of the model has ended in time, it is excused, which means that nothing is charged for it any more.
+// Nothing is lost by that: what waited behind it was put behind others as it ended, and the next overdue one counts as
+// the second.
 //
 // edf (admission.cpp): in a plan, models that are beyond stand behind the others; they are admitted as far as what may
 // come from the others while they wait (passing_ns()) would delay no promise; and a higher priority displaces nobody
@@ -129,6 +131,7 @@ struct ModelShare {
     Windowed requests;
     Ns overdue_ns = -NEVER_NS;  // when the last overdue execution ended
     std::uint32_t overdue = 0;  // of those, until then
+    bool is_excused = false;    // it was a single one, and others ended in time since
     Ns asked_ns = 0;            // when it last asked
     Ns alone_ns = 0;            // what one of its requests takes by itself
     Ns slack_ns = 0;            // the SLO that its requests come with
@@ -142,8 +145,10 @@ struct ModelShare {
     void archive(Archive& archive) {
         archive(asked, had, excess, requests, overdue_ns, overdue, asked_ns, alone_ns, slack_ns, batched_ns, arrivals,
                 sigmas);
-        archive(is_modest, is_greedy, is_beyond);
+        archive(is_excused, is_modest, is_greedy, is_beyond);
     }
+    // Whether expectations of its executions did not hold of late.
+    bool is_mistaken(Ns now) const { return !is_excused && now - overdue_ns < OVERDUE_AGE_NS; }
 };
 
 // How a device's time is divided.
@@ -178,6 +183,9 @@ void charge(Residency& residency, Ns now, Ns duration_ns);
 // Notes that an execution of the model took so much longer than it was charged for, which contests its device.
 void charge_overdue(Residency& residency, Ns now, Ns excess_ns);
 
+// Notes that an execution of the model ended in time, which excuses a single one that did not.
+void excuse_overdue(Residency& residency);
+
 // What a model asks of a device, and had of it, per nanosecond.
 struct Use {
     double asked = 0, had = 0;
@@ -195,9 +203,7 @@ bool is_beyond_share(Residency& residency, Ns now);
 
 // Whether the residency's model, where it is beyond its share, was promised its time on expectations that did not hold: such
 // promises need not be kept to the cost of models within their shares.
-inline bool is_owed_nothing(const ModelShare& share, Ns now) {
-    return share.is_beyond && now - share.overdue_ns < OVERDUE_AGE_NS;
-}
+inline bool is_owed_nothing(const ModelShare& share, Ns now) { return share.is_beyond && share.is_mistaken(now); }
 
 // By how much longer a batch of a model beyond its share may have to wait that would begin after wait_ns, because models
 // within their shares go before it.

@@ -81,6 +81,16 @@ def test_requests_that_keep_coming_hold_others_up_for_one_execution_each(policy:
     assert report.classes.good[HONEST] == report.classes.offered[HONEST]
 
 
+def test_quick_executions_between_those_that_take_long_hold_nobody_up(policy: str) -> None:
+    """A quick one excuses a single overdue one before it: the next one is held against the model all the same."""
+    gap_s, period_s = 0.003, EXECUTION_MS / 1000
+    spells = [(1 + number * period_s + gap_s, 1 + (number + 1) * period_s) for number in range(20)]
+    arrivals = [burst(round(second * SECOND / 4), 8 * SECOND, 20) for second in range(4, 4 * (SECONDS - 5))]
+    report = run(policy, arrivals, spells)
+    assert longest_ms(report) < 2 * QUIET_MS + 1.05 * EXECUTION_MS
+    assert report.classes.good[HONEST] == report.classes.offered[HONEST]
+
+
 def test_a_model_that_takes_long_now_and_then_is_predicted_by_its_worst_until_it_behaves(policy: str) -> None:
     """Every other second an execution takes 1.2 s; from 12 s on none does."""
     arrivals = [burst(round(second * SECOND / 8), 900 * MS, 3) for second in range(8, 8 * 25)]

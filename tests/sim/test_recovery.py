@@ -28,6 +28,13 @@ def test_a_world_in_which_little_was_served_any_more_recovers(policy: str, seed:
     assert outcome.has_recovered, str(outcome)
 
 
+# A worker that stood still for 0.7 s counted for four seconds as what its models ask for, and for ten against promises.
+@pytest.mark.parametrize("policy", HELD)
+def test_a_single_stall_is_not_held_against_a_model(policy: str) -> None:
+    [outcome] = outcomes([policy], [58], "stop")
+    assert outcome.has_recovered, str(outcome)
+
+
 # A clock that was set back made orders wait for ten seconds; profiles ten times too short were believed again of every
 # batch size that was not run for a second.
 @pytest.mark.slow

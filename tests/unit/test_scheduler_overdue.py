@@ -56,6 +56,76 @@ def test_a_result_that_is_late_by_little_takes_nothing_back(policy: str) -> None
     assert isinstance(story.at(96).done(first, 96)[0], AnswerOk)
 
 
+class Device:
+    """A device that is asked for 1.4 of its time: models 1 and 2 of 10 ms, each every 14 ms, one execution after another."""
+
+    EXEC_MS, EVERY_MS = 10, 14
+
+    def __init__(self, policy: str) -> None:
+        self.story = Story(policy, *(spec(model, exec_ms=self.EXEC_MS) for model in (1, 2)))
+        self.lane: list[SendInfer] = []
+        self.now_ms = 0
+        self.executing: SendInfer | None = None
+        self.takes_ms = self.ends_ms = 0
+
+    def serve(self, count: int, stall_ms: int = 0) -> None:
+        """Until so many executions of model 1 have begun and ended; the first takes so much longer."""
+        before = self.executing
+        while count > 0:
+            self.now_ms += 1
+            orders = [one for _, one in self.story.until(self.now_ms)]
+            for model in (1, 2):
+                if self.now_ms % self.EVERY_MS == model:
+                    orders += self.story.request(model)[1]
+            if self.executing and self.now_ms >= self.ends_ms:
+                ended, self.executing = self.executing, None
+                count -= ended.model_id == 1 and ended is not before
+                orders += self.story.done(ended, self.takes_ms)
+            while orders:
+                match orders.pop(0):
+                    case SendInfer() as send:
+                        self.lane.append(send)
+                    case SendRevoke(_, action_id):
+                        for revoked in [one for one in self.lane if one.action_id == action_id]:
+                            self.lane.remove(revoked)
+                            orders += self.story.done(revoked, 0, Status.ACTION_CANCELLED)
+            if self.lane and not self.executing:
+                self.executing = self.lane.pop(0)
+                self.takes_ms = self.EXEC_MS
+                if self.executing.model_id == 1:
+                    self.takes_ms, stall_ms = self.takes_ms + stall_ms, 0
+                self.ends_ms = self.now_ms + self.takes_ms
+
+    def asked(self) -> float:
+        """The part of the device that model 1 counts as asking for."""
+        [row] = self.story.scheduler.devices()
+        [asked] = [one["asked"] for one in row["shares"] if one["model"] == 1]
+        return float(asked)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_after_a_stall_of_the_machine_shares_are_as_they_were(policy: str) -> None:
+    device = Device(policy)
+    device.serve(200)
+    usual = device.asked()
+    assert 0.6 < usual < 0.8
+    device.serve(1, stall_ms=600)
+    assert device.asked() > 1.3 * usual, "others go first when it has ended"
+    device.serve(1)
+    assert device.asked() == pytest.approx(usual, rel=0.05), "the next one ended in time"
+    device.serve(50)
+    assert device.asked() == pytest.approx(usual, rel=0.05)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_excused_counts_when_it_happens_again(policy: str) -> None:
+    device = Device(policy)
+    device.serve(200)
+    for _ in range(2):
+        device.serve(50, stall_ms=600)
+    assert device.asked() == 2, "two within 10 s: as more than there is, until 10 s after the second"
+
+
 def curve(usual_ms: float = 1) -> Curve:
     made = Curve()
     made.seed(1, round(usual_ms * MS))

@@ -34,7 +34,7 @@ class Site(NamedTuple):
     http_port: int
     grpc_port: int
     token: str
-    packages: dict[str, str]  # digests, by model
+    packages: dict[str, str]  # digests, by the first model with each
 
 
 class Attack(NamedTuple):
@@ -61,8 +61,8 @@ def site(attacks: Iterable[Attack], quick: bool) -> Iterator[Site]:
             for name, model in models.items():
                 before = set((cluster.data / "packages").iterdir()) if packages else set()
                 client.register(name, model)
-                [package] = set((cluster.data / "packages").iterdir()) - before
-                packages[name] = package.name
+                for package in set((cluster.data / "packages").iterdir()) - before:
+                    packages[name] = package.name
         token = secrets.token_hex(16)
         path = cluster.data / "token"
         path.write_text(token)

@@ -8,7 +8,6 @@ import select
 import signal
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from clockwork.gateway import http as http_server
 from clockwork.gateway.process import seats_of
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
-from clockwork.system.limits import open_descriptors
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import (
@@ -199,27 +197,6 @@ def test_a_stranger_has_seconds_and_a_client_longer(
         assert known.ask("POST", "/v2/models/m/infer", BODY, BEARER).status == 200
         assert known.connection.sock is sock, "which waited as long"
         known.close()
-
-
-def test_clients_that_read_no_answers_and_then_send_no_http_end(controller: FakeController) -> None:
-    """Among so many, some have an answer that the kernel has not taken, but of which the gateway need not wait."""
-    get = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with (
-        running_gateway(controller.endpoint, grpc_port=-1, body_s=1.0) as gateway,
-        contextlib.ExitStack() as stack,
-    ):
-        before = open_descriptors()
-        for count in range(CLIENTS):
-            client = stack.enter_context(socket.socket())
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", gateway.ports["http"]))
-            client.sendall(
-                (get.format("/v2") + count * get.format("/openapi.json") + "no HTTP\r\n\r\n").encode()
-            )
-        deadline = time.monotonic() + PATIENCE_S
-        while open_descriptors() > before + CLIENTS:
-            assert time.monotonic() < deadline, f"{open_descriptors() - before - CLIENTS} are still held"
-            threading.Event().wait(0.1)
 
 
 # ----- gRPC ------------------------------------------------------------------------------------

@@ -216,9 +216,12 @@ class World:
 
     def _start(self, arena: str, more: Callable[[str], dict[str, str]]) -> None:
         """Start all processes, and the links between them."""
+        # The flight recorder's ring is touched as it fills, 135 bytes a request: a small one is full before a soak looks
+        # for what grows.
         self.controller = self._supervise("controller", [
             "controller", "--listen", self.endpoint, "--worker-listen", self.worker_endpoint,
             "--events", f"tcp://{self.address}:5557", "--data", str(self.root / "controller"), "--policy", "edf",
+            "--recorder-bytes", "1MiB",
         ], more)  # fmt: skip
         assert self.controller.said("listens for clients", 0), self.controller.program.text
         self.worker_links = [self._link(self.worker_endpoint) for _ in range(WORKERS)]

@@ -51,7 +51,7 @@ class Answers:
         self._limit_ns = to_ns(answer_s)
         self.bytes = 0
         self._of_callers: collections.Counter[Hashable] = collections.Counter()
-        self._there: dict[Held, None] = {}  # answers that have come; the one that moved last is last
+        self._there: dict[Held, None] = {}  # answers that have come, by their last progress
         # Of models' last two answers, if either was large; the last one first.
         self._sizes: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
 

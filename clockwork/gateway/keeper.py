@@ -449,7 +449,7 @@ class Keeper:
                     self._starting.pop(key, None)
 
     def _put_off(self, done: Done, count: int) -> None:
-        """Try a version again after a pause that is twice the one before. count: tries that have failed."""
+        """Try a version again after a pause that doubles with each failure. count: tries that have failed."""
         done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
 
     def _unregister(self, key: tuple[str, int]) -> None:

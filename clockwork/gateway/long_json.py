@@ -1,9 +1,9 @@
 """Reads JSON of megabytes within bounds, in pieces that hold the interpreter's lock for some milliseconds.
 
 Python's reader, in C, lets no other thread run until it is done, so that eight megabytes keep the event loop for up to a
-second, whichever thread reads them. Python's reader in Python does let others run, and takes as long again as a second for
-each megabyte of numbers. Here the one in Python reads what is structure, and hands the one in C the lists of numbers, piece
-by piece; and the lists and objects are counted first, for each is an object that the garbage collector follows.
+second, whichever thread reads them. Python's reader in Python does let others run, but takes about a second for each
+megabyte of numbers. Here the Python reader handles lists and objects, and passes lists of numbers to the C reader piece by
+piece. Lists and objects are counted first, because the garbage collector follows each of them.
 """
 
 from __future__ import annotations

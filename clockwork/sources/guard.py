@@ -119,7 +119,7 @@ def _is_address(host: str) -> bool:
 
 
 def _address(host: str) -> Address:
-    """An address, or the one that it stands for. Raises ValueError."""
+    """An address, or the IPv4 address that it stands for. Raises ValueError."""
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         within = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)

@@ -55,7 +55,7 @@ class Copies:
         self._wake = wake
         self._whose = whose
         self._lock = threading.Lock()
-        self._waiting: dict[int, collections.deque[Copy]] = {}  # by owner, the one under way first
+        self._waiting: dict[int, collections.deque[Copy]] = {}  # by owner, the copy under way first
         self._count = 0
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # owners, each at most once
         self._ended: collections.deque[Copy] = collections.deque()

@@ -113,4 +113,4 @@ def descriptor_limit() -> int:
 
 def open_descriptors() -> int:
     """Descriptors that this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1  # but the one that reads this
+    return len(os.listdir("/proc/self/fd")) - 1  # less the descriptor of this listing

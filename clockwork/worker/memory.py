@@ -35,7 +35,7 @@ class Room(NamedTuple):
     size: int
 
     def places(self, outputs: Sequence[TensorView]) -> list[int]:
-        """The offset of each output in the room; 0 for one that does not fit, or may not lie there."""
+        """The offset of each output in the room; 0 for an output that does not fit, or may not lie there."""
         found = []
         at = FIRST_OFFSET
         for dtype, _, data in outputs:

@@ -27,10 +27,11 @@ double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
 void divide(Arena& arena, Ns now) {
     DeviceShares& shares = arena.shares;
     shares = {shares.contested_until_ns, now};
+    bool is_late = has_overdue(arena, now);
     std::vector<double> wanted;
     for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         one->share.is_greedy = one->share.is_beyond = false;
-        if (double rate = use_of(*one, one->share, now).asked; rate > 0) {
+        if (double rate = use_of(*one, one->share, now, is_late).asked; rate > 0) {
             wanted.push_back(rate);
         }
     }
@@ -41,7 +42,7 @@ void divide(Arena& arena, Ns now) {
     }
     std::size_t greedy_count = 0;
     for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (Use use = use_of(*one, one->share, now); use.asked > level) {
+        if (Use use = use_of(*one, one->share, now, is_late); use.asked > level) {
             had_sum += use.had;
             ++greedy_count;
         }
@@ -50,7 +51,7 @@ void divide(Arena& arena, Ns now) {
     bool some_within = false;
     for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         ModelShare& share = one->share;
-        Use use = use_of(*one, one->share, now);
+        Use use = use_of(*one, one->share, now, is_late);
         share.is_modest = use.asked <= SHARE_MODEST * level;
         share.is_greedy = use.asked > level;
         share.is_beyond = share.is_greedy && use.had >= had_mean;
@@ -136,10 +137,21 @@ void excuse_overdue(Residency& residency) {
     residency.arena->shares.divided_ns = -NEVER_NS;
 }
 
-Use use_of(const Residency& residency, ModelShare& share, Ns now) {
+bool has_overdue(const Arena& arena, Ns now) {
+    const Executor* one = arena.executors.front();
+    while (one != nullptr && !one->is_overdue(now)) {
+        one = one->after;
+    }
+    return one != nullptr;
+}
+
+Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue) {
     Use use{share.asked.rate(now), share.had.rate(now)};
     double excess = share.excess.rate(now);
     bool is_overdue = share.is_mistaken(now);
+    if (!is_overdue && !has_overdue) [[likely]] {
+        return use;
+    }
     for (const Executor* one = residency.arena->executors.front(); one != nullptr; one = one->after) {
         if (one->is_overdue(now) && one->lane.front()->residency == &residency) {
             excess += static_cast<double>(now - one->head_end_ns) / static_cast<double>(SHARE_WINDOW_NS);

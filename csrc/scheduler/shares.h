@@ -102,6 +102,9 @@ public:
     // Per nanosecond.
     double rate(Ns now) {
         turn(now);
+        if (current_ == 0 && before_ == 0) {
+            return 0;
+        }
         double rest = 1 - static_cast<double>(now - began_ns_) / static_cast<double>(SHARE_WINDOW_NS);
         return (current_ + before_ * rest) / static_cast<double>(SHARE_WINDOW_NS);
     }
@@ -186,11 +189,15 @@ void charge_overdue(Residency& residency, Ns now, Ns excess_ns);
 // Notes that an execution of the model ended in time, which excuses a single one that did not.
 void excuse_overdue(Residency& residency);
 
+// Whether some execution on the device is overdue.
+bool has_overdue(const Arena& arena, Ns now);
+
 // What a model asks of a device, and had of it, per nanosecond.
 struct Use {
     double asked = 0, had = 0;
 };
-Use use_of(const Residency& residency, ModelShare& share, Ns now);
+// has_overdue: of its device, then.
+Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue);
 
 // Notes that the model's devices turned a request of it away: of a model on more than CONTEST_MAX, as many of them, by turns.
 void contest_devices(Model& model, Ns now);

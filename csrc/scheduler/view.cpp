@@ -18,9 +18,10 @@ void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
         return;
     }
     row.level = arena.shares.level;
+    bool is_late = has_overdue(arena, now);
     for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
         ModelShare share = one->share;  // to look changes nothing
-        if (Use use = use_of(*one, share, now); use.asked > 0) {
+        if (Use use = use_of(*one, share, now, is_late); use.asked > 0) {
             row.shares.push_back({one->model->model_id, use.asked, use.had, share.is_modest, share.is_beyond});
             row.beyond += share.is_beyond;
         }

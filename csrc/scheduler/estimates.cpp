@@ -95,7 +95,7 @@ bool Surprises::forget() {
     return was_erratic;
 }
 
-bool Surprises::took(Ns took_ns, Ns expected_ns, Ns now) {
+bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
     // What is expected of an erratic curve is its worst: then one more is whatever takes a tenth of that.
     bool is_one = is_overdue(took_ns, worst_ns() > 0 ? worst_ns_ / (OVERDUE_RATIO * OVERDUE_RATIO) : expected_ns);
     if (!is_one) {

@@ -116,7 +116,9 @@ private:
 class Surprises {
 public:
     // An execution took so long for which this was expected. True if that changed worst_ns().
-    bool took(Ns took_ns, Ns expected_ns, Ns now);
+    bool took(Ns took_ns, Ns expected_ns, Ns now) {
+        return (count_ > 0 || took_ns >= OVERDUE_NS) && look_at(took_ns, expected_ns, now);
+    }
     // Lets go of them where no execution was as long of late. True if that changed worst_ns().
     bool forget_stale(Ns now);
     // The longest of them, which every execution may take; 0: there were too few.
@@ -125,6 +127,7 @@ public:
     void archive(Archive& archive);
 
 private:
+    bool look_at(Ns took_ns, Ns expected_ns, Ns now);
     bool forget();
 
     std::uint32_t count_ = 0;    // at most ERRATIC_COUNT

@@ -76,23 +76,13 @@ Flight* Executions::send(Batch& batch) {
 
 // While an execution goes on for far longer than expected, nobody knows when it ends, nor whether those like it behind it
 // take as long: so nothing waits there, and what is sent when it has ended is chosen by what is known then.
-bool Executions::is_held_up(Executor& executor) {
-    if (executor.lane.empty()) {
-        return false;
-    }
-    if (!executor.is_overdue(state_.now)) {
-        if (executor.lane.size() > 1) {
-            executor.wake_at(executor.overdue_at_ns());
-        }
-        return false;
-    }
+void Executions::recall_waiting(const Executor& executor) {
     for (Flight* one = executor.lane.next(executor.lane.front()); one != nullptr; one = executor.lane.next(one)) {
         if (one->kind == FlightKind::INFER && !one->revoked) {
             one->is_recalled = true;
             state_.revoke(*one);
         }
     }
-    return true;
 }
 
 bool Executions::charge_overdue(const Flight& flight, const ActionResult& result) {

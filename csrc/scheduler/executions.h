@@ -15,7 +15,20 @@ public:
     Flight* send(Batch& batch);
     // Whether nothing may be sent to an executor, because what it executes is overdue. Then whatever was sent there behind
     // that is taken back, to be planned anew.
-    bool is_held_up(Executor& executor);
+    bool is_held_up(Executor& executor) {
+        if (executor.lane.empty()) {
+            return false;
+        }
+        Ns overdue = executor.overdue_at_ns();
+        if (state_.now >= overdue) [[unlikely]] {
+            recall_waiting(executor);
+            return true;
+        }
+        if (executor.lane.size() > 1) {
+            executor.wake_at(overdue);
+        }
+        return false;
+    }
     // Have a shape measured with this residency, which is expected to take as long as this.
     void measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
 
@@ -29,6 +42,8 @@ public:
     void retire(Flight& flight);
 
 private:
+    // Has the worker give back what waits behind the first of its lane.
+    void recall_waiting(const Executor& executor);
     // Enter an action of the execute lane in the books.
     Flight* fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);
 

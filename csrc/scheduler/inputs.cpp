@@ -27,8 +27,8 @@ void ByteTime::add(Ns now, double byte_ns) {
     learnt_ns_ = now;
 }
 
-void BatchBytes::add(std::uint64_t bytes) {
-    double more = static_cast<double>(bytes) - most_;
+void BatchBytes::follow(double bytes) {
+    double more = bytes - most_;
     most_ += more * (more > 0 ? BATCH_UP : BATCH_DOWN);
 }
 

@@ -37,6 +37,10 @@ public:
     void add(Ns now, double byte_ns);
     // 0 as long as nothing is known.
     double byte_ns(Ns now) const { return now - learnt_ns_ <= INPUTS_KEPT_NS ? byte_ns_ : 0; }
+    // What so many bytes take: of most batches there are none.
+    Ns takes_ns(Ns now, std::uint64_t bytes) const {
+        return bytes > 0 ? static_cast<Ns>(byte_ns(now) * static_cast<double>(bytes)) : 0;
+    }
     void archive(Archive& archive);
 
 private:
@@ -55,11 +59,20 @@ private:
 // next may be as large.
 class BatchBytes {
 public:
-    void add(std::uint64_t bytes);
-    double most() const { return most_; }
+    void add(std::uint64_t bytes) {
+        if (bytes > 0 || most_ > 0) {
+            follow(static_cast<double>(bytes));
+        }
+    }
+    // What as many bytes take.
+    Ns takes_ns(Ns now, const ByteTime& time) const {
+        return most_ > 0 ? static_cast<Ns>(time.byte_ns(now) * most_) : 0;
+    }
     void archive(Archive& archive);
 
 private:
+    void follow(double bytes);
+
     double most_ = 0;
 };
 
@@ -75,10 +88,8 @@ public:
     void arrived(Ns now, std::uint64_t bytes, Ns begin_ns, Ns ready_ns);
 
     double byte_ns(Ns now) const { return time_.byte_ns(now); }
-    Ns takes_ns(Ns now, std::uint64_t bytes) const {
-        return static_cast<Ns>(byte_ns(now) * static_cast<double>(bytes));
-    }
-    Ns batch_ns(Ns now) const { return static_cast<Ns>(byte_ns(now) * batches_.most()); }
+    Ns takes_ns(Ns now, std::uint64_t bytes) const { return time_.takes_ns(now, bytes); }
+    Ns batch_ns(Ns now) const { return batches_.takes_ns(now, time_); }
     void archive(Archive& archive);
 
 private:
@@ -97,11 +108,9 @@ public:
 
     // What each byte takes; 0 as long as nothing is known.
     double byte_ns(Ns now) const { return time_.byte_ns(now); }
-    Ns takes_ns(Ns now, std::uint64_t bytes) const {
-        return static_cast<Ns>(byte_ns(now) * static_cast<double>(bytes));
-    }
+    Ns takes_ns(Ns now, std::uint64_t bytes) const { return time_.takes_ns(now, bytes); }
     // What a batch takes, if it is nearly as large as the largest of the last ones.
-    Ns batch_ns(Ns now) const { return static_cast<Ns>(byte_ns(now) * batches_.most()); }
+    Ns batch_ns(Ns now) const { return batches_.takes_ns(now, time_); }
     // When what was sent is thought to have left.
     Ns free_ns() const { return free_ns_; }
     std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }

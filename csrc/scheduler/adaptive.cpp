@@ -43,6 +43,9 @@ Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
 void Adaptive::keep_time() {
+    if (weights_.is_at(parts_.state.now)) {
+        return;
+    }
     auto shrink = [](double& one, int doublings) { one = std::ldexp(one, -doublings); };
     if (int doublings = weights_.advance(parts_.state.now); doublings > 0) {
         traffic_.for_each([&](Traffic& traffic) {

@@ -12,39 +12,34 @@ namespace {
 // Weights double with every half-life. After so many, all begin anew at 1.
 constexpr Ns DOUBLINGS_MAX = 64;
 
-struct Growth {
-    double weight;
-    double integral;  // of all weights until then, in half-lives
-};
-
-// Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
-Growth growth(Ns past, Ns half_lives, Ns half_life) {
-    double rest = static_cast<double>(past - half_lives * half_life) / static_cast<double>(half_life);
-    double scale = power_of_two(static_cast<int>(half_lives));
-    return {(1 + rest) * scale, (1.5 + rest + rest * rest / 2) * scale};
-}
+// The integral of all weights until the first was 1, in half-lives.
+constexpr double INTEGRAL_FIRST = 1.5;
 
 }  // namespace
 
-int Weights::advance(Ns now) {
-    if (kept_ns_ == now) {
-        return 0;
-    }
-    if (kept_ns_ < 0) {
-        origin_ns_ = now;
-        before_ = growth(0, 0, half_life_ns_).integral;
+int Weights::move_to(Ns now) {
+    Ns doublings = 0;
+    bool is_within = began_ns_ <= now && now - began_ns_ < half_life_ns_;
+    if (!is_within) {
+        if (kept_ns_ < 0) {
+            origin_ns_ = now;
+            before_ = INTEGRAL_FIRST;
+        }
+        Ns half_lives = (now - origin_ns_) / half_life_ns_;
+        if (half_lives > DOUBLINGS_MAX) {
+            doublings = std::exchange(half_lives, 0);
+            before_ = std::ldexp(before_, -static_cast<int>(doublings));
+            origin_ns_ += doublings * half_life_ns_;
+        }
+        began_ns_ = origin_ns_ + half_lives * half_life_ns_;
+        scale_ = power_of_two(static_cast<int>(half_lives));
     }
     kept_ns_ = now;
-    Ns half_lives = (now - origin_ns_) / half_life_ns_;
-    Ns doublings = 0;
-    if (half_lives > DOUBLINGS_MAX) {
-        doublings = std::exchange(half_lives, 0);
-        before_ = std::ldexp(before_, -static_cast<int>(doublings));
-        origin_ns_ += doublings * half_life_ns_;
-    }
-    Growth grown = growth(now - origin_ns_, half_lives, half_life_ns_);
-    weight_ = grown.weight;
-    double memory = (grown.integral - before_) / grown.weight;
+    // Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
+    double rest = static_cast<double>(now - began_ns_) / static_cast<double>(half_life_ns_);
+    weight_ = (1 + rest) * scale_;
+    double integral = (INTEGRAL_FIRST + rest + rest * rest / 2) * scale_;  // of all weights until now, in half-lives
+    double memory = (integral - before_) / weight_;
     memory_ns_ = std::max(memory * static_cast<double>(half_life_ns_), static_cast<double>(memory_min_ns_));
     return static_cast<int>(doublings);
 }

@@ -14,21 +14,29 @@ public:
     Weights(Ns half_life_ns, Ns memory_min_ns) : half_life_ns_(half_life_ns), memory_min_ns_(memory_min_ns) {}
 
     // To now. Once in a while all weights begin anew: sums of weighted things have to be halved so many times then.
-    int advance(Ns now);
+    int advance(Ns now) { return now == kept_ns_ ? 0 : move_to(now); }
+    bool is_at(Ns now) const { return now == kept_ns_; }
     double weight() const { return weight_; }
     // What a sum of weighted things is divided by to be a rate per nanosecond.
     double span_ns() const { return weight_ * memory_ns_; }
 
-    void archive(Archive& archive) { archive(origin_ns_, kept_ns_, weight_, memory_ns_, before_); }
+    void archive(Archive& archive) {
+        archive(origin_ns_, kept_ns_, weight_, memory_ns_, before_);
+        began_ns_ = -NEVER_NS;
+    }
 
 private:
+    int move_to(Ns now);
+
     Ns half_life_ns_;
     Ns memory_min_ns_;
-    Ns origin_ns_ = 0;      // when the weight was 1
-    Ns kept_ns_ = -1;       // of when these are:
-    double weight_ = 1;     // of what happens
-    double memory_ns_ = 1;  // how long a past the sums stand for
-    double before_ = 0;     // what they would hold from before the beginning, of a steady stream
+    Ns origin_ns_ = 0;         // when the weight was 1
+    Ns kept_ns_ = -1;          // of when these are:
+    double weight_ = 1;        // of what happens
+    double memory_ns_ = 1;     // how long a past the sums stand for
+    double before_ = 0;        // what they would hold from before the beginning, of a steady stream
+    Ns began_ns_ = -NEVER_NS;  // when the half-life began that kept_ns_ is in; not known to begin with
+    double scale_ = 1;         // the weight then
 };
 
 // What arrived of late, by its mean over a half-life, and how sure that is.

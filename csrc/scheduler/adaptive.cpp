@@ -122,15 +122,6 @@ Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t r
     return least < NEVER_NS ? least : 0;
 }
 
-Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
-    Curve* curve = spec.program->curve(shape);
-    if (curve == nullptr) {
-        return spec.alone_ns(shape, rows);
-    }
-    Ns expected = curve->exec_ns(rows);
-    return expected + static_cast<Ns>(static_cast<double>(expected) * margin(spec.kind)) + MARGIN_FIXED_NS;
-}
-
 void Adaptive::depart(Flight& flight) {
     Worker& worker = *flight.executor->worker;
     std::uint64_t bytes = 0;
@@ -193,19 +184,19 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
     pace_.set(parts_.state.now, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));
 }
 
-std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns,
-                                    std::uint32_t rows_max) const {
-    return most_rows([&](std::uint32_t rows) { return takes_ns(spec, shape, rows); }, time_ns, rows_max);
+std::uint32_t Adaptive::Durations::rows_within(Ns time_ns, std::uint32_t rows_max) const {
+    return most_rows(*this, time_ns, rows_max);
 }
 
 // The ideal cost of a model's requests, by their SLO.
 void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const {
-    std::uint32_t most = std::max(rows_within(spec, shape, static_cast<Ns>(known.slack_ns), spec.batch_max), 1u);
-    known.ideal_ns = static_cast<double>(takes_ns(spec, shape, most)) / most;
+    Durations batch_ns = durations(spec, shape);
+    std::uint32_t most = std::max(batch_ns.rows_within(static_cast<Ns>(known.slack_ns), spec.batch_max), 1u);
+    known.ideal_ns = static_cast<double>(batch_ns(most)) / most;
     for (std::uint32_t rows = 1; rows < most; rows *= 2) {
-        known.ideal_ns = std::min(known.ideal_ns, static_cast<double>(takes_ns(spec, shape, rows)) / rows);
+        known.ideal_ns = std::min(known.ideal_ns, static_cast<double>(batch_ns(rows)) / rows);
     }
-    const Curve* curve = spec.program->curve(shape);
+    const Curve* curve = batch_ns.curve();
     double saving = curve != nullptr ? curve->saving(most) : 1;
     known.saves = saving > SAVING_MIN;
     bool is_prompt = known.slack_ns <= static_cast<double>(PROMPT_NS);  // whatever its rule
@@ -298,15 +289,15 @@ bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Tra
     for (const auto& queue : parts_.queues.of(*pending.model)) {
         waiting += queue->level <= pending.request.priority ? queue->rows() : 0;
     }
-    std::uint32_t shape = pending.request.shape;
+    Durations batch_ns = durations(spec, pending.request.shape);
     Ns slack = pending.deadline_ns - parts_.state.now - link_ns(*pending.model);
-    if (waiting < rows_within(spec, shape, slack, spec.batch_max)) {
+    if (waiting < batch_ns.rows_within(slack, spec.batch_max)) {
         return false;  // it would only make the next batch cheaper
     }
     double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
     double wait = waiting * known.ideal_ns / level;
-    double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - takes_ns(spec, shape, 1));
-    if (wait <= std::max(room, static_cast<double>(takes_ns(spec, shape, pending.size)))) {
+    double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - batch_ns(1));
+    if (wait <= std::max(room, static_cast<double>(batch_ns(pending.size)))) {
         return false;
     }
     turn_away(pending, static_cast<Ns>(wait - room));
@@ -400,15 +391,15 @@ Ns Adaptive::ready_ns(Queue& queue) {
         return 0;
     }
     const Traffic& known = traffic_.of(model);
-    double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
+    Durations batch_ns = durations(spec, queue.shape);
+    double cost = static_cast<double>(batch_ns(rows)) / rows;
     double share = hold_share(model);
     if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need_at_most() <= known.ideal_ns)) {
         return 0;
     }
     Ns link = link_ns(model);
     Ns arrived = front.pending->request.arrived_ns;
-    Ns hold = static_cast<Ns>(
-        share * static_cast<double>(front.deadline_ns - arrived - link - takes_ns(spec, queue.shape, front.size)));
+    Ns hold = static_cast<Ns>(share * static_cast<double>(front.deadline_ns - arrived - link - batch_ns(front.size)));
     if (!saves_devices_) {
         hold = std::min(hold, HOLD_MAX_NS);
     }
@@ -417,7 +408,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
     if (expected < HOLD_GAIN_MIN) {
         return 0;
     }
-    Ns last = front.deadline_ns - link - takes_ns(spec, queue.shape, rows + 1);
+    Ns last = front.deadline_ns - link - batch_ns(rows + 1);
     return std::min(arrived + hold, last);
 }
 
@@ -430,13 +421,17 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
     const Request& front = queue.front().pending->request;
-    double row_ns = (worker.inputs.byte_ns(parts_.state.now) * static_cast<double>(front.bytes) +
-                     worker.copies.byte_ns(parts_.state.now) * static_cast<double>(front.copied_bytes)) /
-                    queue.front().size;
+    double row_ns = 0;
+    if (front.bytes > 0 || front.copied_bytes > 0) {
+        row_ns = (worker.inputs.byte_ns(parts_.state.now) * static_cast<double>(front.bytes) +
+                  worker.copies.byte_ns(parts_.state.now) * static_cast<double>(front.copied_bytes)) /
+                 queue.front().size;
+    }
     Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
+    Durations batch_ns = durations(spec, queue.shape);
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
-        return takes_ns(spec, queue.shape, rows) + delay;
+        return batch_ns(rows) + delay;
     };
     bool is_shared = is_divided(*residency.arena, parts_.state.now), is_modest = is_shared && residency.share.is_modest;
     Ns longest = is_shared && residency.share.is_greedy ? residency.arena->shares.batch_max_ns : NEVER_NS;
@@ -459,12 +454,12 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     bool may_sacrifice = sacrifices_ && known.saves && !is_modest && queue.is_plain();
     if (may_sacrifice && rows < std::min(size - first, spec.batch_max)) {
         double limit = known.ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
-        double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
+        double cost = static_cast<double>(batch_ns(rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
             for (std::uint32_t skip = 1; skip < last && cost > limit; ++skip) {
                 std::uint32_t more = rows_from(first + skip);
-                double cheaper = static_cast<double>(takes_ns(spec, queue.shape, more)) / more;
+                double cheaper = static_cast<double>(batch_ns(more)) / more;
                 if (cheaper < cost) {
                     cost = cheaper;
                     rows = more;
@@ -476,8 +471,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
             }
         }
     }
-    double alone = static_cast<double>(takes_ns(spec, queue.shape, queue[first + given_up].size));
-    if (queue.is_plain() && alone * rows <= BATCH_WORTH * static_cast<double>(takes_ns(spec, queue.shape, rows))) {
+    double alone = static_cast<double>(batch_ns(queue[first + given_up].size));
+    if (queue.is_plain() && alone * rows <= BATCH_WORTH * static_cast<double>(batch_ns(rows))) {
         rows = 1;
     }
     found.queue = &queue;
@@ -492,7 +487,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
             batch_rows += queue[first + place].size;
         }
     }
-    found.duration_ns = takes_ns(spec, queue.shape, batch_rows);
+    found.duration_ns = batch_ns(batch_rows);
     found.start_ns = queue[first + given_up].deadline_ns - worker.back_ns - takes(batch_rows);
     return true;
 }

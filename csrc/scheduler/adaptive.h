@@ -235,9 +235,34 @@ private:
     // The way to the first device that has the model, and back; 0 while none has it.
     static Ns link_ns(const Model& model);
     Ns soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const;
-    // What a batch is counted with; the bound for a shape never measured, 0 if there is none.
-    Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
-    std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max) const;
+    // What batches of a shape are counted with, looked up once for all sizes; the bound for a shape never measured, 0 if
+    // there is none. Valid until something is learnt.
+    class Durations {
+    public:
+        Durations(const KindSpec& spec, std::uint32_t shape, double margin)
+            : spec_(spec), curve_(spec.program->curve(shape)), shape_(shape), margin_(margin) {}
+
+        Ns operator()(std::uint32_t rows) const {
+            if (curve_ == nullptr) [[unlikely]] {
+                return spec_.alone_ns(shape_, rows);
+            }
+            Ns expected = curve_->exec_ns(rows);
+            return expected + static_cast<Ns>(static_cast<double>(expected) * margin_) + MARGIN_FIXED_NS;
+        }
+        const Curve* curve() const { return curve_; }
+        // The most rows, up to rows_max, that take no longer than time_ns; 0 if not even one does.
+        std::uint32_t rows_within(Ns time_ns, std::uint32_t rows_max) const;
+
+    private:
+        const KindSpec& spec_;
+        Curve* curve_;
+        std::uint32_t shape_;
+        double margin_;
+    };
+    Durations durations(const KindSpec& spec, std::uint32_t shape) const { return {spec, shape, margin(spec.kind)}; }
+    Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
+        return durations(spec, shape)(rows);
+    }
     void look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const;
     // Models that matter, for each device.
     double crowd() const;

@@ -372,7 +372,7 @@ bool ProgramEstimates::set_scale(double scale) {
     return true;
 }
 
-Curve* ProgramEstimates::curve(std::uint32_t shape) const {
+Curve* ProgramEstimates::find(std::uint32_t shape) const {
     if (!index_.empty()) {
         auto found = index_.find(shape);
         return found != index_.end() ? found->second : nullptr;

@@ -229,7 +229,10 @@ public:
     void seed(const std::vector<ProfilePoint>& points);
 
     // Null for a shape that was neither profiled nor measured. Valid until measure() reports it as forgotten.
-    Curve* curve(std::uint32_t shape) const;
+    Curve* curve(std::uint32_t shape) const {
+        bool is_first = !curves_.empty() && curves_.front().first == shape;
+        return is_first ? curves_.front().second.get() : find(shape);
+    }
 
     // A conservative duration for a shape never seen, with margin; 0 if there is no ground for one.
     //
@@ -276,6 +279,7 @@ public:
     EstimateRule rule = EstimateRule::ROBUST;
 
 private:
+    Curve* find(std::uint32_t shape) const;
     Curve& add(std::uint32_t shape);
 
     double scale_ = 1;

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 
 ANSWER_S_MAX = 30.0
 """Time after which an answer counts as missing."""
+
+SAID_BYTES = 500
+"""Of the body of an error over HTTP, which a report of a wrong answer has."""
 
 Infer = Callable[[np.ndarray], np.ndarray]
 
@@ -53,7 +57,8 @@ class Honest:
             try:
                 answer = self._infer(x)
             except Exception as error:
-                self.wrong.append(f"{self.name}: {type(error).__name__}: {error}")
+                said = error.read()[:SAID_BYTES].decode() if isinstance(error, urllib.error.HTTPError) else ""
+                self.wrong.append(f"{self.name}: {type(error).__name__}: {error} {said}".rstrip())
                 continue
             finally:
                 self.took_s.append(time.monotonic() - begun)

@@ -128,6 +128,8 @@ class Channel:
         self.endpoint = endpoint
         self._keys = keys
         self._name = name
+        # Bytes that the process holds for its callers; see Inflow.look().
+        self.kept_bytes: Callable[[], int] = lambda: 0
         self._generation = _generation
         self._ids = itertools.count(1)
         # Guarded by _lock:
@@ -512,7 +514,7 @@ class Channel:
         """
         left = config.CLIENT_MESSAGES_PER_TURN
         if self._dealer is not None:
-            self._dealer.look()
+            self._dealer.look(self.kept_bytes())
         while (dealer := self._dealer) is not None:
             # Changes are read first and applied last: messages that arrived before a loss still count.
             changes = self._unapplied + (dealer.changes() if changes is None else changes)

@@ -194,6 +194,10 @@ class LoopClient(AsyncClient):
         """Have the running loop own the socket; before the first call."""
         self._channel.start()
 
+    def discount(self, kept_bytes: Callable[[], int]) -> None:
+        """Have bytes that the process holds for its callers not be taken for the controller's (see Inflow.look())."""
+        self._channel.kept_bytes = kept_bytes
+
     async def _ask(
         self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments
     ) -> Value:

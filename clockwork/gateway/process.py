@@ -143,6 +143,8 @@ class Gateway:
         service = InferenceService(
             client, answers, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator, regions
         )  # fmt: skip
+        for connected in (client, operator):
+            connected.discount(lambda: answers.bytes + service.request_bytes)
         try:
             if (bound := self._sockets.get("http")) is not None:
                 http = HttpServer(service, settings, self._tokens, self._seats["http"])

@@ -34,17 +34,29 @@ class Inflow:
         self._inode = _inode_of(fd)
         self._taken = 0
         self._looked_ns = now
-        self._resident = resident_bytes()  # of this process, when it last had taken (nearly) all
+        self._has_taken = False  # since the last drain()
+        self._is_drained = False  # since the last look()
+        # Memory of this process when no whole message was left to take (0: not known), and what it kept of it.
+        self._resident = resident_bytes()
+        self._kept = 0
 
     def take(self, count: int, frames: int) -> None:
         """Count a message of ``count`` bytes that was taken."""
         self._taken += count + FRAME_EXTRA_BYTES * frames
+        self._has_taken = True
 
-    def look(self, now: int, bytes_max: int) -> bool:
+    def drain(self) -> None:
+        """Note that no whole message is left to take: the bytes that wait are the begin of the next one."""
+        self._is_drained = self._is_drained or self._has_taken
+        self._has_taken = False
+
+    def look(self, now: int, bytes_max: int, kept_bytes: int = 0) -> bool:
         """End the connection if more than ``bytes_max`` bytes wait to be taken. Returns whether it ended the connection.
 
-        It also ends where this process has grown by more than ``bytes_max`` since all was taken, and the waiting bytes
-        may be the reason: two bytes on the wire may be a frame, which takes 64 in memory.
+        It also ends where this process has grown by more than ``bytes_max`` since it had taken every whole message, and
+        the waiting bytes may be the reason: three bytes on the wire may be a message, which takes 64 in memory. Growth
+        of another cause is none of the connection's: the waiting bytes themselves, messages that were taken and are
+        kept, and ``kept_bytes``, which this process holds for its callers.
         """
         duplicate = self._duplicate()
         if duplicate is None:
@@ -55,14 +67,22 @@ class Inflow:
             self._looked_ns = now
             self._taken = min(self._taken, received)  # an overestimate is no credit for later
             behind = received - self._taken
-            resident = resident_bytes()
-            if behind <= INFLOW_SMALL_BYTES:
-                self._resident = resident
-            grown = resident - self._resident
+            grown = self._grown_bytes(behind, kept_bytes)
             if behind <= bytes_max and not bytes_max < grown <= behind * FRAME_MEMORY_RATIO:
                 return False
             end(connection)
             return True
+
+    def _grown_bytes(self, behind: int, kept_bytes: int) -> int:
+        """Bytes by which this process has grown since every whole message was taken, less those with a known cause."""
+        resident = resident_bytes()
+        if not resident:
+            return 0
+        # A message without an end never lets the count begin anew: nothing of it is taken.
+        if behind <= INFLOW_SMALL_BYTES or self._is_drained or not self._resident:
+            self._resident, self._kept = resident, kept_bytes
+        self._is_drained = False
+        return resident - self._resident - behind - max(0, kept_bytes - self._kept)
 
     def end(self) -> None:
         """Shut the connection down; libzmq then finds that it has ended."""

@@ -340,6 +340,8 @@ class Dealer:
         """The next message, header (bytes) first, or None. A message with too many frames yields its header alone."""
         socket = self._socket
         if not self._probe.readable():
+            if self._inflow is not None:
+                self._inflow.drain()
             return None
         try:
             frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
@@ -351,16 +353,17 @@ class Dealer:
             self._inflow.take(sum(map(len, frames)), len(frames))
         return frames
 
-    def look(self) -> bool:
+    def look(self, kept_bytes: int = 0) -> bool:
         """End the connection if more bytes wait than may. Returns whether it ended the connection.
 
-        To be called every INFLOW_LOOK_NS or so, also while receive() has nothing: a message without end never shows there.
+        kept_bytes: what this process holds for its callers (see Inflow.look()). To be called every INFLOW_LOOK_NS or so,
+        also while receive() has nothing: a message without end never shows there.
         """
         now = now_ns()
         if self._inflow is None or now < self._look_ns:
             return False
         self._look_ns = now + INFLOW_LOOK_NS // 2
-        return self._inflow.look(now, RECEIVED_BYTES_MAX)
+        return self._inflow.look(now, RECEIVED_BYTES_MAX, kept_bytes)
 
     @property
     def is_up(self) -> bool:

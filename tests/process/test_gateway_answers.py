@@ -9,6 +9,7 @@ import os
 import resource
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from clockwork.gateway import answers
 from clockwork.gateway import grpc as served
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.wire.inflow import Inflow
 from clockwork.wire.messages import Answer, InferRequest, Query, Reply
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import PATIENCE_S, SERVICE, Http, method_of, running_gateway, tensor
@@ -200,6 +202,32 @@ def test_an_answer_that_is_not_read_ends_its_connection(
         poll = select.poll()
         poll.register(connection, select.POLLRDHUP | select.POLLHUP)
         assert poll.poll(PATIENCE_S * 1000), "nothing is read here, so that the end alone is seen"
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_an_answer_that_is_not_read_does_not_count_against_the_controller(
+    monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized, protocol: str
+) -> None:
+    """Else the connection to the controller would end for its growth, and with it what others wait for."""
+    kept, is_kept = 0, threading.Event()
+    look = Inflow.look
+
+    def watched(self: Inflow, now: int, bytes_max: int, kept_bytes: int = 0) -> bool:
+        nonlocal kept
+        if kept_bytes >= 8 * MIB:
+            kept = kept_bytes
+            is_kept.set()
+        return look(self, now, bytes_max, kept_bytes)
+
+    monkeypatch.setattr(Inflow, "look", watched)
+    sized.outputs = {"y": bytes(8 * MIB)}
+    request = http_request() if protocol == "http" else grpc_bytes()
+    with (
+        running_gateway(controller.endpoint, body_s=600.0) as gateway,
+        deaf(gateway.ports[protocol], request),
+    ):
+        assert is_kept.wait(PATIENCE_S)
+        assert kept == (8 if protocol == "http" else 8 * served.COPIES) * MIB
 
 
 @contextlib.contextmanager

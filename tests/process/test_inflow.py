@@ -81,6 +81,33 @@ def test_small_frames_are_bounded_by_the_memory_that_they_take(flags: int, bound
         transport.close()
 
 
+def test_messages_that_are_kept_end_no_connection(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway keeps answers that its callers do not read; meanwhile the next answer is half there, always."""
+    monkeypatch.setattr("clockwork.wire.transport.INFLOW_LOOK_NS", 0)
+    data = zmtp.message([bytes(bound // 4)])
+    half = len(data) // 2
+    transport, kept = Transport(), []
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            dealer = transport.dealer(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+            one, _ = listener.accept()
+            with one:
+                zmtp.shake_hands(one)
+                one.sendall(data[:half])
+                for _ in range(16):
+                    one.sendall(data[half:] + data[:half])
+                    begun = time.monotonic()
+                    while (frames := dealer.receive()) is None:
+                        assert time.monotonic() - begun < PATIENCE_S
+                        dealer.changes()
+                    kept.append(frames)
+                    assert dealer.receive() is None
+                    assert not dealer.look()
+            assert sum(len(frames[0]) for frames in kept) == 4 * bound
+    finally:
+        transport.close()
+
+
 def reset(one: socket.socket) -> None:
     """End a connection at once, with what is on its way."""
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -128,9 +128,7 @@ def handshakes(site: Site, quick: bool) -> str:
              "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
             check=True, capture_output=True,
         )  # fmt: skip
-        process, port, _ = gateway.started(
-            site.cluster.endpoint, "--tls-cert", str(cert), "--tls-key", str(key)
-        )
+        process, port, _ = gateway.started(site.endpoint, "--tls-cert", str(cert), "--tls-key", str(key))
         try:
             before = _resident_bytes(process.pid)
             with _dialled(port, _size(quick).connections, b"\x16\x03\x01") as held:

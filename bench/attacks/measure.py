@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from bench.attacks import (
     preparation,
     seats,
 )
-from bench.attacks.site import MIB, SAME_WIDTH, SEED, Site, site
+from bench.attacks.site import MIB, SAME_WIDTH, SEED, Attacked, Site, attacked
 from bench.honest import Honest, over_grpc, over_http
 from bench.reference import Plain, relative_error
 from clockwork.models import zoo
@@ -59,8 +62,13 @@ def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def row(name: str, here: Site, quick: bool) -> dict[str, Any]:
-    """A row of the table: an attack on a site without other users."""
+def throw(name: str, site: Site, quick: bool) -> str:
+    """Carry out an attack; in the attacker's process."""
+    return ATTACKS[name].throw(site, quick)
+
+
+def row(name: str, here: Attacked, quick: bool, attacker: Executor) -> dict[str, Any]:
+    """A row of the table: an attack on a site without other users, thrown by a process of its own."""
     attack = ATTACKS[name]
     process = {
         "controller": here.cluster.controller,
@@ -88,8 +96,8 @@ def row(name: str, here: Site, quick: bool) -> dict[str, Any]:
                 np.array_equal,
                 (1, SAME_WIDTH),
             ),
-            checked("HTTP", over_http(here.http_port, here.token)),
-            checked("gRPC", stack.enter_context(over_grpc(here.grpc_port, here.token))),
+            checked("HTTP", over_http(here.site.http_port, here.site.token)),
+            checked("gRPC", stack.enter_context(over_grpc(here.site.grpc_port, here.site.token))),
         ]
         end = threading.Event()
         threads = [threading.Thread(target=sender.work, args=(end, SEED, PAUSE_S)) for sender in honest]
@@ -100,7 +108,7 @@ def row(name: str, here: Site, quick: bool) -> dict[str, Any]:
             calm = [sender.begin_anew() for sender in honest]
             forget_peak(process.pid)
             before, begun_ns = peak_bytes(process.pid), now_ns()
-            became = attack.throw(here, quick)
+            became = attacker.submit(throw, name, here.site, quick).result()
             took_ns = now_ns() - begun_ns
             # As long as before, so that both p99 are of as many requests; those under way at the attack's end count, too.
             end.wait(max(0.1, CALM_S[quick] - took_ns / SECOND))
@@ -141,10 +149,15 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
     return kept | {"attacker": attacker}
 
 
-def measure(names: list[str], quick: bool = False, apart: bool = True) -> list[dict[str, Any]]:
-    """A row for each attack. apart: each on a cluster of its own, so that none finds the memory that another left."""
+def measure(
+    names: list[str], quick: bool = False, apart: bool = True, niceness: int = 0
+) -> list[dict[str, Any]]:
+    """A row for each attack. apart: each on a cluster of its own, so that none finds the memory that another left.
+    niceness: of the attacker, which at 19 takes hardly any processor time from the cluster."""
     rows = []
-    for together in [[name] for name in names] if apart else [names]:
-        with site([ATTACKS[name] for name in together], quick) as here:
-            rows += [row(name, here, quick) for name in together]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (niceness,)) as attacker:
+        for together in [[name] for name in names] if apart else [names]:
+            with attacked([ATTACKS[name] for name in together], quick) as here:
+                attacker.submit(os.getpid).result()  # it has started
+                rows += [row(name, here, quick, attacker) for name in together]
     return rows

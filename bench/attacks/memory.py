@@ -132,7 +132,7 @@ def _changing(
     size = QUICK if quick else WHOLE
     memory = Memory(FIRST_OFFSET + values[0].nbytes)
     row = np.ones(ELEMENTS, np.float32).tobytes()
-    with site.cluster.client() as client, changing(memory, values):
+    with site.client() as client, changing(memory, values):
         inputs = [("x", FLOAT, [ELEMENTS], row), (*tensor, [ELEMENTS], memory.reference())]
         fates = Counter(ask(client, model, inputs) for _ in range(size.requests))
     memory.close()
@@ -147,7 +147,7 @@ def wrong_bools(site: Site, quick: bool) -> str:
     os.pwrite(memory.descriptor, mask, FIRST_OFFSET)
     x = ("x", FLOAT, [ELEMENTS], np.ones(ELEMENTS, np.float32).tobytes())
     masks = [("mask", BOOL, [ELEMENTS], mask), ("mask", BOOL | SHARED, [ELEMENTS], memory.reference())]
-    with site.cluster.client() as client:
+    with site.client() as client:
         fates = Counter(ask(client, "compress", [x, masks[number % 2]]) for number in range(size.requests))
     memory.close()
     return listed(fates)
@@ -170,7 +170,7 @@ def leased_memory(site: Site, quick: bool) -> str:
     """Memory that cannot be opened."""
     size = QUICK if quick else WHOLE
     memory = Memory(FIRST_OFFSET + 4 * ROW)
-    with site.cluster.client() as client, leased(memory):
+    with site.client() as client, leased(memory):
         inputs = [("x", FLOAT | SHARED, [1, ROW], memory.reference())]
         fates = Counter(ask(client, "double", inputs) for _ in range(size.requests))
     memory.close()
@@ -180,7 +180,7 @@ def leased_memory(site: Site, quick: bool) -> str:
 def huge_memory(site: Site, quick: bool) -> str:
     """Sparse files that together fill the address space of a process that maps them."""
     memories = [Memory(size) for size in HUGE_BYTES]
-    with site.cluster.client() as client:
+    with site.client() as client:
         fates = Counter(
             ask(client, "double", [("x", FLOAT | SHARED, [1, ROW], memory.reference(memory.size - 4 * ROW))])
             for memory in memories
@@ -217,7 +217,7 @@ def locked_room(site: Site, quick: bool) -> str:
     """A room for outputs to which others can hardly write."""
     size = QUICK if quick else WHOLE
     memory, room = Memory(FIRST_OFFSET + 4 * ROW), Memory(size.locked_bytes)
-    with site.cluster.client() as client, filling(room.descriptor, room.size):
+    with site.client() as client, filling(room.descriptor, room.size):
         inputs = [("x", FLOAT | SHARED, [1, ROW], memory.reference(room=room))]
         fates = Counter(ask(client, "double", inputs) for _ in range(size.requests))
     memory.close()

@@ -63,7 +63,7 @@ def _bulky(quick: bool) -> onnx.ModelProto:
 
 def unread_answers(site: Site, quick: bool) -> str:
     """Small requests whose large answers are not read."""
-    with zmtp.deaf(site.cluster.endpoint) as connection:
+    with zmtp.deaf(site.endpoint) as connection:
         connection.sendall(zmtp.client_hello())
         cancel = zmtp.message([codec.encode(messages.Cancel(0))])
         return thrown(connection, wide_requests(_size(quick).requests), cancel)
@@ -81,7 +81,7 @@ def unread_packages(site: Site, quick: bool) -> str:
     """A worker that asks for a package again and again, and reads nothing."""
     size = _size(quick)
     fetch = messages.Fetch(site.packages["bulky"], 0, 0, CHUNK_BYTES)
-    with zmtp.deaf(site.cluster.worker_endpoint) as connection:
+    with zmtp.deaf(site.worker_endpoint) as connection:
         connection.sendall(zmtp.worker_hello(9))
         return thrown(connection, (zmtp.message([codec.encode(fetch)]) for _ in range(size.fetches)))
 
@@ -90,7 +90,7 @@ def endless_message(site: Site, quick: bool) -> str:
     """A frame of gigabytes, before any hello."""
     size = _size(quick)
     piece = bytes(MIB)
-    with zmtp.open_connection(site.cluster.endpoint) as connection:
+    with zmtp.open_connection(site.endpoint) as connection:
         connection.sendall(zmtp.frame_head(size.message_bytes))
         return thrown(connection, (piece for _ in range(size.message_bytes // MIB)))
 

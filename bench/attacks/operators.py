@@ -159,7 +159,7 @@ def hostile_attributes(site: Site, quick: bool) -> str:
     """Models whose attributes would have an operator read or write beyond its memory, and what those answer with."""
     became: Counter[str] = Counter()
     secret = np.frombuffer((SECRET * (4 * SAME_WIDTH // len(SECRET) + 1))[: 4 * SAME_WIDTH], np.float32)
-    with site.cluster.client() as client:
+    with site.client() as client:
         for operator, some in REFUSED.items():
             for number, (attributes, _) in enumerate(some[:2] if quick else some):
                 name = f"{operator.lower()}-{number}"
@@ -200,7 +200,7 @@ def heap(site: Site, quick: bool) -> str:
 def _asked(site: Site, name: str, inputs: Sequence[Any]) -> str:
     """What became of requests, one after the other."""
     became: Counter[str] = Counter()
-    with site.cluster.client() as client:
+    with site.client() as client:
         for each in inputs:
             try:
                 client.infer(name, each, slo=ANSWER_S)

@@ -89,7 +89,7 @@ def slow_by_data(site: Site, quick: bool) -> str:
     size = _size(quick)
     plain = Plain(loop_model())  # here, for the cluster is to expect nothing of it
     step_s = min(plain.block({"n": steps(CALIBRATION_STEPS)}, 1) for _ in range(3)) / CALIBRATION_STEPS
-    with site.cluster.client() as client:
+    with site.client() as client:
         client.infer("loop", steps(1), slo=ATTACK_S_MAX)  # it is loaded
         long = steps(int(size.loop_s / step_s))
         answers = [client.submit("loop", long, slo=size.loop_slo_s) for _ in range(size.loops)]
@@ -120,7 +120,7 @@ def heavy_images(site: Site, quick: bool) -> str:
         while not stop.wait(1 / HEAVY_RATE):
             ask(client, heavy, 5.0)
 
-    with site.cluster.client() as client, site.cluster.client() as attacking:
+    with site.client() as client, site.client() as attacking:
         ask(client, photograph, ATTACK_S_MAX)  # it is loaded
         thread = threading.Thread(target=attack, args=(attacking,))
         thread.start()

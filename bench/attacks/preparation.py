@@ -69,13 +69,13 @@ def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> on
 def swelling_models(site: Site, quick: bool) -> str:
     """A model of constants of 9.2 GB, one by one, and in the quick form in one piece."""
     model = swelling(9_200_000_000) if quick else swelling(400_000_000, 23)
-    with site.cluster.client() as client:
+    with site.client() as client:
         try:
             client.register("swelling", model, timeout=ATTACK_S_MAX)
             fate = "registered"
         except ClockworkError as error:
             fate = f"refused ({type(error).__name__})"
-    peak = max(preparation_peaks(site.cluster.workers[0].pid), default=0)
+    peak = max(preparation_peaks(site.worker_pid), default=0)
     return f"{model.ByteSize()} bytes {fate}; its preparation had {peak / MIB:.0f} MiB at most"
 
 
@@ -95,7 +95,7 @@ def endless_models(site: Site, quick: bool) -> str:
     """Models whose executions do not end, registered at once by one client, and then an honest model by another."""
     models = [endless(seed) for seed in range(4)]
     began_ns = now_ns()
-    with site.cluster.client() as hostile, site.cluster.client() as honest:
+    with site.client() as hostile, site.client() as honest:
         threads = [
             threading.Thread(target=_register, args=(hostile, f"endless{index}", model))
             for index, model in enumerate(models)

@@ -55,7 +55,7 @@ def _dialled(endpoints: list[str], count: int) -> Iterator[list[socket.socket]]:
 def _newcomer(site: Site) -> str:
     """What becomes of a client that comes now."""
     begun = now_ns()
-    with site.cluster.client(timeout=ATTACK_S_MAX) as client:
+    with site.client(timeout=ATTACK_S_MAX) as client:
         try:
             client.status()
         except ClockworkError as error:
@@ -65,10 +65,10 @@ def _newcomer(site: Site) -> str:
 
 def silent_connections(site: Site, quick: bool) -> str:
     """Connections to every port of the controller on which nothing is said."""
-    endpoints = [site.cluster.endpoint, site.cluster.worker_endpoint, site.cluster.events_endpoint]
+    endpoints = [site.endpoint, site.worker_endpoint, site.events_endpoint]
     with _dialled(endpoints, _size(quick).silent) as dialled:
         found = _newcomer(site)
-        with zmtp.shake_hands(zmtp.dial(site.cluster.events_endpoint), kind=b"SUB") as listener:
+        with zmtp.shake_hands(zmtp.dial(site.events_endpoint), kind=b"SUB") as listener:
             listener.sendall(zmtp.message([b"\x01counts"]))
             try:
                 heard = zmtp.read_message(listener)[0] == b"counts"
@@ -84,7 +84,7 @@ def idle_clients(site: Site, quick: bool) -> str:
     with contextlib.ExitStack() as stack:
         dialled = []
         for _ in range(_size(quick).idle):
-            dialled.append(stack.enter_context(zmtp.open_connection(site.cluster.endpoint)))
+            dialled.append(stack.enter_context(zmtp.open_connection(site.endpoint)))
             with contextlib.suppress(ConnectionError):
                 dialled[-1].sendall(zmtp.client_hello())
         found = _newcomer(site)
@@ -95,7 +95,7 @@ def idle_clients(site: Site, quick: bool) -> str:
 def idle_uploads(site: Site, quick: bool) -> str:
     """As many uploads as there may be, of which nothing comes."""
     file = ["model.onnx", 1_000, "0" * 64]
-    with zmtp.open_connection(site.cluster.endpoint) as one, site.cluster.client() as client:
+    with zmtp.open_connection(site.endpoint) as one, site.client() as client:
         one.sendall(zmtp.client_hello())
         zmtp.read_message(one)
         for number in range(UPLOADS_MAX):
@@ -112,7 +112,7 @@ def idle_uploads(site: Site, quick: bool) -> str:
 
 
 def _worker(stack: contextlib.ExitStack, site: Site, epoch: int, devices: int = 1) -> socket.socket:
-    one = stack.enter_context(zmtp.open_connection(site.cluster.worker_endpoint))
+    one = stack.enter_context(zmtp.open_connection(site.worker_endpoint))
     device = {
         "kind": "k" * 64, "name": "n" * 256, "fingerprint": "f" * 600, "page_bytes": 4096, "page_count": 4, "run_ahead": 2,
     }  # fmt: skip
@@ -136,7 +136,7 @@ def fat_stats(site: Site, quick: bool) -> str:
         stack.callback(asked.close)
         asked.request("GET", "/v2/health/ready")
         ready = asked.getresponse().status
-        with site.cluster.client() as client:
+        with site.client() as client:
             try:
                 client.status()
                 told = "was answered"
@@ -167,7 +167,7 @@ def late_reader(site: Site, quick: bool) -> str:
     """A client that asks for large answers together, and reads them when all have been answered."""
     count = _size(quick).answers
     fates: Counter[str] = Counter()
-    with zmtp.deaf(site.cluster.endpoint) as one:
+    with zmtp.deaf(site.endpoint) as one:
         one.sendall(zmtp.client_hello())
         zmtp.read_message(one)
         for request in wide_requests(count):

@@ -8,13 +8,14 @@ import secrets
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 
 from bench import gateway
 from bench.cluster import Cluster
 from bench.shared_memory import model as model_of
+from clockwork.client.blocking import Client
 from clockwork.models import zoo
 
 SEED = 7
@@ -27,14 +28,27 @@ ATTACK_S_MAX = 60.0
 
 
 class Site(NamedTuple):
-    """A cluster and a gateway to attack."""
+    """What an attacker knows of a cluster and a gateway."""
 
-    cluster: Cluster
-    gateway: subprocess.Popen[str]
+    endpoint: str
+    worker_endpoint: str
+    events_endpoint: str
     http_port: int
     grpc_port: int
     token: str
     packages: dict[str, str]  # digests, by the first model with each
+    worker_pid: int
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.endpoint, **{"timeout": 120.0, "name": "attacker", **options})
+
+
+class Attacked(NamedTuple):
+    """A cluster and a gateway to attack."""
+
+    cluster: Cluster
+    gateway: subprocess.Popen[str]
+    site: Site
 
 
 class Attack(NamedTuple):
@@ -47,7 +61,7 @@ class Attack(NamedTuple):
 
 
 @contextlib.contextmanager
-def site(attacks: Iterable[Attack], quick: bool) -> Iterator[Site]:
+def attacked(attacks: Iterable[Attack], quick: bool) -> Iterator[Attacked]:
     """A cluster with the models of these attacks, and a gateway that wants a token."""
     models = {"digits": zoo.digits(), "same": model_of("same", SAME_WIDTH)}
     arguments: list[str] = []
@@ -75,4 +89,7 @@ def site(attacks: Iterable[Attack], quick: bool) -> Iterator[Site]:
         stack.callback(log.join)
         stack.callback(process.wait)
         stack.callback(process.terminate)
-        yield Site(cluster, process, http_port, grpc_port, token, packages)
+        yield Attacked(cluster, process, Site(
+            cluster.endpoint, cluster.worker_endpoint, cluster.events_endpoint, http_port, grpc_port, token, packages,
+            cluster.workers[0].pid,
+        ))  # fmt: skip

@@ -56,24 +56,29 @@ class PendingCall:
         self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # of a stream
 
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
-        """End the call, unless it has ended: ``received`` or ``error`` is set."""
+        """End the call, unless it has ended: ``received`` or ``error`` is set.
+
+        The channel knows the call until its deadline; of an answer, which may be large, it keeps nothing as long."""
         if self.done:
             return
-        self.received, self.error = received, error
         self.done = True
         self.frames = ()
-        if self.lock is not None:
-            self.lock.release()
-        elif self.future is not None:
-            self.future.finish(received, error)
+        if self.future is not None:
+            future, self.future = self.future, None  # which has the call: no cycle is left
+            future.finish(received, error)
         elif self.inbox is not None:
             self.inbox.put(error if error is not None else present(received))
+        else:
+            self.received, self.error = received, error
+            if self.lock is not None:
+                self.lock.release()
 
     def result(self) -> Received:
-        """The answer of a call that is done. Raises the error that it ended with."""
+        """The answer of a call that is done and has no future, once. Raises the error that it ended with."""
+        received, self.received = self.received, None
         if self.error is not None:
             raise self.error
-        return present(self.received)
+        return present(received)
 
 
 def present(received: Received | None) -> Received:

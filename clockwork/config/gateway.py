@@ -100,6 +100,16 @@ TOKEN_BYTES_MAX = 4_096
 POLL_S = 5.0
 """Default interval at which a model repository is polled."""
 
+GARBAGE = (700, 10, 1_000)
+"""Thresholds of Python's collector of cycles. A full collection looks at every object: 70 for each gRPC call that waits.
+With Python's own thresholds it came again for each quarter more of them, and kept the loop for up to 0.4 s."""
+
+GARBAGE_DUE = 10
+"""Collections of younger objects after which a full one is due. Requests leave no cycles of their own."""
+
+GARBAGE_CALM_CALLS = 256
+"""Requests and gRPC calls up to which a full collection is made when it is due: it takes some milliseconds."""
+
 # ----- gateway/answers.py ----------------------------------------------------------------------
 
 ANSWERS_BYTES_MAX = 1 << 30

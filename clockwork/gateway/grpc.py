@@ -152,9 +152,7 @@ class GrpcServer:
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.so_reuseport", 0),  # else a second gateway would silently share the port
         ])  # fmt: skip
-        self._server.add_generic_rpc_handlers((
-            grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
-        ))  # fmt: skip
+        self._server.add_generic_rpc_handlers((_Handlers(self._methods()),))
         host, port = bound.getsockname()[:2]
         self._host, self._port = "" if host in ("0.0.0.0", "::") else host, port
         bound.close()
@@ -179,6 +177,10 @@ class GrpcServer:
             self._sweeper.cancel()
         self._inflater.close()
 
+    def calls(self) -> int:
+        """Calls that have begun and not ended, whether or not their messages have come."""
+        return len(self._calls)
+
     async def _sweep(self, connections: Connections) -> None:
         stranger_ns = to_ns(self._settings.headers_s)
         while True:
@@ -191,7 +193,8 @@ class GrpcServer:
 
     # ----- the service -------------------------------------------------------------------------
 
-    def _handlers(self) -> dict[str, Any]:
+    def _methods(self) -> dict[str, Callable[[bytes | None, int], Any]]:
+        """Makers of a call's handler, by path, of the call's token and of the bytes that it takes on the wire."""
         unary: dict[str, Method] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -211,21 +214,23 @@ class GrpcServer:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        handlers = {
-            # As if the client sent a stream: gRPC then reads no message of a call before it is asked for it.
-            name: grpc.stream_unary_rpc_method_handler(
+        # As if the client sent a stream: gRPC then reads no message of a call before it is asked for it.
+        methods = {
+            name: _maker(
+                grpc.stream_unary_rpc_method_handler,
                 self._guarded(name, method),
-                request_deserializer=_sized(getattr(pb, f"{name}Request")),
+                _sized(getattr(pb, f"{name}Request")),
             )
             for name, method in unary.items()
         }
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+        methods["ModelStreamInfer"] = _maker(
+            grpc.stream_stream_rpc_method_handler,
             self._guarded("ModelStreamInfer", self._infer, is_stream=True),
-            request_deserializer=_sized(pb.ModelInferRequest),
+            _sized(pb.ModelInferRequest),
         )
-        return handlers
+        return {f"/{SERVICE}/{name}": maker for name, maker in methods.items()}
 
-    def _guarded(self, name: str, method: Method, is_stream: bool = False) -> Method:
+    def _guarded(self, name: str, method: Method, is_stream: bool = False) -> Callable[..., Awaitable[Any]]:
         """The method, for whoever has its right, within the bounds on calls, its errors sent as statuses."""
         right, counted_as = GRPC[name], "stream" if is_stream else method.__name__[1:]
         waited = (
@@ -233,21 +238,23 @@ class GrpcServer:
             "too many were without one"
         )
 
-        async def guarded(requests: AsyncIterator[Any], context: Context) -> Any:
+        async def guarded(
+            token: bytes | None, begun_bytes: int, requests: AsyncIterator[Any], context: Context
+        ) -> Any:
             assert self._connections is not None
-            peer, metadata = context.peer(), context.invocation_metadata() or ()
+            peer = context.peer()
             call = _Call(peer, self._connections.seat_of(peer))
             try:
                 try:
                     try:
-                        standing = self._tokens.check(right, _token(metadata))
+                        standing = self._tokens.check(right, token)
                         self._seats.recognize(call.connection, standing)
                         self._take(call, standing)
                         async with asyncio.timeout(
                             None if is_stream else self._settings.body_s
                         ) as call.patience:
                             with self._connections.receiving(peer):
-                                self._connections.take(peer, _bytes_of(metadata))
+                                self._connections.take(peer, begun_bytes)
                                 if is_stream:
                                     return await self._stream(requests, context, call)
                                 sized = await anext(requests, None)
@@ -275,6 +282,7 @@ class GrpcServer:
                 told = tell(error)
             finally:
                 self._calls.leave(call)
+                call.end_for_good()
             return await context.abort(
                 getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
             )
@@ -529,6 +537,26 @@ class GrpcServer:
         return pb.RepositoryModelUnloadResponse()
 
 
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Finds the handler of a call, which is told what the call's headers say.
+
+    gRPC makes an object of each header whenever it is asked for them. It has made them here; calls may wait by the
+    thousand, and of their headers they keep none: the garbage collector would look at half a million objects."""
+
+    def __init__(self, methods: dict[str, Callable[[bytes | None, int], Any]]) -> None:
+        self._methods = methods
+
+    def service(self, handler_call_details: Any) -> Any:
+        maker = self._methods.get(handler_call_details.method)
+        return None if maker is None else maker(*_token_and_bytes(handler_call_details.invocation_metadata))
+
+
+def _maker(
+    kind: Any, method: Callable[..., Awaitable[Any]], read: Callable[[bytes], Any]
+) -> Callable[[bytes | None, int], Any]:
+    return lambda token, size: kind(functools.partial(method, token, size), request_deserializer=read)
+
+
 def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     """A deserializer: (message, bytes received). To ask the message for its size would serialize it again.
 
@@ -573,6 +601,10 @@ class _Call(Seat):
         self.connection = connection
         self.patience: asyncio.Timeout | None = None  # while it waits for its client
 
+    def end_for_good(self) -> None:
+        """Let go of its task, which has the call: the garbage collector is left no cycle."""
+        self.patience, self.close = None, _nothing
+
     def _give_up(self) -> None:
         if self.patience is not None and not self.patience.expired():  # else its task is about to end it
             self.patience.reschedule(asyncio.get_running_loop().time())
@@ -589,6 +621,10 @@ class _Call(Seat):
             self.connection.end(now_ns())
 
 
+def _nothing() -> None:
+    """Close a call that has ended."""
+
+
 def _address_of(peer: str) -> Address | None:
     """Of a call's peer, as gRPC writes it; None for a peer that is not connected over TCP."""
     kind, _, rest = peer.partition(":")
@@ -596,24 +632,19 @@ def _address_of(peer: str) -> Address | None:
     return Address(host, int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
 
 
-def _bytes_of(metadata: Any) -> int:
-    """At least what the beginning and the end of a call take on the wire."""
-    return CALL_BYTES + sum(CALL_BYTES + len(key) + len(value) for key, value in metadata)
-
-
 def _on_the_wire(size: int) -> int:
     """At least what a message takes on the wire, with HTTP/2's frames and TLS's records around its pieces."""
     return CALL_BYTES + size + size // 64
 
 
-def _token(metadata: Any) -> bytes | None:
-    """The first bearer token in a call's metadata."""
+def _token_and_bytes(metadata: Any) -> tuple[bytes | None, int]:
+    """The first bearer token in a call's metadata, and at least what the begin and the end of the call take on the wire."""
+    token, size = None, CALL_BYTES
     for key, value in metadata:
-        if key == "authorization":
-            found = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
-            if found is not None:
-                return found
-    return None
+        size += CALL_BYTES + len(key) + len(value)
+        if token is None and key == "authorization":
+            token = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
+    return token, size
 
 
 def _metadata(body: dict[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,9 @@ from clockwork.config import CLIENT_TIMEOUT_NS, VERSION, data_directory
 from clockwork.config.gateway import (
     DESCRIPTORS_KEPT,
     DESCRIPTORS_MIN,
+    GARBAGE,
+    GARBAGE_CALM_CALLS,
+    GARBAGE_DUE,
     METRICS_CONNECTIONS_MAX,
     METRICS_TIMEOUT_S,
     REGIONS_SWEEP_S,
@@ -145,6 +148,8 @@ class Gateway:
         )  # fmt: skip
         for connected in (client, operator):
             connected.discount(lambda: answers.bytes + service.request_bytes)
+        calls: list[Callable[[], int]] = [lambda: service.requests]
+        sweeping.append(asyncio.create_task(_collect_garbage(lambda: sum(count() for count in calls))))
         try:
             if (bound := self._sockets.get("http")) is not None:
                 http = HttpServer(service, settings, self._tokens, self._seats["http"])
@@ -154,6 +159,7 @@ class Gateway:
                 grpc = GrpcServer(service, settings, self._tokens, self._seats["grpc"])
                 await grpc.start(bound, security.read_pair(settings))
                 self._closers.append(grpc.close)
+                calls.append(grpc.calls)
             if (bound := self._sockets.get("metrics")) is not None:
                 source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), service.counters)
                 metrics = MetricsServer(service, settings, self._tokens, self._seats["metrics"], source)
@@ -233,6 +239,14 @@ async def _sweep_regions(regions: Regions) -> None:
         regions.sweep()
 
 
+async def _collect_garbage(calls: Callable[[], int]) -> None:
+    """Collect cycles of old objects when that is due and calls are few, so that there are few objects to look at."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        if gc.get_count()[2] >= GARBAGE_DUE and calls() <= GARBAGE_CALM_CALLS:
+            gc.collect()
+
+
 def _keeper(settings: GatewaySettings) -> Keeper | None:
     """Raises ConfigError where a repository cannot be read."""
     if not settings.repositories:
@@ -270,6 +284,7 @@ def main(settings: GatewaySettings) -> int:
         def started() -> None:
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GARBAGE)
             log.info("gateway %s of %s listens: %s", VERSION, settings.endpoint, gateway.greeting())
 
         await gateway.serve(stop, started)

@@ -11,6 +11,9 @@ void SlotHeap::set(std::uint32_t slot, Urgency urgency) {
         places_.resize(slot + 1, NOWHERE);
         urgencies_.resize(slot + 1, {false, 0});
     }
+    if (places_[slot] != NOWHERE && urgencies_[slot] == urgency) {
+        return;
+    }
     urgencies_[slot] = urgency;
     if (places_[slot] == NOWHERE) {
         heap_.push_back(slot);
@@ -18,6 +21,12 @@ void SlotHeap::set(std::uint32_t slot, Urgency urgency) {
     }
     rise(places_[slot]);
     sink(places_[slot]);
+}
+
+void SlotHeap::restore_order() {
+    for (std::size_t place = heap_.size() / 2; place > 0; --place) {
+        sink(place - 1);
+    }
 }
 
 void SlotHeap::erase(std::uint32_t slot) {
@@ -63,6 +72,16 @@ void SlotHeap::sink(std::size_t place) {
     put(place, slot);
 }
 
+void SlotHeap::check_invariants() const {
+    for (std::size_t place = 0; place < heap_.size(); ++place) {
+        must(places_[heap_[place]] == place, "a slot is not where its heap says");
+        must(place == 0 || is_above(heap_[(place - 1) / 2], heap_[place]), "a slot is below a less urgent one");
+    }
+    must(static_cast<std::size_t>(std::count_if(places_.begin(), places_.end(),
+                                                [](std::uint32_t place) { return place != NOWHERE; })) == heap_.size(),
+         "a slot is in no heap that has a place there");
+}
+
 // ----- what a load is worth -----------------------------------------------------------------------
 
 AdaptiveMemory::Demand& AdaptiveMemory::demand(const Model& model) {
@@ -78,13 +97,12 @@ double AdaptiveMemory::rate(const Model& model) const {
     return one != nullptr ? one->count.rate(now(), RATE_HALF_LIFE_NS) : 0;
 }
 
-double AdaptiveMemory::standing(const Model& model, const KindSpec& spec) const {
+double AdaptiveMemory::standing(const Model& model, Ns load) const {
     const Demand* one = known(model);
     if (one == nullptr) {
         return 0;
     }
     double per_ns = rate(model);
-    Ns load = spec.load_planned_ns();
     auto links = static_cast<Ns>(std::max<std::size_t>(model.workers.size(), 1));
     Ns wait = load * static_cast<Ns>(asking_.size()) / links;
     double lost = per_ns * static_cast<double>(load + wait);
@@ -106,9 +124,9 @@ bool AdaptiveMemory::asks(const Model& model, bool is_cold) {
     return !one.is_everywhere;
 }
 
-double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns delays_ns,
+double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns,
                                bool is_cold) const {
-    Ns ready = begin_ns + spec.load_planned_ns() + delays_ns;
+    Ns ready = begin_ns + load + delays_ns;
     std::uint32_t in_time = 0;
     for (const auto& one : queues_.of(model)) {
         if (one->empty()) {
@@ -126,12 +144,12 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
         }
         in_time += one->size() - low;
     }
-    return in_time + (is_cold ? standing(model, spec) : 0);
+    return in_time + (is_cold ? standing(model, load) : 0);
 }
 
-// The last moment at which its load may begin, for the first of its requests.
-Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec) const {
-    Ns latest = NEVER_NS, hops = arenas_.fetch_wait_ns(model) + spec.load_planned_ns();
+// The last moment at which it may be fetched and loaded, which takes `hops`, for the first of its requests.
+Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec, Ns hops) const {
+    Ns latest = NEVER_NS;
     for (const auto& one : queues_.of(model)) {
         if (!one->empty()) {
             Ns needs = hops + spec.alone_ns(one->shape, one->front().size);
@@ -142,20 +160,22 @@ Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec) const {
 }
 
 // How long its load keeps the links, if they were one that is so much faster.
-double AdaptiveMemory::load_ns(const Model& model, const KindSpec& spec) {
+double AdaptiveMemory::shared_ns(const Model& model, Ns load) {
     auto links = static_cast<double>(std::max<std::size_t>(model.workers.size(), 1));
-    return static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)) / links;
+    return static_cast<double>(std::max<Ns>(load, 1)) / links;
 }
 
 // is_put_back: it was found to be; what comes too late for its first always is.
 Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_back) const {
     const KindSpec& spec = *model.specs.front();
-    Ns latest = latest_ns(model, spec);
-    if (latest > now() && !is_put_back) {
-        return {false, -(static_cast<double>(latest) + load_ns(model, spec))};
+    Ns fetch = arenas_.fetch_wait_ns(model), load = spec.load_planned_ns();
+    if (!is_put_back) {
+        Ns latest = latest_ns(model, spec, fetch + load);
+        if (latest > now()) {
+            return {false, -(static_cast<double>(latest) + shared_ns(model, load))};
+        }
     }
-    double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
-    return {true, benefit(model, spec, now() + arenas_.fetch_wait_ns(model), 0, is_cold) / load};
+    return {true, benefit(model, spec, now() + fetch, load, 0, is_cold) / static_cast<double>(std::max<Ns>(load, 1))};
 }
 
 // Finds what has to be put back, as if all links were one that is so much faster, and is free when the device's is.
@@ -164,49 +184,58 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
         return;
     }
     ordered_ns_ = now();
+    wishes_.clear();
     silent_.clear();
     for (std::uint32_t slot : asking_.slots()) {
         const Model& model = state_.at<Model>(slot);
-        if (!asks(model, is_cold(model))) {
+        bool cold = is_cold(model);
+        if (asks(model, cold)) {
+            wishes_.push_back({.slot = slot, .is_cold = cold});
+        } else {
             silent_.push_back(slot);
         }
     }
     for (std::uint32_t slot : silent_) {
         asking_.erase(slot);
     }
-    wishes_.clear();
-    for (std::uint32_t slot : asking_.slots()) {
-        const Model& model = state_.at<Model>(slot);
+    by_due_.clear();
+    for (Wish& one : wishes_) {
+        const Model& model = state_.at<Model>(one.slot);
         const KindSpec& spec = *model.specs.front();
-        double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)), share = load_ns(model, spec);
-        double gain = benefit(model, spec, now() + arenas_.fetch_wait_ns(model), 0, is_cold(model));
-        Ns latest = latest_ns(model, spec);
-        wishes_.push_back({latest, share, static_cast<double>(latest) + share, gain / load, slot});
+        Ns fetch = arenas_.fetch_wait_ns(model), load = spec.load_planned_ns();
+        double gain = benefit(model, spec, now() + fetch, load, 0, one.is_cold);
+        one.density = gain / static_cast<double>(std::max<Ns>(load, 1));
+        one.load_ns = shared_ns(model, load);
+        Ns latest = latest_ns(model, spec, fetch + load);
+        one.due_ns = static_cast<double>(latest) + one.load_ns;
+        one.is_put_back = latest <= now();
+        if (!one.is_put_back) {
+            by_due_.push_back({one.due_ns, one.slot, static_cast<std::uint32_t>(&one - wishes_.data())});
+        }
     }
-    std::sort(wishes_.begin(), wishes_.end(), [](const Wish& one, const Wish& other) {
+    std::sort(by_due_.begin(), by_due_.end(), [](const Due& one, const Due& other) {
         return one.due_ns != other.due_ns ? one.due_ns < other.due_ns : one.slot < other.slot;
     });
     planned_.clear();
     double begin = static_cast<double>(std::max(now(), arena.worker->link_free_ns));
-    for (std::uint32_t place = 0; place < wishes_.size(); ++place) {
-        const Wish& one = wishes_[place];
-        if (one.latest_ns <= now()) {
-            asking_.set(one.slot, {true, one.density});
-            continue;
-        }
-        asking_.set(one.slot, {false, -one.due_ns});
+    for (std::uint32_t place = 0; place < by_due_.size(); ++place) {
+        const Wish& one = wishes_[by_due_[place].wish];
         planned_.emplace_back(-one.density, place);
         std::push_heap(planned_.begin(), planned_.end());
         begin += one.load_ns;  // behind all that is planned
         for (bool is_planned = true; is_planned && begin > one.due_ns;) {
             std::pop_heap(planned_.begin(), planned_.end());
-            const Wish& least = wishes_[planned_.back().second];
+            Wish& least = wishes_[by_due_[planned_.back().second].wish];
             planned_.pop_back();
             begin -= least.load_ns;
-            asking_.set(least.slot, {true, least.density});
+            least.is_put_back = true;
             is_planned = &least != &one;  // else all that is left was in time before it came
         }
     }
+    for (const Wish& one : wishes_) {
+        asking_.change(one.slot, {one.is_put_back, one.is_put_back ? one.density : -one.due_ns});
+    }
+    asking_.restore_order();
 }
 
 // ----- who asks -----------------------------------------------------------------------------------
@@ -508,8 +537,8 @@ void AdaptiveMemory::look(Arena& arena) {
                 continue;
             }
             Ns begin = std::max(worker.link_free_ns, now() + fetch + worker.there_ns);
-            if (benefit(model, *spec, begin, delays, cold) > 0 && arenas_.bring(*arena.worker, model) &&
-                try_load(arena, model, *spec)) {
+            if (benefit(model, *spec, begin, spec->load_planned_ns(), delays, cold) > 0 &&
+                arenas_.bring(*arena.worker, model) && try_load(arena, model, *spec)) {
                 continue;
             }
         }

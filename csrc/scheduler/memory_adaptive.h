@@ -81,6 +81,7 @@ struct Urgency {
 
     void archive(Archive& archive) { archive(is_put_back, value); }
 
+    bool operator==(const Urgency& other) const = default;
     bool operator>(const Urgency& other) const {
         return is_put_back != other.is_put_back ? other.is_put_back : value > other.value;
     }
@@ -97,17 +98,19 @@ public:
     const std::vector<std::uint32_t>& slots() const { return heap_; }
     bool holds(std::uint32_t slot) const { return slot < places_.size() && places_[slot] != NOWHERE; }
     void set(std::uint32_t slot, Urgency urgency);
+    // Changes many that it holds: nothing else may be asked of it until restore_order() was called.
+    void change(std::uint32_t slot, Urgency urgency) { urgencies_[slot] = urgency; }
+    void restore_order();
     void erase(std::uint32_t slot);
+    void check_invariants() const;
     void archive(Archive& archive, std::uint32_t limit);
 
 private:
     static constexpr std::uint32_t NOWHERE = UINT32_MAX;
 
     bool is_above(std::uint32_t one, std::uint32_t other) const {
-        if (urgencies_[one] > urgencies_[other] || urgencies_[other] > urgencies_[one]) {
-            return urgencies_[one] > urgencies_[other];
-        }
-        return one < other;
+        const Urgency &first = urgencies_[one], &second = urgencies_[other];
+        return first == second ? one < other : first > second;
     }
     void put(std::size_t place, std::uint32_t slot) {
         heap_[place] = slot;
@@ -144,6 +147,7 @@ public:
     void model_gone(Model& model) override;
     void joined(Arena& arena) override;
     void archive(Archive& archive) override;
+    void check_invariants() const override { asking_.check_invariants(); }
 
 private:
     struct Demand {  // of a model
@@ -186,13 +190,13 @@ private:
     }
     // Whether it asks for a load.
     bool asks(const Model& model, bool is_cold);
-    double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns delays_ns, bool is_cold) const;
-    double standing(const Model& model, const KindSpec& spec) const;
+    double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns, bool is_cold) const;
+    double standing(const Model& model, Ns load) const;
     double rate(const Model& model) const;
     bool waits_long(const Model& model) const;
     void ask(Model& model);
-    Ns latest_ns(const Model& model, const KindSpec& spec) const;
-    static double load_ns(const Model& model, const KindSpec& spec);
+    Ns latest_ns(const Model& model, const KindSpec& spec, Ns hops) const;
+    static double shared_ns(const Model& model, Ns load);
     Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
     void put_in_order(const Arena& arena);
     const Queue* first_queue(const Model& model) const;
@@ -206,11 +210,17 @@ private:
 
     // A load that is asked for, when the links are planned.
     struct Wish {
-        Ns latest_ns;    // when it may begin
-        double load_ns;  // of all links together
-        double due_ns;   // when it has to be done, begun at the latest
-        double density;  // benefit per time
         std::uint32_t slot;
+        bool is_cold;
+        bool is_put_back = false;
+        double load_ns = 0;  // of all links together
+        double due_ns = 0;   // when it has to be done, begun at the latest
+        double density = 0;  // benefit per time
+    };
+    struct Due {  // by which wishes are sorted
+        double due_ns;
+        std::uint32_t slot;
+        std::uint32_t wish;  // its place in wishes_
     };
 
     State& state_;
@@ -223,7 +233,8 @@ private:
     std::vector<std::uint32_t> offered_;  // by the arena's: a model that it may copy for nothing, in this step
     Ns ordered_ns_ = 0;                   // when put_in_order() did it last
     std::vector<Wish> wishes_;
-    std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; the place
+    std::vector<Due> by_due_;                                // those that may still be in time
+    std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; by due
     std::vector<std::uint32_t> silent_;                      // that no longer ask
     std::vector<std::pair<std::uint32_t, bool>> aside_;      // and whether they were put back
     std::vector<Residency*> victims_;

@@ -19,6 +19,7 @@ from clockwork.config.gateway import DESCRIPTORS_MIN
 from clockwork.errors import ConfigError
 from clockwork.gateway import grpc as grpc_server
 from clockwork.gateway import http as http_server
+from clockwork.gateway import process
 from clockwork.gateway.process import seats_of
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
@@ -40,7 +41,9 @@ BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 SEATS = 8
 ATTACKERS = 40
-CLIENTS = 40
+KERNEL_BYTES = 4_096
+"""What the kernel is asked to hold of a connection in each direction; it takes some times as much."""
+ANSWERS = 2
 UNSENT = (
     "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     f"Authorization: Bearer {TOKEN}\r\n\r\n"
@@ -197,6 +200,37 @@ def test_a_stranger_has_seconds_and_a_client_longer(
         assert known.ask("POST", "/v2/models/m/infer", BODY, BEARER).status == 200
         assert known.connection.sock is sock, "which waited as long"
         known.close()
+
+
+def test_a_client_that_reads_no_answers_and_then_sends_no_http_is_ended(
+    controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway need not wait until its answers are read, but the refusal comes behind them and is not read either."""
+
+    bind = process.listen
+
+    def listen(host: str, port: int, flag: str) -> socket.socket:
+        bound = bind(host, port, flag)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # which connections inherit
+        return bound
+
+    get = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    monkeypatch.setattr(process, "listen", listen)
+    with running_gateway(controller.endpoint, grpc_port=-1, body_s=0.2) as gateway:
+        port = gateway.ports["http"]
+        with contextlib.closing(Http(port)) as other:
+            answer = other.ask("GET", "/openapi.json").data
+            assert 2 * KERNEL_BYTES < ANSWERS * len(answer) < 65_536, "above which aiohttp waits"
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_BYTES)
+                client.connect(("127.0.0.1", port))
+                client.sendall(ANSWERS * get)
+                poll = select.poll()
+                poll.register(client, select.POLLIN)
+                assert poll.poll(PATIENCE_S * 1e3), "aiohttp drops requests that come together with no HTTP"
+                client.sendall(b"no HTTP\r\n\r\n")
+                poll.modify(client, select.POLLRDHUP)
+                assert poll.poll(PATIENCE_S * 1e3), "it is held for as long as it likes"
 
 
 # ----- gRPC ------------------------------------------------------------------------------------

@@ -157,6 +157,7 @@ extensions = [
     extension("clockwork.system._wait", HOT),
     extension("clockwork.wire._zmq", HOT, ("dl",)),
     extension("clockwork.wire._codec", CORE),
+    extension("clockwork.gateway._join", HOT),
     *(
         extension(f"clockwork.device.{name}", arguments, ("dl", "pthread"))
         for arguments, names in (

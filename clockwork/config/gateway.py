@@ -190,7 +190,7 @@ GRPC_PARSED_BYTES_MAX = 4 << 20
 in up to 22 ms (booleans in contents)."""
 
 GRPC_ANSWER_BYTES_MAX = 128 << 20
-"""Bytes of an answer's tensors: gRPC takes a message as a whole, and to copy it keeps the loop for up to 100 ms. More
+"""Bytes of an answer's tensors: gRPC takes a message as a whole, and its copy keeps the loop for up to 70 ms. More
 travel over HTTP."""
 
 ELEMENTS_AT_ONCE = 1 << 16

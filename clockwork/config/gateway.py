@@ -132,7 +132,7 @@ ANSWER_STALL_NS = 1_000_000_000
 ANSWER_MODELS_MAX = 1_024
 """Models of which the sizes of the last two answers are kept, if either was large."""
 
-# ----- gateway/http.py -------------------------------------------------------------------------
+# ----- gateway/http.py, gateway/http_inference.py ------------------------------------------------
 
 JOINED_BYTES_MAX = 256 << 10
 """Size up to which an answer's parts are joined, which costs less than several writes; larger ones are not copied."""

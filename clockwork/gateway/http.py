@@ -1,79 +1,71 @@
 """The Open Inference Protocol over HTTP, with Triton's extensions, on aiohttp.
 
-InferenceService (service.py) answers; this module reads requests and writes answers. It uses aiohttp's server without
-its application layer: for a dozen paths, a router and middlewares would cost more than they do.
+InferenceService (service.py) answers; this module receives requests and sends answers, whose form http_inference.py
+knows. It uses aiohttp's server without its application layer: for a dozen paths, a router and middlewares would cost more
+than they do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import ssl
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
 
-from clockwork.client.calls import request_of
-from clockwork.config import TENSORS_MAX
 from clockwork.config.gateway import (
     ANSWER_PIECE_BYTES,
     BODY_BYTES_PER_S_MIN,
     BODY_GRACE_S,
     HEADER_BYTES_MAX,
     JOINED_BYTES_MAX,
-    JSON_ANSWER_BYTES_MAX,
     JSON_AT_ONCE_BYTES,
-    JSON_BYTES_MAX,
     LINGER_S,
-    LISTED_AT_ONCE_BYTES,
     SWEEP_S,
 )
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.answers import Held
 from clockwork.gateway.callers import Address, Caller
-from clockwork.gateway.errors import REQUEST, NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
+from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
+from clockwork.gateway.http_inference import (
+    HEADER_LENGTH,
+    Wants,
+    dumps,
+    inference_of,
+    json_length,
+    parameters_of,
+    parts_of,
+)
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import Listener
 from clockwork.gateway.long_json import read_inference, read_object
-from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
+from clockwork.gateway.regions import NO_CUDA_MEMORY, Shared
 from clockwork.gateway.security import Tokens, bearer, is_loopback, names_of
 from clockwork.gateway.service import (
     Inference,
     InferenceService,
-    least,
-    priority_of,
     reference_of,
-    refuse_sequences,
     timeout_of,
 )
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import (
-    NAME_OF,
     Listed,
-    check_size,
-    checked_shape,
-    code_of,
-    frame_of_json,
 )
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.web.pages import Asking, Names, refusal
 from clockwork.web.seats import Seat, Seats, Standing
 from clockwork.wire import inflow, telling
-from clockwork.wire.messages import Answer, NamedTensorRef
-from clockwork.wire.references import name_of
 from clockwork.wire.roles import HTTP, Right
 from clockwork.wire.tensors import STRING, join_strings
-from clockwork.wire.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
 TIMEOUT = "X-Clockwork-Timeout-Us"
 
 
@@ -423,13 +415,11 @@ class HttpServer:
                 service.answers.come(held, sum(map(len, frames)), now_ns())
                 chosen = service.chosen(inference, answer)
                 delivered = await shared.deliver(chosen, frames)
-                response = _answer(inference, wants, answer, chosen, frames, delivered)
+                parts = parts_of(inference, wants, answer, chosen, frames, delivered)
             finally:
                 shared.release()
                 service.hold(-len(body) - converted)
-            if isinstance(response, web.Response):
-                return response
-            return await self._send(request, held, *response)
+            return _at_once(*parts) or await self._send(request, held, *parts)
         finally:
             service.answers.release(held)
 
@@ -493,54 +483,21 @@ class HttpServer:
 
     async def _read(
         self, request: web.BaseRequest, path: list[str], body: bytes | bytearray, shared: Shared
-    ) -> tuple[Inference, _Wants]:
-        """The inference that a request asks for, and the form of its outputs. Raises InvalidInput."""
-        headers = request.headers
-        length_text = headers.get(HEADER_LENGTH)
-        if not body:
-            raise InvalidInput(
-                "the request has no body; it is a JSON object with inputs",
-                expected="a JSON object",
-                got="0 bytes",
-            )
-        if length_text is None:
-            length = len(body)
-        elif length_text.isascii() and length_text.isdigit() and len(length_text) < 12:
-            length = int(length_text)
-        else:
-            length = -1
-        if not 0 < length <= len(body):
-            raise InvalidInput(
-                f"{HEADER_LENGTH} {str(length_text)[:40]!r} for a body of {len(body)} bytes: "
-                "the bytes of JSON that it begins with",
-                expected=f"1 to {len(body)}", got=str(length_text)[:40],
-            )  # fmt: skip
-        if length > JSON_BYTES_MAX:
-            raise TooLarge(f"JSON of {length} bytes, at most {JSON_BYTES_MAX} are taken; send binary data")
+    ) -> tuple[Inference, Wants]:
+        """The inference that a request asks for, and the form of its outputs. Raises InvalidInput, TooLarge."""
+        length = json_length(request.headers.get(HEADER_LENGTH), len(body))
         text = body if length == len(body) else body[:length]
         if length <= JSON_AT_ONCE_BYTES:
             fields = read_object(text, "the request")
         else:
             fields = await self._service.reading.run(length, read_inference, text, "the request")
-        parameters = _parameters(fields, "the request")
-        refuse_sequences(parameters)
-        timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
-        request_id = fields.get("id", "")
-        if type(request_id) is not str:
-            raise InvalidInput(
-                f"id must be a string, got {telling.tell(request_id)}", got=telling.tell(request_id)
-            )
-        references, frames = _inputs(fields, memoryview(body)[length:], shared)
-        wants = _wants(fields, parameters, shared)
-        inference = Inference(
-            reference_of(*_named(path)), request_id, references, frames,
-            list(wants.named), least(timeout_ns, _header_timeout(request)), priority_of(parameters),
-        )  # fmt: skip
-        return inference, wants
+        return inference_of(
+            fields, memoryview(body)[length:], shared, *_named(path), _header_timeout(request)
+        )
 
     async def _read_raw(
         self, request: web.BaseRequest, path: list[str], body: bytes | bytearray
-    ) -> tuple[Inference, _Wants]:
+    ) -> tuple[Inference, Wants]:
         """A request that is nothing but the raw bytes of its model's one input; all outputs come raw as well."""
         named = _named(path)
         name, code, shape = await self._service.only_input(*named, len(body))
@@ -550,7 +507,7 @@ class HttpServer:
         inference = Inference(
             reference_of(*named), "", [[name, code, shape, 0]], [memoryview(body)], [], timeout_ns, 0
         )
-        return inference, _Wants({}, True)
+        return inference, Wants({}, True)
 
     # ----- everything else ---------------------------------------------------------------------
 
@@ -592,12 +549,12 @@ class HttpServer:
         return _json(200, await self._service.index(only_ready))
 
     async def _load(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        parameters = _parameters(await self._json_body(request), "the request")
+        parameters = parameters_of(await self._json_body(request), "the request")
         await self._service.load(path[4], parameters)
         return _json(200, {})
 
     async def _unload(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        _parameters(await self._json_body(request), "the request")
+        parameters_of(await self._json_body(request), "the request")
         await self._service.unload(path[4])
         return _json(200, {})
 
@@ -670,19 +627,6 @@ PATHS = (
 """Searched in order; the first that fits is used."""
 
 
-class _Wants:
-    """Which outputs a client asked for, and in which form."""
-
-    __slots__ = ("named", "otherwise")
-
-    def __init__(self, named: dict[str, bool], otherwise: bool) -> None:
-        self.named = named  # whether binary, by name
-        self.otherwise = otherwise  # whether binary, for outputs that are not named
-
-    def binary(self, name: str) -> bool:
-        return self.named.get(name, self.otherwise)
-
-
 def _named(path: list[str]) -> tuple[str, str]:
     """Model and version ("" for none) of /v2/models/NAME[/versions/VERSION]."""
     return path[3], path[5] if path[4:5] == ["versions"] else ""
@@ -715,158 +659,14 @@ def _header_timeout(request: web.BaseRequest) -> int:
     return timeout_of(int(text) if whole else text, f"header {TIMEOUT}")
 
 
-def _dumps(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
 def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=_dumps(body), status=status, headers=headers, content_type="application/json")
+    return web.Response(body=dumps(body), status=status, headers=headers, content_type="application/json")
 
 
-def _error(error: ClockworkError) -> web.Response:
-    told = tell(error)
-    return _json(told.status, told.body, told.headers)
-
-
-def _parameters(fields: dict[str, Any], subject: str) -> dict[str, Any]:
-    parameters = fields.get("parameters")
-    if parameters is None:
-        return {}
-    if type(parameters) is not dict:
-        raise InvalidInput(f"parameters of {subject} are a JSON object, got {telling.tell(parameters)}")
-    return parameters
-
-
-def _listed(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    rows = fields.get(key)
-    if type(rows) is list and len(rows) > TENSORS_MAX:
-        raise InvalidInput(
-            f"{key} has {len(rows)} objects, at most {TENSORS_MAX} are taken",
-            expected=f"at most {TENSORS_MAX} {key}", got=str(len(rows)),
-        )  # fmt: skip
-    if type(rows) is not list or not all(type(row) is dict and type(row.get("name")) is str for row in rows):
-        raise InvalidInput(f"{key} must be a list of objects with a name, got {telling.tell(rows)}")
-    for row in rows:
-        if not row["name"].isascii():
-            _check_text(row["name"], key)
-    return rows
-
-
-def _check_text(name: str, key: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-        raise InvalidInput(f"{key} has the name {ascii(name)[:80]}, which is no Unicode text") from None
-
-
-def _flag(parameters: dict[str, Any], key: str, subject: str, default: bool) -> bool:
-    value = parameters.get(key, default)
-    if type(value) is not bool:
-        raise InvalidInput(f"parameter {key} of {subject} must be true or false, got {telling.tell(value)}")
-    return value
-
-
-def _inputs(
-    fields: dict[str, Any], rest: memoryview, shared: Shared
-) -> tuple[list[NamedTensorRef], list[Frame]]:
-    """Every input of a request; ``rest`` is what follows its JSON."""
-    references: list[NamedTensorRef] = []
-    frames: list[Frame] = []
-    offset = 0
-    for row in _listed(fields, "inputs"):
-        name = row["name"]
-        code = code_of(row.get("datatype"), name)
-        shape = checked_shape(row.get("shape"), name)
-        parameters = _parameters(row, f"input {name!r}")
-        size = parameters.get("binary_data_size")
-        if REGION in parameters:
-            if size is not None or "data" in row:
-                raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
-            shared.input(parameters, code, shape, name, len(frames))
-            frame: Frame = b""  # until Shared.read()
-        elif size is None:
-            frame = _frame(code, shape, row.get("data"), name)
-        elif type(size) is not int or not 0 <= size <= len(rest) - offset:
-            raise InvalidInput(
-                f"input {name!r} has binary_data_size {repr(size)[:40]}, but {len(rest) - offset} bytes are left",
-                name, f"at most {len(rest) - offset}", repr(size)[:40],
-            )  # fmt: skip
-        else:
-            check_size(code, shape, size, name)
-            frame = rest[offset : offset + size]
-            offset += size
-        references.append([name, code, shape, len(frames)])
-        frames.append(frame)
-    if offset != len(rest):
-        raise InvalidInput(
-            f"{len(rest) - offset} bytes follow the last input's",
-            expected=f"{offset} bytes", got=f"{len(rest)} bytes",
-        )  # fmt: skip
-    return references, frames
-
-
-def _frame(code: int, shape: list[int], data: Any, name: str) -> Frame:
-    """Of an input's data, which read_inference() may have read already."""
-    if isinstance(data, InvalidInput):
-        raise data
-    return data if isinstance(data, bytes | memoryview) else frame_of_json(code, shape, data, name)
-
-
-def _wants(fields: dict[str, Any], parameters: dict[str, Any], shared: Shared) -> _Wants:
-    otherwise = _flag(parameters, "binary_data_output", "the request", False)
-    named: dict[str, bool] = {}
-    if fields.get("outputs"):
-        for row in _listed(fields, "outputs"):
-            name = row["name"]
-            its = _parameters(row, f"output {name!r}")
-            if REGION in its:
-                shared.output(its, name)
-            if its.get("classification"):
-                raise Unsupported(f"output {name!r}: classification is not supported")
-            named[name] = _flag(its, "binary_data", f"output {name!r}", otherwise)
-    return _Wants(named, otherwise)
-
-
-def _answer(
-    inference: Inference,
-    wants: _Wants,
-    answer: Answer,
-    chosen: list[NamedTensorRef],
-    frames: list[Frame],
-    delivered: Collection[str],
-) -> web.Response | tuple[dict[str, str], list[bytes | Listed], list[Any]]:
-    """A response; or, if it is large, its headers, the parts of its JSON, and its binary data. delivered: the outputs that
-    have been written to shared memory.
-
-    Raises TooLarge, and InvalidInput for an output that has no form in JSON."""
-    rows: list[tuple[dict[str, Any], Listed | None]] = []
-    binary: list[Any] = []
-    binary_bytes = listed_bytes = 0
-    for name, code, shape, frame in chosen:
-        row: dict[str, Any] = {"name": name, "datatype": NAME_OF[code], "shape": shape}
-        listed: Listed | None = None
-        if name in delivered:
-            pass
-        elif wants.binary(name):
-            piece = memoryview(frames[frame])
-            row["parameters"] = {"binary_data_size": piece.nbytes}
-            binary_bytes += piece.nbytes
-            binary.append(piece)
-        else:
-            listed = Listed(code, frames[frame], name)
-            listed_bytes += listed.nbytes
-        rows.append((row, listed))
-    if listed_bytes > JSON_ANSWER_BYTES_MAX:
-        raise TooLarge(
-            f"the answer has {listed_bytes} bytes of tensors, at most {JSON_ANSWER_BYTES_MAX} are written as JSON; ask for "
-            'binary data ("parameters": {"binary_data_output": true})'
-        )
-    body = {"model_name": name_of(inference.model), "model_version": str(answer.model_version)}
-    request = request_of(answer)
-    headers = {} if request is None else {REQUEST: str(request)}
-    text = _json_parts(body, rows, inference.request_id, listed_bytes <= LISTED_AT_ONCE_BYTES)
-    if len(text) > 1 or binary_bytes > JOINED_BYTES_MAX:
-        return headers, text, binary
+def _at_once(headers: dict[str, str], text: list[bytes | Listed], binary: list[Any]) -> web.Response | None:
+    """An answer as one response; None for a large one."""
+    if len(text) > 1 or sum(piece.nbytes for piece in binary) > JOINED_BYTES_MAX:
+        return None
     header = cast(bytes, text[0])
     if not binary:
         return web.Response(body=header, content_type="application/json", headers=headers)
@@ -874,25 +674,6 @@ def _answer(
     return web.Response(body=b"".join([header, *binary]), headers=headers)
 
 
-def _json_parts(
-    body: dict[str, Any], rows: list[tuple[dict[str, Any], Listed | None]], request_id: str, at_once: bool
-) -> list[bytes | Listed]:
-    """An answer's JSON. Lists are parts of their own, unless they are to be written at once; all else is joined."""
-    parts: list[bytes | Listed] = []
-    joined = [_dumps(body)[:-1], b',"outputs":[']
-    for index, (row, listed) in enumerate(rows):
-        joined += [b"," if index else b"", _dumps(row)[:-1]]
-        if listed is not None:
-            joined.append(b',"data":[')
-            if at_once:
-                joined.append(listed.piece(0)[0])
-            else:
-                parts += [b"".join(joined), listed]
-                joined = []
-            joined.append(b"]")
-        joined.append(b"}")
-    joined.append(b"]")
-    if request_id:
-        joined += [b',"id":', _dumps(request_id)]
-    joined.append(b"}")
-    return [*parts, b"".join(joined)]
+def _error(error: ClockworkError) -> web.Response:
+    told = tell(error)
+    return _json(told.status, told.body, told.headers)

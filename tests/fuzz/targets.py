@@ -21,7 +21,7 @@ from clockwork.formats.package import digest_of, parse_files, rows_of
 from clockwork.formats.prepared import PreparedModel
 from clockwork.formats.profiles import dump_profiles, parse_profiles
 from clockwork.formats.program import parse_program
-from clockwork.gateway import http, long_json, triton_config
+from clockwork.gateway import http_inference, long_json, triton_config
 from clockwork.gateway.errors import tell
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.protocol.split import Reader
@@ -202,14 +202,12 @@ def bodies(data: bytes) -> bool:
     text, rest = data[2 : 2 + size], data[2 + size :]
     try:
         fields = long_json.read_object(text, "the body")
-        parameters = http._parameters(fields, "the request")
         shared = Shared(Regions(), lambda: 0, lambda count: None, len(data))
-        http._wants(fields, parameters, shared)
-        _, frames = http._inputs(fields, memoryview(rest), shared)
+        inference, _ = http_inference.inference_of(fields, memoryview(rest), shared, "m", "", 0)
     except ClockworkError as error:
         demand(len(str(tell(error).body)) < 5000, "an answer repeats a request without a bound")
         return False
-    assert sum(len(frame) for frame in frames) <= 16 * len(data)
+    assert sum(map(len, inference.frames)) <= 16 * len(data)
     return True
 
 

@@ -157,3 +157,20 @@ def tensor(
     """One input: with its elements, or with the count of raw bytes."""
     one: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
     return one | ({"data": data} if size is None else {"parameters": {"binary_data_size": size}})
+
+
+BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
+"""An inference, as JSON."""
+
+
+def infer_on(channel: grpc.Channel, token: str = "") -> str:
+    """The status of one inference."""
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8)])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    try:
+        # Between two looks at its connections a gateway may have to refuse one, and a client comes again.
+        method_of(channel, "ModelInfer")(message, metadata=metadata, timeout=PATIENCE_S, wait_for_ready=True)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"

@@ -31,12 +31,6 @@ Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def controller() -> Iterator[FakeController]:
-    with FakeController() as controller:
-        yield controller
-
-
-@pytest.fixture(scope="module")
 def gateway(controller: FakeController) -> Iterator[Gateway]:
     with running_gateway(controller.endpoint, http_port=-1, request_bytes_max=1 << 20) as gateway:
         yield gateway

@@ -35,12 +35,6 @@ Handler = Callable[[FakeController, bytes, Any, list[Any]], None]
 
 
 @pytest.fixture(scope="module")
-def controller() -> Iterator[FakeController]:
-    with FakeController() as controller:
-        yield controller
-
-
-@pytest.fixture(scope="module")
 def gateway(controller: FakeController) -> Iterator[Gateway]:
     with running_gateway(
         controller.endpoint, request_bytes_max=1 << 20, body_s=1.0, headers_s=1.0

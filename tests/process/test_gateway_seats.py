@@ -21,23 +21,20 @@ from clockwork.gateway import grpc as grpc_server
 from clockwork.gateway import http as http_server
 from clockwork.gateway import process
 from clockwork.gateway.process import seats_of
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import (
+    BODY,
     PATIENCE_S,
     TOKEN,
     Http,
     Https,
-    method_of,
-    new_pair,
+    infer_on,
     running_gateway,
-    tensor,
 )
 from tests.process.test_seats import processor_s
 
-BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 SEATS = 8
 ATTACKERS = 40
@@ -48,24 +45,6 @@ UNSENT = (
     "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
     f"Authorization: Bearer {TOKEN}\r\n\r\n"
 ).encode()
-
-
-@pytest.fixture(scope="module")
-def controller() -> Iterator[FakeController]:
-    with FakeController() as controller:
-        yield controller
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return new_pair(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(TOKEN)
-    return path
 
 
 def check_most_end(held: list[socket.socket], left: int) -> None:
@@ -240,18 +219,6 @@ def infer_grpc(port: int, token: str = "") -> str:
     """The status of one inference on a connection of its own."""
     with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return infer_on(channel, token)
-
-
-def infer_on(channel: grpc.Channel, token: str = "") -> str:
-    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8)])
-    message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
-    metadata = [("authorization", f"Bearer {token}")] if token else []
-    try:
-        # Between two looks at its connections a gateway may have to refuse one, and a client comes again.
-        method_of(channel, "ModelInfer")(message, metadata=metadata, timeout=PATIENCE_S, wait_for_ready=True)
-    except grpc.RpcError as error:
-        return str(error.code().name)
-    return "OK"
 
 
 @pytest.mark.parametrize("sent", [b"", http2.hello()], ids=["silent", "greeting"])

@@ -29,46 +29,8 @@ from clockwork.wire.roles import GRPC, HTTP, Right, Role
 from clockwork.wire.transport import new_key_pair
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController, echo
-from tests.process.gateways import TOKEN, Http, Https, Reply, new_pair, running_gateway, tensor
+from tests.process.gateways import BODY, TOKEN, Http, Https, Reply, infer_on, running_gateway
 from tests.process.peers import running_controller
-
-BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
-
-
-@pytest.fixture(scope="module")
-def controller() -> Iterator[FakeController]:
-    with FakeController() as controller:
-        yield controller
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost, and its key."""
-    return new_pair(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(f"{TOKEN}\n")
-    return path
-
-
-def infer_grpc(channel: grpc.Channel, token: str | None) -> str:
-    """The status of one inference."""
-    call = channel.unary_unary(
-        "/inference.GRPCInferenceService/ModelInfer",
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=pb.ModelInferResponse.FromString,
-    )
-    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8)])
-    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
-    metadata = [("authorization", f"Bearer {token}")] if token else []
-    try:
-        call(request, metadata=metadata, timeout=10)
-    except grpc.RpcError as error:
-        return str(error.code().name)
-    return "OK"
 
 
 def test_tls_and_a_token_on_both_servers(
@@ -85,9 +47,9 @@ def test_tls_and_a_token_on_both_servers(
             assert b"HTTP" not in plain.recv(1000)
         credentials = grpc.ssl_channel_credentials(cert.read_bytes())
         with grpc.secure_channel(f"localhost:{gateway.ports['grpc']}", credentials) as channel:
-            assert infer_grpc(channel, TOKEN) == "OK"
-            assert infer_grpc(channel, "wrong") == "UNAUTHENTICATED"
-            assert infer_grpc(channel, None) == "UNAUTHENTICATED"
+            assert infer_on(channel, TOKEN) == "OK"
+            assert infer_on(channel, "wrong") == "UNAUTHENTICATED"
+            assert infer_on(channel) == "UNAUTHENTICATED"
 
 
 def test_without_the_token_only_health_answers(controller: FakeController, token_file: Path) -> None:
@@ -120,8 +82,8 @@ def test_without_the_token_only_health_answers(controller: FakeController, token
         with grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel:
             live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
             assert live(b"", timeout=10) == b"\x08\x01"
-            assert infer_grpc(channel, None) == "UNAUTHENTICATED"
-            assert infer_grpc(channel, TOKEN) == "OK"
+            assert infer_on(channel) == "UNAUTHENTICATED"
+            assert infer_on(channel, TOKEN) == "OK"
 
 
 OPERATOR = "battery-staple"

@@ -1,0 +1,35 @@
+"""What the tests of a gateway have in common; those of other kinds have controllers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.fake_controller import FakeController
+
+
+@pytest.fixture(scope="module")
+def controller() -> Iterator[FakeController]:
+    """It answers every request with its inputs, and is shared by the tests of a file."""
+    with FakeController() as controller:
+        yield controller
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost, and its key."""
+    from tests.process.gateways import new_pair  # here: it skips where the gateway's libraries are missing
+
+    return new_pair(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    """A file with TOKEN in a line."""
+    from tests.process.gateways import TOKEN
+
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    return path

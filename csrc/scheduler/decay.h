@@ -18,6 +18,9 @@ inline double power_of_two(int exponent) {
 // What is left of 1 after so long. Between half-lives it falls in a straight line: exp() is not the same to the last
 // bit everywhere, and decisions depend on it.
 inline double decay(Ns past, Ns half_life) {
+    if (0 <= past && past < half_life) {  // as most are asked for: no half-lives to count
+        return 1 - static_cast<double>(past) / static_cast<double>(half_life) / 2;
+    }
     Ns halves = past / half_life;
     if (halves > 60) {
         return 0;

@@ -328,11 +328,12 @@ cdef extern from "scheduler/estimates.h" namespace "clockwork" nogil:
         void seed(const vector[CProfilePoint] &points) except +
         CCurve *curve(uint32_t shape)
         int64_t bound_ns(const CShapes &shapes, uint32_t shape, uint32_t batch) except +
-        cbool measure(uint32_t shape, uint32_t batch, int64_t ns, uint32_t *forgotten) except +
+        cbool measure(uint32_t shape, uint32_t batch, int64_t ns, uint32_t *forgotten, int64_t now) except +
 
     cdef cppclass CLoads "clockwork::LoadEstimates":
         int64_t load_ns(int64_t model_id, int64_t seed_ns, uint32_t page_count)
-        int64_t measure(int64_t model_id, int64_t seed_ns, uint32_t page_count, int64_t ns) except +
+        int64_t measure(int64_t model_id, int64_t seed_ns, uint32_t page_count, int64_t ns,
+                        int64_t now) except +
         void forget(int64_t model_id)
 
     cdef cppclass CEstimates "clockwork::Estimates":

@@ -849,6 +849,7 @@ cdef class Curve:
     cdef CCurve _own
     cdef CCurve *_curve
     cdef object _keeper
+    cdef int64_t _now
 
     def __cinit__(self):
         self._curve = &self._own
@@ -862,8 +863,10 @@ cdef class Curve:
     def planned_ns(self, batch):
         return self._curve.planned_ns(batch)
 
-    def measure(self, batch, ns, now=0):
-        return bool(self._curve.measure(batch, ns, now))
+    def measure(self, batch, ns, now=None):
+        """now: when it ended; else it began as the one before it ended."""
+        self._now = self._now + ns if now is None else now
+        return bool(self._curve.measure(batch, ns, self._now))
 
     def forget_stale(self, now):
         return bool(self._curve.forget_stale(now))
@@ -877,6 +880,7 @@ cdef class ProgramEstimates:
     cdef CShapes _known
     cdef Numbers _numbers
     cdef object _keeper
+    cdef int64_t _now
 
     def __cinit__(self):
         self._program = &self._own
@@ -902,9 +906,10 @@ cdef class ProgramEstimates:
         return self._program.bound_ns(self._known, self._shape(shape), batch)
 
     def measure(self, shape, batch, ns):
-        """True if published estimates changed."""
+        """True if published estimates changed. It began as the one before it ended."""
         cdef uint32_t forgotten = UINT32_MAX
-        return bool(self._program.measure(self._shape(shape), batch, ns, &forgotten))
+        self._now += ns
+        return bool(self._program.measure(self._shape(shape), batch, ns, &forgotten, self._now))
 
     def curve(self, shape):
         """Of a shape that is_profiled(). It goes when the shape is forgotten."""
@@ -920,12 +925,14 @@ cdef class LoadEstimates:
     """Load times of one device kind."""
 
     cdef CLoads _loads
+    cdef int64_t _now
 
     def load_ns(self, model_id, seed_ns, page_count):
         return self._loads.load_ns(model_id, seed_ns, page_count)
 
     def measure(self, model_id, seed_ns, page_count, ns):
-        self._loads.measure(model_id, seed_ns, page_count, ns)
+        self._now += ns  # one after another
+        self._loads.measure(model_id, seed_ns, page_count, ns, self._now)
 
     def forget(self, model_id):
         self._loads.forget(model_id)

@@ -105,8 +105,8 @@ Ns Adaptive::link_ns(const Model& model) {
     return worker.there_ns + worker.back_ns;
 }
 
-// The least time from an order to its result, on the kind of device that is the fastest: what is later than this is
-// in vain on every one.
+// The least time from an order to its result, on the kind of device that is the fastest, at best: what is later than this
+// is in vain on every one.
 Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const {
     Ns least = NEVER_NS;
     for (const KindSpec* spec : model.specs) {
@@ -117,7 +117,7 @@ Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t r
             continue;
         }
         Ns link = is_there ? (*first)->arena->worker->there_ns + (*first)->arena->worker->back_ns : 0;
-        least = std::min(least, link + takes_ns(*spec, shape, rows));
+        least = std::min(least, link + hoped_ns(*spec, shape, rows));
     }
     return least < NEVER_NS ? least : 0;
 }
@@ -507,6 +507,27 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
         return {chosen.queue, chosen.residency, chosen.first, chosen.count};
     }
     return {};
+}
+
+// The request that is due first, by itself. A device loses nothing by it, and its end tells what others may take.
+Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
+    Choice found{};
+    const Worker& worker = *executor.worker;
+    Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
+    auto is_wanted = [](const Model&, std::uint64_t) { return true; };
+    parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
+        const Waiting& front = queue.front();
+        Ns hoped = hoped_ns(*residency.spec, queue.shape, front.size);
+        const Request& request = front.pending->request;
+        Ns inputs = worker.inputs.takes_ns(parts_.state.now, request.bytes) +
+                    worker.copies.takes_ns(parts_.state.now, request.copied_bytes);
+        Ns end = free_ns + std::max<Ns>(inputs - covered, 0) + hoped + worker.back_ns;
+        bool is_better = found.queue == nullptr || front.deadline_ns < found.queue->front().deadline_ns;
+        if (is_better && end <= front.deadline_ns) {
+            found = {&queue, &residency, 0, 1, hoped};
+        }
+    });
+    return found;
 }
 
 // Give up the requests that a batch leaves behind.

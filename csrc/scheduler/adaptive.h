@@ -182,6 +182,7 @@ public:
     Adaptive(const RuleParts& parts, const SchedulerOptions& options);
 
     Choice choose(Executor& executor, Ns free_ns) override;
+    Choice attempt(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
@@ -246,14 +247,21 @@ private:
             if (curve_ == nullptr) [[unlikely]] {
                 return spec_.alone_ns(shape_, rows);
             }
-            Ns expected = curve_->exec_ns(rows);
-            return expected + static_cast<Ns>(static_cast<double>(expected) * margin_) + MARGIN_FIXED_NS;
+            return counted_ns(curve_->exec_ns(rows));
+        }
+        // What it takes at best.
+        Ns hoped_ns(std::uint32_t rows) const {
+            return curve_ == nullptr ? spec_.alone_ns(shape_, rows) : counted_ns(curve_->hoped_ns(rows));
         }
         const Curve* curve() const { return curve_; }
         // The most rows, up to rows_max, that take no longer than time_ns; 0 if not even one does.
         std::uint32_t rows_within(Ns time_ns, std::uint32_t rows_max) const;
 
     private:
+        Ns counted_ns(Ns exec_ns) const {
+            return exec_ns + static_cast<Ns>(static_cast<double>(exec_ns) * margin_) + MARGIN_FIXED_NS;
+        }
+
         const KindSpec& spec_;
         Curve* curve_;
         std::uint32_t shape_;
@@ -262,6 +270,9 @@ private:
     Durations durations(const KindSpec& spec, std::uint32_t shape) const { return {spec, shape, margin(spec.kind)}; }
     Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
         return durations(spec, shape)(rows);
+    }
+    Ns hoped_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
+        return durations(spec, shape).hoped_ns(rows);
     }
     void look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const;
     // Models that matter, for each device.

@@ -99,7 +99,10 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     Ns limit = deadline - executor.worker->back_ns - std::min((deadline - state_.now) / RESERVE_SHARE, RESERVE_NS);
     Ns free = executor.free_ns(state_.now);
     if (free + duration > limit) {
-        return false;
+        // It is sent at once, and loses nobody else anything: see Edf::trim().
+        slot = {free + duration, 0, nullptr, deadline};
+        return is_idle(executor) && residency.state == ResidencyState::RESIDENT && pending.evidence == 0 &&
+               free + spec.hoped_ns(shape, size) <= limit;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
     if (curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone) {
@@ -159,6 +162,11 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         return true;
     }
     return false;
+}
+
+// Whether it executes nothing, nothing is planned for it and no load waits for its pages.
+bool Admission::is_idle(const Executor& executor) const {
+    return executor.lane.empty() && plans_.of(executor).empty() && executor.arena->pending.empty();
 }
 
 // Plan::first_late() of what is owed.
@@ -317,12 +325,12 @@ void Admission::refuse_in_detail(Pending& pending) {
     Ns least = NEVER_NS;
     Ns alone_least = NEVER_NS;  // on an idle device that holds the model
     for_some_residencies(model, [&](Residency& residency) {
-        Ns duration = residency.spec->alone_ns(shape, size);
+        Ns duration = residency.spec->alone_ns(shape, size), hoped = residency.spec->hoped_ns(shape, size);
         const Worker& worker = *residency.arena->worker;
         if (duration == 0 || worker.draining) {
             return;
         }
-        alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
+        alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
         Ns at_ns = least_finish_ns(plans_.soonest(*residency.arena), residency, duration);
         if (residency.doomed) {
             at_ns += residency.spec->load_planned_ns();
@@ -337,7 +345,8 @@ void Admission::refuse_in_detail(Pending& pending) {
         }
         const Executor& executor = plans_.soonest(*place.arena);
         const Worker& worker = *executor.worker;
-        alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
+        Ns hoped = place.spec->hoped_ns(shape, size);
+        alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
         Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(*executor.arena);
         Ns loaded = start + place.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
         const Plan& plan = plans_.of(executor);
@@ -395,7 +404,8 @@ Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns
         }
         finish = finishes[index];
     }
-    return std::max(std::max(finish, ready) + duration + back, index > 0 ? plan.keys[index - 1] : 0);
+    Ns key = index > 0 ? plan.keys[index - 1] : 0;
+    return std::max(std::max(finish, ready) + duration + back, key < BEYOND_NS ? key : 0);
 }
 
 // Load a model that could not be promised because it is not resident; the next request may.

@@ -93,6 +93,7 @@ private:
     template <typename Function>
     void for_some_residencies(const Model& model, Function&& function) const;
     bool find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
+    bool is_idle(const Executor& executor) const;
     std::size_t first_owed_late(const Plan& plan, Ns time, std::size_t start) const;
     Ns passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);

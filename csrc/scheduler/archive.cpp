@@ -38,7 +38,7 @@ void Window::archive(Archive& archive) {
     for (std::uint32_t place = 0; place < count_; ++place) {
         archive(samples_[place]);
     }
-    archive(newest_ns_);
+    archive(newest_ns_, outlier_ns_);
 }
 
 void Surprises::archive(Archive& archive) {
@@ -47,7 +47,7 @@ void Surprises::archive(Archive& archive) {
 }
 
 void Curve::archive(Archive& archive) {
-    archive(seeds_, windows_, raw_, profiled_, scale_, surprises_);
+    archive(seeds_, windows_, raw_, profiled_, scale_, surprises_, usual_ns_, was_outlier_);
     archive.choice(rule_, EstimateRule::PERCENTILE);
     if (!archive.is_reading()) {
         return;

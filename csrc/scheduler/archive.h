@@ -22,7 +22,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 7;
+inline constexpr std::uint32_t STATE_FORMAT = 8;
 
 class State;
 

@@ -69,6 +69,7 @@ private:
     Batch* pick(Executor& executor, Ns free);
     bool may_skip(const Executor& executor, Ns free, std::size_t place) const;
     bool trim(Executor& executor, Batch& batch, Ns free);
+    bool attempts(Executor& executor, Batch& batch, Ns end_ns);
     void top_up(Executor& executor, Batch& batch, Ns free);
     bool gains(const Executor& executor, const Batch& batch, const Pending& pending, Ns free) const;
     void append(Executor& executor, Batch& batch, Pending& pending);

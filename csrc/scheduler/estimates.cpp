@@ -12,6 +12,10 @@ namespace {
 // Shapes up to which a walk through the list is as fast as a hash table.
 constexpr std::size_t WALK_MAX = 8;
 
+// Samples in a row that have to be long for that to be what a batch takes at best: of ten executions of which each may
+// be a stall, three in a row are some every few minutes.
+constexpr std::uint32_t HOPED_COUNT = 5;
+
 // Numbers that leave room to add a few of them: a batch of a billion rows must not overflow.
 constexpr __int128 DURATION_MAX = Ns{1} << 61;
 
@@ -38,6 +42,20 @@ void Window::push(Ns sample) {
     samples_[count_++] = sample;
 }
 
+bool Window::push(Ns sample, Ns took_ns, Ns now) {
+    newest_ns_ = now;
+    bool is_one = is_outlier(sample);
+    if (is_one) {
+        // By half of it, for a result is told somewhat later than an execution ends.
+        if (now - took_ns / 2 < outlier_ns_) {
+            return true;
+        }
+        outlier_ns_ = now;
+    }
+    push(sample);
+    return is_one;
+}
+
 void Window::reset(Ns told) {
     count_ = 0;
     push(told);
@@ -60,6 +78,11 @@ bool Window::fall() {
 
 Ns Window::least() const { return *std::min_element(samples_.begin(), samples_.begin() + count_); }
 
+Ns Window::least_of_late() const {
+    auto end = samples_.begin() + count_;
+    return *std::min_element(end - std::min(count_, HOPED_COUNT), end);
+}
+
 // The second is 0 where there is only one.
 std::pair<Ns, Ns> Window::two_largest() const {
     Ns first = samples_[0], second = 0;
@@ -75,9 +98,31 @@ std::pair<Ns, Ns> Window::two_largest() const {
     return {first, second};
 }
 
-Ns Window::robust() const {
+std::array<Ns, WINDOW> Window::sorted() const {
+    std::array<Ns, WINDOW> sorted = samples_;
+    std::sort(sorted.begin(), sorted.begin() + count_);
+    return sorted;
+}
+
+bool Window::is_outlier(Ns sample) const {
+    return count_ > 0 && sample / OUTLIER_RATIO > least() && sample / OUTLIER_RATIO > sorted()[(count_ - 1) / 2];
+}
+
+Ns Window::robust(Ns usual_ns) const {
     auto [first, second] = two_largest();
-    return count_ < 2 ? first : second;
+    if (count_ < 2 || first / OUTLIER_RATIO <= least()) {
+        return count_ < 2 ? first : second;
+    }
+    std::array<Ns, WINDOW> ordered = sorted();
+    Ns median = ordered[(count_ - 1) / 2];
+    auto is_beyond = [median](Ns sample) { return sample / OUTLIER_RATIO > median; };
+    std::uint32_t usual = count_;
+    while (is_beyond(ordered[usual - 1])) {
+        --usual;
+    }
+    bool are_last = is_beyond(samples_[count_ - 1]) && is_beyond(samples_[count_ - 2]) && outlier_ns_ >= usual_ns;
+    bool counts = count_ - usual > OUTLIERS_MAX || are_last;
+    return counts ? second : ordered[std::max(usual, 2U) - 2];
 }
 
 Ns Window::percentile() const {
@@ -106,7 +151,8 @@ bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
     }
     bool changed = now - newest_ns_ > ERRATIC_NS && forget();
     Ns before = worst_ns();
-    count_ = std::min(count_ + 1, ERRATIC_COUNT);
+    bool is_other = count_ == 0 || behaved_ > 0;
+    count_ = std::min(count_ + is_other, ERRATIC_COUNT);
     behaved_ = 0;
     worst_ns_ = std::max(worst_ns_, took_ns);
     newest_ns_ = now;
@@ -178,7 +224,10 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
             place->second.push(seed);
         }
     }
-    place->second.push(std::max<Ns>(ns, 1), now);
+    bool is_outlier = place->second.push(std::max<Ns>(ns, 1), scaled(ns), now);
+    changed |= is_robust && was_outlier_ && !is_outlier;  // what others have taught in the meantime is over
+    was_outlier_ = is_outlier;
+    usual_ns_ = is_outlier ? usual_ns_ : now;
     if (is_robust) {
         place->second.fall();
     }
@@ -196,12 +245,8 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
     return false;
 }
 
-// What the profile says of a batch, between its points in a straight line; where it says nothing, the least of what was
-// measured.
-Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
-    if (seeds_.empty()) {
-        return window.least();
-    }
+// What the profile says of a batch, between its points in a straight line. There must be one.
+Ns Curve::seeded_ns(std::uint32_t batch) const {
     auto above = find_batch(seeds_, batch);
     if (above == seeds_.end()) {
         return seeds_.back().second * batch / seeds_.back().first;
@@ -213,9 +258,27 @@ Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
     return below->second + (above->second - below->second) * (batch - below->first) / (above->first - below->first);
 }
 
+// That; where there is no profile, the least of what was measured.
+Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
+    return seeds_.empty() ? window.least() : seeded_ns(batch);
+}
+
+Ns Curve::hoped_ns(std::uint32_t batch) {
+    Ns expected = exec_ns(batch);
+    auto place = find_batch(windows_, batch);
+    bool is_measured = place != windows_.end() && place->first == batch;
+    if (rule_ != EstimateRule::ROBUST || batch > BATCH_TABLE_MAX || (seeds_.empty() && !is_measured)) {
+        return expected;
+    }
+    Ns told = seeds_.empty() ? place->second.least_of_late() : seeded_ns(batch);
+    Ns hoped = is_measured ? place->second.least_of_late() : told;
+    bool is_raised = static_cast<double>(expected) > STALE_BESIDE * static_cast<double>(scaled(std::max(told, hoped)));
+    return is_raised ? scaled(hoped) : expected;
+}
+
 bool Curve::is_confirmed(std::uint32_t batch, Ns now) const {
     auto place = find_batch(windows_, batch);
-    return place != windows_.end() && place->first == batch && !place->second.is_stale(now);
+    return place != windows_.end() && place->first == batch && !is_stale(place->second, now);
 }
 
 double Curve::drift(std::uint32_t batch, const Window& window) const {
@@ -243,7 +306,7 @@ bool Curve::forget_stale(Ns now) {
     // What is fresh says how far from the profile all is; where nothing is, the profile is believed, or what was better.
     double fresh = INFINITY, least = least_drift();
     for (const auto& [batch, window] : windows_) {
-        if (!window.is_stale(now)) {
+        if (!is_stale(window, now)) {
             fresh = std::min(fresh, drift(batch, window));
         }
     }
@@ -252,7 +315,7 @@ bool Curve::forget_stale(Ns now) {
     double limit = is_fresh ? STALE_BESIDE * fresh : std::min(STALE_RATIO, STALE_BESIDE * least);
     bool changed = surprises_.forget_stale(now);
     for (auto& [batch, window] : windows_) {
-        if (window.is_stale(now) && drift(batch, window) > limit) {
+        if (is_stale(window, now) && drift(batch, window) > limit) {
             window.reset(std::max<Ns>(static_cast<Ns>(static_cast<double>(told_ns(batch, window)) * usual), 1));
             changed = true;
         }
@@ -462,7 +525,7 @@ bool is_raised_window(const Window& window, Ns told) {
 }
 
 bool reset_stale(Window& window, Ns told, Ns now) {
-    if (!is_raised_window(window, told) || !window.is_stale(now)) {
+    if (!is_raised_window(window, told) || !window.is_stale(now, 0)) {
         return false;
     }
     window.reset(told > 0 ? told : window.least());
@@ -506,15 +569,15 @@ Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count
         }
     }
     Window& window = layout->second;
-    window.push(ns, now);
+    window.push(ns, ns, now);
     window.fall();
     if (seed_ns > 0) {
-        ratios_.push(ns * 1000 / seed_ns, now);
+        ratios_.push(ns * 1000 / seed_ns, ns, now);
         ratios_.fall();
         ratio_ = std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000);
     }
     if (page_count > 0) {
-        page_ns_.push(ns / page_count, now);
+        page_ns_.push(ns / page_count, ns, now);
         page_ns_.fall();
     }
     return window.robust();

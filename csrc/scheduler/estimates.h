@@ -1,9 +1,18 @@
 // How long an execution or a load will take, from what the last ones took.
 //
 // Estimates belong to (program, input shape, batch, device kind): models of equal architecture teach each other.
-// Each batch size that was seen has a sliding window, seeded by the profile; the estimate is its second largest
-// sample, so that one outlier moves nothing and a real shift is followed as soon as two samples show it. (The
-// original takes 0.91 of the largest and 0.09 of the second: one outlier then inflates every plan for ten actions.)
+// Each batch size that was seen has a sliding window, seeded by the profile. The obvious estimate, the largest sample,
+// fails because one stall of the machine inflates every plan for ten actions (the original takes 0.91 of the largest and
+// 0.09 of the second). The second largest fails where stalls are frequent: two of them within ten samples, of 302 and
+// 141 ms, made a model of 6 ms one of 141 ms. So the estimate is the second largest sample that is no outlier:
+//
+//     outlier    a sample of more than OUTLIER_RATIO times the window's median
+//     counted    outliers count if there are more than OUTLIERS_MAX in the window, or if the last two samples are outliers
+//                and no execution of another batch size was none since
+//
+// One outlier moves nothing. Two in a row are followed at once, as the beginning of a real shift would be, and left out
+// again at the next sample that is none. Three of ten are no accident. Samples that several devices took at the same time
+// count as one outlier: the devices of a machine that stalls do stall together.
 #pragma once
 
 #include <array>
@@ -28,12 +37,17 @@ inline constexpr std::uint32_t WINDOW = 10;
 inline constexpr double MARGIN_RATIO = 0.02;
 inline constexpr Ns MARGIN_NS = 100'000;
 
+// See above.
+inline constexpr Ns OUTLIER_RATIO = 2;
+inline constexpr std::uint32_t OUTLIERS_MAX = 2;
+
 // An estimate is published, and the plans timed anew, when it rose or fell by more than this.
 inline constexpr double RAISE_RATIO = 0.01;
 inline constexpr double LOWER_RATIO = 0.03;
 
-// What was learnt and is more than so many times what was told holds while it is fresh: a batch or a load that seems
-// impossible is never tried, and would teach nothing else for ever.
+// What was learnt and is more than so many times what was told holds while it is fresh, which means for so long after the
+// last sample, and as long as another such may take: a batch or a load that seems impossible is never tried, and would
+// teach nothing else for ever.
 inline constexpr double STALE_RATIO = 2;
 inline constexpr Ns STALE_NS = SECOND;
 
@@ -65,7 +79,7 @@ inline bool is_overdue(Ns took_ns, Ns expected_ns) {
     return took_ns >= OVERDUE_NS && took_ns / OVERDUE_RATIO >= expected_ns;
 }
 
-// Overdue executions after which a curve is erratic, if no two of them are further apart than ERRATIC_NS, or than
+// Overdue executions, each after others that were not, by which a curve is erratic, if no two of them are further apart than ERRATIC_NS, or than
 // ERRATIC_BEHAVED executions that were not overdue. As many of those make it regular again.
 inline constexpr std::uint32_t ERRATIC_COUNT = 3;
 inline constexpr std::uint32_t ERRATIC_BEHAVED = 32;
@@ -78,7 +92,7 @@ inline Ns with_margin(Ns ns) {
 
 // What an estimate makes of its window.
 enum class EstimateRule : std::uint8_t {
-    ROBUST,      // the second largest; the profile counts as two samples; small changes are not published
+    ROBUST,  // the second largest that is no outlier; the profile counts as two samples; small changes are not published
     PERCENTILE,  // the original's: the 99th percentile, interpolated; the first sample replaces the profile
 };
 
@@ -86,33 +100,38 @@ enum class EstimateRule : std::uint8_t {
 class Window {
 public:
     void push(Ns sample);
-    // A sample that was taken now.
-    void push(Ns sample, Ns now) {
-        push(sample);
-        newest_ns_ = now;
-    }
+    // A sample of what took so long until now. An outlier that went on at the same time as the outlier before it is left out.
+    // True if it is an outlier.
+    bool push(Ns sample, Ns took_ns, Ns now);
     // Whether the last FALL_COUNT samples are far below robust(); then only they are kept.
     bool fall();
     // As before the first sample, if it was told this.
     void reset(Ns told);
     bool empty() const { return count_ == 0; }
-    bool is_stale(Ns now) const { return now - newest_ns_ > STALE_NS; }
+    bool is_stale(Ns now, Ns estimate) const { return now - newest_ns_ > STALE_NS + estimate; }
     Ns least() const;
-    Ns robust() const;      // the second largest sample (the only one, if there is one)
+    Ns least_of_late() const;  // of the last few
+    // The second largest sample that is no outlier (the only one, if there is one). usual_ns: when an execution, of
+    // whatever batch size, last was none.
+    Ns robust(Ns usual_ns = -NEVER_NS) const;
     Ns percentile() const;  // the 99th, interpolated: 0.91 of the largest of ten and 0.09 of the second
 
     void archive(Archive& archive);
 
 private:
     std::pair<Ns, Ns> two_largest() const;
+    std::array<Ns, WINDOW> sorted() const;  // the first count_ of it
+    bool is_outlier(Ns sample) const;
 
     std::array<Ns, WINDOW> samples_{};  // none is below 0
     std::uint32_t count_ = 0;
-    Ns newest_ns_ = 0;  // when the last was taken
+    Ns newest_ns_ = 0;           // when the last was taken
+    Ns outlier_ns_ = -NEVER_NS;  // when the last outlier was
 };
 
 // Overdue executions of late. A stall of the machine makes one of them, and that moves no estimate; a model whose time
-// depends on its data makes them again and again, and its window of samples shows them now and then only.
+// depends on its data makes them again and again, and its window of samples leaves them out. Those in a row count as one:
+// they are followed by the window, and a machine that is slow for a second makes many.
 class Surprises {
 public:
     // An execution took so long for which this was expected. True if that changed worst_ns().
@@ -130,7 +149,7 @@ private:
     bool look_at(Ns took_ns, Ns expected_ns, Ns now);
     bool forget();
 
-    std::uint32_t count_ = 0;    // at most ERRATIC_COUNT
+    std::uint32_t count_ = 0;    // at most ERRATIC_COUNT, without those that followed another at once
     std::uint32_t behaved_ = 0;  // executions since the last
     Ns worst_ns_ = 0;
     Ns newest_ns_ = 0;
@@ -160,8 +179,13 @@ public:
         return with_margin(beyond(batch));
     }
 
+    // What a batch takes at best: exec_ns(), unless that is more than STALE_BESIDE times what the profile says, and the
+    // least of the last few samples; then the latter. No stall moves this. Only what is below it is impossible, and a device that
+    // has nothing else to do tries what it allows: an estimate that was raised by what is over is not to refuse anybody.
+    Ns hoped_ns(std::uint32_t batch);
+
     // One execution took this long. True if the published estimates changed.
-    bool measure(std::uint32_t batch, Ns ns, Ns now = 0);
+    bool measure(std::uint32_t batch, Ns ns, Ns now);
 
     // Whether a batch of this size was measured of late.
     bool is_confirmed(std::uint32_t batch, Ns now) const;
@@ -186,18 +210,22 @@ private:
     Ns beyond(std::uint32_t batch);
     void build(std::uint32_t batch_max);
     Ns seed_of(std::uint32_t batch) const;  // 0: none
+    Ns seeded_ns(std::uint32_t batch) const;
     Ns told_ns(std::uint32_t batch, const Window& window) const;
+    bool is_stale(const Window& window, Ns now) const { return window.is_stale(now, scaled(value_of(window))); }
     double least_drift() const;
     double drift(std::uint32_t batch, const Window& window) const;
     Ns scaled(Ns ns) const { return scale_ == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * scale_); }
     Ns value_of(const Window& window) const {
-        return rule_ == EstimateRule::ROBUST ? window.robust() : window.percentile();
+        return rule_ == EstimateRule::ROBUST ? window.robust(usual_ns_) : window.percentile();
     }
 
     std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
     std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
     Surprises surprises_;
-    std::vector<Ns> raw_;  // by batch size, 0 unused; published values
+    Ns usual_ns_ = -NEVER_NS;   // when an execution last was no outlier
+    bool was_outlier_ = false;  // the last one
+    std::vector<Ns> raw_;       // by batch size, 0 unused; published values
     std::vector<Ns> planned_;
     bool profiled_ = false;
     EstimateRule rule_;
@@ -243,7 +271,7 @@ public:
 
     // One execution took this long. True if published estimates changed. forgotten: set to a shape that had to make
     // room for this one, if any; no pointer to its curve may be kept.
-    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now = 0);
+    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now);
 
     // Curve::forget_stale() of all; calls function(shape) for those that changed. True if some are still raised.
     template <typename Function>
@@ -308,7 +336,7 @@ public:
         return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
     }
     // What own_ns() is then.
-    Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now = 0);
+    Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now);
 
     // Whether loads take far longer than they did, or than was told of a model.
     bool is_raised(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const;

@@ -293,7 +293,11 @@ bool Queued::feed(Executor& executor) {
         if (!state_.background.empty() && state_.now >= executor.aged_ns && serve_background(executor, true)) {
             continue;
         }
-        if (Choice choice = rules_->choose(executor, free); choice.queue != nullptr) {
+        Choice choice = rules_->choose(executor, free);
+        if (choice.queue == nullptr && executor.lane.empty()) {
+            choice = rules_->attempt(executor, free);
+        }
+        if (choice.queue != nullptr) {
             if (executor.must_wait(*(*choice.queue)[choice.first].pending)) {
                 return false;  // the end of what is under way brings the device back here
             }
@@ -315,8 +319,9 @@ void Queued::send(Executor& executor, const Choice& choice) {
     Queue& queue = *choice.queue;
     Residency& residency = *choice.residency;
     Model& model = *queue.model;
-    Batch* batch =
-        executions_.make_batch(executor, residency, queue.shape, residency.spec->program->curve(queue.shape), 0);
+    bool is_trial = choice.hoped_ns != 0;  // then what it takes is no error of the estimates that it went against
+    Curve* curve = is_trial ? nullptr : residency.spec->program->curve(queue.shape);
+    Batch* batch = executions_.make_batch(executor, residency, queue.shape, curve, 0);
     const Pending& oldest = *queue[choice.first].pending;
     Ns waited = state_.now - oldest.request.arrived_ns, budget = oldest.deadline_ns - oldest.request.arrived_ns;
     if (habits_.presses_late && waited > budget / PRESSED_PART) {
@@ -327,7 +332,7 @@ void Queued::send(Executor& executor, const Choice& choice) {
         batch->size += pending->size;
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
     }
-    batch->duration_ns = rules_->duration_ns(*residency.spec, queue.shape, batch->size);
+    batch->duration_ns = is_trial ? choice.hoped_ns : rules_->duration_ns(*residency.spec, queue.shape, batch->size);
     Flight* flight = executions_.send(*batch);
     rules_->sent(*batch, *flight, state_.out.list.back());
     memory_->sent(*flight);

@@ -214,6 +214,12 @@ struct alignas(CACHE_LINE) KindSpec {
         Curve* curve = program->curve(shape);
         return curve != nullptr ? curve->planned_ns(size) : program->bound_ns(*shapes, shape, size);
     }
+
+    // Such a batch at best, with margin (Curve::hoped_ns()); the bound for a shape never seen.
+    Ns hoped_ns(std::uint32_t shape, std::uint32_t size) const {
+        Curve* curve = program->curve(shape);
+        return curve != nullptr ? with_margin(curve->hoped_ns(size)) : program->bound_ns(*shapes, shape, size);
+    }
 };
 
 // One model in one arena, from the decision to load it until its UNLOAD is done.
@@ -369,12 +375,12 @@ struct alignas(CACHE_LINE) Model {
         return least;
     }
 
-    // What such a batch is expected to take, without margin; the bound where its shape was never measured.
-    Ns least_exec_ns(std::uint32_t shape, std::uint32_t size) const {
+    // What such a batch takes at best, without margin (Curve::hoped_ns()); the bound where its shape was never measured.
+    Ns least_hoped_ns(std::uint32_t shape, std::uint32_t size) const {
         Ns least = NEVER_NS;
         for (const KindSpec* spec : specs) {
             Curve* curve = spec->program->curve(shape);
-            if (Ns exec = curve != nullptr ? curve->exec_ns(size) : spec->alone_ns(shape, size); exec > 0) {
+            if (Ns exec = curve != nullptr ? curve->hoped_ns(size) : spec->alone_ns(shape, size); exec > 0) {
                 least = std::min(least, exec);
             }
         }

@@ -93,7 +93,7 @@ void Requests::refuse(Pending& pending, Reason reason, Said said, Ns feasible_sl
 }
 
 void Requests::refuse_below_idle(Pending& pending, Ns least_ns, Ns slo_ns) {
-    Ns exec = pending.model->least_exec_ns(pending.request.shape, pending.size);
+    Ns exec = pending.model->least_hoped_ns(pending.request.shape, pending.size);
     Reason reason = exec >= slo_ns ? Reason::INFEASIBLE : Reason::DEADLINE;
     refuse(pending.request, reason, Said(Text::SLO_BELOW_IDLE, least_ns, slo_ns, exec), std::max(least_ns, slo_ns + 1));
     state_.retire(&pending);

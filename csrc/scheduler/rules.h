@@ -31,6 +31,7 @@ struct Choice {
     Residency* residency = nullptr;
     std::uint32_t first = 0;
     std::uint32_t count = 0;
+    Ns hoped_ns = 0;  // other than 0: it is a trial, and takes so long at best (Curve::hoped_ns())
 };
 
 // What differs between policies with queues beside their rules.
@@ -79,6 +80,9 @@ public:
 
     // What a free device runs next; it would start at `free_ns`. May drop() requests that are hopeless.
     virtual Choice choose(Executor& executor, Ns free_ns) = 0;
+    // What a device runs that executes nothing and has nothing to choose: a request that would be too late by the
+    // estimates, and is not if they were raised by what is over.
+    virtual Choice attempt(Executor& /*executor*/, Ns /*free_ns*/) { return {}; }
     // The urgency of a ready queue: of those of one level, the lowest goes first. Asked when the front changed.
     virtual Ns rank_ns(const Queue& queue) = 0;
     // From when on a queue wants a device. Asked at each arrival while it is not ready, when its front changed, and

@@ -122,6 +122,8 @@ void charge_overdue(Residency& residency, Ns now, Ns excess_ns) {
     share.excess.add(now, static_cast<double>(excess_ns));
     share.overdue = now - share.overdue_ns < OVERDUE_AGE_NS ? std::min(share.overdue + 1, OVERDUE_COUNT) : 1;
     share.overdue_ns = now;
+    share.mistaken_until_ns =
+        now + (share.overdue < OVERDUE_COUNT ? std::min(excess_ns, OVERDUE_AGE_NS) : OVERDUE_AGE_NS);
     share.is_excused = false;
     residency.arena->shares.contested_until_ns = now + OVERDUE_AGE_NS;
     residency.arena->shares.divided_ns = -NEVER_NS;  // what follows is to know of it

@@ -14,12 +14,13 @@
 //
 // Both are counted by what executions are expected to take. Where some are overdue (estimates.h), what they take beyond
 // that is had, too, while they go on; and what their model asked for is as many times more as what it had, up to
-// SHARE_UNKNOWN. Until OVERDUE_AGE_NS after the last of them, what waits may have been let in by such expectations,
+// SHARE_UNKNOWN. Until OVERDUE_AGE_NS after the last of several, what waits may have been let in by such expectations,
 // however long ago. So the device is contested for so long, and a model with OVERDUE_COUNT of them that has more than
-// SHARE_OVERDUE of the device counts as asking for more than there is. A single one may be the machine's doing: once
-// another execution of the model has ended in time, it is excused, which means that nothing is charged for it any more.
-// Nothing is lost by that: what waited behind it was put behind others as it ended, and the next overdue one counts as
-// the second.
+// SHARE_OVERDUE of the device counts as asking for more than there is. A single one may be the machine's doing: it is
+// charged for no longer than it was overdue, since others have had the device for as long by then; and not once another
+// execution of the model has ended in time. Without the first, a model that others leave no time would be held for
+// guilty, and refused, for as long as no execution of it could show otherwise. Nothing is lost by either: what waited
+// behind it was put behind others as it ended, and the next overdue one counts as the second.
 //
 // edf (admission.cpp): in a plan, models that are beyond stand behind the others; they are admitted as far as what may
 // come from the others while they wait (passing_ns()) would delay no promise; and a higher priority displaces nobody
@@ -132,13 +133,14 @@ struct ModelShare {
     Windowed had;     // ns of device time, as its batches were sent
     Windowed excess;  // ns of device time that its overdue executions took beyond that
     Windowed requests;
-    Ns overdue_ns = -NEVER_NS;  // when the last overdue execution ended
-    std::uint32_t overdue = 0;  // of those, until then
-    bool is_excused = false;    // it was a single one, and others ended in time since
-    Ns asked_ns = 0;            // when it last asked
-    Ns alone_ns = 0;            // what one of its requests takes by itself
-    Ns slack_ns = 0;            // the SLO that its requests come with
-    double batched_ns = 0;      // what one takes in a batch
+    Ns overdue_ns = -NEVER_NS;         // when the last overdue execution ended
+    Ns mistaken_until_ns = -NEVER_NS;  // until when it is charged for that
+    std::uint32_t overdue = 0;         // of those, until then
+    bool is_excused = false;           // it was a single one, and others ended in time since
+    Ns asked_ns = 0;                   // when it last asked
+    Ns alone_ns = 0;                   // what one of its requests takes by itself
+    Ns slack_ns = 0;                   // the SLO that its requests come with
+    double batched_ns = 0;             // what one takes in a batch
     std::uint32_t arrivals = 0;
     double sigmas = 0;       // of what others may ask for, that it leaves room for
     bool is_modest = false;  // asks for at most SHARE_MODEST of the level
@@ -146,12 +148,12 @@ struct ModelShare {
     bool is_beyond = false;  // and had at least as much as those that do have on average
 
     void archive(Archive& archive) {
-        archive(asked, had, excess, requests, overdue_ns, overdue, asked_ns, alone_ns, slack_ns, batched_ns, arrivals,
-                sigmas);
+        archive(asked, had, excess, requests, overdue_ns, mistaken_until_ns, overdue, asked_ns, alone_ns, slack_ns,
+                batched_ns, arrivals, sigmas);
         archive(is_excused, is_modest, is_greedy, is_beyond);
     }
     // Whether expectations of its executions did not hold of late.
-    bool is_mistaken(Ns now) const { return !is_excused && now - overdue_ns < OVERDUE_AGE_NS; }
+    bool is_mistaken(Ns now) const { return !is_excused && now < mistaken_until_ns; }
 };
 
 // How a device's time is divided.

@@ -14,7 +14,7 @@ from clockwork.cli import load_generator
 from clockwork.errors import ClockworkError, ConnectionLost, InvalidModel, Refused, Unavailable
 from clockwork.formats.profiles import ModelProfile, copies, paper_varieties, save_profiles
 from clockwork.models import zoo
-from clockwork.system.clock import MS
+from clockwork.system.clock import MS, SECOND, now_ns
 from tests.process.cluster import Cluster, eventually, running_cluster, total_results, total_sent
 
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")
@@ -194,3 +194,20 @@ def test_a_policy_that_cannot_plan_fetches_refuses_the_worker(tmp_path: Path) ->
         ])  # fmt: skip
         assert worker.wait() == 1
         assert "policy edf cannot plan for a host store" in worker.text
+
+
+def test_after_two_stalls_in_a_row_an_idle_device_serves_what_the_profile_allows(tmp_path: Path) -> None:
+    """Every two seconds executions of 2 ms take half a second, for a second. Then nobody with less than that was served, for a second."""
+    stalls = ("slow_factor=250", f"slow_ns={SECOND}", f"slow_every_ns={2 * SECOND}")
+    x = np.zeros((1, 100), np.uint8)
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        start(cluster, 1, *stalls)
+        client.register("small", SMALL, slo=10.0)
+        client.infer("small", x)
+        slow = 0
+        while slow < 2:
+            began = now_ns()
+            client.infer("small", x)
+            slow = slow + 1 if now_ns() - began > 400 * MS else 0
+        assert client.infer("small", x, slo=0.3).shape == (1, 7), "the next stalls are half a second away"
+        assert client.status()["models"]["ready"] == 1

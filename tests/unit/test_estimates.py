@@ -52,6 +52,42 @@ def test_one_outlier_moves_nothing() -> None:
     assert first.exec_ns(1) == 5 * MS, "not even as the first sample"
 
 
+def test_two_outliers_among_ten_move_nothing() -> None:
+    """A model of 6 ms took 141 ms, and eight executions later 302 ms: 141 ms were expected of every other one then."""
+    made = curve(b1=6 * MS)
+    for took_ms in (6, 6, 6, 141, 6, 6, 6, 6, 302, 6, 6, 6, 6):
+        made.measure(1, took_ms * MS)
+        assert made.exec_ns(1) == 6 * MS, took_ms
+
+
+def test_two_in_a_row_are_followed_until_the_next_that_is_not_long() -> None:
+    made = curve(b1=6 * MS)
+    for took_ms, expected_ms in ((6, 6), (6, 6), (90, 6), (70, 70), (6, 6), (6, 6)):
+        made.measure(1, took_ms * MS)
+        assert made.exec_ns(1) == expected_ms * MS, took_ms
+
+
+def test_three_of_ten_are_no_accident() -> None:
+    made = curve(b1=6 * MS)
+    for took_ms in (6, 6, 6, 6, 40, 6, 6, 30, 6):
+        made.measure(1, took_ms * MS)
+        assert made.exec_ns(1) == 6 * MS
+    made.measure(1, 20 * MS)
+    assert made.exec_ns(1) == 30 * MS, "the second largest"
+
+
+def test_devices_that_stall_together_make_one_outlier() -> None:
+    made = curve(b1=6 * MS)
+    made.exec_ns(1)
+    for place in range(10):
+        made.measure(1, 6 * MS, place * 6 * MS)
+    for device in range(8):
+        made.measure(1, 300 * MS, 400 * MS + device)
+        assert made.exec_ns(1) == 6 * MS
+    made.measure(1, 300 * MS, 701 * MS)
+    assert made.exec_ns(1) == 300 * MS, "once more, behind that"
+
+
 @pytest.mark.parametrize("shift", [0.5, 0.9, 1.1, 3.0])
 def test_a_real_shift_is_followed_within_twenty_actions(shift: float) -> None:
     made = curve(b1=5 * MS)

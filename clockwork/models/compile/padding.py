@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.compile.following import ROWS, Following, Padding
+from clockwork.models.compile.following import ELEMENTWISE, ROWS, Following, Padding
 from clockwork.models.compile.sizes import (
     Dim,
     NotProven,
@@ -161,11 +161,9 @@ class _Proof(Following):
     def flatten(self, inputs: Sequence[Value]) -> list[Value]:
         source = inputs[0]
         axis = self.axis(source, 1)
-        product: Size | None = Size(1)
+        product = Size(1)
         for dim in source.dims[:axis]:
-            product = product.times(size_of(dim)) if product is not None else None
-        if product is None:
-            raise self._refuse("makes an axis of an open one and something else")
+            product = product.times(size_of(dim))
         return [self._regrouped(source, [product, None])]
 
     def _regrouped(self, source: Value, target: Sequence[Size | None]) -> Value:
@@ -531,18 +529,8 @@ _NEUTRAL: Mapping[str, float] = {
     "ReduceMax": -math.inf, "ReduceMin": math.inf, "ReduceLogSumExp": -math.inf,
 }  # fmt: skip
 
-_EACH = (
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
-    "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor",
-    "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less",
-    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
-    "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
-    "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu", "Where", "Xor",
-)  # fmt: skip
-"""Element-wise operators. (Trilu also depends on the place.)"""
-
 _Proof.rules = {
-    **dict.fromkeys(_EACH, _Proof.each),
+    **dict.fromkeys((*ELEMENTWISE, "Trilu"), _Proof.each),
     **dict.fromkeys(("Identity", "Dropout"), _Proof.moved),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _Proof.softmax),
     **dict.fromkeys([*_NEUTRAL, "ReduceLogSum"], _Proof.reduce),
@@ -574,7 +562,7 @@ _Proof.rules = {
     "Unsqueeze": _Proof.unsqueeze,
 }
 
-_Proof.of_shapes = frozenset(_EACH) | {
+_Proof.of_shapes = frozenset(ELEMENTWISE) | {
     "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Identity", "Range", "ReduceProd", "ReduceSum",
     "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip

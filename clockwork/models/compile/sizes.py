@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
@@ -21,38 +21,61 @@ class NotProven(Exception):
     """Padding could reach the answers; the text says why."""
 
 
+Product: TypeAlias = "tuple[str, ...]"
+"""A product of open dimensions: their symbols, sorted."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Size:
-    """A linear expression in shapes: a constant, plus multiples of open dimensions."""
+    """A polynomial in shapes: a constant, plus multiples of products of open dimensions."""
 
     constant: int
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[tuple[Product, int], ...] = ()
 
     def plus(self, other: Size, sign: int = 1) -> Size:
         sums = dict(self.terms)
-        for symbol, count in other.terms:
-            sums[symbol] = sums.get(symbol, 0) + sign * count
-        terms = tuple((symbol, sums[symbol]) for symbol in sorted(sums) if sums[symbol])
-        return Size(self.constant + sign * other.constant, terms)
+        for product, count in other.terms:
+            sums[product] = sums.get(product, 0) + sign * count
+        return _size(self.constant + sign * other.constant, sums)
 
-    def times(self, other: Size) -> Size | None:
-        if self.terms and other.terms:
-            return None
-        size, factor = (self, other.constant) if self.terms else (other, self.constant)
-        if not factor:
-            return Size(0)
-        return Size(size.constant * factor, tuple((symbol, count * factor) for symbol, count in size.terms))
+    def times(self, other: Size) -> Size:
+        sums: dict[Product, int] = {}
+        for left, count in self._all():
+            for right, factor in other._all():
+                product = tuple(sorted(left + right))
+                sums[product] = sums.get(product, 0) + count * factor
+        return _size(sums.pop((), 0), sums)
 
     def over(self, other: Size) -> Size | None:
-        if self == other and self.constant >= 0 and all(count > 0 for _, count in self.terms) and self.terms:
+        """The quotient by a single term, where it is exact for all sizes; else None."""
+        if self == other and self.is_positive:
             return Size(1)
-        parts = [self.constant, *(count for _, count in self.terms)]
-        if other.terms or not other.constant or any(part % other.constant for part in parts):
+        if len(other._all()) != 1:
             return None
-        divisor = other.constant
-        return Size(
-            self.constant // divisor, tuple((symbol, count // divisor) for symbol, count in self.terms)
-        )
+        ((divisor, count),) = other._all()
+        sums: dict[Product, int] = {}
+        for product, factor in self._all():
+            left = list(product)
+            for symbol in divisor:
+                if symbol not in left:
+                    return None
+                left.remove(symbol)
+            if factor % count:
+                return None
+            sums[tuple(left)] = factor // count
+        return _size(sums.pop((), 0), sums)
+
+    def _all(self) -> list[tuple[Product, int]]:
+        return [*([((), self.constant)] if self.constant else []), *self.terms]
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is above 0 whatever the open dimensions are, which are at least 1."""
+        return self.equals(Size(0)) is False and self.constant + sum(count for _, count in self.terms) > 0
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        return frozenset(symbol for product, _ in self.terms for symbol in product)
 
     def equals(self, other: Size) -> bool | None:
         """Whether both are equal. None: that depends on the open dimensions, which are at least 1."""
@@ -72,12 +95,17 @@ class Size:
         if not self.terms:
             return self.constant
         if self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1:
-            return self.terms[0][0]
+            product = self.terms[0][0]
+            return product[0] if len(product) == 1 else None
         return None
 
 
+def _size(constant: int, sums: Mapping[Product, int]) -> Size:
+    return Size(constant, tuple((product, sums[product]) for product in sorted(sums) if sums[product]))
+
+
 def size_of(dim: Dim) -> Size:
-    return Size(dim) if isinstance(dim, int) else Size(0, ((dim, 1),))
+    return Size(dim) if isinstance(dim, int) else Size(0, (((dim,), 1),))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,8 +138,14 @@ def computed(op: str, row: Sequence[Size]) -> Size | None:
             return left.over(right)
         case "Neg", [left]:
             return left.times(Size(-1))
-        case (("Max" | "Min" as which), [left, right]) if not left.terms and not right.terms:
-            return Size((max if which == "Max" else min)(left.constant, right.constant))
+        case (("Max" | "Min" as which), [left, right]):
+            for more, less in ((left, right), (right, left)):
+                apart = more.plus(less, -1)
+                if apart == Size(0) or apart.is_positive or apart.plus(Size(1)).is_positive:
+                    return more if which == "Max" else less
+            return None
+        case "Mod", [left, right] if not left.terms and not right.terms and right.constant:
+            return Size(left.constant % right.constant)
         case "Equal", [left, right]:
             same = left.equals(right)
             return None if same is None else Size(int(same))

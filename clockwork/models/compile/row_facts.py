@@ -1,0 +1,482 @@
+"""What is known of tensors whose rows are followed, and the walk through a graph and the bodies in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from clockwork.config.models import BODY_TURNS_MAX, KNOWN_MAX
+from clockwork.models.compile.following import ROWS
+from clockwork.models.compile.sizes import Size, size_of
+from clockwork.models.split import operator
+
+FOLDED = frozenset(
+    (
+        "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Transpose",
+        "Unsqueeze",
+    )
+)  # fmt: skip
+"""Operators by which exporters compute with small constants, and whose results are no larger than their inputs together."""
+
+Dims: TypeAlias = "tuple[Size, ...]"
+
+ONE = Size(1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where the rows are: along ``axis``, whose size is ``outer`` x rows x ``inner``; [o, r, i] of it belongs to row r."""
+
+    axis: int
+    outer: Size = ONE
+    inner: Size = ONE
+
+    def on(self, axis: int) -> Place:
+        return dataclasses.replace(self, axis=axis)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """The numbers of a tensor of integers: of row r at least ``stride`` * r, and less than that plus ``below``."""
+
+    stride: Size
+    below: Size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """What is known of a tensor.
+
+    place: of its rows; None: it is the same in every batch. even: it is constant along that axis, so that any other division
+    into rows is as true. met: why rows meet in it; "": they do not, and then no size but that of the place's axis depends
+    on the batch. known: its elements, where they are sizes (and it is of rank 0 or 1). dims: None: its rank is not known.
+    span: of its numbers, where that is known.
+    """
+
+    dims: Dims | None
+    place: Place | None = None
+    even: bool = False
+    met: str = ""
+    known: tuple[Size, ...] | None = None
+    span: Span | None = None
+
+    @property
+    def numbers_rows(self) -> bool:
+        """Whether its elements tell which row they are of."""
+        return self.span is not None and self.span.stride != Size(0)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it tells the number of rows."""
+        return self.known is not None and any(ROWS in size.symbols for size in self.known)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether it is the same in every batch."""
+        return not (self.met or self.place is not None or self.counts)
+
+
+class Met(Exception):
+    """Rows meet in an operator; the text says how, and continues "operator X ..."."""
+
+
+Rule: TypeAlias = "Callable[[Any, Sequence[Fact]], list[Fact]]"
+"""What is known of an operator's outputs, from its inputs; the first argument is the walk. Raises Met."""
+
+
+class Walk:
+    """Follows the operators of graphs, of one opset. Subclasses have the rules."""
+
+    rules: ClassVar[Mapping[tuple[str, str], Rule]] = {}
+    of_sizes: ClassVar[frozenset[Rule]] = frozenset()
+    """Rules that may be given sizes that tell the number of rows."""
+    of_numbers: ClassVar[frozenset[Rule]] = frozenset()
+    """Rules that may be given numbers of rows."""
+    moving: ClassVar[frozenset[Rule]] = frozenset()
+    """Rules that leave the numbers of their first input as they are."""
+
+    def __init__(self, opset: int) -> None:
+        self._opset = opset
+        self._fresh = (f"?{number}" for number in itertools.count())
+        self._widened: set[Size] = set()  # sizes that change from one turn of a loop to the next
+        self._node = NodeProto()
+        self._facts: Mapping[str, Fact] = {}
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # small constants that are no sizes
+
+    def follow(self, graph: GraphProto, facts: Mapping[str, Fact]) -> list[Fact]:
+        """What is known of the graph's outputs. facts: of its inputs, and of what surrounds it."""
+        facts = dict(facts)
+        for value in graph.input:
+            self._arrays.pop(value.name, None)
+        for tensor in graph.initializer:
+            facts.setdefault(tensor.name, self._constant(tensor.name, tensor))
+        for sparse in graph.sparse_initializer:
+            facts.setdefault(sparse.values.name, Fact(tuple(Size(dim) for dim in sparse.dims)))
+        for node in _in_order(graph.node):
+            found = self._outputs(node, facts)
+            for at, name in enumerate(node.output):
+                if node.op_type not in ("Constant", *FOLDED):
+                    self._arrays.pop(name, None)  # of another body
+                if name:
+                    facts[name] = found[at] if at < len(found) else self._unknown(node, facts)
+        missing = Fact(None, met="an output is computed by nothing")
+        return [facts.get(output.name, missing) for output in graph.output]
+
+    def _outputs(self, node: NodeProto, facts: Mapping[str, Fact]) -> list[Fact]:
+        self._node, self._facts = node, facts
+        empty = Fact(())
+        unknown = Fact(None, met=f"operator {self._name()} reads what is computed by nothing")
+        inputs = [facts.get(name, unknown) if name else empty for name in node.input]
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        rule = self.rules.get((domain, node.op_type))
+        try:
+            if rule is None or (rule not in self.of_sizes and any(fact.counts for fact in inputs)):
+                return self._without_rule(inputs)
+            for fact in inputs:
+                if fact.met:
+                    raise Met(fact.met)
+            if (folded := self._folded(node)) is not None:
+                return folded
+            if rule not in self.of_numbers and any(fact.numbers_rows for fact in inputs):
+                raise Met("depends on which row it is")
+            found = rule(self, inputs)
+            for name, fact in zip(node.output, found):
+                if fact.known is not None and not any(size.terms for size in fact.known):
+                    numbers = np.array([size.constant for size in fact.known], np.int64)
+                    self._arrays[name] = numbers if fact.dims else numbers.reshape(())
+            if rule in self.moving:
+                found = [dataclasses.replace(fact, span=inputs[0].span) for fact in found]
+            return found
+        except Met as error:
+            text = str(error)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # an invalid node
+            text = f"cannot be followed: {error}"
+        met = next((fact.met for fact in inputs if fact.met), f"operator {self._name()} {text}")
+        return [Fact(None, met=met) for _ in node.output]
+
+    def _folded(self, node: NodeProto) -> list[Fact] | None:
+        """The result of a node on small constants, which becomes one, too; None if it is not computed here."""
+        if node.op_type not in FOLDED or not all(name in self._arrays for name in node.input if name):
+            for name in node.output:
+                self._arrays.pop(name, None)  # of another body
+            return None
+        arrays = {name: self._arrays[name] for name in node.input if name}
+        try:
+            with np.errstate(all="ignore"):
+                results = ReferenceEvaluator(node, {"": self._opset}).run(None, arrays)
+        except (TypeError, ValueError, LookupError, RuntimeError):  # not in this opset, or not of these
+            return None
+        return [
+            self._constant(name, numpy_helper.from_array(np.asarray(array), name))
+            for name, array in zip(node.output, results, strict=True)
+        ]
+
+    def _without_rule(self, inputs: Sequence[Fact]) -> list[Fact]:
+        inside = [self._facts[name] for name in sorted(_captured(self._node)) if name in self._facts]
+        for fact in (*inputs, *inside):
+            if fact.met:
+                raise Met(fact.met)
+            if fact.counts:
+                raise Met("computes with the number of rows")
+            if fact.place is not None:  # numbers of rows have a place, too
+                raise Met("is not known to keep rows apart")
+        return [Fact(None) for _ in self._node.output]
+
+    def _unknown(self, node: NodeProto, facts: Mapping[str, Fact]) -> Fact:
+        """An output that no rule tells of."""
+        inputs = [facts[name] for name in node.input if name in facts]
+        if all(fact.is_same for fact in inputs):
+            return Fact(None)
+        return Fact(None, met=f"operator {operator(node)} has an output that is not followed")
+
+    def _name(self) -> str:
+        return f"{operator(self._node)} {self._node.name!r}" if self._node.name else operator(self._node)
+
+    # ----- nodes ----------------------------------------------------------------------------------
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        for attribute in self._node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+    def numbers(self, inputs: Sequence[Fact], at: int, name: str) -> list[int] | None:
+        """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
+        given = self.attribute(name)
+        if given is not None:
+            return [int(number) for number in given] if isinstance(given, Sequence) else [int(given)]
+        if len(self._node.input) <= at or not self._node.input[at]:
+            return None
+        return [self._whole(size) for size in self.sizes(inputs[at])]
+
+    def sizes(self, fact: Fact) -> tuple[Size, ...]:
+        if fact.known is None:
+            raise Met("is told what to do by numbers that are only known when it runs")
+        return fact.known
+
+    def _whole(self, size: Size) -> int:
+        if size.terms:
+            raise Met("is told which axis by a size")
+        return size.constant
+
+    def axis(self, rank: int, default: int, name: str = "axis") -> int:
+        given = int(self.attribute(name, default))
+        return given + rank if given < 0 else given
+
+    def dims(self, fact: Fact) -> Dims:
+        if fact.dims is None:
+            raise Met("takes a tensor whose rank is not known")
+        return fact.dims
+
+    def fresh(self) -> Size:
+        return size_of(next(self._fresh))
+
+    def _constant(self, name: str, tensor: TensorProto) -> Fact:
+        dims = tuple(Size(dim) for dim in tensor.dims)
+        if math.prod(tensor.dims) > KNOWN_MAX or tensor.data_location == TensorProto.EXTERNAL:
+            return Fact(dims)
+        array = self._arrays[name] = numpy_helper.to_array(tensor)
+        if array.dtype.kind not in "iub":
+            return Fact(dims)
+        known = tuple(Size(int(number)) for number in array.reshape(-1)) if len(dims) < 2 else None
+        is_index = array.size and array.min() >= 0
+        return Fact(dims, known=known, span=Span(Size(0), Size(int(array.max()) + 1)) if is_index else None)
+
+    def _array(self, at: int) -> np.ndarray[Any, Any] | None:
+        """The constant that is input number ``at``; None: it is none, or is large."""
+        if len(self._node.input) <= at:
+            return None
+        return self._arrays.get(self._node.input[at])
+
+    def others_are_same(self, inputs: Sequence[Fact], first: int = 1) -> None:
+        """Inputs that are parameters (weights, scales) must not have rows."""
+        if any(not fact.is_same for fact in inputs[first:]):
+            raise Met("has parameters that depend on the rows")
+
+    # ----- joining tensors --------------------------------------------------------------------------
+
+    def broadcast(self, inputs: Sequence[Fact]) -> Fact:
+        """What tensors become that are joined element by element. Where one has rows, another has the same rows, or nothing
+        that could differ between them (no such axis, or an axis of 1)."""
+        if all(fact.is_same for fact in inputs) and any(fact.dims is None for fact in inputs):
+            return Fact(None)
+        rank = max((len(self.dims(fact)) for fact in inputs), default=0)
+        aligned = [(fact, (ONE,) * (rank - len(self.dims(fact))) + self.dims(fact)) for fact in inputs]
+        place = self._common(
+            [
+                fact.place.on(fact.place.axis + rank - len(self.dims(fact))) if fact.place else None
+                for fact in inputs
+            ],
+            inputs,
+        )
+        dims = []
+        for axis in range(rank):
+            sizes = [dims[axis] for _, dims in aligned]
+            if place is not None and axis == place.axis:
+                for fact, size in zip(inputs, sizes, strict=True):
+                    if fact.place is None and size != ONE:
+                        raise Met("joins rows with an axis that has other elements")
+                sizes = [size for fact, size in zip(inputs, sizes, strict=True) if fact.place is not None]
+            dims.append(self._joined(sizes))
+        even = place is not None and all(fact.even for fact in inputs if fact.place is not None)
+        return Fact(tuple(dims), place, even)
+
+    def _joined(self, sizes: Sequence[Size]) -> Size:
+        """The size of an axis along which axes of these sizes are joined; 1 stands for any."""
+        left = {size for size in sizes if size != ONE}
+        if len(left) <= 1:
+            return next(iter(left), ONE)
+        return next((size for size in sizes if not size.terms and size.constant > 1), None) or self.fresh()
+
+    def _common(self, places: Sequence[Place | None], facts: Sequence[Fact]) -> Place | None:
+        """The place that tensors have in common, of those that have one."""
+        given = [(place, fact.even) for place, fact in zip(places, facts, strict=True) if place is not None]
+        chosen = next((place for place, even in given if not even), given[0][0] if given else None)
+        for place, even in given:
+            if chosen is not None and place != chosen and not (even and place.axis == chosen.axis):
+                raise Met("joins rows with others")
+        return chosen
+
+    # ----- axes --------------------------------------------------------------------------------------
+
+    def _not_along(self, source: Fact, axis: int, text: str) -> None:
+        if source.place is not None and source.place.axis == axis:
+            raise Met(text)
+
+    def _without(self, source: Fact, dropped: set[int], known: tuple[Size, ...] | None = None) -> Fact:
+        kept = [axis for axis in range(len(self.dims(source))) if axis not in dropped]
+        place = source.place and source.place.on(kept.index(source.place.axis))
+        return Fact(tuple(self.dims(source)[axis] for axis in kept), place, source.even, known=known)
+
+    # ----- bodies ------------------------------------------------------------------------------------
+
+    def branch(self, inputs: Sequence[Fact]) -> list[Fact]:
+        node, facts = self._node, self._facts
+        (condition,) = inputs
+        bodies = [self.attribute(name) for name in ("then_branch", "else_branch")]
+        chosen: int | None = None
+        given = self._array(0)
+        if given is not None and given.size == 1:
+            chosen = int(not given.reshape(-1)[0])
+        elif condition.known is not None and not condition.known[0].terms:
+            chosen = int(not condition.known[0].constant)
+        if chosen is not None:
+            return self.follow(bodies[chosen], facts)
+        if condition.counts:
+            raise Met("decides by the number of rows")
+        if condition.place is not None:
+            raise Met("decides by what the rows hold")
+        then, otherwise = (self.follow(body, facts) for body in bodies)
+        self._node, self._facts = node, facts
+        return [self._either(a, b) for a, b in zip(then, otherwise, strict=True)]
+
+    def _either(self, a: Fact, b: Fact) -> Fact:
+        """What is known of a tensor that is one of two, the same one for all rows of every batch."""
+        for fact in (a, b):
+            if fact.met:
+                return fact
+        if a == b:
+            return a
+        if a.counts or b.counts:
+            return Fact(None, met=f"operator {self._name()} computes with the number of rows")
+        if a.numbers_rows or b.numbers_rows:
+            return Fact(None, met=f"operator {self._name()} depends on which row it is")
+        if a.dims is None or b.dims is None or len(a.dims) != len(b.dims):
+            if a.place is None and b.place is None:
+                return Fact(None)
+            return Fact(None, met=f"operator {self._name()} gives tensors of different ranks")
+        even = (
+            a.place is not None
+            and b.place is not None
+            and a.place.axis == b.place.axis
+            and (a.even or b.even)
+        )
+        if a.place != b.place and not even:
+            return Fact(None, met=f"operator {self._name()} gives tensors whose rows are in different places")
+        dims = []
+        for p, q in zip(a.dims, b.dims, strict=True):
+            dims.append(p if p == q else self.fresh())
+            if p != q:
+                self._widened.add(dims[-1])
+        return Fact(tuple(dims), b.place if a.even else a.place, a.even and b.even)
+
+    def loop(self, inputs: Sequence[Fact]) -> list[Fact]:
+        node, facts = self._node, self._facts
+        for fact in inputs[:2]:
+            if not fact.is_same:
+                raise Met("runs as often as the rows say")
+        body = self.attribute("body")
+        names = [value.name for value in body.input]
+        step = [Fact(()), Fact(())]
+        state, found = self._state(body, names, step, list(inputs[2:]), 1, facts)
+        self._node, self._facts = node, facts
+        if not found[0].is_same:
+            raise Met("runs as often as the rows say")
+        return [*state, *(self._stacked(fact, 0, self.fresh()) for fact in found[1 + len(state) :])]
+
+    def scan(self, inputs: Sequence[Fact]) -> list[Fact]:
+        node, facts = self._node, self._facts
+        count = int(self.attribute("num_scan_inputs"))
+        body = self.attribute("body")
+        scanned = inputs[len(inputs) - count :]
+        given = self.attribute("scan_input_axes", [0] * count)
+        each, steps = [], self.fresh()
+        for fact, axis in zip(scanned, given, strict=True):
+            axis %= len(self.dims(fact))
+            self._not_along(fact, axis, "goes through the rows")
+            steps = self.dims(fact)[axis]
+            each.append(self._without(fact, {axis}))
+        names = [value.name for value in body.input]
+        initial = list(inputs[: len(inputs) - count])
+        state, found = self._state(body, names, each, initial, 0, facts, behind=True)
+        self._node, self._facts = node, facts
+        outputs = found[len(state) :]
+        axes = self.attribute("scan_output_axes", [0] * len(outputs))
+        stacked = [self._stacked(fact, axis, steps) for fact, axis in zip(outputs, axes, strict=True)]
+        return [*state, *stacked]
+
+    def _state(
+        self,
+        body: GraphProto,
+        names: Sequence[str],
+        each: Sequence[Fact],
+        state: list[Fact],
+        skipped: int,
+        facts: Mapping[str, Fact],
+        behind: bool = False,
+    ) -> tuple[list[Fact], list[Fact]]:
+        """What is known of a body's state and outputs, whatever number of times it runs. each: of its other inputs, which
+        come before the state, or behind it. skipped: outputs before the state."""
+        state = [dataclasses.replace(fact, known=None) if not fact.counts else fact for fact in state]
+        for _ in range(BODY_TURNS_MAX):
+            inputs = [*state, *each] if behind else [*each, *state]
+            found = self.follow(body, {**facts, **dict(zip(names, inputs, strict=True))})
+            after = found[skipped : skipped + len(state)]
+            joined = [
+                self._either(a, b if b.counts else dataclasses.replace(b, known=None))
+                for a, b in zip(state, after, strict=True)
+            ]
+            if all(self._alike(a, b) for a, b in zip(state, joined, strict=True)):
+                return joined, found
+            state = joined
+        raise Met(f"has a state that changes for more than {BODY_TURNS_MAX} turns")
+
+    def _alike(self, a: Fact, b: Fact) -> bool:
+        """Whether two facts of a loop's state are the same, but for sizes that were followed as any size already."""
+        if a.met or b.met:
+            return bool(a.met and b.met)
+        if a.dims is None or b.dims is None:
+            return a == b
+        sizes = all(p == q or p in self._widened for p, q in zip(a.dims, b.dims, strict=True))
+        return sizes and (a.place, a.even, a.known) == (b.place, b.even, b.known)
+
+    def _stacked(self, fact: Fact, axis: int, steps: Size) -> Fact:
+        if fact.met or fact.dims is None:
+            return fact
+        if fact.counts:
+            return Fact(None, met=f"operator {self._name()} computes with the number of rows")
+        if fact.numbers_rows:
+            return Fact(None, met=f"operator {self._name()} depends on which row it is")
+        rank = len(fact.dims) + 1
+        axis %= rank
+        place = fact.place and fact.place.on(fact.place.axis + (fact.place.axis >= axis))
+        return Fact((*fact.dims[:axis], steps, *fact.dims[axis:]), place, fact.even)
+
+
+def _captured(node: NodeProto) -> Iterator[str]:
+    """Every name that a node's bodies read."""
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for inner in graph.node:
+                yield from inner.input
+                yield from _captured(inner)
+
+
+def _in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes, each behind those whose outputs it reads. Files of some tools are not in order, and runtimes take them."""
+    makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    needs = [
+        {makers[name] for name in (*node.input, *_captured(node)) if name in makers and makers[name] != at}
+        for at, node in enumerate(nodes)
+    ]
+    if all(max(need, default=-1) < at for at, need in enumerate(needs)):
+        return list(nodes)
+    readers: list[list[int]] = [[] for _ in nodes]
+    for at, need in enumerate(needs):
+        for one in need:
+            readers[one].append(at)
+    left = [len(need) for need in needs]
+    ready = [at for at, count in enumerate(left) if not count]
+    for at in ready:  # grows
+        for reader in readers[at]:
+            left[reader] -= 1
+            if not left[reader]:
+                ready.append(reader)
+    return [nodes[at] for at in ready]

@@ -1,0 +1,394 @@
+"""The proof that no row of a batch can reach another's answer."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper, parser
+from onnx.backend.test.loader import load_model_tests
+
+from bench.batching import exported, judge
+from clockwork.models.answers import difference
+from clockwork.models.batching import EXTREMES, why_rows_meet
+from clockwork.models.runtime import RunError, Session
+from clockwork.wire.tensors import Array
+
+NOT_PROVEN = {
+    "hand-scan_batch_map": "goes through the rows",  # a body that would keep them apart, run once for each
+    "hand-split_concat_seq": "not known to keep rows apart",  # sequences
+    "skl2onnx-bag": "whose size is not known",
+    "torch17-embbag": "counts the rows",
+    "torch17-last_by_len": "depends on which row it is",  # a length of 0 picks from the row before
+    "torchnew-last_by_len": "depends on which row it is",
+    "torchscript17-if_mask_all_harmless": "mixes rows",  # decides over all rows between two ways to compute the same
+}
+"""Models of the archive whose rows are independent, as far as is known, and which are not proven to be."""
+
+
+def meet(text: str, opset: int = 17) -> str:
+    """Where rows meet in a model in ONNX's text syntax, without its heading."""
+    domains = f'"" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1'
+    return why_rows_meet(parser.parse_model(f"<ir_version: 8, opset_import: [{domains}]> g {text}"))
+
+
+# ----- models of other tools ----------------------------------------------------------------------------
+
+
+def test_models_of_many_exporters_are_judged_rightly() -> None:
+    """None is proven whose rows meet, and none is refused that is not listed."""
+    wrong, refused, count = [], {}, 0
+    for name, model, rows in exported():
+        one = judge(name, model, rows)
+        count += 1
+        if not one.meet and (name.startswith("mixing-") or one.tried):
+            wrong.append((name, one.tried))
+        if one.meet and not name.startswith("mixing-") and not one.tried:
+            refused[name] = one.meet
+    assert count > 400
+    assert wrong == []
+    assert sorted(refused) == sorted(NOT_PROVEN)
+    assert all(NOT_PROVEN[name] in why for name, why in refused.items())
+
+
+@pytest.mark.slow
+def test_proven_models_answer_alike_beside_extreme_rows() -> None:
+    tried = 0
+    for name, model, rows in exported():
+        if name.startswith("mixing-") or why_rows_meet(model):
+            continue
+        session = Session(model.SerializeToString(), optimise=True)
+        alone = session.run([array[:1] for array in rows])
+        for extreme in EXTREMES:
+            other = [
+                np.full_like(array[:1], extreme) if array.dtype.kind == "f" else array[1:2] for array in rows
+            ]
+            try:
+                pair = [np.concatenate(parts) for parts in zip([a[:1] for a in rows], other, strict=True)]
+                together = session.run(pair)
+            except RunError:
+                continue  # an operator that refuses such numbers
+            assert not difference([output[:1] for output in together], alone, 1e-3), (name, extreme)
+            tried += 1
+    assert tried > 1_000
+
+
+# ----- what was wrong -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            (
+                "(float[N, 4] x) => (int64[N] y) { q, s, z = DynamicQuantizeLinear (x) "
+                "  d = DequantizeLinear (q, s, z) y = ArgMax <axis = 1, keepdims = 0> (d) }"
+            ),
+            "DynamicQuantizeLinear",
+        ),
+        (
+            (
+                "(float[N, 4] x) => (float[N, 4] y) { s = ReduceSum <keepdims = 0> (x) "
+                "  zero = Constant <value_float = 0.0> () c = Greater (s, zero) "
+                "  y = If (c) <then_branch = t () => (float[N, 4] a) { a = Neg (x) }, "
+                "  else_branch = e () => (float[N, 4] b) { b = Identity (x) }> }"
+            ),
+            "ReduceSum",
+        ),
+        (
+            (
+                "(float[N, 4] x) => (float[N, 4] y) { m = ReduceMax <keepdims = 0> (x) "
+                "  limit = Constant <value_float = 1.5> () c = Greater (m, limit) "
+                "  wide = Constant <value_float = 255.0> () d = Div (x, wide) y = Where (c, d, x) }"
+            ),
+            "ReduceMax",
+        ),
+        (
+            (
+                "(float[N, 4] x, bool[N, 4] mask) => (float[N, 4] y) { i = Cast <to = 6> (mask) "
+                "  all = ReduceMin <keepdims = 0> (i) c = Cast <to = 9> (all) "
+                "  y = If (c) <then_branch = t () => (float[N, 4] a) { a = Identity (x) }, "
+                "  else_branch = e () => (float[N, 4] b) { f = Cast <to = 1> (mask) b = Mul (x, f) }> }"
+            ),
+            "ReduceMin",
+        ),
+    ],
+    ids=["dynamic quantisation", "if the sum is positive", "where the maximum is large", "if all are masked"],
+)
+def test_rows_that_meet_for_some_inputs_only(text: str, why: str) -> None:
+    assert why in meet(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("(float[N, 4] x) => (float[N, 4] y) { y = Softmax <axis = 0> (x) }", "mixes rows"),
+        ("(float[N, 4] x) => (float[N, 4] y) { y = DoesWhatItLikes (x) }", "not known to keep rows apart"),
+        ("(float[N, 4] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }", "mixes rows"),
+        (
+            ("(float[N, 4] x) => (float[N, 4] y) { s = Shape (x) zero = Constant <value_ints = [0]> () "
+            "  n = Gather (s, zero) f = Cast <to = 1> (n) y = Div (x, f) }"),
+            "number of rows",
+        ),
+        (
+            ("(float[N, 4] x) => (float[N, 4] y) { s = Shape (x) zero = Constant <value_int = 0> () "
+            "  one = Constant <value_int = 1> () n = Gather (s, zero) r = Range (zero, n, one) "
+            "  f = Cast <to = 1> (r) last = Constant <value_ints = [1]> () u = Unsqueeze (f, last) y = Add (x, u) }"),
+            "which row it is",
+        ),
+        (
+            "(float[N, 4] x) => (float[N, 4] y) { t = Transpose <perm = [1, 0]> (x) s = Shape (x) y = Reshape (t, s) }",
+            "makes an axis",
+        ),
+        (
+            "(float[N, 4] x) => (float[N, M] y) { t = Transpose <perm = [1, 0]> (x) y = MatMul (x, t) }",
+            "joins rows",
+        ),
+        (
+            ("(float[N, 4] x) => (float[N, 4] y) { s = Shape <end = 1> (x) one = Constant <value_ints = [1]> () "
+            "  c = Equal (s, one) y = If (c) <then_branch = t () => (float[N, 4] a) { a = Neg (x) }, "
+            "  else_branch = e () => (float[N, 4] b) { b = Identity (x) }> }"),
+            "number of rows",
+        ),
+        (
+            ("(float[N, 4] x) => (float[N, 4] y) { one = Constant <value_ints = [1]> () "
+            "  s = Shape (x) h = Constant <value_floats = [1.0, 2.0, 3.0, 4.0]> () e = Expand (h, s) "
+            "  t = Transpose <perm = [1, 0]> (e) f = Reshape (t, s) y = Add (x, f) }"),
+            "makes an axis",
+        ),
+    ],
+    ids=[
+        "softmax over rows", "unknown operator", "no rows left", "divides by their number", "adds their number",
+        "transposes and reshapes", "gram matrix", "if there is one", "a constant spread over rows and reshaped",
+    ],
+)  # fmt: skip
+def test_rows_that_meet(text: str, why: str) -> None:
+    assert why in meet(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[N, 2, 6] x) => (float[N, 3, 4] y) { s = Constant <value_ints = [0, 3, -1]> () y = Reshape (x, s) }",
+        (
+            "(float[N, T, 6] x) => (float[M, 6] y) { s = Constant <value_ints = [-1, 6]> () f = Reshape (x, s) "
+            "  e = Exp (f) shape = Shape (x) b = Reshape (e, shape) axis = Constant <value_ints = [1]> () "
+            "  y = ReduceMax <axes = [1], keepdims = 0> (b) }"
+        ),
+        (
+            "(float[N, 4] x) => (float[N, 4] y) { c = Constant <value_ints = [1]> () s = Shape <start = 1> (x) "
+            "  e = Equal (s, c) y = If (e) <then_branch = t () => (float[N, 4] a) { a = Neg (x) }, "
+            "  else_branch = o () => (float[N, 4] b) { b = Identity (x) }> }"
+        ),
+        (
+            "(float[N, 5] x) => (int64[N] label, float[N, 3] p) { label, p = ai.onnx.ml.LinearClassifier "
+            '  <coefficients = [1.0, 2.0], classlabels_ints = [0, 1], post_transform = "NONE"> (x) }'
+        ),
+        (
+            "(float[N, T, 4] x) => (float[N, 4] y) { n = Constant <value_int = 3> () c = Constant <value = bool {1}> () "
+            "  zero = Constant <value_ints = [1]> () m = ReduceMax <axes = [1], keepdims = 0> (x) "
+            "  y = Loop (n, c, m) <body = b (int64 i, bool k, float[N, 4] a) => (bool o, float[N, 4] s) "
+            "  { o = Identity (k) s = Tanh (a) }> }"
+        ),
+    ],
+    ids=["reshape", "folds time into rows and back", "if on another axis", "linear classifier", "loop"],
+)
+def test_rows_that_are_independent(text: str) -> None:
+    assert meet(text) == ""
+
+
+def test_nodes_in_any_order() -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x) => (float[N, 4] y) { a = Exp (x) y = Neg (a) }'
+    )
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert why_rows_meet(model) == ""
+
+
+def test_functions_of_the_model_are_followed() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        g (float[N, 4] x) => (float[N, 4] y) { y = own.f (x) }
+        <domain: "own", opset_import: ["" : 17]> f (a) => (b) { s = ReduceSum <keepdims = 1> (a) b = Sub (a, s) }"""
+    assert "ReduceSum" in why_rows_meet(parser.parse_model(text))
+    assert why_rows_meet(parser.parse_model(text.replace("ReduceSum <keepdims = 1>", "Exp"))) == ""
+
+
+# ----- ONNX's own tests of operators -------------------------------------------------------------------
+
+
+def cases() -> Iterator[tuple[str, onnx.ModelProto, list[Array]]]:
+    for case in load_model_tests(kind="node"):
+        if case.model is None or not case.data_sets:
+            continue
+        inputs = list(case.data_sets[0][0])
+        if len(inputs) == len(case.model.graph.input) and all(isinstance(one, np.ndarray) for one in inputs):
+            yield case.name, case.model, inputs
+
+
+def with_rows(model: onnx.ModelProto, inputs: Sequence[Array], chosen: Sequence[int]) -> onnx.ModelProto:
+    """The model with these inputs' first axis as rows, and the others as constants."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.input[:]
+    for at, value in enumerate(model.graph.input):
+        if at in chosen:
+            shape: list[Any] = ["N", *inputs[at].shape[1:]]
+            made.graph.input.append(
+                helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape)
+            )
+        else:
+            made.graph.initializer.append(numpy_helper.from_array(inputs[at], value.name))
+    for output in made.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return made
+
+
+@pytest.mark.conformance
+def test_every_operator_that_is_said_to_keep_rows_apart_does() -> None:
+    """On its own tests, with any of its inputs as rows."""
+    agreed, wrong = 0, []
+    for name, model, inputs in cases():
+        subsets = (
+            chosen for count in range(1, min(len(inputs), 4) + 1)
+            for chosen in itertools.combinations(range(len(inputs)), count)
+        )  # fmt: skip
+        for chosen in subsets:
+            rows = {inputs[at].shape[0] if inputs[at].ndim else 0 for at in chosen}
+            if len(rows) != 1 or max(rows) < 2:
+                continue
+            made = with_rows(model, inputs, chosen)
+            if why_rows_meet(made):
+                continue
+            given = [inputs[at] for at in chosen]
+            try:
+                session = Session(made.SerializeToString(), optimise=True)
+                together = session.run(given)
+            except RunError:
+                continue  # ONNX Runtime does not have it, or not for these inputs
+            try:
+                apart = [session.run([array[row : row + 1] for array in given]) for row in range(max(rows))]
+                for row, alone in enumerate(apart):
+                    text = difference([output[row : row + 1] for output in together], alone)
+                    if text:
+                        wrong.append((name, chosen, text))
+            except RunError as error:
+                wrong.append((name, chosen, str(error)))
+            agreed += 1
+    assert wrong == []
+    assert agreed > 500
+
+
+# ----- drawn models ----------------------------------------------------------------------------------------
+
+WIDTH, STEPS = 4, 3
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> onnx.ModelProto:
+    """A chain of operators on [rows, 3, 4], some of which move rows about or have them meet."""
+    nodes: list[onnx.NodeProto] = []
+    weights = [
+        numpy_helper.from_array(np.array([0, STEPS, WIDTH], np.int64), "shape"),
+        numpy_helper.from_array(np.array([-1, WIDTH], np.int64), "folded"),
+        numpy_helper.from_array(np.array([STEPS, -1, WIDTH], np.int64), "steps first"),
+        numpy_helper.from_array(np.linspace(-1, 1, WIDTH * WIDTH, dtype=np.float32).reshape(WIDTH, WIDTH), "square"),
+        numpy_helper.from_array(np.array([0], np.int64), "first"),
+        numpy_helper.from_array(np.array([1], np.int64), "second"),
+    ]  # fmt: skip
+    name, rank, order = "x", 3, [0, 1, 2]
+
+    def add(op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        made = [f"v{len(nodes)}.{at}" for at in range(outputs)]
+        nodes.append(helper.make_node(op, list(inputs), made, **attributes))
+        return made[0]
+
+    for _ in range(draw(st.integers(1, 6))):
+        kind = draw(st.sampled_from(
+            ["each", "each", "softmax", "mean", "transpose", "fold", "cumsum", "square", "gram", "minus first", "sort",
+             "back", "concat"]
+        ))  # fmt: skip
+        axis = draw(st.integers(0, rank - 1))
+        match kind:
+            case "each":
+                name = add(draw(st.sampled_from(["Tanh", "Neg", "Sigmoid", "Abs"])), name)
+            case "softmax":
+                name = add("Softmax", name, axis=axis)
+            case "mean":
+                name = add("Sub", name, add("ReduceMean", name, axes=[axis], keepdims=1))
+            case "transpose":
+                order = list(draw(st.permutations(range(rank))))
+                name = add("Transpose", name, perm=order)
+            case "fold":
+                name, rank = add("Reshape", name, "folded"), 2
+            case "back":
+                name, rank = add("Reshape", name, draw(st.sampled_from(["shape", "steps first"]))), 3
+            case "cumsum":
+                nodes.append(helper.make_node("Constant", [], [f"at{len(nodes)}"], value_int=axis))
+                name = add("CumSum", name, nodes[-1].output[0])
+            case "square":
+                name = add("MatMul", name, "square")
+            case "gram":
+                swapped = add("Transpose", name, perm=[*range(rank - 2), rank - 1, rank - 2])
+                name = add("MatMul", add("Tanh", add("MatMul", name, swapped)), name)
+            case "minus first":
+                name = add("Sub", name, add("Slice", name, "first", "second", "first"))
+            case "sort":
+                count = add("Gather", add("Shape", name), "first") if axis == 0 else ""
+                if not count:
+                    nodes.append(helper.make_node("Constant", [], [f"k{len(nodes)}"], value_ints=[1]))
+                    count = nodes[-1].output[0]
+                if axis == 0:
+                    name = add("TopK", name, count, outputs=2, axis=0)
+            case "concat":
+                half = add("Neg", name)
+                name = add(
+                    "Add",
+                    name,
+                    add("Slice", add("Concat", half, name, axis=axis), "first", "second", "first"),
+                )
+    rows = name if rank == 3 else add("Reshape", name, "shape")
+    nodes.append(helper.make_node("Identity", [rows], ["y"]))
+    graph = helper.make_graph(
+        nodes, "drawn",
+        [helper.make_tensor_value_info("x", 1, ["N", STEPS, WIDTH])], [helper.make_tensor_value_info("y", 1, None)], weights,
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def check_drawn(model: onnx.ModelProto, seed: int) -> None:
+    if why_rows_meet(model):
+        return
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((STEPS, STEPS, WIDTH)).astype(np.float32) * 10.0 ** rng.integers(
+        -2, 3, (STEPS, 1, 1)
+    )
+    x = x.astype(np.float32)
+    try:
+        session = Session(model.SerializeToString(), optimise=True)
+        alone = [session.run([x[row : row + 1]]) for row in range(len(x))]
+        together = session.run([x])
+    except RunError:
+        return  # shapes that do not fit
+    for row, one in enumerate(alone):
+        assert not difference([output[row : row + 1] for output in together], one, 1e-3), model
+
+
+@given(drawn(), st.integers(0, 1 << 30))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_drawn_models_that_are_proven_have_independent_rows(model: onnx.ModelProto, seed: int) -> None:
+    check_drawn(model, seed)
+
+
+@pytest.mark.long
+@given(drawn(), st.integers(0, 1 << 30))
+@settings(max_examples=20_000, deadline=None)
+def test_many_drawn_models_that_are_proven_have_independent_rows(model: onnx.ModelProto, seed: int) -> None:
+    check_drawn(model, seed)

@@ -115,5 +115,8 @@ GUESS_SECONDS = 20.0
 CONSTANT_INDICES_MAX = 8
 """Constant indices up to which a Gather becomes slices; with more, it reads them from memory."""
 
+BODY_TURNS_MAX = 4
+"""How often the body of a loop is followed until what is known of its state changes no more."""
+
 KNOWN_MAX = 256
 """Most elements of a tensor whose values are tracked because it may be a shape."""

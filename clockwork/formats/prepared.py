@@ -34,6 +34,10 @@ from clockwork.wire.tensors import DTYPES, STRING, dtype_name
 FORMAT_VERSION = 1
 """Version of the format of prepared.json. Models prepared in an older format are prepared again."""
 
+JUDGED = 2
+"""How it was decided whether a model batches: 1, rows were run together and apart; 2, as clockwork.models.batching says. What
+was judged in an older way and batches is judged again."""
+
 UNKNOWN_RANK = ("...",)
 """The shape of an input whose rank the model does not declare."""
 
@@ -80,7 +84,9 @@ class WeightSpec:
     bytes: int
 
 
-OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums", "output_lengths", "untried", "check_relative")
+OF_THE_DEVICE = (
+    "weights", "workspace_bytes", "checksums", "output_lengths", "untried", "check_relative", "judged",
+)  # fmt: skip
 """Fields of a PreparedModel that only the device needs: the summary leaves them out."""
 
 
@@ -129,6 +135,7 @@ class PreparedModel:
     check_relative: float = (
         0.0  # how far its answers may then be from those of the checks, relative to the largest
     )
+    judged: int = 1  # how it was decided whether it batches: see JUDGED
 
     def summary(self) -> dict[str, Any]:
         """The fields for the controller: all but those that only the device needs."""

@@ -19,7 +19,7 @@ from clockwork.config import IO_SLOT_BYTES_MAX
 from clockwork.config.formats import PROFILED_FILE_BYTES_MAX, PROFILED_WEIGHTS_BYTES_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import PROFILE_FILE, check_package
-from clockwork.formats.prepared import FORMAT_VERSION, PREPARED_FILE, PreparedModel, TensorSpec
+from clockwork.formats.prepared import FORMAT_VERSION, JUDGED, PREPARED_FILE, PreparedModel, TensorSpec
 from clockwork.formats.profiles import ModelProfile, dump_profiles, parse_profiles
 from clockwork.scheduler.types import ProfilePoint
 
@@ -118,6 +118,7 @@ def prepared_profile(
         metadata={},
         example=[[1, profile.input_bytes]],
         outputs_verified=True,
+        judged=JUDGED,
     )
 
 

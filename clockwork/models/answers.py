@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -60,18 +59,6 @@ def _difference(one: Array, other: Array, relative: float) -> str:
     return (
         f"is apart by {apart / scale if scale else float('inf'):.1e} of its largest value (bound {bound:.0e})"
     )
-
-
-def any_finite(outputs: Sequence[Array]) -> bool:
-    """Whether any output has a finite value to compare."""
-    return all(array.size == 0 or _has_finite(array) for array in outputs)
-
-
-def _has_finite(array: Array) -> bool:
-    if array.dtype.kind in "OSUb" or is_integer_array(array):
-        return True
-    wide: Any = np.complex128 if array.dtype.kind == "c" else np.float64
-    return bool(np.isfinite(array.astype(wide)).any())
 
 
 def is_integer_array(array: Array) -> bool:

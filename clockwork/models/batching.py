@@ -1,7 +1,8 @@
-"""Proves that the rows of a model are independent, so that requests may share an execution.
+"""Decides whether requests may share an execution: whether the rows of a model are independent.
 
-A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. So different
-rows are run together and apart; only equal answers prove that the model batches.
+A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. Nor are equal answers of some
+rows together and apart: rows may meet for other values only, or behind an argmax. So a model batches where its graph proves
+it (models.compile.rows), or where its owner says so. What is proven is tried, too, and what is only said is tried harder.
 """
 
 from __future__ import annotations
@@ -10,22 +11,40 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.answers import any_finite, difference
+from clockwork.models.answers import difference, is_integer_array
+from clockwork.models.compile.rows import prove_rows
+from clockwork.models.compile.sizes import NotProven
 from clockwork.models.inputs import Run, different_rows
 from clockwork.models.runtime import RunError
 from clockwork.wire.tensors import Array
 
-PROOF_ROWS = 3
+TRIED_ROWS = 3
+"""Rows that are run together and apart."""
+
+PROVEN = "proven: no operator lets rows meet"
+
+EXTREMES = (0.0, 1e4, -1e4, 1e-6, float("nan"))
+"""What rows beside others are filled with where rows are not proven to be independent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Proof:
     batches: bool
     note: str  # why, for people
+
+
+def why_rows_meet(model: onnx.ModelProto, masked: bool = False) -> str:
+    """Where the rows of a model meet, or may, as a sentence; "" if it is proven that they do not. masked: as prove_rows()."""
+    try:
+        prove_rows(model, masked)
+    except NotProven as error:
+        return str(error)
+    return ""
 
 
 def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
@@ -56,7 +75,7 @@ def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec])
     return ""
 
 
-def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool) -> Proof:
+def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool, meet: str) -> Proof:
     """prove() for examples of any number of rows, which are split into rows."""
     if any(
         array.ndim == 0 or array.shape[0] != len(example[0])
@@ -76,40 +95,69 @@ def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool) ->
     rows = [
         [array[row : row + 1] for array in example]
         for example in examples
-        for row in range(min(PROOF_ROWS, len(example[0])))
+        for row in range(min(TRIED_ROWS, len(example[0])))
     ]
-    return prove(run, rows[0], rows[1:], asked)
+    return prove(run, rows[0], rows[1:], asked, meet)
 
 
-def prove(run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], asked: bool) -> Proof:
-    """Run different rows together and apart.
+def prove(
+    run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], asked: bool, meet: str
+) -> Proof:
+    """Judge by the graph, and run different rows together and apart.
 
-    run: the model. inputs: a single row. more: other examples; those of equal shape are used as rows, too.
-    asked: the user asked for batches, so a difference in values is only noted, and a model that cannot
-    run a batch at all is an error (InvalidModel).
+    run: the model. inputs: a single row. more: other examples; those of equal shape are used as rows, too. asked: the owner
+    asked for batches, so that a doubt is only noted, and a model that cannot run a batch at all is an error (InvalidModel).
+    meet: why_rows_meet() of the model.
     """
+    if meet and not asked:
+        return Proof(False, f"not proven that rows are independent: {meet}")
     rows = [list(inputs)]
     for example in more:
-        if len(rows) < PROOF_ROWS - 1 and [a.shape for a in example] == [a.shape for a in inputs]:
+        if len(rows) < TRIED_ROWS - 1 and [a.shape for a in example] == [a.shape for a in inputs]:
             rows.append(list(example))
-    rows.extend(different_rows(inputs, PROOF_ROWS)[1 : 1 + PROOF_ROWS - len(rows)])
+    rows.extend(different_rows(inputs, TRIED_ROWS)[1 : 1 + TRIED_ROWS - len(rows)])
     failure, apart, together = _structural(run, rows)
     if failure:
         if asked:
             raise InvalidModel(f"batching was asked for, but {failure}")
         return Proof(False, failure)
-    same = all(np.array_equal(a, b) for row in rows[1:] for a, b in zip(row, rows[0]) if a.size)
-    if same and not asked:
-        return Proof(False, "could not be verified: no rows that differ are known; give examples")
+    found = _difference(apart, together)
+    if not meet:
+        if not found:
+            return Proof(True, PROVEN)
+        what = f"rows answer differently together and apart, although no operator lets them meet: {found}"
+        return Proof(True, f"asked for, although {what}") if asked else Proof(False, what)
+    tried = 1
+    while not found and tried <= len(EXTREMES):
+        found = _beside(run, rows[0], apart[0], EXTREMES[tried - 1])
+        tried += 1
+    if found:
+        return Proof(True, f"asked for, although rows answer differently together and apart: {found}")
+    return Proof(True, f"asked for, and not refuted by {tried} batches, but not proven: {meet}")
+
+
+def _difference(apart: Sequence[Sequence[Array]], together: Sequence[Array]) -> str:
     for index, alone in enumerate(apart):
         text = difference([output[index : index + 1] for output in together], alone)
         if text:
-            what = f"rows answer differently together and apart: {text}"
-            return Proof(True, f"asked for, although {what}") if asked else Proof(False, what)
-    if not any_finite([output for alone in apart for output in alone]):
-        note = "could not be verified: the answers hold no finite number; give examples"
-        return Proof(asked, note)
-    return Proof(True, f"proven: {len(rows)} different rows answer the same together and apart")
+            return text
+    return ""
+
+
+def _beside(run: Run, row: Sequence[Array], alone: Sequence[Array], extreme: float) -> str:
+    """How a row's answer differs beside another of extreme numbers; "" if it does not, or if that one is refused."""
+    other = [
+        array if array.dtype == bool or array.dtype.kind in "OSU" or is_integer_array(array)
+        else np.full(array.shape, extreme).astype(array.dtype)
+        for array in row
+    ]  # fmt: skip
+    try:
+        together = run([np.concatenate(pair, axis=0) for pair in zip(row, other, strict=True)])
+    except RunError:
+        return ""
+    if any(output.ndim == 0 or len(output) != 2 for output in together):
+        return "the shape of an output depends on which rows share a batch"
+    return difference([output[:1] for output in together], alone)
 
 
 def _structural(run: Run, rows: Sequence[Sequence[Array]]) -> tuple[str, list[list[Array]], list[Array]]:

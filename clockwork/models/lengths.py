@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
 
+from clockwork.device.operators import DOMAIN
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models.answers import difference
@@ -27,6 +29,15 @@ from clockwork.models.compile.padding import (
 from clockwork.models.inputs import SEED, Run
 from clockwork.models.runtime import RunError, Session
 from clockwork.wire.tensors import DTYPES, STRING, Array, length_class
+
+TOKENIZERS = frozenset(("BytePairs", "WordPiece"))
+"""Our operators that make ids, a mask and types, [rows, tokens], of texts."""
+
+TOKENS = "clockwork.tokens"
+"""The symbol of the tokens of a batch's longest text."""
+
+TOKENS_TRIED = 8
+"""Tokens of the inputs for which shapes are inferred."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -189,3 +200,49 @@ def _fillings(row: Sequence[Array]) -> list[list[Array]]:
     other = [np.full_like(array, np.nan) if array.dtype.kind == "f" else array[:, ::-1] if array.ndim > 1 else array
              for array in row]  # fmt: skip
     return [zeros, other]
+
+
+def mask_texts(model: onnx.ModelProto) -> str:
+    """Have a model with a tokenizer mask what is behind a text's end, where that is proven to be right; "", or why not.
+
+    The tokenizer pads texts to the longest of a batch, so that a row's answer may depend on another's length. The model is
+    changed in place. It is one that begins with an operator of TOKENIZERS that pads to no fixed length.
+    """
+    (node,) = (one for one in model.graph.node if is_padding_texts(one))
+    behind = onnx.ModelProto()
+    behind.CopyFrom(model)
+    del behind.graph.node[:], behind.graph.input[:]
+    behind.graph.node.extend(one for one in model.graph.node if one is not node)
+    read = {name for one in behind.graph.node for name in one.input}
+    texts = model.graph.input[0].type.tensor_type.shape.dim
+    rows = texts[0].dim_param if texts else "N"
+    behind.graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.INT64, [rows or "N", TOKENS])
+        for name in node.output
+        if name in read
+    )
+    try:
+        make_padded_by_row(behind, [(1, TOKENS_TRIED)] * len(behind.graph.input), (TOKENS,))
+    except NotProven as error:
+        return str(error)
+    size = behind.graph.input[-1].name
+    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    axes = numpy_helper.from_array(np.array([1], np.int64), f"{size}.axes")
+    if opset < 13:
+        count = helper.make_node("ReduceSum", [node.output[1]], [size], axes=[1], keepdims=0)
+    else:
+        behind.graph.initializer.append(axes)
+        count = helper.make_node("ReduceSum", [node.output[1], axes.name], [size], keepdims=0)
+    nodes = [onnx.NodeProto.FromString(one.SerializeToString()) for one in (node, count, *behind.graph.node)]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(behind.graph.initializer)
+    return ""
+
+
+def is_padding_texts(node: onnx.NodeProto) -> bool:
+    """Whether a node is a tokenizer that pads to the longest text of a batch."""
+    if node.domain != DOMAIN or node.op_type not in TOKENIZERS:
+        return False
+    length = next((one.i for one in node.attribute if one.name == "length"), 0)
+    return not length

@@ -51,6 +51,7 @@ from clockwork.formats.package import (
 )
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
+    JUDGED,
     UNKNOWN_RANK,
     WEIGHTS_FILE,
     PreparedModel,
@@ -121,8 +122,10 @@ def prepare(
     package_dir, store = Path(package_dir), Path(store)
     digest = _digest(package_dir)
     target = prepared_directory(store, digest, fingerprint, options)
-    found = _read(target, page_bytes)
-    if found is not None:
+    found = _intact(target, page_bytes)
+    if found is not None and (
+        found.judged == JUDGED or _is_judged_alike(found, package_dir, target, options)
+    ):
         return found
     declared = None  # a plain folder declares no interface
     if (package_dir / LIST_FILE).is_file():
@@ -180,6 +183,7 @@ class _Preparation:
         self._batch_max = int(options.get("batch_max", 0))
         self._forced = str(options.get("holding", "auto"))
         self._pages_min = int(options.get("pages_min", 0))
+        self._meet = ""  # why_rows_meet() of the model
         self._proved: tuple[list[list[Array]], batching.Proof] | None = None
         self._sharing: lengths.Sharing | None = None
         self._sharing_note = ""
@@ -200,7 +204,9 @@ class _Preparation:
         # Otherwise the optimised file would go on naming external data of the original.
         external = "optimised.data" if size > EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
+        masked = self._mask_texts(model)
         self._describe(session, model)
+        self._meet = batching.why_rows_meet(model, masked)
 
         self._step(1)
         splitter = Splitter(self._optimised)
@@ -287,6 +293,20 @@ class _Preparation:
         path = self._work / MODEL_FILE
         path.write_bytes(model.SerializeToString())
         return path
+
+    def _mask_texts(self, model: onnx.ModelProto) -> bool:
+        """Have a model that pads texts mask what is behind their ends, if that is proven to be right. Its answers are held
+        against the original's, as ever."""
+        if self._batching == "off" or not any(map(lengths.is_padding_texts, model.graph.node)):
+            return False
+        masked = onnx.ModelProto()
+        masked.CopyFrom(model)
+        if external_files(model) or lengths.mask_texts(masked):
+            return False
+        path = self._work / "masked.onnx"
+        path.write_bytes(masked.SerializeToString())
+        optimise(path, self._optimised)
+        return True
 
     def _describe(self, session: Session, model: onnx.ModelProto) -> None:
         ranked = {
@@ -491,7 +511,7 @@ class _Preparation:
             asked = self._batching == "on"
             proof = batching.Proof(asked, "could not be verified: it answers differently each time")
         else:
-            proof = batching.prove_by_rows(session.run, sets, self._batching == "on")
+            proof = batching.prove_by_rows(session.run, sets, self._batching == "on", self._meet)
         if proof.batches:
             sets = [[array[:1] for array in inputs] for inputs in sets]
         distinct = {trial.timed_shape(inputs, proof.batches): inputs for inputs in reversed(sets)}
@@ -527,7 +547,7 @@ class _Preparation:
         return self._recall()
 
     def _finding_path(self) -> Path:
-        about = [FORMAT_VERSION, self._batching, self._batch_max, bool(self._examples),
+        about = [FORMAT_VERSION, JUDGED, self._meet, self._batching, self._batch_max, bool(self._examples),
                  [[list(dims) for dims in trial.timed_shape(tensor, False)] for tensor in self._reference.inputs]]  # fmt: skip
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return self._store / "programs" / self._program / f"finding-{key}.json"
@@ -557,7 +577,7 @@ class _Preparation:
             weights=[], weights_bytes=0, resident_bytes=0, load_ns=0, profile=[], constants_note=note,
             metadata=self._metadata, example=[list(array.shape) for array in self._reference.inputs[0]],
             lengths=self._sharing.lengths if self._sharing is not None else {}, lengths_note=self._sharing_note,
-            output_lengths=self._sharing.output_lengths if self._sharing is not None else [],
+            output_lengths=self._sharing.output_lengths if self._sharing is not None else [], judged=JUDGED,
         )  # fmt: skip
 
     def _directory(self) -> Path:
@@ -592,6 +612,12 @@ def _digest(package_dir: Path) -> str:
 
 
 def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
+    """An earlier preparation, if every byte is intact, the page size is this one, and it was judged as models are now."""
+    prepared = _intact(directory, page_bytes)
+    return prepared if prepared is not None and prepared.judged == JUDGED else None
+
+
+def _intact(directory: Path, page_bytes: int) -> PreparedModel | None:
     """An earlier preparation, if every byte is intact and the page size is this one."""
     try:
         prepared = PreparedModel.read(directory)
@@ -611,6 +637,22 @@ def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
     else:
         damage = program_damage(path, prepared.fingerprint)
     return None if damage else prepared
+
+
+def _is_judged_alike(
+    prepared: PreparedModel, package_dir: Path, directory: Path, options: Mapping[str, Any]
+) -> bool:
+    """Whether an earlier preparation, judged in an older way, may stay, as it was asked for so or is proven now; then that is
+    written into it. Otherwise the model is prepared anew."""
+    model = package_dir / MODEL_FILE  # a compiled package may have none, and batches as it was compiled
+    if prepared.batches and model.is_file() and options.get("batching", "auto") != "on":
+        if batching.why_rows_meet(check_model(model)):
+            return False
+        if prepared.holding != prepare_program.HOLDING:
+            prepared.batching_note = batching.PROVEN
+    prepared.judged = JUDGED
+    prepared.rewrite(directory)
+    return True
 
 
 def is_unasked(prepared: PreparedModel) -> bool:

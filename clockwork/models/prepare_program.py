@@ -21,7 +21,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import set_aside
 from clockwork.formats.durable import write_durably
 from clockwork.formats.package import MODEL_FILE, PROGRAM_JSON, put_in_place
-from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
+from clockwork.formats.prepared import FORMAT_VERSION, JUDGED, WEIGHTS_FILE, PreparedModel, WeightSpec
 from clockwork.formats.program import (
     CHECKS_FILE,
     Program,
@@ -120,6 +120,7 @@ def prepare_program(
         example=[list(shape) for shape in variants[0].shapes],
         untried=True,
         check_relative=_relative(program),
+        judged=JUDGED,
     )
 
 

@@ -28,7 +28,13 @@ from clockwork.formats.package import (
     digest_of,
     parse_files,
 )
-from clockwork.formats.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
+from clockwork.formats.prepared import (
+    FORMAT_VERSION,
+    JUDGED,
+    OF_THE_DEVICE,
+    PREPARED_FILE,
+    prepared_directory,
+)
 from clockwork.formats.profiled import prepare_profile
 from clockwork.models.trials import Interrupted, try_model
 from clockwork.system.clock import SECOND
@@ -416,7 +422,7 @@ class DamagedRecord(ValueError):
 def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int) -> dict[str, Any] | None:
     """PreparedModel.summary() as it is on disk, ``checksums`` and ``untried``. Raises DamagedRecord.
 
-    None if it is not there, was made for another device, or by a version that took no checksums.
+    None if it is not there, was made for another device, or by a version that took no checksums or batches too readily.
 
     Read as plain JSON, without the objects: thousands of these are read when a worker starts.
     """
@@ -435,6 +441,8 @@ def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int
         "page_bytes": page_bytes,
     }
     if not is_sealed or any(body.get(key) != value for key, value in wanted.items()):
+        return None
+    if body.get("batches") and body.get("judged", 1) != JUDGED:
         return None
     checksums, untried = body.get("checksums"), bool(body.get("untried"))
     for name in OF_THE_DEVICE:

@@ -277,6 +277,7 @@ class Reference:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        self.outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         """The first output. One array is the first input."""

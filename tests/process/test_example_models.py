@@ -89,10 +89,10 @@ NOISE = (
 )
 
 NOTES = {
-    "proven: 3 different rows answer the same together and apart": model_of(RELU),
+    "proven: no operator lets rows meet": model_of(RELU),
     "has a fixed first dimension of 1": model_of(RELU, rows=(1, 1)),
     "inputs and outputs do not share their first dimension (": model_of(RELU, rows=("batch", "rows")),
-    "rows answer differently together and apart": model_of(*ALL_ROWS),
+    "not proven that rows are independent: operator ReduceMax mixes rows": model_of(*ALL_ROWS),
     "could not be verified: it answers differently each time": model_of(*NOISE),
 }
 """What `models show` says of batching, by what the page quotes of it."""

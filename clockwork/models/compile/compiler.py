@@ -198,7 +198,7 @@ class _Compilation:
         model = check_model(self._path)
         self._operators = list(dict.fromkeys(operator(node) for node in model.graph.node))
         self._describe(model)
-        self._decide_batching()
+        self._decide_batching(model)
         batches = sorted(set(self._options.batches)) if self._proof.batches else [1]
         self._buckets = buckets(self._inputs, self._options.shapes, self._proof.batches)
         targets = sorted(set(self._options.targets), key=lambda target: (target == HOST, len(target), target))
@@ -271,7 +271,7 @@ class _Compilation:
             raise InvalidModel(f"no made-up input could be run; give examples. The last: {error}")
         return [guess]
 
-    def _decide_batching(self) -> None:
+    def _decide_batching(self, model: onnx.ModelProto) -> None:
         self._examples = self._sets()
         reason = batching.declared_reason(self._inputs, self._outputs)
         if self._options.batching == "off":
@@ -282,7 +282,8 @@ class _Compilation:
             self._proof = batching.Proof(False, reason)
         else:
             asked = self._options.batching == "on"
-            self._proof = batching.prove_by_rows(self._session.run, self._examples, asked)
+            meet = batching.why_rows_meet(model)
+            self._proof = batching.prove_by_rows(self._session.run, self._examples, asked, meet)
 
     def _decide_padding(self, batches: Sequence[int]) -> None:
         """Freeze every variant, so that it runs shorter inputs where that is proven to be right."""

@@ -15,6 +15,7 @@
 // count as one outlier: the devices of a machine that stalls do stall together.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -46,7 +47,7 @@ inline constexpr double RAISE_RATIO = 0.01;
 inline constexpr double LOWER_RATIO = 0.03;
 
 // What was learnt and is more than so many times what was told holds while it is fresh, which means for so long after the
-// last sample, and as long as another such may take: a batch or a load that seems impossible is never tried, and would
+// last sample, and twice as long as another such may take: a batch or a load that seems impossible is never tried, and would
 // teach nothing else for ever.
 inline constexpr double STALE_RATIO = 2;
 inline constexpr Ns STALE_NS = SECOND;
@@ -108,7 +109,7 @@ public:
     // As before the first sample, if it was told this.
     void reset(Ns told);
     bool empty() const { return count_ == 0; }
-    bool is_stale(Ns now, Ns estimate) const { return now - newest_ns_ > STALE_NS + estimate; }
+    bool is_stale(Ns now, Ns estimate) const { return now - newest_ns_ > std::max(STALE_NS, 2 * estimate); }
     Ns least() const;
     Ns least_of_late() const;  // of the last few
     // The second largest sample that is no outlier (the only one, if there is one). usual_ns: when an execution, of

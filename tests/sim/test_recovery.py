@@ -44,6 +44,17 @@ def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
     assert outcome.has_recovered, str(outcome)
 
 
+# Executions slower by thirty to three hundred times for a second or two: what they had taught, and what was held against
+# models for it, outlived them by seconds.
+@pytest.mark.parametrize(
+    ("policy", "seed"), [("edf", 54), ("adaptive", 171), ("edf", 198), ("adaptive", 198)]
+)
+def test_a_machine_that_was_slow_for_a_second_is_not_thought_so_after(policy: str, seed: int) -> None:
+    [outcome] = outcomes([policy], [seed])
+    assert outcome.kind == "execution"
+    assert outcome.has_recovered, str(outcome)
+
+
 # Executions slower by a fourth or a half for a second: batches of the sizes that seemed too long were not tried again.
 @pytest.mark.parametrize(("policy", "seed"), [("edf", 63), ("edf", 10), ("adaptive", 140)])
 def test_what_was_learnt_of_a_small_disturbance_is_forgotten_too(policy: str, seed: int) -> None:

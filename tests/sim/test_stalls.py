@@ -78,6 +78,7 @@ def turned_away(path: Path) -> list[Turned]:
             under_way |= {one.action_id for one in step.commands if isinstance(one, SendInfer)}
             for one in step.commands:
                 if isinstance(one, AnswerFailed):
+                    assert one.feasible_slo_ns < 1000 * SECOND, one.text
                     assert one.status in (Status.REFUSED, Status.DEADLINE_MISSED)
                     now = step.events[-1].now_ns
                     found.append(Turned(requests[one.request_id], now, one.reason, not under_way))

@@ -57,6 +57,27 @@ def allowed_host_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)  # fmt: skip
 
 
+def _status_codes(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> bounds.StatusCodes:
+    given = value or config.status_codes() or bounds.StatusCodes.MESH
+    try:
+        return bounds.StatusCodes(given)
+    except ValueError:
+        raise click.BadParameter(
+            f"{given[:40]!r} is none of {', '.join(bounds.StatusCodes)} (or CLOCKWORK_STATUS_CODES has it)"
+        ) from None
+
+
+def status_codes_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the flag for the statuses of refusals."""
+    return click.option(
+        "--status-codes", callback=_status_codes, metavar="mesh|triton",
+        help="The status of a request that is shed: 429 and RESOURCE_EXHAUSTED, which meshes and proxies take for the "
+             "load that it is; or 503 and UNAVAILABLE, as Triton (or CLOCKWORK_STATUS_CODES).  [default: mesh]",
+    )(command)  # fmt: skip
+
+
 def _repositories(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[Path | Location, ...]:
@@ -152,6 +173,7 @@ def repository_arguments(
     show_default=True,
     help="The largest request that is taken.",
 )
+@status_codes_option
 @click.option(
     "--otlp-endpoint",
     default="",
@@ -168,7 +190,8 @@ def repository_arguments(
 @click.option("--parent", type=int, hidden=True)
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
-    tls_key: Path | None, token_file: Path | None, insecure: bool, allowed_host: tuple[str, ...], shared_memory: bool | None, max_request_bytes: int, otlp_endpoint: str,
+    tls_key: Path | None, token_file: Path | None, insecure: bool, allowed_host: tuple[str, ...], shared_memory: bool | None, max_request_bytes: int,
+    status_codes: bounds.StatusCodes, otlp_endpoint: str,
     model_repository: tuple[Path | Location, ...], model_control_mode: str, repository_poll_secs: float,
     repository_cache: Path | None, repository_cache_size: int, load_model: tuple[str, ...],
     operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
@@ -198,7 +221,8 @@ def gateway(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
         operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
-        insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
+        insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes,
+        status_codes=status_codes, otlp_endpoint=otlp_endpoint,
         repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
         load_models=load_model, cache=repository_cache, cache_bytes=repository_cache_size,
     )))  # fmt: skip

@@ -12,9 +12,15 @@ import click
 
 from clockwork import config
 from clockwork.cli.common import PATH, Duration, as_usage, policy_numbers, print_line, print_paragraph
-from clockwork.cli.gateway import allowed_host_option, repository_arguments, repository_options
+from clockwork.cli.gateway import (
+    allowed_host_option,
+    repository_arguments,
+    repository_options,
+    status_codes_option,
+)
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.errors import ConfigError
+from clockwork.gateway.settings import StatusCodes
 from clockwork.sources.location import Location
 from clockwork.system.clock import SECOND
 
@@ -175,6 +181,7 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.option("--grpc-port", help="[default: 8001]")
 @click.option("--metrics-port", help="[default: 8002]")
 @allowed_host_option
+@status_codes_option
 @repository_options
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 @click.option("--ray", "on_ray", is_flag=True, help="Place controller and workers on a Ray cluster.")
@@ -185,7 +192,8 @@ def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
     options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
-    grpc_port: str | None, metrics_port: str | None, allowed_host: tuple[str, ...], model_repository: tuple[Path | Location, ...],
+    grpc_port: str | None, metrics_port: str | None, allowed_host: tuple[str, ...], status_codes: StatusCodes,
+    model_repository: tuple[Path | Location, ...],
     model_control_mode: str, repository_poll_secs: float, repository_cache: Path | None,
     repository_cache_size: int, load_model: tuple[str, ...],
     verbose: bool, on_ray: bool, ray_address: str, device: str, devices: int,
@@ -256,6 +264,7 @@ def up(
         gateway_ports=tuple(ports),
         gateway_arguments=(
             *(word for name in allowed_host for word in ("--allowed-host", name)),
+            "--status-codes", status_codes.value,
             *repository_arguments(
                 model_repository, model_control_mode, repository_poll_secs, load_model,
                 repository_cache or (data or config.data_directory()) / "repositories", repository_cache_size,

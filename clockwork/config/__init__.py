@@ -924,6 +924,11 @@ def allowed_hosts() -> tuple[str, ...]:
     return tuple(name.strip() for name in environment("ALLOWED_HOST", "").split(",") if name.strip())
 
 
+def status_codes() -> str:
+    """CLOCKWORK_STATUS_CODES: which statuses a gateway answers refusals with; "" for its default."""
+    return environment("STATUS_CODES", "")
+
+
 def allowed_file() -> Path | None:
     """CLOCKWORK_ALLOWED: the file with the keys that may connect to a controller."""
     name = environment("ALLOWED", "")

@@ -260,7 +260,7 @@ between a caller's close() and its next open()."""
 # ----- gateway/errors.py -----------------------------------------------------------------------
 
 RETRY_AFTER_S = 1
-"""Retry-After where no estimate is known. The header has whole seconds, and an absent one means never."""
+"""Retry-After, in seconds, where no estimate is known, and its least value: the header has whole seconds."""
 
 # ----- gateway/tracing.py ----------------------------------------------------------------------
 

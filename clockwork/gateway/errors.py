@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from clockwork.config import ERROR_CHARS_MAX
@@ -22,6 +23,7 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
+from clockwork.gateway.settings import StatusCodes
 from clockwork.system.clock import to_ns
 from clockwork.wire.messages import Reason
 
@@ -60,7 +62,26 @@ class Told(NamedTuple):
     status: int
     grpc: str
     body: dict[str, Any]  # of HTTP; its facts but for "error" travel as gRPC's trailing metadata
-    headers: dict[str, str]
+    headers: dict[str, str]  # of HTTP
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The facts of the error, as gRPC's trailing metadata."""
+        found = [
+            (f"clockwork-{key.replace('_', '-')}", str(self.body[key])) for key in _FACTS if key in self.body
+        ]
+        if RETRY_AFTER in self.headers:
+            found.append((RETRY_AFTER.lower(), self.headers[RETRY_AFTER]))
+        if "retry_after_us" in self.body:
+            # gRPC's own retries, where a client's service config has any, wait for so long (gRFC A6).
+            found.append(("grpc-retry-pushback-ms", str(math.ceil(self.body["retry_after_us"] / 1000))))
+        return tuple(found)
+
+
+_FACTS = ("reason", "retry_after_us", "feasible_timeout_us", "request")
+"""The keys of an error's body that gRPC's metadata has, too."""
+
+RETRY_AFTER = "Retry-After"
+"""The header with the seconds after which a request that was shed, or that nobody could serve, may be tried again."""
 
 
 _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
@@ -89,11 +110,29 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
 REQUEST = "X-Clockwork-Request"
 """The header with the number by which the controller knows a request, for `clockwork explain`."""
 
-_INFEASIBLE = (422, "FAILED_PRECONDITION")
-"""Of a refusal whose deadline is below what the execution alone takes: no proxy and no client tries such a request again."""
+_SHED = (429, "RESOURCE_EXHAUSTED")
+"""Not in time now: the same request may be answered later, and by this gateway."""
+
+_UNSERVED = (503, "UNAVAILABLE")
+"""Nobody serves the model."""
+
+_NEVER = (422, "FAILED_PRECONDITION")
+"""Of a request that no device can serve, however idle: no proxy and no client tries it again."""
+
+_OUT_OF_RANGE = (413, "OUT_OF_RANGE")
+"""A request beyond a bound: over gRPC, RESOURCE_EXHAUSTED would have it tried again."""
+
+_REFUSALS: Mapping[StatusCodes, tuple[Mapping[str, tuple[int, str]], tuple[int, str]]] = {
+    StatusCodes.MESH: (
+        {Reason.INFEASIBLE: _NEVER, Reason.MEMORY: _NEVER, Reason.NO_WORKER: _UNSERVED, Reason.DRAINING: _UNSERVED},
+        _SHED,
+    ),
+    StatusCodes.TRITON: ({Reason.INFEASIBLE: _NEVER}, _UNSERVED),
+}  # fmt: skip
+"""The statuses of refusals by reason, and of any other reason."""
 
 
-def tell(error: ClockworkError) -> Told:
+def tell(error: ClockworkError, codes: StatusCodes) -> Told:
     """An error's statuses, body and headers, for a client."""
     status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
     body: dict[str, Any] = {"error": _cut(str(error)) or type(error).__name__, "reason": reason}
@@ -101,8 +140,8 @@ def tell(error: ClockworkError) -> Told:
     retry_s = 0.0
     if isinstance(error, Refused):
         body["reason"] = error.reason or reason
-        if error.reason == Reason.INFEASIBLE:
-            status, grpc = _INFEASIBLE
+        by_reason, others = _REFUSALS[codes]
+        status, grpc = by_reason.get(error.reason, others)
         if error.retry_after is not None:
             retry_s = error.retry_after
             body["retry_after_us"] = to_ns(retry_s) // 1000
@@ -114,6 +153,8 @@ def tell(error: ClockworkError) -> Told:
             for key, value in (("tensor", error.tensor), ("expected", error.expected), ("got", error.got))
             if value
         }
+    elif isinstance(error, TooLarge) and codes is StatusCodes.MESH:
+        status, grpc = _OUT_OF_RANGE
     elif isinstance(error, WrongMethod):
         headers["Allow"] = error.allowed
     elif isinstance(error, Unauthorized):
@@ -121,8 +162,8 @@ def tell(error: ClockworkError) -> Told:
     if error.request is not None:
         body["request"] = error.request
         headers[REQUEST] = str(error.request)
-    if status == 503:
-        headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s)))
+    if status in (429, 503):
+        headers[RETRY_AFTER] = str(max(RETRY_AFTER_S, math.ceil(retry_s)))
     return Told(status, grpc, body, headers)
 
 

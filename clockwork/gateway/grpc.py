@@ -42,7 +42,7 @@ from clockwork.gateway.answers import Held
 from clockwork.gateway.aside import Aside
 from clockwork.gateway.callers import Address, Caller
 from clockwork.gateway.connections import Connections
-from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, tell
+from clockwork.gateway.errors import NotFound, Told, TooLarge, TooSlow, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import NO_ROOM
 from clockwork.gateway.protocol import inference_pb2 as pb
@@ -280,15 +280,18 @@ class GrpcServer:
                     log.error("a call of %s failed", name, exc_info=error)
                     raise ClockworkError("the gateway failed; its log says how") from None
             except ClockworkError as error:
-                told = tell(error)
+                told = self._tell(error)
             finally:
                 self._calls.leave(call)
                 call.end_for_good()
             return await context.abort(
-                getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
+                getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], told.metadata()
             )
 
         return guarded
+
+    def _tell(self, error: ClockworkError) -> Told:
+        return tell(error, self._settings.status_codes)
 
     def _take(self, call: _Call, standing: Standing) -> None:
         """Seat a call. Raises Refused where only calls that are worked on could make room."""
@@ -316,7 +319,7 @@ class GrpcServer:
             yield
             code = "OK"
         except ClockworkError as error:
-            code = tell(error).grpc
+            code = self._tell(error).grpc
             raise
         finally:
             if code:
@@ -445,7 +448,7 @@ class GrpcServer:
                     return await self._joined([*_begun(_STREAM_ANSWER, sum(map(len, pieces))), *pieces])
         except ClockworkError as error:
             refusal = pb.ModelStreamInferResponse(
-                error_message=tell(error).body["error"],
+                error_message=self._tell(error).body["error"],
                 infer_response=pb.ModelInferResponse(
                     model_name=request.model_name if request is not None else "",
                     id=request.id if request is not None else "",
@@ -653,12 +656,6 @@ def _token_and_bytes(metadata: Any) -> tuple[bytes | None, int]:
         if token is None and key == "authorization":
             token = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
     return token, size
-
-
-def _metadata(body: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """The facts of an error, as trailing metadata."""
-    keys = ("reason", "retry_after_us", "feasible_timeout_us", "request")
-    return tuple((f"clockwork-{key.replace('_', '-')}", str(body[key])) for key in keys if key in body)
 
 
 def _parameters(message: Any) -> dict[str, Any]:

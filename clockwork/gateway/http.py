@@ -286,7 +286,7 @@ class HttpServer:
             status, sent = response.status, response.content_length or response.body_length
             return response
         except ClockworkError as error:
-            response = _error(error)
+            response = self._error(error)
             status, sent = response.status, response.content_length or 0
             return response
         except Exception:  # a mistake of ours, which handle_error() tells of
@@ -519,7 +519,7 @@ class HttpServer:
 
     async def _ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         why = await self._service.why_not_ready()
-        return _error(Unavailable(f"not ready: {why}")) if why else _json(200, {"ready": True})
+        return self._error(Unavailable(f"not ready: {why}")) if why else _json(200, {"ready": True})
 
     async def _model_ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         name, version = _named(path)
@@ -589,7 +589,11 @@ class HttpServer:
         return _json(200, {})
 
     async def _openapi(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        return _json(200, openapi.document(with_token=bool(self._tokens)))
+        return _json(200, openapi.document(bool(self._tokens), self._settings.status_codes))
+
+    def _error(self, error: ClockworkError) -> web.Response:
+        told = tell(error, self._settings.status_codes)
+        return _json(told.status, told.body, told.headers)
 
 
 PATHS = (
@@ -672,8 +676,3 @@ def _at_once(headers: dict[str, str], text: list[bytes | Listed], binary: list[A
         return web.Response(body=header, content_type="application/json", headers=headers)
     headers |= {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
     return web.Response(body=b"".join([header, *binary]), headers=headers)
-
-
-def _error(error: ClockworkError) -> web.Response:
-    told = tell(error)
-    return _json(told.status, told.body, told.headers)

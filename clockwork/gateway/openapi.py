@@ -6,27 +6,45 @@ from typing import Any
 
 from clockwork.config import VERSION
 from clockwork.gateway.service import TIMEOUT_US_MAX
+from clockwork.gateway.settings import StatusCodes
 from clockwork.gateway.tensors import STANDARD
+from clockwork.wire.roles import HTTP, Right
 
 Json = dict[str, Any]
 
 _ANSWERS = {
     "400": "A request that is wrong; the error names the tensor, what was expected and what came.",
     "401": "The bearer token is missing or wrong.",
-    "403": "The token is the clients', and this call takes the operator's; or shared memory, for a caller elsewhere.",
-    "404": "No such model, version or path.",
-    "405": "The path is there, this method is not.",
+    "403": "The token is the clients', and this call takes the operator's; or shared memory, for a caller elsewhere; or "
+    "a web page of another site.",
+    "404": "No such model, version or region.",
     "408": "The body took too long to come.",
     "413": "A request beyond the gateway's limits.",
-    "422": "Refused, because the execution alone takes longer than the deadline allows: to try again is of no use.",
-    "501": "A part of the protocol that is not here.",
-    "503": "Refused, or the cluster cannot serve it now. Retry-After says when to try again.",
+    "422": "Refused, because no device can serve it however idle: the execution alone takes longer than the deadline "
+    "allows, or the model fits none. To try again is of no use.",
+    "429": "Shed: it could not be in time, or the cluster or the gateway is overloaded. Retry-After says when to try again.",
+    "500": "The model failed on this input, or the server has a defect.",
+    "501": "A part of the protocol that is not here, or an encoding that is not taken.",
+    "503": "Nobody can serve it now. Retry-After says when to try again.",
     "504": "The deadline passed.",
 }
 
+_SHED = {StatusCodes.MESH: "429", StatusCodes.TRITON: "503"}
+"""The status of a request that is shed, which any request may be."""
 
-def document(*, with_token: bool) -> Json:
-    """The whole document, OpenAPI 3.0."""
+
+def document(with_token: bool, codes: StatusCodes) -> Json:
+    """The whole document, OpenAPI 3.0. with_token: whether calls need a token."""
+    paths = _paths()
+    used = set()
+    for path, operations in paths.items():
+        for method in {"get", "post"} & operations.keys():
+            operation = operations[method]
+            answers = _answers_of(path, method, with_token, codes)
+            operation["responses"] |= {
+                status: {"$ref": f"#/components/responses/{status}"} for status in sorted(answers)
+            }
+            used |= answers
     body: Json = {
         "openapi": "3.0.3",
         "info": {
@@ -35,8 +53,8 @@ def document(*, with_token: bool) -> Json:
             "description": "The Open Inference Protocol (KServe V2), with Triton's extensions for binary tensors, "
             "model configuration, statistics, repositories and scheduling.",
         },
-        "paths": _paths(),
-        "components": {"schemas": _schemas(), "responses": _responses()},
+        "paths": paths,
+        "components": {"schemas": _schemas(), "responses": _responses(used)},
     }
     if with_token:
         body["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
@@ -44,15 +62,34 @@ def document(*, with_token: bool) -> Json:
     return body
 
 
+def _answers_of(path: str, method: str, with_token: bool, codes: StatusCodes) -> set[str]:
+    """The statuses, beside 200, that an operation may be answered with."""
+    words = path.split("/")
+    found = {"400", _SHED[codes]}
+    if HTTP[path] is not Right.OPEN:
+        found |= {"401", "403"} if with_token else {"403"}
+    if method == "post":  # it has a body
+        found |= {"408", "413", "501"}
+    if words[2:3] in (["models"], ["repository"]):  # the controller is asked
+        found |= {"500", "503", "504"}
+    if path == "/v2/health/ready":
+        found.add("503")
+    if words[2:3] == ["systemsharedmemory"]:  # it may be off
+        found.add("501")
+    if "{model}" in words or ("{region}" in words and method == "get"):
+        found.add("404")
+    if words[-1] == "infer":
+        found.add("422")
+    return found
+
+
 def _paths() -> Json:
     paths: Json = {
         "/v2": {"get": _get("The server's name, version and extensions.", "Server")},
         "/v2/health/live": {"get": _get("Whether the gateway runs.", "Live") | {"security": []}},
-        "/v2/health/ready": {
-            "get": _get("Whether the cluster can serve.", "Ready", "503") | {"security": []}
-        },
-        "/v2/models": {"get": _get("The names of the models that can be asked.", "Models", "503", "504")},
-        "/v2/models/stats": {"get": _get("Statistics of every model.", "Statistics", "503", "504")},
+        "/v2/health/ready": {"get": _get("Whether the cluster can serve.", "Ready") | {"security": []}},
+        "/v2/models": {"get": _get("The names of the models that can be asked.", "Models")},
+        "/v2/models/stats": {"get": _get("Statistics of every model.", "Statistics")},
         "/v2/repository/index": {
             "post": _post("The models that are registered, with their states.", "IndexRequest", "Index")
         },
@@ -64,7 +101,7 @@ def _paths() -> Json:
         path = f"/v2/repository/models/{{model}}/{action}"
         paths[path] = {
             "parameters": [_path_parameter("model", "A model's name.")],
-            "post": _post(summary, "RepositoryRequest", "Empty", "403", "404"),
+            "post": _post(summary, "RepositoryRequest", "Empty"),
         }
     paths |= _memory_paths()
     named = [_path_parameter("model", "A model's name.")]
@@ -77,8 +114,7 @@ def _paths() -> Json:
             ("/config", "The model's configuration, in Triton's form.", "Config"),
             ("/stats", "The model's statistics, in Triton's form.", "Statistics"),
         ):
-            answers = ("400", "404", "503", "504") if rest == "/ready" else ("404", "503", "504")
-            paths[base + rest] = {"parameters": parameters, "get": _get(summary, schema, *answers)}
+            paths[base + rest] = {"parameters": parameters, "get": _get(summary, schema)}
         paths[f"{base}/infer"] = {"parameters": parameters, "post": _infer()}
     return paths
 
@@ -86,24 +122,20 @@ def _paths() -> Json:
 def _memory_paths() -> Json:
     """Of shared memory. CUDA's has the same calls, and never a region."""
     paths: Json = {}
-    for kind, schema, refused in (
-        ("system", "Regions", ("403", "501")),
-        ("cuda", "NoRegions", ()),
-    ):
+    for kind, schema in (("system", "Regions"), ("cuda", "NoRegions")):
         base = f"/v2/{kind}sharedmemory"
         one = f"{base}/region/{{region}}"
         named = [_path_parameter("region", "A region's name.")]
-        registered = ("RegisterRegion", "Empty") if kind == "system" else ("EmptyRequest", "Empty")
+        registered = "RegisterRegion" if kind == "system" else "EmptyRequest"
         paths |= {
-            f"{base}/status": {"get": _get("The caller's regions of shared memory.", schema, *refused)},
-            f"{base}/unregister": {"post": _post("Forget all of the caller's regions.", "EmptyRequest", "Empty", *refused)},
-            f"{one}/status": {"parameters": named, "get": _get("One region of the caller's.", schema, "404", *refused)},
+            f"{base}/status": {"get": _get("The caller's regions of shared memory.", schema)},
+            f"{base}/unregister": {"post": _post("Forget all of the caller's regions.", "EmptyRequest", "Empty")},
+            f"{one}/status": {"parameters": named, "get": _get("One region of the caller's.", schema)},
             f"{one}/register": {
-                "parameters": named,
-                "post": _post("Make shared memory known under a name.", *registered, "403", "501"),
+                "parameters": named, "post": _post("Make shared memory known under a name.", registered, "Empty")
             },
             f"{one}/unregister": {
-                "parameters": named, "post": _post("Forget a region.", "EmptyRequest", "Empty", *refused)
+                "parameters": named, "post": _post("Forget a region.", "EmptyRequest", "Empty")
             },
         }  # fmt: skip
     return paths
@@ -115,7 +147,7 @@ def _infer() -> Json:
     operation = _post(
         "Run the model. As JSON; or as JSON of Inference-Header-Content-Length bytes and then the raw bytes of each "
         "tensor that has binary_data_size, in order; a tensor with shared_memory_region is in shared memory instead. The parameter timeout (microseconds) is the request's deadline.",
-        "InferRequest", "InferResponse", "403", "404", "408", "413", "422", "501",
+        "InferRequest", "InferResponse",
     )  # fmt: skip
     operation["parameters"] = [
         {
@@ -141,30 +173,28 @@ def _path_parameter(name: str, description: str) -> Json:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
 
 
-def _get(summary: str, schema: str, *answers: str) -> Json:
-    content = _content(schema)
-    responses: Json = {"200": {"description": "As asked for.", "content": content}}
-    for status in sorted({"401", "503", *answers}):
-        responses[status] = {"$ref": f"#/components/responses/{status}"}
-    return {"summary": summary, "responses": responses}
-
-
-def _post(summary: str, request: str, schema: str, *answers: str) -> Json:
-    return _get(summary, schema, "400", "408", "413", "503", "504", *answers) | {
-        "requestBody": {"content": _content(request)}
+def _get(summary: str, schema: str) -> Json:
+    return {
+        "summary": summary,
+        "responses": {"200": {"description": "As asked for.", "content": _content(schema)}},
     }
+
+
+def _post(summary: str, request: str, schema: str) -> Json:
+    return _get(summary, schema) | {"requestBody": {"content": _content(request)}}
 
 
 def _content(schema: str) -> Json:
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
 
 
-def _responses() -> Json:
+def _responses(used: set[str]) -> Json:
     responses: Json = {
-        status: {"description": text, "content": _content("Error")} for status, text in _ANSWERS.items()
+        status: {"description": _ANSWERS[status], "content": _content("Error")} for status in sorted(used)
     }
     whole: Json = {"schema": {"type": "integer", "minimum": 1}}
-    responses["503"]["headers"] = {"Retry-After": whole | {"description": "Seconds."}}
+    for status in {"429", "503"} & used:
+        responses[status]["headers"] = {"Retry-After": whole | {"description": "Seconds."}}
     return responses
 
 

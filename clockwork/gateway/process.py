@@ -137,7 +137,7 @@ class Gateway:
                 name="gateway",
             )
             operator.start()
-        tracing = start_tracing(settings.otlp_endpoint or None)
+        tracing = start_tracing(settings.otlp_endpoint or None, codes=settings.status_codes)
         regions = Regions() if security.shares_memory(settings) else None
         answers = Answers(settings.body_s)
         sweeping = [asyncio.create_task(_sweep(answers))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from pathlib import Path
 
 from clockwork import config
@@ -33,6 +34,17 @@ CONTROL_MODES = ("poll", "explicit", "none")
 """How a model repository is followed, as Triton's --model-control-mode."""
 
 
+class StatusCodes(enum.StrEnum):
+    """The statuses of refusals, over HTTP and gRPC."""
+
+    MESH = "mesh"
+    """As meshes, proxies and retry libraries read them: a request that is shed is 429 (RESOURCE_EXHAUSTED). 503 (UNAVAILABLE)
+    means that nobody serves the model, and a mesh takes a server that answers it out of its pool."""
+
+    TRITON = "triton"
+    """As Triton has them: a request that is shed is 503 (UNAVAILABLE), too."""
+
+
 REPOSITORY_ORIGIN = "repository:"
 """How the origin of a model begins that a gateway registered from repositories; their places follow."""
 
@@ -61,6 +73,7 @@ class GatewaySettings:
     shared_memory: bool | None = (
         None  # whether callers on this machine may use it; None: if `host` is loopback
     )
+    status_codes: StatusCodes = StatusCodes.MESH
     otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere
     repositories: tuple[Path | Location, ...] = ()  # Triton model repositories
     cache: Path | None = None  # where files of remote ones are kept; None: in the data directory

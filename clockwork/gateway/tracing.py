@@ -25,6 +25,7 @@ from clockwork.client.calls import AnswerFrames
 from clockwork.config.gateway import CLOSE_MS
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell
+from clockwork.gateway.settings import StatusCodes
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -83,10 +84,11 @@ class RequestSpan:
 class Tracing:
     """Makes spans and has them exported in the background, in a bounded queue: what does not fit is dropped."""
 
-    def __init__(self, provider: TracerProvider) -> None:
+    def __init__(self, provider: TracerProvider, codes: StatusCodes) -> None:
         from opentelemetry.propagate import get_global_textmap
 
         self._provider = provider
+        self._codes = codes
         self._tracer = provider.get_tracer("clockwork.gateway", config.VERSION)
         self._propagator = get_global_textmap()  # as OTEL_PROPAGATORS says; by default W3C's
 
@@ -127,7 +129,10 @@ class Tracing:
             span.answered(received[0].times, received[0].model_version)
         except BaseException as error:
             failure = error
-            told = tell(error if isinstance(error, ClockworkError) else Cancelled("the client went away"))
+            told = tell(
+                error if isinstance(error, ClockworkError) else Cancelled("the client went away"),
+                self._codes,
+            )
             code = told.status if protocol == "http" else told.grpc
             raise
         finally:
@@ -169,10 +174,15 @@ class Tracing:
         self._provider.shutdown()
 
 
-def start_tracing(endpoint: str | None = None, exporter: SpanExporter | None = None) -> Tracing | None:
+def start_tracing(
+    endpoint: str | None = None,
+    exporter: SpanExporter | None = None,
+    codes: StatusCodes = StatusCodes.MESH,
+) -> Tracing | None:
     """Tracing to an OTLP endpoint over HTTP; None if neither the caller nor the environment names one.
 
     endpoint: as http://localhost:4318; /v1/traces is added to it. exporter: in place of OTLP's, for tests.
+    codes: which statuses requests are answered with.
     Raises ConfigError where the packages are missing.
     """
     if endpoint is None and exporter is None and not config.wants_traces():
@@ -200,4 +210,4 @@ def start_tracing(endpoint: str | None = None, exporter: SpanExporter | None = N
     )
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(processor)
-    return Tracing(provider)
+    return Tracing(provider, codes)

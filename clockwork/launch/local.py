@@ -407,7 +407,9 @@ class Cluster:
                 arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
             self._spawn(name, [*arguments, *settings.worker_arguments])
         # With all ports off, a gateway is of use only for model repositories.
-        if settings.gateway and (settings.gateway_arguments or set(settings.gateway_ports) != {"off"}):
+        if settings.gateway and (
+            "--model-repository" in settings.gateway_arguments or set(settings.gateway_ports) != {"off"}
+        ):
             self._start_gateway(clients)
         # Only now may a signal interrupt: nothing is half started.
         self._armed = True

@@ -123,7 +123,7 @@ def test_an_index_of_many_models_is_counted_as_any_answer(
             index = call(pb.RepositoryIndexRequest())
             assert [row.name for row in index.models] == [row["name"] for row in rows]
             monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", index.ByteSize())
-            assert call.future(pb.RepositoryIndexRequest()).code() is grpc.StatusCode.UNAVAILABLE
+            assert call.future(pb.RepositoryIndexRequest()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             return
         found = http.ask("POST", "/v2/repository/index")
         assert [row["name"] for row in found.json] == [row["name"] for row in rows]
@@ -135,7 +135,7 @@ def test_an_index_of_many_models_is_counted_as_any_answer(
         assert http.ask("GET", "/v2/health/live").json == {"live": True}, "on the same connection"
         monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", len(found.data) - 1)
         refused = http.ask("POST", "/v2/repository/index")
-        assert (refused.status, refused.json["reason"]) == (503, "overloaded")
+        assert (refused.status, refused.json["reason"]) == (429, "overloaded")
 
 
 def test_long_lists_and_binary_data_come_in_one_answer(http: Http, sized: Sized) -> None:
@@ -312,7 +312,7 @@ def test_answers_that_are_not_read_shut_out_nobody(
             controller.wait_for(InferRequest)
             assert infer(grpc_request("small")).raw_output_contents == [floats(2)], number
         while (call := infer.future(grpc_request())).code() is not grpc.StatusCode.OK:
-            assert call.code() is grpc.StatusCode.UNAVAILABLE
+            assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "bytes of answers wait to be read" in call.details()
         assert list(call.result().raw_output_contents) == [sized.outputs["y"]]
         assert poll.poll(PATIENCE_S * 1000), "eight answers were four times the room"
@@ -359,7 +359,7 @@ def test_an_answer_that_is_too_large_for_grpc_is_not_sent(
         pytest.raises(grpc.RpcError) as caught,
     ):
         method_of(channel, "ModelInfer")(grpc_request())
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
     assert f"{MIB + 4} bytes, at most {MIB}" in caught.value.details()
 
 
@@ -378,6 +378,6 @@ def test_readers_that_go_in_the_middle_of_an_answer_are_forgotten(
                 assert connection.recv(1)
         monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 9 * MIB)
         body = {"inputs": [TINY], "parameters": {"binary_data_output": True}}
-        while (reply := http.infer(body)).status == 503:
+        while (reply := http.infer(body)).status == 429:
             assert "wait to be read" in reply.json["error"]
         assert reply.outputs == sized.outputs

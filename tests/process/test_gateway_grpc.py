@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import select
 import socket
 import threading
@@ -19,6 +20,7 @@ from clockwork.config.gateway import ELEMENTS_AT_ONCE, GRPC_FIELDS_MAX, GRPC_PAR
 from clockwork.gateway import connections
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.settings import StatusCodes
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Cancel, InferRequest, Query, Status
 from clockwork.wire.roles import GRPC
@@ -149,16 +151,18 @@ OUTCOMES = [
     (Status.MODEL_NOT_FOUND, {}, "NOT_FOUND", {"clockwork-reason": "model_not_found"}),
     (Status.INVALID_INPUT, {"tensor": "x"}, "INVALID_ARGUMENT", {"clockwork-reason": "invalid_input"}),
     (Status.DEADLINE_MISSED, {}, "DEADLINE_EXCEEDED", {"clockwork-reason": "deadline_missed"}),
-    (Status.UNAVAILABLE, {}, "UNAVAILABLE", {"clockwork-reason": "unavailable"}),
+    (Status.UNAVAILABLE, {}, "UNAVAILABLE", {"clockwork-reason": "unavailable", "retry-after": "1"}),
     (Status.EXECUTION_FAILED, {}, "INTERNAL", {"clockwork-reason": "execution_failed"}),
     (
         Status.REFUSED,
         {"reason": "deadline", "retry_after_ns": 1_200_000_000, "feasible_slo_ns": 30 * MS},
-        "UNAVAILABLE",
+        "RESOURCE_EXHAUSTED",
         {
             "clockwork-reason": "deadline",
             "clockwork-retry-after-us": "1200000",
             "clockwork-feasible-timeout-us": "30000",
+            "retry-after": "2",
+            "grpc-retry-pushback-ms": "1200",
         },
     ),
     (
@@ -184,9 +188,43 @@ def test_a_failure_has_its_status_and_its_facts(
         call("ModelInfer", inference())
     assert caught.value.code() is getattr(grpc.StatusCode, code)
     assert caught.value.details() == "what went wrong: ä\n"
-    assert {
-        key: value for key, value in caught.value.trailing_metadata() if key.startswith("clockwork")
-    } == metadata
+    assert dict(caught.value.trailing_metadata()) == metadata
+
+
+def test_a_client_that_retries_waits_for_as_long_as_the_refusal_says(
+    gateway: Gateway, controller: FakeController
+) -> None:
+    refused = failing(Status.REFUSED, "not now", {"reason": "deadline", "retry_after_ns": 20 * MS})
+
+    def refuse_once(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        controller.handle = echo
+        refused(controller, identity, message, frames)
+
+    policy = {
+        "maxAttempts": 2, "initialBackoff": "600s", "maxBackoff": "600s", "backoffMultiplier": 1,
+        "retryableStatusCodes": ["RESOURCE_EXHAUSTED"],
+    }  # fmt: skip
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    with grpc.insecure_channel(
+        f"127.0.0.1:{gateway.ports['grpc']}", [("grpc.service_config", config)]
+    ) as channel:
+        controller.handle = refuse_once
+        answer = method_of(channel, "ModelInfer")(inference(), timeout=PATIENCE_S)
+    assert list(answer.raw_output_contents) == [RAW]
+
+
+def test_refusals_may_have_the_statuses_of_triton(controller: FakeController) -> None:
+    controller.handle = failing(Status.REFUSED, "not now", {"reason": "deadline"})
+    with (
+        running_gateway(controller.endpoint, http_port=-1, status_codes=StatusCodes.TRITON) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            method_of(channel, "ModelInfer")(inference())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        (answer,) = streamed(channel)(iter([inference()]))
+        assert answer.error_message == "not now"
+    controller.handle = echo
 
 
 def wrong_requests() -> Iterator[tuple[str, Any, str]]:
@@ -276,7 +314,9 @@ def test_a_connection_on_which_nothing_is_said_is_closed(controller: FakeControl
 def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call("ModelInfer", inference([bytes(2 << 20)]))
+    # By gRPC itself, which does not say when to try again.
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not caught.value.trailing_metadata()
 
 
 MANY = b"\x2a\0\x22\0" * GRPC_FIELDS_MAX
@@ -294,7 +334,7 @@ def test_no_message_has_fields_without_number(channel: grpc.Channel, method: str
         return
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(SERVICE + method)(MANY, compression=compression)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
     assert f"more than {GRPC_FIELDS_MAX} fields" in caught.value.details()
 
 
@@ -324,7 +364,7 @@ def test_elements_in_the_message_may_be_a_few_megabytes(
             elements.extend([value] * one.shape[0])
         with pytest.raises(grpc.RpcError) as caught:
             infer(request)
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
         assert "besides raw_input_contents" in caught.value.details()
 
 
@@ -344,7 +384,7 @@ def test_what_elements_become_is_counted(controller: FakeController) -> None:
         for _ in range(2):  # the second finds all of the first one's bytes released
             with pytest.raises(grpc.RpcError) as caught:
                 infer(request)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "250000 bytes of requests" in caught.value.details()
 
 
@@ -383,7 +423,7 @@ def test_compressed_messages_are_inflated(call: Call, channel: grpc.Channel, com
         assert [list(one.infer_response.raw_output_contents) for one in answers] == [[raw]] * 2
     with pytest.raises(grpc.RpcError) as caught:
         call("ModelInfer", inference([bytes(2 << 20)]), compression=compression)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
     assert "are inflated" in caught.value.details()
 
 
@@ -408,7 +448,7 @@ def test_a_message_does_not_become_a_thousand_times_as_large(controller: FakeCon
         pytest.raises(grpc.RpcError) as caught,
     ):
         method_of(channel, "ModelInfer")(inference([bytes(60 << 20)]), compression=grpc.Compression.Gzip)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
 
 
 def test_the_number_of_calls_is_bounded(controller: FakeController) -> None:
@@ -423,7 +463,7 @@ def test_the_number_of_calls_is_bounded(controller: FakeController) -> None:
         controller.wait_for(InferRequest, before + 2)
         with pytest.raises(grpc.RpcError) as caught:
             infer(inference())
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert ("clockwork-reason", "overloaded") in caught.value.trailing_metadata()
         for one in waiting:
             one.cancel()

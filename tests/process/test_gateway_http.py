@@ -116,7 +116,7 @@ def test_long_json_is_bounded_by_what_it_becomes(controller: FakeController) -> 
         assert str(JSON_CONTAINERS_MAX) in lists.json["error"]
         for _ in range(2):  # two bytes for each element are eight, of which the second finds none left behind
             wide = http.infer({"inputs": [tensor("INT64", (500_000,), [0] * 500_000)]})
-            assert (wide.status, wide.json["reason"]) == (503, "overloaded")
+            assert (wide.status, wide.json["reason"]) == (429, "overloaded")
         assert http.infer({"inputs": [tensor("INT8", (500_000,), [0] * 500_000)]}).status == 200
         many = [tensor(data=[1.5, 2]) | {"name": f"x{number}"} for number in range(TENSORS_MAX + 1)]
         for fields in ({"inputs": many}, {"inputs": [], "outputs": many}):
@@ -241,7 +241,7 @@ def test_a_refusal_says_when_to_try_again_and_what_would_have_been_enough(
     details = {"reason": "deadline", "retry_after_ns": 1_200_000_000, "feasible_slo_ns": 30_000_500}
     controller.handle = failing(Status.REFUSED, "no", details)
     reply = http.infer(PLAIN)
-    assert (reply.status, reply.headers["retry-after"]) == (503, "2")
+    assert (reply.status, reply.headers["retry-after"]) == (429, "2")
     assert reply.json == {
         "error": "no", "reason": "deadline", "retry_after_us": 1_200_000, "feasible_timeout_us": 30_001,
     }  # fmt: skip
@@ -566,7 +566,7 @@ def test_a_client_that_does_not_take_its_answer_is_shut_out(controller: FakeCont
         pause = threading.Event()
         deadline_ns = now_ns() + 15 * SECOND
         while (status := http.infer(PLAIN).status) != 200:
-            assert status == 503
+            assert status == 429
             assert now_ns() < deadline_ns
             pause.wait(0.05)
         http.close()
@@ -604,7 +604,7 @@ def test_the_number_of_requests_and_their_bytes_are_bounded(controller: FakeCont
         http = Http(gateway.ports["http"])
         reply = http.infer({"inputs": [tensor(shape=(500,), size=2000)]}, bytes(2000))
         assert (reply.status, reply.json["reason"], "bytes" in reply.json["error"]) == (
-            503,
+            429,
             "overloaded",
             True,
         )
@@ -612,7 +612,7 @@ def test_the_number_of_requests_and_their_bytes_are_bounded(controller: FakeCont
         waiting[-1].sendall(head + body)
         controller.wait_for(InferRequest, before + 3)
         reply = http.infer(PLAIN)
-        assert (reply.status, reply.json["reason"], reply.headers["retry-after"]) == (503, "overloaded", "1")
+        assert (reply.status, reply.json["reason"], reply.headers["retry-after"]) == (429, "overloaded", "1")
         waiting.pop().close()
         controller.wait_for(Cancel, 1)
         controller.handle = echo

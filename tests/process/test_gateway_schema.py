@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clockwork.gateway import openapi
+from clockwork.gateway.settings import StatusCodes
 from clockwork.models import zoo
 from tests.process.cluster import running_cluster
 from tests.process.gateways import Http, running_gateway
@@ -22,7 +23,7 @@ EXAMPLES = 12
 
 def document() -> dict[str, Any]:
     """The gateway's, with names that mean something here among those that are tried."""
-    body = openapi.document(with_token=False)
+    body = openapi.document(False, StatusCodes.MESH)
     for path, operations in body["paths"].items():
         for parameter in operations.get("parameters", ()):
             # A model that is unloaded would make all that comes after it a 404.
@@ -61,7 +62,7 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Http]:
 
 @pytest.fixture(scope="module")
 def api(http: Http) -> Any:
-    assert http.ask("GET", "/openapi.json").json == openapi.document(with_token=False)
+    assert http.ask("GET", "/openapi.json").json == openapi.document(False, StatusCodes.MESH)
     schema = schemathesis.openapi.from_dict(document())
     schema.config.update(base_url=f"http://127.0.0.1:{http.connection.port}")
     return schema

@@ -21,7 +21,7 @@ from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.http import PATHS
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.gateway.settings import OFF, GatewaySettings
+from clockwork.gateway.settings import OFF, GatewaySettings, StatusCodes
 from clockwork.launch.local import held_ports
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
 from clockwork.wire.messages import Failure, InferRequest, Status
@@ -118,7 +118,7 @@ def test_every_path_and_every_method_with_every_token(
     token_file: Path, operator_token_file: Path, has_operator: bool
 ) -> None:
     documented = {
-        (path, method) for path, methods in openapi.document(with_token=True)["paths"].items() for method in methods
+        (path, method) for path, methods in openapi.document(True, StatusCodes.MESH)["paths"].items() for method in methods
         if method != "parameters"
     }  # fmt: skip
     asked = {path: method.upper() for path, method in documented} | {"/openapi.json": "GET"}

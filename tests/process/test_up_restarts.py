@@ -335,7 +335,7 @@ def test_what_fails_at_its_start_ends_up_with_its_message(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_without_any_port_of_the_gateway_it_is_ready_all_the_same(tmp_path: Path) -> None:
     off = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "off")]
-    with running(tmp_path / "data", *off) as up:
+    with running(tmp_path / "data", *off, "--allowed-host", "proxy.example") as up:
         assert not up.child("gateway")
         assert up.end() == 0
     repository = tmp_path / "models"

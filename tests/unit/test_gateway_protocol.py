@@ -13,8 +13,9 @@ pytest.importorskip("google.protobuf", reason="protobuf is not installed ([gatew
 
 from clockwork import errors
 from clockwork.gateway import openapi
-from clockwork.gateway.errors import WrongMethod, tell
+from clockwork.gateway.errors import TooLarge, WrongMethod, tell
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.settings import StatusCodes
 from clockwork.wire.messages import Reason
 from tools.proto import PROTOCOL, header
 
@@ -85,21 +86,75 @@ def test_every_error_has_a_status_on_both_roads() -> None:
     ]
     assert len(kinds) > 10
     for kind in kinds:
-        told = tell(kind("what went wrong"))
+        told = tell(kind("what went wrong"), StatusCodes.MESH)
         assert 400 <= told.status < 600
         assert hasattr(grpc.StatusCode, told.grpc)
         assert told.body["error"] == "what went wrong"
         assert told.body["reason"]
-        assert ("Retry-After" in told.headers) == (told.status == 503)
-    assert tell(errors.ClockworkError()).body["error"] == "ClockworkError"
-    assert tell(WrongMethod("no", "GET, HEAD")).headers == {"Allow": "GET, HEAD"}
+        assert ("Retry-After" in told.headers) == (told.status in (429, 503))
+    assert tell(errors.ClockworkError(), StatusCodes.MESH).body["error"] == "ClockworkError"
+    assert tell(WrongMethod("no", "GET, HEAD"), StatusCodes.MESH).headers == {"Allow": "GET, HEAD"}
+
+
+SHED, UNSERVED, NEVER = (429, "RESOURCE_EXHAUSTED"), (503, "UNAVAILABLE"), (422, "FAILED_PRECONDITION")
+
+MESH: dict[str, tuple[int, str]] = {
+    Reason.DEADLINE: SHED,
+    Reason.INFEASIBLE: NEVER,
+    Reason.OVERLOADED: SHED,
+    Reason.MEMORY: NEVER,
+    Reason.DISPLACED: SHED,
+    Reason.UNPROFILED: SHED,
+    Reason.NO_WORKER: UNSERVED,
+    Reason.DRAINING: UNSERVED,
+}
+"""Each reason for a refusal, by whether waiting, another server, or nothing helps."""
+
+
+def test_every_refusal_says_by_its_status_whether_to_try_again() -> None:
+    assert set(MESH) == set(Reason), "a new reason needs a status"
+    for reason, expected in MESH.items():
+        told = tell(errors.Refused("no", reason), StatusCodes.MESH)
+        assert (told.status, told.grpc) == expected, reason
+        assert ("Retry-After" in told.headers) == (expected is not NEVER)
+    assert tell(errors.Refused("no", "of another version"), StatusCodes.MESH).status == 429
+
+
+def test_refusals_may_have_the_statuses_of_triton() -> None:
+    for reason in Reason:
+        told = tell(errors.Refused("no", reason), StatusCodes.TRITON)
+        assert (told.status, told.grpc) == (NEVER if reason is Reason.INFEASIBLE else UNSERVED), reason
+
+
+def test_resource_exhausted_means_shed_alone() -> None:
+    too_large = TooLarge("more than is taken")
+    told = tell(too_large, StatusCodes.MESH)
+    assert (told.status, told.grpc, dict(told.metadata())) == (
+        413,
+        "OUT_OF_RANGE",
+        {"clockwork-reason": "too_large"},
+    )
+    assert tell(too_large, StatusCodes.TRITON).grpc == "RESOURCE_EXHAUSTED"
+
+
+def test_metadata_says_when_to_try_again() -> None:
+    def found(retry_after: float | None) -> dict[str, str]:
+        return dict(
+            tell(errors.Refused("no", Reason.DEADLINE, None, retry_after), StatusCodes.MESH).metadata()
+        )
+
+    assert found(1.2001) == {
+        "clockwork-reason": "deadline", "clockwork-retry-after-us": "1200100", "retry-after": "2",
+        "grpc-retry-pushback-ms": "1201",
+    }  # fmt: skip
+    assert found(None) == {"clockwork-reason": "deadline", "retry-after": "1"}
 
 
 @pytest.mark.parametrize(
     ("retry_after", "seconds"), [(None, "1"), (0.0, "1"), (0.2, "1"), (1.0, "1"), (1.001, "2"), (90.5, "91")]
 )
 def test_retry_after_is_whole_seconds_rounded_up(retry_after: float | None, seconds: str) -> None:
-    told = tell(errors.Refused("no", Reason.OVERLOADED, None, retry_after))
+    told = tell(errors.Refused("no", Reason.OVERLOADED, None, retry_after), StatusCodes.MESH)
     assert told.headers["Retry-After"] == seconds
     assert told.body["reason"] == "overloaded"
     assert ("retry_after_us" in told.body) == (retry_after is not None)
@@ -107,7 +162,7 @@ def test_retry_after_is_whole_seconds_rounded_up(retry_after: float | None, seco
 
 
 def test_a_feasible_timeout_is_never_rounded_below_what_is_feasible() -> None:
-    told = tell(errors.Refused("no", Reason.DEADLINE, 0.0100001, None))
+    told = tell(errors.Refused("no", Reason.DEADLINE, 0.0100001, None), StatusCodes.MESH)
     assert told.body["feasible_timeout_us"] == 10_001
 
 
@@ -118,8 +173,9 @@ def references(part: Any) -> list[str]:
     return [one for value in part for one in references(value)] if isinstance(part, list) else []
 
 
-def test_the_document_refers_to_what_it_has() -> None:
-    document = openapi.document(with_token=True)
+@pytest.mark.parametrize("codes", StatusCodes)
+def test_the_document_refers_to_what_it_has(codes: StatusCodes) -> None:
+    document = openapi.document(True, codes)
     found = set(references(document))
     assert len(found) > 15
     for one in found:
@@ -127,4 +183,4 @@ def test_the_document_refers_to_what_it_has() -> None:
         for key in one.removeprefix("#/").split("/"):
             part = part[key]
     used = {one.rpartition("/")[2] for one in found}
-    assert set(document["components"]["schemas"]) - used == set()
+    assert {*document["components"]["schemas"], *document["components"]["responses"]} - used == set()

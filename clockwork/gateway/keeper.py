@@ -94,6 +94,7 @@ class Keeper:
         # Remote repositories whose first listing is still to be acted upon.
         self._awaited = set(self._remotes if mode != "explicit" or first else ())
         self._broken: dict[str, str] = {}
+        self._held: frozenset[tuple[str, int]] = frozenset()  # as in the last plan
         # Versions in the cluster that could not be unregistered yet.
         self._leaving: set[tuple[str, int]] = set()
         self._stop = threading.Event()
@@ -215,16 +216,21 @@ class Keeper:
     def _run(self) -> None:
         before: Contents | None = None
         found = self._before
-        tidied = False
+        is_complete = not self._remotes  # all repositories have been listed
+        has_taken_over, is_tidy = False, False
         listed: list[Remote] = []  # those that have been since the last look
         while True:
             try:
-                if self._mode == "explicit":
-                    self._load_waiting(found)
+                if not has_taken_over:
+                    self._take_over()
+                    has_taken_over = True
+                if self._mode != "explicit":
+                    self._follow(found, before, is_complete)
                 else:
-                    self._follow(found, before)
-                if not tidied:
-                    tidied = self._tidy(found)
+                    self._load_waiting(found)
+                    if is_complete and not self._waiting and not is_tidy:
+                        self._tidy(found)
+                        is_tidy = True
                 self._report()
             except ClockworkError as error:
                 if self._stop.is_set():
@@ -236,9 +242,9 @@ class Keeper:
                 log.error("model repository: a look at it failed", exc_info=error)
             with self._lock:
                 self._awaited.difference_update(listed)
-            if self._mode == "explicit" and tidied and not self._waiting:
+            if self._mode == "explicit" and is_tidy and not self._waiting:
                 return
-            if self._mode == "none" and tidied and not self._unsettled():
+            if self._mode == "none" and has_taken_over and is_complete and not self._unsettled(found):
                 return
             if self._stop.wait(self._poll_s):
                 return
@@ -247,13 +253,23 @@ class Keeper:
                 self._look_at_folders()
             with self._lock:
                 listed = [remote for remote in self._awaited if remote.is_known]
+            is_complete = all(remote.is_known for remote in self._remotes)
             self._before = found = self._scan()
             if self._mode != "explicit":
                 with self._lock:
+                    tried = {key for key, done in self._done.items() if done.fingerprint}
                     keys = [key for remote in listed for key in remote.look().versions]
                     self._starting |= {
-                        key: None for key in keys if key not in self._done and key in found.versions
+                        key: None for key in keys if key not in tried and key in found.versions
                     }
+
+    def _take_over(self) -> None:
+        """Note the versions that an earlier run registered from these repositories, as if this one had."""
+        for info in self._client.models():
+            if info.raw.get("origin") == self._origin:
+                done = Done((), served=info.version, is_ready=info.state == "ready")
+                with self._lock:
+                    self._done.setdefault((info.name, info.version), done)
 
     def _load_waiting(self, found: Contents) -> None:
         """Load the models that --load-model names. A model that no repository has waits while any repository is unlisted."""
@@ -261,7 +277,7 @@ class Keeper:
         names = [name for name in self._waiting if name != ALL]
         if ALL in self._waiting:
             with self._lock:
-                known = {name for name, _ in self._done}
+                known = {name for (name, _), done in self._done.items() if done.fingerprint}
             names += sorted({name for name, _ in found.versions} - known - set(names))
         left = [ALL] if ALL in self._waiting and not is_known else []
         now = now_ns()
@@ -281,11 +297,14 @@ class Keeper:
         with self._lock:
             self._starting.clear()
 
-    def _unsettled(self) -> bool:
+    def _unsettled(self, found: Contents) -> bool:
         with self._lock:
-            return bool(self._busy or self._leaving) or any(done.again for done in self._done.values())
+            if self._busy or self._leaving or any(done.again for done in self._done.values()):
+                return True
+            done = dict(self._done)
+        return bool(plan(done, found, None, now_ns()).unregister)
 
-    def _follow(self, found: Contents, before: Contents | None) -> None:
+    def _follow(self, found: Contents, before: Contents | None, is_complete: bool) -> None:
         with self._lock:
             for name in found.broken.keys() - self._broken.keys():
                 log.warning("model repository: %s: %s", name, found.broken[name])
@@ -293,41 +312,28 @@ class Keeper:
             self._starting = {key: None for key in self._starting if key in found.versions}
             busy = set(self._busy)
             done = dict(self._done)
-        wanted = plan(done, found, before, now_ns())
-        futures = []
+        wanted = plan(done, found, before, now_ns(), is_complete)
         for version in wanted.register:
             key = (version.name, version.version)
             if key not in busy:
                 with self._lock:
                     self._busy.add(key)
-                futures.append((version.repository.pool or self._pool).submit(self._register, version))
+                (version.repository.pool or self._pool).submit(self._register, version)
         self._retire_again()
         for key in wanted.unregister:
             if key not in busy:
                 self._unregister(key)
-        if before is None:  # the first look ends when all that was found has been tried
-            # Not wait(), which close() would never end: it waits for a cancelled one to be begun.
-            for future in futures:
-                with contextlib.suppress(concurrent.futures.CancelledError):
-                    future.exception()
+        for name, number in sorted({*wanted.held} - self._held):
+            log.info("model repository: %s version %d serves until its successor is ready", name, number)
+        self._held = frozenset(wanted.held)
 
-    def _tidy(self, found: Contents) -> bool:
-        """Unregister versions that an earlier run registered from these repositories and that are no longer in them. False:
-        their content is not known yet, and nothing was done."""
+    def _tidy(self, found: Contents) -> None:
+        """In explicit mode, unregister the models of an earlier run whose folders are gone."""
+        here = {name for name, _ in found.versions} | {*found.broken}
         with self._lock:
-            if self._busy or self._waiting or not all(remote.is_known for remote in self._remotes):
-                return False
-            served = {(name, done.served) for (name, _), done in self._done.items()}
-            # A model that could not be registered may be served since the run before, and stays.
-            failed = {name for (name, _), done in self._done.items() if done.error}
-        for info in self._client.models():
-            if info.raw.get("origin") != self._origin or info.name in found.broken or info.name in failed:
-                continue
-            here = any(name == info.name for name, _ in found.versions)
-            if (info.name, info.version) not in served and not (here and self._mode == "explicit"):
-                log.info("model repository: %s is no longer here", info.reference)
-                self._client.unregister(info.reference)
-        return True
+            gone = [key for key, done in self._done.items() if key[0] not in here and not done.fingerprint]
+        for key in gone:
+            self._unregister(key)
 
     def _report(self) -> None:
         """Have the controller say which repositories cannot be read, again and again: it may have started anew."""
@@ -376,12 +382,14 @@ class Keeper:
         """What all repositories have: folders as they were looked at last, remote ones as they were listed last."""
         versions: dict[tuple[str, int], Version] = {}
         broken: dict[str, str] = {}
+        numbers: dict[str, frozenset[int]] = {}
         for repository in self._repositories:
             found = repository.look() if isinstance(repository, Remote) else self._folders[repository]
             taken = {name for name, _ in versions} | set(broken)
             versions.update({key: version for key, version in found.versions.items() if key[0] not in taken})
             broken.update({name: why for name, why in found.broken.items() if name not in taken})
-        return Contents(versions, broken)
+            numbers.update({name: all_ for name, all_ in found.numbers.items() if name not in taken})
+        return Contents(versions, broken, numbers)
 
     def _register(self, version: Version) -> None:
         """Register a version with the cluster, and note the outcome."""
@@ -390,7 +398,9 @@ class Keeper:
         with self._lock:
             earlier = self._done.get(key)
         # Until the new files are registered, the earlier ones serve on.
-        done = Done(version.fingerprint, served=earlier.served if earlier is not None else 0)
+        done = Done(version.fingerprint)
+        if earlier is not None:
+            done.served, done.is_ready = earlier.served, earlier.is_ready
         before = earlier if earlier is not None and earlier.fingerprint == done.fingerprint else Done(())
         is_answered = True
         for note in config.notes:
@@ -407,7 +417,7 @@ class Keeper:
                     version=version.version,
                     origin=self._origin,
                 )
-            done.served = info.version
+            done.served, done.is_ready = info.version, True
             log.info("model repository: %s version %d is registered", version.name, version.version)
             with self._lock:
                 self._leaving.discard((version.name, info.version))

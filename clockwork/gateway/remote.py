@@ -295,4 +295,4 @@ def agreed(holds: Contents, before: Contents, found: Contents) -> Contents:
         is_same = (earlier and earlier.fingerprint) == (now and now.fingerprint)
         if (one := now if is_same else holds.versions.get(key)) is not None:
             versions[key] = one
-    return Contents(versions, found.broken)
+    return Contents(versions, found.broken, found.numbers)

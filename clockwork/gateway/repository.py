@@ -86,25 +86,32 @@ class Version:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contents:
-    """The result of a scan: versions to serve, and errors in folders by the model's name."""
+    """The result of a scan: versions to serve, and errors in folders by the model's name.
+
+    numbers: of all version folders by the model's name, those too that the model's policy leaves out; those of broken
+    folders are missing.
+    """
 
     versions: Mapping[tuple[str, int], Version]
     broken: Mapping[str, str]
+    numbers: Mapping[str, frozenset[int]] = dataclasses.field(default_factory=dict)
 
 
 def scan(repository: Repository) -> Contents:
     """Read a repository. Raises ConfigError where that is impossible."""
     versions: dict[tuple[str, int], Version] = {}
     broken: dict[str, str] = {}
+    numbers: dict[str, frozenset[int]] = {}
     for name in sorted(repository.folders()):
         try:
-            for version in _scan_model(repository, name):
-                versions[name, version.version] = version
+            chosen, found = _scan_model(repository, name)
+            versions.update({(name, version.version): version for version in chosen})
+            numbers[name] = found
         except InvalidModel as error:
             broken[_text(name)] = _text(str(error))
         except OSError as error:
             broken[_text(name)] = _text(f"{error.filename or name}: {error.strerror}")
-    return Contents(versions, broken)
+    return Contents(versions, broken, numbers)
 
 
 def _text(name: str) -> str:
@@ -112,7 +119,8 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _scan_model(repository: Repository, name: str) -> list[Version]:
+def _scan_model(repository: Repository, name: str) -> tuple[list[Version], frozenset[int]]:
+    """The versions to serve of a model, and the numbers of all that it has."""
     check_name(name)
     config = FolderConfig()
     config_row: Fingerprint = ()
@@ -147,7 +155,7 @@ def _scan_model(repository: Repository, name: str) -> list[Version]:
         if file and file not in paths:
             raise InvalidModel(f"version {number} has no file {config.filename}")
         versions.append(Version(name, number, file, config, config_row + rows, repository))
-    return versions
+    return versions, frozenset(numbers)
 
 
 class Folder:
@@ -220,10 +228,11 @@ def _row(path: Path, name: str) -> Row:
 class Done:
     """How this process has registered the files of one version."""
 
-    fingerprint: Fingerprint
+    fingerprint: Fingerprint  # empty: an earlier run has registered it
     error: str = ""  # why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: it has none
+    is_ready: bool = True  # that number was ready when it was registered, or found; of no meaning without one
     failures: int = 0  # of its source, one after the other
     refusals: int = 0  # of the cluster, which could not take it then, one after the other
     again_ns: int = 0  # when it is to be tried again, by the monotonic clock
@@ -238,15 +247,24 @@ class Plan:
     settling: (
         bool  # files have changed since the scan before; they are left alone until they no longer change
     )
+    held: tuple[
+        tuple[str, int], ...
+    ] = ()  # no longer wanted, and served in place of wanted ones that are not
 
 
 def plan(
-    done: Mapping[tuple[str, int], Done], found: Contents, before: Contents | None, now_ns: int = 0
+    done: Mapping[tuple[str, int], Done],
+    found: Contents,
+    before: Contents | None,
+    now_ns: int = 0,
+    is_complete: bool = True,
 ) -> Plan:
     """What to register and to unregister after a scan. ``before``: the scan before it, since which files must not have
-    changed to be registered, unless they are settled; None at start, when all are. ``now_ns``: by the monotonic clock.
+    changed to be registered, unless they are settled, and which must not have wanted a version either that is unregistered;
+    None at start, when all files are settled. ``now_ns``: by the monotonic clock. ``is_complete``: whether
+    all repositories have been listed; without that no missing folder is known to be gone.
 
-    A model whose folder is broken keeps its versions: a folder that is half copied does not ask to remove them.
+    No step takes a model down while its folder is there: see _leaving().
     """
     register, settling = [], False
     for key, version in sorted(found.versions.items()):
@@ -263,7 +281,58 @@ def plan(
             register.append(version)
         else:
             settling = True
-    unregister = tuple(
-        key for key, one in done.items() if key not in found.versions and key[0] not in found.broken
-    )
-    return Plan(tuple(register), unregister, settling)
+    wanted: dict[str, list[int]] = {}
+    for name, number in found.versions:
+        wanted.setdefault(name, []).append(number)
+    extra: dict[str, list[int]] = {}
+    for name, number in sorted(done):
+        if (name, number) not in found.versions and name not in found.broken:
+            extra.setdefault(name, []).append(number)
+    unregister: list[tuple[str, int]] = []
+    held: list[tuple[str, int]] = []
+    for name, numbers in extra.items():
+        if name in wanted:
+            leaving, held_here = _leaving(name, wanted[name], numbers, done, found, before)
+            unregister += leaving
+            held += held_here
+        elif is_complete and (before is None or not _has_folder(before, name)):
+            unregister += [(name, number) for number in numbers]
+    return Plan(tuple(register), tuple(unregister), settling, tuple(held))
+
+
+def _has_folder(contents: Contents, name: str) -> bool:
+    return name in contents.broken or any(name == one for one, _ in contents.versions)
+
+
+def _leaving(
+    name: str,
+    wanted: Sequence[int],
+    extra: Sequence[int],
+    done: Mapping[tuple[str, int], Done],
+    found: Contents,
+    before: Contents | None,
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Which versions of a model to unregister that are no longer wanted, and which of them to hold.
+
+    To unregister all of them at once would take the model down whenever the wanted version is still being copied,
+    uploaded or prepared, and for good where its files are broken. Therefore each wanted version that is not served keeps
+    one in its place that the policy no longer chooses, the newest first. A version whose files were deleted stays only
+    while none of the wanted ones is served. ``extra``: in ascending order.
+    """
+    here = found.numbers.get(name, frozenset())
+    known = [done.get((name, number)) for number in wanted]
+    lacking = sum(1 for one in known if one is None or not (one.served and one.is_ready))
+    is_served = lacking < len(wanted)
+    leaving: list[tuple[str, int]] = []
+    held: list[tuple[str, int]] = []
+    for number in sorted(extra, key=lambda number: (number in here, number), reverse=True):
+        key = (name, number)
+        if not done[key].served:
+            leaving.append(key)
+        elif before is not None and key in before.versions:
+            is_served = True  # files may be on their way: at the next scan it may be wanted again
+        elif (number in here and lacking > len(held)) or not (is_served or held):
+            held.append(key)
+        else:
+            leaving.append(key)
+    return leaving, held

@@ -17,7 +17,7 @@ pytest.importorskip(
 
 from clockwork.client.blocking import Client
 from clockwork.config.gateway import REGISTERING_MAX
-from clockwork.errors import ConnectionLost, InvalidInput, Unavailable
+from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, Unavailable
 from clockwork.gateway.keeper import Keeper
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.description import ModelInfo
@@ -49,6 +49,8 @@ class FakeClient:
             raise ConnectionLost("the client was closed")
         if self.fail_register is not None:
             raise self.fail_register
+        if path.read_bytes() == b"bad":
+            raise InvalidModel("model.onnx is not an ONNX model")
         with self.changed:
             self.served[f"{name}@{version}"] = origin
             self.changed.notify_all()
@@ -70,7 +72,8 @@ class FakeClient:
         rows = []
         for label, origin in self.served.items():
             name, _, version = label.partition("@")
-            rows.append(ModelInfo.from_wire({"name": name, "version": int(version), "origin": origin}))
+            row = {"name": name, "version": int(version), "origin": origin, "state": "ready"}
+            rows.append(ModelInfo.from_wire(row))
         return rows
 
     def close(self) -> None:
@@ -179,6 +182,29 @@ def test_what_an_earlier_run_registered_stays_while_it_cannot_be_registered_agai
     again.close()
     assert set(client.served) == {"a@1"}
     assert [row["reason"] for row in again.missing()] == ["128 uploads are under way"]
+
+
+def test_a_version_of_an_earlier_run_serves_until_a_good_one_takes_its_place(root: Path) -> None:
+    client = FakeClient()
+    keeper = keeper_of(root, client, mode="none")
+    keeper.start()
+    keeper._thread.join(PATIENCE_S)
+    keeper.close()
+    (root / "a/2").mkdir()
+    (root / "a/2/model.onnx").write_bytes(b"bad")
+    take_away(root / "b")
+    again = keeper_of(root, client)
+    again.start()
+    client.wait(lambda: "b@1" not in client.served)
+    asked = client.asked
+    (root / "c/1").mkdir(parents=True)
+    (root / "c/1/model.onnx").write_bytes(b"onnx")
+    client.wait(lambda: "c@1" in client.served)  # some looks later
+    assert set(client.served) == {"a@1", "c@1"}
+    assert client.asked == asked + 1, "what is broken is tried once"
+    (root / "a/2/model.onnx").write_bytes(b"good")
+    client.wait(lambda: set(client.served) == {"a@2", "c@1"})
+    again.close()
 
 
 def test_what_the_cluster_cannot_take_now_is_tried_again_after_pauses_that_double(root: Path) -> None:

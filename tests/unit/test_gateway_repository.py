@@ -238,9 +238,11 @@ def test_what_is_gone_is_unregistered_and_what_is_broken_keeps_what_it_has(tmp_p
     (tmp_path / "gone").rmdir()
     (tmp_path / "breaks/1/model.onnx").unlink()
     second = scan(tmp_path)
-    wanted = plan(done_of(first), second, first)
+    assert not plan(done_of(first), second, first).unregister, "somebody may be about to put it back"
+    wanted = plan(done_of(first), second, second)
     assert wanted.unregister == (("gone", 1),)
     assert not wanted.register
+    assert not plan(done_of(first), second, second, is_complete=False).unregister, "it may be in another one"
 
 
 def test_what_failed_is_not_tried_again_until_its_files_change(tmp_path: Path) -> None:
@@ -263,4 +265,4 @@ def test_what_may_go_better_is_tried_again_and_unregistered_like_any_other_once_
     for path in ("a/1/model.onnx", "a/1", "a"):
         one = tmp_path / path
         one.unlink() if one.is_file() else one.rmdir()
-    assert plan(done, scan(tmp_path), first).unregister == (("a", 1),)
+    assert plan(done, scan(tmp_path), scan(tmp_path)).unregister == (("a", 1),)

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 from clockwork import config
 from clockwork.client import calls
@@ -15,6 +15,7 @@ from clockwork.client.calls import (
     Arguments,
     Batching,
     Call,
+    Input,
     Inputs,
     Outputs,
     Pages,
@@ -24,6 +25,7 @@ from clockwork.client.calls import (
 )
 from clockwork.client.channel import CallStream
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
+from clockwork.wire.tensors import Array
 
 
 class AsyncClient:
@@ -56,6 +58,28 @@ class AsyncClient:
         """Where the controller is expected."""
         return self._client.endpoint
 
+    @overload
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Input],
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    async def infer(
+        self,
+        model: str,
+        inputs: Input,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Array: ...
+
     async def infer(
         self,
         model: str,
@@ -70,6 +94,28 @@ class AsyncClient:
             return await self.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
         return await self._ask(calls.infer_call(inputs), timeout, model, inputs, slo, priority)
 
+    @overload
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Input],
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> asyncio.Future[dict[str, Array]]: ...
+
+    @overload
+    def submit(
+        self,
+        model: str,
+        inputs: Input,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> asyncio.Future[Array]: ...
+
     def submit(
         self,
         model: str,
@@ -78,7 +124,7 @@ class AsyncClient:
         slo: float | None = None,
         priority: int = 0,
         timeout: float | None = None,
-    ) -> asyncio.Future[Outputs]:
+    ) -> asyncio.Future[Any]:
         """Like infer(), sent at once; the future's cancel() cancels the request. Needs a running loop."""
         future = self._client.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
         return asyncio.wrap_future(future, loop=asyncio.get_running_loop())

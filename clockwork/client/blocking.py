@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, overload
 
 from clockwork import config
 from clockwork.client import calls
@@ -16,6 +16,7 @@ from clockwork.client.calls import (
     Arguments,
     Batching,
     Call,
+    Input,
     Inputs,
     Outputs,
     Pages,
@@ -27,6 +28,7 @@ from clockwork.client.channel import Channel
 from clockwork.client.memory import ClientMemory, Loan
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.keys import PeerKeys, read_peer_keys
+from clockwork.wire.tensors import Array
 
 Keys: TypeAlias = PeerKeys | str | os.PathLike[str] | None
 
@@ -78,6 +80,28 @@ class Client:
 
     # ----- inference -------------------------------------------------------------------------
 
+    @overload
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, Input],
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> dict[str, Array]: ...
+
+    @overload
+    def infer(
+        self,
+        model: str,
+        inputs: Input,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Array: ...
+
     def infer(
         self,
         model: str,
@@ -91,8 +115,8 @@ class Client:
 
         model: ``name``, or ``name@version`` for one version of it.
         inputs: exactly as the ONNX model takes them, batch axis included. One array, for a model with
-        one input, gives one array back if the model has one output; a mapping by input name always
-        gives a dict by output name. Arrays keep their dtype; of plain Python numbers, floats become
+        one input, gives the array of a model's only output; of a model with several outputs it raises InvalidInput.
+        A mapping by input name gives a dict by output name. Arrays keep their dtype; of plain Python numbers, floats become
         float32 and integers int64.
         slo: seconds from the controller's receipt in which the answer is due (None: the model's own).
         priority: 1 is the highest, larger is lower, 0 the default level.
@@ -108,6 +132,28 @@ class Client:
 
         return ask(None) if self._memory is None else self._memory.infer(ask, model)
 
+    @overload
+    def submit(
+        self,
+        model: str,
+        inputs: Mapping[str, Input],
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> concurrent.futures.Future[dict[str, Array]]: ...
+
+    @overload
+    def submit(
+        self,
+        model: str,
+        inputs: Input,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> concurrent.futures.Future[Array]: ...
+
     def submit(
         self,
         model: str,
@@ -116,7 +162,7 @@ class Client:
         slo: float | None = None,
         priority: int = 0,
         timeout: float | None = None,
-    ) -> concurrent.futures.Future[Outputs]:
+    ) -> concurrent.futures.Future[Any]:
         """Like infer(), at once: a future of the outputs. cancel() cancels the request itself.
 
         The arrays passed in are sent without a copy: do not change them before the future is done.

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, cast
 
+import numpy.typing as npt
+
 from clockwork import config
 from clockwork.client.memory import Loan
 from clockwork.errors import (
@@ -56,9 +58,10 @@ from clockwork.wire.telling import printable, tell
 from clockwork.wire.tensors import DTYPES, Array, as_array, decode_tensor, dtype_name, encode_array
 from clockwork.wire.transport import Frame
 
-Inputs: TypeAlias = Any
-"""One array (or nested list of numbers, or scalar), or a mapping from input name to such."""
+Input: TypeAlias = npt.ArrayLike
+"""One tensor: an array, whatever offers ``__array__``, a nested list of numbers or strings, or a scalar."""
 
+Inputs: TypeAlias = Input | Mapping[str, Input]
 Outputs: TypeAlias = Array | dict[str, Array]
 Batching: TypeAlias = Literal["auto", "on", "off", "same-shape"]
 ProductDtype: TypeAlias = Literal["fp32", "tf32", "fp16"]
@@ -288,10 +291,17 @@ def _outputs(answer: Any, frames: list[Frame], loan: Loan | None = None) -> dict
     return outputs
 
 
-def _only_output(answer: Any, frames: list[Frame], loan: Loan | None = None) -> Outputs:
-    """The array of an answer's one output; of several, a dict by name."""
+def _only_output(answer: Any, frames: list[Frame], loan: Loan | None = None) -> Array:
+    """The array of an answer's only output. Raises InvalidInput where the model has several."""
     outputs = _outputs(answer, frames, loan)
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+    if len(outputs) != 1:
+        raise InvalidInput(
+            f"the model has {len(outputs)} outputs ({printable(', '.join(outputs))}): give its inputs by name, and infer() "
+            "returns a dict of all outputs",
+            expected="a mapping by input name",
+            got="one array",
+        )
+    return next(iter(outputs.values()))
 
 
 def _output_frames(answer: Any, frames: list[Frame]) -> AnswerFrames:
@@ -432,7 +442,7 @@ class Pages:
 
 # ----- the table -----------------------------------------------------------------------------
 
-_Infer: TypeAlias = Call[Outputs, str, Inputs, float | None, int]
+_Infer: TypeAlias = Call[Outputs, str, Any, float | None, int]
 INFER_MAPPING: _Infer = Call(_encode_infer_mapping, _outputs)
 INFER_ARRAY: _Infer = Call(_encode_infer_array, _only_output)
 INFER_FRAMES = Call(_encode_infer_frames, _output_frames)  # tensors as they travel, in and out
@@ -461,11 +471,11 @@ def infer_call(inputs: Inputs, loan: Loan | None = None) -> _Infer:
     if loan is None:
         return INFER_MAPPING if is_mapping else INFER_ARRAY
 
-    def encode(request_id: int, model: str, inputs: Inputs, slo: float | None, priority: int) -> Encoded:
+    def encode(request_id: int, model: str, inputs: Any, slo: float | None, priority: int) -> Encoded:
         items = inputs.items() if is_mapping else (("", inputs),)
         return _encode_infer(request_id, model, items, slo, priority, loan)
 
-    decode = _outputs if is_mapping else _only_output
+    decode: Callable[[Any, list[Frame], Loan | None], Outputs] = _outputs if is_mapping else _only_output
     return Call(encode, lambda answer, frames: decode(answer, frames, loan))
 
 

@@ -45,19 +45,19 @@ def test_no_model_answers_with_memory_of_another_client(tmp_path: Path) -> None:
             for operator in ("WordPiece", "BytePairs")
             for attributes in TEXTS
         ]
-        sessions = []
+        sessions, names = [], []
         for number, (operator, attributes, _) in enumerate(cases):
             model = operator_model(operator, **attributes)
             client.register(f"model-{number}", model)
             sessions.append(Session(model.SerializeToString(), optimise=False))
+            names.append(model.graph.input[0].name)
         for _ in range(5):
             for number, (_, _, data) in enumerate(cases):
                 np.testing.assert_array_equal(client.infer("echo", secret, slo=SLO), secret)
                 # The second is padded where the operator pads, and cut where it cuts.
                 batch = strings(data, data[:1] if isinstance(data, str) else data)
-                found = client.infer(f"model-{number}", batch, slo=SLO)
-                answers = found.values() if isinstance(found, dict) else [found]
-                for answer, expected in zip(answers, sessions[number].run([batch]), strict=True):
+                found = client.infer(f"model-{number}", {names[number]: batch}, slo=SLO)
+                for answer, expected in zip(found.values(), sessions[number].run([batch]), strict=True):
                     np.testing.assert_array_equal(answer, expected)
         for data, said in (
             (header_alone(5792, 5792), "fewer bytes than its pixels need"),

@@ -178,13 +178,15 @@ def answer(*refs: list[object]) -> Answer:
 
 def test_one_array_for_one_array_and_a_dict_for_a_dict() -> None:
     frame = np.arange(2, dtype=np.float32).tobytes()
-    one = answer(["y", 1, [2], 0])
+    one, two = answer(["y", 1, [2], 0]), answer(["y", 1, [2], 0], ["z", 1, [1, 2], 0])
     x = np.zeros(2)
     assert infer_call(x).decode(one, [frame]).tolist() == [0, 1]  # type: ignore[union-attr]
     assert infer_call({"x": x}).decode(one, [frame])["y"].tolist() == [0, 1]  # type: ignore[index,call-overload]
-    two = infer_call(x).decode(answer(["y", 1, [2], 0], ["z", 1, [1, 2], 0]), [frame])
-    assert isinstance(two, dict)
-    assert sorted(two) == ["y", "z"]
+    assert list(infer_call({"x": x}).decode(two, [frame])) == ["y", "z"]
+    with pytest.raises(
+        InvalidInput, match=r"2 outputs \(y, z\): give its inputs by name, and infer\(\) returns a dict"
+    ):
+        infer_call(x).decode(two, [frame])
 
 
 @pytest.mark.parametrize(

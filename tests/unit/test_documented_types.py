@@ -1,0 +1,102 @@
+"""What type checkers see of the client: the documents' Python passes `mypy --strict` where Clockwork is installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FRAGMENTS = {"strings-and-images.md": "from clockwork import Client\n\nclient = Client()\n"}
+"""What stands before the examples of a document that goes on from README's."""
+
+PROMISED = """
+import asyncio
+from concurrent.futures import Future
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork import AsyncClient, Client
+
+Array = npt.NDArray[Any]
+x = np.zeros((1, 4), np.float32)
+
+
+def blocking(client: Client, either: Array | dict[str, Array]) -> None:
+    assert_type(client.infer("m", x), Array)
+    assert_type(client.infer("m", [[0.5, 1.5]]), Array)
+    assert_type(client.infer("m", ["a text"]), Array)
+    assert_type(client.infer("m", {"x": x}), dict[str, Array])
+    assert_type(client.infer("m", {"x": x, "ids": [1, 2]}, slo=0.1), dict[str, Array])
+    assert_type(client.infer("m", either), Array | dict[str, Array])
+    assert_type(client.submit("m", x), Future[Array])
+    assert_type(client.submit("m", {"x": x}), Future[dict[str, Array]])
+
+
+async def awaited(client: AsyncClient) -> None:
+    assert_type(await client.infer("m", x), Array)
+    assert_type(await client.infer("m", {"x": x}), dict[str, Array])
+    assert_type(client.submit("m", x), asyncio.Future[Array])
+    assert_type(client.submit("m", {"x": x}), asyncio.Future[dict[str, Array]])
+"""
+
+MISTAKEN = """
+from clockwork import Client
+
+Client().infer("m", object())
+Client().infer("m", {1: [0.5]})
+"""
+
+
+def examples() -> dict[str, str]:
+    """The documents' blocks of Python that ask Clockwork, by file name."""
+    found = {}
+    for document in DOCUMENTS:
+        blocks = re.findall(r"^```python\n(.*?)^```$", document.read_text(encoding="utf-8"), re.M | re.S)
+        before = FRAGMENTS.get(document.name, "")
+        for number, block in enumerate(blocks):
+            if before or re.search(r"\bclockwork\b", block):
+                found[f"{document.stem.replace('-', '_')}_{number}.py"] = before + block
+    return found
+
+
+def mypy(directory: Path, *files: str) -> str:
+    """What mypy says of files of a directory outside the checkout, which it knows through the installed package alone."""
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--cache-dir",
+        str(ROOT / ".mypy_cache" / "documents"),
+        *files,
+    ]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=110)
+    return done.stdout + done.stderr
+
+
+def test_the_documents_examples_and_the_promised_types_pass_strictly(tmp_path: Path) -> None:
+    texts = {**examples(), "promised.py": PROMISED}
+    assert {"README_0.py", "shared_memory_0.py", "policies_0.py", "strings_and_images_0.py"} <= set(texts)
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "mistaken.py").write_text(MISTAKEN, encoding="utf-8")
+    said = mypy(tmp_path, *texts, "mistaken.py").splitlines()
+    faults = [line for line in said if ": error:" in line]
+    assert [line for line in faults if not line.startswith("mistaken.py:")] == [], "\n".join(said)
+    assert [line.split(":")[1] for line in faults] == ["4", "5"], "\n".join(said)
+
+
+def test_it_is_imported_from_beside_a_checkout_that_has_its_name(tmp_path: Path) -> None:
+    """A directory without __init__.py is a namespace package, which comes before what an import hook at the end finds."""
+    (tmp_path / "clockwork" / "clockwork").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from clockwork import Client; print(Client.__module__)"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "clockwork.client.blocking\n", done.stderr

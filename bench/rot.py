@@ -32,9 +32,10 @@ from bench.cluster import Cluster
 from bench.report import command_line, show
 from clockwork.controller.records import ModelRecord
 from clockwork.formats.checksums import seal, unseal
-from clockwork.formats.package import LIST_FILE, PackageFile, digest_of, rows_of
+from clockwork.formats.package import PackageFile, digest_of, rows_of
 from clockwork.formats.prepared import PREPARED_FILE
 from clockwork.models import zoo
+from clockwork.wire.packages import LIST_FILE
 
 MODELS = 200
 WIDTH = 1100  # 15 MB of weights

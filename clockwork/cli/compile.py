@@ -151,8 +151,8 @@ def _examples(model: Path, path: Path | None) -> list[list[Any]]:
     import tempfile
 
     from clockwork.cli import files
-    from clockwork.formats.package import EXAMPLES_FILE
     from clockwork.models import onnx_import
+    from clockwork.wire.packages import EXAMPLES_FILE
 
     given = files.read_examples(path)
     parsed = onnx_import.read_model(model)

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from clockwork.config import PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.package import MODEL_FILE, PROGRAM_JSON
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import Reader, RemoteFile, fetch_all
+from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON, external_path
 
 SHOWN = 5
 """ONNX files of a folder that an error names."""
@@ -45,7 +45,7 @@ def _fetch_onnx(
     done = path.stat().st_size
     names = onnx_import.external_files(onnx_import.read_model(path))
     for name in names:
-        onnx_import.external_path(folder, name)  # which must not lead out of it
+        external_path(folder, name)  # which must not lead out of it
     urls = {name: location.beside(str(PurePosixPath(name))) for name in names}
     parts = {name: part for name in names if (part := reader.describe(urls[name])) is not None}
     total += sum(max(0, part.bytes) for part in parts.values())

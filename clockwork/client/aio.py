@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, ClassVar, overload
 
 from clockwork import config
-from clockwork.client import calls
+from clockwork.client import calls, upload
 from clockwork.client.blocking import Client, Keys
 from clockwork.client.calls import (
     Arguments,
@@ -162,7 +162,7 @@ class AsyncClient:
 
         try:
             return await asyncio.to_thread(
-                calls.uploader(), self._channel, name, model, options, examples, limit_ns, tell, opened
+                upload.register, self._channel, name, model, options, examples, limit_ns, tell, opened
             )
         except asyncio.CancelledError:
             cancelled = True

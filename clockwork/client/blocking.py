@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, ClassVar, TypeAlias, overload
 
 from clockwork import config
-from clockwork.client import calls
+from clockwork.client import calls, upload
 from clockwork.client.calls import (
     Arguments,
     Batching,
@@ -210,7 +210,7 @@ class Client:
         """
         options = calls.registration_options(slo, batching, batch_max, version, origin, dtype)
         limit_ns = None if timeout is None else self._limit_ns(timeout)
-        return calls.uploader()(self._channel, name, model, options, examples, limit_ns, progress)
+        return upload.register(self._channel, name, model, options, examples, limit_ns, progress)
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""

@@ -485,18 +485,6 @@ ProgressCallback: TypeAlias = Callable[[str, int, int], None]
 """Called with (stage, done, total); total 0 is unknown. Stages: hash, upload, store, prepare."""
 
 
-def uploader() -> Callable[..., ModelInfo]:
-    """upload.register(), which is not of clockwork-client alone: it reads models, and needs what reads them."""
-    try:
-        from clockwork.client.upload import register
-    except ModuleNotFoundError as error:
-        raise ClockworkError(
-            f"registering a model takes clockwork-serving, which reads it (there is no {error.name}): "
-            "pip install clockwork-serving"
-        ) from None
-    return register
-
-
 # ----- failures ------------------------------------------------------------------------------
 
 

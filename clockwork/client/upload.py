@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from clockwork.client import calls
 from clockwork.client.calls import ProgressCallback
 from clockwork.client.channel import CallStream, Channel
 from clockwork.errors import ClockworkError, InvalidModel
-from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON, hash_file
-from clockwork.formats.profiles import ModelProfile
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Progress, UploadAck, UploadChunk, UploadNeed
-from clockwork.wire.tensors import as_array
+from clockwork.wire.packages import PackageFiles
 
 
 def register(
@@ -48,72 +45,28 @@ def register(
         stream.close()
 
 
-def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
-    _check_examples(examples)
-    if isinstance(model, ModelProfile):
-        if examples is not None:
-            raise InvalidModel("a profile has been measured already: it takes no examples")
-        from clockwork.formats.profiled import encode_profile
+def _package(model: Any, examples: Any) -> PackageFiles:
+    """The files of a model's package. Raises InvalidModel.
 
-        return [(PROFILE_FILE, encode_profile(model))]
-    if isinstance(model, str) and "://" in model:
-        raise InvalidModel(
-            f"{model} is a URL: `clockwork models add` takes it; register() takes what is on this machine"
-        )
-    if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
-        if examples is not None:
-            raise InvalidModel("a compiled program brings its own checks: it takes no examples")
-        from clockwork.formats import program
-
-        _check_folder(Path(model))
-        return program.package_files(Path(model))
-    from clockwork.models import onnx_import  # here, because onnx takes half a second to import
-
-    data: bytes | None = None
-    if isinstance(model, (str, os.PathLike)):
-        path = Path(model)
-    else:
-        data = model if isinstance(model, bytes) else getattr(model, "SerializeToString", lambda: None)()
-        if not isinstance(data, bytes):
-            raise InvalidModel(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
-        path = Path(MODEL_FILE)  # the name in error messages
-    if examples is not None and not isinstance(examples, Mapping):
-        rows = examples if isinstance(examples, Sequence) else [examples]
-        if not all(isinstance(row, Mapping) for row in rows):
-            proto = onnx_import.check_model(path, data)
-            names = [value.name for value in onnx_import.real_inputs(proto)]
-            if len(names) != 1:
-                raise InvalidModel(f"examples of a model with the inputs {names} are dicts by input name")
-            examples = {names[0]: as_array(examples)}
-    return onnx_import.package_files(path, examples, data)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise InvalidModel for a folder that holds no compiled program."""
-    if (folder / PROGRAM_JSON).is_file():
-        return
-    text = f"{folder} is a folder without {PROGRAM_JSON}: a model is an ONNX file, or the folder of a compiled program"
-    if found := sorted([*folder.glob("*.onnx"), *folder.glob("*/*.onnx")])[:1]:
-        text += f"; this one holds {found[0].relative_to(folder)}, which can be given itself"
-    raise InvalidModel(text)
-
-
-def _check_examples(examples: Any) -> None:
-    """Raise InvalidModel for a path, and for a list of no examples."""
-    if isinstance(examples, (str, bytes, os.PathLike)):
-        path = os.fsdecode(examples)
-        raise InvalidModel(
-            f"examples are arrays, not the path {path!r}: read the file first, as with dict(numpy.load({path!r}))"
-        )
-    if isinstance(examples, Sequence) and not examples:
-        raise InvalidModel("examples is empty: give at least one, or leave it out, and inputs are made up")
+    With clockwork-serving, whose readers know the formats, they are checked before they are sent; with clockwork-client alone
+    whoever prepares the model checks them.
+    """
+    try:
+        from clockwork.models.packaging import package_of
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("clockwork"):
+            raise
+        from clockwork.client.plain_package import package_of
+    return package_of(model, examples)
 
 
 def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:
     if isinstance(source, bytes):
         return len(source), hashlib.sha256(source).hexdigest()
     try:
-        return hash_file(source)
+        with open(source, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+            return file.tell(), digest.hexdigest()
     except OSError as error:
         raise InvalidModel(f"{source} cannot be read: {error.strerror}") from None
 

@@ -21,11 +21,12 @@ from typing import Any, BinaryIO, TypeAlias
 from clockwork.config import NAME_BYTES_MAX, SUMMARY_BYTES_MAX
 from clockwork.config.formats import FIELDS_MAX, PROGRAM_HEAD_BYTES
 from clockwork.errors import InvalidModel
-from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON, PackageFile
+from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.formats.profiled import read_profile, tensors_of
 from clockwork.wire import codec
 from clockwork.wire.messages import Prepared, Status
+from clockwork.wire.packages import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
 

@@ -28,16 +28,8 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import pieces_of, read_plain
 from clockwork.formats.durable import remove_tree, write_durably
 from clockwork.system.files import fsync_directory
+from clockwork.wire.packages import FIRST_FILES, LIST_FILE
 from clockwork.wire.telling import tell
-
-MODEL_FILE = "model.onnx"
-PROFILE_FILE = "profile.json"
-PROGRAM_JSON = "program.json"
-FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)
-"""Names of a package's first file, which tell its kind."""
-
-EXAMPLES_FILE = "examples.npz"
-LIST_FILE = "package.json"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """Valid names of models. They are also file names, hence without slashes and shorter than a file name may be."""

@@ -18,10 +18,11 @@ from typing import Any
 from clockwork.config import IO_SLOT_BYTES_MAX
 from clockwork.config.formats import PROFILED_FILE_BYTES_MAX, PROFILED_WEIGHTS_BYTES_MAX
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.formats.package import PROFILE_FILE, check_package
+from clockwork.formats.package import check_package
 from clockwork.formats.prepared import FORMAT_VERSION, JUDGED, PREPARED_FILE, PreparedModel, TensorSpec
 from clockwork.formats.profiles import ModelProfile, dump_profiles, parse_profiles
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.wire.packages import PROFILE_FILE
 
 HOLDING = "emulated"
 """The holding of a model that is only a profile: its pages are counted, and hold nothing."""

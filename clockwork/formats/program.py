@@ -45,8 +45,9 @@ from clockwork.config.formats import (
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
 from clockwork.formats.durable import write_durably
-from clockwork.formats.package import LIST_FILE, PROGRAM_JSON, hash_file
+from clockwork.formats.package import hash_file
 from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
+from clockwork.wire.packages import LIST_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import DTYPES, STRING, Array, numpy_dtype
 
 FORMAT = 3

@@ -24,8 +24,9 @@ from typing import Protocol, TypeAlias
 from clockwork.config import VERSION_MAX, VERSIONS_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.formats.package import PROGRAM_JSON, check_name
+from clockwork.formats.package import check_name
 from clockwork.gateway.triton_config import FolderConfig, read_config
+from clockwork.wire.packages import PROGRAM_JSON
 
 CONFIG = "config.pbtxt"
 

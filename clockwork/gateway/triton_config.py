@@ -14,8 +14,8 @@ from google.protobuf import text_format
 from clockwork.config import REGISTER_BATCH_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, NESTING_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.package import MODEL_FILE
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.wire.packages import MODEL_FILE
 
 BACKENDS = ("", "onnxruntime", "clockwork")
 """The backends that a model may name; each of them means the worker's own."""

@@ -22,11 +22,11 @@ from clockwork.models import images, samples
 from clockwork.models.onnx_import import (
     check_model,
     external_files,
-    external_path,
     metadata_of,
     nodes_within,
     real_inputs,
 )
+from clockwork.wire.packages import external_path
 from clockwork.wire.tensors import dtype_name
 
 FILTERS = ("bilinear", "bicubic")

@@ -6,13 +6,11 @@ has a kernel for every operator (see models.runtime).
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, defs, helper
@@ -21,15 +19,17 @@ from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPT
 from clockwork.device.operators import EXTENSION_DOMAINS
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
-from clockwork.formats.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
+from clockwork.wire import packages
+from clockwork.wire.packages import (
+    EXAMPLES_FILE,
+    LFS_POINTER,
+    MODEL_FILE,
+    Examples,
+    PackageFiles,
+    check_external_name,
+    external_path,
+)
 from clockwork.wire.tensors import DTYPES, Array
-
-Examples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
-"""Real inputs: a dict of arrays by input name, or several such dicts."""
-
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS left in place of a large one."""
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
@@ -235,17 +235,6 @@ def external_files(model: onnx.ModelProto) -> list[str]:
     return list(found)
 
 
-def external_path(directory: Path, location: str) -> Path:
-    """The file that a location names, which must lie within the model's folder. Raises InvalidModel."""
-    pure = PurePosixPath(location)
-    if not location or pure.is_absolute() or ".." in pure.parts or "\\" in location or "\0" in location:
-        raise InvalidModel(f"external data {location!r} lies outside the model's folder")
-    path = directory / pure
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise InvalidModel(f"external data {location!r} is a link that leaves the model's folder")
-    return path
-
-
 def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
     """Bytes of a tensor as ONNX Runtime holds it: 4-bit elements two to a byte. Raises InvalidModel."""
     kind = DTYPES.get(dtype)
@@ -279,19 +268,16 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
 # ----- packages ------------------------------------------------------------------------------
 
 
-def package_files(
-    model_path: Path, examples: Examples = None, data: bytes | None = None
-) -> list[tuple[str, Path | bytes]]:
-    """The files of a package, model first: (path in the package, source file or bytes). Raises InvalidModel.
+def package_files(model_path: Path, examples: Examples = None, data: bytes | None = None) -> PackageFiles:
+    """The files of a package, model first. Raises InvalidModel.
 
     The model is checked first. examples: see Examples; keys must be names of the model's inputs. data: see check_model().
     """
     model_path = Path(model_path)
     model = check_model(model_path, data)
-    files: list[tuple[str, Path | bytes]] = [(MODEL_FILE, model_path if data is None else data)]
+    files: PackageFiles = [(MODEL_FILE, model_path if data is None else data)]
     for location in external_files(model):
-        if str(PurePosixPath(location)) in (MODEL_FILE, EXAMPLES_FILE, LIST_FILE):
-            raise InvalidModel(f"external data may not be called {location!r}")
+        check_external_name(location)
         files.append((location, external_path(model_path.parent, location)))
     data = pack_examples(model, examples)
     if data:
@@ -307,54 +293,13 @@ def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
-    """The bytes of examples.npz ("<index>/<input name>" -> array), or b"". Equal examples give equal bytes."""
-    if examples is None:
-        return b""
-    rows = [examples] if isinstance(examples, Mapping) else list(examples)
-    inputs = {value.name: value for value in real_inputs(model)}
-    arrays: dict[str, Any] = {}
-    for index, row in enumerate(rows[:EXAMPLES_MAX]):
-        if not isinstance(row, Mapping) or set(row) != set(inputs):
-            got = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-            raise InvalidModel(f"an example is a dict with the keys {sorted(inputs)}, not {got}")
-        for name, value in row.items():
-            array = np.asarray(value)
-            wanted = inputs[name].type.tensor_type
-            if array.dtype.kind in "OUS":
-                array = _packed_strings(array)
-            elif wanted.elem_type != TensorProto.STRING:
-                expected = helper.tensor_dtype_to_np_dtype(wanted.elem_type)
-                if array.dtype != expected:
-                    raise InvalidModel(f"example {name!r} is {array.dtype}; the model takes {expected}")
-            if wanted.HasField("shape") and len(wanted.shape.dim) != array.ndim:
-                raise InvalidModel(
-                    f"example {name!r} has rank {array.ndim}; the model takes rank {len(wanted.shape.dim)}"
-                )
-            arrays[f"{index}/{name}"] = array
-    if not arrays:
-        return b""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _packed_strings(array: Array) -> Array:
-    """Strings as an array that needs no pickle: of text, or, where one is no text (an image), of bytes of one length, which
-    zero bytes fill up."""
-    try:
-        texts = [
-            text.decode() if isinstance(text, bytes) else str(text) for text in array.reshape(-1).tolist()
-        ]
-        return np.array(texts, np.str_).reshape(array.shape)
-    except UnicodeDecodeError:
-        return padded_strings(array)
-
-
-def padded_strings(array: Array) -> Array:
-    """Strings as raw memory of one length; shorter strings end in zero bytes, which decoders of images do not read."""
-    texts = [text if isinstance(text, bytes) else text.encode() for text in array.reshape(-1).tolist()]
-    size = max(map(len, texts), default=0) or 1
-    return np.array([np.void(text.ljust(size, b"\0")) for text in texts], f"V{size}").reshape(array.shape)
+    """The bytes of examples.npz, or b"" without examples: see wire.packages. Raises InvalidModel."""
+    declared = []
+    for value in real_inputs(model):
+        tensor = value.type.tensor_type
+        rank = len(tensor.shape.dim) if tensor.HasField("shape") else None
+        declared.append(packages.DeclaredInput(value.name, tensor.elem_type, rank))
+    return packages.pack_examples(declared, examples)
 
 
 def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:

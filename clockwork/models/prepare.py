@@ -40,15 +40,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
 from clockwork.formats.interface import is_named, read_interface
-from clockwork.formats.package import (
-    LIST_FILE,
-    MODEL_FILE,
-    PROGRAM_JSON,
-    PackageFile,
-    check_package,
-    digest_of,
-    hash_file,
-)
+from clockwork.formats.package import PackageFile, check_package, digest_of, hash_file
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
     JUDGED,
@@ -78,6 +70,7 @@ from clockwork.models.onnx_import import check_model, external_files, metadata_o
 from clockwork.models.runtime import RunError, Session, optimise
 from clockwork.models.split import Program, Splitter
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.wire.packages import LIST_FILE, MODEL_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 
 Progress = Callable[[str, int, int], None]

@@ -20,7 +20,7 @@ from onnx import TensorProto
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import set_aside
 from clockwork.formats.durable import write_durably
-from clockwork.formats.package import MODEL_FILE, PROGRAM_JSON, put_in_place
+from clockwork.formats.package import put_in_place
 from clockwork.formats.prepared import FORMAT_VERSION, JUDGED, WEIGHTS_FILE, PreparedModel, WeightSpec
 from clockwork.formats.program import (
     CHECKS_FILE,
@@ -35,6 +35,7 @@ from clockwork.formats.targets import FINGERPRINT_PREFIX, architecture_of, choos
 from clockwork.models import onnx_import
 from clockwork.models.answers import HALF_RELATIVE, QUANTISED_RELATIVE, RELATIVE
 from clockwork.models.layout import Layout, lay_out, write_weights
+from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 
 HOLDING = "program"
 

@@ -20,7 +20,7 @@ from onnx import TensorProto
 from clockwork.config import EXECUTION_GRACE_NS, PREPARATION_LONG_RUN_NS, preparation_run_ns
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
-from clockwork.models.onnx_import import padded_strings
+from clockwork.wire.packages import padded_strings
 from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
 SILENT = 4  # ONNX Runtime's severity "fatal": errors come as exceptions, not as lines on stderr

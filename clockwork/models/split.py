@@ -21,12 +21,12 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, num
 from clockwork.models.onnx_import import (
     bodies_of,
     external_entry,
-    external_path,
     is_external,
     nodes_within,
     read_model,
     tensor_bytes,
 )
+from clockwork.wire.packages import external_path
 from clockwork.wire.tensors import DTYPES
 
 SMALL_INTEGERS = 64

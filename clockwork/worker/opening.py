@@ -21,7 +21,6 @@ from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, set_aside, unseal
 from clockwork.formats.package import (
-    PROFILE_FILE,
     DamagedPackage,
     PackageFile,
     PackageStore,
@@ -40,6 +39,7 @@ from clockwork.models.trials import Interrupted, try_model
 from clockwork.system.clock import SECOND
 from clockwork.wire import codec
 from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES, Fetch, Prepare, Prepared, Status
+from clockwork.wire.packages import PROFILE_FILE
 from clockwork.worker.given import Given
 from clockwork.worker.preparation import set_package_aside
 from clockwork.worker.trial_notes import TrialNotes

@@ -23,10 +23,13 @@ ASK = """
 import sys
 import numpy as np
 from clockwork import Client, ClockworkError
+x = np.zeros((1, 1, 8, 8), np.float32)
 with Client(sys.argv[1]) as client:
-    print(client.infer("digits", np.zeros((1, 1, 8, 8), np.float32)).shape, [m.reference for m in client.models()])
+    print(client.infer("digits", x).shape, [m.reference for m in client.models()])
+    client.register("mine", sys.argv[2], examples=x)
+    print(np.array_equal(client.infer("mine", x), client.infer("digits", x)))
     try:
-        client.register("m", "m.onnx")
+        client.register("m", sys.argv[0])
     except ClockworkError as error:
         print(error)
 """
@@ -112,6 +115,8 @@ def test_the_client_asks_and_brings_nothing_else(
         "msgpack",
         "pyzmq",
     }
-    said = place.run("python", "-c", ASK, served[1])
-    assert said.startswith("(1, 10) ['digits@1']\n")
-    assert "pip install clockwork-serving" in said
+    (tmp_path / "ask.py").write_text(ASK, encoding="utf-8")
+    said = place.run(
+        "python", "ask.py", served[1], str(ROOT / "clockwork" / "models" / "data" / "digits.onnx")
+    )
+    assert said.startswith("(1, 10) ['digits@1']\nTrue\nask.py is not an ONNX model, or damaged")

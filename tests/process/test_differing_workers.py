@@ -17,13 +17,13 @@ import pytest
 from clockwork import Client
 from clockwork.device.cpu import fingerprint as device_fingerprint
 from clockwork.errors import DeadlineMissed, Refused
-from clockwork.formats.package import MODEL_FILE
 from clockwork.formats.prepared import PreparedModel, prepared_directory
 from clockwork.formats.profiled import prepared_profile
 from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
 from clockwork.models.prepare import prepare
 from clockwork.system.clock import MS
+from clockwork.wire.packages import MODEL_FILE
 from tests.process.cluster import Cluster, Reference, eventually, running_cluster, same
 
 PAGE_BYTES = 256 << 10

@@ -19,8 +19,9 @@ from clockwork.controller.catalog import Catalog
 from clockwork.controller.routes import Split
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import ModelNotFound
-from clockwork.formats.package import LIST_FILE, PackageStore, digest_of, hash_file, parse_files
+from clockwork.formats.package import PackageStore, digest_of, hash_file, parse_files
 from clockwork.formats.prepared import PREPARED_FILE, prepared_directory
+from clockwork.wire.packages import LIST_FILE
 from tests.process.cluster import ROOT, Cluster, running_cluster, same
 
 STORES = sorted((ROOT / "tests" / "data" / "stores").iterdir())

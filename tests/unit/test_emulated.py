@@ -16,11 +16,12 @@ from clockwork.device.base import Completion, TensorView
 from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.formats.package import LIST_FILE, PROFILE_FILE, PackageFile, digest_of, rows_of
+from clockwork.formats.package import PackageFile, digest_of, rows_of
 from clockwork.formats.profiled import decode_profile, encode_profile, prepare_profile, prepared_profile
 from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
+from clockwork.wire.packages import LIST_FILE, PROFILE_FILE
 
 START_NS = 1_000 * SECOND
 PAGE_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from clockwork.controller.records import ModelRecord
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats import interface
 from clockwork.formats.interface import Interface, difference, loosened, read_interface, read_onnx
-from clockwork.formats.package import PROFILE_FILE, PROGRAM_JSON, PackageFile
+from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.formats.profiled import encode_profile
 from clockwork.formats.profiles import ModelProfile
@@ -34,6 +34,7 @@ from clockwork.models.onnx_import import metadata_of, real_inputs
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire import codec
 from clockwork.wire.messages import FROM_WORKER, Prepared, Status
+from clockwork.wire.packages import PROFILE_FILE, PROGRAM_JSON
 from tests.process.peers import echo_model, prepared_model
 
 HELD = Interface(

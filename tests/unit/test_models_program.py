@@ -358,9 +358,9 @@ def test_weights_that_end_before_their_file_does_are_read_and_others_are_not(dir
 
 
 def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tmp_path: Path) -> None:
-    from clockwork.client.upload import _package
     from clockwork.formats.package import PackageFile, hash_file, parse_files
     from clockwork.models.compile.host import Executor
+    from clockwork.models.packaging import package_of
 
     root = Path(__file__).resolve().parents[2]
     directory = tmp_path / "relu"
@@ -375,8 +375,8 @@ def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tm
     many = [np.repeat(inputs[0], 5, axis=0)]  # on the variant for 8 rows
     assert np.allclose(executor.run(many)[0], np.repeat(outputs[0], 5, axis=0), atol=1e-6)
 
-    files = [PackageFile(path, *hash_file(source)) for path, source in _package(directory, None)]
+    files = [PackageFile(path, *hash_file(source)) for path, source in package_of(directory, None)]
     assert parse_files([[one.path, one.bytes, one.sha256] for one in files]) == files
     assert files[0].path == "program.json"
     with pytest.raises(InvalidModel, match="takes no examples"):
-        _package(directory, {"x": inputs[0]})
+        package_of(directory, {"x": inputs[0]})

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clockwork.formats.package import MODEL_FILE
 from clockwork.models.compile import nvrtc
 from clockwork.models.compile.compiler import BATCHES, Options, Progress, compile_model, require
 from clockwork.models.onnx_import import check_model, read_examples, real_inputs
+from clockwork.wire.packages import MODEL_FILE
 from clockwork.wire.tensors import Array
 
 EXAMPLES_COMPARED = 4

@@ -118,5 +118,14 @@ CONSTANT_INDICES_MAX = 8
 BODY_TURNS_MAX = 4
 """How often the body of a loop is followed until what is known of its state changes no more."""
 
+FOLLOWED_MAX = 100_000
+"""Operators of a model that are followed, those in bodies of loops each time, until a proof about rows is given up."""
+
+DEGREE_MAX = 16
+"""Most open dimensions that are multiplied in a term of a size."""
+
+TERMS_MAX = 64
+"""Most terms of a size that is computed from open dimensions."""
+
 KNOWN_MAX = 256
 """Most elements of a tensor whose values are tracked because it may be a shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ import onnxruntime
 import pytest
 
 from bench import (
+    batching,
     dashboard_cost,
     disturbance,
     emulated,
@@ -55,6 +57,14 @@ from clockwork.config.gateway import CONNECTIONS_MAX
 from clockwork.models import zoo
 from clockwork.models.compile import compiler
 from tests.device.fake import LIBRARY, FakeDriver
+
+
+def test_models_are_listed_with_the_verdict_of_before(capsys: pytest.CaptureFixture[str]) -> None:
+    batching.main(["--quick", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 23
+    assert {row["now"] for row in rows} == {"proven", "alone"}
+    assert all(row["reason"] for row in rows if row["now"] == "alone")
 
 
 def test_round_trip_beside_a_relay() -> None:

@@ -17,6 +17,7 @@ from onnx.backend.test.loader import load_model_tests
 from bench.batching import exported, judge
 from clockwork.models.answers import difference
 from clockwork.models.batching import EXTREMES, why_rows_meet
+from clockwork.models.compile import row_facts
 from clockwork.models.runtime import RunError, Session
 from clockwork.wire.tensors import Array
 
@@ -201,6 +202,27 @@ def test_rows_that_meet(text: str, why: str) -> None:
 )
 def test_rows_that_are_independent(text: str) -> None:
     assert meet(text) == ""
+
+
+def test_models_made_to_keep_the_proof_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops within loops whose state grows, and sizes that are squared again and again."""
+    inner = "y = Concat <axis = 1> (x, x)"
+    for depth in range(20):
+        inner = (
+            f"y = Loop (n, c, x) <body = b{depth} (int64 i{depth}, bool k{depth}, float[N, 4] x) => (bool k{depth}, float[N, 4] y) "
+            f"{{ {inner} }}>"
+        )
+    head = "(float[N, 4] x) => (float[N, 4] y) { n = Constant <value_int = 3> () c = Constant <value = bool {1}> () "
+    assert meet(f"{head} {inner} }}") == ""
+    monkeypatch.setattr(row_facts, "FOLLOWED_MAX", 60)
+    assert "more than 60 operators" in meet(f"{head} {inner} }}")
+    monkeypatch.undo()
+    squares = "s0 = Shape <end = 1> (x) " + " ".join(f"s{k + 1} = Mul (s{k}, s{k})" for k in range(80))
+    assert "too large" in meet(f"(float[N, 4] x) => (float[N, 4] y) {{ {squares} y = Reshape (x, s80) }}")
+    constants = "s0 = Constant <value_ints = [7]> () " + " ".join(
+        f"s{k + 1} = Mul (s{k}, s{k})" for k in range(80)
+    )
+    assert meet(f"(float[N, 4] x) => (float[N, 4] y) {{ {constants} y = Reshape (x, s80) }}") != ""
 
 
 def test_nodes_in_any_order() -> None:

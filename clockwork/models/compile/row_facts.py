@@ -12,9 +12,9 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from clockwork.config.models import BODY_TURNS_MAX, KNOWN_MAX
+from clockwork.config.models import BODY_TURNS_MAX, FOLLOWED_MAX, KNOWN_MAX
 from clockwork.models.compile.following import ROWS
-from clockwork.models.compile.sizes import Size, size_of
+from clockwork.models.compile.sizes import NotProven, Size, size_of
 from clockwork.models.split import operator
 
 FOLDED = frozenset(
@@ -107,6 +107,7 @@ class Walk:
         self._fresh = (f"?{number}" for number in itertools.count())
         self._widened: set[Size] = set()  # sizes that change from one turn of a loop to the next
         self._node = NodeProto()
+        self._followed = 0  # operators, of the bodies of loops each time
         self._facts: Mapping[str, Fact] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # small constants that are no sizes
 
@@ -130,6 +131,9 @@ class Walk:
         return [facts.get(output.name, missing) for output in graph.output]
 
     def _outputs(self, node: NodeProto, facts: Mapping[str, Fact]) -> list[Fact]:
+        self._followed += 1
+        if self._followed > FOLLOWED_MAX:
+            raise NotProven(f"more than {FOLLOWED_MAX} operators would have to be followed")
         self._node, self._facts = node, facts
         empty = Fact(())
         unknown = Fact(None, met=f"operator {self._name()} reads what is computed by nothing")

@@ -16,6 +16,9 @@ from clockwork.models.compile.sizes import Size, computed, size_of
 END = 2**31 - 1
 """The end that exporters give to a slice up to the end of an axis; larger ends mean the same."""
 
+_EXACT = (TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE)
+"""Types in which a size stays what it is."""
+
 
 class Shapes(Walk):
     """Element-wise operators, and those that only move elements."""
@@ -41,7 +44,7 @@ class Shapes(Walk):
                 return None
             return Span(left.stride.plus(right.stride), left.below.plus(right.below).plus(ONE, -1))
         span, factor = (left, inputs[1].known) if left is not None else (right, inputs[0].known)
-        if span is None or factor is None or len(factor) != 1:
+        if span is None or factor is None or len(factor) != 1 or not factor[0].is_positive:
             return None
         return Span(span.stride.times(factor[0]), span.below.plus(ONE, -1).times(factor[0]).plus(ONE))
 
@@ -62,8 +65,10 @@ class Shapes(Walk):
         return [inputs[0], *[dataclasses.replace(inputs[0], known=None)] * (len(self._node.output) - 1)]
 
     def cast(self, inputs: Sequence[Fact]) -> list[Fact]:
-        fact = inputs[0]
-        if self.attribute("to") == TensorProto.BOOL and fact.known is not None:
+        fact, to = inputs[0], self.attribute("to")
+        if fact.numbers_rows and to not in (TensorProto.INT32, TensorProto.INT64):
+            raise Met("depends on which row it is")
+        if to not in _EXACT and fact.known is not None:
             if fact.counts:
                 raise Met("computes with the number of rows")
             return [dataclasses.replace(fact, known=None)]

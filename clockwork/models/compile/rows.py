@@ -33,7 +33,10 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
     row alone. Weights in other files are not read. masked: what a tokenizer pads to the longest text of a batch is masked
     (models.lengths.mask_texts)."""
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        try:
+            model = inliner.inline_local_functions(model)
+        except (RuntimeError, ValueError) as error:
+            raise NotProven(f"the model's functions cannot be followed: {error}") from None
     facts: dict[str, Fact] = {}
     for value in real_inputs(model):
         dims = []
@@ -49,7 +52,10 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
             raise NotProven(f"input {value.name!r} has no rows")
         facts[value.name] = Fact(tuple(dims), Place(0))
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
-    outputs = Rows(opset, masked).follow(model.graph, facts)
+    try:
+        outputs = Rows(opset, masked).follow(model.graph, facts)
+    except RecursionError:
+        raise NotProven("the model's bodies are too deep to be followed") from None
     for declared, fact in zip(model.graph.output, outputs, strict=True):
         if fact.met:
             raise NotProven(fact.met)
@@ -357,6 +363,10 @@ class Rows(Shapes):
             scales = given.tolist()
         sizes = inputs[3].known if len(inputs) > 3 and self._node.input[3] else None
         axes = [axis % len(dims) for axis in self.attribute("axes", range(len(dims)))]
+        crops = self.attribute("coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
+        fits = self.attribute("keep_aspect_ratio_policy", b"stretch") != b"stretch"
+        if (crops or fits) and source.place is not None and source.place.axis in axes:
+            raise Met("is not known to leave the number of rows")
         if scales is not None:
             factors = dict(zip(axes, scales, strict=True))
             kept = [axis for axis in range(len(dims)) if factors.get(axis, 1) == 1]
@@ -509,7 +519,7 @@ class Rows(Shapes):
     def picked_features(self, inputs: Sequence[Fact]) -> list[Fact]:
         """ArrayFeatureExtractor: elements of the last axis. Or those of a table, picked by the rows, which lie along it then."""
         source, indices = inputs
-        if source.is_same and indices.place is not None and len(self.dims(source)) <= 2:
+        if source.is_same and indices.place is not None and self.dims(source)[:-1] in ((), (ONE,)):
             return [self._reshaped(indices, [ONE, None])]
         self.others_are_same(inputs)
         self._not_along(source, len(self.dims(source)) - 1, "picks rows")

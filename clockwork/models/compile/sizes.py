@@ -10,7 +10,7 @@ from typing import TypeAlias
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from clockwork.config.models import KNOWN_MAX
+from clockwork.config.models import DEGREE_MAX, KNOWN_MAX, TERMS_MAX
 from clockwork.models.onnx_import import real_inputs
 
 Dim: TypeAlias = "int | str"
@@ -42,6 +42,8 @@ class Size:
         sums: dict[Product, int] = {}
         for left, count in self._all():
             for right, factor in other._all():
+                if len(left) + len(right) > DEGREE_MAX:
+                    raise ValueError("a size is too large to be followed")
                 product = tuple(sorted(left + right))
                 sums[product] = sums.get(product, 0) + count * factor
         return _size(sums.pop((), 0), sums)
@@ -101,6 +103,8 @@ class Size:
 
 
 def _size(constant: int, sums: Mapping[Product, int]) -> Size:
+    if len(sums) > TERMS_MAX or max(map(abs, (constant, *sums.values()))) >> 63:
+        raise ValueError("a size is too large to be followed")
     return Size(constant, tuple((product, sums[product]) for product in sorted(sums) if sums[product]))
 
 

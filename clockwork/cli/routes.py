@@ -14,7 +14,7 @@ from clockwork.cli.common import client_options, new_client, print_json, print_l
 if TYPE_CHECKING:
     from clockwork.wire.description import RouteInfo, ShadowInfo
 
-_SHARE = re.compile(r"([0-9]{1,18})=([0-9]+(?:\.[0-9]*)?|\.[0-9]+)%?")
+_SHARE = re.compile(r"([0-9]{1,19})=([0-9]+(?:\.[0-9]*)?|\.[0-9]+)%?")
 
 
 def _share(text: str) -> tuple[int, float]:

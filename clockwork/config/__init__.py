@@ -231,8 +231,11 @@ CHANGES_WAITING_MAX = 256
 ERASE_RETRY_NS = 5_000_000_000
 """Pause after which a controller tries again to erase a version that it has refused and could not erase."""
 
-VERSION_MAX = (1 << 31) - 1
-"""The highest version number."""
+VERSION_MAX = (1 << 63) - 1
+"""The highest version number: people number versions by the time, too."""
+
+VERSION_DIGITS_MAX = len(str(VERSION_MAX))
+"""Digits of the highest version number."""
 
 VERSIONS_MAX = 16
 """Versions of a name that stay registered; the oldest is removed when a further one is ready."""

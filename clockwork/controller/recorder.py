@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clockwork.config import VERSION_DIGITS_MAX, VERSION_MAX
 from clockwork.config.recorder import (
     ALERT_AFTER_NS,
     ALERT_INTERVAL_NS,
@@ -601,7 +602,7 @@ class FlightRecorder:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 18
+    return text.isascii() and text.isdigit() and len(text) <= VERSION_DIGITS_MAX and int(text) <= VERSION_MAX
 
 
 def _is_name(text: str) -> bool:

@@ -24,11 +24,10 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
+from clockwork.gateway.demands import adapted
 from clockwork.gateway.remote import Remote
 from clockwork.gateway.repository import Contents, Done, Folder, Version, plan, scan
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
-from clockwork.gateway.tensors import NAME_OF
-from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import SourceFailed
@@ -406,8 +405,7 @@ class Keeper:
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
         try:
-            with version.copy() as path:
-                check_demands(version, path)
+            with version.copy() as path, adapted(version, path) as path:
                 info = self._client.register(
                     version.name,
                     path,
@@ -490,44 +488,3 @@ class Keeper:
             leaving = sorted(key for key in self._leaving if key[0] not in busy and only in ("", key[0]))
         for name, served in leaving:
             self._retire(name, served)
-
-
-def check_demands(version: Version, path: Path) -> None:
-    """Raises InvalidModel unless an ONNX model, in the file, has the inputs and outputs that its configuration declares."""
-    config = version.config
-    if path.is_dir() or not (config.inputs or config.outputs):
-        return
-    from clockwork.models import onnx_import  # here, because onnx takes half a second to import
-
-    model = onnx_import.read_model(path)
-    for side, demands, values in (
-        ("input", config.inputs, onnx_import.real_inputs(model)),
-        ("output", config.outputs, list(model.graph.output)),
-    ):
-        there = {value.name: value.type.tensor_type for value in values}
-        for demand in demands:
-            kind = there.get(demand.name)
-            if kind is None:
-                raise InvalidModel(
-                    f"config.pbtxt: the model has no {side} {demand.name!r}; it has {', '.join(there)}"
-                )
-            datatype = NAME_OF[kind.elem_type]
-            if demand.dtype and TRITON_TYPES.get(demand.dtype) != datatype:
-                wanted = TRITON_TYPES.get(demand.dtype, str(demand.dtype))
-                raise InvalidModel(f"config.pbtxt: {side} {demand.name!r} is {datatype}, not {wanted}")
-            if kind.HasField("shape"):
-                _check_dims(
-                    side, demand, [dim.dim_value or -1 for dim in kind.shape.dim], bool(config.batch_max)
-                )
-
-
-def _check_dims(side: str, demand: TensorDemand, shape: list[int], batched: bool) -> None:
-    wanted = [-1, *demand.dims] if batched else list(demand.dims)
-    fits = len(wanted) == len(shape) and all(
-        one == other or -1 in (one, other) for one, other in zip(wanted, shape, strict=True)
-    )
-    if demand.dims and not fits:
-        raise InvalidModel(
-            f"config.pbtxt: {side} {demand.name!r} has the shape {shape}, not {wanted}"
-            + (" (the first is the batch)" if batched else "")
-        )

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from clockwork.config import VERSION_MAX, VERSIONS_MAX
+from clockwork.config import VERSION_DIGITS_MAX, VERSION_MAX, VERSIONS_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import check_name
 from clockwork.gateway.triton_config import FolderConfig, read_config
-from clockwork.wire.packages import PROGRAM_JSON
+from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 
 CONFIG = "config.pbtxt"
 
@@ -133,17 +133,19 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
         except UnicodeDecodeError as error:
             raise InvalidModel(f"{CONFIG} is no UTF-8 text: {error}") from None
     numbers = {}
-    for text in repository.versions(name):
+    for text in sorted(repository.versions(name)):
         if text.isascii() and text.isdigit():
-            if text.startswith("0") or int(text) > VERSION_MAX:
-                raise InvalidModel(
-                    f"version {text[:30]}: a number from 1 to {VERSION_MAX} without leading zeros"
-                )
-            numbers[int(text)] = text
+            if text.startswith("0") or int(text[: VERSION_DIGITS_MAX + 1]) > VERSION_MAX:
+                note = f"folder {_text(text[:30])} is passed over: a version is a number from 1 to {VERSION_MAX} without leading zeros"
+                config = dataclasses.replace(config, notes=(*config.notes, note))
+            else:
+                numbers[int(text)] = text
     chosen = config.chosen(list(numbers))
     if not chosen:
         wanted = f" of {list(config.versions)}" if config.versions else ""
-        raise InvalidModel(f"{name} has no version{wanted}: a folder whose name is a number")
+        # Notes on folders that are passed over may be what is wrong.
+        notes = "".join(f"; {note}" for note in config.notes if note.startswith("folder "))
+        raise InvalidModel(f"{name} has no version{wanted}: a folder whose name is a number{notes}")
     if len(chosen) > VERSIONS_MAX:
         note = f"a model has at most {VERSIONS_MAX} versions: those before {chosen[-VERSIONS_MAX]} are passed over"
         config = dataclasses.replace(config, notes=(*config.notes, note))
@@ -153,6 +155,8 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
         rows = repository.rows(name, numbers[number])
         paths = {path for path, _, _ in rows}
         file = "" if PROGRAM_JSON in paths else config.filename
+        if f"{file}/{MODEL_FILE}" in paths:  # the file has a folder of its own, with its external data
+            file = f"{file}/{MODEL_FILE}"
         if file and file not in paths:
             raise InvalidModel(f"version {number} has no file {config.filename}")
         versions.append(Version(name, number, file, config, config_row + rows, repository))

@@ -16,7 +16,7 @@ from typing import Any
 
 from clockwork.client.calls import AnswerFrames
 from clockwork.client.loop import LoopClient
-from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
+from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION, VERSION_DIGITS_MAX
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.answers import Answers
@@ -81,7 +81,7 @@ def reference_of(name: str, version: str) -> str:
     """The reference of a model, or of its version. Raises ModelNotFound for text that cannot be a version's number."""
     if not version:
         return name
-    if not (version.isascii() and version.isdigit() and len(version) <= 18):
+    if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS_MAX):
         raise ModelNotFound(f"Request for unknown model: {name!r} version {version[:80]!r} is not found")
     return model_reference(name, version)
 

@@ -6,8 +6,11 @@ Source: the model configuration of Triton Inference Server's documentation.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from google.protobuf import text_format
 
@@ -28,24 +31,30 @@ SLO_PARAMETER = "clockwork_slo_ms"
 NOTES = {
     "model_warmup": "every model is run at every batch size before it takes requests",
     "instance_group": "the controller decides which devices have a model",
-    "dynamic_batching": "the controller decides what is batched, by deadlines",
     "optimization": "workers choose what is fastest on their devices",
 }
 """Reasons why fields are ignored, for the notes."""
 
 USED = {
-    "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
+    "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "dynamic_batching",
     "default_model_filename", "parameters",
 }  # fmt: skip
+
+REFUSED = ("ensemble_scheduling", "sequence_batching")
+"""Fields without which a model would answer something else."""
+
+PASSED_OVER = (
+    "runtime", "optimization", "instance_group", "cc_model_filenames", "metric_tags", "model_warmup", "batch_input",
+    "batch_output", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache",
+    "model_metrics",
+)  # fmt: skip
+"""The other fields of Triton's ModelConfig."""
 
 TRITON_TYPES = {
     number: "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
     for name, number in pb.DataType.items()
 }
 """The protocol's datatypes, by Triton's DataType."""
-
-REFUSED = ("ensemble_scheduling", "sequence_batching")
-"""Fields without which a model would answer something else."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ class TensorDemand:
     name: str
     dtype: int  # Triton's DataType; 0: not said
     dims: tuple[int, ...]
+    reshape: tuple[int, ...] | None = None  # the model's own shape of it, as dims; None: the same
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,12 +94,17 @@ def read_config(text: str, folder: str) -> FolderConfig:
         raise InvalidModel(f"config.pbtxt has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read")
     parts = split_fields(text)
     fields = list(dict.fromkeys(field for field, _ in parts))
-    for field in REFUSED:
-        if field in fields:
+    for field in fields:
+        if field in REFUSED:
             raise InvalidModel(f"config.pbtxt: {field} is not served here")
-    used = "".join(part for field, part in parts if field in USED)
+        if field not in USED and field not in PASSED_OVER:
+            raise InvalidModel(f"config.pbtxt: there is no field {field}{_did_you_mean(field)}")
+    # What is passed over becomes blank, so that errors have the line and the column of the file.
+    used = "".join(part if field in USED else re.sub(r"[^\n]", " ", part) for field, part in parts)
     try:
-        config = text_format.Parse(used, pb.ModelConfig(), allow_unknown_field=True)
+        config = text_format.Parse(
+            text[: len(text) - sum(len(part) for _, part in parts)] + used, pb.ModelConfig()
+        )
     except text_format.ParseError as error:
         raise InvalidModel(f"config.pbtxt: {error}") from None
     if config.name not in ("", folder):
@@ -115,18 +130,42 @@ def read_config(text: str, folder: str) -> FolderConfig:
         newest=newest,
         versions=versions,
         slo_s=_slo(config),
-        inputs=tuple(
-            TensorDemand(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.input
-        ),
-        outputs=tuple(
-            TensorDemand(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.output
-        ),
+        inputs=tuple(_demand("input", tensor) for tensor in config.input),
+        outputs=tuple(_demand("output", tensor) for tensor in config.output),
         notes=tuple(
             f"{field} is passed over" + (f": {NOTES[field]}" if field in NOTES else "")
             for field in fields
             if field not in USED
         ),
     )
+
+
+def _did_you_mean(field: str) -> str:
+    near = difflib.get_close_matches(field, [*USED, *REFUSED, *PASSED_OVER], 1)
+    return f"; did you mean {near[0]}?" if near else " in Triton's model configuration"
+
+
+def _demand(side: str, tensor: Any) -> TensorDemand:
+    """What a ModelInput or ModelOutput declares. Raises InvalidModel."""
+    dims = tuple(tensor.dims)
+    if not tensor.HasField("reshape"):
+        return TensorDemand(tensor.name, tensor.data_type, dims)
+    inner = tuple(tensor.reshape.shape)
+    if any(size < 1 and size != -1 for size in (*dims, *inner)):
+        raise InvalidModel(
+            f"config.pbtxt: {side} {tensor.name!r} has dims {list(dims)} and the reshape {list(inner)}: sizes are above 0, or -1"
+        )
+    if dims.count(-1) != inner.count(-1):
+        raise InvalidModel(
+            f"config.pbtxt: {side} {tensor.name!r} has dims {list(dims)} and the reshape {list(inner)}, which have not as many "
+            "open sizes (-1)"
+        )
+    if -1 not in dims and math.prod(dims) != math.prod(inner):
+        raise InvalidModel(
+            f"config.pbtxt: {side} {tensor.name!r} has {math.prod(dims)} elements by its dims {list(dims)} and "
+            f"{math.prod(inner)} by its reshape {list(inner)}"
+        )
+    return TensorDemand(tensor.name, tensor.data_type, dims, inner)
 
 
 _TOKEN = re.compile(

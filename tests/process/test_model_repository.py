@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from clockwork.cli.root import cli
 from clockwork.config import VERSIONS_MAX
@@ -202,13 +203,13 @@ def test_in_explicit_mode_the_repository_calls_say_what_is_served(cluster: Clust
 )
 def test_a_configuration_that_does_not_fit_its_model_is_refused(root: Path, config: str, said: str) -> None:
     from clockwork.errors import InvalidModel
-    from clockwork.gateway.keeper import check_demands
+    from clockwork.gateway.demands import adapted
     from clockwork.gateway.repository import Folder, scan
 
     def check() -> None:
         version = scan(Folder(root)).versions["m", 1]
-        with version.copy() as path:
-            check_demands(version, path)
+        with version.copy() as path, adapted(version, path):
+            pass
 
     put(root, "m", 1, scaled(1), config)
     with pytest.raises(InvalidModel) as caught:
@@ -216,6 +217,51 @@ def test_a_configuration_that_does_not_fit_its_model_is_refused(root: Path, conf
     assert said in str(caught.value)
     put(root, "m", 1, scaled(1), 'max_batch_size: 4 input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]')
     check()
+
+
+def test_a_reshape_is_part_of_the_model_that_is_served(cluster: Cluster, root: Path) -> None:
+    """As Triton's quickstart has it, whose ONNX file takes batches of one, and its data in files beside it."""
+    y, x = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 2]) for name in "yx")
+    weight = numpy_helper.from_array(np.arange(512, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("Slice", ["w", "zero", "four"], ["w4"]),
+        helper.make_node("Reshape", ["w4", "shape"], ["square"]),
+        helper.make_node("Mul", ["x", "square"], ["y"]),
+    ]
+    small = [
+        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+        for name, values in (("zero", [0]), ("four", [4]), ("shape", [1, 2, 2]))
+    ]
+    graph = helper.make_graph(nodes, "square", [x], [y], [weight, *small])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folder = root / "square" / "1" / "model.onnx"
+    folder.mkdir(parents=True)
+    onnx.save(
+        model, folder / "model.onnx", save_as_external_data=True, location="weights", size_threshold=1024
+    )
+    assert (folder / "weights").is_file()
+    (root / "square" / "01").mkdir()
+    (root / "square" / "config.pbtxt").write_text(
+        """
+        platform: "onnxruntime_onnx"
+        max_batch_size: 0
+        input [ { name: "x" data_type: TYPE_FP32 format: FORMAT_NCHW dims: [ 2, 2 ] reshape { shape: [ 1, 2, 2 ] } } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 1, 2, 2 ] } } ]
+        """
+    )
+    body = {"inputs": [tensor("FP32", (2, 2), [1.0, 2, 3, 4])]}
+    with (
+        running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway,
+        cluster.client() as client,
+    ):
+        http = Http(gateway.ports["http"])
+        eventually(lambda: http.ask("GET", "/v2/models/square/ready").status == 200, "it is served")
+        (answer,) = http.infer(body, model="square").json["outputs"]
+        assert (answer["shape"], answer["data"]) == ([4], [0, 2, 6, 12])
+        metadata = http.ask("GET", "/v2/models/square").json
+        assert [metadata[side][0]["shape"] for side in ("inputs", "outputs")] == [[2, 2], [4]]
+        assert http.infer({"inputs": [tensor("FP32", (1, 2, 2), [1.0] * 4)]}, model="square").status == 400
+        client.unregister("square")
 
 
 def test_a_model_that_is_removed_by_hand_comes_back_and_that_is_said(cluster: Cluster, root: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_configuration_of_triton_says_what_decides_something_here() -> None:
     assert (config.batch_max, config.newest, config.versions, config.slo_s) == (8, 2, (), 0.025)
     assert [(one.name, one.dims) for one in config.inputs] == [("x", (3, 224, 224))]
     notes = dict(note.split(" is passed over", 1) for note in config.notes)
-    assert set(notes) == {"dynamic_batching", "instance_group", "model_warmup"}
+    assert set(notes) == {"instance_group", "model_warmup"}
     assert "every model is run at every batch size" in notes["model_warmup"]
 
 
@@ -88,10 +88,21 @@ def test_fields_are_found_whatever_is_inside_them() -> None:
         ('name: "resnet', "line 1: '\"resnet' makes no sense"),
         ("input [ { name: 'x' }", "a bracket is not closed"),
         ("max_batch_size 4", "config.pbtxt: 1:16"),
+        (
+            "# batches\ndynamic_batchin { }",
+            "there is no field dynamic_batchin; did you mean dynamic_batching?",
+        ),
+        ("model_warmup { }\ninput [ { nam: 'x' } ]", '2:11 :.*no field named "nam"'),
+        ("dynamic_batching { prefered_batch_size: 4 }", 'no field named "prefered_batch_size"'),
+        (
+            "input { name: 'x' dims: [ 3, 4 ] reshape { shape: [ 2, 7 ] } }",
+            "input 'x' has 12 elements by its dims [3, 4] and 14 by its reshape [2, 7]",
+        ),
+        ("output { name: 'y' dims: [ -1 ] reshape { shape: [ 0 ] } }", "sizes are above 0, or -1"),
     ],
 )
 def test_what_cannot_be_served_is_named(text: str, said: str) -> None:
-    with pytest.raises(InvalidModel, match=said.replace("(", r"\(")):
+    with pytest.raises(InvalidModel, match=said.translate({ord(one): "\\" + one for one in "([?"})):
         read_config(text, "resnet")
 
 
@@ -131,8 +142,29 @@ def test_a_scan_finds_models_and_says_what_is_wrong_with_the_others(tmp_path: Pa
     assert "is not 1 to 200 letters" in found.broken["bad name"]
     assert "config.pbtxt" in found.broken["torn"]
     assert "has no version" in found.broken["empty"]
-    assert "without leading zeros" in found.broken["zero"]
+    assert "folder 01 is passed over" in found.broken["zero"]
     assert len(found.broken) == 5
+
+
+def test_folders_that_are_no_versions_take_nothing_with_them(tmp_path: Path) -> None:
+    put(tmp_path, "dated", 20241129120000, (1 << 63) - 1, config="version_policy { all { } }")
+    for other in ("01", str(1 << 63), "9" * 5_000, "1.5", "latest", "\N{SUPERSCRIPT TWO}"):
+        if len(other) < 200:
+            (tmp_path / "dated" / other).mkdir()
+    found = scan(tmp_path)
+    assert not found.broken
+    assert sorted(number for _, number in found.versions) == [20241129120000, (1 << 63) - 1]
+    said = found.versions["dated", 20241129120000].config.notes
+    assert [note.split()[1] for note in said] == ["01", str(1 << 63)]
+
+
+def test_an_onnx_file_may_have_a_folder_of_its_name_with_its_external_data(tmp_path: Path) -> None:
+    folder = tmp_path / "large/1/model.onnx"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"onnx")
+    (folder / "weights").write_bytes(b"data")
+    with scan(tmp_path).versions["large", 1].copy() as path:
+        assert path == folder / "model.onnx"
 
 
 @pytest.mark.parametrize("inside", ["input { reshape { ", "dynamic_batching { "])

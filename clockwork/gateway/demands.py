@@ -1,0 +1,83 @@
+"""What a folder's configuration declares of its ONNX model's inputs and outputs: held against the model, and, where shapes
+differ (``reshape``), made true of the file that is registered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clockwork.errors import InvalidModel
+from clockwork.gateway.repository import Version
+from clockwork.gateway.tensors import NAME_OF
+from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
+from clockwork.wire.packages import MODEL_FILE
+
+
+@contextlib.contextmanager
+def adapted(version: Version, path: Path) -> Iterator[Path]:
+    """The file to register for a version whose ONNX file, or folder of a program, is at ``path``; it stays while the
+    context does. Raises InvalidModel where the model has not the inputs and outputs that its configuration declares."""
+    config = version.config
+    demands = {"input": config.inputs, "output": config.outputs}
+    if path.is_dir() or not any(demands.values()):
+        yield path
+        return
+    # Here, because onnx takes half a second to import.
+    from clockwork.models import onnx_import
+    from clockwork.models.reshaping import Reshape, reshape_interface
+
+    model, batched = onnx_import.read_model(path), bool(config.batch_max)
+    values = {"input": onnx_import.real_inputs(model), "output": list(model.graph.output)}
+    reshapes = []
+    for side, wanted in demands.items():
+        there = {value.name: value.type.tensor_type for value in values[side]}
+        for demand in wanted:
+            if demand.name not in there:
+                raise InvalidModel(
+                    f"config.pbtxt: the model has no {side} {demand.name!r}; it has {', '.join(there)}"
+                )
+            _check(side, demand, there[demand.name], batched)
+            if demand.reshape is not None and demand.reshape != demand.dims:
+                reshapes.append(Reshape(demand.name, side == "input", demand.dims, demand.reshape, batched))
+    if not reshapes:
+        yield path
+        return
+    data = reshape_interface(model, reshapes).SerializeToString(deterministic=True)
+    with tempfile.TemporaryDirectory(prefix="clockwork-reshaped-") as folder:
+        for location in onnx_import.external_files(model):
+            source, target = onnx_import.external_path(path.parent, location), Path(folder, location)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source.resolve(), target)
+            except FileNotFoundError:
+                break  # registering the model says which file is missing
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(source, target)
+        file = Path(folder, MODEL_FILE)
+        file.write_bytes(data)
+        yield file
+
+
+def _check(side: str, demand: TensorDemand, kind: Any, batched: bool) -> None:
+    datatype = NAME_OF[kind.elem_type]
+    if demand.dtype and TRITON_TYPES.get(demand.dtype) != datatype:
+        wanted = TRITON_TYPES.get(demand.dtype, str(demand.dtype))
+        raise InvalidModel(f"config.pbtxt: {side} {demand.name!r} is {datatype}, not {wanted}")
+    dims = demand.dims if demand.reshape is None else demand.reshape
+    if not kind.HasField("shape") or not demand.dims:
+        return
+    shape = [dim.dim_value or -1 for dim in kind.shape.dim]
+    declared = [-1, *dims] if batched else list(dims)
+    fits = len(declared) == len(shape) and all(
+        one == other or -1 in (one, other) for one, other in zip(declared, shape, strict=True)
+    )
+    if not fits:
+        raise InvalidModel(
+            f"config.pbtxt: {side} {demand.name!r} has the shape {shape}, not {declared}"
+            + (" (the first is the batch)" if batched else "")
+        )

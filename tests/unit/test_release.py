@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -118,3 +121,18 @@ def test_what_a_release_lacks_is_named(
     given = {"said": "1.2.0", "changelog": LOG, "changed": [], "tags": [], "today": TODAY} | changes
     (found,) = release.faults(wanted, *given.values())
     assert lacking in found
+
+
+def test_ctrl_c_ends_it_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "tools/release.py", "--python", sys.executable, "--into", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    with process:
+        assert any(line.startswith("preparing what builds") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read() if process.stderr is not None else ""
+    assert process.returncode == 130
+    assert "Interrupted. Distributions that were finished stay" in said
+    assert "Traceback" not in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,13 @@ def example(name: str) -> Path:
     return EXAMPLES / f"{name}.png"
 
 
-def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
-    """The inputs of a model from ``file`` or ``name=file`` arguments. Raises InvalidInput."""
+def read_inputs(
+    arguments: Sequence[str], info: ModelInfo, note: Callable[[str], None] = lambda line: None
+) -> dict[str, Array]:
+    """The inputs of a model from ``file`` or ``name=file`` arguments. Raises InvalidInput.
+
+    note: called with a sentence for each image whose layout and scaling are a guess.
+    """
     specs = {spec.name: spec for spec in info.inputs}
     inputs: dict[str, Array] = {}
 
@@ -52,7 +57,7 @@ def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
     for argument in arguments:
         name, equals, file = argument.partition("=")
         if equals and name in specs:
-            give(name, _read_one(Path(file), specs[name], info), argument)
+            give(name, _read_one(Path(file), specs[name], info, note), argument)
             continue
         path = Path(argument)
         if equals and not path.exists():
@@ -60,7 +65,7 @@ def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
         if len(specs) == 1:
             (only,) = specs.values()
             if not _is_mapping(path) or (path.suffix == ".npz" and list(_read_many(path)) == [UNNAMED]):
-                give(only.name, _read_one(path, only, info), argument)
+                give(only.name, _read_one(path, only, info, note), argument)
                 continue
         elif not _is_mapping(path):
             raise InvalidInput(
@@ -143,7 +148,7 @@ def _read_many(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_one(path: Path, spec: TensorInfo, info: ModelInfo) -> Array:
+def _read_one(path: Path, spec: TensorInfo, info: ModelInfo, note: Callable[[str], None]) -> Array:
     suffix = path.suffix.lower()
     if code_of(spec.dtype) == STRING and suffix in (*IMAGES, ".txt"):
         return _as_strings(path, spec)
@@ -153,9 +158,10 @@ def _read_one(path: Path, spec: TensorInfo, info: ModelInfo) -> Array:
 
         if not path.is_file():
             raise InvalidInput(f"{path} does not exist", spec.name)
-        return images.image_to_input(
-            path, info.metadata, TensorSpec(spec.name, code_of(spec.dtype), spec.shape)
-        )
+        taken = TensorSpec(spec.name, code_of(spec.dtype), spec.shape)
+        if guessed := images.guess(path, info.metadata, taken):
+            note(guessed)
+        return images.image_to_input(path, info.metadata, taken)
     if suffix in (".npy", ".npz"):
         content = _load_numpy(path)
     elif suffix == ".json":

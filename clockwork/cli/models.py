@@ -172,6 +172,10 @@ def add(
         raise click.UsageError(f"models add {alone[0]} goes with --image")
     if image and tokenizer is not None:
         raise click.UsageError("models add takes --image or --tokenizer: a model reads images or texts")
+    if tokenizer is not None:
+        from clockwork.models import tokenizers
+
+        tokenizers.require_library()  # before the model is fetched and read
     if tokenizer is None and (max_tokens is not None or truncate):
         raise click.UsageError("models add --max-tokens and --truncate go with --tokenizer")
     with (

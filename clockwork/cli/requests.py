@@ -45,7 +45,7 @@ def infer(
     """Send MODEL a request and print its answer.
 
     INPUTS are files: .npy, .npz (by input name), .json (nested lists, or an object by input name), or an
-    image, which is fitted to the model's input as its metadata says. A model that reads strings is sent an
+    image, which is fitted to the model's input as its metadata says; without metadata the form is guessed, and told. A model that reads strings is sent an
     image or a .txt file as it is. Of a model with several inputs,
     name each: ids=ids.npy mask=mask.npy.
 
@@ -70,7 +70,7 @@ def infer(
         if not info.inputs and not info.outputs:  # it is not prepared, or unloaded
             raise Unavailable(f"model {model!r} is {info.state}: {info.text}".rstrip(": "))
         with as_usage():
-            values = files.read_inputs(inputs, info)
+            values = files.read_inputs(inputs, info, lambda line: print_line(line, err=True))
         outputs = client.infer(model, values, slo=slo, priority=priority)
     assert isinstance(outputs, dict)
     if output is not None:

@@ -79,6 +79,29 @@ def image_to_input(path: str | Path, metadata: Mapping[str, str], input_spec: Te
     return np.ascontiguousarray(values[None], dtype)
 
 
+def guess(path: str | Path, metadata: Mapping[str, str], input_spec: TensorSpec) -> str:
+    """How image_to_input() takes an image whose form the metadata does not give, in a sentence; "" where it does.
+
+    Raises as image_to_input() does for bad metadata and inputs; a file that is no image gives "".
+    """
+    if INPUT_KEY in metadata:
+        return ""
+    spec = image_spec(metadata, input_spec)
+    try:
+        with Image.open(path) as opened:
+            size = opened.size
+    except (OSError, Image.DecompressionBombError):
+        return ""
+    taken = (spec.width or size[0], spec.height or size[1])
+    colours = {1: "grey", 3: "RGB", 4: "RGBA"}[spec.channels]
+    stretched = "" if taken == size else f", stretched from {size[0]}x{size[1]}"
+    values = "from 0 to 1" if spec.scale < 1 else "from 0 to 255"
+    return (
+        f"{path} is taken as {colours} of {taken[0]}x{taken[1]} pixels{stretched}, layout {spec.layout}, values {values} without "
+        f"mean and deviation: a guess from the input's shape and type, as the model's metadata has no {INPUT_KEY}"
+    )
+
+
 def labelled(scores: NDArray[Any], metadata: Mapping[str, str]) -> list[tuple[str, float]]:
     """Each label with its score, best first (equal scores in the model's order).
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +47,12 @@ class TextFlags:
 
     tokens_max: int = 0  # of a text, with those that the tokenizer puts around it
     truncates: bool = False  # a text of more is cut, and not refused
+
+
+def require_library() -> None:
+    """Raises ConfigError where `tokenizers` is not installed."""
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ConfigError("--tokenizer needs `tokenizers`: pip install 'clockwork-serving[text]'")
 
 
 def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onnx.ModelProto:
@@ -95,10 +102,9 @@ def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onn
 
 def _read(directory: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The tokenizer of `tokenizers`, tokenizer.json, and tokenizer_config.json, if there is one."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ConfigError("--tokenizer needs `tokenizers`: pip install 'clockwork-serving[text]'") from None
+    require_library()
+    import tokenizers
+
     path = directory / TOKENIZER_FILE if directory.is_dir() else directory
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))

@@ -159,6 +159,16 @@ def test_a_duration_in_another_unit_within_bounds() -> None:
         kind.convert("1001", None, None)
 
 
+def test_a_missing_library_is_named_before_anything_is_fetched(
+    run: Any, controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    before = len(controller.received)
+    result = run("models", "add", "m", "https://127.0.0.1:9/m.onnx", "--tokenizer", tmp_path, ok=False)
+    assert "pip install 'clockwork-serving[text]'" in result.stderr
+    assert len(controller.received) == before
+
+
 # ----- infer ---------------------------------------------------------------------------------
 
 
@@ -188,7 +198,8 @@ def test_an_array_of_another_type_is_answered_with_the_call_that_converts_it(
 def test_an_image_becomes_a_visible_answer(run: Any, controller: FakeController, tmp_path: Path) -> None:
     Image.new("L", (16, 16), 200).save(tmp_path / "seven.png")
     result = run("infer", "digits", tmp_path / "seven.png", "--slo", "0.5", "--priority", "1")
-    assert result.output.splitlines()[0] == "digits: 7"
+    assert result.stdout.splitlines()[0] == "digits: 7"
+    assert "taken as grey of 8x8 pixels, stretched from 16x16, layout NCHW" in result.stderr
     request = controller.of(InferRequest)[-1]
     assert request.tensors == [["image", 1, [1, 1, 8, 8], 0]]
     assert (request.slo_ns, request.priority) == (500_000_000, 1)

@@ -15,7 +15,7 @@ from PIL import Image
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models import zoo
-from clockwork.models.images import image_to_input, labelled
+from clockwork.models.images import guess, image_to_input, labelled
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "digits"
 DIGITS = TensorSpec("image", TensorProto.FLOAT, ("N", 1, 8, 8))
@@ -57,6 +57,17 @@ def test_without_metadata_the_shape_says_what_to_do(picture: Path) -> None:
     last = image_to_input(picture, {}, TensorSpec("image", TensorProto.UINT8, (1, 2, 4, 3)))
     assert (last.shape, last.dtype) == ((1, 2, 4, 3), np.uint8)
     assert last[0, 0, 3].tolist() == [0, 0, 255]
+
+
+def test_a_guess_is_told_and_what_the_metadata_say_is_none(picture: Path) -> None:
+    wide = TensorSpec("x", 1, ("N", 224, 224, 3))
+    said = guess(picture, {}, wide)
+    assert "RGB of 224x224 pixels, stretched from 4x2, layout NHWC, values from 0 to 1 without mean" in said
+    assert "clockwork.input" in said
+    assert "RGB of 4x2 pixels, layout NCHW" in guess(picture, {}, RGB)
+    assert "values from 0 to 255" in guess(picture, {}, TensorSpec("x", TensorProto.UINT8, (1, 2, 4, 3)))
+    assert guess(picture, described(layout="NHWC"), wide) == ""
+    assert guess(picture.with_name("missing.png"), {}, RGB) == ""
 
 
 def test_mean_std_scale_and_inversion_are_applied_in_that_order(picture: Path) -> None:

@@ -15,7 +15,7 @@ from clockwork.errors import InvalidModel
 from clockwork.gateway.repository import Version
 from clockwork.gateway.tensors import NAME_OF
 from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
-from clockwork.wire.packages import MODEL_FILE
+from clockwork.wire.packages import MODEL_FILE, external_path
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def adapted(version: Version, path: Path) -> Iterator[Path]:
     data = reshape_interface(model, reshapes).SerializeToString(deterministic=True)
     with tempfile.TemporaryDirectory(prefix="clockwork-reshaped-") as folder:
         for location in onnx_import.external_files(model):
-            source, target = onnx_import.external_path(path.parent, location), Path(folder, location)
+            source, target = external_path(path.parent, location), Path(folder, location)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(source.resolve(), target)

@@ -269,6 +269,12 @@ CLOSE_MS = 5_000
 
 # ----- gateway/triton_config.py ----------------------------------------------------------------
 
+CLASSES_MAX = 100_000
+"""Classes that one output of an answer may be asked for, of all rows together."""
+
+LABEL_CHARS_MAX = 1_000
+"""The length of a class's name."""
+
 CONFIG_BYTES_MAX = 1 << 20
 
 NESTING_MAX = 64

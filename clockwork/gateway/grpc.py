@@ -36,11 +36,21 @@ from clockwork.config.gateway import (
     STREAM_WINDOW,
     STREAMS_MAX,
 )
-from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Forbidden, InvalidInput, Refused
+from clockwork.errors import (
+    ClockworkError,
+    ConfigError,
+    DeadlineMissed,
+    Forbidden,
+    InvalidInput,
+    ModelNotFound,
+    Refused,
+    Unavailable,
+)
 from clockwork.gateway._join import join
 from clockwork.gateway.answers import Held
 from clockwork.gateway.aside import Aside
 from clockwork.gateway.callers import Address, Caller
+from clockwork.gateway.classification import class_count
 from clockwork.gateway.connections import Connections
 from clockwork.gateway.errors import NotFound, Told, TooLarge, TooSlow, Unsupported, tell
 from clockwork.gateway.inflate import Inflater
@@ -97,6 +107,9 @@ _RAW_OUTPUT = b"\x32"
 
 _STREAM_ANSWER = b"\x12"
 """The tag of ModelStreamInferResponse.infer_response."""
+
+WANTS_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
+"""The parameter of a request whose answers are to say which is the last, and the parameter of such an answer."""
 
 CALL_BYTES = 128
 """More than a header, or a frame of HTTP/2 in a record of TLS, adds to what is in it."""
@@ -402,8 +415,11 @@ class GrpcServer:
                 context.peer(), size // 512
             )  # in which the peer tells what it has taken of it
             chosen = service.chosen(inference, answer)
+            chosen, frames = await service.classified(inference, chosen, answer, frames)
             delivered = await shared.deliver(chosen, frames)
-            pieces, sent = _response(inference, chosen, answer.model_version, frames, delivered)
+            pieces, sent = _response(
+                inference, chosen, answer.model_version, frames, delivered, _wants_final(request)
+            )
         finally:
             shared.release()
             service.hold(-converted)
@@ -454,6 +470,8 @@ class GrpcServer:
                     id=request.id if request is not None else "",
                 ),
             )
+            if request is not None and _wants_final(request):
+                refusal.infer_response.parameters[FINAL].bool_param = True
             return bytes(refusal.SerializeToString())
 
     async def _server_live(self, request: Any, context: Context) -> Any:
@@ -463,7 +481,11 @@ class GrpcServer:
         return pb.ServerReadyResponse(ready=not await self._service.why_not_ready())
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
-        return pb.ModelReadyResponse(ready=await self._service.model_ready(request.name, request.version))
+        try:
+            ready = await self._service.model_ready(request.name, request.version)
+        except (ModelNotFound, Unavailable):  # as Triton's server, whose clients ask until a model is there
+            ready = False
+        return pb.ModelReadyResponse(ready=ready)
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
         return pb.ServerMetadataResponse(**self._service.server())
@@ -538,7 +560,7 @@ class GrpcServer:
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any, context: Context) -> Any:
-        await self._service.unload(request.model_name)
+        await self._service.unload(request.model_name, _parameters(request))
         return pb.RepositoryModelUnloadResponse()
 
 
@@ -667,6 +689,11 @@ def _parameters(message: Any) -> dict[str, Any]:
     return found
 
 
+def _wants_final(request: Any) -> bool:
+    """Whether answers to a request are to say that they are its last, as each of them is."""
+    return WANTS_FINAL in request.parameters and request.parameters[WANTS_FINAL].bool_param
+
+
 def _converted_bytes(request: Any, frames: list[Frame]) -> int:
     """Bytes of the elements in a message: as protobuf has them, and as the frames that were made of them."""
     return 2 * sum(len(frame) for tensor, frame in zip(request.inputs, frames) if tensor.HasField("contents"))
@@ -717,16 +744,20 @@ async def _read(read: Split, left_s: float | None, shared: Shared, reading: Asid
                 frame = await reading.run(len(elements), _frame_of, code, elements, name)
         references.append([name, code, shape, index])
         frames.append(frame)
+    classes: dict[str, int] = {}
     for output in request.outputs:
         if output.parameters:
-            if "classification" in output.parameters:
-                raise Unsupported(f"output {output.name!r}: classification is not supported")
-            if REGION in output.parameters:
-                shared.output(_parameters(output), output.name)
+            its = _parameters(output)
+            if count := class_count(its.get("classification", 0), output.name):
+                classes[output.name] = count
+                if REGION in its:
+                    raise InvalidInput(f"output {output.name!r}: classes are not written to shared memory")
+            if REGION in its:
+                shared.output(its, output.name)
     return Inference(
         reference_of(request.model_name, request.model_version), request.id, references, frames,
         list(dict.fromkeys(output.name for output in request.outputs)),  # each once: names are cheaper than what they ask for
-        timeout_ns, priority,
+        timeout_ns, priority, classes,
     )  # fmt: skip
 
 
@@ -774,9 +805,10 @@ def _response(
     version: int,
     frames: list[Frame],
     delivered: Collection[str],
+    tells_final: bool,
 ) -> tuple[list[Any], int]:
     """The pieces of a ModelInferResponse, and the bytes of tensors in it. delivered: the outputs that have been written to
-    shared memory.
+    shared memory. tells_final: say that it is the last of its request.
 
     protobuf would copy the tensors into its message, and once more out of it: they are put behind its bytes instead, as
     the fields that they are on the wire."""
@@ -784,6 +816,8 @@ def _response(
     response = pb.ModelInferResponse(
         model_name=name_of(inference.model), model_version=str(version), id=inference.request_id
     )
+    if tells_final:
+        response.parameters[FINAL].bool_param = True
     raw: list[Any] = []
     for name, code, shape, frame in chosen:
         response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)

@@ -414,6 +414,7 @@ class HttpServer:
                 answer, frames = await service.infer(inference, PROTOCOL, request.headers)
                 service.answers.come(held, sum(map(len, frames)), now_ns())
                 chosen = service.chosen(inference, answer)
+                chosen, frames = await service.classified(inference, chosen, answer, frames)
                 delivered = await shared.deliver(chosen, frames)
                 parts = parts_of(inference, wants, answer, chosen, frames, delivered)
             finally:
@@ -507,7 +508,7 @@ class HttpServer:
         inference = Inference(
             reference_of(*named), "", [[name, code, shape, 0]], [memoryview(body)], [], timeout_ns, 0
         )
-        return inference, Wants({}, True)
+        return inference, Wants({}, True, {})
 
     # ----- everything else ---------------------------------------------------------------------
 
@@ -554,8 +555,8 @@ class HttpServer:
         return _json(200, {})
 
     async def _unload(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        parameters_of(await self._json_body(request), "the request")
-        await self._service.unload(path[4])
+        parameters = parameters_of(await self._json_body(request), "the request")
+        await self._service.unload(path[4], parameters)
         return _json(200, {})
 
     async def _region_status(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:

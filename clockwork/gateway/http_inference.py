@@ -13,7 +13,8 @@ from clockwork.client.calls import request_of
 from clockwork.config import TENSORS_MAX
 from clockwork.config.gateway import JSON_ANSWER_BYTES_MAX, JSON_BYTES_MAX, LISTED_AT_ONCE_BYTES
 from clockwork.errors import InvalidInput
-from clockwork.gateway.errors import REQUEST, TooLarge, Unsupported
+from clockwork.gateway.classification import class_count
+from clockwork.gateway.errors import REQUEST, TooLarge
 from clockwork.gateway.regions import REGION, Shared
 from clockwork.gateway.service import (
     Inference,
@@ -36,11 +37,12 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 class Wants:
     """Which outputs a client asked for, and in which form."""
 
-    __slots__ = ("named", "otherwise")
+    __slots__ = ("classes", "named", "otherwise")
 
-    def __init__(self, named: dict[str, bool], otherwise: bool) -> None:
+    def __init__(self, named: dict[str, bool], otherwise: bool, classes: dict[str, int]) -> None:
         self.named = named  # whether binary, by name
         self.otherwise = otherwise  # whether binary, for outputs that are not named
+        self.classes = classes  # how many, of outputs of which classes are wanted
 
     def binary(self, name: str) -> bool:
         return self.named.get(name, self.otherwise)
@@ -92,7 +94,7 @@ def inference_of(
     wants = _wants(fields, parameters, shared)
     inference = Inference(
         reference_of(name, version), request_id, references, frames, list(wants.named), timeout_ns,
-        priority_of(parameters),
+        priority_of(parameters), wants.classes,
     )  # fmt: skip
     return inference, wants
 
@@ -146,16 +148,19 @@ def _frame(code: int, shape: list[int], data: Any, name: str) -> Frame:
 def _wants(fields: dict[str, Any], parameters: dict[str, Any], shared: Shared) -> Wants:
     otherwise = _flag(parameters, "binary_data_output", "the request", False)
     named: dict[str, bool] = {}
+    classes: dict[str, int] = {}
     if fields.get("outputs"):
         for row in _listed(fields, "outputs"):
             name = row["name"]
             its = parameters_of(row, f"output {name!r}")
+            if count := class_count(its.get("classification", 0), name):
+                classes[name] = count
+                if REGION in its:
+                    raise InvalidInput(f"output {name!r}: classes are not written to shared memory")
             if REGION in its:
                 shared.output(its, name)
-            if its.get("classification"):
-                raise Unsupported(f"output {name!r}: classification is not supported")
             named[name] = _flag(its, "binary_data", f"output {name!r}", otherwise)
-    return Wants(named, otherwise)
+    return Wants(named, otherwise, classes)
 
 
 def parameters_of(fields: dict[str, Any], subject: str) -> dict[str, Any]:

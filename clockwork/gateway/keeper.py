@@ -10,7 +10,7 @@ import concurrent.futures
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clockwork.client.blocking import Client
@@ -28,6 +28,7 @@ from clockwork.gateway.demands import adapted
 from clockwork.gateway.remote import Remote
 from clockwork.gateway.repository import Contents, Done, Folder, Version, plan, scan
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
+from clockwork.gateway.triton_config import Queueing
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import SourceFailed
@@ -98,6 +99,12 @@ class Keeper:
         self._leaving: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
+        self.queueing: dict[str, Queueing] = {}
+        """By name: what configurations say of requests without a priority or a timeout."""
+
+        self.labels: dict[tuple[str, int], Mapping[str, Sequence[str]]] = {}
+        """By name and version in the cluster: the names of classes, by output."""
+
         self.loads = concurrent.futures.ThreadPoolExecutor(LOADING_MAX, "load")
         """For calls of load(), which may take minutes."""
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
@@ -416,6 +423,8 @@ class Keeper:
                     origin=self._origin,
                 )
             done.served, done.is_ready = info.version, True
+            self.queueing[version.name] = config.queueing
+            self.labels[version.name, info.version] = version.labels
             log.info("model repository: %s version %d is registered", version.name, version.version)
             with self._lock:
                 self._leaving.discard((version.name, info.version))
@@ -469,6 +478,7 @@ class Keeper:
 
     def _retire(self, name: str, served: int) -> None:
         """Unregister a version in the cluster; where that fails, try again after the next scan."""
+        self.labels.pop((name, served), None)
         try:
             with contextlib.suppress(ModelNotFound):  # somebody else has done so
                 self._client.unregister(model_reference(name, served))

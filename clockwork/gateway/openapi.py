@@ -287,7 +287,14 @@ def _schemas() -> Json:
                 name=text, shape=shape, datatype=datatype, data=data,
                 parameters=_object([], binary_data_size=count, **memory),
             )),
-            outputs=_list(_object(["name"], name=text, parameters=_object([], binary_data=flag, **memory))),
+            outputs=_list(_object(
+                ["name"], name=text,
+                parameters=_object(
+                    [], binary_data=flag, **memory,
+                    classification={"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1,
+                                    "description": "How many of the highest values are wanted; 0: all, as numbers."},
+                ),
+            )),
         ),
         "InferResponse": _object(
             ["model_name", "model_version", "outputs"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from clockwork.system.clock import now_ns, to_seconds
 
 log = logging.getLogger("clockwork.gateway")
 
+_LABELS = re.compile(rb"""label_filename\s*:\s*["']([^"'\n]+)["']""")
+"""Names of files with labels, in a configuration."""
+
 
 class Listing:
     """A source's files as a repository of models, as they were listed once (see repository.Repository)."""
@@ -34,10 +38,12 @@ class Listing:
     def __init__(self, remote: Remote, files: Sequence[RemoteFile]) -> None:
         self._remote = remote
         self.pool: concurrent.futures.Executor | None = remote.pool
-        self.configs: Mapping[str, bytes | None] = {}
-        """The content of each configuration file, by the folder of its model; None: it is too large."""
+        self.texts: Mapping[RemoteFile, bytes | None] = {}
+        """The content of configurations and of the labels that they name; None: the file is too large."""
 
-        self.config_files: dict[str, RemoteFile] = {}
+        self._beside: dict[
+            tuple[str, str], RemoteFile
+        ] = {}  # files beside versions, by the folder of the model and name
         self.files: dict[str, dict[str, list[RemoteFile]]] = {}  # by the folders of model and version
         for file in files:
             name, _, rest = file.path.partition("/")
@@ -47,22 +53,36 @@ class Listing:
             version, _, path = rest.partition("/")
             if path:
                 versions.setdefault(version, []).append(file)
-            elif version == CONFIG:
-                self.config_files[name] = file
+            else:
+                self._beside[name, version] = file
 
     def folders(self) -> Sequence[str]:
         if len(self.files) > FOLDERS_MAX:
             raise ConfigError(f"{self._remote} has {len(self.files)} models; at most {FOLDERS_MAX} are read")
         return list(self.files)
 
-    def config(self, folder: str) -> tuple[Row, bytes] | None:
-        file = self.config_files.get(folder)
-        if file is None:
+    def configs(self) -> list[RemoteFile]:
+        return [file for (_, name), file in self._beside.items() if name == CONFIG]
+
+    def labels(self) -> list[RemoteFile]:
+        """The files of labels that the configurations name, as far as these have been read."""
+        found: dict[RemoteFile, None] = {}
+        for folder, name in list(self._beside):
+            if name == CONFIG and (text := self.texts.get(self._beside[folder, name])):
+                for label in _LABELS.findall(text):
+                    file = self._beside.get((folder, label.decode("utf-8", "replace")))
+                    if file is not None:
+                        found[file] = None
+        return list(found)
+
+    def text(self, folder: str, name: str) -> tuple[Row, bytes] | None:
+        file = self._beside.get((folder, name))
+        if file is None or file not in self.texts:
             return None
-        data = self.configs[folder]
+        data = self.texts[file]
         if data is None:
-            raise InvalidModel(f"{CONFIG} is larger than {CONFIG_BYTES_MAX} bytes")
-        return (CONFIG, file.bytes, file.mark), data
+            raise InvalidModel(f"{name} is larger than {CONFIG_BYTES_MAX} bytes")
+        return (name, file.bytes, file.mark), data
 
     def versions(self, folder: str) -> Sequence[str]:
         return list(self.files[folder])
@@ -94,7 +114,7 @@ class Remote:
         self._cache = cache
         self._lister = Reader(location)
         self._listing = threading.Lock()  # held while the source is listed; guards the next three
-        self._configs: dict[RemoteFile, bytes | None] = {}
+        self._texts: dict[RemoteFile, bytes | None] = {}
         self._before: Contents | None = None  # of the listing before
         self._failures = 0  # one after the other
         self._lock = threading.Lock()  # guards the fields below
@@ -277,14 +297,17 @@ class Remote:
             # A folder that is emptied on purpose looks like a prefix that was mistyped, or that lost its objects.
             raise SourceFailed(f"{self} has no files")
         listing = Listing(self, files)
-        fresh = [file for file in listing.config_files.values() if file not in self._configs]
-        texts = self._lister.read(fresh, CONFIG_BYTES_MAX)
-        self._configs = {
-            file: texts[file.path] if file.path in texts else self._configs[file]
-            for file in listing.config_files.values()
-        }
-        listing.configs = {name: self._configs[file] for name, file in listing.config_files.items()}
+        configs = listing.configs()
+        listing.texts = self._read(configs)
+        listing.texts = self._texts = self._read([*configs, *listing.labels()])
         return scan(listing)
+
+    def _read(self, files: Sequence[RemoteFile]) -> dict[RemoteFile, bytes | None]:
+        """The content of small files; those that have been read before are not read again."""
+        fresh = [file for file in files if file not in self._texts]
+        texts = self._lister.read(fresh, CONFIG_BYTES_MAX) if fresh else {}
+        self._texts |= {file: texts[file.path] for file in fresh}
+        return {file: self._texts[file] for file in files}
 
 
 def agreed(holds: Contents, before: Contents, found: Contents) -> Contents:

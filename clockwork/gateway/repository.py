@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from clockwork.config import VERSION_DIGITS_MAX, VERSION_MAX, VERSIONS_MAX
-from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
+from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX, LABEL_CHARS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import check_name
 from clockwork.gateway.triton_config import FolderConfig, read_config
@@ -50,8 +50,9 @@ class Repository(Protocol):
         """The names of its folders. Raises ConfigError where they cannot be read."""
         ...
 
-    def config(self, folder: str) -> tuple[Row, bytes] | None:
-        """The configuration in a folder, unless there is none. Raises InvalidModel and OSError, as do the next two."""
+    def text(self, folder: str, name: str) -> tuple[Row, bytes] | None:
+        """A file in a folder, of its configuration or of labels, unless there is none. Raises InvalidModel and OSError, as
+        do the next two."""
         ...
 
     def versions(self, folder: str) -> Sequence[str]:
@@ -77,6 +78,8 @@ class Version:
     config: FolderConfig
     fingerprint: Fingerprint
     repository: Repository = dataclasses.field(repr=False, compare=False)
+    # By output: the names of its classes.
+    labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @contextlib.contextmanager
     def copy(self) -> Iterator[Path]:
@@ -125,13 +128,21 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
     check_name(name)
     config = FolderConfig()
     config_row: Fingerprint = ()
-    if (found := repository.config(name)) is not None:
+    labels: dict[str, tuple[str, ...]] = {}
+    if (found := repository.text(name, CONFIG)) is not None:
         row, data = found
         config_row = (row,)
-        try:
-            config = read_config(data.decode("utf-8"), name)
-        except UnicodeDecodeError as error:
-            raise InvalidModel(f"{CONFIG} is no UTF-8 text: {error}") from None
+        config = read_config(_decoded(CONFIG, data), name)
+        for output, file in config.labels:
+            if (found := repository.text(name, file)) is None:
+                raise InvalidModel(
+                    f"{CONFIG}: output {output!r} has the label_filename {file!r}, which is not there"
+                )
+            row, data = found
+            config_row += (row,)
+            labels[output] = tuple(line.strip() for line in _decoded(file, data).splitlines())
+            if max(map(len, labels[output]), default=0) > LABEL_CHARS_MAX:
+                raise InvalidModel(f"{file} has a label of more than {LABEL_CHARS_MAX} characters")
     numbers = {}
     for text in sorted(repository.versions(name)):
         if text.isascii() and text.isdigit():
@@ -159,8 +170,15 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
             file = f"{file}/{MODEL_FILE}"
         if file and file not in paths:
             raise InvalidModel(f"version {number} has no file {config.filename}")
-        versions.append(Version(name, number, file, config, config_row + rows, repository))
+        versions.append(Version(name, number, file, config, config_row + rows, repository, labels))
     return versions, frozenset(numbers)
+
+
+def _decoded(file: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidModel(f"{file} is no UTF-8 text: {error}") from None
 
 
 class Folder:
@@ -191,13 +209,13 @@ class Folder:
             )
         return found
 
-    def config(self, folder: str) -> tuple[Row, bytes] | None:
-        file = self.root / folder / CONFIG
+    def text(self, folder: str, name: str) -> tuple[Row, bytes] | None:
+        file = self.root / folder / name
         if not file.is_file():
             return None
         if file.stat().st_size > CONFIG_BYTES_MAX:
-            raise InvalidModel(f"{CONFIG} is larger than {CONFIG_BYTES_MAX} bytes")
-        return _row(file, CONFIG), file.read_bytes()
+            raise InvalidModel(f"{name} is larger than {CONFIG_BYTES_MAX} bytes")
+        return _row(file, name), file.read_bytes()
 
     def versions(self, folder: str) -> list[str]:
         with os.scandir(self.root / folder) as entries:

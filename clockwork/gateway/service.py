@@ -21,6 +21,7 @@ from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QU
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.answers import Answers
 from clockwork.gateway.aside import Aside
+from clockwork.gateway.classification import check_classified, classify
 from clockwork.gateway.errors import Unsupported
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
@@ -30,14 +31,14 @@ from clockwork.gateway.tracing import Carrier, Tracing
 from clockwork.wire import tensors
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Answer, NamedTensorRef, Reason
-from clockwork.wire.references import model_reference
+from clockwork.wire.references import model_reference, name_of
 from clockwork.wire.telling import no_such_input
 from clockwork.wire.transport import Frame
 
 SERVER_NAME = "clockwork"
 
 EXTENSIONS = (
-    "binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)",
+    "binary_tensor_data", "classification", "model_configuration", "model_repository", "model_repository(unload_dependents)",
     "schedule_policy", "statistics",
 )  # fmt: skip
 """Triton's extensions that every gateway has."""
@@ -75,6 +76,9 @@ class Inference:
     outputs: list[str]  # the names asked for; empty: all
     slo_ns: int  # 0: the model's own
     priority: int
+    classes: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # outputs of which classes are wanted, how many
 
 
 def reference_of(name: str, version: str) -> str:
@@ -198,10 +202,13 @@ class InferenceService:
         return self._tracing.followed(protocol, carrier, inference.model, lambda: self._submit(inference))
 
     def _submit(self, inference: Inference) -> asyncio.Future[AnswerFrames]:
-        slo_ns = inference.slo_ns
+        slo_ns, priority = inference.slo_ns, inference.priority
+        if self._keeper is not None and (queueing := self._keeper.queueing.get(name_of(inference.model))):
+            priority = queueing.level(priority)
+            slo_ns = slo_ns or queueing.timeout_ns(priority)
         limit_ns = slo_ns + GRACE_NS if slo_ns else ANSWER_LIMIT_NS
         return self._client.infer_frames(
-            inference.model, inference.references, inference.frames, slo_ns, inference.priority, limit_ns
+            inference.model, inference.references, inference.frames, slo_ns, priority, limit_ns
         )
 
     @staticmethod
@@ -218,6 +225,26 @@ class InferenceService:
                     name, ", ".join(found), name,
                 )  # fmt: skip
         return [found[name] for name in inference.outputs]
+
+    async def classified(
+        self, inference: Inference, chosen: list[NamedTensorRef], answer: Answer, frames: list[Frame]
+    ) -> tuple[list[NamedTensorRef], list[Frame]]:
+        """Outputs with classes in the place of values where the request wants those. Raises InvalidInput."""
+        if not inference.classes:
+            return chosen, frames
+        name = name_of(inference.model)
+        info = await self.describe(name, str(answer.model_version))
+        labels = self._keeper.labels.get((name, info.version), {}) if self._keeper is not None else {}
+        frames, found = list(frames), list(chosen)
+        for place, (output, code, shape, index) in enumerate(chosen):
+            if (count := inference.classes.get(output, 0)) > 0:
+                check_classified(code, output)
+                frame = frames[index]
+                work = (code, shape, frame, count, info.batches, labels.get(output, ()))
+                new_shape, strings = await self.writing.run(len(frame), classify, *work)
+                found[place] = [output, tensors.STRING, new_shape, len(frames)]
+                frames.append(strings)
+        return found, frames
 
     # ----- the server --------------------------------------------------------------------------
 
@@ -260,7 +287,7 @@ class InferenceService:
         return info
 
     async def model_ready(self, name: str, version: str) -> bool:
-        """Whether a worker serves the model. Raises ModelNotFound."""
+        """Whether a worker serves the model. Raises ModelNotFound, and Unavailable of a model that is set aside."""
         return (await self.describe(name, version)).state == "ready"
 
     async def metadata(self, name: str, version: str) -> dict[str, Any]:
@@ -376,8 +403,16 @@ class InferenceService:
             await asyncio.get_running_loop().run_in_executor(self._keeper.loads, self._keeper.load, name)
         await self._operator.load(name, timeout=LOAD_LIMIT_S)
 
-    async def unload(self, name: str) -> None:
-        """Have a model take no requests and no memory until it is loaded again. Raises ModelNotFound."""
+    async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Have a model take no requests and no memory until it is loaded again. Raises ModelNotFound, and InvalidInput for
+        parameters other than unload_dependents, which means nothing here: without ensembles no model has any."""
+        for key, value in parameters.items():
+            if key != "unload_dependents" or type(value) is not bool:
+                raise InvalidInput(
+                    f"unload of {name!r} has the parameter {key[:80]!r} {repr(value)[:80]}; there is unload_dependents, true or "
+                    "false",
+                    expected="unload_dependents",
+                )
         await self._operator.unload(name, timeout=LOAD_LIMIT_S)
 
 

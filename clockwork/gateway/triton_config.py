@@ -9,15 +9,16 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf import text_format
 
-from clockwork.config import REGISTER_BATCH_MAX
+from clockwork.config import PRIORITY_MAX, REGISTER_BATCH_MAX, SECONDS_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, NESTING_MAX
 from clockwork.errors import InvalidModel
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.system.clock import to_seconds
 from clockwork.wire.packages import MODEL_FILE
 
 BACKENDS = ("", "onnxruntime", "clockwork")
@@ -68,6 +69,23 @@ class TensorDemand:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Queueing:
+    """What a configuration says of requests that bring no priority or no timeout."""
+
+    levels: int = 0  # priorities that there are, 1 the highest; 0: not said
+    default_level: int = 0  # of requests without one of them; 0: the cluster's default
+    timeouts_ns: Mapping[int, int] = dataclasses.field(default_factory=dict)  # by level; 0: of all others
+
+    def level(self, asked: int) -> int:
+        """The priority of a request that asks for this one; 0 is none."""
+        return asked if not self.levels or 1 <= asked <= self.levels else self.default_level
+
+    def timeout_ns(self, level: int) -> int:
+        """Of a request without one, by its priority; 0 is none."""
+        return self.timeouts_ns.get(level, self.timeouts_ns.get(0, 0))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class FolderConfig:
     """How the files of one folder of a repository are served."""
 
@@ -78,6 +96,8 @@ class FolderConfig:
     slo_s: float | None = None
     inputs: tuple[TensorDemand, ...] = ()
     outputs: tuple[TensorDemand, ...] = ()
+    queueing: Queueing = Queueing()
+    labels: tuple[tuple[str, str], ...] = ()  # outputs, and the files with the names of their classes
     notes: tuple[str, ...] = ()  # for a person
 
     def chosen(self, found: Sequence[int]) -> list[int]:
@@ -121,23 +141,71 @@ def read_config(text: str, folder: str) -> FolderConfig:
     if config.max_batch_size < 0:
         raise InvalidModel(f"config.pbtxt: max_batch_size {config.max_batch_size} is below 0")
     filename = config.default_model_filename or MODEL_FILE
-    if "/" in filename or filename in (".", ".."):
-        raise InvalidModel(f"config.pbtxt: default_model_filename {filename!r} is no file's name")
+    _check_filename("default_model_filename", filename)
+    labels = tuple((tensor.name, tensor.label_filename) for tensor in config.output if tensor.label_filename)
+    for _, file in labels:
+        _check_filename("label_filename", file)
     newest, versions = _policy(config.version_policy)
+    queueing, notes = _queueing(config.dynamic_batching)
+    slo_s = _slo(config)
+    if slo_s is not None:  # our own parameter counts before the timeouts of requests without a priority
+        own = {0, queueing.default_level}
+        timeouts_ns = {level: ns for level, ns in queueing.timeouts_ns.items() if level not in own}
+        queueing = dataclasses.replace(queueing, timeouts_ns=timeouts_ns)
+    elif timeout_ns := queueing.timeout_ns(queueing.default_level):
+        slo_s = to_seconds(timeout_ns)
     return FolderConfig(
         filename=filename,
         batch_max=min(config.max_batch_size, REGISTER_BATCH_MAX) if "max_batch_size" in fields else None,
         newest=newest,
         versions=versions,
-        slo_s=_slo(config),
+        slo_s=slo_s,
         inputs=tuple(_demand("input", tensor) for tensor in config.input),
         outputs=tuple(_demand("output", tensor) for tensor in config.output),
-        notes=tuple(
-            f"{field} is passed over" + (f": {NOTES[field]}" if field in NOTES else "")
-            for field in fields
-            if field not in USED
+        queueing=queueing,
+        labels=labels,
+        notes=(
+            *(
+                f"{field} is passed over" + (f": {NOTES[field]}" if field in NOTES else "")
+                for field in fields
+                if field not in USED
+            ),
+            *notes,
         ),
     )
+
+
+def _check_filename(field: str, filename: str) -> None:
+    if "/" in filename or "\0" in filename or filename in (".", ".."):
+        raise InvalidModel(f"config.pbtxt: {field} {filename!r} is no file's name")
+
+
+def _queueing(batching: pb.ModelDynamicBatching) -> tuple[Queueing, list[str]]:
+    """What a configuration says of priorities and timeouts, and notes on what is passed over. Raises InvalidModel."""
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels > PRIORITY_MAX:
+        raise InvalidModel(f"config.pbtxt: priority_levels {levels}; there are at most {PRIORITY_MAX}")
+    if levels and not 1 <= default <= levels:
+        raise InvalidModel(f"config.pbtxt: default_priority_level {default} is not from 1 to {levels}")
+    policies = {0: batching.default_queue_policy, **batching.priority_queue_policy}
+    timeouts_ns: dict[int, int] = {}
+    notes: list[str] = []
+    for level, policy in sorted(policies.items()):
+        name = f"priority_queue_policy {level}" if level else "default_queue_policy"
+        if level > levels:
+            raise InvalidModel(f"config.pbtxt: {name}: priority_levels is {levels}")
+        timeout_us = policy.default_timeout_microseconds
+        if timeout_us > SECONDS_MAX * 1_000_000:
+            raise InvalidModel(
+                f"config.pbtxt: {name}: a timeout of {timeout_us} us; at most {SECONDS_MAX} s are waited"
+            )
+        if policy.timeout_action == pb.ModelQueuePolicy.DELAY and timeout_us:
+            notes.append(f"the timeout of {name} is passed over: nothing is answered after its deadline")
+        elif timeout_us or level:
+            timeouts_ns[level] = timeout_us * 1000
+        if policy.max_queue_size:
+            notes.append(f"max_queue_size of {name} is passed over: what would not be in time is refused")
+    return Queueing(levels, default, timeouts_ns), notes
 
 
 def _did_you_mean(field: str) -> str:

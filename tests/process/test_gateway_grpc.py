@@ -269,11 +269,6 @@ def test_what_is_wrong_with_a_request_is_said(call: Call, request_: Any, words: 
 
 
 def test_what_is_not_here_is_unimplemented(call: Call, channel: grpc.Channel) -> None:
-    classes = inference()
-    classes.outputs.add(name="y").parameters["classification"].int64_param = 3
-    with pytest.raises(grpc.RpcError) as caught:
-        call("ModelInfer", classes)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     with pytest.raises(grpc.RpcError, match="sequences are not supported") as caught:
         call("ModelInfer", inference(parameters={"sequence_id": ("int64_param", 7)}))
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -561,7 +556,8 @@ def test_queries_are_the_controllers_to_answer(call: Call, controller: FakeContr
     assert call("ServerMetadata", pb.ServerMetadataRequest()).name == "clockwork"
     controller.handle = failing(Status.MODEL_NOT_FOUND, "no model 'm' is registered")
     assert not call("ServerReady", pb.ServerReadyRequest()).ready
-    for method in ("ModelMetadata", "ModelConfig", "ModelReady", "ModelStatistics"):
+    assert not call("ModelReady", pb.ModelReadyRequest(name="m", version="2")).ready, "as Triton says it"
+    for method in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
         with pytest.raises(grpc.RpcError) as caught:
             call(method, getattr(pb, f"{method}Request")(name="m", version="2"))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND

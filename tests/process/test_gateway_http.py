@@ -324,9 +324,10 @@ def test_a_timeout_header_that_cannot_be(http: Http, timeout: str) -> None:
     assert (reply.status, "X-Clockwork-Timeout-Us" in reply.json["error"]) == (400, True)
 
 
-def test_what_is_not_here_is_said(http: Http) -> None:
-    classes = PLAIN | {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
-    assert http.infer(classes).status == 501
+@pytest.mark.parametrize("count", [-1, "3", 1.5, True, 1 << 40])
+def test_a_count_of_classes_that_cannot_be(http: Http, count: Any) -> None:
+    reply = http.infer(PLAIN | {"outputs": [{"name": "y", "parameters": {"classification": count}}]})
+    assert (reply.status, "classification of output 'y'" in reply.json["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(

@@ -153,21 +153,27 @@ def test_a_listing_is_a_repository_like_a_folder() -> None:
     remote = Remote(LOCATION, 1, True, cast(Cache, None))
     paths = [
         "a/1/model.onnx", "a/1/more/weights", "a/2/model.onnx", "a/config.pbtxt", "b/3/other.onnx", "README.md",
-        ".git/1/model.onnx", "_x/1/model.onnx", "c/notes.txt", "d/1/program.json",
+        ".git/1/model.onnx", "_x/1/model.onnx", "c/notes.txt", "d/1/program.json", "a/names.txt", "a/more.txt",
     ]  # fmt: skip
     listing = Listing(remote, [RemoteFile(path, 4, path, "") for path in paths])
-    listing.configs = {"a": b"version_policy { all { } }"}
+    (config,) = listing.configs()
+    text = b'version_policy { all { } } output { name: "y" label_filename: "names.txt" }'
+    listing.texts = {config: text}
+    assert "label_filename 'names.txt', which is not there" in scan(listing).broken["a"]
+    (labels,) = listing.labels()
+    listing.texts = {config: text, labels: "cat\n Gr\u00fcn \n".encode()}
     found = scan(listing)
     assert set(found.versions) == {("a", 1), ("a", 2), ("d", 1)}
     assert [path for path, _, _ in found.versions["a", 1].fingerprint] == [
-        "config.pbtxt", "model.onnx", "more/weights",
+        "config.pbtxt", "names.txt", "model.onnx", "more/weights",
     ]  # fmt: skip
     assert found.versions["d", 1].file == ""
+    assert found.versions["a", 2].labels == {"y": ("cat", "Gr\u00fcn")}
     assert found.broken == {
         "b": "version 3 has no file model.onnx",
         "c": "c has no version: a folder whose name is a number",
     }
-    listing.configs = {"a": None}
+    listing.texts = {config: None}
     assert "is larger than" in scan(listing).broken["a"]
 
 

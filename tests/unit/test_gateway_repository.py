@@ -58,6 +58,28 @@ def test_a_configuration_of_triton_says_what_decides_something_here() -> None:
     assert "every model is run at every batch size" in notes["model_warmup"]
 
 
+def test_queue_policies_are_the_defaults_of_requests() -> None:
+    text = """dynamic_batching {
+        priority_levels: 3 default_priority_level: 2
+        default_queue_policy { default_timeout_microseconds: 500 max_queue_size: 9 }
+        priority_queue_policy [ { key: 1 value { default_timeout_microseconds: 20 } },
+                                { key: 3 value { timeout_action: DELAY default_timeout_microseconds: 7 } } ]
+    }"""
+    config = read_config(text, "m")
+    queueing = config.queueing
+    assert [queueing.level(asked) for asked in (0, 1, 2, 3, 4, 255)] == [2, 1, 2, 3, 2, 2]
+    assert [queueing.timeout_ns(level) for level in (1, 2, 3)] == [20_000, 500_000, 500_000]
+    assert config.slo_s == 0.0005
+    assert [note.split(" is passed over")[0] for note in config.notes] == [
+        "max_queue_size of default_queue_policy",
+        "the timeout of priority_queue_policy 3",
+    ]
+    own = read_config(text + 'parameters { key: "clockwork_slo_ms" value { string_value: "25" } }', "m")
+    assert own.slo_s == 0.025
+    assert [own.queueing.timeout_ns(level) for level in (1, 2, 3)] == [20_000, 0, 0]
+    assert read_config("dynamic_batching { }", "m").queueing.level(7) == 7
+
+
 def test_an_upper_bound_of_batches_beyond_the_largest_is_the_largest() -> None:
     assert read_config("max_batch_size: 65536", "m").batch_max == 4096
 
@@ -99,6 +121,16 @@ def test_fields_are_found_whatever_is_inside_them() -> None:
             "input 'x' has 12 elements by its dims [3, 4] and 14 by its reshape [2, 7]",
         ),
         ("output { name: 'y' dims: [ -1 ] reshape { shape: [ 0 ] } }", "sizes are above 0, or -1"),
+        (
+            "output { name: 'y' label_filename: '../labels.txt' }",
+            "label_filename '../labels.txt' is no file's name",
+        ),
+        ("dynamic_batching { priority_levels: 256 default_priority_level: 1 }", "there are at most 255"),
+        ("dynamic_batching { priority_levels: 2 }", "default_priority_level 0 is not from 1 to 2"),
+        (
+            "dynamic_batching { priority_queue_policy { key: 3 } }",
+            "priority_queue_policy 3: priority_levels is 0",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_named(text: str, said: str) -> None:
@@ -182,6 +214,20 @@ def test_what_is_said_of_a_folder_can_be_sent_whatever_its_name_is(tmp_path: Pat
     assert name == r"\xff"
     assert name.encode()
     assert why.encode()
+
+
+def test_labels_are_files_beside_the_configuration(tmp_path: Path) -> None:
+    config = 'output { name: "y" label_filename: "labels.txt" }'
+    put(tmp_path, "m", 1, config=config)
+    assert "label_filename 'labels.txt', which is not there" in scan(tmp_path).broken["m"]
+    (tmp_path / "m/labels.txt").write_text("ant\n\nbee of two words \n")
+    first = scan(tmp_path)
+    assert first.versions["m", 1].labels == {"y": ("ant", "", "bee of two words")}
+    (tmp_path / "m/labels.txt").write_text("ant\nwasp\n")
+    second = scan(tmp_path)
+    assert plan(done_of(first), second, second).register, "other labels are a change"
+    (tmp_path / "m/labels.txt").write_text("x" * 1001)
+    assert "label of more than 1000" in scan(tmp_path).broken["m"]
 
 
 def test_of_more_versions_than_a_model_may_have_the_newest_are_served(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def server_project(project: dict[str, Any]) -> dict[str, Any]:
 CLIENT_README = """# clockwork-client
 
 The Python client of [Clockwork](https://pypi.org/project/clockwork-serving/), a serving system for deep-learning models that
-meets each request's deadline or refuses it at once. Pure Python: for programs that ask a cluster, on any system.
+answers each request by its deadline or refuses it. Pure Python: for programs that ask a cluster, on any system.
 
     from clockwork import Client
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_documented_types import PROMISED, check, examples
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300
 
@@ -102,6 +104,10 @@ def test_a_fresh_environment_serves(served: tuple[Place, str]) -> None:
         "digits: 7"
     )
     assert not list((place.root / "venv").rglob("*_tested*")), "what only tests call is in no wheel"
+
+
+def test_type_checkers_see_the_types_of_what_is_installed(served: tuple[Place, str], tmp_path: Path) -> None:
+    check(tmp_path, {**examples(), "promised.py": PROMISED}, served[0].bin / "python")
 
 
 def test_the_client_asks_and_brings_nothing_else(

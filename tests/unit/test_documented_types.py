@@ -65,31 +65,29 @@ def examples() -> dict[str, str]:
     return found
 
 
-def mypy(directory: Path, *files: str) -> str:
-    """What mypy says of files of a directory outside the checkout, which it knows through the installed package alone."""
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
-        "--cache-dir",
-        str(ROOT / ".mypy_cache" / "documents"),
-        *files,
-    ]
+def mypy(directory: Path, *files: str, python: str | Path = sys.executable) -> str:
+    """What mypy says of files of a directory outside the checkout, in which `python` finds the package where it is installed."""
+    cache = directory if python != sys.executable else ROOT / ".mypy_cache"
+    options = ["--strict", "--python-executable", str(python), "--cache-dir", str(cache / "documents")]
+    command = [sys.executable, "-m", "mypy", *options, *files]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=110)
     return done.stdout + done.stderr
+
+
+def check(directory: Path, texts: dict[str, str], python: str | Path = sys.executable) -> None:
+    """Hold that mypy finds nothing in these texts, and what it has to find in MISTAKEN."""
+    for name, text in {**texts, "mistaken.py": MISTAKEN}.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    said = mypy(directory, *texts, "mistaken.py", python=python)
+    faults = [line for line in said.splitlines() if ": error:" in line]
+    assert [line for line in faults if not line.startswith("mistaken.py:")] == [], said
+    assert [line.split(":")[1] for line in faults] == ["4", "5"], said
 
 
 def test_the_documents_examples_and_the_promised_types_pass_strictly(tmp_path: Path) -> None:
     texts = {**examples(), "promised.py": PROMISED}
     assert {"README_0.py", "shared_memory_0.py", "policies_0.py", "strings_and_images_0.py"} <= set(texts)
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "mistaken.py").write_text(MISTAKEN, encoding="utf-8")
-    said = mypy(tmp_path, *texts, "mistaken.py").splitlines()
-    faults = [line for line in said if ": error:" in line]
-    assert [line for line in faults if not line.startswith("mistaken.py:")] == [], "\n".join(said)
-    assert [line.split(":")[1] for line in faults] == ["4", "5"], "\n".join(said)
+    check(tmp_path, texts)
 
 
 def test_it_is_imported_from_beside_a_checkout_that_has_its_name(tmp_path: Path) -> None:

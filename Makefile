@@ -179,7 +179,7 @@ release: ## check that this checkout is a release of VERSION=1.2.3, and make its
 	@test -n "$(VERSION)" || { echo "which? make release VERSION=1.2.3"; exit 1; }
 	$(PYTHON) tools/release.py --release "$(VERSION)" $(ARGS)
 
-proto: ## make the gateway's protobuf messages from inference.proto
+proto: ## make the gateway's protobuf messages from the .proto files
 	$(PYTHON) tools/proto.py
 
 clean: ## remove what was built and cached; the next build is quick

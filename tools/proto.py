@@ -1,4 +1,4 @@
-"""Writes clockwork/gateway/protocol/inference_pb2.py from inference.proto.
+"""Writes clockwork/gateway/protocol/NAME_pb2.py from each NAME.proto there.
 
     python tools/proto.py
 
@@ -17,33 +17,38 @@ from pathlib import Path
 
 COMPILER = "grpcio-tools==1.72.2"
 PROTOCOL = Path(__file__).resolve().parent.parent / "clockwork" / "gateway" / "protocol"
-NAME = "inference"
 
 
-def header(source: bytes) -> str:
+def header(source: Path) -> str:
     """The first line of what was made of a source, by which a test sees whether it is current."""
-    return f"# Made by `make proto` from {NAME}.proto, sha256 {hashlib.sha256(source).hexdigest()}\n"
+    return f"# Made by `make proto` from {source.name}, sha256 {hashlib.sha256(source.read_bytes()).hexdigest()}\n"
 
 
 def main() -> None:
-    source = PROTOCOL / f"{NAME}.proto"
+    sources = sorted(PROTOCOL.glob("*.proto"))
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         python = str(Path(directory) / "bin" / "python")
         subprocess.run(
             [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", COMPILER], check=True
         )
-        made = Path(directory) / "made"
-        made.mkdir()
-        subprocess.run(
-            [python, "-m", "grpc_tools.protoc", f"-I{PROTOCOL}", f"--python_out={made}", source.name],
-            check=True,
-        )  # fmt: skip
-        for path in sorted(made.iterdir()):
-            text = path.read_text(encoding="utf-8")
+        for source in sources:
+            subprocess.run(
+                [
+                    python,
+                    "-m",
+                    "grpc_tools.protoc",
+                    f"-I{PROTOCOL}",
+                    f"--python_out={directory}",
+                    source.name,
+                ],
+                check=True,
+            )
+            name = f"{source.stem}_pb2.py"
+            text = (Path(directory) / name).read_text(encoding="utf-8")
             # A pool of its own: in the common one, another package's messages of the same names would clash.
             text = text.replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()")
-            (PROTOCOL / path.name).write_text(header(source.read_bytes()) + text, encoding="utf-8")
+            (PROTOCOL / name).write_text(header(source) + text, encoding="utf-8")
 
 
 if __name__ == "__main__":

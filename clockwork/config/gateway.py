@@ -189,12 +189,20 @@ GRPC_PARSED_BYTES_MAX = 4 << 20
 """Bytes of a message besides raw_input_contents, as much as gRPC's servers take by default. protobuf parses them at once,
 in up to 22 ms (booleans in contents)."""
 
+REFLECTION_BYTES_MAX = 4 << 10
+"""Largest request of server reflection: names, which are sent back."""
+
 GRPC_ANSWER_BYTES_MAX = 128 << 20
 """Bytes of an answer's tensors: gRPC takes a message as a whole, and its copy keeps the loop for up to 70 ms. More
 travel over HTTP."""
 
 ELEMENTS_AT_ONCE = 1 << 16
 """Elements that are converted at once, which takes some milliseconds. More are converted piece by piece beside the loop."""
+
+# ----- gateway/health.py -----------------------------------------------------------------------
+
+HEALTH_POLL_S = 1.0
+"""Interval at which the controller is asked whether the cluster is ready, while anybody watches."""
 
 # ----- gateway/metrics.py ----------------------------------------------------------------------
 

@@ -6,26 +6,22 @@ methods, in place of generated code: grpcio needs no more.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import functools
 import logging
-import math
 import socket
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import grpc
 import grpc.aio
 from google.protobuf import json_format
 
-from clockwork.config import SECONDS_MAX
 from clockwork.config.gateway import (
     ANSWER_PIECE_BYTES,
     DETAILS_MAX,
-    ELEMENTS_AT_ONCE,
     GRPC_ANSWER_BYTES_MAX,
     GRPC_IDLE_S,
     GRPC_METADATA_BYTES_MAX,
@@ -33,50 +29,51 @@ from clockwork.config.gateway import (
     GRPC_SWEEP_S,
     GRPC_WAITING_MAX,
     KEEPALIVE_S,
+    REFLECTION_BYTES_MAX,
     STREAM_WINDOW,
     STREAMS_MAX,
 )
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
-    DeadlineMissed,
     Forbidden,
     InvalidInput,
     ModelNotFound,
     Refused,
     Unavailable,
 )
+from clockwork.gateway import reflection
 from clockwork.gateway._join import join
 from clockwork.gateway.answers import Held
-from clockwork.gateway.aside import Aside
 from clockwork.gateway.callers import Address, Caller
-from clockwork.gateway.classification import class_count
 from clockwork.gateway.connections import Connections
 from clockwork.gateway.errors import NotFound, Told, TooLarge, TooSlow, Unsupported, tell
+from clockwork.gateway.grpc_inference import (
+    FINAL,
+    begun,
+    converted_bytes,
+    inference_of,
+    parameters_of,
+    response_of,
+    wants_final,
+)
+from clockwork.gateway.health import Health
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import NO_ROOM
+from clockwork.gateway.protocol import health_pb2 as health_pb
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.protocol import reflection_pb2 as reflection_pb
 from clockwork.gateway.protocol.split import Reader, Split
-from clockwork.gateway.regions import NO_CUDA_MEMORY, REGION, Shared
+from clockwork.gateway.regions import NO_CUDA_MEMORY
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.service import (
-    Inference,
     InferenceService,
-    least,
-    priority_of,
-    reference_of,
-    refuse_sequences,
-    timeout_of,
 )
 from clockwork.gateway.settings import GatewaySettings
-from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
 from clockwork.system.clock import now_ns, to_ns, to_seconds
 from clockwork.web.seats import Seat, Seats, Standing
-from clockwork.wire import tensors
-from clockwork.wire.messages import NamedTensorRef, Reason
-from clockwork.wire.references import name_of
-from clockwork.wire.roles import GRPC
-from clockwork.wire.transport import Frame
+from clockwork.wire.messages import Reason
+from clockwork.wire.roles import GRPC, GRPC_COMMON, Right
 
 log = logging.getLogger("clockwork.gateway")
 
@@ -93,39 +90,32 @@ SERVICE = "inference.GRPCInferenceService"
 
 PROTOCOL = "grpc"
 
-ROUNDED_UP = 0.99
-"""Factor for a call's deadline: gRPC rounds the deadline up to three digits on the wire, and an answer after the
-client's own deadline is of no use."""
+LIVENESS = "liveness"
+"""The service, in health checks, that is there as long as the gateway runs, for probes that restart what is not."""
+
+HEALTH = ("", SERVICE, LIVENESS)
+"""The services whose health is told. No model is among them: health is for everybody, and a model's name is not."""
+
+SERVING = health_pb.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which says little of its types."""
 
 Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
-_RAW_OUTPUT = b"\x32"
-"""The tag of ModelInferResponse.raw_output_contents."""
+Stream: TypeAlias = Callable[[AsyncIterator[Any], Context, "_Call"], Awaitable[None]]
+"""A method that writes its answers itself; it is given the messages of its call, each with its size."""
 
 _STREAM_ANSWER = b"\x12"
 """The tag of ModelStreamInferResponse.infer_response."""
-
-WANTS_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
-"""The parameter of a request whose answers are to say which is the last, and the parameter of such an answer."""
 
 CALL_BYTES = 128
 """More than a header, or a frame of HTTP/2 in a record of TLS, adds to what is in it."""
 
 COPIES = 2
 """How many times gRPC has an answer's bytes until the peer has taken them: as they were handed over, and in its own buffer."""
-
-_CONTENTS: dict[int, tuple[str, str]] = {
-    tensors.UINT8: ("uint_contents", "B"), tensors.UINT16: ("uint_contents", "H"),
-    tensors.UINT32: ("uint_contents", "I"), tensors.UINT64: ("uint64_contents", "Q"),
-    tensors.INT8: ("int_contents", "b"), tensors.INT16: ("int_contents", "h"),
-    tensors.INT32: ("int_contents", "i"), tensors.INT64: ("int64_contents", "q"),
-    tensors.FLOAT: ("fp32_contents", "f"), tensors.DOUBLE: ("fp64_contents", "d"),
-    tensors.BOOL: ("bool_contents", "B"),
-}  # fmt: skip
-"""By datatype: the field for elements that are not sent raw, and their code in Python's array."""
 
 
 class GrpcServer:
@@ -143,6 +133,7 @@ class GrpcServer:
         self._connections: Connections | None = None
         self._calls = Seats(settings.requests_max + GRPC_WAITING_MAX)
         self._sweeper: asyncio.Task[None] | None = None
+        self._health = Health(self._can_serve)
         self._server: Any = None
         self._host, self._port = "", 0  # its listening address; "": every address
 
@@ -185,6 +176,7 @@ class GrpcServer:
 
     async def close(self) -> None:
         """Accept no more calls, and let those under way end, for a bounded time."""
+        await self._health.close()
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)
         if self._sweeper is not None:
@@ -228,25 +220,31 @@ class GrpcServer:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
-        # As if the client sent a stream: gRPC then reads no message of a call before it is asked for it.
-        methods = {
-            name: _maker(
-                grpc.stream_unary_rpc_method_handler,
-                self._guarded(name, method),
-                _sized(getattr(pb, f"{name}Request")),
-            )
-            for name, method in unary.items()
+        streams: dict[str, tuple[Stream, Any]] = {
+            f"/{SERVICE}/ModelStreamInfer": (self._stream, pb.ModelInferRequest),
+            "/grpc.health.v1.Health/Watch": (self._watch_health, health_pb.HealthCheckRequest),
         }
-        methods["ModelStreamInfer"] = _maker(
-            grpc.stream_stream_rpc_method_handler,
-            self._guarded("ModelStreamInfer", self._infer, is_stream=True),
-            _sized(pb.ModelInferRequest),
-        )
-        return {f"/{SERVICE}/{name}": maker for name, maker in methods.items()}
+        for version in (reflection.V1, reflection.V1ALPHA):
+            path = f"/{version}.ServerReflection/ServerReflectionInfo"
+            streams[path] = self._reflect, reflection_pb.ServerReflectionRequest
+        needed = rights()
+        kinds = {
+            f"/{SERVICE}/{name}": (method, getattr(pb, f"{name}Request")) for name, method in unary.items()
+        }
+        kinds["/grpc.health.v1.Health/Check"] = self._check_health, health_pb.HealthCheckRequest
+        # As if the client sent a stream: gRPC then reads no message of a call before it is asked for it.
+        return {
+            path: _maker(grpc.stream_unary_rpc_method_handler, self._guarded(needed[path], method), _sized(kind))
+            for path, (method, kind) in kinds.items()
+        } | {
+            path: _maker(grpc.stream_stream_rpc_method_handler, self._guarded(needed[path], stream, True), _sized(kind))
+            for path, (stream, kind) in streams.items()
+        }  # fmt: skip
 
-    def _guarded(self, name: str, method: Method, is_stream: bool = False) -> Callable[..., Awaitable[Any]]:
-        """The method, for whoever has its right, within the bounds on calls, its errors sent as statuses."""
-        right, counted_as = GRPC[name], "stream" if is_stream else method.__name__[1:]
+    def _guarded(self, right: Right, method: Any, is_stream: bool = False) -> Callable[..., Awaitable[Any]]:
+        """The method, a Method or a Stream, for whoever has the right, within the bounds on calls, its errors sent as
+        statuses."""
+        counted_as = method.__name__[1:]
         waited = (
             f"no message came within {self._settings.body_s:g} s, or the call had to make room for others because "
             "too many were without one"
@@ -257,7 +255,8 @@ class GrpcServer:
         ) -> Any:
             assert self._connections is not None
             peer = context.peer()
-            call = _Call(peer, self._connections.seat_of(peer))
+            call = _Call(peer, self._connections.seat_of(peer), begun_bytes)
+            has_begun = False  # a stream
             try:
                 try:
                     try:
@@ -267,19 +266,17 @@ class GrpcServer:
                         async with asyncio.timeout(
                             None if is_stream else self._settings.body_s
                         ) as call.patience:
-                            with self._connections.receiving(peer):
-                                self._connections.take(peer, begun_bytes)
-                                if is_stream:
-                                    return await self._stream(requests, context, call)
-                                sized = await anext(requests, None)
+                            if is_stream:
+                                has_begun = True
+                                return await method(requests, context, call)
+                            sized = await self._first(requests, call)
                     except TimeoutError:
                         raise self._count_failure(counted_as, TooSlow(waited)) from None
                     except ClockworkError as error:
+                        if has_begun:  # which has counted it
+                            raise
                         raise self._count_failure(counted_as, error) from None
-                    if sized is None:
-                        raise InvalidInput("the call ended before its message came")
                     message, size = sized
-                    self._connections.take(peer, _on_the_wire(size))
                     with call.work(), self._counted(counted_as, size), self._service.admitted(size):
                         async with self._read(message) as read:
                             if method == self._infer:
@@ -290,7 +287,7 @@ class GrpcServer:
                 except (ClockworkError, grpc.aio.BaseError):
                     raise
                 except Exception as error:  # a mistake of ours: the log has it, and the client a status
-                    log.error("a call of %s failed", name, exc_info=error)
+                    log.error("a call of %s failed", counted_as, exc_info=error)
                     raise ClockworkError("the gateway failed; its log says how") from None
             except ClockworkError as error:
                 told = self._tell(error)
@@ -302,6 +299,28 @@ class GrpcServer:
             )
 
         return guarded
+
+    @contextlib.contextmanager
+    def _receiving(self, call: _Call) -> Iterator[None]:
+        """While a call waits for its messages, which are to be counted by _received()."""
+        assert self._connections is not None
+        with self._connections.receiving(call.address):
+            self._connections.take(call.address, call.begun_bytes)
+            yield
+
+    def _received(self, call: _Call, size: int) -> None:
+        """Count a message of ``size`` bytes that has come whole."""
+        assert self._connections is not None
+        self._connections.take(call.address, _on_the_wire(size))
+
+    async def _first(self, requests: AsyncIterator[Any], call: _Call) -> tuple[Any, int]:
+        """The one message of a call, and its size. Raises InvalidInput where none comes."""
+        with self._receiving(call):
+            sized = await anext(requests, None)
+        if sized is None:
+            raise InvalidInput("the call ended before its message came")
+        self._received(call, sized[1])
+        return cast(tuple[Any, int], sized)
 
     def _tell(self, error: ClockworkError) -> Told:
         return tell(error, self._settings.status_codes)
@@ -394,10 +413,10 @@ class GrpcServer:
         converted = 0
         try:
             try:
-                inference = await _read(read, context.time_remaining(), shared, service.reading)
+                inference = await inference_of(read, context.time_remaining(), shared, service.reading)
                 await shared.read(inference.frames)
                 if request.inputs and not read.raw:
-                    size = _converted_bytes(request, inference.frames)
+                    size = converted_bytes(request, inference.frames)
                     service.hold(size)
                     converted = size
             except InvalidInput as error:
@@ -417,8 +436,8 @@ class GrpcServer:
             chosen = service.chosen(inference, answer)
             chosen, frames = await service.classified(inference, chosen, answer, frames)
             delivered = await shared.deliver(chosen, frames)
-            pieces, sent = _response(
-                inference, chosen, answer.model_version, frames, delivered, _wants_final(request)
+            pieces, sent = response_of(
+                inference, chosen, answer.model_version, frames, delivered, wants_final(request)
             )
         finally:
             shared.release()
@@ -428,8 +447,7 @@ class GrpcServer:
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
         """Answer in the order of the requests, at most STREAM_WINDOW of which are under way."""
-        assert self._connections is not None
-        answers, peer = self._service.answers, context.peer()
+        answers = self._service.answers
         window: asyncio.Queue[tuple[asyncio.Task[bytes], Held] | None] = asyncio.Queue(STREAM_WINDOW)
         under_way: dict[Held, None] = {}
 
@@ -441,14 +459,17 @@ class GrpcServer:
                 del under_way[held]
 
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(write())
-                async for request in requests:
-                    self._connections.take(peer, _on_the_wire(request[1]))
-                    held = self._held(context)
-                    under_way[held] = None
-                    await window.put((group.create_task(self._streamed(request, context, held, call)), held))
-                await window.put(None)
+            with self._receiving(call):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(write())
+                    async for request in requests:
+                        self._received(call, request[1])
+                        held = self._held(context)
+                        under_way[held] = None
+                        await window.put(
+                            (group.create_task(self._streamed(request, context, held, call)), held)
+                        )
+                    await window.put(None)
         finally:
             for held in under_way:
                 answers.release(held)
@@ -461,7 +482,7 @@ class GrpcServer:
                 async with self._read(message) as read:
                     request = read.message
                     pieces = await self._answered(read, context, held)
-                    return await self._joined([*_begun(_STREAM_ANSWER, sum(map(len, pieces))), *pieces])
+                    return await self._joined([*begun(_STREAM_ANSWER, sum(map(len, pieces))), *pieces])
         except ClockworkError as error:
             refusal = pb.ModelStreamInferResponse(
                 error_message=self._tell(error).body["error"],
@@ -470,15 +491,70 @@ class GrpcServer:
                     id=request.id if request is not None else "",
                 ),
             )
-            if request is not None and _wants_final(request):
+            if request is not None and wants_final(request):
                 refusal.infer_response.parameters[FINAL].bool_param = True
             return bytes(refusal.SerializeToString())
+
+    # ----- health and reflection ---------------------------------------------------------------
+
+    async def _can_serve(self) -> bool:
+        return not await self._service.why_not_ready()
+
+    async def _check_health(self, request: Any, context: Context) -> Any:
+        if request.service not in HEALTH:
+            raise NotFound(
+                f"there is no service {request.service[:80]!r} whose health is known; there are {HEALTH}"
+            )
+        can_serve = request.service == LIVENESS or await self._can_serve()
+        return health_pb.HealthCheckResponse(status=SERVING if can_serve else NOT_SERVING)
+
+    async def _watch_health(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
+        """Tell a service's health, and each change of it, until the gateway ends. The call holds a seat, and no more."""
+        async with asyncio.timeout(self._settings.body_s):
+            message, size = await self._first(requests, call)
+        with self._counted("watch_health", size), self._service.admitted(size):
+            async with self._read(message) as read:
+                service = read.message.service
+
+        async def say(status: int) -> None:
+            await context.write(health_pb.HealthCheckResponse(status=status).SerializeToString())
+
+        if service not in HEALTH or service == LIVENESS:
+            await say(SERVING if service == LIVENESS else SERVICE_UNKNOWN)
+        # A stranger who watches is no stranger who says nothing: the connection stays while there is room.
+        watching = self._health.watch(lambda: call.connection.progress(now_ns()))
+        async with contextlib.aclosing(watching):
+            async for can_serve in watching:
+                if service in HEALTH and service != LIVENESS:
+                    await say(SERVING if can_serve else NOT_SERVING)
+
+    async def _reflect(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
+        """Answer what is asked of the services, one question after the other."""
+        answers = self._service.answers
+        with self._receiving(call):
+            async for message, size in requests:
+                self._received(call, size)
+                with call.work(), self._counted("reflect", size), self._service.admitted(size):
+                    async with self._read(message) as read:
+                        if (length := read.message.ByteSize()) > REFLECTION_BYTES_MAX:
+                            raise TooLarge(
+                                f"the request has {length} bytes, at most {REFLECTION_BYTES_MAX} are taken"
+                            )
+                        answer = reflection.answer(read.message).SerializeToString()
+                held = self._held(context)
+                try:
+                    answers.come(held, len(answer), now_ns())
+                    await context.write(answer)
+                finally:
+                    answers.release(held)
+
+    # ----- everything else ---------------------------------------------------------------------
 
     async def _server_live(self, request: Any, context: Context) -> Any:
         return pb.ServerLiveResponse(live=True)
 
     async def _server_ready(self, request: Any, context: Context) -> Any:
-        return pb.ServerReadyResponse(ready=not await self._service.why_not_ready())
+        return pb.ServerReadyResponse(ready=await self._can_serve())
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
         try:
@@ -556,12 +632,17 @@ class GrpcServer:
         )
 
     async def _load(self, request: Any, context: Context) -> Any:
-        await self._service.load(request.model_name, _parameters(request))
+        await self._service.load(request.model_name, parameters_of(request))
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any, context: Context) -> Any:
-        await self._service.unload(request.model_name, _parameters(request))
+        await self._service.unload(request.model_name, parameters_of(request))
         return pb.RepositoryModelUnloadResponse()
+
+
+def rights() -> dict[str, Right]:
+    """The right that each method needs, by path."""
+    return {f"/{SERVICE}/{name}": right for name, right in GRPC.items()} | dict(GRPC_COMMON)
 
 
 def _join(pieces: list[Any]) -> tuple[bytes, int]:
@@ -627,11 +708,12 @@ def _encoding_of(data: bytes) -> str:
 class _Call(Seat):
     """A call, on a seat among all calls, beside its connection's seat."""
 
-    __slots__ = ("connection", "patience")
+    __slots__ = ("begun_bytes", "connection", "patience")
 
-    def __init__(self, peer: str, connection: Seat) -> None:
+    def __init__(self, peer: str, connection: Seat, begun_bytes: int) -> None:
         super().__init__(peer, now_ns(), self._give_up)
         self.connection = connection
+        self.begun_bytes = begun_bytes  # at least what the begin and the end of the call take on the wire
         self.patience: asyncio.Timeout | None = None  # while it waits for its client
 
     def end_for_good(self) -> None:
@@ -678,161 +760,3 @@ def _token_and_bytes(metadata: Any) -> tuple[bytes | None, int]:
         if token is None and key == "authorization":
             token = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
     return token, size
-
-
-def _parameters(message: Any) -> dict[str, Any]:
-    """The parameters of a request or a tensor, as JSON would have them."""
-    found = {}
-    for key, value in message.parameters.items():
-        choice = value.WhichOneof("parameter_choice")
-        found[key] = getattr(value, choice) if choice is not None else None
-    return found
-
-
-def _wants_final(request: Any) -> bool:
-    """Whether answers to a request are to say that they are its last, as each of them is."""
-    return WANTS_FINAL in request.parameters and request.parameters[WANTS_FINAL].bool_param
-
-
-def _converted_bytes(request: Any, frames: list[Frame]) -> int:
-    """Bytes of the elements in a message: as protobuf has them, and as the frames that were made of them."""
-    return 2 * sum(len(frame) for tensor, frame in zip(request.inputs, frames) if tensor.HasField("contents"))
-
-
-async def _read(read: Split, left_s: float | None, shared: Shared, reading: Aside) -> Inference:
-    """The inference that a message asks for. left_s: until the call's own deadline. Raises InvalidInput."""
-    request, raw = read
-    timeout_ns = priority = 0
-    if request.parameters:
-        parameters = _parameters(request)
-        refuse_sequences(parameters)
-        timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
-        priority = priority_of(parameters)
-    if left_s is not None:
-        if left_s <= 0:
-            raise DeadlineMissed("the call's deadline passed before the request was read")
-        if left_s < SECONDS_MAX:
-            timeout_ns = least(timeout_ns, max(1, to_ns(left_s * ROUNDED_UP)))
-    references: list[NamedTensorRef] = []
-    frames: list[Frame] = []
-    remote = [REGION in tensor.parameters for tensor in request.inputs]
-    if raw and len(raw) != remote.count(False):
-        raise InvalidInput(
-            f"raw_input_contents has {len(raw)} tensors for {remote.count(False)} inputs",
-            expected=str(remote.count(False)), got=str(len(raw)),
-        )  # fmt: skip
-    contents = iter(raw)
-    for index, tensor in enumerate(request.inputs):
-        name = tensor.name
-        code = code_of(tensor.datatype, name)
-        shape = checked_shape(list(tensor.shape), name)
-        if remote[index]:
-            if tensor.HasField("contents"):
-                raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
-            shared.input(_parameters(tensor), code, shape, name, index)
-            frame: Frame = b""  # until Shared.read()
-        elif raw:
-            if tensor.HasField("contents"):
-                raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
-            frame = next(contents)
-            check_size(code, shape, len(frame), name)
-        else:
-            elements = _elements_of_contents(code, shape, tensor.contents, name)
-            if len(elements) <= ELEMENTS_AT_ONCE:
-                frame = _frame_of(code, elements, name)
-            else:
-                frame = await reading.run(len(elements), _frame_of, code, elements, name)
-        references.append([name, code, shape, index])
-        frames.append(frame)
-    classes: dict[str, int] = {}
-    for output in request.outputs:
-        if output.parameters:
-            its = _parameters(output)
-            if count := class_count(its.get("classification", 0), output.name):
-                classes[output.name] = count
-                if REGION in its:
-                    raise InvalidInput(f"output {output.name!r}: classes are not written to shared memory")
-            if REGION in its:
-                shared.output(its, output.name)
-    return Inference(
-        reference_of(request.model_name, request.model_version), request.id, references, frames,
-        list(dict.fromkeys(output.name for output in request.outputs)),  # each once: names are cheaper than what they ask for
-        timeout_ns, priority, classes,
-    )  # fmt: skip
-
-
-def _elements_of_contents(code: int, shape: list[int], contents: Any, name: str) -> Any:
-    """The elements of an input that is not sent raw, as many as it has. Raises InvalidInput."""
-    count = math.prod(shape)
-    if code == tensors.STRING:
-        elements = contents.bytes_contents
-    elif code in _CONTENTS:
-        elements = getattr(contents, _CONTENTS[code][0])
-    else:
-        raise InvalidInput(
-            f"input {name!r} of datatype {NAME_OF[code]} is sent as raw_input_contents",
-            name,
-            "raw_input_contents",
-        )
-    if len(elements) != count:
-        raise InvalidInput(
-            f"input {name!r} of shape {shape} has {count} elements, got {len(elements)}",
-            name, f"{count} elements", f"{len(elements)} elements",
-        )  # fmt: skip
-    return elements
-
-
-def _frame_of(code: int, elements: Any, name: str) -> Frame:
-    """The raw bytes of elements, made piece by piece, so that no piece holds the interpreter's lock for long."""
-    if code == tensors.STRING:
-        return tensors.join_strings(list(elements))
-    found = array.array(_CONTENTS[code][1])
-    try:
-        for begin in range(0, len(elements), ELEMENTS_AT_ONCE):
-            found.extend(elements[begin : begin + ELEMENTS_AT_ONCE])
-    except OverflowError as error:
-        raise InvalidInput(
-            f"input {name!r} of datatype {NAME_OF[code]} cannot hold its contents: {error}",
-            name,
-            NAME_OF[code],
-        ) from None
-    return memoryview(found).cast("B")
-
-
-def _response(
-    inference: Inference,
-    chosen: list[NamedTensorRef],
-    version: int,
-    frames: list[Frame],
-    delivered: Collection[str],
-    tells_final: bool,
-) -> tuple[list[Any], int]:
-    """The pieces of a ModelInferResponse, and the bytes of tensors in it. delivered: the outputs that have been written to
-    shared memory. tells_final: say that it is the last of its request.
-
-    protobuf would copy the tensors into its message, and once more out of it: they are put behind its bytes instead, as
-    the fields that they are on the wire."""
-    sent = 0
-    response = pb.ModelInferResponse(
-        model_name=name_of(inference.model), model_version=str(version), id=inference.request_id
-    )
-    if tells_final:
-        response.parameters[FINAL].bool_param = True
-    raw: list[Any] = []
-    for name, code, shape, frame in chosen:
-        response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)
-        # An output in shared memory has an empty place here, because clients count the places by outputs.
-        content = b"" if name in delivered else frames[frame]
-        raw += [*_begun(_RAW_OUTPUT, len(content)), content]
-        sent += len(content)
-    return [response.SerializeToString(), *raw], sent
-
-
-def _begun(tag: bytes, size: int) -> tuple[bytes, bytes]:
-    """What a field of so many bytes begins with: its tag, and its length as a varint."""
-    found = bytearray()
-    while size > 0x7F:
-        found.append(size & 0x7F | 0x80)
-        size >>= 7
-    found.append(size)
-    return tag, bytes(found)

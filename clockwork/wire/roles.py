@@ -187,4 +187,12 @@ GRPC: Mapping[str, Right] = {
     "RepositoryModelLoad": Right.OPERATE,
     "RepositoryModelUnload": Right.OPERATE,
 }
-"""The right that each gRPC method of a gateway needs."""
+"""The right that each method of a gateway's inference.GRPCInferenceService needs."""
+
+GRPC_COMMON: Mapping[str, Right] = {
+    "/grpc.health.v1.Health/Check": Right.OPEN,
+    "/grpc.health.v1.Health/Watch": Right.OPEN,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Right.INFER,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Right.INFER,
+}
+"""The right that each method of a gateway's other gRPC services needs, by path."""

@@ -27,7 +27,7 @@ from clockwork.gateway.http import TIMEOUT
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.wire.messages import Failure, InferRequest, Query, Reply, Status
-from clockwork.wire.roles import GRPC, HTTP
+from clockwork.wire.roles import GRPC, GRPC_COMMON, HTTP
 from tests.fuzz import mutate
 from tests.process.fake_controller import FakeController, echo
 from tests.process.gateways import HEADER_LENGTH, PATIENCE_S, running_gateway
@@ -290,15 +290,22 @@ def good_infer() -> Any:
 
 def called(channel: grpc.Channel, method: str, message: bytes, metadata: Any = ()) -> grpc.StatusCode:
     """How a call ends whose message is these bytes."""
-    if method == "ModelStreamInfer":
-        answers = channel.stream_stream(SERVICE + method)(
-            iter([message]), metadata=metadata, timeout=PATIENCE_S
-        )
+    path = method if "/" in method else SERVICE + method
+    if path.endswith(("/ModelStreamInfer", "/ServerReflectionInfo")):
+        answers = channel.stream_stream(path)(iter([message]), metadata=metadata, timeout=PATIENCE_S)
         with contextlib.suppress(grpc.RpcError):
             list(answers)
         return answers.code()
+    if path.endswith("/Watch"):  # it has an answer, and no end of its own
+        watch = channel.unary_stream(path)(message, metadata=metadata, timeout=PATIENCE_S)
+        try:
+            next(watch)
+        except grpc.RpcError:
+            return watch.code()
+        watch.cancel()
+        return grpc.StatusCode.OK
     try:
-        channel.unary_unary(SERVICE + method)(message, metadata=metadata, timeout=PATIENCE_S)
+        channel.unary_unary(path)(message, metadata=metadata, timeout=PATIENCE_S)
     except grpc.RpcError as error:
         return error.code()  # type: ignore[attr-defined]
     return grpc.StatusCode.OK
@@ -353,7 +360,9 @@ def test_any_message_of_grpc_ends_its_call_alone(
 
     @how
     @given(
-        method=st.sampled_from([*["ModelInfer"] * 12, *sorted(GRPC)]), message=messages(), metadata=METADATA
+        method=st.sampled_from([*["ModelInfer"] * 12, *sorted(GRPC), *sorted(GRPC_COMMON)]),
+        message=messages(),
+        metadata=METADATA,
     )
     @example(method="ModelInfer", message=good_infer().SerializeToString(), metadata=[])
     @example(method="ModelInfer", message=good_infer().SerializeToString() * 2, metadata=[])

@@ -23,7 +23,7 @@ from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import StatusCodes
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Cancel, InferRequest, Query, Status
-from clockwork.wire.roles import GRPC
+from clockwork.wire.roles import GRPC, GRPC_COMMON
 from tests.process.fake_controller import FakeController, echo, failing, silent
 from tests.process.gateways import PATIENCE_S, SERVICE, method_of, running_gateway
 
@@ -318,17 +318,18 @@ MANY = b"\x2a\0\x22\0" * GRPC_FIELDS_MAX
 """Empty tensors and parameters, of which each would take a hundred times its bytes; to other methods, unknown fields."""
 
 
-@pytest.mark.parametrize("method", sorted(GRPC))
+@pytest.mark.parametrize("method", [*sorted(GRPC), *sorted(GRPC_COMMON)])
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 def test_no_message_has_fields_without_number(channel: grpc.Channel, method: str, compression: Any) -> None:
+    path = method if method in GRPC_COMMON else SERVICE + method
     if method == "ModelStreamInfer":
-        [answer] = channel.stream_stream(
-            SERVICE + method, response_deserializer=pb.ModelStreamInferResponse.FromString
-        )(iter([MANY]), compression=compression)
+        [answer] = channel.stream_stream(path, response_deserializer=pb.ModelStreamInferResponse.FromString)(
+            iter([MANY]), compression=compression
+        )
         assert f"more than {GRPC_FIELDS_MAX} fields" in answer.error_message
         return
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(SERVICE + method)(MANY, compression=compression)
+        list(channel.stream_stream(path)(iter([MANY]), compression=compression))
     assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
     assert f"more than {GRPC_FIELDS_MAX} fields" in caught.value.details()
 

@@ -18,6 +18,7 @@ import pytest
 from clockwork.errors import ConfigError
 from clockwork.gateway import openapi, security
 from clockwork.gateway.errors import Unauthorized
+from clockwork.gateway.grpc import rights as grpc_rights
 from clockwork.gateway.http import PATHS
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
@@ -126,6 +127,8 @@ def test_every_path_and_every_method_with_every_token(
     assert {word for path in PATHS for word in ["/".join(["", *path.words])]} == set(asked)
     methods = {one.name for one in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods}
     assert methods == set(GRPC), "the table has every method"
+    needed = grpc_rights()
+    assert set(needed.values()) == set(Right)
     with (
         FakeController(handle=not_found) as controller,
         running_gateway(
@@ -146,13 +149,13 @@ def test_every_path_and_every_method_with_every_token(
                 assert reason == expected(right, who, has_operator), (who, path, reply.status, reply.data)
                 assert (reply.status == 401) == (reason == "unauthorized")
                 assert (reply.status == 403) == (reason == "forbidden")
-            for name, right in GRPC.items():
+            for name, right in needed.items():
                 metadata = [("authorization", f"Bearer {token}")] if token else []
-                call_of = channel.stream_stream if name == "ModelStreamInfer" else channel.unary_unary
-                call = call_of(f"/inference.GRPCInferenceService/{name}")
+                is_stream = name.endswith(("ModelStreamInfer", "Watch", "ServerReflectionInfo"))
+                call = (channel.stream_stream if is_stream else channel.unary_unary)(name)
                 try:
-                    if name == "ModelStreamInfer":
-                        list(call(iter([b""]), metadata=metadata, timeout=10))
+                    if is_stream:
+                        next(call(iter([b""]), metadata=metadata, timeout=10))
                     else:
                         call(b"", metadata=metadata, timeout=10)
                     code = "OK"
@@ -163,7 +166,7 @@ def test_every_path_and_every_method_with_every_token(
                 ]
                 lawful = (
                     ("UNIMPLEMENTED",)
-                    if name == "CudaSharedMemoryRegister"
+                    if name.endswith("/CudaSharedMemoryRegister")
                     else ("OK", "NOT_FOUND", "INVALID_ARGUMENT")
                 )
                 assert code == wanted if wanted else code in lawful, (

@@ -50,10 +50,29 @@ def rows_of(module: str, name: str) -> set[tuple[Any, ...]]:
     return {tuple(row) for row in json.loads(done.stdout)}
 
 
-def test_the_messages_are_made_from_their_source() -> None:
-    source = (PROTOCOL / "inference.proto").read_bytes()
-    made = (PROTOCOL / "inference_pb2.py").read_text(encoding="utf-8")
-    assert made.startswith(header(source)), "inference.proto has changed: run `make proto`"
+@pytest.mark.parametrize("source", sorted(PROTOCOL.glob("*.proto")), ids=lambda source: source.stem)
+def test_the_messages_are_made_from_their_source(source: Path) -> None:
+    made = (PROTOCOL / f"{source.stem}_pb2.py").read_text(encoding="utf-8")
+    assert made.startswith(header(source)), f"{source.name} has changed: run `make proto`"
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "version"),
+    [
+        ("health", "grpc_health.v1", "grpc.health.v1"),
+        ("reflection", "grpc_reflection.v1alpha", "grpc.reflection.v1"),
+    ],
+)
+def test_every_field_and_number_is_grpcs(name: str, package: str, version: str) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed (requirements-clients.lock)")
+    ours = rows_of("clockwork.gateway.protocol", f"{name}_pb2")
+    theirs = {
+        tuple(one.replace(".v1alpha.", ".v1.") if isinstance(one, str) else one for one in row)
+        for row in rows_of(package, f"{name}_pb2")
+    }
+    assert len(ours) >= 4
+    assert all(version in row[0] for row in ours)
+    assert ours - theirs == set()
 
 
 def test_every_field_and_number_is_tritons() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import queue
 import select
 import socket
 import threading
@@ -403,8 +404,13 @@ def test_messages_that_do_not_become_whole_have_a_bound(
         large.inputs.add(name="x", datatype="UINT8", shape=[3 << 20])
         for _ in range(8):  # more than may wait, if it were not counted as taken
             assert list(infer(large).raw_output_contents) == list(large.raw_input_contents)
-        streaming = streamed(channel)(iter([large] * 8))
-        assert [len(answer.infer_response.raw_output_contents[0]) for answer in streaming] == [3 << 20] * 8
+        asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        streaming = streamed(channel)(iter(asked.get, None))
+        for _ in range(8):  # one after the other: how much gRPC reads ahead depends on how fast this machine is
+            asked.put(large)
+            assert len(next(streaming).infer_response.raw_output_contents[0]) == 3 << 20
+        asked.put(None)
+        assert list(streaming) == []
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])

@@ -406,7 +406,9 @@ def test_messages_that_do_not_become_whole_have_a_bound(
             assert list(infer(large).raw_output_contents) == list(large.raw_input_contents)
         asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         streaming = streamed(channel)(iter(asked.get, None))
-        for _ in range(8):  # one after the other: how much gRPC reads ahead depends on how fast this machine is
+        for _ in range(
+            8
+        ):  # one after the other: how much gRPC reads ahead depends on how fast this machine is
             asked.put(large)
             assert len(next(streaming).infer_response.raw_output_contents[0]) == 3 << 20
         asked.put(None)

@@ -43,7 +43,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results pictures \
+.PHONY: help check build fake-gpu run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results pictures \
     lint format typecheck annotate lock wheels release proto clean distclean
 
 help: ## list the targets
@@ -61,7 +61,9 @@ check: ## name what is missing on this machine, with the package that brings it
 	@sh tools/needs.sh "$(PYTHON)"
 	@echo "Nothing is missing."
 
-build: $(BUILT) ## create .venv, install the pinned dependencies, build the extensions
+build: $(BUILT) ## create .venv, install the pinned dependencies, build the extensions that serve
+
+fake-gpu: $(DOUBLES) ## build what only tests and benchmarks need, too: the fake GPU driver above all
 
 run-cluster: $(BUILT) $(GPU) $(if $(CLOCKWORK_CUDA_DRIVER),$(COMPILER) $(DOUBLES)) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \

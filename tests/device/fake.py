@@ -12,7 +12,7 @@ from typing import NamedTuple
 import clockwork
 
 LIBRARY = Path(clockwork.__file__).resolve().parents[1] / "tests" / "device" / "libfakecuda.so"
-"""Of the build that is tested: `make build` and `make debug` make it."""
+"""Of the build that is tested: `make fake-gpu` and `make debug` make it."""
 
 DRIVER = {"CLOCKWORK_CUDA_DRIVER": str(LIBRARY)}
 """In the environment of a process that is to use it."""

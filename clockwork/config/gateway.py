@@ -213,6 +213,9 @@ METRICS_MODELS_MAX = 1_000
 METRICS_CACHE_NS = 1_000_000_000
 """Time for which a page of metrics is served from the cache, so that many scrapes cost the controller one query."""
 
+METRICS_GZIP_LEVEL = 1
+"""zlib's level for pages of metrics: 1 makes an eighth of 200 KB in 0.6 ms, 6 a ninth in 1.7 ms, 9 little less in 5.5 ms."""
+
 METRICS_TIMEOUT_S = 3.0
 """Time for which a scrape waits for the controller, less than Prometheus waits for a scrape; then the page says that the
 controller does not answer."""

@@ -262,11 +262,9 @@ class HttpServer:
         seat = cast(_Connection, request.protocol).seat
         seat.begin()
         try:
-            path = request.raw_path.partition("?")[0].split("/")
-            if "%" in request.raw_path:
-                path = [urllib.parse.unquote(segment) for segment in path]
+            host, path = _target(request)
             found = self._find(path)
-            standing = self._admit(request, found)
+            standing = self._admit(request, found, host)
             if self._tokens.guard(found.right):
                 self._seats.recognize(seat, standing)
             if request.method not in found.methods:
@@ -300,14 +298,14 @@ class HttpServer:
             seat.end(now_ns())
             cast(_Connection, request.protocol).asked = False
 
-    def _admit(self, request: web.BaseRequest, path: Path) -> Standing:
-        """The standing of who asks, by token. Raises Unauthorized; Forbidden also for what a web page may have sent."""
+    def _admit(self, request: web.BaseRequest, path: Path, host: str) -> Standing:
+        """The standing of who asks, by token. host: the name by which the server was asked. Raises Unauthorized; Forbidden also for what a web page may have sent."""
         if path.right is Right.OPEN:
             return Standing.STRANGER
         headers = request.headers
         authorization = headers.get("Authorization", "")
         asking = Asking(
-            headers.get("Host", ""), headers.get("Origin", ""), headers.get("Content-Type", ""),
+            host, headers.get("Origin", ""), headers.get("Content-Type", ""),
             headers.get("User-Agent", ""), authorization,
         )  # fmt: skip
         # Beyond loopback there are proxies, with names of their own; a change without a token is all the same checked.
@@ -630,6 +628,19 @@ PATHS = (
     Path("/openapi.json", HttpServer._openapi, GET),
 )
 """Searched in order; the first that fits is used."""
+
+
+def _target(request: web.BaseRequest) -> tuple[str, list[str]]:
+    """The name by which the server was asked, and the segments of the path; "" for no name."""
+    host, path = request.headers.get("Host", ""), request.raw_path
+    if path[:1] != "/" and path[:8].lower().startswith(("http://", "https://")):
+        # The absolute form, as to a proxy: its name takes the place of Host (RFC 9112, 3.2.2).
+        host, slash, path = path.partition("://")[2].partition("?")[0].partition("/")
+        path = slash + path
+    segments = path.partition("?")[0].split("/")
+    if "%" in path:
+        segments = [urllib.parse.unquote(segment) for segment in segments]
+    return host, segments
 
 
 def _named(path: list[str]) -> tuple[str, str]:

@@ -13,12 +13,14 @@ import asyncio
 import bisect
 import contextlib
 import dataclasses
+import struct
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
-from clockwork.config.gateway import METRICS_CACHE_NS, METRICS_MODELS_MAX
+from clockwork.config.gateway import METRICS_CACHE_NS, METRICS_GZIP_LEVEL, METRICS_MODELS_MAX
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import now_ns
 
@@ -550,11 +552,28 @@ class MetricsSource:
         self._lock = asyncio.Lock()
         self._text = b""
         self._taken_ns = -METRICS_CACHE_NS
+        self._squeezed: tuple[bytes, bytes] = b"", b""  # the cluster's text, and the same deflated
 
     async def text(self, of: str = "") -> bytes:
         """The whole text, or one of PARTS."""
         cluster = b"" if of == "gateway" else await self._cluster()
         return cluster if of == "cluster" else cluster + render_gateway(self._gateway)
+
+    async def gzipped(self, of: str = "") -> bytes:
+        """text() as gzip. The cluster's part, which is long, is deflated once for all who ask while it is cached."""
+        cluster, deflated = (b"", b"") if of == "gateway" else await self._deflated()
+        rest = b"" if of == "cluster" else render_gateway(self._gateway)
+        deflate = zlib.compressobj(METRICS_GZIP_LEVEL, wbits=-zlib.MAX_WBITS)
+        end = struct.pack("<II", zlib.crc32(rest, zlib.crc32(cluster)), len(cluster) + len(rest) & 0xFFFFFFFF)
+        return b"".join((_GZIP_BEGIN, deflated, deflate.compress(rest), deflate.flush(), end))
+
+    async def _deflated(self) -> tuple[bytes, bytes]:
+        """The cluster's part, and the same deflated up to the boundary of a byte, so that another part may follow."""
+        text = await self._cluster()
+        async with self._lock:
+            if self._squeezed[0] is not text:
+                self._squeezed = text, await asyncio.to_thread(_deflate, text)
+            return self._squeezed
 
     async def _cluster(self) -> bytes:
         """The cluster's part, at most METRICS_CACHE_NS old; clockwork_up is 0 if the controller does not answer."""
@@ -569,6 +588,15 @@ class MetricsSource:
                 self._text = await asyncio.to_thread(render, body)
                 self._taken_ns = now_ns()
             return self._text
+
+
+_GZIP_BEGIN = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""The header of gzip, without a name or a time."""
+
+
+def _deflate(text: bytes) -> bytes:
+    deflate = zlib.compressobj(METRICS_GZIP_LEVEL, wbits=-zlib.MAX_WBITS)
+    return deflate.compress(text) + deflate.flush(zlib.Z_FULL_FLUSH)
 
 
 # ----- the reference -----------------------------------------------------------------------------

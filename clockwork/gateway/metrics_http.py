@@ -32,9 +32,23 @@ class MetricsServer(HttpServer):
         of = request.query.get("of", "")
         if of and of not in PARTS:
             raise InvalidInput(f"of is {' or '.join(PARTS)}, not {of[:40]!r}")
+        headers = {"Content-Type": CONTENT_TYPE, "Vary": "Accept-Encoding"}
         with self._service.counters.uncounted(PROTOCOL):
-            text = await self._source.text(of)
-        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
+            if takes_gzip(request.headers.get("Accept-Encoding", "")):
+                text = await self._source.gzipped(of)
+                headers["Content-Encoding"] = "gzip"
+            else:
+                text = await self._source.text(of)
+        return web.Response(body=text, headers=headers)
+
+
+def takes_gzip(accepted: str) -> bool:
+    """Whether the value of an Accept-Encoding header names gzip, and does not refuse it by a weight of 0."""
+    for one in accepted.lower().split(","):
+        name, _, weight = one.partition(";")
+        if name.strip() in ("gzip", "x-gzip"):
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
 
 
 METRICS = Path("/metrics", MetricsServer._metrics, GET)

@@ -115,14 +115,17 @@ def names_of(settings: GatewaySettings) -> list[str]:
     return [*own, *settings.allowed_hosts]
 
 
+_SPACE = b" \t"
+
+
 def _is_same(given: bytes | None, token: bytes | None) -> bool:
     return given is not None and token is not None and hmac.compare_digest(given, token)
 
 
 def bearer(value: bytes) -> bytes | None:
-    """The token in the value of an Authorization header; None where it has none."""
-    scheme, _, rest = value.partition(b" ")
-    return rest.strip() if scheme.lower() == b"bearer" else None
+    """The token in the value of an Authorization header, whatever spaces are around its parts; None where it has none."""
+    scheme, _, rest = value.strip(_SPACE).partition(b" ")
+    return rest.strip(_SPACE) if scheme.lower() == b"bearer" else None
 
 
 def read_tokens(settings: GatewaySettings) -> Tokens:

@@ -37,6 +37,19 @@ SERVICE = "clockwork-gateway"
 Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]
 """Headers of HTTP, or metadata of gRPC."""
 
+_ATTRIBUTES: Mapping[str, dict[str, str]] = {
+    "http": {"http.request.method": "POST"},
+    "grpc": {"rpc.system": "grpc", "rpc.service": "inference.GRPCInferenceService"},
+}
+"""What OpenTelemetry's conventions have a server say of every inference, by protocol."""
+
+_GRPC_CODES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+"""gRPC's statuses, by number."""
+
 TRACE_KEYS = ("traceparent", "tracestate", "baggage")
 
 
@@ -72,7 +85,10 @@ class RequestSpan:
         from opentelemetry.trace import Status, StatusCode
 
         if self.is_recording:
-            self._span.set_attribute(self._tracing.code_attribute(code), code)
+            if isinstance(code, int):
+                self._span.set_attribute("http.response.status_code", code)
+            else:
+                self._span.set_attribute("rpc.grpc.status_code", _GRPC_CODES.index(code))
             if error is not None:
                 self._span.set_attribute("error.type", type(error).__name__)
                 if reason := getattr(error, "reason", ""):
@@ -112,7 +128,7 @@ class Tracing:
             f"{method} {model}".strip(),
             self._propagator.extract(found) if found else None,
             SpanKind.SERVER,
-            {"rpc.system": protocol, "rpc.method": method, **({"clockwork.model": model} if model else {})},
+            _ATTRIBUTES[protocol] | ({"clockwork.model": model} if model else {}),
         )
         return RequestSpan(self, span)
 
@@ -138,10 +154,6 @@ class Tracing:
         finally:
             span.end(code, failure)
         return received
-
-    @staticmethod
-    def code_attribute(code: int | str) -> str:
-        return "http.response.status_code" if isinstance(code, int) else "rpc.grpc.status_code"
 
     def add_phases(self, span: Any, asked_ns: int, answered_ns: int, times: Sequence[int]) -> None:
         """Add child spans for the controller's and the device's phases. times: of messages.Answer."""

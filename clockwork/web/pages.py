@@ -82,7 +82,7 @@ def refusal(asking: Asking, names: Names, check_host: bool, changes: bool) -> st
 def bears_what_pages_cannot(asking: Asking) -> bool:
     """Whether a request has a header that a page of another site could not send. All browsers are Mozilla."""
     # Basic credentials are the browser's, which adds them to what any page asks.
-    has_token = asking.authorization.lower().startswith("bearer ")
+    has_token = asking.authorization.strip(" \t").lower().startswith("bearer ")
     is_json = asking.content_type.partition(";")[0].strip().lower() == "application/json"
     agent = asking.user_agent.strip()
     is_program = bool(agent) and not agent.lower().startswith("mozilla")

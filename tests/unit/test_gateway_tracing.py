@@ -63,6 +63,8 @@ def test_a_request_is_followed_from_the_gateway_to_the_device(monkeypatch: pytes
     assert root.kind is SpanKind.SERVER
     assert root.attributes["clockwork.model.version"] == "3"
     assert root.attributes["http.response.status_code"] == 200
+    assert root.attributes["http.request.method"] == "POST"
+    assert not any(name.startswith("rpc.") for name in root.attributes)
     assert root.resource.attributes["service.name"] == SERVICE
     assert whole.parent.span_id == root.context.span_id
     assert whole.end_time - whole.start_time == TIMES[3]
@@ -94,7 +96,8 @@ def test_what_did_not_happen_has_no_span_and_none_lies_outside_its_parent() -> N
     assert set(spans) == {"queue", "execute", "controller", "ModelInfer m"}
     root = spans["ModelInfer m"]
     assert f"{root.context.trace_id:032x}" == TRACE
-    assert root.attributes["rpc.grpc.status_code"] == "OK"
+    assert root.attributes["rpc.grpc.status_code"] == 0
+    assert (root.attributes["rpc.system"], "http.request.method" in root.attributes) == ("grpc", False)
     for one in spans.values():
         assert root.start_time <= one.start_time <= one.end_time <= root.end_time
     tracing.close()
@@ -111,6 +114,16 @@ def test_a_refusal_says_why() -> None:
     assert root.attributes["clockwork.refused.reason"] == "deadline"
     assert root.attributes["error.type"] == "Refused"
     tracing.close()
+
+
+def test_the_status_of_grpc_is_its_number() -> None:
+    import grpc
+
+    for code in grpc.StatusCode:
+        tracing, exporter = traced()
+        tracing.begin("grpc", "infer", {}).end(code.name)
+        [root] = exporter.get_finished_spans()
+        assert root.attributes["rpc.grpc.status_code"] == code.value[0]
 
 
 def test_a_trace_that_its_client_does_not_record_is_not_recorded_here() -> None:

@@ -283,6 +283,12 @@ CLOSE_MS = 5_000
 CLASSES_MAX = 100_000
 """Classes that one output of an answer may be asked for, of all rows together."""
 
+LOADED_PATH_CHARS_MAX = 500
+"""The length of the path of a file that a load brings."""
+
+OVERRIDES_MAX = 1_000
+"""Models whose last load has brought a configuration of its own."""
+
 LABEL_CHARS_MAX = 1_000
 """The length of a class's name."""
 

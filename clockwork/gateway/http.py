@@ -548,8 +548,18 @@ class HttpServer:
         return _json(200, await self._service.index(only_ready))
 
     async def _load(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        parameters = parameters_of(await self._json_body(request), "the request")
-        await self._service.load(path[4], parameters)
+        service = self._service
+        limit = self._settings.request_bytes_max if service.takes_models else JSON_AT_ONCE_BYTES
+        body = await self._body(request, limit)
+        try:
+            fields: dict[str, Any] = {}
+            if len(body) > JSON_AT_ONCE_BYTES:
+                fields = await service.reading.run(len(body), read_object, body, "the body")
+            elif body.strip():
+                fields = read_object(body, "the body")
+            await service.load(path[4], parameters_of(fields, "the request"))
+        finally:
+            service.hold(-len(body))
         return _json(200, {})
 
     async def _unload(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:

@@ -12,9 +12,10 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clockwork.client.blocking import Client
-from clockwork.config.gateway import LOADING_MAX, REGISTERING_MAX
+from clockwork.config.gateway import LOADING_MAX, OVERRIDES_MAX, REGISTERING_MAX
 from clockwork.config.sources import RETRY_MAX_S
 from clockwork.errors import (
     ClockworkError,
@@ -25,6 +26,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.gateway.demands import adapted
+from clockwork.gateway.overrides import FILE, Override
 from clockwork.gateway.remote import Remote
 from clockwork.gateway.repository import Contents, Done, Folder, Version, plan, scan
 from clockwork.gateway.settings import REPOSITORY_ORIGIN
@@ -82,11 +84,14 @@ class Keeper:
         }
         self._unread: dict[Folder, str] = {}  # which could not be read then, and why
         self._reported: set[Folder | Remote] = set()  # the controller was told that they cannot be read
+        self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
+        self._overrides: dict[str, Override] = {}  # of loads, by name
+        self._loaded: set[str] = set()  # names that were loaded since the last look at all of them
         self._before = self._scan()
         self._client = connect()
-        self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
         self._done: dict[tuple[str, int], Done] = {}
         self._busy: set[tuple[str, int]] = set()
+        self._ended = threading.Condition(self._lock)  # a registration has ended
         # Versions that were there at the start, and of which the cluster has said nothing yet.
         self._starting = {
             key: None for key in self._before.versions if mode != "explicit" or {"*", key[0]} & {*first}
@@ -117,6 +122,8 @@ class Keeper:
     def close(self) -> None:
         """Stop looking. A registration that is under way is left to the controller."""
         self._stop.set()
+        with self._lock:
+            self._ended.notify_all()
         # Before close() ends those under way, whose threads would otherwise begin the next.
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.loads.shutdown(wait=False, cancel_futures=True)
@@ -127,6 +134,8 @@ class Keeper:
         self.loads.shutdown()
         if self._thread.ident is not None:
             self._thread.join()
+        for override in self._overrides.values():
+            override.close()
 
     # ----- for the servers, any thread --------------------------------------------------------
 
@@ -178,21 +187,73 @@ class Keeper:
     def _progress(self, name: str, version: int) -> str:
         return next(filter(None, (remote.progress(name, version) for remote in self._remotes)), "")
 
-    def load(self, name: str) -> bool:
+    def load(self, name: str, parameters: Mapping[str, Any]) -> bool:
         """Register the versions of a model as its files are now; returns when they are ready.
 
-        False: no repository has it, or this one is not in explicit mode. Raises InvalidModel for a broken folder,
-        SourceFailed for a remote repository that does not answer, and what registering raises.
+        parameters: of the load: a configuration, and maybe files, that hold until the next load of the model. Without any and
+        with no earlier ones to end, only explicit mode does anything.
+
+        False: nothing was done, or no repository has it. Raises InvalidInput for parameters that there are not, InvalidModel
+        for a broken folder, SourceFailed for a remote repository that does not answer, and what registering raises.
         """
-        if self._mode != "explicit":
+        with self._lock:
+            earlier = self._overrides.get(name)
+        if not parameters and earlier is None and self._mode != "explicit":
             return False
+        override = Override(name, parameters) if parameters else None
+        try:
+            found = self._look_for(name) if override is None else self._look_with(override)
+            self._override(name, override)
+            try:
+                is_done = self._load(name, found)
+            except BaseException:
+                self._override(name, earlier)
+                raise
+            finally:
+                self._before = self._scan()
+        except BaseException:
+            if override is not None:
+                override.close()
+            raise
+        if earlier is not None:
+            earlier.close()
+        return is_done
+
+    def _look_with(self, override: Override) -> Contents:
+        """What a model's folder is with the configuration, and maybe the files, of a load. Raises ModelNotFound."""
+        name = override.name
+        if not override.brings_files:
+            found = self._look_for(name)
+            base = next((one.repository for key, one in found.versions.items() if key[0] == name), None)
+            if base is None and name in found.broken:  # perhaps by what is replaced
+                base = next((folder for folder in self._folders if name in folder.folders()), None)
+            if base is None:
+                raise ModelNotFound(
+                    f"no model repository has {name!r}; a load of a new model brings its files ({FILE}1/model.onnx)"
+                )
+            override.stand_on(base)
+        return scan(override)
+
+    def _look_for(self, name: str) -> Contents:
+        """What the first repository has that has the model, as it is at this moment."""
         found = Contents({}, {})
         for repository in self._repositories:
             found = self._look_now(repository)
             if name in found.broken or any(name == one for one, _ in found.versions):
                 break
-        self._before = self._scan()
-        return self._load(name, found)
+        return found
+
+    def _override(self, name: str, override: Override | None) -> None:
+        with self._lock:
+            self._loaded.add(name)
+            if override is None:
+                self._overrides.pop(name, None)
+            elif len(self._overrides) >= OVERRIDES_MAX and name not in self._overrides:
+                raise Unavailable(
+                    f"{OVERRIDES_MAX} models have a configuration from their last load, which is the most; load one without"
+                )
+            else:
+                self._overrides[name] = override
 
     def _load(self, name: str, found: Contents) -> bool:
         if name in found.broken:
@@ -201,12 +262,18 @@ class Keeper:
         if not wanted:
             return False
         for version in wanted:
-            with self._lock:
-                known = self._done.get((name, version.version))
-            if known is None or known.error or known.fingerprint != version.fingerprint:
+            key = (name, version.version)
+            with self._ended:
+                while key in self._busy and not self._stop.is_set():
+                    self._ended.wait()
+                known = self._done.get(key)
+                is_due = known is None or known.error or known.fingerprint != version.fingerprint
+                if is_due:
+                    self._busy.add(key)
+            if is_due:
                 self._register(version)
                 with self._lock:
-                    done = self._done[name, version.version]
+                    done = self._done[key]
                 if done.error:
                     text = f"{name} version {version.version}: {done.error}"
                     raise Unavailable(text) if done.again else InvalidModel(text)
@@ -255,6 +322,8 @@ class Keeper:
             if self._stop.wait(self._poll_s):
                 return
             before = found
+            with self._lock:
+                self._loaded.clear()
             if self._mode == "poll":
                 self._look_at_folders()
             with self._lock:
@@ -318,16 +387,22 @@ class Keeper:
             self._starting = {key: None for key in self._starting if key in found.versions}
             busy = set(self._busy)
             done = dict(self._done)
+            # What has been loaded since the look is not as it was seen then.
+            busy |= {key for key in (*done, *found.versions) if key[0] in self._loaded}
         wanted = plan(done, found, before, now_ns(), is_complete)
         for version in wanted.register:
             key = (version.name, version.version)
-            if key not in busy:
-                with self._lock:
+            with self._lock:
+                is_free = key not in busy and key not in self._busy and version.name not in self._loaded
+                if is_free:
                     self._busy.add(key)
+            if is_free:
                 (version.repository.pool or self._pool).submit(self._register, version)
         self._retire_again()
         for key in wanted.unregister:
-            if key not in busy:
+            with self._lock:
+                is_free = key not in busy and key[0] not in self._loaded
+            if is_free:
                 self._unregister(key)
         for name, number in sorted({*wanted.held} - self._held):
             log.info("model repository: %s version %d serves until its successor is ready", name, number)
@@ -389,8 +464,17 @@ class Keeper:
         versions: dict[tuple[str, int], Version] = {}
         broken: dict[str, str] = {}
         numbers: dict[str, frozenset[int]] = {}
-        for repository in self._repositories:
-            found = repository.look() if isinstance(repository, Remote) else self._folders[repository]
+        all_found = [
+            repository.look() if isinstance(repository, Remote) else self._folders[repository]
+            for repository in self._repositories
+        ]
+        there = {name for found in all_found for name in (*found.broken, *(key[0] for key in found.versions))}
+        with self._lock:
+            for name, override in list(self._overrides.items()):
+                if not override.brings_files and name not in there:
+                    del self._overrides[name]  # the folder on which it stood is gone
+            overrides = list(self._overrides.values())
+        for found in (*map(scan, overrides), *all_found):
             taken = {name for name, _ in versions} | set(broken)
             versions.update({key: version for key, version in found.versions.items() if key[0] not in taken})
             broken.update({name: why for name, why in found.broken.items() if name not in taken})
@@ -462,6 +546,7 @@ class Keeper:
             with self._lock:
                 self._done[key] = done
                 self._busy.discard(key)
+                self._ended.notify_all()
                 if is_answered:
                     self._starting.pop(key, None)
 

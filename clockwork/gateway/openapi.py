@@ -94,14 +94,22 @@ def _paths() -> Json:
             "post": _post("The models that are registered, with their states.", "IndexRequest", "Index")
         },
     }
-    for action, summary in (
-        ("load", "Have a registered model serve. Nothing to do where it does already."),
-        ("unload", "Have a model serve nobody, and give its memory back, until it is loaded again."),
+    for action, body, summary in (
+        (
+            "load",
+            "LoadRequest",
+            "Have a registered model serve, or register what a repository has of it, with another configuration and files.",
+        ),
+        (
+            "unload",
+            "UnloadRequest",
+            "Have a model serve nobody, and give its memory back, until it is loaded again.",
+        ),
     ):
         path = f"/v2/repository/models/{{model}}/{action}"
         paths[path] = {
             "parameters": [_path_parameter("model", "A model's name.")],
-            "post": _post(summary, "RepositoryRequest", "Empty"),
+            "post": _post(summary, body, "Empty"),
         }
     paths |= _memory_paths()
     named = [_path_parameter("model", "A model's name.")]
@@ -270,7 +278,10 @@ def _schemas() -> Json:
             key={"type": "string", "minLength": 1, "description": "The name that shm_open() was given."},
             offset=count, byte_size=count,
         ),
-        "RepositoryRequest": _object([], parameters=_object([], unload_dependents=flag)),
+        "UnloadRequest": _object([], parameters=_object([], unload_dependents=flag)),
+        "LoadRequest": _object([], parameters=_object(
+            [], config={"type": "string", "description": "A configuration, in JSON."}
+        ) | {"additionalProperties": {"type": "string", "description": "file:PATH: a file's content, in base64."}}),
         "InferRequest": _object(
             ["inputs"],
             id=text,

@@ -392,16 +392,25 @@ class InferenceService:
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Load a model that is registered, or that a repository in explicit mode has; a model that is loaded stays as it
-        is. Raises ModelNotFound, and InvalidModel where the repository's files are broken."""
-        if parameters:
+        is. parameters: see Keeper.load().
+
+        Raises ModelNotFound, InvalidModel where the repository's files are broken, and InvalidInput."""
+        if self._keeper is not None:
+            keeper = self._keeper
+            await asyncio.get_running_loop().run_in_executor(keeper.loads, keeper.load, name, parameters)
+        elif parameters:
             raise InvalidInput(
-                f"load of {name!r} has the parameter {next(iter(parameters))!r}; a model's files and configuration "
-                "are given when it is registered (clockwork models add)",
+                f"load of {name!r} has the parameter {next(iter(parameters))[:80]!r}, which takes a gateway with a "
+                "--model-repository; without one, a model's files and configuration are given when it is registered "
+                "(clockwork models add)",
                 expected="no parameters",
             )
-        if self._keeper is not None:
-            await asyncio.get_running_loop().run_in_executor(self._keeper.loads, self._keeper.load, name)
         await self._operator.load(name, timeout=LOAD_LIMIT_S)
+
+    @property
+    def takes_models(self) -> bool:
+        """Whether a load may bring a model's files."""
+        return self._keeper is not None
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Have a model take no requests and no memory until it is loaded again. Raises ModelNotFound, and InvalidInput for

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 
 from clockwork.config import PRIORITY_MAX, REGISTER_BATCH_MAX, SECONDS_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, NESTING_MAX
@@ -114,11 +115,7 @@ def read_config(text: str, folder: str) -> FolderConfig:
         raise InvalidModel(f"config.pbtxt has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read")
     parts = split_fields(text)
     fields = list(dict.fromkeys(field for field, _ in parts))
-    for field in fields:
-        if field in REFUSED:
-            raise InvalidModel(f"config.pbtxt: {field} is not served here")
-        if field not in USED and field not in PASSED_OVER:
-            raise InvalidModel(f"config.pbtxt: there is no field {field}{_did_you_mean(field)}")
+    _check_fields(fields, "config.pbtxt")
     # What is passed over becomes blank, so that errors have the line and the column of the file.
     used = "".join(part if field in USED else re.sub(r"[^\n]", " ", part) for field, part in parts)
     try:
@@ -206,6 +203,42 @@ def _queueing(batching: pb.ModelDynamicBatching) -> tuple[Queueing, list[str]]:
         if policy.max_queue_size:
             notes.append(f"max_queue_size of {name} is passed over: what would not be in time is refused")
     return Queueing(levels, default, timeouts_ns), notes
+
+
+def text_of_json(text: str) -> str:
+    """A configuration as text, of one in JSON, as loads of the repository API bring it. Raises InvalidModel."""
+    if len(text) > CONFIG_BYTES_MAX:
+        raise InvalidModel(
+            f"the configuration has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read"
+        )
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"the configuration is no JSON: {str(error)[:200]}") from None
+    if type(body) is not dict:
+        raise InvalidModel("the configuration is no JSON object")
+    named = {re.sub("[A-Z]", lambda capital: "_" + capital[0].lower(), key): body[key] for key in body}
+    # Whoever writes a whole configuration as JSON also writes what is empty of it.
+    given = [key for key, value in named.items() if value not in (None, {}, [], "")]
+    _check_fields([key for key in named if key in given or key not in REFUSED], "the configuration")
+    try:
+        config = json_format.ParseDict(
+            {key: value for key, value in named.items() if key in USED}, pb.ModelConfig()
+        )
+    except (json_format.ParseError, RecursionError) as error:
+        raise InvalidModel(f"the configuration: {str(error)[:500]}") from None
+    # 0 would not be written, and means that the model does not batch, while silence leaves that to be found out.
+    silent = "max_batch_size: 0\n" if "max_batch_size" in named and not config.max_batch_size else ""
+    passed_over = "".join(f"{field} {{ }}\n" for field in given if field not in USED)
+    return str(text_format.MessageToString(config, as_utf8=True)) + silent + passed_over
+
+
+def _check_fields(fields: Sequence[str], subject: str) -> None:
+    for field in fields:
+        if field in REFUSED:
+            raise InvalidModel(f"{subject}: {field} is not served here")
+        if field not in USED and field not in PASSED_OVER:
+            raise InvalidModel(f"{subject}: there is no field {field[:80]}{_did_you_mean(field[:80])}")
 
 
 def _did_you_mean(field: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +30,10 @@ output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 1, 4 ] 
 """
 
 
-def same(batch: Any) -> bytes:
-    """y = x, of four values in a row."""
+def same(batch: Any, factor: float = 1) -> bytes:
+    """y = factor * x, of four values in a row."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 4]) for name in "xy")
-    one = numpy_helper.from_array(np.ones(4, np.float32), "one")
+    one = numpy_helper.from_array(np.full(4, factor, np.float32), "one")
     graph = helper.make_graph([helper.make_node("Mul", ["x", "one"], ["y"])], "same", [x], [y], [one])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())
@@ -159,3 +160,74 @@ def test_a_queue_policy_of_a_folder_is_that_of_requests_without_their_own(
         assert client.infer("queued", [x], priority=1, timeout=60_000_000).as_numpy("y") is not None
         assert client.infer("queued", [x], priority=9).as_numpy("y") is not None, "as the default level"
         ours.unregister("queued")
+
+
+def write(root: Path, name: str, factor: float, config: str = "") -> None:
+    folder = root / name / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "incoming").write_bytes(same("n", factor))
+    (folder / "incoming").rename(folder / "model.onnx")
+    if config:
+        (root / name / "config.pbtxt").write_text(config)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("mode", ["poll", "explicit"])
+def test_a_load_may_bring_a_configuration_and_files(
+    cluster: Cluster, tmp_path: Path, protocol: str, mode: str
+) -> None:
+    """As Model Analyzer tries configurations one after the other."""
+    write(tmp_path, "m", 2)
+    module = {"http": triton_http, "grpc": triton_grpc}[protocol]
+    settings = {"control_mode": mode, "poll_s": 0.1, "load_models": ("m",) if mode == "explicit" else ()}
+    with (
+        running_gateway(cluster.endpoint, repositories=(tmp_path,), **settings) as gateway,
+        cluster.client() as ours,
+        module.InferenceServerClient(f"127.0.0.1:{gateway.ports[protocol]}") as client,
+    ):
+        triton = (module, client)
+        eventually(lambda: client.is_model_ready("m"), "it is served")
+
+        def bound() -> int:
+            found = client.get_model_config("m")
+            return int(found["max_batch_size"] if protocol == "http" else found.config.max_batch_size)
+
+        before = bound()
+        assert before > 3
+        config = {"name": "m", "backend": "onnxruntime", "maxBatchSize": 3, "instance_group": [{"count": 2}]}
+        client.load_model("m", config=json.dumps(config))
+        assert bound() == 3
+        if mode == "poll":  # and after more looks, which a new model shows
+            write(tmp_path, "marker", 1)
+            eventually(lambda: client.is_model_ready("marker"), "it has looked again")
+            assert bound() == 3
+            ours.unregister("marker")
+        assert np.array_equal(ask(triton, "m", SCORES), 2 * SCORES)
+
+        for wrong, said in (
+            ("{", "no JSON"),
+            (json.dumps({"dynamic_batchin": {}}), "did you mean dynamic_batching"),
+            (json.dumps({"max_batch_size": "many"}), "max_batch_size"),
+            (json.dumps({"backend": "python"}), "backend 'python'"),
+            (json.dumps({"name": "other"}), "name 'other'"),
+        ):
+            with pytest.raises(module.InferenceServerException, match=said):
+                client.load_model("m", config=wrong)
+        with pytest.raises(module.InferenceServerException, match="is no path in the folder"):
+            client.load_model("m", config="{}", files={"file:../1/model.onnx": b""})
+        with pytest.raises(module.InferenceServerException, match="not an ONNX model"):
+            client.load_model("m", config="{}", files={"file:1/model.onnx": b"no model"})
+        assert np.array_equal(ask(triton, "m", SCORES), 2 * SCORES), "a load that fails changes nothing"
+        assert bound() == 3
+        with pytest.raises(module.InferenceServerException, match="no model repository has 'nowhere'"):
+            client.load_model("nowhere", config="{}")
+
+        client.load_model("m", config="{}", files={"file:1/model.onnx": same("n", 5)})
+        assert np.array_equal(ask(triton, "m", SCORES), 5 * SCORES)
+        client.load_model("new", config="{}", files={"file:1/model.onnx": same("n", 7)})
+        assert np.array_equal(ask(triton, "new", SCORES), 7 * SCORES)
+        client.load_model("m")
+        assert np.array_equal(ask(triton, "m", SCORES), 2 * SCORES), "what the repository has"
+        assert bound() == before
+        for name in ("m", "new"):
+            ours.unregister(name)

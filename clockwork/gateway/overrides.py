@@ -1,0 +1,140 @@
+"""Loads of the repository API that bring a configuration, or a configuration and files, of their own.
+
+They hold until the model is loaded without them, or the gateway ends. Files are kept in a temporary folder for as long.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import concurrent.futures
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from clockwork.config.gateway import FILES_MAX, LOADED_PATH_CHARS_MAX
+from clockwork.errors import InvalidInput
+from clockwork.formats.package import check_name
+from clockwork.gateway.repository import CONFIG, Fingerprint, Folder, Repository, Row, Version
+from clockwork.gateway.triton_config import text_of_json
+
+FILE = "file:"
+"""How a parameter begins that has the content of a file; its path in the folder of the model follows."""
+
+_BASE64_PIECE = 1 << 18
+"""Characters that are decoded at once: the interpreter's lock is held meanwhile."""
+
+
+class Override:
+    """A model's folder, of a configuration that a load brings and of files that it brings or that a repository has."""
+
+    is_settled = True  # the files of a load are whole
+    pool: concurrent.futures.Executor | None = None
+
+    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """parameters: of the load. Raises InvalidInput and InvalidModel."""
+        check_name(name)
+        self.name = name
+        self._config = ""
+        self._files: tempfile.TemporaryDirectory[str] | None = None
+        self._base: Repository | None = None  # has the other files
+        contents = {}
+        for key, value in parameters.items():
+            if key == "config":
+                if type(value) is not str:
+                    raise InvalidInput("parameter config of a load is a text, in JSON")
+                self._config = text_of_json(value)
+            elif key.startswith(FILE):
+                contents[_checked(key.removeprefix(FILE))] = _bytes_of(key, value)
+            else:
+                raise InvalidInput(
+                    f"load of {name!r} has the parameter {key[:80]!r}; there are config and {FILE}PATH",
+                    expected=f"config, {FILE}PATH",
+                )
+        if "config" not in parameters:
+            raise InvalidInput(f"load of {name!r} brings files, and no parameter config with them")
+        if len(contents) > FILES_MAX:
+            raise InvalidInput(
+                f"load of {name!r} brings {len(contents)} files, at most {FILES_MAX} are taken"
+            )
+        if contents:
+            self._files = tempfile.TemporaryDirectory(prefix="clockwork-loaded-")
+            try:
+                for path, data in contents.items():
+                    file = Path(self._files.name, name, path)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(data)
+            except OSError as error:  # a file where another has its folder, say
+                self.close()
+                raise InvalidInput(
+                    f"load of {name!r}: the files cannot be written: {error.strerror}"
+                ) from None
+            self._base = Folder(Path(self._files.name))
+
+    @property
+    def brings_files(self) -> bool:
+        return self._files is not None
+
+    def close(self) -> None:
+        """Remove the files that it brought."""
+        if self._files is not None:
+            self._files.cleanup()
+
+    def stand_on(self, base: Repository) -> None:
+        """Have a load without files take those of a repository."""
+        self._base, self.is_settled, self.pool = base, base.is_settled, base.pool
+
+    def __str__(self) -> str:
+        return f"a load of {self.name}"
+
+    def folders(self) -> Sequence[str]:
+        return [self.name]
+
+    def text(self, folder: str, name: str) -> tuple[Row, bytes] | None:
+        if name != CONFIG:
+            return self._found.text(folder, name)
+        data = self._config.encode()
+        return (CONFIG, len(data), hashlib.sha256(data).hexdigest()), data
+
+    def versions(self, folder: str) -> Sequence[str]:
+        return self._found.versions(folder)
+
+    def rows(self, folder: str, version: str) -> Fingerprint:
+        return self._found.rows(folder, version)
+
+    @contextlib.contextmanager
+    def copy(self, version: Version) -> Iterator[Path]:
+        with self._found.copy(version) as folder:
+            yield folder
+
+    @property
+    def _found(self) -> Repository:
+        assert self._base is not None, "without files it stands on a repository"
+        return self._base
+
+
+def _checked(path: str) -> str:
+    """A path in the folder of a model. Raises InvalidInput."""
+    parts = PurePosixPath(path).parts
+    wrong = not parts or ".." in parts or path.startswith("/") or "\0" in path or "\\" in path
+    if wrong or len(path) > LOADED_PATH_CHARS_MAX or not path.isprintable():
+        raise InvalidInput(f"{path[:200]!r} is no path in the folder of a model, as 1/model.onnx is")
+    return str(PurePosixPath(path))
+
+
+def _bytes_of(key: str, value: Any) -> bytes:
+    """A file's content: bytes over gRPC, base64 over HTTP. Raises InvalidInput."""
+    if type(value) is bytes:
+        return value
+    if type(value) is not str:
+        raise InvalidInput(f"parameter {key[:80]!r} of a load is a file's content, in base64")
+    content = bytearray()
+    try:
+        for begin in range(0, len(value), _BASE64_PIECE):
+            content += base64.b64decode(value[begin : begin + _BASE64_PIECE], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"parameter {key[:80]!r} of a load is not in base64: {error}") from None
+    return bytes(content)

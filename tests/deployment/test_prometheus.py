@@ -21,10 +21,12 @@ import yaml
 
 from clockwork import Client
 from clockwork.formats.profiles import ModelProfile, save_profiles
+from clockwork.gateway.metrics import METRICS
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.launch.local import held_ports
 from tests.process.cluster import ROOT, Program, eventually
 from tests.process.gateways import Http, method_of, tensor
+from tests.unit.test_metrics_text import EVERYTHING
 
 MILLISECOND = 1_000_000
 MIB = 1 << 20
@@ -263,6 +265,14 @@ def test_the_names_that_the_dashboard_offers_are_there(watched: Watched) -> None
             assert found, one["definition"]
             values = watched.prometheus.ask(f"/api/v1/label/{found[2]}/values", **{"match[]": found[1]})
             assert set(NAMES) <= set(values)
+
+
+def test_promtool_has_remarks_on_tritons_names_alone() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=EVERYTHING, capture_output=True, timeout=60, check=False
+    )
+    remarked = {line.split()[0] for line in done.stderr.decode().splitlines()}
+    assert remarked == {name for name in METRICS if name.startswith("nv_")}
 
 
 def test_promtool_takes_the_rules_and_the_configuration() -> None:

@@ -16,6 +16,8 @@ import click
 
 from clockwork import config
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, Refused
+from clockwork.launch.lines import said
+from clockwork.wire.logs import json_line
 from clockwork.wire.telling import visible
 
 if TYPE_CHECKING:
@@ -96,7 +98,14 @@ class _Failure(click.ClickException):
     """An error, printed in one line."""
 
     def show(self, file: Any = None) -> None:
-        print_line(f"clockwork: {self.message}", err=True)
+        try:
+            as_json = config.logs_json()
+        except ConfigError:  # perhaps what is to be told
+            as_json = False
+        if as_json:
+            click.echo(json_line("clockwork", self.message, "error"), err=True)
+        else:
+            print_line(f"clockwork: {self.message}", err=True)
 
 
 class Commands(click.Group):
@@ -199,6 +208,25 @@ def print_text(text: str) -> None:
 def print_paragraph(text: str) -> None:
     """Print lines of ours, in which nobody else has a text of more than one."""
     print_text(f"{text}\n")
+
+
+def print_said(text: str) -> None:
+    """Print what a cluster in the foreground says: as print_paragraph(), or as lines of a log of JSON."""
+    print_paragraph(said(text))
+
+
+def log_format_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the flag for the form of the lines that processes log."""
+
+    def take(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            config.set_log_format(value)  # of the processes that it starts, too
+
+    return click.option(
+        "--log-format", type=click.Choice(config.LOG_FORMATS), callback=take, expose_value=False, is_eager=True,
+        help="The form of log lines: text, or one JSON object a line, with time, level, process and message (or "
+             "CLOCKWORK_LOG_FORMAT).  [default: text]",
+    )(command)  # fmt: skip
 
 
 def print_json(body: Any) -> None:

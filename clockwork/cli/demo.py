@@ -8,13 +8,14 @@ import sys
 import click
 
 from clockwork import config
-from clockwork.cli.common import print_paragraph
+from clockwork.cli.common import log_format_option, print_said
 from clockwork.config.dashboard import DASHBOARD_PORT
 from clockwork.config.workloads import LIVE_RATE_MAX
 from clockwork.errors import ConfigError
 
 
 @click.command()
+@log_format_option
 @click.option(
     "--devices",
     type=click.IntRange(1, config.EMULATED_DEVICES_MAX),
@@ -59,4 +60,4 @@ def demo(devices: int, rate: float, port: int, dashboard_port: int, verbose: boo
     from clockwork.launch.demo import DemoSettings
     from clockwork.launch.demo import demo as run
 
-    sys.exit(run(DemoSettings(devices, rate, port, dashboard_port, verbose), print_paragraph))
+    sys.exit(run(DemoSettings(devices, rate, port, dashboard_port, verbose), print_said))

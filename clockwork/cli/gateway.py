@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from clockwork import config
-from clockwork.cli.common import FILE, FOLDER, PATH, Duration
+from clockwork.cli.common import FILE, FOLDER, PATH, Duration, log_format_option
 from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
@@ -137,6 +137,7 @@ def repository_arguments(
 
 
 @click.command()
+@log_format_option
 @click.option(
     "--connect", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
 )

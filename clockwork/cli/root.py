@@ -9,7 +9,7 @@ from typing import TextIO
 
 import click
 
-from clockwork.cli.common import Commands, print_line
+from clockwork.cli.common import Commands, log_format_option, print_line
 from clockwork.config import VERSION
 from clockwork.errors import SloWarning
 from clockwork.wire.logs import guard_stderr
@@ -77,6 +77,7 @@ def main() -> None:
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, prog_name="clockwork")
+@log_format_option
 def cli() -> None:
     """Serve deep-learning models, each request by its deadline.
 

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli.common import PATH, Duration, as_usage, policy_numbers, print_line, print_paragraph
+from clockwork.cli.common import (
+    PATH,
+    Duration,
+    as_usage,
+    log_format_option,
+    policy_numbers,
+    print_line,
+    print_said,
+)
 from clockwork.cli.gateway import (
     allowed_host_option,
     repository_arguments,
@@ -163,6 +171,7 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 
 
 @click.command()
+@log_format_option
 @click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
@@ -272,7 +281,7 @@ def up(
         ),
     )  # fmt: skip
     if not on_ray:
-        sys.exit(local.up(settings, print_paragraph))
+        sys.exit(local.up(settings, print_said))
     from clockwork.launch import ray
 
     names = device_names(device, devices)
@@ -281,10 +290,11 @@ def up(
         cpus=threads * len(names) if device == "cpu" else 1,
         gpus=len(names) if device.startswith("cuda") else 0,
     )
-    sys.exit(ray.up(settings, wanted, print_paragraph))
+    sys.exit(ray.up(settings, wanted, print_said))
 
 
 @click.command()
+@log_format_option
 @click.option("--listen", help=f"For clients.  [default: {config.CLIENT_ENDPOINT}]")
 @click.option("--worker-listen", help=f"For workers.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--events", help=f"For those who watch.  [default: {config.EVENTS_ENDPOINT}]")
@@ -360,6 +370,7 @@ def controller(
 
 
 @click.command()
+@log_format_option
 @click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--name", help="How it is called in `status`.  [default: host-pid]")
 @worker_options

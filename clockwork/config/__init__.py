@@ -94,6 +94,11 @@ COMPLAINT_FRAMES = 12
 LOG_CHARS_MAX = 16_000
 """Longest line of a log."""
 
+LOG_FORMAT_VARIABLE = "CLOCKWORK_LOG_FORMAT"
+
+LOG_FORMATS = ("text", "json")
+"""Forms of the lines that processes log."""
+
 RANK_MAX = 32
 """The most dimensions of a tensor."""
 
@@ -925,6 +930,21 @@ def operator_key_file() -> Path | None:
 def allowed_hosts() -> tuple[str, ...]:
     """CLOCKWORK_ALLOWED_HOST: names under which a gateway may be asked, with commas between them."""
     return tuple(name.strip() for name in environment("ALLOWED_HOST", "").split(",") if name.strip())
+
+
+def logs_json() -> bool:
+    """CLOCKWORK_LOG_FORMAT: whether processes log JSON. Raises ConfigError for a value that is none of LOG_FORMATS."""
+    found = environment("LOG_FORMAT", LOG_FORMATS[0])
+    if found not in LOG_FORMATS:
+        raise ConfigError(
+            f"{LOG_FORMAT_VARIABLE} is {found[:40]!r}, which is none of {', '.join(LOG_FORMATS)}"
+        )
+    return found == "json"
+
+
+def set_log_format(value: str) -> None:
+    """Have this process and those that it starts log in one of LOG_FORMATS."""
+    os.environ[LOG_FORMAT_VARIABLE] = value
 
 
 def status_codes() -> str:

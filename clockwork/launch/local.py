@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import dataclasses
 import os
-import re
 import select
 import shlex
 import shutil
@@ -29,6 +28,7 @@ from typing import Any, Protocol
 from clockwork import config
 from clockwork.config.launch import DRAIN_NS, LAST_LINES, READY_NS, STOP_NS, STOP_WORKERS_NS
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
+from clockwork.launch.lines import read_line
 from clockwork.launch.restarts import Restarts
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.system.words import say_count
@@ -41,14 +41,6 @@ DEMO_MODEL = "digits"
 PR_SET_PDEATHSIG = 1
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask for the end."""
-
-ROUTINE = re.compile(r"^(\S+ \S+ (controller|worker|gateway) [DI] |The dashboard is at )")
-"""A line of a child's that only --verbose shows; anything else may be trouble. Where a dashboard is, the greeting says."""
-
-SERVES = re.compile(
-    r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:|^The dashboard is at "
-)
-"""The lines by which a controller, a worker, a gateway and a dashboard say that they serve."""
 
 GATEWAY_PORTS = ("http", "grpc", "metrics")
 """The gateway's servers, in the order of their flags."""
@@ -131,7 +123,7 @@ class Child:
     def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        self.serves = ""  # the first line that SERVES is in
+        self.serves = ""  # the first line by which it says so; see lines.py
         self.lost = False  # with its machine, which for a local child is this one
         self._say = say
         self._verbose = verbose
@@ -177,9 +169,10 @@ class Child:
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip()
                 self.lines.append(line)
-                self.serves = self.serves or (line if SERVES.search(line) else "")
-                if self._verbose or not ROUTINE.match(line):
-                    self._say(f"{self.name} | {line}")
+                found = read_line(self.name, line)
+                self.serves = self.serves or found.serves
+                if self._verbose or not found.is_routine:
+                    self._say(found.shown)
 
 
 @dataclasses.dataclass(slots=True)

@@ -24,7 +24,8 @@ from typing import Any
 from clockwork.config.launch import END_S, LAST_LINES, POLL_NS
 from clockwork.errors import ConfigError
 from clockwork.launch import local
-from clockwork.launch.local import ROUTINE, SERVES, AnyChild, Child, ChildEnded, Cluster, Stop, UpSettings
+from clockwork.launch.lines import read_line
+from clockwork.launch.local import AnyChild, Child, ChildEnded, Cluster, Stop, UpSettings
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.wire.keys import key_file_of, write_keys
 from clockwork.wire.roles import Role
@@ -96,7 +97,7 @@ class Placed:
     ) -> None:  # fmt: skip
         self.name = name
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.serves = ""  # the first line that SERVES is in
+        self.serves = ""  # the first line by which it says so; see lines.py
         self.lost = False  # with the machine that it was on
         self.status = 0  # of the process, once it has ended
         self._ray = ray
@@ -128,9 +129,10 @@ class Placed:
             status, lines = answer
             for line in lines:
                 self.lines.append(line)
-                self.serves = self.serves or (line if SERVES.search(line) else "")
-                if self._verbose or not ROUTINE.match(line):
-                    self._say(f"{self.name} | {line}")
+                found = read_line(self.name, line)
+                self.serves = self.serves or found.serves
+                if self._verbose or not found.is_routine:
+                    self._say(found.shown)
             if status is not None:
                 self._has_ended, self.status = True, status
                 return

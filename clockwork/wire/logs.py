@@ -2,17 +2,24 @@
 
 A message quotes names, faults and folders that others chose. The obvious remedy, to escape each where it is logged, fails
 with the first place that is forgotten. So the formatter escapes whole messages, and a line that does not begin with a time
-belongs to the traceback above it.
+belongs to the traceback above it. As JSON (CLOCKWORK_LOG_FORMAT), a record is one object in a line, its traceback in it, and
+JSON's own escapes do the same.
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 import sys
+import time
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
-from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_FRAMES, LOG_CHARS_MAX
+from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_FRAMES, LOG_CHARS_MAX, logs_json
+from clockwork.errors import ConfigError
 from clockwork.wire.telling import visible
 
 CONTINUED = "  | "
@@ -26,36 +33,96 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         message = record.message
-        cut = message if len(message) <= LOG_CHARS_MAX else f"{message[:LOG_CHARS_MAX]}..."
-        record.message = visible(cut)
+        record.message = visible(_cut(message))
         try:
             return super().formatMessage(record)
         finally:
             record.message = message  # which other handlers format, too
 
     def formatException(self, ei: ExceptionInfo) -> str:
-        kind, error, where = ei
-        lines = traceback.format_exception(kind, error, where, limit=-COMPLAINT_FRAMES)
-        text = "".join(lines)[-COMPLAINT_CHARS_MAX:].rstrip()
-        return "\n".join(CONTINUED + visible(line) for line in text.split("\n"))
+        return "\n".join(CONTINUED + visible(line) for line in _traceback(ei).split("\n"))
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object in one line of ASCII: time (UTC), level, process, message, and exception where there is
+    one. Both texts are bounded."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        found = record.exc_info
+        exception = _traceback(found) if found else ""
+        return json_line(
+            self._process, record.getMessage(), record.levelname.lower(), record.created, exception
+        )
+
+
+def json_line(
+    process: str, message: str, level: str = "info", time_s: float | None = None, exception: str = ""
+) -> str:
+    """One line of a log of JSON. time_s: since the epoch; None: now."""
+    moment = datetime.datetime.fromtimestamp(time.time() if time_s is None else time_s, datetime.UTC)
+    fields = {
+        "time": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
+        "level": level,
+        "process": process,
+        "message": _whole(_cut(message)),
+    }
+    if exception:
+        fields["exception"] = _whole(exception)
+    return dumps(fields)
+
+
+def dumps(fields: Mapping[str, Any]) -> str:
+    """An object in one line of ASCII that a terminal obeys nothing of."""
+    return json.dumps(fields).replace("\x7f", "\\u007f")
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= LOG_CHARS_MAX else f"{message[:LOG_CHARS_MAX]}..."
+
+
+def _whole(text: str) -> str:
+    """The text, with a mark in place of halves of characters, which readers of JSON refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _traceback(ei: ExceptionInfo) -> str:
+    """A traceback's end, bounded."""
+    lines = traceback.format_exception(*ei, limit=-COMPLAINT_FRAMES)
+    return "".join(lines)[-COMPLAINT_CHARS_MAX:].rstrip()
 
 
 def start_log(process: str) -> None:
-    """Have this process log to stderr. process: its kind."""
-    guard_stderr()
+    """Have this process log to stderr. process: its kind. Raises ConfigError for a format that there is not."""
+    guard_stderr(process)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(f"%(asctime)s {process} %(levelname).1s %(message)s"))
+    text = LineFormatter(f"%(asctime)s {process} %(levelname).1s %(message)s")
+    handler.setFormatter(JsonFormatter(process) if logs_json() else text)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def guard_stderr() -> None:
+def guard_stderr(process: str = "clockwork") -> None:
     """Have whatever a process without a log of its own says on stderr be such lines, too: what libraries log, and the
     traceback of an error that nothing catches."""
     formatter = LineFormatter("%(message)s")
+    try:
+        as_json = logs_json()
+    except ConfigError:  # which the command will tell
+        as_json = False
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(formatter)
+        logging.lastResort.setFormatter(JsonFormatter(process) if as_json else formatter)
 
     def show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        print(formatter.formatException((kind, error, where)), file=sys.stderr)
+        info = kind, error, where
+        said = f"{kind.__name__}: {error}"
+        print(
+            json_line(process, said, "critical", exception=_traceback(info))
+            if as_json
+            else formatter.formatException(info),
+            file=sys.stderr,
+        )
 
     sys.excepthook = show

@@ -276,7 +276,7 @@ class PreparationProcess:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve jobs on the inherited socket until it is closed, also in the middle of a job: nothing waits for it then."""
-    guard_stderr()
+    guard_stderr("preparation")
     _yield_to_everybody()
     with socket.socket(fileno=int(arguments[0])) as connection:
         for job in _jobs(connection):

@@ -467,3 +467,19 @@ def test_up_whose_own_key_is_refused_says_so_and_ends(tmp_path: Path) -> None:
         assert up.end() == 1
     finally:
         up.program.destroy()
+
+
+@pytest.mark.slow
+def test_with_json_every_line_of_every_process_is_an_object(tmp_path: Path) -> None:
+    """A program that takes logs in, and reads nothing else, misses nothing of a start, a crash and an end."""
+    up = Up(tmp_path / "data", "--log-format", "json", "--verbose", "--no-demo", "--gateway")
+    try:
+        up.program.wait_for("Ready after")
+        up.kill("worker-0")
+        up.program.wait_for("it is started again")
+        assert up.end() == 0
+    finally:
+        up.program.destroy()
+    found = [json.loads(line) for line in up.program.lines]
+    assert {"up", "controller", "gateway", "worker-0"} <= {one["process"] for one in found}
+    assert all({"time", "level", "process", "message"} <= set(one) for one in found)

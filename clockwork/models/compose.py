@@ -19,9 +19,10 @@ from clockwork.device.operators import DOMAIN
 from clockwork.errors import InvalidModel
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models import images, samples
+from clockwork.models.maps import LABELS_KEY
 from clockwork.models.onnx_import import (
-    check_model,
     external_files,
+    import_model,
     metadata_of,
     nodes_within,
     real_inputs,
@@ -48,7 +49,7 @@ class ImageFlags:
 
 def read_whole(path: Path) -> onnx.ModelProto:
     """An ONNX file that has been checked, with its external data in it. Raises InvalidModel."""
-    model = check_model(path)
+    model, _ = import_model(path)
     size = sum(external_path(path.parent, location).stat().st_size for location in external_files(model))
     if size > EXTERNAL_BYTES:
         raise InvalidModel(
@@ -169,7 +170,7 @@ def with_labels(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProt
             raise InvalidModel(
                 f"{len(labels)} labels for the {scores.shape[-1]} scores of output {scores.name!r}"
             )
-    helper.set_model_props(model, {**metadata_of(model), images.LABELS_KEY: json.dumps(list(labels))})
+    helper.set_model_props(model, {**metadata_of(model), LABELS_KEY: json.dumps(list(labels))})
     return model
 
 

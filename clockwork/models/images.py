@@ -24,9 +24,9 @@ from PIL import Image, UnidentifiedImageError
 from clockwork.config.models import SIDE_MAX
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats.prepared import TensorSpec
+from clockwork.models.maps import LABELS_KEY
 
 INPUT_KEY = "clockwork.input"
-LABELS_KEY = "clockwork.labels"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

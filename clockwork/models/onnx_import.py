@@ -7,7 +7,7 @@ has a kernel for every operator (see models.runtime).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPT
 from clockwork.device.operators import EXTENSION_DOMAINS
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
+from clockwork.models import maps
 from clockwork.wire import packages
 from clockwork.wire.packages import (
     EXAMPLES_FILE,
@@ -86,17 +87,52 @@ def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
     """
     path = Path(path)
     model = read_model(path) if data is None else parse_model(data, path.name)
+    _check(model, path, data is not None)
+    return model
+
+
+def import_model(
+    path: Path, data: bytes | None = None, given: Collection[str] = ()
+) -> tuple[onnx.ModelProto, bytes | None]:
+    """check_model() of a model on its way into a package, and the content of the package's file; None: ``path`` has it.
+
+    given: names of inputs that requests will bring. Those of them that have a default lose it; other defaults are constants.
+
+    Lists of maps become tensors, and defaults go, here and not when the package is prepared, so that whoever reads a package
+    finds in its file the interface that is served. Equal files give equal bytes.
+    """
+    path = Path(path)
+    model = read_model(path) if data is None else parse_model(data, path.name)
+    is_changed = _drop_defaults(model, given)
+    is_changed |= maps.make_tensors(model)
+    _check(model, path, data is not None)
+    return model, model.SerializeToString(deterministic=True) if is_changed else data
+
+
+def _drop_defaults(model: onnx.ModelProto, names: Collection[str]) -> bool:
+    """Make inputs of these names that have a default into plain inputs. Whether there was one."""
+    inputs = {value.name for value in model.graph.input} & set(names)
+    held = model.graph.initializer
+    kept = [tensor for tensor in held if tensor.name not in inputs]
+    is_changed = len(kept) < len(held)
+    if is_changed:
+        kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del held[:]
+        held.extend(kept)
+    return is_changed
+
+
+def _check(model: onnx.ModelProto, path: Path, in_memory: bool) -> None:
     _check_versions(model, path.name)
     _check_graph(model, path.name)
     for location in external_files(model):
         file = external_path(path.parent, location)
-        if data is not None or not file.is_file():
+        if in_memory or not file.is_file():
             raise InvalidModel(f"{path.name} refers to external data {location!r}, which is not beside it")
     for tensor in tensors_of(model):
         _check_tensor(tensor, path)
     check_interface(model, path.name)
     _check_operators(model, path.name)
-    return model
 
 
 def _check_operators(model: onnx.ModelProto, name: str) -> None:
@@ -158,7 +194,9 @@ def check_interface(model: onnx.ModelProto, name: str) -> None:
             if kind not in (None, "tensor_type"):
                 hint = ""
                 if kind == "sequence_type" and value.type.sequence_type.elem_type.HasField("map_type"):
-                    hint = ": scikit-learn's converter writes such an output unless told options={'zipmap': False}"
+                    hint = "; registration with clockwork-serving makes tensors of ZipMap's outputs"
+                elif kind == "sequence_type" and role == "output":
+                    hint = "; a classifier of several targets gives one: export a model for each target"
                 raise InvalidModel(
                     f"{name}: {role} {value.name!r} is a {str(kind).removesuffix('_type')}; "
                     f"only tensors can be served{hint}"
@@ -271,18 +309,24 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
 def package_files(model_path: Path, examples: Examples = None, data: bytes | None = None) -> PackageFiles:
     """The files of a package, model first. Raises InvalidModel.
 
-    The model is checked first. examples: see Examples; keys must be names of the model's inputs. data: see check_model().
+    The model is checked first. examples: see Examples; keys must be names of the model's inputs, of which those with a default
+    may be left out: see import_model(). data: see check_model().
     """
     model_path = Path(model_path)
-    model = check_model(model_path, data)
-    files: PackageFiles = [(MODEL_FILE, model_path if data is None else data)]
+    model, content = import_model(model_path, data, _names_of(examples))
+    files: PackageFiles = [(MODEL_FILE, model_path if content is None else content)]
     for location in external_files(model):
         check_external_name(location)
         files.append((location, external_path(model_path.parent, location)))
-    data = pack_examples(model, examples)
-    if data:
-        files.append((EXAMPLES_FILE, data))
+    packed = pack_examples(model, examples)
+    if packed:
+        files.append((EXAMPLES_FILE, packed))
     return files
+
+
+def _names_of(examples: Examples) -> set[str]:
+    rows = [examples] if isinstance(examples, Mapping) else examples or []
+    return {str(name) for row in rows if isinstance(row, Mapping) for name in row}
 
 
 def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

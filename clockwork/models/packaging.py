@@ -38,7 +38,7 @@ def package_of(model: Any, examples: Any) -> PackageFiles:
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
     if not (examples is None or isinstance(examples, Mapping)):
-        proto = onnx_import.check_model(path, data)
+        proto, _ = onnx_import.import_model(path, data)
         examples = name_examples(examples, [value.name for value in onnx_import.real_inputs(proto)])
     return onnx_import.package_files(path, examples, data)
 

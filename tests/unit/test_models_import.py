@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.interface import read_onnx
 from clockwork.models.onnx_import import check_model, package_files, read_examples
-from tests.unit.models_onnx import INT64, model_of, normal, small_net, unpack, value
+from tests.unit.models_onnx import FLOAT, INT64, initializer, model_of, normal, small_net, unpack, value
 
 
 def save(model: onnx.ModelProto, path: Path, **options: Any) -> Path:
@@ -44,23 +47,6 @@ def test_what_git_lfs_left_in_place_of_a_model_says_how_to_get_it(tmp_path: Path
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 102400000\n"
     (tmp_path / "m.onnx").write_text(pointer)
     check_refused(tmp_path / "m.onnx", "Git LFS", "git lfs pull")
-
-
-def test_a_classifier_as_scikit_learns_converter_writes_it_says_which_option_helps(tmp_path: Path) -> None:
-    probabilities = helper.make_value_info(
-        "probabilities",
-        helper.make_sequence_type_proto(
-            helper.make_map_type_proto(INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
-        ),
-    )
-    node = helper.make_node(
-        "ZipMap", ["x"], ["probabilities"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
-    )
-    model = model_of([node], [value("x", [1, 2])], [probabilities])
-    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-    check_refused(
-        save(model, tmp_path / "m.onnx"), "'probabilities' is a sequence", "options={'zipmap': False}"
-    )
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
@@ -209,3 +195,103 @@ def test_initializers_that_are_inputs_too_need_no_example(tmp_path: Path) -> Non
     model.graph.input.extend(value(t.name, t.dims, t.data_type) for t in model.graph.initializer)
     path = save(model, tmp_path / "old.onnx")
     assert [name for name, _ in package_files(path, {"x": normal(1, 8)})] == ["model.onnx", "examples.npz"]
+
+
+# ----- lists of maps -------------------------------------------------------------------------------
+
+
+def classifier(**classes: list[int] | list[str]) -> onnx.ModelProto:
+    """x [N, 4] -> labels, and a list of maps from class to score, as converters of scikit-learn and CatBoost write it."""
+    names = next(iter(classes.values()))
+    kinds = {"classlabels_int64s": INT64, "classlabels_strings": TensorProto.STRING}
+    (kind,) = (kinds[key] for key in classes)
+    nodes = [
+        helper.make_node(
+            "LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", post_transform="SOFTMAX",
+            coefficients=[float(index % 5) for index in range(4 * len(names))],
+            intercepts=[0.0] * len(names),
+            **{key.replace("_int64s", "_ints"): value for key, value in classes.items()},
+        ),
+        helper.make_node("ZipMap", ["scores"], ["probabilities"], domain="ai.onnx.ml", **classes),
+    ]  # fmt: skip
+    scores = helper.make_map_type_proto(kind, helper.make_tensor_type_proto(FLOAT, []))
+    maps = helper.make_value_info("probabilities", helper.make_sequence_type_proto(scores))
+    model = model_of(
+        nodes, [value("x", ["N", 4])], [value("label", ["N"], kind), maps], domains=[("ai.onnx.ml", 3)]
+    )
+    del model.opset_import[0]  # as where nothing standard is used
+    return model
+
+
+@pytest.mark.parametrize(
+    "classes", [{"classlabels_int64s": [7, 8, 9]}, {"classlabels_strings": ["cat", "dog", "eel"]}]
+)
+def test_a_list_of_maps_becomes_a_tensor_of_scores(tmp_path: Path, classes: dict[str, Any]) -> None:
+    path = save(classifier(**classes), tmp_path / "m.onnx")
+    folder = unpack(package_files(path), tmp_path / "package")
+    x = normal(5, 4)
+    labels, maps = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    got_labels, scores = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"x": x})
+    assert (got_labels == labels).all()
+    (names,) = classes.values()
+    assert scores.tolist() == [[row[name] for name in names] for row in maps]
+    with open(folder / "model.onnx", "rb") as file:
+        declared = read_onnx(file)
+    assert [(spec.name, spec.shape) for spec in declared.outputs] == [
+        ("label", ("N",)),
+        ("probabilities", ("", 3)),
+    ]
+    assert json.loads(declared.metadata["clockwork.labels"]) == [str(name) for name in names]
+    again = package_files(path)
+    assert again == package_files(Path("model.onnx"), None, path.read_bytes()), (
+        "equal files are equal packages"
+    )
+
+
+def test_labels_that_a_file_names_are_kept(tmp_path: Path) -> None:
+    model = classifier(classlabels_int64s=[0, 1])
+    helper.set_model_props(model, {"clockwork.labels": '["no", "yes"]'})
+    folder = unpack(package_files(save(model, tmp_path / "m.onnx")), tmp_path / "package")
+    with open(folder / "model.onnx", "rb") as file:
+        assert read_onnx(file).metadata == {"clockwork.labels": '["no", "yes"]'}
+
+
+def test_a_list_of_tensors_is_refused_with_advice(tmp_path: Path) -> None:
+    node = helper.make_node("SequenceConstruct", ["x", "x"], ["s"])
+    sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    path = save(model_of([node], [value("x", ["N", 4])], [sequence]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidModel, match=r"'s' is a sequence; only tensors .* a model for each target"):
+        package_files(path)
+
+
+# ----- inputs with defaults ------------------------------------------------------------------------
+
+
+def negated_if_told() -> onnx.ModelProto:
+    """x [N, 4] -> -x where the input ``negate`` is true; by its default it is not."""
+    bodies = [
+        helper.make_graph(
+            [helper.make_node(operator, ["x"], [f"{operator}_y"])],
+            operator,
+            [],
+            [value(f"{operator}_y", ["N", 4])],
+        )
+        for operator in ("Neg", "Identity")
+    ]
+    node = helper.make_node("If", ["negate"], ["y"], then_branch=bodies[0], else_branch=bodies[1])
+    default = initializer("negate", [False], bool)
+    inputs = [value("x", ["N", 4]), value("negate", [1], TensorProto.BOOL)]
+    return model_of([node], inputs, [value("y", ["N", 4])], [default])
+
+
+def test_an_input_with_a_default_is_a_constant_unless_examples_bring_it(tmp_path: Path) -> None:
+    path = save(negated_if_told(), tmp_path / "m.onnx")
+    x = normal(2, 4)
+    assert package_files(path, {"x": x})[0] == ("model.onnx", path)
+    files = package_files(path, [{"x": x, "negate": np.array([flag])} for flag in (True, False)])
+    folder = unpack(files, tmp_path / "package")
+    with open(folder / "model.onnx", "rb") as file:
+        assert [spec.name for spec in read_onnx(file).inputs] == ["x", "negate"]
+    ((_, negate), _) = read_examples(folder, check_model(folder / "model.onnx"))
+    (y,) = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"x": x, "negate": negate})
+    assert (y == -x).all()

@@ -124,6 +124,30 @@ def loosened(outputs: list[TensorSpec], said: Sequence[TensorSpec]) -> list[Tens
     return outputs if found == outputs else found
 
 
+def undisputed(outputs: list[TensorSpec], declared: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Outputs as a model was seen to return them, open where its package declares another size, or another rank.
+
+    An ONNX file's outputs are what its exporter believed: ONNX Runtime corrects a wrong shape by itself, and serves the model.
+    Neither shape then holds for certain, so that no answer is held against it.
+    """
+    if [spec.name for spec in outputs] != [spec.name for spec in declared]:
+        return outputs
+    return [
+        dataclasses.replace(spec, shape=_without(spec.shape, other.shape))
+        for spec, other in zip(outputs, declared)
+    ]
+
+
+def _without(shape: tuple[int | str, ...], other: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    if UNKNOWN_RANK in (shape, other):
+        return shape
+    if len(shape) != len(other):
+        return UNKNOWN_RANK
+    return tuple(
+        "" if type(our) is type(their) is int and our != their else our for our, their in zip(shape, other)
+    )
+
+
 def _common(spec: TensorSpec, other: TensorSpec) -> tuple[int | str, ...]:
     if UNKNOWN_RANK in (spec.shape, other.shape) or len(spec.shape) != len(other.shape):
         return UNKNOWN_RANK

@@ -39,7 +39,7 @@ from clockwork.config.models import (
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
-from clockwork.formats.interface import is_named, read_interface
+from clockwork.formats.interface import is_named, read_interface, undisputed
 from clockwork.formats.package import PackageFile, check_package, digest_of, hash_file
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
@@ -138,6 +138,8 @@ def prepare(
                 package_dir, store, digest, fingerprint, page_bytes, options, work, made, progress
             )
             prepared, directory = job.run()
+            if declared is not None:
+                prepared.outputs = undisputed(prepared.outputs, declared.outputs)
         why = interface_difference(declared, prepared) if declared is not None else ""
         if why:
             raise InvalidModel(f"the model is not what its package declares: {why}")

@@ -222,6 +222,15 @@ def optimise(model: Path, target: Path, external_data: str = "") -> Session:
 
 def explain(text: str, name: str) -> str:
     """A sentence for people from ONNX Runtime's message about a model that it rejects."""
+    lacking = re.search(r"Failed to construct locale with name:(?P<locale>[\w.@-]{1,64})", text)
+    if lacking:
+        locale = lacking["locale"]
+        language, _, charset = locale.partition(".")
+        return (
+            f"{name} changes the case of strings by the locale {locale} (operator StringNormalizer), which is not installed on "
+            f"the worker's machine: on Debian and Ubuntu, install the package locales and run "
+            f"`localedef -i {language} -f {charset or 'UTF-8'} {locale}`"
+        )
     for pattern in (
         r"Could not find an implementation for (?P<op>\S+?)\((?P<version>\d+)\)",
         r"(?P<op>\S+?)\((?P<version>-?\d+)\) is not a registered function/op",

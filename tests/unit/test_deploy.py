@@ -188,11 +188,18 @@ def test_the_image_runs_as_a_user_by_number_and_starts_the_program() -> None:
         assert set(names.split(",")) <= set(PROJECT["project"]["optional-dependencies"]), names
 
 
+@pytest.mark.parametrize("locale", ["en_US", "en_US.UTF-8"])
+def test_an_image_has_the_locales_that_exporters_name(locale: str) -> None:
+    assert any(
+        f"localedef -i en_US -f UTF-8 {locale} " in rest for word, rest in instructions() if word == "RUN"
+    )
+
+
 @pytest.mark.parametrize(("extras", "installs"), [("gateway,cuda12,compile", True), ("gateway,text", False)])
 def test_an_image_that_compiles_models_has_a_c_compiler(extras: str, installs: bool, tmp_path: Path) -> None:
     found = instructions()
     last = found[max(index for index, (word, _) in enumerate(found) if word == "FROM") :]
-    (command,) = [rest for word, rest in last if word == "RUN" and "apt-get" in rest]
+    (command,) = [rest for word, rest in last if word == "RUN" and "apt-get" in rest and "EXTRAS" in rest]
     assert ("ARG", "EXTRAS=gateway") in last[: last.index(("RUN", command))]
     for name in ("apt-get", "rm"):
         (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')

@@ -18,7 +18,9 @@ from clockwork.config.models import TEXT_SIZES
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import seal, unseal
-from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
+from clockwork.formats.interface import difference as interface_difference
+from clockwork.formats.interface import read_interface
+from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, check_package
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, prepared_directory
 from clockwork.models import prepare as preparation
 from clockwork.models import zoo
@@ -222,18 +224,12 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["model.onnx", "package.json", "nothing of it"])
 def test_a_damaged_package_is_not_prepared(workshop: Workshop, what: str, tmp_path: Path) -> None:
-    source = workshop.package(small_net(1))
-    data = (source / "model.onnx").read_bytes()
-    store = PackageStore(tmp_path / "packages of")
-    writer = store.writer([PackageFile("model.onnx", len(data), hashlib.sha256(data).hexdigest())])
-    writer.write(0, 0, data)
-    writer.commit()
-    package = store.directory(writer.digest)
+    package = stored(workshop.package(small_net(1)), tmp_path / "packages of")
     if what == "nothing of it":
         (package / "model.onnx").unlink()
     else:
         flip(package / what)
-    with pytest.raises(DamagedPackage, match=f"package {writer.digest} is damaged"):
+    with pytest.raises(DamagedPackage, match=f"package {package.name} is damaged"):
         workshop.prepare(package)
 
 
@@ -504,6 +500,54 @@ def test_outputs_are_fixed_only_in_what_the_model_returns(
     assert [one.shape for one in prepared.outputs] == [seen]
     assert prepared.outputs_verified
     assert PreparedModel.read(workshop.directory(prepared)) == prepared
+
+
+@pytest.mark.parametrize("declared", [[], ["N", 4, 1], ["N", 5], ["N", 4]])
+def test_a_file_that_declares_another_output_than_it_has_is_served(
+    workshop: Workshop, tmp_path: Path, declared: list[int | str]
+) -> None:
+    """As PaddlePaddle's converter writes it. ONNX Runtime finds the right shape once it has merged operators."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    weights = [initializer("w", normal(8, 4)), initializer("b", normal(4))]
+    model = model_of(nodes, [value("x", ["N", 8])], [value("y", declared)], weights)
+    package = stored(workshop.package(model), tmp_path / "packages")
+    prepared = workshop.prepare(package)
+    assert prepared.batches
+    held = read_interface(package, check_package(package), {})
+    assert interface_difference(held, prepared) == "", "the controller would take the worker for a liar"
+    assert PreparedModel.read(workshop.directory(prepared)) == prepared
+    (answer,) = workshop.serve(prepared, normal(3, 8))
+    assert answer.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("locale", "command"),
+    [
+        ({"locale": "xx_YY"}, "`localedef -i xx_YY -f UTF-8 xx_YY`"),
+        ({"locale": "xx_YY.ISO-8859-1"}, "`localedef -i xx_YY -f ISO-8859-1 xx_YY.ISO-8859-1`"),
+    ],
+)
+def test_a_locale_that_the_system_lacks_is_named(
+    workshop: Workshop, locale: dict[str, str], command: str
+) -> None:
+    node = helper.make_node(
+        "StringNormalizer", ["text"], ["lower"], case_change_action="LOWER", is_case_sensitive=0, **locale
+    )
+    texts = [value(name, ["N"], TensorProto.STRING) for name in ("text", "lower")]
+    with pytest.raises(InvalidModel) as caught:
+        workshop.prepare(model_of([node], texts[:1], texts[1:]))
+    assert f"the locale {locale['locale']} " in str(caught.value)
+    assert command in str(caught.value)
+
+
+def stored(folder: Path, root: Path) -> Path:
+    """A folder's model as a package with a list of its files, as a controller stores it."""
+    data = (folder / "model.onnx").read_bytes()
+    store = PackageStore(root)
+    writer = store.writer([PackageFile("model.onnx", len(data), hashlib.sha256(data).hexdigest())])
+    writer.write(0, 0, data)
+    writer.commit()
+    return store.directory(writer.digest)
 
 
 # ----- lengths -------------------------------------------------------------------------------

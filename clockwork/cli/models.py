@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,10 +14,10 @@ import click
 from clockwork import config
 from clockwork.cli import routes
 from clockwork.cli.common import (
-    DURATION,
     FILE,
     PATH,
     Commands,
+    Duration,
     as_usage,
     client_options,
     new_client,
@@ -35,6 +36,8 @@ from clockwork.system.words import say_count
 from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES
 
 EXISTING = click.Path(path_type=Path, exists=True)
+
+_NUMBER = re.compile(r"[0-9]{1,3}(?:\.[0-9]{0,9})?")
 
 PACKED_NOTED = 1.1
 """How many times a model's weights a packed model takes in memory before that is said beside them."""
@@ -59,6 +62,15 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
     return location or EXISTING.convert(value, parameter, context)
 
 
+def _percent(text: str) -> float:
+    """``10%`` as 0.1."""
+    number = text.removesuffix("%").strip()
+    share = float(number) / 100 if _NUMBER.fullmatch(number) else -1.0
+    if not 0 < share <= 1:
+        raise click.BadParameter(f"{text[:80]!r} is not like 10%: a share above 0 % and up to 100 %")
+    return share
+
+
 @models.command("add")
 @click.argument("name", required=False)
 @click.argument("file", required=False, callback=_model)
@@ -66,27 +78,28 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
     "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
 )
 @click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
-@click.option("--slo", type=DURATION, help="The default SLO of its requests: 100ms, or a number of seconds.")
+@click.option(
+    "--slo", type=Duration(0), help="The default SLO of its requests: 100ms, or a number of seconds; 0: none."
+)
 @click.option(
     "--examples", type=FILE, help="Real inputs for profiling and checks: .npz by input name, or .npy."
 )
 @click.option(
     "--batching",
     type=click.Choice(BATCHING),
-    default="auto",
-    show_default=True,
-    help="Whether requests share executions: as registration finds out, always, never, or only those of one shape.",
+    help="Whether requests share executions: as registration finds out, always, never, or only those of one shape.  "
+    "[default: auto]",
 )
 @click.option(
-    "--batch-max", type=click.IntRange(1, config.REGISTER_BATCH_MAX), help="An upper bound of its batches."
+    "--batch-max",
+    type=click.IntRange(0, config.REGISTER_BATCH_MAX),
+    help="An upper bound of its batches; 0: as measured.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(PRODUCT_DTYPES),
-    default="fp32",
-    show_default=True,
     help="Of matrix products where an ONNX file is compiled for GPUs: tf32 and fp16 use tensor cores. CPU devices compute "
-    "as the file says.",
+    "as the file says.  [default: fp32]",
 )
 @click.option(
     "--image", is_flag=True, help="The model's input becomes JPEG images, which it then decodes itself."
@@ -116,12 +129,27 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @click.option("--truncate", is_flag=True, help="With --tokenizer: cut longer texts instead of refusing them.")
 @click.option("--labels", type=FILE, help="Names of the scores: a line each, or a JSON list.")
+@click.option(
+    "--canary",
+    type=_percent,
+    metavar="SHARE%",
+    help="Give it this part of NAME's requests once it is ready; the others stay where they are.",
+)
+@click.option(
+    "--no-route", is_flag=True, help="Give it none of NAME's requests until `models route` says so."
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Have it take NAME's requests even if those that the present version takes do not fit it.",
+)
 @client_options
 def add(
     name: str | None, file: Path | Location | None, profiles: str | None, copies: int, slo: float | None,
     examples: Path | None, batching: Any, batch_max: int | None, dtype: Any, image: bool, resize: int | None,
     mean: str | None, std: str | None, scale: float | None, filter_: str | None,
     tokenizer: Path | None, max_tokens: int | None, truncate: bool, labels: Path | None,
+    canary: float | None, no_route: bool, force: bool,
     endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
     """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
@@ -132,7 +160,9 @@ def add(
     or of the paper's table.
 
     External data beside the file is taken along. Other content under a known name becomes its next
-    version and takes over without a failed request.
+    version and takes over without a failed request. It has the SLO, batching, dtype and labels of the version
+    that serves, but for those that are given. Inputs or outputs that would not do for that version's clients
+    are an error, unless --force or --no-route is given. `models rollback` goes back to the version that served.
 
     With --image, decoding, resizing, cropping and normalising become part of the model, so that their time is
     predicted; the model's metadata completes the flags. With --tokenizer, making tokens of texts does
@@ -142,6 +172,7 @@ def add(
     Examples:
       clockwork models add resnet50 resnet50.onnx --slo 0.1
       clockwork models add resnet50 resnet50.onnx --image --resize 256 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+      clockwork models add resnet50 retrained.onnx --canary 10%
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
       clockwork models add sentences encoder.onnx --tokenizer all-MiniLM-L6-v2/
       clockwork models add resnet50-gpu resnet50.program --slo 0.05
@@ -158,6 +189,8 @@ def add(
     if profiles is not None:
         if file is not None:
             raise click.UsageError("models add --profiles takes no ONNX FILE")
+        if canary is not None or no_route or force:
+            raise click.UsageError("models add --profiles takes no --canary, --no-route or --force")
         with as_usage():
             found = read_profiles(profiles, copies)
         with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
@@ -167,6 +200,8 @@ def add(
     assert name is not None, "only --profiles goes without"
     with as_usage():
         given = files.read_examples(examples) if examples is not None else None
+    if canary is not None and no_route:
+        raise click.UsageError("--canary and --no-route exclude each other")
     image_flags = {"--resize": resize, "--mean": mean, "--std": std, "--scale": scale, "--filter": filter_}
     if not image and (alone := [flag for flag, value in image_flags.items() if value is not None]):
         raise click.UsageError(f"models add {alone[0]} goes with --image")
@@ -197,10 +232,14 @@ def add(
                 model = joined.with_labels(model, labels)
         info = client.register(
             name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, dtype=dtype,
-            timeout=timeout, progress=tell,
+            share=0 if no_route else canary, force=force, timeout=timeout, progress=tell,
         )  # fmt: skip
     print_line(f"{info.reference} is ready: {_summary(info)}")
-    if not info.share:
+    if canary is not None:
+        from clockwork.wire.description import RouteInfo
+
+        print_line(f"  {info.name}: {routes.say_route(RouteInfo.from_wire(info.raw.get('route')))}")
+    elif not info.share:
         print_line(
             f"  {info.name} has a route, so that it gets no traffic until `clockwork models route` says so"
         )

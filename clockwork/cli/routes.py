@@ -111,7 +111,8 @@ def promote(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
 def rollback(name: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Put the traffic of NAME back to where it went before it was last routed or promoted, at once.
+    """Put the traffic of NAME back to where it went before it was last routed or promoted, or before a new version took
+    it, at once.
 
     \b
     Example:

@@ -136,17 +136,19 @@ class AsyncClient:
         *,
         slo: float | None = None,
         examples: Any = None,
-        batching: Batching = "auto",
+        batching: Batching | None = None,
         batch_max: int | None = None,
         version: int | None = None,
         origin: str = "",
-        dtype: ProductDtype = "fp32",
+        dtype: ProductDtype | None = None,
+        share: float | None = None,
+        force: bool = False,
         timeout: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> ModelInfo:
         """See Client.register(). Files are read on a thread; ``progress`` is called on the loop."""
         loop = asyncio.get_running_loop()
-        options = calls.registration_options(slo, batching, batch_max, version, origin, dtype)
+        options = calls.registration_options(slo, batching, batch_max, version, origin, dtype, share, force)
         limit_ns = None if timeout is None else self._client._limit_ns(timeout)
         streams: list[CallStream] = []
         cancelled = False
@@ -162,7 +164,7 @@ class AsyncClient:
 
         try:
             return await asyncio.to_thread(
-                upload.register, self._channel, name, model, options, examples, limit_ns, tell, opened
+                upload.register, self._channel, name, model, options, examples, limit_ns, tell, share, opened
             )
         except asyncio.CancelledError:
             cancelled = True

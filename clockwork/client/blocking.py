@@ -185,11 +185,13 @@ class Client:
         *,
         slo: float | None = None,
         examples: Any = None,
-        batching: Batching = "auto",
+        batching: Batching | None = None,
         batch_max: int | None = None,
         version: int | None = None,
         origin: str = "",
-        dtype: ProductDtype = "fp32",
+        dtype: ProductDtype | None = None,
+        share: float | None = None,
+        force: bool = False,
         timeout: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> ModelInfo:
@@ -197,20 +199,26 @@ class Client:
 
         model: an ONNX file (external data beside it is followed, within its folder), its bytes, or an
         onnx.ModelProto; a directory with a compiled program; for emulated devices, a
-        clockwork.formats.profiles.ModelProfile. Other content under a known name becomes its next version.
-        slo: the default of its requests. examples: real inputs, for profiling and checks: a dict by
+        clockwork.formats.profiles.ModelProfile. Other content under a known name becomes its next version, which takes the
+        name's traffic once it is ready, unless there is a route() of the name. What is not given of slo, batching, batch_max
+        and dtype, and the labels of an ONNX file that has none, are then those of the version that serves.
+        slo: the default of its requests; 0: none. examples: real inputs, for profiling and checks: a dict by
         input name, a list of such, or one array for a model of one input.
         batching: "on" and "off" overrule what registration finds out; with "same-shape" only requests of one shape share
-        a batch. batch_max: an upper bound.
+        a batch. batch_max: an upper bound; 0: as measured. Of a new name, batching is "auto".
         version: the number of the version, if it is free; else, and without one, it is the next. origin: whose it
         is, for whoever keeps models as they are elsewhere; shown in ``options`` of its description.
         dtype: of matrix products where an ONNX model is compiled for GPUs: "tf32" and "fp16" use tensor cores, and cut
-        what is multiplied to 10 bits of mantissa. CPU devices compute as the model says.
+        what is multiplied to 10 bits of mantissa. CPU devices compute as the model says. Of a new name, it is "fp32".
+        share: of the name's requests that the new version gets once it is ready, from 0 to 1; the others stay with those that
+        have them, and from then on no new version takes any by itself; see route(). None: all of them, as above.
+        force: take the name's traffic even if requests that fit the version that serves do not fit this one, or its outputs
+        are others; without it that is refused (InvalidInput).
         timeout: for the whole; without one, only a registration that shows no progress is given up.
         """
-        options = calls.registration_options(slo, batching, batch_max, version, origin, dtype)
+        options = calls.registration_options(slo, batching, batch_max, version, origin, dtype, share, force)
         limit_ns = None if timeout is None else self._limit_ns(timeout)
-        return upload.register(self._channel, name, model, options, examples, limit_ns, progress)
+        return upload.register(self._channel, name, model, options, examples, limit_ns, progress, share)
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""
@@ -272,7 +280,8 @@ class Client:
         return self._ask(calls.PROMOTE, timeout, name, version)
 
     def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
-        """Go back to the route before the last route() or promote(), at once; several times, one by one."""
+        """Go back to where the traffic went before the last route() or promote(), or before a new version took it, at once;
+        several times, one by one."""
         return self._ask(calls.ROLLBACK, timeout, name)
 
     def status(self, *, timeout: float | None = None) -> ClusterStatus:

@@ -174,31 +174,37 @@ def slo_ns_of(slo: float | None) -> int:
 
 
 def registration_options(
-    slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = "",
-    dtype: str = "fp32",
+    slo: float | None, batching: str | None, batch_max: int | None, version: int | None = None, origin: str = "",
+    dtype: str | None = None, share: float | None = None, force: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The options of a Register message. Raises InvalidInput."""
+    """The options of a Register message: those that are None are left out, and then are those of the version that serves.
+    Raises InvalidInput."""
     for option, given, allowed in (("batching", batching, BATCHING), ("dtype", dtype, PRODUCT_DTYPES)):
-        if given not in allowed:
+        if given is not None and given not in allowed:
             expected = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
             raise InvalidInput(f"{option} {given!r}: {expected}", expected=expected, got=repr(given))
     if batch_max is not None and (
-        type(batch_max) is not int or not 1 <= batch_max <= config.REGISTER_BATCH_MAX
+        type(batch_max) is not int or not 0 <= batch_max <= config.REGISTER_BATCH_MAX
     ):
-        expected = f"an integer from 1 to {config.REGISTER_BATCH_MAX}"
+        expected = f"an integer from 1 to {config.REGISTER_BATCH_MAX}, or 0: as measured"
         raise InvalidInput(f"batch_max {batch_max!r}: {expected}", expected=expected, got=repr(batch_max))
     if version is not None and (type(version) is not int or version < 1):
         raise InvalidInput(
             f"version {version!r}: an integer of at least 1", expected=">= 1", got=repr(version)
         )
-    return {
-        "slo_ns": slo_ns_of(slo),
+    if share is not None:
+        _parts(share)
+    options = {
+        "slo_ns": None if slo is None else slo_ns_of(slo or None),
         "batching": batching,
-        "batch_max": batch_max or 0,
-        **({} if version is None else {"version": version}),
-        **({"origin": origin} if origin else {}),
-        **({"dtype": dtype} if dtype != "fp32" else {}),
+        "batch_max": batch_max,
+        "version": version,
+        "origin": origin or None,
+        "dtype": dtype,
+        "unrouted": None if share is None else True,
+        "forced": force or None,
     }
+    return {key: value for key, value in options.items() if value is not None}
 
 
 # ----- inference -----------------------------------------------------------------------------

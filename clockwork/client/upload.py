@@ -25,11 +25,15 @@ def register(
     examples: Any,
     timeout_ns: int | None,
     progress: ProgressCallback | None,
+    share: float | None = None,
     opened: Callable[[CallStream], None] | None = None,
 ) -> ModelInfo:
-    """Client.register(); blocks its thread. ``opened`` is called with the stream once there is one."""
+    """Client.register(); blocks its thread. ``opened`` is called with the stream once there is one.
+
+    share: of the name's requests, for a version that is registered without any ("unrouted" of the options)."""
     calls.checked_model(name)
     tell = progress if progress is not None else lambda stage, done, total: None
+    limit_ns = config.CLIENT_TIMEOUT_NS if timeout_ns is None else timeout_ns
     files = _package(model, examples)
     rows = []
     for index, (path, source) in enumerate(files):
@@ -40,9 +44,13 @@ def register(
     if opened is not None:
         opened(stream)
     try:
-        return _upload(stream, [source for _, source in files], rows, tell)
+        info = _upload(stream, [source for _, source in files], rows, tell)
     finally:
         stream.close()
+    if not share:
+        return info
+    channel.call(calls.ROUTE, limit_ns, name, {info.version: share}, None, config.SHADOW_TOLERANCE)
+    return channel.call(calls.MODEL, limit_ns, info.reference)
 
 
 def _package(model: Any, examples: Any) -> PackageFiles:

@@ -286,6 +286,10 @@ class ModelTable:
             split = whole(self.routes[name].record.version)
         return split
 
+    def serving(self, name: str) -> ModelVersion | None:
+        """The version that has a name's traffic at this moment, or the most of it; None: no version has."""
+        return self.routes.get(name)
+
     def find(self, text: str) -> ModelVersion | None:
         """The model that ``name`` or ``name@version`` addresses, in whatever state but unloaded."""
         model = self.routes.get(text)

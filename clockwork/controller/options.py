@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from clockwork.config import VERSION_MAX
@@ -15,14 +16,27 @@ _OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "orig
 
 _PREPARED_BY = ("batching", "batch_max", "dtype")
 
+_KEPT = ("slo_ns", *_PREPARED_BY)
+"""Options that a new version has from the one that serves, unless its registration has them."""
+
+ORDERS = ("unrouted", "forced")
+"""Options that are about the registration itself, and not about its version: no record keeps them."""
+
 
 def preparation_options(options: dict[str, Any]) -> dict[str, Any]:
     """Those of a registration's options that decide how workers prepare the model. A record of an earlier release may lack some."""
     return {key: options.get(key, _OPTIONS[key]) for key in _PREPARED_BY}
 
 
+def kept_options(said: Mapping[str, Any], serving: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a registration, completed by those of the version that serves. said: those that came, as they came."""
+    kept = {key: serving[key] for key in _KEPT if key in serving}
+    return _OPTIONS | kept | {key: value for key, value in said.items() if key in _OPTIONS}
+
+
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
     """Registration options with their defaults. Raises InvalidInput, naming option and bound."""
+    options = {key: value for key, value in options.items() if key not in ORDERS}
     unknown = [key for key in options if key not in _OPTIONS]
     if unknown:
         raise InvalidInput(f"unknown registration option {tell(unknown[0])}; there are {', '.join(_OPTIONS)}")

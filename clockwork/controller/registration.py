@@ -33,9 +33,9 @@ from clockwork.controller.effects import (
 )  # fmt: skip
 from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
-from clockwork.controller.options import check_options, preparation_options
+from clockwork.controller.options import ORDERS, check_options, kept_options, preparation_options
 from clockwork.controller.records import Change, Complaint, ModelRecord
-from clockwork.controller.releases import describe_split, next_route
+from clockwork.controller.releases import check_unrouted, describe_split, next_route, upgrade
 from clockwork.controller.routes import NameRoute
 from clockwork.controller.tasks import (
     Add,
@@ -63,6 +63,7 @@ from clockwork.errors import (
     PolicyFailed,
     Unavailable,
 )  # fmt: skip
+from clockwork.formats.interface import with_labels_of
 from clockwork.formats.package import check_name, digest_of, parse_files
 from clockwork.scheduler.types import Fault
 from clockwork.wire.messages import (
@@ -161,7 +162,10 @@ class Registrar:
             raise InvalidInput(
                 f"{message.name} has a version {VERSION_MAX}, and there is no number after that"
             )
-        return Registration(message.name, digest_of(files), options, files, owner)
+        orders = {order: message.options.get(order, False) is True for order in ORDERS}
+        return Registration(
+            message.name, digest_of(files), options, files, owner, dict(message.options), **orders
+        )
 
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
         self._uploads.chunk(client, message, frame)
@@ -317,6 +321,7 @@ class Registrar:
         """Have a change hold that is on disk now."""
         match following:
             case Add():
+                self._hold_route(change)
                 self._add(following)
             case Adopt():
                 self._adopted(following)
@@ -382,12 +387,17 @@ class Registrar:
     # ----- registering -------------------------------------------------------------------------
 
     def _register(self, waiter: Waiter, registration: Registration) -> None:
+        model = self._before(registration)
+        if model is not None:
+            options = kept_options(registration.said, model.record.options)
+            registration = registration._replace(options=options)
         # What is damaged is uploaded once more, and then is the version that is there: see _become().
         is_lacking = self._lacks(registration.digest)
         if not is_lacking and self._adopt([waiter], registration):
             return
         if not is_lacking and self._table.count >= MODELS_MAX:
             raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
+        check_unrouted(self._table, registration.name, registration.unrouted)
         self._uploads.begin(waiter, registration)
 
     def _become(self, task: Become) -> None:
@@ -397,15 +407,19 @@ class Registrar:
             if self._adopt(upload.waiters, upload.registration):
                 self._uploads.remove(upload)
                 return
+            route = upgrade(self._table, upload.registration, task.interface)
         except ClockworkError as error:
             self._discard(upload, error)
             return
-        name, digest, options, files, _ = upload.registration
+        name, digest, options, files, *_ = upload.registration
         version = self._table.free_version(name, options["version"])
+        serving, interface = self._table.serving(name), task.interface
+        if serving is not None and serving.record.interface is not None and interface is not None:
+            interface = with_labels_of(serving.record.interface, interface)
         record = ModelRecord(
-            name, version, digest, files, options | {"version": 0}, is_read=True, interface=task.interface
+            name, version, digest, files, options | {"version": 0}, is_read=True, interface=interface
         )
-        self._write(name, Change(save=[record]), Add(upload, record))
+        self._write(name, Change(save=[record], route=route), Add(upload, record))
 
     def _add(self, following: Add) -> None:
         self._uploads.remove(following.upload)
@@ -434,9 +448,19 @@ class Registrar:
         """Whether a package is of a version that stays, or of an upload."""
         return self._table.uses(digest, apart_from) or self._uploads.uses(digest)
 
+    def _before(self, registration: Registration) -> ModelVersion | None:
+        """The version whose options hold where a registration says nothing: the newest, or the one that is asked for, if it is
+        of the same content, else the one that serves."""
+        name, wanted = registration.name, registration.options["version"]
+        versions = self._table.versions.get(name, {})
+        newest = versions.get(wanted) if wanted in versions else next(reversed(versions.values()), None)
+        if newest is not None and newest.record.digest == registration.digest:
+            return newest
+        return self._table.serving(name)
+
     def _current(self, registration: Registration) -> ModelVersion | None:
         """The version that was asked for, else the newest, where it already is what is being registered."""
-        name, digest, options, _, _ = registration
+        name, digest, options, *_ = registration
         wanted = options["version"]
         versions = [
             model for number, model in self._table.versions.get(name, {}).items() if wanted in (0, number)
@@ -589,12 +613,15 @@ class Registrar:
         digests = dict.fromkeys(record.digest for record in records)
         packages = [digest for digest in digests if not self._uses(digest, records)]
         route = self._table.named.get(name)
-        if route is not None and with_route:
+        is_last = all(model in models for model in self._table.versions[name].values())
+        if route is not None and (with_route or (is_last and route.split is None)):
             return Change(remove=records, packages=packages, unroute=name)
         if route is not None:  # nobody goes back to a version that is no more
             kept = dataclasses.replace(route)
             for record in records:
                 kept.forget(record.version)
+            if kept.split is None and not kept.earlier:
+                return Change(remove=records, packages=packages, unroute=name)
             if kept != route:
                 return Change(remove=records, packages=packages, route=kept)
         return Change(remove=records, packages=packages)

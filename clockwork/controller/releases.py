@@ -8,7 +8,9 @@ from typing import TypeAlias
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.models import ModelTable
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
+from clockwork.controller.uploads import Registration
 from clockwork.errors import InvalidInput, ModelNotFound, Unavailable
+from clockwork.formats.interface import Interface, misfit
 from clockwork.wire.messages import Promote, Rollback, Route
 
 Release: TypeAlias = Route | Promote | Rollback
@@ -20,10 +22,15 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
     now = _split_now(table, name)
     before = table.named.get(name) or NameRoute(name)
     if isinstance(release, Rollback):
-        if not before.earlier:
+        earlier = list(before.earlier)
+        while (
+            earlier and earlier[-1] == now
+        ):  # a version that was to take the traffic never did, or went again
+            earlier.pop()
+        if not earlier:
             raise InvalidInput(f"there is no earlier route of {name} to go back to")
-        _check_split(table, name, before.earlier[-1])
-        return NameRoute(name, before.earlier[-1], before.earlier[:-1])
+        _check_split(table, name, earlier[-1])
+        return NameRoute(name, earlier[-1], earlier[:-1])
     if isinstance(release, Route):
         split: Split | None = changed(now, release.shares, release.shadow)
     else:  # version 0: as if nothing had been said
@@ -32,6 +39,43 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
         _check_split(table, name, split)
     route = dataclasses.replace(before)
     route.change(split, now)
+    return route
+
+
+def check_unrouted(table: ModelTable, name: str, unrouted: bool) -> None:
+    """Raises InvalidInput where a version is to get no traffic, and nothing else could have it."""
+    if unrouted and table.split_now(name) is None:
+        raise InvalidInput(
+            f"no version of {name} serves that its traffic could stay with: register it without --no-route or --canary"
+        )
+
+
+def upgrade(table: ModelTable, registration: Registration, declared: Interface | None) -> NameRoute | None:
+    """The route that a name is to have when a registration becomes a version of it; None: as it is. Raises InvalidInput
+    where the version would get requests that fit the version that serves, and do not fit it.
+
+    declared: by its package; None: nothing that can be read, and then it never is ready.
+    Where nobody has split the traffic, the new version takes it when it is ready. That the present version has it now is kept
+    at once, as one change with the version's record, so that a rollback finds it whenever the controller ends.
+    """
+    name = registration.name
+    check_unrouted(table, name, registration.unrouted)
+    now, serving = table.split_now(name), table.serving(name)
+    if now is None or serving is None or table.split_of(name) is not None:
+        return None
+    route = dataclasses.replace(table.named.get(name) or NameRoute(name))
+    if registration.unrouted:
+        route.split = now
+        return route
+    ours = serving.record.interface
+    if not registration.forced and ours is not None and declared is not None:
+        why = misfit(ours, declared)
+        if why:
+            raise InvalidInput(
+                f"what {serving.label} serves would not fit this model: {why}; register it with --no-route, so that it gets no "
+                f"requests for {name} before you say so, or with --force"
+            )
+    route.keep(now)
     return route
 
 

@@ -5,7 +5,7 @@ ready (controller.models). Rules:
 
 - Shares add up to the whole. Those that are not named share what the named leave, as they shared before.
 - Who gets a share, or a copy, is ready, and takes the same inputs as the others: any request for the name may be its.
-- A change remembers what was before, ROUTES_KEPT times; going back does not.
+- A change remembers what was before, ROUTES_KEPT times, also where a new version takes all of it; going back does not.
 """
 
 from __future__ import annotations
@@ -93,8 +93,13 @@ class NameRoute:
     def change(self, split: Split | None, now: Split) -> None:
         """``now``: where the traffic goes at this moment, which is what one can go back to."""
         if split != now:
-            self.earlier = [*self.earlier, now][-ROUTES_KEPT:]
+            self.keep(now)
         self.split = split
+
+    def keep(self, now: Split) -> None:
+        """Have a rollback go back to where the traffic goes at this moment."""
+        if self.earlier[-1:] != [now]:
+            self.earlier = [*self.earlier, now][-ROUTES_KEPT:]
 
     def forget(self, version: int) -> bool:
         """Keep nothing to go back to that names a version that is no more. Whether there was such."""

@@ -7,6 +7,8 @@ import dataclasses
 import enum
 import logging
 from collections import Counter, deque
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clockwork.config import (
@@ -38,13 +40,16 @@ log = logging.getLogger("clockwork.controller")
 
 class Registration(NamedTuple):
     """What a client registers, checked: a package under a name. options: see controller.options. owner: the client's number,
-    as in messages.Prepare."""
+    as in messages.Prepare. said: the options as they came. unrouted, forced: see messages.Register."""
 
     name: str
     digest: str
     options: dict[str, Any]
     files: list[PackageFile]
     owner: int
+    said: Mapping[str, Any] = MappingProxyType({})
+    unrouted: bool = False
+    forced: bool = False
 
 
 class Phase(enum.Enum):
@@ -218,7 +223,7 @@ class Uploads:
     def _arrived(self, upload: Upload) -> None:
         """The package is in the store: read what it declares."""
         upload.phase = Phase.STORED
-        _, digest, options, files, _ = upload.registration
+        _, digest, options, files, *_ = upload.registration
         self._effects.append(PackageArrived(digest))
         self._effects.append(ReadUpload(upload.upload_id, digest, files, options))
 

@@ -30,6 +30,9 @@ from clockwork.wire.packages import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
 
+LABELS_KEY = "clockwork.labels"
+"""Metadata of a model: a JSON list of names for its scores."""
+
 _NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
 """Names that tf2onnx, paddle2onnx and torch give to dimensions without a name."""
 
@@ -115,6 +118,51 @@ def _agree(ours: TensorSpec, theirs: TensorSpec, exactly: bool) -> bool:
         if (both and our != their) or (exactly and not both and not neither):
             return False
     return True
+
+
+def misfit(served: Interface, new: Interface) -> str:
+    """Why what clients ask of a model would not do for another that takes its place, as a sentence; "" if it does.
+
+    Every request that fits the served one must fit the new one, and its answer must hold every output that was there, with the
+    same dtype. Shapes of outputs may differ.
+    """
+    theirs = {spec.name: spec for spec in new.inputs}
+    if theirs.keys() != {spec.name for spec in served.inputs}:
+        return f"it takes the inputs {tell(list(theirs), 200)}, not {tell([spec.name for spec in served.inputs], 200)}"
+    for spec in served.inputs:
+        other = theirs[spec.name]
+        if spec.dtype != other.dtype:
+            return f"its input {tell(spec.name)} is {dtype_name(other.dtype)}, not {dtype_name(spec.dtype)}"
+        if not _covers(other.shape, spec.shape):
+            return f"its input {tell(spec.name)} is {tell(list(other.shape))}, not {tell(list(spec.shape))}"
+    given = {spec.name: spec.dtype for spec in new.outputs}
+    for spec in served.outputs:
+        if spec.name not in given:
+            return f"it has no output {tell(spec.name)}, but {tell(list(given), 200)}"
+        if spec.dtype != given[spec.name]:
+            return f"its output {tell(spec.name)} is {dtype_name(given[spec.name])}, not {dtype_name(spec.dtype)}"
+    if len(served.outputs) == 1 < len(given):  # a client that sends one array would get a dict
+        return f"it has the outputs {tell(list(given), 200)}, not {tell([spec.name for spec in served.outputs], 200)}"
+    return ""
+
+
+def with_labels_of(served: Interface, new: Interface) -> Interface:
+    """An interface with the labels of the one whose place it takes, unless it has labels itself or another number of scores."""
+    labels = served.metadata.get(LABELS_KEY)
+    if labels is None or LABELS_KEY in new.metadata:
+        return new
+    if [spec.shape[-1:] for spec in served.outputs] != [spec.shape[-1:] for spec in new.outputs]:
+        return new
+    return dataclasses.replace(new, metadata={**new.metadata, LABELS_KEY: labels})
+
+
+def _covers(shape: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    """Whether every array of the other shape is one of this shape."""
+    if shape == UNKNOWN_RANK or other == UNKNOWN_RANK:
+        return shape == UNKNOWN_RANK
+    return len(shape) == len(other) and all(
+        type(our) is str or our == their for our, their in zip(shape, other)
+    )
 
 
 def loosened(outputs: list[TensorSpec], said: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -500,9 +500,12 @@ class Keeper:
                 info = self._client.register(
                     version.name,
                     path,
-                    slo=config.slo_s,
+                    # All of it as the repository says, and nothing as the version before had it.
+                    slo=config.slo_s or 0,
                     batching="off" if config.batch_max == 0 else "auto",
-                    batch_max=config.batch_max or None,
+                    batch_max=config.batch_max or 0,
+                    dtype="fp32",
+                    force=True,
                     version=version.version,
                     origin=self._origin,
                 )

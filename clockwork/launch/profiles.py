@@ -49,7 +49,7 @@ def register_profiles(
     def register(profile: ModelProfile) -> None:
         default = profile.slo_ns / 1e9 if profile.slo_ns else slo
         content = dataclasses.replace(profile, name=profile.program or profile.name)
-        client.register(profile.name, content, slo=default, timeout=timeout)
+        client.register(profile.name, content, slo=default, force=True, timeout=timeout)
 
     with concurrent.futures.ThreadPoolExecutor(REGISTRATIONS_AT_ONCE) as pool:
         futures = [pool.submit(register, profile) for profile in profiles]

@@ -17,9 +17,9 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from clockwork.config.models import EXTERNAL_BYTES, JPEG_PIXELS_MAX, SIDE_MAX
 from clockwork.device.operators import DOMAIN
 from clockwork.errors import InvalidModel
+from clockwork.formats.interface import LABELS_KEY
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models import images, samples
-from clockwork.models.maps import LABELS_KEY
 from clockwork.models.onnx_import import (
     external_files,
     import_model,

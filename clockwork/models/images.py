@@ -23,8 +23,8 @@ from PIL import Image, UnidentifiedImageError
 
 from clockwork.config.models import SIDE_MAX
 from clockwork.errors import InvalidInput, InvalidModel
+from clockwork.formats.interface import LABELS_KEY
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.maps import LABELS_KEY
 
 INPUT_KEY = "clockwork.input"
 

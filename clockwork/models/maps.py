@@ -12,8 +12,7 @@ import json
 import onnx
 from onnx import TensorProto, helper
 
-LABELS_KEY = "clockwork.labels"
-"""Metadata of an ONNX file: a JSON list of names for the scores."""
+from clockwork.formats.interface import LABELS_KEY
 
 _DOMAIN = "ai.onnx.ml"
 _OPSET = 13

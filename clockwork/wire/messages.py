@@ -218,8 +218,10 @@ _REGISTER_OPTIONS = Record(
         "version": Integer(0, VERSION_MAX),
         "origin": Text(SENTENCE_BYTES_MAX),
         "dtype": Text(NAME_BYTES_MAX),
+        "unrouted": Flag(),
+        "forced": Flag(),
     },
-    optional=("slo_ns", "batching", "batch_max", "version", "origin", "dtype"),
+    optional=("slo_ns", "batching", "batch_max", "version", "origin", "dtype", "unrouted", "forced"),
 )
 
 
@@ -227,7 +229,9 @@ class Register(NamedTuple):
     """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
 
     ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on, off or same-shape), ``batch_max``, ``version`` (its number, if that is
-    free; 0: the next), ``origin`` (the repository that it came from), ``dtype`` (one of PRODUCT_DTYPES).
+    free; 0: the next), ``origin`` (the repository that it came from), ``dtype`` (one of PRODUCT_DTYPES). Of these, SLO, batching
+    and dtype are those of the version that serves the name, unless they are there. ``unrouted``: the version takes no traffic
+    until a Route or Promote. ``forced``: it may, even if requests for the name do not fit it.
     """
 
     request_id: Id
@@ -310,7 +314,7 @@ class Promote(NamedTuple):
 
 
 class Rollback(NamedTuple):
-    """Restore the route before its last change. Answered like Route."""
+    """Restore where a name's traffic went before it last changed. Answered like Route."""
 
     request_id: Id
     name: ModelReference

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -183,9 +184,25 @@ def test_without_a_route_the_newest_has_it_and_again_once_it_is_promoted_as_such
     assert stage.count(3) == {2: 3}
     assert stage.register(b"three") == 3
     assert stage.count(3) == {3: 3}
+    assert stage.rollback().body["shares"] == [[2, ALL]]  # which had the traffic before the third took it
+    assert stage.count(3) == {2: 3}
     assert stage.rollback().body["shares"] == [[1, ALL]]
     assert stage.register(b"four") == 4
     assert stage.count(3) == {1: 3}
+
+
+def test_a_rollback_finds_who_served_after_a_restart_too(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        stage = Stage(stack, tmp_path)
+        for content in (b"one", b"two", b"three"):
+            stage.register(content)
+    with ExitStack() as stack:
+        stage = Stage(stack, tmp_path)
+        for _ in range(3):
+            stage.worker.prepare()
+        eventually(lambda: stage.model("m@3")["current"], "the newest has the traffic")
+        assert [stage.rollback().body["shares"] for _ in range(2)] == [[[2, ALL]], [[1, ALL]]]
+        assert stage.count(3) == {1: 3}
 
 
 def test_what_is_not_there_not_ready_or_not_alike_gets_nothing(stage: Stage) -> None:
@@ -591,16 +608,110 @@ def test_the_same_by_command(cluster: Cluster, tmp_path: Path) -> None:
         assert words in " ".join(found.output.split()), found.output
 
 
+def command(cluster: Cluster, *arguments: str | Path) -> tuple[int, str]:
+    """The exit status of `clockwork models`, and what it printed, in one line."""
+    given = ["models", *map(str, arguments), "--endpoint", cluster.endpoint]
+    found = CliRunner().invoke(cli.cli, given)
+    return found.exit_code, " ".join(found.output.split())
+
+
+def test_an_upgrade_keeps_what_is_not_said_and_takes_only_what_fits(cluster: Cluster, tmp_path: Path) -> None:
+    files = []
+    for seed in range(5):
+        files.append(tmp_path / f"{seed}.onnx")
+        onnx.save(zoo.fine_tune(zoo.build("mlp", seed=12), seed), files[-1])
+    other = tmp_path / "other.onnx"
+    onnx.save(zoo.build("mlp", seed=12, inputs=32), other)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"kind {index}" for index in range(10)))
+    x = np.zeros((1, 64), np.float32)
+    expected = [Reference(onnx.load(file))(x) for file in files]
+    with cluster.client() as client:
+
+        def served() -> int:
+            """The version that has all of the traffic, by its answer."""
+            answer = client.infer("up", x)
+            (version,) = [place for place, one in enumerate(expected, 1) if same(answer, one)]
+            return version
+
+        def kept(version: int) -> tuple[float | None, bool, int, str]:
+            info = client.model(f"up@{version}")
+            options = info.raw["options"]
+            return (
+                info.slo,
+                info.batches,
+                options["batch_max"],
+                info.metadata.get("clockwork.labels", "")[:11],
+            )
+
+        said = ("--slo", "5s", "--batching", "off", "--batch-max", "3", "--labels", labels)
+        assert command(cluster, "add", "up", files[0], *said)[0] == 0
+        assert kept(1) == (5.0, False, 3, '["kind 0", ')
+        assert command(cluster, "add", "up", files[1])[0] == 0
+        assert kept(2) == kept(1)
+        assert served() == 2
+        status, told = command(cluster, "add", "up", files[1])
+        assert (status, "up@2 is ready" in told) == (0, True), "the same file is the same version"
+
+        status, told = command(cluster, "add", "up", other)
+        assert status == 1
+        assert "what up@2 serves would not fit this model: its input 'x' is ['N', 32], not ['N', 64]" in told
+        with pytest.raises(InvalidInput, match="would not fit this model"):
+            client.register("up", other)
+        assert [info.version for info in client.models() if info.name == "up"] == [1, 2]
+
+        status, told = command(cluster, "add", "up", files[2], "--no-route", "--slo", "0")
+        assert (status, "up has a route, so that it gets no traffic" in told) == (0, True)
+        assert kept(3) == (None, *kept(2)[1:])
+        assert served() == 2
+        status, told = command(cluster, "add", "up", files[3], "--canary", "10%", "--batching", "auto")
+        assert (status, "up: 90 % to 2, 10 % to 4" in told) == (0, True), told
+        assert kept(4) == (5.0, True, 3, kept(1)[3])
+        assert client.rollback("up").shares == {2: 1.0}
+        assert served() == 2
+        info = client.register("up", files[4], share=0.25, slo=1.0)
+        assert (info.share, client.model("up").raw["route"]["earlier"][-1]["shares"]) == (0.25, [[2, ALL]])
+        assert command(cluster, "rollback", "up") == (0, "up: 100 % to 2")
+        assert command(cluster, "rollback", "up") == (0, "up: 100 % to 1")
+        assert served() == 1
+
+        for wrong, words in [
+            (("--canary", "0%"), "'0%' is not like 10%"),
+            (("--canary", "10%", "--no-route"), "exclude each other"),
+        ]:
+            status, told = command(cluster, "add", "up", files[0], *wrong)
+            assert (status, words in told) == (2, True), told
+        status, told = command(cluster, "add", "new", files[0], "--canary", "10%")
+        assert (status, "no version of new serves that its traffic could stay with" in told) == (1, True), (
+            told
+        )
+
+
+def test_a_forced_upgrade_takes_the_traffic_and_a_rollback_gives_it_back(cluster: Cluster) -> None:
+    x = np.zeros((1, 64), np.float32)
+    with cluster.client() as client:
+        client.register("forced", zoo.build("mlp", seed=13))
+        client.register("forced", zoo.build("mlp", seed=13, inputs=32), force=True)
+        with pytest.raises(InvalidInput, match="32"):
+            client.infer("forced", x)
+        assert client.rollback("forced").shares == {1: 1.0}
+        client.infer("forced", x)
+
+
 def test_the_same_from_asyncio(cluster: Cluster) -> None:
     async def story() -> None:
         async with AsyncClient(cluster.endpoint) as client:
             for seed in range(2):
                 await client.register("aio", zoo.fine_tune(zoo.build("mlp", seed=9), seed))
+            canary = await client.register("aio", zoo.fine_tune(zoo.build("mlp", seed=9), 2), share=0.5)
+            assert canary.share == 0.5
+            await client.promote("aio", 2)
+            await client.unregister("aio@3")
             assert (await client.promote("aio", 1)).shares == {1: 1.0}
             info = await client.route("aio", {2: 0.25}, shadow={2: 0.5}, tolerance=0.1)
             assert (info.shares, info.earlier, info.automatic) == (
                 {1: 0.75, 2: 0.25},
-                ({1: 1.0}, {2: 1.0}),
+                ({1: 1.0}, {2: 1.0}, {1: 1.0}),
                 False,
             )
             assert info.shadow is not None

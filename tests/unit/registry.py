@@ -38,6 +38,8 @@ from clockwork.controller.records import ModelRecord
 from clockwork.controller.registration import Registrar
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ClockworkError
+from clockwork.formats.interface import Interface
+from clockwork.formats.package import PackageFile, digest_of
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.scheduler.types import Fault, ProfilePoint
 from clockwork.wire.messages import Prepare, Prepared, Register, Reply, Status, UploadChunk, UploadNeed
@@ -87,6 +89,7 @@ class Registry:
         self.saved: set[tuple[str, int]] = set()  # that ever were on disk
         self.routes: dict[str, NameRoute] = {}  # on disk
         self.packages: set[str] = set()
+        self.interfaces: dict[str, Interface] = {}  # by digest: what a package declares, where it can be read
         self.now_ns = 0
         self._number = 0
 
@@ -111,6 +114,11 @@ class Registry:
     def register(self, name: str, content: bytes, client: bytes = CLIENT, **options: Any) -> Waiter:
         row = ["model.onnx", len(content), hashlib.sha256(content).hexdigest()]
         return self.order(Register(0, name, [row], options), client)
+
+    @staticmethod
+    def digest(content: bytes) -> str:
+        """The digest of the package that register() makes of it."""
+        return digest_of([PackageFile("model.onnx", len(content), hashlib.sha256(content).hexdigest())])
 
     def send_chunk(self, waiter: Waiter) -> None:
         (size,) = self.needs.pop(waiter)
@@ -289,6 +297,8 @@ class Registry:
                 self.packages.add(upload.registration.digest)
             case RemovePackage(digest):
                 self._erase(digest)
+            case ReadUpload():
+                return self.interfaces.get(job.digest)
         return None
 
     def _erase(self, digest: str) -> None:

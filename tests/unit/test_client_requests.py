@@ -109,7 +109,7 @@ def test_numbers_of_another_dtype_come_with_how_to_convert_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0.0, "auto", None), (None, "maybe", None), (None, "auto", 0), (None, "auto", 1.5)]
+    "arguments", [(-0.1, "auto", None), (None, "maybe", None), (None, "auto", -1), (None, "auto", 1.5)]
 )
 def test_registration_options_that_are_none(arguments: tuple[object, ...]) -> None:
     with pytest.raises(InvalidInput):
@@ -118,8 +118,17 @@ def test_registration_options_that_are_none(arguments: tuple[object, ...]) -> No
 
 def test_a_bound_of_batches_is_named_with_what_it_may_be() -> None:
     assert registration_options(None, "auto", 4096)["batch_max"] == 4096
-    with pytest.raises(InvalidInput, match=r"^batch_max 4097: an integer from 1 to 4096$"):
+    with pytest.raises(InvalidInput, match=r"^batch_max 4097: an integer from 1 to 4096, or 0: as measured$"):
         registration_options(None, "auto", 4097)
+
+
+def test_what_is_not_said_of_a_registration_is_not_sent() -> None:
+    assert registration_options(None, None, None) == {}
+    said = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "dtype": "fp32"}
+    assert registration_options(0, "auto", 0, dtype="fp32") == said
+    assert registration_options(None, None, None, share=0.1, force=True) == {"unrouted": True, "forced": True}
+    with pytest.raises(InvalidInput, match=r"share 1\.5"):
+        registration_options(None, None, None, share=1.5)
 
 
 # ----- the table -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,8 @@ from clockwork.controller.links import ClientLink
 from clockwork.controller.routes import NameRoute
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
+from clockwork.formats.interface import Interface
+from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import Fault
 from clockwork.wire.messages import (
     Offer,
@@ -526,6 +529,162 @@ def test_traffic_goes_where_a_route_says_once_that_is_written_and_back(served: R
     served.order(Rollback(0, "m"))
     served.settle()
     assert served.traffic["m"] == [(1, SHARE_WHOLE)]
+
+
+# ----- upgrades -----------------------------------------------------------------------------------
+
+
+def rolled_back(registry: Registry) -> list[tuple[int, int]] | str:
+    """Where the traffic of m goes after a rollback, as (version, parts); or why it stays."""
+    waiter = registry.order(Rollback(0, "m"))
+    registry.settle()
+    (told,) = registry.answered(waiter)
+    return traffic(registry) if told == "the route of m" else told
+
+
+def traffic(registry: Registry) -> list[tuple[int, int]]:
+    return [(registry.table.by_id[model].record.version, parts) for model, parts in registry.traffic["m"]]
+
+
+def upgrade(registry: Registry, content: bytes, **options: Any) -> str:
+    """What becomes of a registration of m."""
+    waiter = registry.register("m", content, **options)
+    registry.settle()
+    (told,) = registry.answered(waiter)
+    return told
+
+
+def arrive(registry: Registry) -> None:
+    """Have all uploads become versions, which no worker prepares yet."""
+    while registry.jobs or registry.ready_uploads():
+        for waiter in registry.ready_uploads():
+            registry.send_chunk(waiter)
+        while registry.jobs:
+            registry.store()
+
+
+NOTHING = "there is no earlier route of m to go back to"
+
+
+def test_a_rollback_goes_back_version_by_version_to_who_served(served: Registry) -> None:
+    for content in (b"two", b"three"):
+        upgrade(served, content)
+    assert traffic(served) == [(3, SHARE_WHOLE)]
+    again = served.restart()
+    again.join(1)
+    again.settle()
+    for registry in (served, again):
+        assert rolled_back(registry) == [(2, SHARE_WHOLE)]
+        assert rolled_back(registry) == [(1, SHARE_WHOLE)]
+        assert rolled_back(registry) == NOTHING
+
+
+def test_a_rollback_passes_over_versions_that_are_gone(served: Registry) -> None:
+    for content in (b"two", b"three"):
+        upgrade(served, content)
+    served.order(Unregister(0, "m@2"))
+    served.settle()
+    assert rolled_back(served) == [(1, SHARE_WHOLE)]
+    served.order(Promote(0, "m", 0))
+    served.settle()
+    served.order(Unregister(0, "m@3"))  # what has the traffic itself
+    served.settle()
+    assert traffic(served) == [(1, SHARE_WHOLE)]
+    assert rolled_back(served) == NOTHING
+    upgrade(served, b"four")
+    assert traffic(served) == [(4, SHARE_WHOLE)]
+    assert rolled_back(served) == [(1, SHARE_WHOLE)]
+
+
+def test_a_version_that_never_served_is_nothing_to_come_back_from(served: Registry) -> None:
+    upgrade(served, b"two")
+    served.register("m", b"three")
+    arrive(served)
+    served.prepare(Status.INVALID_MODEL)
+    served.settle()
+    assert served.states("m") == {1: "ready", 2: "ready"}
+    assert rolled_back(served) == [(1, SHARE_WHOLE)]
+
+
+def test_a_canary_begins_with_no_traffic_and_a_rollback_ends_it(served: Registry) -> None:
+    assert upgrade(served, b"two", unrouted=True) == "m@2 is ready"
+    assert traffic(served) == [(1, SHARE_WHOLE)]
+    served.order(Route(0, "m", [[2, 1000]], []))
+    served.settle()
+    assert rolled_back(served) == [(1, SHARE_WHOLE)]
+    assert rolled_back(served) == NOTHING
+    assert upgrade(served, b"three") == "m@3 is ready"
+    assert traffic(served) == [(1, SHARE_WHOLE)], "the name has a route since"
+
+
+def test_a_first_version_cannot_be_without_traffic(registry: Registry) -> None:
+    assert "no version of m serves that its traffic could stay with" in upgrade(
+        registry, b"one", unrouted=True
+    )
+    assert registry.states("m") == {}
+    assert not registry.packages
+
+
+def test_what_is_not_said_is_as_the_version_has_it_that_serves(registry: Registry) -> None:
+    upgrade(registry, b"one", slo_ns=70_000_000, batching="off", batch_max=4, origin="here")
+    upgrade(registry, b"two", batch_max=0)
+    upgrade(registry, b"three", slo_ns=0)
+    found = {number: model.record.options for number, model in registry.table.versions["m"].items()}
+    kept = {
+        "slo_ns": 70_000_000,
+        "batching": "off",
+        "batch_max": 0,
+        "dtype": "fp32",
+        "version": 0,
+        "origin": "",
+    }
+    assert found[2] == kept
+    assert found[3] == kept | {"slo_ns": 0}
+    # Nor is the same content another version because of what was not said of it.
+    assert upgrade(registry, b"three") == "m@3 is ready"
+
+
+def interface(x: TensorSpec, *outputs: TensorSpec) -> Interface:
+    return Interface([x], list(outputs), {})
+
+
+X, Y = TensorSpec("x", 1, ("N", 2)), TensorSpec("x", 1, ("N", 2))
+
+
+@pytest.mark.parametrize(
+    ("declared", "why"),
+    [
+        (interface(X, Y), ""),
+        (interface(TensorSpec("x", 1, ("", "")), TensorSpec("x", 1, ("N", 3))), ""),  # it takes more
+        (interface(TensorSpec("z", 1, ("N", 2)), Y), "it takes the inputs ['z'], not ['x']"),
+        (interface(TensorSpec("x", 10, ("N", 2)), Y), "its input 'x' is float16, not float32"),
+        (interface(TensorSpec("x", 1, ("N", 3)), Y), "its input 'x' is ['N', 3], not ['N', 2]"),
+        (interface(TensorSpec("x", 1, (1, 2)), Y), "its input 'x' is [1, 2], not ['N', 2]"),
+        (interface(TensorSpec("x", 1, ("N",)), Y), "its input 'x' is ['N'], not ['N', 2]"),
+        (interface(X, TensorSpec("y", 1, ("N", 2))), "it has no output 'x', but ['y']"),
+        (interface(X, TensorSpec("x", 7, ("N", 2))), "its output 'x' is int64, not float32"),
+        (interface(X, Y, TensorSpec("y", 1, ())), "it has the outputs ['x', 'y'], not ['x']"),
+    ],
+)
+def test_a_version_that_does_not_fit_the_names_clients_takes_no_traffic_of_theirs(
+    declared: Interface, why: str
+) -> None:
+    for options in ({}, {"unrouted": True}, {"forced": True}):
+        registry = Registry()
+        registry.join(1)
+        for content, one in ((b"one", interface(X, Y)), (b"two", declared)):
+            registry.interfaces[registry.digest(content)] = one
+        upgrade(registry, b"one")
+        waiter = registry.register("m", b"two", **options)
+        arrive(registry)
+        if why and not options:
+            (told,) = registry.answered(waiter)
+            assert told.startswith(
+                f"what m@1 serves would not fit this model: {why}; register it with --no-route"
+            )
+            assert (registry.states("m"), len(registry.packages)) == ({1: "ready"}, 1)
+        else:
+            assert registry.states("m") == {1: "ready", 2: "preparing"}
 
 
 @pytest.mark.parametrize(

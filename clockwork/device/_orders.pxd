@@ -52,6 +52,7 @@ cdef extern from "device/claims.h" namespace "clockwork::device" nogil:
         int64_t page_count()
         int64_t held_count()
         cbool take(Claim&, const vector[int64_t]& run_starts, char* text, size_t text_bytes)
+        int64_t end_of_held()
         void release(Claim&)
 
 cdef extern from "device/order.h" namespace "clockwork::device" nogil:

@@ -12,6 +12,21 @@ from clockwork.device._parts cimport Lengths
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void*, size_t, unsigned char*)
 
+cdef extern from "device/arena_memory.h" namespace "clockwork::device" nogil:
+    cppclass ArenaMemory:
+        cbool map(int64_t page_count, size_t page_bytes)
+        void unmap()
+        char* page(int64_t)
+        size_t bytes()
+        size_t held_bytes()
+        int64_t late_count()
+        cbool take(int64_t start, int64_t count)
+        void give_up(int64_t start, int64_t count)
+        cbool touch_below(int64_t end)
+        void keep()
+        void want(int64_t end)
+        void stop()
+
 cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
     cppclass CpuWeight:
         int dtype
@@ -58,14 +73,17 @@ cdef class Arena(Orders):
     cdef const OrtApi* api
     cdef dict options  # by libraries of operators
     cdef int threads
-    cdef char* arena
-    cdef size_t arena_bytes
-    cdef vector[unsigned char] hollow  # of each page: it has given up its memory. The load lane's, and reset()'s
+    cdef ArenaMemory memory_of_pages
+    cdef int64_t known_pages  # that all models take together; guarded by the hub's lock
+    cdef int64_t bound_pages  # and those of them that are not packed
     cdef vector[CpuSlot] slots
     cdef size_t slot_bytes_most
 
     cdef Options options_for(self, tuple libraries)
     cdef int free_memory(self) except -1
+    cdef int64_t count_pages(self, CpuModel* model, int64_t times) noexcept nogil
+    cdef int64_t pages_ahead(self) noexcept nogil
+    cdef void evict(self, Residency* at) noexcept nogil
     cdef void give_up_memory(self, CpuModel* model) noexcept nogil
     cdef bint take_memory(self, CpuModel* model) noexcept nogil
     cdef bint fill(self, CpuModel* model, char* text) noexcept nogil

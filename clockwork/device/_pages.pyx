@@ -18,7 +18,7 @@ from posix.mman cimport (
 
 from clockwork.device._orders cimport Order
 from clockwork.device._ort cimport (
-    HUGE_PAGE_BYTES, MADV_POPULATE_READ, TEXT_BYTES, map_touched, populate, round_up, ort_dtype_of_onnx, ort_failed,
+    HUGE_PAGE_BYTES, MADV_POPULATE_READ, TEXT_BYTES, map_touched, round_up, ort_dtype_of_onnx, ort_failed,
     ort_release_session_options, ort_release_value, ort_wrap_tensor, runtime)
 
 from clockwork.errors import InvalidModel
@@ -238,17 +238,13 @@ cdef class Arena(Orders):
         self.runtime = runtime()
         self.api = self.runtime.api
         # First: an arena far beyond the machine's memory has lists of pages that would fill it.
-        self.arena_bytes = round_up(arena_bytes // page_bytes * page_bytes, HUGE_PAGE_BYTES)
-        with nogil:
-            self.arena = map_touched(self.arena_bytes)
-        if self.arena == NULL:
+        if not self.memory_of_pages.map(arena_bytes // page_bytes, page_bytes):
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
         self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns)
         self.slot_bytes_most = slot_bytes_most
         self.slots.resize(self.slot_count)
         for index in range(self.slot_count):
             self.rooms.push_back(&self.slots[index])
-        self.hollow.resize(self.page_count)
         self.options, self.threads = {}, threads
         self.options_for(())
 
@@ -262,9 +258,7 @@ cdef class Arena(Orders):
             if self.slots[index].base != NULL:
                 munmap(self.slots[index].base, self.slots[index].bytes)
                 self.slots[index].base = NULL
-        if self.arena != NULL:
-            munmap(self.arena, self.arena_bytes)
-        self.arena = NULL
+        self.memory_of_pages.unmap()
         return 0
 
     cdef Options options_for(self, tuple libraries):
@@ -291,7 +285,9 @@ cdef class Arena(Orders):
             if model.state.packed and model.at.resident:
                 packed += model.packed_bytes
         return {
-            "arena_bytes": self.arena_bytes,
+            "arena_bytes": self.memory_of_pages.bytes(),
+            "touched_bytes": self.memory_of_pages.held_bytes(),
+            "late_pages": self.memory_of_pages.late_count(),
             "resident_bytes": held * self.page_bytes,
             "packed_bytes": packed,
             "workspace_bytes": self.runtime.workspace_bytes(),
@@ -340,32 +336,80 @@ cdef class Arena(Orders):
 
     # ----- pages -------------------------------------------------------------------------------
 
+    def add_model(self, Known model):
+        """Make a model known, once there is memory for it wherever it is loaded. Any thread. Raises MemoryError."""
+        cdef int64_t end
+        cdef bint done
+        with nogil:
+            end = self.count_pages(<CpuModel*>model.at, 1)
+            done = self.memory_of_pages.touch_below(end)
+        if not done:
+            self.count_pages(<CpuModel*>model.at, -1)
+            raise MemoryError(f"no memory for the pages of model {model.model_id} in the arena")
+        Orders.add_model(self, model)
+
+    def remove_model(self, model_id):
+        """See Orders."""
+        cdef Known model = Orders.remove_model(self, model_id)
+        if model is not None:
+            self.count_pages(<CpuModel*>model.at, -1)
+        return model
+
+    cdef int64_t count_pages(self, CpuModel* model, int64_t times) noexcept nogil:
+        """Count a model's pages among those of all, once or (-1) no more. Returns pages_ahead()."""
+        cdef int64_t pages = 0, end
+        cdef size_t run
+        for run in range(model.claim.run_pages.size()):
+            pages += model.claim.run_pages[run]
+        self.lanes.hub.lock()
+        self.known_pages += times * pages
+        if not model.packed:
+            self.bound_pages += times * pages
+        end = self.pages_ahead()
+        self.lanes.hub.unlock()
+        return end
+
+    cdef int64_t pages_ahead(self) noexcept nogil:
+        """The end of the pages that may be loaded to before this is asked again. The lock is held.
+
+        The controller gives out the lowest free pages, so that a model that is not resident lies at worst behind all that
+        are. This grows when a model comes, and when one is unloaded below others; a LOAD does not change it. Packed models
+        need no memory there, but lie below models that do.
+        """
+        if self.bound_pages == 0:
+            return 0
+        return self.pages.end_of_held() + self.known_pages - self.pages.held_count()
+
+    cdef void evict(self, Residency* at) noexcept nogil:
+        cdef int64_t end
+        Orders.evict(self, at)
+        self.lanes.hub.lock()
+        end = self.pages_ahead()
+        self.lanes.hub.unlock()
+        self.memory_of_pages.want(end)
+
+    def keep_memory(self):
+        """Have memory come to pages as UNLOADs make that necessary, until stop(). The target of a thread."""
+        with nogil:
+            self.memory_of_pages.keep()
+
+    def stop(self):
+        """See Orders."""
+        self.memory_of_pages.stop()
+        Orders.stop(self)
+
     cdef void give_up_memory(self, CpuModel* model) noexcept nogil:
         """Have the pages of a model hold no memory, until somebody needs it there."""
         cdef size_t run
-        cdef int64_t start, count
         for run in range(model.claim.run_pages.size()):
-            start, count = model.claim.run_starts[run], model.claim.run_pages[run]
-            madvise(self.arena + start * self.page_bytes, count * self.page_bytes, MADV_DONTNEED)
-            memset(self.hollow.data() + start, 1, count)
+            self.memory_of_pages.give_up(model.claim.run_starts[run], model.claim.run_pages[run])
 
     cdef bint take_memory(self, CpuModel* model) noexcept nogil:
         """Have the pages of a model hold memory. False if it ran out."""
         cdef size_t run
-        cdef int64_t page, first, end
         for run in range(model.claim.run_pages.size()):
-            page = model.claim.run_starts[run]
-            end = page + model.claim.run_pages[run]
-            while page < end:
-                first = page
-                while page < end and self.hollow[page]:
-                    page += 1
-                if page == first:
-                    page += 1
-                    continue
-                if not populate(self.arena + first * self.page_bytes, (page - first) * self.page_bytes):
-                    return False
-                memset(self.hollow.data() + first, 0, page - first)
+            if not self.memory_of_pages.take(model.claim.run_starts[run], model.claim.run_pages[run]):
+                return False
         return True
 
     cdef bint bring_weights(self, Order* order) noexcept nogil:
@@ -396,11 +440,11 @@ cdef class Arena(Orders):
         if not model.copied:
             read_ahead(source, model.source_bytes)
         for run in range(model.claim.run_pages.size()):
-            memcpy(self.arena + model.claim.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
+            memcpy(self.memory_of_pages.page(model.claim.run_starts[run]), source, model.run_bytes[run])
             source += model.claim.run_pages[run] * self.page_bytes
         for index in range(model.weights.size()):
             weight = &model.weights[index]
-            base = self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+            base = self.memory_of_pages.page(model.claim.run_starts[weight.run]) + weight.offset
             if ort_failed(self.api, ort_wrap_tensor(
                     self.api, self.runtime.memory, base, weight.bytes, weight.dims.data(), weight.dims.size(),
                     ort_dtype_of_onnx(weight.dtype),

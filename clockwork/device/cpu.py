@@ -97,8 +97,10 @@ class CpuDevice(NativeDevice[Core]):
         self._locked_bytes = 0
         self._prepare_lock = threading.Lock()
         self._programs: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
-        lanes = start_lanes(self._core, ("cw-load", "cw-execute"))
-        self.close = weakref.finalize(self, _close, self._core, lanes)
+        keeper = threading.Thread(target=self._core.keep_memory, name="cw-memory", daemon=True)
+        keeper.start()
+        running = [*start_lanes(self._core, ("cw-load", "cw-execute")), keeper]
+        self.close = weakref.finalize(self, _close, self._core, running)
 
     # ----- models, from the preparation thread -------------------------------------------------
 

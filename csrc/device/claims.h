@@ -32,6 +32,14 @@ public:
         return held;
     }
 
+    // The page behind the last that is held; 0: none is.
+    std::int64_t end_of_held() const {
+        std::int64_t end = page_count();
+        while (end > 0 && owners_[std::size_t(end - 1)] == nullptr)
+            end--;
+        return end;
+    }
+
     const Claim* owner(std::int64_t page) const { return owners_[std::size_t(page)]; }
 
     // Makes pages the claim's, each run from its start on, of which there are as many as runs. False, with a sentence,

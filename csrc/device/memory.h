@@ -1,4 +1,4 @@
-// Memory from the kernel that is there when it is used: touched, and on huge pages where it has them.
+// Memory from the kernel, on huge pages where it has them, and touched before it is used.
 #pragma once
 
 #include <sys/mman.h>
@@ -32,8 +32,9 @@ inline bool populate(char* base, std::size_t bytes) {
     return true;
 }
 
-// Touched zeroed memory, aligned to huge pages, for munmap(). bytes: a multiple of HUGE_PAGE_BYTES. Null if none is left.
-inline char* map_touched(std::size_t bytes) {
+// Address space of zeroed memory, aligned to huge pages, for munmap(). bytes: a multiple of HUGE_PAGE_BYTES. Null if none
+// is left.
+inline char* map_untouched(std::size_t bytes) {
     void* found = mmap(nullptr, bytes + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (found == MAP_FAILED)
         return nullptr;
@@ -45,7 +46,13 @@ inline char* map_touched(std::size_t bytes) {
     munmap(base + skip + bytes, HUGE_PAGE_BYTES - skip);
     base += skip;
     madvise(base, bytes, MADV_HUGEPAGE);  // advice: a kernel without huge pages may decline it
-    if (!populate(base, bytes)) {
+    return base;
+}
+
+// The same, and touched.
+inline char* map_touched(std::size_t bytes) {
+    char* base = map_untouched(bytes);
+    if (base != nullptr && !populate(base, bytes)) {
         munmap(base, bytes);
         return nullptr;
     }

@@ -20,6 +20,7 @@ from clockwork.device.cpu import CpuDevice, fingerprint, slot_bytes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
+from clockwork.scheduler._core import PageAllocator
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import Status
@@ -105,6 +106,8 @@ def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
     )  # fmt: skip
     directory = driver.rig.build(one, "packed")
     driver.device.prepare(1, directory)
+    bound = driver.rig.build(one)
+    driver.device.prepare(2, bound)  # for which there is memory everywhere from now on
     arena_kib = resident_kib("RssAnon")
     assert driver.end(driver.load(1, 1, starts_of(driver.device, directory))).status == Status.OK
     assert resident_kib("RssAnon") < arena_kib - 14_000
@@ -114,13 +117,106 @@ def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
     assert driver.end(driver.load(1, 2, starts_of(driver.device, directory))).status == Status.OK
     assert driver.end(driver.unload(1, 2)).status == Status.OK
     # What a bound model finds there is memory like any other.
-    bound = driver.rig.build(one)
-    driver.device.prepare(2, bound)
     before_kib = resident_kib("RssAnon")  # which has what the allocator keeps of making the two
     assert driver.end(driver.load(2, 3, starts_of(driver.device, bound))).status == Status.OK
     assert 14_000 < resident_kib("RssAnon") - before_kib < 18_000
     done = driver.end(driver.infer(2, 3, [np.ones(1, np.float32)]))
     assert array_of(done.parts[0][0]) == 4_000_000
+
+
+ARENA_PAGES = 1024
+"""64 MiB, of which models below take a part."""
+
+
+def kib(*pages: int) -> int:
+    return sum(pages) * PAGE_BYTES >> 10
+
+
+def test_an_arena_holds_memory_for_the_models_that_are_known(make: Callable[..., Driver]) -> None:
+    before_kib = resident_kib("RssAnon")
+    driver = make(pages=ARENA_PAGES)
+    memory = driver.device.memory()
+    assert (memory["arena_bytes"], memory["touched_bytes"]) == (ARENA_PAGES * PAGE_BYTES, 0)
+    assert resident_kib("RssAnon") - before_kib < kib(ARENA_PAGES) / 2
+    directory = driver.rig.build(convolution())
+    pages = sum(PreparedModel.read(directory).runs)
+    known = 0
+    for model in (1, 2, 3):
+        driver.device.prepare(model, directory)
+        known += pages * PAGE_BYTES
+        assert known <= driver.device.memory()["touched_bytes"] < known + (2 << 20)  # it comes by huge pages
+    page = 0
+    for model in (1, 2, 3):
+        done = driver.end(driver.load(model, 1, starts_of(driver.device, directory, page)))
+        assert done.status == Status.OK, done.text
+        page += pages
+    memory = driver.device.memory()
+    assert (memory["late_pages"], memory["touched_bytes"] < known + (2 << 20)) == (0, True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_load_finds_a_page_without_memory(make: Callable[..., Driver], seed: int) -> None:
+    """Models of many sizes come and go at the places that the controller gives them, which have more and more gaps."""
+    random = np.random.default_rng(seed)
+    driver = make(pages=ARENA_PAGES)
+    allocator = PageAllocator(ARENA_PAGES)
+    runs: dict[int, tuple[int, ...]] = {}
+    places: dict[
+        int, tuple[int, tuple[int, ...]]
+    ] = {}  # by resident model: its load, and the first pages of its runs
+    for model in range(1, 9):
+        directory = driver.rig.build(affine(model, int(random.integers(40, 500))))
+        runs[model] = tuple(PreparedModel.read(directory).runs)
+        driver.device.prepare(model, directory)
+    for number in range(1, 120):
+        model = int(random.integers(1, 9))
+        if model in places:
+            load_id, starts = places.pop(model)
+            assert driver.end(driver.unload(model, load_id)).status == Status.OK
+            allocator.free(starts, runs[model])
+            held = [
+                page + count for one, (_, starts) in places.items() for page, count in zip(starts, runs[one])
+            ]
+            away = sum(sum(counts) for one, counts in runs.items() if one not in places)
+            wait_for_memory(driver, (max(held, default=0) + away) * PAGE_BYTES)
+        else:
+            starts = allocator.allocate(runs[model])
+            assert starts is not None
+            done = driver.end(driver.load(model, number, list(starts)))
+            assert done.status == Status.OK, done.text
+            places[model] = number, starts
+            assert driver.device.memory()["late_pages"] == 0, number
+    assert driver.device.memory()["touched_bytes"] < ARENA_PAGES * PAGE_BYTES / 2
+
+
+def test_packed_models_alone_need_no_memory_of_the_arena(make: Callable[..., Driver]) -> None:
+    driver = make(pages=ARENA_PAGES)
+    packed, bound = driver.rig.build(convolution(), "packed"), driver.rig.build(convolution())
+    pages = sum(PreparedModel.read(packed).runs)
+    driver.device.prepare(1, packed)
+    assert driver.end(driver.load(1, 1, starts_of(driver.device, packed))).status == Status.OK
+    assert driver.device.memory()["touched_bytes"] == 0
+    driver.device.prepare(2, bound)
+    done = driver.end(driver.load(2, 1, starts_of(driver.device, bound, pages)))
+    assert (done.status, driver.device.memory()["late_pages"]) == (Status.OK, 0)
+
+
+def wait_for_memory(driver: Driver, size: int) -> None:
+    """Return once so many bytes of the arena have memory. Its thread may get no processor for long."""
+    deadline_ns = now_ns() + 60 * SECOND
+    while driver.device.memory()["touched_bytes"] < size:
+        assert now_ns() < deadline_ns, "no memory came to the pages"
+        time.sleep(0.001)
+
+
+def test_a_load_to_where_there_is_no_memory_yet_brings_it(make: Callable[..., Driver]) -> None:
+    driver = make(pages=ARENA_PAGES)
+    one = affine()
+    driver.device.prepare(1, driver.rig.build(one))
+    assert driver.end(driver.load(1, 1, [ARENA_PAGES - 1])).status == Status.OK
+    assert driver.device.memory()["late_pages"] == 1
+    done = driver.end(driver.infer(1, 1, [X]))
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5)
 
 
 def test_a_packed_file_that_is_damaged_fails_at_load_and_keeps_nothing(make: Callable[..., Driver]) -> None:

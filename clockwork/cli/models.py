@@ -122,7 +122,7 @@ def _percent(text: str) -> float:
     "--tokenizer",
     type=click.Path(path_type=Path, exists=True),
     metavar="DIRECTORY",
-    help="The model's input becomes texts, which a tokenizer.json there makes tokens of.",
+    help="The model's input becomes texts, which a tokenizer.json there makes tokens of. Needs the extra [text].",
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="With --tokenizer: of a text.  [default: as its files say]"

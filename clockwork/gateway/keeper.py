@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import SourceFailed
 from clockwork.system.clock import now_ns, to_ns
+from clockwork.wire.description import ModelInfo
 from clockwork.wire.references import model_reference
 
 log = logging.getLogger("clockwork.gateway")
@@ -342,7 +344,7 @@ class Keeper:
         """Note the versions that an earlier run registered from these repositories, as if this one had."""
         for info in self._client.models():
             if info.raw.get("origin") == self._origin:
-                done = Done((), served=info.version, is_ready=info.state == "ready")
+                done = Done((), served=info.version, digest=info.digest, is_ready=info.state == "ready")
                 with self._lock:
                     self._done.setdefault((info.name, info.version), done)
 
@@ -490,26 +492,33 @@ class Keeper:
         # Until the new files are registered, the earlier ones serve on.
         done = Done(version.fingerprint)
         if earlier is not None:
-            done.served, done.is_ready = earlier.served, earlier.is_ready
+            done = dataclasses.replace(
+                earlier,
+                fingerprint=version.fingerprint,
+                error="",
+                again=False,
+                failures=0,
+                refusals=0,
+                again_ns=0,
+            )
         before = earlier if earlier is not None and earlier.fingerprint == done.fingerprint else Done(())
         is_answered = True
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
         try:
             with version.copy() as path, adapted(version, path) as path:
-                info = self._client.register(
-                    version.name,
-                    path,
-                    # All of it as the repository says, and nothing as the version before had it.
-                    slo=config.slo_s or 0,
-                    batching="off" if config.batch_max == 0 else "auto",
-                    batch_max=config.batch_max or 0,
-                    dtype="fp32",
-                    force=True,
-                    version=version.version,
-                    origin=self._origin,
-                )
-            done.served, done.is_ready = info.version, True
+                self._make_room(version, done)
+                info = self._enter(version, path)
+                old, old_digest = done.served, done.digest
+                self._note(done, version, info)
+                is_gone = old not in (0, info.version) and self._retire(version.name, old)
+                if is_gone and old == version.version and info.digest == old_digest:
+                    # The same weights: their number means them again, for whoever asks for it.
+                    other = info.version
+                    info = self._enter(version, path)
+                    self._note(done, version, info)
+                    if other != info.version:
+                        self._retire(version.name, other)
             self.queueing[version.name] = config.queueing
             self.labels[version.name, info.version] = version.labels
             log.info("model repository: %s version %d is registered", version.name, version.version)
@@ -520,8 +529,6 @@ class Keeper:
                     "model repository: %s version %d has new files, and is version %d of the cluster",
                     version.name, version.version, info.version,
                 )  # fmt: skip
-            if earlier is not None and earlier.served not in (0, info.version):
-                self._retire(version.name, earlier.served)
         except SourceFailed as error:
             done.error, done.again = str(error), True
             done.failures = 1 + before.failures
@@ -553,6 +560,42 @@ class Keeper:
                 if is_answered:
                     self._starting.pop(key, None)
 
+    def _note(self, done: Done, version: Version, info: ModelInfo) -> None:
+        done.served, done.is_ready = info.version, True
+        done.making, done.digest = version.making, info.digest
+
+    def _enter(self, version: Version, path: Path) -> ModelInfo:
+        """Have the cluster register a version, whose file or folder is at ``path``, and return once it is ready."""
+        config = version.config
+        return self._client.register(
+            version.name,
+            path,
+            # All of it as the repository says, and nothing as the version before had it.
+            slo=config.slo_s or 0,
+            batching="off" if config.batch_max == 0 else "auto",
+            batch_max=config.batch_max or 0,
+            dtype="fp32",
+            force=True,
+            version=version.version,
+            origin=self._origin,
+        )
+
+    def _make_room(self, version: Version, done: Done) -> None:
+        """Unregister a version of which only the configuration has changed, where newer ones of its model serve.
+
+        Beside itself it would be registered under a higher number, and the requests that name no version would get the
+        answers of old weights. Without it they are served as before.
+        """
+        making = done.making
+        is_same = making is not None and making != version.making and making.files == version.making.files
+        with self._lock:
+            newest = max(
+                (number for (name, number), one in self._done.items() if name == version.name and one.served),
+                default=0,
+            )
+        if is_same and done.served == version.version < newest and self._retire(version.name, done.served):
+            done.served = 0
+
     def _put_off(self, done: Done, count: int) -> None:
         """Try a version again after a pause that doubles with each failure. count: tries that have failed."""
         done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
@@ -564,8 +607,8 @@ class Keeper:
             log.info("model repository: %s version %d is gone", *key)
             self._retire(key[0], done.served)
 
-    def _retire(self, name: str, served: int) -> None:
-        """Unregister a version in the cluster; where that fails, try again after the next scan."""
+    def _retire(self, name: str, served: int) -> bool:
+        """Unregister a version in the cluster; where that fails, try again after the next scan. Returns whether it is gone."""
         self.labels.pop((name, served), None)
         try:
             with contextlib.suppress(ModelNotFound):  # somebody else has done so
@@ -576,9 +619,10 @@ class Keeper:
                 self._leaving.add((name, served))
             if is_new and not self._stop.is_set():
                 log.warning("model repository: %s", error)
-        else:
-            with self._lock:
-                self._leaving.discard((name, served))
+            return False
+        with self._lock:
+            self._leaving.discard((name, served))
+        return True
 
     def _retire_again(self, only: str = "") -> None:
         with self._lock:

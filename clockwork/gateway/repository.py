@@ -19,13 +19,13 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from clockwork.config import VERSION_DIGITS_MAX, VERSION_MAX, VERSIONS_MAX
 from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX, LABEL_CHARS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import check_name
-from clockwork.gateway.triton_config import FolderConfig, read_config
+from clockwork.gateway.triton_config import FolderConfig, TensorDemand, read_config
 from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 
 CONFIG = "config.pbtxt"
@@ -68,6 +68,14 @@ class Repository(Protocol):
         ...
 
 
+class Making(NamedTuple):
+    """What a version in the cluster is made of: a version of other makings is another one there."""
+
+    files: Fingerprint
+    batch_max: int | None
+    shapes: tuple[TensorDemand, ...]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Version:
     """One version of a model, as found in its files."""
@@ -80,6 +88,13 @@ class Version:
     repository: Repository = dataclasses.field(repr=False, compare=False)
     # By output: the names of its classes.
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    configured: int = 0  # rows of the fingerprint that are of the configuration; they come first
+
+    @property
+    def making(self) -> Making:
+        """What decides how the cluster prepares it: its files, and of its configuration batching and shapes."""
+        shapes = tuple(one for one in (*self.config.inputs, *self.config.outputs) if one.reshape is not None)
+        return Making(self.fingerprint[self.configured :], self.config.batch_max, shapes)
 
     @contextlib.contextmanager
     def copy(self) -> Iterator[Path]:
@@ -170,7 +185,9 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
             file = f"{file}/{MODEL_FILE}"
         if file and file not in paths:
             raise InvalidModel(f"version {number} has no file {config.filename}")
-        versions.append(Version(name, number, file, config, config_row + rows, repository, labels))
+        versions.append(
+            Version(name, number, file, config, config_row + rows, repository, labels, len(config_row))
+        )
     return versions, frozenset(numbers)
 
 
@@ -255,6 +272,8 @@ class Done:
     error: str = ""  # why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: it has none
+    making: Making | None = None  # of that version; None: not known
+    digest: str = ""  # of its package; "": not known
     is_ready: bool = True  # that number was ready when it was registered, or found; of no meaning without one
     failures: int = 0  # of its source, one after the other
     refusals: int = 0  # of the cluster, which could not take it then, one after the other

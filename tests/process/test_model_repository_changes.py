@@ -220,6 +220,43 @@ def test_a_policy_that_changes_fails_no_request_for_what_it_still_wants(
         client.unregister("p")
 
 
+def test_a_configuration_that_changes_leaves_each_version_its_number_and_its_traffic(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """The same weights with another bound on batches are another version of the cluster while both are there."""
+    for version in (1, 2, 3):
+        put(tmp_path, "c", version, scaled(version), "version_policy { all { } }")
+    config = tmp_path / "c" / "config.pbtxt"
+    with running_gateway(cluster.endpoint, repositories=(tmp_path,), **POLL) as gateway:
+        http = Http(gateway.ports["http"])
+
+        def is_settled(bound: int) -> bool:
+            described = [http.ask("GET", f"/v2/models/c/versions/{number}/config") for number in (1, 2, 3)]
+            return all(one.status == 200 and one.json["max_batch_size"] == bound for one in described) and [
+                number for name, number in index(http) if name == "c"
+            ] == ["1", "2", "3"]
+
+        eventually(
+            lambda: [factor(http, "c", v) for v in ("", "1", "2", "3")] == [3, 1, 2, 3], "all are served"
+        )
+        with asked(gateway.ports, "c") as seen, asked(gateway.ports, "c", "1") as first:
+            seen.await_only(3, known=set())
+            for bound in (4, 2, 0):
+                config.write_text(f"version_policy {{ all {{ }} }} max_batch_size: {bound}")
+                eventually(lambda: is_settled(bound), "all are served so")  # noqa: B023
+            seen.await_only(3, known=set())
+            first.await_only(1, known={"not there"})
+            # A change that decides nothing of how a version is prepared disturbs nobody.
+            config.write_text("version_policy { all { } } max_batch_size: 0 optimization { }")
+            put(tmp_path, "marker", 1, scaled(1))
+            eventually(lambda: factor(http, "marker") == 1, "it has looked again")
+            first.await_only(1, known=set())
+            seen.await_only(3, known=set())
+    with cluster.client() as client:
+        client.unregister("c")
+        client.unregister("marker")
+
+
 def test_a_model_that_is_renamed_answers_under_one_name_or_the_other(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ class FakeClient:
         with self.changed:
             self.served[f"{name}@{version}"] = origin
             self.changed.notify_all()
-        return SimpleNamespace(version=version)
+        return SimpleNamespace(version=version, digest=f"sha256:{path.read_bytes().hex()}")
 
     def unregister(self, label: str) -> None:
         with self.changed:

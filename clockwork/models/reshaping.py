@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from clockwork.errors import InvalidModel
 
-OPSET_MIN = 5
+FIRST_OPSET = 5
 """From this operator set on, Reshape takes its shape as an input."""
 
 
@@ -30,10 +30,10 @@ class Reshape:
 
 def reshape_interface(model: onnx.ModelProto, reshapes: Sequence[Reshape]) -> onnx.ModelProto:
     """A copy of a model whose inputs and outputs are reshaped. Raises InvalidModel where more than one open size changes
-    its place, and for operator sets before OPSET_MIN."""
+    its place, and for operator sets before FIRST_OPSET."""
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    if opsets.get("", opsets.get("ai.onnx", 0)) < OPSET_MIN:
-        raise InvalidModel(f"a reshape takes a model of operator set {OPSET_MIN} or later")
+    if opsets.get("", opsets.get("ai.onnx", 0)) < FIRST_OPSET:
+        raise InvalidModel(f"a reshape takes a model of operator set {FIRST_OPSET} or later")
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph

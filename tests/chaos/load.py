@@ -288,7 +288,7 @@ def _post(connection: http.client.HTTPConnection, model: str, x: np.ndarray, slo
     if response.status != 200:
         reason = json.loads(data)["reason"]
         raise _HTTP_ERRORS.get(response.status, {}).get(
-            reason, Refused if response.status in (429, 503) else ClockworkError
+            reason, Refused if response.status in (422, 429, 503) else ClockworkError
         )(f"{response.status} {data[:150].decode(errors='replace')}")
     length = int(response.headers.get("Inference-Header-Content-Length", len(data)))
     (output,) = json.loads(data[:length])["outputs"]

@@ -238,6 +238,9 @@ FILES_MAX = 10_000
 REGISTERING_MAX = 4
 """Versions that are registered at once: workers prepare them one by one in any case."""
 
+FAILED_SHOWN = 8
+"""Models that a gateway names of those of its repositories that could not be served at its start."""
+
 LOADING_MAX = 4
 """Calls to load a model of a repository that are carried out at once; further ones wait."""
 

@@ -16,6 +16,9 @@ STOP_NS = 1_500_000_000
 READY_NS = 120 * 1_000_000_000
 """Time that the cluster may take to become ready."""
 
+FOUND_SHOWN = 8
+"""Models from earlier starts that the greeting of `clockwork up` names."""
+
 LAST_LINES = 20
 """Lines of a child's output that are shown when it dies."""
 

@@ -1,8 +1,7 @@
 """What a device is to a worker: it does what it is told, in the window it was told, and says when.
 
-A device owns a page arena, its input/output slots and its workspace, all allocated when it is made.
-It has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD), *execute* (INFER, PROFILE) and,
-where the machine has a host store with a budget, *fetch* (FETCH, DROP). It never evicts, reorders or
+A device owns a page arena, its input/output slots and its workspace. Their memory is there before a LOAD or an execution needs
+it. It has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD), *execute* (INFER, PROFILE) and, where the machine has a host store with a budget, *fetch* (FETCH, DROP). It never evicts, reorders or
 retries. What one device may differ in, another must be able to differ in without any change outside its
 own module.
 

@@ -5,6 +5,9 @@ to pages and wraps tensors around them, and INFER hands those to the one session
 that program share. A *packed* model (see the design) has a session of its own that LOAD opens; the
 pages that it is charged for give up their memory meanwhile, so that the arena never exceeds its size.
 
+The arena is address space at first. Memory comes to its pages before a LOAD can need it, on the thread that prepares a model and
+on one of the device's own (csrc/device/arena_memory.h).
+
 LOAD and UNLOAD report their time as the ``execute`` phase.
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.client.blocking import Client
-from clockwork.config.gateway import LOADING_MAX, OVERRIDES_MAX, REGISTERING_MAX
+from clockwork.config.gateway import FAILED_SHOWN, LOADING_MAX, OVERRIDES_MAX, REGISTERING_MAX
 from clockwork.config.sources import RETRY_MAX_S
 from clockwork.errors import (
     ClockworkError,
@@ -36,6 +36,7 @@ from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import SourceFailed
 from clockwork.system.clock import now_ns, to_ns
+from clockwork.system.words import say_count
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.references import model_reference
 
@@ -104,6 +105,7 @@ class Keeper:
         self._held: frozenset[tuple[str, int]] = frozenset()  # as in the last plan
         # Versions in the cluster that could not be unregistered yet.
         self._leaving: set[tuple[str, int]] = set()
+        self._has_told = False  # what has become of the start
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
         self.queueing: dict[str, Queueing] = {}
@@ -286,6 +288,23 @@ class Keeper:
         self._retire_again(name)
         return True
 
+    def _tell_start(self) -> None:
+        """Say once, when the start is over, what has become of the models that it found."""
+        if self._stop.is_set() or self.why_not_ready():
+            return
+        with self._lock:
+            if self._has_told:
+                return
+            self._has_told = True
+            done = {key: one for key, one in self._done.items() if one.fingerprint}
+            failed = [f"{name}@{version}" for (name, version), one in sorted(done.items()) if one.error]
+            failed += [f"{name} (its folder is wrong)" for name in sorted(self._broken)]
+        text = f"{say_count(len(done) - sum(bool(one.error) for one in done.values()), 'model')} of the repository served"
+        if failed:
+            more = len(failed) - FAILED_SHOWN
+            text += f", {len(failed)} failed: {', '.join(failed[:FAILED_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+        log.info("model repository: the start is over: %s", text)
+
     # ----- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -317,6 +336,7 @@ class Keeper:
                 log.error("model repository: a look at it failed", exc_info=error)
             with self._lock:
                 self._awaited.difference_update(listed)
+            self._tell_start()
             if self._mode == "explicit" and is_tidy and not self._waiting:
                 return
             if self._mode == "none" and has_taken_over and is_complete and not self._unsettled(found):
@@ -559,6 +579,7 @@ class Keeper:
                 self._ended.notify_all()
                 if is_answered:
                     self._starting.pop(key, None)
+        self._tell_start()
 
     def _note(self, done: Done, version: Version, info: ModelInfo) -> None:
         done.served, done.is_ready = info.version, True

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from clockwork import config
-from clockwork.config.launch import DRAIN_NS, LAST_LINES, READY_NS, STOP_NS, STOP_WORKERS_NS
+from clockwork.config.launch import DRAIN_NS, FOUND_SHOWN, LAST_LINES, READY_NS, STOP_NS, STOP_WORKERS_NS
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
 from clockwork.launch.lines import read_line
 from clockwork.launch.restarts import Restarts
@@ -111,6 +111,8 @@ class AnyChild(Protocol):
     @property
     def serves(self) -> str: ...
     @property
+    def settled(self) -> str: ...
+    @property
     def lost(self) -> bool: ...
     def ended(self) -> bool: ...
     def signal(self, number: int) -> None: ...
@@ -124,6 +126,7 @@ class Child:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self.serves = ""  # the first line by which it says so; see lines.py
+        self.settled = ""  # likewise
         self.lost = False  # with its machine, which for a local child is this one
         self._say = say
         self._verbose = verbose
@@ -171,6 +174,7 @@ class Child:
                 self.lines.append(line)
                 found = read_line(self.name, line)
                 self.serves = self.serves or found.serves
+                self.settled = self.settled or found.settled
                 if self._verbose or not found.is_routine:
                     self._say(found.shown)
 
@@ -232,6 +236,7 @@ class Cluster:
         self._seats: list[Seat] = []  # the controller's first
         self._awaits_models: list[str] = []  # the last of its arguments until all is ready
         self._gateway: Seat | None = None
+        self._found = ""  # models from earlier starts, for people
         self._armed = False  # whether a signal may interrupt the main thread
         self._awaits = False  # whether a child's end may, too
         self._is_ready = False
@@ -259,7 +264,10 @@ class Cluster:
 
     def greet(self) -> None:
         """Say where everything is, once it is ready."""
-        _greet(self._settings, self._endpoints, self.gateway_urls(), self._say, self.started_ns)
+        rows = [("models", self._gateway.child.settled)] if self._gateway is not None else []
+        rows.append(("found", self._found and f"{self._found}, from earlier starts"))
+        rows = [row for row in rows if row[1]]
+        _greet(self._settings, self._endpoints, self.gateway_urls() + rows, self._say, self.started_ns)
 
     def wait_for_signal(self) -> None:
         """Return after a signal, or when a child is to be started; a signal that came before the wait counts too.
@@ -467,9 +475,12 @@ class Cluster:
             if settings.profiles:
                 self._register_profiles(client)
             self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
+            self._note_found(client)
         if self._gateway is not None:
             gateway = self._gateway
             self._wait(lambda: bool(gateway.child.serves), limit_ns, "the gateway")
+            if "--model-repository" in settings.gateway_arguments:
+                self._wait(lambda: bool(gateway.child.settled), None, "the models of the repository")
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, awaited: str) -> None:
         pause = threading.Event()
@@ -483,6 +494,17 @@ class Cluster:
                 self._say(f"Waiting for {awaited}, {told_after_s} s by now ...")
                 told_after_s *= 2  # so that a long wait is a few lines
             pause.wait(POLL_S)
+
+    def _note_found(self, client: Any) -> None:
+        """Note which models the data directory has from earlier starts, that neither this command nor a repository brings."""
+        ours = {*self._registered_here(), DEMO_MODEL}
+        found = [
+            f"{info.reference} ({info.state})" if info.state != "ready" else info.reference
+            for info in client.models()
+            if info.name not in ours and not info.raw.get("origin")
+        ]
+        more = len(found) - FOUND_SHOWN
+        self._found = ", ".join(found[:FOUND_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
     def _registered_here(self) -> list[str]:
         """Names of the models that this command registers: before them, the gateway says that nothing is ready."""

@@ -98,6 +98,7 @@ class Placed:
         self.name = name
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
         self.serves = ""  # the first line by which it says so; see lines.py
+        self.settled = ""  # likewise
         self.lost = False  # with the machine that it was on
         self.status = 0  # of the process, once it has ended
         self._ray = ray
@@ -131,6 +132,7 @@ class Placed:
                 self.lines.append(line)
                 found = read_line(self.name, line)
                 self.serves = self.serves or found.serves
+                self.settled = self.settled or found.settled
                 if self._verbose or not found.is_routine:
                     self._say(found.shown)
             if status is not None:

@@ -13,6 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from clockwork import Client
+from clockwork.models import zoo
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
 PATIENCE_S = 60
 
@@ -124,6 +127,34 @@ def test_a_newcomers_first_minute(tmp_path: Path) -> None:
         status, seconds = up.end(signal.SIGTERM)
         assert status == 0, up.lines
         assert seconds < ENDED_S
+
+
+def test_ready_is_said_when_every_model_of_the_repository_is_served_or_has_failed(tmp_path: Path) -> None:
+    def place(name: str, content: bytes) -> None:
+        folder = tmp_path / "models" / name / "1"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(content)
+
+    for seed in range(2):
+        place(f"good{seed}", zoo.build("null", seed=seed).SerializeToString())
+    place("broken", b"no model")
+    ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
+    arguments = (*ports, "--model-repository", str(tmp_path / "models"))
+    with running(tmp_path / "data", "--no-demo", *arguments) as up:
+        endpoint = up.wait_for(r"clients +(tcp://127\.0\.0\.1:\d+)")[1]
+        with Client(endpoint) as client:
+            served = {info.name: info.state for info in client.models()}
+            assert served == {"good0": "ready", "good1": "ready"}
+            up.wait_for(r"models +2 models of the repository served, 1 failed: broken@1$")
+            client.register("other", zoo.build("null", seed=5))
+        up.wait_for("Ctrl-C ends it")
+        assert not any("earlier starts" in line for line in up.lines)
+        assert up.end(signal.SIGTERM)[0] == 0
+    # What the data directory has besides is listed.
+    with running(tmp_path / "data", *arguments) as up:
+        up.wait_for(r"models +2 models of the repository served, 1 failed: broken@1$")
+        up.wait_for(r"found +other@1, from earlier starts$")
+        assert up.end(signal.SIGTERM)[0] == 0
 
 
 def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:

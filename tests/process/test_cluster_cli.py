@@ -254,7 +254,7 @@ def test_the_simulators_arrivals_are_sent_to_a_live_cluster(cluster: Cluster) ->
             1,
             "this one holds digits.onnx, which can be given itself",
         ),
-        (["models", "add", "x", str(MODEL), "--batch-max", "4097"], 2, "4097 is not in the range 1<=x<=4096"),
+        (["models", "add", "x", str(MODEL), "--batch-max", "4097"], 2, "4097 is not in the range 0<=x<=4096"),
         (["models", "add", "x@1", str(MODEL)], 1, "x@1"),
         (["models", "add", "x", str(MODEL), "--slo", "1e-7"], 1, "SLO"),
         (["models", "remove", "nosuch"], 1, "nosuch"),

@@ -410,7 +410,8 @@ def test_drawn_models_that_are_proven_have_independent_rows(model: onnx.ModelPro
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @given(drawn(), st.integers(0, 1 << 30))
-@settings(max_examples=20_000, deadline=None)
+@settings(max_examples=10_000, deadline=None)
 def test_many_drawn_models_that_are_proven_have_independent_rows(model: onnx.ModelProto, seed: int) -> None:
     check_drawn(model, seed)

@@ -763,7 +763,9 @@ def test_the_release_in_the_docs_runs_as_it_is_written(
             "digits: 100 % to 2 (the newest version)",
         ]
         assert "digits@2 is ready" in said["models add"][0]
+        assert "digits: 90 % to 2, 10 % to 3" in said["models add"][1]
+        assert said["models rollback"][-1].splitlines()[0] == "digits: 100 % to 2"
         assert "gets no traffic until" in said["models add"][0]
         assert said["models rollback"][0].startswith("digits: 90 % to 1, 10 % to 2")
-        assert [info.version for info in client.models() if info.name == "digits"] == [2]
+        assert [info.version for info in client.models() if info.name == "digits"] == [2, 3]
         client.unregister("digits")

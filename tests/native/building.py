@@ -45,6 +45,7 @@ FUZZER = Flavour(
 
 CONTROLLER = [*sorted(ROOT.glob("csrc/controller/*.cpp")), *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
 PROGRAMS: dict[str, Sequence[Path]] = {
+    "threads_arena": [HERE / "threads_arena.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],
     "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/controller/recorder.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],

@@ -52,6 +52,11 @@ def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+def test_an_arenas_memory_comes_and_goes_under_three_threads(flavour: Flavour) -> None:
+    assert "20 rounds" in run("threads_arena", flavour, str(SEED), "20", within_s=60)
+
+
+@pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 def test_the_recorder_is_read_while_it_is_written(flavour: Flavour) -> None:
     said = run("threads_recorder", flavour, str(SEED), "20000", within_s=60)
     steps, read, _ = (int(number) for number in re.findall(r"\d+", said))

@@ -252,6 +252,7 @@ void State::archive(Archive& archive) {
     if (!archive.is_reading()) {
         return;
     }
+    pool<Model>().for_each_used([](Model& one) { one.background.sort(); });
     auto enter = [](auto& map, std::uint64_t id, auto& one) {
         Archive::need(map.find(id) == nullptr, "something is there twice");
         map.set(id, &one);

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <vector>
 
@@ -43,7 +44,7 @@ struct Executor;
 struct Flight;
 struct Model;
 struct Pending;
-struct PendingList;
+class PendingList;
 struct Residency;
 struct Worker;
 
@@ -106,32 +107,78 @@ struct Pending {
     void archive(Archive& archive);
 };
 
-// Requests that wait, each in at most one list, which it knows.
-struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
-    void push_back(Pending* one) {
+// Requests that wait, each in at most one list, which it knows: those of the highest level first, and of one level in the
+// order in which they came. Entering and leaving take as long as there are levels, however many wait.
+class PendingList : Chain<Pending, &Pending::before, &Pending::after> {
+public:
+    using Chain::empty, Chain::front, Chain::next, Chain::size;
+
+    // first: before the others of its level.
+    void enter(Pending* one, bool first = false) {
         one->queue = this;
-        Chain::push_back(one);
+        auto place = find(one->request.priority);
+        bool is_new = place == ends_.end() || place->level != one->request.priority;
+        Pending* behind = nullptr;
+        if (!is_new && !first) {
+            behind = place->last;
+        } else if (place != ends_.begin()) {
+            behind = std::prev(place)->last;
+        }
+        insert(one, behind != nullptr ? next(behind) : front());
+        if (is_new) {
+            ends_.insert(place, {one->request.priority, one});
+        } else if (!first) {
+            place->last = one;
+        }
     }
-    void push_front(Pending* one) {
-        one->queue = this;
-        Chain::push_front(one);
-    }
-    void insert(Pending* one, Pending* place) {
-        one->queue = this;
-        Chain::insert(one, place);
-    }
-    void erase(Pending* one) {
+    void leave(Pending* one) {
         one->queue = nullptr;
-        Chain::erase(one);
+        if (auto place = find(one->request.priority); place->last == one) {
+            if (one->before != nullptr && one->before->request.priority == place->level) {
+                place->last = one->before;
+            } else {
+                ends_.erase(place);
+            }
+        }
+        erase(one);
     }
     Pending* pop_front() {
         Pending* one = front();
-        erase(one);
+        leave(one);
         return one;
     }
+    // What is read is to be put in order by sort(), once its requests have been read, too.
     void archive(Archive& archive) {
-        archive_by(archive, [this](Pending* one) { push_back(one); });
+        archive_by(archive, [this](Pending* one) {
+            one->queue = this;
+            push_back(one);
+        });
     }
+    void sort() {
+        std::vector<Pending*> all;
+        while (Pending* one = front()) {
+            all.push_back(one);
+            erase(one);
+        }
+        ends_.clear();
+        for (Pending* one : all) {
+            enter(one);
+        }
+    }
+
+private:
+    struct End {
+        std::uint8_t level;
+        Pending* last;  // of that level
+    };
+
+    // The first that is not above a level.
+    std::vector<End>::iterator find(std::uint8_t level) {
+        return std::lower_bound(ends_.begin(), ends_.end(), level,
+                                [](const End& end, std::uint8_t one) { return end.level < one; });
+    }
+
+    std::vector<End> ends_;  // by level
 };
 
 // Requests of one model and shape that run together on one executor, planned or sent.
@@ -162,6 +209,14 @@ struct Batch {
     }
     void archive(Archive& archive);
 
+    // The highest level (the lowest number) of its requests.
+    std::uint8_t level() const {
+        std::uint8_t highest = UINT8_MAX;
+        for (const Pending* pending : pendings) {
+            highest = std::min(highest, pending->request.priority);
+        }
+        return highest;
+    }
     // What it is thought to take, without margin, if it had this size.
     Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
 };

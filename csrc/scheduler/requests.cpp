@@ -1,7 +1,6 @@
 #include "scheduler/requests.h"
 
 #include <algorithm>
-#include <bit>
 
 namespace clockwork {
 
@@ -50,15 +49,6 @@ void Requests::close(Pending& pending) {
     if (--model.live == 0 && model.draining) {
         models_.check_removed(model);
     }
-}
-
-std::uint32_t Requests::lowest_level() const {
-    for (std::uint32_t word = 4; word-- > 0;) {
-        if (levels_used_[word] != 0) {
-            return word * 64 + 63 - static_cast<std::uint32_t>(std::countl_zero(levels_used_[word]));
-        }
-    }
-    return 0;
 }
 
 void Requests::say(Command& command, const Said& said) {
@@ -178,17 +168,13 @@ void Requests::to_background(Pending& pending, bool first) {
     if (model.background.empty()) {
         state_.background.push_back(&model);
     }
-    if (first) {
-        model.background.push_front(&pending);
-    } else {
-        model.background.push_back(&pending);
-    }
+    model.background.enter(&pending, first);
     wake_devices(model);
 }
 
 void Requests::leave_background(Pending& pending) {
     Model& model = *pending.model;
-    model.background.erase(&pending);
+    model.background.leave(&pending);
     if (model.background.empty()) {
         state_.background.erase(&model);
     }

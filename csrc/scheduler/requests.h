@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -51,14 +52,21 @@ public:
               Ns retry_after_ns = 0);
     void answer_ok(Pending& pending, const Flight& flight, const ActionResult& result);
     // The lowest priority (the highest number) of any unanswered request; 0 if there is none.
-    std::uint32_t lowest_level() const;
+    std::uint32_t lowest_level() const {
+        for (std::uint32_t word = 4; word-- > 0;) {
+            if (levels_used_[word] != 0) {
+                return word * 64 + 63 - static_cast<std::uint32_t>(std::countl_zero(levels_used_[word]));
+            }
+        }
+        return 0;
+    }
     // Whether all unanswered requests are of that level.
     bool is_one_level() const { return levels_[lowest_level()] == state_.pendings.size(); }
 
     // Plan a request once more whose action came to nothing, or answer it. count: it was its action's failure.
     void again(Pending& pending, Status status, const Said& said, bool count = true, Reason reason = Reason::NONE);
 
-    // To the end (or the front) of what has no deadline and waits until a device would be idle.
+    // To the end (or the front) of its level of what has no deadline and waits until a device would be idle.
     void to_background(Pending& pending, bool first = false);
     // Takes it out of there.
     void leave_background(Pending& pending);

@@ -79,6 +79,8 @@ void State::check_invariants(const Policy& policy) const {
         for (const Pending* one = model->background.front(); one != nullptr; one = model->background.next(one)) {
             must(one->deadline_ns >= NEVER_NS, "a request with a deadline waits in the background");
             must(one->queue == &model->background, "a waiting request that names another queue");
+            const Pending* next = model->background.next(one);
+            must(next == nullptr || one->request.priority <= next->request.priority, "the background is out of order");
             place(one, "background");
         }
         background_count += !model->background.empty();

@@ -312,7 +312,9 @@ Ns Adaptive::before_ns(const Arena& arena, const Pending& pending, Ns enough_ns)
         return sum <= enough && traffic_.of(model).is_told;
     };
     parts_.queues.for_each_ready(arena, is_wanted, [&](Queue& queue, Residency& residency) {
-        if (queue.level > pending.request.priority || queue.front().deadline_ns > pending.deadline_ns) {
+        bool goes_before = queue.level <= pending.request.priority && queue.front().deadline_ns <= pending.deadline_ns;
+        goes_before |= queue.level < pending.request.priority && queue.model == pending.model;
+        if (!goes_before) {
             return;
         }
         const KindSpec& spec = *residency.spec;
@@ -386,7 +388,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
         return 0;
     }
     const KindSpec& spec = *model.residencies.front()->spec;
-    std::uint32_t rows = queue.rows();
+    std::uint32_t rows = parts_.queues.rows(model, queue.shape);  // levels share batches
     if (rows >= spec.batch_max) {
         return 0;
     }
@@ -413,6 +415,45 @@ Ns Adaptive::ready_ns(Queue& queue) {
 }
 
 // ----- what a device runs next --------------------------------------------------------------------
+
+// Fills a batch of a queue up with lower levels of its model, the highest first: into filling_. All stay in time.
+template <typename Takes>
+Adaptive::Filled Adaptive::fill_up(const Queue& queue, Filled batch, const Takes& takes, Ns until_ns,
+                                   std::uint32_t rows_max) {
+    std::uint8_t level = queue.level;
+    while (batch.rows < rows_max && filling_.size() < FILLING_MAX) {
+        Queue* next = parts_.queues.below(*queue.model, queue.shape, level);
+        if (next == nullptr) {
+            break;
+        }
+        level = next->level;
+        Ns least = until_ns + takes(batch.rows + 1);
+        std::uint32_t first = 0, last = next->size();  // the first whose deadline allows a batch of one row more
+        while (first < last) {
+            std::uint32_t middle = first + (last - first) / 2;
+            if ((*next)[middle].deadline_ns < least) {
+                first = middle + 1;
+            } else {
+                last = middle;
+            }
+        }
+        if (first == next->size() || (*next)[first].alone) {
+            continue;
+        }
+        Ns room = std::min(batch.room_ns, (*next)[first].deadline_ns - until_ns);
+        std::uint32_t most = most_rows(takes, room, rows_max);
+        if (most < batch.rows + (*next)[first].size) {
+            continue;
+        }
+        std::uint32_t count = next->count_up_to(first, most - batch.rows);
+        for (std::uint32_t place = first; place < first + count; ++place) {
+            batch.rows += (*next)[place].size;
+        }
+        batch.room_ns = room;
+        filling_.push_back({next, first, count});
+    }
+    return batch;
+}
 
 // The best batch of a queue for a device that is free from free_ns on. False: nothing of it would be in time there.
 bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found) {
@@ -451,7 +492,9 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
     const Traffic& known = traffic_.of(*queue.model);
-    bool may_sacrifice = sacrifices_ && known.saves && !is_modest && queue.is_plain();
+    // Lower levels are what the devices could do without.
+    bool may_sacrifice =
+        sacrifices_ && known.saves && !is_modest && queue.is_plain() && queue.level >= parts_.requests.lowest_level();
     if (may_sacrifice && rows < std::min(size - first, spec.batch_max)) {
         double limit = known.ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
         double cost = static_cast<double>(batch_ns(rows)) / rows;
@@ -487,9 +530,38 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
             batch_rows += queue[first + place].size;
         }
     }
+    Ns deadline = queue[first + given_up].deadline_ns;
     found.duration_ns = batch_ns(batch_rows);
-    found.start_ns = queue[first + given_up].deadline_ns - worker.back_ns - takes(batch_rows);
+    found.start_ns = found.own_start_ns = deadline - worker.back_ns - takes(batch_rows);
+    found.filled = 0;
+    if (parts_.queues.of(*queue.model).size() > 1 && !queue[first + given_up].alone) {
+        filling_.clear();
+        Filled full = fill_up(queue, {batch_rows, std::min(deadline - until, longest)}, takes, until, spec.batch_max);
+        Ns duration = batch_ns(full.rows);
+        if (alone * full.rows > BATCH_WORTH * static_cast<double>(duration)) {
+            for (const Span& more : filling_) {
+                deadline = std::min(deadline, (*more.queue)[more.first].deadline_ns);
+                found.filled += more.count;
+            }
+            found.duration_ns = duration;
+            found.start_ns = deadline - worker.back_ns - takes(full.rows);
+        }
+    }
     return true;
+}
+
+// The batch of its model's highest level that goes in place of a candidate's. False: the candidate is of that level.
+bool Adaptive::find_lead(const Candidate& behind, Ns free_ns, Candidate& lead) {
+    bool found = false;
+    for (const auto& queue : parts_.queues.of(*behind.queue->model)) {
+        std::uint8_t level = found ? lead.queue->level : behind.queue->level;
+        bool is_wanted = !queue->empty() && (queue->ready || queue->shape == behind.queue->shape);
+        if (Candidate one{}; is_wanted && queue->level < level && consider(*queue, *behind.residency, free_ns, one)) {
+            lead = one;
+            found = true;
+        }
+    }
+    return found;
 }
 
 Choice Adaptive::choose(Executor& executor, Ns free_ns) {
@@ -504,7 +576,11 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
                 continue;
             }
         }
-        return {chosen.queue, chosen.residency, chosen.first, chosen.count};
+        if (chosen.filled == 0) {
+            return {chosen.queue, chosen.residency, chosen.first, chosen.count};
+        }
+        consider(*chosen.queue, *chosen.residency, free_ns, chosen);  // others were considered since
+        return {chosen.queue, chosen.residency, chosen.first, chosen.count, 0, filling_};
     }
     return {};
 }
@@ -554,7 +630,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     candidates_.clear();
     Candidate best{};
     // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
-    // devices the deadline instead; of the lowest level, none has to go before others.
+    // devices the deadline instead; and none of the lowest level goes before others.
     const InputsWay& way = executor.worker->inputs;
     Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - executor.worker->there_ns;
     Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_) +
@@ -568,11 +644,11 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     };
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
-        if (best.queue != nullptr && queue.level >= best.queue->level) {
+        if (best.queue != nullptr && queue.level >= lowest) {
             const KindSpec& spec = *residency.spec;
             Ns earliest = queue.front().deadline_ns;  // that it could have to start
             earliest -= nearer - (is_behind(residency) ? behind : 0);
-            if (is_everywhere(*queue.model) || queue.level < lowest) {
+            if (is_everywhere(*queue.model)) {
                 earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
             }
             if (earliest >= best.rank_ns) {
@@ -582,8 +658,22 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
         Candidate one{};
         if (consider(queue, residency, free_ns, one)) {
             // Where another device may go on with the rest, a long queue is worth beginning early.
-            one.rank_ns = one.start_ns + (is_everywhere(*queue.model) ? 0 : one.duration_ns);
-            one.rank_ns += is_behind(residency) ? behind : 0;
+            auto rank_ns = [&](const Candidate& candidate) {
+                return (is_everywhere(*queue.model) ? candidate.own_start_ns
+                                                    : candidate.start_ns + candidate.duration_ns) +
+                       (is_behind(residency) ? behind : 0);
+            };
+            one.rank_ns = rank_ns(one);
+            one.level = queue.level;
+            if (Candidate lead{}; !is_level && find_lead(one, free_ns, lead)) {
+                lead.rank_ns = rank_ns(lead);
+                lead.level = lead.queue->level;
+                if (one.rank_ns < lead.rank_ns) {
+                    lead.rank_ns = one.rank_ns;
+                    lead.level = one.level;
+                }
+                one = lead;
+            }
             candidates_.push_back(one);
             if (best.queue == nullptr || one.rank_ns < best.rank_ns) {
                 best = one;
@@ -596,17 +686,23 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     if (best.queue == nullptr) {
         return false;
     }
-    // A higher level that could not wait for the end of it goes first.
+    // A higher level goes first if it could not wait for the end of it, or if what it passes is still in time.
     Candidate urgent{};
+    // The first must not wait for so long that the last comes too late.
+    auto can_wait = [&](const Candidate& one, Ns time_ns) {
+        Ns each = one.duration_ns / (one.count + one.filled);
+        Ns rest = one.queue->size() > one.count ? each * (one.queue->size() - one.count) : 0;
+        return one.own_start_ns - rest >= free_ns + time_ns;
+    };
     for (const Candidate& candidate : candidates_) {
-        // Its first must not wait for so long that its last comes too late.
-        Ns rest = candidate.duration_ns / candidate.count * (candidate.queue->size() - candidate.count);
-        bool may_pass = !is_behind(*candidate.residency) || is_behind(*best.residency);
-        bool cannot_wait = may_pass && candidate.queue->level < best.queue->level &&
-                           candidate.start_ns - rest < free_ns + best.duration_ns &&
-                           !has_other_device(*candidate.queue->model);
-        if (cannot_wait && (urgent.queue == nullptr || candidate.queue->level < urgent.queue->level ||
-                            (candidate.queue->level == urgent.queue->level && candidate.start_ns < urgent.start_ns))) {
+        bool may_pass =
+            candidate.level < best.level && (!is_behind(*candidate.residency) || is_behind(*best.residency));
+        bool goes_first = may_pass &&
+                          (!can_wait(candidate, best.duration_ns) || can_wait(best, candidate.duration_ns)) &&
+                          !has_other_device(*candidate.queue->model);
+        if (goes_first &&
+            (urgent.queue == nullptr || candidate.queue->level < urgent.queue->level ||
+             (candidate.queue->level == urgent.queue->level && candidate.own_start_ns < urgent.own_start_ns))) {
             urgent = candidate;
         }
     }

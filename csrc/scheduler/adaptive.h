@@ -2,10 +2,14 @@
 //
 // Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
 // queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
-// device has its model and there are several, else that of the earliest deadline; but one of a higher level that could
-// not wait for the end of it goes before. Four rules make that hold up near saturation, where it matters; each was
-// measured against the others' best and against the clairvoyant bound (bench/grid); the last three, and belief in
+// device has its model and there are several, else that of the earliest deadline. Four rules make that hold up near
+// saturation, where it matters; each was measured against the others' best and against the clairvoyant bound (bench/grid); the last three, and belief in
 // surges, can be switched off (off_*) to see what they earn.
+//
+// *Levels.* A model's turn is by the tightest of all its requests, and is its highest level's: a request inherits the
+// deadline of the lower levels behind it. The batch is then filled up with lower levels of the same model, as far as all in
+// it are in time. Between models a higher level goes before a lower one that is due earlier if it could not wait for the
+// end of it, or if the lower one is still in time behind it.
 //
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
 // arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
@@ -147,6 +151,9 @@ inline constexpr double PACE_MIN = 0.5;
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 
+// Lower levels that one batch is filled up with.
+inline constexpr std::size_t FILLING_MAX = 8;
+
 // Rows that were to come while others waited, and those that did.
 class Company {
 public:
@@ -227,9 +234,12 @@ private:
         std::uint32_t first;     // those before cannot be in time on this device
         std::uint32_t given_up;  // from there on
         std::uint32_t count;     // behind them
+        std::uint32_t filled;    // requests of lower levels
         Ns start_ns;             // the last at which it is in time
+        Ns own_start_ns;         // the same without what fills it up
         Ns duration_ns;
-        Ns rank_ns;  // the lowest goes first
+        Ns rank_ns;          // the lowest goes first
+        std::uint8_t level;  // whose rank it is
     };
 
     static KindSpec* spec_of(const Model& model);
@@ -300,6 +310,14 @@ private:
     bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
+    // A batch that lower levels fill up.
+    struct Filled {
+        std::uint32_t rows;
+        Ns room_ns;  // that its tightest deadline leaves
+    };
+    template <typename Takes>
+    Filled fill_up(const Queue& queue, Filled batch, const Takes& takes, Ns until_ns, std::uint32_t rows_max);
+    bool find_lead(const Candidate& behind, Ns free_ns, Candidate& lead);
 
     const RuleParts parts_;
     bool holds_;
@@ -325,6 +343,7 @@ private:
     std::vector<double> wanted_;          // for that: what each model asks for, in devices
     Fading pace_{1};                      // what executions take of what they are counted with
     std::vector<Candidate> candidates_;
+    std::vector<Span> filling_;  // of the candidate that was considered last
     std::vector<Waiting> victims_;
 };
 

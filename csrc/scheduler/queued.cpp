@@ -169,14 +169,19 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
         requests_.fail(pending, Status::REFUSED, Text::CANNOT_BE_IN_TIME, Reason::DEADLINE);
         return;
     }
-    // It would have gone with those behind it; after it their batches follow, on each of the devices.
-    std::uint32_t rows = queue.rows();
+    // It would have gone with those behind it; after it their batches follow, on each of the devices. Higher levels of its
+    // model go before.
+    std::uint32_t rows = queue.rows(), before = 0;
+    for (const auto& one : queues_.of(model)) {
+        before += one->level < queue.level ? one->rows() : 0;
+    }
     std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, spec->batch_max), pending.size);
     Ns takes = rules_->duration_ns(*spec, queue.shape, most);
-    Ns wait = start + takes + first->worker->back_ns - state_.now;
+    Ns devices = static_cast<Ns>(std::max<std::size_t>(model.residencies.size(), 1));
+    Ns wait = start + takes * before / most / devices + takes + first->worker->back_ns - state_.now;
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns feasible = std::max(state_.now - pending.request.arrived_ns + wait, slo + 1);
-    Ns rest = takes * (rows - most) / most / static_cast<Ns>(std::max<std::size_t>(model.residencies.size(), 1));
+    Ns rest = takes * (rows - most) / most / devices;
     requests_.fail(pending, Status::REFUSED, Said(Text::COULD_BE_ANSWERED, feasible, slo), Reason::DEADLINE, feasible,
                    wait + rest);
 }
@@ -328,6 +333,9 @@ void Queued::send(Executor& executor, const Choice& choice) {
         memory_->press(queue);
     }
     queues_.take(queue, choice.first, choice.count, batch->pendings);
+    for (const Span& more : choice.filling) {
+        queues_.take(*more.queue, more.first, more.count, batch->pendings);
+    }
     for (Pending* pending : batch->pendings) {
         batch->size += pending->size;
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
@@ -339,6 +347,9 @@ void Queued::send(Executor& executor, const Choice& choice) {
     executor.wake_at(batch->limit_ns);
     called_[executor.slot].push_back(&model);
     review(queue);
+    for (const Span& more : choice.filling) {
+        review(*more.queue);
+    }
 }
 
 // What is on a device is answered at its deadline, whether it has come back or not.

@@ -42,6 +42,25 @@ Queue& Queues::of(const Pending& pending) {
     return *state.last;
 }
 
+std::uint32_t Queues::rows(const Model& model, std::uint32_t shape) const {
+    std::uint32_t rows = 0;
+    for (const auto& queue : of(model)) {
+        rows += queue->shape == shape ? queue->rows() : 0;
+    }
+    return rows;
+}
+
+Queue* Queues::below(const Model& model, std::uint32_t shape, std::uint8_t level) const {
+    Queue* found = nullptr;
+    for (const auto& queue : of(model)) {
+        if (queue->shape == shape && queue->level > level && !queue->empty() &&
+            (found == nullptr || queue->level < found->level)) {
+            found = queue.get();
+        }
+    }
+    return found;
+}
+
 void Queues::enter(Pending& pending, Queue& queue) {
     queue.insert({pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone});
     set_waiting(*pending.model, waiting(*pending.model) + 1);
@@ -76,13 +95,12 @@ void Queues::publish(const Model& model) {
     state.best = nullptr;
     Ns first_due = NEVER_NS;
     for (const auto& queue : state.queues) {
-        if (queue->ready) {
-            first_due = std::min(first_due, queue->front().deadline_ns);
+        if (!queue->ready || queue->empty()) {  // a batch has just taken all of it, and it is reviewed next
+            continue;
         }
-        bool is_better =
-            queue->ready && (state.best == nullptr || queue->rank < state.best->rank ||
-                             (queue->rank == state.best->rank && queue->front().order < state.best->front().order));
-        if (is_better) {
+        first_due = std::min(first_due, queue->front().deadline_ns);
+        if (state.best == nullptr || queue->rank < state.best->rank ||
+            (queue->rank == state.best->rank && queue->front().order < state.best->front().order)) {
             state.best = queue.get();
         }
     }

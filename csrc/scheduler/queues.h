@@ -40,6 +40,10 @@ public:
     const List& of(const Model& model) const { return states_[model.slot].queues; }
     // Where a request waits, or would.
     Queue& of(const Pending& pending);
+    // Rows that wait for a model in one shape, of all levels.
+    std::uint32_t rows(const Model& model, std::uint32_t shape) const;
+    // Of a model's queues of a shape that are not empty, the highest level below this one; null: there is none.
+    Queue* below(const Model& model, std::uint32_t shape, std::uint8_t level) const;
     // Requests in a model's queues.
     std::uint32_t waiting(const Model& model) const { return waiting_[model.slot]; }
 

@@ -1,6 +1,7 @@
 // The rules of a policy with queues: when a queue wants a device, how urgent it is, and what a device runs next.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,13 @@ inline Ns option_ms(const SchedulerOptions& options, std::string_view name, Ns o
     return static_cast<Ns>(option(options, name, static_cast<double>(otherwise) / MS) * MS);
 }
 
+// Requests [first, first + count) of a queue, in its order.
+struct Span {
+    Queue* queue = nullptr;
+    std::uint32_t first = 0;
+    std::uint32_t count = 0;
+};
+
 // What a device is to run: requests [first, first + count) of a queue, in its order. No queue: nothing now.
 struct Choice {
     Queue* queue = nullptr;
@@ -32,6 +40,7 @@ struct Choice {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
     Ns hoped_ns = 0;  // other than 0: it is a trial, and takes so long at best (Curve::hoped_ns())
+    std::span<const Span> filling = {};  // of lower levels, of the same model and shape; valid until the next choice
 };
 
 // What differs between policies with queues beside their rules.

@@ -96,7 +96,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     if (duration == 0) {
         return false;
     }
-    Ns limit = deadline - executor.worker->back_ns - std::min((deadline - state_.now) / RESERVE_SHARE, RESERVE_NS);
+    Ns limit = limit_ns(executor, deadline);
     Ns free = executor.free_ns(state_.now);
     if (free + duration > limit) {
         // It is sent at once, and loses nobody else anything: see Edf::trim().
@@ -105,36 +105,18 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
                free + spec.hoped_ns(shape, size) <= limit;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
-    if (curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone) {
+    bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
+    Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
+    if (may_join) {
         std::size_t count = residency.batches.size();
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
-            Batch* batch = residency.batches[count - back];
-            std::uint32_t total = batch->size + size;
-            if (total > spec.batch_max || batch->shape != shape || batch->executor != &executor ||
-                batch->pendings.front()->alone) {
-                continue;
-            }
-            Ns growth = curve->planned_ns(total) - batch->duration_ns;
-            if (growth * JOIN_GAIN > duration * (JOIN_GAIN - 1)) {
-                continue;
-            }
-            if (is_beyond && batch->duration_ns + growth > arena.shares.batch_max_ns) {
-                continue;
-            }
-            std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
-            Ns finish = plan.finish_ns(free, index) + growth;
-            Ns latest = finish;
-            if (is_beyond) {
-                latest += passing_ns(executor, residency, plan.finish_ns(free, index - 1), index - 1);
-            }
-            if (latest <= std::min(limit, batch->limit_ns) && plan.holds(latest, index)) {
-                if (!arena.pending.empty() && !keeps_loads(executor, free, index, growth)) {
-                    continue;
-                }
-                slot = {finish, index - 1, batch, 0};
+            if (join(search, residency.batches[count - back], slot)) {
                 return true;
             }
         }
+    }
+    if (!may_join && requests_.lowest_level() > pending.request.priority && go_ahead(search, slot)) {
+        return true;
     }
     Ns key = is_beyond ? deadline + BEYOND_NS : deadline;
     std::size_t index = place_of(plan, residency, key);
@@ -167,6 +149,111 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
 // Whether it executes nothing, nothing is planned for it and no load waits for its pages.
 bool Admission::is_idle(const Executor& executor) const {
     return executor.lane.empty() && plans_.of(executor).empty() && executor.arena->pending.empty();
+}
+
+// Whether it can join a batch of its model, every promise kept.
+bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
+    Executor& executor = search.executor;
+    const Plan& plan = plans_.of(executor);
+    std::uint32_t total = batch->size + search.pending.size;
+    if (total > search.residency.spec->batch_max || batch->shape != search.pending.request.shape ||
+        batch->executor != &executor || batch->pendings.front()->alone) {
+        return false;
+    }
+    Ns growth = search.curve->planned_ns(total) - batch->duration_ns;
+    if (growth * JOIN_GAIN > search.duration * (JOIN_GAIN - 1)) {
+        return false;
+    }
+    if (search.is_beyond && batch->duration_ns + growth > executor.arena->shares.batch_max_ns) {
+        return false;
+    }
+    std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
+    Ns finish = plan.finish_ns(search.free, index) + growth;
+    Ns latest = finish;
+    if (search.is_beyond) {
+        latest += passing_ns(executor, search.residency, plan.finish_ns(search.free, index - 1), index - 1);
+    }
+    if (latest > std::min(search.limit, batch->limit_ns) || !plan.holds(latest, index)) {
+        return false;
+    }
+    if (!executor.arena->pending.empty() && !keeps_loads(executor, search.free, index, growth)) {
+        return false;
+    }
+    slot = {finish, index - 1, batch, 0};
+    return true;
+}
+
+// A place for a batch of its own before the first one of a lower level that is still in time behind it. False: its
+// deadline alone says where it goes.
+bool Admission::go_ahead(const Search& search, Slot& slot) {
+    const auto& [executor, residency, pending, curve, duration, limit, free, is_beyond] = search;
+    const Plan& plan = plans_.of(executor);
+    if (residency.state != ResidencyState::RESIDENT || pending.evidence > 0) {
+        return false;
+    }
+    std::size_t index = is_beyond ? plan.place_of(BEYOND_NS) : 0;
+    std::size_t tries = 0;
+    for (; index < plan.size() && plan.keys[index] <= pending.deadline_ns + (is_beyond ? BEYOND_NS : 0); ++index) {
+        if (plan[index]->level() <= pending.request.priority) {
+            continue;
+        }
+        if (tries++ == AHEAD_MAX) {
+            return false;
+        }
+        Ns begin = plan.finish_ns(free, index), finish = begin + duration;
+        Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
+        if (latest > limit) {
+            return false;
+        }
+        if (std::size_t late = plan.first_late(latest, index); late < plan.size()) {
+            index = late;
+            continue;
+        }
+        if (!executor.arena->pending.empty() && !keeps_loads(executor, free, index, duration)) {
+            return false;
+        }
+        slot = {finish, index, nullptr, plan.keys[index]};
+        return true;
+    }
+    return false;
+}
+
+// Moves a planned request ahead, from batch to batch of its model: in each, one of a lower level that is still in time a batch
+// later changes places with it, even if that batch is full by then: a deadline that kept it from growing would cost others.
+void Admission::change_places(Pending& pending) {
+    const Batch* batch = pending.batch;
+    const Executor& executor = *batch->executor;
+    const Plan& plan = plans_.of(executor);
+    if (pending.alone || pending.evidence > 0 || batch->curve == nullptr) {
+        return;
+    }
+    std::size_t last = plan.index(batch);
+    earlier_.clear();
+    Ns finish = executor.free_ns(state_.now);
+    for (std::size_t place = 0; place <= last; ++place) {
+        Batch* one = plan[place];
+        finish = std::max(finish, one->residency->ready_ns) + one->duration_ns;
+        if (one->residency == batch->residency && one->shape == batch->shape) {
+            earlier_.emplace_back(one, finish + executor.worker->back_ns);
+        }
+    }
+    for (std::size_t place = earlier_.size() - 1; place-- > 0;) {
+        const auto& [later, answered_ns] = earlier_[place + 1];
+        Ns answer = answered_ns + later->curve->planned_ns(later->residency->spec->batch_max) - later->duration_ns;
+        Pending* found = nullptr;
+        for (Pending* one : earlier_[place].first->pendings) {
+            bool may_wait = one->request.priority > pending.request.priority && one->size == pending.size &&
+                            one->deadline_ns >= answer && !one->alone && one->evidence == 0;
+            if (may_wait && (found == nullptr || std::make_pair(one->request.priority, one->deadline_ns) >
+                                                     std::make_pair(found->request.priority, found->deadline_ns))) {
+                found = one;
+            }
+        }
+        if (found == nullptr) {
+            return;
+        }
+        plans_.exchange(pending, *found);
+    }
 }
 
 // Plan::first_late() of what is owed.
@@ -239,6 +326,9 @@ void Admission::commit(Pending& pending, Executor& executor, Residency& residenc
     }
     batch->pendings.push_back(&pending);
     pending.batch = batch;
+    if (residency.batches.size() > 1 && requests_.lowest_level() > pending.request.priority) {
+        change_places(pending);
+    }
     if (!arena.pending.empty() && delays_loads(plan, slot.index + 1)) {
         for (Residency* waiting : arena.pending) {
             waiting->clear_ns += waiting->clear_ns != 0 ? plan.planned_ns - planned : 0;
@@ -481,7 +571,7 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
     const Plan& plan = plans_.of(executor);
     std::uint32_t level = pending.request.priority;
     Ns duration = residency.spec->alone_ns(pending.request.shape, pending.size);
-    Ns limit = pending.deadline_ns - executor.worker->back_ns, free = executor.free_ns(state_.now);
+    Ns limit = limit_ns(executor, pending.deadline_ns), free = executor.free_ns(state_.now);
     if (duration == 0 || std::max(free, residency.ready_ns) + duration > limit) {
         return;
     }

@@ -1,11 +1,12 @@
 // Admission: a request is promised its deadline, or refused at once.
 //
 // It is admitted only if it fits into some device's plan, into a batch of its model or as a batch of its own, so that
-// it and everything promised before still finishes in time as predicted. A higher priority may displace lower ones
-// that were not sent.
+// it and everything promised before still finishes in time as predicted. A higher priority goes before lower ones that
+// are still in time behind it, whatever its deadline, and may displace lower ones that were not sent.
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "scheduler/parts.h"
@@ -25,6 +26,9 @@ inline constexpr std::size_t BETWEEN_MAX = 4;
 
 // Joining a batch must cost at least 1/50 less than running alone.
 inline constexpr Ns JOIN_GAIN = 50;
+
+// Batches of lower levels that a request tries to go before.
+inline constexpr std::size_t AHEAD_MAX = 4;
 
 // Batches of its model that an arriving request tries to join.
 inline constexpr std::size_t JOIN_SCAN_MAX = 4;
@@ -92,8 +96,27 @@ private:
 
     template <typename Function>
     void for_some_residencies(const Model& model, Function&& function) const;
+    // A request that looks for a place in an executor's plan.
+    struct Search {
+        Executor& executor;
+        Residency& residency;
+        const Pending& pending;
+        Curve* curve;
+        Ns duration;  // of a batch of its own
+        Ns limit;     // by when it must have finished
+        Ns free;      // when the executor has done what it was sent
+        bool is_beyond;
+    };
+    // By when what is promised now must be planned to have finished: with the reserve.
+    Ns limit_ns(const Executor& executor, Ns deadline_ns) const {
+        return deadline_ns - executor.worker->back_ns -
+               std::min((deadline_ns - state_.now) / RESERVE_SHARE, RESERVE_NS);
+    }
     bool find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
     bool is_idle(const Executor& executor) const;
+    bool join(const Search& search, Batch* batch, Slot& slot);
+    bool go_ahead(const Search& search, Slot& slot);
+    void change_places(Pending& pending);
     std::size_t first_owed_late(const Plan& plan, Ns time, std::size_t start) const;
     Ns passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
@@ -115,6 +138,7 @@ private:
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;
+    std::vector<std::pair<Batch*, Ns>> earlier_;  // batches of a model, and when they are answered
 };
 
 }  // namespace clockwork

@@ -115,11 +115,24 @@ void Plans::remove(Pending& pending) {
         return;
     }
     plan.resize(batch, batch->size - pending.size);
+    set_limit(*batch);
+}
+
+void Plans::set_limit(Batch& batch) {
     Ns tightest = NEVER_NS;
-    for (const Pending* pending : batch->pendings) {
+    for (const Pending* pending : batch.pendings) {
         tightest = std::min(tightest, pending->deadline_ns);
     }
-    batch->limit_ns = tightest - executor.worker->back_ns;
+    batch.limit_ns = tightest - batch.executor->worker->back_ns;
+}
+
+void Plans::exchange(Pending& one, Pending& other) {
+    std::vector<Pending*>& here = one.batch->pendings;
+    std::vector<Pending*>& there = other.batch->pendings;
+    std::swap(*std::find(here.begin(), here.end(), &one), *std::find(there.begin(), there.end(), &other));
+    std::swap(one.batch, other.batch);
+    set_limit(*one.batch);
+    set_limit(*other.batch);
 }
 
 // Its requests wait nowhere then.

@@ -72,6 +72,8 @@ public:
 
     // Takes a request out of its batch, which goes with the last of them.
     void remove(Pending& pending);
+    // Two requests of one executor, model, shape and size change places.
+    void exchange(Pending& one, Pending& other);
     // Takes all batches of a residency, or of an executor, out; appends their requests, in order.
     void clear(Residency& residency, std::vector<Pending*>& waiting);
     void clear(Executor& executor, std::vector<Pending*>& waiting);
@@ -90,6 +92,7 @@ public:
 
 private:
     Ns end_ns(const Executor& executor) const { return executor.free_ns(state_.now) + of(executor).planned_ns; }
+    static void set_limit(Batch& batch);
     void dissolve(Batch& batch, std::vector<Pending*>& waiting);
 
     State& state_;

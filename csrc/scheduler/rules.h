@@ -39,7 +39,7 @@ struct Choice {
     Residency* residency = nullptr;
     std::uint32_t first = 0;
     std::uint32_t count = 0;
-    Ns hoped_ns = 0;  // other than 0: it is a trial, and takes so long at best (Curve::hoped_ns())
+    Ns hoped_ns = 0;                     // other than 0: it is a trial, and takes so long at best (Curve::hoped_ns())
     std::span<const Span> filling = {};  // of lower levels, of the same model and shape; valid until the next choice
 };
 

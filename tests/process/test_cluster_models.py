@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from clockwork import AsyncClient, Client
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Refused
 from clockwork.models import zoo
 from tests.process.cluster import Cluster, Reference, eventually, running_cluster, same
+from tests.unit.models_onnx import classifier, declaring, negated_if_told
 
 RNG = np.random.default_rng(0)
 
@@ -358,6 +360,42 @@ def test_options_of_one_model_are_not_another_s(client: Client) -> None:
     x = rows(3)
     assert same(client.infer("alone", x), Reference(base)(x))
     assert same(client.infer("together", x), Reference(zoo.fine_tune(base, 1))(x))
+
+
+def test_scores_that_a_file_gives_as_maps_come_as_a_tensor(client: Client) -> None:
+    info = client.register("classes", classifier(classlabels_strings=["cat", "dog", "eel"]))
+    assert [(spec.name, spec.dtype) for spec in info.outputs] == [
+        ("label", "string"),
+        ("probabilities", "float32"),
+    ]
+    answer = client.infer("classes", {"x": rows(5, 4)})
+    assert answer["probabilities"].shape == (5, 3)
+    best = [["cat", "dog", "eel"][index] for index in answer["probabilities"].argmax(1)]
+    assert answer["label"].tolist() == best
+    assert json.loads(info.metadata["clockwork.labels"]) == ["cat", "dog", "eel"]
+
+
+@pytest.mark.parametrize("declared", [[], ["N", 4, 1], ["N", 5]])
+def test_a_file_may_be_wrong_about_its_outputs(client: Client, declared: list[int | str]) -> None:
+    model = declaring(declared)
+    client.register("wrong", model)
+    try:
+        x = rows(3, 8)
+        assert same(client.infer("wrong", x), Reference(model)(x))
+    finally:
+        client.unregister("wrong")
+
+
+def test_an_input_with_a_default_is_brought_by_requests_only_if_examples_bring_it(client: Client) -> None:
+    x = rows(2, 4)
+    client.register("fixed", negated_if_told())
+    assert same(client.infer("fixed", x), x)
+    with pytest.raises(InvalidInput, match="negate"):
+        client.infer("fixed", {"x": x, "negate": np.array([True])})
+    client.register("open", negated_if_told(), examples={"x": x, "negate": np.array([True])})
+    for flag, y in ((True, -x), (False, x)):
+        answer = client.infer("open", {"x": x, "negate": np.array([flag])})
+        assert same(answer["y"], y)
 
 
 def test_a_batch_that_the_model_fixes(client: Client) -> None:

@@ -61,6 +61,53 @@ def small_net(seed: int, *, prefix: str = "", width: int = 8) -> onnx.ModelProto
     return model
 
 
+def classifier(**classes: list[int] | list[str]) -> onnx.ModelProto:
+    """x [N, 4] -> labels, and a list of maps from class to score, as converters of scikit-learn and CatBoost write it."""
+    names = next(iter(classes.values()))
+    kinds = {"classlabels_int64s": INT64, "classlabels_strings": TensorProto.STRING}
+    (kind,) = (kinds[key] for key in classes)
+    nodes = [
+        helper.make_node(
+            "LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", post_transform="SOFTMAX",
+            coefficients=[float(index % 5) for index in range(4 * len(names))],
+            intercepts=[0.0] * len(names),
+            **{key.replace("_int64s", "_ints"): value for key, value in classes.items()},
+        ),
+        helper.make_node("ZipMap", ["scores"], ["probabilities"], domain="ai.onnx.ml", **classes),
+    ]  # fmt: skip
+    scores = helper.make_map_type_proto(kind, helper.make_tensor_type_proto(FLOAT, []))
+    maps = helper.make_value_info("probabilities", helper.make_sequence_type_proto(scores))
+    model = model_of(
+        nodes, [value("x", ["N", 4])], [value("label", ["N"], kind), maps], domains=[("ai.onnx.ml", 3)]
+    )
+    del model.opset_import[0]  # as where nothing standard is used
+    return model
+
+
+def negated_if_told() -> onnx.ModelProto:
+    """x [N, 4] -> -x where the input ``negate`` is true; by its default it is not."""
+    bodies = [
+        helper.make_graph(
+            [helper.make_node(operator, ["x"], [f"{operator}_y"])],
+            operator,
+            [],
+            [value(f"{operator}_y", ["N", 4])],
+        )
+        for operator in ("Neg", "Identity")
+    ]
+    node = helper.make_node("If", ["negate"], ["y"], then_branch=bodies[0], else_branch=bodies[1])
+    default = initializer("negate", [False], bool)
+    inputs = [value("x", ["N", 4]), value("negate", [1], TensorProto.BOOL)]
+    return model_of([node], inputs, [value("y", ["N", 4])], [default])
+
+
+def declaring(shape: Sequence[int | str]) -> onnx.ModelProto:
+    """x [N, 8] -> y [N, 4], of which the file says that it has this shape."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
+    weights = [initializer("w", normal(8, 4)), initializer("b", normal(4))]
+    return model_of(nodes, [value("x", ["N", 8])], [value("y", shape)], weights)
+
+
 def save_package(model: onnx.ModelProto, folder: Path, examples: Examples = None) -> Path:
     """The package of a model as a worker has it."""
     folder.mkdir(parents=True)

@@ -16,7 +16,16 @@ from onnx import TensorProto, helper
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import read_onnx
 from clockwork.models.onnx_import import check_model, package_files, read_examples
-from tests.unit.models_onnx import FLOAT, INT64, initializer, model_of, normal, small_net, unpack, value
+from tests.unit.models_onnx import (
+    INT64,
+    classifier,
+    model_of,
+    negated_if_told,
+    normal,
+    small_net,
+    unpack,
+    value,
+)
 
 
 def save(model: onnx.ModelProto, path: Path, **options: Any) -> Path:
@@ -200,29 +209,6 @@ def test_initializers_that_are_inputs_too_need_no_example(tmp_path: Path) -> Non
 # ----- lists of maps -------------------------------------------------------------------------------
 
 
-def classifier(**classes: list[int] | list[str]) -> onnx.ModelProto:
-    """x [N, 4] -> labels, and a list of maps from class to score, as converters of scikit-learn and CatBoost write it."""
-    names = next(iter(classes.values()))
-    kinds = {"classlabels_int64s": INT64, "classlabels_strings": TensorProto.STRING}
-    (kind,) = (kinds[key] for key in classes)
-    nodes = [
-        helper.make_node(
-            "LinearClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml", post_transform="SOFTMAX",
-            coefficients=[float(index % 5) for index in range(4 * len(names))],
-            intercepts=[0.0] * len(names),
-            **{key.replace("_int64s", "_ints"): value for key, value in classes.items()},
-        ),
-        helper.make_node("ZipMap", ["scores"], ["probabilities"], domain="ai.onnx.ml", **classes),
-    ]  # fmt: skip
-    scores = helper.make_map_type_proto(kind, helper.make_tensor_type_proto(FLOAT, []))
-    maps = helper.make_value_info("probabilities", helper.make_sequence_type_proto(scores))
-    model = model_of(
-        nodes, [value("x", ["N", 4])], [value("label", ["N"], kind), maps], domains=[("ai.onnx.ml", 3)]
-    )
-    del model.opset_import[0]  # as where nothing standard is used
-    return model
-
-
 @pytest.mark.parametrize(
     "classes", [{"classlabels_int64s": [7, 8, 9]}, {"classlabels_strings": ["cat", "dog", "eel"]}]
 )
@@ -265,23 +251,6 @@ def test_a_list_of_tensors_is_refused_with_advice(tmp_path: Path) -> None:
 
 
 # ----- inputs with defaults ------------------------------------------------------------------------
-
-
-def negated_if_told() -> onnx.ModelProto:
-    """x [N, 4] -> -x where the input ``negate`` is true; by its default it is not."""
-    bodies = [
-        helper.make_graph(
-            [helper.make_node(operator, ["x"], [f"{operator}_y"])],
-            operator,
-            [],
-            [value(f"{operator}_y", ["N", 4])],
-        )
-        for operator in ("Neg", "Identity")
-    ]
-    node = helper.make_node("If", ["negate"], ["y"], then_branch=bodies[0], else_branch=bodies[1])
-    default = initializer("negate", [False], bool)
-    inputs = [value("x", ["N", 4]), value("negate", [1], TensorProto.BOOL)]
-    return model_of([node], inputs, [value("y", ["N", 4])], [default])
 
 
 def test_an_input_with_a_default_is_a_constant_unless_examples_bring_it(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from clockwork.models.split import Program
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import (
     INT64,
+    declaring,
     initializer,
     model_of,
     normal,
@@ -507,10 +508,7 @@ def test_a_file_that_declares_another_output_than_it_has_is_served(
     workshop: Workshop, tmp_path: Path, declared: list[int | str]
 ) -> None:
     """As PaddlePaddle's converter writes it. ONNX Runtime finds the right shape once it has merged operators."""
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
-    weights = [initializer("w", normal(8, 4)), initializer("b", normal(4))]
-    model = model_of(nodes, [value("x", ["N", 8])], [value("y", declared)], weights)
-    package = stored(workshop.package(model), tmp_path / "packages")
+    package = stored(workshop.package(declaring(declared)), tmp_path / "packages")
     prepared = workshop.prepare(package)
     assert prepared.batches
     held = read_interface(package, check_package(package), {})

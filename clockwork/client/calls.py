@@ -201,7 +201,7 @@ def registration_options(
         "version": version,
         "origin": origin or None,
         "dtype": dtype,
-        "unrouted": None if share is None else True,
+        "traffic": None if share is None else "part" if share else "none",
         "forced": force or None,
     }
     return {key: value for key, value in options.items() if value is not None}

@@ -30,7 +30,7 @@ def register(
 ) -> ModelInfo:
     """Client.register(); blocks its thread. ``opened`` is called with the stream once there is one.
 
-    share: of the name's requests, for a version that is registered without any ("unrouted" of the options)."""
+    share: of the name's requests, for a version that is registered without any (see "traffic" of messages.Register)."""
     calls.checked_model(name)
     tell = progress if progress is not None else lambda stage, done, total: None
     limit_ns = config.CLIENT_TIMEOUT_NS if timeout_ns is None else timeout_ns

@@ -8,7 +8,7 @@ from typing import Any
 from clockwork.config import VERSION_MAX
 from clockwork.config.formats import ORIGIN_MAX
 from clockwork.errors import InvalidInput
-from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES
+from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES, TRAFFIC
 from clockwork.wire.telling import tell
 
 _OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": "", "dtype": "fp32"}
@@ -19,7 +19,7 @@ _PREPARED_BY = ("batching", "batch_max", "dtype")
 _KEPT = ("slo_ns", *_PREPARED_BY)
 """Options that a new version has from the one that serves, unless its registration has them."""
 
-ORDERS = ("unrouted", "forced")
+ORDERS = ("traffic", "forced")
 """Options that are about the registration itself, and not about its version: no record keeps them."""
 
 
@@ -32,6 +32,14 @@ def kept_options(said: Mapping[str, Any], serving: Mapping[str, Any]) -> dict[st
     """The options of a registration, completed by those of the version that serves. said: those that came, as they came."""
     kept = {key: serving[key] for key in _KEPT if key in serving}
     return _OPTIONS | kept | {key: value for key, value in said.items() if key in _OPTIONS}
+
+
+def orders_of(said: Mapping[str, Any]) -> tuple[str, bool]:
+    """Which traffic a registration's version is to take, and whether that is forced. Raises InvalidInput."""
+    traffic = said.get("traffic", TRAFFIC[0])
+    if traffic not in TRAFFIC:
+        raise InvalidInput(f"traffic is {', '.join(TRAFFIC)}; not {tell(traffic)}")
+    return traffic, said.get("forced") is True
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,9 @@ from clockwork.controller.effects import (
 )  # fmt: skip
 from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
-from clockwork.controller.options import ORDERS, check_options, kept_options, preparation_options
+from clockwork.controller.options import check_options, kept_options, orders_of, preparation_options
 from clockwork.controller.records import Change, Complaint, ModelRecord
-from clockwork.controller.releases import check_unrouted, describe_split, next_route, upgrade
+from clockwork.controller.releases import check_traffic, describe_split, next_route, upgrade
 from clockwork.controller.routes import NameRoute
 from clockwork.controller.tasks import (
     Add,
@@ -162,10 +162,8 @@ class Registrar:
             raise InvalidInput(
                 f"{message.name} has a version {VERSION_MAX}, and there is no number after that"
             )
-        orders = {order: message.options.get(order, False) is True for order in ORDERS}
-        return Registration(
-            message.name, digest_of(files), options, files, owner, dict(message.options), **orders
-        )
+        said = dict(message.options)
+        return Registration(message.name, digest_of(files), options, files, owner, said, *orders_of(said))
 
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
         self._uploads.chunk(client, message, frame)
@@ -397,7 +395,7 @@ class Registrar:
             return
         if not is_lacking and self._table.count >= MODELS_MAX:
             raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
-        check_unrouted(self._table, registration.name, registration.unrouted)
+        check_traffic(self._table, registration)
         self._uploads.begin(waiter, registration)
 
     def _become(self, task: Become) -> None:

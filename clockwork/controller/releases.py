@@ -42,9 +42,10 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
     return route
 
 
-def check_unrouted(table: ModelTable, name: str, unrouted: bool) -> None:
-    """Raises InvalidInput where a version is to get no traffic, and nothing else could have it."""
-    if unrouted and table.split_now(name) is None:
+def check_traffic(table: ModelTable, registration: Registration) -> None:
+    """Raises InvalidInput where a version is to get none of its name's traffic, and nothing else could have it."""
+    name = registration.name
+    if registration.traffic != "all" and table.split_now(name) is None:
         raise InvalidInput(
             f"no version of {name} serves that its traffic could stay with: register it without --no-route or --canary"
         )
@@ -58,24 +59,28 @@ def upgrade(table: ModelTable, registration: Registration, declared: Interface |
     Where nobody has split the traffic, the new version takes it when it is ready. That the present version has it now is kept
     at once, as one change with the version's record, so that a rollback finds it whenever the controller ends.
     """
-    name = registration.name
-    check_unrouted(table, name, registration.unrouted)
+    check_traffic(table, registration)
+    name, traffic = registration.name, registration.traffic
     now, serving = table.split_now(name), table.serving(name)
-    if now is None or serving is None or table.split_of(name) is not None:
+    if now is None or serving is None:
+        return None
+    is_split = table.split_of(name) is not None
+    takes = traffic == "part" or (traffic == "all" and not is_split and not registration.forced)
+    ours = serving.record.interface
+    why = misfit(ours, declared) if takes and ours is not None and declared is not None else ""
+    if why:
+        force = ", or with --force" if traffic == "all" else ""
+        raise InvalidInput(
+            f"what {serving.label} serves would not fit this model: {why}; register it with --no-route, so that it gets no "
+            f"requests for {name} before you say so{force}"
+        )
+    if is_split:
         return None
     route = dataclasses.replace(table.named.get(name) or NameRoute(name))
-    if registration.unrouted:
+    if traffic == "all":
+        route.keep(now)
+    else:
         route.split = now
-        return route
-    ours = serving.record.interface
-    if not registration.forced and ours is not None and declared is not None:
-        why = misfit(ours, declared)
-        if why:
-            raise InvalidInput(
-                f"what {serving.label} serves would not fit this model: {why}; register it with --no-route, so that it gets no "
-                f"requests for {name} before you say so, or with --force"
-            )
-    route.keep(now)
     return route
 
 

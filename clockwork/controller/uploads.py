@@ -40,7 +40,7 @@ log = logging.getLogger("clockwork.controller")
 
 class Registration(NamedTuple):
     """What a client registers, checked: a package under a name. options: see controller.options. owner: the client's number,
-    as in messages.Prepare. said: the options as they came. unrouted, forced: see messages.Register."""
+    as in messages.Prepare. said: the options as they came. traffic, forced: see messages.Register."""
 
     name: str
     digest: str
@@ -48,7 +48,7 @@ class Registration(NamedTuple):
     files: list[PackageFile]
     owner: int
     said: Mapping[str, Any] = MappingProxyType({})
-    unrouted: bool = False
+    traffic: str = "all"
     forced: bool = False
 
 

@@ -218,11 +218,15 @@ _REGISTER_OPTIONS = Record(
         "version": Integer(0, VERSION_MAX),
         "origin": Text(SENTENCE_BYTES_MAX),
         "dtype": Text(NAME_BYTES_MAX),
-        "unrouted": Flag(),
+        "traffic": Text(NAME_BYTES_MAX),
         "forced": Flag(),
     },
-    optional=("slo_ns", "batching", "batch_max", "version", "origin", "dtype", "unrouted", "forced"),
+    optional=("slo_ns", "batching", "batch_max", "version", "origin", "dtype", "traffic", "forced"),
 )
+
+
+TRAFFIC = ("all", "part", "none")
+"""Of a name, what a new version is to take."""
 
 
 class Register(NamedTuple):
@@ -230,8 +234,9 @@ class Register(NamedTuple):
 
     ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on, off or same-shape), ``batch_max``, ``version`` (its number, if that is
     free; 0: the next), ``origin`` (the repository that it came from), ``dtype`` (one of PRODUCT_DTYPES). Of these, SLO, batching
-    and dtype are those of the version that serves the name, unless they are there. ``unrouted``: the version takes no traffic
-    until a Route or Promote. ``forced``: it may, even if requests for the name do not fit it.
+    and dtype are those of the version that serves the name, unless they are there. ``traffic``: which
+    of the name's the version takes once it is ready: all (the default), or none before a Route or Promote: with "part", such a
+    Route follows, with "none" it need not. ``forced``: it may take all, even if requests for the name do not fit it.
     """
 
     request_id: Id

@@ -126,7 +126,8 @@ def test_what_is_not_said_of_a_registration_is_not_sent() -> None:
     assert registration_options(None, None, None) == {}
     said = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "dtype": "fp32"}
     assert registration_options(0, "auto", 0, dtype="fp32") == said
-    assert registration_options(None, None, None, share=0.1, force=True) == {"unrouted": True, "forced": True}
+    assert registration_options(None, None, None, share=0.1) == {"traffic": "part"}
+    assert registration_options(None, None, None, share=0, force=True) == {"traffic": "none", "forced": True}
     with pytest.raises(InvalidInput, match=r"share 1\.5"):
         registration_options(None, None, None, share=1.5)
 

@@ -607,7 +607,7 @@ def test_a_version_that_never_served_is_nothing_to_come_back_from(served: Regist
 
 
 def test_a_canary_begins_with_no_traffic_and_a_rollback_ends_it(served: Registry) -> None:
-    assert upgrade(served, b"two", unrouted=True) == "m@2 is ready"
+    assert upgrade(served, b"two", traffic="part") == "m@2 is ready"
     assert traffic(served) == [(1, SHARE_WHOLE)]
     served.order(Route(0, "m", [[2, 1000]], []))
     served.settle()
@@ -619,7 +619,7 @@ def test_a_canary_begins_with_no_traffic_and_a_rollback_ends_it(served: Registry
 
 def test_a_first_version_cannot_be_without_traffic(registry: Registry) -> None:
     assert "no version of m serves that its traffic could stay with" in upgrade(
-        registry, b"one", unrouted=True
+        registry, b"one", traffic="part"
     )
     assert registry.states("m") == {}
     assert not registry.packages
@@ -669,7 +669,7 @@ X, Y = TensorSpec("x", 1, ("N", 2)), TensorSpec("x", 1, ("N", 2))
 def test_a_version_that_does_not_fit_the_names_clients_takes_no_traffic_of_theirs(
     declared: Interface, why: str
 ) -> None:
-    for options in ({}, {"unrouted": True}, {"forced": True}):
+    for options in ({}, {"traffic": "part"}, {"traffic": "none"}, {"forced": True}):
         registry = Registry()
         registry.join(1)
         for content, one in ((b"one", interface(X, Y)), (b"two", declared)):
@@ -677,7 +677,7 @@ def test_a_version_that_does_not_fit_the_names_clients_takes_no_traffic_of_their
         upgrade(registry, b"one")
         waiter = registry.register("m", b"two", **options)
         arrive(registry)
-        if why and not options:
+        if why and options in ({}, {"traffic": "part"}):
             (told,) = registry.answered(waiter)
             assert told.startswith(
                 f"what m@1 serves would not fit this model: {why}; register it with --no-route"

@@ -106,8 +106,8 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
     bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
-    Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
     if (may_join) {
+        Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
         std::size_t count = residency.batches.size();
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
             if (join(search, residency.batches[count - back], slot)) {
@@ -115,7 +115,8 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
             }
         }
     }
-    if (!may_join && requests_.lowest_level() > pending.request.priority && go_ahead(search, slot)) {
+    if (!may_join && !plan.empty() && requests_.lowest_level() > pending.request.priority &&
+        go_ahead({executor, residency, pending, curve, duration, limit, free, is_beyond}, slot)) {
         return true;
     }
     Ns key = is_beyond ? deadline + BEYOND_NS : deadline;

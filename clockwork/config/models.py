@@ -115,6 +115,12 @@ GUESS_SECONDS = 20.0
 CONSTANT_INDICES_MAX = 8
 """Constant indices up to which a Gather becomes slices; with more, it reads them from memory."""
 
+FOLDED_MAX = 5_000
+"""Operators on small constants that are computed for a proof about rows, each in about 0.1 ms; the others are not known."""
+
+RANK_MAX = 64
+"""Most dimensions of a tensor that is followed."""
+
 BODY_TURNS_MAX = 4
 """How often the body of a loop is followed until what is known of its state changes no more."""
 

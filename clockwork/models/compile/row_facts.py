@@ -12,18 +12,29 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from clockwork.config.models import BODY_TURNS_MAX, FOLLOWED_MAX, KNOWN_MAX
+from clockwork.config.models import BODY_TURNS_MAX, FOLDED_MAX, FOLLOWED_MAX, KNOWN_MAX, RANK_MAX
 from clockwork.models.compile.following import ROWS
-from clockwork.models.compile.sizes import NotProven, Size, size_of
+from clockwork.models.compile.sizes import ANY, MADE, NotProven, Size, size_of
 from clockwork.models.split import operator
 
 FOLDED = frozenset(
     (
-        "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Transpose",
+        "Add", "Cast", "Concat", "Div", "Gather", "Identity", "Mod", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Transpose",
         "Unsqueeze",
     )
 )  # fmt: skip
 """Operators by which exporters compute with small constants, and whose results are no larger than their inputs together."""
+
+MOVING_SIZES = frozenset(("Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"))
+"""Operators by which exporters take sizes from what Shape gives; the type stays the same."""
+
+COUNTING = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.bool_))
+"""Types of constants that are followed as sizes: those in which sizes do not wrap around."""
+
+INVALID = (
+    LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, NotImplementedError,
+)  # fmt: skip
+"""What an invalid node raises where it is followed."""
 
 Dims: TypeAlias = "tuple[Size, ...]"
 
@@ -37,6 +48,11 @@ class Place:
     axis: int
     outer: Size = ONE
     inner: Size = ONE
+
+    @property
+    def size(self) -> Size:
+        """Of the axis."""
+        return self.outer.times(self.inner).times(size_of(ROWS))
 
     def on(self, axis: int) -> Place:
         return dataclasses.replace(self, axis=axis)
@@ -104,27 +120,37 @@ class Walk:
 
     def __init__(self, opset: int) -> None:
         self._opset = opset
-        self._fresh = (f"?{number}" for number in itertools.count())
-        self._widened: set[Size] = set()  # sizes that change from one turn of a loop to the next
+        self._fresh = itertools.count()
+        self._changing: dict[tuple[str, ...], set[tuple[int, int]]] = {}
+        """Of loops that were followed, by names: the axes of the state, (tensor, axis), that change from turn to turn."""
         self._node = NodeProto()
         self._followed = 0  # operators, of the bodies of loops each time
+        self._computed = 0  # operators on constants
         self._facts: Mapping[str, Fact] = {}
-        self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # small constants that are no sizes
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # small constants, in their own type
+        self._int64: set[str] = set()  # tensors that Shape or Size made, and pieces of them
 
     def follow(self, graph: GraphProto, facts: Mapping[str, Fact]) -> list[Fact]:
         """What is known of the graph's outputs. facts: of its inputs, and of what surrounds it."""
         facts = dict(facts)
         for value in graph.input:
             self._arrays.pop(value.name, None)
+            self._int64.discard(value.name)
+        named = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+        for name in (
+            *(tensor.name for tensor in named),
+            *(name for node in graph.node for name in node.output),
+        ):
+            if name and name in facts:
+                raise NotProven(f"a body gives the name {name!r} to another tensor")
         for tensor in graph.initializer:
-            facts.setdefault(tensor.name, self._constant(tensor.name, tensor))
+            facts[tensor.name] = self._constant(tensor.name, tensor)
         for sparse in graph.sparse_initializer:
-            facts.setdefault(sparse.values.name, Fact(tuple(Size(dim) for dim in sparse.dims)))
+            self._arrays.pop(sparse.values.name, None)
+            facts[sparse.values.name] = Fact(tuple(Size(dim) for dim in sparse.dims))
         for node in _in_order(graph.node):
             found = self._outputs(node, facts)
             for at, name in enumerate(node.output):
-                if node.op_type not in ("Constant", *FOLDED):
-                    self._arrays.pop(name, None)  # of another body
                 if name:
                     facts[name] = found[at] if at < len(found) else self._unknown(node, facts)
         missing = Fact(None, met="an output is computed by nothing")
@@ -135,6 +161,13 @@ class Walk:
         if self._followed > FOLLOWED_MAX:
             raise NotProven(f"more than {FOLLOWED_MAX} operators would have to be followed")
         self._node, self._facts = node, facts
+        arrays = [self._arrays.get(name) for name in node.input if name]
+        is_int64 = node.op_type in ("Shape", "Size") or (
+            node.op_type in MOVING_SIZES and any(name in self._int64 for name in node.input[:1])
+        )
+        for name in node.output:  # of another body
+            self._arrays.pop(name, None)
+            self._int64.discard(name)
         empty = Fact(())
         unknown = Fact(None, met=f"operator {self._name()} reads what is computed by nothing")
         inputs = [facts.get(name, unknown) if name else empty for name in node.input]
@@ -146,13 +179,17 @@ class Walk:
             for fact in inputs:
                 if fact.met:
                     raise Met(fact.met)
-            if (folded := self._folded(node)) is not None:
+            if (folded := self._folded(node, arrays)) is not None:
                 return folded
             if rule not in self.of_numbers and any(fact.numbers_rows for fact in inputs):
                 raise Met("depends on which row it is")
             found = rule(self, inputs)
             for name, fact in zip(node.output, found):
-                if fact.known is not None and not any(size.terms for size in fact.known):
+                if fact.dims is not None and len(fact.dims) > RANK_MAX:
+                    raise Met(f"makes a tensor of more than {RANK_MAX} dimensions")
+                if is_int64:
+                    self._int64.add(name)
+                if is_int64 and fact.known is not None and not any(size.terms for size in fact.known):
                     numbers = np.array([size.constant for size in fact.known], np.int64)
                     self._arrays[name] = numbers if fact.dims else numbers.reshape(())
             if rule in self.moving:
@@ -160,22 +197,25 @@ class Walk:
             return found
         except Met as error:
             text = str(error)
-        except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # an invalid node
+        except INVALID as error:
             text = f"cannot be followed: {error}"
         met = next((fact.met for fact in inputs if fact.met), f"operator {self._name()} {text}")
         return [Fact(None, met=met) for _ in node.output]
 
-    def _folded(self, node: NodeProto) -> list[Fact] | None:
+    def _folded(self, node: NodeProto, arrays: Sequence[np.ndarray[Any, Any] | None]) -> list[Fact] | None:
         """The result of a node on small constants, which becomes one, too; None if it is not computed here."""
-        if node.op_type not in FOLDED or not all(name in self._arrays for name in node.input if name):
-            for name in node.output:
-                self._arrays.pop(name, None)  # of another body
+        if node.op_type not in FOLDED or not arrays or self._computed >= FOLDED_MAX:
             return None
-        arrays = {name: self._arrays[name] for name in node.input if name}
+        given: dict[str, np.ndarray[Any, Any]] = {}
+        for name, array in zip((name for name in node.input if name), arrays, strict=True):
+            if array is None or (node.op_type == "Cast" and not _is_cast_exactly(array)):
+                return None
+            given[name] = array
+        self._computed += 1
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(node, {"": self._opset}).run(None, arrays)
-        except (TypeError, ValueError, LookupError, RuntimeError):  # not in this opset, or not of these
+                results = ReferenceEvaluator(node, {"": self._opset}).run(None, given)
+        except (*INVALID, RuntimeError):  # not in this opset, or not of these
             return None
         return [
             self._constant(name, numpy_helper.from_array(np.asarray(array), name))
@@ -211,6 +251,13 @@ class Walk:
                 return helper.get_attribute_value(attribute)
         return default
 
+    def flag(self, name: str, default: int) -> bool:
+        """An attribute that says yes or no. Kernels differ in how they take other numbers than 1 and 0."""
+        given = self.attribute(name, default)
+        if given not in (0, 1):
+            raise Met(f"has a {name} of {given}")
+        return bool(given)
+
     def numbers(self, inputs: Sequence[Fact], at: int, name: str) -> list[int] | None:
         """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
         given = self.attribute(name)
@@ -240,14 +287,24 @@ class Walk:
         return fact.dims
 
     def fresh(self) -> Size:
-        return size_of(next(self._fresh))
+        """A size that is not known."""
+        return size_of(f"{MADE}{next(self._fresh)}")
+
+    def any_number(self) -> Size:
+        """A number that is not known, and may be negative."""
+        return size_of(f"{ANY}{next(self._fresh)}")
+
+    def fresh_dims(self, count: int) -> Dims:
+        if count > RANK_MAX:
+            raise Met(f"makes a tensor of more than {RANK_MAX} dimensions")
+        return tuple(self.fresh() for _ in range(count))
 
     def _constant(self, name: str, tensor: TensorProto) -> Fact:
         dims = tuple(Size(dim) for dim in tensor.dims)
         if math.prod(tensor.dims) > KNOWN_MAX or tensor.data_location == TensorProto.EXTERNAL:
             return Fact(dims)
         array = self._arrays[name] = numpy_helper.to_array(tensor)
-        if array.dtype.kind not in "iub":
+        if array.dtype not in COUNTING:
             return Fact(dims)
         known = tuple(Size(int(number)) for number in array.reshape(-1)) if len(dims) < 2 else None
         is_index = array.size and array.min() >= 0
@@ -304,7 +361,9 @@ class Walk:
         given = [(place, fact.even) for place, fact in zip(places, facts, strict=True) if place is not None]
         chosen = next((place for place, even in given if not even), given[0][0] if given else None)
         for place, even in given:
-            if chosen is not None and place != chosen and not (even and place.axis == chosen.axis):
+            if chosen is None or place == chosen:
+                continue
+            if not even or place.axis != chosen.axis or place.size != chosen.size:
                 raise Met("joins rows with others")
         return chosen
 
@@ -360,15 +419,12 @@ class Walk:
             a.place is not None
             and b.place is not None
             and a.place.axis == b.place.axis
+            and a.place.size == b.place.size
             and (a.even or b.even)
         )
         if a.place != b.place and not even:
             return Fact(None, met=f"operator {self._name()} gives tensors whose rows are in different places")
-        dims = []
-        for p, q in zip(a.dims, b.dims, strict=True):
-            dims.append(p if p == q else self.fresh())
-            if p != q:
-                self._widened.add(dims[-1])
+        dims = [p if p == q else self.fresh() for p, q in zip(a.dims, b.dims, strict=True)]
         return Fact(tuple(dims), b.place if a.even else a.place, a.even and b.even)
 
     def loop(self, inputs: Sequence[Fact]) -> list[Fact]:
@@ -419,6 +475,19 @@ class Walk:
         """What is known of a body's state and outputs, whatever number of times it runs. each: of its other inputs, which
         come before the state, or behind it. skipped: outputs before the state."""
         state = [dataclasses.replace(fact, known=None) if not fact.counts else fact for fact in state]
+        widened: set[Size] = set()  # sizes that change from one turn to the next
+        changing = self._changing.setdefault((*self._node.output, *names), set())
+        for at, axis in sorted(changing):  # one turn suffices then, so that loops within loops take no longer
+            fact = state[at]
+            if (
+                fact.dims is not None
+                and axis < len(fact.dims)
+                and (not fact.place or fact.place.axis != axis)
+            ):
+                size = self.fresh()
+                widened.add(size)
+                dims = (*fact.dims[:axis], size, *fact.dims[axis + 1 :])
+                state[at] = dataclasses.replace(fact, dims=dims)
         for _ in range(BODY_TURNS_MAX):
             inputs = [*state, *each] if behind else [*each, *state]
             found = self.follow(body, {**facts, **dict(zip(names, inputs, strict=True))})
@@ -427,19 +496,24 @@ class Walk:
                 self._either(a, b if b.counts else dataclasses.replace(b, known=None))
                 for a, b in zip(state, after, strict=True)
             ]
-            if all(self._alike(a, b) for a, b in zip(state, joined, strict=True)):
+            if all(self._alike(a, b, widened) for a, b in zip(state, joined, strict=True)):
                 return joined, found
+            for at, (a, b) in enumerate(zip(state, joined, strict=True)):
+                for axis, (p, q) in enumerate(zip(a.dims or (), b.dims or (), strict=False)):
+                    if p != q:
+                        widened.add(q)
+                        changing.add((at, axis))
             state = joined
         raise Met(f"has a state that changes for more than {BODY_TURNS_MAX} turns")
 
-    def _alike(self, a: Fact, b: Fact) -> bool:
+    def _alike(self, a: Fact, b: Fact, widened: set[Size]) -> bool:
         """Whether two facts of a loop's state are the same, but for sizes that were followed as any size already."""
         if a.met or b.met:
             return bool(a.met and b.met)
         if a.dims is None or b.dims is None:
             return a == b
-        sizes = all(p == q or p in self._widened for p, q in zip(a.dims, b.dims, strict=True))
-        return sizes and (a.place, a.even, a.known) == (b.place, b.even, b.known)
+        sizes = all(p == q or p in widened for p, q in zip(a.dims, b.dims, strict=True))
+        return sizes and (a.place, a.even, a.known, a.span) == (b.place, b.even, b.known, b.span)
 
     def _stacked(self, fact: Fact, axis: int, steps: Size) -> Fact:
         if fact.met or fact.dims is None:
@@ -452,6 +526,13 @@ class Walk:
         axis %= rank
         place = fact.place and fact.place.on(fact.place.axis + (fact.place.axis >= axis))
         return Fact((*fact.dims[:axis], steps, *fact.dims[axis:]), place, fact.even)
+
+
+def _is_cast_exactly(array: np.ndarray[Any, Any]) -> bool:
+    """Whether numbers are the same in every type that holds sizes: runtimes differ for others."""
+    if array.dtype.kind not in "iufb":
+        return False
+    return bool(np.all(np.isfinite(array)) and np.all(np.abs(array.astype(np.float64)) < 2.0**31))
 
 
 def _captured(node: NodeProto) -> Iterator[str]:

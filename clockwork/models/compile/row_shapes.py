@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,17 +58,24 @@ class Shapes(Walk):
         found = []
         for index in range(count):
             row = [operand[index if len(operand) > 1 else 0] for operand in operands if operand]
-            found.append(computed(self._node.op_type, row))
+            size = None if self.flag("fmod", 0) else computed(self._node.op_type, row)
+            if size is not None and any(
+                abs(count) > END for count in (size.constant, *dict(size.terms).values())
+            ):
+                return None  # it wraps around in 32 bits
+            found.append(size)
         sizes = tuple(size for size in found if size is not None)
         return sizes if sizes and len(sizes) == len(found) else None
 
     def identity(self, inputs: Sequence[Fact]) -> list[Fact]:
-        return [inputs[0], *[dataclasses.replace(inputs[0], known=None)] * (len(self._node.output) - 1)]
+        return [inputs[0]]
 
     def cast(self, inputs: Sequence[Fact]) -> list[Fact]:
         fact, to = inputs[0], self.attribute("to")
-        if fact.numbers_rows and to not in (TensorProto.INT32, TensorProto.INT64):
-            raise Met("depends on which row it is")
+        if to not in (TensorProto.INT32, TensorProto.INT64):
+            if fact.numbers_rows:
+                raise Met("depends on which row it is")
+            fact = dataclasses.replace(fact, span=None)
         if to not in _EXACT and fact.known is not None:
             if fact.counts:
                 raise Met("computes with the number of rows")
@@ -100,28 +108,26 @@ class Shapes(Walk):
             if not isinstance(given, TensorProto):
                 if attribute.name not in ("value_int", "value_ints", "value_float", "value_floats"):
                     break
-                given = numpy_helper.from_array(np.array(given))
+                kind = np.int64 if "int" in attribute.name else np.float32
+                given = numpy_helper.from_array(np.array(given, kind))
             return [self._constant(self._node.output[0], given)]
         return [Fact(None)]
 
     def constant_of_shape(self, inputs: Sequence[Fact]) -> list[Fact]:
         wanted = inputs[0]
         if wanted.known is None:
+            if not wanted.is_same:
+                raise Met("makes a shape of what the rows hold")
             rank = self.dims(wanted)
             count = rank[0].constant if rank and not rank[0].terms else None
-            return [Fact(None if count is None else tuple(self.fresh() for _ in range(count)))]
+            return [Fact(None if count is None else self.fresh_dims(count))]
         given = self.attribute("value")
         number = numpy_helper.to_array(given).reshape(()) if given is not None else np.zeros((), np.float32)
-        known = None
         dims = wanted.known
-        if (
-            len(dims) == 1
-            and not dims[0].terms
-            and dims[0].constant <= KNOWN_MAX
-            and number.dtype.kind in "iub"
-        ):
-            known = (Size(int(number)),) * dims[0].constant
-        return [self._even(Fact(dims, known=known))]
+        if not any(dim.terms for dim in dims) and math.prod(dim.constant for dim in dims) <= KNOWN_MAX:
+            array = np.full([dim.constant for dim in dims], number)
+            return [self._constant(self._node.output[0], numpy_helper.from_array(array))]
+        return [self._even(Fact(dims))]
 
     def _even(self, fact: Fact) -> Fact:
         """A tensor that is the same for every row, some axis of which depends on their number."""
@@ -156,7 +162,7 @@ class Shapes(Walk):
             if not wanted.is_same:
                 raise Met("makes a shape of what the rows hold")
             count = self.dims(wanted)[0]
-            given = tuple(self.fresh() for _ in range(self._whole(count)))
+            given = self.fresh_dims(self._whole(count))
             if source.place is not None:  # along the rows it can only say 1
                 behind = len(self.dims(source)) - source.place.axis
                 if behind <= len(given):
@@ -200,7 +206,7 @@ class Shapes(Walk):
                 raise Met("makes a shape that is only known when it runs")
             count = inputs[1].dims
             rank = count[0].constant if count and not count[0].terms else None
-            return [Fact(None if rank is None else tuple(self.fresh() for _ in range(rank)))]
+            return [Fact(None if rank is None else self.fresh_dims(rank))]
         return [self._reshaped(source, target)]
 
     def _target(self, inputs: Sequence[Fact]) -> list[Size | None] | None:
@@ -209,7 +215,7 @@ class Shapes(Walk):
         wanted = tuple(Size(int(dim)) for dim in given) if given is not None else inputs[1].known
         if wanted is None:
             return None
-        copies = not self.attribute("allowzero", 0)
+        copies = not self.flag("allowzero", 0)
         target: list[Size | None] = []
         for axis, size in enumerate(wanted):
             if size == Size(0) and copies:
@@ -318,6 +324,8 @@ class Shapes(Walk):
             parts = [self._elements(fact) for fact in inputs]
             if None not in parts:
                 known = tuple(size for part in parts for size in part or ())
+                if len(known) > KNOWN_MAX:
+                    raise Met(f"makes a list of more than {KNOWN_MAX} sizes")
                 return [Fact((Size(len(known)),), known=known)]
         if any(fact.counts for fact in inputs):
             raise Met("computes with the number of rows")
@@ -347,7 +355,7 @@ class Shapes(Walk):
             return fact.known
         if dims[0].terms or dims[0].constant > KNOWN_MAX:
             return None
-        return tuple(self.fresh() for _ in range(dims[0].constant))
+        return tuple(self.any_number() for _ in range(dims[0].constant))
 
     def split(self, inputs: Sequence[Fact]) -> list[Fact]:
         source = inputs[0]

@@ -16,13 +16,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
-from onnx import inliner
 
 from clockwork.device.operators import DOMAIN
 from clockwork.formats.interface import is_named
 from clockwork.models.compile.following import ELEMENTWISE, ROWS
-from clockwork.models.compile.row_facts import ONE, Fact, Met, Place, Rule, Span
+from clockwork.models.compile.functions import inlined
+from clockwork.models.compile.row_facts import INVALID, ONE, Fact, Met, Place, Rule, Span
 from clockwork.models.compile.row_shapes import Shapes
 from clockwork.models.compile.sizes import NotProven, Size, size_of
 from clockwork.models.onnx_import import real_inputs
@@ -32,11 +33,7 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
     """Raises NotProven, which says where rows meet, unless every output has a row for each row of the inputs, made of that
     row alone. Weights in other files are not read. masked: what a tokenizer pads to the longest text of a batch is masked
     (models.lengths.mask_texts)."""
-    if model.functions:
-        try:
-            model = inliner.inline_local_functions(model)
-        except (RuntimeError, ValueError) as error:
-            raise NotProven(f"the model's functions cannot be followed: {error}") from None
+    model = inlined(model)
     facts: dict[str, Fact] = {}
     for value in real_inputs(model):
         dims = []
@@ -46,16 +43,20 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
             elif dim.HasField("dim_value"):
                 dims.append(Size(dim.dim_value))
             else:
-                named = is_named(dim.dim_param)
-                dims.append(size_of(dim.dim_param if named else f"{value.name}.{axis}"))
+                named = is_named(dim.dim_param)  # the first letters keep names apart from other symbols
+                dims.append(size_of(f"dim {dim.dim_param}" if named else f"axis {axis} of {value.name}"))
         if not dims:
             raise NotProven(f"input {value.name!r} has no rows")
         facts[value.name] = Fact(tuple(dims), Place(0))
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+    opsets = sorted({one.version for one in model.opset_import if one.domain in ("", "ai.onnx")})
+    if len(opsets) > 1:
+        raise NotProven("the model has two opsets")
     try:
-        outputs = Rows(opset, masked).follow(model.graph, facts)
+        outputs = Rows(opsets[0] if opsets else 1, masked).follow(model.graph, facts)
     except RecursionError:
         raise NotProven("the model's bodies are too deep to be followed") from None
+    except INVALID as error:
+        raise NotProven(f"the model cannot be followed: {error}") from None
     for declared, fact in zip(model.graph.output, outputs, strict=True):
         if fact.met:
             raise NotProven(fact.met)
@@ -112,25 +113,30 @@ class Rows(Shapes):
     def reduce(self, inputs: Sequence[Fact]) -> list[Fact]:
         source = inputs[0]
         if source.known is not None:
-            return [self._total(source)]
+            return [self._total(source, self.numbers(inputs, 1, "axes"))]
         if source.dims is None and source.is_same:
             return [Fact(None)]
         rank = len(self.dims(source))
         given = self.numbers(inputs, 1, "axes")
-        if not given and self.attribute("noop_with_empty_axes", 0):
+        if not given and self.flag("noop_with_empty_axes", 0):
             return [source]
         axes = {axis % rank for axis in given} if given else set(range(rank))
         if source.place is not None and source.place.axis in axes:
             raise Met("mixes rows")
-        if not self.attribute("keepdims", 1):
+        if not self.flag("keepdims", 1):
             return [self._without(source, axes)]
         dims = tuple(ONE if axis in axes else dim for axis, dim in enumerate(self.dims(source)))
         return [Fact(dims, source.place, source.even)]
 
-    def _total(self, source: Fact) -> Fact:
+    def _total(self, source: Fact, axes: Sequence[int] | None) -> Fact:
         """ReduceProd, ReduceSum ... of sizes."""
+        if not axes and self.flag("noop_with_empty_axes", 0):
+            return source
         found: Size | None = None
-        for size in source.known or ():
+        kept = self._node.op_type in ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")
+        if not kept and source.counts:
+            raise Met("computes with the number of rows")
+        for size in (source.known or ()) if kept else ():
             if found is None:
                 found = size
             elif self._node.op_type == "ReduceProd":
@@ -140,15 +146,16 @@ class Rows(Shapes):
             elif source.counts:
                 raise Met("computes with the number of rows")
             else:
-                return Fact(None)
-        dims = (ONE,) if self.attribute("keepdims", 1) and source.dims else ()
+                found = None
+                break
+        dims = (ONE,) if self.flag("keepdims", 1) and source.dims else ()
         return Fact(dims, known=None if found is None else (found,))
 
     def arg_max(self, inputs: Sequence[Fact]) -> list[Fact]:
         source = inputs[0]
         axis = self.axis(len(self.dims(source)), 0)
         self._not_along(source, axis, "mixes rows")
-        kept = self.attribute("keepdims", 1)
+        kept = self.flag("keepdims", 1)
         found = self._resized(source, axis, ONE) if kept else self._without(source, {axis})
         return [dataclasses.replace(found, span=Span(Size(0), self.dims(source)[axis]))]
 
@@ -193,7 +200,7 @@ class Rows(Shapes):
 
     def gemm(self, inputs: Sequence[Fact]) -> list[Fact]:
         def turned(fact: Fact, name: str) -> Fact:
-            if not self.attribute(name, 0):
+            if not self.flag(name, 0):
                 return fact
             dims = self.dims(fact)
             return Fact(dims[::-1], fact.place and fact.place.on(1 - fact.place.axis), fact.even)
@@ -206,12 +213,12 @@ class Rows(Shapes):
 
     def fused_mat_mul(self, inputs: Sequence[Fact]) -> list[Fact]:
         """ONNX Runtime's product, either of whose operands may be given with its last two axes swapped."""
-        if self.attribute("transBatchA", 0) or self.attribute("transBatchB", 0):
+        if self.flag("transBatchA", 0) or self.flag("transBatchB", 0):
             raise Met("swaps axes of batches")
         operands = []
         for fact, name in zip(inputs, ("transA", "transB"), strict=True):
             rank = len(self.dims(fact))
-            if self.attribute(name, 0) and rank > 1:
+            if self.flag(name, 0) and rank > 1:
                 order = [*range(rank - 2), rank - 1, rank - 2]
                 place = fact.place and fact.place.on(order.index(fact.place.axis))
                 fact = Fact(tuple(self.dims(fact)[axis] for axis in order), place)
@@ -256,7 +263,7 @@ class Rows(Shapes):
         source = inputs[0]
         if source.place is not None and source.place.axis != 0:
             raise Met("mixes rows")
-        if self.attribute("channels_last", 0):
+        if self.flag("channels_last", 0):
             raise Met("has its channels last, which is not followed")
         shape = self.dims(source)
         name = self._node.op_type
@@ -278,7 +285,7 @@ class Rows(Shapes):
         if kernel is None and weight is not None and weight.dims is not None:
             sizes = weight.dims[2:]
             kernel = None if any(size.terms for size in sizes) else [size.constant for size in sizes]
-        if kernel is None or name == "ConvTranspose" or self.attribute("ceil_mode", 0):
+        if kernel is None or name == "ConvTranspose" or self.flag("ceil_mode", 0):
             return self.fresh()
         count = len(kernel)
         step = self.attribute("strides", [1] * count)[axis]
@@ -286,6 +293,8 @@ class Rows(Shapes):
         pads = self.attribute("pads", [0] * 2 * count)
         added = pads[axis] + pads[axis + count]
         padding = self.attribute("auto_pad", b"NOTSET")
+        if padding == b"VALID":
+            added = 0
         if padding in (b"SAME_UPPER", b"SAME_LOWER"):
             return dim if step == 1 else Size(-(-dim.constant // step)) if not dim.terms else self.fresh()
         if step == 1:
@@ -302,7 +311,7 @@ class Rows(Shapes):
     def by_channel(self, inputs: Sequence[Fact]) -> list[Fact]:
         """Batch normalisation, with parameters for each channel, axis 1."""
         self.others_are_same(inputs)
-        trains = self.attribute("training_mode", 0) if self._opset >= 14 else len(self._node.output) > 1
+        trains = self.flag("training_mode", 0) if self._opset >= 14 else len(self._node.output) > 1
         if trains:
             raise Met("normalises over rows")
         self._not_along(inputs[0], 1, "has parameters for each row")
@@ -314,7 +323,8 @@ class Rows(Shapes):
         trains = len(self._node.input) > 2 and self._node.input[2]
         if trains and (self._array(2) is None or self._array(2)):
             raise Met("draws random numbers")
-        return self.identity(inputs)
+        mask = dataclasses.replace(inputs[0], known=None, span=None)
+        return [inputs[0], mask][: len(self._node.output)]
 
     def non_zero(self, inputs: Sequence[Fact]) -> list[Fact]:
         self.others_are_same(inputs, 0)
@@ -379,12 +389,14 @@ class Rows(Shapes):
             raise Met("is not known to leave the number of rows")
         found = []
         for axis, dim in enumerate(dims):
-            if axis in kept:
+            if fits:
+                found.append(self.fresh())
+            elif axis in kept:
                 found.append(dim)
-            elif sizes is not None:
+            elif scales is None and sizes is not None:
                 found.append(asked[axis])
-            elif scales is not None and not dim.terms:
-                found.append(Size(math.floor(dim.constant * factors[axis])))
+            elif scales is not None and not dim.terms:  # ONNX Runtime computes in 32 bits
+                found.append(Size(math.floor(np.float32(dim.constant) * np.float32(factors[axis]))))
             else:
                 found.append(self.fresh())
         return [Fact(tuple(found), source.place, source.even)]
@@ -407,7 +419,7 @@ class Rows(Shapes):
 
     def recurrent(self, inputs: Sequence[Fact]) -> list[Fact]:
         """LSTM, GRU and RNN: X, W, R, B, sequence_lens, initial_h, initial_c, P."""
-        by_row = int(self.attribute("layout", 0))
+        by_row = int(self.flag("layout", 0))
         source = inputs[0]
         steps, rows, _ = self.dims(source)
         if by_row:
@@ -522,6 +534,9 @@ class Rows(Shapes):
         if source.is_same and indices.place is not None and self.dims(source)[:-1] in ((), (ONE,)):
             return [self._reshaped(indices, [ONE, None])]
         self.others_are_same(inputs)
+        if len(self.dims(source)) == 1:
+            self._not_along(source, 0, "picks rows")
+            return [Fact((ONE, self.fresh()))]
         self._not_along(source, len(self.dims(source)) - 1, "picks rows")
         return [self._resized(source, len(self.dims(source)) - 1)]
 
@@ -669,7 +684,7 @@ Rows.of_sizes = frozenset(
 
 Rows.moving = frozenset(
     (
-        Rows.cast, Rows.expand, Rows.flatten, Rows.identity, Rows.reshape, Rows.squeeze, Rows.transpose, Rows.unsqueeze,
+        Rows.expand, Rows.flatten, Rows.identity, Rows.reshape, Rows.squeeze, Rows.transpose, Rows.unsqueeze,
     )
 )  # fmt: skip
-Rows.of_numbers = Rows.moving | {Rows.each, Rows.gather, Rows.shape}
+Rows.of_numbers = Rows.moving | {Rows.cast, Rows.each, Rows.gather, Rows.shape}

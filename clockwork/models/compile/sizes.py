@@ -25,6 +25,13 @@ Product: TypeAlias = "tuple[str, ...]"
 """A product of open dimensions: their symbols, sorted."""
 
 
+MADE = "?"
+"""How symbols begin that stand for sizes made by the model, which may be 0; those of inputs' dimensions are at least 1."""
+
+ANY = "#"
+"""How symbols begin that stand for any number, which may be negative."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Size:
     """A polynomial in shapes: a constant, plus multiples of products of open dimensions."""
@@ -72,7 +79,7 @@ class Size:
 
     @property
     def is_positive(self) -> bool:
-        """Whether it is above 0 whatever the open dimensions are, which are at least 1."""
+        """Whether it is above 0 whatever the open dimensions are."""
         return self.equals(Size(0)) is False and self.constant + sum(count for _, count in self.terms) > 0
 
     @property
@@ -80,14 +87,17 @@ class Size:
         return frozenset(symbol for product, _ in self.terms for symbol in product)
 
     def equals(self, other: Size) -> bool | None:
-        """Whether both are equal. None: that depends on the open dimensions, which are at least 1."""
+        """Whether both are equal. None: that depends on the open dimensions."""
         apart = self.plus(other, -1)
         if not apart.terms:
             return apart.constant == 0
+        if any(symbol.startswith(ANY) for symbol in apart.symbols):
+            return None
         counts = [count for _, count in apart.terms]
-        if min(counts) > 0 and sum(counts) + apart.constant > 0:
-            return False
-        if max(counts) < 0 and sum(counts) + apart.constant < 0:
+        nearest = apart.constant + sum(
+            count for product, count in apart.terms if not any(one.startswith(MADE) for one in product)
+        )
+        if (min(counts) > 0 and nearest > 0) or (max(counts) < 0 and nearest < 0):
             return False
         return None
 

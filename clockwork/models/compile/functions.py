@@ -1,0 +1,47 @@
+"""Puts the bodies of a model's functions in place of their calls, within a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+from onnx import inliner
+
+from clockwork.config.models import FOLLOWED_MAX
+from clockwork.device.operators import DOMAIN
+from clockwork.models.compile.sizes import NotProven
+
+STANDARD = ("ai.onnx", "com.microsoft", "com.ms", DOMAIN)
+"""How domains begin whose operators runtimes have: they run theirs, even if the model has a function of that name."""
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the bodies of its functions in place of calls. Raises NotProven where that is not what runs."""
+    if not model.functions:
+        return model
+    functions = {(one.domain, one.name, one.overload): one for one in model.functions}
+    counts: dict[tuple[str, str, str], int] = {}  # operators, those of the functions called included
+
+    def count(nodes: Sequence[onnx.NodeProto]) -> int:
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type, node.overload)
+            if key in functions and key not in counts:
+                counts[key] = FOLLOWED_MAX + 1  # if it calls itself
+                counts[key] = min(count(functions[key].node), FOLLOWED_MAX + 1)
+            total += counts.get(key, 1)
+            for attribute in node.attribute:
+                total += sum(count(graph.node) for graph in (attribute.g, *attribute.graphs))
+        return total
+
+    for function in model.functions:
+        if function.domain.startswith(STANDARD) or not function.domain:
+            raise NotProven(f"function {function.name!r} has the name of a standard operator")
+    try:
+        if count(model.graph.node) > FOLLOWED_MAX:
+            raise NotProven(f"more than {FOLLOWED_MAX} operators would have to be followed")
+        return inliner.inline_local_functions(model)
+    except RecursionError:
+        raise NotProven("the model's functions are too deep to be followed") from None
+    except (RuntimeError, ValueError) as error:
+        raise NotProven(f"the model's functions cannot be followed: {error}") from None

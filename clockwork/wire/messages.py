@@ -304,7 +304,7 @@ class Route(NamedTuple):
     request_id: Id
     name: ModelReference
     shares: Annotated[list[list[Any]], ListOf(_SHARE, TENSORS_MAX)]
-    shadow: Annotated[list[Any], ListOf(Real(0, VERSION_MAX), 3)]
+    shadow: Annotated[list[Any], ListOf(Real(0, VERSION_MAX + 1), 3)]
 
 
 class Promote(NamedTuple):

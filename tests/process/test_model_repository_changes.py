@@ -252,6 +252,7 @@ def test_a_configuration_that_changes_leaves_each_version_its_number_and_its_tra
             eventually(lambda: factor(http, "marker") == 1, "it has looked again")
             first.await_only(1, known=set())
             seen.await_only(3, known=set())
+        assert is_settled(0)
     with cluster.client() as client:
         client.unregister("c")
         client.unregister("marker")
@@ -271,6 +272,7 @@ def test_a_model_that_is_renamed_answers_under_one_name_or_the_other(
             eventually(lambda: factor(http, "old") is None, "the old name is gone")
             new.await_only(1, known=set())
             beside.await_only(9, known=set())
+        assert (factor(http, "old"), factor(http, "new")) == (None, 1)
     with cluster.client() as client:
         for name in ("new", "beside"):
             client.unregister(name)

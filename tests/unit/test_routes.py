@@ -158,7 +158,7 @@ def test_a_route_is_read_as_it_was_written_and_a_damaged_one_is_not() -> None:
         {"split": {"shares": [[1, 5000], [1, 5000]], "shadow": None}},
         {"split": {"shares": [["1", 10_000]], "shadow": None}},
         {"split": {"shares": [[True, 10_000]], "shadow": None}},
-        {"split": {"shares": [[2**40, 10_000]], "shadow": None}},
+        {"split": {"shares": [[2**63, 10_000]], "shadow": None}},
         {"split": {"shares": [[1.0, 10_000]], "shadow": None}},
         {"split": {"shares": [], "shadow": None}},
         {"split": {"shares": [[1, 1]] * 10_000, "shadow": None}},

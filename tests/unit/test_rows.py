@@ -254,6 +254,10 @@ NUMBERS = """ n = Shape <end = 1> (x) n0 = Squeeze (n) zero = Constant <value_in
             "  z = Constant <value_ints = [0]> () c = Equal (h, z)" + MEET_IF + "}"
         ),
         (
+            "(float[N, T] u, float[N, 4] x) => (float[N, 4] y) { h = Shape <start = 1> (u) "
+            "  z = Constant <value_ints = [0]> () c = Equal (h, z)" + MEET_IF + "}"
+        ),
+        (
             "(float[N, 4] x, float[N, 3] x3) => (float[N, 4] y) { a4 = Shape <start = 1> (x) a3 = Shape <start = 1> (x3) "
             "  f4 = Cast <to = 1> (a4) f3 = Cast <to = 1> (a3) d = Div (f4, f3) m = Mul (d, f3) i = Cast <to = 7> (m) "
             "  c = Equal (i, a4)" + MEET_IF + "}"
@@ -295,7 +299,7 @@ NUMBERS = """ n = Shape <end = 1> (x) n0 = Squeeze (n) zero = Constant <value_in
     ],
     ids=[
         "square of the number", "a flag of 2", "size made of all rows", "gathers by a shorter index", "scatters a shorter update",
-        "an index that wraps around", "a number that may be 0", "a slice that may be empty", "division of floats",
+        "an index that wraps around", "a number that may be 0", "a slice that may be empty", "an input that may be empty", "division of floats",
         "product of 32 bits", "remainder with a sign", "bytes that wrap around", "integers that wrap around",
         "an index that grows in a loop", "a size that grows in a loop",
     ],
@@ -353,6 +357,12 @@ def test_models_made_to_take_memory() -> None:
     assert why_rows_meet(parser.parse_model(text.replace("own.f40 (x)", "own.f4 (x)"))) == ""
     looped = text.replace("b = Exp (a)", "b = own.f40 (a)")
     assert "more than 100000 operators" in why_rows_meet(parser.parse_model(looped))
+
+
+def test_a_tensor_cast_like_rows_has_none() -> None:
+    text = "(float[N, 4] x) => (float[N, 4] y) { w = Constant <value = int64[4] {1, 2, 3, 4}> () c = CastLike (w, x)"
+    assert meet(text + " y = Mul (x, c) }") == ""
+    assert "no row for each row" in meet(text + " y = Identity (c) }")
 
 
 def test_models_made_to_keep_the_proof_busy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class Shapes(Walk):
                 return None
             return Span(left.stride.plus(right.stride), left.below.plus(right.below).plus(ONE, -1))
         span, factor = (left, inputs[1].known) if left is not None else (right, inputs[0].known)
-        if span is None or factor is None or len(factor) != 1 or not factor[0].is_positive:
+        if span is None or factor is None or len(factor) != 1 or not factor[0].is_natural:
             return None
         return Span(span.stride.times(factor[0]), span.below.plus(ONE, -1).times(factor[0]).plus(ONE))
 
@@ -81,6 +81,10 @@ class Shapes(Walk):
                 raise Met("computes with the number of rows")
             return [dataclasses.replace(fact, known=None)]
         return [fact]
+
+    def cast_like(self, inputs: Sequence[Fact]) -> list[Fact]:
+        """To the type of another tensor, whose elements do not matter."""
+        return [dataclasses.replace(inputs[0], known=None, span=None)]
 
     def in_last_two(self, inputs: Sequence[Fact]) -> list[Fact]:
         """Each element depends on its place in the last two axes, too, or on others of these axes."""
@@ -497,8 +501,7 @@ class Shapes(Walk):
         if place is None or span is None or place.axis != axis or place.outer != ONE:
             return False
         left = place.inner.plus(span.below, -1)
-        fits = left == Size(0) or left.is_positive
-        return span.stride == place.inner and fits
+        return span.stride == place.inner and left.is_natural
 
     def gather_elements(self, inputs: Sequence[Fact]) -> list[Fact]:
         """GatherElements and ScatterElements: elements of one axis, chosen for each place of the others."""

@@ -25,7 +25,7 @@ from clockwork.models.compile.following import ELEMENTWISE, ROWS
 from clockwork.models.compile.functions import inlined
 from clockwork.models.compile.row_facts import INVALID, ONE, Fact, Met, Place, Rule, Span
 from clockwork.models.compile.row_shapes import Shapes
-from clockwork.models.compile.sizes import NotProven, Size, size_of
+from clockwork.models.compile.sizes import MADE, NotProven, Size, size_of
 from clockwork.models.onnx_import import real_inputs
 
 
@@ -43,8 +43,10 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
             elif dim.HasField("dim_value"):
                 dims.append(Size(dim.dim_value))
             else:
-                named = is_named(dim.dim_param)  # the first letters keep names apart from other symbols
-                dims.append(size_of(f"dim {dim.dim_param}" if named else f"axis {axis} of {value.name}"))
+                named = is_named(dim.dim_param)
+                symbol = f"dim {dim.dim_param}" if named else f"axis {axis} of {value.name}"
+                dims.append(size_of(MADE + symbol))  # a request may be empty along all axes but the rows'
+
         if not dims:
             raise NotProven(f"input {value.name!r} has no rows")
         facts[value.name] = Fact(tuple(dims), Place(0))
@@ -596,7 +598,8 @@ def _of(rule: Rule, *names: str, domain: str = "") -> dict[tuple[str, str], Rule
 _ML, _ORT = "ai.onnx.ml", "com.microsoft"
 
 Rows.rules = {
-    **_of(Rows.each, *ELEMENTWISE, "BitCast", "CastLike", "RegexFullMatch", "StringConcat"),
+    **_of(Rows.each, *ELEMENTWISE, "BitCast", "RegexFullMatch", "StringConcat"),
+    **_of(Rows.cast_like, "CastLike"),
     **_of(Rows.dropout, "Dropout"),
     **_of(Rows.identity, "Identity"),
     **_of(Rows.non_zero, "NonZero"),

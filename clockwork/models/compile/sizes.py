@@ -83,6 +83,11 @@ class Size:
         return self.equals(Size(0)) is False and self.constant + sum(count for _, count in self.terms) > 0
 
     @property
+    def is_natural(self) -> bool:
+        """Whether it is at least 0 whatever the open dimensions are."""
+        return self.plus(Size(1)).is_positive
+
+    @property
     def symbols(self) -> frozenset[str]:
         return frozenset(symbol for product, _ in self.terms for symbol in product)
 

@@ -97,7 +97,8 @@ def test_copies_share_a_package_and_have_weights_of_their_own(tmp_path: Path) ->
             client.infer(info.name, x)
         assert total_sent(client.status(), "load") == 3
         # Other times under a known name are its next version.
-        info = client.register("small-0", ModelProfile(**{**fields(SMALL), "exec_ns": {1: MS}}))
+        changed = ModelProfile(**{**fields(SMALL), "exec_ns": {1: MS}})
+        info = client.register("small-0", changed, force=True)  # whose requests have one row
         assert (info.version, info.batches, info.profile[0].exec_ns) == (2, False, MS)
         client.infer("small-0", x)
         client.unregister("small-0")

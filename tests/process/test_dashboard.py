@@ -97,6 +97,9 @@ def test_a_page_and_its_websocket_have_what_happened(tmp_path: Path) -> None:
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
         assert f"connect-src 'self' ws://{urllib.parse.urlsplit(url).netloc} " in policy
+        assert headers["Referrer-Policy"] == "same-origin", (
+            "by which browsers send the token's form with its Origin"
+        )
         named = re.findall(r"""(?:src|href)=["'](?!data:)([^"']+)""", text)
         assert any("bokeh.min.js" in one for one in named)
         assert all(one.startswith(("static/", "#", "/")) and not one.startswith("//") for one in named), named

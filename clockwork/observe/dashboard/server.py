@@ -323,7 +323,8 @@ class _Headers(OutputTransform):
     ) -> tuple[int, HTTPHeaders, bytes]:
         self._seats.answered(self._request, status_code)
         headers["Content-Security-Policy"] = self._policy
-        headers["Referrer-Policy"] = "no-referrer"
+        # Not "no-referrer": with it Chromium sends the form of the token with Origin: null, which is refused.
+        headers["Referrer-Policy"] = "same-origin"
         headers["X-Content-Type-Options"] = "nosniff"
         return status_code, headers, chunk
 

@@ -30,7 +30,7 @@ from clockwork.models.holdings import Bound, build_bound
 from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import Session, without_source
 from clockwork.models.split import Program
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import (
@@ -371,6 +371,41 @@ def test_operators_that_onnx_runtime_does_not_have(workshop: Workshop) -> None:
         with pytest.raises(InvalidModel, match=f"uses operator .*{name}"):
             workshop.prepare(model)
     assert not os.listdir(workshop.store / "prepared")
+
+
+def test_a_model_of_an_ir_version_to_come_is_told_which_one_is_the_last(workshop: Workshop) -> None:
+    model = model_of(
+        [helper.make_node("Relu", ["x"], ["y"])], [value("x", [1])], [value("y", [1])], ir_version=99
+    )
+    with pytest.raises(InvalidModel, match=r"^model.onnx has IR version 99; ONNX Runtime takes up to \d+$"):
+        workshop.prepare(model)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (
+            (
+                "/onnxruntime_src/onnxruntime/core/graph/model.cc:256 onnxruntime::Model::Model(onnx::ModelProto&&, const "
+                "std::function<bool(int)>&) Unsupported model (of a future)"
+            ),
+            "Unsupported model (of a future)",
+        ),
+        (
+            (
+                "Exception during initialization: /onnxruntime_src/core/framework/x.cc:12 virtual onnxruntime::common::Status "
+                "onnxruntime::Op::Compute(onnxruntime::OpKernelContext*) const axis < rank was false"
+            ),
+            "Exception during initialization: axis < rank was false",
+        ),
+        ("/src/x.cc:7 onnxruntime::F()::<lambda(int)> [with T = float] a; /src/y.h:8 b", "a; b"),
+        ("/src/x.cc:7 onnxruntime::F(int", "onnxruntime::F(int"),
+        ("/src/x.cc:7 std::F(int)", "/src/x.cc:7 std::F(int)"),
+        ("Load model from /models/m.onnx failed: a (b) c", "Load model from /models/m.onnx failed: a (b) c"),
+    ],
+)
+def test_places_in_onnx_runtimes_source_are_left_out(told: str, said: str) -> None:
+    assert without_source(told) == said
 
 
 def test_sequences_inside_are_fine_and_outside_are_not(workshop: Workshop) -> None:

@@ -217,6 +217,30 @@ def test_a_refused_request_is_followed_by_keyboard(tmp_path: Path) -> None:
         assert in_a_browser(follow).complaints == []
 
 
+def test_a_request_is_followed_by_a_click_anywhere_in_its_row(tmp_path: Path) -> None:
+    with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
+
+        async def click(tab: Tab) -> None:
+            await tab.open(url, 1280, 900)
+            await tab.until(LIVE)
+            for column in (1, 3, 6):
+                number = await tab.run(
+                    f"(() => {{ const row = document.querySelector('#rows tr:nth-child({column + 1})');"
+                    f" row.querySelector('td:nth-child({column})').click(); return row.querySelector('button').textContent; }})()"
+                )
+                await tab.until(
+                    f"document.getElementById('title').textContent.startsWith('Request {number},')"
+                )
+                marked = "[...document.querySelectorAll('#rows tr[aria-selected=true] button')].map((one) => one.textContent).join()"
+                assert await tab.run(marked) == number
+            await tab.run("document.getElementById('close').click()")
+            await tab.run("getSelection().selectAllChildren(document.querySelector('#rows td:nth-child(2)'))")
+            await tab.run("document.querySelector('#rows td:nth-child(2)').click()")
+            assert await tab.run("document.getElementById('chosen').hidden"), "text that was marked stays"
+
+        assert in_a_browser(click).complaints == []
+
+
 def test_the_time_that_lanes_show_is_chosen_and_paused(tmp_path: Path) -> None:
     with running_dashboard("--recording", str(recording_in(tmp_path)), "--from", "10") as (_, url):
         span = "Bokeh.documents[0].get_model_by_name('lanes').x_range.start"

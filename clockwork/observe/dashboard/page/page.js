@@ -123,7 +123,6 @@
       const row = element("tr"), open = element("button", String(id)), first = element("td");
       open.type = "button";
       open.setAttribute("aria-label", `Follow request ${id}`);
-      open.addEventListener("click", () => follow(id));
       first.append(open);
       const second = element("td", model.replace(/@1$/, "")), third = element("td"), sign = element("span", LOOKS[what][1], "sign");
       second.title = model;
@@ -132,6 +131,10 @@
       third.append(sign, why ? `${what}: ${why.replaceAll("_", " ")}` : what);
       row.append(first, second, third, element("td", slo > 0 ? ms(slo) : "–", "n"), element("td", after < 0 ? "–" : after ? ms(after) : "at once", "n"), element("td", `${ago.toFixed(1)} s`, "n"));
       row.ariaSelected = String(id === chosen);
+      row.addEventListener("click", (event) => {
+        const marked = getSelection();  // text that was marked in the row is to be copied
+        if (event.target === open || marked.isCollapsed || !marked.containsNode(row, true)) follow(id);
+      });
       return row;
     }));
     at("none").hidden = found.length > 0;

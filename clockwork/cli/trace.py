@@ -50,7 +50,7 @@ def trace(
     compare: tuple[Path, Path] | None, as_json: bool,
     endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
-    """Write what a cluster did as a trace, which https://ui.perfetto.dev and chrome://tracing open.
+    """Write what a cluster did as a trace, which https://ui.perfetto.dev opens.
 
     It shows what each device executed and loaded, when it was idle with work, every request with an arrow to its batch,
     and waiting requests, goodput and refusals over time. Without a RECORDING it follows a running cluster, from now on;
@@ -101,7 +101,7 @@ def trace(
         )
     if drawn.left_out:
         print_line(f"{say_count(drawn.left_out, 'request')} are not drawn: too many were there at once")
-    print_line("open it at https://ui.perfetto.dev or chrome://tracing")
+    print_line("open it at https://ui.perfetto.dev")
 
 
 def _follow(client: Client, span_ns: int) -> tuple[History, dict[str, str]]:
@@ -152,13 +152,17 @@ def _compare(paths: tuple[Path, Path], span_ns: int, as_json: bool) -> None:
     rows = [[name, *_cells(found.models[name])] for name in differing[:COMPARED_ROWS_MAX]]
     print_table(["model", *titles], rows)
     if len(differing) > COMPARED_ROWS_MAX:
-        print_line(f"{len(differing) - COMPARED_ROWS_MAX} models more, which differ less: --json has all")
+        print_line(
+            f"not shown: {say_count(len(differing) - COMPARED_ROWS_MAX, 'model')} of smaller difference; --json has all"
+        )
         print_line("")
     rows = [[name, *_device_cells(pair)] for name, pair in list(found.devices.items())[:COMPARED_ROWS_MAX]]
     titles = ["executions", "batch", "loads", "executing", "idle with work"]
     print_table(["device", *titles], rows)
     if len(found.devices) > COMPARED_ROWS_MAX:
-        print_line(f"{len(found.devices) - COMPARED_ROWS_MAX} devices more: --json has all")
+        print_line(
+            f"not shown: {say_count(len(found.devices) - COMPARED_ROWS_MAX, 'device')}; --json has all"
+        )
 
 
 def _say_part(found: Comparison) -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes a history as Chrome's Trace Event JSON, which ui.perfetto.dev and chrome://tracing open.
+"""Writes a history as Chrome's Trace Event JSON, which ui.perfetto.dev opens.
 
 Every worker is a process with three tracks for each device: what it executes, what it loads, and when it was idle with
 work waiting. Requests are slices in rows of a process of their own, coloured by outcome; an arrow leads from a

@@ -195,7 +195,7 @@ def add(
             found = read_profiles(profiles, copies)
         with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
             register_profiles(client, found, slo, timeout, tell)
-        print_line(f"{len(found)} models are ready")
+        print_line(f"{say_count(len(found), 'model is', 'models are')} ready")
         return
     assert name is not None, "only --profiles goes without"
     with as_usage():

@@ -75,9 +75,9 @@ def _probe_worker(body: Mapping[str, Any], name: str) -> None:
         raise Unavailable(f"{name} is leaving")
     models = found["models"]
     if models["preparing"]:
-        raise Unavailable(f"{name} prepares {models['preparing']} models")
+        raise Unavailable(f"{name} prepares {say_count(models['preparing'], 'model')}")
     failed = "".join(f"\n{label} failed there: {why}" for label, why in models["failures"])
     if models["failed"] and not models["ready"]:
-        raise Unavailable(f"{name} has prepared none of {models['failed']} models" + failed)
+        raise Unavailable(f"{name} has prepared none of {say_count(models['failed'], 'model')}" + failed)
     text = f"{name} is ready; it has prepared {say_count(models['ready'], 'model')}"
     print_line(text + (f", and failed to prepare {models['failed']}" + failed if failed else ""))

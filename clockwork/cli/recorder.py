@@ -25,6 +25,7 @@ from clockwork.cli.common import (
     say_bytes,
 )
 from clockwork.errors import ConfigError
+from clockwork.system.words import say_count
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
@@ -237,7 +238,7 @@ def _compare(
         text
         for text in (
             policy,
-            f"{devices} devices" if devices else "",
+            say_count(devices, "device") if devices else "",
             f"SLO {slo_ns / 1e6:g} ms" if slo_ns else "",
         )
         if text
@@ -287,8 +288,8 @@ def _print_comparison(body: dict[str, Any]) -> None:
         row("same device, if answered", percent("same_device")),
     ]
     print_line(
-        f"{body['span_s']:.1f} s of {body['models']} models on {body['devices']} devices; {body['left_out']} requests are left out "
-        "(warm-up, cancelled, or not answered by the end)"
+        f"{body['span_s']:.1f} s of {say_count(body['models'], 'model')} on {say_count(body['devices'], 'device')}; "
+        f"left out: {say_count(body['left_out'], 'request')} (warm-up, cancelled, or not answered by the end)"
     )
     print_table(["", *columns], rows)
 

@@ -341,7 +341,7 @@ def _print_preparations(body: dict[str, Any]) -> None:
     for worker in body.get("workers") or ():
         models = worker.get("models") or {}
         if models.get("preparing"):
-            print_line(f"{worker.get('name')} prepares {models['preparing']} models")
+            print_line(f"{worker.get('name')} prepares {say_count(models['preparing'], 'model')}")
         failures = models.get("failures") or ()
         for label, why in failures:
             print_line(f"{worker.get('name')} does not serve {label}: {why}")

@@ -91,8 +91,12 @@ class Versions:
         if not self.preparations.has_workers():
             return "no worker is connected"
         for model in self._starting:
+            if len(self._starting) == 1:
+                return f"{model.label} is not served yet"
             return f"{len(self._starting)} models are not served yet, among them {model.label}"
         for name in self._unregistered:
+            if len(self._unregistered) == 1:
+                return f"{name}, which is awaited, is not registered yet"
             return f"{len(self._unregistered)} awaited models are not registered yet, among them {name}"
         return ""
 

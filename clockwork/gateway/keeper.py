@@ -152,6 +152,8 @@ class Keeper:
                 return f"the model repository {awaited[0]} has not been listed yet"
             for name, version in self._starting:
                 count = len(self._starting)
+                if count == 1:
+                    return f"{name}@{version} of the model repository is not served yet"
                 return f"{count} models of the repository are not served yet, among them {name}@{version}"
         return ""
 

@@ -152,7 +152,7 @@ def about_model(row: ModelRow) -> Text:
         *(f"  refused for {reason}: {_said(rate)}/s" for reason, rate in sorted(row.reasons.items())),
         f"latency p50 {_time(row.p50_ns)}, p99 {_time(row.p99_ns)}; of that {parts}",
         f"{row.batch:.1f} rows to an execution" if row.batch else "no execution",
-        f"{row.pages} pages, {row.weights_bytes / 2**20:.1f} MiB of weights",
+        f"{say_count(row.pages, 'page')}, {row.weights_bytes / 2**20:.1f} MiB of weights",
         "resident on " + (", ".join(f"{worker}/{device}" for worker, device in row.resident) or "no device"),
     ]
     return Text("\n".join(lines))
@@ -171,7 +171,7 @@ def about_device(row: DeviceRow, overview: Overview) -> Text:
     )
     for model in there:
         text.append(
-            f"  {model.model}: asked {_said(model.rates.ended)}/s of all its devices, {model.pages} pages\n"
+            f"  {model.model}: asked {_said(model.rates.ended)}/s of all its devices, {say_count(model.pages, 'page')}\n"
         )
     return text
 

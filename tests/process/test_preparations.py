@@ -309,7 +309,7 @@ def test_the_cluster_is_ready_once_whatever_it_began_with_is_served_or_has_faile
             assert client.model("m").state == "preparing"
             first = worker.prepare()
             eventually(lambda: client.model(first.name).state == "ready", "it is served")
-            assert "1 models are not served yet" in client.status()["why_not_ready"]
+            assert "@1 is not served yet" in client.status()["why_not_ready"]
             worker.prepare(Status.INVALID_MODEL, "it is broken")
             eventually(lambda: not client.status()["why_not_ready"], "one is served, one failed")
             assert client.status()["models"] == {"ready": 1, "failed": 1}

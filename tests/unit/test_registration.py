@@ -329,7 +329,7 @@ def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Regi
     for _ in range(3):
         assert again.registrar.versions.readiness() == "2 models are not served yet, among them m@1"
     again.prepare()
-    assert again.registrar.versions.readiness() == "1 models are not served yet, among them n@1"
+    assert again.registrar.versions.readiness() == "n@1 is not served yet"
     again.prepare(Status.INTERNAL)
     assert again.registrar.versions.readiness() == ""
     again.register("later", b"three")
@@ -346,13 +346,13 @@ def test_a_start_waits_for_awaited_models_until_they_are_registered_and_served(s
     again.register("n", b"two")
     again.settle()
     assert again.states("n") == {1: "ready"}
-    assert versions.readiness() == "1 awaited models are not registered yet, among them o"
+    assert versions.readiness() == "o, which is awaited, is not registered yet"
     waiter = again.register("o", b"three")
     again.store()
     again.send_chunk(waiter)
     for _ in range(4):
         again.store()
-    assert versions.readiness() == "1 models are not served yet, among them o@1"
+    assert versions.readiness() == "o@1 is not served yet"
     again.prepare(Status.INTERNAL)
     assert versions.readiness() == ""
     again.order(Unregister(0, "n"))

@@ -44,6 +44,8 @@ def orders_of(said: Mapping[str, Any]) -> tuple[str, bool]:
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:
     """Registration options with their defaults. Raises InvalidInput, naming option and bound."""
+    if not isinstance(options, dict):
+        raise InvalidInput(f"registration options are a mapping, not {tell(options)}")
     options = {key: value for key, value in options.items() if key not in ORDERS}
     unknown = [key for key in options if key not in _OPTIONS]
     if unknown:

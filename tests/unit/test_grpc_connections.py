@@ -71,7 +71,7 @@ def test_a_call_whose_time_is_up_may_be_told_to_make_room_before_it_has_ended() 
     async def wait() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: failures.append(str(context["exception"])))
-        call = grpc._Call("ipv4:127.0.0.1:1", Seat("ipv4:127.0.0.1", 0, lambda: None))
+        call = grpc._Call("ipv4:127.0.0.1:1", Seat("ipv4:127.0.0.1", 0, lambda: None), 0)
         async with asyncio.timeout(0) as call.patience:
             loop.call_soon(call.close)  # in the same round as the timeout, and after it
             await asyncio.Event().wait()

@@ -206,7 +206,9 @@ def bodies(data: bytes) -> bool:
         shared = Shared(Regions(), lambda: 0, lambda count: None, len(data))
         inference, _ = http_inference.inference_of(fields, memoryview(rest), shared, "m", "", 0)
     except ClockworkError as error:
-        demand(len(str(tell(error, StatusCodes.MESH).body)) < 5000, "an answer repeats a request without a bound")
+        demand(
+            len(str(tell(error, StatusCodes.MESH).body)) < 5000, "an answer repeats a request without a bound"
+        )
         return False
     assert sum(map(len, inference.frames)) <= 16 * len(data)
     return True

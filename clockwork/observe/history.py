@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from clockwork.config.observe import (
@@ -374,6 +374,9 @@ class History:
         for action in self.under_way.values():
             action.done_ns = self.now_ns
             self._done.append(action)
+            if action.kind in ("load", "unload") and (action.worker, action.device) in self.devices:
+                # Most end well; what did not is corrected by settle(), or when its pages are used otherwise.
+                self._moved(self.devices[action.worker, action.device], action, is_ok=True)
         self.under_way.clear()
         self.counts.waiting = 0
         for model in self.models.values():
@@ -381,12 +384,25 @@ class History:
         self._skipping = True
 
     def hold(self, worker: int, index: int, model_id: int, load_id: int = 0) -> None:
-        """Say that a model was resident on a device before the history. load_id 0: which of its loads is not known."""
+        """Say that a model was resident on a device before the history. load_id 0: which of its loads is not known.
+
+        Where what the history has seen leaves it no pages, it is passed over: it was loaded later, and will be seen to be.
+        """
         device = self._device(worker, index)
         known = load_id or -1 - model_id
         if known in device.resident or any(one.model_id == model_id for one in device.resident.values()):
             return
-        self._enter(device, model_id, known)
+        residency = self._unseen(device, model_id, known)
+        if not device.page_count or device.pages_used + residency.pages <= device.page_count:
+            device.resident[known] = residency
+            device.pages_used += residency.pages
+
+    def settle(self, worker: int, index: int, models: Collection[int]) -> None:
+        """Say that no models but these are on a device, or about to be: what else seems to be there went unseen."""
+        device = self._device(worker, index)
+        for residency in list(device.resident.values()):
+            if residency.model_id not in models and residency.state == RESIDENT:
+                self._free(device, residency, self.now_ns)
 
     def label(self, model_id: int) -> str:
         """``name@version`` of a model, as far as it is known."""
@@ -600,8 +616,7 @@ class History:
             command.model_id, command.load_id, LOADING, command.run_starts, spec.runs if spec is not None else (),
             since_ns=self.now_ns,
         )  # fmt: skip
-        device.resident[command.load_id] = residency
-        device.pages_used += residency.pages
+        self._put(device, residency)
 
     def _send_unload(self, command: SendUnload) -> None:
         self._ordered(self._action(command, "unload"))
@@ -643,11 +658,29 @@ class History:
                 device.resident[action.load_id] = held
 
     def _enter(self, device: SeenDevice, model_id: int, load_id: int) -> None:
-        """Enter a residency that was there before the history."""
+        """Enter a residency that was there before the history, or whose load was left out of it."""
+        self._put(device, self._unseen(device, model_id, load_id))
+
+    def _unseen(self, device: SeenDevice, model_id: int, load_id: int) -> Residency:
         spec = self._model(model_id).specs.get(device.worker)
-        residency = Residency(model_id, load_id, RESIDENT, runs=spec.runs if spec is not None else ())
-        device.resident[load_id] = residency
+        return Residency(model_id, load_id, RESIDENT, runs=spec.runs if spec is not None else ())
+
+    def _put(self, device: SeenDevice, residency: Residency) -> None:
+        """Enter a residency that is certain. What cannot be there beside it went in steps that were left out: another of the
+        same model, and, where more pages seem used than there are, what lies on its pages, then what has been there longest."""
+        if self.skipped_ns or self._skipping:
+            for one in [one for one in device.resident.values() if one.model_id == residency.model_id]:
+                if one.state != UNLOADING:
+                    self._free(device, one, self.now_ns)
+        device.resident[residency.load_id] = residency
         device.pages_used += residency.pages
+        if not 0 < device.page_count < device.pages_used:
+            return
+        doubtful = [one for one in device.resident.values() if one is not residency and one.state == RESIDENT]
+        for one in sorted(doubtful, key=lambda one: (not _overlap(one, residency), one.since_ns)):
+            if device.pages_used <= device.page_count:
+                break
+            self._free(device, one, self.now_ns)
 
     def _send_revoke(self, command: SendRevoke) -> None:
         action = self.actions.get(command.action_id)
@@ -800,6 +833,15 @@ class History:
             lane = device.executions if action.is_execution else device.loads
             while lane and lane[0].id not in self.actions:
                 lane.popleft()
+
+
+def _overlap(one: Residency, other: Residency) -> bool:
+    """Whether both have a page, as far as it is known where they lie."""
+    return any(
+        first < second + more and second < first + pages
+        for first, pages in zip(one.run_starts, one.runs)
+        for second, more in zip(other.run_starts, other.runs)
+    )
 
 
 def history_of(steps: Iterable[Step], **bounds: int) -> History:

@@ -79,10 +79,12 @@ def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns:
     return len(piece["bytes"])
 
 
-def introduce(history: History, cluster: Cluster, at_ns: int) -> None:
+def introduce(history: History, cluster: Cluster, at_ns: int, is_now: bool = True) -> None:
     """Tell a history of the workers, devices and models that it does not know, and of what is resident.
 
-    at_ns: the time of its next step. What the controller did not say is left out, so an older or a newer one does no harm.
+    at_ns: the time of its next step. is_now: whether that step, or one that is at hand, is of the time of the description;
+    otherwise nothing is told of what is resident, which may be other models at that step. What the controller did not say is
+    left out, so an older or a newer one does no harm.
     """
     events: list[Event] = []
     workers = {int(one["id"]): one for one in cluster.status.get("workers", ()) if "id" in one}
@@ -113,7 +115,22 @@ def introduce(history: History, cluster: Cluster, at_ns: int) -> None:
     numbers = {worker.get("name"): number for number, worker in workers.items()}
     for name, number in numbers.items():
         history.workers[number].name = name or ""
+    if not is_now:
+        return
+    told: dict[tuple[int, int], dict[int, str]] = {
+        (number, index): {}
+        for number, worker in workers.items()
+        for index in range(len(worker.get("devices", ())))
+    }
     for model in cluster.models:
         for place in model.get("devices", ()):
-            if "id" in model and place.get("state") == "resident" and place.get("worker") in numbers:
-                history.hold(numbers[place["worker"]], place["device"], model["id"])
+            if "id" in model and place.get("worker") in numbers:
+                there = told.setdefault((numbers[place["worker"]], place["device"]), {})
+                there[model["id"]] = place.get("state", "")
+    is_complete = all("devices" in model for model in cluster.models if "id" in model)
+    for (number, index), there in told.items():
+        if is_complete:
+            history.settle(number, index, there)
+        for model_id, state in there.items():
+            if state == "resident":
+                history.hold(number, index, model_id)

@@ -260,6 +260,11 @@ def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
             assert state["used"] > 0
             assert state["share"] == 1.0
             assert state["restarted"] == 0
+            with cluster.client() as client:
+                devices = [device for worker in client.metrics()["workers"] for device in worker["devices"]]
+            free, pages = (sum(device[name] for device in devices) for name in ("free_pages", "pages"))
+            with running_dashboard("--endpoint", cluster.endpoint) as (_, late):
+                Watched(late).until(lambda found: found.get("used") == (pages - free) / pages, "pages in use")
 
             assert cluster.controller.stop() == 0
             away = page.until(lambda found: found["state"] == "disconnected", "it is missed")

@@ -14,7 +14,7 @@ from clockwork.observe import explain
 from clockwork.observe.dashboard import picture, sources
 from clockwork.observe.dashboard.around import around
 from clockwork.observe.dashboard.follower import AWAY, EMPTY, LIVE, LOADING, Follower, Look
-from clockwork.observe.history import History
+from clockwork.observe.history import UNLOADING, History
 from clockwork.observe.lanes import total_ns, union
 from clockwork.observe.live import Cluster
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
@@ -417,6 +417,85 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     assert max(behinds) > 0
     assert follower.behind_ns == behinds[-1]
     assert abs(behinds[-1] - behind) < total / 12, "by bytes, so about"
+
+
+def described(history: History) -> Cluster:
+    """The cluster as its controller would describe it after these steps."""
+    workers = [
+        {
+            "id": worker,
+            "name": f"w{worker}",
+            "devices": [
+                {"kind": one.kind, "page_bytes": one.page_bytes, "page_count": one.page_count}
+                for one in history.lanes()
+                if one.worker == worker
+            ],
+        }
+        for worker in history.workers
+    ]
+    models = []
+    for model in history.models.values():
+        there = [
+            {"worker": f"w{device.worker}", "device": device.index, "state": one.state}
+            for device in history.lanes()
+            for one in device.resident.values()
+            if one.model_id == model.id and one.state != UNLOADING
+        ]
+        runs = next(iter(model.specs.values())).runs
+        models.append({"id": model.id, "name": model.name, "version": 1, "runs": runs, "devices": there})
+    return Cluster({"workers": workers}, models)
+
+
+def resident_in(history: History) -> dict[str, list[int]]:
+    """Models on each device that are not on their way out."""
+    return {
+        device.label: sorted(one.model_id for one in device.resident.values() if one.state != UNLOADING)
+        for device in history.lanes()
+    }
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_more_pages_are_used_than_there_are_however_late_and_little_is_read(
+    monkeypatch: pytest.MonkeyPatch, seed: int, is_whole: bool
+) -> None:
+    steps = steps_of(busy_world(seed))
+    recorder = FakeRecorder(steps)
+    total = sum(len(piece) for piece in recorder.pieces)
+    recorder.piece_bytes = total // 80
+    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", total // 40)
+    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", total if is_whole else total // 20)
+    monkeypatch.setattr(sources, "DASHBOARD_BEGIN_NS", 100 * MS)
+    truth = History()
+    ticks = itertools.count(1, SECOND // 2)
+
+    def describe() -> Cluster:
+        for step in steps[truth.steps : recorder.happened]:
+            truth.apply(step)
+        return described(truth)
+
+    source = sources.Live(recorder.ask, describe, lambda: next(ticks))
+    follower = Follower()
+    history = follower.history
+    skips = 0
+    for happened in [
+        *range(len(steps) // 2, len(steps), len(steps) // (20 if is_whole else 8)),
+        *[len(steps)] * 80,
+    ]:
+        recorder.happened = happened
+        look = source.look()
+        skips += look.is_gap
+        follower.take(look, 0.0)
+        for device in history.lanes():
+            assert (
+                sum(one.pages for one in device.resident.values() if one.state != UNLOADING)
+                == device.pages_used
+            )
+            assert device.pages_used <= device.page_count, f"seed {seed}, {device.label}"
+        assert 0 <= picture.memory(history, colors_of(history)).used <= 1
+    describe()
+    assert resident_in(history) == resident_in(truth), f"seed {seed}: it is known again once all is read"
+    assert (skips == 0) == is_whole
 
 
 @pytest.mark.parametrize("has_rested", [False, True])

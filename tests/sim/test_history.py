@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from clockwork.observe.history import ENDED, RESIDENT, UNLOADING, WAITING, History
+from clockwork.observe.history import ENDED, RESIDENT, UNLOADING, WAITING, History, SeenDevice
 from clockwork.observe.history import history_of as fold
 from clockwork.observe.live import Cluster, introduce
 from clockwork.scheduler.recording import Step
-from clockwork.scheduler.types import NEVER_NS, AnswerOk, Status
+from clockwork.scheduler.types import NEVER_NS, AnswerOk, SendLoad, Status, Tick
 from tests.sim.harness import MS, SECOND, World, spec
 from tests.sim.test_scheduler_random import random_world
 
@@ -212,6 +212,63 @@ def test_a_load_that_is_seen_after_it_was_told_of_is_one_residency() -> None:
     (device,) = history.lanes()
     (residency,) = device.resident.values()
     assert (residency.state, residency.run_starts, device.pages_used) == (RESIDENT, (0, 2), 3)
+
+
+def paged_device(*models: int) -> tuple[History, SeenDevice]:
+    """A device of six pages on which these models of three pages each are resident, loaded before the history."""
+    world = World()
+    world.now = SECOND
+    world.join(1, [("cpu", 6, 1.0)])
+    world.ready(*(spec(model, runs=(2, 1)) for model in range(1, 5)))
+    world.settle()
+    history = history_of(world)
+    for model in models:
+        history.hold(1, 0, model)
+    return history, history.devices[1, 0]
+
+
+def load(load_id: int, model: int, *starts: int) -> Step:
+    return Step([Tick(2 * SECOND)], [SendLoad(1, 0, 100 + load_id, model, load_id, starts, 0, NEVER_NS, MS)])
+
+
+def resident(device: SeenDevice) -> list[int]:
+    return [one.model_id for one in device.resident.values()]
+
+
+def test_what_does_not_fit_beside_what_is_seen_is_not_there_yet() -> None:
+    _, device = paged_device(1, 2, 3)
+    assert (resident(device), device.pages_used) == ([1, 2], 6)
+
+
+def test_a_load_shows_that_what_filled_the_device_has_gone_unseen() -> None:
+    history, device = paged_device(1, 2)
+    history.apply(load(7, 3, 0, 2))
+    assert (resident(device), device.pages_used) == ([2, 3], 6)
+    history.apply(load(8, 4, 0, 2))
+    assert resident(device) == [3, 4], "a load under way is certain, and 2 was known for no load"
+
+
+def test_a_load_shows_that_what_lies_on_its_pages_has_gone_unseen() -> None:
+    history, device = paged_device()
+    history.apply(load(7, 1, 0, 2))
+    history.apply(load(8, 2, 3, 5))
+    history.skip()
+    history.apply(load(9, 3, 3, 5))
+    assert (resident(device), device.pages_used) == ([1, 3], 6)
+
+
+def test_after_a_gap_another_load_of_a_model_is_the_only_one() -> None:
+    history, device = paged_device()
+    history.apply(load(7, 1, 0, 2))
+    history.skip()
+    history.apply(load(9, 1, 3, 5))
+    assert ([*device.resident], device.pages_used) == ([9], 3)
+
+
+def test_what_a_controller_does_not_name_is_there_no_more() -> None:
+    history, device = paged_device(1, 2)
+    history.settle(1, 0, [2, 3])
+    assert (resident(device), device.pages_used) == ([2], 3)
 
 
 @pytest.mark.parametrize("seed", range(4))

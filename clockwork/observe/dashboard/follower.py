@@ -27,6 +27,7 @@ class Look(NamedTuple):
     share: float = 1.0  # of what there was since the last look
     is_behind: bool = False  # there is more already
     behind_ns: int = 0  # how long before the look the last of the steps was, about
+    unread: int = 0  # bytes of steps that there were and that later looks bring
     cluster: Cluster | None = None  # as its controller describes it, now and then
     held: Sequence[Held] = ()  # what devices held before the first step, or were told to load within these
 
@@ -72,7 +73,7 @@ class Follower:
             history.skip()
         if look.cluster is not None and (before_ns or look.steps):
             first_ns = look.steps[0].events[0].now_ns if look.steps else before_ns
-            introduce(history, look.cluster, max(before_ns, first_ns))
+            introduce(history, look.cluster, max(before_ns, first_ns), is_now=not look.unread)
         for number, step in enumerate(look.steps):
             history.apply(step)
             if number == 0 and look.is_gap and before_ns:

@@ -295,10 +295,11 @@ def memory(history: History, colors: ModelColors) -> Memory:
                 end -= one.pages
             else:
                 unplaced += 1
-    total = sum(device.page_count for device in shown)
+    known = [device for device in shown if device.page_count]
+    total = sum(device.page_count for device in known)
     return Memory(
         [device_label(history, device) for device in shown], [device.page_count for device in shown], rows, unplaced,
-        sum(device.pages_used for device in shown) / total if total else 0.0,
+        sum(device.pages_used for device in known) / total if total else 0.0,
     )  # fmt: skip
 
 

@@ -82,6 +82,8 @@ class Live:
     def look(self, has_rested: bool = False) -> Look:
         """See Source."""
         now_ns = self._clock()
+        if has_rested:
+            self._described_ns = 0  # much may have come and gone meanwhile
         cluster = self._description(now_ns)
         if self._stream is None:
             self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
@@ -116,7 +118,7 @@ class Live:
             if not has_rested:  # what nobody wanted to see is not missing
                 share = min(1.0, read / written)
         self._end, self._looked_ns, self._is_gap = answer["end"], now_ns, False
-        return Look(stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns)
+        return Look(stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns, unread=unread)
 
     def _description(self, now_ns: int) -> Cluster | None:
         """The cluster as its controller describes it, now and then: soon again at first, while workers join and models become

@@ -167,6 +167,8 @@ class ClusterStatus(TypedDict, total=False):
     clients: Any
     workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
     counts: dict[str, int]
+    requests_held: int  # that have no answer yet, waiting or on a device; at most requests_held_max
+    requests_held_max: int
     noise: dict[str, float]  # of execution times: executions, pace, sigma, outliers, outlier_factor
     complaints: dict[str, int]  # malformed messages, and messages at which the controller failed, by sender
     troubles: dict[str, Any]  # open: (kind, subject, text, count, since_ns, last_ns) each; left_out, noted

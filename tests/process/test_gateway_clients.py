@@ -483,7 +483,7 @@ def test_a_client_that_goes_frees_its_executor(served: Served) -> None:
 
         def settled() -> bool:
             now = client.model("digits").counts
-            return sum(now.values()) - sum(before.values()) == 40 and client.status()["requests_held"] == 0  # type: ignore[typeddict-item]
+            return sum(now.values()) - sum(before.values()) == 40 and client.status()["requests_held"] == 0
 
         eventually(settled, "all requests end", 10)
         assert client.model("digits").counts["cancelled"] >= before["cancelled"]

@@ -60,7 +60,7 @@ void run_round(std::uint64_t seed) {
     demand(memory.map(PAGES, PAGE_BYTES), "there is address space");
     demand(memory.held_bytes() == 0, "an arena begins without memory");
     std::thread keeper([&] { memory.keep(); });
-    std::thread lane([&] { load_lane(memory, seed); });
+    std::thread lane([&memory, own = seed] { load_lane(memory, own); });
     for (std::int64_t end = 0; end <= PAGES; end += 1 + std::int64_t(draw(seed) % 40)) {
         memory.want(std::int64_t(draw(seed) % PAGES));
         demand(memory.touch_below(end), "there is memory");

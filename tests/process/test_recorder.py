@@ -31,7 +31,7 @@ def start(cluster: Cluster, client: Client) -> None:
 
 def load(client: Client, seconds: float, rate: float = 300.0) -> int:
     settings = load_generator.LoadSettings(
-        models=tuple(NAMES), rate=rate, duration_s=seconds, slo_s=0.05, seed=3
+        models=tuple(NAMES), rate=rate, duration_s=seconds, slo_s=5.0, seed=3
     )
     return load_generator.run(client, settings).offered
 
@@ -101,7 +101,7 @@ def test_a_reader_begins_anew_with_another_controller(cluster: Cluster) -> None:
     ("argument", "error"),
     [
         ("#-1", InvalidInput), ("#x", InvalidInput), ("-x", InvalidInput), ("nonsense", InvalidInput),
-        (f"#{10**18}", InvalidInput), ("../lock#0", InvalidInput), (".hidden.rec#0", InvalidInput),
+        (f"#{10**19 - 1}", InvalidInput), ("../lock#0", InvalidInput), (".hidden.rec#0", InvalidInput),
         ("a/b.rec#0", InvalidInput), ("no-such.rec#0", Unavailable),
     ],
 )  # fmt: skip

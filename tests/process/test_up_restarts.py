@@ -408,6 +408,9 @@ def test_a_controller_is_asked_once_it_listens_however_long_that_takes(
         def status(self) -> dict[str, Any]:
             return {"workers": [], "models": {}}
 
+        def models(self) -> list[Any]:
+            return []
+
     monkeypatch.setattr(blocking, "Client", Asking)
     timer = threading.Timer(0.1, lambda: setattr(child, "serves", "it listens"))
     timer.start()

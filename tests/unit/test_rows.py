@@ -190,6 +190,10 @@ def test_rows_that_meet(text: str, why: str) -> None:
             "  else_branch = o () => (float[N, 4] b) { b = Identity (x) }> }"
         ),
         (
+            "(float[N, 4] x) => (float[N, 2] y) { b = Constant <value_ints = [0, 0]> () "
+            "  e = Constant <value_ints = [1000000000, 2]> () y = Slice (x, b, e) }"
+        ),
+        (
             "(float[N, 5] x) => (int64[N] label, float[N, 3] p) { label, p = ai.onnx.ml.LinearClassifier "
             '  <coefficients = [1.0, 2.0], classlabels_ints = [0, 1], post_transform = "NONE"> (x) }'
         ),
@@ -200,7 +204,14 @@ def test_rows_that_meet(text: str, why: str) -> None:
             "  { o = Identity (k) s = Tanh (a) }> }"
         ),
     ],
-    ids=["reshape", "folds time into rows and back", "if on another axis", "linear classifier", "loop"],
+    ids=[
+        "reshape",
+        "folds time into rows and back",
+        "if on another axis",
+        "slice to an end far away",
+        "linear classifier",
+        "loop",
+    ],
 )
 def test_rows_that_are_independent(text: str) -> None:
     assert meet(text) == ""

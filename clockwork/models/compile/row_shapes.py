@@ -14,8 +14,10 @@ from clockwork.models.compile.following import ROWS
 from clockwork.models.compile.row_facts import ONE, Dims, Fact, Met, Place, Span, Walk
 from clockwork.models.compile.sizes import Size, computed, size_of
 
-END = 2**31 - 1
-"""The end that exporters give to a slice up to the end of an axis; larger ends mean the same."""
+WRAPS_BEYOND = 2**31 - 1
+
+END = 10**9
+"""The least end that tools give to a slice up to the end of an axis; no axis is as long."""
 
 _EXACT = (TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE)
 """Types in which a size stays what it is."""
@@ -60,7 +62,7 @@ class Shapes(Walk):
             row = [operand[index if len(operand) > 1 else 0] for operand in operands if operand]
             size = None if self.flag("fmod", 0) else computed(self._node.op_type, row)
             if size is not None and any(
-                abs(count) > END for count in (size.constant, *dict(size.terms).values())
+                abs(count) > WRAPS_BEYOND for count in (size.constant, *dict(size.terms).values())
             ):
                 return None  # it wraps around in 32 bits
             found.append(size)

@@ -540,7 +540,10 @@ class Rows(Shapes):
             self._not_along(source, 0, "picks rows")
             return [Fact((ONE, self.fresh()))]
         self._not_along(source, len(self.dims(source)) - 1, "picks rows")
-        return [self._resized(source, len(self.dims(source)) - 1)]
+        picked = ONE
+        for dim in self.dims(indices):
+            picked = picked.times(dim)
+        return [self._resized(source, len(self.dims(source)) - 1, picked)]
 
     def joined_features(self, inputs: Sequence[Fact]) -> list[Fact]:
         """FeatureVectorizer: columns [rows, n] beside each other."""
@@ -569,7 +572,8 @@ class Rows(Shapes):
     def last_axis_added(self, inputs: Sequence[Fact]) -> list[Fact]:
         """OneHotEncoder: an axis of categories behind the others."""
         source = inputs[0]
-        return [Fact((*self.dims(source), self.fresh()), source.place, source.even)]
+        count = len(self.attribute("cats_int64s", ())) or len(self.attribute("cats_strings", ()))
+        return [Fact((*self.dims(source), Size(count)), source.place, source.even)]
 
 
 _REDUCE = (

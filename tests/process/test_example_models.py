@@ -113,7 +113,7 @@ def test_what_the_page_quotes_is_what_is_said(cluster: Cluster) -> None:
     page = (ROOT / "docs" / "bring-your-model.md").read_text(encoding="utf-8")
     with cluster.client() as client:
         for quoted, model in NOTES.items():
-            client.register("quoted", model)
+            client.register("quoted", model, force=True)
             assert quoted in client.model("quoted").batching_note
             assert quoted in page
         for quoted, model in REFUSALS.items():

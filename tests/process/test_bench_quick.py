@@ -562,7 +562,7 @@ def test_what_hostile_peers_take() -> None:
     assert became["HTTP bodies"] == f"answered 413 x {thrown.QUICK.bodies}"
     assert became["gRPC without token"] == f"answered 16 x {thrown.QUICK.calls}", "UNAUTHENTICATED"
     for name in ("gRPC submessages", "gRPC empty bytes", "gRPC contents"):
-        assert became[name] == f"answered RESOURCE_EXHAUSTED x {gateway_bytes.QUICK.calls}"
+        assert became[name] == f"answered OUT_OF_RANGE x {gateway_bytes.QUICK.calls}"
     assert became["JSON lists"] == f"answered 413 x {gateway_bytes.QUICK.bodies}"
     # What all of it would be, unbounded, is 1.6 GB of answers and 600 MiB of one message.
     grown = {row["attack"]: row["grew_MiB"] for row in rows}

@@ -186,7 +186,8 @@ def small_images(site: Site, quick: bool) -> str:
 
 def endless_words(site: Site, quick: bool) -> str:
     """Texts of one word that becomes longer."""
-    return _asked(site, "pairs", [[b"a" * (1 << power)] for power in range(10, 21 if quick else 23)])
+    words = [b"a" * (1 << power) for power in range(10, 21 if quick else 23)]
+    return _asked(site, "pairs", [{"x": [word]} for word in words])
 
 
 def heap(site: Site, quick: bool) -> str:

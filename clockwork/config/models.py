@@ -118,8 +118,8 @@ CONSTANT_INDICES_MAX = 8
 FOLDED_MAX = 5_000
 """Operators on small constants that are computed for a proof about rows, each in about 0.1 ms; the others are not known."""
 
-RANK_MAX = 64
-"""Most dimensions of a tensor that is followed."""
+FOLLOWED_RANK_MAX = 64
+"""Most dimensions of a tensor that is followed; an operator may make more than are served."""
 
 BODY_TURNS_MAX = 4
 """How often the body of a loop is followed until what is known of its state changes no more."""

@@ -2,7 +2,7 @@
 
 A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. Nor are equal answers of some
 rows together and apart: rows may meet for other values only, or behind an argmax. So a model batches where its graph proves
-it (models.compile.rows), or where its owner says so. What is proven is tried, too, and what is only said is tried harder.
+it (models.compile.rows), or where its owner says so. A proof is tried, too, and an owner's word is tried harder.
 """
 
 from __future__ import annotations
@@ -127,12 +127,11 @@ def prove(
             return Proof(True, PROVEN)
         what = f"rows answer differently together and apart, although no operator lets them meet: {found}"
         return Proof(True, f"asked for, although {what}") if asked else Proof(False, what)
-    tried = 1
-    while not found and tried <= len(EXTREMES):
-        found = _beside(run, rows[0], apart[0], EXTREMES[tried - 1])
-        tried += 1
+    for extreme in EXTREMES:
+        found = found or _beside(run, rows[0], apart[0], extreme)
     if found:
         return Proof(True, f"asked for, although rows answer differently together and apart: {found}")
+    tried = 1 + len(EXTREMES)
     return Proof(True, f"asked for, and not refuted by {tried} batches, but not proven: {meet}")
 
 

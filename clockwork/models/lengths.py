@@ -203,10 +203,10 @@ def _fillings(row: Sequence[Array]) -> list[list[Array]]:
 
 
 def mask_texts(model: onnx.ModelProto) -> str:
-    """Have a model with a tokenizer mask what is behind a text's end, where that is proven to be right; "", or why not.
+    """Have a model with a tokenizer mask the padding behind a text's end, where that is proven to be right; "", or why not.
 
     The tokenizer pads texts to the longest of a batch, so that a row's answer may depend on another's length. The model is
-    changed in place. It is one that begins with an operator of TOKENIZERS that pads to no fixed length.
+    changed in place. It begins with an operator of TOKENIZERS that pads to no fixed length.
     """
     (node,) = (one for one in model.graph.node if is_padding_texts(one))
     behind = onnx.ModelProto()

@@ -201,7 +201,8 @@ class _Preparation:
         session = optimise(model_path, self._optimised, external)
         masked = self._mask_texts(model)
         self._describe(session, model)
-        self._meet = batching.why_rows_meet(model, masked)
+        if self._batching != "off":
+            self._meet = batching.why_rows_meet(model, masked)
 
         self._step(1)
         splitter = Splitter(self._optimised)
@@ -290,7 +291,7 @@ class _Preparation:
         return path
 
     def _mask_texts(self, model: onnx.ModelProto) -> bool:
-        """Have a model that pads texts mask what is behind their ends, if that is proven to be right. Its answers are held
+        """Have a model that pads texts mask the padding, if that is proven to be right. Its answers are held
         against the original's, as ever."""
         if self._batching == "off" or not any(map(lengths.is_padding_texts, model.graph.node)):
             return False

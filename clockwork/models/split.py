@@ -213,8 +213,8 @@ class Splitter:
             copy.CopyFrom(sparse)
         nodes: list[NodeProto] = []
         for node in graph.node:
-            if _constant_of(node) is not None:
-                constants[node.output[0]] = Constant(_constant_of(node), self._directory, [])  # type: ignore[arg-type]
+            if constant_tensor(node) is not None:
+                constants[node.output[0]] = Constant(constant_tensor(node), self._directory, [])  # type: ignore[arg-type]
             else:
                 nodes.append(node)
         for index, value in enumerate(declared for declared in graph.input if declared.name not in constants):
@@ -231,7 +231,7 @@ class Splitter:
                 self._constants[names[name]] = constants[name]
             return names[name]
 
-        for node in _in_order([value.name for value in graph.output], producers):
+        for node in in_order([value.name for value in graph.output], producers):
             copy_node = NodeProto(
                 op_type=node.op_type, domain="" if node.domain == "ai.onnx" else node.domain
             )
@@ -239,7 +239,7 @@ class Splitter:
                 copy_node.input.append(define(name) if name else "")
             for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):
                 # A body sees every value that was defined before it, and constants by name.
-                for name in _captured_by(attribute):
+                for name in captured_by(attribute):
                     if name in local and name in constants:
                         define(name)
                 copy_node.attribute.append(self._attribute(attribute, names))
@@ -320,7 +320,7 @@ def operator(node: NodeProto) -> str:
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 
-def _constant_of(node: NodeProto) -> TensorProto | None:
+def constant_tensor(node: NodeProto) -> TensorProto | None:
     """The tensor of a Constant node with a dense tensor or numbers; None for other nodes."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
         return None
@@ -342,7 +342,7 @@ def _constant_of(node: NodeProto) -> TensorProto | None:
             return None
 
 
-def _captured_by(attribute: AttributeProto) -> Iterable[str]:
+def captured_by(attribute: AttributeProto) -> Iterable[str]:
     """Names of enclosing graphs that the bodies of an attribute read, in order of first use."""
     if not attribute.HasField("g") and not attribute.graphs:
         return ()
@@ -370,7 +370,7 @@ def _captured_by(attribute: AttributeProto) -> Iterable[str]:
     return found
 
 
-def _in_order(outputs: Iterable[str], producers: Mapping[str, NodeProto]) -> list[NodeProto]:
+def in_order(outputs: Iterable[str], producers: Mapping[str, NodeProto]) -> list[NodeProto]:
     """The nodes that the outputs need, each after the nodes whose outputs it reads: depth first, inputs in order.
 
     The order depends on the computation alone, not on the order in the file.
@@ -381,7 +381,7 @@ def _in_order(outputs: Iterable[str], producers: Mapping[str, NodeProto]) -> lis
     def reads(node: NodeProto) -> list[str]:
         names = [name for name in node.input if name]
         for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):
-            names.extend(_captured_by(attribute))
+            names.extend(captured_by(attribute))
         return names
 
     for output in outputs:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, computed, constant_of, inferred
+from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, computed_each, constant_of, inferred
 from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import real_inputs
 from clockwork.models.split import operator
@@ -49,7 +50,36 @@ Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
 """Computes what is known of an operator's outputs from its inputs; the first argument is the Following."""
 
 
-class Following:
+Known = TypeVar("Known")
+"""What is known of a tensor."""
+
+
+class OperatorReader(ABC, Generic[Known]):
+    """Reads what the operator that is followed is told, by attributes and by inputs."""
+
+    _node: onnx.NodeProto
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        for attribute in self._node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+    def numbers(self, inputs: Sequence[Known], at: int, name: str) -> list[int] | None:
+        """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
+        given = self.attribute(name)
+        if given is not None:
+            return [int(number) for number in given] if isinstance(given, Sequence) else [int(given)]
+        if len(self._node.input) <= at or not self._node.input[at]:
+            return None
+        return self.integers(inputs[at])
+
+    @abstractmethod
+    def integers(self, value: Known) -> list[int]:
+        """The elements of an input that has to be known before the model runs."""
+
+
+class Following(OperatorReader[Value]):
     """The state of following a graph. Subclasses have the rules of the operators."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
@@ -155,21 +185,6 @@ class Following:
 
     def _refuse(self, why: str) -> NotProven:
         return NotProven(f"operator {operator(self._node)} {why}")
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        for attribute in self._node.attribute:
-            if attribute.name == name:
-                return helper.get_attribute_value(attribute)
-        return default
-
-    def numbers(self, inputs: Sequence[Value], at: int, name: str) -> list[int] | None:
-        """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
-        given = self.attribute(name)
-        if given is not None:
-            return [int(number) for number in given] if isinstance(given, Sequence) else [int(given)]
-        if len(self._node.input) <= at or not self._node.input[at]:
-            return None
-        return self.integers(inputs[at])
 
     def integers(self, value: Value) -> list[int]:
         if value.known is None or value.tells_size:
@@ -314,15 +329,7 @@ class Following:
 
     def _arithmetic(self, inputs: Sequence[Value]) -> tuple[Size, ...] | None:
         """The elements of an operation on sizes, by which exporters compute shapes; None unless all are known."""
-        operands = [value.known for value in inputs]
-        count = max((len(operand) for operand in operands if operand is not None), default=0)
-        found: list[Size | None] = []
-        for index in range(count):
-            if any(operand is None for operand in operands):
-                return None
-            row = [operand[index if len(operand) > 1 else 0] for operand in operands if operand]
-            found.append(computed(self._node.op_type, row))
-        return None if None in found or not found else tuple(size for size in found if size is not None)
+        return computed_each(self._node.op_type, [value.known for value in inputs])
 
     def moved(self, inputs: Sequence[Value]) -> list[Value]:
         """An operator that moves the elements of its first input unchanged."""

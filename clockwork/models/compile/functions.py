@@ -10,6 +10,7 @@ from onnx import inliner
 from clockwork.config.models import FOLLOWED_MAX
 from clockwork.device.operators import DOMAIN
 from clockwork.models.compile.sizes import NotProven
+from clockwork.models.onnx_import import bodies_of
 
 STANDARD = ("ai.onnx", "com.microsoft", "com.ms", DOMAIN)
 """How domains begin whose operators runtimes have: they run theirs, even if the model has a function of that name."""
@@ -31,7 +32,7 @@ def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
                 counts[key] = min(count(functions[key].node), FOLLOWED_MAX + 1)
             total += counts.get(key, 1)
             for attribute in node.attribute:
-                total += sum(count(graph.node) for graph in (attribute.g, *attribute.graphs))
+                total += sum(count(body.node) for body in bodies_of(attribute))
         return total
 
     for function in model.functions:

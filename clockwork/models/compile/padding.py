@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
@@ -36,6 +36,7 @@ from clockwork.models.compile.sizes import (
     segments,
     size_of,
 )
+from clockwork.models.split import constant_tensor
 from clockwork.wire.tensors import Array
 
 END = 2**31 - 1
@@ -81,19 +82,8 @@ class _Proof(Following):
         return [Value((len(dims),), known=tuple(size_of(dim) for dim in dims))]
 
     def constant(self, inputs: Sequence[Value]) -> list[Value]:
-        for attribute in self._node.attribute:
-            given = helper.get_attribute_value(attribute)
-            tensor = given if isinstance(given, TensorProto) else None
-            if tensor is None and attribute.name in (
-                "value_int",
-                "value_ints",
-                "value_float",
-                "value_floats",
-            ):
-                tensor = numpy_helper.from_array(np.array(given))
-            if tensor is not None:
-                return [constant_of(tensor)]
-        return [self._closed(self._node.output[0])]
+        tensor = constant_tensor(self._node)
+        return [self._closed(self._node.output[0]) if tensor is None else constant_of(tensor)]
 
     def constant_of_shape(self, inputs: Sequence[Value]) -> list[Value]:
         dims = self._wanted(inputs[0])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from clockwork.config.models import BODY_TURNS_MAX, FOLDED_MAX, FOLLOWED_MAX, KNOWN_MAX, RANK_MAX
-from clockwork.models.compile.following import ROWS
+from clockwork.config.models import BODY_TURNS_MAX, FOLDED_MAX, FOLLOWED_MAX, FOLLOWED_RANK_MAX, KNOWN_MAX
+from clockwork.models.compile.following import ROWS, OperatorReader
 from clockwork.models.compile.sizes import ANY, MADE, NotProven, Size, size_of
-from clockwork.models.split import operator
+from clockwork.models.split import captured_by, in_order, operator
 
 FOLDED = frozenset(
     (
@@ -107,7 +107,7 @@ Rule: TypeAlias = "Callable[[Any, Sequence[Fact]], list[Fact]]"
 """What is known of an operator's outputs, from its inputs; the first argument is the walk. Raises Met."""
 
 
-class Walk:
+class Walk(OperatorReader[Fact]):
     """Follows the operators of graphs, of one opset. Subclasses have the rules."""
 
     rules: ClassVar[Mapping[tuple[str, str], Rule]] = {}
@@ -148,7 +148,8 @@ class Walk:
         for sparse in graph.sparse_initializer:
             self._arrays.pop(sparse.values.name, None)
             facts[sparse.values.name] = Fact(tuple(Size(dim) for dim in sparse.dims))
-        for node in _in_order(graph.node):
+        producers = {name: node for node in graph.node for name in node.output if name}
+        for node in in_order([output.name for output in graph.output], producers):
             found = self._outputs(node, facts)
             for at, name in enumerate(node.output):
                 if name:
@@ -185,8 +186,8 @@ class Walk:
                 raise Met("depends on which row it is")
             found = rule(self, inputs)
             for name, fact in zip(node.output, found):
-                if fact.dims is not None and len(fact.dims) > RANK_MAX:
-                    raise Met(f"makes a tensor of more than {RANK_MAX} dimensions")
+                if fact.dims is not None and len(fact.dims) > FOLLOWED_RANK_MAX:
+                    raise Met(f"makes a tensor of more than {FOLLOWED_RANK_MAX} dimensions")
                 if is_int64:
                     self._int64.add(name)
                 if is_int64 and fact.known is not None and not any(size.terms for size in fact.known):
@@ -223,7 +224,8 @@ class Walk:
         ]
 
     def _without_rule(self, inputs: Sequence[Fact]) -> list[Fact]:
-        inside = [self._facts[name] for name in sorted(_captured(self._node)) if name in self._facts]
+        captured = [name for attribute in self._node.attribute for name in captured_by(attribute)]
+        inside = [self._facts[name] for name in captured if name in self._facts]
         for fact in (*inputs, *inside):
             if fact.met:
                 raise Met(fact.met)
@@ -245,12 +247,6 @@ class Walk:
 
     # ----- nodes ----------------------------------------------------------------------------------
 
-    def attribute(self, name: str, default: Any = None) -> Any:
-        for attribute in self._node.attribute:
-            if attribute.name == name:
-                return helper.get_attribute_value(attribute)
-        return default
-
     def flag(self, name: str, default: int) -> bool:
         """An attribute that says yes or no. Kernels differ in how they take other numbers than 1 and 0."""
         given = self.attribute(name, default)
@@ -258,14 +254,8 @@ class Walk:
             raise Met(f"has a {name} of {given}")
         return bool(given)
 
-    def numbers(self, inputs: Sequence[Fact], at: int, name: str) -> list[int] | None:
-        """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
-        given = self.attribute(name)
-        if given is not None:
-            return [int(number) for number in given] if isinstance(given, Sequence) else [int(given)]
-        if len(self._node.input) <= at or not self._node.input[at]:
-            return None
-        return [self._whole(size) for size in self.sizes(inputs[at])]
+    def integers(self, value: Fact) -> list[int]:
+        return [self._whole(size) for size in self.sizes(value)]
 
     def sizes(self, fact: Fact) -> tuple[Size, ...]:
         if fact.known is None:
@@ -295,8 +285,8 @@ class Walk:
         return size_of(f"{ANY}{next(self._fresh)}")
 
     def fresh_dims(self, count: int) -> Dims:
-        if count > RANK_MAX:
-            raise Met(f"makes a tensor of more than {RANK_MAX} dimensions")
+        if count > FOLLOWED_RANK_MAX:
+            raise Met(f"makes a tensor of more than {FOLLOWED_RANK_MAX} dimensions")
         return tuple(self.fresh() for _ in range(count))
 
     def _constant(self, name: str, tensor: TensorProto) -> Fact:
@@ -533,35 +523,3 @@ def _is_cast_exactly(array: np.ndarray[Any, Any]) -> bool:
     if array.dtype.kind not in "iufb":
         return False
     return bool(np.all(np.isfinite(array)) and np.all(np.abs(array.astype(np.float64)) < 2.0**31))
-
-
-def _captured(node: NodeProto) -> Iterator[str]:
-    """Every name that a node's bodies read."""
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            for inner in graph.node:
-                yield from inner.input
-                yield from _captured(inner)
-
-
-def _in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """The nodes, each behind those whose outputs it reads. Files of some tools are not in order, and runtimes take them."""
-    makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    needs = [
-        {makers[name] for name in (*node.input, *_captured(node)) if name in makers and makers[name] != at}
-        for at, node in enumerate(nodes)
-    ]
-    if all(max(need, default=-1) < at for at, need in enumerate(needs)):
-        return list(nodes)
-    readers: list[list[int]] = [[] for _ in nodes]
-    for at, need in enumerate(needs):
-        for one in need:
-            readers[one].append(at)
-    left = [len(need) for need in needs]
-    ready = [at for at, count in enumerate(left) if not count]
-    for at in ready:  # grows
-        for reader in readers[at]:
-            left[reader] -= 1
-            if not left[reader]:
-                ready.append(reader)
-    return [nodes[at] for at in ready]

@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from clockwork.config.models import KNOWN_MAX
 from clockwork.models.compile.following import ROWS
 from clockwork.models.compile.row_facts import ONE, Dims, Fact, Met, Place, Span, Walk
-from clockwork.models.compile.sizes import Size, computed, size_of
+from clockwork.models.compile.sizes import Size, computed_each, size_of
+from clockwork.models.split import constant_tensor
 
 WRAPS_BEYOND = 2**31 - 1
 
@@ -52,22 +53,13 @@ class Shapes(Walk):
         return Span(span.stride.times(factor[0]), span.below.plus(ONE, -1).times(factor[0]).plus(ONE))
 
     def _arithmetic(self, inputs: Sequence[Fact]) -> tuple[Size, ...] | None:
-        """The elements of an operation on sizes, by which exporters compute shapes; None unless all are known."""
-        operands = [fact.known for fact in inputs]
-        if not operands or any(operand is None for operand in operands):
+        """The elements of an operation on sizes, by which exporters compute shapes; None unless all are known, and none could
+        wrap around in 32 bits."""
+        sizes = computed_each(self._node.op_type, [fact.known for fact in inputs])
+        if sizes is not None and self.flag("fmod", 0):
             return None
-        count = max(len(operand or ()) for operand in operands)
-        found = []
-        for index in range(count):
-            row = [operand[index if len(operand) > 1 else 0] for operand in operands if operand]
-            size = None if self.flag("fmod", 0) else computed(self._node.op_type, row)
-            if size is not None and any(
-                abs(count) > WRAPS_BEYOND for count in (size.constant, *dict(size.terms).values())
-            ):
-                return None  # it wraps around in 32 bits
-            found.append(size)
-        sizes = tuple(size for size in found if size is not None)
-        return sizes if sizes and len(sizes) == len(found) else None
+        counts = [count for size in sizes or () for count in (size.constant, *dict(size.terms).values())]
+        return sizes if all(abs(count) <= WRAPS_BEYOND for count in counts) else None
 
     def identity(self, inputs: Sequence[Fact]) -> list[Fact]:
         return [inputs[0]]
@@ -109,15 +101,8 @@ class Shapes(Walk):
         return [Fact((), known=(product,))]
 
     def constant(self, inputs: Sequence[Fact]) -> list[Fact]:
-        for attribute in self._node.attribute:
-            given = helper.get_attribute_value(attribute)
-            if not isinstance(given, TensorProto):
-                if attribute.name not in ("value_int", "value_ints", "value_float", "value_floats"):
-                    break
-                kind = np.int64 if "int" in attribute.name else np.float32
-                given = numpy_helper.from_array(np.array(given, kind))
-            return [self._constant(self._node.output[0], given)]
-        return [Fact(None)]
+        tensor = constant_tensor(self._node)
+        return [Fact(None) if tensor is None else self._constant(self._node.output[0], tensor)]
 
     def constant_of_shape(self, inputs: Sequence[Fact]) -> list[Fact]:
         wanted = inputs[0]

@@ -18,7 +18,7 @@ Dim: TypeAlias = "int | str"
 
 
 class NotProven(Exception):
-    """Padding could reach the answers; the text says why."""
+    """A proof about a graph does not hold (padding could reach the answers, rows could meet); the text says why."""
 
 
 Product: TypeAlias = "tuple[str, ...]"
@@ -159,8 +159,7 @@ def computed(op: str, row: Sequence[Size]) -> Size | None:
             return left.times(Size(-1))
         case (("Max" | "Min" as which), [left, right]):
             for more, less in ((left, right), (right, left)):
-                apart = more.plus(less, -1)
-                if apart == Size(0) or apart.is_positive or apart.plus(Size(1)).is_positive:
+                if more.plus(less, -1).is_natural:
                     return more if which == "Max" else less
             return None
         case "Mod", [left, right] if not left.terms and not right.terms and right.constant:
@@ -172,6 +171,20 @@ def computed(op: str, row: Sequence[Size]) -> Size | None:
             return left if condition.constant else right
         case _:
             return None
+
+
+def computed_each(op: str, operands: Sequence[tuple[Size, ...] | None]) -> tuple[Size, ...] | None:
+    """The elements of an operator's result, from operands that are lists of sizes; None unless all are known."""
+    if any(operand is None for operand in operands):
+        return None
+    given = [operand for operand in operands if operand]
+    found = []
+    for index in range(max(map(len, given), default=0)):
+        size = computed(op, [operand[index if len(operand) > 1 else 0] for operand in given])
+        if size is None:
+            return None
+        found.append(size)
+    return tuple(found) or None
 
 
 def segments(dims: Sequence[Dim]) -> list[Dim]:

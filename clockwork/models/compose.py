@@ -22,6 +22,7 @@ from clockwork.formats.prepared import TensorSpec
 from clockwork.models import images, samples
 from clockwork.models.onnx_import import (
     external_files,
+    free_names,
     import_model,
     metadata_of,
     nodes_within,
@@ -186,21 +187,6 @@ def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     dims = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "") for dim in tensor.shape.dim]
     return TensorSpec(value.name, tensor.elem_type, tuple(dims))
-
-
-def free_names(model: onnx.ModelProto, *wanted: str) -> dict[str, str]:
-    """Names of values that the model does not have, as near to those wanted as can be."""
-    graph = model.graph
-    taken = {value.name for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)}
-    taken.update(name for node in graph.node for name in (*node.output, *node.input))
-    found = {}
-    for name in wanted:
-        free = name
-        while free in taken:
-            free += "_"
-        taken.add(free)
-        found[name] = free
-    return found
 
 
 def _rename_input(model: onnx.ModelProto, old: str, new: str) -> None:

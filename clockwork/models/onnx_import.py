@@ -222,6 +222,30 @@ def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 yield from nodes_within(body.node)
 
 
+def names_of(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names of every value in a graph and in its bodies, some more than once."""
+    for values in (graph.input, graph.output, graph.initializer, graph.value_info):
+        yield from (value.name for value in values)
+    for node in graph.node:
+        yield from (*node.input, *node.output)
+        for attribute in node.attribute:
+            for body in bodies_of(attribute):
+                yield from names_of(body)
+
+
+def free_names(model: onnx.ModelProto, *wanted: str) -> dict[str, str]:
+    """Names of values that the model does not have, as near to those wanted as can be."""
+    taken = set(names_of(model.graph))
+    found = {}
+    for name in wanted:
+        free = name
+        while free in taken:
+            free += "_"
+        taken.add(free)
+        found[name] = free
+    return found
+
+
 def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every operator of a model, subgraphs and functions included."""
 

@@ -6,12 +6,13 @@ Clients, descriptions and measurements then see one interface, wherever a reques
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import TensorProto, helper
 
 from clockwork.errors import InvalidModel
+from clockwork.models.onnx_import import bodies_of, free_names
 
 FIRST_OPSET = 5
 """From this operator set on, Reshape takes its shape as an input."""
@@ -37,14 +38,8 @@ def reshape_interface(model: onnx.ModelProto, reshapes: Sequence[Reshape]) -> on
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
-    names = set(_names(graph))
-    inner_names = {}
-    for one in reshapes:
-        inner = f"{one.name}/reshaped"
-        while inner in names:
-            inner += "_"
-        names.add(inner)
-        inner_names[one.name] = inner
+    free = free_names(model, *(f"{one.name}/reshaped" for one in reshapes))
+    inner_names = {one.name: free[f"{one.name}/reshaped"] for one in reshapes}
     # A Constant, because before version 4 of the format an initializer had to be an input as well.
     before: list[onnx.NodeProto] = []
     after: list[onnx.NodeProto] = []
@@ -112,24 +107,6 @@ def _set_outer(value: onnx.ValueInfoProto, one: Reshape) -> None:
             shape.dim.add(dim_value=size)
 
 
-def _names(graph: onnx.GraphProto) -> Iterator[str]:
-    """Of every value in a graph and in its subgraphs."""
-    for values in (graph.input, graph.output, graph.initializer, graph.value_info):
-        yield from (value.name for value in values)
-    for node in graph.node:
-        yield from (*node.input, *node.output)
-        for body in _bodies(node):
-            yield from _names(body)
-
-
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str], is_body: bool = False) -> None:
     """Have operators read and write other values; the graph's own inputs and outputs keep their names."""
     for node in graph.node:
@@ -137,8 +114,9 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str], is_body: bool = Fa
             for index, name in enumerate(values):
                 if name in names:
                     values[index] = names[name]
-        for body in _bodies(node):
-            _rename(body, names, is_body=True)
+        for attribute in node.attribute:
+            for body in bodies_of(attribute):
+                _rename(body, names, is_body=True)
     if is_body:
         for output in graph.output:
             output.name = names.get(output.name, output.name)

@@ -24,8 +24,8 @@ from clockwork.config.models import TOKENIZER_PROBES
 from clockwork.device.operators import DOMAIN
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.models import samples
-from clockwork.models.compose import free_names, join
-from clockwork.models.onnx_import import real_inputs
+from clockwork.models.compose import join
+from clockwork.models.onnx_import import free_names, real_inputs
 from clockwork.models.runtime import RunError, Session
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "device/arena_memory.h"
+#include "threads.h"
 
 using namespace clockwork::device;
 
@@ -15,18 +16,6 @@ namespace {
 
 constexpr std::int64_t PAGES = 256;
 constexpr std::size_t PAGE_BYTES = std::size_t(16) << 10;
-
-void demand(bool holds, const char* what) {
-    if (holds)
-        return;
-    std::fprintf(stderr, "broken: %s\n", what);
-    std::abort();
-}
-
-std::uint64_t draw(std::uint64_t& state) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return state >> 33;
-}
 
 bool holds_only(const char* page, char value) {
     for (std::size_t at = 0; at < PAGE_BYTES; at++)

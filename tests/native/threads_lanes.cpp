@@ -14,6 +14,7 @@
 #include "device/claims.h"
 #include "device/lane.h"
 #include "device/link.h"
+#include "threads.h"
 
 using namespace clockwork::device;
 
@@ -39,18 +40,6 @@ struct Machine {
     bool inside = false;    // the link's holder alone writes it
     std::uint64_t seed;
 };
-
-void demand(bool holds, const char* what) {
-    if (holds)
-        return;
-    std::fprintf(stderr, "broken: %s\n", what);
-    std::abort();
-}
-
-std::uint64_t draw(std::uint64_t& state) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return state >> 33;
-}
 
 void hold_link(Machine& m) {
     m.link.take();

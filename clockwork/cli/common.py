@@ -100,7 +100,7 @@ class _Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         try:
             as_json = config.logs_json()
-        except ConfigError:  # perhaps what is to be told
+        except ConfigError:  # perhaps the very error that is shown
             as_json = False
         if as_json:
             click.echo(json_line("clockwork", self.message, "error"), err=True)

@@ -231,7 +231,7 @@ class Keeper:
         if not override.brings_files:
             found = self._look_for(name)
             base = next((one.repository for key, one in found.versions.items() if key[0] == name), None)
-            if base is None and name in found.broken:  # perhaps by what is replaced
+            if base is None and name in found.broken:  # perhaps by files that this load replaces
                 base = next((folder for folder in self._folders if name in folder.folders()), None)
             if base is None:
                 raise ModelNotFound(

@@ -1,6 +1,6 @@
 """The gateway's answers to gRPC's server reflection: which services there are, and the files that describe them.
 
-What is described is in files without imports, each in a pool of its own; no file has extensions.
+The services are described in files without imports, each in a pool of its own; no file has extensions.
 """
 
 from __future__ import annotations

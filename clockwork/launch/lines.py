@@ -1,4 +1,4 @@
-"""Lines of child processes: what is passed on of them, as text or as JSON, and which say that a child serves."""
+"""Lines of child processes: which are passed on, as text or as JSON, and which say that a child serves."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Line(NamedTuple):
 
     shown: str  # as it is passed on, with the child's name
     is_routine: bool  # only --verbose shows it; anything else may be trouble. Where a dashboard is, the greeting says.
-    serves: str  # what it says, if it says that the child serves; else ""
-    settled: str  # what it says of a gateway's repositories, if it is SETTLED; else ""
+    serves: str  # the message, if it says that the child serves; else ""
+    settled: str  # the message about a gateway's repositories, if it is SETTLED; else ""
 
 
 def read_line(name: str, line: str) -> Line:

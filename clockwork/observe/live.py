@@ -82,8 +82,8 @@ def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns:
 def introduce(history: History, cluster: Cluster, at_ns: int, is_now: bool = True) -> None:
     """Tell a history of the workers, devices and models that it does not know, and of what is resident.
 
-    at_ns: the time of its next step. is_now: whether that step, or one that is at hand, is of the time of the description;
-    otherwise nothing is told of what is resident, which may be other models at that step. What the controller did not say is
+    at_ns: the time of its next step. is_now: whether that step, or another at hand, is of the time of the description;
+    otherwise no resident models are told, which may be others at that step. What the controller did not say is
     left out, so an older or a newer one does no harm.
     """
     events: list[Event] = []

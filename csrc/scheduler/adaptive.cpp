@@ -105,8 +105,8 @@ Ns Adaptive::link_ns(const Model& model) {
     return worker.there_ns + worker.back_ns;
 }
 
-// The least time from an order to its result, on the kind of device that is the fastest, at best: what is later than this
-// is in vain on every one.
+// The least time from an order to its result, at best, on the fastest kind of device: a request with less time left comes
+// too late on every device.
 Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const {
     Ns least = NEVER_NS;
     for (const KindSpec* spec : model.specs) {
@@ -686,7 +686,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     if (best.queue == nullptr) {
         return false;
     }
-    // A higher level goes first if it could not wait for the end of it, or if what it passes is still in time.
+    // A higher level goes first if it could not wait for the end of it, or if the batch that it passes is still in time.
     Candidate urgent{};
     // The first must not wait for so long that the last comes too late.
     auto can_wait = [&](const Candidate& one, Ns time_ns) {

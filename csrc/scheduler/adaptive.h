@@ -259,7 +259,7 @@ private:
             }
             return counted_ns(curve_->exec_ns(rows));
         }
-        // What it takes at best.
+        // The time of a batch at best: Curve::hoped_ns().
         Ns hoped_ns(std::uint32_t rows) const {
             return curve_ == nullptr ? spec_.alone_ns(shape_, rows) : counted_ns(curve_->hoped_ns(rows));
         }

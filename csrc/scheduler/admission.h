@@ -104,10 +104,10 @@ private:
         Curve* curve;
         Ns duration;  // of a batch of its own
         Ns limit;     // by when it must have finished
-        Ns free;      // when the executor has done what it was sent
+        Ns free;      // when the executor has done all that it was sent
         bool is_beyond;
     };
-    // By when what is promised now must be planned to have finished: with the reserve.
+    // By when a batch that is promised now must be planned to end: the reserve before its deadline.
     Ns limit_ns(const Executor& executor, Ns deadline_ns) const {
         return deadline_ns - executor.worker->back_ns -
                std::min((deadline_ns - state_.now) / RESERVE_SHARE, RESERVE_NS);

@@ -197,8 +197,8 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
     return !batch.pendings.empty();
 }
 
-// Whether a batch that would come too late by the estimates is sent all the same, as one that takes what it takes at best
-// (Curve::hoped_ns()): where nothing is executed, and no other program waits, nobody loses anything by that.
+// Whether a batch that would come too late by the estimates is sent all the same, with the time that it takes at best
+// (Curve::hoped_ns()): where the device executes nothing, and no other program waits, nobody loses anything by that.
 bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     Plan& plan = plans_.of(executor);
     const KindSpec& spec = *batch.residency->spec;
@@ -210,7 +210,7 @@ bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     }
     plan.planned_ns += hoped - batch.duration_ns;
     batch.duration_ns = hoped;
-    batch.curve = nullptr;  // what it takes is no error of the estimates that it went against
+    batch.curve = nullptr;  // its time is no error of the estimates, which it was sent against
     return true;
 }
 

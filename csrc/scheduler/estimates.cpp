@@ -258,7 +258,7 @@ Ns Curve::seeded_ns(std::uint32_t batch) const {
     return below->second + (above->second - below->second) * (batch - below->first) / (above->first - below->first);
 }
 
-// That; where there is no profile, the least of what was measured.
+// The profile's time of a batch; where there is no profile, the least time that was measured.
 Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
     return seeds_.empty() ? window.least() : seeded_ns(batch);
 }

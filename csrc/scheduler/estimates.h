@@ -46,9 +46,9 @@ inline constexpr std::uint32_t OUTLIERS_MAX = 2;
 inline constexpr double RAISE_RATIO = 0.01;
 inline constexpr double LOWER_RATIO = 0.03;
 
-// What was learnt and is more than so many times what was told holds while it is fresh, which means for so long after the
-// last sample, and twice as long as another such may take: a batch or a load that seems impossible is never tried, and would
-// teach nothing else for ever.
+// An estimate of more than STALE_RATIO times the profile holds while it is fresh: for STALE_NS after its last sample, or for
+// twice the estimate, if that is longer. A batch or a load that seems impossible is never tried, and its estimate would stay
+// for ever.
 inline constexpr double STALE_RATIO = 2;
 inline constexpr Ns STALE_NS = SECOND;
 
@@ -180,9 +180,9 @@ public:
         return with_margin(beyond(batch));
     }
 
-    // What a batch takes at best: exec_ns(), unless that is more than STALE_BESIDE times what the profile says, and the
-    // least of the last few samples; then the latter. No stall moves this. Only what is below it is impossible, and a device that
-    // has nothing else to do tries what it allows: an estimate that was raised by what is over is not to refuse anybody.
+    // The time of a batch at best: exec_ns(), unless that is more than STALE_BESIDE times the profile's time and the least of
+    // the last few samples; then the least of those samples. No stall moves it. Only a request with less time is impossible, and a
+    // device that has nothing else to do tries one with more, so that an estimate raised by a past stall refuses nobody.
     Ns hoped_ns(std::uint32_t batch);
 
     // One execution took this long. True if the published estimates changed.

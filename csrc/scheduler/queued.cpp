@@ -324,7 +324,7 @@ void Queued::send(Executor& executor, const Choice& choice) {
     Queue& queue = *choice.queue;
     Residency& residency = *choice.residency;
     Model& model = *queue.model;
-    bool is_trial = choice.hoped_ns != 0;  // then what it takes is no error of the estimates that it went against
+    bool is_trial = choice.hoped_ns != 0;  // then its time is no error of the estimates, which it was sent against
     Curve* curve = is_trial ? nullptr : residency.spec->program->curve(queue.shape);
     Batch* batch = executions_.make_batch(executor, residency, queue.shape, curve, 0);
     const Pending& oldest = *queue[choice.first].pending;

@@ -147,7 +147,7 @@ public:
         leave(one);
         return one;
     }
-    // What is read is to be put in order by sort(), once its requests have been read, too.
+    // A list that was read has to be put in order by sort(), once its requests have been read, too.
     void archive(Archive& archive) {
         archive_by(archive, [this](Pending* one) {
             one->queue = this;

@@ -89,8 +89,8 @@ public:
 
     // What a free device runs next; it would start at `free_ns`. May drop() requests that are hopeless.
     virtual Choice choose(Executor& executor, Ns free_ns) = 0;
-    // What a device runs that executes nothing and has nothing to choose: a request that would be too late by the
-    // estimates, and is not if they were raised by what is over.
+    // The batch that a device tries which executes nothing and has nothing to choose: a request that would be too late by the
+    // estimates, but not by the times that batches take at best.
     virtual Choice attempt(Executor& /*executor*/, Ns /*free_ns*/) { return {}; }
     // The urgency of a ready queue: of those of one level, the lowest goes first. Asked when the front changed.
     virtual Ns rank_ns(const Queue& queue) = 0;

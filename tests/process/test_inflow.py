@@ -25,6 +25,7 @@ from clockwork.system.limits import resident_bytes
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
 from clockwork.wire.transport import ConnectionEvent, Publisher, Transport
+from tests.process.cluster import eventually
 from tests.process.endless import Endless, after_a_request, welcome
 from tests.process.fake_controller import FakeController
 from tests.process.fake_scheduler_side import running_worker
@@ -93,6 +94,7 @@ def test_messages_that_are_kept_end_no_connection(bound: int, monkeypatch: pytes
             one, _ = listener.accept()
             with one:
                 zmtp.shake_hands(one)
+                eventually(lambda: dealer.changes() and dealer.is_up, "it counts from its first byte on")
                 one.sendall(data[:half])
                 for _ in range(16):
                     one.sendall(data[half:] + data[:half])

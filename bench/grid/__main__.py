@@ -51,7 +51,7 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
             "chosen",
             multiple=True,
             callback=policy_names,
-            help="A native policy, or MODULE:CLASS, a class in Python, which is slower (docs/policies.md).",
+            help="A native policy, or MODULE:CLASS, a class in Python, which is slower (docs/policies/python.md).",
         ),
         click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed."),
         click.option("--quick", is_flag=True, help="Few requests and seeds: to see that it works."),

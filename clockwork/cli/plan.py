@@ -103,7 +103,7 @@ def _options(command: F) -> F:
                      " they are ten or fewer), those of one SLO.  [default: twice --bad; 100: any]"),
         click.option("--policy", default=config.POLICY, show_default=True,
                      help="How the controller schedules; MODULE:CLASS is a class in Python, which is slower"
-                     " (docs/policies.md)."),
+                     " (docs/policies/python.md)."),
         click.option("--option", "options", metavar="NAME=NUMBER", multiple=True, help="A constant of the policy."),
         click.option("--page-size", default="16MiB", show_default=True, help="Pages of a device's memory."),
         click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights, of each device."),

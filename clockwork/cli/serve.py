@@ -149,7 +149,7 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
             default=config.POLICY,
             show_default=True,
             help="How the controller schedules: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
-            "Python, which is slower (docs/policies.md).",
+            "Python, which is slower (docs/policies/python.md).",
         ),
     ):
         command = option(command)

@@ -1,4 +1,4 @@
-"""See docs/policies.md. Times are nanoseconds of the controller's clock."""
+"""See docs/policies/python.md. Times are nanoseconds of the controller's clock."""
 
 from collections.abc import Iterator, Mapping, Set
 from typing import final

@@ -2,7 +2,7 @@
 
 Like native policies, it decides which requests may wait, when a queue wants a device and how urgently, which batch a free
 device runs next, and which requests are given up. Retries, loads, evictions and requests without a deadline are handled
-for it. docs/policies.md has a table of everything that a hook sees; examples/fifo_policy.py is a complete policy.
+for it. docs/policies/python.md has a table of everything that a hook sees; examples/fifo_policy.py is a complete policy.
 
 A policy is pure: its decisions depend on its options and the arguments of its hooks alone, so that the simulator gives the
 same report for the same seed and a recording can be replayed. It reads no clock, opens no file and starts no thread.

@@ -74,19 +74,19 @@ def test_what_batch_clients_cost_sensitive_ones_in_fig8() -> None:
 def test_edf_says_what_of_its_promise_was_not_kept() -> None:
     missed = [row["missed_%"] for row in rows("overload", policy="edf") if row["load"] > 1]
     told = f"at loads beyond capacity {min(missed):.2f} to {max(missed):.2f} % of the requests were admitted and missed"
-    assert told in text("README.md")
+    assert told in text("docs/client.md")
     assert all(row["missed_%"] == 0 for row in rows("overload", policy="edf") if row["load"] < 1)
 
 
 def test_how_soon_adaptive_refuses_where_batches_save_little() -> None:
     late = [row["refused_p99_ms"] for row in rows("overload", policy="adaptive") if row["refused_%"]]
-    assert f"99 % within {min(late):.1f} to {max(late):.1f} ms in [the run below]" in text("README.md")
+    assert f"99 % within {min(late):.1f} to {max(late):.1f} ms in [this run]" in text("docs/policies.md")
 
 
 def test_how_soon_a_device_is_idle_without_clients() -> None:
     facts = results("overload")["facts"]
     idle = max(value for name, value in facts.items() if "idle after a client was killed" in name)
-    assert f"{idle:.0f} ms after a client is killed the device is idle" in text("README.md")
+    assert f"{idle:.0f} ms after a client is killed the device is idle" in text("docs/measured.md")
 
 
 def test_goodput_beside_the_best_other_policy_in_the_grid() -> None:
@@ -97,15 +97,15 @@ def test_goodput_beside_the_best_other_policy_in_the_grid() -> None:
     assert (
         f"in {len(ahead)} of {len(ratios)} cells, by up to {100 * max(ratios) - 100:.0f} %, "
         f"{100 * geometric_mean(ratios) - 100:.0f} % in the geometric mean, and {100 - 100 * min(ratios):.1f} % below it in the last"
-    ) in text("README.md")
-    assert f"it is {geometric_mean(to_edf):.2f} times `edf`'s" in text("README.md")
+    ) in text("docs/policies.md")
+    assert f"it is {geometric_mean(to_edf):.2f} times `edf`'s" in text("docs/policies.md")
     assert 12 <= max(to_edf) < 13
-    assert "up to twelve times the goodput of `edf`" in text("README.md")
+    assert "up to twelve times the goodput of `edf`" in text("docs/policies.md")
     pressed = [row["ratio"][row["best_other"]][0] for row in rows("grid", memory="adaptive")]
     counts = (len(pressed), sum(r > 1.01 for r in pressed), sum(0.99 < r < 1.01 for r in pressed))
     assert counts == (6, 1, 4)
-    assert "of six cells it is ahead in one, level in four" in text("README.md")
-    assert f"{100 - 100 * min(pressed):.0f} % behind `fifo` in the last" in text("README.md")
+    assert "of six cells it is ahead in one, level in four" in text("docs/policies.md")
+    assert f"{100 - 100 * min(pressed):.0f} % behind `fifo` in the last" in text("docs/policies.md")
 
 
 def span(found: Rows) -> str:
@@ -140,7 +140,7 @@ def test_which_disturbances_missed_their_goals() -> None:
     over = {row["meanwhile"]: row["p99_ratio"] - row["goal"] for row in rows("disturbance") if row["goal"]}
     assert [name for name, by in over.items() if by > 0] == ["loading", "registering"]
     assert over["loading"] < 0.015
-    assert "Registering missed its goal, loading by a hundredth" in text("README.md")
+    assert "Registering missed its goal, loading by a hundredth" in text("docs/measured.md")
 
 
 def test_what_shared_memory_saves() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FRAGMENTS = {"strings-and-images.md": "from clockwork import Client\n\nclient = Client()\n"}
 """What stands before the examples of a document that goes on from README's."""
@@ -86,7 +86,7 @@ def check(directory: Path, texts: dict[str, str], python: str | Path = sys.execu
 
 def test_the_documents_examples_and_the_promised_types_pass_strictly(tmp_path: Path) -> None:
     texts = {**examples(), "promised.py": PROMISED}
-    assert {"README_0.py", "shared_memory_0.py", "policies_0.py", "strings_and_images_0.py"} <= set(texts)
+    assert {"README_0.py", "shared_memory_0.py", "python_0.py", "client_0.py", "strings_and_images_0.py"} <= set(texts)
     check(tmp_path, texts)
 
 

@@ -86,7 +86,13 @@ def check(directory: Path, texts: dict[str, str], python: str | Path = sys.execu
 
 def test_the_documents_examples_and_the_promised_types_pass_strictly(tmp_path: Path) -> None:
     texts = {**examples(), "promised.py": PROMISED}
-    assert {"README_0.py", "shared_memory_0.py", "python_0.py", "client_0.py", "strings_and_images_0.py"} <= set(texts)
+    assert {
+        "README_0.py",
+        "shared_memory_0.py",
+        "python_0.py",
+        "client_0.py",
+        "strings_and_images_0.py",
+    } <= set(texts)
     check(tmp_path, texts)
 
 

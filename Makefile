@@ -151,9 +151,10 @@ results: $(TESTABLE) ## measure anew what documents show, on a quiet machine (RE
 pictures: $(TESTABLE) ## draw the dashboard's pictures of README and docs/watching.md anew, in Chromium (PICTURES='devices memory')
 	$(BIN)/python -m tools.pictures $(PICTURES)
 
-lint: $(TESTABLE) ## ruff and clang-format: rules and format
+lint: $(TESTABLE) ## ruff and clang-format: rules and format; tools/words.py: comments and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/words.py
 	@$(native_files) | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
 format: $(TESTABLE) ## let ruff and clang-format put right what they can

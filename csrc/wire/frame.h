@@ -1,0 +1,70 @@
+// Frames of messages through libzmq itself, without a copy.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <new>
+#include <string_view>
+
+#include "zmq_api.h"
+
+namespace clockwork {
+
+// The functions of the libzmq that pyzmq brought; set once, before anything here is made.
+inline const clockwork_zmq_api* zmq = nullptr;
+
+// One frame. Small ones live inside; what is larger is counted, and a copy shares it.
+class Frame {
+public:
+    Frame() { zmq->msg_init(&message_); }
+    ~Frame() { zmq->msg_close(&message_); }
+    Frame(Frame&& other) noexcept : Frame() { zmq->msg_move(&message_, &other.message_); }
+    Frame& operator=(Frame&& other) noexcept {
+        zmq->msg_move(&message_, &other.message_);
+        return *this;
+    }
+    Frame(const Frame&) = delete;
+    Frame& operator=(const Frame&) = delete;
+
+    // libzmq writes to what it shares from (it notes that it is shared), hence no const.
+    void share(Frame& other) { zmq->msg_copy(&message_, &other.message_); }
+    void clear() {
+        zmq->msg_close(&message_);
+        zmq->msg_init(&message_);
+    }
+    void copy_of(std::string_view bytes, std::string_view rest = {}) {
+        zmq->msg_close(&message_);
+        if (zmq->msg_init_size(&message_, bytes.size() + rest.size()) != 0)
+            out_of_memory();
+        char* target = static_cast<char*>(data());
+        std::copy_n(rest.data(), rest.size(), std::copy_n(bytes.data(), bytes.size(), target));
+    }
+    // Bytes of somebody else; let_go() tells the owner, on any thread, that they are not needed any more.
+    void lend(void* bytes, std::size_t size, void (*let_go)(void*, void*), void* hint) {
+        zmq->msg_close(&message_);
+        if (zmq->msg_init_data(&message_, bytes, size, let_go, hint) != 0)
+            out_of_memory();
+    }
+    void* data() { return zmq->msg_data(&message_); }
+    std::size_t size() const { return zmq->msg_size(&message_); }
+    std::string_view view() { return {static_cast<const char*>(data()), size()}; }
+    bool more() const { return zmq->msg_more(&message_) != 0; }
+    // Of the connection that it came on; -1 if that has none (a peer that speaks the first ZMTP).
+    int descriptor() const { return zmq->msg_get(&message_, CLOCKWORK_ZMQ_SRCFD); }
+    // The public key that its connection was made with, as Z85; "" without CURVE.
+    std::string_view key() const {
+        const char* found = zmq->msg_gets(&message_, "User-Id");
+        return found != nullptr ? found : "";
+    }
+    clockwork_zmq_message* message() { return &message_; }
+
+private:
+    [[noreturn]] void out_of_memory() {
+        zmq->msg_init(&message_);
+        throw std::bad_alloc();
+    }
+
+    clockwork_zmq_message message_;
+};
+
+}  // namespace clockwork

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from bench import report
-from clockwork import config
 from clockwork.config import CUDA_PAGE_BYTES
+from clockwork.config.device import cuda_driver
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, open_memory, target_of
@@ -246,7 +246,7 @@ def row(what: str, times_ns: list[int]) -> dict[str, Any]:
 @functools.cache
 def counter() -> Callable[[bytes], int]:
     """What counts the calls of a driver's function; on a GPU it gives 0."""
-    count = getattr(ctypes.CDLL(config.cuda_driver()), "cw_fake_calls", None)
+    count = getattr(ctypes.CDLL(cuda_driver()), "cw_fake_calls", None)
     if count is None:
         return lambda function: 0
     count.restype = ctypes.c_int64

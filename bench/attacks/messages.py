@@ -16,7 +16,8 @@ import onnx
 
 from bench import http2, zmtp
 from bench.attacks.site import ATTACK_S_MAX, MIB, SEED, Attack, Site
-from clockwork.config import CHUNK_BYTES, UNREAD_NS
+from clockwork.config import CHUNK_BYTES
+from clockwork.config.controller import UNREAD_NS
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages

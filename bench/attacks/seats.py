@@ -15,7 +15,7 @@ import msgpack
 from bench import zmtp
 from bench.attacks.messages import answering, listed, wide_requests
 from bench.attacks.site import ATTACK_S_MAX, Attack, Site
-from clockwork.config import UPLOADS_MAX
+from clockwork.config.controller import UPLOADS_MAX
 from clockwork.errors import ClockworkError
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns

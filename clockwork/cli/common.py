@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from clockwork import config
+from clockwork.config import cli as bounds
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, Refused
 from clockwork.launch.lines import said
 from clockwork.wire.logs import json_line
@@ -220,7 +221,7 @@ def log_format_option(command: Callable[..., None]) -> Callable[..., None]:
 
     def take(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
-            config.set_log_format(value)  # of the processes that it starts, too
+            bounds.set_log_format(value)  # of the processes that it starts, too
 
     return click.option(
         "--log-format", type=click.Choice(config.LOG_FORMATS), callback=take, expose_value=False, is_eager=True,

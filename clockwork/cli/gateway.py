@@ -10,6 +10,7 @@ import click
 
 from clockwork import config
 from clockwork.cli.common import FILE, FOLDER, PATH, Duration, log_format_option
+from clockwork.config import cli as settings
 from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
@@ -41,7 +42,7 @@ def _request_size(context: click.Context, parameter: click.Parameter, value: str
 
 
 def _hosts(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    found = values or config.allowed_hosts()
+    found = values or settings.allowed_hosts()
     for value in found:
         if not split(value)[0]:
             raise click.BadParameter(f"{value!r} is no HOST or HOST:PORT (or CLOCKWORK_ALLOWED_HOST has it)")
@@ -60,7 +61,7 @@ def allowed_host_option(command: Callable[..., None]) -> Callable[..., None]:
 def _status_codes(
     context: click.Context, parameter: click.Parameter, value: str | None
 ) -> bounds.StatusCodes:
-    given = value or config.status_codes() or bounds.StatusCodes.MESH
+    given = value or settings.status_codes() or bounds.StatusCodes.MESH
     try:
         return bounds.StatusCodes(given)
     except ValueError:
@@ -221,7 +222,7 @@ def gateway(
     sys.exit(process.main(bounds.GatewaySettings(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
-        operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
+        operator_token_file=operator_token_file, operator_key=operator_key or settings.operator_key_file(),
         insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes,
         status_codes=status_codes, otlp_endpoint=otlp_endpoint,
         repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,

@@ -26,6 +26,7 @@ from clockwork.cli.gateway import (
     repository_options,
     status_codes_option,
 )
+from clockwork.config import cli as bounds
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.errors import ConfigError
 from clockwork.gateway.settings import StatusCodes
@@ -350,14 +351,14 @@ def controller(
         check_recorder(recorder_bytes, record, telemetry)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
-        worker_endpoint=worker_listen or config.worker_endpoint(),
-        events_endpoint=events or config.events_endpoint(),
+        worker_endpoint=worker_listen or bounds.worker_endpoint(),
+        events_endpoint=events or bounds.events_endpoint(),
         data=data or config.data_directory(),
         policy=policy,
         memory=memory or "",
         options=numbers | ({"save_devices": 1.0} if save_devices else {}),
         key=key or config.key_file(),
-        allowed=allowed or config.allowed_file(),
+        allowed=allowed or bounds.allowed_file(),
         insecure=insecure,
         await_models=await_models,
         record=record,
@@ -403,7 +404,7 @@ def worker(
     from clockwork.worker.settings import WorkerSettings, device_names
 
     settings = WorkerSettings(
-        endpoint=connect or config.worker_endpoint(),
+        endpoint=connect or bounds.worker_endpoint(),
         devices=device_names(device, devices),
         emulate=emulate,
         arena_bytes=arena,

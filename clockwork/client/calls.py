@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from clockwork import config
 from clockwork.client.memory import Loan
+from clockwork.config import client as bounds
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
@@ -164,7 +165,7 @@ def slo_ns_of(slo: float | None) -> int:
     if slo is None:
         return 0
     slo_ns = checked_ns(slo, "slo")
-    if slo_ns >= config.SLO_DOUBTED_NS:
+    if slo_ns >= bounds.SLO_DOUBTED_NS:
         warnings.warn(
             f"an SLO is in seconds: {slo:g} is {slo:g} s, {slo:g} ms is {slo / 1000:g}",
             SloWarning,

@@ -27,7 +27,8 @@ from clockwork import config
 from clockwork.client import idle
 from clockwork.client.calls import Arguments, Call, Value, error_of
 from clockwork.client.pending import CallFuture, PendingCall, Received
-from clockwork.config.wire import CLOSE_S
+from clockwork.config import client as bounds
+from clockwork.config.client import CLOSE_S
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
@@ -276,9 +277,9 @@ class Channel:
             raise ConnectionLost("the client is closed")
 
     def _check_room(self) -> None:
-        if len(self._calls) + len(self._queue) >= config.CLIENT_CALLS_MAX:
+        if len(self._calls) + len(self._queue) >= bounds.CLIENT_CALLS_MAX:
             raise Refused(
-                f"this client waits for {config.CLIENT_CALLS_MAX} answers already", Reason.OVERLOADED.value
+                f"this client waits for {bounds.CLIENT_CALLS_MAX} answers already", Reason.OVERLOADED.value
             )
 
     def _hand_in(self, work: Callable[[], None], bounded: bool) -> None:
@@ -383,7 +384,7 @@ class Channel:
                 if self._calls or self._queue:
                     idle_since = now
                 elif (
-                    now - idle_since >= config.CLIENT_THREAD_IDLE_NS or self._lone >= config.CLIENT_LONE_CALLS
+                    now - idle_since >= bounds.CLIENT_THREAD_IDLE_NS or self._lone >= bounds.CLIENT_LONE_CALLS
                 ):
                     with self._lock:
                         if not self._queue and not self._closing:
@@ -392,7 +393,7 @@ class Channel:
                             return
                 self._sleeping = True
                 if not self._queue and not self._closing:
-                    self._sleep(min(self._next_deadline_ns(), idle_since + config.CLIENT_THREAD_IDLE_NS))
+                    self._sleep(min(self._next_deadline_ns(), idle_since + bounds.CLIENT_THREAD_IDLE_NS))
                 self._sleeping = False
             error = ConnectionLost("the client was closed")
         finally:
@@ -512,7 +513,7 @@ class Channel:
         At most CLIENT_MESSAGES_PER_TURN messages, so that a flood leaves the caller time for its deadlines; the rest
         keeps the dealer readable.
         """
-        left = config.CLIENT_MESSAGES_PER_TURN
+        left = bounds.CLIENT_MESSAGES_PER_TURN
         if self._dealer is not None:
             self._dealer.look(self.kept_bytes())
         while (dealer := self._dealer) is not None:
@@ -603,8 +604,8 @@ class Channel:
         elif kind is UploadNeed or kind is UploadAck or kind is Progress:
             call = self._calls.get(message.request_id)
             if call is not None and call.inbox is not None:
-                if call.inbox.qsize() >= config.CLIENT_INBOX_MAX:
-                    text = f"{config.CLIENT_INBOX_MAX} messages of {self.endpoint} wait for this call to read them"
+                if call.inbox.qsize() >= bounds.CLIENT_INBOX_MAX:
+                    text = f"{bounds.CLIENT_INBOX_MAX} messages of {self.endpoint} wait for this call to read them"
                     self._end(call, None, ClockworkError(text))
                     return
                 if call.renewed:

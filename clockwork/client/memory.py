@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from clockwork.config import (
+from clockwork.config.client import (
     CLIENT_MEMORY_BYTES_MAX,
     CLIENT_MEMORY_PART_BYTES,
     CLIENT_MEMORY_PAUSE_MAX_NS,

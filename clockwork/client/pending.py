@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
-from clockwork import config
+from clockwork.config import client as bounds
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import now_ns
 from clockwork.wire.transport import Frame
@@ -45,7 +45,7 @@ class PendingCall:
         self.frames = frames
         self.timeout_ns = timeout_ns
         self.deadline_ns = now + timeout_ns
-        self.connect_ns = now + config.CLIENT_CONNECT_NS
+        self.connect_ns = now + bounds.CLIENT_CONNECT_NS
         self.renewed = False
         self.sent = False
         self.done = False

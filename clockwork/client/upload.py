@@ -11,6 +11,7 @@ from clockwork import config
 from clockwork.client import calls
 from clockwork.client.calls import ProgressCallback
 from clockwork.client.channel import CallStream, Channel
+from clockwork.config import client as bounds
 from clockwork.errors import ClockworkError, InvalidModel
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Progress, UploadAck, UploadChunk, UploadNeed
@@ -39,7 +40,7 @@ def register(
     for index, (path, source) in enumerate(files):
         tell("hash", index, len(files))
         rows.append([path, *_size_and_sha256(source)])
-    stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
+    stall_ns = bounds.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
     stream = channel.open_stream(calls.REGISTER, stall_ns, timeout_ns is None, name, rows, options)
     if opened is not None:
         opened(stream)

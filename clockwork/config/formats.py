@@ -69,3 +69,27 @@ ORIGIN_MAX = 4096  # characters
 
 STEP_BYTES_MAX = 1 << 28
 """Largest object of a recording that is read."""
+
+# ----- formats/{checksums,durable}.py ----------------------------------------------------------
+
+CHECK_PIECE_BYTES = 1 << 20
+"""Bytes of a stored file that are read and hashed at once; other work may run between two pieces."""
+
+DAMAGED_KEPT_MAX = 4
+"""Damaged files or directories that a folder keeps for inspection; older ones are removed."""
+
+SEALED_BYTES_MAX = 64 << 20
+"""Largest sealed file: a record, a route, or the description of a prepared model, which has a row for each weight."""
+
+MENDED_BYTES_MAX = 8192
+"""Largest sealed file in which a flipped bit is searched for: trying each bit takes a quarter of a second."""
+
+# ----- formats/fetching.py ---------------------------------------------------------------------
+
+TRANSFERS_MAX = 4
+"""Packages that a worker fetches at once; more wait for their turn."""
+
+# ----- formats/profiles.py ---------------------------------------------------------------------
+
+PROFILE_BYTES_MAX = 1 << 29
+"""The largest profile file: a million models of five hundred bytes each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 # ----- gateway/settings.py ---------------------------------------------------------------------
 
 REQUEST_BYTES_MAX = 64 << 20
@@ -299,3 +301,28 @@ CONFIG_BYTES_MAX = 1 << 20
 
 NESTING_MAX = 64
 """Deepest nesting of brackets: protobuf's reader takes the interpreter's stack for each level."""
+
+# ----- gateway/errors.py -----------------------------------------------------------------------
+
+ERROR_CHARS_MAX = 1_000
+"""Longest sentence of an error of the gateway, and longest of its details: gRPC's peers take 8 KB of metadata."""
+
+# ----- gateway/tracing.py ----------------------------------------------------------------------
+
+OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def wants_traces() -> bool:
+    """Whether OpenTelemetry's own variables name a target for traces, and do not disable it."""
+    return not disables_traces() and any(os.environ.get(name) for name in OTLP_ENDPOINTS)
+
+
+def disables_traces() -> bool:
+    """Whether OpenTelemetry's own variable disables traces."""
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def names_service() -> bool:
+    """Whether the environment names this process for traces."""
+    named = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    return bool(os.environ.get("OTEL_SERVICE_NAME")) or "service.name=" in named

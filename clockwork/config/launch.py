@@ -49,3 +49,17 @@ DEMO_SLO_S = 0.1
 
 DEMO_LOAD_S = 3_600
 """How long a load lasts; then it begins anew."""
+
+# ----- launch/restarts.py ----------------------------------------------------------------------
+
+RESTART_PAUSE_NS = 250_000_000
+"""Pause before the second restart in a row of a process that ended, doubled each time; the first restart is immediate."""
+
+RESTART_PAUSE_MAX_NS = 16_000_000_000
+"""Longest pause before a restart."""
+
+RESTART_SETTLED_NS = 60_000_000_000
+"""Running time after which a process that ends counts as failing for the first time."""
+
+RESTARTS_MAX = 8
+"""Restarts in a row after which a process is given up: half a minute of pauses."""

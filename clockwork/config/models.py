@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 # ----- models/lengths.py -----------------------------------------------------------------------
 
 LENGTH_SECONDS = 0.04
@@ -135,3 +137,35 @@ TERMS_MAX = 64
 
 KNOWN_MAX = 256
 """Most elements of a tensor whose values are tracked because it may be a shape."""
+
+# ----- models/runtime.py -----------------------------------------------------------------------
+
+PREPARATION_LONG_RUN_NS = 2_000_000_000
+"""Duration of an execution during preparation beyond which the preparation is slow at once."""
+
+# ----- models/trials.py ------------------------------------------------------------------------
+
+TRIAL_FIRST_NS = 10_000_000
+"""Time of a device that a worker asks for to execute a model, or load a page of it, for the first time."""
+
+TRIAL_COPIES = 3
+"""A model of fewer pages has each copied so often to time a LOAD of it; a larger one copies enough."""
+
+TRIAL_CLAIMS_MAX = 20
+"""Reservations in which the pages to try a model in may still be in use, before it is given up."""
+
+TRIAL_RUNS = 5
+"""Executions of each batch size by which a model on a GPU is timed; the last of those to warm up is the first of them."""
+
+TRIAL_LONG_RUNS = 3
+"""The same, of a size that takes longer than a RESERVE for several: others wait for each."""
+
+TRIAL_WARM, TRIAL_WARM_RUNS = 0.97, 20
+"""Executions before those: until one takes more than this part of the one before, and at most so many."""
+
+
+def bare_environment(**values: str) -> dict[str, str]:
+    """The variables that every program needs to run, and ``values``: for a child process whose result must not depend on
+    this process's environment."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+    return {**{name: os.environ[name] for name in kept if name in os.environ}, **values}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+
+from clockwork.config import environment
+from clockwork.errors import ConfigError
+
 # ----- sources/reader.py -----------------------------------------------------------------------
 
 SOURCE_FILES_MAX = 200_000
@@ -69,3 +74,13 @@ FIRST_PAUSE_S = 1.0
 
 READER_IDLE_S = 30.0
 """Pause between listings in which the reader's process, of some 100 MB, is not kept."""
+
+
+def source_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """CLOCKWORK_SOURCE_NETWORKS: networks, with commas between them, in which servers that models are fetched from may
+    redirect to addresses that are not public. Raises ConfigError."""
+    said = environment("SOURCE_NETWORKS", "")
+    try:
+        return [ipaddress.ip_network(word.strip()) for word in said.split(",") if word.strip()]
+    except ValueError as error:
+        raise ConfigError(f"CLOCKWORK_SOURCE_NETWORKS: {error}") from None

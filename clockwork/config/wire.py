@@ -1,4 +1,4 @@
-"""Bounds of sockets, connections and clocks between processes."""
+"""Bounds of messages, sockets and connections between processes."""
 
 from __future__ import annotations
 
@@ -34,18 +34,82 @@ FRAME_MEMORY_RATIO = 64
 HEARTBEAT_BYTES_PER_S = 1 << 10
 """Allowance for the peer's heartbeats, which libzmq takes itself."""
 
-# ----- client/connection.py --------------------------------------------------------------------
+# ----- messages, texts and queues --------------------------------------------------------------
 
-CLOSE_S = 5.0
-"""Time for which close() waits for the thread that owns the socket; only a callback that hangs takes so long."""
+HEADER_BYTES_MAX = 32 << 10
+"""Largest header of a message for which messages.HEADER_BYTES has no bound of its own."""
 
-# ----- controller/clocksync.py -----------------------------------------------------------------
+SENTENCE_BYTES_MAX = 16 << 10
+"""Longest sentence for people in a message; the sender cuts a longer one."""
 
-DRIFT_PPM = 200
-"""Bound of the drift between two clocks: twice that of the worst crystals."""
+REPLY_BYTES_MAX = 16 << 20
+REPLY_VALUES_MAX = 1_000_000
+"""Size and values of the answer to a query, enough for some 25,000 models; a longer answer is a failure."""
 
-LOST_NS = 500_000_000
-"""Uncertainty of a clock's offset at which windows mean nothing, and the worker's clock counts as lost."""
+STATS_VALUES_MAX = 100_000
+"""Most values in a heartbeat: a worker of a thousand devices sends 30,000."""
 
-RESET_TOLD_NS = 10_000_000_000
-"""Time for which a jump of a clock is reported."""
+TOLD_CHARS = 80
+"""Characters of an untrusted value that a sentence about it quotes (clockwork.wire.telling)."""
+
+COMPLAINT_LINES = 5
+COMPLAINT_INTERVAL_NS = 1_000_000_000
+"""Complaints of a kind about peers: COMPLAINT_LINES lines are logged at once, and one for each interval after that.
+Complaints that are left out are counted."""
+
+COMPLAINT_CHARS_MAX = 4_000
+COMPLAINT_FRAMES = 12
+"""Longest complaint in the log, and the number of innermost calls in a traceback there."""
+
+LOG_CHARS_MAX = 16_000
+"""Longest line of a log."""
+
+STRING_SIZE_MIN = 64
+"""Bytes, or work of an image, up to which strings count as of one size where executions are timed; longer ones count as of
+the next power of two."""
+
+LENGTH_CLASS_MIN = 4
+"""Size up to which dimensions count as of one size in which requests of different length share batches; larger ones as of
+the next power of two, or of the next that is one and a half."""
+
+SEND_QUEUE_MAX = 65_536
+"""ZMQ_SNDHWM: messages that may wait for a peer; a peer that lets more pile up is disconnected."""
+
+EVENTS_QUEUE_MAX = 1_024
+"""Events of a few hundred bytes that may wait for a subscriber; a subscriber that does not keep up loses the rest."""
+
+EVENTS_TOPIC_BYTES_MAX = 1 << 10
+EVENTS_RECEIVED_BYTES_MAX = 64 << 10
+"""Largest subscription, and most bytes that a subscriber may send; more ends its connection. A publisher keeps every
+subscription."""
+
+SUBSCRIPTIONS_PER_LOOK = 256
+"""Subscriptions that a publisher takes in at once: half a millisecond."""
+
+ALLOWED_BYTES_MAX = 4 << 20
+"""Largest list of allowed keys: some 60,000 of them."""
+
+# ----- a worker's reports ----------------------------------------------------------------------
+
+PROFILE_POINTS_MAX = 4_096
+"""Most points of a model's profile that a worker may report."""
+
+RUNS_REPORTED_MAX = 1 << 17
+"""Most runs of pages of a model that a worker may report."""
+
+SUMMARY_TEXT_CHARS_MAX = 4_096
+"""Longest text in a worker's summary of a model."""
+
+# ----- a worker's hello ------------------------------------------------------------------------
+
+PAGE_BYTES_MAX = 1 << 28
+PAGES_MAX = 1 << 24
+"""Largest page, and most pages, of a device's arena. All pages of WORKER_DEVICES_MAX devices fit 62 bits of bytes."""
+
+RUN_AHEAD_MAX = 256
+"""Largest run_ahead that a device may announce."""
+
+HOST_BYTES_MAX = 1 << 50
+
+CLOCK_MHZ_MAX = 1_000_000
+"""A clock rate above any real one."""

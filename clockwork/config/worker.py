@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
+from clockwork.config import SECONDS_MAX, environment, parse_bytes, visible_devices
+from clockwork.errors import ConfigError
+
 # ----- worker/{runner,session,devices}.py ------------------------------------------------------
 
 END_PAUSE_S = 0.001
@@ -39,3 +45,119 @@ MESSAGE_BYTES_MAX = 1 << 20
 
 TURN_PAUSE_S = 0.05
 RECEIVE_BYTES = 65_536
+
+# ----- worker/{checks,models}.py ---------------------------------------------------------------
+
+CHECK_JOB_MODELS = 16
+"""Prepared models that the preparation process checks before it looks for a model to prepare."""
+
+REFETCHES_MAX = 2
+"""Times that a worker fetches a damaged package again before it gives the model up."""
+
+# ----- worker/session.py -----------------------------------------------------------------------
+
+HELLO_PAUSE_NS = 250_000_000
+"""Pause before the next hello of a worker that the controller let go soon after it had let it in; doubled each time up to
+HELLO_PAUSE_MAX_NS. Without it, a worker that the controller cannot handle would join and leave hundreds of times a
+second."""
+
+HELLO_PAUSE_MAX_NS = 8_000_000_000
+
+HELLO_SETTLED_NS = 10_000_000_000
+"""Time with a controller after which a worker that is let go says hello again at once."""
+
+# ----- worker/{process,preparation,runner}.py --------------------------------------------------
+
+WORKER_MESSAGES_PER_TURN = 64
+"""Messages that a worker takes from its socket before it polls its devices again."""
+
+JITTER_WINDOW = 256
+"""Timed waits over which a worker measures how late it wakes; at four heartbeats a second, one minute."""
+
+SWITCH_INTERVAL_NS = 50_000
+"""How long a worker's helper threads may keep the interpreter once its loop wants it (Python's own: 5 ms)."""
+
+COLLECT_INTERVAL_NS = 10_000_000_000
+"""Interval at which a worker collects cyclic garbage, in a heartbeat rather than in the middle of other work."""
+
+PREPARATION_SLOW_NS = 10_000_000_000
+"""Time after which a preparation is slow: the next one starts beside it, or instead of it."""
+
+PREPARATIONS_MAX = 3
+"""Preparations that run at once, of a worker and of all workers that share a store."""
+
+PREPARATION_IDLE_NS = 60_000_000_000
+"""Idle time after which the preparation process ends, which frees its memory."""
+
+PREPARATION_RSS_MAX = 2 << 30
+"""Memory beyond which a preparation process is replaced before the next model."""
+
+PREPARATION_BYTES = 2 << 30
+"""Memory that a preparation may take whatever its package's size, unless CLOCKWORK_PREPARATION_BYTES says otherwise: at 16
+rows, a network for images takes 0.7 GiB of it."""
+
+PREPARATION_BYTES_FACTOR = 12
+"""Memory beyond PREPARATION_BYTES that a preparation may take, as a multiple of its package's size. A model of 244 MiB took
+9.5 times its size, twice of it as arenas in which it was timed; smaller ones no more than 10 times."""
+
+PREPARATION_BYTES_PER_CPU = 32 << 20
+"""And for each processor: the stacks of two sessions' threads, which are counted whole."""
+
+PREPARATION_FREE_SHARE = 0.75
+"""Share of the machine's free memory that a preparation may take: beyond that, the machine has too little for it."""
+
+EXECUTION_LIMIT_NS = 2_000_000_000
+EXECUTION_LIMIT_FACTOR = 10
+"""An execution is ended after EXECUTION_LIMIT_FACTOR times its predicted time, but not before EXECUTION_LIMIT_NS: on a
+busy machine it may be descheduled for a second."""
+
+LOAD_LIMIT_NS = 30_000_000_000
+LOAD_LIMIT_FACTOR = 10
+"""A worker begins anew when a LOAD or FETCH, which cannot be interrupted, takes more than LOAD_LIMIT_FACTOR times its
+predicted time, but not before LOAD_LIMIT_NS (or CLOCKWORK_LOAD_LIMIT's seconds): a disk of 333 MB/s reads 10 GB that have
+left the page cache in that time."""
+
+CHECK_LIMIT_NS = 600_000_000_000
+"""Limit of the check of stored bytes that a LOAD waits for, after which its worker begins anew: 60 GB at 100 MB/s."""
+
+WATCH_INTERVAL_NS = 50_000_000
+"""Interval at which a worker checks running actions against their limits."""
+
+WATCH_GAP_MAX_NS = 200_000_000
+"""Most time between two of these checks that counts against an action: beyond it the worker itself did not run."""
+
+PREPARATION_OOM_SCORE = 1000
+"""oom_score_adj of a preparation, which goes before its worker whatever either of them has taken: it can be repeated."""
+
+DRAIN_SETTLE_NS = 1_000_000_000
+"""Time for which an idle worker that stops waits for the controller's word that no more actions are on their way."""
+
+
+def show_mig_instances(uuids: Sequence[str]) -> None:
+    """Have CUDA show these MIG instances (MIG-...) to this process, unless CUDA_VISIBLE_DEVICES hides them.
+
+    To be called before the driver is initialised, which shows the first instance of the first card otherwise.
+    """
+    given = visible_devices()
+    if given is None or set(uuids) <= set(given.split(",")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+
+
+def preparation_bytes(package_bytes: int) -> int:
+    """Memory that preparing a package may take. Raises ConfigError."""
+    said = environment("PREPARATION_BYTES", "")
+    base = parse_bytes(said) if said else PREPARATION_BYTES
+    processors = (os.cpu_count() or 1) * PREPARATION_BYTES_PER_CPU
+    return base + processors + PREPARATION_BYTES_FACTOR * package_bytes
+
+
+def load_limit_ns() -> int:
+    """Lower bound of the limits of LOADs and FETCHes. Raises ConfigError."""
+    said = environment("LOAD_LIMIT", "")
+    try:
+        seconds = float(said) if said else LOAD_LIMIT_NS / 1e9
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= SECONDS_MAX:
+        raise ConfigError(f"CLOCKWORK_LOAD_LIMIT is {said!r}: it is seconds, at most {SECONDS_MAX:g}")
+    return round(seconds * 1e9)

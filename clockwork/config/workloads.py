@@ -73,3 +73,8 @@ NOISE_EXECUTIONS_MIN = 500
 
 SHRUNK_MAX = 3
 """Failures of a call that are shrunk: further ones are most likely the same."""
+
+# ----- sim/shrink.py ---------------------------------------------------------------------------
+
+SHRINK_RUNS_MAX = 2_000
+"""Runs of a failed simulated world to find the smallest one that still fails; each takes milliseconds."""

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clockwork.config import ConnectionBounds
+from clockwork.config.controller import ConnectionBounds
 from clockwork.controller._values import Interface
 from clockwork.controller.flaws import Flaw
 from clockwork.scheduler.types import Command, Event, ShapeKey

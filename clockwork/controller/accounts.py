@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from clockwork.config import EVIDENCE_MAX, FAULT_WINDOW_NS, OVERRUNS_MAX
+from clockwork.config.controller import EVIDENCE_MAX, FAULT_WINDOW_NS, OVERRUNS_MAX
 from clockwork.controller.troubles import TroubleKind
 from clockwork.scheduler.types import Fault
 

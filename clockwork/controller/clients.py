@@ -10,7 +10,8 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
-from clockwork.config import FAILURE_CHARS_MAX, SEATS_ASKED_MAX, VERSION
+from clockwork.config import FAILURE_CHARS_MAX, VERSION
+from clockwork.config.controller import SEATS_ASKED_MAX
 from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
 from clockwork.controller.access import Access
 from clockwork.controller.context import Context

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from clockwork.config import CLOCK_LIMIT_NS, CLOCK_WINDOW
-from clockwork.config.wire import DRIFT_PPM, LOST_NS, RESET_TOLD_NS
+from clockwork.config.controller import CLOCK_LIMIT_NS, CLOCK_WINDOW, DRIFT_PPM, LOST_NS, RESET_TOLD_NS
 from clockwork.wire.messages import NEVER_NS
 
 

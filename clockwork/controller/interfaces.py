@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from clockwork.config import BATCH_SIZE_MAX, RUN_PAGES_MAX
+from clockwork.config import BATCH_SIZE_MAX
+from clockwork.config.controller import RUN_PAGES_MAX
 from clockwork.errors import InvalidInput
 from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ProfilePoint

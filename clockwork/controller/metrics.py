@@ -11,7 +11,8 @@ import collections
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_BOUNDS_NS
+from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE
+from clockwork.config.controller import PREDICTION_BOUNDS_NS
 from clockwork.controller._exchange import TIMES
 from clockwork.controller.context import Context
 from clockwork.controller.links import WorkerLink

@@ -12,7 +12,8 @@ import heapq
 import itertools
 from typing import Any
 
-from clockwork.config import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS, TROUBLE_CHARS_MAX
+from clockwork.config import TROUBLE_CHARS_MAX
+from clockwork.config.controller import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.models import ModelVersion
 

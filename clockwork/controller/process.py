@@ -19,16 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from clockwork.config import (
-    DRAIN_BATCH_EVENTS,
-    FRAMES_MAX,
-    HEARTBEAT_NS,
-    PRIORITY_DEFAULT,
-    QUEUED_REQUESTS_MAX,
-    TURN_HEADER_BYTES,
-    TURN_PYTHON_NS,
-    VERSION,
-)
+from clockwork.config import FRAMES_MAX, HEARTBEAT_NS, PRIORITY_DEFAULT, QUEUED_REQUESTS_MAX, VERSION
+from clockwork.config.controller import DRAIN_BATCH_EVENTS, TURN_HEADER_BYTES, TURN_PYTHON_NS
 from clockwork.config.recorder import RECORDER_SPAN_NS
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,

@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, STATUS_ROWS_MAX, VERSION
+from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
+from clockwork.config.controller import STATUS_ROWS_MAX
 from clockwork.controller.context import Context
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.models import ModelTable, ModelVersion

@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clockwork.config import ERASE_RETRY_NS, MODELS_MAX, VERSION_MAX, VERSIONS_MAX
+from clockwork.config import MODELS_MAX, VERSION_MAX, VERSIONS_MAX
+from clockwork.config.controller import ERASE_RETRY_NS
 from clockwork.controller.effects import (
     CommitUpload,
     Effect,

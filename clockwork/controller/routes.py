@@ -15,7 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSION_MAX, VERSIONS_MAX
+from clockwork.config import SHARE_WHOLE, VERSION_MAX, VERSIONS_MAX
+from clockwork.config.controller import ROUTES_KEPT
 from clockwork.errors import InvalidInput
 from clockwork.formats.checksums import seal
 from clockwork.formats.package import check_name

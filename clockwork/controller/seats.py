@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from clockwork.config import (
-    CLIENTS_MAX,
-    DESCRIPTORS_KEPT,
-    DESCRIPTORS_LEAST,
-    SUBSCRIBERS_MAX,
-    UNGREETED_MAX,
-    WORKERS_MAX,
-)
+from clockwork.config import CLIENTS_MAX, SUBSCRIBERS_MAX, WORKERS_MAX
+from clockwork.config.controller import DESCRIPTORS_KEPT, DESCRIPTORS_LEAST, UNGREETED_MAX
 from clockwork.errors import ConfigError
 
 

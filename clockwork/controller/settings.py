@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clockwork import config
+from clockwork.config import controller as bounds
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.config.recorder import RECORDER_BYTES, RECORDER_BYTES_LEAST
 from clockwork.errors import ConfigError
@@ -27,12 +28,12 @@ class ControllerSettings:
     insecure: bool = False  # listen beyond loopback without keys
     await_models: Sequence[str] = ()  # names of models that must be registered before the cluster is ready
     record: Path | None = None  # where to write down what the scheduler is told
-    record_bytes_max: int = config.RECORD_BYTES_MAX
+    record_bytes_max: int = bounds.RECORD_BYTES_MAX
     recorder_bytes: int = RECORDER_BYTES  # of the flight recorder's ring; 0: it is off
     telemetry: Path | None = None  # where every request and action is written
     telemetry_bytes_max: int = TELEMETRY_BYTES
-    client_bounds: config.ConnectionBounds = config.CLIENT_CONNECTIONS
-    worker_bounds: config.ConnectionBounds = config.WORKER_CONNECTIONS
+    client_bounds: bounds.ConnectionBounds = bounds.CLIENT_CONNECTIONS
+    worker_bounds: bounds.ConnectionBounds = bounds.WORKER_CONNECTIONS
 
 
 def check_recorder(recorder_bytes: int, record: Path | None, telemetry: Path | None) -> None:

@@ -6,7 +6,7 @@ word or because it has left.
 
 from __future__ import annotations
 
-from clockwork.config import REPORTED_SOURCES_MAX
+from clockwork.config.controller import REPORTED_SOURCES_MAX
 from clockwork.controller.troubles import TroubleKind, Troubles
 from clockwork.errors import InvalidInput
 

@@ -10,7 +10,8 @@ import dataclasses
 import enum
 from typing import Any
 
-from clockwork.config import TROUBLE_CHARS_MAX, TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
+from clockwork.config import TROUBLE_CHARS_MAX
+from clockwork.config.controller import TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
 
 
 class TroubleKind(enum.StrEnum):

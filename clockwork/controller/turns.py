@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 
-from clockwork.config import CHANGES_WAITING_MAX
+from clockwork.config.controller import CHANGES_WAITING_MAX
 from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, WriteChange
 from clockwork.controller.tasks import ClientTask, Following, Task
 from clockwork.controller.troubles import TroubleKind

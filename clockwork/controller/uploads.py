@@ -11,14 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from clockwork.config import (
-    CHUNK_BYTES,
-    CHUNK_WINDOW,
-    UPLOAD_BYTES_LEAST,
-    UPLOAD_IDLE_NS,
-    UPLOAD_STALL_NS,
-    UPLOADS_MAX,
-)
+from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW
+from clockwork.config.controller import UPLOAD_BYTES_LEAST, UPLOAD_IDLE_NS, UPLOAD_STALL_NS, UPLOADS_MAX
 from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,

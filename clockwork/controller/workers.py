@@ -10,18 +10,16 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
-from clockwork.config import (
-    FAILURE_CHARS_MAX,
+from clockwork.config import FAILURE_CHARS_MAX, VERSION, WORKERS_MAX
+from clockwork.config.controller import (
     FETCHES_MAX,
     JITTER_COUNTED_MAX_NS,
     STATS_BYTES_DEVICE,
     STATS_BYTES_WORKER,
     STATS_VALUES_DEVICE,
     STATS_VALUES_WORKER,
-    VERSION,
     WORKER_FAULTS_MAX,
     WORKER_TIMEOUT_NS,
-    WORKERS_MAX,
 )
 from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE, WORKERS
 from clockwork.controller.access import Access

@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup
 from libc.stdio cimport snprintf
 
-from clockwork.config import workspace_bytes_max
+from clockwork.config.device import workspace_bytes_max
 from clockwork.errors import ClockworkError, ConfigError
 
 # y = x * w, x: float[n, 2], w: float[2]; made with onnx.helper, opset 13.

@@ -24,6 +24,7 @@ import weakref
 from pathlib import Path
 
 from clockwork import config
+from clockwork.config import device as bounds
 from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
@@ -83,7 +84,7 @@ class CpuDevice(NativeDevice[Core]):
                 threads,
                 run_ahead,
                 config.IO_SLOT_BYTES_MAX,
-                config.LANE_SPIN_NS,
+                bounds.LANE_SPIN_NS,
                 cpu_time,
                 config.MESSAGE_BYTES_MAX,
             )
@@ -127,7 +128,7 @@ class CpuDevice(NativeDevice[Core]):
     def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
         dtypes = [spec.dtype for spec in prepared.inputs]
         lengths = _lengths_of(prepared)
-        budget = config.execution_workspace_bytes(prepared.workspace_bytes)
+        budget = bounds.execution_workspace_bytes(prepared.workspace_bytes)
         if prepared.holding == "packed":
             path = place / PACKED_FILE
             if not path.is_file():

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import config
+from clockwork.config import device as bounds
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cuda_reserve import ReservingCore
@@ -100,13 +101,13 @@ class CudaDevice(NativeDevice[ReservingCore]):
         arena_bytes: int = 0,
         page_bytes: int = config.CUDA_PAGE_BYTES,
         run_ahead: int = config.RUN_AHEAD,
-        workspace_bytes: int = config.CUDA_WORKSPACE_BYTES,
-        io_slot_bytes: int = config.CUDA_IO_SLOT_BYTES,
+        workspace_bytes: int = bounds.CUDA_WORKSPACE_BYTES,
+        io_slot_bytes: int = bounds.CUDA_IO_SLOT_BYTES,
         store: HostStore | None = None,
         table: Table | None = None,
         pinned_bytes: int = 0,
         graphs: bool | None = None,
-        load_piece_bytes: int = config.CUDA_LOAD_PIECE_BYTES,
+        load_piece_bytes: int = bounds.CUDA_LOAD_PIECE_BYTES,
     ) -> None:
         if page_bytes < 1 or page_bytes % 4096:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
@@ -114,7 +115,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             raise ConfigError(f"run_ahead must be at least 1, got {run_ahead}")
         self._table = table or open_driver()
         card = find_card(self._table, which)
-        self._records = config.cuda_graphs() if graphs is None else graphs
+        self._records = bounds.cuda_graphs() if graphs is None else graphs
         if self._records and not self._table.has_graphs:
             log.warning("the CUDA driver %s has no graphs: kernels are launched one by one", self._table.path)
             self._records = False
@@ -140,7 +141,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             pools = workspace_bytes + (run_ahead + 1) * io_slot_bytes
             free, total = self._memory.memory_info()
             if not arena_bytes:
-                arena_bytes = max(int((free - pools) * config.CUDA_ARENA_SHARE), page_bytes)
+                arena_bytes = max(int((free - pools) * bounds.CUDA_ARENA_SHARE), page_bytes)
             said = (
                 f"of {total} bytes {free} are free, of which workspace, inputs and outputs take {pools} and the arena "
                 f"{arena_bytes}"
@@ -157,7 +158,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
                     page_bytes,
                     page_count,
                     run_ahead,
-                    config.LANE_SPIN_NS,
+                    bounds.LANE_SPIN_NS,
                     self._store.link,
                     self._holds.host(ReservingCore.words_bytes(run_ahead))
                     if self._table.writes_words
@@ -170,7 +171,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
                 log.warning(
                     "CUDA device %s (%s) writes no words: lanes ask the driver about events", which, card.name
                 )
-            self._stall_ns = config.RESERVE_STALL_NS
+            self._stall_ns = bounds.RESERVE_STALL_NS
             self._slot_bytes = self._workspace_bytes = self._graphs_missing = 0
             self._graphs_due = False
             self._grow(io_slot_bytes, workspace_bytes, None)
@@ -388,7 +389,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
         which there is room."""
         with self._lock:
             programs = [one.program for one in self._programs.values()]
-        missing, has_room = 0, self._core.graph_count < config.CUDA_GRAPHS_MAX
+        missing, has_room = 0, self._core.graph_count < bounds.CUDA_GRAPHS_MAX
         for program in reversed(programs):
             is_recorded, lacking = self._core.record_graph(program, has_room)
             if is_recorded:

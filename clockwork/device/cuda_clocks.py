@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from clockwork import config
+from clockwork.config import device as bounds
 
 if TYPE_CHECKING:
     from clockwork.device.cuda_memory import CardInfo
@@ -169,7 +169,7 @@ class ClockWatch:
         source: ClockSource,
         count: int,
         wake: Callable[[], None],
-        interval_ns: int = config.CLOCK_SAMPLE_NS,
+        interval_ns: int = bounds.CLOCK_SAMPLE_NS,
     ) -> None:
         self._source = source
         self._wake = wake
@@ -199,7 +199,7 @@ class ClockWatch:
         for card, state in enumerate(states):
             is_news |= bool(state.lost) and not self.states[card].lost
             mhz = state.busy_mhz
-            if mhz > 0 and abs(mhz - clocks[card]) > config.CLOCK_STEP_RATIO * clocks[card]:
+            if mhz > 0 and abs(mhz - clocks[card]) > bounds.CLOCK_STEP_RATIO * clocks[card]:
                 clocks[card] = mhz
                 is_news = True
         self.states, self.clocks = states, clocks
@@ -209,8 +209,8 @@ class ClockWatch:
 
 def open_source(cards: Sequence[CardInfo]) -> ClockSource | None:
     """Whom to ask for the clocks of these devices; None, and it is said why, where there is nobody."""
-    if not config.is_nvidias(config.cuda_driver()):
-        path = config.fake_clocks()
+    if not bounds.is_nvidias(bounds.cuda_driver()):
+        path = bounds.fake_clocks()
         return ClockFile(path, [card.ordinal for card in cards]) if path is not None else None
     try:
         return Nvml(cards)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from clockwork import config
+from clockwork.config import device as bounds
 from clockwork.device._cudriver import (
     OUT_OF_MEMORY,
     Context,
@@ -239,16 +239,16 @@ class CardInfo:
 
 def open_driver() -> Table:
     """The driver that this process uses. Raises ConfigError that says what was not found."""
-    path = config.cuda_driver()
-    config.load_kernels_eagerly()
+    path = bounds.cuda_driver()
+    bounds.load_kernels_eagerly()
     try:
         table = Table(path)
     except CudaError as error:
         raise ConfigError(f"cannot use a CUDA device: {error}{advice(error.code)}") from None
-    if table.version < config.CUDA_DRIVER_OLDEST:
+    if table.version < bounds.CUDA_DRIVER_OLDEST:
         raise ConfigError(
             f"cannot use a CUDA device: the driver {path} is for CUDA {version_text(table.version)}, "
-            f"at least {version_text(config.CUDA_DRIVER_OLDEST)} is needed"
+            f"at least {version_text(bounds.CUDA_DRIVER_OLDEST)} is needed"
         )
     return table
 
@@ -298,7 +298,7 @@ def _hidden() -> str:
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
     """The owner of what is allocated of a device. Raises ConfigError."""
     try:
-        return CupyMemory(table, card) if config.is_nvidias(table.path) else TableMemory(table, card)
+        return CupyMemory(table, card) if bounds.is_nvidias(table.path) else TableMemory(table, card)
     except MemoryError as error:
         raise ConfigError(
             f"cannot use CUDA device {card.ordinal} ({card.name}): of its {card.memory_bytes} bytes there are too few for "
@@ -318,7 +318,7 @@ def why_unusable() -> str:
             return f"the CUDA driver shows no device{_hidden()}"
     except (ConfigError, CudaError) as error:
         return str(error)
-    if config.is_nvidias(table.path):
+    if bounds.is_nvidias(table.path):
         if importlib.util.find_spec("cupy") is None:
             return f"CuPy is not installed: install {_extra(table)}"
         return _mismatch(table)
@@ -340,7 +340,7 @@ def _mismatch(table: Table) -> str:
     if not found or min(found) <= table.version // 1000:
         return ""
     said = f"CuPy is for CUDA {min(found)}, and the driver for {version_text(table.version)}"
-    if table.version < config.CUDA_EXTRAS_OLDEST:
+    if table.version < bounds.CUDA_EXTRAS_OLDEST:
         return f"{said}: a newer driver is needed, or CuPy for that one"
     return f"{said}: install {_extra(table)} in the place of the other"
 

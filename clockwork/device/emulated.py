@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from clockwork import config
-from clockwork.config import ELEMENTS_MAX, STALE_EVENTS_MAX
+from clockwork.config import device as bounds
+from clockwork.config.device import ELEMENTS_MAX, STALE_EVENTS_MAX
 from clockwork.device._emulated import Machine
 from clockwork.device.base import Completion, Reserve, TensorView, Undisturbed
 from clockwork.device.emulation import EmulatedSettings
@@ -140,7 +141,7 @@ class EmulatedGroup(Undisturbed):
         self.models: dict[int, _Model] = {}
         self._timer = Timer()
         self._armed_ns = NEVER_NS
-        self._spin_ns = config.EMULATED_SPIN_NS if self.settings.spin else 0
+        self._spin_ns = bounds.EMULATED_SPIN_NS if self.settings.spin else 0
         self._ended: dict[EmulatedDevice, None] = {}
         self._zeros = memoryview(b"")
         self._lateness: deque[int] = deque(maxlen=LATENESS_WINDOW)

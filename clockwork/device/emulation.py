@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from clockwork.config import NOISE_SIGMA_MAX
+from clockwork.config.device import NOISE_SIGMA_MAX
 from clockwork.errors import ConfigError
 
 

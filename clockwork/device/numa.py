@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterator
 from typing import Any
 
-from clockwork import config
+from clockwork.config import device as bounds
 
 UNKNOWN = -1
 """The node of what belongs to none, as on a machine that has one, or does not tell."""
@@ -24,7 +24,7 @@ _WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 def node_of(bus: str) -> int:
     """The node of a PCI device ("0000:3b:00.0")."""
     try:
-        return int((config.sysfs() / "bus/pci/devices" / bus / "numa_node").read_text())
+        return int((bounds.sysfs() / "bus/pci/devices" / bus / "numa_node").read_text())
     except (OSError, ValueError):
         return UNKNOWN
 
@@ -32,7 +32,7 @@ def node_of(bus: str) -> int:
 def processors_of(node: int) -> set[int]:
     """The processors of a node; none if it is not known."""
     try:
-        text = (config.sysfs() / f"devices/system/node/node{node}/cpulist").read_text().strip()
+        text = (bounds.sysfs() / f"devices/system/node/node{node}/cpulist").read_text().strip()
         found: set[int] = set()
         for part in filter(None, text.split(",")):
             first, _, last = part.partition("-")

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clockwork.config import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX, SEALED_BYTES_MAX
+from clockwork.config.formats import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX, SEALED_BYTES_MAX
 from clockwork.formats.durable import remove_tree
 from clockwork.system.files import fsync_directory
 

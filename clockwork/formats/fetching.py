@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, TRANSFERS_MAX
+from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW
+from clockwork.config.formats import TRANSFERS_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import PackageFile, PackageStore, PackageWriter
 from clockwork.wire.messages import Chunk, Fetch, Status

@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clockwork.config import BATCH_SIZE_MAX, MODEL_REFERENCE_MAX, MODELS_MAX, PROFILE_BYTES_MAX
-from clockwork.config.formats import SIZE_MAX, TIME_MAX_NS
+from clockwork.config import BATCH_SIZE_MAX, MODEL_REFERENCE_MAX, MODELS_MAX
+from clockwork.config.formats import PROFILE_BYTES_MAX, SIZE_MAX, TIME_MAX_NS
 from clockwork.errors import ConfigError
 from clockwork.system.clock import MS
 from clockwork.wire.description import ModelInfo

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from clockwork.config import ERROR_CHARS_MAX
-from clockwork.config.gateway import RETRY_AFTER_S
+from clockwork.config.gateway import ERROR_CHARS_MAX, RETRY_AFTER_S
 from clockwork.errors import (
     Cancelled,
     ClockworkError,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from clockwork import config
 from clockwork.client.calls import AnswerFrames
+from clockwork.config import gateway as bounds
 from clockwork.config.gateway import CLOSE_MS
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell
@@ -197,9 +198,9 @@ def start_tracing(
     codes: which statuses requests are answered with.
     Raises ConfigError where the packages are missing.
     """
-    if endpoint is None and exporter is None and not config.wants_traces():
+    if endpoint is None and exporter is None and not bounds.wants_traces():
         return None
-    if config.disables_traces():
+    if bounds.disables_traces():
         return None
     try:
         from opentelemetry.sdk.resources import Resource
@@ -218,7 +219,7 @@ def start_tracing(
     except ImportError as error:
         raise ConfigError(f"traces need pip install 'clockwork-serving[otel]': {error}") from None
     resource = Resource.create(
-        {"service.version": config.VERSION} | ({} if config.names_service() else {"service.name": SERVICE})
+        {"service.version": config.VERSION} | ({} if bounds.names_service() else {"service.name": SERVICE})
     )
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(processor)

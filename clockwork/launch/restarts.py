@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from clockwork.config import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
+from clockwork.config.launch import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
 
 AGAIN_STATUS = os.EX_TEMPFAIL
 """The exit status of a process that ends in order to be started again, and could say so."""

@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
-from clockwork.config import EXECUTION_GRACE_NS, PREPARATION_LONG_RUN_NS, preparation_run_ns
+from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
+from clockwork.config.models import PREPARATION_LONG_RUN_NS
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
 from clockwork.wire.packages import padded_strings

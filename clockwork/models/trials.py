@@ -14,17 +14,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from clockwork.config import (
+from clockwork.config import TRIAL_RESERVE_NS
+from clockwork.config.models import (
+    BATCH_GAIN,
+    CHECKS_RUN_MAX,
     TRIAL_CLAIMS_MAX,
     TRIAL_COPIES,
     TRIAL_FIRST_NS,
     TRIAL_LONG_RUNS,
-    TRIAL_RESERVE_NS,
     TRIAL_RUNS,
     TRIAL_WARM,
     TRIAL_WARM_RUNS,
 )
-from clockwork.config.models import BATCH_GAIN, CHECKS_RUN_MAX
 from clockwork.device.base import TensorView, Trial
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, seal, unseal

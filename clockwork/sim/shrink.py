@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from clockwork.config import SHRINK_RUNS_MAX
+from clockwork.config.workloads import SHRINK_RUNS_MAX
 from clockwork.sim.random_world import RandomWorld
 from clockwork.sim.world import Cluster
 from clockwork.workloads import Arrivals

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeAlias
 
-from clockwork.config import COPIES_CLOSE_S, COPIES_MAX, COPY_THREADS, OWNER_COPIES_MAX
+from clockwork.config.system import COPIES_CLOSE_S, COPIES_MAX, COPY_THREADS, OWNER_COPIES_MAX
 from clockwork.errors import InvalidInput
 
 Work: TypeAlias = Generator[None, None, None]

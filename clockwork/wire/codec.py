@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import msgpack
 
-from clockwork.config import HEADER_BYTES_MAX
+from clockwork.config.wire import HEADER_BYTES_MAX
 from clockwork.errors import ClockworkError
 from clockwork.wire.forms import INT64_MAX, Form, Text
 from clockwork.wire.messages import (

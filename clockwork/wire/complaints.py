@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 
-from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
+from clockwork.config.wire import COMPLAINT_CHARS_MAX, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
 
 
 @dataclasses.dataclass(slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clockwork.config import ALLOWED_BYTES_MAX
+from clockwork.config.wire import ALLOWED_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.system.files import fsync_directory
 from clockwork.wire.roles import Role

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_FRAMES, LOG_CHARS_MAX, logs_json
+from clockwork.config import logs_json
+from clockwork.config.wire import COMPLAINT_CHARS_MAX, COMPLAINT_FRAMES, LOG_CHARS_MAX
 from clockwork.errors import ConfigError
 from clockwork.wire.telling import visible
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from clockwork.config import FAILURE_CHARS_MAX, TOLD_CHARS
+from clockwork.config import FAILURE_CHARS_MAX
+from clockwork.config.wire import TOLD_CHARS
 from clockwork.errors import InvalidInput
 
 _LEVELS = 4  # of containers within containers that are shown

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import LENGTH_CLASS_MIN, MESSAGE_BYTES_MAX, RANK_MAX, STRING_SIZE_MIN, STRINGS_MAX
+from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
+from clockwork.config.wire import LENGTH_CLASS_MIN, STRING_SIZE_MIN
 from clockwork.errors import InvalidInput
 from clockwork.wire.telling import tell
 

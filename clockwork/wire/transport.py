@@ -20,20 +20,18 @@ import zmq
 import zmq.backend
 
 from clockwork.config import (
-    EVENTS_QUEUE_MAX,
-    EVENTS_RECEIVED_BYTES_MAX,
-    EVENTS_TOPIC_BYTES_MAX,
     FRAMES_MAX,
     HELLO_NS,
     INFLOW_LOOK_NS,
     MESSAGE_BYTES_MAX,
     RECEIVED_BYTES_MAX,
-    SEND_QUEUE_MAX,
     SUBSCRIBERS_MAX,
-    SUBSCRIPTIONS_PER_LOOK,
 )
 from clockwork.config.wire import (
     COPY_BYTES,
+    EVENTS_QUEUE_MAX,
+    EVENTS_RECEIVED_BYTES_MAX,
+    EVENTS_TOPIC_BYTES_MAX,
     HEARTBEAT_MS,
     HEARTBEAT_TIMEOUT_MS,
     KEEPALIVE_COUNT,
@@ -41,6 +39,8 @@ from clockwork.config.wire import (
     LINGER_MS,
     RECONNECT_MAX_MS,
     RECONNECT_MS,
+    SEND_QUEUE_MAX,
+    SUBSCRIPTIONS_PER_LOOK,
 )
 from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns

@@ -12,9 +12,8 @@ from clockwork.config import (
     EMULATED_PAGE_BYTES,
     PAGE_BYTES,
     cuda_pinned_bytes,
-    show_mig_instances,
 )
-from clockwork.config.worker import DEVICES_ALONE_MAX
+from clockwork.config.worker import DEVICES_ALONE_MAX, show_mig_instances
 from clockwork.device.base import Device
 from clockwork.device.cuda_clocks import ClockSource
 from clockwork.errors import ConfigError

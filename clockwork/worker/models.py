@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
+from clockwork.config.worker import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import ModelHolder
 from clockwork.formats.fetching import PackageFetcher
 from clockwork.formats.package import PackageStore

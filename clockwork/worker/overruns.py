@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-from clockwork.config import (
+from clockwork.config.worker import (
     EXECUTION_LIMIT_FACTOR,
     EXECUTION_LIMIT_NS,
     LOAD_LIMIT_FACTOR,

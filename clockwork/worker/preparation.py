@@ -33,19 +33,19 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from clockwork.config import (
-    CHECK_BUSY_SHARE,
+from clockwork.config import CHECK_BUSY_SHARE, PREPARATION_LIMIT_NS, preparation_run_ns
+from clockwork.config.worker import (
+    MESSAGE_BYTES_MAX,
     PREPARATION_FREE_SHARE,
     PREPARATION_IDLE_NS,
-    PREPARATION_LIMIT_NS,
     PREPARATION_OOM_SCORE,
     PREPARATION_RSS_MAX,
     PREPARATION_SLOW_NS,
     PREPARATIONS_MAX,
+    RECEIVE_BYTES,
+    TURN_PAUSE_S,
     preparation_bytes,
-    preparation_run_ns,
 )
-from clockwork.config.worker import MESSAGE_BYTES_MAX, RECEIVE_BYTES, TURN_PAUSE_S
 from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import find_damage, set_aside

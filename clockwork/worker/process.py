@@ -21,14 +21,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from clockwork.actions import Action
-from clockwork.config import (
+from clockwork.config import HEARTBEAT_NS, TROUBLE_CHARS_MAX, silence_onnxruntime
+from clockwork.config.worker import (
     COLLECT_INTERVAL_NS,
-    HEARTBEAT_NS,
     JITTER_WINDOW,
     SWITCH_INTERVAL_NS,
-    TROUBLE_CHARS_MAX,
     WORKER_MESSAGES_PER_TURN,
-    silence_onnxruntime,
 )
 from clockwork.device import _crash
 from clockwork.device.base import Device, DeviceGroup, ModelHolder

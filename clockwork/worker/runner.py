@@ -26,8 +26,16 @@ from clockwork.actions import (
     RevokeStarted,
     Start,
 )
-from clockwork.config import CHECK_LIMIT_NS, EXECUTION_GRACE_NS, WATCH_INTERVAL_NS
-from clockwork.config.worker import END_PAUSE_S, ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS, STALE_WAKES_MAX
+from clockwork.config import EXECUTION_GRACE_NS
+from clockwork.config import worker as bounds
+from clockwork.config.worker import (
+    CHECK_LIMIT_NS,
+    END_PAUSE_S,
+    ROOM_WAIT_BYTE_NS,
+    ROOM_WAIT_NS,
+    STALE_WAKES_MAX,
+    WATCH_INTERVAL_NS,
+)
 from clockwork.device.base import Completion, Device, TensorView
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.system.clock import now_ns
@@ -183,7 +191,7 @@ class ActionRunner:
         self._unchecked: dict[int, tuple[DeviceQueue, Action]] = {}
         self._wakes: list[tuple[int, int]] = []  # (when, index); stale where it is not the queue's wake_ns
         self._watch_ns = NEVER_NS  # when actions under way are looked at next
-        self._load_limit_ns = config.load_limit_ns()
+        self._load_limit_ns = bounds.load_limit_ns()
         self._reserve_limit_ns = config.preparation_run_ns()
         self._cancelled = False
 

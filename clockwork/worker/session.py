@@ -12,14 +12,14 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 
 from clockwork import config
-from clockwork.config import (
+from clockwork.config import HANDSHAKES_BROKEN_MAX
+from clockwork.config.worker import (
     DRAIN_SETTLE_NS,
-    HANDSHAKES_BROKEN_MAX,
+    FAREWELL_LIMIT_NS,
     HELLO_PAUSE_MAX_NS,
     HELLO_PAUSE_NS,
     HELLO_SETTLED_NS,
 )
-from clockwork.config.worker import FAREWELL_LIMIT_NS
 from clockwork.system.clock import now_ns
 from clockwork.wire import codec
 from clockwork.wire.keys import read_peer_keys

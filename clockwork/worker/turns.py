@@ -18,7 +18,7 @@ import dataclasses
 from collections import Counter, deque
 from typing import NamedTuple
 
-from clockwork.config import PREPARATION_SLOW_NS, PREPARATIONS_MAX
+from clockwork.config.worker import PREPARATION_SLOW_NS, PREPARATIONS_MAX
 
 
 class Turn(NamedTuple):

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from clockwork.config import HEARTBEAT_NS, WORKER_TIMEOUT_NS
+from clockwork.config import HEARTBEAT_NS
+from clockwork.config.controller import WORKER_TIMEOUT_NS
 from clockwork.config.wire import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
 from clockwork.system.clock import MS, SECOND, now_ns
 from tests.chaos.liar import Liar

@@ -20,7 +20,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from clockwork import config
+from clockwork.config.device import cuda_driver
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import BudgetedHost
 from clockwork.device.cuda_memory import find_card, open_driver, open_memory, target_of, why_unusable
@@ -273,7 +273,7 @@ class PlainCardRig(CardRig):
 @functools.cache
 def why_no_card() -> str:
     """Why there is no CardRig here; "" if there is one."""
-    if config.cuda_driver() == str(LIBRARY):
+    if cuda_driver() == str(LIBRARY):
         return "no GPU: the fake driver is asked for"
     if reason := why_unusable():
         return f"no GPU: {reason}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clockwork import config
+from clockwork.config.device import cuda_driver, is_nvidias
 from clockwork.device._cudriver import Context, CudaError, Table
 from clockwork.device.cuda_memory import open_driver
 from clockwork.formats.program import HOST
@@ -118,5 +118,5 @@ def install() -> None:
     nvrtc.build = build
 
 
-if config.is_nvidias(config.cuda_driver()) and Path(config.cuda_driver()).is_file():
+if is_nvidias(cuda_driver()) and Path(cuda_driver()).is_file():
     install()

@@ -17,6 +17,12 @@ import pytest
 from bench.attacks.measure import forget_peak, peak_bytes
 from bench.attacks.operators import many_scans, operator_model
 from clockwork import config
+from clockwork.config.device import (
+    EXECUTION_WORKSPACE_BYTES,
+    EXECUTION_WORKSPACE_FACTOR,
+    execution_workspace_bytes,
+    workspace_bytes_max,
+)
 from clockwork.device.base import TensorView
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Status
@@ -37,7 +43,7 @@ def number(value: int) -> np.ndarray:
 @pytest.fixture
 def bounded(make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch) -> Driver:
     """A device on which an execution may take BUDGET bytes."""
-    monkeypatch.setattr(config, "execution_workspace_bytes", lambda measured: BUDGET)
+    monkeypatch.setattr("clockwork.config.device.execution_workspace_bytes", lambda measured: BUDGET)
     return make()
 
 
@@ -115,7 +121,9 @@ def test_memory_may_run_out_anywhere_in_an_execution(
     driver = make()
     became = set()
     for limit in range(1000, 120_000, 1009):
-        monkeypatch.setattr(config, "execution_workspace_bytes", lambda measured, most=limit: most)
+        monkeypatch.setattr(
+            "clockwork.config.device.execution_workspace_bytes", lambda measured, most=limit: most
+        )
         model = driver.prepare(wild.strings_of_rounds(each))
         driver.end(driver.load(model, 1, []))
         done = driver.end(driver.infer(model, 1, [number(rounds)]))
@@ -188,11 +196,11 @@ def test_what_an_execution_asked_for_is_said(bounded: Driver) -> None:
 def test_the_workspace_as_a_whole_has_a_bound(
     make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "execution_workspace_bytes", lambda measured: 1 << 45)
+    monkeypatch.setattr("clockwork.config.device.execution_workspace_bytes", lambda measured: 1 << 45)
     driver = make()
     model = driver.prepare(wild.constant_of_shape())
     driver.end(driver.load(model, 1, []))
-    done = driver.end(driver.infer(model, 1, [number(config.workspace_bytes_max() // 4 + 1)]))
+    done = driver.end(driver.infer(model, 1, [number(workspace_bytes_max() // 4 + 1)]))
     assert done.status == Status.EXECUTION_FAILED
     check_it_serves(driver)
 
@@ -206,12 +214,12 @@ def test_memory_of_an_execution_that_failed_goes_back_to_the_system(bounded: Dri
 
 
 def test_an_execution_may_take_what_its_profile_took_many_times_over() -> None:
-    most = config.workspace_bytes_max()
-    assert config.execution_workspace_bytes(0) == most  # prepared before that was measured
-    assert config.execution_workspace_bytes(1) == config.EXECUTION_WORKSPACE_BYTES
-    taken = config.EXECUTION_WORKSPACE_BYTES // 4
-    assert config.execution_workspace_bytes(taken) == min(config.EXECUTION_WORKSPACE_FACTOR * taken, most)
-    assert config.execution_workspace_bytes(1 << 60) == most
+    most = workspace_bytes_max()
+    assert execution_workspace_bytes(0) == most  # prepared before that was measured
+    assert execution_workspace_bytes(1) == EXECUTION_WORKSPACE_BYTES
+    taken = EXECUTION_WORKSPACE_BYTES // 4
+    assert execution_workspace_bytes(taken) == min(EXECUTION_WORKSPACE_FACTOR * taken, most)
+    assert execution_workspace_bytes(1 << 60) == most
 
 
 def test_what_an_execution_took_is_measured(make: Callable[..., Driver]) -> None:

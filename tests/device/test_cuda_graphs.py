@@ -165,7 +165,7 @@ def test_a_graph_of_memory_that_is_gone_is_not_launched(driver: Driver, fake: Fa
 def test_beyond_the_bound_kernels_are_launched_one_by_one(
     driver: Driver, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "CUDA_GRAPHS_MAX", OF_A_PROGRAM + 1)
+    monkeypatch.setattr("clockwork.config.device.CUDA_GRAPHS_MAX", OF_A_PROGRAM + 1)
     first, second = affine(), additions(3)
     one, two = loaded(driver, first), loaded(driver, second, start=1)
     assert driver.device.memory()["graphs"] == fake.live()["graph_execs"] == OF_A_PROGRAM + 1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
-from clockwork import config
+from clockwork.config.models import bare_environment
 from clockwork.models.compile import compiler
 from tests.emulation import modules
 
@@ -98,7 +98,7 @@ def each(
 def ask(module: str, arguments: Iterable[str]) -> Iterator[tuple[Any, Any]]:
     """Names and outcomes, each when it is there, from ``python -m module --run arguments``, which prints both as a
     line of JSON."""
-    environment = config.bare_environment(
+    environment = bare_environment(
         PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **compiler.CHILD_ENVIRONMENT
     )
     with subprocess.Popen(

@@ -52,7 +52,8 @@ from bench.gpu_peers.theirs import ON_A_CPU
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
-from clockwork.config import EXECUTION_WORKSPACE_BYTES, POLICY
+from clockwork.config import POLICY
+from clockwork.config.device import EXECUTION_WORKSPACE_BYTES
 from clockwork.config.gateway import CONNECTIONS_MAX
 from clockwork.models import zoo
 from clockwork.models.compile import compiler

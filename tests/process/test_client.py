@@ -30,9 +30,9 @@ from clockwork import (
     Refused,
     RequestTimeout,
     Unavailable,
-    config,
 )
 from clockwork.client.channel import Channel, Owner
+from clockwork.config.client import CLIENT_LONE_CALLS, CLIENT_THREAD_IDLE_NS
 from clockwork.wire import transport
 from clockwork.wire.keys import (
     ControllerKeys,
@@ -219,7 +219,7 @@ def test_the_thread_retires_and_callers_do_their_own_io_again(
     client.submit("m", X).result(10)
     thread = client._channel._thread
     assert thread is not None
-    monkeypatch.setattr(config, "CLIENT_THREAD_IDLE_NS", 20_000_000)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_THREAD_IDLE_NS", 20_000_000)
     client.submit("m", X).result(10)
     thread.join(10)
     assert not thread.is_alive()
@@ -235,11 +235,11 @@ def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> 
     client.submit("m", X).result(10)
     thread = client._channel._thread
     assert thread is not None
-    for _ in range(config.CLIENT_LONE_CALLS - 1):
+    for _ in range(CLIENT_LONE_CALLS - 1):
         client.infer("m", X)
     assert owner(client) is Owner.THREAD
     client.infer("m", X)
-    thread.join(config.CLIENT_THREAD_IDLE_NS / 2e9)
+    thread.join(CLIENT_THREAD_IDLE_NS / 2e9)
     assert not thread.is_alive(), "it waits until it has been idle for long"
     client.infer("m", X)
     assert owner(client) is Owner.NOBODY
@@ -267,7 +267,7 @@ def test_calls_are_bounded(
     client: Client, controller: FakeController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller.handle = silent
-    monkeypatch.setattr(config, "CLIENT_CALLS_MAX", 8)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_CALLS_MAX", 8)
     futures = [client.submit("m", X) for _ in range(8)]
     with pytest.raises(Refused) as caught:
         client.submit("m", X)
@@ -365,7 +365,7 @@ def free_endpoint() -> str:
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", 50_000_000)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_CONNECT_NS", 50_000_000)
     endpoint = free_endpoint()
     with Client(endpoint) as client:
         with pytest.raises(ConnectionLost, match=endpoint):
@@ -469,7 +469,7 @@ def test_the_environment_names_the_endpoint(
 
 def test_every_call_ends_whatever_happens_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads call, submit, cancel and time out while controllers come and go."""
-    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", 1_000_000_000)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_CONNECT_NS", 1_000_000_000)
     endpoint = free_endpoint()
     over = threading.Event()
     outcomes: collections.Counter[str] = collections.Counter()
@@ -564,7 +564,7 @@ def test_no_keys_where_some_are_needed(locked: FakeController) -> None:
 def test_keys_that_the_controller_has_no_use_for(
     controller: FakeController, key_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", 500_000_000)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_CONNECT_NS", 500_000_000)
     with Client(controller.endpoint, keys=key_files[1]) as client, pytest.raises(ConnectionLost):
         client.infer("m", X)
 

@@ -19,6 +19,7 @@ import pytest
 from bench import zmtp
 from clockwork import AsyncClient, Client, ClockworkError, ProtocolMismatch, RequestTimeout, config
 from clockwork.client.loop import LoopClient
+from clockwork.config.wire import SENTENCE_BYTES_MAX
 from clockwork.models import zoo
 from clockwork.wire import codec
 from clockwork.wire.messages import (
@@ -39,7 +40,7 @@ from tests.process.fake_controller import FakeController, echo
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 10.0
-SENTENCE_MAX = 4 * config.SENTENCE_BYTES_MAX + 1_000
+SENTENCE_MAX = 4 * SENTENCE_BYTES_MAX + 1_000
 """Characters of an error: a failure's own text, and some of ours."""
 
 
@@ -235,7 +236,7 @@ def test_a_package_is_sent_once_and_not_far_ahead(monkeypatch: pytest.MonkeyPatc
 
 
 def test_signs_of_progress_that_nobody_reads_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CLIENT_INBOX_MAX", 50)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_INBOX_MAX", 50)
     flooded = threading.Event()
 
     def flood(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork import ClockworkError, ConnectionLost, Refused, RequestTimeout, config
+from clockwork import ClockworkError, ConnectionLost, Refused, RequestTimeout
 from clockwork.client.loop import LoopClient
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Bye, Cancel, InferRequest, Offer, Query, Register, Reply, Status
@@ -135,7 +135,7 @@ def test_nobody_there_is_said_in_time() -> None:
 def test_the_number_of_requests_is_bounded(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "CLIENT_CALLS_MAX", 3)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_CALLS_MAX", 3)
     controller.handle = silent
 
     async def story(client: LoopClient) -> None:

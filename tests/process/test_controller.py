@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clockwork import Client
-from clockwork.config import CLOCK_LIMIT_NS, WORKER_TIMEOUT_NS
+from clockwork.config.controller import CLOCK_LIMIT_NS, WORKER_TIMEOUT_NS
 from clockwork.controller import queries
 from clockwork.controller.process import Controller
 from clockwork.errors import ConfigError

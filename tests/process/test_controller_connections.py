@@ -17,7 +17,7 @@ import zmq
 
 from bench import zmtp
 from clockwork import config
-from clockwork.config import ConnectionBounds
+from clockwork.config.controller import FETCHES_MAX, ConnectionBounds
 from clockwork.config.wire import HEARTBEAT_MS
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.controller.process import Controller
@@ -435,7 +435,7 @@ def test_a_worker_that_asks_for_more_chunks_than_it_may_is_let_go(tmp_path: Path
         place.controller._storage.submit(lambda: (busy.set(), done.wait()), lambda *_: None)
         busy.wait()
         try:
-            for _ in range(config.FETCHES_MAX):
+            for _ in range(FETCHES_MAX):
                 worker.send(messages.Fetch(digest, 0, 0, 5))
             client.send(messages.Query(1, "status", ""))
             client.receive(messages.Reply)

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from clockwork import config
 from clockwork.config import SHARE_WHOLE
+from clockwork.config.controller import CHANGES_WAITING_MAX
 from clockwork.controller import registration
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.process import Controller
@@ -395,10 +395,10 @@ def test_more_orders_of_one_name_than_may_wait_are_refused(
     stage = stages()
     turns = stage.controller._registrar._turns
     turns._following["b"] = None  # a change that never ends
-    for number in range(200, 200 + config.CHANGES_WAITING_MAX + 1):
+    for number in range(200, 200 + CHANGES_WAITING_MAX + 1):
         stage.client.send(messages.Offer(number, "b", False))
     refusal, _ = stage.client.receive(messages.Failure)
-    assert (refusal.request_id, refusal.status) == (200 + config.CHANGES_WAITING_MAX, Status.UNAVAILABLE)
+    assert (refusal.request_id, refusal.status) == (200 + CHANGES_WAITING_MAX, Status.UNAVAILABLE)
     assert "wait to be written" in refusal.text
     stage.client.send(messages.Bye())
     deadline = now_ns() + PATIENCE_NS

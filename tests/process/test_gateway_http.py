@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork import config
 from clockwork.config import TENSORS_MAX
 from clockwork.config.gateway import JSON_AT_ONCE_BYTES, JSON_CONTAINERS_MAX
 from clockwork.gateway.process import Gateway
@@ -405,7 +404,7 @@ def test_an_answer_that_nobody_can_read_is_an_error_and_not_a_crash(
 
 
 def test_a_controller_that_is_not_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", SECOND // 2)
+    monkeypatch.setattr("clockwork.config.client.CLIENT_CONNECT_NS", SECOND // 2)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         with running_gateway(f"tcp://127.0.0.1:{held.getsockname()[1]}", grpc_port=-1) as gateway:

@@ -19,7 +19,7 @@ import pytest
 
 from bench import zmtp
 from clockwork import Client, ConnectionLost, config
-from clockwork.config.wire import HEARTBEAT_MS
+from clockwork.config.wire import EVENTS_TOPIC_BYTES_MAX, HEARTBEAT_MS
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import resident_bytes
 from clockwork.wire import codec
@@ -252,7 +252,7 @@ def test_a_subscriber_that_says_too_much_is_ended_and_others_are_not(publisher: 
 def test_a_topic_has_a_size(publisher: Publisher) -> None:
     with subscriber(publisher) as honest, subscriber(publisher) as greedy:
         with contextlib.suppress(OSError):
-            greedy.sendall(zmtp.message([b"\x01" + bytes(config.EVENTS_TOPIC_BYTES_MAX)]))
+            greedy.sendall(zmtp.message([b"\x01" + bytes(EVENTS_TOPIC_BYTES_MAX)]))
         begun = time.monotonic()
         while not has_ended(greedy):
             assert time.monotonic() - begun < PATIENCE_S

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.config import WORKER_FAULTS_MAX
+from clockwork.config.controller import WORKER_FAULTS_MAX
 from clockwork.errors import Refused, Unavailable
 from clockwork.wire.messages import Result
 from tests.process.cluster import eventually

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bench import zmtp
-from clockwork.config import STATS_BYTES_DEVICE, STATS_BYTES_WORKER, STATUS_ROWS_MAX, WORKER_DEVICES_MAX
+from clockwork.config import WORKER_DEVICES_MAX
+from clockwork.config.controller import STATS_BYTES_DEVICE, STATS_BYTES_WORKER, STATUS_ROWS_MAX
 from clockwork.controller.links import count_values
 from clockwork.wire import codec, messages
 from tests.process.cluster import eventually, running_cluster

@@ -15,7 +15,7 @@ import pytest
 from bench import zmtp
 from clockwork import Client
 from clockwork.client.loop import LoopClient
-from clockwork.config import UPLOADS_MAX, ConnectionBounds
+from clockwork.config.controller import UPLOADS_MAX, ConnectionBounds
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.launch.local import held_ports
 from clockwork.system.clock import SECOND

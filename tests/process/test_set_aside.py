@@ -8,8 +8,8 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from clockwork import config
 from clockwork.cli.root import cli
+from clockwork.config.controller import OVERRUNS_MAX
 from clockwork.system.clock import SECOND
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
@@ -33,7 +33,7 @@ def execute(worker: FakeWorker) -> tuple[messages.Infer, list[bytes]]:
 
 
 def overrun_until_set_aside(worker: FakeWorker, client: RawClient) -> None:
-    for number in range(1, config.OVERRUNS_MAX + 1):
+    for number in range(1, OVERRUNS_MAX + 1):
         client.infer("m", number, [1, 2], ROW, slo_ns=10 * SECOND)
         action, frames = execute(worker)
         worker.answer(action, frames, Status.OVERRUN, "the execution took longer than it may and was ended")
@@ -54,7 +54,7 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
             assert ask(client, "model", "m")["faults"] == {"overrun": 1}
             body = ask(client, "status")["troubles"]["open"]
             assert [(one["kind"], one["subject"]) for one in body] == [("model_overrun", "m@1")]
-            for number in range(1, config.OVERRUNS_MAX):
+            for number in range(1, OVERRUNS_MAX):
                 client.infer("m", number, [1, 2], ROW, slo_ns=10 * SECOND)
                 action, frames = execute(worker)
                 worker.answer(action, frames, Status.OVERRUN, "too long")
@@ -68,7 +68,7 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
             assert type(worker.next_action()[0]) is messages.Forget
         described = ask(client, "model", "m")
         assert described["state"] == "set_aside"
-        assert f"{config.OVERRUNS_MAX} of its executions" in described["text"]
+        assert f"{OVERRUNS_MAX} of its executions" in described["text"]
         assert [one["state"] for one in ask(client, "models")["models"]] == ["set_aside"]
         shown = CliRunner().invoke(cli, ["models", "list", "--endpoint", controller.client_endpoint]).output
         assert "set_aside" in shown

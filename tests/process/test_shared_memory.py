@@ -21,10 +21,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.attacks.memory import ELEMENTS, Memory, ask, changing, leased
-from clockwork import config
 from clockwork.client.aio import AsyncClient
 from clockwork.client.blocking import Client
 from clockwork.client.calls import INFER_FRAMES
+from clockwork.config.client import CLIENT_MEMORY_PART_BYTES, CLIENT_SHARED_TENSOR_BYTES
 from clockwork.errors import InvalidInput, RequestTimeout
 from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import Arrived
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_a_request_is_said_as_ever(sharing: Client) -> None:
         sharing.infer("double", wrong)
     assert sharing._memory is not None
     assert not sharing._memory.is_paused
-    assert wrong.nbytes >= config.CLIENT_SHARED_TENSOR_BYTES
+    assert wrong.nbytes >= CLIENT_SHARED_TENSOR_BYTES
 
 
 # ----- memory that its owner changes, locks or makes huge -------------------------------------------
@@ -314,6 +314,6 @@ def test_memory_that_a_request_used_which_was_given_up_is_used_again_without_har
         assert answered >= 50
         assert given_up > 0
         assert client._memory is not None
-        assert sum(part.size for part in client._memory._parts) == config.CLIENT_MEMORY_PART_BYTES
+        assert sum(part.size for part in client._memory._parts) == CLIENT_MEMORY_PART_BYTES
         client.unregister("chosen")
     assert cluster.workers[0].process.poll() is None

@@ -14,7 +14,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from clockwork.config import DRAIN_LIMIT_NS, HELLO_PAUSE_NS
+from clockwork.config import DRAIN_LIMIT_NS
+from clockwork.config.worker import HELLO_PAUSE_NS
 from clockwork.formats.package import rows_of
 from clockwork.models import zoo
 from clockwork.system.clock import MS, SECOND, now_ns

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from clockwork.actions import ActionQueue, Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
-from clockwork.config import STALE_EVENTS_MAX
+from clockwork.config.device import STALE_EVENTS_MAX
 from clockwork.device._emulated import Machine
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from clockwork import config
+from clockwork.config.controller import OVERRUNS_MAX
+from clockwork.config.worker import (
+    EXECUTION_LIMIT_FACTOR,
+    EXECUTION_LIMIT_NS,
+    LOAD_LIMIT_FACTOR,
+    LOAD_LIMIT_NS,
+)
 from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler.types import AnswerOk, Fault
 from clockwork.sim.world import Cluster, Open, simulate
@@ -117,12 +123,12 @@ def test_the_same_world_again_comes_to_the_same(policy: str) -> None:
 
 def test_a_simulated_execution_that_takes_too_long_is_ended_too() -> None:
     slow = ModelProfile("slow", {1: 5 * MS}, PAGE_BYTES, 1000, slo_ns=60 * SECOND)
-    arrivals = Arrivals.of([place * 10 * SECOND for place in range(config.OVERRUNS_MAX + 3)], 0)
+    arrivals = Arrivals.of([place * 10 * SECOND for place in range(OVERRUNS_MAX + 3)], 0)
     report = simulate(
         [slow], Cluster(outlier=1.0, outlier_factor=1e6), [Open([arrivals])], resident=False, check=True
     )
     assert report.good.tolist() == [0]
-    assert report.failed.tolist() == [config.OVERRUNS_MAX], "then the model is set aside"
+    assert report.failed.tolist() == [OVERRUNS_MAX], "then the model is set aside"
 
 
 def test_a_simulated_load_that_does_not_end_costs_its_worker_which_begins_anew() -> None:
@@ -138,7 +144,7 @@ def test_a_simulated_load_that_does_not_end_costs_its_worker_which_begins_anew()
 
 def test_the_simulators_limits_are_the_workers() -> None:
     text = (Path(__file__).parents[2] / "csrc/sim/world.h").read_text(encoding="utf-8")
-    assert f"EXECUTION_LIMIT_NS = {config.EXECUTION_LIMIT_NS // SECOND} * SECOND;" in text
-    assert f"EXECUTION_LIMIT_FACTOR = {config.EXECUTION_LIMIT_FACTOR};" in text
-    assert f"LOAD_LIMIT_NS = {config.LOAD_LIMIT_NS // SECOND} * SECOND;" in text
-    assert f"LOAD_LIMIT_FACTOR = {config.LOAD_LIMIT_FACTOR};" in text
+    assert f"EXECUTION_LIMIT_NS = {EXECUTION_LIMIT_NS // SECOND} * SECOND;" in text
+    assert f"EXECUTION_LIMIT_FACTOR = {EXECUTION_LIMIT_FACTOR};" in text
+    assert f"LOAD_LIMIT_NS = {LOAD_LIMIT_NS // SECOND} * SECOND;" in text
+    assert f"LOAD_LIMIT_FACTOR = {LOAD_LIMIT_FACTOR};" in text

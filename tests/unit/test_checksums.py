@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork.config import DAMAGED_KEPT_MAX, MENDED_BYTES_MAX
+from clockwork.config.formats import DAMAGED_KEPT_MAX, MENDED_BYTES_MAX
 from clockwork.formats.checksums import (
     ASIDE,
     checksums_of,

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from clockwork.config import CLOCK_LIMIT_NS
+from clockwork.config.controller import CLOCK_LIMIT_NS
 from clockwork.controller._tested import ClockBounds
 from clockwork.controller.clocksync import LOST_NS, RESET_TOLD_NS, ClockSync
 from clockwork.wire.messages import NEVER_NS

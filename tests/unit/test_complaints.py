@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
+from clockwork.config.wire import COMPLAINT_CHARS_MAX, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.logs import LineFormatter
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from clockwork.config import ConnectionBounds
+from clockwork.config.controller import ConnectionBounds
 from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE
 from clockwork.controller._tested import Connections
 from clockwork.system.clock import SECOND

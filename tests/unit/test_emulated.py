@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from clockwork.config import IO_SLOT_BYTES_MAX, STALE_EVENTS_MAX
+from clockwork.config import IO_SLOT_BYTES_MAX
+from clockwork.config.device import STALE_EVENTS_MAX
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings

@@ -15,7 +15,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the extra [otel] is not install
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from clockwork import config
+from clockwork.config.gateway import OTLP_ENDPOINTS
 from clockwork.errors import Refused
 from clockwork.gateway.tracing import SERVICE, Tracing, start_tracing
 from clockwork.wire.messages import Reason
@@ -30,7 +30,7 @@ TIMES = [2_000_000, 5_000_000, 3_200_000, 10_300_000, 100_000, 50_000]
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*config.OTLP_ENDPOINTS, "OTEL_SDK_DISABLED", "OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER"):
+    for name in (*OTLP_ENDPOINTS, "OTEL_SDK_DISABLED", "OTEL_SERVICE_NAME", "OTEL_TRACES_SAMPLER"):
         monkeypatch.delenv(name, raising=False)
 
 

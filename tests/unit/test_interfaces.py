@@ -16,8 +16,9 @@ import pytest
 from google.protobuf.message import DecodeError
 from onnx import helper
 
-from clockwork.config import BATCH_SIZE_MAX, HOST_BYTES_MAX, PAGES_MAX, RANK_MAX, TENSORS_MAX
+from clockwork.config import BATCH_SIZE_MAX, RANK_MAX, TENSORS_MAX
 from clockwork.config.formats import TIME_MAX_NS
+from clockwork.config.wire import HOST_BYTES_MAX, PAGES_MAX
 from clockwork.controller.effects import Effect
 from clockwork.controller.interfaces import as_counted, may_share_lengths, read_summary
 from clockwork.controller.models import ModelTable, ModelVersion

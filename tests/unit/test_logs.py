@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from clockwork.config import COMPLAINT_CHARS_MAX, LOG_CHARS_MAX, logs_json
+from clockwork.config import logs_json
+from clockwork.config.wire import COMPLAINT_CHARS_MAX, LOG_CHARS_MAX
 from clockwork.errors import ConfigError
 from clockwork.launch.lines import read_line, said
 from clockwork.wire.logs import CONTINUED, JsonFormatter, LineFormatter, guard_stderr, json_line

@@ -13,7 +13,8 @@ pytest.importorskip("prometheus_client", reason="the extra [gateway] is not inst
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from clockwork.config import METRIC_BOUNDS_NS, PREDICTION_BOUNDS_NS
+from clockwork.config import METRIC_BOUNDS_NS
+from clockwork.config.controller import PREDICTION_BOUNDS_NS
 from clockwork.errors import ConnectionLost
 from clockwork.gateway import metrics
 from clockwork.gateway.metrics import (

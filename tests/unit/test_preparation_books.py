@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.config import PREPARE_AGAIN_NS
+from clockwork.config.controller import PREPARE_AGAIN_NS
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.models import ModelVersion
 from clockwork.controller.preparations import PREPARING, READY, Preparations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork.config import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
+from clockwork.config.launch import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
 from clockwork.launch.restarts import AGAIN_STATUS, Restarts
 from clockwork.system.clock import MS, SECOND
 from clockwork.worker.process import EXIT_STUCK

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clockwork.config import ROUTES_KEPT, SHARE_WHOLE
+from clockwork.config import SHARE_WHOLE
+from clockwork.config.controller import ROUTES_KEPT
 from clockwork.controller import _tested
 from clockwork.controller._tested import difference, turns
 from clockwork.controller.routes import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clockwork import config
+from clockwork.config.controller import EVIDENCE_MAX
 from clockwork.scheduler.types import AnswerFailed, AnswerOk, Fault, ModelFault, SendLoad, WorkerDraining
 from clockwork.wire.messages import Status
 from tests.unit.stories import Story, spec
@@ -90,14 +90,14 @@ def begin_anew(game: Play, load: SendLoad) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_whose_loads_do_not_end_is_set_aside_after_some_in_a_row(policy: str) -> None:
-    game = play(policy, workers=config.EVIDENCE_MAX + 1)
-    for number in range(1, config.EVIDENCE_MAX + 1):
+    game = play(policy, workers=EVIDENCE_MAX + 1)
+    for number in range(1, EVIDENCE_MAX + 1):
         if not loads_of(game, 1):
             game.ask(1, slo_ms=100_000)
             game.pass_time(1)
         load = stick(game)
         begin_anew(game, load)
-        assert game.faults[-1] == ModelFault(1, load.worker, Fault.STUCK, number == config.EVIDENCE_MAX)
+        assert game.faults[-1] == ModelFault(1, load.worker, Fault.STUCK, number == EVIDENCE_MAX)
     game.finish()
     assert game.gone == [1]
     fine = game.ask(2)

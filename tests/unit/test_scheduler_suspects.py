@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from clockwork import config
+from clockwork.config import controller
+from clockwork.config.controller import FAULT_WINDOW_NS, OVERRUNS_MAX
 from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
@@ -323,13 +324,13 @@ def test_of_a_batch_whose_worker_crashed_each_request_is_tried_by_itself(policy:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_that_overruns_is_noted_and_after_a_number_of_times_set_aside(policy: str) -> None:
     game = play(policy, workers=1, models=2)
-    for number in range(1, config.OVERRUNS_MAX + 1):
+    for number in range(1, OVERRUNS_MAX + 1):
         one = game.ask()
         game.end(game.flight_of(one), Status.OVERRUN, "longer than it may")
         answer = game.answers[one]
         assert isinstance(answer, AnswerFailed)
         assert (answer.status, answer.text) == (Status.EXECUTION_FAILED, "longer than it may")
-        assert game.faults[-1] == ModelFault(1, 1, Fault.OVERRUN, number == config.OVERRUNS_MAX)
+        assert game.faults[-1] == ModelFault(1, 1, Fault.OVERRUN, number == OVERRUNS_MAX)
     fine = game.ask(2)
     game.finish()
     assert isinstance(game.answers[fine], AnswerOk)
@@ -338,9 +339,9 @@ def test_a_model_that_overruns_is_noted_and_after_a_number_of_times_set_aside(po
 
 def test_overruns_far_apart_are_not_held_against_a_model() -> None:
     game = play("edf", workers=1, models=1)
-    for _ in range(3 * config.OVERRUNS_MAX):
+    for _ in range(3 * OVERRUNS_MAX):
         game.end(game.flight_of(game.ask()), Status.OVERRUN, "longer than it may")
-        game.pass_time(config.FAULT_WINDOW_NS / MS / (config.OVERRUNS_MAX - 1) + 1)
+        game.pass_time(FAULT_WINDOW_NS / MS / (OVERRUNS_MAX - 1) + 1)
     assert not any(one.set_aside for one in game.faults)
 
 
@@ -348,7 +349,7 @@ def test_overruns_far_apart_are_not_held_against_a_model() -> None:
 def test_a_shape_that_is_tried_in_idle_time_and_overruns_is_only_noted(policy: str) -> None:
     game = play(policy, workers=1, models=1)
     profiles = 0
-    for number in range(1, 2 * config.OVERRUNS_MAX):
+    for number in range(1, 2 * OVERRUNS_MAX):
         _, commands = game.story.request(1, 5, shape=((3, 8, 8 * number + 1),))  # never measured
         game.take(commands)
         for _ in range(200):
@@ -357,7 +358,7 @@ def test_a_shape_that_is_tried_in_idle_time_and_overruns_is_only_noted(policy: s
                 profiles += 1
                 game.take(game.story.done(one, 5, Status.OVERRUN, "longer than it may"))
             game.profiles.clear()
-    assert profiles > config.OVERRUNS_MAX
+    assert profiles > OVERRUNS_MAX
     assert len(game.faults) == profiles
     assert not any(one.set_aside for one in game.faults)
 
@@ -407,7 +408,7 @@ def test_the_numbers_are_those_of_the_configuration() -> None:
     for name in ("EVIDENCE_LOST", "EVIDENCE_CRASHED", "EVIDENCE_MAX", "OVERRUNS_MAX"):
         found = re.search(rf"constexpr [\w:]+ {name} = (\d+);", text)
         assert found
-        assert int(found[1]) == getattr(config, name)
+        assert int(found[1]) == getattr(controller, name)
     found = re.search(r"FAULT_WINDOW_NS = (\d+) \* SECOND", text)
     assert found
-    assert int(found[1]) * 1_000_000_000 == config.FAULT_WINDOW_NS
+    assert int(found[1]) * 1_000_000_000 == FAULT_WINDOW_NS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.config import CLIENTS_MAX, DESCRIPTORS_KEPT, SUBSCRIBERS_MAX, WORKERS_MAX
+from clockwork.config import CLIENTS_MAX, SUBSCRIBERS_MAX, WORKERS_MAX
+from clockwork.config.controller import DESCRIPTORS_KEPT
 from clockwork.controller.seats import Seats, divide
 from clockwork.errors import ConfigError
 

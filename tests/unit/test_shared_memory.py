@@ -24,7 +24,7 @@ if not hasattr(os, "memfd_create"):
 from clockwork.client import memory
 from clockwork.client.calls import infer_call
 from clockwork.client.memory import ClientMemory, Loan
-from clockwork.config import CLIENT_SHARED_TENSOR_BYTES
+from clockwork.config.client import CLIENT_SHARED_TENSOR_BYTES
 from clockwork.controller import _tested
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidInput, RequestTimeout

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clockwork import config
+from clockwork.config.sources import source_networks
 from clockwork.errors import ConfigError
 from clockwork.sources.guard import Guard
 
@@ -72,14 +72,14 @@ def test_no_name_stands_for_this_machine_or_for_metadata(
 
 
 def test_the_operator_lists_what_else_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.source_networks() == []
+    assert source_networks() == []
     monkeypatch.setenv("CLOCKWORK_SOURCE_NETWORKS", "10.0.0.0/8, fd00::/8,192.168.1.5")
-    guard = Guard(config.source_networks())
+    guard = Guard(source_networks())
     assert (
         guard.refusal("10.9.9.9", 1) == guard.refusal("fd00::5", 1) == guard.refusal("192.168.1.5", 1) == ""
     )
     assert guard.refusal("192.168.1.6", 1)
-    assert config.source_networks()[2] == ipaddress.ip_network("192.168.1.5/32")
+    assert source_networks()[2] == ipaddress.ip_network("192.168.1.5/32")
     monkeypatch.setenv("CLOCKWORK_SOURCE_NETWORKS", "10.0.0.0/99")
     with pytest.raises(ConfigError, match="CLOCKWORK_SOURCE_NETWORKS"):
-        config.source_networks()
+        source_networks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.config import REPORTED_SOURCES_MAX
+from clockwork.config.controller import REPORTED_SOURCES_MAX
 from clockwork.controller.source_reports import SourceReports
 from clockwork.controller.troubles import TroubleKind, Troubles
 from clockwork.errors import InvalidInput

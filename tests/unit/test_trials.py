@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork.config import TRIAL_LONG_RUNS, TRIAL_RESERVE_NS, TRIAL_RUNS, TRIAL_WARM_RUNS
+from clockwork.config import TRIAL_RESERVE_NS
+from clockwork.config.models import TRIAL_LONG_RUNS, TRIAL_RUNS, TRIAL_WARM_RUNS
 from clockwork.models.trials import _Bench
 
 US = 1_000

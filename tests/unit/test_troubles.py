@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.config import TROUBLE_CHARS_MAX, TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
+from clockwork.config import TROUBLE_CHARS_MAX
+from clockwork.config.controller import TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
 from clockwork.controller.troubles import PASSING, TroubleKind, Troubles
 from clockwork.system.clock import SECOND
 

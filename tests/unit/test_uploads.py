@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from clockwork.config import UPLOAD_BYTES_LEAST, UPLOAD_IDLE_NS, UPLOAD_STALL_NS, UPLOADS_MAX
+from clockwork.config.controller import UPLOAD_BYTES_LEAST, UPLOAD_IDLE_NS, UPLOAD_STALL_NS, UPLOADS_MAX
 from clockwork.controller.effects import Effect, OpenUpload, Refuse, Waiter, WriteChunk
 from clockwork.controller.uploads import Registration, Uploads
 from clockwork.errors import Unavailable

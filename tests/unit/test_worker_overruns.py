@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.config import (
-    EXECUTION_GRACE_NS,
+from clockwork.config import EXECUTION_GRACE_NS
+from clockwork.config.worker import (
     EXECUTION_LIMIT_FACTOR,
     EXECUTION_LIMIT_NS,
     LOAD_LIMIT_FACTOR,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, TRANSFERS_MAX
+from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW
+from clockwork.config.formats import TRANSFERS_MAX
 from clockwork.formats.fetching import Fetched, PackageFetcher
 from clockwork.formats.package import PackageFile, PackageStore, digest_of
 from clockwork.wire.messages import Chunk, Fetch, Status

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-from clockwork.config import PREPARATION_RUN_NS, WATCH_INTERVAL_NS
-from clockwork.config.worker import ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS
+from clockwork.config import PREPARATION_RUN_NS
+from clockwork.config.worker import ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS, WATCH_INTERVAL_NS
 from clockwork.device.base import Completion, Device, TensorView
 from clockwork.errors import InvalidInput
 from clockwork.system.clock import MS, SECOND, now_ns

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from clockwork.config import PREPARATION_SLOW_NS, PREPARATIONS_MAX
+from clockwork.config.worker import PREPARATION_SLOW_NS, PREPARATIONS_MAX
 from clockwork.worker.turns import Turn, Turns
 
 A, B, C = 11, 22, 33

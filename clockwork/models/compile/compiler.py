@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 
 from clockwork import config
+from clockwork.config import models as bounds
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
@@ -441,7 +442,7 @@ class _Compilation:
             job.target == self._lasting,
         )
         path = spec.write(job.work)
-        environment = config.bare_environment(
+        environment = bounds.bare_environment(
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
             **CHILD_ENVIRONMENT,
             # NVRTC initialises a driver that it finds, whatever it compiles for: it is to find no GPU, as one may serve.

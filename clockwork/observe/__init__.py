@@ -1,1 +1,3 @@
-"""A cluster's present and history, from its numbers and its scheduler's steps: kept, drawn, compared and explained."""
+"""Views of a cluster's present and history: they record, draw, compare and explain its numbers and scheduler
+steps.
+"""

@@ -1,7 +1,7 @@
-"""Holds two histories side by side: where their decisions part, and what came of them.
+"""Compares two histories: the first decision that differs, and the results of each run.
 
-Requests are matched by the order of their arrival, models by their labels and devices by worker and index, so that two
-runs of one workload can be compared: under two policies, in two versions, or simulated and live.
+Requests are matched by the order of their arrival, models by their labels, and devices by worker and index.
+So two runs of one workload can be compared: under two policies, in two versions, or simulated and live.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Asked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """A decision: an order to a device, or a request that is answered without outputs."""
+    """A decision of a scheduler: an order to a device, or an answer without outputs."""
 
     at_ns: int  # since the first arrival
     what: str  # load, unload, infer, profile, fetch or drop; or refused, missed, cancelled or failed
     model: str
-    device: str  # "" of an answer
-    requests: tuple[int, ...]  # by the order of their arrival, from 1 on
-    reason: str  # of a refusal
+    device: str  # empty for an answer
+    requests: tuple[int, ...]  # numbered from 1 on in the order of their arrival
+    reason: str  # reason of a refusal
 
     def is_same(self, other: Decision) -> bool:
-        """Whether the same was decided, whenever that was."""
+        """Return whether both decisions are the same, apart from their times."""
         return (self.what, self.model, self.device, self.requests, self.reason) == (
             other.what, other.model, other.device, other.requests, other.reason,
         )  # fmt: skip
@@ -58,17 +58,19 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """Where two runs part. None: that run had no further decision."""
+    """The first decision in which two runs differ. None: that run had no further decision."""
 
-    number: int  # decisions that are the same before
+    number: int  # equal decisions before the first that differs
     first: Decision | None
     second: Decision | None
-    late_ns: int  # by how much the times of those before differ at most
+    late_ns: int  # largest difference between the times of equal decisions
 
 
 @dataclasses.dataclass(slots=True)
 class Summary:
-    """What came of a model's requests, of what a device was ordered, or of all. Latencies are of answered requests."""
+    """Results of a model's requests, of a device's orders, or of the whole run. Latencies are those of
+    answered requests.
+    """
 
     arrived: int = 0
     answered: int = 0
@@ -76,27 +78,28 @@ class Summary:
     missed: int = 0
     failed: int = 0
     cancelled: int = 0
-    executions: int = 0  # that ended well
-    executed: int = 0  # requests in them
+    executions: int = 0  # executions that ended well
+    executed: int = 0  # requests in those executions
     loads: int = 0
     p50_ns: int = 0
     p99_ns: int = 0
-    executing: float = 0.0  # part of the time; of a device, or the mean of all
+    # part of the time in which a device executed; for the whole run, the mean of its devices
+    executing: float = 0.0
     idle_with_work: float = 0.0
     refusals: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def batch(self) -> float:
-        """Mean requests of an execution."""
+        """Return the mean number of requests in an execution."""
         return self.executed / self.executions if self.executions else 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs side by side. Of each pair the first is of the first run."""
+    """Two runs side by side. The first of each pair belongs to the first run."""
 
     span_ns: tuple[int, int]
-    workload_parts_at: int  # the first request, from 1 on, that is not the same in both; 0: all are
+    workload_parts_at: int  # number, from 1 on, of the first request that differs between the runs; 0: none
     part: Part | None  # None: all decisions are the same
     total: tuple[Summary, Summary]
     models: dict[str, tuple[Summary, Summary]]
@@ -106,7 +109,7 @@ class Comparison:
 
 
 def compare(first: History, second: History) -> Comparison:
-    """Compare two histories that keep all of their runs, from the first arrival of each on."""
+    """Compare two whole histories, each from its first arrival on."""
     runs = _Run(first), _Run(second)
     models = sorted({*runs[0].models, *runs[1].models})
     devices = sorted({*runs[0].devices, *runs[1].devices})
@@ -127,7 +130,7 @@ def compare(first: History, second: History) -> Comparison:
 
 
 class _Run:
-    """One run, summed up."""
+    """The sums of a run."""
 
     def __init__(self, history: History) -> None:
         self._history = history
@@ -135,7 +138,9 @@ class _Run:
         self._from_ns = self.requests[0].arrived_ns if self.requests else history.begun_ns
         self.span_ns = history.now_ns - self._from_ns
         self._number = {request.id: number for number, request in enumerate(self.requests, 1)}
-        self.answered = {self._number[one.id] for one in self.requests if one.outcome == "answered"}
+        self.answered = {
+            self._number[request.id] for request in self.requests if request.outcome == "answered"
+        }
         self.total = Summary()
         self.models: dict[str, Summary] = {}
         self.devices: dict[str, Summary] = {}
@@ -158,7 +163,7 @@ class _Run:
         for label, some in latencies.items():
             self.models[label].p50_ns, self.models[label].p99_ns = _percentiles(some)
         self.total.p50_ns, self.total.p99_ns = _percentiles(
-            [one for some in latencies.values() for one in some]
+            [latency for some in latencies.values() for latency in some]
         )
 
     def _sum_actions(self) -> None:
@@ -175,39 +180,39 @@ class _Run:
                 if action.status is not Status.OK or action.ordered_ns < self._from_ns:
                     continue
                 model = self.models.setdefault(history.label(action.model_id), Summary())
-                for one in (summary, model, self.total):
-                    one.executions += action.kind == "infer"
-                    one.executed += len(action.requests)
-                    one.loads += action.kind == "load"
+                for sums in (summary, model, self.total):
+                    sums.executions += action.kind == "infer"
+                    sums.executed += len(action.requests)
+                    sums.loads += action.kind == "load"
         count = max(len(self.devices), 1)
-        self.total.executing = sum(one.executing for one in self.devices.values()) / count
-        self.total.idle_with_work = sum(one.idle_with_work for one in self.devices.values()) / count
+        self.total.executing = sum(summary.executing for summary in self.devices.values()) / count
+        self.total.idle_with_work = sum(summary.idle_with_work for summary in self.devices.values()) / count
 
     def workload(self) -> list[Asked]:
         return [
-            Asked(self._history.label(one.model_id), one.rows, one.priority, one.slo_ns)
-            for one in self.requests
+            Asked(self._history.label(request.model_id), request.rows, request.priority, request.slo_ns)
+            for request in self.requests
         ]
 
     def decisions(self) -> list[Decision]:
-        """All of them, in the order of time; of one step, orders before answers."""
+        """Return all decisions in the order of time. Within a step, orders come before answers."""
         found = [
-            (one.ordered_ns, 0, one.id, self._order(one))
-            for one in self._history.actions.values()
-            if one.ordered_ns >= self._from_ns
+            (action.ordered_ns, 0, action.id, self._order(action))
+            for action in self._history.actions.values()
+            if action.ordered_ns >= self._from_ns
         ]
         found += [
-            (one.answered_ns, 1, one.id, self._answer(one))
-            for one in self.requests
-            if one.outcome and one.outcome != "answered"
+            (request.answered_ns, 1, request.id, self._answer(request))
+            for request in self.requests
+            if request.outcome and request.outcome != "answered"
         ]
-        found.sort(key=lambda one: one[:3])
-        return [one[3] for one in found]
+        found.sort(key=lambda entry: entry[:3])
+        return [entry[3] for entry in found]
 
     def _order(self, action: SeenAction) -> Decision:
         return Decision(
             action.ordered_ns - self._from_ns, action.kind, self._history.label(action.model_id),
-            f"{action.worker}/{action.device}", tuple(self._number.get(one, 0) for one in action.requests), "",
+            f"{action.worker}/{action.device}", tuple(self._number.get(request_id, 0) for request_id in action.requests), "",
         )  # fmt: skip
 
     def _answer(self, request: SeenRequest) -> Decision:
@@ -219,10 +224,10 @@ class _Run:
 
 def _part(first: Sequence[Decision], second: Sequence[Decision]) -> Part | None:
     late_ns = 0
-    for number, (one, other) in enumerate(zip(first, second, strict=False)):
-        if not one.is_same(other):
-            return Part(number, one, other, late_ns)
-        late_ns = max(late_ns, abs(one.at_ns - other.at_ns))
+    for number, (mine, other) in enumerate(zip(first, second, strict=False)):
+        if not mine.is_same(other):
+            return Part(number, mine, other, late_ns)
+        late_ns = max(late_ns, abs(mine.at_ns - other.at_ns))
     number = min(len(first), len(second))
     if len(first) == len(second):
         return None
@@ -232,14 +237,14 @@ def _part(first: Sequence[Decision], second: Sequence[Decision]) -> Part | None:
 
 
 def _workload_part(first: Sequence[Asked], second: Sequence[Asked]) -> int:
-    for number, (one, other) in enumerate(zip(first, second, strict=False), 1):
-        if one != other:
+    for number, (mine, other) in enumerate(zip(first, second, strict=False), 1):
+        if mine != other:
             return number
     return 0 if len(first) == len(second) else min(len(first), len(second)) + 1
 
 
 def _percentiles(latencies: Iterable[int]) -> tuple[int, int]:
-    """The 50th and the 99th; 0 of none."""
+    """Return the 50th and the 99th percentile, or zeros if there are no latencies."""
     ordered = sorted(latencies)
     if not ordered:
         return 0, 0

@@ -1,8 +1,9 @@
-"""Says from a history why a request was refused, waited or missed its deadline: in sentences, and as a timeline.
+"""Explains a request from a history: why it was refused, waited or missed its deadline. The result is
+sentences and a timeline.
 
-explanation = explain(history, request_id)
-print("\n".join(explanation.sentences))
-explanation.timeline  # drawn by observe.timeline
+    explanation = explain(history, request_id)
+    print("\n".join(explanation.sentences))
+    explanation.timeline  # drawn by observe.timeline
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from clockwork.system.clock import duration
 from clockwork.system.words import say_count
 
 FAR_PARTS = 10
-"""A device is called far where its link takes more than such a part of the time that a request had."""
+"""A device is called far if the delay of its link is more than 1/FAR_PARTS of the time that the request had.
+"""
 
 REASONS = {
     Reason.DEADLINE: "it could not have been answered by its deadline behind what was waiting and under way",
@@ -49,25 +51,25 @@ REASONS = {
     Reason.NO_WORKER: "no worker that can serve the model was connected",
     Reason.DRAINING: "the model was being removed, or what serves it was leaving",
 }
-"""What each reason of a refusal means."""
+"""Meaning of each reason of a refusal."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LaneSpan:
-    """Something that a device did. ``what``: execute, load or idle with work."""
+    """An action of a device, or a time in which it was idle. ``what``: execute, load or idle with work."""
 
     begin_ns: int
     end_ns: int
     what: str
-    label: str  # the model's
-    text: str  # all about it, in a line
-    is_own: bool = False  # of the request that is explained, or of its model's load
-    is_predicted: bool = False  # it had not ended, and is drawn as long as it was thought to take
+    label: str  # the model's label
+    text: str  # a description in one line
+    is_own: bool = False  # whether it belongs to the request that is explained, or loads its model
+    is_predicted: bool = False  # whether it had not ended: it is drawn with its predicted duration
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lane:
-    """A device's lane within a timeline."""
+    """An execute or load lane of a device within a timeline."""
 
     name: str
     what: str  # execute or load
@@ -84,30 +86,30 @@ class Moment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timeline:
-    """What devices did around a request's time. Times are the history's."""
+    """The actions of devices around a request's time. Times are the history's."""
 
     title: str
     from_ns: int
     until_ns: int
-    zero_ns: int  # the arrival, from which times are counted
+    zero_ns: int  # the request's arrival, from which times are counted
     moments: Sequence[Moment]
     lanes: Sequence[Lane]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a request had the end that it had."""
+    """The explanation of a request's outcome."""
 
     request_id: int
     model: str
-    outcome: str  # of OUTCOMES; "" while it is not answered
+    outcome: str  # from OUTCOMES; "" before the answer
     sentences: Sequence[str]
     devices: Sequence[str]  # a sentence for each device that could have served it
     timeline: Timeline
 
 
 def explain(history: History, request_id: int) -> Explanation:
-    """Explain a request of the history. Raises InvalidInput where it has no such request, or not its arrival."""
+    """Explain a request of the history. Raises InvalidInput if the request or its arrival is unknown."""
     request = history.requests.get(request_id)
     if request is None or not request.arrived_ns:
         raise InvalidInput(_absence(history, request_id))
@@ -115,7 +117,10 @@ def explain(history: History, request_id: int) -> Explanation:
 
 
 def find_request(history: History, outcome: str, model: str = "") -> int:
-    """The id of the newest request with an outcome. model: only of this, by name or name@version. Raises InvalidInput."""
+    """Return the id of the newest request with an outcome. Raises InvalidInput if there is none.
+
+    model: restricts the search to a name or name@version.
+    """
     for request in reversed(history.requests.values()):
         if request.outcome == outcome and request.arrived_ns and _is_of(history, request, model):
             return request.id
@@ -123,12 +128,15 @@ def find_request(history: History, outcome: str, model: str = "") -> int:
 
 
 def find_slowest(history: History, model: str = "") -> int:
-    """The id of the answered request that took longest. model: as for find_request(). Raises InvalidInput."""
+    """Return the id of the answered request with the highest latency. Raises InvalidInput if there is none.
+
+    model: as for find_request().
+    """
     found = max(
         (
-            one
-            for one in history.requests.values()
-            if one.outcome == "answered" and _is_of(history, one, model)
+            request
+            for request in history.requests.values()
+            if request.outcome == "answered" and _is_of(history, request, model)
         ),
         key=lambda request: request.latency_ns,
         default=None,
@@ -154,14 +162,14 @@ def _since(history: History) -> int:
 
 
 def _absence(history: History, request_id: int) -> str:
-    known = [one.id for one in history.requests.values() if one.arrived_ns]
+    known = [request.id for request in history.requests.values() if request.arrived_ns]
     if not known:
         return f"there is no request {request_id} {_period(history)}, nor any other"
     return f"there is no request {request_id} {_period(history)}: those are {min(known)} to {max(known)}"
 
 
 class _Case:
-    """One request, and what was around it."""
+    """A request that is explained, with the history around it."""
 
     def __init__(self, history: History, request: SeenRequest) -> None:
         self._history = history
@@ -170,7 +178,7 @@ class _Case:
         self._arrived_ns = request.arrived_ns
         self._ended_ns = request.answered_ns or history.now_ns
         deadline = request.deadline_ns if request.deadline_ns < NEVER_NS else self._ended_ns
-        self._until_ns = max(self._ended_ns, deadline)  # until when it was of use that a device is free
+        self._until_ns = max(self._ended_ns, deadline)  # a free device was of use until this time
 
     def explanation(self) -> Explanation:
         could = self._could_serve()
@@ -194,19 +202,19 @@ class _Case:
             f"arrived {ago} before the end of this history, with {slo}."
         )
         waiting = [
-            one
-            for one in self._history.requests.values()
-            if one is not request
-            and 0 < one.arrived_ns <= self._arrived_ns
-            and self._left(one) > self._arrived_ns
+            other
+            for other in self._history.requests.values()
+            if other is not request
+            and 0 < other.arrived_ns <= self._arrived_ns
+            and self._left(other) > self._arrived_ns
         ]
-        same = sum(one.model_id == request.model_id for one in waiting)
+        same = sum(other.model_id == request.model_id for other in waiting)
         yield (
             f"{say_count(len(waiting), 'other request')} waited in the controller then, {same} of them for its model."
         )
 
     def _left(self, request: SeenRequest) -> int:
-        """When a request no longer waited in the controller."""
+        """Return the time at which a request no longer waited in the controller."""
         return request.sent_ns or request.answered_ns or NEVER_NS
 
     def _end(self) -> Iterator[str]:
@@ -273,20 +281,20 @@ class _Case:
         )
 
     def _before(self, device: SeenDevice, action: SeenAction, begin_ns: int) -> Iterator[str]:
-        """What the device did between the arrival and the execution."""
+        """Describe the actions of the device between the arrival and the execution."""
         wait = [(self._arrived_ns, begin_ns)] if begin_ns > self._arrived_ns else []
         others = [
-            one
-            for one in device.executions
-            if one is not action and (span := span_of(one)) is not None and intersection([span], wait)
+            other
+            for other in device.executions
+            if other is not action and (span := span_of(other)) is not None and intersection([span], wait)
         ]
         busy_ns = total_ns(intersection(executing_spans(device), wait))
         if others:
             models: dict[str, int] = {}
-            for one in others:
-                label = self._history.label(one.model_id)
+            for other in others:
+                label = self._history.label(other.model_id)
                 models[label] = models.get(label, 0) + 1
-            often = sorted(models.items(), key=lambda one: -one[1])
+            often = sorted(models.items(), key=lambda entry: -entry[1])
             told = ", ".join(
                 label if count == 1 else f"{label} {count} times"
                 for label, count in often[:EXPLAINED_MODELS_MAX]
@@ -315,7 +323,7 @@ class _Case:
             )
 
     def _load_that_ends(self, device: SeenDevice, by_ns: int) -> SeenAction | None:
-        """The newest load of the model that ended well by a time."""
+        """Return the newest load of the model that ended well by a time."""
         for action in reversed(device.loads):
             if (
                 action.kind == "load"
@@ -326,7 +334,9 @@ class _Case:
         return None
 
     def _could_serve(self) -> list[SeenDevice]:
-        """The devices whose worker had prepared the model: first its own, then those that had it, or were loading it."""
+        """Return the devices whose worker had prepared the model: first the request's own, then those that
+        held or loaded the model.
+        """
         found = []
         for device in self._history.lanes():
             worker = self._history.workers.get(device.worker)
@@ -337,7 +347,7 @@ class _Case:
             if is_lost or is_leaving or not (is_ready or residency is not None):
                 continue
             found.append((self._rank(device, residency), device))
-        found.sort(key=lambda one: one[0])
+        found.sort(key=lambda ranked: ranked[0])
         return [device for _, device in found]
 
     def _rank(self, device: SeenDevice, residency: Residency | None) -> int:
@@ -349,16 +359,18 @@ class _Case:
         return 1 if self._had(residency) else 2
 
     def _had(self, residency: Residency) -> bool:
-        """Whether the model could be executed when the request arrived. Since 0: it was there before the history."""
+        """Return whether the model was executable at the arrival. since_ns 0: the model was loaded before the
+        history.
+        """
         return 0 < residency.ready_ns <= self._arrived_ns or not residency.since_ns
 
     def _devices_in_all(self, could: Sequence[SeenDevice]) -> Iterator[str]:
-        there = [one for one in self._history.lanes() if not 0 < one.lost_ns <= self._arrived_ns]
+        there = [device for device in self._history.lanes() if not 0 < device.lost_ns <= self._arrived_ns]
         if not could:
             yield f"None of {say_count(len(there), 'device')} could have served it: no worker that has prepared {self._model.label} was there."
             return
         held = sum(
-            (one := device.holds(self._model.id, self._arrived_ns)) is not None and self._had(one)
+            (residency := device.holds(self._model.id, self._arrived_ns)) is not None and self._had(residency)
             for device in could
         )
         busy = sum(self._executing(device, self._arrived_ns) is not None for device in could)
@@ -370,7 +382,7 @@ class _Case:
             yield f"{EXPLAINED_DEVICES_MAX} of these devices are told of below."
 
     def _executing(self, device: SeenDevice, at_ns: int) -> SeenAction | None:
-        """What a device executed at a time, by what was measured, or by what is predicted of what has not ended."""
+        """Return the action that a device executed at a time, by measured or else predicted times."""
         for action in reversed(device.executions):
             begin_ns, end_ns = self._shown(device, action)
             if begin_ns <= at_ns < end_ns:
@@ -378,7 +390,9 @@ class _Case:
         return None
 
     def _shown(self, device: SeenDevice, action: SeenAction) -> Span:
-        """When an action was carried out; of one that has not ended, when it is thought to be; (0, 0): it was not."""
+        """Return the span of an action: measured, or predicted if it has not ended. (0, 0): it was not
+        executed.
+        """
         span = span_of(action)
         if span is not None:
             return span
@@ -394,7 +408,7 @@ class _Case:
         return begin_ns, begin_ns + action.expected_ns
 
     def _device(self, device: SeenDevice) -> str:
-        """What a device had, and did, when the request arrived."""
+        """Describe a device's state and actions at the request's arrival."""
         at_ns, name = self._arrived_ns, self._name(device)
         residency = device.holds(self._model.id, at_ns)
         parts = []
@@ -418,21 +432,22 @@ class _Case:
             size = f" with {say_count(executing.rows, 'row')}" if executing.rows > 1 else ""
             parts.append(f"executed {self._history.label(executing.model_id)}{size} until {self._at(end_ns)}")
         sent = [
-            one
-            for one in device.executions
-            if one is not self._request.action and one.ordered_ns <= at_ns < self._shown(device, one)[0]
+            action
+            for action in device.executions
+            if action is not self._request.action
+            and action.ordered_ns <= at_ns < self._shown(device, action)[0]
         ]
         if sent:
             parts.append(
                 f"had {say_count(len(sent), 'batch', 'batches')} more, sent before, until "
-                f"{self._at(max(self._shown(device, one)[1] for one in sent))}"
+                f"{self._at(max(self._shown(device, action)[1] for action in sent))}"
             )
         loading = [
-            one
-            for one in device.loads
-            if one.kind == "load"
-            and one.model_id != self._model.id
-            and self._shown(device, one)[0] <= at_ns < self._shown(device, one)[1]
+            action
+            for action in device.loads
+            if action.kind == "load"
+            and action.model_id != self._model.id
+            and self._shown(device, action)[0] <= at_ns < self._shown(device, action)[1]
         ]
         if loading:
             until = self._at(self._shown(device, loading[0])[1])
@@ -463,11 +478,11 @@ class _Case:
         return spec.load_ns if spec is not None else 0
 
     def _joinable(self) -> Iterator[str]:
-        """The first batch of the same model and shape that was ordered while the request was of use, without it."""
+        """Describe the first other batch of the same model and shape that was ordered after the arrival."""
         request = self._request
         if request.outcome == "answered":
             return
-        found = min(self._later_batches(), key=lambda one: one[1].ordered_ns, default=None)
+        found = min(self._later_batches(), key=lambda batch: batch[1].ordered_ns, default=None)
         if found is None:
             yield "No other batch of its model was ordered after it came."
             return
@@ -498,9 +513,9 @@ class _Case:
                     or request.id in action.requests
                 ):
                     continue
-                others = (self._history.requests.get(one) for one in action.requests)
+                others = (self._history.requests.get(request_id) for request_id in action.requests)
                 shape = next(
-                    (one.shape for one in others if one is not None and one.arrived_ns), request.shape
+                    (other.shape for other in others if other is not None and other.arrived_ns), request.shape
                 )
                 if (
                     shape == request.shape
@@ -513,7 +528,7 @@ class _Case:
         return f"device {self._history.device_label(device.worker, device.index)}"
 
     def _at(self, at_ns: int) -> str:
-        """A time as people are told it: relative to the arrival."""
+        """Return a time in words, relative to the arrival."""
         ns = at_ns - self._arrived_ns
         return f"{duration(ns)} after its arrival" if ns >= 0 else f"{duration(-ns)} before its arrival"
 

@@ -1,15 +1,17 @@
-"""A cluster's history: a fold over the steps of its scheduler.
+"""The history of a cluster, folded from the steps of its scheduler.
 
     history = History()
     for step in steps:  # of a recording, or of a live controller
         history.apply(step)
 
-What it has then is plain data to read: ``devices``, ``models``, ``requests``, ``actions``, ``workers``, ``counts`` and
-``marks``. It reads no clock: its time is that of the newest event. It forgets what has been over for ``keep_ns``, and
-the oldest first where there is more than ``requests_max`` or ``actions_max`` of them: by time at its marks, by number at once.
+Its fields are plain data to read: ``devices``, ``models``, ``requests``, ``actions``, ``workers``, ``counts``
+and ``marks``. A history reads no clock: its time is that of the newest event. Entries that ended more than
+``keep_ns`` ago are forgotten at the next mark. Beyond ``requests_max`` or ``actions_max`` the oldest entries
+are forgotten at once.
 
-It may begin in the middle, and steps may be left out (``skip()``): requests and actions that were never seen to begin
-are entered with what is known of them. Times are of the controller's clock, in nanoseconds; 0 is unknown or not yet.
+A history may begin in the middle, and steps may be left out (``skip()``). A request or action whose begin was
+not seen is entered with its known fields. Times are nanoseconds of the controller's clock; 0 means unknown or
+not yet.
 """
 
 from __future__ import annotations
@@ -58,23 +60,24 @@ from clockwork.scheduler.types import (
 )
 
 OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
-"""How a request may end. Answered: in time, which is goodput; nothing late is answered as a success."""
+"""Outcomes of a request. Answered means in time, which is goodput; a late answer is never a success."""
 
 WAITING, SENT, ENDED, UNKNOWN = "waiting", "sent", "ended", "unknown"
-"""States of a request: it waits in the controller, it is in a batch that was sent, it was answered; unknown: steps that
-may have ended it were left out."""
+"""States of a request: waiting in the controller, in a batch that was sent, or answered. Unknown: left-out
+steps may have ended it.
+"""
 
 LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"
 """States of a residency."""
 
 MODEL_NONE = 0
-"""Of a RESERVE that is for no model."""
+"""The model id of a RESERVE, which concerns no model."""
 
 MODEL_UNKNOWN = -1
-"""The model of a request of which nothing but the answer was seen."""
+"""The model id of a request of which only the answer was seen."""
 
 EXECUTIONS = ("infer", "profile", "reserve")
-"""Kinds of actions on a device's execute lane; the others are on its load lane."""
+"""Kinds of actions on a device's execute lane. All others are on its load lane."""
 
 _OUTCOME_OF = {
     Status.OK: "answered",
@@ -86,7 +89,7 @@ _OUTCOME_OF = {
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """Since the beginning of the history, without the steps that were left out."""
+    """Counts since the begin of the history. Left-out steps are not counted."""
 
     arrived: int = 0
     answered: int = 0
@@ -94,9 +97,9 @@ class Counts:
     missed: int = 0
     cancelled: int = 0
     failed: int = 0
-    waiting: int = 0  # now, in the controller
+    waiting: int = 0  # requests that wait in the controller now
     executions: int = 0  # INFERs that ended well
-    executed: int = 0  # requests in them
+    executed: int = 0  # requests in those executions
     loads: int = 0  # LOADs that ended well
     refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
 
@@ -106,7 +109,7 @@ class Counts:
 
 
 class Mark(NamedTuple):
-    """Counts at a time: what happened between two marks is the difference of theirs."""
+    """The counts at a time. The difference of two marks is what happened between them."""
 
     at_ns: int
     arrived: int
@@ -124,7 +127,7 @@ class Mark(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class SeenRequest:
-    """A request, from its arrival to its answer."""
+    """A request from its arrival to its answer."""
 
     id: int
     model_id: int
@@ -134,39 +137,39 @@ class SeenRequest:
     priority: int = 0
     arrived_ns: int = 0  # 0: before the history
     deadline_ns: int = NEVER_NS
-    sent_ns: int = 0  # when the newest batch with it was ordered
+    sent_ns: int = 0  # time at which the newest batch with this request was ordered
     sent_count: int = 0
-    action: SeenAction | None = None  # that batch
-    part: int = 0  # its place in the result
+    action: SeenAction | None = None  # the newest batch with this request
+    part: int = 0  # index of the request's part in the batch's result
     answered_ns: int = 0
-    status: Status | None = None  # of its answer
-    reason: str = ""  # of a refusal
+    status: Status | None = None  # status of the answer
+    reason: str = ""  # reason of a refusal
     text: str = ""
-    feasible_slo_ns: int = 0  # of a refusal, 0: unknown
+    feasible_slo_ns: int = 0  # SLO that would have been feasible, if the request was refused; 0: unknown
     retry_after_ns: int = 0
-    queue_ns: int = 0  # as the answer says
+    queue_ns: int = 0  # as the answer states it
     load_ns: int = 0
     exec_ns: int = 0
 
     @property
     def slo_ns(self) -> int:
-        """From arrival to deadline; 0: it has no deadline, or its arrival was not seen."""
+        """Return the time from arrival to deadline. 0: there is no deadline, or the arrival was not seen."""
         return self.deadline_ns - self.arrived_ns if self.arrived_ns and self.deadline_ns < NEVER_NS else 0
 
     @property
     def latency_ns(self) -> int:
-        """From arrival to answer; 0: one of them was not seen."""
+        """Return the time from arrival to answer. 0: arrival or answer was not seen."""
         return self.answered_ns - self.arrived_ns if self.answered_ns and self.arrived_ns else 0
 
     @property
     def outcome(self) -> str:
-        """One of OUTCOMES, or "" before the answer."""
+        """Return the outcome, which is in OUTCOMES, or "" before the answer."""
         return "" if self.status is None else _OUTCOME_OF.get(self.status, "failed")
 
 
 @dataclasses.dataclass(slots=True)
 class SeenAction:
-    """An order to a device, and its result."""
+    """An order to a device, with its result."""
 
     id: int
     kind: str  # load, unload, infer, profile, fetch or drop
@@ -174,20 +177,20 @@ class SeenAction:
     device: int
     model_id: int
     load_id: int = 0
-    requests: tuple[int, ...] = ()  # of an INFER, in the order of its parts
-    rows: int = 0  # of them all; of a request that was not seen to arrive: 1
+    requests: tuple[int, ...] = ()  # requests of an INFER, in the order of its parts
+    rows: int = 0  # rows of all requests; a request whose arrival was not seen counts as a row
     ordered_ns: int = 0
-    earliest_ns: int = 0  # the window in which it may begin
+    earliest_ns: int = 0  # begin of the window in which the action may begin
     latest_ns: int = 0
-    expected_ns: int = 0  # its predicted duration
-    begin_ns: int = 0  # 0: it did not begin, or has not yet ended
+    expected_ns: int = 0  # predicted duration
+    begin_ns: int = 0  # 0: the action did not begin, or has not ended
     end_ns: int = 0
-    duration_ns: int = 0  # measured
-    ready_ns: int = 0  # when the order and its inputs had reached the worker
-    done_ns: int = 0  # when its result was noticed, or it was lost
-    status: Status | None = None  # None: under way
+    duration_ns: int = 0  # measured duration
+    ready_ns: int = 0  # time at which the order and its inputs had reached the worker
+    done_ns: int = 0  # time at which the result was noticed, or the action was lost
+    status: Status | None = None  # None: not ended
     text: str = ""
-    revoked_ns: int = 0  # when it was called back
+    revoked_ns: int = 0  # time at which the action was revoked
 
     @property
     def is_execution(self) -> bool:
@@ -203,13 +206,13 @@ class Residency:
     """A model on a device, from the order to load it until its pages are free again."""
 
     model_id: int
-    load_id: int  # below 0: not known
+    load_id: int  # negative: unknown
     state: str  # LOADING, RESIDENT or UNLOADING
-    run_starts: tuple[int, ...] = ()  # the first page of each run; () if its load was not seen
+    run_starts: tuple[int, ...] = ()  # first page of each run; () if the load was not seen
     runs: tuple[int, ...] = ()  # pages of each run; () if the model was not seen
-    since_ns: int = 0  # when it was ordered; 0: before the history
-    ready_ns: int = 0  # when it was loaded
-    until_ns: int = 0  # when it went; 0: it is there
+    since_ns: int = 0  # time at which the load was ordered; 0: before the history
+    ready_ns: int = 0  # time at which the load ended
+    until_ns: int = 0  # time at which the pages became free; 0: the model is there
 
     @property
     def pages(self) -> int:
@@ -218,7 +221,7 @@ class Residency:
 
 @dataclasses.dataclass(slots=True)
 class SeenDevice:
-    """A device. ``executions`` and ``loads`` are its lanes: actions in the order in which they were ordered."""
+    """A device. ``executions`` and ``loads`` are its lanes: actions in the order of their orders."""
 
     worker: int
     index: int  # within the worker
@@ -226,55 +229,66 @@ class SeenDevice:
     page_bytes: int = 0
     page_count: int = 0
     run_ahead: int = 1
-    clock_mhz: int = 0  # 0: it did not say
-    lost_ns: int = 0  # when it, or its worker, was lost
-    pages_used: int = 0  # by what is loaded or being loaded; an order to unload frees pages for later orders
+    clock_mhz: int = 0  # 0: unknown
+    lost_ns: int = 0  # time at which the device, or its worker, was lost
+    # pages of loaded and loading models; an order to unload frees its pages for later orders
+    pages_used: int = 0
     resident: dict[int, Residency] = dataclasses.field(default_factory=dict)  # by load_id
-    gone: deque[Residency] = dataclasses.field(default_factory=deque)  # what was resident
+    gone: deque[Residency] = dataclasses.field(default_factory=deque)  # former residencies
     executions: deque[SeenAction] = dataclasses.field(default_factory=deque)
     loads: deque[SeenAction] = dataclasses.field(default_factory=deque)
-    executing_ns: int = 0  # the sum of what ended
-    executed: int = 0  # requests
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # of actions that ended well, by kind
+    executing_ns: int = 0  # sum of the durations of executions that ended
+    executed: int = 0  # requests in executions that ended well
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # actions that ended well, by kind
 
     @property
     def label(self) -> str:
         return f"{self.worker}/{self.index}"
 
     def holds(self, model_id: int, at_ns: int) -> Residency | None:
-        """The model's residency at a time, loaded then or not."""
-        for one in [*self.resident.values(), *self.gone]:
-            if one.model_id == model_id and one.since_ns <= at_ns and not 0 < one.until_ns <= at_ns:
-                return one
+        """Return the residency of a model at a time, whether it was loaded by then or not. None: there was
+        none.
+        """
+        for residency in [*self.resident.values(), *self.gone]:
+            if (
+                residency.model_id == model_id
+                and residency.since_ns <= at_ns
+                and not 0 < residency.until_ns <= at_ns
+            ):
+                return residency
         return None
 
 
 @dataclasses.dataclass(slots=True)
 class SeenWorker:
-    """A worker and its link. No event tells its name: whoever reads the history may fill it in."""
+    """A worker and its link. Events do not carry its name: the reader of the history may fill it in."""
 
     id: int
     name: str = ""
     device_count: int = 0
     joined_ns: int = 0  # 0: before the history
     left_ns: int = 0
-    draining_ns: int = 0  # since when it wishes to leave
-    there_ns: int = 0  # high percentiles of the delay of messages
+    draining_ns: int = 0  # time since which the worker is leaving
+    there_ns: int = 0  # high percentile of the delay of messages to the worker
     back_ns: int = 0
     host_bytes: int = 0
-    hosted: dict[int, int] = dataclasses.field(default_factory=dict)  # models in its host store: since when
+    # models in its host store, with the time of the fetch
+    hosted: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(slots=True)
 class SeenModel:
-    """A model. ``specs``: by worker that has prepared it, also of one that has left, until that is forgotten."""
+    """A model. ``specs`` has an entry for each worker that has prepared it, until a worker that left is
+    forgotten.
+    """
 
     id: int
-    name: str = ""  # "": it was not seen to become ready
+    name: str = ""  # "": no worker was seen to have prepared it
     version: int = 0
     specs: dict[int, ModelSpec] = dataclasses.field(default_factory=dict)
-    ready_ns: dict[int, int] = dataclasses.field(default_factory=dict)  # since when each has
-    removed_ns: int = 0  # since when it takes no more requests
+    # time at which each worker had prepared it
+    ready_ns: dict[int, int] = dataclasses.field(default_factory=dict)
+    removed_ns: int = 0  # time since which it takes no more requests
     gone_ns: int = 0
     faults: list[tuple[int, int, Fault]] = dataclasses.field(default_factory=list)  # (time, worker, fault)
     counts: Counts = dataclasses.field(default_factory=Counts)
@@ -285,7 +299,9 @@ class SeenModel:
 
 
 class History:
-    """See the module. All it keeps may be read at any time, and is changed by apply() and skip() alone."""
+    """The history of a cluster; see the module. All fields may be read. Only apply(), skip(), hold() and
+    settle() change them.
+    """
 
     def __init__(
         self,
@@ -296,24 +312,25 @@ class History:
         self.keep_ns = keep_ns
         self.requests_max = requests_max
         self.actions_max = actions_max
-        self.begun_ns = 0  # the time of the first event
-        self.now_ns = 0  # that of the newest
-        self.skipped_ns = 0  # the time that skip() left out
+        self.begun_ns = 0  # time of the first event
+        self.now_ns = 0  # time of the newest event
+        self.skipped_ns = 0  # time that skip() left out
         self.steps = 0
         self.events = 0
         self.workers: dict[int, SeenWorker] = {}
         self.devices: dict[tuple[int, int], SeenDevice] = {}  # by worker and index
         self.models: dict[int, SeenModel] = {}
         self.requests: dict[int, SeenRequest] = {}  # in the order of arrival
-        self.live: dict[int, SeenRequest] = {}  # of these, what waits or was sent
+        self.live: dict[int, SeenRequest] = {}  # those requests that wait or were sent
         self.actions: dict[int, SeenAction] = {}  # in the order of the orders
-        self.under_way: dict[int, SeenAction] = {}  # of these, what has not ended
+        self.under_way: dict[int, SeenAction] = {}  # those actions that have not ended
         self.counts = Counts()
         self.marks: deque[Mark] = deque()  # HISTORY_MARK_NS or more apart
-        self.forgotten = 0  # requests that are kept no longer
+        self.forgotten = 0  # count of requests that are no longer kept
         self._skipping = False
-        self._mark_ns = 0  # when the next mark is due
-        self._ended: deque[tuple[int, SeenRequest]] = deque()  # by when they ended, or were given up
+        self._mark_ns = 0  # time at which the next mark is due
+        # by the time at which they ended, or were given up
+        self._ended: deque[tuple[int, SeenRequest]] = deque()
         self._done: deque[SeenAction] = deque()
         self._gone_models: deque[SeenModel] = deque()
         self._gone_workers: deque[SeenWorker] = deque()
@@ -344,7 +361,7 @@ class History:
         }
 
     def apply(self, step: Step) -> None:
-        """Take in the next step."""
+        """Apply the next step."""
         handlers = self._handlers
         self.steps += 1
         for event in step.events:
@@ -366,7 +383,9 @@ class History:
             self._forget()
 
     def skip(self) -> None:
-        """Say that steps are left out here: what waits or is under way may end unseen, so it is counted no longer."""
+        """Note that steps are left out here. Waiting requests and pending actions may end unseen, so they are
+        no longer counted.
+        """
         for request in self.live.values():
             request.state = UNKNOWN
             self._ended.append((self.now_ns, request))
@@ -375,7 +394,7 @@ class History:
             action.done_ns = self.now_ns
             self._done.append(action)
             if action.kind in ("load", "unload") and (action.worker, action.device) in self.devices:
-                # Most end well; what did not is corrected by settle(), or when its pages are used otherwise.
+                # Most loads end well. settle(), or another use of the pages, corrects the others.
                 self._moved(self.devices[action.worker, action.device], action, is_ok=True)
         self.under_way.clear()
         self.counts.waiting = 0
@@ -384,13 +403,16 @@ class History:
         self._skipping = True
 
     def hold(self, worker: int, index: int, model_id: int, load_id: int = 0) -> None:
-        """Say that a model was resident on a device before the history. load_id 0: which of its loads is not known.
+        """Note that a model was resident on a device before the history. load_id 0: the load is unknown.
 
-        Where what the history has seen leaves it no pages, it is passed over: it was loaded later, and will be seen to be.
+        A model for which the known residencies leave no pages is ignored: it was loaded later, and that load
+        will be seen.
         """
         device = self._device(worker, index)
         known = load_id or -1 - model_id
-        if known in device.resident or any(one.model_id == model_id for one in device.resident.values()):
+        if known in device.resident or any(
+            residency.model_id == model_id for residency in device.resident.values()
+        ):
             return
         residency = self._unseen(device, model_id, known)
         if not device.page_count or device.pages_used + residency.pages <= device.page_count:
@@ -398,29 +420,32 @@ class History:
             device.pages_used += residency.pages
 
     def settle(self, worker: int, index: int, models: Collection[int]) -> None:
-        """Say that no models but these are on a device, or about to be: what else seems to be there went unseen."""
+        """Remove the resident models that are not in ``models``: their unloads were not seen.
+
+        models: all models that are on the device, or are about to be.
+        """
         device = self._device(worker, index)
         for residency in list(device.resident.values()):
             if residency.model_id not in models and residency.state == RESIDENT:
                 self._free(device, residency, self.now_ns)
 
     def label(self, model_id: int) -> str:
-        """``name@version`` of a model, as far as it is known."""
+        """Return ``name@version`` of a model, or ``model ID`` if its name is unknown."""
         model = self.models.get(model_id)
         return model.label if model is not None else f"model {model_id}"
 
     def device_label(self, worker: int, index: int) -> str:
-        """``worker/device``, with the worker's name where it is known."""
+        """Return ``worker/device``, with the worker's name where it is known."""
         found = self.workers.get(worker)
         return f"{found.name if found is not None and found.name else worker}/{index}"
 
     @property
     def covered_ns(self) -> int:
-        """The time that ``counts`` are of."""
+        """Return the time that ``counts`` cover."""
         return self.now_ns - self.begun_ns - self.skipped_ns
 
     def lanes(self) -> Iterator[SeenDevice]:
-        """Every device, in the order of workers and indices."""
+        """Yield every device in the order of workers and indices."""
         for key in sorted(self.devices):
             yield self.devices[key]
 
@@ -447,7 +472,7 @@ class History:
     def _action_done(self, event: ActionDone) -> None:
         action = self.actions.get(event.action_id)
         if action is None or action.status is not None:
-            return  # it was ordered before the history, or has been lost
+            return  # the action was ordered before the history, or was lost
         if not action.done_ns:
             del self.under_way[action.id]
             self._done.append(action)
@@ -483,7 +508,7 @@ class History:
             self.workers[action.worker].hosted.pop(action.model_id, None)
 
     def _moved(self, device: SeenDevice, action: SeenAction, is_ok: bool) -> None:
-        """A LOAD or UNLOAD has ended."""
+        """Apply the end of a LOAD or UNLOAD."""
         residency = device.resident.get(action.load_id)
         if residency is None:
             return
@@ -504,7 +529,7 @@ class History:
         device.gone.append(residency)
 
     def _wait_again(self, action: SeenAction) -> None:
-        """The requests of a batch that came to nothing: they are sent again, or answered."""
+        """Return the requests of a failed batch to the waiting state: they are sent again, or answered."""
         for request_id in action.requests:
             request = self.requests.get(request_id)
             if request is not None and request.state == SENT and request.action is action:
@@ -518,7 +543,8 @@ class History:
         for index, shape in enumerate(event.devices):
             device = self._device(event.worker, index)
             device.kind, device.page_bytes, device.page_count, device.run_ahead = shape
-            for residency in list(device.resident.values()):  # it is told again, after a gap, what is there
+            # after a gap the worker tells its residencies again
+            for residency in list(device.resident.values()):
                 self._free(device, residency, event.now_ns)
 
     def _worker_left(self, event: WorkerLeft) -> None:
@@ -554,7 +580,7 @@ class History:
         self._device(event.worker, event.device).clock_mhz = event.mhz
 
     def _time_wanted(self, event: TimeWanted) -> None:
-        """It shows when it is given."""
+        """A recorded event that changes nothing here."""
 
     def _link_measured(self, event: LinkMeasured) -> None:
         worker = self._worker(event.worker)
@@ -608,7 +634,7 @@ class History:
         device = self._device(command.worker, command.device)
         model = self._model(command.model_id)
         spec = model.specs.get(command.worker)
-        for known in (command.load_id, -1 - command.model_id):  # told by hold(), of a time after this
+        for known in (command.load_id, -1 - command.model_id):  # hold() may have entered this load already
             early = device.resident.pop(known, None)
             if early is not None:
                 device.pages_used -= early.pages
@@ -649,7 +675,7 @@ class History:
         else:
             device.loads.append(action)
         if action.kind in ("infer", "profile", "unload") and action.load_id not in device.resident:
-            # It was loaded before the history.
+            # The model was loaded before the history.
             held = device.resident.pop(-1 - action.model_id, None)
             if held is None:
                 self._enter(device, action.model_id, action.load_id)
@@ -658,7 +684,7 @@ class History:
                 device.resident[action.load_id] = held
 
     def _enter(self, device: SeenDevice, model_id: int, load_id: int) -> None:
-        """Enter a residency that was there before the history, or whose load was left out of it."""
+        """Enter a residency whose load was not seen."""
         self._put(device, self._unseen(device, model_id, load_id))
 
     def _unseen(self, device: SeenDevice, model_id: int, load_id: int) -> Residency:
@@ -666,21 +692,28 @@ class History:
         return Residency(model_id, load_id, RESIDENT, runs=spec.runs if spec is not None else ())
 
     def _put(self, device: SeenDevice, residency: Residency) -> None:
-        """Enter a residency that is certain. What cannot be there beside it went in steps that were left out: another of the
-        same model, and, where more pages seem used than there are, what lies on its pages, then what has been there longest."""
+        """Enter a certain residency, and free those that contradict it: their unloads were not seen.
+
+        Other residencies of the same model are freed. While more pages seem used than the device has,
+        residencies on the same pages are freed, then the oldest.
+        """
         if self.skipped_ns or self._skipping:
-            for one in [one for one in device.resident.values() if one.model_id == residency.model_id]:
-                if one.state != UNLOADING:
-                    self._free(device, one, self.now_ns)
+            for other in [
+                other for other in device.resident.values() if other.model_id == residency.model_id
+            ]:
+                if other.state != UNLOADING:
+                    self._free(device, other, self.now_ns)
         device.resident[residency.load_id] = residency
         device.pages_used += residency.pages
         if not 0 < device.page_count < device.pages_used:
             return
-        doubtful = [one for one in device.resident.values() if one is not residency and one.state == RESIDENT]
-        for one in sorted(doubtful, key=lambda one: (not _overlap(one, residency), one.since_ns)):
+        doubtful = [
+            other for other in device.resident.values() if other is not residency and other.state == RESIDENT
+        ]
+        for other in sorted(doubtful, key=lambda other: (not _overlap(other, residency), other.since_ns)):
             if device.pages_used <= device.page_count:
                 break
-            self._free(device, one, self.now_ns)
+            self._free(device, other, self.now_ns)
 
     def _send_revoke(self, command: SendRevoke) -> None:
         action = self.actions.get(command.action_id)
@@ -746,7 +779,7 @@ class History:
     # ----- looked up -----------------------------------------------------------------------------
 
     def _counts(self, model_id: int) -> tuple[Counts, ...]:
-        """The counts that a request of a model adds to."""
+        """Return the counts to which a request of a model is added."""
         return (self.counts,) if model_id == MODEL_UNKNOWN else (self.counts, self._model(model_id).counts)
 
     def _model(self, model_id: int) -> SeenModel:
@@ -806,9 +839,9 @@ class History:
         ended, done = self._ended, self._done
         while ended and (ended[0][0] < horizon or len(self.requests) > self.requests_max):
             at_ns, request = ended.popleft()
-            if request.state == UNKNOWN or request.answered_ns == at_ns:  # or it was seen again after that
+            if request.state == UNKNOWN or request.answered_ns == at_ns:  # otherwise it was seen again later
                 self._forget_request(request)
-        while len(self.requests) > self.requests_max:  # more is live than may be kept
+        while len(self.requests) > self.requests_max:  # more requests are live than may be kept
             self._forget_request(next(iter(self.requests.values())))
         while done and (done[0].done_ns < horizon or len(self.actions) > self.actions_max):
             self._forget_action(done.popleft())
@@ -835,17 +868,17 @@ class History:
                 lane.popleft()
 
 
-def _overlap(one: Residency, other: Residency) -> bool:
-    """Whether both have a page, as far as it is known where they lie."""
+def _overlap(first_residency: Residency, second_residency: Residency) -> bool:
+    """Return whether two residencies share a page, as far as their places are known."""
     return any(
         first < second + more and second < first + pages
-        for first, pages in zip(one.run_starts, one.runs)
-        for second, more in zip(other.run_starts, other.runs)
+        for first, pages in zip(first_residency.run_starts, first_residency.runs)
+        for second, more in zip(second_residency.run_starts, second_residency.runs)
     )
 
 
 def history_of(steps: Iterable[Step], **bounds: int) -> History:
-    """The history of steps. bounds: keep_ns, requests_max and actions_max of a History."""
+    """Return the history of steps. bounds: keep_ns, requests_max and actions_max of History."""
     history = History(**bounds)
     for step in steps:
         history.apply(step)

@@ -1,4 +1,4 @@
-"""Spans of time on devices: what they executed, and when they were idle with work waiting."""
+"""Time spans of devices: executions, and idleness with work waiting."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ Span = tuple[int, int]
 
 
 def span_of(action: SeenAction) -> Span | None:
-    """When an action was carried out; None: it was not, or has not ended.
+    """Return the span in which an action was executed. None: it was not, or has not ended.
 
-    A worker's clock is known to some microseconds only, at first to a millisecond or so. What would have begun before its
-    order, or ended behind its result, is moved, and cut where it does not fit between the two.
+    A worker's clock is known to some microseconds, at first to about a millisecond. A span that would begin
+    before the action's order, or end after its result, is moved, and cut where it does not fit between the
+    two.
     """
     if not action.begin_ns or not action.end_ns:
         return None
@@ -27,7 +28,7 @@ def span_of(action: SeenAction) -> Span | None:
 
 
 def waiting_spans(history: History) -> dict[int, list[Span]]:
-    """By model: when at least one of its requests waited in the controller."""
+    """Return, by model, the spans in which at least one of its requests waited in the controller."""
     found: dict[int, list[Span]] = {}
     for request in history.requests.values():
         if request.arrived_ns:
@@ -37,16 +38,18 @@ def waiting_spans(history: History) -> dict[int, list[Span]]:
 
 
 def executing_spans(device: SeenDevice) -> list[Span]:
-    """When a device executed, as far as its actions have ended."""
+    """Return the spans in which a device executed actions that have ended."""
     return union(span for action in device.executions if (span := span_of(action)) is not None)
 
 
 def idle_with_work_spans(
     history: History, device: SeenDevice, waiting: Mapping[int, list[Span]]
 ) -> list[Span]:
-    """When a device executed nothing while a request waited in the controller whose model was resident there.
+    """Return the spans in which a device was idle while a request waited in the controller for a model
+    resident there.
 
-    waiting: of waiting_spans(). Time after the end of the newest execution that has ended counts only if none is under way.
+    waiting: from waiting_spans(). Time after the newest ended execution counts only if no execution is
+    pending.
     """
     could: list[Span] = []
     for residency in [*device.gone, *device.resident.values()]:
@@ -61,7 +64,7 @@ def idle_with_work_spans(
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
-    """The spans in order, without overlaps, adjacent ones joined and empty ones left out."""
+    """Return the spans in order: overlapping and adjacent spans are joined, empty ones left out."""
     found: list[Span] = []
     for begin, end in sorted(spans):
         if begin >= end:
@@ -74,7 +77,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def intersection(some: list[Span], others: list[Span]) -> list[Span]:
-    """What is in both. Each: as union() gives them."""
+    """Return the intersection of two lists of spans. Both must be in the form of union()."""
     found = []
     place = other = 0
     while place < len(some) and other < len(others):
@@ -89,7 +92,7 @@ def intersection(some: list[Span], others: list[Span]) -> list[Span]:
 
 
 def without(spans: list[Span], taken: list[Span]) -> list[Span]:
-    """What of the spans is not taken. Each: as union() gives them."""
+    """Return the parts of the spans outside of `taken`. Both must be in the form of union()."""
     found = []
     place = 0
     for begin, end in spans:
@@ -107,5 +110,5 @@ def without(spans: list[Span], taken: list[Span]) -> list[Span]:
 
 
 def total_ns(spans: Iterable[Span]) -> int:
-    """The sum of their lengths."""
+    """Return the sum of the lengths."""
     return sum(end - begin for begin, end in spans)

@@ -1,7 +1,7 @@
-"""Histories of a running cluster, from its controller's flight recorder.
+"""Histories of a running cluster, read from its controller's flight recorder.
 
-Steps name workers and models by numbers, and a history that begins in the middle has not seen who they are. A
-controller's status and its list of models say that (``introduce()``).
+Steps identify workers and models by numbers, and a history that begins in the middle has not seen their
+names. introduce() takes the names from a controller's status and its list of models.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined
 
 Ask = Callable[[str], Mapping[str, Any]]
-"""Client.recorder()."""
+"""The type of Client.recorder()."""
 
 
 class Cluster(NamedTuple):
-    """What a controller says of its cluster."""
+    """A controller's description of its cluster."""
 
-    status: Mapping[str, Any]  # of Client.status()
+    status: Mapping[str, Any]  # from Client.status()
     models: Sequence[Mapping[str, Any]]  # ``raw`` of Client.models()
 
 
 class Reading(NamedTuple):
-    """What was read of a flight recorder."""
+    """The size of what was read from a flight recorder."""
 
     bytes: int
-    lost: int  # bytes that it had forgotten before they were read
+    lost: int  # bytes that the recorder had dropped before they were read
 
 
 def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
-    """Read a recorder's steps from now on, until the history has so much time of them.
+    """Read a recorder's steps from now on, until the history spans ``span_ns``.
 
-    A cluster in which nothing happens tells no time, so it also ends when that time has passed here. Raises Unavailable where
-    the controller is another one by the end.
+    An idle cluster makes no steps, so reading also ends when that time has passed on this machine's clock.
+    Raises Unavailable if the controller was restarted meanwhile.
     """
     ended = threading.Event()
     until_s = time.monotonic() + span_ns / 1e9 + LIVE_LATE_S
@@ -54,7 +54,9 @@ def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Readin
 
 
 def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
-    """Read a recorder's steps from so long ago, or from the oldest that it has, until now. Raises Unavailable as follow()."""
+    """Read a recorder's steps of the last ``span_ns``, or from its oldest step on. Raises Unavailable as
+    follow() does.
+    """
     stream, size = Stream(f"-{span_ns}"), 0
     while not stream.is_at_end:
         size += _take(ask, stream, history, cluster)
@@ -62,7 +64,9 @@ def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Rea
 
 
 def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns: int = 0) -> int:
-    """Take the next piece into a history, up to so much time (0: all). Its bytes."""
+    """Add the next piece of a recorder to a history. span_ns: bound of the history's time, 0: none. Returns
+    the bytes read.
+    """
     epoch, lost = stream.epoch, stream.lost
     piece = ask(stream.argument)
     steps = stream.take(piece)
@@ -80,24 +84,24 @@ def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns:
 
 
 def introduce(history: History, cluster: Cluster, at_ns: int, is_now: bool = True) -> None:
-    """Tell a history of the workers, devices and models that it does not know, and of what is resident.
+    """Enter the workers, devices and models that a history does not know, and resident models.
 
-    at_ns: the time of its next step. is_now: whether that step, or another at hand, is of the time of the description;
-    otherwise no resident models are told, which may be others at that step. What the controller did not say is
-    left out, so an older or a newer one does no harm.
+    at_ns: time of the history's next step. is_now: whether the description is of about that time; otherwise
+    resident models are not entered, as they may have changed. Fields that the controller did not send are
+    skipped, so its version may be older or newer.
     """
     events: list[Event] = []
-    workers = {int(one["id"]): one for one in cluster.status.get("workers", ()) if "id" in one}
+    workers = {int(worker["id"]): worker for worker in cluster.status.get("workers", ()) if "id" in worker}
     for number, worker in workers.items():
         if number not in history.workers or not history.workers[number].joined_ns:
             devices = tuple(
                 (
-                    one.get("kind", ""),
-                    one.get("page_bytes", 0),
-                    one.get("page_count", 0),
-                    one.get("run_ahead", 1),
+                    device.get("kind", ""),
+                    device.get("page_bytes", 0),
+                    device.get("page_count", 0),
+                    device.get("run_ahead", 1),
                 )
-                for one in worker.get("devices", ())
+                for device in worker.get("devices", ())
             )
             events.append(WorkerJoined(at_ns, number, devices))
     for model in cluster.models:
@@ -108,7 +112,7 @@ def introduce(history: History, cluster: Cluster, at_ns: int, is_now: bool = Tru
             model.get("batch_max", 1), model.get("slo_ns", 0), tuple(model.get("runs", ())), model.get("load_ns", 0), [],
         )  # fmt: skip
         lacking = model.get("not_prepared", {})
-        ready = [one for one, worker in workers.items() if worker.get("name") not in lacking]
+        ready = [number for number, worker in workers.items() if worker.get("name") not in lacking]
         events += [ModelReady(at_ns, worker, spec) for worker in ready]
     if events:
         history.apply(Step(events, ()))

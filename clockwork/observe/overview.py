@@ -1,7 +1,7 @@
-"""What a cluster did between two readings of its numbers: of the whole, of each device and of each model.
+"""Changes of a cluster's numbers between two readings: of the whole, of each device and of each model.
 
-A reading is the body of the query "metrics" (``Client.metrics()``), whose counts only grow. Nothing here asks or waits.
-Texts are as they may be shown (wire.telling.visible).
+A reading is the body of the query "metrics" (``Client.metrics()``), whose counts only grow. This module does
+no I/O. Texts are safe to print (wire.telling.visible).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Reading = Mapping[str, Any]
 
 
 class Rates(NamedTuple):
-    """Answers per second, by what became of the request. answered: in time. failed: of any other end, with invalid
-    inputs and cancelled requests."""
+    """Answers per second, by outcome. answered: in time. failed: any other end, invalid inputs and cancelled
+    requests included.
+    """
 
     answered: float
     refused: float
@@ -34,7 +35,7 @@ class Rates(NamedTuple):
 
 
 class DeviceRow(NamedTuple):
-    """A device in the time between two readings. Shares are of that time, from 0 to 1."""
+    """A device in the time between two readings. Shares are parts of that time, from 0 to 1."""
 
     worker: str
     device: int
@@ -45,12 +46,12 @@ class DeviceRow(NamedTuple):
     loading: float
     executions: float  # per second
     loads: float  # per second
-    models: int  # that are resident
+    models: int  # resident models
     pages: int
     free_pages: int
     page_bytes: int
-    early: int  # models that made room although they were used again soon, since the start
-    text: str  # why it is lost
+    early: int  # models that were evicted although they were used again soon, since the start
+    text: str  # reason of the loss
 
     @property
     def idle(self) -> float:
@@ -58,14 +59,16 @@ class DeviceRow(NamedTuple):
 
 
 class ModelRow(NamedTuple):
-    """A version of a model in the time between two readings. A percentile is None where nothing was answered in time."""
+    """A version of a model in the time between two readings. A percentile is None if no request was answered
+    in time.
+    """
 
     model: str  # name@version
     state: str
     rates: Rates
     reasons: Mapping[str, float]  # refusals per second
     waiting: int
-    batch: float  # requests' rows to an execution; 0: none
+    batch: float  # mean rows per execution; 0: no execution
     p50_ns: int | None
     p99_ns: int | None
     queue_p99_ns: int | None
@@ -73,11 +76,11 @@ class ModelRow(NamedTuple):
     resident: Sequence[tuple[str, int]]  # (worker, device)
     pages: int
     weights_bytes: int
-    share: float  # of the requests to its name, from 0 to 1
+    share: float  # part of the requests to its name, from 0 to 1
 
 
 class Overview(NamedTuple):
-    """All of it. seconds: between the two readings."""
+    """The cluster between two readings. seconds: time between them."""
 
     seconds: float
     policy: str
@@ -88,19 +91,21 @@ class Overview(NamedTuple):
     waiting: int
     clients: int
     wanted: float  # devices that the load needs
-    late_p99_ns: int | None  # the controller's loop
+    late_p99_ns: int | None  # lateness of the controller's loop
     troubles: int  # kinds of trouble that are open
     devices: tuple[DeviceRow, ...]
     models: tuple[ModelRow, ...]
 
 
 def is_same_run(before: Reading, after: Reading) -> bool:
-    """Whether both readings are of the same start of a controller: counts begin anew with it."""
+    """Return whether both readings are from the same start of a controller. Counts begin anew with each
+    start.
+    """
     return bool(before.get("started_ns") == after.get("started_ns"))
 
 
 def compare(before: Reading, after: Reading) -> Overview:
-    """What happened between two readings of the same start. Whoever came meanwhile counts from zero."""
+    """Return the changes between two readings of the same start. A new worker or model counts from zero."""
     seconds = max((after["now_ns"] - before["now_ns"]) / SECOND, 1e-9)
     devices = tuple(_devices(before, after, seconds))
     models = tuple(_models(before, after, seconds))
@@ -124,9 +129,10 @@ def compare(before: Reading, after: Reading) -> Overview:
 
 
 def percentile(buckets: Sequence[int], part: float) -> int | None:
-    """A percentile of a histogram over METRIC_BOUNDS_NS whose counts add up; None of an empty one.
+    """Return a percentile of a cumulative histogram over METRIC_BOUNDS_NS. None: the histogram is empty.
 
-    Within a bucket values are taken to be spread evenly; of the last, which has no end, the result is its beginning.
+    Values are taken to be spread evenly within a bucket. The last bucket has no end, so its begin is
+    returned.
     """
     if not buckets or not buckets[-1]:
         return None
@@ -184,7 +190,7 @@ def _models(before: Reading, after: Reading, seconds: float) -> Iterable[ModelRo
     for model in after["models"]:
         was = earlier.get((model["name"], model["version"]))
         if was is not None and any(was[name] > model[name] for name in ("inferences", "executions")):
-            was = None  # it was removed, and came again
+            was = None  # the model was removed and registered again
         now, then = model["outcomes"], was["outcomes"] if was else {}
         refused = {
             reason: (count - then.get("refused", {}).get(reason, 0)) / seconds

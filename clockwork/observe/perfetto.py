@@ -1,9 +1,9 @@
 """Writes a history as Chrome's Trace Event JSON, which ui.perfetto.dev opens.
 
-Every worker is a process with three tracks for each device: what it executes, what it loads, and when it was idle with
-work waiting. Requests are slices in rows of a process of their own, coloured by outcome; an arrow leads from a
-request to the batch that answered it, and to its answer, the last part of its slice. Counters tell waiting requests, goodput, refusals by
-reason, and resident pages.
+Every worker is a process with three tracks for each device: executions, loads, and idle time with work
+waiting. Requests are slices in a process of their own, coloured by outcome. An arrow leads from a request to
+the batch that answered it, and on to the answer, which is the last part of the request's slice. Counters show
+waiting requests, goodput, refusals by reason, and resident pages.
 
 https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU describes the format.
 """
@@ -25,17 +25,17 @@ from clockwork.scheduler.types import Status
 TraceEvent = dict[str, Any]
 
 CLUSTER, REQUESTS, WORKERS = 1, 2, 10
-"""Processes of a trace: the counters, the requests, and the first of the workers, whose ids are added."""
+"""Process ids of a trace: the counters, the requests, and the base to which a worker's id is added."""
 
 LAST = 1 << 30
-"""The place of a process below all others."""
+"""Sort index of the process that is shown last."""
 
 EXECUTE, LOAD, IDLE = range(3)
-"""Tracks of a device, in this order."""
+"""Tracks of a device, in the order shown."""
 
 TRACKS = ("execute", "load", IDLE_WITH_WORK.word)
 ROWS_OF_A_TRACK = 8
-"""Rows that a device's track may take: more than one where actions overlap, as a FETCH and a LOAD do."""
+"""Rows of a device's track. Actions that overlap, as a FETCH and a LOAD do, need more than one row."""
 
 COLOURS = {
     "answered": "good",
@@ -45,24 +45,26 @@ COLOURS = {
     "cancelled": "grey",
     "": "white",
 }
-"""Chrome's names of the colours of outcomes."""
+"""Chrome's colour names of outcomes."""
 
 
 class Drawn(NamedTuple):
-    """The numbers of what a trace shows."""
+    """The counts of a trace's contents."""
 
     requests: int
-    left_out: int  # requests for which there was no row
+    left_out: int  # requests for which no row was free
     executions: int
-    loads: int  # LOADs, UNLOADs and what concerns host stores
-    under_way: int  # actions that had not ended: they are not drawn
+    loads: int  # LOADs, UNLOADs and actions of host stores
+    under_way: int  # actions that had not ended, which are not drawn
     span_ns: int
 
 
 def write_trace(
     file: TextIO, history: History, about: Mapping[str, Any] | None = None, from_ns: int = 0
 ) -> Drawn:
-    """Write what a history keeps. about: what else is said of it in the file. from_ns: leave out what was over before."""
+    """Write a history as a trace. about: metadata for the file. from_ns: entries that ended before are left
+    out.
+    """
     trace = _Trace(history, max(from_ns, history.begun_ns))
     file.write('{"displayTimeUnit":"ms","otherData":')
     file.write(json.dumps({"begin_ns": trace.base_ns, **(about or {})}))
@@ -77,7 +79,7 @@ def write_trace(
 
 
 class _Rows:
-    """Gives slices rows in which they do not overlap. They come in the order of their beginnings."""
+    """Assigns rows to slices so that slices do not overlap. Slices must come in the order of their begin."""
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))  # a heap: the lowest row first
@@ -85,7 +87,7 @@ class _Rows:
         self.used = 0
 
     def take(self, begin_ns: int, end_ns: int) -> int | None:
-        """A row that is free from begin to end; None: there is none."""
+        """Return a row that is free from begin to end, or None."""
         while self._taken and self._taken[0][0] <= begin_ns:
             heapq.heappush(self._free, heapq.heappop(self._taken)[1])
         if not self._free:
@@ -97,13 +99,14 @@ class _Rows:
 
 
 class _Trace:
-    """The events of one trace. Slices are written in the order of their beginnings on each track."""
+    """The events of a trace. The slices of each track are in the order of their begin."""
 
     def __init__(self, history: History, base_ns: int) -> None:
         self._history = history
         self.base_ns = base_ns
         self._requests = self._left_out = self._executions = self._loads = self._under_way = 0
-        self._place: dict[int, tuple[int, int, Span]] = {}  # by action: process, track and span of its slice
+        # process, track and span of each action's slice, by action id
+        self._place: dict[int, tuple[int, int, Span]] = {}
 
     def drawn(self) -> Drawn:
         return Drawn(
@@ -123,7 +126,7 @@ class _Trace:
             }  # fmt: skip
 
     def _us(self, at_ns: int) -> float:
-        """A time of the trace: microseconds since its beginning."""
+        """Return a trace's time: microseconds since its begin."""
         return max(at_ns - self.base_ns, 0) / 1000
 
     def _slice(
@@ -176,7 +179,7 @@ class _Trace:
                         "args": self._action_args(action),
                     }
                 )  # fmt: skip
-        done.sort(key=lambda one: one[0])
+        done.sort(key=lambda entry: entry[0])
         for (begin_ns, end_ns), action in done:
             row = rows.take(begin_ns, end_ns)
             if row is None:
@@ -219,11 +222,11 @@ class _Trace:
         return args
 
     def _pages(self, device: SeenDevice) -> Iterator[TraceEvent]:
-        """From when a model is loaded until it has been unloaded. The pages of a load are those of an UNLOAD before it."""
+        """Yield the resident pages: a model counts from the end of its load until its unload has ended."""
         changes: list[tuple[int, int]] = []
         for residency in [*device.gone, *device.resident.values()]:
             if residency.since_ns and not residency.ready_ns:
-                continue  # it is being loaded, or was not
+                continue  # the load is pending, or failed
             changes.append((max(residency.ready_ns, self.base_ns), residency.pages))
             if residency.until_ns:
                 changes.append((max(residency.until_ns, self.base_ns), -residency.pages))
@@ -263,8 +266,11 @@ class _Trace:
         yield from events
 
     def _flow(self, request: SeenRequest, tid: int, end_ns: int) -> list[TraceEvent]:
-        """The way of an answer, as a slice within the request's, and arrows from the request to its batch, and on to the answer.
-        An arrow cannot lead back: Perfetto has it begin where the earlier slice does."""
+        """Return the flow of a request: arrows from the request to its batch and on to the answer, and a
+        slice for the answer.
+
+        An arrow cannot lead backwards in time: Perfetto would begin it at the earlier slice.
+        """
         action = request.action
         if action is None or action.id not in self._place:
             return []
@@ -307,7 +313,9 @@ class _Trace:
     # ----- counters ------------------------------------------------------------------------------
 
     def _counters(self) -> Iterator[TraceEvent]:
-        """Perfetto names a counter's track by the counter and the value: "waiting requests", "goodput per second"."""
+        """Yield the cluster's counters. Perfetto names a track by counter and value: "waiting requests",
+        "goodput per second".
+        """
         waiting: list[tuple[int, int]] = []
         arrived: Counter[int] = Counter()
         answered: Counter[int] = Counter()
@@ -340,7 +348,7 @@ class _Trace:
     def _counter(
         self, name: str, pid: int, unit: str, changes: list[tuple[int, int]]
     ) -> Iterator[TraceEvent]:
-        """The sum of changes over time, told at most every TRACE_COUNTER_NS."""
+        """Yield the sum of changes over time, at most once in TRACE_COUNTER_NS."""
         changes.sort(key=lambda change: change[0])
         value = 0
         for place, (at_ns, change) in enumerate(changes):

@@ -1,4 +1,4 @@
-"""Reads a cluster's numbers again and again, no more often than the controller hardly notices."""
+"""Reads a cluster's numbers at an interval that bounds the cost for the controller."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from clockwork.errors import ClockworkError
 from clockwork.observe.overview import Overview, Reading, compare, is_same_run
 
 Read = Callable[[], Reading]
-"""Asks the controller. Raises ClockworkError where it does not answer."""
+"""Asks the controller. Raises ClockworkError if it does not answer."""
 
 
 class Reader:
-    """Readings at an interval, and what happened between them; tells whoever listens, from its own thread.
+    """Reads at an interval in its own thread, and calls a function with the changes between readings.
 
-    A page of models costs the controller up to a millisecond of its time. So where models are many the interval is
-    longer, and readings together cost TOP_COST_PART of the controller's time at most.
+    A page of models costs the controller up to a millisecond. So with many models the interval is longer:
+    readings take at most the part TOP_COST_PART of the controller's time.
     """
 
     def __init__(self, read: Read, interval_s: float) -> None:
@@ -30,16 +30,18 @@ class Reader:
         self._thread: threading.Thread | None = None
 
     def start(self, tell: Callable[[Overview | None, str], None]) -> None:
-        """tell(overview, note): what a reading brought. An error has no overview, and a note that says what is wrong."""
+        """Start the thread. tell(overview, note): called for each reading. After an error overview is None,
+        and note says why.
+        """
         self._thread = threading.Thread(target=self._run, args=(tell,), name="top-reader", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """No further reading begins. One that is under way ends by the client's own time limit."""
+        """Begin no further reading. A pending reading ends by the client's own timeout."""
         self._ended.set()
 
     def next(self) -> tuple[Overview | None, str]:
-        """Read once. The first reading, and the first after a restart, have nothing to be compared with."""
+        """Read once. The first reading, and the first after a restart, have no overview."""
         after = self._read()
         before, self._before = self._before, after
         pages = -(-after["model_count"] // METRICS_MODELS_PAGE)

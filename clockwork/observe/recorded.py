@@ -15,7 +15,9 @@ from clockwork.scheduler.types import NEVER_NS
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Header, Iterator[Step]]]:
-    """A recording's header, and its steps as they are read. Raises ConfigError unless the file can be read and is one."""
+    """Open a recording; return its header and an iterator of its steps. Raises ConfigError unless the file is
+    a readable recording.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
@@ -29,7 +31,7 @@ def opened(path: Path) -> Iterator[tuple[Header, Iterator[Step]]]:
 
 
 def _named(path: Path, steps: Iterator[Step]) -> Iterator[Step]:
-    """The same, with the file's name in what is wrong with them."""
+    """Yield the steps, with the file's name added to their errors."""
     try:
         yield from steps
     except ConfigError as error:
@@ -37,10 +39,10 @@ def _named(path: Path, steps: Iterator[Step]) -> Iterator[Step]:
 
 
 def read_history(path: Path, from_ns: int = 0, span_ns: int = NEVER_NS) -> tuple[Header, History]:
-    """The header of a recording, and its history until ``from_ns + span_ns`` after its first event.
+    """Return a recording's header, and its history until ``from_ns + span_ns`` after the first event.
 
-    It keeps what was there from ``from_ns`` on, and of more than TRACE_REQUESTS_MAX requests the newest. Raises ConfigError
-    unless the file is a recording that reaches so far.
+    The history keeps entries from ``from_ns`` on, and at most the newest TRACE_REQUESTS_MAX requests. Raises
+    ConfigError unless the file is a recording that reaches beyond ``from_ns``.
     """
     with opened(path) as (header, steps):
         history = History(span_ns, TRACE_REQUESTS_MAX, TRACE_REQUESTS_MAX)

@@ -1,4 +1,4 @@
-"""Tables of an overview, for `clockwork top`: which columns there are, how a cell is said, and by what rows are sorted."""
+"""Tables of an overview for `clockwork top`: their columns, the text of cells, and the order of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ BAR = 16
 
 
 class Column(NamedTuple, Generic[Row]):
-    """value: what rows are sorted by. cell: what is shown of it. largest_first: how a sort by it begins."""
+    """A column of a table. value: sort key of a row. cell: its text. largest_first: direction of the first
+    sort.
+    """
 
     title: str
     value: Callable[[Row], Any]
@@ -42,7 +44,7 @@ def _rate(value: float) -> str:
 
 
 def _said(value: float) -> str:
-    """A rate within a sentence."""
+    """Return a rate for use in a sentence."""
     return _rate(value) if value else "0"
 
 
@@ -59,7 +61,7 @@ def _part(value: float) -> str:
 
 
 def bar(row: DeviceRow) -> Text:
-    """What a device did, as a bar of BAR characters."""
+    """Return a device's time as a bar of BAR characters."""
     text = Text()
     left = BAR
     for look, share in ((EXECUTING, row.executing), (IDLE_WITH_WORK, row.idle_with_work)):
@@ -70,10 +72,10 @@ def bar(row: DeviceRow) -> Text:
 
 
 def legend() -> Text:
-    """What the signs of a bar mean, in their colours."""
+    """Return the meaning of a bar's signs, in their colours."""
     text = Text()
     for look in DEVICE_LOOKS:
-        if look.word != "loading":  # it happens beside the execution, and has a column of its own
+        if look.word != "loading":  # loading runs beside execution, and has a column of its own
             text.append(f"{look.sign * 2} ", look.color).append(f"{look.word}   ")
     return text
 
@@ -112,16 +114,16 @@ MODELS: Sequence[Column[ModelRow]] = (
 )
 
 FIRST_SORT = {"devices": 4, "models": 1}
-"""The columns by which the tables are sorted at first: executing, and asked/s."""
+"""Columns by which the tables are sorted at first: executing, and asked/s."""
 
 
 def sorted_rows(rows: Sequence[Row], column: Column[Row], is_reversed: bool) -> list[Row]:
-    """By a column; equal ones stay in the controller's order, whichever way."""
+    """Sort rows by a column. Equal rows stay in the controller's order in both directions."""
     return sorted(rows, key=column.value, reverse=column.largest_first != is_reversed)
 
 
 def summary(overview: Overview) -> Text:
-    """Two lines about the whole cluster."""
+    """Return two lines about the whole cluster."""
     rates = overview.rates
     text = Text(f"policy {overview.policy}   up {_uptime(overview.uptime_s)}   "
                 f"{say_count(len(overview.devices), 'device')}, the load needs {say_figure(overview.wanted)}   "
@@ -141,7 +143,7 @@ def summary(overview: Overview) -> Text:
 
 
 def about_model(row: ModelRow) -> Text:
-    """Everything about one model, line by line."""
+    """Return all numbers of a model, line by line."""
     rates = row.rates
     what = zip(rates, (ANSWERED, REFUSED, MISSED, FAILED))
     asked = ", ".join(f"{_said(rate)} {look.word}" for rate, look in what)
@@ -159,7 +161,7 @@ def about_model(row: ModelRow) -> Text:
 
 
 def about_device(row: DeviceRow, overview: Overview) -> Text:
-    """Everything about one device, with the models that are on it, the busiest first."""
+    """Return all numbers of a device, with its resident models, the busiest first."""
     there = [model for model in overview.models if (row.worker, row.device) in model.resident]
     there.sort(key=lambda model: -model.rates.ended)
     text = Text(f"{row.worker}/{row.device}, {row.kind}, {row.state}{': ' + row.text if row.text else ''}\n")

@@ -1,8 +1,8 @@
-"""Every request and every action as rows of Parquet files, written as a scheduler's steps come.
+"""Writes every request and every action of a scheduler's steps as rows of Parquet files.
 
-A folder has two kinds of files, ``requests-*.parquet`` and ``actions-*.parquet``; docs/telemetry.md describes their columns,
-which are those of the original's logs and more. A file has one of the names above when it is whole, and ends in ``.part``
-before that. Files are replaced by new ones when they are large or old, and the oldest go when the folder is full.
+A folder has two kinds of files, ``requests-*.parquet`` and ``actions-*.parquet``. docs/telemetry.md describes
+their columns, which include those of the original's logs. A file ends in ``.part`` until it is whole. A large
+or old file is ended, and a new one begun. When the folder is full, the oldest files are removed.
 
 Needs pyarrow (extra ``[telemetry]``).
 """
@@ -68,7 +68,7 @@ REQUESTS = {
     "arrival_count": "int64",
     "departure_count": "int64",
 }
-"""Columns of requests, a row for each when it is answered."""
+"""Columns of requests. A request gets its row when it is answered."""
 
 ACTIONS = {
     "t": "timestamp",
@@ -95,14 +95,17 @@ ACTIONS = {
     "requests_queued": "int32",
     "copies_loaded": "int32",
 }
-"""Columns of actions, a row for each when its result has come, or it was lost."""
+"""Columns of actions. An action gets its row when its result has come, or the action was lost."""
 
 
 class Telemetry:
-    """Writes what steps tell. wall_ns: what to add to the controller's clock for the time of day; 0: unknown, and column
-    ``t`` is the controller's clock. bytes_max: of all files of the folder together. note: goes into every file's metadata.
+    """Writes the requests and actions of steps to a folder.
 
-    Raises ConfigError where the folder cannot be written to or another process does, Unavailable without pyarrow, and OSError where the disk fails.
+    wall_ns: offset from the controller's clock to the time of day; 0: unknown, and column ``t`` is the
+    controller's clock. bytes_max: bound of all files of the folder together. note: metadata of every file.
+
+    Raises ConfigError if the folder cannot be written to or another process writes there, Unavailable without
+    pyarrow, and OSError if the disk fails.
     """
 
     def __init__(
@@ -125,26 +128,27 @@ class Telemetry:
             os.close(self._lock)
             raise ConfigError(f"another process writes telemetry to {folder}") from None
         for left in folder.glob("*.parquet.part"):
-            left.unlink()  # of a process that was killed; without its end it cannot be read
+            left.unlink()  # a killed process left this file, which has no footer and cannot be read
         self.folder = folder
         self.bytes_max = bytes_max
-        self.lost_bytes = 0  # of steps that fell out of the controller's ring before they were read
-        self.removed = 0  # files that went because the folder was full
+        self.lost_bytes = 0  # bytes of steps that the controller's ring had dropped before they were read
+        self.removed = 0  # files removed because the folder was full
         self.requests = 0  # rows
         self.actions = 0
         self._note = dict(note or {}) | {"wall_ns": wall_ns}
         self._wall_ns = wall_ns
         self.history = History(keep_ns=TELEMETRY_KEEP_NS)
-        self._copies: dict[int, int] = {}  # devices that hold a model, of those asked for since one changed
+        # number of devices that hold a model, cached until a load or unload of that model ends
+        self._copies: dict[int, int] = {}
         self._tables = {
             "requests": _Table(self, "requests", REQUESTS),
             "actions": _Table(self, "actions", ACTIONS),
         }
 
     def apply(self, step: Step) -> None:
-        """Take in the next step."""
+        """Write the rows of the next step."""
         history = self.history
-        lost = {  # by id: a device and its worker may be lost at once
+        lost = {  # keyed by id, as a device and its worker may be lost in the same step
             action.id: action
             for event in step.events
             if isinstance(event, WorkerLeft | DeviceLost)
@@ -153,7 +157,7 @@ class Telemetry:
             and (isinstance(event, WorkerLeft) or action.device == event.device)
         }
         history.apply(step)
-        answered: dict[int, int] = {}  # requests in time, by action
+        answered: dict[int, int] = {}  # requests answered in time, by action
         for command in step.commands:
             if isinstance(command, AnswerOk):
                 answered[command.action_id] = answered.get(command.action_id, 0) + 1
@@ -163,28 +167,29 @@ class Telemetry:
         for event in step.events:
             if isinstance(event, ActionDone):
                 action = history.actions.get(event.action_id)
-                if action is not None and action.done_ns == event.now_ns:  # else it was lost, and had its row
+                # otherwise the action was lost, and has a row
+                if action is not None and action.done_ns == event.now_ns:
                     if not action.is_execution:
                         self._copies.pop(action.model_id, None)
                     self._add_action(action, answered.get(action.id, 0))
         if lost:
             self._copies.clear()
             for action in lost.values():
-                if action.status is Status.WORKER_LOST:  # else its result had come before
+                if action.status is Status.WORKER_LOST:  # otherwise its result had come before
                     self._add_action(action, 0)
 
     def skip(self, lost_bytes: int) -> None:
-        """Say that steps of so many bytes were lost here."""
+        """Note that steps of ``lost_bytes`` bytes were lost here."""
         self.lost_bytes += lost_bytes
         self.history.skip()
 
     def end_old(self) -> None:
-        """End the files that are old."""
+        """End the files that are older than TELEMETRY_FILE_NS."""
         for table in self._tables.values():
             table.end_old(self.history.now_ns)
 
     def close(self) -> None:
-        """End all files, and let others write to the folder. Nothing is written after that. Idempotent."""
+        """End all files, and release the folder for other writers. Idempotent."""
         for table in self._tables.values():
             table.close()
         if self._lock >= 0:
@@ -198,11 +203,11 @@ class Telemetry:
         self.close()
 
     def note(self) -> dict[str, Any]:
-        """The metadata of a file that begins now."""
+        """Return the metadata of a file that begins now."""
         return self._note | {"lost_bytes": self.lost_bytes}
 
     def make_room(self, coming: int) -> None:
-        """Remove the oldest files until there is room for so many bytes."""
+        """Remove the oldest files until ``coming`` bytes fit."""
         files = sorted(self.folder.glob("*.parquet"), key=lambda path: path.name.partition("-")[2])
         sizes = {path: path.stat().st_size for path in files}
         total = sum(sizes.values()) + coming
@@ -281,14 +286,16 @@ class Telemetry:
         found = self._copies.get(model_id)
         if found is None:
             found = self._copies[model_id] = sum(
-                any(one.model_id == model_id for one in device.resident.values())
+                any(residency.model_id == model_id for residency in device.resident.values())
                 for device in self.history.devices.values()
             )
         return found
 
 
 def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
-    """The files of a recording, or of a dump of the flight recorder. Raises as Telemetry, and ConfigError for another file."""
+    """Write a recording, or a dump of the flight recorder. Raises as Telemetry does, and ConfigError for any
+    other file.
+    """
     with opened(recording) as (header, steps):
         writer = Telemetry(folder, bytes_max, note={"policy": header.policy, "version": header.version})
         try:
@@ -308,11 +315,11 @@ def follow(
     at_end: Callable[[], None] = lambda: None,
     cluster: Cluster | None = None,
 ) -> None:
-    """Write what a controller's flight recorder keeps and what comes, piece by piece.
+    """Write a controller's flight recorder, piece by piece, from its oldest step on.
 
-    ask: what answers Stream.argument. None ends it, and so does another start of the controller. at_end: called where there
-    is nothing more for now. cluster: who is there, where the recorder may have forgotten it. Raises what these raise, and
-    ConfigError for an answer that is none.
+    ask: answers Stream.argument. Writing ends when it returns None, or when the controller was restarted.
+    at_end: called when all steps so far are written. cluster: description of the cluster, whose joins the
+    recorder may have dropped. Raises the errors of both functions, and ConfigError for a malformed answer.
     """
     stream = Stream()
     lost = 0
@@ -334,16 +341,16 @@ def follow(
 
 
 class _Table:
-    """Files of one kind, one after the other."""
+    """The files of a kind, which are written in turn."""
 
     def __init__(self, owner: Telemetry, name: str, columns: Mapping[str, str]) -> None:
         self._owner = owner
         self._name = name
         self._columns = columns
         self._rows: list[tuple[Any, ...]] = []
-        self._count = 0  # files that were begun
-        self._begun_ns = 0  # the time of the first row of the file
-        self._path: Path | None = None  # of the open file
+        self._count = 0  # count of files that were begun
+        self._begun_ns = 0  # time of the first row of the file
+        self._path: Path | None = None  # path of the open file
         self._writer: Any = None
         self._sink: Any = None
 
@@ -376,9 +383,9 @@ class _Table:
 
         schema = self._schema()
         if self._path is None:
-            # Two files are open, and each may be somewhat beyond its bound.
+            # Two files are open, and each may exceed its bound by a batch of rows.
             self._owner.make_room(3 * TELEMETRY_FILE_BYTES)
-            # Names sort by time, and no two processes, nor two files, have the same.
+            # Names sort by time, and are unique across processes and files.
             name = f"{self._name}-{self._rows[0][0]:020d}-{os.getpid()}-{self._count}.parquet.part"
             self._path = self._owner.folder / name
             self._count += 1

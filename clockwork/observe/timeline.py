@@ -1,4 +1,4 @@
-"""Draws the timeline of an explanation: in a terminal, and as a picture (SVG)."""
+"""Draws the timeline of an explanation, in a terminal and as SVG."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from clockwork.wire.telling import visible
 LOOKS = {"execute": EXECUTING, "load": LOADING}
 
 OWN_SIGN = "●"
-"""What the request's own batch and its model's loads are filled with in a terminal."""
+"""The sign of the request's own batch and of its model's loads in a terminal."""
 
 PREDICTED_SIGN = "~"
-"""What had not ended is filled with."""
+"""The sign of an action that had not ended in a terminal."""
 
 _OUTCOME_COLORS = {look.word: look.color for look in ANSWER_LOOKS}
 
 _WIDTH, _LANE, _GAP, _TOP, _BOTTOM, _CHARACTER = 960, 22, 6, 58, 40, 8
-"""Pixels of a picture: its width, a lane's height, between two, above and below them, and a character's width."""
+"""Pixels of a picture: its width, a lane's height, the gap between lanes, the margins above and below them,
+and a character's width.
+"""
 
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#1a1a1a} .title{font-size:15px;font-weight:600} .quiet{fill:#666}
@@ -36,7 +38,7 @@ text{font:12px system-ui,sans-serif;fill:#1a1a1a} .title{font-size:15px;font-wei
 
 
 def draw_text(timeline: Timeline, width: int) -> Iterator[Text]:
-    """The lines of a timeline in so many columns."""
+    """Yield the lines of a timeline that is ``width`` columns wide."""
     names = max([len(visible(lane.name)) for lane in timeline.lanes], default=0)
     columns = max(width, TIMELINE_WIDTH_MIN) - names - 1
     per_column = (timeline.until_ns - timeline.from_ns) / columns
@@ -69,7 +71,8 @@ def _cells(
     lane: Lane, columns: int, column_of: Callable[[int], int], marked: set[int]
 ) -> list[tuple[str, str]]:
     cells = [("│", "dim") if column in marked else ("·", "dim") for column in range(columns)]
-    for span in sorted(lane.spans, key=lambda one: one.is_own):  # its own is drawn over others
+    # the request's own action is drawn over others
+    for span in sorted(lane.spans, key=lambda drawn: drawn.is_own):
         look = LOOKS[span.what]
         sign = OWN_SIGN if span.is_own else PREDICTED_SIGN if span.is_predicted else look.sign
         first, last = column_of(span.begin_ns), column_of(max(span.end_ns - 1, span.begin_ns))
@@ -83,7 +86,7 @@ def _cells(
 
 
 def _axis(timeline: Timeline, names: int, columns: int, zero: int) -> Text:
-    """Times from the arrival on, at both ends and at the arrival."""
+    """Return the axis, labelled with times relative to the arrival at both ends and at the arrival."""
     begin, end = (
         f"-{duration(timeline.zero_ns - timeline.from_ns)}",
         duration(timeline.until_ns - timeline.zero_ns),
@@ -95,7 +98,7 @@ def _axis(timeline: Timeline, names: int, columns: int, zero: int) -> Text:
 
 
 def draw_svg(timeline: Timeline) -> str:
-    """The timeline as a picture, for light and dark backgrounds."""
+    """Return the timeline as SVG, for light and dark backgrounds."""
     names = 12 + _CHARACTER * max([len(lane.name) for lane in timeline.lanes], default=0)
     scale = (_WIDTH - names - 12) / (timeline.until_ns - timeline.from_ns)
     height = _TOP + len(timeline.lanes) * (_LANE + _GAP) + _BOTTOM
@@ -121,7 +124,7 @@ def draw_svg(timeline: Timeline) -> str:
         parts.append(
             f'<rect class="lane" x="{names}" y="{y}" width="{_WIDTH - names - 12}" height="{_LANE}"/>'
         )
-        for span in sorted(lane.spans, key=lambda one: one.is_own):
+        for span in sorted(lane.spans, key=lambda drawn: drawn.is_own):
             parts.append(_svg_span(span, x_of(span.begin_ns), x_of(span.end_ns), y))
     bottom = _TOP + len(timeline.lanes) * (_LANE + _GAP)
     for place, moment in enumerate(timeline.moments):

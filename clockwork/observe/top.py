@@ -1,8 +1,9 @@
-"""`clockwork top` on a terminal: devices and models, sorted, refreshed, and one of them looked into.
+"""`clockwork top` in a terminal: sorted tables of devices and models that are refreshed, and details of a
+row.
 
-The screen shows readings that a function brings; a thread calls it, so that a controller that does not answer never
-stops the keys. What is said about the controller: asking (no reading yet), live, paused, away (with the last numbers,
-and why), and restarted (counts began anew).
+The screen shows readings from a function that a thread calls, so a controller that does not answer never
+blocks the keys. The note shows the controller's state: asking (no reading yet), live, paused, away (with the
+last numbers and the error) or restarted (counts began anew).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from clockwork.wire.telling import visible
 
 
 class _Table(DataTable[Text | str]):
-    """A table that is written anew with each reading and keeps its cursor on the same row."""
+    """A table that is rewritten with each reading and keeps its cursor on the same row."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "select_cursor", "Look into"),
@@ -65,7 +66,7 @@ class _Table(DataTable[Text | str]):
         self.sort_by((self._sort + step) % len(self._columns))
 
     def sort_by(self, number: int) -> None:
-        """By this column; once more by the same: the other way round."""
+        """Sort by a column. A second call for the same column reverses the order."""
         self._is_reversed = not self._is_reversed if number == self._sort else False
         self._sort = number
         self._mark()
@@ -100,7 +101,7 @@ class _Table(DataTable[Text | str]):
             self._keyed[_key(row)] = row
             cells = (
                 column.cell(row) for column in self._columns
-            )  # a text that is no Text would be read as markup
+            )  # DataTable reads a plain string as markup, so each cell is a Text
             self.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), key=_key(row))
         left_out = len(found) - self.row_count
         self.border_title = f"{self.id}: {len(found)}" + (f", {left_out} not shown" if left_out else "")
@@ -117,7 +118,7 @@ def _key(row: DeviceRow | ModelRow) -> str:
 
 
 class _Details(ModalScreen[None]):
-    """Everything about one device or model."""
+    """All numbers of a device or model."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "Back")]
     CSS = """
@@ -145,7 +146,9 @@ class _Details(ModalScreen[None]):
 
 
 class Top(App[None]):
-    """The screen. endpoint: of the controller, to be named; readings come from the reader."""
+    """The screen of `clockwork top`. endpoint: the controller's address, for display. reader: brings the
+    readings.
+    """
 
     CSS = """
     #summary { height: 2; padding: 0 1; }
@@ -162,7 +165,8 @@ class Top(App[None]):
         Binding("slash", "filter", "Filter"),
         Binding("space", "pause", "Pause"),
         Binding("q", "quit", "Quit"),
-        # Textual would only say which other key quits. Priority: also from a field or a dialog.
+        # Textual would only say which other key quits. With priority the key also works in a field or a
+        # dialog.
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
     ENABLE_COMMAND_PALETTE = False
@@ -198,8 +202,8 @@ class Top(App[None]):
             self.call_from_thread(self.show, overview, note)
 
     def show(self, overview: Overview | None, note: str) -> None:
-        """A reading's outcome. Without an overview the last one stays on the screen, and the note says why."""
-        if self._is_paused or not self.is_running:  # a reading may come while the screen is taken down
+        """Show a reading. Without an overview the last one stays on the screen, and the note says why."""
+        if self._is_paused or not self.is_running:  # a reading may come while the screen closes
             return
         if overview is not None:
             self._overview = overview

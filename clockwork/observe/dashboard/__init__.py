@@ -1,5 +1,6 @@
-"""`clockwork dashboard`: a cluster as it goes, in a browser.
+"""`clockwork dashboard`: a live view of a cluster in a browser.
 
-follower.py keeps the history of a controller that is read again and again, picture.py computes what is drawn of it, page.py
-draws it with Bokeh, and server.py serves it. Only the last two need Bokeh.
+follower.py keeps the history of a controller that is read repeatedly. picture.py computes the columns to
+draw, page.py draws them with Bokeh, and server.py serves the page. Only page.py, figures.py and server.py
+need Bokeh.
 """

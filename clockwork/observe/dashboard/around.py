@@ -1,4 +1,4 @@
-"""One request, explained, with what the devices did meanwhile. Pure."""
+"""The explanation of a request, with the devices' actions around its time. Pure."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from clockwork.observe.history import History, SeenDevice, SeenRequest
 from clockwork.observe.lanes import Span
 
 NEAR = 0.06
-"""Moments that are nearer than this part of what is shown are written as one."""
+"""Two moments share a label if their distance is less than this part of the time span shown."""
 
 
 class Around(NamedTuple):
     title: str
     sentences: Sequence[str]
-    devices: Sequence[str]  # a sentence for each that could have served it
+    devices: Sequence[str]  # a sentence for each device that could have served the request
     lanes: Lanes
-    from_s: float  # what is shown: seconds from the arrival
+    from_s: float  # begin of the time span shown, in seconds from the arrival
     until_s: float
-    marks: list[tuple[float, str]]  # moments of the request
+    marks: list[tuple[float, str]]  # moments of the request: seconds from its arrival, and a word
 
 
 def around(history: History, colors: ModelColors, request_id: int, gaps: Sequence[Span]) -> Around:
-    """What is known of a request now. Raises InvalidInput where it is not kept, or its arrival was not seen."""
+    """Return the view around a request as far as it is known now.
+
+    Raises InvalidInput if the history does not keep the request, or has not seen its arrival.
+    """
     found = explain(history, request_id)
     shown = found.timeline
     devices = _nearest_first(history, history.requests[request_id])
@@ -40,7 +43,7 @@ def around(history: History, colors: ModelColors, request_id: int, gaps: Sequenc
 
 
 def _joined(moments: list[tuple[float, str]], shown: Timeline) -> list[tuple[float, str]]:
-    """Moments that would be written over each other, as one."""
+    """Join moments whose labels would overlap."""
     least = (shown.until_ns - shown.from_ns) / SECOND * NEAR
     found: list[tuple[float, str]] = []
     for at, word in sorted(moments):
@@ -52,7 +55,7 @@ def _joined(moments: list[tuple[float, str]], shown: Timeline) -> list[tuple[flo
 
 
 def _moved(found: Lanes, by_s: float) -> Lanes:
-    """The same, with times so much later."""
+    """Return the same lanes, with all times later by `by_s` seconds."""
 
     def moved(columns: dict[str, Any]) -> dict[str, Any]:
         return {**columns, "left": columns["left"] + by_s, "right": columns["right"] + by_s}
@@ -64,11 +67,11 @@ def _moved(found: Lanes, by_s: float) -> Lanes:
 
 
 def _nearest_first(history: History, request: SeenRequest) -> list[SeenDevice]:
-    """The device that served it, then those that held its model, then the others."""
+    """Return the device that served the request, then those that held its model, then the others."""
     served = request.action
     ranked = []
     for place, device in enumerate(history.lanes()):
         is_its = served is not None and (served.worker, served.device) == (device.worker, device.index)
         held = device.holds(request.model_id, request.arrived_ns) is not None
         ranked.append((not is_its, not held, place, device))
-    return [device for *_, device in sorted(ranked, key=lambda one: one[:3])][:DASHBOARD_ROUND_MAX]
+    return [device for *_, device in sorted(ranked, key=lambda entry: entry[:3])][:DASHBOARD_ROUND_MAX]

@@ -1,5 +1,7 @@
-"""The dashboard's figures, drawn by Bokeh from the columns of picture.py. Colours of text and lines are the page's to set:
-it knows whether it is light or dark."""
+"""The dashboard's figures, which Bokeh draws from the columns of picture.py.
+
+The page sets the colours of text and lines, because only the page knows whether it is light or dark.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,19 @@ from clockwork.observe.palette import (
 )
 
 AXIS = 34
-"""Height of an axis below a figure, with its label."""
+"""Height of an axis below a figure, with its label, in pixels."""
 
 LABEL = 74
-"""Width of what stands left of a figure: the same for all, so that they are aligned."""
+"""Width left of every figure, in pixels. It is the same for all, so that figures are aligned."""
 
 LABEL_CHARACTERS = 12
-"""Of a device's label."""
+"""Longest label of a device that is shown in full."""
 
 
 def _figure(name: str, height: int, label: str, **more: Any) -> Any:
-    """A figure without a border or toolbar that is as wide as its place. label: what it shows, for screen readers."""
+    """Return a figure without border and toolbar, as wide as its place. label: a description for screen
+    readers.
+    """
     found = figure(
         name=name, height=height, sizing_mode="stretch_width", toolbar_location=None, outline_line_color=None,
         background_fill_color=None, border_fill_color=None, min_border_right=12, min_border_top=6,
@@ -60,12 +64,14 @@ def _figure(name: str, height: int, label: str, **more: Any) -> Any:
 
 
 def _zoomed(plot: Plot, dimensions: str) -> None:
-    """Drag to zoom, double-click to reset, shift and drag to move."""
+    """Add tools to a plot: drag zooms, double-click resets, shift and drag moves."""
     plot.add_tools(BoxZoomTool(dimensions=dimensions), ResetTool(), PanTool(dimensions=dimensions))
 
 
 def _tips(*rows: tuple[str, str]) -> str:
-    """What is told under the pointer, in the page's own colours: (name, value with Bokeh's @columns)."""
+    """Return HTML for the text under the pointer, in the page's own colours. rows: (name, value with Bokeh's
+    @columns).
+    """
     cells = "".join(
         f'<tr><td style="opacity: .7; padding: 1px 10px 1px 0">{name}</td><td>{value}</td></tr>'
         for name, value in rows
@@ -94,10 +100,10 @@ BARS = (
 
 
 class LanesFigure:
-    """Executions above loads, a row for each device."""
+    """Executions above loads, with a row for each device."""
 
     def __init__(self, name: str, seconds: float, axis: str, is_marked: bool = False) -> None:
-        """axis: what its time is. is_marked: with room for words above the rows."""
+        """axis: label of the time axis. is_marked: whether there is room for words above the rows."""
         self._top = -0.6 if is_marked else 0
         self.executions, self.loads = _source(None, *BARS), _source(None, *BARS)
         self.idle = _source(None, "left", "right", "top", "bottom", "device")
@@ -152,11 +158,11 @@ class LanesFigure:
         _zoomed(plot, "width")
 
     def show_marks(self, marks: list[tuple[float, str]]) -> None:
-        """Moments, as lines with a word each."""
+        """Draw a line with a word at each moment."""
         self.marks.data = {"x": [at for at, _ in marks], "text": [text for _, text in marks]}
 
     def show(self, lanes: Lanes, seconds: float | None = None) -> None:
-        """seconds: the time that is shown, which ends now; None: the range is left as it is."""
+        """Show lanes. seconds: width of the time range, which ends now; None: the range stays as it is."""
         rows = max(len(lanes.labels), 1)
         row_px = min(34.0, max(9.0, DASHBOARD_LANES_PX / rows))
         self.plot.height = round((rows - self._top) * row_px) + AXIS + 14
@@ -189,12 +195,12 @@ def _label_rows(plot: Any, labels: list[str], row_px: float) -> None:
 
 
 def _shortened(label: str) -> str:
-    """A device's label, as far as there is room for it: its end tells it from others."""
+    """Cut a device's label to the room that it has. Its end is kept, because the end tells devices apart."""
     return label if len(label) <= LABEL_CHARACTERS else f"…{label[-LABEL_CHARACTERS + 1 :]}"
 
 
 def _placed(columns: Columns, labels: list[str], top: float, bottom: float, is_full: bool = False) -> Columns:
-    """Bars at their heights within the rows."""
+    """Return the columns with a top and bottom for each bar within its row."""
     high = bottom - top
     heights = [1.0] * len(columns["row"]) if is_full else columns["height"]
     placed = {name: value for name, value in columns.items() if name not in ("row", "height")}
@@ -209,7 +215,7 @@ DARK_COLORS = ("#0072B2", "#009E73")
 
 
 def _batch_labels(bars: Columns, seconds: float, row_px: float) -> Columns:
-    """The batch sizes that fit into their bars, where a page is about as wide as a desktop's."""
+    """Return labels for the batches whose bars have room for them, on a page about as wide as a desktop's."""
     found: Columns = {"x": [], "y": [], "text": [], "color": []}
     if row_px < 18:
         return found
@@ -226,7 +232,7 @@ def _batch_labels(bars: Columns, seconds: float, row_px: float) -> Columns:
 
 
 class SeriesFigure:
-    """Answers per second, one above the other, and what arrived."""
+    """Answers per second, stacked by outcome, and the arrivals as a line."""
 
     STACKED = (
         ("answered", ANSWERED),
@@ -274,7 +280,7 @@ class SeriesFigure:
         _seconds_ago(waiting)
 
     def show(self, columns: Columns) -> None:
-        # Without a point there would be no axes either.
+        # Bokeh draws no axes without a point.
         self.source.data = columns if columns["at"] else {name: [0.0] for name in columns}
 
 
@@ -339,7 +345,7 @@ class MemoryFigure:
 
 
 class PredictionsFigure:
-    """What was predicted against what was measured, with the band of a tenth more and less."""
+    """Predicted against measured durations, with a band of 10 % above and below the prediction."""
 
     def __init__(self) -> None:
         columns = ("predicted", "measured", "color", "model", "batch")
@@ -393,13 +399,15 @@ class PredictionsFigure:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, and between them threes where there is room for their labels."""
+    """Return powers of ten, and threes between them where there is room for their labels."""
     digits = (1, 3) if high / low < 10_000 else (1,)
     return [float(f"{digit}e{power}") for power in range(-3, 7) for digit in digits]
 
 
 def _rounded(value: float, up: bool = False) -> float:
-    """A bound of 1, 2 or 5 times a power of ten, so that an axis does not tremble."""
+    """Return a bound of 1, 2 or 5 times a power of ten, so that the axis stays the same between small
+    changes.
+    """
     steps = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
     if up:
         return next((step for step in steps if step >= value), steps[-1])

@@ -1,6 +1,7 @@
-"""Follows a controller: its newest steps become a history, and what was left out of it is known.
+"""The history of a controller that is read repeatedly, with the gaps of that history.
 
-A follower neither waits nor asks: it is handed what a look at the controller brought, or why it brought nothing.
+A follower does no I/O and never waits: its caller hands it each look at the controller, or the error of a
+look that failed.
 """
 
 from __future__ import annotations
@@ -15,52 +16,52 @@ from clockwork.observe.live import Cluster, introduce
 from clockwork.scheduler.recording import Held, Step
 
 LOADING, LIVE, EMPTY, AWAY = "loading", "live", "empty", "disconnected"
-"""States of a follower: it has seen nothing yet; it follows; there is no device; the controller does not answer."""
+"""States of a follower: no look yet; following; no device in the cluster; no answer from the controller."""
 
 
 class Look(NamedTuple):
-    """What a look at a controller brought."""
+    """The steps that a look at a controller returned."""
 
-    run: int  # of which start of the controller
+    run: int  # number of the controller's start
     steps: Sequence[Step]
     is_gap: bool = False  # steps before these were left out
-    share: float = 1.0  # of what there was since the last look
-    is_behind: bool = False  # there is more already
-    behind_ns: int = 0  # how long before the look the last of the steps was, about
-    unread: int = 0  # bytes of steps that there were and that later looks bring
-    cluster: Cluster | None = None  # as its controller describes it, now and then
-    held: Sequence[Held] = ()  # what devices held before the first step, or were told to load within these
+    share: float = 1.0  # part of the steps since the last look that was read
+    is_behind: bool = False  # whether more steps could be read at once
+    behind_ns: int = 0  # about how much older than the look its last step is
+    unread: int = 0  # bytes of steps that are left for later looks
+    cluster: Cluster | None = None  # the controller's description of the cluster, in some looks only
+    held: Sequence[Held] = ()  # models on devices before the first step, or loads ordered within these steps
 
 
 class Source(Protocol):
-    """Where steps come from."""
+    """A source of steps: a recording or a live controller."""
 
     def look(self, has_rested: bool = False) -> Look:
-        """The steps since the last look, or the newest of them. Raises ClockworkError.
+        """Return the steps since the last look, or the newest of them. Raises ClockworkError.
 
-        has_rested: nobody wanted a look for some time before this one.
+        has_rested: whether no page wanted a look for some time before this call.
         """
         ...
 
 
 class Follower:
-    """The history of a controller, and how well it is known."""
+    """The history of a controller, with the follower's state and its gaps."""
 
     def __init__(self) -> None:
         self.history = _new_history()
         self.state = LOADING
-        self.note = ""  # why it is away
-        self.since_s = 0.0  # unix time since when the state holds
-        self.restarted_s = 0.0  # unix time at which another start of the controller was noticed; 0: none was
-        self.gaps: deque[tuple[int, int]] = deque()  # times of which the steps were left out
-        self.share = 1.0  # of the steps, over the last looks
+        self.note = ""  # reason of the state AWAY
+        self.since_s = 0.0  # unix time at which the state began
+        self.restarted_s = 0.0  # unix time at which a restart of the controller was noticed; 0: none
+        self.gaps: deque[tuple[int, int]] = deque()  # times whose steps were left out
+        self.share = 1.0  # part of the steps that was read, as a mean of the last looks
         self.behind_ns = 0  # of the last look
-        self.number = 0  # of changes
+        self.number = 0  # count of changes
         self._run: int | None = None
         self._shares: deque[float] = deque(maxlen=10)
 
     def take(self, look: Look, at_s: float) -> None:
-        """Take in a look. at_s: unix time."""
+        """Add the steps of a look to the history. at_s: unix time."""
         if self._run is not None and look.run != self._run:
             self.history = _new_history()
             self.gaps.clear()
@@ -78,22 +79,22 @@ class Follower:
             history.apply(step)
             if number == 0 and look.is_gap and before_ns:
                 self.gaps.append((before_ns, history.now_ns))
-        for one in look.held:
-            history.hold(*one)
+        for held in look.held:
+            history.hold(*held)
         while self.gaps and self.gaps[0][1] < history.now_ns - history.keep_ns:
             self.gaps.popleft()
         self.behind_ns = look.behind_ns
         self._shares.append(look.share)
         self.share = sum(self._shares) / len(self._shares)
-        if look.is_behind and self.state == LOADING:  # what was before now is read first
+        if look.is_behind and self.state == LOADING:  # while the steps from before the first look are read
             self._become(LOADING, "", at_s)
         else:
             self._become(
-                LIVE if any(not one.lost_ns for one in history.devices.values()) else EMPTY, "", at_s
+                LIVE if any(not device.lost_ns for device in history.devices.values()) else EMPTY, "", at_s
             )
 
     def fail(self, why: str, at_s: float) -> None:
-        """Note that a look brought nothing. The last picture stays."""
+        """Note that a look failed. The history stays as it was."""
         self._become(AWAY, why, at_s)
 
     def _become(self, state: str, note: str, at_s: float) -> None:

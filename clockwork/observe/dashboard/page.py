@@ -1,7 +1,7 @@
-"""A page of the dashboard: its figures, and what its own elements say, kept up to date for one browser.
+"""A page of the dashboard: its figures and texts, kept up to date for one browser.
 
-The page's HTML, style and script (page/) show what two sources hold: "state", JSON that the server writes, and "control",
-JSON that the browser writes.
+The page's HTML, style and script (page/) exchange two sources with the server: "state" is JSON that the
+server writes, "control" is JSON that the browser writes.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ OUTCOME_LOOKS = {
 }
 
 WINDOW_S = 2
-"""What the lanes of a new page show."""
+"""Seconds that the lanes of a new page show."""
 
 
 class Board:
-    """What all pages show, computed once for each look at the controller."""
+    """The data of all pages, computed once for each look at the controller."""
 
     def __init__(self, follower: Follower, endpoint: str) -> None:
         self.follower = follower
@@ -64,7 +64,7 @@ class Board:
         self._lanes: dict[float, picture.Lanes] = {}
 
     def update(self) -> None:
-        """Compute anew what a look has changed."""
+        """Compute the data anew if a look has changed the history."""
         follower, history = self.follower, self.follower.history
         if self.number == follower.number:
             return
@@ -106,13 +106,14 @@ class Board:
 
 
 class Page:
-    """One browser's page."""
+    """A page in one browser."""
 
     def __init__(
         self, document: Document, board: Board, is_watched: Callable[[], bool], look: Callable[[], None]
     ) -> None:
-        """is_watched: whether a browser is connected. look: asks for another look at the controller, which this does for as
-        long as the page can be seen."""
+        """is_watched: whether a browser is connected. look: requests another look at the controller; the page
+        calls it as long as it can be seen.
+        """
         self._board = board
         self._is_watched = is_watched
         self._look = look
@@ -121,7 +122,7 @@ class Page:
         self._seconds: float = WINDOW_S
         self._is_paused = False
         self._shown = -1
-        self._asked: object = None  # the browser's number of what it asked for last
+        self._asked: object = None  # number that the browser gave its last question
         self._lanes = LanesFigure("lanes", WINDOW_S, "seconds before now")
         self._around = LanesFigure("around", 0.2, "milliseconds from its arrival", is_marked=True)
         self._series = SeriesFigure()
@@ -133,7 +134,7 @@ class Page:
         self._control.on_change("data", self._controlled)
         _say_time(self._lanes, "return tick == 0 ? 'now' : String(-tick)")
         _say_time(self._around, "return (tick * 1000).toFixed(0)")
-        # The sources belong to no figure, and come with one.
+        # Bokeh sends only sources that belong to a root: the tags of a figure carry these.
         self._lanes.plot.tags = [*self._lanes.plot.tags, self._state, self._about, self._control]
         document.template = Template((FILES / "page.html").read_text(encoding="utf-8"))
         document.template_variables.update(
@@ -151,7 +152,7 @@ class Page:
         self._ticks = document.add_periodic_callback(self._tick, round(DASHBOARD_LOOK_S * 1000))
 
     def end(self) -> None:
-        """Have it updated no more."""
+        """Stop the periodic update."""
         self._document.remove_periodic_callback(self._ticks)
 
     def _tick(self) -> None:
@@ -161,7 +162,7 @@ class Page:
             self.update()
 
     def update(self) -> None:
-        """Show what a look has changed."""
+        """Show the data of a new look."""
         board = self._board
         board.update()
         if self._shown == board.number:
@@ -180,7 +181,7 @@ class Page:
         self._lanes.show(self._board.lanes(self._seconds), self._seconds)
 
     def _controlled(self, attribute: str, old: object, new: dict[str, Any]) -> None:
-        """The browser asks for something. What is malformed is passed over: only a page that is not ours sends it."""
+        """Take a message of the browser. A malformed message is ignored: only a foreign page sends one."""
         try:
             wish = json.loads(new["json"][0])
             seconds, is_paused, is_hidden, request, self._asked = (

@@ -1,6 +1,7 @@
-"""What the dashboard draws, computed from a history: columns of numbers, rows and sentences. Pure; no Bokeh here.
+"""The data that the dashboard draws, computed from a history: columns of numbers, rows and sentences. Pure,
+without Bokeh.
 
-Times in columns are seconds before the newest event, so that a picture that does not change need not be sent again.
+Times in columns are seconds before the newest event, so an unchanged picture need not be sent again.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ from clockwork.scheduler.types import Status
 MS, SECOND = 1e6, 1e9
 
 Columns = dict[str, Any]
-"""Lists or arrays of one length, by name."""
+"""Lists or arrays of equal length, by name."""
 
 BUSY_NS = 10_000_000_000
-"""By which time the busiest models are found."""
+"""Time over which the busiest models are found."""
 
 BIN_NS = 1_000_000_000
-"""Over how long each point of the series counts."""
+"""Time that a point of the series covers."""
 
 
 class ModelColors:
-    """Which models have colours of their own: the busiest, each the same colour for as long as it is among them.
+    """Colours of the busiest models. A model keeps its colour as long as it has one.
 
-    A model keeps its colour until it is no longer among twice as many of the busiest as there are colours, so that two of
-    about the same load do not take turns.
+    With k colours, a model keeps its colour until it is no longer among the 2k busiest, so that two models of
+    about the same load do not alternate.
     """
 
     def __init__(self) -> None:
         self._holders: list[int | None] = [None] * len(MODEL_COLORS)
 
     def update(self, busy_ns: dict[int, int]) -> None:
-        """busy_ns: the time on devices of each model lately."""
+        """Update the colours. busy_ns: recent time on devices, by model."""
         ranked = sorted((model for model in busy_ns if busy_ns[model] > 0), key=lambda m: (-busy_ns[m], m))
         near = ranked[: 2 * len(MODEL_COLORS)]
         self._holders = [model if model in near else None for model in self._holders]
@@ -69,12 +70,12 @@ class ModelColors:
         )
 
     def holders(self) -> list[tuple[int, str]]:
-        """(model, colour) of each colour that is given out."""
+        """Return (model, colour) for each colour that a model holds."""
         return [(model, color) for model, color in zip(self._holders, MODEL_COLORS) if model is not None]
 
 
 def busy_times(history: History) -> dict[int, int]:
-    """By model: the time that its executions took lately."""
+    """Return the recent execution time of each model."""
     found: dict[int, int] = {}
     since_ns = history.now_ns - BUSY_NS
     for device in history.devices.values():
@@ -88,21 +89,25 @@ def busy_times(history: History) -> dict[int, int]:
 
 
 class Lanes(NamedTuple):
-    """What devices did over some time. Rows count from the top, a row for each device; y grows downwards in them."""
+    """The actions of devices over some time. Rows count from the top, with a row for each device; y grows
+    downwards.
+    """
 
     labels: list[str]
     executions: Columns
     loads: Columns
-    idle: Columns  # with work waiting
-    gaps: Columns  # times that are not shown: nothing is known of them, or too much would have to be drawn
-    from_s: float  # where the picture begins
+    idle: Columns  # times in which the device was idle with work waiting
+    gaps: Columns  # times that are not shown: their steps are unknown, or hold too many actions to draw
+    from_s: float  # begin of the picture, in seconds relative to its end
 
 
 def lanes(
     history: History, colors: ModelColors, seconds: float, gaps: Iterable[Span], until_ns: int = 0,
     devices: Sequence[SeenDevice] = (),
 ) -> Lanes:  # fmt: skip
-    """until_ns: the end, 0: now. devices: these, in this order; (): all."""
+    """Return the columns of the lanes. until_ns: end of the picture, 0: now. devices: those to show, in this
+    order; (): all.
+    """
     now = until_ns or history.now_ns
     from_ns = asked_ns = now - round(seconds * SECOND)
     shown = list(devices) or _shown(history)
@@ -110,14 +115,14 @@ def lanes(
     loads: list[_Bar] = []
     for row, device in enumerate(shown):
         executions += _bars_of(row, device.executions, from_ns, now)
-        loads += [one for one in _bars_of(row, device.loads, from_ns, now) if one.action.kind == "load"]
+        loads += [bar for bar in _bars_of(row, device.loads, from_ns, now) if bar.action.kind == "load"]
     if len(executions) > DASHBOARD_BARS_MAX:
-        executions.sort(key=lambda one: one.begin_ns)
+        executions.sort(key=lambda bar: bar.begin_ns)
         executions = executions[-DASHBOARD_BARS_MAX:]
         from_ns = max(from_ns, executions[0].begin_ns)
-    loads = sorted(loads, key=lambda one: one.begin_ns)[-DASHBOARD_BARS_MAX:]
+    loads = sorted(loads, key=lambda bar: bar.begin_ns)[-DASHBOARD_BARS_MAX:]
     waiting = waiting_spans(history)
-    # What a device did while steps were left out is not known, so it is not called idle.
+    # The actions in a gap are unknown, so a gap does not count as idle.
     unknown = [span for span in gaps if span[1] > from_ns and span[0] < now]
     idle: list[tuple[int, Span]] = []
     for row, device in enumerate(shown):
@@ -148,8 +153,9 @@ def device_label(history: History, device: SeenDevice) -> str:
 
 
 def bar_height(rows: int) -> float:
-    """How high an execution of a batch is drawn, as a part of its lane: a row is as high as must be to be seen, and every
-    doubling of the batch adds as much again, up to 16."""
+    """Return the height of a batch's bar as a part of its lane: 0.32 for a row, and 0.17 more for every
+    doubling up to 16.
+    """
     return min(1.0, 0.32 + 0.17 * float(np.log2(max(rows, 1))))
 
 
@@ -165,7 +171,7 @@ class _Bar(NamedTuple):
 
 
 def _bars_of(row: int, lane: Iterable[SeenAction], from_ns: int, until_ns: int) -> Iterator[_Bar]:
-    """What of a lane was carried out, as far as it falls into a time."""
+    """Yield the bars of the actions of a lane that were executed, cut to the given time."""
     for action in lane:
         span = span_of(action)
         if span is not None and span[1] > from_ns and span[0] < until_ns:
@@ -173,24 +179,24 @@ def _bars_of(row: int, lane: Iterable[SeenAction], from_ns: int, until_ns: int) 
 
 
 def _columns(history: History, colors: ModelColors, found: Sequence[_Bar], now: int) -> Columns:
-    actions = [one.action for one in found]
+    actions = [bar.action for bar in found]
     return {
-        "row": [one.row for one in found],
-        "left": _seconds([one.begin_ns for one in found], now),
-        "right": _seconds([one.end_ns for one in found], now),
-        "height": [bar_height(one.rows) for one in actions],
-        "color": [colors.of(one.model_id) for one in actions],
-        "model": [history.label(one.model_id) for one in actions],
-        "batch": [one.rows for one in actions],
-        "predicted": [one.expected_ns / MS for one in actions],
-        "measured": [one.duration_ns / MS for one in actions],
-        "began": [_began(one) for one in actions],
-        "status": ["" if one.status is Status.OK else _said(one.status) for one in actions],
+        "row": [bar.row for bar in found],
+        "left": _seconds([bar.begin_ns for bar in found], now),
+        "right": _seconds([bar.end_ns for bar in found], now),
+        "height": [bar_height(action.rows) for action in actions],
+        "color": [colors.of(action.model_id) for action in actions],
+        "model": [history.label(action.model_id) for action in actions],
+        "batch": [action.rows for action in actions],
+        "predicted": [action.expected_ns / MS for action in actions],
+        "measured": [action.duration_ns / MS for action in actions],
+        "began": [_began(action) for action in actions],
+        "status": ["" if action.status is Status.OK else _said(action.status) for action in actions],
     }
 
 
 def _began(action: SeenAction) -> str:
-    """When an action began, in words, against the window in which it might."""
+    """Describe the begin of an action relative to its window."""
     if not action.earliest_ns:
         return f"{(action.begin_ns - action.ordered_ns) / MS:.1f} ms after its order"
     early = (action.begin_ns - action.earliest_ns) / MS
@@ -210,9 +216,9 @@ def _seconds(moments: Sequence[int], now: int) -> npt.NDArray[np.float64]:
 
 
 def series(history: History, gaps: Sequence[Span]) -> Columns:
-    """Answers per second by outcome, and requests that wait, over the last minute, second by second.
+    """Return answers per second by outcome, and waiting requests, for each second of the last minute.
 
-    A second of which steps were left out counts for as much as is known of it.
+    The rates of a second with left-out steps are computed over its known part.
     """
     marks = list(history.marks)
     if marks and history.now_ns > marks[-1].at_ns:
@@ -243,14 +249,14 @@ def series(history: History, gaps: Sequence[Span]) -> Columns:
 
 
 def reasons(history: History, seconds: float = 10) -> list[tuple[str, int]]:
-    """Why requests were refused lately, the most frequent reason first."""
+    """Return the reasons of recent refusals with their counts, the most frequent first."""
     marks = history.marks
     horizon = history.now_ns - round(seconds * SECOND)
     before = next((dict(mark.refusals) for mark in marks if mark.at_ns >= horizon), {})
     now = history.counts.refusals
     found = [(reason, count - before.get(reason, 0)) for reason, count in now.items()]
     return sorted(
-        ((reason, count) for reason, count in found if count > 0), key=lambda one: (-one[1], one[0])
+        ((reason, count) for reason, count in found if count > 0), key=lambda entry: (-entry[1], entry[0])
     )
 
 
@@ -266,13 +272,13 @@ def _mark_now(history: History) -> Mark:
 
 
 class Memory(NamedTuple):
-    """What lies in the devices' memory. Pages count from the left."""
+    """The models in the devices' memory. Pages count from the left."""
 
     labels: list[str]
-    pages: list[int]  # of each device; 0: unknown
+    pages: list[int]  # pages of each device; 0: unknown
     runs: Columns
-    unplaced: int  # models that are there, and were loaded before the first step that is kept
-    used: float  # of all pages, from 0 to 1
+    unplaced: int  # resident models whose pages are unknown, as they were loaded before the first step
+    used: float  # part of all pages that is used
 
 
 def memory(history: History, colors: ModelColors) -> Memory:
@@ -283,16 +289,16 @@ def memory(history: History, colors: ModelColors) -> Memory:
     unplaced = 0
     for row, device in enumerate(shown):
         end = device.page_count
-        for one in device.resident.values():
-            if one.run_starts and one.runs:
+        for residency in device.resident.values():
+            if residency.run_starts and residency.runs:
                 for left, right in union(
-                    (start, start + pages) for start, pages in zip(one.run_starts, one.runs)
+                    (start, start + pages) for start, pages in zip(residency.run_starts, residency.runs)
                 ):
-                    _add_run(rows, history, colors, row, one, left, right)
-            elif one.runs:  # where it lies is not known: it is shown at the end
+                    _add_run(rows, history, colors, row, residency, left, right)
+            elif residency.runs:  # its place is unknown: it is shown at the end
                 unplaced += 1
-                _add_run(rows, history, colors, row, one, end - one.pages, end)
-                end -= one.pages
+                _add_run(rows, history, colors, row, residency, end - residency.pages, end)
+                end -= residency.pages
             else:
                 unplaced += 1
     known = [device for device in shown if device.page_count]
@@ -304,16 +310,20 @@ def memory(history: History, colors: ModelColors) -> Memory:
 
 
 def _add_run(
-    rows: dict[str, list[Any]], history: History, colors: ModelColors, row: int, one: Residency, left: int, right: int
+    rows: dict[str, list[Any]], history: History, colors: ModelColors, row: int, residency: Residency, left: int, right: int
 ) -> None:  # fmt: skip
     rows["row"].append(row)
     rows["left"].append(left)
     rows["right"].append(right)
-    rows["color"].append(colors.of(one.model_id))
-    rows["model"].append(history.label(one.model_id))
-    rows["state"].append(one.state if one.run_starts else f"{one.state}; where it lies is not known")
-    rows["pages"].append(one.pages)
-    rows["alpha"].append(0.45 if one.state in (LOADING, UNLOADING) or not one.run_starts else 0.95)
+    rows["color"].append(colors.of(residency.model_id))
+    rows["model"].append(history.label(residency.model_id))
+    rows["state"].append(
+        residency.state if residency.run_starts else f"{residency.state}; where it lies is not known"
+    )
+    rows["pages"].append(residency.pages)
+    rows["alpha"].append(
+        0.45 if residency.state in (LOADING, UNLOADING) or not residency.run_starts else 0.95
+    )
 
 
 # ----- predictions -------------------------------------------------------------------------------
@@ -322,13 +332,13 @@ def _add_run(
 class Predictions(NamedTuple):
     executions: Columns
     loads: Columns
-    within: float  # the share of executions within a tenth of what was predicted
-    worst: float  # the 99th percentile of how much longer executions took: 0.1 is a tenth
+    within: float  # part of the executions whose duration is within 10 % of the prediction
+    worst: float  # 99th percentile of how much longer than predicted executions took: 0.1 is 10 %
     executed: int
 
 
 def predictions(history: History, colors: ModelColors) -> Predictions:
-    """What actions were predicted to take and took, of the newest that ended well."""
+    """Return predicted and measured durations of the newest actions that ended well."""
     found: dict[bool, list[SeenAction]] = {True: [], False: []}
     for action in reversed(history.actions.values()):
         if action.status is not Status.OK or not action.expected_ns or not action.duration_ns:
@@ -337,15 +347,15 @@ def predictions(history: History, colors: ModelColors) -> Predictions:
             found[action.is_execution].append(action)
     columns = {
         kind: {
-            "predicted": [one.expected_ns / MS for one in actions],
-            "measured": [one.duration_ns / MS for one in actions],
-            "color": [colors.of(one.model_id) for one in actions],
-            "model": [history.label(one.model_id) for one in actions],
-            "batch": [one.rows for one in actions],
+            "predicted": [action.expected_ns / MS for action in actions],
+            "measured": [action.duration_ns / MS for action in actions],
+            "color": [colors.of(action.model_id) for action in actions],
+            "model": [history.label(action.model_id) for action in actions],
+            "batch": [action.rows for action in actions],
         }
         for kind, actions in found.items()
     }
-    longer = np.array([one.duration_ns / one.expected_ns - 1 for one in found[True]])
+    longer = np.array([action.duration_ns / action.expected_ns - 1 for action in found[True]])
     return Predictions(
         columns[True],
         columns[False],
@@ -359,7 +369,7 @@ def predictions(history: History, colors: ModelColors) -> Predictions:
 
 
 class Tiles(NamedTuple):
-    """The numbers at the top: of the last seconds."""
+    """The figures at the top of the page, over the last seconds."""
 
     good: float  # per second
     refused: float
@@ -386,9 +396,12 @@ def tiles(history: History, gaps: Sequence[Span], seconds: float = 5) -> Tiles:
         return float(getattr(counts, name) - (getattr(before, name) if before else 0)) * per_second
 
     latencies = [
-        one.latency_ns
-        for one in history.requests.values()
-        if one.state == ENDED and one.status is Status.OK and one.answered_ns >= from_ns and one.latency_ns
+        request.latency_ns
+        for request in history.requests.values()
+        if request.state == ENDED
+        and request.status is Status.OK
+        and request.answered_ns >= from_ns
+        and request.latency_ns
     ]
     there = [device for device in history.devices.values() if not device.lost_ns]
     busy = executed = batches = 0
@@ -409,8 +422,11 @@ def tiles(history: History, gaps: Sequence[Span], seconds: float = 5) -> Tiles:
 
 
 def recent_requests(history: History) -> list[list[Any]]:
-    """The newest requests of each outcome: [id, model, outcome, why, SLO in ms, latency in ms, seconds ago]. An SLO or
-    latency of -1 is unknown."""
+    """Return the newest requests of each outcome: [id, model, outcome, reason, SLO in ms, latency in ms,
+    seconds ago].
+
+    An SLO or latency of -1 is unknown.
+    """
     found: dict[str, list[list[Any]]] = {outcome: [] for outcome in OUTCOMES}
     wanted = len(OUTCOMES) * DASHBOARD_ROWS_MAX
     for request in reversed(history.requests.values()):

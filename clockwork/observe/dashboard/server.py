@@ -1,9 +1,9 @@
-"""Serves the dashboard's pages, from start to end: a Bokeh application on one event loop, and a thread that reads.
+"""The dashboard's server: a Bokeh application on one event loop, and a thread that reads the controller.
 
-Whoever may see the pages sees what is asked of the cluster and when, so beyond loopback they take a token: as
-``Authorization: Bearer``, or typed in once, for which the browser gets a cookie that this process alone knows. Pages load
-nothing from another host, and say so in a header. Requests are answered under the dashboard's own names only (``--origin``
-gives it more), and to its own pages, websockets included.
+The pages reveal the traffic of a cluster. So beyond loopback they require a token: as ``Authorization:
+Bearer``, or typed in once; the browser then gets a cookie that only this process knows. Pages load nothing
+from other hosts, by their Content-Security-Policy. The server answers only requests under the dashboard's own
+names (``--origin`` adds names) and from its own pages, websockets included.
 """
 
 from __future__ import annotations
@@ -66,29 +66,32 @@ POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; font-src 'self'; connect-src 'self'{sockets}; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What a page may load: its own server's files alone, and its websocket, which not every browser takes for 'self'. Bokeh's
-formatters of ticks are evaluated."""
+"""Content-Security-Policy of a page: it loads only from its own server and its own websocket.
+
+The websocket is named because some browsers do not count it as 'self'. Bokeh evaluates its formatters of
+ticks, hence 'unsafe-eval'.
+"""
 
 HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,260}")
-"""A Host header that may stand in a header of the answer."""
+"""A Host header that may be repeated in a header of the answer."""
 
 LOGIN = "/login"
 
 
 @dataclasses.dataclass(slots=True)
 class DashboardSettings:
-    """How one dashboard is served. bound: a socket that listens at the address."""
+    """The settings of a dashboard. bound: a socket bound to the address, which the server makes listen."""
 
     bound: socket.socket
-    origins: tuple[str, ...]  # HOST:PORT of pages, as browsers name it
-    endpoint: str  # of the controller, as pages name it
+    origins: tuple[str, ...]  # HOST:PORT of the pages, as browsers write it
+    endpoint: str  # the controller's address, shown in pages
     token: bytes | None = None
     tls: ssl.SSLContext | None = None
     pages_max: int = DASHBOARD_PAGES_MAX
 
 
 class Dashboard:
-    """The server of one dashboard."""
+    """The server of a dashboard."""
 
     def __init__(self, settings: DashboardSettings, source: Source) -> None:
         self._source = source
@@ -98,7 +101,7 @@ class Dashboard:
         self._pages: dict[str, Page] = {}
         self._ended = threading.Event()
         self._taken = threading.Event()
-        self._wanted = threading.Event()  # a page that can be seen has asked for a look since the last one
+        self._wanted = threading.Event()  # whether a visible page has asked for a look since the last look
         self._wanted.set()
 
     def run(self, started: Callable[[], None]) -> None:
@@ -109,7 +112,7 @@ class Dashboard:
         settings = self._settings
         gc.freeze()
         gc.set_threshold(*DASHBOARD_GARBAGE)
-        logging.getLogger("bokeh").setLevel(logging.ERROR)  # it warns of every page that is closed
+        logging.getLogger("bokeh").setLevel(logging.ERROR)  # Bokeh warns of every page that is closed
         self._loop = IOLoop.current()
         self._stop = asyncio.Event()
         running = asyncio.get_running_loop()
@@ -118,7 +121,8 @@ class Dashboard:
         seats = _BrowserSeats(_seats_max())
         self._application = application = _Guarded(
             Names(settings.origins),
-            {"/": Application(FunctionHandler(self._open))}, use_index=False, extra_websocket_origins=["*"],  # _Guarded has looked
+            # _Guarded has checked the origins of websockets.
+            {"/": Application(FunctionHandler(self._open))}, use_index=False, extra_websocket_origins=["*"],
             sign_sessions=False, include_headers=[], include_cookies=[],
             check_unused_sessions_milliseconds=2000, unused_session_lifetime_milliseconds=round(DASHBOARD_UNUSED_S * 1000),
             websocket_max_message_size_bytes=DASHBOARD_MESSAGE_BYTES, ico_path="none",
@@ -150,7 +154,9 @@ class Dashboard:
             server.stop(wait=False)
 
     async def _end_pages(self) -> None:
-        """Have what is being sent to pages sent. What is cut off then complains, and nobody needs to hear of it."""
+        """Wait until pending messages to pages are sent, for DASHBOARD_END_S at most. Bokeh's errors about
+        cut connections are not logged.
+        """
         for page in self._pages.values():
             page.end()
         logging.getLogger("bokeh").setLevel(logging.CRITICAL)
@@ -161,8 +167,9 @@ class Dashboard:
     # ----- reading -------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        """Look at the controller again and again while a page is seen; else it is not asked. A look is taken in by the event
-        loop before the next one begins."""
+        """Read the controller repeatedly while a page is visible. The event loop takes each look before the
+        next begins.
+        """
         wait = 0.0
         while not self._ended.wait(wait):
             due = time.monotonic()
@@ -209,7 +216,7 @@ class Dashboard:
         document.on_session_destroyed(lambda _: self._forget(number))
 
     def _is_watched(self, number: str) -> bool:
-        """Whether a browser is connected to the page."""
+        """Return whether a browser is connected to the page."""
         return bool(self._application.get_session("/", number).connection_count)
 
     def _forget(self, number: str) -> None:
@@ -217,7 +224,9 @@ class Dashboard:
 
 
 def _seats_max() -> int:
-    """Raises ConfigError where this process may open too few files."""
+    """Return the number of connections that the limit of open files allows. Raises ConfigError if it is too
+    low.
+    """
     limit = raise_descriptor_limit()
     if limit < 2 * DASHBOARD_DESCRIPTORS_KEPT:
         raise ConfigError(
@@ -227,14 +236,14 @@ def _seats_max() -> int:
 
 
 class _BrowserSeats:
-    """The connections of browsers, each on a seat from before its TLS handshake."""
+    """The connections of browsers. A connection takes a seat before its TLS handshake."""
 
     def __init__(self, seats_max: int) -> None:
         self._seats = Seats(seats_max)
         self._taken: dict[IOStream, Seat] = {}
 
     def take(self, stream: IOStream, address: str) -> bool:
-        """Seat a new connection. False: there is no room, not even by ending another."""
+        """Seat a new connection. False: there is no room, even by closing another."""
         self._forget_ended()
         seat = Seat(address, now_ns(), stream.close)
         vacated = self._seats.take(seat)
@@ -246,7 +255,7 @@ class _BrowserSeats:
         return True
 
     def answered(self, request: HTTPServerRequest, status: int) -> None:
-        """A request of a connection has this answer: whoever may see something is known."""
+        """Note an answer to a connection: a client that was let in is no longer a stranger."""
         seat = self._taken.get(getattr(request.connection, "stream", None))
         if seat is None:
             return
@@ -254,14 +263,14 @@ class _BrowserSeats:
         if status < 400 and request.path != LOGIN:
             self._seats.recognize(seat, Standing.CLIENT)
         if status == 101:
-            seat.begin()  # a websocket: the page that it belongs to is watched
+            seat.begin()  # a websocket: the page is watched
 
     def _forget_ended(self) -> None:
         for stream in [stream for stream in self._taken if stream.closed()]:
             self._seats.leave(self._taken.pop(stream))
 
     async def sweep(self) -> None:
-        """Forget connections that have ended, and end those of strangers that have had their time."""
+        """Drop closed connections, and close those of strangers that are overdue."""
         while True:
             await asyncio.sleep(DASHBOARD_SWEEP_S)
             self._forget_ended()
@@ -270,7 +279,7 @@ class _BrowserSeats:
 
 
 class _Server(HTTPServer):
-    """Takes a connection if there is a seat."""
+    """An HTTP server that accepts a connection only if there is a seat."""
 
     seats: _BrowserSeats
 
@@ -282,7 +291,7 @@ class _Server(HTTPServer):
 
 
 class _Guarded(BokehTornado):
-    """Answers no request that a web page of another site has made, be it for a websocket."""
+    """A Bokeh application that refuses requests from pages of other sites, websockets included."""
 
     def __init__(self, names: Names, *arguments: Any, **more: Any) -> None:
         self._names = names
@@ -299,7 +308,7 @@ class _Guarded(BokehTornado):
 
 
 class _Refusal(RequestHandler):
-    """Says why a request is refused."""
+    """The answer to a refused request, with the reason."""
 
     def initialize(self, wrong: str) -> None:
         self._wrong = wrong
@@ -311,7 +320,7 @@ class _Refusal(RequestHandler):
 
 
 class _Headers(OutputTransform):
-    """Adds to every answer what browsers are to refuse."""
+    """Adds security headers to every answer."""
 
     def __init__(self, request: HTTPServerRequest, seats: _BrowserSeats) -> None:
         self._request, self._seats = request, seats
@@ -323,14 +332,14 @@ class _Headers(OutputTransform):
     ) -> tuple[int, HTTPHeaders, bytes]:
         self._seats.answered(self._request, status_code)
         headers["Content-Security-Policy"] = self._policy
-        # Not "no-referrer": with it Chromium sends the form of the token with Origin: null, which is refused.
+        # With "no-referrer" Chromium sends the token's form with Origin: null, which is refused.
         headers["Referrer-Policy"] = "same-origin"
         headers["X-Content-Type-Options"] = "nosniff"
         return status_code, headers, chunk
 
 
 class _Tokens(AuthProvider):
-    """Who may see the pages. token None: everybody who can connect."""
+    """The check of tokens. token None: everybody who can connect may see the pages."""
 
     def __init__(self, token: bytes | None, port: int, is_secure: bool) -> None:
         self._token = token
@@ -345,7 +354,7 @@ class _Tokens(AuthProvider):
 
     @property
     def get_user_async(self) -> Callable[[Any], Awaitable[str | None]] | None:
-        """Asked before anything else of a request, so that a websocket is not even begun without a token."""
+        """Bokeh calls this before anything else, so that a websocket is not begun without a token."""
         return None if self._token is None else self._user
 
     @property
@@ -363,7 +372,7 @@ class _Tokens(AuthProvider):
         tokens = self
 
         class Login(RequestHandler):
-            """A form that takes the token."""
+            """A form for the token."""
 
             def get(self) -> None:
                 self._form(200, "")
@@ -411,6 +420,6 @@ class _Tokens(AuthProvider):
         cookie = handler.get_cookie(self._cookie_name, "") or ""
         if hmac.compare_digest(cookie.encode(), self._cookie.encode()):
             return "operator"
-        if handler.request.path != "/":  # a browser is sent to the form from the page alone
+        if handler.request.path != "/":  # browsers are redirected to the form from the page only
             raise HTTPError(401, reason="this takes the operator's token")
         return None

@@ -1,4 +1,4 @@
-"""Where the dashboard's steps come from: a recording, at the pace at which it happened, or a controller's recorder."""
+"""Sources of the dashboard's steps: a recording at its original pace, or a controller's recorder."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from clockwork.scheduler.recording import Readable, Step, Stream, decode
 
 
 class Recorded:
-    """A recording, from ``from_ns`` after its first event on, as if it happened now."""
+    """A recording from ``from_ns`` after its first event on, played at its original pace."""
 
     def __init__(self, file: Readable, clock: Callable[[], int], from_ns: int = 0) -> None:
-        """clock: nanoseconds of a clock that does not jump. Raises ConfigError unless the file is a recording."""
+        """clock: nanoseconds of a monotonic clock. Raises ConfigError unless the file is a recording."""
         header, steps = decode(file)
-        self._held = header.held  # of a dump that begins in the middle
+        self._held = header.held  # models resident at the begin of a dump that begins in the middle
         self._steps = steps
         self._clock = clock
         self._from_ns = from_ns
         self._next: Step | None = next(steps, None)
-        self._damage: ConfigError | None = None  # what comes after the last step that can be read
-        self._zero_ns = 0  # of the recording, when the clock is 0
+        self._damage: ConfigError | None = None  # error of the first step that cannot be read
+        self._zero_ns = 0  # time of the recording at which the clock is 0
         self._has_begun = False
 
     def look(self, has_rested: bool = False) -> Look:
-        """See Source. Raises ConfigError again and again where the recording is damaged."""
+        """Return the steps that are due. Raises ConfigError, on each call, where the recording is damaged."""
         now_ns = self._clock()
         if not self._has_begun:
             self._has_begun = True
@@ -61,29 +61,29 @@ class Recorded:
 class Live:
     """A controller's flight recorder, read from its newest steps on.
 
-    A look reads no more than DASHBOARD_LOOK_BYTES. Where a controller writes more than that, for longer than
-    DASHBOARD_BACKLOG_BYTES last, what lies between is passed over, so that what is shown is always of now.
+    A look reads at most DASHBOARD_LOOK_BYTES. If the controller writes faster, and DASHBOARD_BACKLOG_BYTES
+    would be unread, the look skips to the newest steps. So the dashboard always shows the present.
     """
 
     def __init__(self, ask: Ask, describe: Callable[[], Cluster], clock: Callable[[], int]) -> None:
-        """describe: asks for the cluster. clock: nanoseconds of a clock that does not jump."""
+        """describe: asks for the cluster. clock: nanoseconds of a monotonic clock."""
         self._ask = ask
         self._describe = describe
         self._clock = clock
         self._stream: Stream | None = None
-        self._described_ns = 0  # when the cluster was described last; 0: it has to be
+        self._described_ns = 0  # time of the last description of the cluster; 0: a description is due
         self._interval_ns = 0
-        self._end = 0  # of the recorder, at the last look; 0: there was none
+        self._end = 0  # end of the recorder at the last look; 0: there was none
         self._looked_ns = 0
-        self._per_ns = 0.0  # bytes that the controller wrote between the last two looks
-        self._unread = 0  # bytes that the last look left
-        self._is_gap = False  # steps were read, and lost because the controller did not answer any more
+        self._per_ns = 0.0  # bytes per nanosecond that the controller wrote between the last two looks
+        self._unread = 0  # bytes that the last look did not read
+        self._is_gap = False  # whether steps were read and lost, as the controller stopped answering
 
     def look(self, has_rested: bool = False) -> Look:
-        """See Source."""
+        """See Source.look()."""
         now_ns = self._clock()
         if has_rested:
-            self._described_ns = 0  # much may have come and gone meanwhile
+            self._described_ns = 0  # the cluster may have changed meanwhile
         cluster = self._description(now_ns)
         if self._stream is None:
             self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
@@ -91,17 +91,17 @@ class Live:
         stream, is_gap, read = self._stream, self._is_gap, 0
         since_ns = max(now_ns - self._looked_ns, 1)
         if self._unread + self._per_ns * since_ns > DASHBOARD_BACKLOG_BYTES and self._per_ns:
-            # As much of the newest as this look may read, by how fast steps were written before.
+            # Skip to the newest steps that fit half of DASHBOARD_LOOK_BYTES, by the rate of the last looks.
             stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / self._per_ns)}"
         steps: list[Step] = []
         while True:
-            self._is_gap = is_gap or bool(steps)  # unless they are handed over
+            self._is_gap = is_gap or bool(steps)  # if the next request fails, these steps are lost
             answer = self._ask(stream.argument)
-            if stream.epoch and answer.get("epoch") != stream.epoch:  # another start of the controller
+            if stream.epoch and answer.get("epoch") != stream.epoch:  # the controller was restarted
                 self._stream, self._described_ns, self._interval_ns, self._is_gap = None, 0, 0, False
                 return self.look()
             was = stream.place
-            if answer["place"] < was:  # it is written faster now: nothing has to be passed over
+            if answer["place"] < was:  # the rate has risen: nothing has to be skipped
                 stream.argument = f"#{was}"
                 continue
             is_gap = is_gap or bool(was and answer["place"] != was)
@@ -115,14 +115,17 @@ class Live:
         self._per_ns, self._unread = written / since_ns, unread
         if written:
             behind_ns = round(unread / self._per_ns)
-            if not has_rested:  # what nobody wanted to see is not missing
+            if not has_rested:  # steps that no page wanted do not count as missing
                 share = min(1.0, read / written)
         self._end, self._looked_ns, self._is_gap = answer["end"], now_ns, False
         return Look(stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns, unread=unread)
 
     def _description(self, now_ns: int) -> Cluster | None:
-        """The cluster as its controller describes it, now and then: soon again at first, while workers join and models become
-        ready, and less often the more models there are."""
+        """Return the controller's description of the cluster, or None if the last is recent enough.
+
+        The interval is short at first, while workers join and models become ready. It grows with the number
+        of models.
+        """
         if self._described_ns and now_ns - self._described_ns < self._interval_ns:
             return None
         found = self._describe()

@@ -1,58 +1,15 @@
-// Policy `adaptive`: the most requests in time, from one idea: what device time is worth.
+// Policy `adaptive`: the most requests in time. docs/policies/adaptive.md derives each rule, with its formulas.
 //
-// Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
-// queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
-// device has its model and there are several, else that of the earliest deadline. Four rules make that hold up near
-// saturation, where it matters; each was measured against the others' best and against the clairvoyant bound (bench/grid); the last three, and belief in
-// surges, can be switched off (off_*) to see what they earn.
+// - Late binding: requests wait in their model's queue, and a device that becomes free takes the best batch of all queues.
+// - Need: the share of all device time that the arriving requests take at their ideal cost; the price of device time.
+// - Hold: a queue whose batch is dearer than the need allows waits to grow, where a device will be free when it ends.
+// - Sacrifice: the first requests of a queue are given up where they make its batch dearer than the need allows.
+// - Refusal at arrival: where batches save little, by the work before a request; where they save much, only beyond the
+//   model's fair share.
+// - Priorities: a model's turn is by its tightest deadline and is served from its highest priority.
 //
-// *Levels.* A model's turn is by the tightest of all its requests, and is its highest level's: a request inherits the
-// deadline of the lower levels behind it. The batch is then filled up with lower levels of the same model, as far as all in
-// it are in time. Between models a higher level goes before a lower one that is due earlier if it could not wait for the
-// end of it, or if the lower one is still in time behind it.
-//
-// *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
-// arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
-// need of 0.8 a batch may cost 1/0.8 of its ideal, and no more, if the others do as well. When little arrives the
-// need is near 0 and any batch is good enough. Executions are planned with margins; the need counts what they take in the
-// mean (the pace). A surge is believed as far as it is surely one: the mean of seconds would follow it when the queues have
-// decayed already.
-//
-// *Hold.* A queue whose batch would be dearer than the need allows waits to grow, for at most HOLD_SHARE of the time
-// its first request can wait (and HOLD_MAX_NS), and never beyond the last start that still lets it take one more.
-// Waiting is only safe where a device will be free when it ends, so the share falls to nothing as the number of
-// models that matter (the participation number of their loads) nears the number of devices, and for a model that is on
-// a part of the devices it is that part of it: on one device, with more busy models than devices, or with a model on
-// one of many, next to nothing is ever held. An idle cluster answers at once. How many of those that are expected come is
-// learnt by how many wait already: a few clients that wait for their answers send nothing meanwhile. No request is held
-// for a flood that has left: what arrives is believed to have fallen as far as it surely has.
-//
-// *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
-// given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
-// the thirty. Without it, queues near saturation decay into ever smaller batches (Symphony drops for the same
-// reason, arXiv 2308.07470, but whatever the load). Not where batches save little.
-//
-// *Turning away.* Where batches save time, a model is entitled to a fair share if what was let in needs more than the
-// devices could do even at their ideal: models that ask for less get all, the others the same. A model above its share
-// has a request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
-// than the request can wait, and is more than a batch (of lower levels nothing counts: it goes behind). All else waits:
-// the longer a queue, the cheaper its batches, and who is in front may be given up for those behind.
-//
-// Where batches do not save much (models on CPUs), a request is refused at arrival if what waits of such models, of any of
-// them, and is due before would make it late; and on a device that turned a request away of late a fifth of the time
-// that it could wait has to be left, or half of it where executions are noisy. So refusals come at once, and few when the
-// time is over. The option refuse_wait has all models refused like this, with this part: with 0.7 nearly all are prompt, and
-// bench/grid/README.md has what it costs. On a device that turns requests away those within their shares of it go first,
-// too, and are not refused (shares.h). At any time a request is refused that could not be reached if all devices did
-// nothing but its model's queue.
-//
-// Beside them: how long before a device is planned to be free its next batch is sent is learnt, too, from how wrong plans
-// were (lead.h). The way of inputs to a worker is learnt, by byte (inputs.h), and is a stage before the device. A device
-// counts as busy until what was sent could have arrived and been executed, and a batch is sent so much earlier than the
-// device is free as inputs have taken of late: one executes while the next is on its way.
-//
-// Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
-// already from the many that would share its device more cheaply.
+// Each rule was measured against the best other policy and the clairvoyant bound (bench/grid); the options off_* switch
+// hold, sacrifice, refusal and the belief in surges off.
 #pragma once
 
 #include <algorithm>

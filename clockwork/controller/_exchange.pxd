@@ -244,6 +244,17 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         uint64_t behind_bytes()
         const uint64_t *cut_counts()
 
+cdef extern from "controller/port.h" namespace "clockwork" nogil:
+    cdef cppclass CPort "clockwork::Port":
+        vector[int] ended() except +
+        cbool disconnect(int fd) except +
+        int seat_for(int fd, string_view key, int64_t now)
+        void heard(int fd, int64_t now)
+        const CConnections &connections()
+        cbool begin(string_view identity, int fd, int64_t now) except +
+        void send(string_view part, cbool more) except +
+        void send_joined(string_view first, string_view rest, cbool more) except +
+
 cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
     cdef cppclass CRingState "clockwork::RingState":
         uint64_t begin
@@ -329,6 +340,11 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
 
     const int C_STATUS_COUNT "clockwork::STATUS_COUNT"
 
+    cdef cppclass CLoopTimes "clockwork::LoopTimes<clockwork::Exchange::STAGES>":
+        const CDurations &lag()
+        int64_t *spent_data "spent_ns.data" ()
+        cbool is_timed
+
     cdef cppclass CExchange "clockwork::Exchange":
         CExchange(CScheduler &scheduler, CRouterSocket workers, CRouterSocket clients, CSentences sentences,
                   CLookups lookups, CBounds bounds, shared_ptr[CRing] ring) except +
@@ -344,14 +360,8 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         size_t order_place()
         vector[uint32_t] lost_clients
         vector[int32_t] lost_workers
-        vector[int] ended(CSide side) except +
-        cbool disconnect(CSide side, int fd) except +
-        int seat_for(CSide side, int fd, string_view key)
-        void heard(CSide side, int fd)
-        cbool begin(CSide side, string_view identity, int fd) except +
-        void send(CSide side, string_view part, cbool more) except +
-        void send_joined(CSide side, string_view first, string_view rest, cbool more) except +
-        const CConnections &connections(CSide side)
+        CPort &port(CSide side)
+        CLoopTimes &times()
         uint32_t client_joined(string_view identity, int fd, string_view key) except +
         void client_left(uint32_t client) except +
         void fail_all(CStatus status, string_view text) except +
@@ -375,8 +385,5 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         void forget_shapes()
         const COutcomes &outcomes()
         uint64_t refusals(CReason reason)
-        const CDurations &lag()
-        int64_t *spent_data "spent_ns.data" ()
-        cbool is_timed
         size_t shadow_width
         int64_t shared_machine

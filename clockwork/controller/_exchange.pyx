@@ -240,21 +240,22 @@ cdef class Exchange:
 
     def ended(self, int side):
         """Descriptors of the connections of clients or workers that have ended since the last call."""
-        return self._exchange.get().ended(<CSide>side)
+        return self._exchange.get().port(<CSide>side).ended()
 
     def disconnect(self, int side, int fd):
         """End the connection with this descriptor: its end then comes like any other. False if there is none."""
-        return self._exchange.get().disconnect(<CSide>side, fd)
+        return self._exchange.get().port(<CSide>side).disconnect(fd)
 
     def seat_for(self, int side, int fd, str key):
         """The descriptor whose peer has to leave before one with this key ("": none) joins at this descriptor; SEAT_FREE,
         or SEAT_NONE where nobody has to leave for it."""
         cdef bytes encoded = key.encode()
-        return self._exchange.get().seat_for(<CSide>side, fd, view_of(encoded))
+        cdef CExchange *exchange = self._exchange.get()
+        return exchange.port(<CSide>side).seat_for(fd, view_of(encoded), exchange.now())
 
     def heard(self, int side, int fd):
         """Count the peer at this descriptor as heard of just now."""
-        self._exchange.get().heard(<CSide>side, fd)
+        self._exchange.get().port(<CSide>side).heard(fd, self._exchange.get().now())
 
     def send(self, int side, bytes identity, int fd, bytes header, frames=(), bytes rest=b""):
         """Queue one message for the peer at this descriptor. False if it is gone, or takes nothing any more.
@@ -262,31 +263,31 @@ cdef class Exchange:
         A connection that has not read too much of what was sent before is ended. frames: anything with bytes, copied. rest:
         more of the header's frame, which is joined here, where it is copied anyway.
         """
-        cdef CExchange *exchange = self._exchange.get()
+        cdef CPort *port = &self._exchange.get().port(<CSide>side)
         cdef Py_ssize_t left = len(frames)
         cdef Py_buffer part
         views = [memoryview(frame).cast("B") for frame in frames]  # before anything is sent: it may raise
-        if not exchange.begin(<CSide>side, view_of(identity), fd):
+        if not port.begin(view_of(identity), fd, self._exchange.get().now()):
             return False
         if rest:
-            exchange.send_joined(<CSide>side, view_of(header), view_of(rest), left > 0)
+            port.send_joined(view_of(header), view_of(rest), left > 0)
         else:
-            exchange.send(<CSide>side, view_of(header), left > 0)
+            port.send(view_of(header), left > 0)
         for view in views:
             left -= 1
             if len(view) == 0:
-                exchange.send(<CSide>side, string_view(), left > 0)
+                port.send(string_view(), left > 0)
                 continue
             PyObject_GetBuffer(view, &part, PyBUF_SIMPLE)
             try:
-                exchange.send(<CSide>side, string_view(<const char *>part.buf, part.len), left > 0)
+                port.send(string_view(<const char *>part.buf, part.len), left > 0)
             finally:
                 PyBuffer_Release(&part)
         return True
 
     def connections(self, int side):
         """What there is of one side's connections: their number, those without a hello, bytes, and who was cut."""
-        return describe_connections(self._exchange.get().connections(<CSide>side))
+        return describe_connections(self._exchange.get().port(<CSide>side).connections())
 
     def note(self, event):
         """Have the scheduler hear of something that only Python knows."""
@@ -500,22 +501,22 @@ cdef class Exchange:
         return link.fetches, link.drops
 
     def lag(self):
-        """How late the loop is, as a histogram of turns; see csrc/controller/exchange.h."""
-        return durations_of(self._exchange.get().lag())
+        """How late the loop is, as a histogram of turns; see csrc/controller/loop_times.h."""
+        return durations_of(self._exchange.get().times().lag())
 
     def spent_ns(self):
         """Processor time of this thread by what it was for, since is_timed was set."""
-        cdef int64_t *spent = self._exchange.get().spent_data()
+        cdef int64_t *spent = self._exchange.get().times().spent_data()
         return {name: spent[place] for place, name in enumerate(STAGES)}
 
     @property
     def is_timed(self):
         """Whether spent_ns() is counted, which costs some microseconds a turn."""
-        return bool(self._exchange.get().is_timed)
+        return bool(self._exchange.get().times().is_timed)
 
     @is_timed.setter
     def is_timed(self, cbool value):
-        self._exchange.get().is_timed = value
+        self._exchange.get().times().is_timed = value
 
     @property
     def shadow_width(self):

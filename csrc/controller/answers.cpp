@@ -12,12 +12,11 @@ namespace clockwork {
 bool Exchange::to_client(ClientLink& client, bool more) {
     if (client.gone)
         return false;
-    if (!connections_[CLIENTS].may_send(*client.connection, now_) ||
-        !sockets_[CLIENTS].address(client.identity, client.connection)) {
+    if (!ports_[CLIENTS].address(client.identity, client.connection, now_)) {
         lost_clients.push_back(client.slot);
         return false;
     }
-    sockets_[CLIENTS].send(writer_.view(), more);
+    ports_[CLIENTS].send(writer_.view(), more);
     return true;
 }
 
@@ -39,8 +38,8 @@ void Exchange::answer_ok(const Command& command) {
     const TensorRef* refs = result.header.tensors.data() + command.part * tensors;
     std::uint64_t bytes = 0;
     for (std::size_t index = 0; index < count; ++index)
-        bytes += batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame)).size();
-    if (!one.client->gone && !connections_[CLIENTS].has_room(*one.client->connection, bytes)) {
+        bytes += ports_[WORKERS].haul().frame(result.first_frame + static_cast<std::size_t>(refs[index].frame)).size();
+    if (!one.client->gone && !ports_[CLIENTS].connections().has_room(*one.client->connection, bytes)) {
         refuse_unread(command, one, bytes);
         release(one);
         return;
@@ -69,13 +68,14 @@ void Exchange::answer_ok(const Command& command) {
     writer_.natural(one.id);
     if (to_client(*one.client, count > 0)) {
         for (std::size_t index = 0; index < count; ++index) {
-            Frame& frame = batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame));
+            Frame& frame =
+                ports_[WORKERS].haul().frame(result.first_frame + static_cast<std::size_t>(refs[index].frame));
             bool more = index + 1 < count;
             if (result.is_distinct) {
-                sockets_[CLIENTS].send(frame, more);
+                ports_[CLIENTS].send(frame, more);
             } else {
                 spare_.share(frame);
-                sockets_[CLIENTS].send(spare_, more);
+                ports_[CLIENTS].send(spare_, more);
             }
         }
     }
@@ -98,7 +98,7 @@ void Exchange::answer_failed(const Command& command) {
 
 // Instead of an answer of so many bytes, behind more unread ones than may wait.
 void Exchange::refuse_unread(const Command& command, const HeldRequest& one, std::uint64_t bytes) {
-    const Connections& clients = connections_[CLIENTS];
+    const Connections& clients = ports_[CLIENTS].connections();
     const Connection& connection = *one.client->connection;
     Command refusal = command;
     refusal.status = Status::REFUSED;

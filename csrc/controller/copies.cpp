@@ -91,7 +91,8 @@ void Exchange::keep_answer(HeldRequest& one, Outputs& result, std::size_t part) 
         auto start = result.header.dims.begin() + refs[index].first;
         kept.dtype = refs[index].dtype;
         kept.dims.assign(start, start + refs[index].rank);
-        kept.frame.share(batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame)));
+        kept.frame.share(
+            ports_[WORKERS].haul().frame(result.first_frame + static_cast<std::size_t>(refs[index].frame)));
     }
     bool is_first = one.client != nullptr;
     one.pair = nullptr;

@@ -1,8 +1,6 @@
 // The exchange's loop: the stages of a turn, what the sockets hold, and peers' connections.
 #include "controller/exchange.h"
 
-#include <time.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -10,101 +8,65 @@ namespace clockwork {
 
 namespace {
 
-// Frames of one batch beyond which it takes no further message; each costs 64 bytes.
-constexpr std::size_t BATCH_FRAMES_MAX = 65'536;
+// See HaulBounds.
+constexpr std::size_t HAUL_FRAMES_MAX = 65'536;
 
-// What a message costs that is Python's, in bytes of headers: at most 64 such messages are taken at once.
-constexpr std::size_t PYTHON_BYTES = 4 << 10;
+bool is_results(std::int64_t tag) { return tag == TAG_RESULT; }
+bool is_requests(std::int64_t tag) { return tag == TAG_INFER_REQUEST || tag == TAG_CANCEL; }
 
 }  // namespace
-
-Ns clock_ns() {
-    timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return Ns{time.tv_sec} * SECOND + time.tv_nsec;
-}
 
 Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
                    Lookups lookups, ExchangeBounds bounds, std::shared_ptr<Ring> ring)
     : scheduler_(scheduler),
-      sockets_{workers, clients},
-      connections_{Connections(bounds.connections[WORKERS]), Connections(bounds.connections[CLIENTS])},
+      ports_{Port(workers, bounds.connections[WORKERS], is_results),
+             Port(clients, bounds.connections[CLIENTS], is_requests)},
       sentences_(std::move(sentences)),
       lookups_(lookups),
       bounds_(bounds),
       recorder_(std::move(ring)) {}
 
-void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
-    descriptors_.clear();
-    for (int descriptor : descriptors)
-        descriptors_.push_back({descriptor, POLLIN, 0});
-    own_count_ = descriptors_.size();
-    for (int other : others)
-        descriptors_.push_back({other, POLLIN, 0});
-}
-
 Exchange::Need Exchange::run(Ns until) {
-    if (is_timed)
-        lap(STAGES);
-    if (python_since_ns_ != 0) {
-        python_ns_ += clock_ns() - python_since_ns_;
-        python_since_ns_ = 0;
-    }
+    times_.lap(STAGES);
+    python_.settle();
     for (;;) {
         Stage stage = stage_;
         Need need = step(until);
-        if (is_timed)
-            lap(stage);
+        times_.lap(stage);
         if (WORKER_MESSAGE <= need && need <= WRONG_REQUEST)
-            python_since_ns_ = clock_ns();
+            python_.begin();
         if (need != NOTHING)
             return need;
     }
 }
 
-void Exchange::lap(int stage) {
-    timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    Ns now = Ns{time.tv_sec} * SECOND + time.tv_nsec;
-    spent_ns[static_cast<std::size_t>(stage)] += lap_ns_ != 0 ? now - lap_ns_ : 0;
-    lap_ns_ = now;
-}
-
 Exchange::Need Exchange::step(Ns until) {
     switch (stage_) {
-        case WAIT:
-            due_ns_ = now_;  // what is there already has come since the turn before took what there was
-            if (wait(until))
-                due_ns_ = NEVER_NS;
+        case WAIT: {
+            bool is_late = has_input();
+            // What is there already has come since the turn before took what there was.
+            Ns late_ns = is_late ? now_ : NEVER_NS;
+            others_ready_ = waiting_.wait(is_late ? 0 : std::min({until, wake_ns_, look_ns_, next_shadow_ns()}));
             now_ = clock_ns();
-            due_ns_ = std::min({due_ns_, wake_ns_, now_});
-            is_idle_ = true;
+            times_.begin_turn(std::min({late_ns, wake_ns_, now_}));
             side_ = WORKERS;
             stage_ = TAKE;
             break;
+        }
         case TAKE:
-            python_ns_ = 0;
+            python_.reset();
             stage_ = HANDLE;
-            if (has_rest(side_)) {
-                is_idle_ = false;
-                break;
-            }
-            take(side_);
-            is_idle_ = is_idle_ && batches_[side_].size() == 0;
-            // After the messages were taken, so that the connection of each has been accepted.
-            read_news(side_);
-            readings_[side_].pass = ended_[side_].empty() ? ALL : KNOWN;
+            if (Port& port = ports_[side_];
+                port.has_rest() ||
+                port.take({bounds_.drain_messages, HAUL_FRAMES_MAX, bounds_.message_frames, bounds_.turn_bytes}, now_))
+                times_.note_work();
             break;
         case HANDLE:
             cancel_departed();
             if (Need need = handle(); need != NOTHING)
                 return need;
-            if (Reading& reading = readings_[side_];
-                reading.pass == KNOWN && reading.cursor == batches_[side_].size()) {
-                reading.pass = REST;
-                reading.cursor = 0;
+            if (ports_[side_].has_ends_due())
                 return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
-            }
             stage_ = side_ == WORKERS ? TAKE : LOOK;
             side_ = CLIENTS;
             break;
@@ -119,7 +81,8 @@ Exchange::Need Exchange::step(Ns until) {
                 stage_ = END;
                 break;
             }
-            dirty_ = is_idle_ = false;
+            dirty_ = false;
+            times_.note_work();
             if (now_ >= wake_ns_)
                 wake_ns_ = NEVER_NS;
             order_ = 0;
@@ -148,9 +111,8 @@ Exchange::Need Exchange::step(Ns until) {
             break;
         case END:
             end_turn();
-            look_ns_ = std::min(connections_[WORKERS].look(now_), connections_[CLIENTS].look(now_));
-            if (!is_idle_)
-                lag_.add(clock_ns() - due_ns_);
+            look_ns_ = std::min(ports_[WORKERS].connections().look(now_), ports_[CLIENTS].connections().look(now_));
+            times_.end_turn();
             stage_ = WAIT;
             if (pause_by_ns_ < NEVER_NS && (now_ >= pause_by_ns_ || !has_input())) {
                 pause_by_ns_ = NEVER_NS;
@@ -161,111 +123,17 @@ Exchange::Need Exchange::step(Ns until) {
     return NOTHING;
 }
 
-// Until something may be readable, or it is time. A signal ends it too, and is Python's to look at. False if something
-// was there already.
-bool Exchange::wait(Ns until) {
-    bool is_late = has_input();
-    Ns due = std::min({until, wake_ns_, look_ns_, next_shadow_ns()});
-    Ns timeout = is_late ? 0 : std::max<Ns>(due - clock_ns(), 0);
-    timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
-    int ready = ppoll(descriptors_.data(), descriptors_.size(), &limit, nullptr);
-    others_ready_ = ready < 0;
-    for (std::size_t place = own_count_; ready > 0 && place < descriptors_.size(); ++place) {
-        others_ready_ = others_ready_ || descriptors_[place].revents != 0;
-    }
-    return !is_late;
-}
-
-bool Exchange::has_input() const {
-    return std::any_of(std::begin(sockets_), std::end(sockets_),
-                       [](const RouterSocket& one) { return one.has_input() || one.has_news(); }) ||
-           has_rest(WORKERS) || has_rest(CLIENTS);
-}
-
-void Exchange::take(Side side) {
-    readings_[side] = {};
-    batches_[side].clear();
-    auto cost = [side](std::string_view header) {
-        std::int64_t tag = tag_of(header);
-        bool is_ours = side == WORKERS ? tag == TAG_RESULT : tag == TAG_INFER_REQUEST || tag == TAG_CANCEL;
-        return header.size() + (is_ours ? 0 : PYTHON_BYTES);
-    };
-    batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames,
-                           bounds_.turn_bytes, cost);
-}
-
-void Exchange::read_news(Side side) {
-    ConnectionNews news;
-    while (sockets_[side].receive_news(news)) {
-        if (news.event == CLOCKWORK_ZMQ_EVENT_ACCEPTED) {
-            connections_[side].accepted(news.fd, now_);
-        } else if (ConnectionPtr one = connections_[side].ended(news.fd); one != nullptr && one->is_greeted) {
-            ended_[side].push_back(news.fd);
-        }
-    }
-}
-
-// Of a message of somebody who is not known.
-void Exchange::count_taken(Side side, const Arrival& arrival) {
-    if (arrival.count < 2)
-        return;
-    ConnectionPtr one = connections_[side].find(batches_[side].header(arrival).descriptor());
-    if (one != nullptr)
-        one->taken += arrival.bytes;
-}
-
-bool Exchange::disconnect(Side side, int fd) {
-    ConnectionPtr one = connections_[side].find(fd);
-    return one != nullptr && connections_[side].cut(*one, CutReason::ASKED);
-}
-
-int Exchange::seat_for(Side side, int fd, std::string_view key) const {
-    ConnectionPtr one = connections_[side].find(fd);
-    return one == nullptr ? SEAT_FREE : connections_[side].seat_for(*one, key, now_);
-}
-
-void Exchange::heard(Side side, int fd) {
-    if (ConnectionPtr one = connections_[side].find(fd); one != nullptr)
-        connections_[side].heard(*one, now_);
-}
-
-bool Exchange::begin(Side side, std::string_view identity, int fd) {
-    ConnectionPtr one = connections_[side].find(fd);
-    if (one == nullptr || !connections_[side].may_send(*one, now_) || !sockets_[side].address(identity, one))
-        return false;
-    connections_[side].heard(*one, now_);
-    return true;
-}
-
 Exchange::Need Exchange::handle() {
-    Reading& reading = readings_[side_];
-    while (reading.cursor < (reading.pass == REST ? reading.strangers.size() : batches_[side_].size()) &&
-           python_ns_ < bounds_.turn_python_ns) {
-        reading.current = reading.pass == REST ? reading.strangers[reading.cursor] : reading.cursor;
-        ++reading.cursor;
-        const Arrival& arrival = current();
-        if (reading.pass == KNOWN && !is_known(arrival)) {
-            reading.strangers.push_back(reading.current);
-            continue;
-        }
-        Need need = side_ == CLIENTS ? from_client(arrival) : from_worker(arrival);
+    Port& port = ports_[side_];
+    auto is_known = [this](std::string_view identity) {
+        return side_ == CLIENTS ? client_of_.contains(identity) : worker_of_identity_.contains(identity);
+    };
+    while (python_.spent_ns() < bounds_.turn_python_ns && port.next(is_known)) {
+        Need need = side_ == CLIENTS ? from_client(port.current()) : from_worker(port.current());
         if (need != NOTHING)
             return need;
     }
     return NOTHING;
-}
-
-bool Exchange::has_rest(Side side) const {
-    const Reading& reading = readings_[side];
-    if (reading.pass == REST)
-        return reading.cursor < reading.strangers.size();
-    return reading.pass == KNOWN || reading.cursor < batches_[side].size();
-}
-
-bool Exchange::is_known(const Arrival& arrival) {
-    std::string_view identity = batches_[side_].identity(arrival).view();
-    return side_ == CLIENTS ? client_of_.find(identity) != client_of_.end()
-                            : worker_of_identity_.find(identity) != worker_of_identity_.end();
 }
 
 bool Exchange::execute() {
@@ -316,12 +184,8 @@ void Exchange::end_turn() {
         result_of_.erase(static_cast<std::uint64_t>(results_[place].header.action_id));
     }
     result_count_ = 0;
-    for (Side side : {WORKERS, CLIENTS}) {
-        if (!has_rest(side)) {
-            batches_[side].clear();
-            readings_[side] = {};
-        }
-    }
+    for (Port& port : ports_)
+        port.end_turn();
 }
 
 }  // namespace clockwork

@@ -12,8 +12,6 @@
 // (counting.cpp). What a message must be is in messages.cpp and checks.cpp.
 #pragma once
 
-#include <poll.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -26,17 +24,20 @@
 #include <vector>
 
 #include "controller/checks.h"
-#include "controller/connections.h"
+#include "controller/descriptor_wait.h"
 #include "controller/lookups.h"
+#include "controller/loop_times.h"
 #include "controller/messages.h"
 #include "controller/models.h"
+#include "controller/now.h"
 #include "controller/orders.h"
+#include "controller/port.h"
+#include "controller/python_time.h"
 #include "controller/recorder.h"
 #include "controller/requests.h"
 #include "controller/routes.h"
 #include "controller/sentences.h"
 #include "controller/shadows.h"
-#include "controller/sockets.h"
 #include "id_table.h"
 #include "scheduler/pool.h"
 #include "scheduler/scheduler.h"
@@ -68,9 +69,6 @@ struct ExchangeBounds {
     ConnectionBounds connections[2];       // of the workers' socket, and of the clients'
 };
 
-// The clock of clockwork.system.clock.now_ns().
-Ns clock_ns();
-
 // What there is no slot for.
 inline constexpr std::uint32_t NO_SLOT = ~std::uint32_t{0};
 
@@ -100,7 +98,9 @@ public:
     // descriptors: of the sockets and their monitors; others: for which run() returns, as they become readable.
     Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences, Lookups lookups,
              ExchangeBounds bounds, std::shared_ptr<Ring> ring);
-    void wait_on(const std::vector<int>& descriptors, const std::vector<int>& others);
+    void wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
+        waiting_.wait_on(descriptors, others);
+    }
 
     // ----- the loop ----------------------------------------------------------------------------
 
@@ -110,8 +110,8 @@ public:
     void pause(Ns by) { pause_by_ns_ = by; }
     // When the turn began that run() is in: what all events of it say.
     Ns now() const { return now_; }
-    const Arrival& current() const { return batches_[side_].at(readings_[side_].current); }
-    Haul& batch() { return batches_[side_]; }
+    const Arrival& current() const { return ports_[side_].current(); }
+    Haul& batch() { return ports_[side_].haul(); }
     const Wrong& wrong() const { return wrong_; }
     std::size_t order_place() const { return order_ - 1; }
     // Python noted something with the scheduler: an event that it has encoded for recorder().
@@ -125,27 +125,8 @@ public:
     std::vector<std::uint32_t> lost_clients;
     std::vector<WorkerId> lost_workers;
 
-    // ----- connections -------------------------------------------------------------------------
-
-    // Descriptors of the connections of peers that have ended since the last call.
-    std::vector<int> ended(Side side) { return std::exchange(ended_[side], {}); }
-    // Shuts a peer's connection down; see Connections::cut(). False if there is none with this descriptor.
-    bool disconnect(Side side, int fd);
-    // See Connections::seat_for(); SEAT_FREE where there is no connection with this descriptor.
-    int seat_for(Side side, int fd, std::string_view key) const;
-    // See Connections::heard().
-    void heard(Side side, int fd);
-    // Begins a message of Python's to the peer at this descriptor; its header and frames follow with send(). False if
-    // the peer is gone, or takes nothing any more.
-    bool begin(Side side, std::string_view identity, int fd);
-    void send(Side side, std::string_view part, bool more) { sockets_[side].send(part, more); }
-    // A part that lies in two pieces.
-    void send_joined(Side side, std::string_view first, std::string_view rest, bool more) {
-        Frame frame;
-        frame.copy_of(first, rest);
-        sockets_[side].send(frame, more);
-    }
-    const Connections& connections(Side side) const { return connections_[side]; }
+    // A port's connections, and messages that are Python's to send.
+    Port& port(Side side) { return ports_[side]; }
 
     // ----- clients -----------------------------------------------------------------------------
 
@@ -190,14 +171,9 @@ public:
     void forget_shapes();
 
     const Outcomes& outcomes() const { return outcomes_; }
-    // How late the loop is: from when the oldest of what a turn handles was due, or can have come, until all that
-    // followed from it had been sent. A turn in which nothing happened is not counted.
-    const Durations& lag() const { return lag_; }
+    // How late the loop is, and what its time goes to.
+    LoopTimes<STAGES>& times() { return times_; }
     std::uint64_t refusals(Reason reason) const { return refusals_[static_cast<std::size_t>(reason)]; }
-
-    // Processor time of this thread by stage, and behind them of Python between two calls of run(), if is_timed.
-    std::array<Ns, STAGES + 1> spent_ns{};
-    bool is_timed = false;
 
     // Copies that the scheduler has at once: as many as there are devices.
     std::size_t shadow_width = 1;
@@ -234,24 +210,17 @@ private:
     };
 
     Need step(Ns until);
-    void lap(int stage);
     // Has Python look something up; what that takes counts towards the side's budget.
     template <typename LookUp>
     void ask(LookUp look_up) {
         Ns began_ns = clock_ns();
         if (look_up() == 0)
             throw LookupFailed();
-        python_ns_ += clock_ns() - began_ns;
+        python_.add(clock_ns() - began_ns);
     }
-    bool wait(Ns until);
     // Whether something has come that was not taken yet.
-    bool has_input() const;
-    void take(Side side);
-    void read_news(Side side);
-    void count_taken(Side side, const Arrival& arrival);
-    bool has_rest(Side side) const;
+    bool has_input() const { return ports_[WORKERS].has_input() || ports_[CLIENTS].has_input(); }
     Need handle();
-    bool is_known(const Arrival& arrival);
     bool execute();
     void end_turn();
     void cancel_departed();
@@ -310,9 +279,7 @@ private:
     void count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
 
     Scheduler& scheduler_;
-    RouterSocket sockets_[2];
-    Connections connections_[2];
-    std::vector<int> ended_[2];
+    Port ports_[2];
     Ns look_ns_ = 0;  // when connections are next looked at
     Sentences sentences_;
     Lookups lookups_;
@@ -321,32 +288,14 @@ private:
     Ns wake_ns_ = NEVER_NS;
     Ns pause_by_ns_ = NEVER_NS;  // see pause()
     bool dirty_ = false;
-    Ns due_ns_ = 0;        // when the oldest of what this turn handles was due, or can have come
-    bool is_idle_ = true;  // nothing has happened in this turn
-    Durations lag_;
 
     Stage stage_ = WAIT;
-    std::vector<pollfd> descriptors_;
-    std::size_t own_count_ = 0;  // of them, that are the sockets'
+    DescriptorWait waiting_;
+    LoopTimes<STAGES> times_;
     bool others_ready_ = false;
     bool stopped_at_order_ = false;
-    Ns lap_ns_ = 0;
-    Haul batches_[2];  // by side; the frames of results stay until the answers are sent
     Side side_ = WORKERS;
-    // Where a connection has ended, what its peer said before that is handled first, then the end, and then whoever is
-    // not known yet, whose connection may have got the same descriptor.
-    enum Pass { ALL, KNOWN, REST };
-    // How far a side's batch has been handled. What a side's budget of Python's time left over is handled in the next
-    // turn, before anything else is taken from that side, its news included: order is kept.
-    struct Reading {
-        Pass pass = ALL;
-        std::size_t cursor = 0;              // behind the message that is being handled; in REST, in strangers
-        std::size_t current = 0;             // that message
-        std::vector<std::size_t> strangers;  // left over by KNOWN
-    };
-    Reading readings_[2];
-    Ns python_ns_ = 0;              // what Python has taken of this side's budget
-    Ns python_since_ns_ = 0;        // when it was given the current message; 0: it was not
+    PythonTime python_;
     std::size_t order_ = 0;         // behind the order that is being carried out
     std::vector<Outputs> results_;  // the first result_count_ of them are this turn's
     std::size_t result_count_ = 0;

@@ -15,12 +15,11 @@ Expected& Exchange::note_sent(WorkerLink& worker, ActionId action_id, ActionKind
 
 // Sends the header that was written. False if the worker cannot be reached: it is as good as gone.
 bool Exchange::to_worker(WorkerLink& worker, bool more) {
-    if (!connections_[WORKERS].may_send(*worker.connection, now_) ||
-        !sockets_[WORKERS].address(worker.identity, worker.connection)) {
+    if (!ports_[WORKERS].address(worker.identity, worker.connection, now_)) {
         lost_workers.push_back(worker.worker_id);
         return false;
     }
-    sockets_[WORKERS].send(writer_.view(), more);
+    ports_[WORKERS].send(writer_.view(), more);
     return true;
 }
 
@@ -75,7 +74,7 @@ void Exchange::send_infer(const Command& command) {
     for (HeldRequest* held : sending_) {
         for (Frame& frame : held->frames) {
             spare_.share(frame);  // kept, for the action may come to nothing
-            sockets_[WORKERS].send(spare_, --frames > 0);
+            ports_[WORKERS].send(spare_, --frames > 0);
         }
     }
 }

@@ -11,15 +11,15 @@
 namespace clockwork {
 
 Exchange::Need Exchange::from_client(const Arrival& arrival) {
-    Haul& batch = batches_[CLIENTS];
+    Haul& batch = ports_[CLIENTS].haul();
     auto found = client_of_.find(batch.identity(arrival).view());
     if (found == client_of_.end()) {
-        count_taken(CLIENTS, arrival);
+        ports_[CLIENTS].count_taken(arrival);
         return CLIENT_MESSAGE;
     }
     ClientLink& client = *clients_.at(found->second);
     client.connection->taken += arrival.bytes;
-    connections_[CLIENTS].heard(*client.connection, now_);
+    ports_[CLIENTS].connections().heard(*client.connection, now_);
     if (arrival.count < 2)
         return CLIENT_MESSAGE;
     switch (tag_of(batch.header(arrival).view())) {
@@ -59,7 +59,7 @@ void Exchange::read_frames(Haul& batch, const Arrival& arrival) {
 }
 
 Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
-    Haul& batch = batches_[CLIENTS];
+    Haul& batch = ports_[CLIENTS].haul();
     if (!request_.read(batch.header(arrival).view(), wrong_.header))
         return note_wrong(WRONG_REQUEST, request_.request_id);
     Target target = target_of(request_.model);
@@ -98,7 +98,7 @@ Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
 
 // Of an inference; what else there is to cancel, Python knows.
 Exchange::Need Exchange::cancel(ClientLink& client, const Arrival& arrival) {
-    if (!cancel_.read(batches_[CLIENTS].header(arrival).view(), wrong_.header))
+    if (!cancel_.read(ports_[CLIENTS].haul().header(arrival).view(), wrong_.header))
         return note_wrong(WRONG_REQUEST, cancel_.request_id);
     std::uint32_t slot = client.requests.find(static_cast<std::uint64_t>(cancel_.request_id));
     if (slot == IdTable::NONE)
@@ -194,10 +194,10 @@ HeldRequest& Exchange::held(RequestId request_id) {
 }
 
 std::uint32_t Exchange::client_joined(std::string_view identity, int fd, std::string_view key) {
-    ConnectionPtr connection = connections_[CLIENTS].find(fd);
+    ConnectionPtr connection = ports_[CLIENTS].connections().find(fd);
     if (connection == nullptr || connection->is_cut)
         return NO_SLOT;
-    connections_[CLIENTS].greet(*connection, key, now_);
+    ports_[CLIENTS].connections().greet(*connection, key, now_);
     ClientLink* client = clients_.make();
     client->identity = identity;
     client->connection = std::move(connection);
@@ -208,7 +208,7 @@ std::uint32_t Exchange::client_joined(std::string_view identity, int fd, std::st
 void Exchange::client_left(std::uint32_t slot) {
     ClientLink& client = *clients_.at(slot);
     client_of_.erase(client.identity);
-    connections_[CLIENTS].forget(*client.connection, now_);
+    ports_[CLIENTS].connections().forget(*client.connection, now_);
     client.gone = true;
     departed_.push_back(slot);
 }

@@ -8,15 +8,15 @@
 namespace clockwork {
 
 Exchange::Need Exchange::from_worker(const Arrival& arrival) {
-    Haul& batch = batches_[WORKERS];
+    Haul& batch = ports_[WORKERS].haul();
     auto found = worker_of_identity_.find(batch.identity(arrival).view());
     if (found == worker_of_identity_.end()) {
-        count_taken(WORKERS, arrival);
+        ports_[WORKERS].count_taken(arrival);
         return WORKER_MESSAGE;
     }
     WorkerLink& worker = *workers_.at(found->second);
     worker.connection->taken += arrival.bytes;
-    connections_[WORKERS].heard(*worker.connection, now_);
+    ports_[WORKERS].connections().heard(*worker.connection, now_);
     if (arrival.count < 2)
         return WORKER_MESSAGE;
     worker.heard_ns = now_;
@@ -24,7 +24,7 @@ Exchange::Need Exchange::from_worker(const Arrival& arrival) {
 }
 
 Exchange::Need Exchange::result(WorkerLink& worker, const Arrival& arrival) {
-    Haul& batch = batches_[WORKERS];
+    Haul& batch = ports_[WORKERS].haul();
     if (results_.size() == result_count_)
         results_.emplace_back();
     Outputs& outputs = results_[result_count_];
@@ -101,10 +101,10 @@ void Exchange::fail_actions(std::uint32_t slot, std::string_view text) {
 
 std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, std::string_view key, WorkerId worker_id,
                                       std::size_t device_count) {
-    ConnectionPtr connection = connections_[WORKERS].find(fd);
+    ConnectionPtr connection = ports_[WORKERS].connections().find(fd);
     if (connection == nullptr || connection->is_cut)
         return NO_SLOT;
-    connections_[WORKERS].greet(*connection, key, now_);
+    ports_[WORKERS].connections().greet(*connection, key, now_);
     WorkerLink* worker = workers_.make();
     worker->identity = identity;
     worker->connection = std::move(connection);
@@ -119,7 +119,7 @@ std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, std::st
 void Exchange::worker_left(std::uint32_t slot) {
     WorkerLink* worker = workers_.at(slot);
     worker_of_identity_.erase(worker->identity);
-    connections_[WORKERS].forget(*worker->connection, now_);
+    ports_[WORKERS].connections().forget(*worker->connection, now_);
     worker_of_id_.erase(static_cast<std::uint32_t>(worker->worker_id));
     workers_.give_back(worker);
 }

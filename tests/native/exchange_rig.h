@@ -679,8 +679,8 @@ private:
             switch (exchange_->run(0)) {
                 case Exchange::NOTHING: broken("run() said nothing");
                 case Exchange::OTHER: idle += from_clients_.incoming.empty() && from_workers_.incoming.empty(); break;
-                case Exchange::WORKERS_LEFT: exchange_->ended(Exchange::WORKERS); break;
-                case Exchange::CLIENTS_LEFT: exchange_->ended(Exchange::CLIENTS); break;
+                case Exchange::WORKERS_LEFT: exchange_->port(Exchange::WORKERS).ended(); break;
+                case Exchange::CLIENTS_LEFT: exchange_->port(Exchange::CLIENTS).ended(); break;
                 case Exchange::WORKER_MESSAGE: break;
                 case Exchange::CLIENT_MESSAGE: break;
                 case Exchange::WRONG_RESULT: wrong_result(); break;

@@ -29,7 +29,7 @@ from bench.peers import show
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENTS = ("README.md", "docs/*.md", "bench/*/README.md")
+DOCUMENTS = ("README.md", "docs/**/*.md", "bench/*/README.md")
 MARKED = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
 
 Lines = list[str]

@@ -17,7 +17,7 @@ cdef class Core(Arena):
     cdef void end_run_failed(self, Order* order) noexcept nogil
     cdef void run_infer(self, Order* order) noexcept nogil
     cdef bint feed(self, Order* order) noexcept nogil
-    cdef object note_sizes(self, Order* order)
+    cdef bint note_sizes(self, Order* order) noexcept nogil
     cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil
     cdef bint feed_sizes(self, Order* order) noexcept nogil
     cdef bint feed_strings(self, Order* order, size_t index, OrtValue* value) noexcept nogil

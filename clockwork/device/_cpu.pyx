@@ -6,7 +6,6 @@ Two threads run here, one for each lane (load, execute); they enter without the 
 """
 
 cimport cython
-from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
@@ -20,7 +19,7 @@ from clockwork.device._ort cimport (
     ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims,
     ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, round_up)
 from clockwork.device._pages cimport CpuSlot
-from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded
+from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, Parts, Piece, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
 
@@ -54,6 +53,7 @@ cdef class Core(Arena):
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
                   int64_t spin_ns, bint cpu_time, size_t output_bytes_most):
         self.first = &self.lanes.execute
+        self.no_host_tier = b"this device has no host tier: it loads from where its models were prepared"
         self.cpu_time = cpu_time
         self.output_bytes_most = output_bytes_most
         self.account = new Account()  # never freed: see csrc/device/workspace.h
@@ -142,51 +142,50 @@ cdef class Core(Arena):
             memmove(order.text, sentence, strlen(sentence) + 1)
         self.runtime.trim()
 
-    cdef object place_run(self, Order* order):
+    cdef int place_run(self, Order* order) noexcept nogil:
         """A slot has a place for every input that is not read where it lies, and is taken if there is one."""
         cdef size_t index
         cdef int64_t size = 0
         cdef Input* joined
-        cdef bint grown
         for index in range(order.parts.input_count):
             joined = &order.parts.inputs[index]
             joined.place = -1
             if joined.dtype == ORT_STRING or joined.bytes == 0 or (
                     order.kind == INFER and order.parts.part_count == 1
-                    and <size_t>order.parts.pinned[index].buf % IN_PLACE_ALIGNMENT == 0):
+                    and <size_t>order.parts.pieces[index].buf % IN_PLACE_ALIGNMENT == 0):
                 continue
             joined.place = size
             size += round_up(joined.bytes, PART_ALIGNMENT)
         if order.parts.lengths != NULL:
-            problem = self.note_sizes(order)
-            if problem is not None:
-                return problem
+            if not self.note_sizes(order):
+                return INVALID_INPUT
         if size == 0:
-            return None
+            return OK
         if <size_t>size > self.slot_bytes_most:
-            return f"inputs of {size} bytes; at most {self.slot_bytes_most} are joined"
-        grown = self.take_room(order)
-        assert grown, "more actions than the lane may hold"
-        if order.room.bytes < <size_t>size:
-            with nogil:
-                grown = self.grow_slot(<CpuSlot*>order.room, size)
-            if not grown:
-                return f"no memory for inputs of {size} bytes"
-        return None
+            snprintf(order.text, TEXT_BYTES, "inputs of %lld bytes; at most %zu are joined", <long long>size,
+                     self.slot_bytes_most)
+            return INVALID_INPUT
+        # There is a slot for each action that the lanes may hold, and one that prepare() may be enlarging.
+        if not self.take_room(order) or (
+                order.room.bytes < <size_t>size and not self.grow_slot(<CpuSlot*>order.room, size)):
+            snprintf(order.text, TEXT_BYTES, "no memory for inputs of %lld bytes", <long long>size)
+            return INVALID_INPUT
+        return OK
 
-    cdef object note_sizes(self, Order* order):
+    cdef bint note_sizes(self, Order* order) noexcept nogil:
         """Note the size of each row. Rows may be empty, so that a small message names very many."""
         cdef size_t index
         cdef int64_t total = 0, rows = order.parts.row_count()
         for index in range(order.parts.input_count):
             total += order.parts.inputs[index].bytes
         if rows > total + EMPTY_ROWS_MOST:
-            return f"inputs of {rows} rows and {total} bytes; at most {EMPTY_ROWS_MOST} rows may be empty"
-        try:
-            order.parts.make_row_sizes()
-        except MemoryError:
-            return f"no memory for the sizes of {rows} rows"
-        return None
+            snprintf(order.text, TEXT_BYTES, "inputs of %lld rows and %lld bytes; at most %d rows may be empty",
+                     <long long>rows, <long long>total, <int>EMPTY_ROWS_MOST)
+            return False
+        if not order.parts.make_row_sizes():
+            snprintf(order.text, TEXT_BYTES, "no memory for the sizes of %lld rows", <long long>rows)
+            return False
+        return True
 
     # ----- the execute lane --------------------------------------------------------------------
 
@@ -247,7 +246,7 @@ cdef class Core(Arena):
         cdef size_t index, part
         cdef char* base
         cdef char* target
-        cdef Py_buffer* piece
+        cdef const Piece* piece
         cdef Input* joined
         cdef OrtStatus* status
         cdef OrtValue** value
@@ -265,7 +264,7 @@ cdef class Core(Arena):
                     return False
                 continue
             if joined.place < 0:
-                base = <char*>order.parts.pinned[index].buf if order.parts.pinned_count and joined.bytes else NOTHING
+                base = <char*>order.parts.pieces[index].buf if not order.parts.pieces.empty() and joined.bytes else NOTHING
             else:
                 base = target = (<CpuSlot*>order.room).base + joined.place
                 if order.kind == PROFILE:
@@ -274,7 +273,7 @@ cdef class Core(Arena):
                     self.join_padded(order, index, target)
                 else:
                     for part in range(order.parts.part_count):
-                        piece = &order.parts.buffer(part, index)
+                        piece = &order.parts.piece(part, index)
                         memcpy(target, piece.buf, piece.len)
                         target += piece.len
             status = ort_wrap_tensor(self.api, self.runtime.memory, base, joined.bytes, joined.dims, joined.rank,
@@ -293,7 +292,7 @@ cdef class Core(Arena):
         memset(target, 0, joined.bytes)
         for part in range(parts.part_count):
             parts.shape_of(part, joined.dims, joined.rank, parts.lengths.inputs[index], dims)
-            copy_beginning(<char*>parts.buffer(part, index).buf, dims, target, joined.dims, joined.rank,
+            copy_beginning(<char*>parts.piece(part, index).buf, dims, target, joined.dims, joined.rank,
                            dtype_bits(joined.dtype) // 8, True)
             if joined.dims[0]:
                 target += joined.bytes // joined.dims[0] * parts.rows[part]
@@ -319,14 +318,14 @@ cdef class Core(Arena):
         cdef size_t part, element, done = 0
         cdef int64_t part_count, total = 1
         cdef int axis
-        cdef Py_buffer* piece
+        cdef const Piece* piece
         cdef const unsigned char* at
         cdef size_t left, size
         cdef char* text = NULL
         for axis in range(joined.rank):
             total *= joined.dims[axis]
         for part in range(order.parts.part_count):
-            piece = &order.parts.buffer(part, index)
+            piece = &order.parts.piece(part, index)
             at, left = <const unsigned char*>piece.buf, piece.len
             part_count = total
             if order.parts.part_count > 1:

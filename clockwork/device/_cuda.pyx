@@ -22,10 +22,10 @@ from clockwork.device._cuda_host cimport (
     COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
 from clockwork.device._cuda_model cimport (
     FROM_SIZE, FROM_WEIGHT, LOAD_AHEAD, Argument, CudaModel, Graph, Launch, LoadPace, Mark, Model, Program, Tensor,
-    Variant, Watch, fixed_value, record_graph)
+    Variant, Watch, copy_starts, fixed_value, record_graph, say_unserved)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED
 from clockwork.device._orders cimport (
-    FETCH, PENDING, PROFILE, RESERVE, Lane, Residency, breathe, nap, now_ns, thread_time_ns)
+    FETCH, NO_MEMORY, PENDING, PROFILE, RESERVE, Lane, Residency, breathe, nap, now_ns, thread_time_ns)
 from clockwork.device._parts cimport (
     RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded)
 
@@ -337,6 +337,10 @@ cdef class Core(Orders):
         self.lanes.hub.unlock()
         return text.decode(errors="replace")
 
+    def refuse_host_tier(self):
+        """The host store has no budget: FETCH and DROP are refused."""
+        self.no_host_tier = b"the host store has no budget: whatever is prepared is in it"
+
     def look(self, text):
         """A call outside of the lanes failed: whether that broke the context. Makes it current. ``text``: what is said."""
         cdef char buffer[TEXT_BYTES]
@@ -346,34 +350,34 @@ cdef class Core(Orders):
         self.api.set_context(self.context)
         return self.look_at_context(buffer)
 
-    # ----- actions, from the loop's thread -----------------------------------------------------
+    # ----- orders -----------------------------------------------------
 
     cdef Order* new_order(self) except NULL:
         return new CudaOrder()
 
-    cdef bint take_runs(self, Order* order, object load) except -1:
-        """A LOAD's model stays in the host store until its end has been polled."""
+    cdef bint take_runs(self, Order* order) noexcept nogil:
+        """A LOAD's model stays in the host store until the order is freed."""
         cdef CudaModel* model = <CudaModel*>order.residency
-        if not Orders.take_runs(self, order, load):
+        if not Orders.take_runs(self, order):
             return False
         self.lanes.hub.lock()
-        model.loading_starts = order.run_starts
+        copy_starts(model.loading_starts, order.run_starts)
         self.lanes.hub.unlock()
         if model.store != NULL:
             (<CudaOrder*>order).pins = True
             model.store.pin(model.copy[0], 1)
         return True
 
-    cdef int free_order(self, Order* order) except -1:
+    cdef void free_order(self, Order* order) noexcept nogil:
         cdef CudaModel* model = <CudaModel*>order.residency
         if (<CudaOrder*>order).pins:
             model.store.pin(model.copy[0], -1)
-        return Orders.free_order(self, order)
+        Orders.free_order(self, order)
 
-    cdef object describe_run(self, Order* given):
+    cdef int describe_run(self, Order* given) noexcept nogil:
         """Choose the variant, and make the outputs' block."""
         cdef CudaOrder* order = <CudaOrder*>given
-        cdef Program program = (<Model>order.owner).program
+        cdef CudaModel* model = <CudaModel*>order.residency
         cdef size_t index
         cdef Parts* parts = &order.parts
         cdef Tensor* tensor
@@ -381,22 +385,23 @@ cdef class Core(Orders):
         cdef int axis
         # The window of an execution is that: the input lane does not wait for it.
         order.run_earliest_ns, order.earliest_ns = order.earliest_ns, 0
-        if parts.part_count > 1 and not program.batches:
-            return f"a batch of {parts.part_count} parts; this program takes one"
-        order.variant = program.choose(parts, order.sizes)
+        if parts.part_count > 1 and not model.batches:
+            snprintf(order.text, TEXT_BYTES, "a batch of %zu parts; this program takes one", parts.part_count)
+            return INVALID_INPUT
+        order.variant = model.choose(parts[0], order.sizes)
         if order.variant == NULL:
-            shapes = [[parts.inputs[index].dims[axis] for axis in range(parts.inputs[index].rank)]
-                      for index in range(parts.input_count)]
-            return f"the program was not compiled for inputs of the shapes {shapes}; see its variants"
+            say_unserved(parts[0], order.text, TEXT_BYTES)
+            return INVALID_INPUT
         if order.kind == PROFILE:
-            return None
-        if not parts.make_outputs(program.output_count):
-            raise MemoryError
-        for index in range(program.output_count):
+            return OK
+        if not parts.make_outputs(model.output_count):
+            snprintf(order.text, TEXT_BYTES, "%s", NO_MEMORY)
+            return DEVICE_ERROR
+        for index in range(model.output_count):
             tensor, output = &order.variant.outputs[index], &parts.outputs[index]
             output.dtype, output.rank = tensor.dtype, tensor.rank()
             memcpy(output.dims, tensor.dims.data(), output.rank * sizeof(int64_t))
-            if program.batches:
+            if model.batches:
                 output.dims[0] = parts.inputs[0].dims[0]
             output.bytes = tensor.used_bytes(output.dims[0])
             for axis in range(output.rank):
@@ -404,16 +409,20 @@ cdef class Core(Orders):
                     output.bytes = output.bytes // output.dims[axis] * order.sizes[tensor.symbols[axis]]
                     output.dims[axis] = order.sizes[tensor.symbols[axis]]
         if not parts.make_block():
-            raise MemoryError
-        for index in range(program.output_count):
+            snprintf(order.text, TEXT_BYTES, "%s", NO_MEMORY)
+            return DEVICE_ERROR
+        for index in range(model.output_count):
             parts.divide(index)
-        return None
+        return OK
 
-    cdef object place_run(self, Order* order):
-        """Inputs and outputs lie in the slot."""
-        cdef bint found = self.take_room(order)
-        assert found, "more actions than the lanes may hold"
-        assert <int64_t>order.room.bytes >= (<CudaOrder*>order).variant.slot_bytes, "prepare() has not grown the slots"
+    cdef int place_run(self, Order* order) noexcept nogil:
+        """Inputs and outputs lie in the slot: there is one for each action that the lanes may hold, and prepare() has
+        grown them all."""
+        if not self.take_room(order) or <int64_t>order.room.bytes < (<CudaOrder*>order).variant.slot_bytes:
+            snprintf(order.text, TEXT_BYTES, "no slot for inputs and outputs of %lld bytes",
+                     <long long>(<CudaOrder*>order).variant.slot_bytes)
+            return DEVICE_ERROR
+        return OK
 
     # ----- the driver, from the lanes ------------------------------------------------------------
 
@@ -622,9 +631,9 @@ cdef class Core(Orders):
                 if tensor.open:
                     size = self.enlarge(order, index, base)
                 for part in range(0 if tensor.open else parts.part_count):
-                    memcpy(base + size, parts.buffer(part, index).buf,
-                           parts.buffer(part, index).len)
-                    size += parts.buffer(part, index).len
+                    memcpy(base + size, parts.piece(part, index).buf,
+                           parts.piece(part, index).len)
+                    size += parts.piece(part, index).len
             if tensor.padded and size < tensor.bytes:
                 if size == 0:
                     memset(base, 0, tensor.bytes)
@@ -663,7 +672,7 @@ cdef class Core(Orders):
         for part in range(parts.part_count):
             if parts.part_count > 1:
                 dims[0] = parts.rows[part]
-            copy_beginning(<char*>parts.buffer(part, index).buf, dims, base + at, tensor.dims.data(),
+            copy_beginning(<char*>parts.piece(part, index).buf, dims, base + at, tensor.dims.data(),
                            tensor.rank(), dtype_bits(tensor.dtype) // 8, True)
             at += dims[0] * tensor.row_bytes
         return size

@@ -89,10 +89,15 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         size_t run
         int64_t offset
     cppclass CudaModel(Residency):
+        const vector[int]* model_dtypes
+        vector[Variant]* variants
+        cbool batches
+        size_t output_count
         WeightsCopy* copy
         CHostPages* store
         vector[CudaWeight] weights
         vector[int64_t] loading_starts
+        Variant* choose(const Parts& parts, int64_t* sizes)
         CUdeviceptr address(int index, const vector[int64_t]& run_starts, CUdeviceptr arena, size_t page_bytes)
         cbool write_table(const Variant& variant, const vector[int64_t]& run_starts, CUdeviceptr arena,
                           size_t page_bytes, const int64_t* sizes, char* table)
@@ -109,11 +114,12 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
     cppclass CudaOrder(Order):
         CudaOrder() except +
         int64_t run_earliest_ns
-        int64_t model_id
         cbool pins
         Variant* variant
         int64_t[PADDED_MOST] sizes
         CUgraphExec graph
+    void copy_starts(vector[int64_t]& target, const vector[int64_t]& source)
+    void say_unserved(const Parts& parts, char* text, size_t text_bytes)
     uint64_t fixed_value(const Argument& argument, const Variant& variant, const CudaSlot& slot, CUdeviceptr workspace)
 
 cdef extern from "device/cuda_graphs.h" namespace "clockwork::device" nogil:
@@ -131,7 +137,6 @@ cdef class Program:
 
     cdef int set_argument(self, Argument* argument, object described) except -1
     cdef int set_variant(self, Variant* variant, object described, list inputs, list outputs) except -1
-    cdef Variant* choose(self, Parts* parts, int64_t* sizes) noexcept
 
 cdef class Model(Known):
     cdef CudaModel state

@@ -118,14 +118,6 @@ cdef class Program:
             most = max(most, self.variants[index].workspace_bytes)
         return most
 
-    cdef Variant* choose(self, Parts* parts, int64_t* sizes) noexcept:
-        """The first variant that runs these inputs; NULL if there is none. sizes: PADDED_MOST of them, filled in."""
-        cdef size_t index
-        for index in range(self.variants.size()):
-            if self.variants[index].fits(parts[0], self.batches, sizes):
-                return &self.variants[index]
-        return NULL
-
 
 cdef class Model(Known):
     """One prepared model: its program, its weights in the host store, and whether it is resident.
@@ -137,7 +129,9 @@ cdef class Model(Known):
         cdef size_t index
         self.model_id = model_id
         self.at = &self.state
-        self.input_dtypes = &program.input_dtypes
+        self.state.model_dtypes = &program.input_dtypes
+        self.state.variants = &program.variants
+        self.state.batches, self.state.output_count = program.batches, program.output_count
         self.set_runs(runs)
         self.program = program
         self.host = host

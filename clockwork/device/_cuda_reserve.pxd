@@ -17,3 +17,4 @@ cdef class ReservingCore(Core):
     cdef void release_pages(self, Residency* at) noexcept nogil
     cdef bint copy_page(self, CudaModel* model, size_t index, const char* source, int64_t* taken_ns, char* text) noexcept nogil
     cdef void run_alone(self, CudaOrder* order) noexcept nogil
+    cdef void execute_order(self, CudaOrder* order) noexcept nogil

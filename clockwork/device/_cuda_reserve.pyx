@@ -8,13 +8,11 @@ Nothing here is on the way of a request but run_reserve(), in which the execute 
 cimport cython
 from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_model cimport CudaSlot, Model
 from clockwork.device._cudriver cimport CUdeviceptr, PinnedBytes
-from clockwork.device._orders cimport INFER, PENDING, PROFILE, RESERVE, TEXT_BYTES, Known, Span, now_ns
-from clockwork.device._parts cimport pin_parts, timed_view
+from clockwork.device._orders cimport INFER, PENDING, PROFILE, TEXT_BYTES, Order, Residency, Span, now_ns
 
 from clockwork.device._cudriver import CudaError
 from clockwork.wire.messages import Status
@@ -22,7 +20,7 @@ from clockwork.wire.messages import Status
 cdef int OK = Status.OK
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT
 cdef int DEVICE_ERROR = Status.DEVICE_ERROR
-cdef int INVALID_INPUT = Status.INVALID_INPUT
+cdef int UNKNOWN_MODEL = Status.UNKNOWN_MODEL
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 
@@ -30,13 +28,10 @@ cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 cdef class ReservingCore(Core):
     """Methods are for the loop's thread except where they say otherwise."""
 
-    def start_reserve(self, action):
+    cdef void begin_reserve(self, Order* given) noexcept nogil:
         """Through input and execute lane, behind what was sent before."""
-        cdef CudaOrder* order = <CudaOrder*>self.new_order()
-        order.action_id = action.action_id
-        order.run_earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
-        order.kind, order.model_id = RESERVE, action.model_id
-        order.run_starts = action.run_starts
+        cdef CudaOrder* order = <CudaOrder*>given
+        order.run_earliest_ns, order.earliest_ns = order.earliest_ns, 0
         if self.lanes.run_count() >= self.run_ahead:
             self.refuse_full(order)
         else:
@@ -184,33 +179,36 @@ cdef class ReservingCore(Core):
 
     def execute(self, action, views):
         """Do an INFER in this thread, or a PROFILE, where ``views`` is None. Its Completion."""
-        cdef bint profiles = views is None
-        cdef CudaOrder* order = <CudaOrder*>self.make_order(PROFILE if profiles else INFER, action)
-        cdef Known known
-        cdef str problem
-        if order.status != PENDING:
-            return self.finish(order)
-        try:
-            known = <Known>order.owner
-            if profiles:
-                views = [[timed_view(dtype, shape) for dtype, shape in zip(known.input_dtypes[0], action.shapes)]]
-            problem = pin_parts(&order.parts, known.input_dtypes, known.lengths, views, profiles)
-            if problem is None:
-                problem = self.describe_run(order)
-            if problem is None:
-                self.place_run(order)
-        except BaseException:
-            self.free_order(order)
-            raise
-        if problem is not None:
-            order.status = INVALID_INPUT
-            encoded = problem.encode()[:TEXT_BYTES - 1]
-            memcpy(order.text, <const char*><bytes>encoded, len(encoded) + 1)
-            return self.finish(order)
+        cdef CudaOrder* order
+        if views is None:
+            order = <CudaOrder*>self.make_order(PROFILE, action, ())
+            order.expected_ns = 0
+        else:
+            order = <CudaOrder*>self.make_order(INFER, action, views)
         with nogil:
-            if self.run_input(order) != NULL:
-                self.run_alone(order)
+            self.execute_order(order)
         return self.finish(order)
+
+    cdef void execute_order(self, CudaOrder* order) noexcept nogil:
+        """Execute it, and leave its status and text in it."""
+        cdef Residency* at
+        cdef int status
+        self.lanes.hub.lock()
+        at = order.residency = self.roster.find(order.model_id)
+        if at != NULL:
+            at.pending += 1
+        self.lanes.hub.unlock()
+        if at == NULL:
+            snprintf(order.text, TEXT_BYTES, "model %lld is not prepared here", <long long>order.model_id)
+            order.status = UNKNOWN_MODEL
+            return
+        status = self.join_inputs(order)
+        if status == OK:
+            status = self.place_run(order)
+        if status != OK:
+            order.status = status
+        elif self.run_input(order) != NULL:
+            self.run_alone(order)
 
     cdef void run_alone(self, CudaOrder* order) noexcept nogil:
         """Execute what has its inputs, with nothing behind it, and take its outputs."""

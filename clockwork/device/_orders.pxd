@@ -1,11 +1,13 @@
 """What devices with native lanes have in common: an order from its start to its completion, and the lanes' loop."""
 
-from cpython.ref cimport PyObject
+from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool as cbool
+from libcpp.deque cimport deque
+from libcpp.memory cimport unique_ptr
 from libcpp.vector cimport vector
 
-from clockwork.device._parts cimport Lengths, Parts
+from clockwork.device._parts cimport Lengths, Parts, Views
 
 cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
     enum:
@@ -76,17 +78,28 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         cbool resident
         int64_t load_id
         Claim claim
+        int32_t pending
+        const vector[int]* model_dtypes
+        const Lengths* model_lengths
+    cppclass Keeper:
+        pass
+    cppclass Roster:
+        void add(int64_t model_id, Residency* residency) except +
+        void remove(int64_t model_id)
+        Residency* find(int64_t model_id)
     cppclass Room:
         size_t bytes
         cbool busy
     cppclass Order(Action):
         Order() except +
         Kind kind
-        PyObject* owner
+        int64_t model_id
         Residency* residency
         int64_t load_id
         int64_t expected_ns
         vector[int64_t] run_starts
+        Views views
+        unique_ptr[Keeper] keeper
         cbool revoked
         cbool begun
         Parts parts
@@ -111,11 +124,21 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         vector[Order*] clear() except +
         void stop()
 
+cdef extern from "device/pinned.h" namespace "clockwork::device" nogil:
+    cppclass Pinned(Keeper):
+        Pinned() except +
+        deque[Py_buffer] buffers
+
+cdef extern from "device/join.h" namespace "clockwork::device" nogil:
+    enum Joined "clockwork::device::Joined":
+        JOINED_DONE "clockwork::device::Joined::DONE"
+        JOINED_WRONG "clockwork::device::Joined::WRONG"
+        JOINED_NO_MEMORY "clockwork::device::Joined::NO_MEMORY"
+    const char* NO_MEMORY
+    Joined join(Order&)
+
 cdef class Known:
     cdef Residency* at  # of the subclass
-    cdef const vector[int]* input_dtypes  # likewise
-    cdef const Lengths* lengths  # likewise; NULL: all requests of a batch have one shape
-    cdef int pending  # actions under way; guarded by the GIL
     cdef readonly int64_t model_id
 
     cdef int set_runs(self, object pages) except -1
@@ -124,6 +147,8 @@ cdef class Orders:
     cdef Lanes lanes
     cdef Lane* first  # of an execution
     cdef PageTable pages  # guarded by the hub's lock
+    cdef Roster roster  # likewise: of models
+    cdef const char* no_host_tier  # why FETCH and DROP are refused; NULL: they are not
     cdef vector[Room*] rooms  # of the subclass: one for each slot
     cdef readonly size_t page_bytes
     cdef readonly int64_t page_count
@@ -143,8 +168,11 @@ cdef class Orders:
     cdef void drop_weights(self, Residency* at) noexcept nogil
     cdef void cut_short(self, bint wanted) noexcept nogil
     cdef Order* new_order(self) except NULL
-    cdef object describe_run(self, Order* order)
-    cdef object place_run(self, Order* order)
+    cdef int describe_run(self, Order* order) noexcept nogil
+    cdef int place_run(self, Order* order) noexcept nogil
+    cdef void begin_reserve(self, Order* order) noexcept nogil
+    cdef bint take_runs(self, Order* order) noexcept nogil
+    cdef void free_order(self, Order* order) noexcept nogil
 
     cdef void run_load(self, Order* order) noexcept nogil
     cdef void run_unload(self, Order* order) noexcept nogil
@@ -154,13 +182,14 @@ cdef class Orders:
     cdef int64_t held_pages(self) noexcept nogil
     cdef bint take_room(self, Order* order) noexcept nogil
     cdef void drop_room(self, Order* order) noexcept nogil
-    cdef int start(self, Kind kind, object order, Lane* lane) except -1
-    cdef int start_run(self, Order* order, object views, bint without_data) except -1
-    cdef Order* make_order(self, Kind kind, object order) except NULL
-    cdef bint take_runs(self, Order* order, object load) except -1
-    cdef int queue(self, Order* order, Lane* lane) except -1
-    cdef int refuse(self, Order* order, int status, str text) except -1
-    cdef int refuse_full(self, Order* order) except -1
+    cdef void begin(self, Order* order) noexcept nogil
+    cdef void begin_execution(self, Order* order) noexcept nogil
+    cdef int join_inputs(self, Order* order) noexcept nogil
+    cdef void queue(self, Order* order, Lane* lane) noexcept nogil
+    cdef void refuse_full(self, Order* order) noexcept nogil
+    cdef void refuse(self, Order* order, int status) noexcept nogil
+    cdef void revoke_order(self, int64_t action_id) noexcept nogil
+    cdef int start(self, Kind kind, object action, object parts=*) except -1
+    cdef Order* make_order(self, Kind kind, object action, object parts) except NULL
     cdef object finish(self, Order* order)
-    cdef int free_order(self, Order* order) except -1
     cdef int drop_all(self) except -1

@@ -1,18 +1,18 @@
 # cython: language_level=3, cdivision=True
 """What devices with native lanes have in common: an order from its start to its completion, and the lanes' loop.
 
-The loop's thread makes an Order of an action, with what it needs of Python (pinned buffers, the model kept alive), and
-queues it; a lane's thread runs it without the GIL; and the loop's thread makes a Completion of it. One lock, the hub's,
-guards lanes, who owns which page, residency, and which slots are taken; see csrc/device/lane.h and order.h. How weights
-are brought and what an execution is, is the device's own.
+An Order is made of an action and begins on one thread; a lane's thread runs it; and whoever takes the ended orders frees
+it. Nothing of that needs the GIL. A worker's road (csrc/worker/road.h) does it through a Port; start_*() and poll() are for
+callers in Python, whose orders have pinned buffers. One lock, the hub's, guards lanes, models, who owns which page,
+residency, and which slots are taken; see csrc/device/lane.h and order.h. How weights are brought and what an execution
+is, is the device's own.
 """
 
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer
 from libc.stdio cimport snprintf
-from libc.string cimport memcpy
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
-from clockwork.device._parts cimport list_parts, pin_parts, release_parts, timed_view
+from clockwork.device._parts cimport View, Views, list_parts
 
 from clockwork.device.base import Completion
 from clockwork.wire.messages import Status
@@ -26,6 +26,38 @@ cdef int DEVICE_ERROR = Status.DEVICE_ERROR
 cdef int INVALID_INPUT = Status.INVALID_INPUT
 cdef int TOO_LATE = Status.TOO_LATE
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
+
+
+cdef int note_view(Views* views, object dtype, object shape) except -1:
+    """Add a tensor without bytes."""
+    cdef View view
+    cdef int64_t extent
+    view.dtype, view.rank, view.first = dtype, len(shape), views.dims.size()
+    for extent in shape:
+        views.dims.push_back(extent)
+    views.tensors.push_back(view)
+    return 0
+
+
+cdef int pin_views(Order* order, object parts) except -1:
+    """Have an order's inputs be these parts of views, whose buffers are pinned until it is freed."""
+    cdef Pinned* pinned = new Pinned()
+    cdef Py_buffer* buffer
+    order.keeper.reset(pinned)
+    for part in parts:
+        for dtype, shape, data in part:
+            note_view(&order.views, dtype, shape)
+            pinned.buffers.emplace_back()
+            buffer = &pinned.buffers.back()
+            try:
+                PyObject_GetBuffer(data, buffer, PyBUF_SIMPLE)
+            except BaseException:
+                pinned.buffers.pop_back()
+                raise
+            order.views.tensors.back().data = <const char*>buffer.buf
+            order.views.tensors.back().bytes = buffer.len
+        order.views.counts.push_back(len(part))
+    return 0
 
 
 cdef class Known:
@@ -82,17 +114,27 @@ cdef class Orders:
         """One of the device's own kind."""
         return new Order()
 
-    cdef object describe_run(self, Order* order):
-        """Look at the inputs that are pinned. A sentence if nothing runs them, else None."""
+    cdef int describe_run(self, Order* order) noexcept nogil:
+        """Look at the inputs that were joined. OK, or the status with which it ends, and its text says why."""
+        return OK
 
-    cdef object place_run(self, Order* order):
-        """Give an execution the slot that it needs; there is one. A sentence if that cannot be, else None."""
+    cdef int place_run(self, Order* order) noexcept nogil:
+        """Give an execution the slot that it needs; there is one. Returns what describe_run() does."""
+        return OK
+
+    cdef void begin_reserve(self, Order* order) noexcept nogil:
+        """Queue a RESERVE, or end it."""
+        snprintf(order.text, TEXT_BYTES, "this device makes models ready beside what it executes")
+        self.refuse(order, DEVICE_ERROR)
 
     # ----- models ----------------------------------------------------------------------------
 
     def add_model(self, Known model):
         """Make a model known. Any thread."""
         self.models[model.model_id] = model
+        self.lanes.hub.lock()
+        self.roster.add(model.model_id, model.at)
+        self.lanes.hub.unlock()
 
     def has_model(self, model_id):
         return model_id in self.models
@@ -100,10 +142,16 @@ cdef class Orders:
     def remove_model(self, model_id):
         """The model, if it was known. Any thread. Raises ValueError if it is resident or has actions under way."""
         cdef Known model = self.models.get(model_id)
+        cdef bint resident, pending
         if model is None:
             return None
-        if model.at.resident or model.pending:
-            raise ValueError(f"model {model_id} is {'resident' if model.at.resident else 'in use'}")
+        self.lanes.hub.lock()
+        resident, pending = model.at.resident, model.at.pending != 0
+        if not resident and not pending:
+            self.roster.remove(model.model_id)
+        self.lanes.hub.unlock()
+        if resident or pending:
+            raise ValueError(f"model {model_id} is {'resident' if resident else 'in use'}")
         return self.models.pop(model_id)
 
     # ----- the lanes' threads ------------------------------------------------------------------
@@ -264,63 +312,150 @@ cdef class Orders:
     def end_run(self, int64_t action_id):
         """Nothing, unless a device can do better: what a GPU was given ends when it does, or with its process."""
 
-    # ----- actions -----------------------------------------------------------------------------
+    # ----- orders ------------------------------------------------------------------------------
 
-    def start_load(self, action):
-        cdef Order* order = self.make_order(LOAD, action)
-        if order.status == PENDING and self.take_runs(order, action):
+    cdef void begin(self, Order* order) noexcept nogil:
+        """Queue an order, or end it with a status and a text. One thread at a time."""
+        cdef Residency* at
+        if order.kind == RESERVE:
+            self.begin_reserve(order)
+            return
+        if (order.kind == FETCH or order.kind == DROP) and self.no_host_tier != NULL:
+            snprintf(order.text, TEXT_BYTES, "%s", self.no_host_tier)
+            self.refuse(order, DEVICE_ERROR)
+            return
+        self.lanes.hub.lock()
+        at = order.residency = self.roster.find(order.model_id)
+        if at != NULL:
+            at.pending += 1
+        self.lanes.hub.unlock()
+        if at == NULL:
+            snprintf(order.text, TEXT_BYTES, "model %lld is not prepared here", <long long>order.model_id)
+            self.refuse(order, UNKNOWN_MODEL)
+        elif order.kind == LOAD:
+            if self.take_runs(order):
+                self.queue(order, &self.lanes.load)
+        elif order.kind == UNLOAD:
             self.queue(order, &self.lanes.load)
+        elif order.kind == FETCH or order.kind == DROP:
+            self.queue(order, &self.lanes.fetch)
+        else:
+            self.begin_execution(order)
 
-    def start_unload(self, action):
-        self.start(UNLOAD, action, &self.lanes.load)
-
-    def start_fetch(self, action):
-        """The fetch lane must run, and the models be made for a host store with a budget: so for a DROP."""
-        self.start(FETCH, action, &self.lanes.fetch)
-
-    def start_drop(self, action):
-        self.start(DROP, action, &self.lanes.fetch)
-
-    cdef int start(self, Kind kind, object action, Lane* lane) except -1:
-        cdef Order* order = self.make_order(kind, action)
-        if order.status == PENDING:
-            self.queue(order, lane)
-        return 0
-
-    def start_infer(self, action, parts):
-        cdef Order* order = self.make_order(INFER, action)
-        if order.status == PENDING:
-            self.start_run(order, parts, False)
-
-    def start_profile(self, action):
-        cdef Order* order = self.make_order(PROFILE, action)
-        if order.status == PENDING:
-            dtypes = (<Known>order.owner).input_dtypes[0]
-            self.start_run(order, [[timed_view(dtype, shape) for dtype, shape in zip(dtypes, action.shapes)]], True)
-
-    cdef int start_run(self, Order* order, object views, bint without_data) except -1:
+    cdef void begin_execution(self, Order* order) noexcept nogil:
         """Queue an INFER or PROFILE whose inputs are what the model takes, or end it with a sentence."""
-        cdef Known known
-        try:
-            known = <Known>order.owner
-            problem = pin_parts(&order.parts, known.input_dtypes, known.lengths, views, without_data)
-            if problem is None:
-                problem = self.describe_run(order)
-        except BaseException:
-            self.free_order(order)
-            raise
-        if problem is None:
+        cdef int status
+        if order.kind == PROFILE:
+            order.expected_ns = 0  # what came is a bound, because nobody knows
+        status = self.join_inputs(order)
+        if status == OK:
             if self.lanes.run_count() >= self.run_ahead:  # refused, even if there is room in a moment
-                return self.refuse_full(order)
-            problem = self.place_run(order)
-        if problem is not None:
-            return self.refuse(order, INVALID_INPUT, problem)
-        return self.queue(order, self.first)
+                self.refuse_full(order)
+                return
+            status = self.place_run(order)
+        if status == OK:
+            self.queue(order, self.first)
+        else:
+            self.refuse(order, status)
 
-    def revoke(self, action_id):
+    cdef int join_inputs(self, Order* order) noexcept nogil:
+        """Check and join the inputs. OK, or the status with which the order ends, and its text says why."""
+        cdef Joined joined = join(order[0])
+        if joined == JOINED_WRONG:
+            return INVALID_INPUT
+        return DEVICE_ERROR if joined == JOINED_NO_MEMORY else self.describe_run(order)
+
+    cdef bint take_runs(self, Order* order) noexcept nogil:
+        """Look at where a LOAD is to put its model's runs; False: it was refused."""
+        cdef size_t count = order.residency.claim.run_pages.size()
+        if order.run_starts.size() != count:
+            snprintf(order.text, TEXT_BYTES, "%zu runs of pages for %zu", order.run_starts.size(), count)
+            self.refuse(order, BAD_PAGES)
+            return False
+        return True
+
+    cdef void queue(self, Order* order, Lane* lane) noexcept nogil:
+        if not lane.push(order[0], self.run_ahead):
+            self.refuse_full(order)
+
+    cdef void refuse_full(self, Order* order) noexcept nogil:
+        snprintf(order.text, TEXT_BYTES, "the lane holds %d actions, which is its bound", self.run_ahead)
+        self.refuse(order, DEVICE_ERROR)
+
+    cdef void refuse(self, Order* order, int status) noexcept nogil:
+        """End an order that was never queued; its text says why."""
+        self.drop_room(order)
+        order.status = status
+        self.lanes.hub.lock()
+        self.lanes.hub.end(order[0])
+        self.lanes.hub.unlock()
+
+    cdef void free_order(self, Order* order) noexcept nogil:
+        """Of any thread, which holds the GIL if the order came by start_*()."""
+        self.drop_room(order)
+        if order.residency != NULL:
+            self.lanes.hub.lock()
+            order.residency.pending -= 1
+            self.lanes.hub.unlock()
+        del order
+
+    cdef void revoke_order(self, int64_t action_id) noexcept nogil:
         cdef Order* found = self.lanes.revoke(action_id, ACTION_CANCELLED)
         if found != NULL:
             self.drop_room(found)
+
+    # ----- for callers in Python -----------------------------------------------------------------
+
+    def start_load(self, action):
+        self.start(LOAD, action)
+
+    def start_unload(self, action):
+        self.start(UNLOAD, action)
+
+    def start_fetch(self, action):
+        """The fetch lane must run, and the models be made for a host store with a budget: so for a DROP."""
+        self.start(FETCH, action)
+
+    def start_drop(self, action):
+        self.start(DROP, action)
+
+    def start_infer(self, action, parts):
+        self.start(INFER, action, parts)
+
+    def start_profile(self, action):
+        self.start(PROFILE, action)
+
+    def start_reserve(self, action):
+        self.start(RESERVE, action)
+
+    cdef int start(self, Kind kind, object action, object parts=()) except -1:
+        cdef Order* order = self.make_order(kind, action, parts)
+        with nogil:
+            self.begin(order)
+        return 0
+
+    cdef Order* make_order(self, Kind kind, object action, object parts) except NULL:
+        """An order that has not begun. parts: the inputs of an INFER."""
+        cdef Order* order = self.new_order()
+        try:
+            order.kind = kind
+            order.action_id, order.model_id, order.load_id = action.action_id, action.model_id, action.load_id
+            order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
+            order.expected_ns = action.expected_ns
+            if kind == LOAD or kind == RESERVE:
+                order.run_starts = action.run_starts
+            elif kind == PROFILE:
+                for shape in action.shapes:
+                    note_view(&order.views, 0, shape)
+            elif kind == INFER:
+                pin_views(order, parts)
+        except BaseException:
+            self.free_order(order)
+            raise
+        return order
+
+    def revoke(self, action_id):
+        self.revoke_order(action_id)
 
     def fileno(self):
         return self.lanes.hub.event_fd
@@ -334,61 +469,6 @@ cdef class Orders:
             ended.append(self.finish(<Order*>action))
             action = after
         return ended
-
-    cdef Order* make_order(self, Kind kind, object action) except NULL:
-        """An order with what all have; it holds its model, or has been refused if that is not known (then it is no
-        longer the caller's, and its status is not PENDING)."""
-        cdef int64_t action_id = action.action_id, load_id = action.load_id
-        cdef int64_t earliest_ns = action.earliest_ns, latest_ns = action.latest_ns
-        cdef Known model = self.models.get(action.model_id)
-        cdef Order* order = self.new_order()
-        order.action_id = action_id
-        order.earliest_ns = earliest_ns
-        order.latest_ns = latest_ns
-        order.kind = kind
-        order.load_id = load_id
-        if kind != PROFILE:  # whose expected_ns is a bound, because nobody knows
-            order.expected_ns = action.expected_ns
-        if model is None:
-            self.refuse(order, UNKNOWN_MODEL, f"model {action.model_id} is not prepared here")
-            return order
-        model.pending += 1
-        Py_INCREF(model)
-        order.owner = <PyObject*>model
-        order.residency = model.at
-        return order
-
-    cdef bint take_runs(self, Order* order, object load) except -1:
-        """Note where a LOAD is to put its model's runs; False: it was refused."""
-        cdef size_t count = order.residency.claim.run_pages.size()
-        try:
-            order.run_starts = load.run_starts
-        except BaseException:
-            self.free_order(order)
-            raise
-        if order.run_starts.size() != count:
-            self.refuse(order, BAD_PAGES, f"{order.run_starts.size()} runs of pages for {count}")
-            return False
-        return True
-
-    cdef int queue(self, Order* order, Lane* lane) except -1:
-        if not lane.push(order[0], self.run_ahead):
-            self.refuse_full(order)
-        return 0
-
-    cdef int refuse_full(self, Order* order) except -1:
-        return self.refuse(order, DEVICE_ERROR, f"the lane holds {self.run_ahead} actions, which is its bound")
-
-    cdef int refuse(self, Order* order, int status, str text) except -1:
-        """End an action that was never queued."""
-        cdef bytes message = text.encode()[:TEXT_BYTES - 1]
-        memcpy(order.text, <const char*>message, len(message) + 1)
-        self.drop_room(order)
-        order.status = status
-        self.lanes.hub.lock()
-        self.lanes.hub.end(order[0])
-        self.lanes.hub.unlock()
-        return 0
 
     cdef object finish(self, Order* order):
         """The Completion of an ended action, which is freed."""
@@ -406,17 +486,6 @@ cdef class Orders:
         )
         self.free_order(order)
         return result
-
-    cdef int free_order(self, Order* order) except -1:
-        cdef Known model
-        self.drop_room(order)
-        release_parts(&order.parts)
-        if order.owner != NULL:
-            model = <Known>order.owner
-            model.pending -= 1
-            Py_DECREF(model)
-        del order
-        return 0
 
     def reset(self):
         """Wait for what runs; drop what is queued, what has not been polled, and every residency."""

@@ -35,6 +35,8 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         int64_t offset
         int64_t bytes
     cppclass CpuModel(Residency):
+        const vector[int]* model_dtypes
+        const Lengths* model_lengths
         cbool packed
         Session* session
         Session own

@@ -140,7 +140,7 @@ cdef class Model(Known):
         cdef CpuModel* state = &self.state
         self.model_id = model_id
         self.at = state
-        self.input_dtypes = &state.input_dtypes
+        state.model_dtypes = &state.input_dtypes
         self.set_runs(runs)
         self.program = program
         self.runtime = runtime()
@@ -153,7 +153,7 @@ cdef class Model(Known):
         state.weights.resize(len(weights))
         if lengths is not None:
             state.lengths.count, state.lengths.inputs, state.lengths.outputs = lengths
-            self.lengths = &state.lengths
+            state.model_lengths = &state.lengths
         state.values.resize(state.fed_count() + len(weights))
         if packed_path is not None:
             state.path = os.fsencode(packed_path)

@@ -1,7 +1,6 @@
 """The parts of a batch: requests' tensors joined on their way to a device, and its outputs split again."""
 
-from cpython.buffer cimport Py_buffer
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
@@ -9,6 +8,20 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
     enum:
         RANK_MOST
         PART_ALIGNMENT
+    int dtype_bits(int dtype)
+    cppclass View:
+        int dtype
+        int rank
+        size_t first
+        const char* data
+        int64_t bytes
+    cppclass Views:
+        vector[View] tensors
+        vector[int64_t] dims
+        vector[uint32_t] counts
+    cppclass Piece:
+        const char* buf
+        int64_t len
     cppclass Input:
         int dtype
         int rank
@@ -30,8 +43,7 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
     cppclass Parts:
         size_t part_count
         size_t input_count
-        size_t pinned_count
-        vector[Py_buffer] pinned
+        vector[Piece] pieces
         vector[Input] inputs
         vector[int64_t] rows
         const Lengths* lengths
@@ -40,14 +52,14 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         cbool uneven
         vector[int64_t] row_sizes
         int64_t row_count()
-        void make_row_sizes() except +
+        cbool make_row_sizes()
         void shape_of(size_t part, const int64_t* joined, int rank, const vector[int]& symbols, int64_t* dims)
         cbool is_cut(size_t output)
         vector[Output] outputs
         vector[int64_t] part_ends
         char* block
         int64_t block_bytes
-        Py_buffer& buffer(size_t part, size_t input)
+        const Piece& piece(size_t part, size_t input)
         int64_t& part_end(size_t output, size_t part)
         cbool make_outputs(size_t count)
         cbool make_block()
@@ -57,11 +69,7 @@ cdef class Block:
     cdef char* data
     cdef Py_ssize_t bytes
 
-cdef int dtype_bits(int dtype) noexcept nogil
-cdef tuple timed_view(int dtype, shape)
-cdef object pin_parts(Parts* parts, const vector[int]* dtypes, const Lengths* lengths, object views, bint without_data)
 cdef list list_parts(Parts* parts)
-cdef int release_parts(Parts* parts) except -1
 cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
                          int64_t element_bytes, bint enlarge) noexcept nogil
 cdef void fill_seeded(char* target, int dtype, int64_t size) noexcept nogil

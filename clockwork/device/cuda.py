@@ -167,6 +167,8 @@ class CudaDevice(NativeDevice[ReservingCore]):
                 )
             )
             self._holds.core = self._core
+            if not self._store.budget_bytes:
+                self._core.refuse_host_tier()
             if not self._core.writes_words:
                 log.warning(
                     "CUDA device %s (%s) writes no words: lanes ask the driver about events", which, card.name

@@ -2,13 +2,16 @@
 // prepared, and only read while actions run; but for a launch's values, which the one execution at a time fills in.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "device/cuda_api.h"
 #include "device/host_pages.h"
+#include "device/join.h"
 #include "device/notice.h"
 #include "device/order.h"
 
@@ -128,10 +131,22 @@ struct CudaWeight {
 };
 
 struct CudaModel : Residency {
+    std::vector<Variant>* variants = nullptr;  // of its program, in the order in which they are tried
+    bool batches = false;
+    std::size_t output_count = 0;
     WeightsCopy* copy = nullptr;  // in the host's memory
     HostPages* store = nullptr;   // into which it is fetched; null: it is there for good
     std::vector<CudaWeight> weights;
     std::vector<std::int64_t> loading_starts;  // of the last LOAD that was started; guarded by the hub's lock
+
+    // The first variant that runs these inputs; null if there is none. sizes: PADDED_MOST of them, filled in.
+    Variant* choose(const Parts& parts, std::int64_t* sizes) const {
+        for (Variant& variant : *variants) {
+            if (variant.fits(parts, batches, sizes))
+                return &variant;
+        }
+        return nullptr;
+    }
 
     // run_starts: of a LOAD, in pages of the arena.
     CUdeviceptr address(int index, const std::vector<std::int64_t>& run_starts, CUdeviceptr arena,
@@ -222,9 +237,22 @@ inline std::uint64_t fixed_value(const Argument& argument, const Variant& varian
     }
 }
 
+// The target has as many places.
+inline void copy_starts(std::vector<std::int64_t>& target, const std::vector<std::int64_t>& source) noexcept {
+    std::copy(source.begin(), source.end(), target.begin());
+}
+
+// Says that no variant runs these inputs.
+inline void say_unserved(const Parts& parts, char* text, std::size_t text_bytes) noexcept {
+    std::string shapes;
+    for (const Input& input : parts.inputs)
+        shapes += (shapes.empty() ? "" : ", ") + shape_text(input.dims, input.rank);
+    say(text, text_bytes, "the program was not compiled for inputs of the shapes [%s]; see its variants",
+        shapes.c_str());
+}
+
 struct CudaOrder : Order {
     std::int64_t run_earliest_ns = 0;  // of the execution; the lanes before and after it do not wait
-    std::int64_t model_id = 0;         // RESERVE: for which; 0: for none
     bool pins = false;                 // LOAD: its model stays in the host store until it has been polled
     Variant* variant = nullptr;
     std::int64_t sizes[PADDED_MOST] = {};  // the true ones of padded symbols

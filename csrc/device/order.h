@@ -1,13 +1,13 @@
 // What the loop's thread makes of an order, and a lane's thread runs; and what of a device it is about.
 #pragma once
 
-#include <Python.h>
-
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "device/claims.h"
@@ -33,11 +33,21 @@ struct Span {
     }
 };
 
-// A model on the device; each device knows more of it. Guarded by the hub's lock.
+// A model on the device; each device knows more of it.
 struct Residency {
+    // Guarded by the hub's lock:
     bool resident = false;
     std::int64_t load_id = 0;
     Claim claim;
+    std::int32_t pending = 0;  // orders that name it and are not freed
+    // Of the model, for as long as it is known:
+    const std::vector<int>* model_dtypes = nullptr;  // of its inputs
+    const Lengths* model_lengths = nullptr;          // null: all requests of a batch have one shape
+};
+
+// Keeps the bytes of an order's views where they are, until the order is freed.
+struct Keeper {
+    virtual ~Keeper() = default;
 };
 
 // What a slot is, wherever its memory lies.
@@ -51,11 +61,13 @@ struct Order : Action {
     virtual ~Order() = default;
 
     Kind kind = Kind::LOAD;
-    PyObject* owner = nullptr;  // the Model, kept alive; null: it is not known
-    Residency* residency = nullptr;
+    std::int64_t model_id = 0;       // RESERVE: 0 for none
+    Residency* residency = nullptr;  // the model's; null: it is not known, or the order is a RESERVE
     std::int64_t load_id = 0;
     std::int64_t expected_ns = 0;          // its predicted duration; 0: nobody knows
-    std::vector<std::int64_t> run_starts;  // LOAD: as many as its model has runs
+    std::vector<std::int64_t> run_starts;  // LOAD: as many as its model has runs; RESERVE: those that go with it
+    Views views;                           // INFER: the inputs of each part; PROFILE: the shapes of one
+    std::unique_ptr<Keeper> keeper;        // of the bytes of views
     bool revoked = false;                  // while the input lane was at it; guarded by the hub's lock
     bool begun = false;                    // on the device, perhaps while another still runs there
     Parts parts;
@@ -75,6 +87,21 @@ struct Order : Action {
         std::snprintf(text, TEXT_BYTES, "input %zu is of bools and has a byte %d; a bool is 0 or 1", input, byte);
         return true;
     }
+};
+
+// The models that orders may name, by id. Guarded by the hub's lock; each Residency is its owner's.
+class Roster {
+public:
+    void add(std::int64_t model_id, Residency* residency) { all_[model_id] = residency; }
+    void remove(std::int64_t model_id) { all_.erase(model_id); }
+    // Null: there is none.
+    Residency* find(std::int64_t model_id) const {
+        const auto found = all_.find(model_id);
+        return found != all_.end() ? found->second : nullptr;
+    }
+
+private:
+    std::unordered_map<std::int64_t, Residency*> all_;
 };
 
 // A device's lanes, in the order in which an action may pass from one to the next. A CPU has work for two of them.

@@ -1,12 +1,11 @@
 // The parts of a batch: requests' tensors joined on their way to a device, and its outputs split again.
 #pragma once
 
-#include <Python.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <vector>
 
@@ -15,6 +14,66 @@ namespace clockwork::device {
 inline constexpr int BOOL = 9;                      // ONNX's code
 inline constexpr int RANK_MOST = 32;                // config.RANK_MAX
 inline constexpr std::int64_t PART_ALIGNMENT = 64;  // of an input's place in a slot, and of an output's in the block
+
+// Bits of one element of an ONNX type; 0 if it has no fixed size or is unknown.
+constexpr int dtype_bits(int dtype) {
+    switch (dtype) {
+        case 1:
+        case 6:
+        case 12: return 32;  // float32, int32, uint32
+        case 7:
+        case 11:
+        case 13:
+        case 14: return 64;  // int64, float64, uint64, complex64
+        case 4:
+        case 5:
+        case 10:
+        case 16: return 16;  // uint16, int16, float16, bfloat16
+        case 2:
+        case 3:
+        case 9:
+        case 17:
+        case 18:
+        case 19:
+        case 20:
+        case 24: return 8;  // uint8, int8, bool, the float8 family
+        case 21:
+        case 22:
+        case 23: return 4;  // uint4, int4, float4
+        case 25:
+        case 26: return 2;    // uint2, int2
+        case 15: return 128;  // complex128
+        default: return 0;
+    }
+}
+
+// A tensor of a request as it came. Its dimensions are `rank` numbers of Views::dims, from `first` on.
+struct View {
+    int dtype = 0;
+    int rank = 0;
+    std::size_t first = 0;
+    const char* data = nullptr;  // of a PROFILE: null
+    std::int64_t bytes = 0;      // of a PROFILE's strings: of each
+};
+
+// The tensors of all parts of a batch, one part after the other.
+struct Views {
+    std::vector<View> tensors;
+    std::vector<std::int64_t> dims;
+    std::vector<std::uint32_t> counts;  // tensors of each part
+
+    void clear() {
+        tensors.clear();
+        dims.clear();
+        counts.clear();
+    }
+};
+
+// Bytes of one input of one part.
+struct Piece {
+    const char* buf = nullptr;
+    std::int64_t len = 0;
+};
 
 struct Input {
     int dtype = 0;
@@ -49,12 +108,10 @@ struct Output {
     std::int64_t bytes = 0;
 };
 
-// Buffers are pinned and let go by those who hold the GIL (_parts.pyx).
 struct Parts {
     std::size_t part_count = 0;
     std::size_t input_count = 0;
-    std::size_t pinned_count = 0;
-    std::vector<Py_buffer> pinned;  // part_count rows of input_count
+    std::vector<Piece> pieces;  // part_count rows of input_count; of a PROFILE none
     std::vector<Input> inputs;
     std::vector<std::int64_t> rows;       // of each part
     const Lengths* lengths = nullptr;     // the model's
@@ -72,7 +129,7 @@ struct Parts {
     Parts& operator=(const Parts&) = delete;
     ~Parts() { std::free(block); }
 
-    Py_buffer& buffer(std::size_t part, std::size_t input) { return pinned[part * input_count + input]; }
+    const Piece& piece(std::size_t part, std::size_t input) const { return pieces[part * input_count + input]; }
 
     std::int64_t& part_end(std::size_t output, std::size_t part) { return part_ends[output * part_count + part]; }
 
@@ -80,13 +137,13 @@ struct Parts {
     bool find_wrong_bool(std::size_t& input, int& byte) const noexcept {
         for (input = 0; input < input_count; input++) {
             for (std::size_t part = 0; inputs[input].dtype == BOOL && part < part_count; part++) {
-                const Py_buffer& buffer = pinned[part * input_count + input];
-                const unsigned char* data = static_cast<const unsigned char*>(buffer.buf);
+                const std::int64_t size = piece(part, input).len;
+                const unsigned char* data = reinterpret_cast<const unsigned char*>(piece(part, input).buf);
                 unsigned char all = 0;  // no branch, so that the compiler looks at many bytes at once
-                for (Py_ssize_t at = 0; at < buffer.len; at++)
+                for (std::int64_t at = 0; at < size; at++)
                     all |= data[at];
                 if (all > 1) {
-                    byte = *std::find_if(data, data + buffer.len, [](unsigned char one) { return one > 1; });
+                    byte = *std::find_if(data, data + size, [](unsigned char value) { return value > 1; });
                     return true;
                 }
             }
@@ -101,13 +158,18 @@ struct Parts {
         return count;
     }
 
-    // The size of every row, symbol by symbol. Throws std::bad_alloc.
-    void make_row_sizes() {
+    // The size of every row, symbol by symbol. False if there is no memory.
+    bool make_row_sizes() noexcept {
         row_sizes.clear();
-        row_sizes.reserve(std::size_t(row_count()) * lengths->count);
+        try {
+            row_sizes.reserve(std::size_t(row_count()) * lengths->count);
+        } catch (const std::exception&) {  // or more than a vector can have
+            return false;
+        }
         for (std::size_t symbol = 0; symbol < lengths->count; symbol++)
             for (std::size_t part = 0; part < part_count; part++)
                 row_sizes.insert(row_sizes.end(), std::size_t(rows[part]), sizes[part * lengths->count + symbol]);
+        return true;
     }
 
     // The dimensions of one part's share of an input or output. symbols: of its axes.

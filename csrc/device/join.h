@@ -1,0 +1,188 @@
+// The inputs of a batch, checked against what its model takes and joined: the one check of them on a device.
+#pragma once
+
+#include <algorithm>
+#include <cstdarg>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "device/order.h"
+
+namespace clockwork::device {
+
+inline constexpr int STRING = 8;                          // ONNX's code
+inline constexpr std::int64_t ELEMENTS_MOST = 1ll << 40;  // of a tensor
+
+// Writes a sentence about what is wrong. Returns false.
+[[gnu::format(printf, 3, 4)]] inline bool say(char* text, std::size_t text_bytes, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text, text_bytes, format, arguments);
+    va_end(arguments);
+    return false;
+}
+
+// Dimensions as "[1, 4]".
+inline std::string shape_text(const std::int64_t* dims, int rank) {
+    std::string found = "[";
+    for (int axis = 0; axis < rank; axis++)
+        found += (axis != 0 ? ", " : "") + std::to_string(dims[axis]);
+    return found + "]";
+}
+
+// Finds the bytes of inputs whose parts are padded. False, with a sentence, if there are too many.
+inline bool measure_padded(Parts& parts, char* text, std::size_t text_bytes) {
+    for (std::size_t index = 0; index < parts.input_count; index++) {
+        Input& joined = parts.inputs[index];
+        std::int64_t count = 1;
+        for (int axis = 0; axis < joined.rank; axis++) {
+            const std::int64_t extent = joined.dims[axis];
+            if (extent > 0 && count > ELEMENTS_MOST / extent)
+                return say(text, text_bytes, "input %zu is too large once its parts are padded to the longest", index);
+            count *= extent;
+        }
+        if (joined.dtype != STRING)
+            joined.bytes = count * dtype_bits(joined.dtype) / 8;
+    }
+    return true;
+}
+
+// Describes the inputs of all parts joined. False, with a sentence, if they are not what a model takes whose inputs have
+// these types. lengths: the symbols in which parts may differ; null: none. without_data: of a PROFILE, whose views have
+// types and shapes only. Throws std::bad_alloc.
+inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtypes, const Lengths* lengths,
+                 bool without_data, char* text, std::size_t text_bytes) {
+    const std::size_t input_count = dtypes.size();
+    const std::size_t symbol_count = lengths != nullptr ? lengths->count : 0;
+    parts.part_count = views.counts.size();
+    parts.input_count = input_count;
+    if (parts.part_count == 0)
+        return say(text, text_bytes, "a batch of no parts");
+    if (!without_data)
+        parts.pieces.resize(parts.part_count * input_count);
+    parts.inputs.assign(input_count, Input());
+    parts.rows.resize(parts.part_count);
+    parts.lengths = lengths;
+    parts.uneven = false;
+    parts.sizes.assign(parts.part_count * symbol_count, -1);
+    parts.longest.assign(symbol_count, 0);
+    const View* view = views.tensors.data();
+    for (std::size_t part = 0; part < parts.part_count; part++) {
+        if (views.counts[part] != input_count)
+            return say(text, text_bytes, "%u inputs for a model of %zu", views.counts[part], input_count);
+        for (std::size_t index = 0; index < input_count; index++, view++) {
+            const std::int64_t* shape = views.dims.data() + view->first;
+            const int dtype = view->dtype, rank = view->rank;
+            Input& joined = parts.inputs[index];
+            if (rank > RANK_MOST)
+                return say(text, text_bytes, "input %zu has %d dimensions, at most %d are served", index, rank,
+                           RANK_MOST);
+            if (dtype != dtypes[index])
+                return say(text, text_bytes, "input %zu is of type %d, the model takes %d", index, dtype,
+                           dtypes[index]);
+            if (part == 0) {
+                joined.dtype = dtype;
+                joined.rank = rank;
+            } else if (rank != joined.rank) {
+                return say(text, text_bytes, "input %zu has %d dimensions in one part and %d in another", index, rank,
+                           joined.rank);
+            }
+            if (parts.part_count > 1 && rank == 0)
+                return say(text, text_bytes, "input %zu is a scalar, which cannot be joined", index);
+            std::int64_t count = 1;
+            for (int axis = 0; axis < rank; axis++) {
+                const std::int64_t extent = shape[axis];
+                if (extent < 0 || (extent > 0 && count > ELEMENTS_MOST / extent))
+                    return say(text, text_bytes, "input %zu cannot have the shape %s", index,
+                               shape_text(shape, rank).c_str());
+                count *= extent;
+                const int symbol = symbol_count != 0 ? lengths->of_input(index, axis) : -1;
+                if (symbol >= 0) {
+                    std::int64_t& size = parts.sizes[part * symbol_count + std::size_t(symbol)];
+                    if (size >= 0 && size != extent)
+                        return say(text, text_bytes, "input %zu has the size %lld along axis %d and another input %lld",
+                                   index, (long long)extent, axis, (long long)size);
+                    size = extent;
+                    std::int64_t& longest = parts.longest[std::size_t(symbol)];
+                    longest = std::max(longest, extent);
+                }
+                std::int64_t& whole = joined.dims[axis];
+                if (part == 0) {
+                    whole = extent;
+                } else if (axis == 0) {
+                    whole += extent;
+                } else if (symbol >= 0) {
+                    if (whole != extent) {
+                        whole = std::max(whole, extent);
+                        parts.uneven = true;
+                    }
+                } else if (whole != extent) {
+                    return say(text, text_bytes, "input %zu has the shape %s in one part and another elsewhere", index,
+                               shape_text(shape, rank).c_str());
+                }
+            }
+            if (index == 0) {
+                parts.rows[part] = rank != 0 ? shape[0] : 0;
+            } else if (parts.part_count > 1 && shape[0] != parts.rows[part]) {
+                return say(text, text_bytes, "input %zu has %lld rows and input 0 has %lld", index, (long long)shape[0],
+                           (long long)parts.rows[part]);
+            }
+            const std::int64_t bits = count * dtype_bits(dtype);
+            if (parts.part_count > 1 && bits % 8 != 0)
+                return say(text, text_bytes, "input %zu does not end on a byte, and cannot be joined", index);
+            const std::int64_t bytes = (bits + 7) / 8;
+            joined.bytes += bytes;
+            if (without_data) {
+                if (dtype == STRING)
+                    joined.bytes = view->bytes;
+                continue;
+            }
+            if (dtype == STRING && count > view->bytes / 4)  // before memory is taken for so many
+                return say(text, text_bytes, "input %zu has %lld strings, which take %lld bytes at least, got %lld",
+                           index, (long long)count, (long long)(4 * count), (long long)view->bytes);
+            if (dtype != STRING && view->bytes != bytes)
+                return say(text, text_bytes, "input %zu of shape %s takes %lld bytes, got %lld", index,
+                           shape_text(shape, rank).c_str(), (long long)bytes, (long long)view->bytes);
+            parts.pieces[part * input_count + index] = {view->data, view->bytes};
+        }
+    }
+    return !parts.uneven || measure_padded(parts, text, text_bytes);
+}
+
+// Gives the shapes of a PROFILE the types of its model's inputs. Of strings the last dimension is the bytes of each.
+inline void type_shapes(Views& views, const std::vector<int>& dtypes) {
+    views.tensors.resize(std::min(views.tensors.size(), dtypes.size()));
+    for (std::size_t index = 0; index < views.tensors.size(); index++) {
+        View& view = views.tensors[index];
+        view.dtype = dtypes[index];
+        if (view.dtype == STRING && view.rank > 0)
+            view.bytes = views.dims[view.first + std::size_t(--view.rank)];
+    }
+    views.counts.assign(1, std::uint32_t(views.tensors.size()));
+}
+
+inline constexpr char NO_MEMORY[] = "there is not enough memory for the action";
+
+enum class Joined { DONE, WRONG, NO_MEMORY };
+
+// Joins the inputs of an INFER or PROFILE whose model is known. Otherwise its text says why not.
+inline Joined join(Order& order) noexcept {
+    const Residency& model = *order.residency;
+    try {
+        const bool profiles = order.kind == Kind::PROFILE;
+        if (profiles)
+            type_shapes(order.views, *model.model_dtypes);
+        const bool done =
+            join(order.parts, order.views, *model.model_dtypes, model.model_lengths, profiles, order.text, TEXT_BYTES);
+        return done ? Joined::DONE : Joined::WRONG;
+    } catch (const std::bad_alloc&) {
+        say(order.text, TEXT_BYTES, "%s", NO_MEMORY);
+        return Joined::NO_MEMORY;
+    }
+}
+
+}  // namespace clockwork::device

@@ -1,0 +1,21 @@
+// Python's buffers as the inputs of an order. Filled and freed by whoever holds the interpreter's lock.
+#pragma once
+
+#include <Python.h>
+
+#include <deque>
+
+#include "device/order.h"
+
+namespace clockwork::device {
+
+struct Pinned : Keeper {
+    std::deque<Py_buffer> buffers;  // which must not move
+
+    ~Pinned() override {
+        for (Py_buffer& buffer : buffers)
+            PyBuffer_Release(&buffer);
+    }
+};
+
+}  // namespace clockwork::device

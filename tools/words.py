@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS_MAX = 110
 
 KEPT = (
+    "clockwork/formats",
     "clockwork/observe",
     "clockwork/profiles.py",
     "csrc/histogram.h",

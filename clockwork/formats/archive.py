@@ -1,4 +1,4 @@
-"""Archives of arrays (.npz) that others wrote: examples, and a program's checks."""
+"""Archives of arrays (.npz) from other programs: examples, and a program's checks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from clockwork.errors import InvalidModel
 
 @contextlib.contextmanager
 def open_arrays(path: Path, bytes_max: int) -> Iterator[Any]:
-    """The arrays of an .npz file by key, as np.load() has them. Raises InvalidModel if they have more than ``bytes_max`` bytes.
+    """Open an .npz file as np.load() does. Raises InvalidModel if its arrays have more than ``bytes_max``
+    bytes.
 
-    A KeyError or ValueError of the with-block becomes InvalidModel, too: the file is at fault.
+    A KeyError or ValueError of the with-block becomes InvalidModel, too, because the file is at fault.
     """
     try:
         with zipfile.ZipFile(path) as archive:

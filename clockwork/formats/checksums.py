@@ -1,8 +1,8 @@
-"""Detects bytes that a disk has changed: seals of small JSON files, checksums of large files.
+"""Detects damaged bytes on disk: seals for small JSON files, checksums for large files.
 
-A sealed file is a JSON object whose last member is the CRC-32 of the text before it, so that programs without seals can
-read it. CRC-32, because the threat is bit rot and not people, and zlib's is the fastest checksum of the standard library
-(python -m bench.rot measures it beside the others).
+A sealed file is a JSON object whose last member is the CRC-32 of the text before it, so that programs without
+seals can read it. The threat is bit rot, not people, and zlib's CRC-32 is the fastest checksum of the
+standard library (python -m bench.rot measures it beside the others).
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ ASIDE = ".damaged-"
 
 
 def fields_of(record: Any) -> dict[str, Any]:
-    """A dataclass's fields, as they are: dataclasses.asdict() copies the elements of lists one by one."""
+    """Return a dataclass's fields without copies. dataclasses.asdict() would copy the elements of lists one
+    by one.
+    """
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def seal(body: Mapping[str, Any]) -> bytes:
-    """A JSON object, not empty, as sealed text; a dataclass in it becomes an object of its fields."""
+    """Return a non-empty JSON object as sealed text. A dataclass in it becomes an object of its fields."""
     text = json.dumps(body, default=fields_of).encode()[:-1]
     return text + b', "seal": "%08x"}' % zlib.crc32(text)
 
 
 def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
-    """The object without its seal, and whether it was sealed: files of earlier versions are not.
+    """Return the object without its seal, and whether it was sealed. Earlier versions wrote files without
+    seals.
 
-    Raises ValueError where the seal does not match, or the text is not a JSON object.
+    Raises ValueError if the seal does not match, or the text is not a JSON object.
     """
     found = _SEAL.search(data)
     if found is not None and zlib.crc32(data[: found.start()]) != int(found[1], 16):
@@ -57,9 +60,11 @@ def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def mend(data: bytes) -> bytes | None:
-    """The original of a sealed text in which a single bit has flipped; None if no single bit explains the damage.
+    """The original of a sealed text in which a single bit has flipped; None if no single bit explains the
+    damage.
 
-    CRC-32 distinguishes texts of up to 11 kB that differ in as few as three bits, so there is at most one such original.
+    CRC-32 distinguishes texts of up to 11 kB that differ in as few as three bits, so there is at most one
+    such original.
     """
     if len(data) > MENDED_BYTES_MAX:
         return None
@@ -75,7 +80,9 @@ def mend(data: bytes) -> bytes | None:
 
 
 def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
-    """The bytes of a file. Raises OSError, also for a symbolic link, and ValueError for a file that is too large."""
+    """Return the bytes of a file. Raises OSError, also for a symbolic link, and ValueError for more than
+    ``bytes_max`` bytes.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         data = file.read(bytes_max + 1)
@@ -85,7 +92,7 @@ def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
 
 
 class Stopped(Exception):
-    """The caller of pieces_of() has set its ``stop``."""
+    """The event ``stop`` of pieces_of() was set."""
 
 
 def pieces_of(
@@ -93,8 +100,8 @@ def pieces_of(
 ) -> Iterator[memoryview]:
     """The bytes of a file, piece by piece; each piece is valid until the next. Raises OSError.
 
-    busy_share: part of the time to spend on reading and on the caller's work; the rest is slept. stop: when set, the
-    generator raises Stopped.
+    busy_share: part of the time to spend on reading and on the caller's work; the rest is slept. stop: when
+    set, the generator raises Stopped.
     """
     buffer = memoryview(bytearray(CHECK_PIECE_BYTES))
     with open(path, "rb", buffering=0) as file:
@@ -121,14 +128,16 @@ def checksum_of(path: Path, busy_share: float = 1.0) -> int:
 
 
 def checksums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, int]:
-    """The CRC-32 of every file in a directory, by name. but: names to leave out."""
+    """Return the CRC-32 of every file in a directory, by name. but: names to leave out."""
     left_out = set(but)
     names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name not in left_out)
     return {name: checksum_of(directory / name) for name in names}
 
 
 def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float = 1.0) -> str:
-    """The first file that does not have its checksum, as a sentence; "" if all have."""
+    """Return the damage of the first file without its expected checksum, as a sentence; "" if there
+    is none.
+    """
     for name, expected in checksums.items():
         try:
             found = checksum_of(directory / name, busy_share)
@@ -140,9 +149,10 @@ def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float
 
 
 def set_aside(path: Path) -> Path | None:
-    """Rename a damaged file or directory to a dotted name beside its place, and remove all but the newest few of these.
+    """Rename a damaged file or directory to a dotted name beside its place; keep only the newest
+    DAMAGED_KEPT_MAX of these.
 
-    Returns its new path, or None if it was not there. Raises OSError.
+    Returns the new path, or None if there was no file. Raises OSError.
     """
     aside = path.with_name(f"{ASIDE}{time.time_ns():020d}-{path.name[:100]}")
     try:

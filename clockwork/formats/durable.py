@@ -1,7 +1,7 @@
 """Files that survive a crash whole: written under another name, synced, renamed, and the directory synced.
 
-A Journal changes several files together or not at all: a change that was reported as failed must not reappear in part
-after a restart. Every call goes through ``os``, so that a test can fail each of them.
+A Journal changes several files together or not at all: a change that was reported as failed must not reappear
+in part after a restart. Every system call goes through ``os``, so that a test can make it fail.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from clockwork.system.files import fsync_directory
 
 TEMPORARY = ".tmp"
 KEPT = ".old"
-"""Suffixes of a file that is being written, and of the previous version of a changed file; both names begin with a dot."""
+"""Suffixes of a file that is being written, and of the previous version of a changed file; both names begin
+with a dot."""
 
 
 class NotUndone(OSError):
-    """A change failed and could not be undone: a restart may find it or the state before."""
+    """A change failed and could not be undone. A restart may find the new state or the state before."""
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write a whole file so that after a crash its content is either the old or the new one. Raises OSError.
 
-    Where syncing the directory fails, the new content is there already.
+    If syncing the directory fails, the new content is in place already.
     """
     temporary = _write_aside(path, data)
     try:
@@ -40,9 +41,9 @@ def write_durably(path: Path, data: bytes) -> None:
 class Journal:
     """Atomic changes of files in folders of a directory. For a single thread of a single process.
 
-    A single file is changed by its rename. For several files, their old versions are linked into ``undo`` first; the
-    change is committed when that folder is renamed to ``done``, and until then recover() undoes it. Neither undoing nor
-    removing needs room on the disk, so that a full disk can be emptied.
+    A single file is changed by its rename. For several files, their old versions are linked into ``undo``
+    first; the change is committed when that folder is renamed to ``done``, and until then recover() undoes
+    it. Neither undoing nor removing needs room on the disk, so that a full disk can be emptied.
     """
 
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
@@ -72,7 +73,8 @@ class Journal:
         return count
 
     def change(self, changes: Mapping[Path, bytes | None]) -> None:
-        """Write or remove (None) these files. Raises OSError: all files are as before; NotUndone: perhaps not."""
+        """Write or remove (None) these files. Raises OSError: all files are as before; NotUndone: perhaps
+        not."""
         several = len(changes) > 1
         aside: dict[Path, Path] = {}
         kept: dict[Path, Path | None] = {}
@@ -132,7 +134,7 @@ class Journal:
                 raise
 
     def _keep(self, path: Path, several: bool) -> Path | None:
-        """Link the file as it is to a second name; None if there is no file."""
+        """Link the current file to a second name. None: there is no file."""
         if several:
             kept = self._undo / f"old%{path.parent.name}%{path.name}"
         else:
@@ -149,7 +151,8 @@ class Journal:
         return kept
 
     def _roll_back(self, kept: dict[Path, Path | None], error: OSError) -> None:
-        """Restore the files of a failed change. Raises NotUndone where that fails; the next change begins with it."""
+        """Restore the files of a failed change. Raises NotUndone where that fails; the next change begins
+        with it."""
         try:
             self._put_all_back(kept)
         except OSError as second:
@@ -158,8 +161,10 @@ class Journal:
             raise NotUndone(error.errno, text, error.filename) from error
 
     def _put_all_back(self, before: dict[Path, Path | None]) -> None:
-        """Restore files, or remove those that were not there before. Each restored file is taken out of ``before``, so that a
-        later call can go on where this one raised."""
+        """Restore files, or remove those that did not exist before.
+
+        Each restored file is taken out of ``before``, so that a later call continues where this call raised.
+        """
         if self._done.is_dir() and not self._undo.is_dir():
             os.rename(self._done, self._undo)  # the change was committed for a moment
         folders = dict.fromkeys(path.parent for path in before)
@@ -175,9 +180,10 @@ class Journal:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, if it is there, so that it is never seen in part: it is renamed first. Raises OSError.
+    """Remove a directory. It is renamed first, so that it is never seen in part. Does nothing if it is
+    missing. Raises OSError.
 
-    The remains after a crash have the dotted name ``.dropped-*``, and their owner has to sweep them.
+    After a crash the remains have the dotted name ``.dropped-*``. Their owner has to sweep them.
     """
     dropped = path.with_name(f".dropped-{path.name}")
     if dropped.is_dir():
@@ -199,7 +205,7 @@ def _empty(folder: Path) -> None:
 
 
 def _write_aside(path: Path, data: bytes) -> Path:
-    """The synced content under a temporary name beside its place."""
+    """Write and sync content under a temporary name beside its final place; return that path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:

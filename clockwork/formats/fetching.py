@@ -1,7 +1,8 @@
 """Fetches packages from the controller into the local store, chunk by chunk.
 
-The worker's loop asks for chunks and takes them in; a thread writes, hashes and syncs. A chunk counts as under way until
-it has been written, so that socket and memory together never hold more than CHUNK_WINDOW chunks of a package.
+The worker's loop requests chunks and receives them; a thread writes, hashes and syncs. A chunk counts as
+pending until it has been written. So socket and memory together never hold more than CHUNK_WINDOW chunks of a
+package.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from clockwork.wire.messages import Chunk, Fetch, Status
 
 
 class Fetched(NamedTuple):
-    """The end of a transfer: the package has arrived (OK), or will not."""
+    """The end of a transfer: the package has arrived (OK), or has failed."""
 
     digest: str
     status: Status
@@ -28,19 +29,20 @@ class Fetched(NamedTuple):
 
 
 class _Transfer:
-    """The loop's state of a package under way."""
+    """A pending package, as the loop sees it."""
 
     __slots__ = ("asked", "digest", "file", "files", "offset", "under_way")
 
     def __init__(self, digest: str, files: list[PackageFile]) -> None:
         self.digest = digest
         self.files = files
-        self.asked: dict[tuple[int, int], int] = {}  # (file, offset) -> length of chunks that have not come
-        self.under_way = 0  # chunks asked for and not written yet
-        self.file, self.offset = 0, 0  # of the next chunk to ask for
+        # (file, offset) -> length of chunks that were requested and have not arrived
+        self.asked: dict[tuple[int, int], int] = {}
+        self.under_way = 0  # chunks that were requested and are not written yet
+        self.file, self.offset = 0, 0  # place of the next chunk to request
 
     def next_chunk(self) -> tuple[int, int, int] | None:
-        """Advance to the next chunk: its (file, offset, length), or None when all have been asked for."""
+        """Advance to the next chunk. Returns its (file, offset, length), or None when all were requested."""
         while self.file < len(self.files):
             size = self.files[self.file].bytes
             if self.offset < size:
@@ -53,9 +55,9 @@ class _Transfer:
 
 
 class PackageFetcher:
-    """Fetches packages, TRANSFERS_MAX at a time. Every method belongs to the loop's thread.
+    """Fetches packages, TRANSFERS_MAX at a time. Every method must be called by the loop's thread.
 
-    send: hands a Fetch to the controller. wake: has the loop call poll() soon; any thread may call it.
+    send: hands a Fetch to the controller. wake: makes the loop call poll() soon; any thread may call it.
     """
 
     def __init__(
@@ -67,14 +69,16 @@ class PackageFetcher:
         self._writer = _WriterThread(store, wake)
 
     def start(self, digest: str, files: list[PackageFile]) -> None:
-        """Bring this package into the store; poll() returns its end. Does nothing if it is on its way."""
+        """Fetch a package into the store; poll() returns its end. Does nothing if the package is being
+        fetched.
+        """
         if digest in self._transfers or digest in self._waiting:
             return
         self._waiting[digest] = files
         self._start_waiting()
 
     def cancel(self, digest: str) -> None:
-        """Stop fetching a package; poll() does not return it any more."""
+        """Stop fetching a package; poll() will not return it."""
         self._waiting.pop(digest, None)
         transfer = self._transfers.pop(digest, None)
         if transfer is not None:
@@ -82,15 +86,16 @@ class PackageFetcher:
             self._start_waiting()
 
     def reset(self) -> None:
-        """Stop all transfers: they were from another controller."""
+        """Stop all transfers, which were from another controller."""
         self._waiting.clear()
         for digest in list(self._transfers):
             self.cancel(digest)
 
     def on_chunk(self, chunk: Chunk, frame: Any) -> Fetched | None:
-        """Take in a chunk (frame: bytes-like, None if the message had none).
+        """Receive a chunk. frame: bytes-like, None if the message had none.
 
-        Returns the end of the transfer if this chunk made it fail. A chunk of a transfer that was given up is dropped.
+        Returns the end of the transfer if this chunk made it fail. A chunk of a cancelled transfer is
+        dropped.
         """
         transfer = self._transfers.get(chunk.digest)
         length = transfer.asked.pop((chunk.file, chunk.offset), None) if transfer is not None else None
@@ -106,7 +111,7 @@ class PackageFetcher:
         return None
 
     def poll(self) -> list[Fetched]:
-        """Packages that arrived or failed since the last call; asks for further chunks."""
+        """Return the packages that arrived or failed since the last call, and request further chunks."""
         ended = []
         for outcome in self._writer.poll():
             transfer = outcome.transfer
@@ -125,7 +130,7 @@ class PackageFetcher:
 
     @property
     def count(self) -> int:
-        """Packages under way or waiting."""
+        """Packages that are being fetched or wait."""
         return len(self._transfers) + len(self._waiting)
 
     def close(self) -> None:
@@ -159,7 +164,7 @@ class PackageFetcher:
 
 
 class _Outcome(NamedTuple):
-    """A chunk has been written, or the whole package committed, or either failed."""
+    """A result of the writer thread: a chunk was written, a package committed, or either failed."""
 
     transfer: _Transfer
     committed: bool
@@ -167,14 +172,14 @@ class _Outcome(NamedTuple):
 
 
 class _WriterThread:
-    """Writes, checks and commits packages: all file I/O of a PackageFetcher."""
+    """The thread that does all file I/O of a PackageFetcher: it writes, checks and commits packages."""
 
     def __init__(self, store: PackageStore, wake: Callable[[], None]) -> None:
         self._store = store
         self._wake = wake
         self._orders: queue.SimpleQueue[Callable[[], _Outcome | None] | None] = queue.SimpleQueue()
         self._outcomes: deque[_Outcome] = deque()
-        self._writers: dict[_Transfer, PackageWriter] = {}  # touched by the thread alone
+        self._writers: dict[_Transfer, PackageWriter] = {}  # used by the thread alone
         self._thread = threading.Thread(target=self._run, name="packages", daemon=True)
         self._thread.start()
 

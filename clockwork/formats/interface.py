@@ -1,12 +1,12 @@
-"""A model's interface: its inputs and outputs, as its package declares them, independent of who prepares it.
+"""A model's interface: the inputs and outputs that its package declares, whichever worker prepares it.
 
-The controller reads it when a package has arrived, and keeps it in the model's record. A worker reads it by the same
-function, and does not prepare a model whose interface differs. So a worker whose summary contradicts the package is at
-fault, whichever worker came first.
+The controller reads it when a package has arrived, and keeps it in the model's record. A worker reads it by
+the same function, and refuses to prepare a model whose interface differs. So a worker whose summary
+contradicts the package is at fault, whichever worker came first.
 
-A package is untrusted: only the inputs, outputs and metadata of an ONNX file are read, and the head of a program, within
-bounds of time and memory. An encoding that no serializer writes (a singular field twice, another wire type) is refused,
-so that every reader finds the same interface in the same bytes.
+A package is untrusted. Of an ONNX file only the inputs, outputs and metadata are read, and of a program only
+its head, within bounds of time and memory. An encoding that no serializer writes (a singular field twice,
+another wire type) is refused, so that every reader finds the same interface in the same bytes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LABELS_KEY = "clockwork.labels"
 """Metadata of a model: a JSON list of names for its scores."""
 
 _NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
-"""Names that tf2onnx, paddle2onnx and torch give to dimensions without a name."""
+"""Names that tf2onnx, paddle2onnx and torch give to unnamed dimensions."""
 
 
 def is_named(dim: int | str) -> bool:
-    """Whether a symbolic dimension was named by a person; converters number the others."""
+    """Return whether a person named a symbolic dimension; converters number the others."""
     return isinstance(dim, str) and not _NUMBERED.fullmatch(dim)
 
 
@@ -48,7 +48,7 @@ class Interface:
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    metadata: dict[str, str]  # of the ONNX file
+    metadata: dict[str, str]  # metadata of the ONNX file
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -69,7 +69,7 @@ class Interface:
 
 
 def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict[str, str]) -> Interface:
-    """The interface, if a worker's summary can hold it. Raises InvalidModel."""
+    """Return the interface if a worker's summary can hold it. Raises InvalidModel."""
     sides = {
         side: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
         for side, specs in (("inputs", inputs), ("outputs", outputs))
@@ -87,10 +87,10 @@ def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict
 
 
 def difference(declared: Interface, said: PreparedModel) -> str:
-    """How a worker's summary contradicts the package, as a sentence; "" if it does not.
+    """Return how a worker's summary contradicts the package, as a sentence; "" if it does not.
 
-    Inputs must be the same, but for the names of their open dimensions. A worker may know more of an output's shape (from
-    what the model returned) or less; dimensions that both fix must be equal.
+    Inputs must be the same, except for the names of their open dimensions. A worker may know more of an
+    output's shape (from the model's outputs) or less. Dimensions that both fix must be equal.
     """
     for side, ours, theirs in (
         ("input", declared.inputs, said.inputs),
@@ -121,10 +121,11 @@ def _agree(ours: TensorSpec, theirs: TensorSpec, exactly: bool) -> bool:
 
 
 def misfit(served: Interface, new: Interface) -> str:
-    """Why what clients ask of a model would not do for another that takes its place, as a sentence; "" if it does.
+    """Return why a new version cannot replace the served interface for its clients, as a sentence; "" if it
+    can.
 
-    Every request that fits the served one must fit the new one, and its answer must hold every output that was there, with the
-    same dtype. Shapes of outputs may differ.
+    The new interface must accept every request that the served one accepts. Its answer must hold all outputs
+    of the served one, with the same dtype. Shapes of outputs may differ.
     """
     theirs = {spec.name: spec for spec in new.inputs}
     if theirs.keys() != {spec.name for spec in served.inputs}:
@@ -147,7 +148,10 @@ def misfit(served: Interface, new: Interface) -> str:
 
 
 def with_labels_of(served: Interface, new: Interface) -> Interface:
-    """An interface with the labels of the one whose place it takes, unless it has labels itself or another number of scores."""
+    """Return the new interface with the labels of the served interface.
+
+    Nothing changes if the new interface has labels itself, or another number of scores.
+    """
     labels = served.metadata.get(LABELS_KEY)
     if labels is None or LABELS_KEY in new.metadata:
         return new
@@ -157,7 +161,7 @@ def with_labels_of(served: Interface, new: Interface) -> Interface:
 
 
 def _covers(shape: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
-    """Whether every array of the other shape is one of this shape."""
+    """Return whether ``shape`` accepts every array that ``other`` accepts."""
     if shape == UNKNOWN_RANK or other == UNKNOWN_RANK:
         return shape == UNKNOWN_RANK
     return len(shape) == len(other) and all(
@@ -166,17 +170,22 @@ def _covers(shape: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
 
 
 def loosened(outputs: list[TensorSpec], said: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Outputs in which only those dimensions stay fixed that another worker's summary, which contradicts nothing, fixes
-    to the same value; the list itself if nothing changes."""
+    """Return the outputs with open dimensions wherever another worker's summary differs. Returns the list
+    itself if nothing changes.
+
+    said: outputs of a summary that does not contradict the package.
+    """
     found = [dataclasses.replace(spec, shape=_common(spec, other)) for spec, other in zip(outputs, said)]
     return outputs if found == outputs else found
 
 
 def undisputed(outputs: list[TensorSpec], declared: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Outputs as a model was seen to return them, open where its package declares another size, or another rank.
+    """Return the outputs as a model returned them, with open dimensions or rank wherever its package declares
+    another size or rank.
 
-    An ONNX file's outputs are what its exporter believed: ONNX Runtime corrects a wrong shape by itself, and serves the model.
-    Neither shape then holds for certain, so that no answer is held against it.
+    The outputs of an ONNX file are the exporter's claim: ONNX Runtime corrects a wrong shape by itself, and
+    serves the model. If the claim and the model differ, neither shape is certain, so answers are not checked
+    against either.
     """
     if [spec.name for spec in outputs] != [spec.name for spec in declared]:
         return outputs
@@ -208,16 +217,17 @@ def _common(spec: TensorSpec, other: TensorSpec) -> tuple[int | str, ...]:
 
 
 def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping[str, Any]) -> Interface:
-    """The interface that a package declares. Raises InvalidModel, OSError.
+    """Return the interface that a package declares. Raises InvalidModel, OSError.
 
-    files: of the package; the first tells its kind. options: as in messages.Prepare.
+    files: the package's files, of which the first gives its kind. options: as in messages.Prepare.
     """
     kind = files[0].path
     if kind == PROFILE_FILE:
         _, inputs, outputs = tensors_of(read_profile(package), options)
         return _checked(inputs, outputs, {})
     declared = Interface([], [], {})
-    if any(file.path == MODEL_FILE for file in files):  # also beside a program, which has no metadata
+    # a program may have a model file beside it for its metadata
+    if any(file.path == MODEL_FILE for file in files):
         with open(package / MODEL_FILE, "rb") as file:
             declared = read_onnx(file)
     if kind == PROGRAM_JSON:
@@ -227,9 +237,9 @@ def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping
 
 
 def read_program(file: BinaryIO) -> Interface:
-    """The interface that a program.json declares. Raises InvalidModel, OSError.
+    """Return the interface that a program.json declares. Raises InvalidModel, OSError.
 
-    Reads key by key until it has the inputs and outputs, which are written before everything large.
+    Keys are read in order until inputs and outputs are known. They are written before all large values.
     """
     text = file.read(PROGRAM_HEAD_BYTES).decode(errors="replace")
     decode = json.JSONDecoder().raw_decode
@@ -254,7 +264,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _skip(text: str, at: int, mark: str) -> int:
-    """The position behind white space and a mark. Raises ValueError."""
+    """Return the position after white space and a mark. Raises ValueError."""
     at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty text, too
     if not text.startswith(mark, at):
         raise ValueError(f"no {mark!r} at {at}")
@@ -268,16 +278,16 @@ _DAMAGED = "an ONNX model that is truncated or damaged"
 Value: TypeAlias = int | range
 """The value of a protobuf field: a varint, or the place of its length-delimited bytes in the file."""
 
-_GRAPH, _METADATA = 7, 14  # of ModelProto
-_INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # of GraphProto
-_VALUES = 1  # of SparseTensorProto
-_TENSOR_NAME = 8  # of TensorProto
-_NAME, _TYPE = 1, 2  # of ValueInfoProto
-_TENSOR_TYPE, _OTHER_TYPES = 1, (4, 5, 7, 8, 9)  # of TypeProto
-_ELEMENT, _SHAPE = 1, 2  # of TypeProto.Tensor
-_DIM = 1  # of TensorShapeProto
-_DIM_VALUE, _DIM_PARAM = 1, 2  # of TensorShapeProto.Dimension
-_KEY, _VALUE = 1, 2  # of StringStringEntryProto
+_GRAPH, _METADATA = 7, 14  # fields of ModelProto
+_INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # fields of GraphProto
+_VALUES = 1  # field of SparseTensorProto
+_TENSOR_NAME = 8  # field of TensorProto
+_NAME, _TYPE = 1, 2  # fields of ValueInfoProto
+_TENSOR_TYPE, _OTHER_TYPES = 1, (4, 5, 7, 8, 9)  # fields of TypeProto
+_ELEMENT, _SHAPE = 1, 2  # fields of TypeProto.Tensor
+_DIM = 1  # field of TensorShapeProto
+_DIM_VALUE, _DIM_PARAM = 1, 2  # fields of TensorShapeProto.Dimension
+_KEY, _VALUE = 1, 2  # fields of StringStringEntryProto
 
 
 def read_onnx(file: BinaryIO) -> Interface:
@@ -286,41 +296,44 @@ def read_onnx(file: BinaryIO) -> Interface:
     reader = _Reader(file)
     model = reader.read(range(file.tell()), {_GRAPH: range, _METADATA: range})
     graph = reader.read(
-        _one(model[_GRAPH], "graph"),
+        _single(model[_GRAPH], "graph"),
         {_INITIALIZER: range, _SPARSE: range, _INPUT: range, _OUTPUT: range},
     )
     weights = graph[_INITIALIZER]
     for sparse in graph[_SPARSE]:
-        weights.append(_one(reader.read(sparse, {_VALUES: range})[_VALUES], "weight"))
+        weights.append(_single(reader.read(sparse, {_VALUES: range})[_VALUES], "weight"))
     names = [reader.read(weight, {_TENSOR_NAME: range})[_TENSOR_NAME] for weight in weights]
-    held = {reader.text(_one(name, "a weight's name")) for name in names if name}
+    held = {reader.text(_single(name, "a weight's name")) for name in names if name}
     inputs = [spec for spec in map(reader.spec, graph[_INPUT]) if spec.name not in held]
     outputs = [reader.spec(value) for value in graph[_OUTPUT]]
     metadata = {}
     for entry in model[_METADATA]:
         pair = reader.read(entry, {_KEY: range, _VALUE: range})
         texts = [
-            reader.text(_one(one, "metadata"), SUMMARY_BYTES_MAX) if one else "" for one in pair.values()
+            reader.text(_single(values, "metadata"), SUMMARY_BYTES_MAX) if values else ""
+            for values in pair.values()
         ]
         metadata[texts[0]] = texts[1]
     return _checked(inputs, outputs, metadata)
 
 
-def _one(values: list[Any], what: str) -> Any:
+def _single(values: list[Any], what: str) -> Any:
     if len(values) != 1:
         raise InvalidModel(f"an ONNX model that declares {len(values)} times what is there once: {what}")
     return values[0]
 
 
 class _Reader:
-    """Reads wanted fields of protobuf messages in a file, and skips the others."""
+    """A reader of protobuf messages in a file that skips all unwanted fields."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = FIELDS_MAX
 
     def read(self, where: range, wanted: Mapping[int, type]) -> dict[int, list[Any]]:
-        """The values of the wanted fields (number: int or range) of a message, in order. Raises InvalidModel."""
+        """Return the values of the wanted fields (number: int or range) of a message, in order. Raises
+        InvalidModel.
+        """
         found: dict[int, list[Any]] = {number: [] for number in wanted}
         for number, value in self._fields(where):
             kind = wanted.get(number)
@@ -378,20 +391,22 @@ class _Reader:
             raise InvalidModel("an ONNX model with a name that is not UTF-8") from None
 
     def spec(self, where: range) -> TensorSpec:
-        """The tensor that a ValueInfoProto declares. Its shape is UNKNOWN_RANK where none is declared."""
+        """Return the tensor that a ValueInfoProto declares. A missing shape becomes UNKNOWN_RANK."""
         body = self.read(where, {_NAME: range, _TYPE: range})
-        name = self.text(_one(body[_NAME], "a tensor's name"))
+        name = self.text(_single(body[_NAME], "a tensor's name"))
         kinds = self.read(
-            _one(body[_TYPE], f"type of {tell(name)}"), dict.fromkeys((_TENSOR_TYPE, *_OTHER_TYPES), range)
+            _single(body[_TYPE], f"type of {tell(name)}"), dict.fromkeys((_TENSOR_TYPE, *_OTHER_TYPES), range)
         )
         if any(kinds[number] for number in _OTHER_TYPES):
             raise InvalidModel(f"{tell(name)} is no tensor")
-        kind = self.read(_one(kinds[_TENSOR_TYPE], f"type of {tell(name)}"), {_ELEMENT: int, _SHAPE: range})
+        kind = self.read(
+            _single(kinds[_TENSOR_TYPE], f"type of {tell(name)}"), {_ELEMENT: int, _SHAPE: range}
+        )
         shape: tuple[int | str, ...] = UNKNOWN_RANK
         if kind[_SHAPE]:
-            dims = self.read(_one(kind[_SHAPE], f"shape of {tell(name)}"), {_DIM: range})[_DIM]
+            dims = self.read(_single(kind[_SHAPE], f"shape of {tell(name)}"), {_DIM: range})[_DIM]
             shape = tuple(map(self._dim, dims))
-        return TensorSpec(name, _one(kind[_ELEMENT], f"element type of {tell(name)}"), shape)
+        return TensorSpec(name, _single(kind[_ELEMENT], f"element type of {tell(name)}"), shape)
 
     def _dim(self, where: range) -> int | str:
         body = self.read(where, {_DIM_VALUE: int, _DIM_PARAM: range})
@@ -399,7 +414,8 @@ class _Reader:
         if not values and not names:
             return ""
         if values:
-            value: int = _one(values + names, "a dimension")
-            return value if value < 1 << 63 else ""  # negative, which ONNX Runtime takes as open
-        name = self.text(_one(names, "a dimension"))
+            value: int = _single(values + names, "a dimension")
+            # negative values are open dimensions, as for ONNX Runtime
+            return value if value < 1 << 63 else ""
+        name = self.text(_single(names, "a dimension"))
         return name if is_named(name) else ""

@@ -3,8 +3,8 @@
     <store>/packages/<digest>/
         package.json     the file list
         model.onnx, ...  the files themselves; external data beside the model, examples.npz
-        profile.json     instead of all those: a model for emulated devices, see formats.profiled
-        program.json     or: kernels and weights, compiled already, see formats.program
+        profile.json     in place of the files above: a model for emulated devices, see formats.profiled
+        program.json     or compiled kernels and weights, see formats.program
 
 The digest is over the list of (path, bytes, sha256), so equal content is the same package, whoever sent it.
 """
@@ -32,11 +32,12 @@ from clockwork.wire.packages import FIRST_FILES, LIST_FILE
 from clockwork.wire.telling import tell
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""Valid names of models. They are also file names, hence without slashes and shorter than a file name may be."""
+"""Valid names of models. They are also file names, hence without slashes and shorter than a file name may be.
+"""
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidModel unless a model may have this name."""
+    """Raise InvalidModel unless a model may have this name."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InvalidModel(
             f"model name {tell(name)} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
@@ -51,7 +52,7 @@ class PackageFile:
 
 
 def parse_files(rows: Any) -> list[PackageFile]:
-    """The file list of a Register or Prepare message, checked. Raises InvalidModel."""
+    """Check and return the file list of a Register or Prepare message. Raises InvalidModel."""
     if not isinstance(rows, list) or not 1 <= len(rows) <= FILES_MAX:
         raise InvalidModel(f"a package lists between 1 and {FILES_MAX} files")
     files = []
@@ -94,7 +95,7 @@ def digest_of(files: Sequence[PackageFile]) -> str:
 
 
 def hash_file(path: Path, busy_share: float = 1.0, stop: threading.Event | None = None) -> tuple[int, str]:
-    """Size in bytes and sha256 of a file. busy_share, stop: see pieces_of()."""
+    """Return the size in bytes and the sha256 of a file. busy_share, stop: see pieces_of()."""
     digest, size = hashlib.sha256(), 0
     for piece in pieces_of(path, busy_share, stop):
         digest.update(piece)
@@ -103,7 +104,7 @@ def hash_file(path: Path, busy_share: float = 1.0, stop: threading.Event | None 
 
 
 class PackageStore:
-    """The packages below a directory. Several processes may share it, because a package arrives by a rename."""
+    """The packages below a directory. Processes may share the directory, as a package arrives by a rename."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -116,7 +117,7 @@ class PackageStore:
         return (self.directory(digest) / LIST_FILE).is_file()
 
     def sweep(self) -> None:
-        """Remove packages that a process left half written when it died. Only for the sole owner of the directory."""
+        """Remove packages that a crash left half written. Only for the sole owner of the directory."""
         for pattern in (".incoming-*", ".dropped-*"):
             for entry in (self.root / "packages").glob(pattern):
                 shutil.rmtree(entry, ignore_errors=True)
@@ -125,11 +126,13 @@ class PackageStore:
         return PackageWriter(self, files)
 
     def remove(self, digest: str) -> None:
-        """Remove a package. Raises OSError; the next sweep() then removes the rest."""
+        """Remove a package. Raises OSError; the next sweep() then removes the remains."""
         remove_tree(self.directory(digest))
 
     def settle(self, digest: str) -> bool:
-        """Make a package durable, because the process that put it there may have died before. False: it is not there."""
+        """Make a package durable, as its writer may have died before it was synced. False: there is no such
+        package.
+        """
         if not self.has(digest):
             return False
         fsync_directory(self.root / "packages")
@@ -139,8 +142,8 @@ class PackageStore:
 class PackageWriter:
     """Writes a package chunk by chunk, checks it, and renames it into place.
 
-    Only the file written last is kept open: a package may have more files than a process may have descriptors.
-    Not thread-safe; all methods do file I/O and must not run on the event loop.
+    Only the file written last is kept open: a package may have more files than a process may have
+    descriptors. Not thread-safe; all methods do file I/O and must not run on the event loop.
     """
 
     def __init__(self, store: PackageStore, files: Sequence[PackageFile]) -> None:
@@ -148,7 +151,7 @@ class PackageWriter:
         self.digest = digest_of(files)
         self._store = store
         self._temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=store.root / "packages"))
-        self._open: int | None = None  # the index of the file that _descriptor is of
+        self._open: int | None = None  # index of the file to which _descriptor belongs
         self._descriptor = -1
 
     def write(self, file: int, offset: int, data: Any) -> None:
@@ -168,7 +171,8 @@ class PackageWriter:
         """Verify every checksum, sync the files, and put the package in place. Raises InvalidModel."""
         try:
             for index, file in enumerate(self.files):
-                os.fsync(self._descriptor_of(index))  # whichever descriptor wrote it
+                # the sync covers writes through earlier descriptors of the file
+                os.fsync(self._descriptor_of(index))
                 size, sha256 = hash_file(self._temporary / file.path)
                 if size != file.bytes or sha256 != file.sha256:
                     raise InvalidModel(
@@ -177,16 +181,15 @@ class PackageWriter:
                     )
             self._close()
             for folder in dict.fromkeys(PurePosixPath(file.path).parent for file in self.files):
-                for inner in (folder, *folder.parents)[
-                    :-1
-                ]:  # the last is the package itself, synced with its list
+                # The last parent is the package itself, which is synced with its list.
+                for inner in (folder, *folder.parents)[:-1]:
                     fsync_directory(self._temporary / inner)
             write_durably(self._temporary / LIST_FILE, json.dumps(rows_of(self.files)).encode())
             target = self._store.directory(self.digest)
             try:
                 os.rename(self._temporary, target)
             except OSError:
-                if not self._store.has(self.digest):  # else another process was first with the same content
+                if not self._store.has(self.digest):  # otherwise another process has stored the same content
                     raise
                 self.abort()
             fsync_directory(target.parent)
@@ -200,7 +203,9 @@ class PackageWriter:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _descriptor_of(self, file: int) -> int:
-        """The descriptor of a file, which is created if need be; the previous file's is closed."""
+        """Return the descriptor of a file, which is created if needed. The previous file's descriptor is
+        closed.
+        """
         if self._open != file:
             self._close()
             path = self._temporary / self.files[file].path
@@ -216,13 +221,13 @@ class PackageWriter:
 
 
 class DamagedPackage(InvalidModel):
-    """A stored package does not have the content that its digest names: the store is at fault, not the model."""
+    """A stored package differs from its digest: the store is at fault, not the model."""
 
 
 def check_package(
     directory: Path, busy_share: float = 1.0, stop: threading.Event | None = None
 ) -> list[PackageFile]:
-    """The files of a stored package, after every byte has been checked. Raises DamagedPackage.
+    """Check every byte of a stored package and return its files. Raises DamagedPackage.
 
     busy_share, stop: see pieces_of().
     """
@@ -257,9 +262,9 @@ def check_package(
 
 
 def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> None:
-    """Make a directory, whole or not at all, unless it is there. Several processes may do so at once.
+    """Create a directory in one step, unless it exists. Several processes may do so at once.
 
-    fill: writes the files into a given directory, ``marker`` last: where the marker is, all files are.
+    fill: writes the files into a given directory, ``marker`` last, so that the marker implies all files.
     """
     if (target / marker).is_file():
         return
@@ -271,7 +276,7 @@ def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> Non
         try:
             os.rename(temporary, target)
         except OSError:
-            if not (target / marker).is_file():  # else another process was first
+            if not (target / marker).is_file():  # otherwise another process has created it
                 raise
         fsync_directory(target.parent)
     finally:

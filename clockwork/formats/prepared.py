@@ -1,7 +1,7 @@
 """Prepared models: their files on disk, and the summary that the controller gets.
 
     <store>/prepared/<digest>-<fingerprint>/    (see prepared_directory())
-        prepared.json    this module's PreparedModel, with the checksums of the other files; sealed, see formats.checksums
+        prepared.json    a PreparedModel with the checksums of the other files; sealed, see formats.checksums
         weights.bin      bound: the laid-out weights, run after run, each run a whole number of pages
         packed.onnx      packed: the optimised model ...
         packed.data      ... and its prepacked weights, mapped when it is loaded
@@ -35,8 +35,11 @@ FORMAT_VERSION = 1
 """Version of the format of prepared.json. Models prepared in an older format are prepared again."""
 
 JUDGED = 2
-"""How it was decided whether a model batches: 1, rows were run together and apart; 2, as clockwork.models.batching says. What
-was judged in an older way and batches is judged again."""
+"""The current rule that decides whether a model batches. 1: rows were run together and apart; 2: as in
+clockwork.models.batching.
+
+A model that batches by an older rule is judged again.
+"""
 
 UNKNOWN_RANK = ("...",)
 """The shape of an input whose rank the model does not declare."""
@@ -49,9 +52,10 @@ PROGRAM_FILE = "program.onnx"
 
 
 def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
-    """The directory of a package that is prepared for devices of a fingerprint. options: as in messages.Prepare.
+    """Return the directory of a package that is prepared for devices with this fingerprint.
 
-    Other options make another preparation, whose directory lies beside the default one.
+    options: as in messages.Prepare.
+    Other options make another preparation, whose directory lies beside the default directory.
     """
     name = f"{digest}-{fingerprint}"
     for key in ("batching", "holding"):
@@ -87,12 +91,12 @@ class WeightSpec:
 OF_THE_DEVICE = (
     "weights", "workspace_bytes", "checksums", "output_lengths", "untried", "check_relative", "judged",
 )  # fmt: skip
-"""Fields of a PreparedModel that only the device needs: the summary leaves them out."""
+"""Fields of a PreparedModel that only the device needs. The summary leaves them out."""
 
 
 @dataclasses.dataclass(slots=True)
 class PreparedModel:
-    """A model as prepared for devices of a fingerprint."""
+    """A model as prepared for devices with a fingerprint."""
 
     format_version: int
     digest: str
@@ -104,38 +108,40 @@ class PreparedModel:
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     batches: bool
-    batching_note: str  # why it batches or does not, for people
-    batch_max: int  # the largest batch that was measured to pay
+    batching_note: str  # reason why it batches or does not, for people
+    batch_max: int  # largest batch that was measured to pay
     page_bytes: int
-    runs: list[int]  # page counts of its runs; their sum is what it takes of the arena
-    weights: list[WeightSpec]  # bound: fed to the program after the model's own inputs; program: in its order
+    runs: list[int]  # page counts of its runs; their sum is the model's share of the arena
+    # bound: fed to the program after the model's own inputs; program: in the program's order
+    weights: list[WeightSpec]
     weights_bytes: int
-    resident_bytes: int  # memory that it takes when loaded; never more than the pages of its runs
+    resident_bytes: int  # memory of the loaded model; never more than the pages of its runs
     load_ns: int
     profile: list[ProfilePoint]
-    constants_note: str  # which weights stay inside the program and why ("" none)
-    metadata: dict[str, str]  # of the ONNX file: image layout, labels, ...
-    example: list[list[int]]  # the shapes of the inputs that it was profiled with
+    constants_note: str  # weights that stay inside the program, and the reason ("" none)
+    metadata: dict[str, str]  # metadata of the ONNX file: image layout, labels, ...
+    example: list[list[int]]  # shapes of the inputs with which it was profiled
     outputs_verified: bool = (
         False  # what the model returned has the shapes of ``outputs``, as far as they are fixed
     )
     workspace_bytes: int = (
         0  # the most that an execution took of the workspace when profiled; 0: not measured
     )
-    checksums: dict[str, int] = dataclasses.field(default_factory=dict)  # of the files beside it, by name
-    # Symbols of inputs in which requests that share a batch may have different sizes: for each the largest that the model
-    # has tables for, 0 if none is known. The program takes the sizes of the rows, in this order, behind the model's inputs.
+    # checksums of the other files in its directory, by name
+    checksums: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Symbols of inputs in which requests of a batch may differ in size, with the largest size that the model
+    # has tables for (0: unknown). The program takes the rows' sizes, in this order, after the model's inputs.
     lengths: dict[str, int] = dataclasses.field(default_factory=dict)
-    lengths_note: str = ""  # why, or why not, for people; "" where the question does not arise
+    lengths_note: str = ""  # reason for `lengths`, for people; "" if no input has such a symbol
     output_lengths: list[list[str]] = dataclasses.field(
         default_factory=list
     )  # of each output, the symbol of each axis ("" none), along which it is cut back
 
-    untried: bool = False  # it has still to be checked and timed on the device, and has no profile yet
+    untried: bool = False  # whether the device has still to check and time it; there is no profile yet
     check_relative: float = (
         0.0  # how far its answers may then be from those of the checks, relative to the largest
     )
-    judged: int = 1  # how it was decided whether it batches: see JUDGED
+    judged: int = 1  # rule that decided whether it batches: see JUDGED
 
     def summary(self) -> dict[str, Any]:
         """The fields for the controller: all but those that only the device needs."""
@@ -155,7 +161,10 @@ class PreparedModel:
 
     @staticmethod
     def read(directory: Path | str) -> PreparedModel:
-        """The description in a directory. Raises OSError; ValueError if it is damaged, of another format, or without checksums."""
+        """Read the description in a directory.
+
+        Raises OSError, or ValueError if it is damaged, of another format, or without checksums.
+        """
         body, is_sealed = unseal(read_plain(os.path.join(directory, PREPARED_FILE)))
         if not is_sealed:
             raise ValueError("it was prepared by a version that took no checksums")
@@ -170,7 +179,9 @@ class PreparedModel:
 
     @staticmethod
     def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:
-        """The description in a directory, for a device of this fingerprint and page size. Raises InvalidModel."""
+        """Read the description in a directory for a device of this fingerprint and page size. Raises
+        InvalidModel.
+        """
         try:
             prepared = PreparedModel.read(directory)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -207,7 +218,9 @@ class PreparedModel:
 
 
 def program_damage(path: Path, fingerprint: str) -> str:
-    """The damage of a stored program.onnx, as a sentence; "" if it has the content that its directory is named after."""
+    """Return the damage of a stored program.onnx, as a sentence; "" if its content matches its directory's
+    name.
+    """
     try:
         found = program_name(path.read_bytes(), fingerprint)
     except OSError as error:
@@ -216,11 +229,13 @@ def program_damage(path: Path, fingerprint: str) -> str:
 
 
 def program_name(model: bytes, fingerprint: str) -> str:
-    """The name under which a program without weights is stored; models of equal architecture share it."""
+    """Return the name under which a program without weights is stored. Models of equal architecture
+    share it.
+    """
     return hashlib.sha256(model + fingerprint.encode()).hexdigest()
 
 
-# ----- in what an output is not what its model gives, as the end of a sentence about it ----------------------------
+# ----- differences of an output from its model's spec, as ends of sentences -----------------------
 
 
 def other_dtype(dtype: int, declared: int) -> str:
@@ -240,10 +255,10 @@ def other_shape(shape: Sequence[int], declared: str) -> str:
 
 
 def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape: Sequence[int]) -> str:
-    """How an output contradicts its model's spec, as the end of a sentence about it; "" if it does not.
+    """Return how an output contradicts its model's spec, as the end of a sentence; "" if it does not.
 
-    verified: the fixed dimensions of the spec were seen at registration; otherwise only its dtype is compared. rows: of
-    the request; 0 where the model does not batch.
+    verified: the fixed dimensions of the spec were seen at registration; otherwise only the dtype is
+    compared. rows: rows of the request, 0 if the model does not batch.
     """
     if dtype != spec.dtype:
         return other_dtype(dtype, spec.dtype)
@@ -263,7 +278,7 @@ def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape
 
 
 def check_layout(prepared: PreparedModel, place: Path) -> None:
-    """Raises InvalidModel unless every weight lies within its run."""
+    """Raise InvalidModel unless every weight lies within its run."""
     if any(pages < 1 for pages in prepared.runs):
         raise InvalidModel(f"{place} has a run of no pages: {prepared.runs}")
     for weight in prepared.weights:

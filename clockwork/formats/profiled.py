@@ -1,8 +1,8 @@
 """Models that consist of a profile only, for emulated devices.
 
-The package holds a single file, profile.json: a profile file with a single profile. Preparation reads it and writes, as
-for any other model, a description for the controller and the device. That takes no time, and nothing here imports ONNX.
-Models of the same profile share a package, whatever their names.
+The package holds a single file, profile.json: a profile file with a single profile. Preparation reads it and
+writes, as for any other model, a description for the controller and the device. It takes almost no time, and
+needs no ONNX. Models of the same profile share a package, whatever their names.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.packages import PROFILE_FILE
 
 HOLDING = "emulated"
-"""The holding of a model that is only a profile: its pages are counted, and hold nothing."""
+"""The holding of a profile-only model: its pages are counted, and hold no data."""
 
 UINT8 = 2
-"""ONNX's dtype code of the input and the output of a model that is only a profile."""
+"""ONNX's dtype code of the input and output of a profile-only model."""
 
 
 def encode_profile(profile: ModelProfile) -> bytes:
@@ -71,7 +71,8 @@ def read_profile(package: Path) -> ModelProfile:
 def tensors_of(
     profile: ModelProfile, options: Mapping[str, Any]
 ) -> tuple[int, list[TensorSpec], list[TensorSpec]]:
-    """The largest batch, the inputs and the outputs of a model with this profile. options: as in messages.Prepare."""
+    """The largest batch, the inputs and the outputs of a model with this profile. options: as in
+    messages.Prepare."""
     batch_max = profile.largest_batch()
     if options.get("batch_max", 0):
         batch_max = min(batch_max, options["batch_max"])
@@ -88,9 +89,9 @@ def tensors_of(
 def prepared_profile(
     profile: ModelProfile, digest: str, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> PreparedModel:
-    """The description of a model with this profile. options: as in messages.Prepare.
+    """Return the description of a model with this profile. options: as in messages.Prepare.
 
-    Its input and its output are bytes: a row of each for a request, or as many rows as the request has.
+    Input and output are bytes: a row of each for every row of a request.
     """
     batch_max, inputs, outputs = tensors_of(profile, options)
     batches = batch_max > 1
@@ -126,9 +127,10 @@ def prepared_profile(
 def prepare_profile(
     package: Path, target: Path, digest: str, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> None:
-    """Prepare a package for emulated devices. Raises InvalidModel, DamagedPackage; OSError where it cannot be written.
+    """Prepare a package for emulated devices.
 
-    The files are not synced: if a crash damages them, the model is prepared again.
+    Raises InvalidModel or DamagedPackage, and OSError if the files cannot be written. The files are not
+    synced: after a crash that damages them, the model is prepared again.
     """
     if check_package(package)[0].path != PROFILE_FILE:
         raise InvalidModel(f"the package of a profile begins with {PROFILE_FILE}")

@@ -1,7 +1,8 @@
-"""Profiles: the costs of a model on a kind of device, as plain numbers for emulated devices, the simulator and planning.
+"""Profiles: the costs of a model on a kind of device, as plain numbers for emulated devices, the simulator
+and planning.
 
-A profile file is JSON: {"profiles": [{...}, ...]}, an object for each model with the fields of ModelProfile; the
-keys of exec_ns are batch sizes in decimal.
+A profile file is JSON: {"profiles": [{...}, ...]}, an object for each model with the fields of ModelProfile;
+the keys of exec_ns are batch sizes in decimal.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ PAPER_BATCHES = (1, 2, 4, 8, 16)
 """Batch sizes in the paper's table."""
 
 PAPER_LEFT_OUT = ("winograd_resnet152_v2", "winograd_resnet50_v2", "xception")
-"""Rows of the 64 that the 61 varieties here lack; which three the paper's runs lacked is not known. The first
-lacks a point. The other two are last in the alphabet, where the trace's coldest functions fall (hot ones come
-first), so that this choice weighs as little as it can."""
+"""Rows of the 64 that the 61 varieties leave out. The paper does not say which three its runs left out.
+
+The first lacks a point. The other two are last in the alphabet, where the trace's coldest functions fall (hot
+functions come first), so they have the least weight.
+"""
 
 MISPRINTS = {("winograd_resnet152_v2", 16)}
-"""(model, batch) of points that are left out: 28.92 ms, when its 101-layer sibling takes 33.52 and batch 8 takes 24.42."""
+"""(model, batch) of points that are left out. The table has 28.92 ms here, but 33.52 ms for the 101-layer
+sibling and 24.42 ms for batch 8.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,17 +49,17 @@ class ModelProfile:
     exec_ns: Mapping[int, int]  # batch size -> execution time of the whole batch; at least {1: ...}
     weights_bytes: int
     load_ns: int  # host memory to device
-    input_bytes: int = 0  # of one request
+    input_bytes: int = 0  # bytes of a request's input
     output_bytes: int = 0
-    program: str = ""  # models of one program share estimates; "": the name
+    program: str = ""  # models of the same program share estimates; "": the name
     batch_max: int = 0  # largest batch; 0: the largest of exec_ns
     slo_ns: int = 0  # 0: none
-    page_bytes: int = 0  # size of the pages that page_count counts; 0: not known
-    page_count: int = 0  # pages that the weights take, where that was measured; 0: as many as they fill
+    page_bytes: int = 0  # size of the pages that page_count counts; 0: unknown
+    page_count: int = 0  # measured number of pages of the weights; 0: computed from weights_bytes
     runs: Sequence[int] = ()  # contiguous pages of each run; (): each page may lie anywhere
 
     def check(self) -> None:
-        """Raises ConfigError for a value out of bounds, naming both."""
+        """Raise ConfigError for a value out of bounds, with the value and the bound."""
 
         def bounded(name: str, value: Any, low: int, high: int) -> None:
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -90,9 +95,10 @@ class ModelProfile:
         return self.batch_max or max(self.exec_ns)
 
     def execution_ns(self, batch: int) -> int:
-        """The time of a batch of any size up to the largest: measured, or interpolated linearly.
+        """Return the time of a batch of any size up to the largest: measured, or interpolated linearly.
 
-        Beyond the largest point the line through the last two points goes on; with a single point, in proportion.
+        Beyond the largest point the line through the last two points is extended. With a single point, time
+        is proportional to the batch.
         """
         if not 1 <= batch <= self.largest_batch():
             raise ConfigError(f"profile {self.name!r}: batch {batch} is not from 1 to {self.largest_batch()}")
@@ -107,7 +113,7 @@ class ModelProfile:
         return max(1, self.exec_ns[left] + rise * (batch - left) // (right - left))
 
     def pages(self, page_bytes: int) -> int:
-        """The pages of this size that the weights take, at least 1."""
+        """Return the number of pages of this size that the weights take, at least 1."""
         if page_bytes <= 0:
             raise ConfigError(f"page_bytes {page_bytes} is not above 0")
         if self.page_count and self.page_bytes == page_bytes:
@@ -147,7 +153,7 @@ def save_profiles(path: Path, profiles: Iterable[ModelProfile]) -> None:
 
 
 def load_profiles(path: Path) -> list[ModelProfile]:
-    """The profiles of a file, in its order. Raises ConfigError, naming the file and the defect."""
+    """Return the profiles of a file, in its order. Raises ConfigError with the file and the defect."""
     try:
         with open(path, "rb") as file:
             data = file.read(PROFILE_BYTES_MAX + 1)
@@ -170,7 +176,7 @@ def parse_profiles(body: Any) -> list[ModelProfile]:
         raise ConfigError('it is not {"profiles": [...]}')
     if not 1 <= len(bodies) <= MODELS_MAX:
         raise ConfigError(f"it holds {len(bodies)} profiles: there must be 1 to {MODELS_MAX}")
-    profiles = [_parse_one(profile, index) for index, profile in enumerate(bodies)]
+    profiles = [_parse_profile(profile, index) for index, profile in enumerate(bodies)]
     seen: set[str] = set()
     for profile in profiles:
         if profile.name in seen:
@@ -179,7 +185,7 @@ def parse_profiles(body: Any) -> list[ModelProfile]:
     return profiles
 
 
-def _parse_one(body: Any, index: int) -> ModelProfile:
+def _parse_profile(body: Any, index: int) -> ModelProfile:
     if not isinstance(body, dict):
         raise ConfigError(f"profile {index} is not an object")
     name = body.get("name", f"number {index}")
@@ -239,9 +245,9 @@ def paper_model(name: str) -> ModelProfile:
 
 
 def paper_varieties(count: int = 61) -> list[ModelProfile]:
-    """``count`` models of the paper's table in alphabetical order: 61 as in its trace experiment.
+    """Return ``count`` models of the paper's table in alphabetical order: 61 as in its trace experiment.
 
-    With 62 and more, those of PAPER_LEFT_OUT join; with fewer than 61, evenly spread ones are taken.
+    Above 61, models of PAPER_LEFT_OUT are added. Below 61, models are taken at even distances.
     """
     models = paper_models()
     if not 1 <= count <= len(models):
@@ -252,7 +258,7 @@ def paper_varieties(count: int = 61) -> list[ModelProfile]:
 
 
 def copies(models: Sequence[ModelProfile], count: int) -> list[ModelProfile]:
-    """``count`` instances of every model, which share its program; instances of a model are adjacent.
+    """Return ``count`` instances of every model, which share its program. Instances of a model are adjacent.
 
     Their names keep the alphabetical order: name-00, name-01, ...
     """
@@ -286,7 +292,9 @@ def linear(
     slo_ns: int = 0,
     program: str = "",
 ) -> ModelProfile:
-    """A synthetic model: a batch of b takes alpha * b + beta, with points at 1, 2, 4, ... and batch_max."""
+    """Return a synthetic model: a batch of b takes alpha * b + beta, with points at 1, 2, 4, ... and
+    batch_max.
+    """
     sizes = {1 << power for power in range(batch_max.bit_length())} | {batch_max}
     profile = ModelProfile(
         name=name,
@@ -307,9 +315,10 @@ def linear(
 
 
 def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
-    """The profile that a cluster measured of a registered model, for inputs shaped as its registration example.
+    """Return the profile that a cluster measured for a registered model, with inputs shaped as its
+    registration example.
 
-    serving: with the times of recent executions, where there were any, instead of those of registration.
+    serving: prefer the times of recent executions to those of registration.
 
     Raises ConfigError for a model that has not been profiled.
     """

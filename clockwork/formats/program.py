@@ -1,11 +1,11 @@
 """A program package: kernels, the order in which to launch them, and the weights they read.
 
     program.json     this module's Program: docs/program-packages.md describes every field
-    modules/...      for each target one or more cubins, and perhaps their PTX; or one shared object for the host
+    modules/...      for each target its cubins, and perhaps their PTX; or a shared object for the host
     weights.bin      all weights, each at a multiple of 64 bytes
 
-The format is independent of the compiler: a package may also be written by hand. Nothing in it is trusted
-before check() has passed, and no file before check_files() has.
+The format is independent of the compiler: a package may also be written by hand. Its contents are untrusted
+until check() has passed, and its files until check_files() has.
 """
 
 from __future__ import annotations
@@ -51,38 +51,43 @@ from clockwork.wire.packages import LIST_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import DTYPES, STRING, Array, numpy_dtype
 
 FORMAT = 3
-"""Version of the format of program.json. A change that older code cannot read raises it. A program is written with the
-oldest version that has what it uses."""
+"""Version of the format of program.json, raised by changes that older code cannot read. A program is written
+with the oldest version that has all features it uses.
+"""
 
 FORMAT_PADDED = 2
 """Version of a program with padding and without tables."""
 
 FORMAT_PLAIN = 1
-"""Version of a program without either."""
+"""Version of a program with neither padding nor tables."""
 
 CHECKS_FILE = "checks.npz"
-"""An optional file with inputs and the right answers, with which a device tests that it runs the program correctly."""
+"""An optional file with inputs and their expected outputs, by which a device checks that it runs the program
+correctly.
+"""
 
 
 WEIGHT_ALIGNMENT_BYTES = 64
 """Alignment of every weight in weights.bin, and the least alignment that kernels may assume."""
 
 HOST = "host"
-"""The target whose only module is a shared object for this machine's processor; the other targets are sm_NN."""
+"""The target whose only module is a shared object for this machine's processor. All other targets are
+sm_NN.
+"""
 
 
 POINTERS = ("weight", "input", "output")
-"""Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset], "size" [kind, index of
-the padded symbol], "table" [kind, index of an entry of the variant's table]."""
+"""Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset], "size" [kind,
+index of the padded symbol], "table" [kind, index of an entry of the variant's table]."""
 TABLED = ("weight", "size")
-"""Kinds of argument that are entries of a table: what differs from model to model, or from request to request."""
+"""Kinds of argument that are entries of a table: values that differ between models or requests."""
 
 SCALARS: Mapping[str, tuple[float, float]] = {
     "i32": (-(2**31), 2**31 - 1),
     "i64": (-(2**63), 2**63 - 1),
     "f32": (-3.4028234663852886e38, 3.4028234663852886e38),
 }
-"""Kinds of argument that are [kind, value], and the bounds of the value."""
+"""Kinds of argument that are [kind, value], with the bounds of the value."""
 
 _TARGET = re.compile(r"host|sm_[1-9][0-9]{1,2}[af]?")
 _KERNEL = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.]{0,4095}")
@@ -91,7 +96,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProgramWeight:
-    """A weight, and its place in weights.bin."""
+    """A weight, with its place in weights.bin."""
 
     dtype: int  # ONNX code
     shape: tuple[int, ...]
@@ -101,14 +106,14 @@ class ProgramWeight:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """The modules for an architecture. Its name is the key: "sm_80", "sm_90" ..., or "host"."""
+    """The modules for an architecture. Its key is the architecture: "sm_80", "sm_90", ..., or "host"."""
 
-    driver: int  # the oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
+    driver: int  # oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
     modules: tuple[str, ...]  # paths in the package
     ptx: tuple[
         str, ...
     ] = ()  # of each module its PTX, which drivers compile for newer devices; none: there is none
-    ptx_driver: int = 0  # the oldest CUDA driver that reads the PTX
+    ptx_driver: int = 0  # oldest CUDA driver that reads the PTX
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -117,17 +122,18 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
-    """A kernel parameter. ``value``: the offset in bytes of a pointer, the value of a scalar, the number of a size or
-    entry."""
+    """A kernel parameter. ``value``: byte offset of a pointer, value of a scalar, or index of a size or table
+    entry.
+    """
 
-    kind: str  # one of POINTERS, "workspace", "size", "table", or one of SCALARS
-    index: int  # of the weight, input or output; else 0
+    kind: str  # from POINTERS or SCALARS, or "workspace", "size", "table"
+    index: int  # index of the weight, input or output; else 0
     value: int | float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launch:
-    """A kernel launch. Launches run one after another, each after the end of the one before."""
+    """A kernel launch. Launches run in turn, each after the end of the previous launch."""
 
     module: int  # index into the target's modules
     kernel: str  # its name in the module
@@ -135,7 +141,7 @@ class Launch:
     block: tuple[int, int, int]  # threads of a block
     shared: int  # bytes of dynamic shared memory
     args: tuple[Argument, ...]
-    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; none: unknown
+    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; (): unknown
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,20 +150,22 @@ class Variant:
 
     target: str
     batch: int  # rows; 1 where the program does not batch
-    shapes: tuple[tuple[int, ...], ...]  # per input, with the batch
+    shapes: tuple[tuple[int, ...], ...]  # shape of each input, with the batch
     output_shapes: tuple[tuple[int, ...], ...]
-    workspace: int  # bytes; its content before and after means nothing
+    workspace: int  # bytes; the content needs not be kept between executions
     launches: tuple[Launch, ...]
     table: tuple[Argument, ...] = ()  # weights and sizes, which kernels read from device memory: 8 bytes each
 
     def resolved(self, argument: Argument) -> Argument:
-        """The entry of the table that an argument points to, or the argument itself."""
+        """Return the entry of the table that an argument points to, or the argument itself."""
         return self.table[int(argument.value)] if argument.kind == "table" else argument
 
     def pointers(self, launch: Launch) -> list[Argument]:
-        """The addresses that a launch's kernel gets, in its parameters or in the table."""
+        """Return the addresses that a launch's kernel gets, in its parameters or in the table."""
         resolved = [self.resolved(argument) for argument in launch.args]
-        return [one for one in resolved if one.kind in POINTERS or one.kind == "workspace"]
+        return [
+            argument for argument in resolved if argument.kind in POINTERS or argument.kind == "workspace"
+        ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,8 +180,8 @@ class Program:
     targets: Mapping[str, Target]
     variants: tuple[Variant, ...]
     files: Mapping[str, str]  # sha256 of every file but program.json, by path
-    padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may end before the variant does
-    tolerance: float | None = None  # see TOLERANCE_MAX; None: by the types of the weights
+    padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may be shorter than the variant
+    tolerance: float | None = None  # see TOLERANCE_MAX; None: derived from the types of the weights
 
     @property
     def weights_bytes(self) -> int:
@@ -181,7 +189,9 @@ class Program:
         return sum(weight.bytes for weight in self.weights)
 
     def of_target(self, target: str) -> list[Variant]:
-        """The variants for a target in the order in which a device tries them: by elements of a row, then by batch."""
+        """Return the variants for a target in the order in which a device tries them: by elements of a row,
+        then by batch.
+        """
 
         def row_elements(variant: Variant) -> int:
             return sum(math.prod(shape[1:] if self.batches else shape) for shape in variant.shapes)
@@ -190,10 +200,11 @@ class Program:
         return sorted(found, key=lambda variant: (row_elements(variant), variant.batch))
 
     def variant(self, target: str, shapes: Sequence[Sequence[int]]) -> Variant | None:
-        """The first variant of a target that runs inputs of these shapes, rows included; None if there is none.
+        """Return the first variant of a target that runs inputs of these shapes, rows included. None: there
+        is none.
 
-        Rows may be fewer than the variant's (where the program batches), padded dimensions smaller, at least 1 and
-        of one size; all others are equal.
+        Rows may be fewer than the variant's (where the program batches). Padded dimensions may be smaller, at
+        least 1, if all dimensions of a symbol are equal. All others must match.
         """
         if len(shapes) != len(self.inputs) or self.sizes(shapes) is None:
             return None
@@ -213,7 +224,7 @@ class Program:
         return None
 
     def sizes(self, shapes: Sequence[Sequence[int]]) -> list[int] | None:
-        """The size of each padded symbol in inputs of these shapes; None if a symbol has two sizes."""
+        """Return the size of each padded symbol in inputs of these shapes. None: a symbol has two sizes."""
         found: dict[str, int] = {}
         for spec, shape in zip(self.inputs, shapes, strict=True):
             for dim, size in zip(spec.shape, shape):
@@ -222,7 +233,9 @@ class Program:
         return [found.get(symbol, 0) for symbol in self.padded]
 
     def stripped(self) -> Program:
-        """The part that models of equal architecture share: without names, places of weights and checksum of weights."""
+        """Return the part that models of equal architecture share: without names, and without places and
+        checksum of the weights.
+        """
         symbols: dict[str, str] = {}
 
         def anonymous(role: str, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -256,7 +269,9 @@ class Program:
         return FORMAT_PADDED if self.padded else FORMAT_PLAIN
 
     def to_json(self) -> str:
-        """The text of program.json: a line for each weight, variant and launch, so that files can be compared."""
+        """Return the text of program.json: a line for each weight, variant and launch, so that files can be
+        compared.
+        """
         body = {
             "format": self._format(),
             "name": self.name,
@@ -274,12 +289,12 @@ class Program:
 
 
 def program_hash(program: Program) -> str:
-    """The name under which a program is stored and shared: sha256 of stripped()."""
+    """Return the name under which a program is stored and shared: the sha256 of stripped()."""
     return hashlib.sha256(program.stripped().to_json().encode()).hexdigest()
 
 
 def offsets_of(sizes: Sequence[int]) -> list[int]:
-    """The offsets in weights.bin of weights of these sizes (bytes), each at the next aligned place."""
+    """Return the offsets in weights.bin of weights of these sizes (bytes), each at the next aligned place."""
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
@@ -291,7 +306,7 @@ def offsets_of(sizes: Sequence[int]) -> list[int]:
 
 
 def read_program(directory: Path) -> Program:
-    """The program of a package, checked but for its files' checksums. Raises InvalidModel."""
+    """Read and check the program of a package, except for its files' checksums. Raises InvalidModel."""
     path = Path(directory) / PROGRAM_JSON
     try:
         with open(path, "rb") as file:
@@ -304,9 +319,9 @@ def read_program(directory: Path) -> Program:
 
 
 def write_program(directory: Path, program: Program) -> Program:
-    """Write program.json beside its files. Returns the program with their checksums, which are taken now.
+    """Write program.json beside its files. Returns the program with the files' current checksums.
 
-    Raises InvalidModel if a file is missing, or read_program() would not take the program.
+    Raises InvalidModel if a file is missing, or if read_program() would refuse the program.
     """
     directory = Path(directory)
     paths = dict.fromkeys(path for target in program.targets.values() for path in target.files)
@@ -326,7 +341,9 @@ def write_program(directory: Path, program: Program) -> Program:
 
 
 def stored_damage(directory: Path) -> str:
-    """The damage of a stored program or its modules, as a sentence; "" if they have the content that its name is made of."""
+    """Return the damage of a stored program or its modules, as a sentence; "" if their content matches their
+    checksums.
+    """
     path = Path(directory) / PROGRAM_JSON
     try:
         found = hash_file(path)[1]
@@ -341,7 +358,7 @@ def stored_damage(directory: Path) -> str:
 
 
 def check_files(program: Program, directory: Path) -> None:
-    """Raises InvalidModel unless every file is there with the checksum that the program names."""
+    """Raise InvalidModel unless every file exists with the checksum that the program names."""
     for path, expected in program.files.items():
         try:
             size, sha256 = hash_file(Path(directory) / path)
@@ -358,7 +375,8 @@ def check_files(program: Program, directory: Path) -> None:
 
 
 def package_files(directory: Path) -> list[tuple[str, Path | bytes]]:
-    """The files of a package, program.json first: (path in the package, source file). Raises InvalidModel.
+    """Return the files of a package, program.json first: (path in the package, source file). Raises
+    InvalidModel.
 
     The whole package is checked first.
     """
@@ -369,11 +387,13 @@ def package_files(directory: Path) -> list[tuple[str, Path | bytes]]:
 
 
 Check: TypeAlias = tuple[list[Array], list[Array]]
-"""Inputs, and the right outputs for them, each in the program's order."""
+"""Inputs with their expected outputs, each in the program's order."""
 
 
 def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> None:
-    """Write checks.npz; write_program() then lists it, if the program names it. Equal checks give equal bytes."""
+    """Write checks.npz. write_program() then lists the file, if the program names it. Equal checks give equal
+    bytes.
+    """
     arrays: dict[str, Any] = {}
     for number, (inputs, outputs) in enumerate(checks[:CHECKS_MAX]):
         for role, specs, values in (("in", program.inputs, inputs), ("out", program.outputs, outputs)):
@@ -385,7 +405,7 @@ def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> 
 
 
 def read_checks(directory: Path, program: Program) -> list[Check]:
-    """The checks of a package, none if it has none. Raises InvalidModel."""
+    """Return the checks of a package, or []. Raises InvalidModel."""
     path = Path(directory) / CHECKS_FILE
     if not path.is_file():
         return []
@@ -397,7 +417,7 @@ def read_checks(directory: Path, program: Program) -> list[Check]:
             for spec in specs:
                 array, kind = arrays[f"{number}/{role}/{spec.name}"], numpy_dtype(spec.dtype)
                 if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
-                    array = array.view(kind)  # np.load() drops the names of bfloat16 and the like
+                    array = array.view(kind)  # np.load() drops the names of bfloat16 and similar dtypes
                 if array.dtype != kind or array.ndim != len(spec.shape):
                     raise ValueError(f"{role} {spec.name!r} is {array.dtype} {list(array.shape)}")
                 found.append(array)
@@ -413,7 +433,7 @@ def read_checks(directory: Path, program: Program) -> list[Check]:
 
 
 def parse_program(data: bytes | str) -> Program:
-    """A program.json as a checked Program. Raises InvalidModel, naming the place and the defect."""
+    """Parse and check a program.json. Raises InvalidModel with the place and the defect."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -457,7 +477,7 @@ def parse_program(data: bytes | str) -> Program:
 
 
 class _Node:
-    """A value of the JSON, and its place there, for errors."""
+    """A value of the JSON with its place, for errors."""
 
     __slots__ = ("place", "value")
 
@@ -583,7 +603,8 @@ def _booleans(*values: Any) -> bool:
 
 
 def check(program: Program) -> None:
-    """Check everything that can be checked without the files. Raises InvalidModel with the value and the bound."""
+    """Check everything that can be checked without the files. Raises InvalidModel with the value and the
+    bound."""
     _check_interface(program)
     _check_paths(program)
     end = 0
@@ -703,8 +724,10 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
         for index, argument in enumerate(launch.args):
             _check_argument(program, variant, argument, sizes, f"{where}: argument {index}")
         _check_widths(variant, launch, where)
-    # An answer is the slot's content, in which other requests were before: what nothing writes would be theirs.
-    written = {one.index for launch in variant.launches for one in launch.args if one.kind == "output"}
+    # A slot keeps the content of earlier requests: an output that no launch writes would leak it.
+    written = {
+        argument.index for launch in variant.launches for argument in launch.args if argument.kind == "output"
+    }
     for index, size in enumerate(outputs):
         if size and index not in written:
             raise InvalidModel(
@@ -716,7 +739,10 @@ def _check_shapes(
     program: Program, variant: Variant, place: str, role: str, specs: Sequence[TensorSpec],
     shapes: Sequence[Sequence[int]], symbols: dict[str, int],
 ) -> list[int]:  # fmt: skip
-    """The bytes of each tensor. Raises InvalidModel unless the shapes are as declared. symbols: their sizes, filled in."""
+    """Return the bytes of each tensor. Raises InvalidModel unless the shapes are as declared.
+
+    symbols: sizes by symbol, to which new symbols are added.
+    """
     if len(shapes) != len(specs):
         raise InvalidModel(f"{place} has shapes of {len(shapes)} {role}s; the program has {len(specs)}")
     sizes = []
@@ -771,7 +797,9 @@ def _check_argument(
 
 
 def _check_widths(variant: Variant, launch: Launch, where: str) -> None:
-    """Raises InvalidModel for a vector access at an unaligned address, which on a GPU is a fault that loses the context."""
+    """Raise InvalidModel for a vector access at an unaligned address. On a GPU such an access is a fault that
+    loses the context.
+    """
     pointers = variant.pointers(launch)
     if launch.widths and len(launch.widths) != len(pointers):
         raise InvalidModel(
@@ -790,7 +818,9 @@ def _check_widths(variant: Variant, launch: Launch, where: str) -> None:
 
 
 def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
-    """Bytes of a tensor. Raises InvalidModel for a dtype that no kernel can take, or for more than ``most`` bytes."""
+    """Return the bytes of a tensor. Raises InvalidModel for a dtype that kernels cannot take, or for more
+    than ``most`` bytes.
+    """
     if dtype not in DTYPES or dtype == STRING:
         raise InvalidModel(f"{what} has type {dtype}, which no kernel can take")
     size = (math.prod(shape) * DTYPES[dtype].bits + 7) // 8

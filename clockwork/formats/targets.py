@@ -1,9 +1,10 @@
-"""Which of a program's targets a device runs, by NVIDIA's rules of compatibility.
+"""Choice of the target of a program that a device runs, by NVIDIA's rules of compatibility.
 
-A cubin runs on its own compute capability and on later ones of the same major version: 8.0 on 8.6 and 8.9. Cubins for
-a Jetson, and other cubins on one, run on exactly their own. So does what uses features of one architecture (sm_90a);
-features of a family (sm_100f) run on the later ones of the same major version. PTX is compiled by the driver for any
-capability that is at least its own, but for those features, which bind it as they bind a cubin.
+A cubin runs on its own compute capability and on later ones of the same major version: 8.0 on 8.6 and 8.9.
+Between a Jetson and other devices it runs on exactly its own capability. A cubin with features of a single
+architecture (sm_90a) runs only there; a cubin with features of a family (sm_100f) also runs on later
+capabilities of the same major version. The driver compiles PTX for any capability that is at least the PTX's
+own; special features bind PTX as they bind a cubin.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ JETSON = frozenset({53, 62, 72, 87, 101, 110})
 """Compute capabilities of systems on a chip."""
 
 FINGERPRINT_PREFIX = "cuda-"
-"""Of the fingerprints of CUDA devices. The device's architecture follows, up to the next "-"."""
+"""Prefix of the fingerprints of CUDA devices. The device's architecture follows, up to the next "-"."""
 
 _FEATURES = ("", "f", "a")
 """Suffixes of architectures, the most general first."""
 
 
 class Choice(NamedTuple):
-    """What a device runs: the modules of a target, or the PTX beside them."""
+    """The code that a device runs: the modules of a target, or the PTX beside them."""
 
     name: str
     is_ptx: bool
 
 
 def choose(targets: Mapping[str, Target], device: str) -> Choice | None:
-    """The best target for a device of an architecture ("sm_86", or "host"); None if there is none.
+    """Return the best target for a device of an architecture ("sm_86", or "host"). None: there is none.
 
-    A cubin before any PTX, since that was compiled and tested as it is; of each the newest, and of those the most special.
+    A cubin is preferred to any PTX, as it was compiled and tested before. Then the newest target is
+    preferred, then the most special.
     """
     if device == HOST:
         return Choice(HOST, False) if HOST in targets else None
@@ -42,30 +44,31 @@ def choose(targets: Mapping[str, Target], device: str) -> Choice | None:
     cubins = [name for name in targets if _runs(name, capability)]
     if cubins:
         return Choice(max(cubins, key=_rank), False)
-    texts = [name for name, one in targets.items() if one.ptx and _compiles(name, capability)]
+    texts = [name for name, target in targets.items() if target.ptx and _compiles(name, capability)]
     return Choice(max(texts, key=_rank), True) if texts else None
 
 
 def architecture_of(fingerprint: str) -> str:
-    """The architecture of devices with this fingerprint: "sm_86", or "host"."""
+    """Return the architecture of devices with this fingerprint: "sm_86", or "host"."""
     return fingerprint.removeprefix(FINGERPRINT_PREFIX).split("-")[0]
 
 
 def describe_mismatch(targets: Mapping[str, Target], device: str) -> str:
-    """Why a device runs none of these, as a sentence."""
-    has = ", ".join(f"{name} (and PTX)" if one.ptx else name for name, one in sorted(targets.items()))
+    """Return why a device runs none of these targets, as a sentence."""
+    has = ", ".join(f"{name} (and PTX)" if target.ptx else name for name, target in sorted(targets.items()))
     return f"the program is compiled for {has}; this device is {device}, which runs none of it"
 
 
 def most_lasting(names: Iterable[str]) -> str:
-    """The architecture whose PTX is of use to the devices that are yet to come: the newest one without special features;
-    "" if there is none."""
+    """Return the newest architecture without special features, whose PTX also runs on future devices; "" if
+    there is none.
+    """
     plain = [name for name in names if name != HOST and not _features(name)]
     return max(plain, key=_rank, default="")
 
 
 def capability_of(name: str) -> int:
-    """86 for sm_86."""
+    """Return the number of a capability: 86 for sm_86."""
     return int(re.sub(r"\D", "", name))
 
 

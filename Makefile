@@ -80,7 +80,7 @@ ifeq ($(CLOCKWORK_CUDA_DRIVER),fake)
     override export CLOCKWORK_CUDA_DRIVER := $(FAKE_DRIVER)
 endif
 
-native_files = find csrc tests examples \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
+native_files = find csrc tests examples ! -name _tested.cpp \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
 
 # Tests start a thousand processes, each of which would compile all of its modules again, a sixth of its start.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
@@ -189,7 +189,7 @@ clean: ## remove what was built and cached; the next build is quick
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-* $(VENV)/.doubles-*
 	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	find clockwork tests -name '*.so' -exec rm -f {} +
-	find clockwork -name '*.pyx' | sed 's/pyx$$/c/; p; s/c$$/cpp/' | while IFS= read -r made; do rm -f "$$made"; done
+	find clockwork tests -name '*.pyx' | sed 's/pyx$$/c/; p; s/c$$/cpp/' | while IFS= read -r made; do rm -f "$$made"; done
 
 distclean: clean ## remove the virtual environment as well
 	rm -rf $(VENV)
@@ -218,7 +218,7 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 	@touch $@
 
 # A fake driver, and an extension that shows tests what the exchange holds.
-$(DOUBLES): $(BUILT)
+$(DOUBLES): $(BUILT) $(wildcard tests/native/_tested.py* tests/native/fake_driver/*)
 	@echo "Building what stands in for a GPU and what only tests call ..."
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

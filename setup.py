@@ -55,7 +55,7 @@ OPERATORS = [
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
-    "clockwork.controller._tested": EXCHANGE,
+    "tests.native._tested": EXCHANGE,
     "clockwork.controller._values": ["csrc/controller/models.cpp"],
     "clockwork.actions._queue": ACTIONS,
     "clockwork.sim._world": WORLD,
@@ -65,11 +65,11 @@ LINKED = {
 }
 """Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
 
-FAKE_DRIVER = sorted(glob("csrc/device/fake_*.cpp"))
+FAKE_DRIVER = sorted(glob("tests/native/fake_driver/*.cpp"))
 """A library that stands in for libcuda.so.1, for tests and benchmarks; no wheel has it."""
 
-TESTED = {"clockwork.controller._tested"}
-"""Extensions that only tests import; no wheel has them."""
+TESTED = "tests.native._tested"
+"""The extension that only tests import; no wheel has it, and a container image is built without its source."""
 
 PROCESSORS = len(os.sched_getaffinity(0))
 
@@ -85,7 +85,7 @@ class BuildExtensions(build_ext):
         super().finalize_options()
         self.is_tested = BUILD == "debug" or (bool(self.inplace) and BUILD != "serving")
         if not self.is_tested:
-            self.extensions = [one for one in self.extensions if one.name not in TESTED]
+            self.extensions = [one for one in self.extensions if one.name != TESTED]
 
     def run(self) -> None:
         self.tests = Path("." if self.inplace else self.build_lib, "tests/device")
@@ -189,14 +189,14 @@ extensions = [
     *(
         extension(f"clockwork.{name}", COLD)
         for name in (
-            "scheduler._core", "controller._exchange", "controller._values", "controller._tested", "device._emulated", "sim._world",
+            "scheduler._core", "controller._exchange", "controller._values", "device._emulated", "sim._world",
             "sim._bounds",
         )
     ),
 ]  # fmt: skip
 
-if BUILD == "serving":
-    extensions = [one for one in extensions if one.name not in TESTED]
+if BUILD != "serving" and os.path.exists(f"{TESTED.replace('.', '/')}.pyx"):
+    extensions.append(extension(TESTED, COLD))
 
 setup(
     ext_modules=[]

@@ -72,7 +72,7 @@ def compile_kernel(target: str) -> bytes:
         from clockwork.models.compile import nvrtc
 
         return nvrtc.build([KERNEL], target)[0]
-    header = Path(__file__).parents[1] / "csrc/device/host_kernels.h"
+    header = Path(__file__).parents[1] / "tests/native/host_kernels.h"
     with tempfile.TemporaryDirectory() as directory:
         source, made = Path(directory) / "kernel.cu", Path(directory) / "kernel.so"
         source.write_text(KERNEL)

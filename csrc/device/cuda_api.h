@@ -5,7 +5,7 @@
 // kept since CUDA 11.4: an enum is an int, a device pointer a 64-bit integer, every handle an opaque pointer. Names with
 // _v2 are what the vendor's header maps the plain ones to.
 //
-// The fake driver (csrc/device/fake_driver.cpp) exports the same names.
+// The fake driver (tests/native/fake_driver/fake_driver.cpp) exports the same names.
 #pragma once
 
 #include <dlfcn.h>

@@ -21,7 +21,7 @@ from clockwork.models.compile import nvrtc
 from clockwork.models.program import parse_program, write_checks, write_program
 
 HERE = Path(__file__).resolve().parent
-HOST_KERNELS = HERE.parents[1] / "csrc" / "device" / "host_kernels.h"
+HOST_KERNELS = HERE.parents[1] / "tests" / "native" / "host_kernels.h"
 
 
 def compile_kernels(target: str, module: Path) -> int:

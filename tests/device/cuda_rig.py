@@ -50,7 +50,7 @@ from tests.device.fake import DRIVER, LIBRARY, FakeDriver, environment
 PAGE_BYTES = 65_536
 BATCHES = (1, 2, 4, 8)
 KERNELS = Path(__file__).with_name("kernels.cu")
-HOST_KERNELS = Path(__file__).parents[2] / "csrc/device/host_kernels.h"
+HOST_KERNELS = Path(__file__).parents[2] / "tests/native/host_kernels.h"
 MODULE = "modules/kernels.so"
 PTX = "modules/kernels.ptx"
 THREADS = 64

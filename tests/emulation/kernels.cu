@@ -1,4 +1,4 @@
-/* Kernels that wait, and kernels that are wrong: what csrc/device/host_kernels.h makes of them. */
+/* Kernels that wait, and kernels that are wrong: what tests/native/host_kernels.h makes of them. */
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -1,5 +1,5 @@
 """Program packages whose kernels for a GPU run on this machine: the CUDA C that NVRTC compiled is compiled by g++ with
-csrc/device/host_kernels.h, and takes the place of the cubin. Launch lists, weights and offsets stay as they are.
+tests/native/host_kernels.h, and takes the place of the cubin. Launch lists, weights and offsets stay as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clockwork.models.compile.table import ENTRY_SUFFIX
 from clockwork.models.compile.widths import ELEMENT_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADER = ROOT / "csrc" / "device" / "host_kernels.h"
+HEADER = ROOT / "tests" / "native" / "host_kernels.h"
 COMPILE_S = 600.0
 """Time limit for one file, on a busy machine."""
 

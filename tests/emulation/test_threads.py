@@ -1,4 +1,4 @@
-"""csrc/device/host_kernels.h: threads of a block, barriers, tensor cores, and what is said of kernels that are wrong."""
+"""tests/native/host_kernels.h: threads of a block, barriers, tensor cores, and what is said of kernels that are wrong."""
 
 from __future__ import annotations
 

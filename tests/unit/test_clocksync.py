@@ -7,9 +7,9 @@ import random
 import pytest
 
 from clockwork.config.controller import CLOCK_LIMIT_NS
-from clockwork.controller._tested import ClockBounds
 from clockwork.controller.clocksync import LOST_NS, RESET_TOLD_NS, ClockSync
 from clockwork.wire.messages import NEVER_NS
+from tests.native._tested import ClockBounds
 
 US, MS, SECOND, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
 

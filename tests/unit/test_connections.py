@@ -12,8 +12,8 @@ import pytest
 
 from clockwork.config.controller import ConnectionBounds
 from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE
-from clockwork.controller._tested import Connections
 from clockwork.system.clock import SECOND
+from tests.native._tested import Connections
 
 KIB = 1 << 10
 

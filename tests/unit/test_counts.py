@@ -6,7 +6,7 @@ import pytest
 
 from clockwork import config
 from clockwork.controller._exchange import METRIC_BOUNDS_NS
-from clockwork.controller._tested import batch_place
+from tests.native._tested import batch_place
 
 
 def test_bounds_are_those_that_readers_of_metrics_know() -> None:

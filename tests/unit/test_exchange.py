@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork.config import STRINGS_MAX
-from clockwork.controller import _tested, _values, flaws
+from clockwork.controller import _values, flaws
 from clockwork.controller._values import Interface
 from clockwork.controller.flaws import Flaw
 from clockwork.errors import InvalidInput
@@ -35,6 +35,7 @@ from clockwork.wire.tensors import (
     string_size,
 )
 from tests.fuzz import mutate
+from tests.native import _tested
 from tests.unit import oracle
 from tests.unit.oracle import Model
 

@@ -276,5 +276,5 @@ def test_what_only_tests_call_is_built_where_tests_run_and_is_in_no_wheel() -> N
         return done.stdout.split()
 
     whole = built()
-    assert set(built("--inplace")) - set(whole) == {"clockwork.controller._tested"}
+    assert set(built("--inplace")) - set(whole) == {"tests.native._tested"}
     assert built("--inplace", build="serving") == whole

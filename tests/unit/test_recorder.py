@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from clockwork import __version__
 from clockwork.config.recorder import STATE_BYTES_MAX, STATE_PATIENCE_NS, STATES_MAX
 from clockwork.controller._exchange import Ring
-from clockwork.controller._tested import Recorder
 from clockwork.controller.recorder import (
     PARTIAL,
     Cluster,
@@ -62,6 +61,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from tests.native._tested import Recorder
 
 MARK_BYTES = 64 << 10
 HEADER = Header("edf", "", {}, __version__)

@@ -11,8 +11,6 @@ import pytest
 
 from clockwork.config import SHARE_WHOLE
 from clockwork.config.controller import ROUTES_KEPT
-from clockwork.controller import _tested
-from clockwork.controller._tested import difference, turns
 from clockwork.controller.routes import (
     NameRoute,
     Shadow,
@@ -29,6 +27,8 @@ from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats.checksums import unseal
 from clockwork.formats.prepared import TensorSpec
 from clockwork.wire.tensors import encode_array
+from tests.native import _tested
+from tests.native._tested import difference, turns
 
 ALL = SHARE_WHOLE
 

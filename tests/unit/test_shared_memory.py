@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("clockwork.controller._tested", reason="the extensions are not built")
+pytest.importorskip("tests.native._tested", reason="the extensions are not built")
 if not hasattr(os, "memfd_create"):
     pytest.skip("this system has no memfd_create()", allow_module_level=True)
 
@@ -25,7 +25,6 @@ from clockwork.client import memory
 from clockwork.client.calls import infer_call
 from clockwork.client.memory import ClientMemory, Loan
 from clockwork.config.client import CLIENT_SHARED_TENSOR_BYTES
-from clockwork.controller import _tested
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidInput, RequestTimeout
 from clockwork.wire import codec, shared
@@ -37,6 +36,7 @@ from clockwork.worker import snapshots as worker_snapshots
 from clockwork.worker.memory import Room, SharedInputs
 from clockwork.worker.snapshots import Snapshots
 from tests.fuzz.mutate import odd_bytes
+from tests.native import _tested
 
 LARGE = CLIENT_SHARED_TENSOR_BYTES
 RNG = np.random.default_rng(7)

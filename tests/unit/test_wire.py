@@ -11,7 +11,6 @@ import msgpack
 import pytest
 
 from clockwork.config import RESERVE_NS_MAX
-from clockwork.controller._tested import BOUNDS, read_cancel, read_request, read_result
 from clockwork.controller.flaws import Flaw
 from clockwork.wire import codec
 from clockwork.wire.forms import INT64_MAX, Either, Facts, Integer, ListOf, Record, Row, Text
@@ -30,6 +29,7 @@ from clockwork.wire.messages import (
     TimeNeeded,
 )
 from tests.edges import DEEP, edges, header_of, plain, spell
+from tests.native._tested import BOUNDS, read_cancel, read_request, read_result
 
 SEED = 20201104
 TABLES = {

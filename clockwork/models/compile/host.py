@@ -2,7 +2,7 @@
 
 Each kernel is exported as ``void NAME(void **args, const unsigned grid[3], const unsigned block[3])`` where
 args[i] points at the value of argument i, as for cuLaunchKernel. It runs all blocks of the launch.
-For kernels in CUDA C, csrc/device/host_kernels.h makes such functions with the name cw_host_NAME.
+For kernels in CUDA C, tests/native/host_kernels.h makes such functions with the name cw_host_NAME.
 """
 
 from __future__ import annotations

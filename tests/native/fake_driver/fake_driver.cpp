@@ -5,7 +5,7 @@
  * has been allocated, and as slow as asked; functions fail when told to. A kernel's arguments are an array
  * of pointers to 8-byte values that ends with NULL, which a card's driver does not look at.
  */
-#include "device/fake_machine.h"
+#include "fake_machine.h"
 
 #include <linux/mempolicy.h>
 #include <sys/syscall.h>

@@ -4,7 +4,7 @@
 #define CLOCKWORK_FAKE_MACHINE_H
 
 #include "device/cuda_api.h"
-#include "device/fake_driver.h"
+#include "fake_driver.h"
 
 #include <algorithm>
 #include <atomic>

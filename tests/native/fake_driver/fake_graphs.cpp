@@ -1,7 +1,7 @@
 /* The fake driver's graphs. What a card takes and does wrongly without a word is refused here: an executable graph that
  * is destroyed while it runs, an event that is gone, a kernel whose module is unloaded. Nodes that do not depend on each
  * other run with the last one first. */
-#include "device/fake_machine.h"
+#include "fake_machine.h"
 
 using namespace fake;
 

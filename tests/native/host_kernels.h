@@ -21,7 +21,7 @@
  *
  * Built with -fsanitize=address,alignment, a kernel that reads outside a buffer, a shared array or a local one, or a
  * vector at an address that it does not divide, ends the process as well: types have the alignment that they have on
- * a card. For cuda_fp16.h and cuda_bf16.h, add -I csrc/device/host_kernels; for registers that are read as other types
+ * a card. For cuda_fp16.h and cuda_bf16.h, add -I tests/native/host_kernels; for registers that are read as other types
  * than they are, which mma.sync takes, -fno-strict-aliasing.
  */
 #ifndef CLOCKWORK_HOST_KERNELS_H

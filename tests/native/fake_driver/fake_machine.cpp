@@ -1,5 +1,5 @@
 /* The fake driver at work; see fake_machine.h. */
-#include "device/fake_machine.h"
+#include "fake_machine.h"
 
 #include <signal.h>
 #include <time.h>

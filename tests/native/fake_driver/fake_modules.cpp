@@ -1,11 +1,11 @@
 /* Modules of the fake driver, and their kernels.
  *
- * A module for the host is a shared object (csrc/device/host_kernels.h makes one of a CUDA C file). A cubin or PTX is
+ * A module for the host is a shared object (tests/native/host_kernels.h makes one of a CUDA C file). A cubin or PTX is
  * read for what it says of its kernels: architecture, registers, shared memory, parameters. Loading and launching them is
  * checked as a card's driver would; they compute nothing.
  */
-#include "device/fake_machine.h"
-#include "device/host_needs.h"
+#include "../host_needs.h"
+#include "fake_machine.h"
 
 #include <elf.h>
 #include <sys/mman.h>

@@ -1,5 +1,5 @@
 /* What the fake driver says of the machine: cards, MIG instances, and which of them a process sees. */
-#include "device/fake_machine.h"
+#include "fake_machine.h"
 
 #include <cstdio>
 #include <cstring>

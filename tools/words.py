@@ -27,7 +27,9 @@ KEPT = (
     "clockwork/formats",
     "clockwork/observe",
     "clockwork/profiles.py",
+    "clockwork/sim",
     "csrc/histogram.h",
+    "csrc/sim",
     "tools/words.py",
 )
 """Folders and files that are held to the rules."""

@@ -10,8 +10,9 @@ def best_batches(
     price: float,
     served: npt.NDArray[np.uint8],
 ) -> tuple[float, float]:
-    """(worth less cost of the best batches, their execution time in ns); served[i] becomes 1 for what they serve.
+    """Return (worth minus cost of the best batches, their execution time in ns). Sets served[i] to 1 for
+    served requests.
 
-    Requests are sorted by model, then by arrival: model m's are starts[m] to starts[m + 1]. exec_ns and span_ns:
-    a row for each model, a column for each batch size (0 unused); see csrc/sim/bounds.h.
+    Requests are sorted by model, then by arrival: model m's are starts[m] to starts[m + 1]. exec_ns and
+    span_ns: a row for each model, a column for each batch size (0 unused); see csrc/sim/bounds.h.
     """

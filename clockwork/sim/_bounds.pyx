@@ -1,6 +1,6 @@
 # distutils: language = c++
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""csrc/sim/bounds.h over the models of a cell."""
+"""csrc/sim/bounds.h applied to the models of a cell."""
 
 from libc.stdint cimport int64_t, uint8_t
 

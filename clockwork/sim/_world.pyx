@@ -1,5 +1,5 @@
 # distutils: language = c++
-"""The native world in Python's terms; clockwork.sim.world is what callers use."""
+"""The native world for Python; callers use clockwork.sim.world."""
 
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
@@ -18,9 +18,10 @@ cdef extern from *:
     #include <new>
     #include <stdexcept>
 
-    static void raise_as_python() {  // the world's complaints are AssertionErrors, the caller's mistakes ValueErrors
+    // Failed checks of the world become AssertionErrors, the caller's mistakes ValueErrors.
+    static void raise_as_python() {
         if (PyErr_Occurred()) {
-            return;  // a hook of a policy in Python has said what it is
+            return;  // a hook of a policy in Python has raised it
         }
         try {
             throw;
@@ -220,7 +221,7 @@ SLICE_NAMES = (
 
 
 def bucket_bounds():
-    """The largest value, in ns, of each bucket of a histogram."""
+    """Return the largest value of each bucket of a histogram, in ns."""
     cdef size_t place
     return np.array([Histogram.upper(place) for place in range(BUCKETS)], np.int64)
 
@@ -244,7 +245,7 @@ cdef object array_of(const vector[int64_t] &values):
 
 
 cdef object table_of(const vector[Counts] &rows):
-    """(row, column): offered, cold, then the outcomes."""
+    """Return an array (row, column) with the columns offered, cold, and the outcomes."""
     cdef size_t place, column
     result = np.zeros((<Py_ssize_t>rows.size(), <Py_ssize_t>(2 + OUTCOMES)), np.int64)
     cdef int64_t *row = <int64_t *>memory_of(result, "int64", 2)
@@ -258,11 +259,11 @@ cdef object table_of(const vector[Counts] &rows):
 
 
 cdef class World:
-    """One world. models, cluster, closed and run are mappings of the fields in csrc/sim/world.h."""
+    """A simulated world. models, cluster, closed and run are mappings of the fields in csrc/sim/world.h."""
 
     cdef unique_ptr[CWorld] _world
-    cdef list _chunks  # by open workload: what the world still reads
-    cdef Script _script  # of a policy in Python
+    cdef list _chunks  # by open workload: arrays that the world still reads
+    cdef Script _script  # hooks of a policy in Python
     cdef shared_ptr[CRing] _ring
     cdef uint64_t _read
 
@@ -283,26 +284,26 @@ cdef class World:
         if script is not None:
             scheduler_options.hooks = &script.hooks
         self._script = script
-        for one in models:
-            info.exec_ns = one["exec_ns"]
-            info.table = one["table"]
-            info.runs = one["runs"]
-            info.load_ns = one["load_ns"]
-            info.input_bytes = one["input_bytes"]
-            info.program = one["program"]
-            info.batch_max = one["batch_max"]
-            info.slo_ns = one["slo_ns"]
+        for model in models:
+            info.exec_ns = model["exec_ns"]
+            info.table = model["table"]
+            info.runs = model["runs"]
+            info.load_ns = model["load_ns"]
+            info.input_bytes = model["input_bytes"]
+            info.program = model["program"]
+            info.batch_max = model["batch_max"]
+            info.slo_ns = model["slo_ns"]
             model_infos.push_back(info)
-        for one in closed:
-            group.model = one["model"]
-            group.concurrency = one["concurrency"]
-            group.think_ns = one["think_ns"]
-            group.round_trip_ns = one["round_trip_ns"]
-            group.slo_ns = one["slo_ns"]
-            group.priority = one["priority"]
-            group.class_index = one["class_index"]
-            group.start_ns = one["start_ns"]
-            group.until_ns = one["until_ns"]
+        for clients in closed:
+            group.model = clients["model"]
+            group.concurrency = clients["concurrency"]
+            group.think_ns = clients["think_ns"]
+            group.round_trip_ns = clients["round_trip_ns"]
+            group.slo_ns = clients["slo_ns"]
+            group.priority = clients["priority"]
+            group.class_index = clients["class_index"]
+            group.start_ns = clients["start_ns"]
+            group.until_ns = clients["until_ns"]
             closed_infos.push_back(group)
         place.devices = cluster["devices"]
         place.devices_per_worker = cluster["devices_per_worker"]
@@ -366,13 +367,15 @@ cdef class World:
         )
 
     def record(self, size_t bytes_max, names, templates, status_names, reasons):
-        """Record from set_up() on, into so much memory. names: (name, version, program) of each model. The rest: see
-        csrc/controller/sentences.h."""
+        """Record from set_up() on, into a ring of bytes_max bytes.
+
+        names: (name, version, program) of each model. The others: see csrc/controller/sentences.h.
+        """
         cdef vector[Named] all_names
-        cdef Named one
+        cdef Named named
         for name, version, program in names:
-            one.name, one.version, one.program = name.encode(), version, program.encode()
-            all_names.push_back(one)
+            named.name, named.version, named.program = name.encode(), version, program.encode()
+            all_names.push_back(named)
         cdef vector[string] told = [text.encode() for text in templates]
         cdef vector[string] statuses = [text.encode() for text in status_names]
         cdef vector[string] words = [text.encode() for text in reasons]
@@ -380,8 +383,10 @@ cdef class World:
         self._world.get().record(self._ring, Sentences(told, statuses, words), all_names)
 
     def recorded(self, size_t bytes_max):
-        """The next of what was recorded, at most so many bytes; b"" where there is no more. Raises OverflowError if some of it
-        was overwritten before it was read."""
+        """Return the next part of the recording, at most bytes_max bytes; b"" at its end.
+
+        Raises OverflowError if a part was overwritten before it was read.
+        """
         cdef string found
         cdef uint64_t place
         with nogil:
@@ -392,12 +397,14 @@ cdef class World:
         return found
 
     def set_up(self):
-        """Workers join and models become ready (and resident, if asked for)."""
+        """Let workers join and models become ready, and resident if requested."""
         with nogil:
             self._world.get().set_up()
 
     def feed(self, size_t number, arrivals):
-        """More arrivals of an open workload: (t_ns, model, slo_ns, priority, cls); None: there are no more."""
+        """Feed an open workload with arrivals: (t_ns, model, slo_ns, priority, cls). None: there are
+        no more.
+        """
         cdef Chunk chunk
         chunk.count = 0
         if arrivals is not None:
@@ -411,10 +418,12 @@ cdef class World:
                 raise ValueError("the arrays of some arrivals differ in length")
             chunk.count = len(at_ns)
         self._world.get().feed(number, chunk)
-        self._chunks[number] = arrivals  # the world reads their memory until it asks for more
+        self._chunks[number] = arrivals  # the world reads this memory until it requests more
 
     def run(self, uint64_t events_max):
-        """Go on. The number of the open workload that has to be fed; -1: paused after so many events; -2: over."""
+        """Continue the simulation. Returns the number of the open workload to feed; -1: paused after
+        events_max events; -2: over.
+        """
         cdef Stop stop
         with nogil:
             stop = self._world.get().run(events_max)
@@ -428,7 +437,7 @@ cdef class World:
 
     @property
     def scheduler_ns(self):
-        """Real time inside the scheduler after set_up(), if it is measured."""
+        """Real time inside the scheduler after set_up(), if measured."""
         return self._world.get().scheduler_ns()
 
     @property
@@ -436,22 +445,22 @@ cdef class World:
         return self._world.get().requests()
 
     def results(self):
-        """Everything that was counted, as arrays and numbers by name."""
+        """Return all counts as arrays and numbers by name."""
         cdef const Accounts *accounts = &self._world.get().accounts()
         cdef const Predictions *predictions = self._world.get().predictions()
         assert predictions is not NULL, "every policy judges its predictions"
-        cdef const Slice *one
+        cdef const Slice *slice
         cdef size_t place
         cdef Py_ssize_t columns = len(SLICE_NAMES)
         slices = np.zeros((accounts.slices.size(), columns), np.int64)
         cdef int64_t *row = <int64_t *>memory_of(slices, "int64", 2)
         for place in range(accounts.slices.size()):
-            one = &accounts.slices[place]
-            row[0], row[1], row[2] = one.offered, one.good, one.bad
-            row[3], row[4], row[5] = one.loads, one.infers, one.batched
-            row[6], row[7] = one.busy_ns, one.link_busy_ns
-            row[8], row[9], row[10] = one.p50_ns, one.p99_ns, one.p999_ns
-            row[11] = one.largest_ns
+            slice = &accounts.slices[place]
+            row[0], row[1], row[2] = slice.offered, slice.good, slice.bad
+            row[3], row[4], row[5] = slice.loads, slice.infers, slice.batched
+            row[6], row[7] = slice.busy_ns, slice.link_busy_ns
+            row[8], row[9], row[10] = slice.p50_ns, slice.p99_ns, slice.p999_ns
+            row[11] = slice.largest_ns
             row += columns
         low, high = self._world.get().digest().low(), self._world.get().digest().high()
         return {
@@ -492,7 +501,7 @@ cdef class World:
         }
 
     def trace(self):
-        """The rows that were kept: (at_ns, what, a, b, c, d); see csrc/sim/world.h."""
+        """Return the rows of the trace: (at_ns, what, a, b, c, d); see csrc/sim/world.h."""
         cdef const vector[TraceRow] *rows = &self._world.get().trace()
         cdef const TraceRow *row
         cdef size_t place
@@ -504,7 +513,9 @@ cdef class World:
 
 
     def fates(self):
-        """By request, in the order of arrival: its outcome (of OUTCOME_NAMES), reason (0: none), device (-1: none), latency."""
+        """Return a row for each request in the order of arrival: outcome (index into OUTCOME_NAMES), reason
+        (0: none), device (-1: none), latency.
+        """
         cdef const vector[Fate] *fates = &self._world.get().fates()
         cdef size_t place
         result = np.zeros((<Py_ssize_t>fates.size(), 4), np.int64)

@@ -1,11 +1,11 @@
-"""Seeded random worlds in which everything goes wrong, each checked after every step.
+"""Runs seeded random worlds with all kinds of failures, and checks each after every step.
 
-``python -m clockwork.sim.check --seeds 10000`` runs many. A seed that fails is repeated by a single line, and the
-first few failures are shrunk to the least that still fails and printed as tests (shrink.py).
-csrc/sim has the checks: the invariants of the scheduler and the queues after every step; exactly one answer for
-each request, by its deadline; no success that is late, or with another request's output; no action outside its window;
-no page given twice; no model evicted in use; nothing displaced but by a higher priority; and at rest, that the
-scheduler's picture of every device is true.
+``python -m clockwork.sim.check --seeds 10000`` runs many. A line repeats a seed that fails. The first few
+failures are shrunk to the smallest world that still fails, and printed as tests (shrink.py). csrc/sim has the
+checks: the invariants of the scheduler and the queues after every step; exactly one answer for each request,
+by its deadline; no success that is late, or with another request's output; no action outside its window; no
+page given twice; no model evicted in use; no request displaced except by a higher priority; and at rest, that
+the scheduler's picture of every device is true.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clockwork.sim.shrink import IMPORTS, as_test, failure_of, shrink
 
 
 def failing(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, RandomWorld, str]]:
-    """Run each seed's three worlds under each policy. Yields policy, world and a sentence for each failure."""
+    """Run each seed's three worlds under each policy. Yields policy, world and message for each failure."""
     for seed in seeds:
         disturbed = random_world(seed)
         worlds = {"disturbed": disturbed, "calm": random_world(seed, calm=True), "varied": varied(disturbed)}
@@ -33,12 +33,12 @@ def failing(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str
 
 
 def failures(policies: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """A sentence for each world that failed."""
+    """Return a message for each world that failed."""
     return [sentence for _, _, sentence in failing(policies, seeds)]
 
 
 def policy_name(text: str) -> str:
-    """A policy's name, for argparse."""
+    """Return a policy's name, checked for argparse."""
     try:
         known_options(text)
     except ConfigError as error:
@@ -47,7 +47,7 @@ def policy_name(text: str) -> str:
 
 
 def main() -> int:
-    """The command; 1 if any seed failed."""
+    """Run the command. Returns 1 if any seed failed."""
     parser = argparse.ArgumentParser(prog="python -m clockwork.sim.check", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (default 1000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")

@@ -1,10 +1,10 @@
-"""Capacity planning: the devices that a load needs, the load that devices hold, the SLO that they keep; and the bottleneck.
+"""Capacity planning: the devices that a load needs, the load or SLO that devices hold, and the bottleneck.
 
-A question is answered by simulation: a trial runs the same models and policy on several seeds of a workload and
-counts bad answers, among all requests and in groups of them: a rate does not hold if every tenth model is always
-refused, however rarely it is asked. The answer is found by bisection between a trial that passes and one that does
-not, beginning at the fluid bound. At the trial that just fails, each resource in turn is doubled: the resource
-whose doubling helps most is the bottleneck.
+A question is answered by simulation: a trial runs the same models and policy on several seeds of a workload
+and counts bad answers, among all requests and in groups. So a rate does not hold if every tenth model is
+always refused, however rarely it is requested. The answer is found by bisection between a trial that passes
+and one that does not, beginning at the fluid bound. At the trial that just fails, each resource in turn is
+doubled: the resource whose doubling helps most is the bottleneck.
 """
 
 from __future__ import annotations
@@ -42,22 +42,24 @@ GROUP_BAD_FACTOR = 2.0
 """Default factor by which the bad part of a group may exceed the bad part of all requests."""
 
 GROUPS = 10
-"""Groups of models by popularity, and by SLO where there are more different SLOs than this."""
+"""Groups of models by popularity, and by SLO if there are more SLOs than this number."""
 
 REQUESTS = 20_000
-"""Counted requests of a trial, all seeds together, unless few bad ones are allowed."""
+"""Counted requests of a trial over all seeds, if bad_max does not need more."""
 
 BAD_SEEN = 3
-"""Bad requests that a trial at the limit would have: a trial with none is then below the limit with 95 % confidence."""
+"""Expected bad requests of a trial at the limit. A trial without any is then below the limit with 95 %
+confidence.
+"""
 
 WARM_UP_SLOS = 5
-"""Shortest warm-up, in longest SLOs."""
+"""Shortest warm-up as a multiple of the longest SLO."""
 
 REFILLS = 2
-"""Times that the whole memory can be loaded during the warm-up, where models do not all fit."""
+"""Number of times that the whole memory can be loaded during the warm-up, if not all models fit."""
 
 WINDOW_SLOS = 20
-"""Shortest counted time, in longest SLOs."""
+"""Shortest counted time as a multiple of the longest SLO."""
 
 RATE_TOLERANCE = 1.02
 SLO_TOLERANCE = 1.03
@@ -65,28 +67,32 @@ DEVICES_GROWTH = 1.25
 """Factor by which the number of devices grows (by 1 at least) until it suffices."""
 
 BEYOND = 1.1
-"""Factor by which the load grows, once or repeatedly, to find a failing trial beside an answer of a single device."""
+"""Factor by which the load grows until a trial fails, if the search itself met no failing trial."""
 
 FLUID_ARRIVALS = 2_000_000
-"""Arrivals from which the fluid bound takes each model's share."""
+"""Number of arrivals from which the fluid bound takes each model's share."""
 
 RESOURCES = ("execution", "loading", "memory", "link")
-"""Possible bottlenecks: device time, copies of weights to devices, pages for them, the network and input copies."""
+"""Possible bottlenecks: device time, copies of weights to devices, pages, and the network with input
+copies.
+"""
 
 MakeWorkload = Callable[[float, int, int], Workload]
-"""Makes the arrivals at a rate (requests per second), for a duration in ns, of a seed."""
+"""Returns the arrivals at a rate (requests per second), for a duration in ns, with a seed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scenario:
-    """A question to the planner; the number that is sought is ignored."""
+    """A question to the planner. The field whose value is sought is ignored."""
 
     models: Sequence[ModelProfile]
     make_workload: MakeWorkload
     cluster: Cluster  # its devices are ignored by `devices`
     rate: float  # requests per second, of all models; ignored by `rate`
     crowding: float = (
-        1.0  # the counted time's rate in multiples of `rate`: not 1 if it is a busier part of a whole
+        # rate of the counted time in multiples of `rate`: not 1 if the counted time is a busier part of a
+        # whole
+        1.0
     )
     slo_ns: int = 0  # of every request; 0: each model's own
     bad_max: float = BAD_MAX
@@ -95,13 +101,13 @@ class Scenario:
     memory: str = ""
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (1, 2, 3)
-    requests: int = 0  # counted, all seeds together; 0: enough for bad_max
-    duration_ns: int = 0  # counted time of each seed; 0: as long as it takes for the requests
-    warmup_ns: int = -1  # -1: as long as residency needs
-    rehearsed: bool = False  # the warm-up repeats the beginning of the counted time
+    requests: int = 0  # counted requests over all seeds; 0: enough for bad_max
+    duration_ns: int = 0  # counted time of each seed; 0: derived from the number of requests
+    warmup_ns: int = -1  # -1: derived from the time that loading takes
+    rehearsed: bool = False  # whether the warm-up repeats the beginning of the counted time
 
     def check(self) -> None:
-        """Raises ConfigError for a value out of bounds, naming both."""
+        """Raise ConfigError for a value out of bounds, with the value and the bound."""
         if not self.models:
             raise ConfigError("a plan needs at least one model")
         make_scheduler(self.policy, self.memory, self.options)
@@ -135,15 +141,15 @@ class Scenario:
             )
 
     def counted(self) -> int:
-        """Requests that a trial counts, all seeds together."""
+        """Return the number of requests that a trial counts, over all seeds."""
         return self.requests or max(REQUESTS, math.ceil(BAD_SEEN / self.bad_max))
 
     def group_limit(self) -> float:
-        """The part of each group's requests that may be bad."""
+        """Return the part of each group's requests that may be bad."""
         return self.group_bad_max or min(1.0, GROUP_BAD_FACTOR * self.bad_max)
 
     def pages(self) -> int:
-        """Pages that all models take together."""
+        """Return the pages of all models together."""
         return sum(model.pages(self.cluster.page_bytes) for model in self.models)
 
     def slo_of(self, model: ModelProfile) -> int:
@@ -153,7 +159,7 @@ class Scenario:
         return max(self.slo_of(model) for model in self.models)
 
     def window_ns(self) -> int:
-        """The counted time of each seed."""
+        """Return the counted time of each seed."""
         if self.duration_ns:
             return self.duration_ns
         each = self.counted() / len(self.seeds)
@@ -161,7 +167,7 @@ class Scenario:
         return max(math.ceil(each / rate * SECOND), WINDOW_SLOS * self.slo_max_ns(), SECOND)
 
     def warm_ns(self) -> int:
-        """The time for which requests come before any is counted."""
+        """Return the length of the warm-up."""
         if self.warmup_ns >= 0:
             return self.warmup_ns
         warm = max(WARM_UP_MIN_NS, WARM_UP_SLOS * self.slo_max_ns())
@@ -172,7 +178,7 @@ class Scenario:
         return warm
 
     def workload(self, seed: int) -> Workload:
-        """The arrivals of the warm-up and of the window after it."""
+        """Return the arrivals of the warm-up and of the counted time after it."""
         if self.rehearsed:
             return rehearsed(
                 lambda ns: self.make_workload(self.rate, ns, seed), self.warm_ns(), self.window_ns()
@@ -183,7 +189,7 @@ class Scenario:
         return dataclasses.replace(self, cluster=dataclasses.replace(self.cluster, devices=devices))
 
     def relieved(self, resource: str) -> Scenario:
-        """The scenario with twice as much of a resource, one of RESOURCES."""
+        """Return the scenario with twice as much of a resource from RESOURCES."""
         models, cluster = list(self.models), self.cluster
         if resource == "execution":
             models = [
@@ -212,17 +218,17 @@ class Scenario:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
-    """The outcome of a simulated scenario, all its seeds together."""
+    """The outcome of a simulated scenario over all its seeds."""
 
     devices: int
     rate: float
-    slo_ns: int  # of every request; 0: each model's own
+    slo_ns: int  # SLO of every request; 0: each model's own
     passes: bool
     bad_fraction: float
     groups_bad: dict[str, float]  # bad fractions of the groups: popularity, SLOs, classes; {}: a single group
     worst_group: str
     badness: (
-        float  # bad_fraction, or the worst group's in proportion to its limit; the trial passes up to bad_max
+        float  # bad_fraction, or the worst group's in proportion to its limit; a trial passes up to bad_max
     )
     offered: int
     goodput: float  # good answers per second
@@ -240,14 +246,14 @@ class Trial:
         return dataclasses.asdict(self)
 
     def bad_text(self) -> str:
-        """The bad part, with the worst group if its limit is the tighter one, as text."""
+        """Return the bad part as text, with the worst group if its limit is the tighter bound."""
         text = f"{100 * self.bad_fraction:.3g} % bad"
         if self.badness > self.bad_fraction:
             text += f" (of {self.worst_group} {100 * self.groups_bad[self.worst_group]:.3g} %)"
         return text
 
     def line(self) -> str:
-        """The trial as a line for people."""
+        """Return the trial as a line for people."""
         slo = f", {self.slo_ns / 1e6:.4g} ms" if self.slo_ns else ""
         return (
             f"{say_count(self.devices, 'device')}, {self.rate:.5g}/s{slo}: {self.bad_text()},"
@@ -257,31 +263,35 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """An answer and the trials that it rests on."""
+    """An answer with the trials that support it."""
 
     sought: str  # devices, rate or slo
     answer: float | None  # devices, requests per second, or ns; None: no trial passed
-    fluid: float  # the fluid bound, which the answer cannot beat on average
-    limited_by: str  # one of RESOURCES, "" where no relief helps or it was not looked for
-    relief: dict[str, float]  # badness of the failing trial, "none" and with twice as much of each
-    at: Trial | None  # at the answer
-    beyond: Trial | None  # the nearest trial that failed; None: there was none, and none was looked for
-    trials: tuple[Trial, ...]  # all of them, ordered by the number that was sought
+    fluid: float  # fluid bound, which the answer cannot beat on average
+    limited_by: str  # bottleneck from RESOURCES; "" if no relief helps or none was tried
+    relief: dict[str, float]  # badness of the failing trial: "none", and with twice as much of each resource
+    at: Trial | None  # trial at the answer
+    beyond: Trial | None  # nearest failing trial; None: there was none, or none was sought
+    trials: tuple[Trial, ...]  # all trials, ordered by the field that was sought
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for json.dumps(); no fluid bound is None, for JSON has no infinity."""
+        """Return plain data for json.dumps(). An infinite fluid bound becomes None, as JSON has no
+        infinity.
+        """
         return dataclasses.asdict(self) | {"fluid": self.fluid if math.isfinite(self.fluid) else None}
 
 
 Tell = Callable[[str], None]
-"""Called with a line after every trial."""
+"""A function that is called with a line after every trial."""
 
 Watch = Callable[[str, float], None]
-"""Called now and then, from any thread, with the scenario that is simulated and the part of it that is over, 0 to 1."""
+"""A function that is called at times, from any thread, with the simulated scenario and the part of it that is
+over, 0 to 1.
+"""
 
 
 class Planner:
-    """Trials of a scenario, each run once."""
+    """Trials of a scenario. Each trial is simulated once."""
 
     def __init__(
         self,
@@ -291,8 +301,9 @@ class Planner:
         limits: bool = True,
         watch: Watch | None = None,
     ) -> None:
-        """threads: simulations at once; 0: as many as processors. limits: find the bottleneck, which takes a simulation
-        of each seed for each of RESOURCES, and, if no trial failed, first a trial that does."""
+        """threads: parallel simulations; 0: number of processors. limits: find the bottleneck. That takes a
+        simulation of each seed for each of RESOURCES and, if no trial failed, first a trial that fails.
+        """
         scenario.check()
         self._limits = limits
         self.scenario = scenario
@@ -305,7 +316,7 @@ class Planner:
     # ----- the three questions -----------------------------------------------------------------
 
     def devices(self, at_most: int = DEVICES_MAX) -> Plan:
-        """The fewest devices that hold the rate."""
+        """Return the fewest devices that hold the rate."""
         scenario = self.scenario
         first = self.fluid_devices()
         if first == math.inf:
@@ -336,7 +347,7 @@ class Planner:
         return self._plan("devices", passing, first, answer, beyond)
 
     def rate(self, tolerance: float = RATE_TOLERANCE) -> Plan:
-        """The highest rate that the devices hold."""
+        """Return the highest rate that the devices hold."""
         scenario = self.scenario
 
         def at(rate: float) -> Scenario:
@@ -365,7 +376,7 @@ class Planner:
         return self._plan("rate", passing, bound, at(passing), at(failing))
 
     def slo(self, tolerance: float = SLO_TOLERANCE) -> Plan:
-        """The tightest SLO for all requests that the devices hold at the rate."""
+        """Return the tightest SLO for all requests that the devices hold at the rate."""
         scenario = self.scenario
 
         def at(slo_ns: int) -> Scenario:
@@ -374,7 +385,7 @@ class Planner:
         low, high = 1, SLO_MAX_NS
         if self.fluid_rate(at(high)) < scenario.rate:
             return self._nothing("slo", math.inf)
-        while high / low > 1.001:  # the fluid bound, which is cheap, rises with the SLO
+        while high / low > 1.001:  # the fluid bound is cheap, and rises with the SLO
             middle = math.isqrt(low * high)
             low, high = (low, middle) if self.fluid_rate(at(middle)) >= scenario.rate else (middle, high)
             if high - low <= 1:
@@ -400,14 +411,14 @@ class Planner:
     # ----- bounds and trials -------------------------------------------------------------------
 
     def fluid_devices(self) -> float:
-        """The fewest devices that could execute all requests; infinite if no number could."""
+        """Return the fewest devices that could execute all requests; infinite if no number could."""
         each = self.fluid_rate(self.scenario.with_devices(1))
         if each == 0:
             return math.inf
         return max(1, math.ceil(self.scenario.rate / each - 1e-9)) if each < math.inf else 1
 
     def fluid_rate(self, scenario: Scenario) -> float:
-        """The highest rate that any policy could serve, whatever is loaded, in requests per second."""
+        """Return a bound in requests per second for any policy, whichever models are loaded."""
         cluster = scenario.cluster
         network = cluster.link_there_ns + cluster.link_back_ns
         faster = min(0.5, 4 * cluster.exec_noise)
@@ -425,7 +436,7 @@ class Planner:
         return fluid.fluid_rate(costs, 1, scenario.bad_max) * of_all / scenario.crowding
 
     def trial(self, scenario: Scenario) -> Trial:
-        """The trial of a scenario: simulated, or remembered from before."""
+        """Return the trial of a scenario, simulated now or before."""
         for known in self.trials:
             if (known.devices, known.rate, known.slo_ns) == _key(scenario):
                 return known
@@ -475,12 +486,13 @@ class Planner:
                 on_progress=look,
             )
 
-        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:  # without the interpreter's lock
+        # simulations run without the interpreter's lock
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
             reports = list(pool.map(run, scenario.seeds))
         return _trial(scenario, reports, self._shares)
 
     def _overloaded(self, scenario: Scenario) -> Scenario | None:
-        """The scenario with as much more load as makes it fail. None where limits are not looked for."""
+        """Return the scenario with the load raised until it fails. None: limits are not sought."""
         if not self._limits:
             return None
         for _ in range(OVERLOADS_MAX):
@@ -525,7 +537,7 @@ def _key(scenario: Scenario) -> tuple[int, float, int]:
 def _groups(
     scenario: Scenario, shares: npt.NDArray[np.float64], reports: Sequence[Report]
 ) -> dict[str, tuple[int, int]]:
-    """(offered, bad) of each group, for the kinds of groups that have more than a single one."""
+    """Return (offered, bad) of each group, for the kinds that have more than one group."""
     offered = np.sum([report.models.offered - report.models.cancelled for report in reports], axis=0)
     bad = np.sum([report.models.bad for report in reports], axis=0)
     found: dict[str, tuple[int, int]] = {}
@@ -565,7 +577,9 @@ def _groups(
 
 
 def _group_bad(offered: int, bad: int) -> float:
-    """The bad fraction of a group; 0 for a single bad request, which proves nothing, however small the group."""
+    """Return the bad fraction of a group. It is 0 for a single bad request, which proves nothing in a small
+    group.
+    """
     return bad / offered if bad > 1 else 0.0
 
 

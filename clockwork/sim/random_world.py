@@ -1,4 +1,6 @@
-"""Random worlds, each made of its seed alone: a few devices, too many models, and everything that may go wrong."""
+"""Random worlds, each made from a seed: a few devices, too many models, and all failures that the simulator
+knows.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ PAGE_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class RandomWorld:
-    """A world made of its seed alone. calm: nothing in it fails, is lost or noisy."""
+    """A world made from a seed. calm: without failures, losses and noise."""
 
     seed: int
     calm: bool
@@ -36,7 +38,7 @@ class RandomWorld:
         trace_max: int = 0,
         options: Mapping[str, float] | None = None,
     ) -> Report:
-        """Simulate the world with every check. Raises AssertionError, naming the seed and the moment."""
+        """Simulate the world with every check. Raises AssertionError with the seed and the time."""
         return simulate(
             self.models,
             self.cluster,
@@ -53,7 +55,9 @@ class RandomWorld:
 
 
 def random_world(seed: int, calm: bool = False) -> RandomWorld:
-    """A world of a few devices, often too small for their models, and mixed requests for up to a second."""
+    """Return a world of a few devices, often too small for its models, and mixed requests for up to a
+    second.
+    """
     rng = random.Random(seed * 2 + calm)
     architectures = [_execution(rng) for _ in range(rng.randint(1, 6))]
     models = []
@@ -148,6 +152,8 @@ def _clients(rng: random.Random, models: Sequence[ModelProfile]) -> list[Closed]
 
 
 def varied(world: RandomWorld) -> RandomWorld:
-    """The world with workers of which no two measured the same, nor any of them twice."""
+    """Return the world with workers whose measurements differ from each other, and change when a worker
+    rejoins.
+    """
     cluster = dataclasses.replace(world.cluster, batch_maxes=(0, 1, 3), extra_pages=(0, 2))
     return dataclasses.replace(world, cluster=cluster)

@@ -1,10 +1,10 @@
-"""What would have happened otherwise: a recording's arrivals, once more, in a simulated cluster like the recorded one.
+"""Simulates a recording's arrivals again in a cluster like the recorded one, perhaps under another policy.
 
-The cluster is rebuilt from what the recording says: workers and devices, models with their layouts, what was resident
-where the recording begins, link delays, and what executions and loads were measured to take. It differs from the real
-one where the simulator knows less: every request counts as one row (a batch of n requests takes what such batches took),
-workers are alike but for their speed, and inputs take no time on the way beyond their link's delay. ``Outcomes`` of the
-recording and of its simulation under the recorded settings, side by side, say how far to trust it.
+The cluster is rebuilt from the recording: workers and devices, models with their layouts, models resident at
+its begin, link delays, and measured times of executions and loads. The simulator knows less than the real
+cluster: every request counts as one row (a batch of n requests takes the time of such batches), workers
+differ only in speed, and inputs take no time beyond their link's delay. To judge the accuracy, compare the
+``Outcomes`` of the recording with those of its simulation under the recorded settings.
 """
 
 from __future__ import annotations
@@ -46,18 +46,24 @@ from clockwork.workloads import Arrivals
 SECOND = 1_000_000_000
 
 WARM_UP_NS = SECOND
-"""At the beginning of a recording that does not begin with the controller, what waits is not known: it is not counted."""
+"""Time at the begin of a partial recording that is not counted, because the requests that wait then are
+unknown.
+"""
 
 OUTLIER = 1.5
-"""Executions that took more than so many times the usual are outliers, as status has it."""
+"""An execution that takes more than this multiple of the usual time is an outlier, as in `clockwork
+status`.
+"""
 
 Ints = npt.NDArray[np.int64]
 
 GOOD, REFUSED, MISSED, FAILED, CANCELLED, OPEN = range(6)
-"""What became of a request. OPEN: it was not answered before the recording's end."""
+"""Outcomes of a request. OPEN: not answered before the recording's end."""
 
 _OF_SIMULATED = np.array([GOOD, MISSED, REFUSED, MISSED, FAILED, CANCELLED, OPEN])
-"""By the simulator's outcomes, _world.OUTCOME_NAMES: a late answer is one that nobody waits for any more."""
+"""Outcome for each of the simulator's OUTCOME_NAMES. A late answer counts as missed, as no client waits for
+it.
+"""
 
 _OF_STATUS = {
     Status.REFUSED: REFUSED,
@@ -68,19 +74,21 @@ _OF_STATUS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of requests, in the order of arrival."""
+    """The outcomes of requests in the order of arrival."""
 
-    arrived_ns: Ints  # since the recording began
+    arrived_ns: Ints  # time since the recording began
     outcome: Ints
-    reason: Ints  # of a refusal: index into REASONS
-    device: Ints  # that it was sent to last, by the recording's count; -1: none
-    latency_ns: Ints  # of an answer
+    reason: Ints  # reason of a refusal, as an index into REASONS
+    device: Ints  # device to which it was sent last, in the recording's numbering; -1: none
+    latency_ns: Ints  # latency of the answer
 
     def at(self, where: npt.NDArray[np.bool_]) -> Outcomes:
         return Outcomes(*(getattr(self, field.name)[where] for field in dataclasses.fields(self)))
 
     def likeness(self, other: Outcomes) -> dict[str, float]:
-        """Of the same requests: the parts that ended alike, and, of those answered in both, on the same device."""
+        """Return the part of equal outcomes, and the part of the requests answered in both that ran on the
+        same device.
+        """
         both = (self.outcome == GOOD) & (other.outcome == GOOD)
         return {
             "same_answer": float(np.mean(self.outcome == other.outcome)) if len(self.outcome) else 1.0,
@@ -88,7 +96,7 @@ class Outcomes:
         }
 
     def summary(self, span_ns: int) -> dict[str, Any]:
-        """Counts, goodput, refusals by reason and percentiles of latency."""
+        """Return counts, goodput, refusals by reason and percentiles of latency."""
         good = self.outcome == GOOD
         latency = np.sort(self.latency_ns[good])
         refusals = Counter(self.reason[self.outcome == REFUSED].tolist())
@@ -111,7 +119,7 @@ class Outcomes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recorded:
-    """A recording, as far as a simulation needs it."""
+    """The parts of a recording that a simulation needs."""
 
     header: Header
     span_ns: int
@@ -120,11 +128,14 @@ class Recorded:
     outcomes: Outcomes
     models: Sequence[ModelProfile]
     cluster: Cluster
-    placed: Sequence[tuple[int, int]]  # device, model: what was resident when the recording began
+    placed: Sequence[tuple[int, int]]  # (device, model) resident when the recording began
 
     def counted(self) -> npt.NDArray[np.bool_]:
-        """The requests that are compared: not those of the warm-up, those whose end is not recorded, and those that
-        their clients cancelled, which the simulator cannot know."""
+        """Return a mask of the requests that are compared.
+
+        Left out are requests of the warm-up, requests whose end is not recorded, and requests that their
+        clients cancelled, which the simulator cannot predict.
+        """
         closed = ~np.isin(self.outcomes.outcome, (OPEN, CANCELLED))
         return closed & (self.outcomes.arrived_ns >= self.warm_up_ns)
 
@@ -136,10 +147,11 @@ class Recorded:
         seed: int = 0,
         recording: Path | None = None,
     ) -> Outcomes:
-        """What becomes of the same arrivals; by default with the recorded settings.
+        """Return the outcomes of the same arrivals, by default with the recorded settings.
 
-        policy: another, with its defaults. devices: as many, of the recorded kind. slo_ns: of every request.
-        recording: a file to write what the simulated scheduler was told and decided. Raises ConfigError where the cluster cannot be simulated.
+        policy: another policy, with its defaults. devices: another number of the recorded kind. slo_ns: SLO
+        of every request. recording: file for the simulated scheduler's events and decisions. Raises
+        ConfigError if the cluster cannot be simulated.
         """
         cluster, placed = self.cluster, self.placed
         if devices:
@@ -148,7 +160,9 @@ class Recorded:
                 devices=devices,
                 devices_per_worker=min(cluster.devices_per_worker, devices),
                 disturbances=[
-                    one for one in cluster.disturbances if one.worker * cluster.devices_per_worker < devices
+                    disturbance
+                    for disturbance in cluster.disturbances
+                    if disturbance.worker * cluster.devices_per_worker < devices
                 ],
             )
             placed = [(device, model) for device, model in placed if device < devices]
@@ -179,24 +193,26 @@ class Recorded:
 
 
 def _profile_name(spec: ModelSpec) -> str:
-    """A name that no other model of a recording has: a version may have been registered twice."""
+    """Return a name that is unique in a recording, where a version may have been registered twice."""
     return f"{spec.name}@{spec.version}#{spec.model_id}"
 
 
 def _label(profile_name: str) -> tuple[str, int]:
-    """Name and version of _profile_name()."""
+    """Return name and version of _profile_name()."""
     name, _, rest = profile_name.rpartition("@")
     return name, int(rest.partition("#")[0])
 
 
 def check_policy(policy: str) -> None:
-    """Raises ConfigError unless there is such a policy; one in Python, module:Class, is found out when it runs."""
+    """Raise ConfigError for an unknown policy. A policy in Python, module:Class, is only checked when it
+    runs.
+    """
     if ":" not in policy:
         known_options(policy)
 
 
 def read_recorded(path: Path) -> Recorded:
-    """Read a recording or a dump. Raises ConfigError unless it is one, with requests."""
+    """Read a recording or a dump. Raises ConfigError unless the file is one with requests."""
     with opened(path) as (header, steps):
         fold = _Fold()
         for number, step in enumerate(steps):
@@ -206,7 +222,7 @@ def read_recorded(path: Path) -> Recorded:
 
 @dataclasses.dataclass(slots=True)
 class _Sent:
-    """An action under way."""
+    """An action that has not ended."""
 
     worker: int
     device: int
@@ -217,32 +233,31 @@ class _Sent:
 
 
 class _Fold:
-    """Takes in the steps of a recording, and makes a simulation's arguments of them."""
+    """Folds the steps of a recording into a simulation's arguments."""
 
     def __init__(self) -> None:
         self._begun_ns = -1
         self._now_ns = 0
         self._workers: dict[int, WorkerJoined] = {}
-        self._joined: list[tuple[int, int]] = []  # (when, worker), in this order
+        self._joined: list[tuple[int, int]] = []  # (time, worker) in order of time
         self._left: dict[int, int] = {}
         self._specs: dict[int, ModelSpec] = {}
         self._links: dict[str, list[int]] = {
             "there": [],
             "back": [],
-        }  # what batches and results took on the way
+        }  # delays of batches to workers, and of results back
         self._sent: dict[int, _Sent] = {}
-        self._loaded: set[tuple[int, int, int]] = (
-            set()
-        )  # (worker, device, load): ordered within the recording
-        self._early: dict[tuple[int, int, int], int] = {}  # the model of a load that was ordered before
+        self._loaded: set[tuple[int, int, int]] = set()  # (worker, device, load) ordered within the recording
+        # model of a load that was ordered before the recording
+        self._early: dict[tuple[int, int, int], int] = {}
         self._runs: list[tuple[int, int, int, int]] = []  # (model, requests, worker, duration) of executions
         self._loads: dict[int, list[int]] = {}
         self._fetches: list[tuple[int, int]] = []  # (model, duration)
-        # By request, in the order of arrival: arrived, model, slo, priority, rows, bytes.
+        # Requests in the order of arrival: arrived, model, slo, priority, rows, bytes.
         self._rows: list[tuple[int, int, int, int, int, int]] = []
-        self._place: dict[int, int] = {}  # request: its place in _rows, until it is answered
-        self._ends: dict[int, tuple[int, int, int]] = {}  # place: outcome, reason, when
-        self._devices: dict[int, tuple[int, int]] = {}  # place: worker, device
+        self._place: dict[int, int] = {}  # index in _rows of each unanswered request, by id
+        self._ends: dict[int, tuple[int, int, int]] = {}  # outcome, reason and time, by index in _rows
+        self._devices: dict[int, tuple[int, int]] = {}  # worker and device, by index in _rows
 
     def take(self, step: Step, is_cluster: bool) -> None:
         for event in step.events:
@@ -388,7 +403,10 @@ class _Fold:
         )
 
     def _slots(self, first_ns: int) -> list[list[int]]:
-        """Workers, each followed by those that came in its place: as many devices, after it had left."""
+        """Return a list for each worker: the worker, followed by its replacements.
+
+        A replacement has as many devices and joined after its predecessor had left.
+        """
         slots: list[list[int]] = []
         for at_ns, worker in self._joined:
             if at_ns <= first_ns:
@@ -404,7 +422,7 @@ class _Fold:
         return slots
 
     def _absences(self, slots: Sequence[Sequence[int]], begun_ns: int) -> list[Disturbance]:
-        """When workers were away: they stand still then."""
+        """Return the absences of workers as disturbances in which they stop."""
         found = []
         joined = {worker: at_ns for at_ns, worker in self._joined}
         for number, slot in enumerate(slots):
@@ -418,7 +436,7 @@ class _Fold:
         return found
 
     def _speeds(self, slots: Sequence[Sequence[int]]) -> Sequence[float]:
-        """How fast workers execute, where their devices are not all of one kind."""
+        """Return the workers' speeds if their devices are of several kinds."""
         kinds = {self._workers[worker].devices[0][0] for slot in slots for worker in slot}
         if len(kinds) == 1:
             return ()
@@ -434,7 +452,7 @@ class _Fold:
         return found
 
     def _usual(self) -> dict[tuple[str, int], float]:
-        """The median time of an execution, by program and number of requests."""
+        """Return the median time of an execution, by program and number of requests."""
         runs: dict[tuple[str, int], list[int]] = {}
         for model_id, count, _, duration_ns in self._runs:
             if model_id in self._specs:
@@ -444,7 +462,9 @@ class _Fold:
     def _models(
         self, page_bytes: int, rows: Iterable[tuple[int, int, int, int, int, int]]
     ) -> tuple[list[ModelProfile], dict[str, float]]:
-        """Models that take what was measured, in the order of their ids, and how much executions differ from that."""
+        """Return the models with their measured times, in the order of their ids, and the noise of executions
+        around these.
+        """
         usual = self._usual()
         by_program: dict[str, dict[int, float]] = {}
         for (program, count), duration_ns in usual.items():
@@ -492,9 +512,15 @@ class _Fold:
     def _placed(
         self, header: Header, index: Mapping[tuple[int, int], int], numbers: Mapping[int, int]
     ) -> Iterator[tuple[int, int]]:
-        """What was resident when the recording began: what devices held at its end, or were told to use, and did not load
-        within it."""
-        held = {(one.worker, one.device, one.load_id): one.model_id for one in header.held}
+        """Yield the models that were resident when the recording began.
+
+        These are models that devices held at its end, or were ordered to use, and that were not loaded within
+        it.
+        """
+        held = {
+            (held_model.worker, held_model.device, held_model.load_id): held_model.model_id
+            for held_model in header.held
+        }
         early = {key: model_id for key, model_id in held.items() if key not in self._loaded} | self._early
         seen = set()
         for (worker, device, _), model_id in early.items():
@@ -506,8 +532,11 @@ class _Fold:
 
 
 def _delay_ns(measured_ns: Sequence[int]) -> int:
-    """A link's delay: the mean, but for the twentieth part that took longest. There is no jitter beside it, for a simulated
-    link keeps messages in order, and so makes all of many messages as late as the latest."""
+    """Return a link's delay: the mean of measurements without the longest twentieth.
+
+    No jitter is simulated in addition: a simulated link keeps messages in order, so jitter would delay every
+    message to the latest before it.
+    """
     if not measured_ns:
         return 50_000
     delays = np.sort(measured_ns)
@@ -515,7 +544,11 @@ def _delay_ns(measured_ns: Sequence[int]) -> int:
 
 
 def _curve(spec: ModelSpec, rows: float, measured: Mapping[int, float]) -> dict[int, int]:
-    """Time of an execution by number of requests, which have so many rows: as measured, elsewhere as told in proportion."""
+    """Return the time of an execution by number of requests: measured, or else interpolated from the profile
+    in proportion.
+
+    rows: mean rows of a request.
+    """
     shape = spec.profile[0].shape if spec.profile else ()
     told = {point.batch: point.exec_ns for point in spec.profile if point.shape == shape} or {1: 1_000_000}
     profile = ModelProfile("", {1: told[min(told)], **told}, 0, 0, batch_max=max(spec.batch_max, *told))

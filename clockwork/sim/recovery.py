@@ -1,11 +1,12 @@
 """Tests whether a policy recovers after a disturbance: no learnt state may outlive its cause.
 
-``python -m clockwork.sim.recovery --seeds 300`` makes a world of each seed: some models, devices and workers, open or
-closed traffic, pings over links that inputs pass too, and a disturbance of a tenth of a second to five seconds. The
-good answers from RECOVERED_NS after its end on are compared with those of the same world undisturbed, in the same
-time: a policy has recovered if there are GOODPUT_KEPT of them. (Some closed loops are not steady yet at that time, and
-slow down by themselves: for these, the undisturbed goodput after SETTLED_NS is used if it is lower.) A policy that learns
-a wrong estimate during a disturbance, and by it avoids the actions that would correct the estimate, fails only here.
+``python -m clockwork.sim.recovery --seeds 300`` makes a world of each seed: some models, devices and workers,
+open or closed traffic, pings over links that also carry inputs, and a disturbance of a tenth of a second to
+five seconds. Good answers from RECOVERED_NS after its end on are compared with those of the same world
+without disturbance, in the same time. A policy has recovered if it reaches GOODPUT_KEPT of them. (Some closed
+loops are not steady yet at that time, and slow down by themselves: for these, the undisturbed goodput after
+SETTLED_NS is used if it is lower.) Only this test catches a policy that learns a wrong estimate during a
+disturbance, and then avoids the actions that would correct the estimate.
 """
 
 from __future__ import annotations
@@ -39,24 +40,28 @@ SETTLED_NS = 20 * SECOND
 """Further time after which an undisturbed world is steady."""
 
 HELD = ("adaptive", "edf")
-"""Policies that must recover; the others are for comparison."""
+"""Policies that must recover. All others are measured for comparison."""
 
 SLICE_NS = 100 * MS
 PAGE_BYTES = 16 << 20
 REQUESTS_RATE_MAX = (
-    3000.0  # per second, of open traffic and of what the devices could do: a bound on what a seed costs
+    3000.0  # bound per second of open traffic and of the devices' capacity, which limits the cost of a seed
 )
 
 KINDS = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "burst", "estimates")
-"""Kinds of disturbances: those of Cluster.disturbances, more requests than can be served, and wrong profiles."""
+"""Kinds of disturbances: those of Cluster.disturbances, a burst of requests beyond capacity, and wrong
+profiles.
+"""
 
 DRIFT = "drift"
-"""A further kind, on request: executions slower by 1.15 to 2, below the threshold of any rule for outliers."""
+"""A kind that runs only on request: executions slower by 1.15 to 2, below the threshold of any rule for
+outliers.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """A world and its disturbance, made of a seed alone."""
+    """A world with its disturbance, made from a seed."""
 
     seed: int
     kind: str
@@ -65,7 +70,7 @@ class Scenario:
     disturbed: Cluster
     usual: Sequence[Workload]
     burst: Sequence[Workload]
-    end_ns: int  # of the disturbance
+    end_ns: int  # end of the disturbance
     sentence: str
 
     WARM_UP_NS: ClassVar[int] = 2 * SECOND
@@ -76,7 +81,7 @@ class Scenario:
         return all(isinstance(workload, Closed) for workload in self.usual)
 
     def good(self, policy: str, disturbed: bool, later_ns: int = 0) -> int:
-        """Good answers in the counted time, moved by later_ns."""
+        """Return the good answers in the counted time, which begins later_ns later."""
         begin_ns = self.end_ns + RECOVERED_NS + later_ns
         report = simulate(
             self.models,
@@ -116,7 +121,7 @@ class Outcome:
 
 
 def scenario(seed: int, kind: str = "") -> Scenario:
-    """The scenario of a seed, with a disturbance of this kind, or of the seed's kind in turn."""
+    """Return the scenario of a seed. kind: its disturbance; "": chosen by the seed in turn."""
     rng = random.Random(seed)
     kind = kind or KINDS[seed % len(KINDS)]
     devices = rng.choice([1, 2, 4, 8])
@@ -190,7 +195,7 @@ def _models(rng: random.Random, count: int, devices: int) -> list[ModelProfile]:
 
 
 def _row_rate(model: ModelProfile) -> float:
-    """Requests per second of one device, in batches that take a quarter of the SLO."""
+    """Return the requests per second of a device, in batches that take a quarter of the SLO."""
     sizes = [b for b in range(1, model.largest_batch() + 1) if model.execution_ns(b) <= model.slo_ns // 4]
     rows = max(sizes, default=1)
     return rows * SECOND / model.execution_ns(rows)
@@ -209,7 +214,7 @@ def _traffic(
     asked = models[: min(in_flight, len(models))]
     round_trip_ns = max(
         MS, in_flight * 50_000
-    )  # clients try again when they are refused, which must not dominate the simulation
+    )  # refused clients retry, which must not dominate the simulation
     clients: list[Workload] = [
         Closed(number, concurrency=in_flight // len(asked), round_trip_ns=round_trip_ns)
         for number in range(len(asked))
@@ -225,7 +230,7 @@ def _poisson(rng: random.Random, models: int, rate: float, from_ns: int, until_n
 
 
 def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> Iterator[Outcome]:
-    """The outcome of each policy with each seed, for this kind of disturbance, or for each seed's kind in turn."""
+    """Yield the outcome of each policy with each seed. kind: as in scenario()."""
     for seed in seeds:
         world = scenario(seed, kind)
         for policy in policies:
@@ -238,7 +243,7 @@ def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> I
 
 
 def main() -> int:
-    """The command; 1 if a policy of HELD has not recovered."""
+    """Run the command. Returns 1 if a policy of HELD has not recovered."""
     parser = argparse.ArgumentParser(
         prog="python -m clockwork.sim.recovery",
         description=__doc__,
@@ -255,10 +260,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     policies = arguments.policy or list(POLICIES)
-    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    seeds: Sequence[int] = range(arguments.first, arguments.first + arguments.seeds)
     kind = arguments.kind if arguments.kind == DRIFT else ""
     if arguments.kind in KINDS:
-        seeds = [seed for seed in seeds if KINDS[seed % len(KINDS)] == arguments.kind]  # type: ignore[assignment]
+        seeds = [seed for seed in seeds if KINDS[seed % len(KINDS)] == arguments.kind]
     found: list[Outcome] = []
     for outcome in outcomes(policies, seeds, kind):
         found.append(outcome)

@@ -1,4 +1,4 @@
-"""Replays a recording: the same events must make a fresh scheduler give the same orders."""
+"""Replays a recording: from the same events a fresh scheduler must make the same orders."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from clockwork.scheduler.recording import Header, digest_of
 from clockwork.scheduler.types import Command, Event
 
 _IMPOSSIBLE = (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError)
-"""What a scheduler raises where it is told what no controller tells: a worker without pages, a model without a program."""
+"""Errors of a scheduler at events that no controller sends: a worker without pages, a model without a
+program.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replayed:
-    """The outcome of a replay. parted_at: the first step whose orders differ, -1 if none does."""
+    """The outcome of a replay. parted_at: index of the first step whose orders differ, or -1."""
 
     header: Header
-    steps: int  # that were repeated, without those that tell of the cluster where a dump begins
+    steps: int  # steps replayed, without those that describe the cluster at the begin of a dump
     events: int
     orders: int
     parted_at: int
-    parted_events: Sequence[Event] = ()  # of that step
-    parted_orders: Sequence[Command] = ()  # of that step, as given now
+    parted_events: Sequence[Event] = ()  # events of the step parted_at
+    parted_orders: Sequence[Command] = ()  # orders of the replay in that step
 
     @property
     def identical(self) -> bool:
@@ -35,21 +37,23 @@ class Replayed:
 
 
 def header_of(path: Path) -> Header:
-    """The head of a recording. Raises ConfigError unless the file is one."""
+    """Return the header of a recording. Raises ConfigError unless the file is one."""
     with opened(path) as (header, _):
         return header
 
 
 def names_code(header: Header) -> bool:
-    """Whether the recorded policy is a class in Python, which a replay and a simulation import and run."""
+    """Return whether the recorded policy is a class in Python, which a replay and a simulation import and
+    run.
+    """
     return is_scripted(header.policy)
 
 
 def replay(path: Path) -> Replayed:
-    """Feed a recording to a fresh scheduler, up to the first step with other orders. One that begins after its controller did
-    has the state that its scheduler was in.
+    """Feed a recording to a fresh scheduler, up to the first step with other orders.
 
-    Raises ConfigError unless the file is such a recording.
+    A recording that begins after its controller's start holds the scheduler's state at its begin. Raises
+    ConfigError unless the file can be replayed.
     """
     with opened(path) as (header, steps):
         scheduler = make_scheduler(header.policy, header.memory, header.options)
@@ -64,11 +68,11 @@ def replay(path: Path) -> Replayed:
                 raise ConfigError(f"{path}: {error}") from None
         impossible = (
             () if names_code(header) else _IMPOSSIBLE
-        )  # what a policy's own code raises is its author's to see
+        )  # errors of a policy in Python are shown as they are, to its author
         step_count = event_count = order_count = 0
         for number, step in enumerate(steps):
             if number < header.cluster_steps:
-                continue  # the state has them
+                continue  # the state includes these steps
             try:
                 orders = scheduler.step_many(step.events)
             except impossible as error:

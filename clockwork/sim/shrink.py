@@ -1,8 +1,8 @@
-"""Shrinks a random world to the least that still fails, and writes the test for it.
+"""Shrinks a random world to the smallest that still fails, and writes a test for it.
 
-A world has requests, clients, models, devices and failures. Each of these is removed as long as the run still fails by
-the same rule: requests by delta debugging (halves, then quarters, and so on), the others singly. The seed of the
-simulator's own randomness stays.
+A world has requests, clients, models, devices and failures. Each is removed as long as the run still fails by
+the same rule: requests by delta debugging (halves, then quarters, and so on), the others singly. The seed of
+the simulator's own randomness stays.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Row = tuple[int, int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Shrunk:
-    """The rest of a world that failed."""
+    """A world that failed, after shrinking."""
 
     policy: str
     world: RandomWorld
-    sentence: str  # of its failure
-    runs: int  # simulations that shrinking took
+    sentence: str  # message of its failure
+    runs: int  # number of simulations that shrinking took
     requests_before: int
 
     @property
@@ -37,7 +37,7 @@ class Shrunk:
 
 
 def rule_of(sentence: str) -> str:
-    """The rule that a sentence says was broken: the sentence without numbers and brackets."""
+    """Return the rule that a message reports as broken: the message without numbers and brackets."""
     return re.sub(r"\d+", "n", re.sub(r"\s*\(.*?\)", "", sentence)).strip()
 
 
@@ -54,7 +54,7 @@ def arrivals_of(rows: Sequence[Row]) -> Arrivals:
 
 
 def failure_of(world: RandomWorld, policy: str) -> str:
-    """The sentence of a run's failure; empty if it does not fail."""
+    """Return the message of a run's failure; "" if it does not fail."""
     try:
         world.run(policy)
     except AssertionError as error:
@@ -63,7 +63,9 @@ def failure_of(world: RandomWorld, policy: str) -> str:
 
 
 def shrink(world: RandomWorld, policy: str, runs_max: int = SHRINK_RUNS_MAX) -> Shrunk:
-    """The smallest failing world that at most ``runs_max`` runs find. Raises ValueError if the world does not fail."""
+    """Return the smallest failing world that at most ``runs_max`` runs find. Raises ValueError if the world
+    does not fail.
+    """
     return _Shrinking(world, policy, runs_max).work()
 
 
@@ -82,13 +84,13 @@ class _Shrinking:
             self._stop_early, self._fewer_requests, self._begin_at_once, self._fewer_clients, self._fewer_models, self._fewer_devices,
             self._fewer_troubles, self._plainer_models,
         )  # fmt: skip
-        while sum(step() for step in steps) > 0:  # each removal may make another possible
+        while sum(step() for step in steps) > 0:  # a removal may make another possible
             if self.runs >= self._runs_max:
                 break
         return Shrunk(self.policy, self.world, self.sentence, self.runs, self._before)
 
     def _try(self, **changes: Any) -> bool:
-        """Keep a change if the world still fails by the same rule. Returns whether it was kept."""
+        """Keep a change if the world still fails by the same rule. Returns whether the change was kept."""
         if self.runs >= self._runs_max:
             return False
         self.runs += 1
@@ -181,7 +183,7 @@ class _Shrinking:
         return kept
 
     def _plainer_models(self) -> bool:
-        """Make models without batches and inputs, each with a program of its own."""
+        """Remove batches, inputs and shared programs from models."""
         kept = False
         for place, model in enumerate(self.world.models):
             plainer: list[dict[str, Any]] = [
@@ -203,7 +205,7 @@ class _Shrinking:
 
 
 def as_test(shrunk: Shrunk) -> str:
-    """The text of a test that fails as the world does, and passes once it is mended."""
+    """Return the text of a test that fails as the world does, and passes after the defect is fixed."""
     world = shrunk.world
     kind = "calm" if world.calm else "disturbed"
     name = re.sub(r"\W+", "_", rule_of(shrunk.sentence).lower())[:60].strip("_")
@@ -245,7 +247,7 @@ from clockwork.formats.profiles import ModelProfile
 from clockwork.workloads import Arrivals
 from clockwork.sim.world import Closed, Cluster, Open, simulate
 """
-"""The imports of the test."""
+"""The imports that the test needs."""
 
 
 def _sentence(text: str) -> str:
@@ -253,7 +255,7 @@ def _sentence(text: str) -> str:
 
 
 def _call(record: Any) -> str:
-    """The constructor call of a dataclass, without fields that have their defaults."""
+    """Return the constructor call of a dataclass, without fields at their defaults."""
     said = ", ".join(f"{name}={_value(value)}" for name, value in _differing(record))
     return f"{type(record).__name__}({said})"
 

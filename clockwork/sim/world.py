@@ -35,27 +35,28 @@ Counts = npt.NDArray[np.int64]
 
 
 DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "clock")
-"""Kinds of disturbances, in the order of csrc/sim/world.h, which describes each."""
+"""Kinds of disturbances, in the order of csrc/sim/world.h, which describes them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Disturbance:
     """A temporary change of the cluster; times count from the beginning of the workloads."""
 
-    what: str  # of DISTURBANCES
+    what: str  # from DISTURBANCES
     from_ns: int
     until_ns: int
-    factor: float = 1.0  # times slower; "clock": nanoseconds that it jumps ahead; "stop": unused
+    factor: float = 1.0  # slowdown; "clock": nanoseconds that it jumps ahead; "stop": unused
     worker: int = -1  # index; -1: all
     model: int = -1  # "execution": index of the model whose executions are slower; -1: all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
-    """Emulated workers, alike but for speed and measurements: their devices, links and clocks, and their failures.
+    """Emulated workers with their devices, links, clocks and failures. Workers differ only in speed and
+    measurements.
 
-    The devices of a worker load one after the other, over the link that they share. Every worker is connected
-    by a link of its own, which keeps messages in order.
+    The devices of a worker load in turn over a shared link. Every worker is connected by a link of its own,
+    which keeps messages in order.
     """
 
     devices: int = 1
@@ -63,12 +64,13 @@ class Cluster:
     page_bytes: int = 16 << 20
     page_count: int = 1376
     run_ahead: int = 2  # actions that a lane accepts before the first of them has completed
-    speeds: Sequence[float] = ()  # of worker i: number i, over and over; executions take 1/speed. (): all 1
-    # The measurements of worker i: number i, and number i + n when it joins for the nth time again. (): all 0.
-    batch_maxes: Sequence[int] = ()  # the largest batch of a model that it runs; 0: the model's
-    extra_pages: Sequence[int] = ()  # that its layouts take on top, as one run
-    # Slowdowns in spells, such as other work on a worker's cores: (t_ns, factor) by time since arrivals began.
-    # Executions on any device that begin from then on take ``factor`` times as long. (): none.
+    # speed of worker i: entry i modulo the length; executions take 1/speed. (): all 1
+    speeds: Sequence[float] = ()
+    # Measurements of worker i: entry i, and entry i + n when it joins for the nth time again. (): all 0.
+    batch_maxes: Sequence[int] = ()  # largest batch of a model that the worker runs; 0: the model's
+    extra_pages: Sequence[int] = ()  # pages that the worker's layouts take in addition, as a run
+    # Slowdowns that affect all devices, such as other work on the workers' cores: (t_ns, factor) by time
+    # since arrivals began. Executions that begin after t_ns take ``factor`` times as long. (): none.
     spells: Sequence[tuple[int, float]] = ()
     exec_noise: float = 0.0  # sigma of a lognormal factor (median 1) of executions
     load_noise: float = 0.0
@@ -76,24 +78,27 @@ class Cluster:
     outlier_factor: float = 2.0
     link_there_ns: int = 50_000
     link_back_ns: int = 50_000
-    link_jitter_ns: int = 0  # uniform, on top, each way
+    link_jitter_ns: int = 0  # uniform, in addition, in each direction
     link_loss: float = 0.0  # probability that a message breaks the connection: the worker leaves and rejoins
-    clock_offset_ns: int = 0  # largest offset of a worker's clock, either way
-    clock_drift_ppm: float = 0.0  # largest drift of a worker's clock, either way
-    crashes_per_hour: float = 0.0  # of each worker; half are noticed at once, half only by their silence
-    down_ns: int = 1_000_000_000  # from when the controller notices a crash until the worker is back, empty
-    timeout_ns: int = 2_000_000_000  # silence after which the controller gives a worker up
+    clock_offset_ns: int = 0  # largest offset of a worker's clock, in either direction
+    clock_drift_ppm: float = 0.0  # largest drift of a worker's clock, in either direction
+    # crashes of each worker; half are noticed at once, half only after timeout_ns of silence
+    crashes_per_hour: float = 0.0
+    # time from when the controller notices a crash until the worker is back, empty
+    down_ns: int = 1_000_000_000
+    timeout_ns: int = 2_000_000_000  # silence after which the controller considers a worker lost
     io_bandwidth: int = (
         0  # bytes/s of the controller's I/O thread, for the inputs of all workers; 0: unlimited
     )
     input_bandwidth: int = 0  # bytes/s of a worker's link for inputs; 0: unlimited
     copy_bandwidth: int = 0  # bytes/s from a worker's memory to a device, for inputs; 0: they take no time
-    host_bytes: int = 0  # of each worker's host store, which models are fetched into before a LOAD; 0: none
+    # size of each worker's host store, into which models are fetched before a LOAD; 0: none
+    host_bytes: int = 0
     disk_bandwidth: int = 0  # bytes/s at which a worker fetches into its host store; 0: fetches take no time
     load_failures: float = 0.0  # probability that a LOAD fails
     infer_failures: float = 0.0
-    cancels: float = 0.0  # probability that a client gives its request up before its deadline
-    ping_ns: int = 0  # how often the controller measures each link; 0: once, when a worker joins
+    cancels: float = 0.0  # probability that a client cancels its request before its deadline
+    ping_ns: int = 0  # interval at which the controller measures each link; 0: only when a worker joins
     profiled: float = 1.0  # factor by which workers overstate the time of an execution
     load_profiled: float = 1.0  # factor by which workers overstate the time of a load
     disturbances: Sequence[Disturbance] = ()
@@ -101,7 +106,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Open:
-    """Open-loop arrivals, chunk by chunk in order of time; t_ns counts from the beginning of the workload."""
+    """Open-loop arrivals, in chunks in order of time. t_ns counts from the beginning of the workload."""
 
     chunks: Iterable[Arrivals]
 
@@ -115,8 +120,8 @@ class Closed:
     think_ns: int = 0
     slo_ns: int = 0  # 0: the model's
     priority: int = 0  # 0: the default
-    cls: int = 0  # the class that they are counted in
-    round_trip_ns: int = 100_000  # from an answer until the next request can be there, without thinking
+    cls: int = 0  # class in which they are counted
+    round_trip_ns: int = 100_000  # time from an answer until the next request can arrive, without thinking
     start_ns: int = 0
     until_ns: int = NEVER_NS
 
@@ -136,7 +141,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def percentile(self, percent: float) -> float:
-        """A percentile in ns, rounded up to its bucket's bound; NaN if nothing was counted."""
+        """Return a percentile in ns, rounded up to its bucket's bound. NaN: nothing was counted."""
         sums = np.cumsum(self.counts)
         if not len(sums) or sums[-1] == 0:
             return float("nan")
@@ -145,7 +150,7 @@ class Histogram:
         return float(min(bucket_bounds_ns()[place], self.largest_ns))
 
     def fraction_within(self, ns: int) -> float:
-        """The share of the counted durations up to ``ns``, to a bucket's accuracy; NaN if nothing was counted."""
+        """Return the share of durations up to ``ns``, to a bucket's accuracy. NaN: nothing was counted."""
         total = self.total
         if total == 0:
             return float("nan")
@@ -153,7 +158,7 @@ class Histogram:
         return float(self.counts[:end].sum()) / total
 
     def to_json(self) -> dict[str, Any]:
-        """The filled buckets, [largest value in ns, count], and the usual percentiles."""
+        """Return the non-empty buckets as [largest value in ns, count], and the usual percentiles."""
         filled = np.flatnonzero(self.counts)
         bounds = bucket_bounds_ns()
         return {
@@ -171,7 +176,9 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Errors:
-    """Errors of predictions. over: predicted longer, or later, than it was; under: shorter, or earlier."""
+    """Errors of predictions. over: predicted minus actual, where positive; under: actual minus predicted,
+    where positive.
+    """
 
     over: Histogram
     under: Histogram
@@ -190,13 +197,13 @@ class Tally:
     refused: Counts
     missed: Counts
     failed: Counts
-    cancelled: Counts  # by their own clients: neither good nor bad
+    cancelled: Counts  # cancelled by their own clients: neither good nor bad
     unanswered: Counts
-    cold: Counts  # good or late, having waited for a LOAD
+    cold: Counts  # good or late requests that waited for a LOAD
 
     @property
     def bad(self) -> Counts:
-        """Late, refused, missed, failed or unanswered: bad from the client's point of view."""
+        """Requests that are bad for their clients: late, refused, missed, failed or unanswered."""
         return self.late + self.refused + self.missed + self.failed + self.unanswered
 
     def to_json(self) -> dict[str, list[int]]:
@@ -216,41 +223,39 @@ class Report:
     """
 
     models: Tally
-    classes: Tally  # by the arrivals' cls; as many as the largest that was used
+    classes: Tally  # by the arrivals' cls, up to the largest class used
     # Latencies are of good and late answers.
     span_ns: int  # the counted time
     latency: Histogram
     class_latency: Sequence[Histogram]  # by class
-    refusal: Histogram  # from arrival to the refusal
-    batches: Counts  # executions by batch size
-    device_busy: npt.NDArray[np.float64]  # by device: share of the time in which it executed
-    # By device that is there at the end: share of the time in which it was idle while the controller held a request that
-    # it could have served (csrc/scheduler/machines.h: ExecutorTime).
+    refusal: Histogram  # time from arrival to refusal
+    batches: Counts  # count of executions by batch size
+    device_busy: npt.NDArray[np.float64]  # share of the time in which each device executed
+    # By device that exists at the end: share of the time in which it was idle while the controller held a
+    # request that it could have served (csrc/scheduler/machines.h: ExecutorTime).
     device_idle_with_work: npt.NDArray[np.float64]
-    link_busy: npt.NDArray[np.float64]  # by worker: share of the time in which it loaded
+    link_busy: npt.NDArray[np.float64]  # share of the time in which each worker loaded
     loads: int
     unloads: int
-    fetches: int  # into host stores
-    drops: int  # from host stores
+    fetches: int  # fetches into host stores
+    drops: int  # drops from host stores
     infers: int
     revokes: int
     too_late: int  # actions that missed their windows, warm-up included
     failed_actions: int
     crashes: int
     errors: Mapping[str, Errors]  # infer_duration, infer_completion; likewise for load and fetch
-    devices_wanted: (
-        float  # by the scheduler's estimate, when the last request came; see csrc/scheduler/demand.h
-    )
+    devices_wanted: float  # the scheduler's estimate at the last arrival; see csrc/scheduler/demand.h
     series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
     series_ns: int
-    digest: str  # of every event and order
+    digest: str  # digest of every event and order
     requests: int  # warm-up included
     events: int
-    cpu_s: float  # of this process, in the simulation
-    scheduler_s: float  # the part of cpu_s in the scheduler itself after set-up; 0 unless timed
-    trace: Sequence[tuple[int, int, int, int, int, int]]  # if asked for; see csrc/sim/world.h
-    # If asked for, by request in the order of arrival: outcome (of OUTCOME_NAMES), reason of a refusal (0: none; else of
-    # Reason, from 1), device (index; -1: none) and latency until its answer in ns.
+    cpu_s: float  # processor time of this process in the simulation
+    scheduler_s: float  # part of cpu_s in the scheduler itself after set-up; 0 unless timed
+    trace: Sequence[tuple[int, int, int, int, int, int]]  # rows of csrc/sim/world.h, up to trace_max
+    # With `fates`, for each request in the order of arrival: outcome (index into OUTCOME_NAMES), reason of a
+    # refusal (0: none; else of Reason, from 1), device (index; -1: none) and latency until its answer in ns.
     fates: Counts
 
     def __getattr__(self, name: str) -> Counts:
@@ -265,16 +270,16 @@ class Report:
 
     @property
     def bad_fraction(self) -> float:
-        """The bad part of the requests that their clients did not cancel; 0 if there were none."""
+        """The bad part of the requests that their clients did not cancel; 0 without requests."""
         counted = int(self.models.offered.sum() - self.models.cancelled.sum())
         return float(self.models.bad.sum()) / counted if counted else 0.0
 
     def percentile(self, percent: float) -> float:
-        """A percentile of the latency of good and late answers, in ns; NaN if there were none."""
+        """Return a percentile of the latency of good and late answers, in ns. NaN: there were none."""
         return self.latency.percentile(percent)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for json.dumps()."""
+        """Return plain data for json.dumps()."""
         return {
             "models": self.models.to_json(),
             "classes": self.classes.to_json(),
@@ -312,7 +317,7 @@ _bounds: list[npt.NDArray[np.int64]] = []
 
 
 def bucket_bounds_ns() -> npt.NDArray[np.int64]:
-    """The largest value of each bucket of a Histogram."""
+    """Return the largest value of each bucket of a Histogram."""
     if not _bounds:
         _bounds.append(bucket_bounds())
     return _bounds[0]
@@ -342,16 +347,18 @@ def simulate(
 ) -> Report:
     """Run the workloads against the cluster.
 
-    policy, memory, options: of the scheduler; a policy in Python is ``module:Class``. warmup_ns: requests that arrive
-    before are not counted. until_ns: nothing arrives from then on; 0: when the open workloads end (closed ones then need
-    an until_ns of their own). drain_ns: time for which answers are awaited after that. resident: begin with as many
-    models on the devices as fit, in as many copies. placed: begin with these instead, (device, model) by index. check: check all invariants after every step, and raise
-    AssertionError. timed: measure the scheduler's own part of the processor time (Report.scheduler_s), at some cost.
-    trace_max: rows of the trace to keep. fates: keep what became of each request (Report.fates). recording: a file to write what the
-    scheduler was told and what it decided, for `clockwork trace` and `clockwork explain`. labels: name and version of each model there, if not
-    its own name and 1. on_progress: called now and then with (simulated ns, requests).
+    policy, memory, options: of the scheduler; a policy in Python is ``module:Class``. warmup_ns: requests
+    that arrive before this time are not counted. until_ns: end of the arrivals; 0: the end of the open
+    workloads (closed workloads then need an until_ns of their own). drain_ns: time for which answers are
+    awaited after until_ns. resident: begin with models on the devices: as many, in as many copies, as fit.
+    placed: (device, model) by index, with which to begin instead. check: check all invariants after every
+    step, and raise AssertionError. timed: measure the scheduler's own part of the processor time
+    (Report.scheduler_s), at some cost. trace_max: rows of the trace to keep. fates: keep the fate of each
+    request (Report.fates). recording: file for the scheduler's events and decisions, for `clockwork trace`
+    and `clockwork explain`. labels: name and version of each model in the recording; by default its own name
+    and 1. on_progress: called at times with (simulated ns, requests).
 
-    Raises ValueError for inconsistent arguments, ConfigError where the recording cannot be written.
+    Raises ValueError for inconsistent arguments, ConfigError if the recording cannot be written.
     """
     if not warmup_ns >= 0 or until_ns < 0 or series_ns < 0 or drain_ns < 0:
         raise ValueError("a time below 0")
@@ -397,7 +404,7 @@ def simulate(
 
 
 class _Recording:
-    """The file that a world's steps go to as it runs, if any."""
+    """The file for a world's steps, if any. It is written while the world runs."""
 
     def __init__(
         self,
@@ -416,7 +423,9 @@ class _Recording:
             SIMULATED_RECORDING_BYTES,
             [
                 (*label, model.program or model.name)
-                for label, model in zip(labels or [(one.name, 1) for one in models], models, strict=True)
+                for label, model in zip(
+                    labels or [(profile.name, 1) for profile in models], models, strict=True
+                )
             ],
             TEXTS,
             [by_number.get(number, "") for number in range(max(by_number) + 1)],
@@ -436,7 +445,7 @@ class _Recording:
             self._file.close()
 
     def follow(self) -> None:
-        """Write what has come since. Raises ConfigError."""
+        """Write the steps since the last call. Raises ConfigError."""
         if self._path is None:
             return
         try:
@@ -453,7 +462,7 @@ def _run(
     recorded: _Recording,
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[float, float]:
-    """Run a world to its end. The real and the processor time that this took, without its setting up."""
+    """Run a world to its end. Returns the real and the processor time of the run, without set-up."""
     world.set_up()
     running, running_cpu = time.perf_counter(), time.process_time()
     while True:

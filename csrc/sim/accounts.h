@@ -1,4 +1,4 @@
-// What is counted in a simulated world: by the clients, and of the devices.
+// Counts of a simulated world, by clients and by devices.
 #pragma once
 
 #include <bit>
@@ -12,42 +12,42 @@
 
 namespace clockwork::sim {
 
-// How requests ended, as their clients saw it.
+// Outcomes of requests for their clients.
 enum class Outcome : std::uint8_t { GOOD, LATE, REFUSED, MISSED, FAILED, CANCELLED, UNANSWERED };
 inline constexpr std::size_t OUTCOMES = 7;
 
 struct Counts {
     std::uint64_t offered = 0;
-    std::uint64_t cold = 0;  // good or late, and a LOAD was waited for
+    std::uint64_t cold = 0;  // good or late answers that waited for a LOAD
     std::uint64_t outcome[OUTCOMES]{};
 };
 
-// One slice of time: requests offered in it, and answers given, loads and work ended in it.
+// A slice of time: the requests offered in it, and the answers, loads and executions that ended in it.
 struct Slice {
     std::uint64_t offered = 0, good = 0, bad = 0, loads = 0, infers = 0, batched = 0;
     Ns busy_ns = 0, link_busy_ns = 0;
     Ns p50_ns = 0, p99_ns = 0, p999_ns = 0, largest_ns = 0;
 };
 
-inline constexpr std::size_t CLASSES = 256;  // as the arrivals number them
+inline constexpr std::size_t CLASSES = 256;  // bound of the arrivals' class numbers
 inline constexpr std::size_t SLICES_MAX = 100'000;
 
 struct Accounts {
     std::vector<Counts> models;
     std::vector<Counts> classes;
-    Histogram latency;                                   // of good and late answers
-    std::vector<HistogramOf<7>> class_latency{CLASSES};  // the same by class; they take no memory until they are used
-    Histogram refusal;                                   // from arrival to the refusal
-    std::vector<std::int64_t> batches;                   // executions by size
-    std::vector<Ns> busy_ns;                             // by device: executing
-    std::vector<Ns> link_busy_ns;                        // by worker: loading
+    Histogram latency;                                   // latency of good and late answers
+    std::vector<HistogramOf<7>> class_latency{CLASSES};  // latency by class; empty histograms take no memory
+    Histogram refusal;                                   // time from arrival to refusal
+    std::vector<std::int64_t> batches;                   // count of executions by size
+    std::vector<Ns> busy_ns;                             // execution time by device
+    std::vector<Ns> link_busy_ns;                        // load time by worker
     std::uint64_t loads = 0, unloads = 0, fetches = 0, drops = 0, infers = 0, revokes = 0, too_late = 0,
                   failed_actions = 0;
     std::uint64_t crashes = 0;
     std::vector<Slice> slices;
-    HistogramOf<4> slice_latency;  // of the newest slice
+    HistogramOf<4> slice_latency;  // latency in the newest slice
 
-    void count(ActionKind kind, std::uint32_t rows) {  // an action that took its time
+    void count(ActionKind kind, std::uint32_t rows) {  // counts an action that was executed
         switch (kind) {
             case ActionKind::LOAD: ++loads; return;
             case ActionKind::UNLOAD: ++unloads; return;
@@ -61,7 +61,7 @@ struct Accounts {
     }
 };
 
-// A running hash, 128 bits wide, of everything that happens. Not for adversaries.
+// A running 128-bit hash of everything that happens. It does not resist adversaries.
 class Digest {
 public:
     void add(std::uint64_t word) {

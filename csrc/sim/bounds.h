@@ -1,4 +1,4 @@
-// The most that one model's requests are worth when device time has a price: see bench/grid/bounds.py.
+// The largest value of a model's requests when device time has a price: see bench/grid/bounds.py.
 #pragma once
 
 #include <cstdint>
@@ -6,14 +6,16 @@
 
 namespace clockwork {
 
-// Requests 0..count-1 in order of arrival. A batch is any run of consecutive requests; one of b requests costs
-// price * exec_ns[b] and may span at most span_ns[b] from its first arrival to its last. Request i, if served, is
-// worth worth[i]. span_ns and exec_ns have batch_max + 1 entries, entry 0 unused; span_ns never rises, and is
-// negative where a batch of that size is impossible. Marks what the best choice serves in served[0..count-1],
-// adds the time of its batches to *exec_total_ns, and returns its worth less its cost.
+// Requests 0..count-1 are in order of arrival. A batch is any run of consecutive requests. A batch of b
+// requests costs price * exec_ns[b], and may span at most span_ns[b] from its first arrival to its last.
+// Request i, if served, is worth worth[i]. span_ns and exec_ns have batch_max + 1 entries, entry 0 unused;
+// span_ns never rises, and is negative where a batch of that size is impossible. best() sets
+// served[0..count-1] for the best choice, adds the time of its batches to *exec_total_ns, and returns its
+// worth less its cost.
 //
-// Dynamic program over the prefixes: the best of the first k + 1 requests leaves request k, or ends a batch of b
-// with it. O(count * b) where b is how many requests a span can hold.
+// Dynamic program over the prefixes: the best choice for the first k + 1 requests either leaves out request
+// k, or ends a batch of b requests with it. It takes O(count * b), where b is the number of requests that a
+// span can hold.
 class BatchPrices {
 public:
     double best(const std::int64_t* arrived_ns, const double* worth, std::int64_t count, const double* exec_ns,
@@ -30,7 +32,7 @@ public:
             for (std::int64_t b = 1; b <= most; ++b) {
                 const std::int64_t first = k + 1 - b;
                 if (arrived_ns[k] - arrived_ns[first] > span_ns[b])
-                    break;  // so for every larger b
+                    break;  // the span is too short for every larger b, too
                 sum += worth[first];
                 const double value = value_[first] + sum - price * exec_ns[b];
                 if (value > best) {

@@ -8,9 +8,9 @@ namespace clockwork::sim {
 
 namespace {
 
-constexpr Ns RECONNECT_NS = 100 * MS;     // from a broken connection to the next hello
-constexpr Ns SYNC_NS = 250 * MS;          // clockwork.config.HEARTBEAT_NS: the controller pings as often
-constexpr Ns SYNC_WINDOW = 64;            // clockwork.config.CLOCK_WINDOW
+constexpr Ns RECONNECT_NS = 100 * MS;     // time from a broken connection to the next hello
+constexpr Ns SYNC_NS = 250 * MS;          // clockwork.config.HEARTBEAT_NS: the controller's ping interval
+constexpr Ns SYNC_WINDOW = 64;            // clockwork.config.controller.CLOCK_WINDOW
 constexpr double DRIFT_ALLOWED = 200e-6;  // clockwork.controller.clocksync.DRIFT_PPM
 
 }  // namespace
@@ -37,7 +37,7 @@ void World::join(std::uint32_t index) {
     note(0, worker.id, index);
     record_joined(worker);
     scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes);
-    // What the controller measures: a high percentile, and the error of the middle of its bounds with it.
+    // The controller measures a high percentile of the delay, shifted by the error of its clock estimate.
     const bool shifted = cluster_.clock_offset_ns != 0 || cluster_.clock_drift_ppm != 0;
     const Ns error = shifted ? (worker.upper_ns + worker.lower_ns) / 2 - true_offset(worker, now_) : 0;
     worker.there_seen_ns = std::max<Ns>(cluster_.link_there_ns + cluster_.link_jitter_ns - error, 0);
@@ -68,7 +68,7 @@ void World::join(std::uint32_t index) {
     touched_ = true;
 }
 
-// The worker is gone, and all that it held. hangs: the controller finds out only by its silence.
+// Removes a worker with all its state. hangs: the controller notices only by timeout.
 void World::crash(std::uint32_t index, bool hangs) {
     WorkerState& worker = workers_[index];
     if (!worker.alive)
@@ -98,7 +98,7 @@ void World::crash(std::uint32_t index, bool hangs) {
 
 void World::noticed(std::uint32_t index) {
     WorkerState& worker = workers_[index];
-    obey();  // what was ordered at this very moment was sent, to nobody
+    obey();  // orders of this moment were sent in vain
     note(1, worker.id);
     if (run_.check) {
         for (Request& request : requests_) {
@@ -116,7 +116,7 @@ void World::noticed(std::uint32_t index) {
 
 // ----- links and clocks -------------------------------------------------------------------------
 
-// Whether this message breaks its connection: a stream loses nothing but all that follows.
+// Returns whether this message breaks its connection. A broken stream also loses all later messages.
 bool World::lost(std::uint32_t index) {
     WorkerState& worker = workers_[index];
     if (!worker.alive)
@@ -179,8 +179,8 @@ Ns World::to_true(const WorkerState& worker, Ns worker_ns) const {
     return near - static_cast<Ns>(static_cast<double>(near) * worker.drift / (1 + worker.drift));
 }
 
-// The controller bounds the offset by its pings, as clockwork.controller.clocksync does: from above by the
-// quickest way there in its window, from below by the quickest way back. Between pings the bounds part.
+// Bounds a worker's clock offset by pings, as clockwork.controller.clocksync does. The fastest way there in
+// the window gives the upper bound, the fastest way back the lower bound. Between pings the bounds widen.
 void World::sync_clock(WorkerState& worker) {
     if (worker.synced_ns != NEVER_NS && now_ - worker.synced_ns < SYNC_NS)
         return;
@@ -198,8 +198,8 @@ void World::sync_clock(WorkerState& worker) {
     worker.synced_ns = now_;
 }
 
-// The window of an order: in the controller's time, as worker time with the bounds of its estimate, and what the
-// worker's clock makes of that.
+// Converts an order's window from the controller's time to worker time, widened by the bounds of the clock
+// estimate, and from the worker's clock to true time.
 void World::set_window(Action& action, const Command& command) {
     action.earliest_ns = command.earliest_ns;
     action.latest_ns = command.latest_ns;
@@ -230,7 +230,7 @@ Ns World::to_controller(WorkerState& worker, Ns true_ns) {
     return std::min(true_ns + true_offset(worker, true_ns) - middle, now_);
 }
 
-// A ping takes the way of every message, and so does its answer.
+// Sends a ping, which takes the same way as all messages.
 void World::ping(std::uint32_t index) {
     WorkerState& worker = workers_[index];
     if (now_ < count_until_)
@@ -308,7 +308,7 @@ void World::revoke(std::uint32_t index, ActionId action_id) {
 void World::queue_due(std::uint32_t number) {
     Device& device = devices_[number];
     if (device.queue_due_ns > now_)
-        return;  // asked for again since
+        return;  // a later wake-up was requested since
     device.queue_due_ns = NEVER_NS;
     auto commands = buffer();
     if (device.queue.next_wake_ns() <= now_)
@@ -352,7 +352,7 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
                 break;
         }
         if (worker.epoch != epoch)
-            return;  // the connection broke, and with it all of this
+            return;  // the connection broke: the other commands are void
     }
     if (run_.check)
         device.queue.check_invariants();
@@ -365,7 +365,7 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
 
 // ----- devices ----------------------------------------------------------------------------------
 
-// A model's layout on a worker; valid until this is asked again.
+// Returns a model's layout on a worker. The reference is valid until the next call.
 const std::vector<std::uint32_t>& World::runs_of(const WorkerState& worker, std::uint32_t model) {
     if (worker.extra_pages == 0)
         return models_[model].runs;
@@ -379,7 +379,7 @@ std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model
     return worker.batch_max == 0 ? most : std::min(most, worker.batch_max);
 }
 
-// Begin the action at the head of a lane, if its time has come.
+// Begins the action at the head of a lane, if its time has come.
 void World::advance(std::uint32_t number, Lane lane) {
     Device& device = devices_[number];
     const WorkerState& worker = workers_[device.worker];
@@ -409,7 +409,8 @@ void World::advance(std::uint32_t number, Lane lane) {
     }
 }
 
-// How long an action goes on that would take so long, undisturbed and unwatched.
+// Returns the time of an action with disturbances, cut at the worker's time limit. took_ns: time without
+// both.
 Ns World::allowed_ns(const emulated::Order& order, Ns took_ns) {
     Action& action = *actions_[order.token];
     const bool is_execution = executes(order.kind);
@@ -423,7 +424,7 @@ Ns World::allowed_ns(const emulated::Order& order, Ns took_ns) {
     return std::min(took_ns, limit_ns);
 }
 
-// The device believes nothing: an order that it cannot follow is a fault of the scheduler's.
+// Fails for an order that the device could not follow, which is a fault of the scheduler.
 void World::demand_possible(const emulated::Done& done) const {
     switch (done.why) {
         case emulated::Why::LATE:
@@ -449,7 +450,7 @@ void World::lane_end(std::uint32_t number, Lane lane) {
     const ActionKind kind = action.kind;
     action.end_ns = now_;
     if (kind == ActionKind::LOAD && action.overran) {
-        // The lane stays where it is: the worker says why it leaves, and leaves when that has arrived.
+        // The lane stays blocked: the worker reports the overrun, and leaves once the report has arrived.
         device.lanes.hang(lane);
         action.status = Status::OVERRUN;
         send_back(slot);
@@ -484,7 +485,7 @@ void World::lane_end(std::uint32_t number, Lane lane) {
         grant_link(index);
 }
 
-// The device is done with an action, or will not do it.
+// Ends an action that the device has executed or rejected.
 void World::conclude(std::uint32_t number, std::uint32_t slot, Status status) {
     Device& device = devices_[number];
     const std::uint32_t worker = device.worker, epoch = workers_[worker].epoch;

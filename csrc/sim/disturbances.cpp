@@ -1,4 +1,4 @@
-// What is not as it was, for a while.
+// Temporary disturbances of a simulated world.
 #include <algorithm>
 
 #include "sim/world.h"
@@ -7,11 +7,11 @@ namespace clockwork::sim {
 
 void World::start_disturbances() {
     for (std::uint32_t number = 0; number < cluster_.disturbances.size(); ++number) {
-        const DisturbanceInfo& one = cluster_.disturbances[number];
-        if (one.kind != DisturbanceInfo::Kind::CLOCK && one.kind != DisturbanceInfo::Kind::STOP)
+        const DisturbanceInfo& disturbance = cluster_.disturbances[number];
+        if (disturbance.kind != DisturbanceInfo::Kind::CLOCK && disturbance.kind != DisturbanceInfo::Kind::STOP)
             continue;
-        heap_.push(base_ns_ + one.from_ns, EventKind::DISTURB, number, 0, 1);
-        heap_.push(base_ns_ + one.until_ns, EventKind::DISTURB, number, 0, 0);
+        heap_.push(base_ns_ + disturbance.from_ns, EventKind::DISTURB, number, 0, 1);
+        heap_.push(base_ns_ + disturbance.until_ns, EventKind::DISTURB, number, 0, 0);
     }
     if (cluster_.ping_ns == 0)
         return;
@@ -20,30 +20,32 @@ void World::start_disturbances() {
     }
 }
 
-// Those that are events: a clock jumps, a worker that stands still for too long is given up.
+// Begins or ends a disturbance that is an event: a clock jumps, or a worker that stops for too long is
+// considered lost.
 void World::disturb(std::uint32_t number, bool begins) {
-    const DisturbanceInfo& one = cluster_.disturbances[number];
+    const DisturbanceInfo& disturbance = cluster_.disturbances[number];
     note(203, number, begins);
     for (std::uint32_t index = 0; index < workers_.size(); ++index) {
-        if (one.worker >= 0 && static_cast<std::uint32_t>(one.worker) != index)
+        if (disturbance.worker >= 0 && static_cast<std::uint32_t>(disturbance.worker) != index)
             continue;
         WorkerState& worker = workers_[index];
-        if (one.kind == DisturbanceInfo::Kind::CLOCK) {
-            worker.offset_ns += static_cast<Ns>(begins ? one.factor : -one.factor);
-        } else if (begins && one.until_ns - one.from_ns > cluster_.timeout_ns) {
-            crash(index, true);  // it comes back as one that was let go: empty
+        if (disturbance.kind == DisturbanceInfo::Kind::CLOCK) {
+            worker.offset_ns += static_cast<Ns>(begins ? disturbance.factor : -disturbance.factor);
+        } else if (begins && disturbance.until_ns - disturbance.from_ns > cluster_.timeout_ns) {
+            crash(index, true);  // it returns empty, as after a loss
         }
     }
 }
 
-bool World::holds(const DisturbanceInfo& one, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const {
+bool World::holds(const DisturbanceInfo& disturbance, DisturbanceInfo::Kind kind, std::uint32_t worker,
+                  Ns at_ns) const {
     const Ns at = at_ns - base_ns_;
-    return one.kind == kind && one.from_ns <= at && at < one.until_ns &&
-           (one.worker < 0 || static_cast<std::uint32_t>(one.worker) == worker);
+    return disturbance.kind == kind && disturbance.from_ns <= at && at < disturbance.until_ns &&
+           (disturbance.worker < 0 || static_cast<std::uint32_t>(disturbance.worker) == worker);
 }
 
-// How long something takes that would take so long undisturbed, if it begins then: it goes on at its own pace when the
-// disturbance is over.
+// Returns the time of work that begins at begin_ns and takes took_ns undisturbed. Work that outlasts the
+// disturbance continues at its normal pace.
 Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model) const {
     if (!begun_)
         return took_ns;
@@ -62,7 +64,7 @@ Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_n
     return static_cast<Ns>(took * slower <= left ? took * slower : left + took - left / slower);
 }
 
-// Until when a worker stands still; now, if it does not.
+// Returns the time until which a worker is stopped, or now.
 Ns World::stopped_until_ns(std::uint32_t worker) const {
     Ns until = now_;
     if (!begun_)
@@ -74,7 +76,7 @@ Ns World::stopped_until_ns(std::uint32_t worker) const {
     return until;
 }
 
-// When the controller looks at what comes at a time.
+// Returns the time of the controller's turn that handles an event at at_ns.
 Ns World::next_turn_ns(Ns at_ns) const {
     if (!begun_ || at_ns == NEVER_NS)
         return at_ns;

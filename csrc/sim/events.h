@@ -1,4 +1,4 @@
-// What is still to happen in a simulated world, in the order of time and then of being said.
+// Pending events of a simulated world, in the order of time, and of insertion at equal times.
 #pragma once
 
 #include <cstddef>
@@ -10,36 +10,37 @@
 namespace clockwork::sim {
 
 enum class EventKind : std::uint8_t {
-    DELIVER,    // subject: worker; value: an action's slot. It reaches the worker
+    DELIVER,    // subject: worker; value: an action's slot. The action reaches the worker
     REVOKE,     // subject: worker; value: an action's id. The revocation reaches the worker
-    QUEUE_DUE,  // subject: device. Its action queue asked to be woken
-    LANE_OPEN,  // subject: device; value: lane. The window of its head opens, or its inputs are there
-    LANE_END,   // subject: device; value: lane. What runs there is done
-    RESULT,     // subject: worker; value: an action's slot. Its result reaches the controller
-    CLIENT,     // subject: a group of closed-loop clients. One of them sends
-    CANCEL,     // value: a request's id. Its client gives up
-    CRASH,      // subject: worker
-    GIVE_UP,    // subject: worker; it begins anew
-    NOTICED,    // subject: worker. The controller gives it up
-    REJOIN,     // subject: worker
-    PING,       // subject: worker. The controller measures its link
-    PINGED,     // subject: worker; value: when it was sent. The ping reaches the worker
-    PONG,       // subject: worker; value: of the pings under way. The answer reaches the controller
-    DISTURB,    // subject: a disturbance; value: 1 if it begins, 0 if it ends
+    QUEUE_DUE,  // subject: device. The wake-up time of its action queue has come
+    // subject: device; value: lane. The window of the lane's head opens, or its inputs have arrived
+    LANE_OPEN,
+    LANE_END,  // subject: device; value: lane. The running action of the lane ends
+    RESULT,    // subject: worker; value: an action's slot. The result reaches the controller
+    CLIENT,    // subject: a group of closed-loop clients. A client of the group sends
+    CANCEL,    // value: a request's id. Its client cancels it
+    CRASH,     // subject: worker
+    GIVE_UP,   // subject: worker. The worker ends itself after an overrun, and restarts
+    NOTICED,   // subject: worker. The controller considers the worker lost
+    REJOIN,    // subject: worker
+    PING,      // subject: worker. The controller measures its link
+    PINGED,    // subject: worker; value: time at which the ping was sent. The ping reaches the worker
+    PONG,      // subject: worker. The answer to the oldest pending ping reaches the controller
+    DISTURB,   // subject: a disturbance; value: 1 if it begins, 0 if it ends
 };
 
 struct Event {
     Ns at_ns;
     std::uint64_t order;  // sequence << 8 | kind
     std::uint32_t subject;
-    std::uint32_t epoch;  // of the worker; an event of an earlier one is void
+    std::uint32_t epoch;  // the worker's epoch; an event of an earlier epoch is void
     std::uint64_t value;
 
     EventKind kind() const { return static_cast<EventKind>(order & 0xFF); }
     bool before(const Event& other) const { return at_ns != other.at_ns ? at_ns < other.at_ns : order < other.order; }
 };
 
-// A heap of four children a node: half as deep as one of two, and siblings share cache lines.
+// A heap with four children a node: half as deep as a binary heap, and siblings share cache lines.
 class EventHeap {
 public:
     bool empty() const { return events_.empty(); }

@@ -1,4 +1,5 @@
-// Writes down what the scheduler of a simulated world is told, and what it decides, as a controller's flight recorder does.
+// Writes the events and decisions of a simulated world's scheduler, in the format of a controller's flight
+// recorder.
 #include <string_view>
 #include <utility>
 
@@ -8,10 +9,10 @@ namespace clockwork::sim {
 
 namespace {
 
-// Of EVENTS in clockwork/scheduler/recording.py.
+// Numbers of EVENTS in clockwork/scheduler/recording.py.
 enum EventNumber : std::int64_t { WORKER_JOINED = 3, WORKER_LEFT = 4, LINK_MEASURED = 6, MODEL_READY = 7 };
 
-constexpr std::string_view NO_INPUTS = "\x90";  // the shape of a request without inputs: an array of none
+constexpr std::string_view NO_INPUTS = "\x90";  // shape of a request without inputs: an empty array
 
 }  // namespace
 
@@ -112,7 +113,7 @@ Writer& World::begin_event(std::int64_t number, std::size_t fields) {
 
 // ----- steps ------------------------------------------------------------------------------------
 
-// What was told since the last step, and what was decided.
+// Records the commands of the step that ends now.
 void World::record_step() {
     if (!recorder_)
         return;

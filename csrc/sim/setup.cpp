@@ -1,4 +1,4 @@
-// How a simulated world begins: workers join, models are ready and perhaps resident, clients take their places.
+// Set-up of a simulated world: workers join, models become ready and perhaps resident, clients start.
 #include <algorithm>
 #include <stdexcept>
 #include <utility>
@@ -10,8 +10,9 @@ namespace clockwork::sim {
 
 namespace {
 
-constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // of one worker: their windows are a second long
-constexpr std::size_t PRELOAD_WAITS_MAX = 4;    // rounds in which nothing could be loaded, for want of a fetch
+constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // bound for each worker: their windows are a second long
+// rounds without an accepted load, in which models are only fetched
+constexpr std::size_t PRELOAD_WAITS_MAX = 4;
 constexpr Ns SET_UP_LIMIT_NS = 3600 * SECOND;
 constexpr Ns UNLOAD_NS = 20'000;
 
@@ -98,7 +99,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
 // ----- setting up -------------------------------------------------------------------------------
 
 void World::set_up() {
-    now_ = SECOND;  // zero means "never" here and there
+    now_ = SECOND;  // 0 stands for "never" in some fields
     for (std::uint32_t index = 0; index < workers_.size(); ++index)
         join(index);
     settle();
@@ -139,7 +140,7 @@ void World::next_crash(std::uint32_t index) {
         heap_.push(at, EventKind::CRASH, index, 0, 0);
 }
 
-// Let what was begun come to its end.
+// Runs all pending events.
 void World::drain_set_up() {
     const Ns limit = now_ + SET_UP_LIMIT_NS;
     while (!heap_.empty()) {
@@ -156,8 +157,8 @@ void World::drain_set_up() {
     }
 }
 
-// What is placed; else every model on every device if all fit, else as many copies as there is room for, spread over the
-// devices.
+// Loads the models of run_.placed. Without it: every model on every device if all fit, else as many copies as
+// fit, spread over the devices.
 void World::preload() {
     struct Room {
         std::uint64_t free;
@@ -208,7 +209,7 @@ void World::preload() {
                 scheduler_->preload(now_, workers_[device.worker].id, static_cast<std::int32_t>(device.index), model);
             accepted += is_accepted;
             if (!is_accepted && cluster_.host_bytes > 0)
-                later.emplace_back(number, model);  // it is fetched first
+                later.emplace_back(number, model);  // the model is fetched first
         }
         waited = accepted > before ? 0 : waited + 1;
         if (accepted == 0 && (cluster_.host_bytes == 0 || waited > PRELOAD_WAITS_MAX))

@@ -9,7 +9,7 @@ namespace clockwork::sim {
 
 namespace {
 
-constexpr int SEQUENCE_SHIFT = 24;  // a request's id: its sequence, and its slot in the lower bits
+constexpr int SEQUENCE_SHIFT = 24;  // a request's id is its sequence, with its slot in the lower bits
 constexpr std::uint64_t SLOT_MASK = (std::uint64_t{1} << SEQUENCE_SHIFT) - 1;
 
 }  // namespace
@@ -44,7 +44,8 @@ void World::feed(std::size_t open, const Chunk& chunk) {
     state.fed = true;
 }
 
-// When the controller takes the next arrival of nearest_, NEVER_NS if there is none; wanting_ is set if one has to be fed.
+// Returns the time at which the controller takes the next arrival, that of workload nearest_, or NEVER_NS.
+// Sets wanting_ to a workload that must be fed first.
 Ns World::next_arrival() {
     Ns least = NEVER_NS;
     wanting_ = opens_.size();
@@ -92,7 +93,7 @@ Stop World::run(std::uint64_t events_max) {
             arrive_open(nearest_);
             arrival = next_arrival();
             if (wanting_ < opens_.size())
-                break;  // the next turn of the loop asks for it
+                break;  // the next iteration returns WANTS_CHUNK
         }
         while (!heap_.empty() && heap_.top().at_ns == now_)
             handle(heap_.pop());
@@ -107,7 +108,7 @@ Stop World::run(std::uint64_t events_max) {
     return Stop::DONE;
 }
 
-// When what happens now is noticed: a worker may stand still, the controller be at something else.
+// Returns the time at which an event is handled: a worker may be stopped, or the controller slow.
 Ns World::noticed_ns(const Event& event) const {
     switch (event.kind()) {
         case EventKind::DELIVER:
@@ -261,8 +262,8 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
         ++accounts_.models[number].offered;
         ++accounts_.classes[request.class_index].offered;
     }
-    if (Slice* one = slice())
-        ++one->offered;
+    if (Slice* now = slice())
+        ++now->offered;
     highest_arrived_ = std::min(highest_arrived_, priority);
     const RequestId id = request.sequence << SEQUENCE_SHIFT | slot;
     note(3, static_cast<std::int64_t>(id), number, slo_ns, priority);
@@ -290,7 +291,7 @@ World::Request* World::find(RequestId id) {
     return &requests_[slot];
 }
 
-// A request is answered, or will never be.
+// Ends a request that is answered, or never will be.
 void World::close(RequestId id, Request& request, Outcome outcome) {
     const Ns latency = now_ - request.arrived_ns;
     if (request.counted) {
@@ -303,11 +304,11 @@ void World::close(RequestId id, Request& request, Outcome outcome) {
         if (outcome == Outcome::REFUSED)
             accounts_.refusal.add(latency);
     }
-    if (Slice* one = slice()) {
+    if (Slice* now = slice()) {
         if (outcome == Outcome::GOOD) {
-            ++one->good;
+            ++now->good;
         } else if (outcome != Outcome::CANCELLED) {
-            ++one->bad;
+            ++now->bad;
         }
         if (outcome == Outcome::GOOD || outcome == Outcome::LATE)
             accounts_.slice_latency.add(latency);
@@ -534,8 +535,8 @@ void World::finish() {
     end_slice();
 }
 
-// Nothing is left to happen: both sides must agree. But for workers that crashed so shortly before the end that the
-// controller has not noticed.
+// Checks that both sides agree when no event is left. Excepted are workers that crashed so shortly before the
+// end that the controller has not noticed.
 void World::at_rest() {
     demand(outstanding_ == 0, "a request was never answered");
     std::vector<ModelId> hosted;
@@ -557,10 +558,10 @@ void World::at_rest() {
             continue;
         demand(device.lanes.resident_count() == held.size(),
                "the scheduler's picture of a device has another number of models");
-        for (const Held& one : held) {
-            const emulated::Resident* there = device.lanes.resident(one.model_id);
-            demand(there != nullptr && there->load_id == one.load_id && !there->loading && !one.loading &&
-                       std::ranges::equal(there->pages, one.starts, {}, &emulated::PageRun::first),
+        for (const Held& expected : held) {
+            const emulated::Resident* there = device.lanes.resident(expected.model_id);
+            demand(there != nullptr && there->load_id == expected.load_id && !there->loading && !expected.loading &&
+                       std::ranges::equal(there->pages, expected.starts, {}, &emulated::PageRun::first),
                    "the scheduler's picture of a device is wrong");
         }
     }
@@ -593,7 +594,7 @@ Ns World::overlap(Ns begin_ns, Ns end_ns) const {
     return std::max<Ns>(std::min(end_ns, count_until_) - std::max(begin_ns, count_from_), 0);
 }
 
-// The slice of time that now is in; null if there is no series.
+// Returns the slice of the current time; null if there is no series.
 Slice* World::slice() {
     if (run_.slice_ns == 0 || !begun_)
         return nullptr;

@@ -1,5 +1,5 @@
-// A simulated world: the very scheduler of the controller, the very action queues of the workers, and between
-// them emulated devices, links, clocks and clients, all on a virtual clock. The same seed is the same world.
+// A simulated world: the controller's scheduler, the workers' action queues, and between them emulated
+// devices, links, clocks and clients, all on a virtual clock. Equal seeds give equal worlds.
 #pragma once
 
 #include <chrono>
@@ -25,8 +25,8 @@
 namespace clockwork::sim {
 
 struct ModelInfo {
-    std::vector<std::pair<std::uint32_t, Ns>> exec_ns;  // batch size, time of the whole batch; ascending
-    std::vector<Ns> table;                              // by batch size, from 1 to batch_max; [0] is not used
+    std::vector<std::pair<std::uint32_t, Ns>> exec_ns;  // (batch size, time of the whole batch), ascending
+    std::vector<Ns> table;                              // time by batch size up to batch_max; [0] is unused
     std::vector<std::uint32_t> runs;                    // page counts
     Ns load_ns = 0;
     std::uint64_t input_bytes = 0;
@@ -35,25 +35,25 @@ struct ModelInfo {
     Ns slo_ns = 0;  // 0: none
 };
 
-// For a while something is not as it was. Times count from the beginning of the workloads.
+// A temporary disturbance. Times count from the beginning of the workloads.
 struct DisturbanceInfo {
     enum class Kind : std::uint8_t {
-        EXECUTION,   // executions go on `factor` times slower
-        LOAD,        // loads and fetches likewise
-        INPUTS,      // bytes of inputs, in the controller's I/O thread and on the links
-        LINK,        // the delay of messages, each way
-        STOP,        // workers stand still
-        CONTROLLER,  // a turn of the controller's takes TURN_NS times the factor; nothing is decided between two turns
+        EXECUTION,   // executions take `factor` times as long
+        LOAD,        // loads and fetches take `factor` times as long
+        INPUTS,      // inputs take `factor` times as long in the controller's I/O thread and on the links
+        LINK,        // messages take `factor` times as long in each direction
+        STOP,        // workers are stopped
+        CONTROLLER,  // the controller handles events only every `factor` times TURN_NS
         CLOCK,       // the clocks of workers jump ahead by `factor` ns at its beginning, and back at its end
     };
     Kind kind = Kind::EXECUTION;
     Ns from_ns = 0, until_ns = 0;
     double factor = 1;
     std::int32_t worker = -1;  // -1: all
-    std::int32_t model = -1;   // EXECUTION: whose executions; -1: all
+    std::int32_t model = -1;   // EXECUTION: the model whose executions are slower; -1: all
 };
 
-// What a model is called in a recording.
+// The name of a model in a recording.
 struct Named {
     std::string name;
     std::int64_t version = 1;
@@ -68,41 +68,46 @@ struct ClusterInfo {
     std::uint32_t page_count = 1376;
     std::uint32_t run_ahead = 2;
     std::size_t actions_queued_max = 4096;
-    std::vector<double> speeds;  // by worker, over and over: what an execution takes is divided by it; empty: 1
-    // What a worker measured when it prepared the models, by worker, and by the next number after each time that it was
-    // gone: the largest batch (0: the model's), and pages that its layouts have on top, as one run. Empty: 0.
+    // speed of worker i: entry i modulo the length, which divides execution times; empty: 1
+    std::vector<double> speeds;
+    // A worker's measurements when it prepared the models: the largest batch (0: the model's), and pages that
+    // its layouts take in addition, as a run. Worker i has entry i, and after each absence the next entry.
+    // Empty: 0.
     std::vector<std::uint32_t> batch_maxes, extra_pages;
-    // By time, from when arrivals begin: how many times as long executions take that begin from then on. Empty: 1.
+    // (time since arrivals began, factor): executions that begin from then on take that many times as long.
+    // Empty: 1.
     std::vector<std::pair<Ns, double>> spells;
     double exec_noise = 0;  // sigma of a lognormal factor
     double load_noise = 0;
-    double outlier = 0, outlier_factor = 2;  // probability that an action takes so many times as long
+    double outlier = 0, outlier_factor = 2;  // probability that an action takes outlier_factor times as long
     Ns link_there_ns = 50'000, link_back_ns = 50'000;
-    Ns link_jitter_ns = 0;   // uniform, on top, each way
+    Ns link_jitter_ns = 0;   // uniform, in addition, in each direction
     double link_loss = 0;    // probability that a message breaks the connection
-    Ns clock_offset_ns = 0;  // each worker's clock is off by up to this
+    Ns clock_offset_ns = 0;  // largest offset of a worker's clock, in either direction
     double clock_drift_ppm = 0;
-    double crashes_per_hour = 0;    // of each worker
-    Ns down_ns = 1'000'000'000;     // how long a crashed worker stays away
-    Ns timeout_ns = 2'000'000'000;  // how long the controller waits for one that hangs (half of the crashes)
-    std::uint64_t io_bandwidth =
-        0;  // bytes/s of the controller's one I/O thread, for the inputs of all workers; 0: unlimited
+    double crashes_per_hour = 0;  // crashes of each worker
+    Ns down_ns = 1'000'000'000;   // time that a crashed worker stays away
+    // time after which the controller considers a hanging worker lost (half of the crashes hang)
+    Ns timeout_ns = 2'000'000'000;
+    // bytes/s of the controller's I/O thread, for the inputs of all workers; 0: unlimited
+    std::uint64_t io_bandwidth = 0;
     std::uint64_t input_bandwidth = 0;  // bytes/s of a worker's link; 0: unlimited
-    Ns ping_ns = 0;                     // how often the controller measures each link; 0: once, when a worker joins
-    double profiled = 1;                // workers say that an execution takes so many times as long as it does
-    double load_profiled = 1;           // and a load
+    Ns ping_ns = 0;                     // interval of link measurements; 0: once per join
+    double profiled = 1;                // factor by which workers overstate the time of an execution
+    double load_profiled = 1;           // factor by which workers overstate the time of a load
     std::vector<DisturbanceInfo> disturbances;
     std::uint64_t copy_bandwidth = 0;  // bytes/s of a device's input copies; 0: they take no time
-    std::uint64_t host_bytes = 0;      // of each worker's host store; 0: none, and whatever there is can be loaded
-    std::uint64_t disk_bandwidth = 0;  // bytes/s at which a worker fetches into it; 0: a FETCH takes no time
+    std::uint64_t host_bytes = 0;      // size of a worker's host store; 0: every model can be loaded
+    // bytes/s at which a worker fetches into its host store; 0: a FETCH takes no time
+    std::uint64_t disk_bandwidth = 0;
     double load_failures = 0, infer_failures = 0;  // probability that an action fails
-    double cancels = 0;                            // probability that a client gives a request up
+    double cancels = 0;                            // probability that a client cancels a request
 };
 
 struct ClosedInfo {
     std::uint32_t model = 0, concurrency = 1;
-    Ns think_ns = 0;       // from an answer to the next request
-    Ns round_trip_ns = 0;  // on top of that: an answer takes its way, and so does a request
+    Ns think_ns = 0;       // time from an answer to the next request
+    Ns round_trip_ns = 0;  // added to think_ns: the way of an answer, and of the next request
     Ns slo_ns = 0;         // 0: the model's
     std::uint8_t priority = 0, class_index = 0;
     Ns start_ns = 0, until_ns = NEVER_NS;
@@ -110,20 +115,20 @@ struct ClosedInfo {
 
 struct RunInfo {
     std::uint64_t seed = 0;
-    Ns warmup_ns = 0;           // what arrives before is not counted
-    Ns until_ns = NEVER_NS;     // nothing arrives from then on; NEVER_NS: when the arrivals end
-    Ns drain_ns = 10 * SECOND;  // how long answers are waited for after that
+    Ns warmup_ns = 0;           // arrivals before this time are not counted
+    Ns until_ns = NEVER_NS;     // end of the arrivals; NEVER_NS: the end of the workloads
+    Ns drain_ns = 10 * SECOND;  // time for which answers are awaited after until_ns
     Ns slice_ns = 0;            // 0: no series
     bool resident = false;
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> placed;  // device, model: what is resident instead
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> placed;  // (device, model) that are resident instead
     bool check = false;
     bool timed = false;         // measure the time spent in the scheduler
-    std::size_t trace_max = 0;  // rows of the trace that are kept
-    bool fates = false;         // keep what became of each request
+    std::size_t trace_max = 0;  // rows of the trace to keep
+    bool fates = false;         // keep the fate of each request
     std::uint8_t priority_default = 4;
 };
 
-// Arrivals in order of time, the caller's memory until they have been consumed.
+// Arrivals in order of time. The memory is the caller's, and must stay until the arrivals have been consumed.
 struct Chunk {
     const std::int64_t* at_ns = nullptr;
     const std::int32_t* model = nullptr;
@@ -135,27 +140,28 @@ struct Chunk {
 
 struct TraceRow {
     Ns at_ns;
-    std::int64_t what;  // 0 to 99: an event of the controller's; 100 on: 100 + CommandKind; 200 on: devices
+    // 0 to 99: an event of the controller; from 100 on: 100 + CommandKind; from 200 on: devices
+    std::int64_t what;
     std::int64_t a, b, c, d;
 };
 
-// What became of a request.
+// The fate of a request.
 struct Fate {
     Outcome outcome = Outcome::UNANSWERED;
     Reason reason = Reason::NONE;
-    std::int32_t device = -1;  // that it was sent to last; -1: none
-    Ns latency_ns = 0;         // until its answer
+    std::int32_t device = -1;  // device to which it was sent last; -1: none
+    Ns latency_ns = 0;         // time until its answer
 };
 
 enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
 
-// What an execution and a load may take, as workers have it; a test holds these to clockwork.config.
+// Time limits of executions and loads at workers; a test compares them with clockwork.config.
 inline constexpr Ns EXECUTION_LIMIT_NS = 2 * SECOND;
 inline constexpr Ns EXECUTION_LIMIT_FACTOR = 10;
 inline constexpr Ns LOAD_LIMIT_NS = 30 * SECOND;
 inline constexpr Ns LOAD_LIMIT_FACTOR = 10;
 
-// What a turn of the controller takes, where it is slow: a DisturbanceInfo says how much.
+// Time of a controller's turn, which a disturbance multiplies.
 inline constexpr double TURN_NS = 10'000;
 
 class World {
@@ -163,30 +169,32 @@ public:
     World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
           std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run);
 
-    // Write what the scheduler is told and decides into a ring, in the format of clockwork/scheduler/recording.py. Before
-    // set_up(). names: by model.
+    // Writes the scheduler's events and decisions into a ring, in the format of
+    // clockwork/scheduler/recording.py. Must be called before set_up(). names: by model.
     void record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<Named> names);
 
-    // Workers join, models are ready and, if asked for, resident. Time begins afterwards.
+    // Lets workers join, and models become ready and, if requested, resident. Simulated time begins
+    // afterwards.
     void set_up();
 
-    // Arrivals for an open workload; an empty chunk says that there are no more.
-    // Throws std::invalid_argument for times out of order and models that are none.
+    // Feeds an open workload with arrivals; an empty chunk ends it. Throws std::invalid_argument for times
+    // out of order and unknown models.
     void feed(std::size_t open, const Chunk& chunk);
 
-    // Goes on until arrivals are missing, about events_max things have happened, or all is over.
-    // Throws std::logic_error where something is wrong with the scheduler or the world.
+    // Continues until arrivals are missing, about events_max events have happened, or all is over. Throws
+    // std::logic_error for a fault of the scheduler or the world.
     Stop run(std::uint64_t events_max);
 
-    std::size_t wanting() const { return wanting_; }  // which open workload, after WANTS_CHUNK
+    std::size_t wanting() const { return wanting_; }  // the open workload to feed, after WANTS_CHUNK
     Ns now_ns() const { return now_ - base_ns_; }
-    Ns end_ns() const { return last_arrival_ns_; }  // when the counted time ended
+    Ns end_ns() const { return last_arrival_ns_; }  // end of the counted time
     std::uint64_t requests() const { return next_request_; }
     std::uint64_t events() const { return events_; }
-    Ns scheduler_ns() const { return scheduler_ns_; }  // if timed: real time inside the scheduler, set_up() excepted
+    // if timed: real time inside the scheduler after set_up()
+    Ns scheduler_ns() const { return scheduler_ns_; }
     const Accounts& accounts() const { return accounts_; }
     const Predictions* predictions() const { return scheduler_->predictions(); }
-    // By device, in the order of joining: how long each was idle with work waiting, of the time that is counted.
+    // Returns the counted time in which each device was idle with work waiting, in the order of joining.
     std::vector<Ns> idle_with_work_ns() const {
         std::vector<Ns> found;
         for (const DeviceStatus& device : scheduler_->devices())
@@ -195,7 +203,7 @@ public:
     }
     double devices_wanted() const {
         return scheduler_->devices_wanted(base_ns_ + last_arrival_ns_);
-    }  // at the end of that
+    }  // at the end of the counted time
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
     const std::vector<Fate>& fates() const { return fates_; }  // in the order of arrival, if kept
@@ -203,12 +211,14 @@ public:
 private:
     static constexpr std::uint32_t NONE = UINT32_MAX;
 
-    // An order, and what has become of it. Its token is its slot, its window true time, as the worker's clock tells it.
+    // An order with its state. Its token is its slot. Its window is in true time, converted by the worker's
+    // clock.
     struct Action : emulated::Order {
         Status status = Status::OK;
-        bool at_worker = false;  // else on its way
-        bool overran = false;    // it takes longer than it may: an execution is ended then, a load's worker begins anew
-        std::uint32_t device = 0;  // of all
+        bool at_worker = false;  // false: still on its way
+        // exceeds its time limit: an execution is ended then; after a load, the worker restarts
+        bool overran = false;
+        std::uint32_t device = 0;  // index over all workers
         std::uint32_t rows = 0;
         Ns received_ns = 0;
         Ns begin_ns = 0, end_ns = 0;
@@ -219,36 +229,37 @@ private:
         std::uint64_t sequence = 0;  // 0: free
         Ns arrived_ns = 0, deadline_ns = 0;
         std::uint32_t model = 0;
-        std::uint32_t group = NONE;  // of closed-loop clients
+        std::uint32_t group = NONE;  // group of closed-loop clients
         std::uint8_t class_index = 0;
         std::uint8_t priority = 0;
         bool counted = false;
         bool cancelled = false;
         std::uint32_t flying_worker = 0;
-        ActionId flying = 0;  // check: the action that it was sent with
+        ActionId flying = 0;  // with `check`: action with which it was sent
     };
 
     struct Device {
         std::uint32_t worker = 0, index = 0;
         ActionQueue queue;
         emulated::Device lanes;
-        Ns queue_due_ns = NEVER_NS;  // when a QUEUE_DUE is due
+        Ns queue_due_ns = NEVER_NS;  // time of the pending QUEUE_DUE
     };
 
     struct WorkerState {
-        WorkerId id = 0;  // 0: the controller does not know it
+        WorkerId id = 0;  // 0: unknown to the controller
         std::uint32_t epoch = 0;
         bool alive = false;
-        bool broken = false;  // its connection, rather than itself
+        bool broken = false;  // whether the connection broke rather than the worker
         std::uint32_t first_device = 0, device_count = 0;
         std::uint32_t joins = 0;
-        std::uint32_t batch_max = 0, extra_pages = 0;  // of ClusterInfo's, since it joined
+        std::uint32_t batch_max = 0, extra_pages = 0;  // measurements from ClusterInfo, since it joined
         double speed = 1;
         std::uint32_t kind = 0;
-        Ns there_free_ns = 0, back_free_ns = 0;  // a link keeps order
+        Ns there_free_ns = 0, back_free_ns = 0;  // messages on a link stay in order
         Ns input_free_ns = 0;
-        Ns there_seen_ns = 0, back_seen_ns = 0;  // what the controller has measured
-        std::deque<std::pair<Ns, Ns>> pongs;     // on their way back: when the ping was sent and received
+        Ns there_seen_ns = 0, back_seen_ns = 0;  // delays that the controller has measured
+        // pongs on their way back: times at which the ping was sent and received
+        std::deque<std::pair<Ns, Ns>> pongs;
         Ns offset_ns = 0;
         double drift = 0;               // per nanosecond
         Ns synced_ns = NEVER_NS;        // true time of the newest estimate of the clock
@@ -317,7 +328,7 @@ private:
     std::vector<QueueCommand> buffer();
     void give_back(std::vector<QueueCommand>&& commands);
 
-    // recording.cpp: nothing is done where nothing is recorded
+    // recording.cpp: these do nothing without a recorder
     void record_arrived(const clockwork::Request& request);
     void record_cancelled(RequestId id);
     void record_done(const ActionResult& result);
@@ -331,14 +342,14 @@ private:
     // disturbances.cpp
     void start_disturbances();
     void disturb(std::uint32_t number, bool begins);
-    bool holds(const DisturbanceInfo& one, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
+    bool holds(const DisturbanceInfo& disturbance, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
     Ns slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model = -1) const;
     Ns stopped_until_ns(std::uint32_t worker) const;
     Ns turn_ns(Ns at_ns) const { return cluster_.disturbances.empty() ? at_ns : next_turn_ns(at_ns); }
     Ns next_turn_ns(Ns at_ns) const;
     Ns noticed_ns(const Event& event) const;
 
-    // both
+    // world.cpp, for both sides
     std::uint32_t take_action();
     void drop_action(std::uint32_t slot);
     Request* find(RequestId id);
@@ -357,23 +368,23 @@ private:
             fail(what);
     }
     bool counting() const { return now_ >= count_from_ && now_ < count_until_; }
-    Ns overlap(Ns begin_ns, Ns end_ns) const;  // of the counted time
+    Ns overlap(Ns begin_ns, Ns end_ns) const;  // part of a span within the counted time
 
     std::unique_ptr<Scheduler> scheduler_;
     std::vector<ModelInfo> models_;
     ClusterInfo cluster_;
-    emulated::Settings settings_;  // of all devices
+    emulated::Settings settings_;  // settings of all devices
     std::vector<ClosedInfo> closed_;
     RunInfo run_;
 
     Ns now_ = 0;
-    Ns base_ns_ = 0;  // when the workloads began
+    Ns base_ns_ = 0;  // begin of the workloads
     Ns count_from_ = NEVER_NS, count_until_ = NEVER_NS;
     Ns last_arrival_ns_ = 0;
     Ns wake_ns_ = NEVER_NS;
-    Ns io_free_ns_ = 0;  // the controller's I/O thread sends inputs until then
+    Ns io_free_ns_ = 0;  // time until which the controller's I/O thread sends inputs
     Ns scheduler_ns_ = 0;
-    bool touched_ = false;  // the scheduler was told something since it settled
+    bool touched_ = false;  // whether the scheduler got events since it settled
     bool begun_ = false, over_ = false;
     std::uint64_t events_ = 0;
     EventHeap heap_;
@@ -383,23 +394,25 @@ private:
     std::vector<WorkerState> workers_;
     std::vector<std::uint32_t> worker_of_;  // by WorkerId
     std::vector<DeviceSpec> specs_;
-    std::vector<std::uint32_t> runs_;               // of runs_of()         // scratch
-    std::vector<std::unique_ptr<Action>> actions_;  // they stay where they are: devices refer to them
+    std::vector<std::uint32_t> runs_;  // scratch of runs_of()
+    // devices refer to the actions, so their addresses are stable
+    std::vector<std::unique_ptr<Action>> actions_;
     std::vector<std::uint32_t> free_actions_;
     std::vector<Request> requests_;
     std::vector<std::uint32_t> free_requests_;
     std::uint64_t next_request_ = 0;
     std::size_t outstanding_ = 0;
     std::vector<std::vector<QueueCommand>> buffers_;
-    std::uint8_t highest_arrived_ = 255;                         // priority, of this step
-    std::unordered_map<ActionId, std::vector<RequestId>> done_;  // check: reported OK in this step
-    std::uint64_t clients_left_ = 0;                             // of closed loops
+    std::uint8_t highest_arrived_ = 255;  // highest priority (lowest number) that arrived in this step
+    // with `check`: requests of actions reported OK in this step
+    std::unordered_map<ActionId, std::vector<RequestId>> done_;
+    std::uint64_t clients_left_ = 0;  // clients of closed loops that still send
     Random random_;
     Accounts accounts_;
     Digest digest_;
     std::vector<TraceRow> trace_;
     std::vector<Fate> fates_;
-    std::unique_ptr<Recorder> recorder_;  // null: nothing is recorded
+    std::unique_ptr<Recorder> recorder_;  // null: no recording
     Sentences sentences_;
     std::vector<Named> names_;
     Writer event_;  // scratch

@@ -28,6 +28,7 @@ KEPT = (
     "clockwork/observe",
     "clockwork/profiles.py",
     "clockwork/sim",
+    "clockwork/sources",
     "csrc/histogram.h",
     "csrc/sim",
     "tools/words.py",

@@ -1,4 +1,4 @@
-"""Files that have been fetched from a source, kept on the local disk so that they are fetched once."""
+"""A cache on the local disk of files that were fetched from a source."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from clockwork.sources.location import Location
 from clockwork.sources.reading import Reader, RemoteFile, SourceFailed, fetch_all
 
 LIST = "fetched.json"
-"""The last file of a copy: [path, sha256] of every other."""
+"""The last file of a copy: [path, sha256] of every other file."""
 
 FILES = "files"
-"""The folder of a copy that has the source's files."""
+"""The folder of a copy with the source's files."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,11 +38,11 @@ class _Copy:
 class Cache:
     """A directory of copies. Several processes may share it; each of them keeps it within ``bytes_max``.
 
-    A copy's name is a hash of its location, and of path, size and mark of each file. Thread-safe.
+    A copy's name is a hash of its location, and of the path, size and mark of each file. Thread-safe.
     """
 
     def __init__(self, root: Path, bytes_max: int) -> None:
-        """Raises OSError where the directory cannot be made."""
+        """Raise OSError if the directory cannot be created."""
         self._root = root
         self._bytes_max = bytes_max
         self._lock = threading.Lock()  # guards the field below, and is held while room is made
@@ -61,17 +61,18 @@ class Cache:
         reader: Callable[[], contextlib.AbstractContextManager[Reader]],
         progress: Callable[[int, int], None],
     ) -> Iterator[Path]:
-        """The folder that has these files of a location, fetched if need be; they stay while the context does.
+        """Yield the folder with these files of a location, fetched if needed. The files stay until the
+        context ends.
 
-        reader: lends a reader of the location. progress: called with the bytes that have come, and all bytes. Raises
-        what Reader.fetch() raises, and SourceFailed where others' copies, which are in use, leave no room.
+        reader: lends a reader of the location. progress: called with the bytes fetched, and all bytes. Raises
+        the errors of Reader.fetch(), and SourceFailed if copies in use leave no room.
         """
         names = "\n".join(f"{file.path}\0{file.bytes}\0{file.mark}" for file in files)
         folder = self._root / hashlib.sha256(f"{location}\n{names}".encode()).hexdigest()[:40]
         held = _hold(folder)
         if held is None:
             try:
-                shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
+                shutil.rmtree(folder, ignore_errors=True)  # a folder that exists here is damaged
                 with self._room([file.bytes for file in files]) as bytes_max:
                     put_in_place(
                         folder,
@@ -104,8 +105,10 @@ class Cache:
 
     @contextlib.contextmanager
     def _room(self, sizes: Sequence[int]) -> Iterator[int]:
-        """Remove the least recently used copies until files of these sizes (-1: unknown) fit. Gives the bytes that they may
-        take: the rest of the cache where a size is unknown."""
+        """Remove the least recently used copies until files of these sizes (-1: unknown) fit.
+
+        Yields the bytes that the files may take: the rest of the cache if a size is unknown.
+        """
         needed = sum(max(0, size) for size in sizes)
         if needed > self._bytes_max:
             raise InvalidModel(
@@ -134,14 +137,16 @@ class Cache:
 
     def _copies(self) -> Iterator[_Copy]:
         for folder in self._root.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # of another process, or still coming
+            with contextlib.suppress(FileNotFoundError):  # a file of another process, or not complete yet
                 used_ns = (folder / LIST).stat().st_mtime_ns
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 yield _Copy(folder, size, used_ns)
 
 
 def _hold(folder: Path) -> IO[bytes] | None:
-    """A copy's open list; while it is open, no process makes room by removing the copy. None: it is not there, or damaged."""
+    """Open a copy's list, which keeps other processes from removing the copy while it is open. None: missing
+    or damaged.
+    """
     try:
         file = open(folder / LIST, "rb")  # noqa: SIM115
     except OSError:

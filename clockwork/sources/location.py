@@ -1,4 +1,4 @@
-"""The URLs that models are fetched from."""
+"""The URLs from which models are fetched."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from clockwork.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Library:
-    """What reads the URLs of a scheme."""
+    """The library that reads the URLs of a scheme."""
 
     modules: tuple[str, ...]
-    extra: str  # of this distribution, which installs them
+    extra: str  # extra of this distribution that installs the modules
     file: str  # an example of a URL
 
 
@@ -33,13 +33,17 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
-    """A place of files: a bucket's prefix, a repository of the Hub, a folder of an HTTP server; or one file."""
+    """A place of files: a bucket's prefix, a repository of the Hub, a folder of an HTTP server; or a single
+    file.
+    """
 
-    url: str  # with whatever gives access in it
+    url: str  # with credentials, if the user gave any in the URL
     scheme: str
 
     def __str__(self) -> str:
-        """The URL for people, logs and the controller: without passwords, and without a query, which may be a signature."""
+        """Return the URL for people, logs and the controller: without passwords, and without a query, which
+        may be a signature.
+        """
         parts = urlsplit(self.url)
         return f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if self.is_http else self.url
 
@@ -49,16 +53,16 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """Last part of the path."""
         path = urlsplit(self.url).path if self.is_http else self.url
         return path.rstrip("/").rpartition("/")[2]
 
     def file(self, path: str) -> str:
-        """The URL of a file below this folder."""
+        """Return the URL of a file below this folder."""
         return f"{self.url.rstrip('/')}/{quote(path) if self.is_http else path}"
 
     def beside(self, path: str) -> str:
-        """The URL of a file in the folder of this file."""
+        """Return the URL of a file in the folder of this file."""
         if self.is_http:
             parts = urlsplit(self.url)
             folder = parts.path.rpartition("/")[0]
@@ -66,7 +70,7 @@ class Location:
         return f"{self.url.rpartition('/')[0]}/{path}"
 
     def hide(self, text: str) -> str:
-        """A sentence of a library without what __str__() leaves out."""
+        """Return a library's message without the secrets that __str__() leaves out."""
         parts = urlsplit(self.url)
         for secret in (parts.query, parts.netloc.rpartition("@")[0]) if self.is_http else ():
             if secret:
@@ -75,7 +79,9 @@ class Location:
 
 
 def location_of(text: str) -> Location | None:
-    """The location that a URL names; None: the text is a path. Raises ConfigError for other kinds of URLs."""
+    """Return the location that a URL names. None: the text is a path. Raises ConfigError for other kinds of
+    URLs.
+    """
     found = _URL.fullmatch(text)
     if found is None:
         return None
@@ -90,7 +96,7 @@ def location_of(text: str) -> Location | None:
 
 
 def require_library(location: Location) -> None:
-    """Raises ConfigError where the library that reads such URLs is missing, with the command that installs it."""
+    """Raise ConfigError with the command to install, if the library that reads such URLs is missing."""
     library = LIBRARIES[location.scheme]
     missing = [name for name in library.modules if importlib.util.find_spec(name) is None]
     if missing:

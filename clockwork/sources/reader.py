@@ -1,15 +1,16 @@
 """The process that talks to sources: `python -m clockwork.sources.reader`.
 
-A command is a line of JSON on the standard input, its answer one or several on the standard output, the last with "end"
-or "error". It ends when its input does. One command is carried out at a time.
+A command is a line of JSON on the standard input. Its answer is one line or several on the standard output,
+of which the last has "end" or "error". The process ends when its input does. It executes commands in turn.
 
     {"do": "list", "url"}                                {"files": [row, ...]}, ..., {"end": null}
     {"do": "describe", "url"}                            {"end": row}, or {"end": null} for a folder
-    {"do": "read", "files": [[url, row], ...], "bytes_max"}    {"read": [path, base64 or null if larger]}, ..., {"end": null}
+    {"do": "read", "files": [[url, row], ...], "bytes_max"}
+        {"read": [path, base64 or null if larger]}, ..., {"end": null}
     {"do": "fetch", "url", "row", "to", "bytes_max"}     {"done": bytes}, ..., {"end": sha256}
 
-A row is [path below the URL, bytes (-1: unknown), mark, checksum]. The mark changes whenever the file does: an ETag, a
-hash, or, where a source has none of these, a time. The checksum is "md5:...", "sha256:...", "git:..." or "".
+A row is [path below the URL, bytes (-1: unknown), mark, checksum]. The mark changes whenever the file does:
+an ETag, a hash, or a time if a source has neither. The checksum is "md5:...", "sha256:...", "git:..." or "".
 """
 
 from __future__ import annotations
@@ -53,19 +54,21 @@ class Changed(Exception):
 
 
 class Refused(Exception):
-    """What a source has is beyond a bound."""
+    """A file or listing exceeds a bound."""
 
 
 class Reader:
-    """Carries out commands. ``fs``: fsspec's file system of a URL, and the path in it.
+    """Executes commands.
 
-    is_guarded: the process is the reader's, and what it connects to is checked for good from the first command on."""
+    is_guarded: the process belongs to the reader, so from the first command on all its connections are
+    checked.
+    """
 
     def __init__(self, answer: TextIO, *, is_guarded: bool = False) -> None:
         self._answer = answer
         self._is_guarded = is_guarded
         self._has_guard = False
-        self._guard: Guard | None = None  # of the first command's scheme; a process has one location
+        self._guard: Guard | None = None  # guard of the first command's scheme; a process has one location
 
     def carry_out(self, command: Mapping[str, Any]) -> None:
         try:
@@ -84,15 +87,15 @@ class Reader:
         except Refused as error:
             self._say(error=str(error), kind="refused")
         except FileNotFoundError as error:
-            # Of an HTTP server that cannot be reached fsspec says so, too.
+            # fsspec raises this error also if an HTTP server cannot be reached.
             cause = error.__cause__ if _is_http(command["url"]) else None
             is_missing = cause is None or getattr(cause, "status", 0) in (404, 410)
             self._say(error=_said(error if is_missing else cause), kind="missing" if is_missing else "failed")
-        except Exception as error:  # of any library, of any kind
+        except Exception as error:  # libraries raise errors of any kind
             self._say(error=_said(error), kind="failed")
 
     def _open_to(self, url: str) -> None:
-        """Connect to nothing but what is public, or of the server that a URL names."""
+        """Allow connections to the server of a URL. All others must be public."""
         if not self._is_guarded:
             return
         if not self._has_guard:
@@ -145,10 +148,10 @@ class Reader:
         self._say(end=None)
 
     def _fetch(self, url: str, row: Row, to: str, bytes_max: int) -> None:
-        """Copy a file that is as it was listed, and still is when it has been copied."""
+        """Copy a file. Raises Changed if it differs from its listing before or after the copy."""
         fs, path = _open(url)
         _, size, _, checksum = row
-        # A server that knows no ranges gives a file as one stream.
+        # A server without range requests sends a file as a single stream.
         with fs.open(path, "rb", block_size=0 if _is_http(url) else PIECE_BYTES, cache_type="none") as source:
             digest, check, done, told = hashlib.sha256(), _hash_of(checksum, size), 0, 0.0
             with open(to, "wb") as target:
@@ -187,7 +190,7 @@ def _is_http(url: str) -> bool:
 def _open(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
-    # For an HTTP server: proxies and passwords as the environment and ~/.netrc say.
+    # For an HTTP server, proxies and passwords come from the environment and ~/.netrc.
     options = {"client_kwargs": {"trust_env": True}} if _is_http(url) else {}
     fs, path = url_to_fs(url, **options)
     fs.invalidate_cache()
@@ -203,7 +206,7 @@ def _rows(fs: Any, root: str) -> Iterator[Row]:
 
 
 def _http_rows(fs: Any, url: str) -> Iterator[Row]:
-    """The files that the pages of an HTTP server link to, below that of the URL."""
+    """Yield the files to which the pages of an HTTP server link, below the URL."""
     root = url.rstrip("/") + "/"
     folders, seen, files = [root], {root}, []
     with ThreadPoolExecutor(HTTP_REQUESTS_AT_ONCE) as pool:
@@ -238,20 +241,20 @@ def _row(path: str, info: Mapping[str, Any]) -> Row:
 
 
 def _checksum(info: Mapping[str, Any]) -> str:
-    """The checksum that a source's own record of a file has; "" if it has none."""
+    """Return the checksum in a source's own record of a file; "" if there is none."""
     lfs = info.get("lfs") or {}
     if sha256 := lfs.get("sha256"):
         return f"sha256:{sha256}"
     if blob := info.get("blob_id"):
         return f"git:{blob}"
     coded = info.get("md5Hash") or info.get("Content-MD5")
-    raw = getattr(info.get("content_settings"), "content_md5", None)  # of Azure
+    raw = getattr(info.get("content_settings"), "content_md5", None)  # a record of Azure
     with contextlib.suppress(binascii.Error):
         raw = base64.b64decode(coded, validate=True) if coded else raw
         if raw and len(raw) == 16:
             return f"md5:{bytes(raw).hex()}"
     tag = str(info.get("ETag", "")).strip('"')
-    # Of an object in S3 that was sent in one piece; "StorageClass" has no other source's record.
+    # An object in S3 that was uploaded in one part. Only S3's records have "StorageClass".
     if "StorageClass" in info and len(tag) == 32 and set(tag) <= set("0123456789abcdef"):
         return f"md5:{tag}"
     return ""
@@ -269,7 +272,7 @@ def _hash_of(checksum: str, size: int) -> Any:
 
 
 def _is_encrypted(fs: Any, path: str) -> bool:
-    """Whether an object in S3 is encrypted with a key, so that its ETag is no MD5."""
+    """Return whether an object in S3 is encrypted with a key, so that its ETag is not its MD5."""
     if not hasattr(fs, "call_s3"):
         return False
     bucket, key, _ = fs.split_path(path)
@@ -286,7 +289,7 @@ def main() -> None:
     os.nice(10)
     resource.setrlimit(resource.RLIMIT_DATA, (READER_MEMORY_BYTES, READER_MEMORY_BYTES))
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     logging.disable()
     warnings.simplefilter("ignore")
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -294,7 +297,7 @@ def main() -> None:
     def read() -> None:
         for line in sys.stdin:
             commands.put(line)
-        os._exit(0)  # whoever asked is gone, or wants no answer any more
+        os._exit(0)  # the caller has ended, or needs no more answers
 
     threading.Thread(target=read, daemon=True).start()
     reader = Reader(answer, is_guarded=True)

@@ -1,4 +1,4 @@
-"""Asks a process of its own (reader.py) what a source has, and has it fetch files."""
+"""Lists, describes and fetches files of a source by a process of its own (reader.py)."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ COMMAND = (sys.executable, "-m", "clockwork.sources.reader")
 
 
 class SourceFailed(Unavailable):
-    """A source is away, too slow, or does not let us in: asking again later may help."""
+    """A source is unreachable, too slow, or refuses access. A later retry may succeed."""
 
 
 class SourceChanged(SourceFailed):
-    """A file has changed since it was listed, or was not whole: it is to be listed and fetched again."""
+    """A file has changed since it was listed, or was incomplete. It must be listed and fetched again."""
 
 
 class SourceMissing(SourceFailed):
@@ -44,31 +44,33 @@ class SourceMissing(SourceFailed):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a source, as it was listed."""
+    """A file of a source at the time of its listing."""
 
-    path: str  # below the location that was listed; "" for a location that is a file
-    bytes: int  # -1: the source does not say
+    path: str  # path below the listed location; "" for a location that is a file
+    bytes: int  # -1: unknown
     mark: str  # changes whenever the file does
-    checksum: str  # of the source's record, with its kind; "": it has none
+    checksum: str  # checksum from the source's record, with its kind; "": none
 
 
 class Reader:
-    """One reader's process, which is started when it is first asked, and again after it has failed.
+    """A reader process, started by the first call, and again after a failure.
 
-    Any thread may call it, and waits for the call of another. close() ends the call that is under way.
+    Any thread may make a call; it waits for the calls of others. close() ends the pending call.
     """
 
     def __init__(self, location: Location) -> None:
         self.location = location
         self._child: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None  # what the process writes to its standard error
+        self._errors: IO[bytes] | None = None  # standard error of the process
         self._closed = False
         self._lock = threading.Lock()  # guards the fields above
-        self._turn = threading.RLock()  # held by the thread that makes a call, or takes leave of the process
+        self._turn = threading.RLock()  # held by the thread that makes a call or ends the process
         self._rest = b""
 
     def files(self, limit_s: float = LIST_LIMIT_S) -> list[RemoteFile]:
-        """All files below the location. Raises SourceFailed, SourceMissing, and InvalidModel where it has too many."""
+        """Return all files below the location. Raises SourceFailed, SourceMissing, and InvalidModel if there
+        are too many.
+        """
         found = []
         with self._answers(
             {"do": "list", "url": self.location.url}, "listed", limit_s + STALL_S, limit_s
@@ -78,13 +80,15 @@ class Reader:
         return [file for file in found if _is_below(file.path)]
 
     def describe(self, url: str) -> RemoteFile | None:
-        """A file as its source describes it; None for a folder. Raises SourceFailed and SourceMissing."""
+        """Return a file as its source describes it. None: a folder. Raises SourceFailed and SourceMissing."""
         with self._answers({"do": "describe", "url": url}, "read", STALL_S, STALL_S) as answers:
             *_, answer = answers
         return None if answer["end"] is None else RemoteFile(*answer["end"])
 
     def read(self, files: Sequence[RemoteFile], bytes_max: int) -> dict[str, bytes | None]:
-        """The content of small files below the location, by path; None for larger ones. Raises what files() raises."""
+        """Return the content of small files below the location, by path; None for larger files. Raises the
+        errors of files().
+        """
         found: dict[str, bytes | None] = {}
         for begin in range(0, len(files), READ_FILES_MAX):
             some = files[begin : begin + READ_FILES_MAX]
@@ -105,8 +109,11 @@ class Reader:
         bytes_max: int,
         progress: Callable[[int], None] = lambda done: None,
     ) -> str:
-        """Copy a file to a path, and return its SHA-256. Raises SourceFailed, SourceChanged, SourceMissing, OSError, and
-        InvalidModel for a file larger than ``bytes_max``, of which no more than that is written."""
+        """Copy a file to a path, and return its SHA-256.
+
+        Raises SourceFailed, SourceChanged, SourceMissing, OSError, and InvalidModel for a file larger than
+        ``bytes_max``. At most that many bytes are written.
+        """
         if file.bytes > bytes_max:
             raise InvalidModel(
                 f"{self._name(url)} has {file.bytes} bytes; there is room for {bytes_max} more"
@@ -126,10 +133,10 @@ class Reader:
             self._closed = True
             if self._child is not None:
                 self._child.kill()
-        # The thread whose call this ends takes leave of the process.
+        # The thread whose call ends by this reaps the process.
 
     def stop(self) -> None:
-        """End the process, once the call that is under way has ended; the next call starts another."""
+        """End the process after the pending call. The next call starts another."""
         with self._turn:
             with self._lock:
                 child, self._child = self._child, None
@@ -149,8 +156,9 @@ class Reader:
     def _answers(
         self, command: dict[str, Any], what: str, limit_s: float, silence_s: float
     ) -> Iterator[Iterator[dict[str, Any]]]:
-        """The answers to a command, the last one included. The process ends with a call that fails, so that the next one
-        begins with fresh connections and credentials."""
+        """Yield the answers to a command, including the last. After a failed call the process ends, so that
+        the next call begins with new connections and credentials.
+        """
         whole = False
         with self._turn:
             try:
@@ -209,7 +217,7 @@ class Reader:
                 raise SourceFailed("the reader was closed")
             if self._child is not None:
                 return self._child
-            # Whatever a library says there matters only if the process ends by it.
+            # Standard error is read only if the process ends unexpectedly.
             self._errors = os.fdopen(os.memfd_create("errors"), "w+b")
             self._child = subprocess.Popen(
                 COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
@@ -227,7 +235,7 @@ class Reader:
         return SourceFailed(f"{name} cannot be {what}: its reader ended: {last}")
 
     def _line(self, child: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
-        """The next line; b"" if the process has ended, None if nothing came in time."""
+        """Return the next line; b"" if the process has ended, None at a timeout."""
         assert child.stdout is not None
         deadline = time.monotonic() + limit_s
         with selectors.DefaultSelector() as selector:
@@ -251,9 +259,11 @@ def fetch_all(
     bytes_max: int,
     progress: Callable[[int, int], None],
 ) -> list[tuple[str, str]]:
-    """Copy files below a location into a folder: the path and SHA-256 of each. Raises what Reader.fetch() raises.
+    """Copy files below a location into a folder; return the path and SHA-256 of each. Raises the errors of
+    Reader.fetch().
 
-    bytes_max: of all together. progress: called with the bytes that have come, and all bytes that are known of.
+    bytes_max: bound of all files together. progress: called with the bytes fetched, and the sum of all known
+    sizes.
     """
     rows, done, total = [], 0, sum(max(0, file.bytes) for file in files)
 
@@ -269,7 +279,7 @@ def fetch_all(
 
 
 def _is_below(path: str) -> bool:
-    """Whether a path, which a stranger has chosen, is one of a file below the folder that it is relative to."""
+    """Return whether an untrusted path names a file below its folder."""
     pure = PurePosixPath(path)
     return (
         bool(path)

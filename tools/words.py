@@ -29,6 +29,8 @@ KEPT = (
     "clockwork/profiles.py",
     "clockwork/sim",
     "clockwork/sources",
+    "clockwork/system",
+    "clockwork/web",
     "csrc/histogram.h",
     "csrc/sim",
     "tools/words.py",

@@ -1,4 +1,4 @@
-"""Waiting for descriptors without an extension: what _wait does, to the millisecond, with what Python has."""
+"""Waiting for descriptors without an extension: replaces _wait, with a resolution of a millisecond."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class DescriptorPoller:
                 self._poll.register(fd, select.POLLIN)
 
     def wait(self, timeout_ns: int) -> bool:
-        """Block until a descriptor is readable or the time is up (negative: for ever). True if readable.
+        """Block until a descriptor is readable or the time is over (negative: forever). Returns whether a
+        descriptor is readable.
 
-        The time is rounded up, to a millisecond where there is poll().
+        The time is rounded up to a millisecond if the system has poll().
         """
         if self._poll is not None:
             return bool(self._poll.poll(-(-timeout_ns // 1_000_000) if timeout_ns >= 0 else None))

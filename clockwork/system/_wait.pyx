@@ -1,7 +1,7 @@
-"""Wait for descriptors with nanosecond timeouts: zmq_poll and select.poll round theirs to milliseconds.
+"""Waiting for descriptors with timeouts in nanoseconds, and a timer with a descriptor.
 
-And a timer that is a descriptor: the kernel lets timerfd expire to the microsecond, where the timeout of a
-wait may be stretched by the thread's timer slack (50 us).
+zmq_poll and select.poll round timeouts to milliseconds. The timer uses timerfd, which expires to the
+microsecond, whereas the kernel may extend the timeout of a wait by the thread's timer slack (50 us).
 """
 
 from libc.errno cimport EINTR, errno
@@ -65,7 +65,8 @@ cdef class DescriptorPoller:
             self._fds[index].revents = 0
 
     def wait(self, long long timeout_ns):
-        """Block until a descriptor is readable or the time is up (negative: for ever). True if readable.
+        """Block until a descriptor is readable or the time is over (negative: forever). Returns whether a
+        descriptor is readable.
 
         A signal ends the wait early, after its Python handler has run.
         """
@@ -86,7 +87,7 @@ cdef class DescriptorPoller:
 
 
 cdef class Timer:
-    """One alarm at a time of the monotonic clock; its descriptor is readable from then on until clear()."""
+    """An alarm of the monotonic clock. Its descriptor is readable from the alarm until clear()."""
 
     cdef int _fd
 
@@ -102,7 +103,7 @@ cdef class Timer:
         return self._fd
 
     def set(self, long long at_ns):
-        """Go off at this time, at once if it has passed; 0: not at all. Replaces what was set before."""
+        """Set the alarm to a time, at once if it has passed; 0: no alarm. Replaces the previous alarm."""
         cdef itimerspec alarm
         alarm.it_interval.tv_sec = alarm.it_interval.tv_nsec = 0
         alarm.it_value.tv_sec = alarm.it_value.tv_nsec = 0
@@ -113,12 +114,12 @@ cdef class Timer:
             raise OSError(errno, strerror(errno).decode())
 
     def clear(self):
-        """Whether it went off since the last set() or clear()."""
+        """Clear the alarm. Returns whether it expired since the last set() or clear()."""
         cdef uint64_t count
         return read(self._fd, &count, sizeof(count)) > 0
 
     def close(self):
-        """Idempotent."""
+        """Close the descriptor. Idempotent."""
         if self._fd >= 0:
             close(self._fd)
             self._fd = -1

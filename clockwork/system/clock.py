@@ -18,17 +18,17 @@ SECOND = 1_000_000_000
 
 
 def to_ns(seconds: float) -> int:
-    """Seconds as integer nanoseconds, rounded."""
+    """Convert seconds to integer nanoseconds, rounded."""
     return round(seconds * SECOND)
 
 
 def to_seconds(ns: int) -> float:
-    """Nanoseconds as seconds."""
+    """Convert nanoseconds to seconds."""
     return ns / SECOND
 
 
 def duration(ns: int) -> str:
-    """A duration for people: three digits or so, in the unit that fits, as 57 us, 8.61 ms or 2.00 s."""
+    """Return a duration for people, with about three digits in a fitting unit: 57 us, 8.61 ms or 2.00 s."""
     if ns < MS:
         return f"{ns / 1e3:.{1 if ns < 10_000 else 0}f} us"
     if ns < SECOND:

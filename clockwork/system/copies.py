@@ -1,8 +1,8 @@
-"""Copies from and to memory that somebody else owns, on threads of their own.
+"""Copies from and to memory of other processes, on threads of their own.
 
-Whoever owns the memory decides how long a copy takes: pages may be swapped out, and a write waits for a lock of the file.
-So the work is done piece by piece, in turns of the owners, by at most one thread for each owner: a copy that stands still
-holds that owner's other copies and nobody else's, as long as there is another thread.
+The owner of the memory decides how long a copy takes: its pages may be swapped out, and a write waits for a
+lock of the file. So copies are done in pieces, in turns of the owners, by at most one thread per owner. A
+copy that blocks delays only its owner's other copies, as long as another thread is free.
 """
 
 from __future__ import annotations
@@ -17,53 +17,56 @@ from clockwork.config.system import COPIES_CLOSE_S, COPIES_MAX, COPY_THREADS, OW
 from clockwork.errors import InvalidInput
 
 Work: TypeAlias = Generator[None, None, None]
-"""A copy: each step is a piece of it."""
+"""A copy, as a generator whose steps are its pieces."""
 
 
 class Copy:
-    """Work on one owner's memory."""
+    """A copy from or to an owner's memory."""
 
     __slots__ = ("error", "is_dropped", "owner", "subject", "work")
 
     def __init__(self, owner: int, work: Work, subject: Any) -> None:
         self.owner = owner
         self.work = work
-        self.subject = subject  # the caller's
+        self.subject = subject  # a value of the caller
         self.error: Exception | None = None
-        self.is_dropped = False  # by Copies.drop()
+        self.is_dropped = False  # set by Copies.drop()
 
     def step(self) -> bool:
-        """Do a piece; whether there is more to do."""
+        """Copy a piece. Returns whether there is more."""
         try:
             if not self.is_dropped:
                 next(self.work)
                 return True
         except StopIteration:
             return False
-        except Exception as error:  # whatever it is, it is the asker's, and this thread goes on for others
+        except Exception as error:  # the error belongs to the caller; this thread continues with other copies
             self.error = error
             return False
-        self.work.close()  # it closes its files
+        self.work.close()  # closes the files of the copy
         return False
 
 
 class Copies:
-    """The threads, and the copies that wait for them or have ended. For one thread, except where said."""
+    """Threads that copy, with the copies that wait or have ended. Its methods are for a single thread."""
 
     def __init__(self, wake: Callable[[], None], whose: str) -> None:
-        """wake: called on any thread when a copy has ended. whose: of what sort owners are, for people."""
+        """wake: called on any thread when a copy has ended. whose: the kind of owners, for error messages."""
         self._wake = wake
         self._whose = whose
         self._lock = threading.Lock()
-        self._waiting: dict[int, collections.deque[Copy]] = {}  # by owner, the copy under way first
+        self._waiting: dict[int, collections.deque[Copy]] = {}  # by owner, the pending copy first
         self._count = 0
-        self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # owners, each at most once
+        # owners with work, each at most once
+        self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._ended: collections.deque[Copy] = collections.deque()
         self._threads: list[threading.Thread] = []
         self._is_closed = False
 
     def submit(self, owner: int, work: Work, subject: Any) -> Copy:
-        """Have a copy done, of an owner's memory. Raises InvalidInput past the bounds, and where there is no thread for it."""
+        """Start a copy for an owner. Raises InvalidInput beyond the bounds, or if no thread can be
+        started.
+        """
         if not self._threads:
             self._start()
         copy = Copy(owner, work, subject)
@@ -83,7 +86,7 @@ class Copies:
         return copy
 
     def drop(self, copy: Copy) -> None:
-        """Go no further with a copy, which then holds nothing once it is not under way. No error if it has ended."""
+        """Cancel a copy. A copy that has begun ends at its next step. Does nothing if it has ended."""
         copy.is_dropped = True
         with self._lock:
             mine = self._waiting.get(copy.owner)
@@ -94,12 +97,12 @@ class Copies:
         copy.work.close()  # it has not begun
 
     def ended(self) -> Iterator[Copy]:
-        """The copies that have ended since the last call, those that were dropped, too."""
+        """Yield the copies that ended since the last call, cancelled copies included."""
         while self._ended:
             yield self._ended.popleft()
 
     def close(self) -> None:
-        """End the threads. One that does not come back ends with the process, and wakes nobody before."""
+        """End the threads. A thread that blocks ends with the process, and calls `wake` no more."""
         self._is_closed = True
         for _ in self._threads:
             self._turns.put(None)
@@ -107,7 +110,7 @@ class Copies:
             thread.join(COPIES_CLOSE_S)
 
     def _start(self) -> None:
-        """Start the threads, or as many as the system gives. Raises InvalidInput where that is none."""
+        """Start the threads, as many as the system allows. Raises InvalidInput if it allows none."""
         for number in range(COPY_THREADS):
             thread = threading.Thread(target=self._work, name=f"copies-{number}", daemon=True)
             try:
@@ -126,7 +129,7 @@ class Copies:
                     break
 
     def _go_on(self, owner: int) -> bool:
-        """Do a piece of an owner's first copy. Whether the owner has more to do."""
+        """Copy a piece of an owner's first copy. Returns whether the owner has more."""
         mine = self._waiting[owner]
         if mine[0].step():
             return True

@@ -1,4 +1,4 @@
-"""Files: that they outlast a power cut, and on which mount they are."""
+"""Durability of directory entries, and the mount of a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def fsync_directory(path: Path) -> None:
-    """Have the directory's entries on disk: files made, renamed or removed in it. Raises OSError."""
+    """Sync a directory's entries to disk: files created, renamed or removed in it. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -17,8 +17,11 @@ def fsync_directory(path: Path) -> None:
 
 
 def mount_of(descriptor: int) -> int:
-    """The number of the mount that an open file is on. Only the kernel is asked, not the file's file system, which may take
-    any time to answer; open it with O_PATH for the same reason."""
+    """Return the number of the mount of an open file.
+
+    Only the kernel is asked, because the file's file system may block. Open the file with O_PATH for the same
+    reason.
+    """
     with open(f"/proc/self/fdinfo/{descriptor}", "rb", buffering=0) as file:
         found = re.search(rb"^mnt_id:\s*(\d+)", file.read(4096), re.MULTILINE)
     assert found is not None, "the kernel says the mount of every file"

@@ -1,4 +1,4 @@
-"""Limits that the operating system sets to this process: memory and open files."""
+"""Limits of this process set by the operating system: memory and open files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ CGROUPS = (
     ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Where a container's limits lie: the folder, its files with the limit of memory and with the memory in use, and the field of
-its file memory.stat with the part of that which is cached files; cgroup version 2 and version 1."""
+"""Files with a container's limits, for cgroup version 2 and version 1: the folder, the file with the limit of
+memory, the file with the memory in use, and the field in memory.stat of the cached files that it includes.
+"""
 
 
 def go_first(score: int = OOM_SCORE) -> None:
-    """Have the kernel end this process, and its children, before others when memory runs out."""
+    """Make the kernel end this process and its children before others when memory runs out."""
     with contextlib.suppress(OSError, ValueError):  # forbidden, or no such file: the score stays as it was
         path = Path("/proc/self/oom_score_adj")
         if int(path.read_text(encoding="ascii")) < score:
@@ -28,12 +29,12 @@ def go_first(score: int = OOM_SCORE) -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files as the administrator allows. Returns that number.
+    """Raise the limit of open files to the administrator's bound. Returns the new limit.
 
     The usual soft limit of 1024 is for programs that call select(). A controller holds a descriptor for every
-    client and worker, and a worker one for every file that it maps.
+    client and worker, and a worker holds a descriptor for every file that it maps.
     """
-    import resource  # here, because a client on Windows imports this module
+    import resource  # imported here, because a client on Windows imports this module
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -43,19 +44,21 @@ def raise_descriptor_limit() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may have: the machine's, or its container's where that is less."""
+    """Return the memory that this process may have: the machine's, or its container's if that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, limit, _, _ in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or its content is "max"
             limits.append(int(Path(folder, limit).read_text(encoding="ascii")))
     return min(limits)
 
 
 def free_bytes() -> int:
-    """Memory that this process could get now: the machine's, or its container's where that is less."""
+    """Return the memory that this process could get now: the machine's, or its container's if that is
+    less.
+    """
     free = [_field("/proc/meminfo", "MemAvailable:") * 1024]
     for folder, limit, used, cached in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or its content is "max"
             most = int(Path(folder, limit).read_text(encoding="ascii"))
             taken = int(Path(folder, used).read_text(encoding="ascii"))
             free.append(most - taken + _field(f"{folder}/memory.stat", cached))
@@ -63,7 +66,7 @@ def free_bytes() -> int:
 
 
 def _field(path: str, name: str) -> int:
-    """The number behind a name in a file of the kernel's. Raises OSError, ValueError."""
+    """Return the number after a name in a file of the kernel. Raises OSError, ValueError."""
     for line in Path(path).read_text(encoding="ascii").splitlines():
         words = line.split()
         if words[0] == name:
@@ -73,12 +76,12 @@ def _field(path: str, name: str) -> int:
 
 @contextlib.contextmanager
 def bounded_memory(bytes_: int) -> Iterator[None]:
-    """Have this process, and those that it starts, get at most so many bytes of memory more while the block runs.
+    """Bound the further memory of this process and of its children to ``bytes_`` while the block runs.
 
-    RLIMIT_DATA counts what is private and can be written: the heap and anonymous mappings, but not mapped files, and no
-    reserved addresses, of which RLIMIT_AS would count gigabytes. Beyond it the kernel gives none.
+    RLIMIT_DATA counts private writable memory: the heap and anonymous mappings. It counts neither mapped
+    files nor reserved addresses, which RLIMIT_AS would count by gigabytes. Beyond the limit allocations fail.
     """
-    import resource  # here, because a client on Windows imports this module
+    import resource  # imported here, because a client on Windows imports this module
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = _field("/proc/self/status", "VmData:") * 1024 + bytes_
@@ -92,7 +95,7 @@ def bounded_memory(bytes_: int) -> Iterator[None]:
 
 
 def resident_bytes() -> int:
-    """Bytes of this process that are in memory; 0 on systems that do not say so in /proc, and where no descriptor is left."""
+    """Return the bytes of this process in memory. 0: not on Linux, or no descriptor is free."""
     if not sys.platform.startswith("linux"):
         return 0
     try:
@@ -105,12 +108,12 @@ def resident_bytes() -> int:
 
 
 def descriptor_limit() -> int:
-    """The most descriptors that this process may have open."""
+    """Return the number of descriptors that this process may have open."""
     import resource  # see raise_descriptor_limit()
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def open_descriptors() -> int:
-    """Descriptors that this process has open."""
-    return len(os.listdir("/proc/self/fd")) - 1  # less the descriptor of this listing
+    """Return the number of open descriptors of this process."""
+    return len(os.listdir("/proc/self/fd")) - 1  # without the descriptor of this listing

@@ -1,4 +1,4 @@
-"""Waking a thread that waits for descriptors."""
+"""A descriptor that wakes a thread from its wait."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 
 
 class Wake:
-    """A descriptor that is readable from set() until clear(). Any thread may set it.
+    """A descriptor that is readable from set() until clear(). Any thread may call set().
 
-    An eventfd where the system has that, else a pair of sockets, which Windows can wait for, too.
+    It is an eventfd, or else a pair of sockets, on which Windows can wait, too.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Wake:
         self._fd = self._sockets[0].fileno()
 
     def fileno(self) -> int:
-        """-1 once it is closed."""
+        """Return the descriptor, -1 once it is closed."""
         return self._fd
 
     def set(self) -> None:
@@ -32,11 +32,11 @@ class Wake:
                 self._sockets[1].send(b"\0")
             else:
                 os.eventfd_write(self._fd, 1)
-        except BlockingIOError:  # it is set already, many times
+        except BlockingIOError:  # the descriptor is readable already
             return
 
     def clear(self) -> None:
-        """Nothing happens where it is not set."""
+        """Make the descriptor unreadable. Idempotent."""
         try:
             if self._sockets:
                 while self._sockets[0].recv(4096):
@@ -47,7 +47,7 @@ class Wake:
             return
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the descriptor. Idempotent."""
         if self._fd < 0:
             return
         if not self._sockets:

@@ -1,1 +1,3 @@
-"""What servers for web clients share: seats for connections, and the requests that a web page may make. Pure."""
+"""Parts that servers for web clients share: seats for connections, and checks against foreign web pages.
+Pure.
+"""

@@ -1,15 +1,15 @@
-"""Whether a request may be what it says: not made by a web page of another site.
+"""Checks that a request was not made by a web page of another site.
 
-A browser lets any page send requests to any server, this machine's included, and only keeps the answer from it. Two ways
-lead further, and both can be told from headers that a page cannot choose:
+A browser lets any page send requests to any server, this machine's included, and only withholds the answer
+from the page. Two attacks go further. Both show in headers that a page cannot choose:
 
-- *A foreign page asks.* Its requests bear Origin, the page's own address, which is then not the request's Host. So that
-  nothing hangs on Origin alone, a request that changes something must also bear a header that a page of another site may
-  not send unless the server says so, which this one never does: a Content-Type of JSON, Authorization, or the User-Agent
-  of a program.
-- *A foreign name is pointed at this machine* (DNS rebinding): to the browser, the page and the server are then one site,
-  and Host is the foreign name. So Host must be an address, which no name server can point elsewhere, this machine's own
-  name, or a name that the server was started with.
+- *A foreign page sends the request.* Such requests have the header Origin with the page's own address, which
+  differs from the request's Host. As a second defence, a request that changes something must also have a
+  header that a page of another site can send only with the server's consent, which is never given: a
+  Content-Type of JSON, Authorization, or the User-Agent of a program.
+- *A foreign name points at this machine* (DNS rebinding). The browser then takes page and server for one
+  site, and Host is the foreign name. So Host must be an address, which no name server can redirect, this
+  machine's own name, or a name with which the server was started.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]/@\s]+))(?::([0-9]{1,5}))?"
 
 
 class Asking(NamedTuple):
-    """The headers of a request that are looked at; "": absent."""
+    """The headers of a request that are checked; "": absent."""
 
     host: str = ""
     origin: str = ""
@@ -33,29 +33,33 @@ class Asking(NamedTuple):
 
 
 class Names:
-    """The names under which a server may be asked."""
+    """The names by which a server may be addressed."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        """names: HOST or HOST:PORT, beyond localhost and every address; HOST stands for all of its ports."""
+        """names: HOST or HOST:PORT, in addition to localhost and every address. HOST includes all of its
+        ports.
+        """
         self._allowed = {split(name) for name in names} | {("localhost", "")}
 
     def __contains__(self, host: str) -> bool:
-        """Whether a Host header, or an Origin without its scheme, is among them."""
+        """Return whether a Host header, or an Origin without its scheme, is among the names."""
         name, port = split(host)
-        # The port of a scheme is left out.
+        # Browsers leave out the default port of a scheme.
         ports = ["", port] if port else ["", "80", "443"]
-        return is_address(name) or any((name, one) in self._allowed for one in ports)
+        return is_address(name) or any((name, allowed_port) in self._allowed for allowed_port in ports)
 
     def were_given(self, host: str) -> bool:
-        """Whether it is a name, and not an address, that is among them."""
+        """Return whether a host is among the names given at the start, rather than an address or
+        localhost.
+        """
         name, _ = split(host)
         return name != "localhost" and not is_address(name) and host in self
 
 
 def refusal(asking: Asking, names: Names, check_host: bool, changes: bool) -> str:
-    """Why a request is refused, as a sentence; "": it passes.
+    """Return why a request is refused, as a sentence; "": it passes.
 
-    check_host: whether Host must be among the names; changes: whether the request changes something.
+    check_host: whether Host must be among the names. changes: whether the request changes something.
     """
     host, origin = asking.host, asking.origin
     if host and check_host and host not in names:
@@ -80,8 +84,10 @@ def refusal(asking: Asking, names: Names, check_host: bool, changes: bool) -> st
 
 
 def bears_what_pages_cannot(asking: Asking) -> bool:
-    """Whether a request has a header that a page of another site could not send. All browsers are Mozilla."""
-    # Basic credentials are the browser's, which adds them to what any page asks.
+    """Return whether a request has a header that a page of another site cannot send. All browsers call
+    themselves Mozilla.
+    """
+    # A browser adds Basic credentials to the requests of any page, so they prove nothing.
     has_token = asking.authorization.strip(" \t").lower().startswith("bearer ")
     is_json = asking.content_type.partition(";")[0].strip().lower() == "application/json"
     agent = asking.user_agent.strip()
@@ -90,8 +96,11 @@ def bears_what_pages_cannot(asking: Asking) -> bool:
 
 
 def is_same(origin: str, host: str, scheme: str) -> bool:
-    """Whether an Origin without its scheme is a Host. Both leave out the scheme's own port, and a proxy that ends TLS has
-    another scheme than its server."""
+    """Return whether an Origin without its scheme equals a Host.
+
+    Both leave out the scheme's default port. Behind a proxy that ends TLS, Origin has another scheme than the
+    server.
+    """
     name, port = split(origin)
     served, served_port = split(host)
     usual = {"http": "80", "https": "443"}.get(scheme, "")
@@ -99,7 +108,9 @@ def is_same(origin: str, host: str, scheme: str) -> bool:
 
 
 def split(host: str) -> tuple[str, str]:
-    """Name, in lower case and without brackets, and port ("" for none) of HOST[:PORT]; ("", "") if it is none."""
+    """Split HOST[:PORT] into the name, in lower case without brackets, and the port ("": none). ("", ""):
+    malformed.
+    """
     found = _HOST.fullmatch(host)
     if found is None:
         return "", ""

@@ -1,14 +1,14 @@
-"""A server's bounded seats, one for each connection, and the connection that goes when they run out.
+"""A server's bounded seats for connections, and the rule for the connection to close when they run out.
 
-A plain limit lets whoever comes first keep everybody else out: a thousand silent connections are enough. So a newcomer is
-always seated, and the seat that is worth least is vacated in its place: of the connections that wait for their peer (for a
-handshake, a header, a body, the next request), those of the lowest standing; of these, those of the address that has the
-most; and of these the one that has waited longest. A connection whose request the server is working on keeps its seat; if
-there is no other, the newcomer goes.
+A plain limit lets an attacker keep everybody out: a thousand silent connections are enough. So a newcomer is
+always seated, and the seat of lowest value is vacated. Only connections that wait for their peer (for a
+handshake, a header, a body, the next request) can lose their seat. The order is: lowest standing first; then
+the address with the most connections; then the longest wait. A connection with a pending request keeps its
+seat. If all seats have one, the newcomer is closed.
 
-Every newcomer is a stranger, so that a flood of strangers displaces strangers. If it did so however few they are, the next
-of the flood would displace a newcomer before its first request was read. So an eighth of the seats is for strangers:
-while fewer of them wait, a client that waits for nothing but its next request goes in their place.
+Every newcomer is a stranger, so a flood of strangers displaces strangers. If that held for any number of
+strangers, the flood would displace a newcomer before its first request was read. So an eighth of the seats is
+for strangers: while fewer of them wait, a client that waits for its next request is displaced instead.
 """
 
 from __future__ import annotations
@@ -18,35 +18,37 @@ from collections.abc import Callable
 
 
 class Standing(enum.IntEnum):
-    """How much the server knows of a peer, from least to most."""
+    """The server's trust in a peer, from least to most."""
 
-    STRANGER = 0  # has not yet made a request that it may make
+    STRANGER = 0  # has not made an allowed request yet
     CLIENT = 1
     OPERATOR = 2  # has shown the operator's token
 
 
 class Seat:
-    """One connection. The server says when it waits for its peer, and when for the server's own work. Time goes forward."""
+    """A connection. The server reports when it waits for the peer, and when it works on a request. Times must
+    not decrease.
+    """
 
     __slots__ = ("_seats", "address", "close", "idle_since_ns", "standing", "working")
 
     def __init__(self, address: str, now_ns: int, close: Callable[[], None]) -> None:
-        """close: ends the connection at once; the server calls it for a seat that was vacated."""
+        """close: closes the connection at once; the server calls it for a vacated seat."""
         self.address = address
         self.close = close
         self.standing = Standing.STRANGER
-        self.idle_since_ns = now_ns  # the peer's last progress
-        self.working = 0  # requests that the server is working on
+        self.idle_since_ns = now_ns  # time of the peer's last progress
+        self.working = 0  # requests on which the server works
         self._seats: Seats | None = None  # None: not seated
 
     def begin(self) -> None:
-        """The server works on a request of the peer, and no longer waits for it."""
+        """Note that the server works on a request of the peer."""
         if not self.working and self._seats is not None:
             self._seats._remove(self)
         self.working += 1
 
     def end(self, now_ns: int) -> None:
-        """The server has done one request's work."""
+        """Note that the server has finished a request."""
         assert self.working > 0
         self.working -= 1
         self.idle_since_ns = now_ns
@@ -54,7 +56,7 @@ class Seat:
             self._seats._append(self)
 
     def progress(self, now_ns: int) -> None:
-        """The peer has done its part of what the server waits for."""
+        """Note progress of the peer, such as a part of a request."""
         self.idle_since_ns = now_ns
         if not self.working and self._seats is not None:
             self._seats._remove(self)
@@ -62,16 +64,16 @@ class Seat:
 
 
 class Seats:
-    """All seats of one server."""
+    """All seats of a server."""
 
     def __init__(self, seats_max: int) -> None:
         assert seats_max > 0
         self.seats_max = seats_max
         self.strangers_min = seats_max // 8
         self._count = 0
-        self._strangers = 0  # that wait
-        # Seats that wait for their peer, by address, those of an address in the order in which they began to: a scan of
-        # all of them took 1.5 ms of 5,000.
+        self._strangers = 0  # strangers that wait
+        # Waiting seats by address. Those of an address are in the order in which their wait began, because a
+        # scan of 5,000 seats took 1.5 ms.
         self._waiting: dict[Standing, dict[str, dict[Seat, None]]] = {standing: {} for standing in Standing}
 
     def __len__(self) -> int:
@@ -81,8 +83,11 @@ class Seats:
         return seat._seats is self
 
     def take(self, seat: Seat) -> Seat | None:
-        """Seat a newcomer. The seat that is vacated for it, whose connection is to be closed; it may be the newcomer's own.
-        None: there was room."""
+        """Seat a newcomer. Returns the vacated seat, whose connection must be closed; it may be the
+        newcomer's own.
+
+        None: there was room.
+        """
         vacated = None
         if self._count >= self.seats_max:
             vacated = self.vacate()
@@ -94,7 +99,7 @@ class Seats:
         return vacated
 
     def recognize(self, seat: Seat, standing: Standing) -> None:
-        """The peer has shown that it is of this standing. A standing is never lost."""
+        """Raise the standing of a peer. A standing is never lost."""
         if standing <= seat.standing:
             return
         waits = seat in self and not seat.working
@@ -105,7 +110,7 @@ class Seats:
             self._append(seat)
 
     def leave(self, seat: Seat) -> None:
-        """The connection has ended. Harmless for a seat that was vacated."""
+        """Free the seat of a closed connection. Does nothing for a vacated seat."""
         if seat not in self:
             return
         if not seat.working:
@@ -114,7 +119,7 @@ class Seats:
         self._count -= 1
 
     def vacate(self) -> Seat | None:
-        """Vacate the seat that is worth least. None: all are worked for."""
+        """Vacate the seat of lowest value. None: the server works for all."""
         strangers, *known = self._waiting.values()
         spared = self._strangers < self.strangers_min
         for groups in (*known, strangers) if spared else (strangers, *known):
@@ -126,7 +131,7 @@ class Seats:
         return None
 
     def overdue(self, now_ns: int, stranger_ns: int) -> list[Seat]:
-        """Vacate the seats of strangers that have waited for longer than this."""
+        """Vacate the seats of strangers that have waited longer than ``stranger_ns``. Returns them."""
         found = []
         for group in self._waiting[Standing.STRANGER].values():
             for seat in group:

@@ -25,6 +25,7 @@ COLUMNS_MAX = 110
 
 KEPT = (
     "clockwork/formats",
+    "clockwork/launch",
     "clockwork/observe",
     "clockwork/profiles.py",
     "clockwork/sim",

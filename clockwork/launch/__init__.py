@@ -1,1 +1,1 @@
-"""Starting clusters: on this machine, and on Ray's."""
+"""Start of clusters, on this machine and on a Ray cluster."""

@@ -13,15 +13,17 @@ from clockwork.formats.profiles import ModelProfile, paper_varieties, save_profi
 from clockwork.launch.local import AnyChild, Child, Cluster, Seat, UpSettings, dialled, up
 
 BURSTS_S = (3, 9)
-"""Mean time for which a model is asked for, and is not: what is asked in all rises and falls."""
+"""Mean lengths in seconds of a model's bursts, and of the pauses between them, so that the total load
+varies.
+"""
 
 ZIPF = 1.1
-"""How unequally models are asked for."""
+"""Exponent of the models' popularity."""
 
 
 @dataclasses.dataclass(slots=True)
 class DemoSettings:
-    """What is shown. rate: requests per second. Ports: 0 any that is free."""
+    """The settings of the demo. rate: requests per second. A port of 0 means any free port."""
 
     devices: int = 12
     rate: float = 800.0
@@ -31,10 +33,12 @@ class DemoSettings:
 
 
 def demo(settings: DemoSettings, say: Callable[[str], None]) -> int:
-    """Run it in the foreground until a signal; the exit status. Nothing is left of it."""
+    """Run the demo in the foreground until a signal. Returns the exit status. Its files are removed."""
     with tempfile.TemporaryDirectory(prefix="clockwork-demo-") as folder:
         profiles = Path(folder) / "profiles.json"
-        save_profiles(profiles, [dataclasses.replace(one, input_bytes=DEMO_INPUT_BYTES) for one in _models()])
+        save_profiles(
+            profiles, [dataclasses.replace(profile, input_bytes=DEMO_INPUT_BYTES) for profile in _models()]
+        )
         cluster = UpSettings(
             workers=1, port=settings.port, data=Path(folder), demo=False, profiles=str(profiles),
             gateway=False, verbose=settings.verbose,
@@ -45,12 +49,16 @@ def demo(settings: DemoSettings, say: Callable[[str], None]) -> int:
 
 
 def _models() -> list[ModelProfile]:
-    """The paper's models, those first that are asked for most: the slow ones, so that a burst is more than can be served."""
-    return sorted(paper_varieties(), key=lambda one: -one.exec_ns[1])
+    """Return the paper's models, slowest first. The most popular models are then slow, so that a burst
+    exceeds the capacity.
+    """
+    return sorted(paper_varieties(), key=lambda profile: -profile.exec_ns[1])
 
 
 class _Demo(Cluster):
-    """A cluster with two children more: the dashboard, and the load, which begins when all is ready."""
+    """A cluster with two more children: the dashboard, and the load, which begins when the cluster is
+    ready.
+    """
 
     def __init__(
         self,
@@ -78,7 +86,7 @@ class _Demo(Cluster):
     def greet(self) -> None:
         of_demo = self._of_demo
         assert self._dashboard is not None
-        names = [one.name for one in _models()]
+        names = [profile.name for profile in _models()]
         with self._undisturbed():
             self._spawn("load", [
                 "load", *names, "--endpoint", dialled(self._endpoints[0]), "--rate", f"{of_demo.rate:g}",
@@ -96,5 +104,5 @@ class _Demo(Cluster):
         if name != "load":
             return super()._place(name, arguments)
         child = Child(name, arguments, lambda line: None, self._settings.verbose)
-        child.serves = name  # it says nothing by which one could tell
+        child.serves = name  # the load prints no line by which it could be recognized
         return child

@@ -1,4 +1,6 @@
-"""Lines of child processes: which are passed on, as text or as JSON, and which say that a child serves."""
+"""Lines of child processes: their display as text or JSON, and lines by which a child reports that it
+serves.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +16,26 @@ _ROUTINE = re.compile(r"^(\S+ \S+ (controller|worker|gateway) [DI] |The dashboar
 _SERVES = re.compile(
     r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:|^The dashboard is at "
 )
-"""The lines by which a controller, a worker, a gateway and a dashboard say that they serve."""
+"""Lines by which a controller, a worker, a gateway and a dashboard report that they serve."""
 
 SETTLED = re.compile(r"\bmodel repository: the start is over: (.*)$")
-"""The line by which a gateway says what has become of every model that its repositories had at its start."""
+"""The line by which a gateway reports the state of its repositories' models after the start."""
 
 _LOGS = ("controller", "worker", "gateway")
 
 
 class Line(NamedTuple):
-    """A line of a child."""
+    """A line of a child's output."""
 
-    shown: str  # as it is passed on, with the child's name
-    is_routine: bool  # only --verbose shows it; anything else may be trouble. Where a dashboard is, the greeting says.
-    serves: str  # the message, if it says that the child serves; else ""
-    settled: str  # the message about a gateway's repositories, if it is SETTLED; else ""
+    shown: str  # the line for display, with the child's name
+    # whether only --verbose shows the line; other lines may report trouble
+    is_routine: bool
+    serves: str  # the message, if it reports that the child serves; else ""
+    settled: str  # the result of the repositories' start, if the line is SETTLED; else ""
 
 
 def read_line(name: str, line: str) -> Line:
-    """A line of the child of that name. With JSON, what is no object of a log becomes one."""
+    """Parse a line of a child. With JSON output, a line that is not a log record becomes one."""
     if not logs_json():
         return Line(f"{name} | {line}", _ROUTINE.match(line) is not None, *_tells(line))
     try:
@@ -48,11 +51,11 @@ def read_line(name: str, line: str) -> Line:
 
 
 def _tells(message: str) -> tuple[str, str]:
-    """What a message says for Line.serves and Line.settled."""
+    """Return Line.serves and Line.settled of a message."""
     settled = SETTLED.search(message)
     return message if _SERVES.search(message) else "", settled[1] if settled is not None else ""
 
 
 def said(text: str) -> str:
-    """A text of this process, or a line that is shown, as it is printed: with JSON, an object."""
+    """Return a text of this process for printing: with JSON output, as an object."""
     return json_line("up", text.strip()) if logs_json() and text[:1] != "{" else text

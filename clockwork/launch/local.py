@@ -1,8 +1,8 @@
-"""``clockwork up``: a controller, workers and a gateway as child processes, from start to finish.
+"""``clockwork up``: a controller, workers and a gateway as child processes.
 
-A child that ends is started again (clockwork.launch.restarts says when), and the others go on. Each child is a session
-of its own, so that Ctrl-C reaches this process alone and the end is orderly; should this process be killed outright, the
-kernel ends them (PR_SET_PDEATHSIG).
+A child that ends is restarted (see clockwork.launch.restarts) while the others go on. Each child has a
+session of its own, so that Ctrl-C reaches only this process, which ends the children in order. If this
+process is killed, the kernel ends the children (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POLL_S = 0.05
 DEMO_MODEL = "digits"
 PR_SET_PDEATHSIG = 1
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask for the end."""
+"""Signals that request the end."""
 
 GATEWAY_PORTS = ("http", "grpc", "metrics")
 """The gateway's servers, in the order of their flags."""
@@ -48,20 +48,20 @@ GATEWAY_PORTS = ("http", "grpc", "metrics")
 
 @dataclasses.dataclass(slots=True)
 class UpSettings:
-    """The cluster to start."""
+    """The settings of the cluster to start."""
 
     workers: int = 1
     host: str = "127.0.0.1"
-    port: int = 5555  # of the clients; the next two are the workers' and the events'. 0: any that are free
+    port: int = 5555  # port for clients; the next two are for workers and events. 0: any free ports
     data: Path = dataclasses.field(default_factory=config.data_directory)
     policy: str = config.POLICY
-    memory: str = ""  # whose rules load and evict; "": the policy's own
-    options: tuple[str, ...] = ()  # of the policy, each NAME=NUMBER
-    keys: Path | None = None  # a directory made by `clockwork keys new`
+    memory: str = ""  # policy of loads and evictions; "": the policy's own
+    options: tuple[str, ...] = ()  # options of the policy, each NAME=NUMBER
+    keys: Path | None = None  # directory made by `clockwork keys new`
     insecure: bool = False
     demo: bool = True
     profiles: str = ""  # a file of profiles to register on emulated devices, or "paper"
-    copies: int = 1  # of each profile
+    copies: int = 1  # copies of each profile
     verbose: bool = False
     worker_arguments: tuple[str, ...] = ()
     gateway: bool = True
@@ -70,29 +70,35 @@ class UpSettings:
 
 
 class Stop(BaseException):
-    """A signal asks for the end."""
+    """A signal requested the end."""
 
 
 class ChildEnded(BaseException):
-    """A child has ended, and is to be started again or given up."""
+    """A child has ended, and must be restarted or given up."""
 
 
 class GivenUp(BaseException):
-    """A child that the cluster needs has ended, and to start it again would not help. The text names it and its end."""
+    """A child that the cluster needs has ended, and a restart would not help. The text names the child and
+    its end.
+    """
 
 
 def how_it_ended(status: int) -> str:
-    """A process's exit status in words."""
+    """Return a process's exit status in words."""
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
 def _subject(name: str) -> str:
-    """A child as the beginning of a sentence: "The controller", and "worker-0", which is a name."""
+    """Return a child's name as the begin of a sentence: "The controller", or the name itself for
+    "worker-0".
+    """
     return name if name.startswith("worker-") else f"The {name}"
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel end this process (SIGTERM) when its parent ends; exit if that has happened already."""
+    """Make the kernel end this process (SIGTERM) when its parent ends. Exits if the parent has ended
+    already.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
@@ -101,7 +107,7 @@ def die_with(parent: int) -> None:
 
 
 class AnyChild(Protocol):
-    """A child as a cluster uses it, on whichever machine it runs."""
+    """The interface of a child to its cluster, on whichever machine the child runs."""
 
     name: str
     lines: collections.deque[str]
@@ -120,14 +126,14 @@ class AnyChild(Protocol):
 
 
 class Child:
-    """One process of the cluster and the end of its output."""
+    """A process of the cluster, with the last lines of its output."""
 
     def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        self.serves = ""  # the first line by which it says so; see lines.py
-        self.settled = ""  # likewise
-        self.lost = False  # with its machine, which for a local child is this one
+        self.serves = ""  # first line by which the child reports that it serves; see lines.py
+        self.settled = ""  # first line that reports the repositories' start; see lines.py
+        self.lost = False  # lost with its machine, which cannot happen to a local child
         self._say = say
         self._verbose = verbose
         self.process = subprocess.Popen(
@@ -142,7 +148,7 @@ class Child:
         self._reader.start()
 
     def ended(self) -> bool:
-        """Whether the process has ended. It is not reaped, so that its process group still exists."""
+        """Return whether the process has ended. It is not reaped, so that its process group still exists."""
         if self.process.returncode is not None:
             return True
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -150,7 +156,7 @@ class Child:
 
     @property
     def status(self) -> int:
-        """The exit status, after end()."""
+        """Exit status, after end()."""
         return int(self.process.returncode)
 
     def signal(self, number: int) -> None:
@@ -158,9 +164,9 @@ class Child:
             self.process.send_signal(number)
 
     def end(self) -> None:
-        """Kill the process group, helpers included, and reap the process."""
+        """Kill the process group, with helpers, and reap the process."""
         if self.process.returncode is not None:
-            return  # its number may be another's by now
+            return  # its number may belong to another process by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -188,14 +194,15 @@ class Seat:
     child: AnyChild
     begun_ns: int
     restarts: Restarts = dataclasses.field(default_factory=Restarts)
-    due_ns: int | None = (
-        None  # when the next process is started; None: a process runs, or the seat was given up
-    )
+    due_ns: int | None = None  # time of the next start; None: a process runs, or the seat was given up
     is_given_up: bool = False
 
 
 def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Cluster] | None = None) -> int:
-    """Run a cluster in the foreground until a signal, or until a child that it needs is given up; the exit status."""
+    """Run a cluster in the foreground. Returns the exit status.
+
+    The cluster ends by a signal, or when a child that it needs is given up.
+    """
     with contextlib.ExitStack() as stack:
         ports = [settings.port + index for index in range(3)]
         if settings.port == 0:
@@ -219,7 +226,7 @@ def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Clu
 
 
 class Cluster:
-    """A cluster of child processes, from its start to its end."""
+    """A cluster of child processes."""
 
     stop_workers_ns = STOP_WORKERS_NS
     stop_ns = STOP_NS
@@ -234,18 +241,19 @@ class Cluster:
         self._endpoints = endpoints
         self._say = say
         self._seats: list[Seat] = []  # the controller's first
-        self._awaits_models: list[str] = []  # the last of its arguments until all is ready
+        # the last of the controller's arguments until the cluster is ready
+        self._awaits_models: list[str] = []
         self._gateway: Seat | None = None
         self._found = ""  # models from earlier starts, for people
         self._armed = False  # whether a signal may interrupt the main thread
-        self._awaits = False  # whether a child's end may, too
+        self._awaits = False  # whether a child's end may interrupt the main thread
         self._is_ready = False
         self._stopping = False
-        self._wakeup = -1  # a pipe's reading end, where every signal leaves a byte
+        self._wakeup = -1  # reading end of a pipe into which every signal writes a byte
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn signals into exceptions of the main thread while inside."""
+        """Turn signals into exceptions of the main thread while the block runs."""
         self._wakeup, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -263,17 +271,18 @@ class Cluster:
             os.close(self._wakeup)
 
     def greet(self) -> None:
-        """Say where everything is, once it is ready."""
+        """Print the addresses of the cluster, once it is ready."""
         rows = [("models", self._gateway.child.settled)] if self._gateway is not None else []
         rows.append(("found", self._found and f"{self._found}, from earlier starts"))
         rows = [row for row in rows if row[1]]
         _greet(self._settings, self._endpoints, self.gateway_urls() + rows, self._say, self.started_ns)
 
     def wait_for_signal(self) -> None:
-        """Return after a signal, or when a child is to be started; a signal that came before the wait counts too.
+        """Return after a signal, or when a child is due to be restarted. A signal before the wait counts,
+        too.
 
-        ``signal.pause`` would sleep through a signal that arrives between the interpreter's last look
-        and the system call: its handler, in Python, runs only when the next one comes.
+        ``signal.pause`` would miss a signal that arrives between the interpreter's last check and the system
+        call: its handler, in Python, runs only after the next signal.
         """
         due = [seat.due_ns for seat in self._seats if seat.due_ns is not None]
         timeout_s = max(0.0, to_seconds(min(due) - now_ns())) if due else None
@@ -286,7 +295,7 @@ class Cluster:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Raise Stop or ChildEnded, if a signal that came asks for it."""
+        """Raise Stop or ChildEnded if a pending signal requires it."""
         if self._stopping:
             self._armed = False
             raise Stop
@@ -296,7 +305,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Delay the exceptions of signals until the block has ended, so that nothing is left half done."""
+        """Delay the exceptions of signals until the block has ended, so that no step is left half done."""
         armed, self._armed = self._armed, False
         try:
             yield
@@ -306,7 +315,9 @@ class Cluster:
             self._interrupt()
 
     def get_ready(self) -> None:
-        """Wait until every process serves and every model is ready; children that end meanwhile are started again."""
+        """Wait until every process serves and every model is ready. Children that end meanwhile are
+        restarted.
+        """
         while not self._is_ready:
             try:
                 self._awaits = True
@@ -321,16 +332,19 @@ class Cluster:
                 if not self._lost_controller():
                     raise
                 self.mend()
-            while any(seat.due_ns is not None for seat in self._seats):  # nothing can be ready before that
+            # the cluster cannot be ready before the restart
+            while any(seat.due_ns is not None for seat in self._seats):
                 self.wait_for_signal()
                 self.mend()
         self._settle_ports()
-        # A controller that is started again waits for no model that somebody has removed since.
+        # A restarted controller must not wait for a model that was removed since.
         arguments = self._seats[0].arguments
         del arguments[len(arguments) - len(self._awaits_models) :]
 
     def _lost_controller(self) -> bool:
-        """Whether the controller has ended. Waits a second for its end: its connections may end first."""
+        """Return whether the controller has ended. Waits up to a second, as its connections may end before
+        it.
+        """
         pause, limit_ns = threading.Event(), now_ns() + SECOND
         controller = self._seats[0]
         while now_ns() < limit_ns:
@@ -341,7 +355,7 @@ class Cluster:
         return False
 
     def mend(self) -> None:
-        """Start the children that have ended and are due. Raises GivenUp."""
+        """Restart the children that have ended and are due. Raises GivenUp."""
         with self._undisturbed():
             for seat in self._seats:
                 if seat.due_ns is None and not seat.is_given_up and seat.child.ended():
@@ -352,9 +366,9 @@ class Cluster:
                     seat.child = self._place(seat.name, seat.arguments)
 
     def _decide(self, seat: Seat) -> None:
-        """Set when the process of a seat is started again after its end, or give the seat up. Raises GivenUp."""
+        """Set the time of a child's restart after its end, or give its seat up. Raises GivenUp."""
         child = seat.child
-        child.end()  # its helpers, and the end of its output
+        child.end()  # ends its helpers, and its output
         now = now_ns()
         how = "was lost with its machine" if child.lost else how_it_ended(child.status)
         due_ns = seat.restarts.next_ns(now, seat.begun_ns, bool(child.serves) or child.lost, child.status)
@@ -365,7 +379,7 @@ class Cluster:
             seat.due_ns = due_ns
             return
         seat.is_given_up = True
-        last = "".join(f"\n  {line}" for line in child.lines.copy())  # a helper may still write to its output
+        last = "".join(f"\n  {line}" for line in child.lines.copy())  # a helper may still write
         end = f"{_subject(seat.name)} {how}.{' Its last lines:' if last else ''}{last}"
         workers = [
             other for other in self._seats if other.name.startswith("worker-") and not other.is_given_up
@@ -407,30 +421,32 @@ class Cluster:
             if settings.keys is not None:
                 arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
             self._spawn(name, [*arguments, *settings.worker_arguments])
-        # With all ports off, a gateway is of use only for model repositories.
+        # With all ports off, a gateway only serves model repositories.
         if settings.gateway and (
             "--model-repository" in settings.gateway_arguments or set(settings.gateway_ports) != {"off"}
         ):
             self._start_gateway(clients)
-        # Only now may a signal interrupt: nothing is half started.
+        # From here on a signal may interrupt, as all children are started.
         self._armed = True
         self._interrupt()
 
     def _start_gateway(self, clients: str) -> None:
         settings = self._settings
         arguments = ["gateway", "--connect", dialled(clients), *settings.gateway_arguments]
-        # Where other machines need keys to reach the cluster, the gateway must not let them in without.
+        # If other machines need keys to reach the cluster, the gateway must not let them in without keys.
         arguments += ["--host", settings.host, "--insecure"] if settings.insecure else []
         for name, port in zip(GATEWAY_PORTS, settings.gateway_ports):
             arguments += [f"--{name}-port", port]
         if settings.keys is not None:
-            # It stays on loopback, where only this machine can reach it.
+            # The gateway stays on loopback, so that only this machine can reach it.
             arguments += ["--key", str(key_file_of(settings.keys, Role.GATEWAY))]
             arguments += ["--operator-key", str(key_file_of(settings.keys, Role.OPERATOR))]
         self._gateway = self._spawn("gateway", arguments)
 
     def gateway_urls(self) -> list[tuple[str, str]]:
-        """(server, address) of each of the gateway's servers, from its log; empty before it serves, or without a gateway."""
+        """Return (server, address) of the gateway's servers, from its log. Empty before it serves, or without
+        a gateway.
+        """
         found = self._gateway.child.serves.partition(" listens: ")[2] if self._gateway is not None else ""
         return [
             (name, where)
@@ -438,7 +454,7 @@ class Cluster:
         ]
 
     def _settle_ports(self) -> None:
-        """Fix ports that were any free ones, so that a restarted gateway has the same."""
+        """Replace port 0 by the ports in use, so that a restarted gateway keeps them."""
         urls = dict(self.gateway_urls())
         if self._gateway is None:
             return
@@ -457,14 +473,15 @@ class Cluster:
         return Child(name, arguments, self._say, self._settings.verbose)
 
     def wait_until_ready(self) -> None:
-        """Wait until every worker is connected and has every model ready, the demo model included."""
+        """Wait until every worker is connected and has all models ready, including the demo model."""
         from clockwork.client.blocking import Client
 
         settings = self._settings
         keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
         limit_ns = self.started_ns + self.ready_ns
         controller = self._seats[0]
-        # Thousands of models take it longer to read than a call waits for a connection, and so does a busy machine.
+        # With thousands of models, or on a busy machine, the controller starts slower than a client's
+        # timeout.
         self._wait(lambda: bool(controller.child.serves), limit_ns, "the controller")
         with Client(
             dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
@@ -492,11 +509,11 @@ class Cluster:
                 raise ClockworkError(f"{awaited}: not ready within {to_seconds(self.ready_ns):g} s")
             if now - begun_ns > told_after_s * SECOND:
                 self._say(f"Waiting for {awaited}, {told_after_s} s by now ...")
-                told_after_s *= 2  # so that a long wait is a few lines
+                told_after_s *= 2  # keeps the output of a long wait short
             pause.wait(POLL_S)
 
     def _note_found(self, client: Any) -> None:
-        """Note which models the data directory has from earlier starts, that neither this command nor a repository brings."""
+        """Note the models in the data directory that neither this command nor a repository provides."""
         ours = {*self._registered_here(), DEMO_MODEL}
         found = [
             f"{info.reference} ({info.state})" if info.state != "ready" else info.reference
@@ -507,7 +524,7 @@ class Cluster:
         self._found = ", ".join(found[:FOUND_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
     def _registered_here(self) -> list[str]:
-        """Names of the models that this command registers: before them, the gateway says that nothing is ready."""
+        """Return the models that this command registers. Before they are ready, the gateway is not ready."""
         names = [DEMO_MODEL] if self._settings.demo else []
         if self._settings.profiles:
             from clockwork.launch.profiles import read_profiles
@@ -519,7 +536,7 @@ class Cluster:
     def _register_demo(self, client: Any) -> None:
         path = Path(__file__).parents[1] / "models" / "data" / f"{DEMO_MODEL}.onnx"
         with contextlib.suppress(ModelNotFound):
-            # Another model of that name is left alone, too: as its next version, the demo would take its traffic.
+            # An existing model of that name stays: as its next version, the demo would take over its traffic.
             if client.model(DEMO_MODEL).state in ("preparing", "ready", "unloaded", "set_aside"):
                 return
         self._say(f"Registering the demo model {DEMO_MODEL} ...")
@@ -533,10 +550,10 @@ class Cluster:
         register_profiles(client, profiles)
 
     def stop(self) -> None:
-        """End every child: in order, and by force past the time limits."""
+        """End every child: in order, and by force after the time limits."""
         begun_ns = now_ns()
         pause = threading.Event()
-        # Workers first: to them, a controller that ends before them has failed.
+        # Workers end first, because they treat the controller's end before theirs as a failure.
         children = [seat.child for seat in self._seats]
         for group, limit_ns in ((children[1:], self.stop_workers_ns), (children[:1], self.stop_ns)):
             for child in group:
@@ -548,7 +565,7 @@ class Cluster:
 
 
 def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, str]:
-    """The endpoints for clients, workers and events. Raises ConfigError where a key file is missing."""
+    """Return the endpoints for clients, workers and events. Raises ConfigError if a key file is missing."""
     if settings.keys is not None:
         for path in (
             settings.keys / CONTROLLER_KEY_FILE,
@@ -565,8 +582,11 @@ def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, st
 
 @contextlib.contextmanager
 def held_ports(count: int) -> Iterator[list[int]]:
-    """Free ports of the loopback interface, which the system gives to nobody who asks for any port while this lasts. Who
-    asks for them by their numbers gets them, and again after a restart, if he sets SO_REUSEADDR, as libzmq does."""
+    """Yield free ports of the loopback interface, reserved while the block runs.
+
+    The system gives them to no process that requests any free port. A process that binds a port by number
+    with SO_REUSEADDR, as libzmq does, gets it.
+    """
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
@@ -578,7 +598,7 @@ def held_ports(count: int) -> Iterator[list[int]]:
 
 
 def dialled(endpoint: str) -> str:
-    """The endpoint to dial on this machine: loopback for one that listens on all interfaces."""
+    """Return the endpoint to dial on this machine: loopback if it listens on all interfaces."""
     for everywhere, here in (
         ("//0.0.0.0:", "//127.0.0.1:"),
         ("//*:", "//127.0.0.1:"),
@@ -598,7 +618,7 @@ def _greet(
     clients, workers, events = endpoints
     options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", dialled(clients)]
     if settings.keys is not None:
-        # Without a demo there is a model to register first, for which one needs an operator's key.
+        # Without a demo the user registers a model first, which needs an operator's key.
         role = Role.CLIENT if settings.demo else Role.OPERATOR
         options += ["--key", str(key_file_of(settings.keys, role))]
     if settings.demo:
@@ -615,7 +635,7 @@ def _greet(
 
 
 def _command() -> list[str]:
-    """How this program is called from a terminal in the same directory."""
+    """Return the command that starts this program from a terminal in the same directory."""
     script = Path(sys.executable).parent / "clockwork"
     if not script.is_file():
         return [_shown(Path(sys.executable)), "-m", "clockwork"]
@@ -624,7 +644,7 @@ def _command() -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """A path for people: relative to the current directory, if it is below it."""
+    """Return a path for people: relative, if it is below the current directory."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)

@@ -1,4 +1,4 @@
-"""Registering models that are only profiles, many at a time: for clusters of emulated devices."""
+"""Registration of many profile-only models, for clusters of emulated devices."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from clockwork.client.blocking import Client
 
 PAPER = "paper"
-"""Instead of a file: the 61 varieties of the paper's table."""
+"""A source of profiles in place of a file: the 61 varieties of the paper's table."""
 
 
 def read_profiles(source: str, copies: int = 1) -> list[ModelProfile]:
-    """The profiles of a file, or of the paper, each so many times. Raises ConfigError.
+    """Return the profiles of a file or of the paper, each ``copies`` times. Raises ConfigError.
 
-    Several copies of a model are called NAME-00, NAME-01 ...; they share its program, as fine-tunes do, and
+    Several copies of a model are named NAME-00, NAME-01 ...; they share its program, as fine-tunes do, and
     have weights of their own.
     """
     if not 1 <= copies <= COPIES_MAX:
@@ -39,10 +39,10 @@ def register_profiles(
     timeout: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Register profiles; returns once all models are ready. Raises the first failure's error.
+    """Register profiles, and return once all models are ready. Raises the first failure's error.
 
-    Models of the same program and times are one package, which is registered under each model's name. slo: seconds, for
-    profiles that have none.
+    Models of the same program and times share a package, which is registered under each model's name. slo:
+    seconds, for profiles without an SLO.
     """
     tell = progress or (lambda stage, done, total: None)
 

@@ -1,10 +1,11 @@
 """``clockwork up --ray``: a controller and workers as actors of a Ray cluster, from start to finish.
 
-Ray places each actor and reserves its processors and GPUs; the actor's child process is the same program as in any
-other cluster. Ray carries no request. The controller is placed on the machine where the command runs, because its data
-lies there. An actor that ends, or is lost with its machine, is started again (clockwork.launch.restarts says when).
+Ray places each actor and reserves its processors and GPUs; the actor's child process is the same program as
+in any other cluster. Ray carries no requests. The controller is placed on the machine where the command runs,
+because its data is there. An actor that ends, or is lost with its machine, is restarted (see
+clockwork.launch.restarts).
 
-The actors belong to this process: should it be killed outright, Ray ends them, and they end their children.
+The actors belong to this process: if it is killed, Ray ends them, and they end their children.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from clockwork.wire.keys import key_file_of, write_keys
 from clockwork.wire.roles import Role
 
 KEYS = "<keys>"
-"""Stands in a child's arguments for the directory of keys on the machine where it runs."""
+"""Placeholder in a child's arguments for the directory of keys on the machine where the child runs."""
 
 
 LOOPBACK = "127.0.0.1"
@@ -42,22 +43,22 @@ class RaySettings:
     """The address of the Ray cluster, and the resources of a worker."""
 
     address: str = (
-        ""  # host:port of its head; "": RAY_ADDRESS, one that runs on this machine, or else a new one
+        ""  # host:port of its head; "": RAY_ADDRESS, a cluster on this machine, or else a new cluster
     )
-    cpus: int = 1  # of each worker
+    cpus: int = 1  # processors of each worker
     gpus: int = 0
 
 
 class Host:
-    """The actor: one child process on a machine of the Ray cluster. Its methods are called from the driver."""
+    """The actor: a child process on a machine of the Ray cluster. The driver calls its methods."""
 
     def __init__(self) -> None:
         self._child: Child | None = None
-        self._lines: deque[str] = deque()  # printed since it was asked last
+        self._lines: deque[str] = deque()  # lines printed since the last poll()
         self._directory = ""
 
     def start(self, name: str, arguments: list[str], keys: dict[str, bytes]) -> None:
-        """keys: the key files that its arguments name, by file name."""
+        """Start the child. keys: the key files that its arguments name, by file name."""
         self._directory = tempfile.mkdtemp(prefix="clockwork-")
         for file, body in keys.items():
             descriptor = os.open(
@@ -69,7 +70,9 @@ class Host:
         self._child = Child(name, placed, lambda line: self._lines.append(line.partition(" | ")[2]), True)
 
     def poll(self) -> tuple[int | None, list[str]]:
-        """The child's exit status (None while it runs) and the lines that it printed since the last call."""
+        """Return the child's exit status (None while it runs) and the lines that it printed since the last
+        call.
+        """
         status = None
         assert self._child is not None, "nobody asks after the end"
         if self._child.ended():
@@ -97,10 +100,10 @@ class Placed:
     ) -> None:  # fmt: skip
         self.name = name
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.serves = ""  # the first line by which it says so; see lines.py
-        self.settled = ""  # likewise
-        self.lost = False  # with the machine that it was on
-        self.status = 0  # of the process, once it has ended
+        self.serves = ""  # first line by which the child reports that it serves; see lines.py
+        self.settled = ""  # first line that reports the repositories' start; see lines.py
+        self.lost = False  # whether the child was lost with its machine
+        self.status = 0  # exit status, once the process has ended
         self._ray = ray
         self._actor = actor
         self._say = say
@@ -111,7 +114,7 @@ class Placed:
         self._next_ns = 0
 
     def look(self) -> None:
-        """Take in the actor's answer, if it has come, and ask again. Never waits."""
+        """Process the actor's answer, if it has arrived, and request the next. Never blocks."""
         now = now_ns()
         if self._has_ended or now < self._next_ns:
             return
@@ -150,7 +153,7 @@ class Placed:
             self._actor.signal.remote(number)
 
     def end(self) -> None:
-        """Kill the child and its actor, which gives its resources back to Ray."""
+        """Kill the child and its actor, which returns its resources to Ray."""
         if not self.lost and self._is_started:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.end.remote(), timeout=END_S)
@@ -158,7 +161,7 @@ class Placed:
 
 
 class RayCluster(Cluster):
-    """A controller and workers, each where Ray has room for it."""
+    """A controller and workers that Ray places."""
 
     stop_workers_ns = 4 * SECOND
     stop_ns = 6 * SECOND
@@ -176,7 +179,7 @@ class RayCluster(Cluster):
         self._worker_key = {path.name: path.read_bytes()} if path is not None else {}
 
     def _place(self, name: str, arguments: list[str]) -> AnyChild:
-        """The controller and workers where Ray has room; the gateway here."""
+        """Place the controller and workers by Ray, and the gateway on this machine."""
         if name != "controller" and not name.startswith("worker-"):
             return super()._place(name, arguments)
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -190,7 +193,7 @@ class RayCluster(Cluster):
             options |= {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "scheduling_strategy": "SPREAD"}
         actor = ray.remote(Host).options(**options).remote()
         keys = {}
-        # The controller runs here, and reads its files where they lie: its list of keys may change.
+        # The controller runs here, and reads its files in place, as its list of keys may change.
         if self._settings.keys is not None and name != "controller":
             directory = str(self._settings.keys)
             arguments = [argument.replace(directory, KEYS) for argument in arguments]
@@ -203,7 +206,9 @@ class RayCluster(Cluster):
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Raise Stop if a signal asked for the end. _check() raises ChildEnded: Ray cannot be asked inside a handler."""
+        """Raise Stop if a signal requested the end. _check() raises ChildEnded, as Ray cannot be called
+        inside a handler.
+        """
         if self._stopping:
             self._armed = False
             raise Stop
@@ -216,7 +221,7 @@ class RayCluster(Cluster):
             raise ChildEnded
 
     def wait_for_signal(self) -> None:
-        """Return after a signal, or when it is time to ask the actors again."""
+        """Return after a signal, or when the actors must be polled again."""
         readable, _, _ = select.select([self._wakeup], [], [], to_seconds(POLL_NS))
         if readable:
             os.read(self._wakeup, 4096)
@@ -235,7 +240,9 @@ class RayCluster(Cluster):
 
 
 def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) -> int:
-    """Run a cluster on Ray in the foreground until a signal or the controller's end; the exit status."""
+    """Run a cluster on Ray in the foreground until a signal or the controller's end. Returns the exit
+    status.
+    """
     try:
         import ray
     except ImportError:
@@ -266,7 +273,7 @@ def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) ->
 
 
 def _lack(has: Mapping[str, float], workers: int, wanted: RaySettings) -> str:
-    """What a Ray cluster has too little of for a controller and so many workers; "" if it has enough."""
+    """Return the resources that a Ray cluster lacks for a controller and these workers; "": none."""
     lacking = []
     cpus, gpus = 1 + workers * wanted.cpus, workers * wanted.gpus
     if cpus > has.get("CPU", 0):
@@ -278,7 +285,9 @@ def _lack(has: Mapping[str, float], workers: int, wanted: RaySettings) -> str:
 
 
 def _new_keys(stack: contextlib.ExitStack) -> Path:
-    """A directory with keys for this cluster alone, its clients' included; it is removed with ``stack``."""
+    """Return a directory with new keys for this cluster, its clients' included. The directory is removed with
+    ``stack``.
+    """
     from clockwork.wire.transport import new_key_pair
 
     directory = Path(tempfile.mkdtemp(prefix="clockwork-keys-"))

@@ -1,4 +1,4 @@
-"""When a process of a cluster that ended is started again. Pure: no processes, no clocks."""
+"""The rule for restarts of a cluster's processes. Pure: no processes, no clocks."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import os
 from clockwork.config.launch import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
 
 AGAIN_STATUS = os.EX_TEMPFAIL
-"""The exit status of a process that ends in order to be started again, and could say so."""
+"""The exit status of a process that ends in order to be restarted."""
 
 
 class Restarts:
-    """Decides on restarts of one process, by how often it has ended lately."""
+    """Decides on restarts of a process, by the number of its recent ends."""
 
     def __init__(self) -> None:
-        self._has_served = False  # ever
-        self._ends = 0  # in a row, each soon after its start
+        self._has_served = False  # at any time since the first start
+        self._ends = 0  # number of ends in a row, each soon after its start
 
     def next_ns(self, now_ns: int, begun_ns: int, has_served: bool, status: int) -> int | None:
-        """When to start a process again that ended now; None: it is given up.
+        """Return the time at which to restart a process that ended now. None: it is given up.
 
-        has_served: since begun_ns, when it was started, it has come as far as doing its work. One that never has would
-        fail in the same way again: its flags are wrong, or its port is in use.
+        has_served: whether it has begun to serve since its start at begun_ns. A process that has never served
+        would fail in the same way again: its flags are wrong, or its port is in use.
         """
         self._has_served = self._has_served or has_served
         if not self._has_served:

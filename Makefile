@@ -43,7 +43,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build fake-gpu run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results pictures \
+.PHONY: help check build fake-gpu run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results pictures schema \
     lint format typecheck annotate lock wheels release proto clean distclean
 
 help: ## list the targets
@@ -181,6 +181,9 @@ wheels: ## make what is published, in dist/: wheels and sdists of clockwork-clie
 release: ## check that this checkout is a release of VERSION=1.2.3, and make its wheels; nothing is sent anywhere
 	@test -n "$(VERSION)" || { echo "which? make release VERSION=1.2.3"; exit 1; }
 	$(PYTHON) tools/release.py --release "$(VERSION)" $(ARGS)
+
+schema: ## write what C++ and Cython need of clockwork/wire/messages.py
+	$(PYTHON) tools/schema.py
 
 proto: ## make the gateway's protobuf messages from the .proto files
 	$(PYTHON) tools/proto.py

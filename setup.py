@@ -42,7 +42,7 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 ACTIONS = ["csrc/actions/queue.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), "csrc/controller/recorder.cpp", *ACTIONS, *EMULATED, *SCHEDULER]
-EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
+EXCHANGE = sorted([*glob("csrc/controller/*.cpp"), *glob("csrc/wire/*.cpp")])
 WORKSPACE = ["csrc/device/heap.cpp", "csrc/device/workspace.cpp"]
 OPERATORS = [
     "csrc/device/operators.cpp",

@@ -240,6 +240,9 @@ struct Packer {
         }
     }
 
+    // Of fewer than 16 keys.
+    void map(std::size_t count) { *at++ = static_cast<char>(0x80 | count); }
+
     void flag(bool value) { *at++ = static_cast<char>(0xc2 | static_cast<unsigned>(value)); }
 
     // The head of so many bytes, or of a text of so many.
@@ -303,7 +306,7 @@ public:
     // Of fewer than 16 keys.
     void map(std::size_t count) {
         Packer packer = begin(1);
-        *packer.at++ = static_cast<char>(0x80 | count);
+        packer.map(count);
         end(packer);
     }
 

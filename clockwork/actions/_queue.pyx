@@ -6,17 +6,14 @@ from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
 from libcpp.vector cimport vector
 
+from clockwork.wire._messages cimport CLane
+
 from clockwork.config import ACTIONS_QUEUED_MAX
 from clockwork.wire.messages import HostDrop, HostFetch, Load, Status, Unload
 from clockwork.actions.events import Ended, Received, Reject, Revoked, RevokeStarted, Start
 
 cdef extern from "actions/queue.h" namespace "clockwork" nogil:
     const int64_t C_START_LEAD_NS "clockwork::START_LEAD_NS"
-
-    cdef enum class Lane(uint8_t):
-        LOAD
-        EXECUTE
-        FETCH
 
     cdef enum class QueueOrder(uint8_t):
         START
@@ -30,7 +27,7 @@ cdef extern from "actions/queue.h" namespace "clockwork" nogil:
         uint64_t action_id
         int64_t earliest_ns
         int64_t latest_ns
-        Lane lane
+        CLane lane
         cbool is_unload
 
     cdef cppclass QueueCommand:
@@ -90,11 +87,11 @@ cdef class ActionQueue:
             queued.latest_ns = action.latest_ns
             queued.is_unload = kind is _Unload or kind is _Drop
             if kind is _Load or kind is _Unload:
-                queued.lane = Lane.LOAD
+                queued.lane = CLane.LOAD
             elif kind is _Fetch or kind is _Drop:
-                queued.lane = Lane.FETCH
+                queued.lane = CLane.FETCH
             else:
-                queued.lane = Lane.EXECUTE
+                queued.lane = CLane.EXECUTE
             self._actions.setdefault(queued.action_id, action)
             self._queue.get().received(now, queued, self._out)
         elif kind is _Ended:

@@ -3,19 +3,15 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
+from libcpp.string_view cimport string_view
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from clockwork.scheduler._core cimport CActionResult, CCommand, CCommands, CReason, CRequest, CScheduler, CStatus, CText
+from clockwork.wire._headers cimport C_HEADER_FINE, C_HEADER_FLAW_COUNT, C_HEADER_FLAW_NAMES, CHeaderFlaw
+from clockwork.wire._messages cimport C_REASONS, C_STATUS_COUNT
 from clockwork.wire._zmq cimport clockwork_zmq_api
 
-
-cdef extern from "<string_view>" namespace "std" nogil:
-    cdef cppclass string_view:
-        string_view()
-        string_view(const char *data, size_t size)
-        const char *data()
-        size_t size()
 
 cdef extern from "controller/sockets.h" namespace "clockwork" nogil:
 
@@ -56,17 +52,6 @@ cdef extern from "controller/clock.h" namespace "clockwork" nogil:
         int64_t to_controller(int64_t worker_ns, int64_t now)
 
 cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
-    cdef enum CHeaderFlawKind "clockwork::HeaderFlaw::Kind":
-        C_HEADER_FINE "clockwork::HeaderFlaw::NONE"
-
-    cdef cppclass CHeaderFlaw "clockwork::HeaderFlaw":
-        CHeaderFlawKind kind
-        int64_t tag
-        uint32_t count
-        uint32_t depth
-        const uint32_t *path "path.data" ()
-        size_t offset
-
     cdef enum CFlawCode "clockwork::Flaw::Code":
         C_FLAW_SYMBOL "clockwork::Flaw::SYMBOL"
 
@@ -82,8 +67,6 @@ cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
 
     const string_view *C_FLAW_NAMES "clockwork::FLAW_NAMES.data" ()
     size_t C_FLAW_COUNT "clockwork::FLAW_NAMES.size" ()
-    const string_view *C_HEADER_FLAW_NAMES "clockwork::HEADER_FLAW_NAMES.data" ()
-    size_t C_HEADER_FLAW_COUNT "clockwork::HEADER_FLAW_NAMES.size" ()
 
 cdef extern from "controller/lookups.h" namespace "clockwork" nogil:
     cdef cppclass CLookups "clockwork::Lookups":
@@ -130,7 +113,6 @@ cdef extern from "controller/counts.h" namespace "clockwork" nogil:
         int64_t busy_ns
         int64_t load_busy_ns
 
-    const size_t C_REASONS "clockwork::REASONS"
     const int64_t *C_METRIC_BOUNDS "clockwork::METRIC_BOUNDS_NS.data" ()
     size_t C_METRIC_BOUND_COUNT "clockwork::METRIC_BOUNDS_NS.size" ()
 
@@ -337,8 +319,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         int64_t priority_default
         size_t queued_requests
         CConnectionBounds *connections
-
-    const int C_STATUS_COUNT "clockwork::STATUS_COUNT"
 
     cdef cppclass CLoopTimes "clockwork::LoopTimes<clockwork::Exchange::STAGES>":
         const CDurations &lag()

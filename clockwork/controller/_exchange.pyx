@@ -27,7 +27,7 @@ from clockwork.controller._values cimport (
 from clockwork.scheduler._core cimport Driven
 from clockwork.wire._zmq cimport Functions
 
-from clockwork.wire.messages import Reason, Status
+from clockwork.wire.messages import ActionKind, Reason, Status
 from clockwork.scheduler.recording import encode_event
 
 FLOAT_MAX = sys.float_info.max
@@ -43,7 +43,7 @@ STAGES = ("wait", "receive", "check requests, note results", "look", "schedule",
           "free messages", "Python")
 METRIC_BOUNDS_NS = tuple([C_METRIC_BOUNDS()[place] for place in range(C_METRIC_BOUND_COUNT())])
 TIMES = ("total", "queue", "load", "execute", "copy_in", "copy_out")
-ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop", "reserve")
+ACTION_KINDS = tuple([kind.name.lower() for kind in ActionKind])
 
 
 cdef class FrameView:

@@ -8,25 +8,9 @@ from libcpp.string cimport string
 from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
+from clockwork.wire._messages cimport CActionKind, CLane, CStatus
+
 from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
-
-cdef extern from "actions/kinds.h" namespace "clockwork" nogil:
-    cdef enum class ActionKind(uint8_t):
-        LOAD
-        UNLOAD
-        INFER
-        PROFILE
-        FETCH
-        DROP
-
-    cdef enum class Lane(uint8_t):
-        LOAD
-        EXECUTE
-        FETCH
-
-cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
-    cdef enum class CStatus "clockwork::Status"(uint8_t):
-        pass
 
 cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
     cdef cppclass Settings:
@@ -46,7 +30,7 @@ cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
 
     cdef cppclass Order:
         uint64_t id
-        ActionKind kind
+        CActionKind kind
         uint32_t token
         int64_t model_id
         uint64_t load_id
@@ -67,7 +51,7 @@ cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
         vector[PageRun] pages
 
     cdef cppclass Device:
-        const Order *running(Lane lane)
+        const Order *running(CLane lane)
         const Resident *resident(int64_t model_id)
         uint64_t held_pages()
 
@@ -96,12 +80,12 @@ cdef extern from "device/emulated_machine.h" namespace "clockwork::emulated" nog
 cdef uint32_t NO_PAGE = 0xFFFFFFFF  # beyond every arena
 
 cdef dict KINDS = {
-    Load: <int>ActionKind.LOAD,
-    Unload: <int>ActionKind.UNLOAD,
-    Infer: <int>ActionKind.INFER,
-    Profile: <int>ActionKind.PROFILE,
-    HostFetch: <int>ActionKind.FETCH,
-    HostDrop: <int>ActionKind.DROP,
+    Load: <int>CActionKind.LOAD,
+    Unload: <int>CActionKind.UNLOAD,
+    Infer: <int>CActionKind.INFER,
+    Profile: <int>CActionKind.PROFILE,
+    HostFetch: <int>CActionKind.FETCH,
+    HostDrop: <int>CActionKind.DROP,
 }
 cdef list STATUSES = [Status(number) if number in set(Status) else None for number in range(max(Status) + 1)]
 
@@ -141,12 +125,12 @@ cdef class Machine:
         """Hand an action to its lane; owner comes back in take(). size: bytes of its inputs, or of what is fetched."""
         cdef Order order
         order.id = id_of(action.action_id)
-        order.kind = <ActionKind><uint8_t><int>KINDS[type(action)]
+        order.kind = <CActionKind><uint8_t><int>KINDS[type(action)]
         order.model_id = action.model_id
         order.load_id = id_of(action.load_id)
         order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
         order.profiled_ns, order.bytes = profiled_ns, size
-        if order.kind == ActionKind.LOAD:
+        if order.kind == CActionKind.LOAD:
             for start, count in zip(action.run_starts, runs, strict=True):
                 order.pages.push_back(PageRun(start if 0 <= start < NO_PAGE else NO_PAGE, count))
         while self._token in self._owners:
@@ -200,13 +184,13 @@ cdef class Machine:
         """Bytes in the host store."""
         return self._machine.get().host_bytes()
 
-    cdef object _running(self, uint32_t device, Lane lane):
+    cdef object _running(self, uint32_t device, CLane lane):
         cdef const Order *order = self._machine.get().device(device).running(lane)
         return None if order is NULL else self._owners[order.token][1]
 
     def running(self, uint32_t device):
         """The owners of what the lanes are at, or None: executes, loads, fetches."""
-        return self._running(device, Lane.EXECUTE), self._running(device, Lane.LOAD), self._running(device, Lane.FETCH)
+        return self._running(device, CLane.EXECUTE), self._running(device, CLane.LOAD), self._running(device, CLane.FETCH)
 
     def held_pages(self, uint32_t device):
         return self._machine.get().device(device).held_pages()

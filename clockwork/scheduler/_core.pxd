@@ -4,21 +4,14 @@ from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr
 from libcpp.pair cimport pair
 from libcpp.string cimport string
+from libcpp.string_view cimport string_view
 from libcpp.vector cimport vector
 
 from clockwork.scheduler._policy cimport CHooks
-
-
-cdef extern from "<string_view>" namespace "std" nogil:
-    cdef cppclass string_view:
-        string_view(const char *data, size_t size)
+from clockwork.wire._messages cimport CReason, CStatus
 
 
 cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
-    cdef enum class CStatus "clockwork::Status"(uint8_t):
-        pass
-    cdef enum class CReason "clockwork::Reason"(uint8_t):
-        pass
     cdef enum class CText "clockwork::Text"(uint8_t):
         pass
 

@@ -9,21 +9,20 @@ from __future__ import annotations
 import struct
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
-from clockwork.config.wire import HEADER_BYTES_MAX
 from clockwork.errors import ClockworkError
-from clockwork.wire.forms import INT64_MAX, Form, Text
+from clockwork.wire.forms import INT64_MAX, Text, forms_of
 from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
-    HEADER_BYTES,
     TAG_OF,
     TO_CLIENT,
     TO_WORKER,
     Reply,
+    bytes_max_of,
 )
 
 try:
@@ -42,7 +41,7 @@ class WireError(ClockworkError):
 
 class HeaderFlaw(NamedTuple):
     """The first place at which a header is not what its message declares, found by a reader that is not decode():
-    csrc/controller/messages.cpp reads those of requests and results."""
+    csrc/wire/messages.cpp reads those of the messages that C++ receives."""
 
     tag: int  # of the message
     kind: str  # a word of HEADER_FLAW_NAMES in csrc/controller/flaws.h
@@ -139,23 +138,6 @@ def addressee(header: Any, table: Mapping[int, type]) -> tuple[type | None, int]
 
 
 _BEGINNING_BYTES = 32  # an array's head, a tag and a number take less
-
-
-def forms_of(kind: type) -> dict[str, Form]:
-    """The form of each field of a message, in order."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    found: dict[str, Form] = {}
-    for name in typing.cast(Any, kind)._fields:
-        assert typing.get_origin(hints[name]) is Annotated, (
-            f"{kind.__name__}.{name} is declared without a form"
-        )
-        found[name] = hints[name].__metadata__[0]
-    return found
-
-
-def bytes_max_of(kind: type) -> int:
-    """The largest header of a kind of message."""
-    return HEADER_BYTES.get(kind, HEADER_BYTES_MAX)
 
 
 def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any, ...]:

@@ -6,8 +6,9 @@ depth and its number of values. So the cost of reading a header is bounded by it
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 INT64_MAX = (1 << 63) - 1
 INT64_MIN = -(1 << 63)
@@ -51,19 +52,24 @@ class Flag(NamedTuple):
 
 
 class ListOf(NamedTuple):
-    """A list of at most ``count_max`` elements."""
+    """A list of at most ``count_max`` elements.
+
+    ``pool``: of a list within another, the vector of the C++ record that holds the elements of all such lists.
+    """
 
     element: Form
     count_max: int
+    pool: str = ""
 
     def __str__(self) -> str:
         return f"a list of at most {self.count_max}"
 
 
 class Row(NamedTuple):
-    """A list of exactly these fields, in this order."""
+    """A list of exactly these fields, in this order. ``struct``: the C++ record of it; rows may share a record."""
 
     fields: Mapping[str, Form]
+    struct: str = ""
 
     def __str__(self) -> str:
         return f"a list [{', '.join(self.fields)}]"
@@ -110,3 +116,15 @@ class Facts(NamedTuple):
 
 
 Form: TypeAlias = Integer | Real | Text | Flag | ListOf | Row | Record | Either | Anything | Facts
+
+
+def forms_of(kind: type) -> dict[str, Form]:
+    """The form of each field of a message, in order."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found: dict[str, Form] = {}
+    for name in typing.cast(Any, kind)._fields:
+        assert typing.get_origin(hints[name]) is Annotated, (
+            f"{kind.__name__}.{name} is declared without a form"
+        )
+        found[name] = hints[name].__metadata__[0]
+    return found

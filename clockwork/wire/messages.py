@@ -38,6 +38,7 @@ from clockwork.config import (
 from clockwork.config.formats import TIME_MAX_NS
 from clockwork.config.wire import (
     CLOCK_MHZ_MAX,
+    HEADER_BYTES_MAX,
     HOST_BYTES_MAX,
     PAGE_BYTES_MAX,
     PAGES_MAX,
@@ -114,6 +115,26 @@ class Reason(enum.StrEnum):
     DRAINING = "draining"  # The model is being unregistered, or the controller is shutting down.
 
 
+class ActionKind(enum.IntEnum):
+    """The actions that a worker can be ordered to do; ACTIONS has the message of each."""
+
+    LOAD = 0
+    UNLOAD = 1
+    INFER = 2
+    PROFILE = 3
+    FETCH = 4
+    DROP = 5
+    RESERVE = 6
+
+
+class Lane(enum.IntEnum):
+    """The queues of a device, each in the order of windows; ACTIONS has the lane of each action."""
+
+    LOAD = 0
+    EXECUTE = 1
+    FETCH = 2  # of the machine's host store
+
+
 # ----- fields --------------------------------------------------------------------------------
 
 Id: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
@@ -153,12 +174,17 @@ Files: TypeAlias = Annotated[list[list[Any]], _FILES]
 
 _DTYPE = Integer(0, (1 << 31) - 1)
 _FRAME = Integer(0, FRAMES_MAX - 1)
-_DIMENSIONS = ListOf(Integer(0, NEVER_NS - 1), RANK_MAX)
-_ANY_DIMENSIONS = ListOf(Integer(INT64_MIN, INT64_MAX), RANK_MAX)
+_DIMENSIONS = ListOf(Integer(0, NEVER_NS - 1), RANK_MAX, pool="dims")
+_ANY_DIMENSIONS = ListOf(Integer(INT64_MIN, INT64_MAX), RANK_MAX, pool="dims")
 # A request's dimensions may be any int64: the check against its model has the better sentence.
-_INPUT = Row({"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _ANY_DIMENSIONS, "frame": _FRAME})
-_OUTPUT = Row({"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME})
-_TENSOR = Row({"dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME})
+_INPUT = Row(
+    {"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _ANY_DIMENSIONS, "frame": _FRAME},
+    struct="TensorRef",
+)
+_OUTPUT = Row(
+    {"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME}, struct="TensorRef"
+)
+_TENSOR = Row({"dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME}, struct="TensorRef")
 
 TensorRef: TypeAlias = list[Any]
 """``[dtype, shape, frame]``: ONNX's TensorProto.DataType code, list of dimensions, and the index of
@@ -167,10 +193,15 @@ the frame of this message (0 is the first after the header) that holds the bytes
 NamedTensorRef: TypeAlias = list[Any]
 """``[name, dtype, shape, frame]``."""
 
-Parts: TypeAlias = Annotated[list[list[TensorRef]], ListOf(ListOf(_TENSOR, TENSORS_MAX), FRAMES_MAX)]
+Parts: TypeAlias = Annotated[
+    list[list[TensorRef]], ListOf(ListOf(_TENSOR, TENSORS_MAX, pool="tensors"), FRAMES_MAX)
+]
 Phase: TypeAlias = Annotated[
     list[int],
-    Row({"begin_ns": _WORKER_TIME, "end_ns": _WORKER_TIME, "duration_ns": Integer(0, NEVER_NS - 1)}),
+    Row(
+        {"begin_ns": _WORKER_TIME, "end_ns": _WORKER_TIME, "duration_ns": Integer(0, NEVER_NS - 1)},
+        struct="Phase",
+    ),
 ]
 """``[begin_ns, end_ns, duration_ns]`` of one phase; zeros where the phase did not happen."""
 
@@ -734,6 +765,26 @@ class Reserve(NamedTuple):
     expected_ns: Bound
 
 
+class DeclaredAction(NamedTuple):
+    """An action as it is declared. ``message``: its order. ``frees``: it gives memory back, so that in its lane nothing
+    passes it, and it passes nothing."""
+
+    message: type
+    lane: Lane
+    frees: bool = False
+
+
+ACTIONS: dict[ActionKind, DeclaredAction] = {
+    ActionKind.LOAD: DeclaredAction(Load, Lane.LOAD),
+    ActionKind.UNLOAD: DeclaredAction(Unload, Lane.LOAD, frees=True),
+    ActionKind.INFER: DeclaredAction(Infer, Lane.EXECUTE),
+    ActionKind.PROFILE: DeclaredAction(Profile, Lane.EXECUTE),
+    ActionKind.FETCH: DeclaredAction(HostFetch, Lane.FETCH),
+    ActionKind.DROP: DeclaredAction(HostDrop, Lane.FETCH, frees=True),
+    ActionKind.RESERVE: DeclaredAction(Reserve, Lane.EXECUTE),
+}
+
+
 class Revoke(NamedTuple):
     """Drop an action that has not started; it is answered ACTION_CANCELLED. A running action goes on."""
 
@@ -778,3 +829,15 @@ HEADER_BYTES: dict[type, int] = {
     Profile: 512 << 10,
 }
 """The largest header of each kind of message; kinds that are not listed have HEADER_BYTES_MAX."""
+
+
+def bytes_max_of(kind: type) -> int:
+    """The largest header of a kind of message."""
+    return HEADER_BYTES.get(kind, HEADER_BYTES_MAX)
+
+
+NATIVE: tuple[type, ...] = (
+    InferRequest, Cancel, Answer, Failure, *(action.message for action in ACTIONS.values()), Revoke, Result, Ping, Pong,
+)  # fmt: skip
+"""Messages that C++ touches. Those that a controller or a worker receives have a reader in csrc/wire/messages.h, and those
+that it sends a writer."""

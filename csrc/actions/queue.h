@@ -11,9 +11,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "actions/kinds.h"
 #include "id_table.h"
 #include "scheduler/types.h"
+#include "wire/kinds.h"
 
 namespace clockwork {
 

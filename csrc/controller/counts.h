@@ -67,8 +67,6 @@ struct BatchCounts {
     std::array<Ns, PLACES> sums_ns{};
 };
 
-inline constexpr std::size_t REASONS = 9;  // of Reason, NONE too
-
 // What a success took; LOAD: 0 if it waited for none.
 struct Spent {
     Ns total_ns = 0, queue_ns = 0, load_ns = 0, execute_ns = 0, copy_in_ns = 0, copy_out_ns = 0;

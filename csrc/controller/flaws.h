@@ -6,30 +6,9 @@
 #include <cstdint>
 #include <string_view>
 
+#include "wire/header_flaw.h"
+
 namespace clockwork {
-
-// The first place at which a header is not what clockwork/wire/messages.py declares, in the order in which it is read.
-struct HeaderFlaw {
-    enum Kind : std::uint8_t {
-        NONE,
-        OTHER,      // no header of this kind of message
-        TOO_LARGE,  // beyond the largest header of this kind
-        FIELDS,     // another number of fields
-        CUT_OFF,    // no msgpack, or cut off
-        FORM,       // a value that its place may not hold
-        NOT_UTF8,
-        LONGER,  // bytes follow the last field
-    };
-    static constexpr int KINDS = LONGER + 1;
-    static constexpr std::uint32_t DEPTH_MAX = 6;
-
-    Kind kind = NONE;
-    std::int64_t tag = 0;                       // of the message
-    std::uint32_t count = 0;                    // FIELDS: how many there are
-    std::uint32_t depth = 0;                    // of path
-    std::array<std::uint32_t, DEPTH_MAX> path;  // which field, and in it which element or field, and so on
-    std::size_t offset = 0;                     // FORM: where the value begins in the header
-};
 
 // What is wrong with a request or a result that is well formed. Which fields count depends on code.
 struct Flaw {
@@ -80,10 +59,6 @@ struct Flaw {
     std::int64_t expected = 0;
     std::int64_t got = 0;
     std::int64_t bytes = 0;
-};
-
-inline constexpr std::array<std::string_view, HeaderFlaw::KINDS> HEADER_FLAW_NAMES = {
-    "none", "other", "too_large", "fields", "cut_off", "form", "not_utf8", "longer",
 };
 
 inline constexpr std::array<std::string_view, Flaw::CODES> FLAW_NAMES = {

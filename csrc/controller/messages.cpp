@@ -126,12 +126,6 @@ void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank) {
         writer.integer(dims[place]);
 }
 
-bool is_status(std::int64_t number) {
-    return (0 <= number && number <= static_cast<std::int64_t>(Status::FORBIDDEN)) ||
-           (static_cast<std::int64_t>(Status::TOO_LATE) <= number &&
-            number <= static_cast<std::int64_t>(Status::CRASHED));
-}
-
 bool InferRequestHeader::read(std::string_view header, HeaderFlaw& flaw) {
     tensors.clear();
     dims.clear();

@@ -14,22 +14,6 @@
 
 namespace clockwork {
 
-enum Tag : std::int64_t {
-    TAG_INFER_REQUEST = 2,
-    TAG_CANCEL = 3,
-    TAG_ANSWER = 33,
-    TAG_FAILURE = 34,
-    TAG_RESULT = 67,
-    TAG_LOAD = 101,
-    TAG_UNLOAD = 102,
-    TAG_INFER = 103,
-    TAG_PROFILE = 104,
-    TAG_REVOKE = 105,
-    TAG_HOST_FETCH = 106,
-    TAG_HOST_DROP = 107,
-    TAG_RESERVE = 108,
-};
-
 // As clockwork/wire/messages.py declares them; a test compares.
 inline constexpr std::size_t REQUEST_HEADER_BYTES_MAX = 128 << 10;
 inline constexpr std::size_t RESULT_HEADER_BYTES_MAX = 2 << 20;
@@ -107,8 +91,5 @@ std::int64_t tag_of(std::string_view header);
 
 // The dimensions of a tensor, as an array.
 void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank);
-
-// Whether a number is one of clockwork.wire.messages.Status.
-bool is_status(std::int64_t number);
 
 }  // namespace clockwork

@@ -17,10 +17,6 @@
 
 namespace clockwork {
 
-enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP, RESERVE };
-inline constexpr int ACTION_KINDS = 7;
-inline constexpr int STATUS_COUNT = 32;  // above every number of Status
-
 // What was sent, and what a result of it that is OK consists of.
 struct Expected {
     ActionId action_id = 0;  // 0: this one is free

@@ -16,10 +16,10 @@
 #include <utility>
 #include <vector>
 
-#include "actions/kinds.h"
 #include "id_table.h"
 #include "random.h"
 #include "scheduler/types.h"
+#include "wire/kinds.h"
 
 namespace clockwork::emulated {
 

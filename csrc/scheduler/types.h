@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "wire/kinds.h"
+
 namespace clockwork {
 
 using Ns = std::int64_t;
@@ -21,45 +23,6 @@ using WorkerId = std::int32_t;
 inline constexpr Ns NEVER_NS = Ns{1} << 62;  // clockwork.wire.messages.NEVER_NS
 inline constexpr Ns MS = 1'000'000;
 inline constexpr Ns SECOND = 1'000'000'000;
-
-// The numbers of clockwork.wire.messages.Status; a test holds them together.
-enum class Status : std::uint8_t {
-    OK = 0,
-    REFUSED = 1,
-    DEADLINE_MISSED = 2,
-    CANCELLED = 3,
-    MODEL_NOT_FOUND = 4,
-    INVALID_INPUT = 5,
-    EXECUTION_FAILED = 6,
-    UNAVAILABLE = 7,
-    PROTOCOL_MISMATCH = 8,
-    INVALID_MODEL = 9,
-    INTERNAL = 10,
-    FORBIDDEN = 11,
-    TOO_LATE = 20,
-    NOT_RESIDENT = 21,
-    IN_USE = 22,
-    BAD_PAGES = 23,
-    UNKNOWN_MODEL = 24,
-    DEVICE_ERROR = 25,
-    ACTION_CANCELLED = 26,
-    WORKER_LOST = 27,
-    OVERRUN = 28,
-    CRASHED = 29,
-};
-
-// In the order of clockwork.wire.messages.Reason; NONE for an answer that is no refusal.
-enum class Reason : std::uint8_t {
-    NONE,
-    DEADLINE,
-    INFEASIBLE,
-    OVERLOADED,
-    MEMORY,
-    DISPLACED,
-    UNPROFILED,
-    NO_WORKER,
-    DRAINING,
-};
 
 // Which sentence the binding makes of an answer; a, b, c and Command::said fill it in.
 enum class Text : std::uint8_t {

@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "actions/kinds.h"
 #include "histogram.h"
 #include "scheduler/types.h"
+#include "wire/kinds.h"
 
 namespace clockwork::sim {
 

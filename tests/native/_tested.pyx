@@ -43,12 +43,29 @@ from clockwork.scheduler._core cimport (
     CText,
 )
 
+from clockwork.wire._headers cimport CWriter
+from clockwork.wire._messages cimport CActionMessage, CPing, CPong, CResult, CRevoke
+
 from clockwork.scheduler.recording import REASONS, encode_event
+from clockwork.wire.messages import Ping, Pong, Result, Revoke
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, ModelFault, ModelGone, RequestCancelled, SendDrop, SendFetch, SendInfer,
     SendLoad, SendProfile, SendReserve, SendRevoke, SendUnload, Tick,
 )
 
+
+cdef extern from "wire/fields.h" namespace "clockwork::wire" nogil:
+    string_view c_cut "clockwork::wire::cut" (string_view text, size_t bytes_max)
+
+cdef extern from *:
+    """
+    template <typename Message>
+    bool clockwork_rewrite(std::string_view header, clockwork::HeaderFlaw &flaw, clockwork::Writer &writer) {
+        Message message;
+        return message.read(header, flaw) && message.write(writer);
+    }
+    """
+    cbool rewrite "clockwork_rewrite" [Message](string_view header, CHeaderFlaw &flaw, CWriter &writer) except +
 
 cdef extern from "controller/messages.h" namespace "clockwork" nogil:
     int64_t C_REQUEST_HEADER_BYTES_MAX "clockwork::REQUEST_HEADER_BYTES_MAX"
@@ -205,6 +222,30 @@ def read_result(bytes header):
         found.action_id, found.status_number, word_of(found.text),
         found.received_ns, found.begin_ns, found.end_ns, found.duration_ns, parts,
     )
+
+
+def rewritten(kind, bytes header):
+    """A header that C++ has read and written again, or a HeaderFlaw. kind: of the message, of those that C++ reads and writes."""
+    cdef CWrong wrong
+    cdef CWriter writer
+    cdef string_view data = view_of(header)
+    if kind is Result:
+        is_good = rewrite[CResult](data, wrong.header, writer)
+    elif kind is Revoke:
+        is_good = rewrite[CRevoke](data, wrong.header, writer)
+    elif kind is Ping:
+        is_good = rewrite[CPing](data, wrong.header, writer)
+    elif kind is Pong:
+        is_good = rewrite[CPong](data, wrong.header, writer)
+    else:
+        is_good = rewrite[CActionMessage](data, wrong.header, writer)
+    return writer.view().data()[:writer.view().size()] if is_good else flaw_of(wrong).header
+
+
+def cut(bytes text, size_t bytes_max):
+    """The text as a writer of headers cuts it for a field of so many bytes."""
+    cdef string_view found = c_cut(view_of(text), bytes_max)
+    return found.data()[:found.size()]
 
 
 def check_request(Interface interface, bytes header, list frames, int64_t machine=0):

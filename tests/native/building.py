@@ -43,7 +43,9 @@ FUZZER = Flavour(
     "clang++",
 )
 
-CONTROLLER = [*sorted(ROOT.glob("csrc/controller/*.cpp")), *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
+CONTROLLER = [
+    path for room in ("controller", "scheduler", "wire") for path in sorted(ROOT.glob(f"csrc/{room}/*.cpp"))
+]
 PROGRAMS: dict[str, Sequence[Path]] = {
     "threads_arena": [HERE / "threads_arena.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],

@@ -32,6 +32,7 @@ KEPT = (
     "clockwork/sources",
     "clockwork/system",
     "clockwork/web",
+    "clockwork/workloads",
     "csrc/histogram.h",
     "csrc/sim",
     "tools/words.py",

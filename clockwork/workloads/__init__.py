@@ -1,4 +1,4 @@
-"""Workloads, for the simulator and for live load alike: which model gets a request when."""
+"""Workloads for the simulator and for live load: the models and times of requests."""
 
 from clockwork.config.workloads import CHUNK_ARRIVALS
 from clockwork.workloads.arrivals import (

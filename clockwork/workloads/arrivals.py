@@ -1,7 +1,7 @@
 """Arrivals of requests, as chunks of arrays in order of time, and operations on streams of them.
 
-A Workload can be iterated any number of times and gives the same arrivals each time, so that several policies can run
-the same object. It is lazy: whatever its length, only a few chunks of it exist at once.
+A Workload can be iterated any number of times and yields the same arrivals each time, so that several
+policies can run the same object. It is lazy: whatever its length, only a few chunks of it exist at once.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Arrivals:
     model: npt.NDArray[np.int32]  # index into the workload's models
     slo_ns: Int64s  # 0: the model's own
     priority: npt.NDArray[np.uint8]  # 0: the default
-    cls: npt.NDArray[np.uint8]  # the class that it is counted in
+    cls: npt.NDArray[np.uint8]  # class in which it is counted
 
     def __len__(self) -> int:
         return len(self.t_ns)
 
     def part(self, begin: int, end: int) -> Arrivals:
-        """Views of the arrivals from one index to another."""
+        """Return views of the arrivals from one index to another."""
         return self.at(slice(begin, end))
 
     def at(self, where: slice | Int64s | npt.NDArray[np.bool_]) -> Arrivals:
-        """The arrivals that an index array, a mask or a slice selects."""
+        """Return the arrivals that an index array, a mask or a slice selects."""
         return Arrivals(
             self.t_ns[where], self.model[where], self.slo_ns[where], self.priority[where], self.cls[where]
         )
@@ -52,7 +52,9 @@ class Arrivals:
         priority: npt.ArrayLike = 0,
         cls: npt.ArrayLike = 0,
     ) -> Arrivals:
-        """Arrivals from arrays of the same length, or single values that hold for all. t_ns must be sorted."""
+        """Return arrivals from arrays of equal length, or single values that hold for all. t_ns must be
+        sorted.
+        """
         times = np.asarray(t_ns, np.int64)
         if times.ndim != 1:
             raise ConfigError(f"t_ns has the shape {times.shape}: it must have one dimension")
@@ -80,7 +82,7 @@ class Arrivals:
 
     @staticmethod
     def join(parts: Sequence[Arrivals]) -> Arrivals:
-        """The parts concatenated; no parts make empty arrays."""
+        """Concatenate the parts. No parts make empty arrays."""
         if not parts:
             return Arrivals.of([], [])
         if len(parts) == 1:
@@ -94,7 +96,7 @@ class Arrivals:
         )
 
     def chunks(self) -> Iterator[Arrivals]:
-        """The arrivals in parts of at most CHUNK_ARRIVALS."""
+        """Yield the arrivals in parts of at most CHUNK_ARRIVALS."""
         for begin in range(0, len(self), CHUNK_ARRIVALS):
             yield self.part(begin, begin + CHUNK_ARRIVALS)
 
@@ -102,14 +104,18 @@ class Arrivals:
 class Workload(abc.ABC):
     """Arrivals of all models in order of time; the same arrivals at every iteration."""
 
-    duration_ns: int  # every arrival is before it
+    duration_ns: int  # later than every arrival
 
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Arrivals]:
-        """Chunks of at most CHUNK_ARRIVALS, none empty, each beginning where the last ended or later."""
+        """Yield chunks of at most CHUNK_ARRIVALS. None is empty, and each begins at or after the end of the
+        last.
+        """
 
     def collect(self, limit: int = COLLECT_MAX) -> Arrivals:
-        """All arrivals in a single set of arrays. Raises ConfigError if there are more than the limit."""
+        """Return all arrivals in a single set of arrays. Raises ConfigError if there are more than
+        the limit.
+        """
         parts: list[Arrivals] = []
         count = 0
         for part in self:
@@ -124,7 +130,7 @@ class Recorded(Workload):
     """A workload of given arrays."""
 
     def __init__(self, arrivals: Arrivals, duration_ns: int = 0) -> None:
-        """duration_ns: 0 for just after the last arrival."""
+        """duration_ns: 0 means just after the last arrival."""
         last = int(arrivals.t_ns[-1]) if len(arrivals) else 0
         self.duration_ns = duration_ns or last + 1
         if last >= self.duration_ns:
@@ -136,7 +142,7 @@ class Recorded(Workload):
 
 
 class merge(Workload):
-    """Several workloads at once. Arrivals of the same instant come in the order of the workloads."""
+    """Several workloads at once. Arrivals at the same time come in the order of the workloads."""
 
     def __init__(self, *workloads: Workload) -> None:
         if not workloads:
@@ -148,8 +154,8 @@ class merge(Workload):
         sources = [iter(workload) for workload in self._workloads]
         heads: list[Arrivals | None] = [next(source, None) for source in sources]
         while True:
-            # Up to the earliest end of a head, no workload has further arrivals. At that very instant, arrivals of
-            # later workloads wait until the head's workload has shown whether it has more.
+            # Up to the earliest end of a head, no workload has further arrivals. Arrivals of later workloads
+            # at exactly that time wait until the head's workload has shown whether it has more.
             ends = [(int(head.t_ns[-1]), index) for index, head in enumerate(heads) if head is not None]
             if not ends:
                 return
@@ -203,7 +209,7 @@ class window(Workload):
 
 
 class delayed(Workload):
-    """A workload that begins later; with merge, workloads one after another."""
+    """A workload that begins later. With merge, it makes workloads follow each other."""
 
     def __init__(self, workload: Workload, by_ns: int) -> None:
         if by_ns < 0:
@@ -217,7 +223,9 @@ class delayed(Workload):
 
 
 def rehearsed(part: Callable[[int], Workload], warmup_ns: int, window_ns: int) -> Workload:
-    """A window after a warm-up that repeats the window's beginning. part: makes the window's first so many ns."""
+    """Return a window after a warm-up that repeats the window's begin. part: returns the window's first ns
+    nanoseconds.
+    """
     window = delayed(part(window_ns), warmup_ns)
     return merge(part(warmup_ns), window) if warmup_ns else window
 
@@ -226,7 +234,7 @@ def rehearsed(part: Callable[[int], Workload], warmup_ns: int, window_ns: int) -
 class Class:
     """A class of requests within a mix."""
 
-    share: float = 1.0  # of the mix, relative to the other shares
+    share: float = 1.0  # share of the mix, relative to the other shares
     slo_ns: int = 0  # 0: the model's own
     priority: int = 0  # 0: the default
 
@@ -240,7 +248,7 @@ class Class:
 
 
 class mixed(Workload):
-    """A workload whose requests fall at random into classes, counted as class 0, 1, ... in their order.
+    """A workload whose requests are randomly assigned to classes 0, 1, ...
 
     The class of a request depends on its time, its model and the seed alone, whatever else arrives.
     """
@@ -265,7 +273,7 @@ class mixed(Workload):
 
 
 class chosen(Workload):
-    """A single process of arrivals whose requests go to models at random, model i with the i-th share."""
+    """A process of arrivals whose requests are randomly assigned to models, in proportion to the shares."""
 
     def __init__(self, workload: Workload, shares: Sequence[float], seed: int = 0) -> None:
         if not shares or min(shares) < 0 or not 0 < sum(shares) < 1e18:
@@ -283,7 +291,7 @@ class slo_steps(Workload):
     """A workload whose SLO changes at given times; each step is a class of its own."""
 
     def __init__(self, workload: Workload, steps: Sequence[tuple[int, int]]) -> None:
-        """steps: (from_ns, slo_ns), the first from 0, later ones later."""
+        """steps: (from_ns, slo_ns) in the order of time. The first must begin at 0."""
         if not 1 <= len(steps) <= CLASSES_MAX:
             raise ConfigError(f"{len(steps)} steps: there must be 1 to {CLASSES_MAX}")
         begins = [begin_ns for begin_ns, _ in steps]
@@ -303,7 +311,7 @@ class slo_steps(Workload):
 
 
 def zipf(count: int, exponent: float) -> list[float]:
-    """Shares of ``count`` models that sum to 1, the i-th proportional to 1 / i ** exponent."""
+    """Return shares of ``count`` models that sum to 1, the i-th proportional to 1 / i ** exponent."""
     if count < 1 or not 0 <= exponent <= 10:
         raise ConfigError(f"zipf of {count} models with exponent {exponent:g}: 1 or more, and 0 to 10")
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
@@ -311,13 +319,13 @@ def zipf(count: int, exponent: float) -> list[float]:
 
 
 def uniform(seed: int, t_ns: Int64s, model: npt.NDArray[np.int32]) -> Floats:
-    """A number in [0, 1) for each arrival that depends on the arrival and the seed alone."""
+    """Return a number in [0, 1) for each arrival, which depends on the arrival and the seed alone."""
     state = t_ns.astype(np.uint64) + _mixed(model.astype(np.uint64) + np.uint64(seed % (1 << 32) << 32))
     return np.asarray((_mixed(state) >> np.uint64(11)) * (1.0 / (1 << 53)), np.float64)
 
 
 def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014) of every element."""
+    """Return SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014) of every element."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -325,6 +333,6 @@ def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _edges(shares: Sequence[float]) -> Floats:
-    """The points between the shares, on a line from 0 to 1."""
+    """Return the points between the shares on a line from 0 to 1."""
     sums: Floats = np.cumsum(np.asarray(shares, np.float64))
     return np.asarray(sums[:-1] / sums[-1], np.float64)

@@ -1,9 +1,10 @@
 """Open-loop clients: a source of arrivals for each model, each with random numbers of its own.
 
 A source is a renewal process in *operational time*, in which its mean gap is 1; its rate, which may change in
-steps, is the speed at which that time passes. So a source at twice the rate has the same arrivals twice as dense, a
-gap that spans a change of rate is carried over it, and the k-th arrival of a source depends on nothing but
-the seed, its own number and its own rates: a further model does not shift the arrivals of the others.
+steps, is the speed at which that time passes. So a source at twice the rate has the same arrivals twice as
+dense, a gap that spans a change of rate is carried over it, and the k-th arrival of a source depends on
+nothing but the seed, its own number and its own rates: a further model does not shift the arrivals of the
+others.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from clockwork.system.clock import SECOND
 from clockwork.workloads.arrivals import Arrivals, Floats, Int64s, Workload
 
 BLOCK_MIN, BLOCK_MAX = 16, 1 << 16
-"""Bounds of the gaps that a source draws at a time: about what it needs in four windows."""
+"""Bounds of the number of gaps that a source draws at a time. The number is about the need of four
+windows.
+"""
 
 
 KEY_BITS = 62
-"""Bits of the integer by which arrivals are sorted: their time within a window, then the number of their source."""
+"""Bits of the integer by which arrivals are sorted: their time within a window, then the number of their
+source.
+"""
 
 Steps: TypeAlias = Iterable[tuple[int, float]]
-"""(duration_ns, factor) each: the rates are multiplied by the factor for the duration."""
+"""(duration_ns, factor) of each step: the factor multiplies the rates for that duration."""
 
 
 class Gaps(abc.ABC):
@@ -38,16 +43,16 @@ class Gaps(abc.ABC):
 
     @abc.abstractmethod
     def first(self, rng: np.random.Generator, rate: float) -> float:
-        """The time to the first arrival of a stationary source.
+        """Return the time to the first arrival of a stationary source.
 
-        If it were a whole gap, bursty sources would all have a burst at time 0.
+        With a whole gap here, bursty sources would all begin with a burst at time 0.
         """
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, rate: float, count: int) -> Floats:
-        """The next gaps; the same gaps, whether drawn at once or in several parts.
+        """Return the next gaps. They are the same, whether drawn at once or in several parts.
 
-        rate: of the source, in requests per second.
+        rate: the source's, in requests per second.
         """
 
 
@@ -64,7 +69,7 @@ class Exponential(Gaps):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Constant(Gaps):
-    """Evenly spaced arrivals, each source with a phase of its own."""
+    """Evenly spaced arrivals. Each source has a phase of its own."""
 
     def first(self, rng: np.random.Generator, rate: float) -> float:
         return float(rng.random())
@@ -75,7 +80,7 @@ class Constant(Gaps):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Gamma(Gaps):
-    """Gamma gaps with a coefficient of variation: 1 is Poisson, more is burstier, less more even."""
+    """Gamma gaps with a coefficient of variation: 1 is Poisson, higher is burstier, lower is more even."""
 
     cv: float
 
@@ -84,8 +89,8 @@ class Gamma(Gaps):
             raise ConfigError(f"CV {self.cv:g} is not between 0.01 and 100")
 
     def first(self, rng: np.random.Generator, rate: float) -> float:
-        # The gap that an instant falls into is longer than others: its density is that of a gap times its
-        # length, again a gamma, with a shape larger by 1. The instant is uniform within it.
+        # The gap that contains a random time is longer than usual: its density is that of a gap times its
+        # length, which is a gamma with a shape larger by 1. The time is uniform within it.
         shape = self.cv**-2
         return float(rng.random() * rng.standard_gamma(shape + 1) / shape)
 
@@ -96,10 +101,10 @@ class Gamma(Gaps):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OnOff(Gaps):
-    """Poisson bursts: on and off for exponentially distributed times, the mean rate being the source's.
+    """Poisson bursts: on and off for exponentially distributed times. The mean rate is the source's.
 
-    Such a process is a renewal process whose gaps are a mixture of two exponentials (Kuczura, "The interrupted
-    Poisson process as an overflow process", 1973).
+    Such a process is a renewal process whose gaps are a mixture of two exponentials (Kuczura, "The
+    interrupted Poisson process as an overflow process", 1973).
     """
 
     on_ns: int  # mean length of a burst
@@ -110,29 +115,31 @@ class OnOff(Gaps):
             raise ConfigError(f"bursts of {self.on_ns} ns every {self.off_ns} ns: both must be above 0")
 
     def _mixture(self, rate: float) -> tuple[float, float, float]:
-        """(rate of the short gaps, rate of the long gaps, part of the short gaps), for a mean gap of 1."""
-        burst = (self.on_ns + self.off_ns) / self.on_ns  # the rate in a burst, the mean rate being 1
+        """Return (rate of the short gaps, rate of the long gaps, part of the short gaps) for a mean
+        gap of 1.
+        """
+        burst = (self.on_ns + self.off_ns) / self.on_ns  # rate within a burst, for a mean rate of 1
         end, begin = SECOND / self.on_ns / rate, SECOND / self.off_ns / rate
         total = burst + end + begin
         root = math.sqrt(total * total - 4 * burst * begin)
         short = (total + root) / 2
-        long = burst * begin / short  # (total - root) / 2 would lose its digits
+        long = burst * begin / short  # (total - root) / 2 would lose precision
         return short, long, (burst - long) / (short - long)
 
     def first(self, rng: np.random.Generator, rate: float) -> float:
         short, long, part = self._mixture(rate)
-        is_short = rng.random() < part / short  # the share of time that short gaps take
+        is_short = rng.random() < part / short  # the share of time in short gaps
         return float(rng.standard_exponential()) / (short if is_short else long)
 
     def draw(self, rng: np.random.Generator, rate: float, count: int) -> Floats:
         short, long, part = self._mixture(rate)
-        # Two numbers for each gap, side by side, so that it does not matter how many are drawn at once.
+        # Two adjacent numbers for each gap, so that the result does not depend on how many are drawn at once.
         which, length = rng.random((count, 2)).T
         return np.asarray(-np.log1p(-length) * np.where(which < part, 1 / short, 1 / long), np.float64)
 
 
 class _Source:
-    """A client: the operational times of its arrivals, as far as gaps have been drawn."""
+    """A client, with the operational times of its arrivals as far as gaps have been drawn."""
 
     __slots__ = ("_block", "_gaps", "_rate", "_rng", "_times")
 
@@ -142,7 +149,7 @@ class _Source:
         self._times = np.array([gaps.first(self._rng, rate)])
 
     def ahead(self) -> float:
-        """The time of the next arrival."""
+        """Return the time of the next arrival."""
         return float(self._times[0])
 
     def take(self, limit: float) -> Floats:
@@ -161,21 +168,25 @@ class _Source:
 
 
 class _Sources:
-    """All clients of a workload, advanced together."""
+    """All clients of a workload, which advance together."""
 
     def __init__(self, seed: int, stream: int, gaps: Gaps, rates: Floats, keys: Sequence[int]) -> None:
-        """rates: requests per second of each client; keys: the number that each is seeded with."""
+        """rates: requests per second of each client. keys: seed number of each client."""
         blocks = np.clip(4 * WINDOW_ARRIVALS * rates / max(float(rates.sum()), 1e-30), BLOCK_MIN, BLOCK_MAX)
-        # A source without a rate never has an arrival; OnOff has no distribution of gaps for it.
+        # A source of rate 0 never has an arrival, and OnOff has no distribution of gaps for it.
         self._all = [
             _Source(seed, (stream, key), gaps, float(rate), int(block)) if rate > 0 else None
             for key, rate, block in zip(keys, rates, blocks)
         ]
         self._ahead = np.array([math.inf if source is None else source.ahead() for source in self._all])
-        self.passed = np.zeros(len(rates))  # operational time of each
+        self.passed = np.zeros(len(rates))  # operational time of each client
 
     def advance(self, gain: Floats) -> tuple[Int64s, Int64s, Floats]:
-        """Let operational time pass by ``gain``: the sources with arrivals, the count of each, and their times since before."""
+        """Advance operational time by ``gain``.
+
+        Returns the sources with arrivals, their counts of arrivals, and the times of these since the last
+        call.
+        """
         limit = self.passed + gain
         active = np.flatnonzero(self._ahead < limit)
         parts = []
@@ -193,14 +204,14 @@ class _Sources:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
-    """A time in which every source has a constant rate."""
+    """A time span in which every source has a constant rate."""
 
     duration_ns: int
-    rates: Floats  # of each source, in requests per second
+    rates: Floats  # requests per second of each source
 
 
 def windows(segments: Iterable[Segment], span_ns: int) -> Iterator[list[Segment]]:
-    """The segments, cut and grouped so that about WINDOW_ARRIVALS are expected in each window."""
+    """Cut and group the segments so that about WINDOW_ARRIVALS are expected in each window."""
     found: list[Segment] = []
     width_ns, expected = 0, 0.0
     for segment in segments:
@@ -236,8 +247,9 @@ class Clients(Workload):
         priority: int = 0,
         cls: int = 0,
     ) -> None:
-        """models: the model of each client's requests. stream: workloads that are merged should differ in seed or
-        stream, else client i of both has the same random numbers."""
+        """models: the model of each client's requests. stream: merged workloads should differ in seed or
+        stream; otherwise client i of both has the same random numbers.
+        """
         self._models = np.asarray(models, np.int32)
         if not 1 <= len(self._models) <= SOURCES_MAX:
             raise ConfigError(f"{len(self._models)} clients: there must be 1 to {SOURCES_MAX}")
@@ -245,28 +257,28 @@ class Clients(Workload):
             raise ConfigError(f"duration {duration_ns} ns is not between 1 and {DURATION_MAX_NS}")
         if seed < 0 or stream < 0:
             raise ConfigError(f"seed {seed} and stream {stream} must not be negative")
-        Arrivals.of([0], self._models[:1], slo_ns, priority, cls)  # raises if one of them is out of bounds
+        Arrivals.of([0], self._models[:1], slo_ns, priority, cls)  # raises if a value is out of bounds
         self.duration_ns = duration_ns
         self._gaps, self._seed, self._stream = gaps, seed, stream
         self._slo_ns, self._priority, self._cls = slo_ns, priority, cls
 
     @abc.abstractmethod
     def nominal(self) -> Floats:
-        """The mean rate of each client in requests per second."""
+        """Return the mean rate of each client in requests per second."""
 
     @abc.abstractmethod
     def segments(self) -> Iterator[Segment]:
-        """The rates, from time 0 to duration_ns."""
+        """Yield the rates, from time 0 to duration_ns."""
 
     def keys(self) -> Sequence[int]:
-        """The number that each client is seeded with."""
+        """Return the seed number of each client."""
         return range(len(self._models))
 
     def sources(self) -> _Sources:
         return _Sources(self._seed, self._stream, self._gaps, self.nominal(), self.keys())
 
     def span_ns(self) -> int:
-        """The longest window whose times can be sorted together with the sources' numbers."""
+        """Return the longest window whose times can be sorted together with the sources' numbers."""
         return 1 << (KEY_BITS - len(self._models).bit_length())
 
     def __iter__(self) -> Iterator[Arrivals]:
@@ -285,9 +297,10 @@ class Clients(Workload):
 
     @staticmethod
     def _through_steps(window: list[Segment], mass: Floats, counts: Int64s, times: Floats) -> Floats:
-        """Operational times to ns, both since the window's begin, by each client's own piecewise line.
+        """Convert operational times to ns, both since the window's begin, by each client's own piecewise
+        line.
 
-        All lines are laid end to end, 1 apart, and looked up at once.
+        All lines are laid end to end, 1 apart, for a single interpolation.
         """
         steps, clients = mass.shape
         edges_ns = np.concatenate([[0], np.cumsum([segment.duration_ns for segment in window])]).astype(
@@ -304,10 +317,11 @@ class Clients(Workload):
     def sorted_chunks(
         self, begin_ns: int, width_ns: int, active: Int64s, counts: Int64s, ns: Floats
     ) -> Iterator[Arrivals]:
-        """The arrivals of a window, in order of time and, at the same instant, of the client's number.
+        """Yield the arrivals of a window, in order of time, and at the same time in order of the client's
+        number.
 
-        ns: since begin_ns, client by client. A single integer holds both time and number, because sorting plain
-        integers is several times as fast as argsort, and equal integers are interchangeable.
+        ns: times since begin_ns, client by client. A single integer holds both time and number, because
+        sorting plain integers is several times as fast as argsort, and equal integers are interchangeable.
         """
         bits = len(self._models).bit_length()
         keys = np.minimum(ns.astype(np.int64), width_ns - 1) << bits
@@ -342,8 +356,10 @@ class renewal(Clients):
         priority: int = 0,
         cls: int = 0,
     ) -> None:
-        """rates: requests per second of each client; models: the index of each client's model (None: 0, 1, ...).
-        steps: (duration_ns, factor of the rates), the last one lasts to the end; see ramp() and pulses()."""
+        """rates: requests per second of each client. models: index of each client's model (None: 0, 1, ...).
+        steps: (duration_ns, factor of the rates), of which the last lasts to the end; see ramp() and
+        pulses().
+        """
         self._rates = np.asarray(rates, np.float64)
         if self._rates.ndim != 1 or not np.all((self._rates >= 0) & (self._rates <= RATE_MAX)):
             raise ConfigError(f"rates must be a list of numbers between 0 and {RATE_MAX:g} per second")
@@ -381,46 +397,49 @@ class renewal(Clients):
 
 
 def poisson(rates: Sequence[float] | Floats, duration_ns: int, **more: object) -> renewal:
-    """Poisson clients; more: arguments of renewal()."""
+    """Return Poisson clients. more: arguments of renewal()."""
     return renewal(rates, Exponential(), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def gamma(rates: Sequence[float] | Floats, cv: float, duration_ns: int, **more: object) -> renewal:
-    """Clients with gamma gaps; more: arguments of renewal()."""
+    """Return clients with gamma gaps. more: arguments of renewal()."""
     return renewal(rates, Gamma(cv), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def constant(rates: Sequence[float] | Floats, duration_ns: int, **more: object) -> renewal:
-    """Clients with even gaps; more: arguments of renewal()."""
+    """Return clients with even gaps. more: arguments of renewal()."""
     return renewal(rates, Constant(), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def on_off(
     rates: Sequence[float] | Floats, on_ns: int, off_ns: int, duration_ns: int, **more: object
 ) -> renewal:
-    """Clients with Poisson bursts of random lengths; rates are means. more: arguments of renewal()."""
+    """Return clients with Poisson bursts of random lengths. Rates are means. more: arguments of renewal()."""
     return renewal(rates, OnOff(on_ns, off_ns), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def ramp(factor: float, every_ns: int, steps: int, first: float = 1.0) -> list[tuple[int, float]]:
-    """Steps for renewal() that multiply the rates by ``factor`` each."""
+    """Return steps for renewal() that each multiply the rates by ``factor``."""
     return [(every_ns, first * factor**index) for index in range(steps)]
 
 
 def slo_ramp(first_ns: int, factor: float, every_ns: int, steps: int) -> list[tuple[int, int]]:
-    """Steps for slo_steps() that multiply the SLO by ``factor`` each: (from_ns, slo_ns)."""
+    """Return steps (from_ns, slo_ns) for slo_steps() that each multiply the SLO by ``factor``."""
     return [(index * every_ns, round(first_ns * factor**index)) for index in range(steps)]
 
 
 def pulses(on_ns: int, off_ns: int, count: int, high: float, low: float = 0.0) -> list[tuple[int, float]]:
-    """Steps for renewal(), common to all clients: ``high`` for on_ns, then ``low`` for off_ns, ``count`` times."""
+    """Return steps for renewal(), common to all clients: ``high`` for on_ns, then ``low`` for off_ns,
+    ``count`` times.
+    """
     return [step for _ in range(count) for step in ((on_ns, high), (off_ns, low))]
 
 
 class bursty(renewal):
-    """Poisson clients that are active for burst_ns, idle for idle_ns, and so on, each with a phase of its own.
+    """Poisson clients that alternate between burst_ns of activity and idle_ns of idleness, each with a phase
+    of its own.
 
-    Like BurstyPoissonOpenLoop of the original: rates are those within a burst.
+    Like BurstyPoissonOpenLoop of the original, its rates are those within a burst.
     """
 
     def __init__(
@@ -432,7 +451,7 @@ class bursty(renewal):
         self._burst_ns, self._period_ns = burst_ns, burst_ns + idle_ns
 
     def _awake_ns(self, t_ns: Int64s) -> Int64s:
-        """The part of the time from 0 to t_ns that lies in bursts of a client with phase 0."""
+        """Return the part of the time from 0 to t_ns that lies in bursts of a client with phase 0."""
         periods, rest = np.divmod(t_ns, self._period_ns)
         return periods * self._burst_ns + np.minimum(rest, self._burst_ns)
 
@@ -445,11 +464,11 @@ class bursty(renewal):
         ], np.int64)  # fmt: skip
         begin_ns = 0
         for window in windows(self.segments(), self.span_ns()):
-            for part in window:  # segment by segment: the phases cut them up further
+            for part in window:  # segment by segment, as the phases cut segments further
                 awake_ns = self._awake_ns(phase_ns + begin_ns)
                 gain_ns = self._awake_ns(phase_ns + begin_ns + part.duration_ns) - awake_ns
                 active, counts, times = sources.advance(part.rates * (gain_ns / SECOND))
-                # In its active time, every client has its rate; then the idle times are inserted.
+                # Times are computed as if clients were always active. Then the idle times are inserted.
                 since = times * np.repeat(SECOND / part.rates[active], counts)
                 awake = np.repeat(awake_ns[active], counts) + since.astype(np.int64)
                 periods, rest = np.divmod(awake, self._burst_ns)

@@ -1,14 +1,15 @@
-"""A synthetic trace that is like a real one, for users without a copy of it.
+"""A synthetic trace that resembles a real trace, for users without a copy of the latter.
 
 Its constants are statistics of a 1,000-function sample of one day of the Azure Functions trace of 2019
-(Microsoft's AzurePublicDataset, CC-BY; Shahrad et al., "Serverless in the Wild", USENIX ATC 2020; the sample is
-data/traces/10-1000-10 of github.com/vhive-serverless/invitro). Computed from that sample:
-11.6 million calls; the ten hottest functions make 46 % of them, the median function 84 a day; functions called
-once a minute or more, on average, are 27 % and make 99 %; the totals of the minutes have a CV of 0.52; a fifth of
-the functions are periodic, most of them with few calls (in the paper: 16 % have a timer, which makes 2 % of calls).
+(Microsoft's AzurePublicDataset, CC-BY; Shahrad et al., "Serverless in the Wild", USENIX ATC 2020; the sample
+is data/traces/10-1000-10 of github.com/vhive-serverless/invitro). The sample has 11.6 million calls. The ten
+hottest functions make 46 % of them, the median function 84 a day. Functions called once a minute or more, on
+average, are 27 % and make 99 % of the calls. The totals of the minutes have a CV of 0.52. A fifth of the
+functions are periodic, most of them with few calls (in the paper, 16 % have a timer, which makes 2 % of
+calls).
 
-With more than a thousand functions, neighbours in rank share their shape in time, as functions of an application
-do: otherwise the law of large numbers would make the sum of many smooth, which the real sum is not.
+With more than a thousand functions, neighbours in rank share their shape in time, as functions of an
+application do. Without that, the law of large numbers would make the sum smooth, unlike the real sum.
 """
 
 from __future__ import annotations
@@ -27,42 +28,46 @@ SAMPLE_CALLS = {
     30: 92_353, 50: 37_861, 70: 20_200, 100: 13_052, 150: 5_094, 200: 4_016, 250: 2_016, 300: 1_069, 350: 551,
     400: 336, 500: 84, 600: 31, 700: 14, 800: 7, 900: 2, 1000: 1,
 }  # fmt: skip
-"""Calls a day of the function of a rank."""
+"""Calls a day by rank of the function."""
 
 HOTTEST_CV = (0.0, 4.5, 0.9, 3.5, 0.0, 0.35, 0.32, 1.7, 0.9, 1.3)
-"""CVs of the minutes of the ten hottest functions, which make most of the CV of the sum."""
+"""CVs over minutes of the ten hottest functions, which make most of the CV of the sum."""
 
 SPIKE_RANK, SPIKE_CV = 22, 18.0
-"""A further function that shows in the sum: a hundredth of the day's calls, all within a few minutes."""
+"""A further function that is visible in the sum: a hundredth of the day's calls, all within a few minutes."""
 
 BUSY_RANKS = 100
-"""The functions up to this rank are active in nearly every minute."""
+"""Functions up to this rank are active in nearly every minute."""
 
 STEADY_SHARE = 0.27
-"""Part of the busy functions that are called equally often in every minute."""
+"""Part of the busy functions that have the same number of calls in every minute."""
 
 BUSY_BURST_SHARE = 0.3
-"""Part of the other busy functions that are called in bursts."""
+"""Part of the other busy functions that have bursts."""
 
 TIMER_RANKS = 500
-"""Timers are among the functions up to this rank; colder ones are called now and then."""
+"""Timers are among the functions up to this rank. Colder functions have irregular calls."""
 
 TIMER_SHARE = 0.24
 TIMER_PERIODS = {1: 20, 2: 4, 3: 15, 5: 20, 10: 7, 15: 7, 30: 8, 60: 25, 120: 2, 180: 3}
-"""Minutes between calls of timers, and their frequency; periods that divide an hour are due at the full hour."""
+"""Minutes between calls of timers, with their frequency. Periods that divide an hour are aligned to the full
+hour.
+"""
 
 DIURNAL = 0.25
-"""Amplitude of the diurnal pattern around its mean, and the hour of its peak: afternoon and evening."""
+"""Amplitude of the diurnal pattern around its mean, and the hour of its peak (afternoon and evening)."""
 DIURNAL_PEAK_HOUR = 16
 
 HOUR_PULL, FIVE_PULL = 5.0, 2.0
-"""Factors by which a burst begins more often at a full hour, or at a multiple of five minutes, than elsewhere."""
+"""Factors by which bursts are more likely to begin at a full hour, or at a multiple of five minutes."""
 
 
 def synthetic_trace(functions: int, days: int = 1, seed: int = 0) -> Trace:
-    """A trace of any number of functions, hottest first, by the statistics above; each is called at least once.
+    """Return a trace of any number of functions, hottest first, by the statistics above. Each has at least
+    one call.
 
-    With 1,000 functions the ten hottest make 46 % of the calls; with more, the hottest hundredth does.
+    With 1,000 functions the ten hottest make 46 % of the calls; with more functions, the hottest hundredth
+    does.
     """
     if not 1 <= functions <= SOURCES_MAX:
         raise ConfigError(f"{functions} functions: there must be 1 to {SOURCES_MAX}")
@@ -88,7 +93,7 @@ def synthetic_trace(functions: int, days: int = 1, seed: int = 0) -> Trace:
 
 
 def daily_calls(functions: int) -> Int64s:
-    """Calls a day of each function, falling."""
+    """Return the calls a day of each function, in falling order."""
     ranks = np.array(list(SAMPLE_CALLS), np.float64)
     calls = np.array(list(SAMPLE_CALLS.values()), np.float64)
     wanted = (np.arange(functions) + 0.5) * SAMPLE_FUNCTIONS / functions + 0.5
@@ -101,7 +106,9 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _shape(rank: int, calls: int, rng: np.random.Generator) -> tuple[Floats, bool]:
-    """The part of the day's calls in each minute, for a rank from 0, and whether it is exact or the mean of a random number."""
+    """Return the part of the day's calls in each minute, for a rank from 0, and whether the parts are exact
+    or means.
+    """
     if rank < len(HOTTEST_CV):
         cv = HOTTEST_CV[rank]
         if cv == 0:
@@ -133,7 +140,7 @@ def _diurnal() -> Floats:
 
 
 def _restless(cv: float, rng: np.random.Generator) -> Floats:
-    """Weights of minutes that are always active, going up and down within about ten minutes."""
+    """Return weights of minutes that are always active, with a level that varies within about ten minutes."""
     sigma = float(np.sqrt(np.log1p(cv * cv)))
     noise = np.empty(DAY_MINUTES)
     level = rng.standard_normal()
@@ -145,7 +152,9 @@ def _restless(cv: float, rng: np.random.Generator) -> Floats:
 
 
 def _bursts(active: float, length: float, sigma: float, rng: np.random.Generator) -> Floats:
-    """Weights of minutes that are active in runs of a mean length, each run with a level of its own."""
+    """Return weights of minutes that are active in runs of a mean length, each run with a level of
+    its own.
+    """
     wanted = int(np.clip(round(active * DAY_MINUTES), 1, DAY_MINUTES))
     minutes = np.arange(DAY_MINUTES)
     pull = np.where(minutes % 60 == 0, HOUR_PULL, np.where(minutes % 5 == 0, FIVE_PULL, 1.0))
@@ -163,7 +172,7 @@ def _normal(weights: Floats) -> Floats:
 
 
 def _spread(calls: int, weights: Floats, rng: np.random.Generator) -> Int64s:
-    """The number of calls in each minute, of ``calls`` calls at random minutes."""
+    """Return the number of calls in each minute, for ``calls`` calls at random minutes."""
     if calls > DAY_MINUTES:
         return rng.multinomial(calls, weights)
     edges = np.cumsum(weights)

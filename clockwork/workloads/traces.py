@@ -28,11 +28,11 @@ MINUTE_NS = 60 * SECOND
 DAY_MINUTES = 1440
 
 COUNT_DIGITS = len(str(COUNT_MAX))
-"""Digits of the most calls of a function in a minute."""
+"""Digits of the largest count of calls of a function in a minute."""
 
 
 IDS = ("hashowner", "hashapp", "hashfunction", "trigger")
-"""Columns that name a row, in lower case; their order is free, and only the function is required."""
+"""Columns that name a row, in lower case. Their order is free, and only the function is required."""
 
 MINUTE_COLUMN = re.compile(r"(?:minute_?)?([0-9]{1,5})", re.IGNORECASE)
 
@@ -44,10 +44,10 @@ class Trace:
     """Calls of functions in every minute."""
 
     counts: npt.NDArray[np.int32]  # (functions, minutes)
-    names: tuple[str, ...]  # of the functions
+    names: tuple[str, ...]  # names of the functions
 
     def check(self) -> None:
-        """Raises ConfigError for counts or names out of bounds."""
+        """Raise ConfigError for counts or names out of bounds."""
         functions, minutes = self.counts.shape
         if not 1 <= functions <= SOURCES_MAX:
             raise ConfigError(f"the trace has {functions} functions: there must be 1 to {SOURCES_MAX}")
@@ -57,23 +57,26 @@ class Trace:
             raise ConfigError(f"the trace has {functions} functions and {len(self.names)} names")
 
     def totals(self) -> Int64s:
-        """Calls of each function."""
+        """Return the calls of each function."""
         return np.asarray(self.counts.sum(axis=1, dtype=np.int64))
 
     def minutes(self) -> Int64s:
-        """Calls in each minute."""
+        """Return the calls in each minute."""
         return np.asarray(self.counts.sum(axis=0, dtype=np.int64))
 
     def scale(self, rate: float, begin: int = 0, minutes: int = 0) -> float:
-        """Requests for each call such that ``minutes`` minutes from ``begin`` on (0: all) have this mean rate per second."""
+        """Return the requests for each call that give ``minutes`` minutes from ``begin`` on (0: all) this
+        mean rate per second.
+        """
         calls = self.minutes()
         count = minutes or len(calls)
         return rate * 60 * count / float(calls[(begin + np.arange(count)) % len(calls)].sum())
 
     def busiest(self, part: float, begin: int = 0, minutes: int = 0) -> int:
-        """The minute at which the busiest part begins, ``part`` minutes long, of ``minutes`` minutes from ``begin`` on (0: all).
+        """Return the minute at which the busiest ``part`` minutes begin, within ``minutes`` minutes from
+        ``begin`` on (0: all).
 
-        Where the part ends within a minute, that part of the minute's calls counts. Raises ConfigError.
+        If the part ends within a minute, that fraction of the minute's calls counts. Raises ConfigError.
         """
         if not part > 0:
             raise ConfigError(f"a part of {part:g} minutes of a trace: it must be longer than 0")
@@ -87,12 +90,12 @@ class Trace:
 
 
 def load_trace(*paths: Path) -> Trace:
-    """The trace in a CSV file, or in several files that follow each other in time.
+    """Return the trace in a CSV file, or in several files that follow each other in time.
 
     The header names the columns: HashOwner, HashApp, HashFunction and Trigger in any order, followed by the
-    minutes as 1, 2, ... (the public files) or minute_1, minute_2, ... (samples made of them). A function is the
-    same in two files if all of its names are; a function that a file lacks makes no call in its time.
-    Raises ConfigError, naming file, line and value.
+    minutes as 1, 2, ... (the public files) or minute_1, minute_2, ... (samples made of them). A function is
+    the same in two files if all of its names are. A function that a file lacks makes no call in its time.
+    Raises ConfigError with file, line and value.
     """
     if not paths:
         raise ConfigError("a trace needs at least one file")
@@ -149,7 +152,7 @@ def _read(path: Path) -> tuple[list[str], npt.NDArray[np.int32]]:
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[list[int], int, int]:
-    """(columns that name a row, first minute's column, number of minutes)."""
+    """Return (columns that name a row, first minute's column, number of minutes)."""
     found: dict[str, int] = {}
     first = 0
     while first < len(header) and not MINUTE_COLUMN.fullmatch(header[first].strip()):
@@ -185,7 +188,9 @@ def _counts(where: str, titles: Sequence[str], fields: Sequence[str]) -> npt.NDA
 
 
 def _plain(text: str) -> bool:
-    """Whether a text consists of digits; int() would take 1_0, spaces and other scripts' digits as well."""
+    """Return whether a text consists of ASCII digits. int() would also accept 1_0, spaces and digits of other
+    scripts.
+    """
     return text.isascii() and text.isdigit()
 
 
@@ -195,9 +200,10 @@ def _plain(text: str) -> bool:
 class replay(Clients):
     """A trace as requests: every function is a Poisson client whose mean gap follows its calls by the minute.
 
-    Functions are sorted by their calls in the whole trace, most first (as the original does), or, "shuffled",
-    put in a random order; the i-th of T functions calls model M * i // T of M. With many more functions than models
-    the first models get the hottest functions, unless they are shuffled. The trace begins anew at its end.
+    Functions are sorted by their calls in the whole trace, most first (as the original does), or, if
+    "shuffled", put in a random order. The i-th of T functions calls model M * i // T of M. With many more
+    functions than models the first models get the hottest functions, unless they are shuffled. The trace is
+    repeated at its end.
     """
 
     def __init__(
@@ -218,8 +224,9 @@ class replay(Clients):
         priority: int = 0,
         cls: int = 0,
     ) -> None:
-        """models: their number. rate: mean requests per second over the duration; or scale: requests for each call.
-        minute_ns: the time in which a minute of the trace is replayed."""
+        """models: number of models. rate: mean requests per second over the duration; or scale: requests for
+        each call. minute_ns: the time in which a minute of the trace is replayed.
+        """
         trace.check()
         functions, minutes = trace.counts.shape
         if models < 1:
@@ -251,7 +258,7 @@ class replay(Clients):
         self._nominal = calls * (self.scale * SECOND / duration_ns)
 
     def _minutes(self) -> Iterator[tuple[int, int]]:
-        """(minute of the trace, duration of its replay), in order of time."""
+        """Yield (minute of the trace, duration of its replay), in order of time."""
         left_ns, minute = self.duration_ns, self._begin_minute
         while left_ns:
             used_ns = min(left_ns, self._minute_ns)
@@ -260,7 +267,7 @@ class replay(Clients):
             minute = (minute + 1) % self._counts.shape[1]
 
     def _calls(self) -> Floats:
-        """Calls of each function in the replayed time, in the order of the clients."""
+        """Return the calls of each function in the replayed time, in the order of the clients."""
         shares = np.zeros(self._counts.shape[1])
         for minute, used_ns in self._minutes():
             shares[minute] += used_ns / self._minute_ns

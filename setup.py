@@ -13,31 +13,37 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 BUILDS = {
-    # Without the debugger's symbols, which Python's own flags ask for: half of the time, and a tenth of the size.
+    # Without debug symbols, which Python's own flags request: half the compile time, and a tenth of the size.
     "": ["-g0"],
-    # The same without what only tests call; `make build` begins with it, so that the first answer does not wait for them.
+    # As above, without the parts for tests. `make build` begins with it, so that the first answer does not
+    # wait for them.
     "serving": ["-g0"],
-    # See tools/debug.py. An overflow, a load past an end or an index out of range ends the process, with its stack.
+    # See tools/debug.py. An overflow, a load beyond an end or an index out of range ends the process, with
+    # its stack.
     "debug": ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-fsanitize=address,undefined",
               "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
-    # What lies there is taken as it is: `make build` compiles first, where it can be watched, and then installs.
+    # Existing extensions are packaged as they are: `make build` compiles first, visibly, and then installs.
     "none": [],
 }  # fmt: skip
 BUILD = os.environ.get("CLOCKWORK_BUILD", "")
 if BUILD not in BUILDS:
     raise SystemExit(f"CLOCKWORK_BUILD is '{BUILD}'; there is {', '.join(name for name in BUILDS if name)}")
 CHECKS = BUILDS[BUILD]
-"""Behind all other options, which they override."""
+"""Options after all others, which they override."""
 
 HOT = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
 CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
-"""Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
+"""Options of code that decides and simulates: no fused multiply-add, so that sums are equal on every
+processor.
+"""
 
-COLD = ["-Os" if one == "-O3" else one for one in CORE]
-"""Of Cython's code between Python and C++ whose loops are in csrc/, or that runs once: half the size."""
+COLD = ["-Os" if option == "-O3" else option for option in CORE]
+"""Options of Cython's code between Python and C++ whose loops are in csrc/, or that runs once: half
+the size.
+"""
 
 SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
-"""Every policy; each extension that schedules holds them all."""
+"""Every policy. Each extension with a scheduler links all of them."""
 
 ACTIONS = ["csrc/actions/queue.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
@@ -63,35 +69,38 @@ LINKED = {
     "clockwork.device._operators": OPERATORS,
     "clockwork.device._ort": WORKSPACE,
 }
-"""Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
+"""The C++ files of csrc/ that are linked to each extension. A file of several extensions is compiled once."""
 
 FAKE_DRIVER = sorted(glob("tests/native/fake_driver/*.cpp"))
-"""A library that stands in for libcuda.so.1, for tests and benchmarks; no wheel has it."""
+"""Sources of a library that replaces libcuda.so.1 in tests and benchmarks. It is not in wheels."""
 
 TESTED = "tests.native._tested"
-"""The extension that only tests import; no wheel has it, and a container image is built without its source."""
+"""The extension that only tests import. It is not in wheels, and a container image is built without its
+source.
+"""
 
 PROCESSORS = len(os.sched_getaffinity(0))
 
 
 class BuildExtensions(build_ext):
-    """Compiles what is older than anything that was read to make it, as many files at a time as there are processors;
-    then links the extensions whose objects are new.
+    """Compiles outdated files in parallel, then links the extensions with new objects.
 
-    Where tests will run on what is built (in place, or for ``make debug``), what only they call is built, too, unless
-    CLOCKWORK_BUILD is "serving". After each file it says how many are compiled, of how many, and since when."""
+    A file is outdated if a file that it includes is newer than its object. If tests will use the build (in
+    place, or for ``make debug``), the parts for tests are built, too, unless CLOCKWORK_BUILD is "serving".
+    Progress is printed after each file.
+    """
 
     def finalize_options(self) -> None:
         super().finalize_options()
         self.is_tested = BUILD == "debug" or (bool(self.inplace) and BUILD != "serving")
         if not self.is_tested:
-            self.extensions = [one for one in self.extensions if one.name != TESTED]
+            self.extensions = [extension for extension in self.extensions if extension.name != TESTED]
 
     def run(self) -> None:
         self.tests = Path("." if self.inplace else self.build_lib, "tests/device")
         super().run()
         if not (self.is_tested or self.inplace):
-            # Else a wheel would have what a build in place, or of another day, has left there.
+            # Remove files of other builds, in place or earlier, which would get into the wheel.
             made = {os.path.abspath(path) for path in self.get_outputs()}
             for path in Path(self.build_lib).rglob("*.so"):
                 if os.path.abspath(path) not in made:
@@ -105,21 +114,23 @@ class BuildExtensions(build_ext):
 
         def is_stale(source: str) -> bool:
             made = made_of(source)
-            noted = made.with_suffix(".d")  # by the compiler: what was read to make it
+            noted = made.with_suffix(".d")  # dependencies, written by the compiler
             if not made.exists() or not noted.exists():
                 return True
             needed = [*noted.read_text().replace("\\\n", " ").split()[1:], "setup.py"]
             age = made.stat().st_mtime
-            return any(not os.path.exists(one) or os.path.getmtime(one) > age for one in needed)
+            return any(
+                not os.path.exists(dependency) or os.path.getmtime(dependency) > age for dependency in needed
+            )
 
-        linked = [LINKED[one.name] for one in self.extensions if one.name in LINKED]
+        linked = [LINKED[extension.name] for extension in self.extensions if extension.name in LINKED]
         if self.is_tested:
             linked.append(FAKE_DRIVER)
         arguments = {source: CORE for shared in linked for source in shared}
-        for one in self.extensions:
-            arguments |= dict.fromkeys(one.sources, one.extra_compile_args)
+        for extension in self.extensions:
+            arguments |= dict.fromkeys(extension.sources, extension.extra_compile_args)
 
-        def compile_one(source: str) -> None:
+        def compile_source(source: str) -> None:
             self.compiler.compile(
                 [source],
                 output_dir=self.build_temp,
@@ -127,18 +138,20 @@ class BuildExtensions(build_ext):
                 extra_postargs=[*arguments[source], "-MMD"],
             )
 
-        # The longest first, so that none of them is left over at the end.
+        # The largest files come first, so that no long compilation is left for the end.
         stale = sorted(filter(is_stale, arguments), key=os.path.getsize, reverse=True)
         begun = time.monotonic()
         with ThreadPoolExecutor(PROCESSORS) as pool:
-            under_way = {pool.submit(compile_one, source): source for source in stale}
+            under_way = {pool.submit(compile_source, source): source for source in stale}
             done = 0
             try:
-                for one in as_completed(under_way):
-                    one.result()
+                for future in as_completed(under_way):
+                    future.result()
                     done += 1
                     seconds = round(time.monotonic() - begun)
-                    print(f"compiled {done} of {len(stale)} files, {seconds} s: {under_way[one]}", flush=True)
+                    print(
+                        f"compiled {done} of {len(stale)} files, {seconds} s: {under_way[future]}", flush=True
+                    )
             except KeyboardInterrupt:
                 pool.shutdown(cancel_futures=True)
                 raise SystemExit(
@@ -147,13 +160,14 @@ class BuildExtensions(build_ext):
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        for one in self.extensions:
-            one.extra_link_args += [flag for flag in CHECKS if flag.startswith("-fsanitize=")]
-            # What is compiled for speed comes first: of functions that several have, the linker takes the first.
-            one.extra_objects += [
-                str(made_of(source)) for source in [*LINKED.get(one.name, []), *one.sources]
+        for extension in self.extensions:
+            extension.extra_link_args += [flag for flag in CHECKS if flag.startswith("-fsanitize=")]
+            # Objects compiled for speed come first: if several objects have a function, the linker takes the
+            # first.
+            extension.extra_objects += [
+                str(made_of(source)) for source in [*LINKED.get(extension.name, []), *extension.sources]
             ]
-            one.sources, one.depends = [], one.extra_objects
+            extension.sources, extension.depends = [], extension.extra_objects
         self.parallel = PROCESSORS
         super().build_extensions()
         if self.is_tested:

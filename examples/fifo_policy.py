@@ -1,4 +1,4 @@
-"""A complete scheduling policy in Python: `fifo`, decision by decision that of csrc/scheduler/fifo.cpp.
+"""A complete scheduling policy in Python: `fifo`, with the same decisions as csrc/scheduler/fifo.cpp.
 
 clockwork plan rate --profiles paper --slo 0.1 --requests 2000 --policy examples.fifo_policy:Fifo
 """
@@ -11,7 +11,7 @@ from clockwork.scheduler.policy import Batch, Device, Policy, Queue, Request
 
 
 class Fifo(Policy):
-    """A free device takes the queue whose oldest request came first, and as much of it as one batch may have."""
+    """A free device takes the queue with the oldest request, in a batch as large as allowed."""
 
     OPTIONS = {"batch_cap": 0, "queue_delay_ms": 0, "schedule_ahead_ms": 0.1, "drop": 1}  # noqa: RUF012
 

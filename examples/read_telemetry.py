@@ -1,8 +1,9 @@
-"""Reads the files that `clockwork telemetry` writes: draws latency's distribution and what the devices did.
+"""Reads the files of `clockwork telemetry`, and draws the distribution of latency and the devices' timeline.
 
     python examples/read_telemetry.py FOLDER picture.png
 
-Needs pyarrow and matplotlib: pip install 'clockwork-serving[telemetry,plots]'. docs/telemetry.md describes the columns.
+Needs pyarrow and matplotlib: pip install 'clockwork-serving[telemetry,plots]'. docs/telemetry.md describes
+the columns.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed
+matplotlib.use("Agg")  # draws without a screen
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,12 +23,12 @@ import pyarrow.dataset as ds
 from clockwork.observe.palette import ANSWERED, EXECUTING, LOADING
 
 MS = 1e6
-SHOWN_NS = 1e9  # of the timeline: its last second
+SHOWN_NS = 1e9  # length of the timeline, which ends with the last result
 
 
 def main(folder: Path, picture: Path) -> None:
-    """Reads all whole files of a folder; files that are being written are not there yet."""
-    # A folder with thousands of files is one table; only the columns that are asked for are read.
+    """Read all complete files of a folder."""
+    # A folder with thousands of files is read as a table, of which only the requested columns are read.
     requests = ds.dataset([str(path) for path in sorted(folder.glob("requests-*.parquet"))]).to_table(
         columns=["outcome", "latency_ns", "deadline_met", "is_coldstart", "model"]
     )

@@ -2,9 +2,9 @@
 
     python examples/train_digits.py            writes the model and the example images, prints the accuracy
 
-Needs numpy, scikit-learn, onnx and Pillow. Seeded throughout: the split, the initial weights, the order
-of the samples and their variations. Widths, augmentation and length of training were settled by cross-validation
-within the training set (99.5 %); the held-out quarter is looked at once, at the end.
+Needs numpy, scikit-learn, onnx and Pillow. Everything is seeded: the split, the initial weights, the order of
+the samples and their variations. Widths, augmentation and length of training were chosen by cross-validation
+within the training set (99.5 %). The held-out quarter is used once, at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STEP = 2e-3
 
 
 def split() -> tuple[Floats, NDArray[np.int64], Floats, NDArray[np.int64]]:
-    """Training and held-out images (n, 1, 8, 8) in [0, 1] and their labels; stratified, seeded."""
+    """Return training and held-out images (n, 1, 8, 8) in [0, 1] with their labels; stratified, seeded."""
     bunch = load_digits()
     images = (bunch.images / LEVEL_MAX).astype(np.float32)[:, None]
     train, held, train_labels, held_labels = train_test_split(
@@ -55,7 +55,7 @@ def split() -> tuple[Floats, NDArray[np.int64], Floats, NDArray[np.int64]]:
 
 
 def patches(x: Floats) -> Floats:
-    """The 3x3 neighbourhoods of x (n, c, h, w), zero padded, as (n, h, w, c * 9)."""
+    """Return the 3x3 neighbourhoods of x (n, c, h, w), zero padded, as (n, h, w, c * 9)."""
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     n, c, h, w = x.shape
@@ -63,7 +63,7 @@ def patches(x: Floats) -> Floats:
 
 
 def convolve(x: Floats, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
-    """ReLU(conv 3x3), and the patches that it was computed from."""
+    """Return ReLU(conv 3x3), and the patches from which it was computed."""
     columns = patches(x)
     y = columns @ weight.reshape(len(weight), -1).T + bias
     return np.maximum(y, 0).transpose(0, 3, 1, 2), columns
@@ -72,7 +72,7 @@ def convolve(x: Floats, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
 def convolve_backward(
     dy: Floats, y: Floats, columns: Floats, weight: Floats, want_dx: bool
 ) -> tuple[Floats | None, Floats, Floats]:
-    """Gradients of the input (if wanted), of the weight and of the bias."""
+    """Return the gradients of the input (if wanted), of the weight and of the bias."""
     dy = (dy * (y > 0)).transpose(0, 2, 3, 1)
     flat = dy.reshape(-1, dy.shape[-1])
     dweight = (flat.T @ columns.reshape(len(flat), -1)).reshape(weight.shape)
@@ -84,7 +84,7 @@ def convolve_backward(
 
 
 def pool(x: Floats) -> tuple[Floats, Floats]:
-    """2x2 maximum, and where each maximum sat (shared among equals)."""
+    """Return the 2x2 maxima, and a mask of their places (shared among equals)."""
     n, c, h, w = x.shape
     blocks = x.reshape(n, c, h // 2, 2, w // 2, 2)
     y = blocks.max(axis=(3, 5), keepdims=True)
@@ -101,7 +101,7 @@ def pool_backward(dy: Floats, mask: Floats) -> Floats:
 
 
 def initial(rng: np.random.Generator) -> dict[str, Floats]:
-    """He-initialised parameters under the names that they have in the ONNX file."""
+    """Return He-initialised parameters by their names in the ONNX file."""
     first, second = WIDTHS
     shapes: dict[str, tuple[int, ...]] = {
         "conv1": (first, 1, 3, 3),
@@ -118,7 +118,7 @@ def initial(rng: np.random.Generator) -> dict[str, Floats]:
 
 
 def gradients(p: dict[str, Floats], x: Floats, labels: NDArray[np.int64], keep: Floats) -> dict[str, Floats]:
-    """Gradients of the mean cross-entropy. keep: dropout of the last layer's inputs, scaled."""
+    """Return the gradients of the mean cross-entropy. keep: scaled dropout of the last layer's inputs."""
     y1, columns1 = convolve(x, p["conv1.weight"], p["conv1.bias"])
     y2, columns2 = convolve(y1, p["conv2.weight"], p["conv2.bias"])
     z2, mask2 = pool(y2)
@@ -143,7 +143,7 @@ def gradients(p: dict[str, Floats], x: Floats, labels: NDArray[np.int64], keep: 
 
 
 def predict(p: dict[str, Floats], x: Floats) -> Floats:
-    """Scores (n, 10); each row sums to one."""
+    """Return the scores (n, 10). Each row sums to 1."""
     y, _ = convolve(x, p["conv1.weight"], p["conv1.bias"])
     y, _ = convolve(y, p["conv2.weight"], p["conv2.bias"])
     y, _ = pool(y)
@@ -159,7 +159,7 @@ def softmax(x: Floats) -> Floats:
 
 
 def varied(x: Floats, rng: np.random.Generator) -> Floats:
-    """Each image turned, scaled, slanted and moved a little, as handwriting is; bilinear."""
+    """Turn, scale, slant and move each image a little, as in handwriting, with bilinear interpolation."""
     n = len(x)
     angle, slant = rng.uniform(-0.2, 0.2, (n, 1, 1)), rng.uniform(-0.15, 0.15, (n, 1, 1))
     size = rng.uniform(0.9, 1.1, (n, 1, 1))
@@ -181,7 +181,7 @@ def varied(x: Floats, rng: np.random.Generator) -> Floats:
 
 
 def train(x: Floats, labels: NDArray[np.int64], epochs: int = EPOCHS) -> dict[str, Floats]:
-    """Adam, its step falling along a cosine."""
+    """Train by Adam, with a step that falls along a cosine."""
     rng = np.random.default_rng(SEED)
     p = initial(rng)
     mean = {name: np.zeros_like(value) for name, value in p.items()}
@@ -210,7 +210,7 @@ def train(x: Floats, labels: NDArray[np.int64], epochs: int = EPOCHS) -> dict[st
 
 
 def export(p: dict[str, Floats]) -> onnx.ModelProto:
-    """The network as ONNX: `image` float32 (N, 1, 8, 8) in [0, 1] to `scores` (N, 10)."""
+    """Return the network as ONNX: from `image` float32 (N, 1, 8, 8) in [0, 1] to `scores` (N, 10)."""
     conv: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     halve: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2]}
     nodes = [
@@ -253,7 +253,7 @@ def export(p: dict[str, Floats]) -> onnx.ModelProto:
 
 
 def write_examples(images: Floats, labels: NDArray[np.int64], directory: Path) -> None:
-    """The first held-out image of each digit as a PNG that a person can see."""
+    """Write the first held-out image of each digit as an enlarged PNG."""
     directory.mkdir(parents=True, exist_ok=True)
     for digit in range(10):
         levels = np.rint(images[np.argmax(labels == digit), 0] * LEVEL_MAX).astype(np.uint8)

@@ -1,4 +1,7 @@
-"""A headless Chromium for tests and pictures, driven over the DevTools protocol. Needs a `chromium` on the path and tornado."""
+"""A headless Chromium for tests and pictures, driven over the DevTools protocol.
+
+It needs a `chromium` on the path, and tornado.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 MESSAGE_BYTES = 64 << 20
-"""A message holds a whole screenshot."""
+"""Bound of a message, which may hold a whole screenshot."""
 
 
 def program() -> str | None:
-    """The browser that there is."""
+    """Return the path of an installed browser, or None."""
     return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
 
 
 class Tab:
-    """A page, and what it complained of, asked for and was refused since it was opened."""
+    """A page, with its errors and requests since it was opened."""
 
     def __init__(self, socket: WebSocketClientConnection) -> None:
         self._socket = socket
@@ -40,7 +43,7 @@ class Tab:
         self._reading = asyncio.ensure_future(self._read())
 
     async def call(self, method: str, **parameters: Any) -> Any:
-        """A command of the protocol. Raises AssertionError where the browser refuses it."""
+        """Send a command of the protocol. Raises AssertionError if the browser refuses it."""
         self._number += 1
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._awaited[self._number] = answer
@@ -52,7 +55,7 @@ class Tab:
         return found["result"]
 
     async def run(self, script: str) -> Any:
-        """The value of a script, awaited if it is a promise."""
+        """Return the value of a script, awaited if it is a promise."""
         found = await self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True
         )
@@ -60,7 +63,7 @@ class Tab:
         return found["result"].get("value")
 
     async def until(self, condition: str, within_s: float = 30.0) -> Any:
-        """The value of a script once it is true."""
+        """Return the value of a script once it is true."""
         pause = asyncio.Event()
         limit = asyncio.get_running_loop().time() + within_s
         while not (value := await self.run(condition)):
@@ -96,7 +99,7 @@ class Tab:
             )  # fmt: skip
 
     async def screenshot(self, path: Path, selector: str = "", whole: bool = False) -> None:
-        """A PNG of the window, of the whole page, or of one element."""
+        """Write a PNG of the window, of the whole page, or of an element."""
         more: dict[str, Any] = {}
         if selector:
             box = await self.run(
@@ -129,7 +132,7 @@ class Tab:
             )
         elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
             self.complaints.append(
-                f"{told['type']}: {[one.get('value', one.get('description')) for one in told['args']]}"
+                f"{told['type']}: {[argument.get('value', argument.get('description')) for argument in told['args']]}"
             )
         elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
             self.complaints.append(
@@ -141,7 +144,7 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def browser() -> AsyncIterator[Tab]:
-    """A new browser with one tab. It is gone, with its profile, at the end."""
+    """Start a browser with a tab. The browser and its profile are removed at the end."""
     found = program()
     assert found is not None, f"none of {', '.join(PROGRAMS)} is on the path"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
@@ -161,7 +164,7 @@ async def browser() -> AsyncIterator[Tab]:
             match = next((m for line in lines if (m := re.search(r"listening on ws://([^/]+)/", line))), None)
             assert match is not None, "the browser ended at its start"
             answer = await AsyncHTTPClient().fetch(f"http://{match[1]}/json/list")
-            page = next(one for one in json.loads(answer.body) if one["type"] == "page")
+            page = next(target for target in json.loads(answer.body) if target["type"] == "page")
             socket = await websocket_connect(page["webSocketDebuggerUrl"], max_message_size=MESSAGE_BYTES)
             tab = Tab(socket)
             for domain in ("Page", "Runtime", "Log", "Network"):

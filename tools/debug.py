@@ -1,11 +1,12 @@
-"""Runs the tests on a build that checks itself: ASan, UBSan and libstdc++'s assertions (``make debug``).
+"""Runs the tests on a build with ASan, UBSan and libstdc++'s assertions (``make debug``).
 
     python tools/debug.py [pytest's arguments]
 
-The package is built a second time, with CLOCKWORK_BUILD=debug (setup.py), into build/debug/lib; the ordinary build
-stays as it is. Whatever the tests start, processes included, takes that one. A finding ends the process that has it,
-and so fails the test; its stack is printed at the end. Leaks are not looked for here: Python, NumPy and ONNX Runtime
-keep much until the end on purpose; the native programs of tests/native are checked for them.
+The package is built a second time, with CLOCKWORK_BUILD=debug (setup.py), into build/debug/lib; the ordinary
+build stays as it is. The tests and all processes that they start use the checked build. A finding ends its
+process, and so fails the test; its stack is printed at the end. Leaks are not checked here, because Python,
+NumPy and ONNX Runtime keep much memory until the end on purpose. The native programs of tests/native are
+checked for leaks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "debug"
 LIBRARY = PLACE / "lib"
 FINDINGS = PLACE / "findings"
-"""One file for each process that had something to say: pytest keeps what goes to stderr, and loses it at an abort."""
+"""A file for each process with findings. pytest captures stderr, and loses it at an abort."""
 
 FINDING_CHARS_MAX = 20_000
 CHOSEN = ["tests/unit", "tests/sim", "tests/device/test_cpu.py", "tests/device/test_cuda.py",
@@ -33,7 +34,9 @@ LEFT_OUT = " and ".join(f"not {name}" for name in (
     "packaging", "(memory and not graphs)", "starts_soon", "load_overlaps_an_execution", "input_waits_for_a_few_pieces",
     "on_the_device_before_the_last", "keeps_every_other_call_waiting",
 ))  # fmt: skip
-"""Of these: what looks at the ordinary build, and what measures memory or time, both of which checks cost."""
+"""Tests left out of CHOSEN: those of the ordinary build, and those that measure memory or time, which the
+checks increase.
+"""
 
 
 def build() -> None:
@@ -45,7 +48,9 @@ def build() -> None:
 
 
 def _folders_of_libraries() -> str:
-    """LD_LIBRARY_PATH with NVRTC's folder: it opens its other parts by a path of its own, which ASan has the loader forget."""
+    """Return LD_LIBRARY_PATH with NVRTC's folder. NVRTC finds its other parts by its own rpath, which the
+    loader ignores under ASan.
+    """
     given = [os.environ.get("LD_LIBRARY_PATH", "")]
     if nvrtc.is_installed():
         given.insert(0, str(Path(nvrtc.places()["NVRTC_PATH"]).parent))
@@ -58,24 +63,27 @@ def _library_of_gcc(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """That of processes which import the checked build, also those that tests start in the checkout."""
+    """Return the environment of processes that import the checked build, including those that tests start in
+    the checkout.
+    """
     return {
         **os.environ,
-        # Before Python, whose allocations ASan has to see. libstdc++ with it, or ASan looks for what throws exceptions
-        # before any extension has brought that, and ends the process at the first one.
+        # ASan must be loaded before Python to see its allocations. libstdc++ is loaded with it: otherwise
+        # ASan does not find the function that throws exceptions, and ends the process at the first exception.
         "LD_PRELOAD": " ".join(_library_of_gcc(name) for name in ("libasan.so", "libstdc++.so")),
-        # Not what SIGSEGV and SIGBUS are about: tests send them, and a real one ends a process without ASan as well.
+        # SIGSEGV and SIGBUS are left alone: tests send them, and a real fault ends a process without ASan as
+        # well.
         "ASAN_OPTIONS": "handle_segv=0:handle_sigbus=0:detect_leaks=0:abort_on_error=1:"
         f"detect_stack_use_after_return=1:log_path={FINDINGS / 'asan'}",
         "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={FINDINGS / 'ubsan'}",
         "LD_LIBRARY_PATH": _folders_of_libraries(),
         "PYTHONPATH": os.pathsep.join([str(LIBRARY), str(ROOT)]),
-        "PYTHONSAFEPATH": "1",  # else `python -m` would take what lies in the working directory
+        "PYTHONSAFEPATH": "1",  # otherwise `python -m` would import from the working directory
     }
 
 
 def pytest_configure() -> None:
-    """In pytest, of which this is a plugin then: the tests run on the checked build, or not at all."""
+    """Check that pytest, with this plugin, runs on the checked build."""
     import clockwork
 
     if not Path(clockwork.__file__).is_relative_to(LIBRARY):
@@ -85,7 +93,8 @@ def pytest_configure() -> None:
 def main() -> int:
     build()
     arguments = sys.argv[1:] or [*CHOSEN, "-k", LEFT_OUT]
-    # The package first: pytest puts the checkout before everything when it meets a conftest.py in a package.
+    # The plugin clockwork is loaded first, because pytest puts the checkout first on the path at a
+    # conftest.py in a package.
     command = [
         sys.executable, "-m", "pytest", "-p", "clockwork", "-p", "tools.debug", "-o", f"pythonpath={LIBRARY} .", "-o",
         "timeout=600", "-m", "not slow and not conformance and not long", *arguments,

@@ -1,11 +1,11 @@
-"""Writes requirements.lock, -compile.lock, -test.lock, -ray.lock and -sources.lock anew: the newest releases that
-pyproject.toml allows.
+"""Rewrites requirements.lock, -compile.lock, -test.lock, -ray.lock and -sources.lock with the newest releases
+that pyproject.toml allows.
 
     python3.11 tools/lock.py
 
-Run it with the oldest Python that is supported: a release that runs there has so far run on every newer one,
-while the newest releases drop old Pythons. `make lock` does, then try `make test` with each Python. Each release comes with the
-SHA-256 of its files on the index, without which pip takes none of them.
+It must run with the oldest supported Python: the newest releases drop old Pythons, whereas a release that
+runs there has so far run on every newer Python. After `make lock`, try `make test` with each Python. Each
+release is written with the SHA-256 of its files on the index; pip installs no other file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
 
 SOURCES = ("s3", "gs", "az", "hf", "http", "test-sources")
-"""Extras of requirements-sources.lock, in whose environment the tests run, too."""
+"""Extras of requirements-sources.lock. The tests run in its environment, too."""
 
 SHARED = ("python-dateutil<3",)
 """Bounds of the extras in SOURCES on packages that the tests need for another reason."""
 
 
 UV = "uv>=0.9,<1"
-"""Asks the index for the hashes of releases for every platform; pip knows only those that it fetched."""
+"""The tool that reads the hashes of releases for every platform from the index. pip knows only the files that
+it fetched.
+"""
 
 HEADER = (
     "# Written by `make lock` from pyproject.toml. Has wheels for Python 3.11 to 3.14 on x86-64 and aarch64."
@@ -35,7 +37,7 @@ HEADER = (
 
 
 def freeze(requirements: list[str]) -> list[str]:
-    """Installs the requirements into a fresh environment, and returns every package that is then there, as name==version."""
+    """Install the requirements into a new environment, and return all its packages as name==version."""
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         pip = [str(Path(directory) / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
@@ -49,7 +51,7 @@ def freeze(requirements: list[str]) -> list[str]:
 
 
 def with_hashes(pinned: list[str]) -> list[str]:
-    """The lines, each with the SHA-256 of every file of that release, in lines of their own."""
+    """Return the lines, each followed by lines with the SHA-256 of every file of that release."""
     if not pinned:
         return []
     with tempfile.TemporaryDirectory() as directory:
@@ -90,7 +92,7 @@ def main() -> None:
         ("-ray", freeze([*everything, *extras["ray"]]), everything, "requirements-test.lock"),
         (
             "-sources",
-            freeze([*everything, *(one for extra in SOURCES for one in extras[extra])]),
+            freeze([*everything, *(requirement for extra in SOURCES for requirement in extras[extra])]),
             everything,
             "requirements-test.lock",
         ),

@@ -1,8 +1,8 @@
-"""Writes the table of docs/metrics.md from what clockwork/gateway/metrics.py declares.
+"""Writes the table of docs/metrics.md from the declarations in clockwork/gateway/metrics.py.
 
     python tools/metrics_reference.py [--check]
 
---check: exit with status 1 if the table is not current, and change nothing.
+--check: exit with status 1 if the table is outdated, and change nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ END = "<!-- end of reference -->\n"
 
 
 def updated(text: str) -> str:
-    """The document with a current table."""
+    """Return the document with a current table."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:

@@ -1,10 +1,12 @@
-"""Draw the pictures of README and docs/watching.md anew: the dashboard over a simulation with a fixed seed, in Chromium.
+"""Draws the pictures of README and docs/watching.md: the dashboard in Chromium over a simulation with a fixed
+seed.
 
-    python tools/pictures.py                  # all of them, into docs/watching/
-    python tools/pictures.py devices memory   # some
+    python tools/pictures.py                  # all pictures, into docs/watching/
+    python tools/pictures.py devices memory   # these two
 
-The simulation is that of `clockwork demo`, twelve emulated V100s with the paper's models and a load in bursts, as it stands
-AT_S seconds after its beginning. What is drawn follows from the seed; how letters look follows from the machine's fonts.
+The simulation is that of `clockwork demo`, twelve emulated V100s with the paper's models and a load in
+bursts, AT_S seconds after its beginning. The content of the pictures follows from the seed, their fonts from
+the machine.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ STRIP_PX = 40
 
 def record(path: Path) -> None:
     """Write the recording of the simulation until AT_S."""
-    models = sorted(paper_varieties(), key=lambda one: -one.exec_ns[1])
+    models = sorted(paper_varieties(), key=lambda profile: -profile.exec_ns[1])
     load = LoadSettings(
-        models=tuple(one.name for one in models), rate=RATE, duration_s=AT_S + 1, slo_s=0.1, zipf=1.1, bursts_s=(3, 9),
+        models=tuple(profile.name for profile in models), rate=RATE, duration_s=AT_S + 1, slo_s=0.1, zipf=1.1, bursts_s=(3, 9),
         seed=SEED,
     )  # fmt: skip
     cluster = Cluster(devices=12, devices_per_worker=4, page_count=64, exec_noise=0.01, load_noise=0.03)
@@ -73,7 +75,7 @@ async def draw(url: str, dashboard: subprocess.Popen[str], wanted: list[str]) ->
         await tab.until(
             "[...Bokeh.index].length > 5 && [...Bokeh.index].every((view) => view.has_finished())"
         )
-        # One step of the page's own clock, after which nothing moves any more.
+        # Wait for an update of the page's clock, after which nothing moves.
         await tab.run("new Promise((done) => setTimeout(done, 1500))")
 
     async def desktop(tab: Tab, dark: bool = False) -> None:
@@ -145,7 +147,9 @@ def raw(name: str) -> Path:
 
 
 def shrink(path: Path) -> None:
-    """Write a PNG anew, with a palette in which each of the page's own colours is, however little of it is there."""
+    """Rewrite a PNG with a palette that includes each of the page's own colours, however rare the
+    colour is.
+    """
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         width, height = image.size
         larger = Image.new("RGB", (width, height + STRIP_PX * len(KEPT)))

@@ -1,10 +1,10 @@
 """Writes clockwork/gateway/protocol/NAME_pb2.py from each NAME.proto there.
 
-    python tools/proto.py
+python tools/proto.py
 
-The compiler comes from grpcio-tools, in an environment of its own, at the release below and no newer: what it
-writes runs with the protobuf of its own major version and of the next, so that the oldest one in use decides, which is
-that of other people's clients.
+The compiler is grpcio-tools, in an environment of its own, at the release below. Its output runs with the
+protobuf of its own major version and of the next, so the compiler must be as old as the oldest protobuf of
+users' clients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROTOCOL = Path(__file__).resolve().parent.parent / "clockwork" / "gateway" / "p
 
 
 def header(source: Path) -> str:
-    """The first line of what was made of a source, by which a test sees whether it is current."""
+    """Return the first line of a source's output, by which a test checks that the output is current."""
     return f"# Made by `make proto` from {source.name}, sha256 {hashlib.sha256(source.read_bytes()).hexdigest()}\n"
 
 
@@ -46,7 +46,8 @@ def main() -> None:
             )
             name = f"{source.stem}_pb2.py"
             text = (Path(directory) / name).read_text(encoding="utf-8")
-            # A pool of its own: in the common one, another package's messages of the same names would clash.
+            # The output gets a descriptor pool of its own: in the common pool, messages of the same names in
+            # another package would clash.
             text = text.replace("_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()")
             (PROTOCOL / name).write_text(header(source) + text, encoding="utf-8")
 

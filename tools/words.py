@@ -35,6 +35,9 @@ KEPT = (
     "clockwork/workloads",
     "csrc/histogram.h",
     "csrc/sim",
+    "examples",
+    "setup.py",
+    "tools",
     "tools/words.py",
 )
 """Folders and files that are held to the rules."""

@@ -29,7 +29,7 @@ else:
 
 
 class Sentences(torch.nn.Module):
-    """The mean of a sentence's tokens: one vector for each, instead of one for every token."""
+    """The mean of a sentence's tokens: a vector for each sentence, instead of one for every token."""
 
     def __init__(self, encoder: torch.nn.Module) -> None:
         super().__init__()
@@ -62,12 +62,13 @@ def sentence(words: int) -> dict[str, np.ndarray]:
 
 
 with Client() as client:
-    # A length that was never run has no known duration, so that its first request would be refused: examples are run now.
+    # A length that was never run has no known duration, so its first request would be refused: examples are
+    # run now.
     info = client.register("encoder", file, slo=0.5, examples=[sentence(words) for words in (5, 16, 40)])
     for words in (5, 16, 40):
         inputs = sentence(words)
         answer = client.infer("encoder", inputs)
         with torch.no_grad():
-            expected = model(*(torch.from_numpy(one) for one in inputs.values())).numpy()
+            expected = model(*(torch.from_numpy(array) for array in inputs.values())).numpy()
         np.testing.assert_allclose(answer["vector"], expected, atol=1e-4)
 print(f"{info.reference}: sentences of 5, 16 and 40 tokens like PyTorch's; batches of up to {info.batch_max}")

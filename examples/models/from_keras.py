@@ -28,7 +28,8 @@ model.fit(images, np.arange(20) % 10, verbose=0)
 
 file = Path("keras.onnx")
 model.export(file, format="onnx", verbose=False)
-# The exporter gives the rows of inputs and outputs different names: then it would be served one row at a time.
+# The exporter gives the rows of inputs and outputs different names. Without this change, rows would be served
+# singly.
 onnx_model = onnx.load(file)
 for value in (*onnx_model.graph.input, *onnx_model.graph.output):
     value.type.tensor_type.shape.dim[0].dim_param = "rows"
@@ -38,6 +39,6 @@ with Client() as client:
     info = client.register("keras", file, slo=0.1)
     scores = client.infer(
         "keras", images
-    )  # an array for the one input, whatever its name is; an array comes back
+    )  # an array for the only input, whatever its name; an array is returned
 np.testing.assert_allclose(scores, model.predict(images, verbose=0), atol=1e-5)
 print(f"{info.reference}: 20 answers like Keras's; batches of up to {info.batch_max}")

@@ -27,7 +27,7 @@ class Net(torch.nn.Module):
 
 
 torch.manual_seed(7)
-model = Net().eval()  # without eval(), dropout and batch statistics would make every answer another one
+model = Net().eval()  # without eval(), dropout and batch statistics would change the answers
 
 file = Path("net.onnx")
 torch.onnx.export(
@@ -36,8 +36,10 @@ torch.onnx.export(
     file,
     input_names=["image"],
     output_names=["scores"],
-    dynamic_shapes={"image": {0: torch.export.Dim("rows")}},  # or every batch has the 2 rows of the example
-    external_data=False,  # one file; above 2 GB the weights lie in a second one, which is taken along
+    # otherwise every batch would have the 2 rows of the example
+    dynamic_shapes={"image": {0: torch.export.Dim("rows")}},
+    # a single file; above 2 GB the weights are in a second file, which is registered with it
+    external_data=False,
 )
 
 images = np.random.default_rng(7).random((4, 3, 64, 64), np.float32)

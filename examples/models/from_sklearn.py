@@ -23,10 +23,10 @@ model = make_pipeline(StandardScaler(), RandomForestClassifier(50, random_state=
 file = Path("wine.onnx")
 onnx_model = to_onnx(
     model,
-    features[:1],  # float32, or the model would take float64
+    features[:1],  # float32; otherwise the model would take float64
     options={
         "zipmap": False
-    },  # probabilities as one tensor, instead of a list of dictionaries, which is none
+    },  # probabilities as a tensor, instead of a list of dictionaries, which cannot be served
 )
 file.write_bytes(onnx_model.SerializeToString())
 

@@ -21,7 +21,7 @@ images = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
 
 
 class Calibration(CalibrationDataReader):
-    """What the ranges of activations are taken from: real inputs."""
+    """Real inputs, from which the ranges of activations are measured."""
 
     def __init__(self) -> None:
         self.batches: Iterator[np.ndarray] = iter(np.split(images[:512], 16))
@@ -34,9 +34,9 @@ class Calibration(CalibrationDataReader):
 source = Path(clockwork.__file__).parent / "models/data/digits.onnx"
 quant_pre_process(
     source, "digits-prepared.onnx", skip_symbolic_shape=True
-)  # which needs sympy, for dynamic shapes
-# Static: ranges are constants. quantize_dynamic() takes them from each batch, so that rows change each other's answers,
-# and the model would be served one row at a time.
+)  # symbolic shapes would need sympy
+# Static: ranges are constants. quantize_dynamic() takes them from each batch, so that rows would change each
+# other's answers, and the model would be served one row at a time.
 quantize_static(
     "digits-prepared.onnx",
     "digits-int8.onnx",

@@ -2,9 +2,9 @@
 //
 // x: (rows, inputs), W: (inputs, outputs), b: (outputs). make.py makes a package of them.
 //
-// A weight lies elsewhere after each load, and elsewhere for each model of the program. So a kernel reads its address
-// from the program's table, of which it gets a pointer to the entry: then its parameters never change, and a device
-// records all launches once, as a CUDA graph.
+// The address of a weight changes with each load, and with each model of the program. So a kernel gets a
+// pointer to an entry of the program's table, from which it reads the address. Its parameters then never
+// change, and a device records all launches once, as a CUDA graph.
 
 extern "C" __global__ void product(float* to, const float* x, const unsigned long long* weight_entry, int rows,
                                    int inputs, int outputs) {

@@ -1,9 +1,9 @@
-"""Makes a program package of kernels.cu and manifest.json, as anybody could with a compiler of their own.
+"""Makes a program package from kernels.cu and manifest.json, as a user could with another compiler.
 
     python examples/program/make.py DIRECTORY [host] [sm_80 ...]
 
 For an architecture the kernels are compiled by NVRTC (the extra [compile]); for the host by g++. The manifest
-says everything about the program but which modules there are; the same launches serve every target.
+describes the program, except for its modules; all targets share the same launches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOST_KERNELS = HERE.parents[1] / "tests" / "native" / "host_kernels.h"
 
 
 def compile_kernels(target: str, module: Path) -> int:
-    """Write the module of a target; returns the oldest driver that runs it."""
+    """Write the module of a target. Returns the oldest driver that runs it."""
     source = HERE / "kernels.cu"
     if target == "host":
         command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-x", "c++"]
@@ -42,19 +42,19 @@ def make(directory: Path, targets: list[str]) -> None:
     body: dict[str, Any] = json.loads((HERE / "manifest.json").read_text())
     (directory / "modules").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    weights = [rng.standard_normal(one["shape"]).astype(np.float32) for one in body["weights"]]
+    weights = [rng.standard_normal(weight["shape"]).astype(np.float32) for weight in body["weights"]]
     with open(directory / "weights.bin", "wb") as file:
-        for one, array in zip(body["weights"], weights, strict=True):
-            file.seek(one["offset"])
+        for weight, array in zip(body["weights"], weights, strict=True):
+            file.seek(weight["offset"])
             file.write(array.tobytes())
     body["targets"] = {}
     for target in targets:
         path = f"modules/{target}.{'so' if target == 'host' else 'cubin'}"
         body["targets"][target] = {"driver": compile_kernels(target, directory / path), "modules": [path]}
-    body["variants"] = [{"target": target, **one} for target in targets for one in body["variants"]]
+    body["variants"] = [{"target": target, **variant} for target in targets for variant in body["variants"]]
     x = rng.standard_normal((1, 3)).astype(np.float32)
     answer = np.maximum(x @ weights[0] + weights[1], 0)
-    unknown = "0" * 64  # write_program() takes the checksums of the files that are named here
+    unknown = "0" * 64  # write_program() computes the checksums of the files named here
     modules = [path for target in body["targets"].values() for path in target["modules"]]
     body["files"] = dict.fromkeys([*modules, "weights.bin", "checks.npz"], unknown)
     program = parse_program(json.dumps(body))

@@ -2,8 +2,8 @@
 
     python tools/schema.py
 
-Any Python that runs Clockwork will do: nothing has to be installed or built. tests/unit/test_schema.py holds that the
-files are as this program would write them.
+Any Python that runs Clockwork will do: nothing has to be installed or built. tests/unit/test_schema.py checks
+that the files are current.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RECEIVED = [
     *messages.FROM_WORKER.values(),
     *messages.TO_WORKER.values(),
 ]
-"""Of the messages that C++ touches, a controller or a worker receives these."""
+"""Messages among those that C++ touches which a controller or a worker receives."""
 SENT = [*messages.TO_CLIENT.values(), *messages.FROM_WORKER.values(), *messages.TO_WORKER.values()]
 ACTION_MESSAGES = [action.message for action in ACTIONS.values()]
 
@@ -408,7 +408,7 @@ def write_method(struct: Struct) -> list[str]:
             cases += block(f"case ActionKind::{kind.name}:", body)
         lines += [*block("switch (kind)", cases), "writer.end(packer);", "return writer.size() <= bytes_max;"]
     else:
-        message = next(one for one in NATIVE if one.__name__ == struct.name)
+        message = next(candidate for candidate in NATIVE if candidate.__name__ == struct.name)
         lines += [
             *body_of(message),
             "writer.end(packer);",
@@ -466,7 +466,7 @@ def enum_lines(name: str, members: Mapping[str, int], base: str = "std::uint8_t"
 
 
 def members(kind: type[enum.IntEnum]) -> dict[str, int]:
-    return {one.name: int(one) for one in kind}
+    return {member.name: int(member) for member in kind}
 
 
 def switch_by_kind(signature: str, value: Callable[[ActionKind], str], default: str) -> list[str]:
@@ -475,7 +475,7 @@ def switch_by_kind(signature: str, value: Callable[[ActionKind], str], default: 
 
 
 def kinds_h() -> str:
-    statuses = sum(1 << one for one in messages.Status)
+    statuses = sum(1 << status_code for status_code in messages.Status)
     status = forms_of(messages.Result)["status"]
     assert isinstance(status, Integer)
     body = [*enum_lines("Status", members(messages.Status)), ""]
@@ -492,7 +492,7 @@ def kinds_h() -> str:
     )
     body += ["", *comment("Why a request was refused; NONE for an answer that is no refusal.")]
     body += enum_lines(
-        "Reason", {"NONE": 0} | {one.name: place for place, one in enumerate(messages.Reason, 1)}
+        "Reason", {"NONE": 0} | {reason.name: place for place, reason in enumerate(messages.Reason, 1)}
     )
     body += ["", f"inline constexpr std::size_t REASONS = {len(messages.Reason) + 1};", ""]
     body += enum_lines("ActionKind", members(ActionKind))
@@ -626,11 +626,11 @@ def messages_pxd() -> str:
     ]  # fmt: skip
     for name, kind in (("ActionKind", ActionKind), ("Lane", messages.Lane), ("Status", messages.Status)):
         lines.append(f'    cdef enum class C{name} "clockwork::{name}"(uint8_t):')
-        lines += [f"        {one.name}" for one in kind] + [""]
-    reasons = ["NONE", *(one.name for one in messages.Reason)]
+        lines += [f"        {member.name}" for member in kind] + [""]
+    reasons = ["NONE", *(member.name for member in messages.Reason)]
     lines += [
         '    cdef enum class CReason "clockwork::Reason"(uint8_t):',
-        *(f"        {one}" for one in reasons),
+        *(f"        {reason}" for reason in reasons),
         "",
     ]
     lines += [

@@ -370,6 +370,31 @@ def test_models_made_to_take_memory() -> None:
     assert "more than 100000 operators" in why_rows_meet(parser.parse_model(looped))
 
 
+def test_bodies_are_followed_without_a_copy_of_what_surrounds_them() -> None:
+    """A graph of thousands of bodies and weights would take the product of both."""
+
+    class Uncopied(dict[str, row_facts.Fact]):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("the facts are gone through")
+
+        keys = values = items = __iter__  # type: ignore[assignment]
+
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4] x, bool c) => (float[N, 4] y) {'
+        "  n = Constant <value_int = 3> () t = Constant <value = bool {1}> () "
+        "  a = If (c) <then_branch = h () => (float[N, 4] u) { u = Neg (x) }, "
+        "  else_branch = o () => (float[N, 4] u) { u = Abs (x) }> "
+        "  y = Loop (n, t, a) <body = b (int64 i, bool k, float[N, 4] x) => (bool o, float[N, 4] s) "
+        "  { o = Identity (k) s = Tanh (x) }> }"  # x hides the input of that name
+    )
+    rows = row_facts.Place(0)
+    x = row_facts.Fact((rows.size, row_facts.Size(4)), rows)
+    facts = Uncopied(x=x, c=row_facts.Fact(()))
+    assert Rows(17).follow(model.graph, facts) == [x]
+    assert len(facts) == 2
+    assert facts["x"] is x
+
+
 def test_a_tensor_cast_like_rows_has_none() -> None:
     text = "(float[N, 4] x) => (float[N, 4] y) { w = Constant <value = int64[4] {1, 2, 3, 4}> () c = CastLike (w, x)"
     assert meet(text + " y = Mul (x, c) }") == ""

@@ -126,23 +126,41 @@ class Walk(OperatorReader[Fact]):
         self._node = NodeProto()
         self._followed = 0  # operators, of the bodies of loops each time
         self._computed = 0  # operators on constants
-        self._facts: Mapping[str, Fact] = {}
+        self._facts: dict[str, Fact] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # small constants, in their own type
         self._int64: set[str] = set()  # tensors that Shape or Size made, and pieces of them
 
-    def follow(self, graph: GraphProto, facts: Mapping[str, Fact]) -> list[Fact]:
-        """What is known of the graph's outputs. facts: of its inputs, and of what surrounds it."""
-        facts = dict(facts)
+    def follow(
+        self, graph: GraphProto, facts: dict[str, Fact], inside: Mapping[str, Fact] | None = None
+    ) -> list[Fact]:
+        """What is known of the graph's outputs.
+
+        facts: of what surrounds it; left as they were. A copy for each body would take the square of their number, where a
+        graph has many. inside: of its inputs, which may have names of the surroundings.
+        """
+        inside = inside or {}
+        hidden = {name: facts[name] for name in inside if name in facts}
+        facts.update(inside)
+        made: list[str] = []
+        try:
+            return self._follow(graph, facts, made)
+        finally:
+            for name in (*made, *inside):
+                facts.pop(name, None)
+            facts.update(hidden)
+
+    def _follow(self, graph: GraphProto, facts: dict[str, Fact], made: list[str]) -> list[Fact]:
+        """follow(), which adds facts, and their names to ``made``."""
         for value in graph.input:
             self._arrays.pop(value.name, None)
             self._int64.discard(value.name)
         named = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
-        for name in (
-            *(tensor.name for tensor in named),
-            *(name for node in graph.node for name in node.output),
-        ):
+        names = [tensor.name for tensor in named]
+        names += [name for node in graph.node for name in node.output if name]
+        for name in names:
             if name and name in facts:
                 raise NotProven(f"a body gives the name {name!r} to another tensor")
+        made += names
         for tensor in graph.initializer:
             facts[tensor.name] = self._constant(tensor.name, tensor)
         for sparse in graph.sparse_initializer:
@@ -157,7 +175,7 @@ class Walk(OperatorReader[Fact]):
         missing = Fact(None, met="an output is computed by nothing")
         return [facts.get(output.name, missing) for output in graph.output]
 
-    def _outputs(self, node: NodeProto, facts: Mapping[str, Fact]) -> list[Fact]:
+    def _outputs(self, node: NodeProto, facts: dict[str, Fact]) -> list[Fact]:
         self._followed += 1
         if self._followed > FOLLOWED_MAX:
             raise NotProven(f"more than {FOLLOWED_MAX} operators would have to be followed")
@@ -459,7 +477,7 @@ class Walk(OperatorReader[Fact]):
         each: Sequence[Fact],
         state: list[Fact],
         skipped: int,
-        facts: Mapping[str, Fact],
+        facts: dict[str, Fact],
         behind: bool = False,
     ) -> tuple[list[Fact], list[Fact]]:
         """What is known of a body's state and outputs, whatever number of times it runs. each: of its other inputs, which
@@ -480,7 +498,7 @@ class Walk(OperatorReader[Fact]):
                 state[at] = dataclasses.replace(fact, dims=dims)
         for _ in range(BODY_TURNS_MAX):
             inputs = [*state, *each] if behind else [*each, *state]
-            found = self.follow(body, {**facts, **dict(zip(names, inputs, strict=True))})
+            found = self.follow(body, facts, dict(zip(names, inputs, strict=True)))
             after = found[skipped : skipped + len(state)]
             joined = [
                 self._either(a, b if b.counts else dataclasses.replace(b, known=None))

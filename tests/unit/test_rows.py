@@ -26,7 +26,6 @@ from clockwork.wire.tensors import Array
 NOT_PROVEN = {
     "hand-scan_batch_map": "goes through the rows",  # a body that would keep them apart, run once for each
     "hand-split_concat_seq": "not known to keep rows apart",  # sequences
-    "skl2onnx-bag": "whose size is not known",
     "torch17-embbag": "counts the rows",
     "torch17-last_by_len": "depends on which row it is",  # a length of 0 picks from the row before
     "torchnew-last_by_len": "depends on which row it is",
@@ -198,6 +197,17 @@ def test_rows_that_meet(text: str, why: str) -> None:
             '  <coefficients = [1.0, 2.0], classlabels_ints = [0, 1], post_transform = "NONE"> (x) }'
         ),
         (
+            "(float[N, 5] x) => (int64[N] label, float[N, 3] y) { s = Constant <value_ints = [1, -1, 3]> () "
+            "  label, p = ai.onnx.ml.LinearClassifier <coefficients = [1.0, 2.0, 3.0], intercepts = [1.0, 2.0, 3.0], "
+            "  classlabels_ints = [0, 1, 2]> (x) r = Reshape (p, s) "
+            "  c = Concat <axis = 0> (r, r) y = ReduceMean <axes = [0], keepdims = 0> (c) }"
+        ),
+        (
+            "(float[N, 5] x) => (float[N, 2] y) { s = Constant <value_ints = [-1, 1]> () "
+            "  a = ai.onnx.ml.LinearRegressor <coefficients = [1.0, 2.0, 3.0, 4.0, 5.0], intercepts = [1.0]> (x) "
+            "  r = Reshape (a, s) y = Concat <axis = 1> (r, r) }"
+        ),
+        (
             "(float[N, T, 4] x) => (float[N, 4] y) { n = Constant <value_int = 3> () c = Constant <value = bool {1}> () "
             "  zero = Constant <value_ints = [1]> () m = ReduceMax <axes = [1], keepdims = 0> (x) "
             "  y = Loop (n, c, m) <body = b (int64 i, bool k, float[N, 4] a) => (bool o, float[N, 4] s) "
@@ -210,6 +220,8 @@ def test_rows_that_meet(text: str, why: str) -> None:
         "if on another axis",
         "slice to an end far away",
         "linear classifier",
+        "mean of classifiers",
+        "regressors side by side",
         "loop",
     ],
 )

@@ -526,9 +526,26 @@ class Rows(Shapes):
             raise Met("takes something else than a row for each row")
         name = self._node.op_type
         if name in ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"):
-            return [Fact(dims[:1], Place(0)), Fact((dims[0], self.fresh()), Place(0))]
-        width = dims[1] if name in _SAME_WIDTH else self.fresh()
+            return [Fact(dims[:1], Place(0)), Fact((dims[0], self._scores()), Place(0))]
+        if name in _SAME_WIDTH:
+            width = dims[1]
+        elif name in _TARGETS:
+            width = Size(int(self.attribute(_TARGETS[name], 1)))
+        else:
+            width = self.fresh()
         return [Fact((dims[0], width), Place(0))]
+
+    def _scores(self) -> Size:
+        """How many scores a classifier on a table gives each row, as ONNX Runtime does, where that is known."""
+        labels = max(
+            len(self.attribute(name, ()))
+            for name in ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+        )
+        count = labels if self._node.op_type == "TreeEnsembleClassifier" else 0
+        if self._node.op_type == "LinearClassifier":
+            rows = len(self.attribute("intercepts", ()))
+            count = labels if rows == labels or (rows, labels) == (1, 2) else 0  # one row for two classes
+        return Size(count) if count else self.fresh()
 
     def picked_features(self, inputs: Sequence[Fact]) -> list[Fact]:
         """ArrayFeatureExtractor: elements of the last axis. Or those of a table, picked by the rows, which lie along it then."""
@@ -593,6 +610,9 @@ _ATTENTION: Mapping[str, tuple[int, frozenset[int]]] = {
 
 _SAME_WIDTH = frozenset(("Imputer", "Normalizer", "Scaler"))
 """Operators on tables that give as many columns as they take."""
+
+_TARGETS: Mapping[str, str] = {"LinearRegressor": "targets", "TreeEnsembleRegressor": "n_targets"}
+"""Operators on tables whose columns are counted by an attribute."""
 
 
 def _of(rule: Rule, *names: str, domain: str = "") -> dict[tuple[str, str], Rule]:

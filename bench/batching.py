@@ -65,7 +65,7 @@ def tried(model: onnx.ModelProto, rows: Sequence[Array] | None) -> str:
     try:
         session = Session(model.SerializeToString(), optimise=True)
         inputs = [TensorSpec(*one) for one in session.inputs]
-        if why := declared_reason(inputs, [TensorSpec(*one) for one in session.outputs]):
+        if why := declared_reason(inputs):
             return why
         if rows is None:
             guess, _, why = trial.first_that_runs(inputs, session.run)

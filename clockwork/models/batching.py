@@ -47,29 +47,29 @@ def why_rows_meet(model: onnx.ModelProto, masked: bool = False) -> str:
     return ""
 
 
-def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
-    """Why the declared shapes do not allow a batch, as a sentence; "" if they do."""
+def declared_reason(inputs: Sequence[TensorSpec]) -> str:
+    """Why the declared shapes of inputs do not allow a batch, as a sentence; "" if they do.
+
+    Declared shapes of outputs say nothing: converters give a label of each row one element, or its rows a name of their own.
+    The graph tells which outputs have rows.
+    """
     symbols: dict[str, None] = {}
     if not inputs:
         return "it has no input"
-    for role, specs in (("input", inputs), ("output", outputs)):
-        for spec in specs:
-            # An output of unknown shape is declared as (): its returned shape decides then.
-            if not spec.shape:
-                if role == "input":
-                    return f"input {spec.name!r} has no first dimension"
-                continue
-            first = spec.shape[0]
-            if isinstance(first, int):
-                return f"{role} {spec.name!r} has a fixed first dimension of {first}"
-            if first == "...":
-                return f"input {spec.name!r} has no declared shape"
-            if is_named(first):
-                symbols.setdefault(first)
+    for spec in inputs:
+        if not spec.shape:
+            return f"input {spec.name!r} has no first dimension"
+        first = spec.shape[0]
+        if isinstance(first, int):
+            return f"input {spec.name!r} has a fixed first dimension of {first}"
+        if first == "...":
+            return f"input {spec.name!r} has no declared shape"
+        if is_named(first):
+            symbols.setdefault(first)
     if len(symbols) > 1:
-        return f"inputs and outputs do not share their first dimension ({', '.join(symbols)})"
+        return f"inputs do not share their first dimension ({', '.join(symbols)})"
     symbol = next(iter(symbols), "")
-    for spec in (*inputs, *outputs):
+    for spec in inputs:
         if symbol and symbol in spec.shape[1:]:
             return f"dimension {symbol!r} of {spec.name!r} is not only its first"
     return ""

@@ -498,7 +498,7 @@ class _Preparation:
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
         """Inputs to profile with, a single set of each shape (a single row where the model batches), and the proof."""
         sets = self._reference.inputs
-        reason = batching.declared_reason(self._inputs, self._outputs)
+        reason = batching.declared_reason(self._inputs)
         if self._batching == "off":
             proof = batching.Proof(False, "switched off")
         elif self._batching == "auto" and reason:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import onnx
 
 from clockwork import Client
 
@@ -28,12 +27,6 @@ model.fit(images, np.arange(20) % 10, verbose=0)
 
 file = Path("keras.onnx")
 model.export(file, format="onnx", verbose=False)
-# The exporter gives the rows of inputs and outputs different names. Without this change, rows would be served
-# singly.
-onnx_model = onnx.load(file)
-for value in (*onnx_model.graph.input, *onnx_model.graph.output):
-    value.type.tensor_type.shape.dim[0].dim_param = "rows"
-onnx.save(onnx_model, file)
 
 with Client() as client:
     info = client.register("keras", file, slo=0.1)

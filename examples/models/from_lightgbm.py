@@ -23,12 +23,8 @@ file = Path("cancer.onnx")
 onnx_model = convert_lightgbm(
     model.booster_,
     initial_types=[("features", FloatTensorType([None, features.shape[1]]))],  # None: any number of rows
-    zipmap=False,  # probabilities as a tensor, instead of a list of dictionaries, which cannot be served
+    zipmap=False,  # probabilities as a tensor, instead of a list of dictionaries
 )
-# The converter declares one row for the label, whatever the features have. Without this change, rows would be
-# served singly.
-for value in (*onnx_model.graph.input, *onnx_model.graph.output):
-    value.type.tensor_type.shape.dim[0].dim_param = "rows"
 file.write_bytes(onnx_model.SerializeToString())
 
 with Client() as client:

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,13 @@ def test_the_page_has_every_example() -> None:
     assert found == {path.name for path in EXAMPLES.glob("*.py")} == set(LIBRARIES)
 
 
-def model_of(*nodes: Any, rows: tuple[Any, Any] = ("n", "n"), opset: int = 17) -> bytes:
-    """Of an input x and an output y, of these rows and four columns."""
-    x, y = (
+def model_of(*nodes: Any, rows: Any = "n", opset: int = 17, inputs: Sequence[tuple[str, Any]] = ()) -> bytes:
+    """Of an input x and an output y, of these rows and four columns. inputs: further ones, and their rows."""
+    *given, y = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [n, 4])
-        for name, n in zip("xy", rows, strict=True)
+        for name, n in (("x", rows), *inputs, ("y", rows))
     )
-    graph = helper.make_graph(nodes, "g", [x], [y])
+    graph = helper.make_graph(nodes, "g", given, [y])
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.me", 1)]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
 
@@ -90,8 +90,10 @@ NOISE = (
 
 NOTES = {
     "proven: no operator lets rows meet": model_of(RELU),
-    "has a fixed first dimension of 1": model_of(RELU, rows=(1, 1)),
-    "inputs and outputs do not share their first dimension (": model_of(RELU, rows=("batch", "rows")),
+    "has a fixed first dimension of 1": model_of(RELU, rows=1),
+    "inputs do not share their first dimension (": model_of(
+        helper.make_node("Add", ["x", "queries"], ["y"]), inputs=[("queries", "rows")]
+    ),
     "not proven that rows are independent: operator ReduceMax mixes rows": model_of(*ALL_ROWS),
     "could not be verified: it answers differently each time": model_of(*NOISE),
 }

@@ -22,8 +22,7 @@ from tests.unit.models_onnx import FLOAT, INT64, initializer, model_of, normal, 
 def proof_of(model: onnx.ModelProto, *examples: Sequence[Array], asked: bool = False) -> Proof:
     session = Session(model.SerializeToString(), optimise=True)
     inputs = [TensorSpec(*one) for one in session.inputs]
-    outputs = [TensorSpec(*one) for one in session.outputs]
-    reason = declared_reason(inputs, outputs)
+    reason = declared_reason(inputs)
     if reason and not asked:
         return Proof(False, reason)
     if not examples:
@@ -72,27 +71,33 @@ def test_a_mean_over_the_batch() -> None:
 
 
 def test_declared_shapes_that_rule_it_out() -> None:
-    for shapes, outputs, words in (
-        (
-            [["N", 4], [2, "N", 8]],
-            [["N", 4]],
-            "fixed first dimension of 2",
-        ),  # a state with its batch on axis 1
-        ([["N", 4], []], [["N", 4]], "no first dimension"),  # a sampling rate
-        ([[1, 4]], [[1, 4]], "fixed first dimension of 1"),
-        ([["N", 4]], [["M", 4]], "do not share"),
-        ([["N", "N"]], [["N", 4]], "not only its first"),
-        ([], [["N"]], "no input"),
+    for shapes, words in (
+        ([["N", 4], [2, "N", 8]], "fixed first dimension of 2"),  # a state with its batch on axis 1
+        ([["N", 4], []], "no first dimension"),  # a sampling rate
+        ([[1, 4]], "fixed first dimension of 1"),
+        ([["N", 4], ["M", 4]], "do not share"),
+        ([["N", "N"]], "not only its first"),
+        ([], "no input"),
     ):
         specs = [TensorSpec(f"i{k}", FLOAT, tuple(shape)) for k, shape in enumerate(shapes)]
-        results = [TensorSpec(f"o{k}", FLOAT, tuple(shape)) for k, shape in enumerate(outputs)]
-        assert words in declared_reason(specs, results)
+        assert words in declared_reason(specs)
 
 
 def test_names_that_a_converter_made_up_are_no_names() -> None:
     x = TensorSpec("x", FLOAT, ("unk__1", 4))
-    y = TensorSpec("y", FLOAT, ("unk__2", 4))
-    assert declared_reason([x], [y]) == ""
+    z = TensorSpec("z", FLOAT, ("unk__2", 4))
+    assert declared_reason([x, z]) == ""
+
+
+@pytest.mark.parametrize("rows", [1, "Reluy_dim_0", None], ids=["one", "a name of its own", "no rank"])
+def test_what_is_declared_of_an_output_does_not_decide(rows: int | str | None) -> None:
+    """As LightGBM's converter declares a label, Keras's exporter the rows of outputs, and Paddle's any output."""
+    y = value("y", [rows, 4]) if rows else value("y", None)
+    proof = proof_of(model_of([helper.make_node("Relu", ["x"], ["y"])], [value("x", ["N", 4])], [y]))
+    assert proof.batches
+    assert proof.note == PROVEN
+    summed = helper.make_node("ReduceSum", ["x"], ["y"])
+    assert not proof_of(model_of([summed], [value("x", ["N", 4])], [y])).batches
 
 
 def test_declared_shapes_that_lie() -> None:

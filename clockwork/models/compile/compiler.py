@@ -274,7 +274,7 @@ class _Compilation:
 
     def _decide_batching(self, model: onnx.ModelProto) -> None:
         self._examples = self._sets()
-        reason = batching.declared_reason(self._inputs, self._outputs)
+        reason = batching.declared_reason(self._inputs)
         if self._options.batching == "off":
             self._proof = batching.Proof(False, "switched off")
         elif reason:

@@ -35,8 +35,8 @@ FORMAT_VERSION = 1
 """Version of the format of prepared.json. Models prepared in an older format are prepared again."""
 
 JUDGED = 3
-"""The current rule that decides whether a model batches. 1: rows were run together and apart; 2: by the graph and by
-the declared shapes of inputs and outputs; 3: as in clockwork.models.batching.
+"""The current rule that decides whether a model batches. 1: rows were run together and apart; 2: by the graph
+and by the declared shapes of inputs and outputs; 3: as in clockwork.models.batching.
 
 A model that batches by an older rule is judged again.
 """

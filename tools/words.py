@@ -28,6 +28,7 @@ KEPT = (
     "clockwork/launch",
     "clockwork/observe",
     "clockwork/profiles.py",
+    "clockwork/scheduler",
     "clockwork/sim",
     "clockwork/sources",
     "clockwork/system",

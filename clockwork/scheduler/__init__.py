@@ -1,7 +1,7 @@
-"""The pure scheduler: events in, commands out. ``make_scheduler`` makes one by its policy's name.
+"""The pure scheduler: events in, commands out. ``make_scheduler`` makes it by its policy's name.
 
-The policies are C++ (csrc/scheduler/), so that the simulator runs the same object without Python in between;
-``_core`` puts the typed records of ``types`` around them. ``policy`` has the base class of policies in Python.
+The policies are C++ (csrc/scheduler/), so that the simulator runs the same object without Python in between.
+``_core`` wraps them in the typed records of ``types``. ``policy`` has the base class of policies in Python.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["POLICIES", "known_options", "make_scheduler"]
 
 
 def known_options(policy: str) -> tuple[str, ...]:
-    """The names of a policy's options. policy: one of POLICIES or ``module:Class``.
+    """Return the names of a policy's options. policy: one of POLICIES or ``module:Class``.
 
-    Raises ConfigError, naming the policies, for one that does not exist.
+    Raises ConfigError with all policies' names for an unknown policy.
     """
     if is_scripted(policy):
         return tuple(load_class(policy).OPTIONS)
@@ -37,10 +37,10 @@ def make_scheduler(
     queued_requests_max: int = QUEUED_REQUESTS_MAX,
     queued_bytes_max: int = QUEUED_BYTES_MAX,
 ) -> Core:
-    """A scheduler of the named policy, one of POLICIES or ``module:Class`` (see ``policy``).
+    """Return a scheduler of the named policy, one of POLICIES or ``module:Class`` (see ``policy``).
 
-    memory: the policy whose rules for loading and eviction are used, "" for its own. options: the policy's options by
-    name. Raises ConfigError for an unknown name, naming those that exist.
+    memory: the policy whose rules for loading and eviction are used, "" for its own. options: the policy's
+    options by name. Raises ConfigError with the known names for an unknown name.
     """
     script = make_script(policy, options or {})
     try:

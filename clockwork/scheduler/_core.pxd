@@ -1,4 +1,4 @@
-# The C++ scheduler as Cython sees it; what each thing means is said in csrc/scheduler/.
+# Declarations of the C++ scheduler for Cython; csrc/scheduler/ describes them.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport unique_ptr

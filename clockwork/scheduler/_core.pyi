@@ -19,12 +19,14 @@ SHAPES_MAX: int
 TEXTS: tuple[str, ...]
 
 def known_options(policy: str) -> tuple[str, ...]:
-    """The options that a policy knows. Raise ValueError, naming what there is, for one that does not exist."""
+    """Return the names of a policy's options. Raises ValueError with all policies' names for an unknown
+    policy.
+    """
 
 class Driven: ...
 
 class Core(Driven):
-    """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
+    """A policy behind the interface of ``types.Scheduler``. Not thread-safe."""
 
     def __init__(
         self,
@@ -35,34 +37,37 @@ class Core(Driven):
         queued_bytes_max: int,
         script: Script | None = None,
     ) -> None:
-        """script: of a policy in Python, which ``policy`` is then the name of.
+        """script: object of a policy in Python, whose name is ``policy``.
 
-        Raise ValueError, naming what there is, for a policy or an option that does not exist.
+        Raises ValueError with the known names for an unknown policy or option.
         """
 
     def step(self, event: Event) -> list[Command]: ...
     def step_many(self, events: Iterable[Event]) -> list[Command]: ...
     def save(self, bytes_max: int) -> bytes | None:
-        """The whole state between steps, for restore(). None if that is of more bytes, or partly a policy's in Python."""
+        """Return the whole state between steps, for restore(). None: it is larger, or partly held by a policy
+        in Python.
+        """
 
     def restore(self, state: bytes) -> None:
-        """Go on from what save() gave of a scheduler with the same options; only for one that was told nothing yet.
+        """Continue from the result of save() of a scheduler with the same options. This scheduler must be
+        new.
 
-        Raise ConfigError for anything else; then this can no longer be used.
+        Raises ConfigError for any other bytes; the scheduler is then unusable.
         """
 
     def predictions(self) -> dict[str, Any]: ...
     def prediction_errors(self, bounds_ns: Iterable[int]) -> dict[str, dict[str, dict[str, Any]]]:
-        """What predictions missed by, as histograms: by what was predicted, then "over" or "under"."""
+        """Return the errors of predictions as histograms, by kind of prediction, then "over" or "under"."""
 
     def snapshot(self) -> dict[str, Any]: ...
     def devices(self) -> list[dict[str, Any]]: ...
     def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]: ...
     def held(self) -> bytes:
-        """Worker, device, model and load, as numbers of eight bytes each, of every model that is on a device."""
+        """Return worker, device, model and load, as numbers of eight bytes, of every model on a device."""
 
     def hosts(self, model_id: int) -> list[int]:
-        """The workers whose host stores have the model."""
+        """Return the workers whose host stores have the model."""
 
     def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]: ...
     def noise(self) -> dict[str, float]: ...
@@ -70,42 +75,46 @@ class Core(Driven):
         """See types.Scheduler."""
 
     def devices_wanted(self, now_ns: int) -> float:
-        """How many devices today's load needs; see csrc/scheduler/demand.h. It looks at every model."""
+        """Return the number of devices that the current load needs; see csrc/scheduler/demand.h. Takes time
+        for every model.
+        """
 
     def check_invariants(self) -> None: ...
     @property
     def plans_fetches(self) -> bool:
-        """Whether it can serve workers whose host store has a budget."""
+        """Whether the policy can serve workers whose host store has a budget."""
 
     def note(self, event: Event) -> None:
-        """Take an event; the orders that it gives wait in ``out``, and settling is the caller's."""
+        """Take an event. The resulting orders wait in ``out``; the caller must settle."""
 
     def order(self, place: int) -> Command:
-        """One of the orders in ``out``, as a record."""
+        """Return an order in ``out`` as a record."""
 
     def orders(self) -> list[Command]:
-        """All of them."""
+        """Return all orders in ``out``."""
 
     def end_orders(self) -> None:
-        """All that is in ``out`` has been carried out: forget it, and the names of models that are gone."""
+        """Remove all orders from ``out`` after they were carried out, and forget removed models' names."""
 
     def shape_number(self, shape: ShapeKey) -> int:
-        """The number by which the core knows a shape, until forget_shapes() has said that it forgot some."""
+        """Return the number of a shape in the core. It is valid until forget_shapes() returns True."""
 
     def shape_of(self, number: int) -> ShapeKey:
-        """The inverse."""
+        """Return the shape with a number of shape_number()."""
 
     def forget_shapes(self) -> bool:
-        """Between steps: take back numbers that nothing in the core names. True if it looked for some."""
+        """Release numbers of shapes that the core does not use. Only between steps. Returns whether any were
+        released.
+        """
 
     @property
     def known_counts(self) -> tuple[int, int, int]:
-        """How many shapes, programs and models have a number or a name here."""
+        """Counts of the shapes, programs and models that have a number or a name here."""
 
 def with_margin(ns: int) -> int: ...
 
 class PageAllocator:
-    """Which pages of an arena are free; see csrc/scheduler/pages.h."""
+    """The free pages of an arena; see csrc/scheduler/pages.h."""
 
     def __init__(self, page_count: int) -> None: ...
     def copy(self) -> PageAllocator: ...
@@ -121,7 +130,7 @@ class PageAllocator:
     def check_invariants(self) -> None: ...
 
 class Curve:
-    """Execution time over batch size; see csrc/scheduler/estimates.h."""
+    """Execution time by batch size; see csrc/scheduler/estimates.h."""
 
     def seed(self, batch: int, ns: int) -> None: ...
     def exec_ns(self, batch: int) -> int: ...
@@ -130,7 +139,7 @@ class Curve:
     def forget_stale(self, now: int) -> bool: ...
 
 class ProgramEstimates:
-    """The curves of one program on one device kind, by shape."""
+    """The curves of a program on a device kind, by shape."""
 
     def seed(self, points: Iterable[ProfilePoint]) -> None: ...
     def is_profiled(self, shape: ShapeKey) -> bool: ...
@@ -139,13 +148,13 @@ class ProgramEstimates:
     def curve(self, shape: ShapeKey) -> Curve: ...
 
 class LoadEstimates:
-    """Load times of one device kind."""
+    """Load times of a device kind."""
 
     def load_ns(self, model_id: int, seed_ns: int, page_count: int) -> int: ...
     def measure(self, model_id: int, seed_ns: int, page_count: int, ns: int) -> None: ...
     def forget(self, model_id: int) -> None: ...
 
 class Estimates:
-    """Every program's estimates, by device kind."""
+    """Estimates of every program, by device kind."""
 
     def program(self, program: str, kind: str) -> ProgramEstimates: ...

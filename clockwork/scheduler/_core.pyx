@@ -1,8 +1,9 @@
 # distutils: language = c++
-"""The native scheduler in Python's terms: the typed records of ``types`` in and out, and sentences for people.
+"""The native scheduler for Python: it takes and gives the typed records of ``types``, and sentences for
+people.
 
-Names stay on this side: the core knows models by their ids, and shapes, programs and device kinds by numbers that are
-given out here, and taken back once nothing names them.
+Names stay here: the core knows models by their ids, and shapes, programs and device kinds by numbers. The
+numbers are assigned here, and released once nothing uses them.
 """
 
 from cpython.object cimport PyObject, PyTypeObject
@@ -39,10 +40,10 @@ POLICIES = tuple(name.decode() for name in policy_names())
 def known_options(str policy):
     return tuple(name.decode() for name in c_known_options(policy.encode()))
 
-# Shapes that are given a number before it is looked which of them are still of use; then twice as many as are.
+# Number of known shapes at which unused shapes are looked for. Afterwards it is twice the number in use.
 SHAPES_KNOWN_MAX = 4096
 
-# More rows or elements than these are as good as these: no estimate goes that far.
+# Larger numbers of rows or elements are cut to these, beyond the range of all estimates.
 cdef uint64_t ROWS_MAX = 1 << 30
 cdef object ELEMENTS_MAX = 1 << 62
 
@@ -55,8 +56,8 @@ for _status in Status:
 
 _LATE = "it could no longer be answered by its deadline"
 
-# By Text: a sentence, with {name} of the model, {a} and {b} numbers, {a_time}, {b_time} and {c_time} durations, and
-# {said} what the worker said or else the name of status a.
+# Sentences in the order of Text. {name} is the model's; {a} and {b} are numbers; {a_time}, {b_time} and
+# {c_time} are durations; {said} is the worker's message, or else the name of status a.
 TEXTS = (
     "",
     "no worker that can serve the model is connected",
@@ -116,7 +117,7 @@ cdef extern from *:
 
 
 cdef inline void put(object record, Py_ssize_t place, object value) noexcept:
-    """Fill in a field of a fresh record. A NamedTuple is a tuple; building it so takes a third of the time."""
+    """Set a field of a new record. A NamedTuple is a tuple; this way takes a third of the time."""
     Py_INCREF(value)
     PyTuple_SET_ITEM(record, place, value)
 
@@ -138,7 +139,7 @@ cdef tuple starts_of(const uint32_t *first, uint32_t count):
 
 
 cdef uint64_t elements_of(tuple shape) except? 0:
-    """Elements of all inputs, for one row."""
+    """Return the elements of all inputs, for a row."""
     total = 0
     for dims in shape:
         count = 1
@@ -156,7 +157,7 @@ cdef vector[uint32_t] runs_of(object runs) except *:
 
 
 cdef class Numbers:
-    """Numbers for things that hash, from 1 on; a number that was taken back is given out again."""
+    """Numbers for hashable things, from 1 on. A released number is assigned again."""
 
     cdef dict _numbers
     cdef list _things
@@ -188,11 +189,13 @@ cdef class Numbers:
         self._free.append(number)
 
     cdef tuple save(self):
-        """What restore() takes: things by number from 1 on, None where it is free, and the free numbers in their order."""
+        """Return the arguments of restore(): things by number from 1 on, None for a free number, and the free
+        numbers in order.
+        """
         return self._things[1:], self._free
 
     cdef void restore(self, object things, object free) except *:
-        """Raise TypeError or ValueError for what save() does not give."""
+        """Restore from the result of save(). Raises TypeError or ValueError for other values."""
         self._things = [self._things[0], *things]
         self._numbers = {thing: number for number, thing in enumerate(self._things) if number and thing is not None}
         self._free = [*free]
@@ -202,7 +205,7 @@ cdef class Numbers:
 
 
 cdef class ShapeNumbers(Numbers):
-    """Shape 0 is that of a request without inputs."""
+    """Numbers of shapes. Number 0 is the shape of a request without inputs."""
 
     cdef object _last
     cdef uint32_t _last_number
@@ -228,13 +231,15 @@ cdef class ShapeNumbers(Numbers):
         return number
 
     cdef bint forget_unused(self, CScheduler *core) except -1:
-        """Between steps: take back the numbers that nothing in the core names. Whether it looked."""
+        """Release the numbers of shapes that the core does not use. Only between steps. Returns whether it
+        looked.
+        """
         cdef vector[uint32_t] found
-        cdef uint32_t one
+        cdef uint32_t in_use
         if len(self._numbers) <= self._known_max:
             return False
         core.shapes_in_use(found)
-        used = {one for one in found}
+        used = {in_use for in_use in found}
         for number in [number for number in self._numbers.values() if number not in used]:
             self.take_back(number)
             core.shape_forgotten(number)
@@ -246,12 +251,12 @@ cdef class ShapeNumbers(Numbers):
 cdef tuple PERCENTILES = (("50", 0.5), ("90", 0.9), ("99", 0.99), ("99.9", 0.999), ("99.99", 0.9999))
 
 
-cdef dict histogram_of(const CHistogram &one):
+cdef dict histogram_of(const CHistogram &histogram):
     return {
-        "total": one.total(),
-        "max_ns": one.largest(),
+        "total": histogram.total(),
+        "max_ns": histogram.largest(),
         "percentiles_ns": {
-            mark: one.percentile(part) for mark, part in PERCENTILES
+            mark: histogram.percentile(part) for mark, part in PERCENTILES
         },
     }
 
@@ -260,9 +265,9 @@ cdef dict errors_of(const CErrors &errors):
     return {"over": histogram_of(errors.over), "under": histogram_of(errors.under)}
 
 
-cdef dict cumulative_of(const CHistogram &one, bounds_ns):
-    buckets = [one.up_to(bound) for bound in bounds_ns]
-    return {"count": one.total(), "sum_ns": one.sum(), "buckets": [*buckets, one.total()]}
+cdef dict cumulative_of(const CHistogram &histogram, bounds_ns):
+    buckets = [histogram.up_to(bound) for bound in bounds_ns]
+    return {"count": histogram.total(), "sum_ns": histogram.sum(), "buckets": [*buckets, histogram.total()]}
 
 
 cdef dict buckets_of(const CErrors &errors, bounds_ns):
@@ -270,20 +275,20 @@ cdef dict buckets_of(const CErrors &errors, bounds_ns):
 
 
 cdef class Driven:
-    """A scheduler of C++ for who calls it without Python. It is there as long as this object."""
+    """A C++ scheduler for callers without Python. It lives as long as this object."""
 
 
 cdef class Core(Driven):
-    """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
+    """A policy behind the interface of ``types.Scheduler``. Not thread-safe."""
 
     cdef unique_ptr[CScheduler] _owner
     cdef ShapeNumbers _shapes
     cdef Numbers _kinds
     cdef Numbers _programs
-    cdef dict _program_users  # number -> models that name it
-    cdef dict _model_programs  # model -> the programs that it has on one kind of device or another
-    cdef dict _names  # model -> what people call it
-    cdef Script _script  # of a policy in Python
+    cdef dict _program_users  # models of each program, by its number
+    cdef dict _model_programs  # program numbers by model; a model may have several, by device kind
+    cdef dict _names  # name@version by model
+    cdef Script _script  # hooks of a policy in Python
     cdef str _policy
     cdef str _memory
 
@@ -323,7 +328,9 @@ cdef class Core(Driven):
     # ----- its state ---------------------------------------------------------------------------
 
     def save(self, bytes_max):
-        """The whole state between steps, for restore(). None if that is of more bytes, or partly a policy's in Python."""
+        """Return the whole state between steps, for restore(). None: it is larger, or partly held by a policy
+        in Python.
+        """
         cdef string core
         if not self._core.save(core, bytes_max):
             return None
@@ -336,9 +343,10 @@ cdef class Core(Driven):
         return state if len(state) <= bytes_max else None
 
     def restore(self, bytes state):
-        """Go on from what save() gave of a scheduler with the same options; only for one that was told nothing yet.
+        """Continue from the result of save() of a scheduler with the same options. This scheduler must be
+        new.
 
-        Raise ConfigError for anything else; then this can no longer be used.
+        Raises ConfigError for any other bytes; the scheduler is then unusable.
         """
         cdef bytes core
         try:
@@ -366,34 +374,36 @@ cdef class Core(Driven):
     # ----- for who calls the C++ scheduler itself, but for what is rare ------------------------------
 
     def note(self, event):
-        """Take an event; the orders that it gives wait in ``out``, and settling is the caller's."""
+        """Take an event. The resulting orders wait in ``out``; the caller must settle."""
         self._take(event)
 
     def order(self, place):
-        """One of the orders in ``out``, as a record."""
+        """Return an order in ``out`` as a record."""
         cdef size_t index = place
         if index >= self._core.out.list.size():
             raise IndexError(place)
         return self._command(&self._core.out.list[index])
 
     def end_orders(self):
-        """All that is in ``out`` has been carried out: forget it, and the names of models that are gone."""
+        """Remove all orders from ``out`` after they were carried out, and forget removed models' names."""
         cdef size_t place
-        for place in range(self._core.out.list.size()):  # names and numbers may be used up to here
+        for place in range(self._core.out.list.size()):  # the commands may use names and numbers until here
             if self._core.out.list[place].kind == CommandKind.MODEL_GONE:
                 self._model_gone(self._core.out.list[place].model_id)
         self._core.out.clear()
 
     def shape_number(self, shape):
-        """The number by which the core knows a shape, until forget_shapes() has said that it forgot some."""
+        """Return the number of a shape in the core. It is valid until forget_shapes() returns True."""
         return self._shapes.of(shape, self._core)
 
     def shape_of(self, number):
-        """The inverse."""
+        """Return the shape with a number of shape_number()."""
         return self._shapes.thing(number)
 
     def forget_shapes(self):
-        """Between steps: take back numbers that nothing in the core names. True if there were any."""
+        """Release numbers of shapes that the core does not use. Only between steps. Returns whether it looked
+        for any.
+        """
         return self._shapes.forget_unused(self._core)
 
     cdef int64_t _take(self, object event) except? -1:
@@ -434,17 +444,17 @@ cdef class Core(Driven):
         return now
 
     cdef void _arrived(self, int64_t now, object request) except *:
-        cdef CRequest one
-        one.id = request.id
-        one.model_id = request.model_id
-        one.rows = <uint32_t>min(<uint64_t>request.rows, ROWS_MAX)
-        one.shape = self._shapes.of(request.shape, self._core)
-        one.bytes = request.bytes
-        one.copied_bytes = request.copied_bytes
-        one.arrived_ns = request.arrived_ns
-        one.deadline_ns = request.deadline_ns
-        one.priority = request.priority
-        self._core.arrived(now, one)
+        cdef CRequest entered
+        entered.id = request.id
+        entered.model_id = request.model_id
+        entered.rows = <uint32_t>min(<uint64_t>request.rows, ROWS_MAX)
+        entered.shape = self._shapes.of(request.shape, self._core)
+        entered.bytes = request.bytes
+        entered.copied_bytes = request.copied_bytes
+        entered.arrived_ns = request.arrived_ns
+        entered.deadline_ns = request.deadline_ns
+        entered.priority = request.priority
+        self._core.arrived(now, entered)
 
     cdef void _action_done(self, int64_t now, tuple event) except *:
         cdef CActionResult result
@@ -474,22 +484,22 @@ cdef class Core(Driven):
         self._core.worker_joined(now, worker, specs, host_bytes)
 
     cdef void _model_ready(self, int64_t now, int32_t worker, object spec) except *:
-        cdef CModelSpec one
+        cdef CModelSpec entered
         if spec.model_id not in self._names:
             self._names[spec.model_id] = f"{spec.name}@{spec.version}"
-        one.model_id = spec.model_id
-        one.program = self._programs.number(spec.program)
+        entered.model_id = spec.model_id
+        entered.program = self._programs.number(spec.program)
         mine = self._model_programs.setdefault(spec.model_id, {})
-        if one.program not in mine:
-            mine[one.program] = None
-            self._program_users[one.program] = self._program_users.get(one.program, 0) + 1
-        one.batches = spec.batches
-        one.batch_max = spec.batch_max
-        one.slo_ns = spec.slo_ns
-        one.runs = runs_of(spec.runs)
-        one.load_ns = spec.load_ns
-        self._enter_profile(spec.profile, one.profile)
-        self._core.model_ready(now, worker, one)
+        if entered.program not in mine:
+            mine[entered.program] = None
+            self._program_users[entered.program] = self._program_users.get(entered.program, 0) + 1
+        entered.batches = spec.batches
+        entered.batch_max = spec.batch_max
+        entered.slo_ns = spec.slo_ns
+        entered.runs = runs_of(spec.runs)
+        entered.load_ns = spec.load_ns
+        self._enter_profile(spec.profile, entered.profile)
+        self._core.model_ready(now, worker, entered)
 
     cdef void _enter_profile(self, object profile, vector[CProfilePoint] &points) except *:
         cdef CProfilePoint point
@@ -500,7 +510,7 @@ cdef class Core(Driven):
             points.push_back(point)
 
     cdef void _model_gone(self, int64_t model_id) except *:
-        """What it alone was called by is called so no longer."""
+        """Release the names and numbers that only this model used."""
         self._names.pop(model_id, None)
         for program in self._model_programs.pop(model_id, ()):
             left = self._program_users[program] - 1
@@ -520,100 +530,100 @@ cdef class Core(Driven):
         self.end_orders()
         return commands
 
-    cdef object _command(self, CCommand *one):
+    cdef object _command(self, CCommand *command):
         cdef CCommands *out = &self._core.out
-        if one.kind == CommandKind.ANSWER_OK:
+        if command.kind == CommandKind.ANSWER_OK:
             record = clockwork_new_record(_AnswerOk, 6)
-            put(record, 0, one.request_id)
-            put(record, 1, one.action_id)
-            put(record, 2, one.part)
-            put(record, 3, one.a)
-            put(record, 4, one.b)
-            put(record, 5, one.c)
-        elif one.kind == CommandKind.SEND_INFER:
+            put(record, 0, command.request_id)
+            put(record, 1, command.action_id)
+            put(record, 2, command.part)
+            put(record, 3, command.a)
+            put(record, 4, command.b)
+            put(record, 5, command.c)
+        elif command.kind == CommandKind.SEND_INFER:
             record = clockwork_new_record(_SendInfer, 9)
-            self._head(record, one)
-            put(record, 5, ids_of(out.ids.data() + one.first, one.count))
-            self._window(record, one, 6)
-        elif one.kind == CommandKind.WAKE:
+            self._head(record, command)
+            put(record, 5, ids_of(out.ids.data() + command.first, command.count))
+            self._window(record, command, 6)
+        elif command.kind == CommandKind.WAKE:
             record = clockwork_new_record(_Wake, 1)
-            put(record, 0, one.earliest_ns)
-        elif one.kind == CommandKind.ANSWER_FAILED:
+            put(record, 0, command.earliest_ns)
+        elif command.kind == CommandKind.ANSWER_FAILED:
             record = clockwork_new_record(_AnswerFailed, 6)
-            put(record, 0, one.request_id)
-            put(record, 1, STATUSES[<uint8_t>one.status])
-            put(record, 2, REASONS[<uint8_t>one.reason])
-            put(record, 3, self._text(one))
-            put(record, 4, one.feasible_slo_ns)
-            put(record, 5, one.retry_after_ns)
-        elif one.kind == CommandKind.SEND_LOAD or one.kind == CommandKind.SEND_RESERVE:
-            record = clockwork_new_record(_SendLoad if one.kind == CommandKind.SEND_LOAD else _SendReserve, 9)
-            self._head(record, one)
-            put(record, 5, starts_of(out.runs.data() + one.first, one.count))
-            self._window(record, one, 6)
-        elif one.kind == CommandKind.SEND_UNLOAD:
+            put(record, 0, command.request_id)
+            put(record, 1, STATUSES[<uint8_t>command.status])
+            put(record, 2, REASONS[<uint8_t>command.reason])
+            put(record, 3, self._text(command))
+            put(record, 4, command.feasible_slo_ns)
+            put(record, 5, command.retry_after_ns)
+        elif command.kind == CommandKind.SEND_LOAD or command.kind == CommandKind.SEND_RESERVE:
+            record = clockwork_new_record(_SendLoad if command.kind == CommandKind.SEND_LOAD else _SendReserve, 9)
+            self._head(record, command)
+            put(record, 5, starts_of(out.runs.data() + command.first, command.count))
+            self._window(record, command, 6)
+        elif command.kind == CommandKind.SEND_UNLOAD:
             record = clockwork_new_record(_SendUnload, 8)
-            self._head(record, one)
-            self._window(record, one, 5)
-        elif one.kind == CommandKind.SEND_FETCH or one.kind == CommandKind.SEND_DROP:
-            record = clockwork_new_record(_SendFetch if one.kind == CommandKind.SEND_FETCH else _SendDrop, 8)
-            self._head(record, one)
-            self._window(record, one, 5)
-        elif one.kind == CommandKind.SEND_PROFILE:
+            self._head(record, command)
+            self._window(record, command, 5)
+        elif command.kind == CommandKind.SEND_FETCH or command.kind == CommandKind.SEND_DROP:
+            record = clockwork_new_record(_SendFetch if command.kind == CommandKind.SEND_FETCH else _SendDrop, 8)
+            self._head(record, command)
+            self._window(record, command, 5)
+        elif command.kind == CommandKind.SEND_PROFILE:
             record = clockwork_new_record(_SendProfile, 10)
-            self._head(record, one)
-            put(record, 5, one.rows)
-            put(record, 6, self._shapes.thing(one.shape))
-            self._window(record, one, 7)
-        elif one.kind == CommandKind.SEND_REVOKE:
+            self._head(record, command)
+            put(record, 5, command.rows)
+            put(record, 6, self._shapes.thing(command.shape))
+            self._window(record, command, 7)
+        elif command.kind == CommandKind.SEND_REVOKE:
             record = clockwork_new_record(_SendRevoke, 2)
-            put(record, 0, one.worker)
-            put(record, 1, one.action_id)
-        elif one.kind == CommandKind.MODEL_FAULT:
+            put(record, 0, command.worker)
+            put(record, 1, command.action_id)
+        elif command.kind == CommandKind.MODEL_FAULT:
             record = clockwork_new_record(_ModelFault, 4)
-            put(record, 0, one.model_id)
-            put(record, 1, one.worker)
-            put(record, 2, FAULTS[one.a])
-            put(record, 3, bool(one.b))
+            put(record, 0, command.model_id)
+            put(record, 1, command.worker)
+            put(record, 2, FAULTS[command.a])
+            put(record, 3, bool(command.b))
         else:
             record = clockwork_new_record(_ModelGone, 1)
-            put(record, 0, one.model_id)
+            put(record, 0, command.model_id)
         return record
 
-    cdef inline void _head(self, object record, CCommand *one) noexcept:
-        put(record, 0, one.worker)
-        put(record, 1, one.device)
-        put(record, 2, one.action_id)
-        put(record, 3, one.model_id)
-        put(record, 4, one.load_id)
+    cdef inline void _head(self, object record, CCommand *command) noexcept:
+        put(record, 0, command.worker)
+        put(record, 1, command.device)
+        put(record, 2, command.action_id)
+        put(record, 3, command.model_id)
+        put(record, 4, command.load_id)
 
-    cdef inline void _window(self, object record, CCommand *one, Py_ssize_t place) noexcept:
-        put(record, place, one.earliest_ns)
-        put(record, place + 1, one.latest_ns)
-        put(record, place + 2, one.expected_ns)
+    cdef inline void _window(self, object record, CCommand *command, Py_ssize_t place) noexcept:
+        put(record, place, command.earliest_ns)
+        put(record, place + 1, command.latest_ns)
+        put(record, place + 2, command.expected_ns)
 
-    cdef str _text(self, CCommand *one):
-        cdef uint8_t number = <uint8_t>one.text
+    cdef str _text(self, CCommand *command):
+        cdef uint8_t number = <uint8_t>command.text
         text = _texts[number]
         if _fixed[number]:
             return text
         said = ""
         if number == TEXT_LOAD_FAILED or number == TEXT_VERBATIM:
-            if one.said >= 0:
-                said = self._core.out.texts[one.said].decode()
+            if command.said >= 0:
+                said = self._core.out.texts[command.said].decode()
             elif number == TEXT_LOAD_FAILED:
-                said = STATUSES[one.a].name
+                said = STATUSES[command.a].name
             else:
-                said = STATUSES[one.a].name.lower().replace("_", " ")
-        name = self._names.get(one.model_id, "")
+                said = STATUSES[command.a].name.lower().replace("_", " ")
+        name = self._names.get(command.model_id, "")
         return text.format(
-            name=name, a=one.a, b=one.b, said=said,
-            a_time=duration_text(one.a).decode(), b_time=duration_text(one.b).decode(), c_time=duration_text(one.c).decode(),
+            name=name, a=command.a, b=command.b, said=said,
+            a_time=duration_text(command.a).decode(), b_time=duration_text(command.b).decode(), c_time=duration_text(command.c).decode(),
         )
 
     @property
     def plans_fetches(self):
-        """Whether it can serve workers whose host store has a budget."""
+        """Whether the policy can serve workers whose host store has a budget."""
         return self._core.plans_fetches()
 
     # ----- what it shows -----------------------------------------------------------------------
@@ -660,9 +670,9 @@ cdef class Core(Driven):
             "beyond": row.beyond,
         }
 
-    cdef dict _share(self, const CShareStatus &one):
-        standing = "beyond" if one.is_beyond else "within" if one.is_modest else "near"
-        return {"model": one.model_id, "asked": one.asked, "had": one.had, "standing": standing}
+    cdef dict _share(self, const CShareStatus &share):
+        standing = "beyond" if share.is_beyond else "within" if share.is_modest else "near"
+        return {"model": share.model_id, "asked": share.asked, "had": share.had, "standing": standing}
 
     def policy_status(self, int64_t now_ns):
         cdef CPolicyStatus found = self._core.policy_status(now_ns)
@@ -671,7 +681,6 @@ cdef class Core(Driven):
         return {"pace": found.pace, "need": found.need, "hold": found.hold, "share": found.share}
 
     def whereabouts(self, model_id):
-        cdef CWhereabouts one
         return [(place.worker, place.device, STATES[place.state]) for place in self._core.whereabouts(model_id)]
 
     def devices_wanted(self, int64_t now_ns):
@@ -728,7 +737,7 @@ cdef class Core(Driven):
 
     def snapshot(self):
         cdef CSnapshot all_ = self._core.snapshot()
-        cdef CWhereabouts one
+        cdef CWhereabouts residency
         cdef CPlannedBatch batch
         cdef CFlightStatus flight
         cdef CModelStatus model
@@ -737,11 +746,11 @@ cdef class Core(Driven):
         for place in range(all_.devices.size()):
             row = self._device(all_.devices[place])
             row["resident"] = {
-                one.model_id: {
-                    "name": self._names.get(one.model_id, ""), "load_id": one.load_id, "state": STATES[one.state],
-                    "run_starts": list(one.run_starts), "pages": one.pages,
+                residency.model_id: {
+                    "name": self._names.get(residency.model_id, ""), "load_id": residency.load_id, "state": STATES[residency.state],
+                    "run_starts": list(residency.run_starts), "pages": residency.pages,
                 }
-                for one in all_.resident[place]
+                for residency in all_.resident[place]
             }
             row["plan"] = [
                 {
@@ -755,7 +764,7 @@ cdef class Core(Driven):
             model.model_id: {
                 "name": self._names.get(model.model_id, ""), "queued": model.queued, "served": model.served,
                 "draining": bool(model.draining), "workers": list(model.workers),
-                "resident": [[one.worker, one.device] for one in model.residencies if one.state == 2],
+                "resident": [[residency.worker, residency.device] for residency in model.residencies if residency.state == 2],
             }
             for model in all_.models
         }
@@ -784,11 +793,11 @@ cdef class Core(Driven):
 
     @property
     def known_counts(self):
-        """How many shapes, programs and models have a number or a name here."""
+        """Counts of the shapes, programs and models that have a number or a name here."""
         return len(self._shapes._numbers), len(self._programs._numbers), len(self._names)
 
 
-# ----- parts, for those who need one alone -------------------------------------------------------
+# ----- parts for use by themselves --------------------------------------------------------------------
 
 
 def with_margin(ns):
@@ -796,7 +805,7 @@ def with_margin(ns):
 
 
 cdef class PageAllocator:
-    """Which pages of an arena are free; see csrc/scheduler/pages.h."""
+    """The free pages of an arena; see csrc/scheduler/pages.h."""
 
     cdef CPages _pages
 
@@ -836,7 +845,6 @@ cdef class PageAllocator:
             self._pages.take_run(start, size)
 
     def intervals(self):
-        cdef CInterval one
         return [(interval.start, interval.size) for interval in self._pages.intervals()]
 
     def check_invariants(self):
@@ -844,7 +852,7 @@ cdef class PageAllocator:
 
 
 cdef class Curve:
-    """Execution time over batch size; see csrc/scheduler/estimates.h."""
+    """Execution time by batch size; see csrc/scheduler/estimates.h."""
 
     cdef CCurve _own
     cdef CCurve *_curve
@@ -864,7 +872,7 @@ cdef class Curve:
         return self._curve.planned_ns(batch)
 
     def measure(self, batch, ns, now=None):
-        """now: when it ended; else it began as the one before it ended."""
+        """now: time at which the execution ended; by default executions follow each other without gaps."""
         self._now = self._now + ns if now is None else now
         return bool(self._curve.measure(batch, ns, self._now))
 
@@ -873,7 +881,7 @@ cdef class Curve:
 
 
 cdef class ProgramEstimates:
-    """The curves of one program on one device kind, by shape."""
+    """The curves of a program on a device kind, by shape."""
 
     cdef CProgram _own
     cdef CProgram *_program
@@ -893,10 +901,10 @@ cdef class ProgramEstimates:
 
     def seed(self, points):
         cdef vector[CProfilePoint] found
-        cdef CProfilePoint one
+        cdef CProfilePoint entered
         for point in points:
-            one.shape, one.batch, one.exec_ns = self._shape(point.shape), point.batch, point.exec_ns
-            found.push_back(one)
+            entered.shape, entered.batch, entered.exec_ns = self._shape(point.shape), point.batch, point.exec_ns
+            found.push_back(entered)
         self._program.seed(found)
 
     def is_profiled(self, shape):
@@ -906,13 +914,13 @@ cdef class ProgramEstimates:
         return self._program.bound_ns(self._known, self._shape(shape), batch)
 
     def measure(self, shape, batch, ns):
-        """True if published estimates changed. It began as the one before it ended."""
+        """Return whether published estimates changed. Executions follow each other without gaps."""
         cdef uint32_t forgotten = UINT32_MAX
         self._now += ns
         return bool(self._program.measure(self._shape(shape), batch, ns, &forgotten, self._now))
 
     def curve(self, shape):
-        """Of a shape that is_profiled(). It goes when the shape is forgotten."""
+        """Return the curve of a profiled shape. It is valid until the shape is forgotten."""
         cdef Curve found = Curve()
         found._curve = self._program.curve(self._shape(shape))
         found._keeper = self
@@ -922,7 +930,7 @@ cdef class ProgramEstimates:
 
 
 cdef class LoadEstimates:
-    """Load times of one device kind."""
+    """Load times of a device kind."""
 
     cdef CLoads _loads
     cdef int64_t _now
@@ -931,7 +939,7 @@ cdef class LoadEstimates:
         return self._loads.load_ns(model_id, seed_ns, page_count)
 
     def measure(self, model_id, seed_ns, page_count, ns):
-        self._now += ns  # one after another
+        self._now += ns  # loads follow each other without gaps
         self._loads.measure(model_id, seed_ns, page_count, ns, self._now)
 
     def forget(self, model_id):
@@ -939,7 +947,7 @@ cdef class LoadEstimates:
 
 
 cdef class Estimates:
-    """Every program's estimates, by device kind."""
+    """Estimates of every program, by device kind."""
 
     cdef CEstimates _estimates
     cdef Numbers _numbers

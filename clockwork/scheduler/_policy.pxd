@@ -1,4 +1,5 @@
-# The hooks of a policy in Python as the C++ scheduler calls them; what each thing means is said in csrc/scheduler/hooks.h.
+# Declarations of a Python policy's hooks, which the C++ scheduler calls; csrc/scheduler/hooks.h describes
+# them.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
@@ -60,9 +61,9 @@ cdef extern from "scheduler/hooks.h" namespace "clockwork" nogil:
         uint32_t batch_max(const CKindSpec &spec, const CQueue &queue)
         int64_t planned_ns(const CKindSpec &spec, const CQueue &queue, uint32_t rows) except +
         int64_t least_ns(const CQueue &queue, uint32_t rows) except +
-        int64_t last_start_ns(const CQueue &queue, const CWaiting &one) except +
+        int64_t last_start_ns(const CQueue &queue, const CWaiting &request) except +
         uint32_t count_up_to(const CQueue &queue, uint32_t first, uint32_t rows_max)
-        cbool drop(CQueue &queue, const CWaiting &one) except +
+        cbool drop(CQueue &queue, const CWaiting &request) except +
 
     cdef cppclass CHookChoice "clockwork::HookChoice":
         CQueue *queue
@@ -86,7 +87,7 @@ cdef extern from "scheduler/hooks.h" namespace "clockwork" nogil:
         int (*admit)(void *, CHookView *, CQueue *, const CWaiting *, CHookRefusal *) except 0
 
 
-cdef struct Outer:  # the hook within which another runs, because a request was dropped
+cdef struct Outer:  # the outer hook, while another runs within it because a request was dropped
     CHookView *view
     uint64_t hook
     bint chooses
@@ -97,11 +98,11 @@ cdef class Script:
     cdef object _choose, _rank_ns, _ready_ns, _hopeless_ns, _admit
     cdef object _failure
     cdef str _name
-    # Of the hook that runs: what it sees, its number (0: none runs), whether it is choose().
+    # State of the running hook: its view, its number (0: none runs), and whether it is choose().
     cdef CHookView *_view
     cdef uint64_t _hook
     cdef bint _chooses
-    cdef uint64_t _hooks  # that have run
+    cdef uint64_t _hooks  # count of hooks that have run
 
     cdef object queue(self, CQueue *queue)
     cdef object device(self, CDevice *device)

@@ -1,4 +1,6 @@
-"""See docs/policies/python.md. Times are nanoseconds of the controller's clock."""
+"""Types that a policy in Python sees; see docs/policies/python.md. Times are nanoseconds of the controller's
+clock.
+"""
 
 from collections.abc import Iterator, Mapping, Set
 from typing import final
@@ -7,18 +9,18 @@ from clockwork.scheduler.policy import Policy
 
 @final
 class Request:
-    """A request that waits, as it was when a hook asked; it may be kept."""
+    """A waiting request, at the time of the hook's query. The object may be kept."""
 
     id: int
     arrived_ns: int
     deadline_ns: int
-    rows: int  # what it adds to a batch
+    rows: int  # rows that it adds to a batch
     priority: int  # 1 is the highest
-    alone: bool  # it shares no batch: one that it was in failed
+    alone: bool  # whether it must have a batch of its own, because a batch with it failed
 
 @final
 class Queue:
-    """Requests of one model, input shape and priority that wait, by deadline and then arrival."""
+    """Waiting requests of the same model, input shape and priority, by deadline and then arrival."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, place: int) -> Request: ...
@@ -27,74 +29,86 @@ class Queue:
     def model_id(self) -> int: ...
     @property
     def shape(self) -> int:
-        """A number for it; another model's same number is the same shape."""
+        """Number of the shape, which is the same for all models."""
 
     @property
     def priority(self) -> int: ...
     @property
     def rows(self) -> int:
-        """Of all its requests."""
+        """Rows of all its requests."""
 
     @property
     def is_plain(self) -> bool:
-        """Every request has one row and may share a batch."""
+        """Whether every request has one row and may share a batch."""
 
     @property
     def batch_max(self) -> int:
         """Rows of the model's largest batch, on the kind of device that prepared it first."""
 
     def devices(self) -> list[Device]:
-        """Those that hold the model and can be sent work; behind what they have, perhaps."""
+        """Return the devices that hold the model and can be sent work, perhaps after pending batches."""
 
     def fit(self, rows_max: int, first: int = 0) -> int:
-        """How many requests, from ``first`` on, make a batch of at most so many rows: at least one, and one alone."""
+        """Return how many requests, from ``first`` on, fit a batch of at most ``rows_max`` rows: at least
+        one; one if it is alone.
+        """
 
     def least_ns(self, rows: int) -> int:
-        """What a batch takes on the fastest kind of device; NEVER_NS if nothing is known of it."""
+        """Return the time of a batch on the fastest kind of device. NEVER_NS: unknown."""
 
     def last_start_ns(self, request: Request) -> int:
-        """When a request has to be sent at the latest, alone and to the fastest kind of device, to be in time."""
+        """Return the latest time at which a request can be sent, alone and to the fastest kind of device, to
+        be in time.
+        """
 
     def drop(self, request: Request) -> None:
-        """Answer it as missed. Only in choose(); those behind it may be dropped with it, as hopeless_ns() says."""
+        """Answer a request as missed. Only in choose(). Later requests may be dropped with it, as
+        hopeless_ns() decides.
+        """
 
 @final
 class Device:
-    """A device that executes one batch after the other."""
+    """A device that executes batches in turn."""
 
     @property
     def worker(self) -> int: ...
     @property
     def index(self) -> int:
-        """Among its worker's devices."""
+        """Index among its worker's devices."""
 
     @property
     def free_ns(self) -> int:
-        """When a batch that is sent now would begin, behind what it was sent and its way there."""
+        """Time at which a batch sent now would begin, after the pending batches and the network delay."""
 
     @property
     def there_ns(self) -> int:
-        """The delay of a message to its worker."""
+        """Delay of a message to its worker."""
 
     @property
     def back_ns(self) -> int:
-        """The delay of a message from its worker."""
+        """Delay of a message from its worker."""
 
     @property
     def in_flight(self) -> int:
-        """Batches that it was sent and has not answered."""
+        """Number of batches that were sent and have no result."""
 
     def first_ready(self) -> Queue | None:
-        """Of the ready queues of the models that it holds, the one of the highest priority and lowest rank."""
+        """Return the ready queue of highest priority and lowest rank, among the models that the
+        device holds.
+        """
 
     def ready(self) -> list[Queue]:
-        """All of them."""
+        """Return all ready queues of the models that the device holds."""
 
     def batch_max(self, queue: Queue) -> int:
-        """Rows of the largest batch here: 1 for a shape that was never measured. ValueError: the model is not here."""
+        """Return the rows of the largest batch here: 1 for a shape without measurements. ValueError: the
+        model is not here.
+        """
 
     def planned_ns(self, queue: Queue, rows: int) -> int:
-        """What a batch is planned to take here, with a margin; 0: nothing is known of it. ValueError as above."""
+        """Return the planned time of a batch here, with a margin. 0: unknown. ValueError: the model is not
+        here.
+        """
 
 @final
 class Batch:
@@ -107,13 +121,13 @@ class Batch:
 
 @final
 class Refusal:
-    """A request is refused; with the SLO that could have been kept, 0 if that is not known."""
+    """The refusal of a request, with the SLO that would have been feasible (0: unknown)."""
 
     feasible_slo_ns: int
     def __init__(self, feasible_slo_ns: int = 0) -> None: ...
 
 class Script:
-    """One policy object as the C++ scheduler calls it."""
+    """A policy object with the hooks that the C++ scheduler calls."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 # distutils: language = c++
-"""Calls from the C++ scheduler into a policy in Python (policy.py), and what the policy sees meanwhile.
+"""Calls from the C++ scheduler into a policy in Python (policy.py), and the views that its hooks get.
 
-A hook runs with the interpreter's lock, whoever calls the scheduler. What it raises stays set as Python's error while C++
-unwinds, and is raised again by the call of the scheduler that led to it.
+A hook runs with the interpreter's lock, whoever calls the scheduler. Its exception stays set while C++
+unwinds, and is raised again by the call of the scheduler that led to the hook.
 """
 
 from cpython.number cimport PyNumber_Index
@@ -14,7 +14,7 @@ cdef uint32_t ROWS_MAX = 1 << 30
 
 
 cdef class Request:
-    """A request that waits, as it was when a hook asked; it may be kept."""
+    """A waiting request, at the time of the hook's query. The object may be kept."""
 
     cdef readonly uint64_t id
     cdef readonly int64_t arrived_ns
@@ -41,7 +41,7 @@ cdef Request request_of(const CWaiting *waiting):
 
 
 cdef class View:
-    """What is there only while the hook runs that was given it, or that asked for it."""
+    """An object that is valid only while its hook runs."""
 
     cdef Script _script
     cdef uint64_t _hook
@@ -53,7 +53,7 @@ cdef class View:
 
 
 cdef class Queue(View):
-    """Requests of one model, input shape and priority that wait, by deadline and then arrival."""
+    """Waiting requests of the same model, input shape and priority, by deadline and then arrival."""
 
     cdef CQueue *_queue
 
@@ -102,7 +102,6 @@ cdef class Queue(View):
 
     def devices(self):
         cdef vector[CDevice *] found
-        cdef CDevice *one
         self.seen().devices(self._queue[0], found)
         return [self._script.device(number) for number in found]
 
@@ -127,7 +126,7 @@ cdef class Queue(View):
 
 
 cdef class Device(View):
-    """A device that executes one batch after the other."""
+    """A device that executes batches in turn."""
 
     cdef CDevice *_device
 
@@ -166,7 +165,6 @@ cdef class Device(View):
 
     def ready(self):
         cdef vector[CQueue *] found
-        cdef CQueue *one
         self.seen().ready(self._device[0], found)
         return [self._script.queue(number) for number in found]
 
@@ -199,7 +197,7 @@ cdef class Batch:
 
 
 cdef class Refusal:
-    """A request is refused; with the SLO that could have been kept, 0 if that is not known."""
+    """The refusal of a request, with the SLO that would have been feasible (0: unknown)."""
 
     cdef readonly int64_t feasible_slo_ns
 
@@ -217,13 +215,13 @@ cdef uint32_t rows_of(object rows) except? 0:
 
 
 cdef class Script:
-    """One policy object as the C++ scheduler calls it."""
+    """A policy object with the hooks that the C++ scheduler calls."""
 
     def __init__(self, policy, name, memory, options, presses_late, ahead_ns, overridden):
         self.hooks.policy = <void *>self
         self.hooks.memory = memory.encode()
-        for one in options:
-            self.hooks.options.push_back(one.encode())
+        for option in options:
+            self.hooks.options.push_back(option.encode())
         self.hooks.ahead_ns = ahead_ns
         self.hooks.presses_late = presses_late
         self.hooks.choose, self.hooks.rank_ns = call_choose, call_rank_ns
@@ -258,14 +256,14 @@ cdef class Script:
         self._view, self._hook, self._chooses = outer.view, outer.hook, outer.chooses
 
     cdef int leave(self, Outer outer) except 0:
-        """0 if a hook within failed, whatever this one made of that."""
+        """End a hook. Raises the failure of an inner hook, even if this hook caught it."""
         self.restore(outer)
         if self._failure is not None:
             raise self._failure
         return 1
 
     cdef object failed(self, Outer outer, str hook, object error):
-        """What is raised for an error of a hook. The first one stays: nothing that the policy does undoes it."""
+        """Return the exception for an error of a hook. The first error is kept, whatever the policy does."""
         self.restore(outer)
         if self._failure is None:
             self._failure = PolicyFailed(f"policy {self._name}: {hook}() failed: {type(error).__name__}: {error}")
@@ -285,7 +283,7 @@ cdef int call_choose(void *address, CHookView *view, CDevice *device, CHookChoic
 
 
 cdef int enter_choice(CHookView *view, CDevice *device, object chosen, CHookChoice *choice) except 0:
-    """Check what was chosen against the device."""
+    """Check the chosen batch against the device, and enter it."""
     if not isinstance(chosen, Batch):
         raise TypeError(f"it returned {chosen!r}, which is neither a Batch nor None")
     cdef Queue queue = (<Batch>chosen).queue
@@ -317,7 +315,7 @@ cdef int call_ready_ns(void *address, CHookView *view, CQueue *queue, int64_t *r
 cdef int enter_time(
     Script script, CHookView *view, CQueue *queue, str name, object hook, int64_t *time_ns
 ) except 0:
-    """Ask a hook that gives a time for a queue."""
+    """Call a hook that returns a time for a queue."""
     cdef Outer outer = script.enter(view, False)
     try:
         time_ns[0] = PyNumber_Index(hook(view.now(), script.queue(queue)))
@@ -327,24 +325,24 @@ cdef int enter_time(
 
 
 cdef int call_hopeless_ns(
-    void *address, CHookView *view, CQueue *queue, const CWaiting *one, int64_t *hopeless_ns
+    void *address, CHookView *view, CQueue *queue, const CWaiting *waiting, int64_t *hopeless_ns
 ) except 0 with gil:
     cdef Script script = <Script>address
     cdef Outer outer = script.enter(view, False)
     try:
-        hopeless_ns[0] = PyNumber_Index(script._hopeless_ns(view.now(), script.queue(queue), request_of(one)))
+        hopeless_ns[0] = PyNumber_Index(script._hopeless_ns(view.now(), script.queue(queue), request_of(waiting)))
     except Exception as error:
         raise_failed(script.failed(outer, "hopeless_ns", error), error)
     return script.leave(outer)
 
 
 cdef int call_admit(
-    void *address, CHookView *view, CQueue *queue, const CWaiting *one, CHookRefusal *refusal
+    void *address, CHookView *view, CQueue *queue, const CWaiting *waiting, CHookRefusal *refusal
 ) except 0 with gil:
     cdef Script script = <Script>address
     cdef Outer outer = script.enter(view, False)
     try:
-        refused = script._admit(view.now(), script.queue(queue), request_of(one))
+        refused = script._admit(view.now(), script.queue(queue), request_of(waiting))
         if refused is not None:
             if not isinstance(refused, Refusal):
                 raise TypeError(f"it returned {refused!r}, which is neither a Refusal nor None")
@@ -355,7 +353,7 @@ cdef int call_admit(
 
 
 cdef int raise_failed(object failure, object error) except 0:
-    """Raise it because of an error; one that came out of a hook within is raised as it is."""
+    """Raise a failure with the error as its cause. The failure of an inner hook is raised as it is."""
     if failure is error:
         raise failure
     raise failure from error

@@ -1,11 +1,14 @@
-"""A scheduling policy in Python: subclass Policy, and name the class as ``module:Class`` wherever a policy is named.
+"""Scheduling policies in Python: subclass Policy, and give ``module:Class`` wherever a policy's name is
+expected.
 
-Like native policies, it decides which requests may wait, when a queue wants a device and how urgently, which batch a free
-device runs next, and which requests are given up. Retries, loads, evictions and requests without a deadline are handled
-for it. docs/policies/python.md has a table of everything that a hook sees; examples/fifo_policy.py is a complete policy.
+Like native policies, a policy in Python decides which requests may wait, when a queue wants a device and how
+urgently, which batch a free device runs next, and which requests are dropped. The core handles retries,
+loads, evictions and requests without a deadline. docs/policies/python.md has a table of all that a hook sees;
+examples/fifo_policy.py is a complete policy.
 
-A policy is pure: its decisions depend on its options and the arguments of its hooks alone, so that the simulator gives the
-same report for the same seed and a recording can be replayed. It reads no clock, opens no file and starts no thread.
+A policy is pure: its decisions depend only on its options and the arguments of its hooks, so that the
+simulator gives the same report for the same seed, and a recording can be replayed. It reads no clock, opens
+no file and starts no thread.
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ _OPTIONAL_HOOKS = ("ready_ns", "hopeless_ns", "admit")
 
 
 class Policy(abc.ABC):
-    """The base of policies in Python. The queues, devices and times of a hook's arguments are as of ``now_ns``.
+    """The base of policies in Python. The arguments of a hook show queues, devices and times at ``now_ns``.
 
-    A Queue or a Device is invalid once the hook has returned, and raises if it is used. An exception in a hook ends the
-    simulation or the controller: PolicyFailed, with the exception as its cause.
+    A Queue or a Device raises an error if it is used after the hook has returned. An exception in a hook ends
+    the simulation or the controller: PolicyFailed, with the exception as its cause.
     """
 
     OPTIONS: ClassVar[Mapping[str, float]] = {}
-    """Names and defaults of the options that ``--option NAME=NUMBER`` sets: numbers from 0 to a million."""
+    """Names and defaults of the options that ``--option NAME=NUMBER`` sets. Values are from 0 to a
+    million.
+    """
 
     MEMORY: ClassVar[str] = "adaptive"
     """The policy whose rules load and evict models, "adaptive" or "paper"; ``--memory`` overrides it."""
@@ -44,50 +49,60 @@ class Policy(abc.ABC):
         """options: the values of OPTIONS."""
         self.options = dict(options)
         self.ahead_ns = 5 * MS
-        """Time before a device is planned to be free at which its next batch is sent, beyond the network delay."""
+        """Lead of a batch before its device is planned to be free, in addition to the network delay."""
         self.presses_late = True
-        """Whether a request that was sent after a quarter of its SLO is a reason for another device to load its model. False
-        for a policy that delays requests on purpose."""
+        """Whether a request that was sent after a quarter of its SLO makes another device load its model.
+
+        False for a policy that delays requests on purpose.
+        """
 
     @abc.abstractmethod
     def choose(self, now_ns: int, device: Device) -> Batch | None:
-        """The next batch of a device that can take work. None: nothing now; a queue that becomes ready asks anew."""
+        """Return the next batch of a device that can take work. None: nothing now; the hook is called again
+        once a queue is ready.
+        """
 
     @abc.abstractmethod
     def rank_ns(self, now_ns: int, queue: Queue) -> int:
-        """The urgency of a ready queue: among queues of the same priority, first_ready() returns the lowest.
+        """Return the urgency of a ready queue. Among queues of equal priority, first_ready() returns the
+        queue with the lowest rank.
 
-        Called when the queue's front has changed or the queue became ready; the value holds until the next such call.
+        Called when the queue's front has changed or the queue became ready. The value holds until the next
+        call.
         """
 
     def ready_ns(self, now_ns: int, queue: Queue) -> int:
-        """The time from which a queue, which is not empty, wants a device.
+        """Return the time from which a non-empty queue wants a device.
 
-        Called at each arrival while the queue is not ready, when its front has changed, and at the returned time.
+        Called at each arrival while the queue is not ready, when its front has changed, and at the returned
+        time.
         """
         return 0
 
     def hopeless_ns(self, now_ns: int, queue: Queue, request: Request) -> int:
-        """The time at which the front of a queue is answered as missed if no device took it: at the latest its deadline.
+        """Return the time at which the front of a queue is answered as missed if no device took it: at the
+        latest its deadline.
 
-        It must not decrease from one request of a queue to the next.
+        The time must not decrease from a request of a queue to the next.
         """
         return request.deadline_ns
 
     def admit(self, now_ns: int, queue: Queue, request: Request) -> Refusal | None:
-        """A Refusal if an arriving request is refused at once, else None. It is not in the queue yet, which may be empty."""
+        """Return a Refusal to refuse an arriving request at once, else None. The request is not in the queue
+        yet.
+        """
         return None
 
 
 def is_scripted(policy: str) -> bool:
-    """Whether the name of a policy is that of a Python class."""
+    """Return whether a policy's name is that of a Python class."""
     return ":" in policy
 
 
 def load_class(name: str) -> type[Policy]:
-    """The class that ``module:Class`` names; modules are also searched for in the current directory.
+    """Return the class that ``module:Class`` names. Modules are also searched in the current directory.
 
-    Raises ConfigError, naming the argument, if there is no such class or it is not a complete Policy.
+    Raises ConfigError with the argument if there is no such class, or if it is not a complete Policy.
     """
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name:
@@ -112,7 +127,7 @@ def load_class(name: str) -> type[Policy]:
 
 
 def make_script(name: str, options: Mapping[str, float]) -> Script | None:
-    """A new policy object for the scheduler to call; None for the name of a native policy.
+    """Return a new policy object for the scheduler to call. None: the name is that of a native policy.
 
     Raises ConfigError. make_scheduler() refuses options that the class does not have.
     """

@@ -1,14 +1,15 @@
-"""Recordings: what a scheduler was told, step by step, and what it decided.
+"""Recordings of a scheduler: its events, step by step, and its commands.
 
-A recording is a sequence of msgpack objects: a header, then for each call of step_many() a byte string, so that a
-reader can pass over it, of another msgpack object: [time, settled, events, commands]. Time is the first event's; all
-other moments are told as the difference to it, which makes most of them short; ``settled`` is when the step decided.
-Events and commands are [number of the type, fields...]. A Wake is left out: it only says when the next Tick comes, and
-a Tick is a step without events. Since schedulers are deterministic, the events are enough to repeat every decision.
+A recording is a sequence of msgpack objects: a header, then a byte string for each call of step_many(). The
+byte string, which a reader can skip, holds another msgpack object: [time, settled, events, commands]. Time is
+that of the first event. All other times are differences to it, which makes most of them short; ``settled`` is
+the time of the decisions. Events and commands are [number of the type, fields...]. A Wake is left out, as it
+only tells when the next Tick comes; a Tick is a step without events. Schedulers are deterministic, so the
+events are enough to repeat every decision.
 
 csrc/controller/recorder.cpp writes the same bytes.
 
-A recording is anybody's: whatever is read has the types and ranges that the fields of the records have.
+A recording is untrusted: the types and ranges of all fields are checked.
 """
 
 from __future__ import annotations
@@ -63,10 +64,12 @@ from clockwork.scheduler.types import (
 from clockwork.wire.messages import Reason, Status
 
 FORMAT = 3
-"""Version of the format of recordings. Every change of the events' and commands' fields needs a new one."""
+"""Version of the format of recordings. Every change of the fields of events or commands needs a new
+version.
+"""
 
 FORMAT_STATELESS = 2
-"""The one before, which is read as well: a head without ``state`` and ``inexact``."""
+"""The previous version, which is read as well: its header has no ``state`` and ``inexact``."""
 
 DIGEST_BYTES = 8
 STATE_DIGEST_BYTES = 16
@@ -105,7 +108,7 @@ Body = tuple[Any, ...]
 
 
 def _moments(kind: type[Any]) -> tuple[int, ...]:
-    """Places of the fields that are moments of the controller's clock."""
+    """Return the indices of the fields that are times of the controller's clock."""
     return tuple(place for place, name in enumerate(kind._fields) if name in _MOMENTS)
 
 
@@ -123,24 +126,25 @@ class Held(NamedTuple):
 
     @classmethod
     def of(cls, numbers: bytes) -> tuple[Held, ...]:
-        """What Core.held() says."""
+        """Parse the result of Core.held()."""
         return tuple(map(cls._make, struct.iter_unpack("=qqqq", numbers)))
 
 
 class Header(NamedTuple):
-    """The scheduler and the program that a recording is of."""
+    """The scheduler and the program that wrote a recording."""
 
     policy: str
     memory: str
     options: Mapping[str, float]
-    version: str  # of the program that wrote it
-    # Of a dump that does not begin at the controller's start (start > 0): the first so many steps tell of the cluster as it
-    # was at `start`, a place of the recorder's stream; and `held` is what devices held when the dump was written.
+    version: str  # version of the program that wrote the recording
+    # For a dump that does not begin at the controller's start (start > 0): the first `cluster_steps` steps
+    # describe the cluster at `start`, an offset of the recorder's stream. `held` has the models on devices
+    # when the dump was written.
     start: int = 0
     cluster_steps: int = 0
     held: Sequence[Held] = ()
-    # What Core.restore() takes of a scheduler that is about to be told the steps behind the cluster's; b"": there is none,
-    # and `inexact` says why.
+    # State for Core.restore() of a scheduler that then gets the steps after those of the cluster. b"": there
+    # is no state, and `inexact` gives the reason.
     state: bytes = b""
     inexact: str = ""
 
@@ -148,8 +152,8 @@ class Header(NamedTuple):
 class Step(NamedTuple):
     """A call of step_many()."""
 
-    events: Sequence[Event]  # a Tick where it was only time
-    commands: Sequence[Command]  # without any Wake
+    events: Sequence[Event]  # a Tick if only time has passed
+    commands: Sequence[Command]  # without Wakes
 
 
 class Readable(Protocol):
@@ -165,12 +169,12 @@ def _sealed(state: bytes) -> bytes:
 
 
 def encode_event(event: Event, time_ns: int) -> bytes:
-    """The bytes of one event, within a step of that time."""
+    """Return the bytes of an event within a step whose time is time_ns."""
     return bytes(msgpack.packb(_plain_event(event, time_ns)))
 
 
 def encode_step(events: Sequence[Event], commands: Iterable[Command]) -> bytes:
-    """The bytes of a step of at least one event, none but the last of them a Tick."""
+    """Return the bytes of a step with at least one event, of which only the last may be a Tick."""
     time_ns, settled_ns = events[0].now_ns, max(event.now_ns for event in events)
     told = [_plain_event(event, time_ns) for event in events if type(event) is not Tick]
     ordered = [_plain_command(command, time_ns) for command in commands if type(command) is not Wake]
@@ -178,7 +182,7 @@ def encode_step(events: Sequence[Event], commands: Iterable[Command]) -> bytes:
 
 
 def encode_told(time_ns: int, events: Sequence[bytes]) -> bytes:
-    """The bytes of a step without orders, of events that encode_event() has encoded."""
+    """Return the bytes of a step without commands, with events that encode_event() has encoded."""
     head = (
         _PACKER.pack_array_header(4)
         + _PACKER.pack(time_ns)
@@ -192,13 +196,13 @@ _PACKER = msgpack.Packer()
 
 
 def digest_of(commands: Iterable[Command]) -> bytes:
-    """A hash of every field of the commands, but for Wakes."""
+    """Return a hash of every field of the commands, except Wakes."""
     plain = [_plain_command(command, 0) for command in commands if type(command) is not Wake]
     return hashlib.blake2b(msgpack.packb(plain), digest_size=DIGEST_BYTES).digest()
 
 
 def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
-    """A recording's header, and its steps as they are read. An incomplete step at the end is left out.
+    """Return a recording's header, and an iterator of its steps. An incomplete step at the end is left out.
 
     Raises ConfigError unless the file is a recording.
     """
@@ -219,7 +223,9 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
 def _header(head: Sequence[Any]) -> Header:
     try:
         header = Header(*head[1:])
-        header = header._replace(options=dict(header.options), held=tuple(Held(*one) for one in header.held))
+        header = header._replace(
+            options=dict(header.options), held=tuple(Held(*entry) for entry in header.held)
+        )
     except (TypeError, ValueError):
         raise ConfigError("the head of the recording is damaged") from None
     numbers = [header.start, header.cluster_steps, *itertools.chain.from_iterable(header.held)]
@@ -251,21 +257,24 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
 
 
 class Stream:
-    """Steps from a controller's flight recorder, piece by piece: give take() what Client.recorder(stream.argument) answers."""
+    """Steps from a controller's flight recorder: take() gets each answer to
+    Client.recorder(stream.argument).
+    """
 
     def __init__(self, since: str = "#0") -> None:
-        """since: "#PLACE", or "-NS" for so many nanoseconds before now; "#0" begins with the oldest that is kept."""
+        """since: "#OFFSET", or "-NS" for nanoseconds before now; "#0" begins with the oldest step."""
         self.argument = since
-        self.place = 0  # where the next piece begins
-        self.lost = 0  # bytes that the recorder forgot before they were read, but for the first piece
-        self.is_at_end = False  # the last piece was the newest
-        self.epoch = 0  # of the controller
+        self.place = 0  # offset of the next piece
+        self.lost = 0  # bytes that the recorder dropped before they were read, except before the first piece
+        self.is_at_end = False  # whether the last piece was the newest
+        self.epoch = 0  # epoch of the controller
         self._unpacker = self._fresh()
         self._has_begun = False
 
     def take(self, answer: Mapping[str, Any]) -> list[Step]:
-        """The steps that are complete with this piece; where the controller is another one by now, none, and the next piece
-        is the first that it has. Raises ConfigError where this is no piece of a recorder's."""
+        """Return the steps that are complete with this piece. None are returned after a restart of the
+        controller; the next piece is then its oldest. Raises ConfigError for a malformed piece.
+        """
         try:
             if self._has_begun and answer["epoch"] != self.epoch:
                 self.argument, self._has_begun, self.is_at_end = "#0", False, False
@@ -273,7 +282,7 @@ class Stream:
                 return []
             self.epoch = answer["epoch"]
             place, piece, following = answer["place"], answer["bytes"], answer["next"]
-            if self._has_begun and place != self.place:  # a piece begins with a step where something was lost
+            if self._has_begun and place != self.place:  # after a loss, a piece begins with a step
                 self.lost += place - self.place
                 self._unpacker = self._fresh()
             self._has_begun = True
@@ -297,7 +306,9 @@ class Stream:
 
 
 def decode_step(body: bytes) -> Step:
-    """The step that one byte string of a recording is. Raises ValueError, which says what is wrong, if it is none."""
+    """Decode a step from a byte string of a recording. Raises ValueError with the fault for any other
+    bytes.
+    """
     try:
         time_ns, settled, told, ordered = msgpack.unpackb(body, use_list=False)
         _TIMES.pack(time_ns, settled, time_ns + settled)
@@ -320,7 +331,7 @@ def _records(
     kinds: Sequence[type[Any]],
     time_ns: int,
 ) -> list[Any]:
-    """The events or commands of a step. Raises ValueError where one is not as its kind declares it."""
+    """Return the events or commands of a step. Raises ValueError if a record differs from its declaration."""
     found = []
     for number, body in enumerate(bodies):
         try:
@@ -341,7 +352,8 @@ def _plain_event(event: Event, time_ns: int) -> list[Any]:
         spec: ModelSpec = event.spec  # type: ignore[union-attr]
         fields = _fields(spec)
         fields[-1] = [_fields(point) for point in spec.profile]
-        return [_EVENT_NUMBERS[kind], event.now_ns - time_ns, event.worker, *fields]  # type: ignore[union-attr]
+        worker = event.worker  # type: ignore[union-attr]
+        return [_EVENT_NUMBERS[kind], event.now_ns - time_ns, worker, *fields]
     return [_EVENT_NUMBERS[kind], *_shifted([*event], _EVENT_MOMENTS[kind], -time_ns)]
 
 
@@ -355,8 +367,8 @@ def _plain_command(command: Command, time_ns: int) -> list[Any]:
 
 # ----- records as they are read --------------------------------------------------------------------
 
-# Forms of numbers, as the scheduler has them: struct packs them all in one call, which fails where one is no number or does
-# not fit.
+# Formats of numbers, as in the scheduler. struct packs all numbers of a record in a call, which fails if a
+# value is no number or too large.
 _FORMS = {
     "worker": "i", "device": "i", "model_id": "q", "action_id": "Q", "load_id": "Q", "request_id": "Q", "id": "Q", "rows": "Q",
     "bytes": "Q", "copied_bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
@@ -369,14 +381,14 @@ def _form_of(name: str) -> str:
 
 
 class _Numbers:
-    """Checks some fields of a record, all of them numbers."""
+    """A check of fields of a record that are all numbers."""
 
     def __init__(self, *names: str) -> None:
         self._names = names
         self._form = struct.Struct("<" + "".join(_form_of(name) for name in names))
 
     def check(self, *values: Any) -> None:
-        """Raises ValueError, naming the field and its value."""
+        """Raise ValueError with the first wrong field and its value."""
         try:
             self._form.pack(*values)
         except struct.error:
@@ -399,7 +411,7 @@ _TYPE_NAMES = {str: "a text", bool: "true or false", tuple: "a list"}
 
 
 def _check_list(name: str, value: Any, form: str) -> None:
-    """Numbers of an array's form."""
+    """Raise ValueError unless a value is a list of numbers that fit an array of this format."""
     _check_type(name, value, tuple)
     try:
         array(form, value)
@@ -409,7 +421,7 @@ def _check_list(name: str, value: Any, form: str) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _check_shape(shape: Any) -> None:
-    """Dimensions of each input; few shapes come often."""
+    """Check the dimensions of each input. The cache is effective, as few shapes are frequent."""
     _check_type("shape", shape, tuple)
     for dims in shape:
         _check_list("shape", dims, "q")
@@ -440,7 +452,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 
 
 def _checker(names: Sequence[str]) -> Callable[[Sequence[Any]], None]:
-    """A function that checks the fields of a record, given in this order."""
+    """Return a function that checks the fields of a record, given in this order."""
     numbers = [place for place, name in enumerate(names) if name.endswith("_ns") or name in _FORMS]
     others = [(place, _CHECKS[name]) for place, name in enumerate(names) if name in _CHECKS]
     form = _Numbers(*(names[place] for place in numbers))
@@ -449,8 +461,8 @@ def _checker(names: Sequence[str]) -> Callable[[Sequence[Any]], None]:
         if len(fields) != len(names):
             raise ValueError(f"it has {len(fields)} fields, not {len(names)}")
         form.check(*[fields[place] for place in numbers])
-        for place, one in others:
-            one(fields[place])
+        for place, check_field in others:
+            check_field(fields[place])
 
     return check
 
@@ -466,7 +478,7 @@ def _reader(kind: type[Any], moments: tuple[int, ...]) -> Callable[[Body, int], 
     return read
 
 
-# What comes with every request is read field by field, in half the time.
+# Records of every request have readers of their own, which take half the time.
 
 _ARRIVED = _Numbers(
     "now_ns", "id", "model_id", "rows", "bytes", "arrived_ns", "deadline_ns", "priority", "copied_bytes"
@@ -483,7 +495,7 @@ _MODEL_FAULT = _checker(["model_id", "worker"])
 
 def _arrived(body: Body, time_ns: int) -> Arrived:
     at_ns, number, model, rows, shape, size, arrived_ns, deadline_ns, priority, *more = body[1:]
-    [copied] = more or [0]  # what was recorded before that was counted has no such field
+    [copied] = more or [0]  # older recordings have no such field
     at_ns, arrived_ns, deadline_ns = at_ns + time_ns, arrived_ns + time_ns, deadline_ns + time_ns
     _ARRIVED.check(at_ns, number, model, rows, size, arrived_ns, deadline_ns, priority, copied)
     _check_shape(shape)

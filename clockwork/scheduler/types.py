@@ -1,7 +1,7 @@
 """The scheduler's interface: events in, commands out, all fixed typed records.
 
-Times are of the controller's clock, in integer nanoseconds. A scheduler never reads a clock, opens a socket or
-sees a tensor's bytes: it knows a request by its row count, its shape key and its deadline.
+Times are of the controller's clock, in integer nanoseconds. A scheduler never reads a clock, opens a socket
+or sees a tensor's bytes: it knows a request by its row count, its shape key and its deadline.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clockwork.wire.messages import NEVER_NS, Reason, Status
 __all__ = ["NEVER_NS", "Reason", "Status"]
 
 ShapeKey: TypeAlias = tuple[tuple[int, ...], ...]
-"""The shapes of a request's inputs; for a model that batches, without axis 0."""
+"""The shapes of a request's inputs. For a model that batches they are without axis 0."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,8 +30,11 @@ class ProfilePoint:
 
 @dataclasses.dataclass(slots=True)
 class ModelSpec:
-    """A model as a worker has prepared it. Workers of the same device kind share estimates; ``batch_max``, ``runs`` and
-    ``load_ns`` are each worker's own. ``batches``: whether requests have rows, the same on all workers."""
+    """A model as a worker has prepared it.
+
+    Workers of the same device kind share estimates; ``batch_max``, ``runs`` and ``load_ns`` are each worker's
+    own. ``batches``: whether requests have rows, which is the same on all workers.
+    """
 
     model_id: int
     name: str
@@ -47,17 +50,17 @@ class ModelSpec:
 
 @dataclasses.dataclass(slots=True)
 class Request:
-    """A request, from arrival to its answer. id is unique for the controller's life."""
+    """A request from arrival to answer. Its id is unique for the controller's life."""
 
     id: int
     model_id: int
     rows: int
     shape: ShapeKey
-    bytes: int  # of all its inputs, for the bound on queued bytes
+    bytes: int  # bytes of all inputs, for the bound on queued bytes
     arrived_ns: int
     deadline_ns: int  # NEVER_NS: none
-    priority: int  # 1 is the highest; the default level has been filled in
-    copied_bytes: int = 0  # of inputs in the client's memory, which its worker copies from there
+    priority: int  # 1 is the highest; the default has been filled in
+    copied_bytes: int = 0  # bytes of inputs in the client's memory, from which the worker copies them
 
 
 # ----- events --------------------------------------------------------------------------------
@@ -69,7 +72,7 @@ class Arrived(NamedTuple):
 
 
 class RequestCancelled(NamedTuple):
-    """The client cancelled the request, or is gone. Answered CANCELLED if it has not been answered."""
+    """The client cancelled the request, or has left. An unanswered request is answered with CANCELLED."""
 
     now_ns: int
     request_id: int
@@ -78,8 +81,8 @@ class RequestCancelled(NamedTuple):
 class ActionDone(NamedTuple):
     """The result of an action, with times converted to the controller's clock.
 
-    ``duration_ns``: measured. ``ready_ns``: when the order and its inputs had reached the worker, 0 if unknown; a
-    simulated worker adds the time of their copy to the device.
+    ``duration_ns``: measured. ``ready_ns``: time at which the order and its inputs had reached the worker, 0
+    if unknown; a simulated worker adds the time of their copy to the device.
     """
 
     now_ns: int
@@ -94,9 +97,10 @@ class ActionDone(NamedTuple):
 
 
 class WorkerJoined(NamedTuple):
-    """A worker has joined. ``devices``: (kind, page_bytes, page_count, run_ahead) of each. Nothing is resident on them.
+    """A worker has joined. ``devices``: (kind, page_bytes, page_count, run_ahead) of each. No model is
+    resident on them.
 
-    ``host_bytes``: the budget of the host store that they load from, empty now; 0: there is none.
+    ``host_bytes``: budget of the worker's host store, which is empty; 0: there is none.
     """
 
     now_ns: int
@@ -106,21 +110,21 @@ class WorkerJoined(NamedTuple):
 
 
 class WorkerLeft(NamedTuple):
-    """A worker is gone, and its actions are lost: their requests are planned again, or answered."""
+    """A worker has left, and its actions are lost. Their requests are planned again, or answered."""
 
     now_ns: int
     worker: int
 
 
 class WorkerDraining(NamedTuple):
-    """A worker wishes to leave: it is sent no new actions, and its actions under way end."""
+    """A worker is leaving. It gets no new actions, and its pending actions end."""
 
     now_ns: int
     worker: int
 
 
 class DeviceLost(NamedTuple):
-    """A device of a worker is gone, and its actions with it; the worker and its other devices go on."""
+    """A device of a worker is lost with its actions. The worker and its other devices continue."""
 
     now_ns: int
     worker: int
@@ -128,7 +132,7 @@ class DeviceLost(NamedTuple):
 
 
 class DeviceClock(NamedTuple):
-    """A device executes at this clock rate from now on; execution times are inversely proportional to it."""
+    """The clock rate of a device has changed. Execution times are inversely proportional to it."""
 
     now_ns: int
     worker: int
@@ -137,8 +141,9 @@ class DeviceClock(NamedTuple):
 
 
 class TimeWanted(NamedTuple):
-    """A worker wants a device's time for itself, with pages of these runs, for a model that it prepares. ``expected_ns``:
-    0, it wants none any more."""
+    """A worker wants a device's time and pages of these runs, to prepare a model. ``expected_ns`` 0: it no
+    longer does.
+    """
 
     now_ns: int
     worker: int
@@ -149,7 +154,9 @@ class TimeWanted(NamedTuple):
 
 
 class LinkMeasured(NamedTuple):
-    """The link to a worker was measured. ``there_ns``/``back_ns``: high percentiles of the delay each way, with jitter."""
+    """The link to a worker was measured. ``there_ns``/``back_ns``: high percentiles of the delay in each
+    direction, with jitter.
+    """
 
     now_ns: int
     worker: int
@@ -166,14 +173,14 @@ class ModelReady(NamedTuple):
 
 
 class ModelRemoved(NamedTuple):
-    """A model drains: its queued requests finish, new ones are refused; then ModelGone is commanded."""
+    """A model drains: its queued requests finish, new requests are refused. Then ModelGone is commanded."""
 
     now_ns: int
     model_id: int
 
 
 class Tick(NamedTuple):
-    """The time of a Wake has come (or any other time: a tick is always harmless)."""
+    """The time of a Wake has come. A Tick at any other time is harmless."""
 
     now_ns: int
 
@@ -238,7 +245,9 @@ class SendProfile(NamedTuple):
 
 
 class SendFetch(NamedTuple):
-    """Read a model from disk into the worker's host store. ``device`` is the store's first, ``load_id`` the order's."""
+    """Read a model from disk into the worker's host store. ``device`` is the store's first device,
+    ``load_id`` belongs to the order.
+    """
 
     worker: int
     device: int
@@ -264,7 +273,9 @@ class SendDrop(NamedTuple):
 
 
 class SendReserve(NamedTuple):
-    """Give a device's time to its worker, and pages with it: the first of each run. ``load_id`` is 0."""
+    """Give a device's time and pages to its worker. ``run_starts``: first page of each run.
+    ``load_id`` is 0.
+    """
 
     worker: int
     device: int
@@ -294,7 +305,7 @@ class AnswerOk(NamedTuple):
 
 
 class AnswerFailed(NamedTuple):
-    """Answer a request without outputs. ``feasible_slo_ns``, ``retry_after_ns``: for REFUSED, 0 if unknown."""
+    """Answer a request without outputs. ``feasible_slo_ns``, ``retry_after_ns``: for REFUSED; 0: unknown."""
 
     request_id: int
     status: Status
@@ -305,7 +316,7 @@ class AnswerFailed(NamedTuple):
 
 
 class ModelGone(NamedTuple):
-    """Forget a removed model everywhere: it holds no page and no request any more."""
+    """Forget a removed model everywhere. It holds no page and no request."""
 
     model_id: int
 
@@ -313,16 +324,17 @@ class ModelGone(NamedTuple):
 class Fault(enum.IntEnum):
     """Faults of a model's execution or load."""
 
-    WORKER_LOST = 0  # its worker ended, or its device broke, for an unknown reason
-    CRASHED = 1  # it crashed its worker, which reported that
-    OVERRUN = 2  # it took longer than its limit
-    STUCK = 3  # its load or fetch did not end, and its worker began anew
-    TRIAL_STUCK = 4  # a RESERVE in which it was made ready did not end, and its worker began anew
+    WORKER_LOST = 0  # the worker ended, or the device broke, for an unknown reason
+    CRASHED = 1  # the model crashed its worker, which reported that
+    OVERRUN = 2  # the execution exceeded its limit
+    STUCK = 3  # a load or fetch did not end, and the worker restarted
+    TRIAL_STUCK = 4  # a RESERVE for the preparation of the model did not end, and the worker restarted
 
 
 class ModelFault(NamedTuple):
-    """A model's execution or load was at fault. ``set_aside``: it takes no more requests; ModelGone is commanded when it
-    holds nothing any more."""
+    """A fault of a model's execution or load. ``set_aside``: the model takes no more requests, and ModelGone
+    is commanded when it holds nothing.
+    """
 
     model_id: int
     worker: int
@@ -343,61 +355,72 @@ Command: TypeAlias = (
 
 
 class Scheduler(Protocol):
-    """A scheduler with any policy. Deterministic: the same events give the same commands."""
+    """A scheduler with any policy. Deterministic: equal events give equal commands."""
 
     def step(self, event: Event) -> list[Command]: ...
 
     def step_many(self, events: Iterable[Event]) -> list[Command]:
-        """Like a step() for each event, but plans only once, at the end."""
+        """Take events as step() does, but plan only once, at the end."""
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """The whole state as plain data: devices() with their residencies, and every model. For tests and dumps."""
+        """Return the whole state as plain data: devices() with their residencies, and every model. For tests
+        and dumps.
+        """
         ...
 
     def devices(self) -> list[dict[str, Any]]:
-        """For each device its queue, free pages and residencies, as plain data for status."""
+        """Return each device's queue, free pages and residencies, as plain data for status."""
         ...
 
     def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]:
-        """(worker, device, state) of each device that holds a model, or is about to."""
+        """Return (worker, device, state) of each device that holds a model, or is about to."""
         ...
 
     def policy_status(self, now_ns: int) -> dict[str, float]:
-        """The policy's estimates of executions and arrivals as a whole: pace, need, hold, share (csrc/scheduler/adaptive.h).
-        Empty for a policy without such estimates."""
+        """Return the policy's estimates of executions and arrivals as a whole: pace, need, hold, share
+        (csrc/scheduler/adaptive.h).
+
+        Empty for a policy without such estimates.
+        """
         ...
 
     def devices_wanted(self, now_ns: int) -> float:
-        """The number of devices that the current load needs; see csrc/scheduler/demand.h."""
+        """Return the number of devices that the current load needs; see csrc/scheduler/demand.h."""
         ...
 
     def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]:
-        """The current estimates of the execution times of a profile's points."""
+        """Return the current estimates of the execution times of a profile's points."""
         ...
 
     def noise(self) -> dict[str, float]:
-        """How executions differ from their estimates: their number (executions), the median ratio (pace), sigma of a lognormal
-        factor, the part that took more than 1.5 times the median (outliers), and by which factor (outlier_factor)."""
+        """Return the differences of executions from their estimates.
+
+        executions: their number. pace: median ratio. sigma: of a lognormal factor. outliers: part that took
+        more than 1.5 times the median. outlier_factor: factor of these.
+        """
         ...
 
     def prediction_errors(self, bounds_ns: Iterable[int]) -> dict[str, dict[str, dict[str, Any]]]:
-        """predictions() as histograms with these bounds of their buckets."""
+        """Return predictions() as histograms over buckets with these bounds."""
         ...
 
     def held(self) -> bytes:
-        """Worker, device, model and load id of each model that is resident on a device, as numbers of eight bytes."""
+        """Return worker, device, model and load id of each resident model, as numbers of eight bytes."""
         ...
 
     def hosts(self, model_id: int) -> list[int]:
-        """Workers that hold a model in a host store with a budget."""
+        """Return the workers that hold a model in a host store with a budget."""
         ...
 
     def predictions(self) -> dict[str, Any]:
-        """Errors of predictions as plain data: how much longer (over) or shorter (under) actions were predicted than they took,
-        and how much later or earlier their ends: infer_duration, infer_completion, load_duration, load_completion."""
+        """Return the errors of predictions as plain data.
+
+        Durations of actions that were predicted too long (over) or too short (under), and ends that were
+        predicted too late or too early: infer_duration, infer_completion, load_duration, load_completion.
+        """
         ...
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where an invariant is broken. For tests; may be slow."""
+        """Raise AssertionError if an invariant is broken. For tests; may be slow."""
         ...

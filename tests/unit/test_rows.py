@@ -159,6 +159,12 @@ def test_rows_that_meet_for_some_inputs_only(text: str, why: str) -> None:
             "number of rows",
         ),
         (
+            ("(float[N, T] x) => (float[N, T] y) { a = Constant <value_ints = [-5]> () axis = Constant <value_ints = [1]> () "
+            "  b = Constant <value_ints = [9223372036854775807]> () s = Slice (x, a, b, axis) "
+            "  d = Constant <value_ints = [-1, 5]> () r = Reshape (s, d) m = Softmax (r) h = Shape (s) y = Reshape (m, h) }"),
+            "whose size is not known",
+        ),
+        (
             ("(float[N, 4] x) => (float[N, 4] y) { one = Constant <value_ints = [1]> () "
             "  s = Shape (x) h = Constant <value_floats = [1.0, 2.0, 3.0, 4.0]> () e = Expand (h, s) "
             "  t = Transpose <perm = [1, 0]> (e) f = Reshape (t, s) y = Add (x, f) }"),
@@ -167,7 +173,8 @@ def test_rows_that_meet_for_some_inputs_only(text: str, why: str) -> None:
     ],
     ids=[
         "softmax over rows", "unknown operator", "no rows left", "divides by their number", "adds their number",
-        "transposes and reshapes", "gram matrix", "if there is one", "a constant spread over rows and reshaped",
+        "transposes and reshapes", "gram matrix", "if there is one", "the last elements of an axis that may be shorter",
+        "a constant spread over rows and reshaped",
     ],
 )  # fmt: skip
 def test_rows_that_meet(text: str, why: str) -> None:

@@ -426,14 +426,14 @@ class Shapes(Walk):
             return self.fresh()
         if not (dim.terms or start.terms or end.terms):
             return Size(len(range(dim.constant)[start.constant : end.constant : step]))
-        if end.constant < 0 and not end.terms:
-            end = dim.plus(end)
-        if not end.terms and end.constant >= END:
-            end = dim
-        if start.constant < 0 and not start.terms:
-            start = dim.plus(start)
-        length = end.plus(start, -1)
-        return length if step == 1 and dim.terms and end == dim and length.is_positive else self.fresh()
+        to_end = end == dim or (not end.terms and end.constant >= END)
+        if step != 1 or not dim.terms or not to_end:
+            return self.fresh()
+        if not start.terms and start.constant < 0:  # the last ones, which are fewer where the axis is shorter
+            last = Size(-min(-start.constant, END))
+            return Size(-last.constant) if last == Size(-1) or dim.plus(last).is_natural else self.fresh()
+        length = dim.plus(start, -1)
+        return length if start.is_natural and length.is_positive else self.fresh()
 
     def pad(self, inputs: Sequence[Fact]) -> list[Fact]:
         source = inputs[0]

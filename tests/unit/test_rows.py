@@ -165,6 +165,10 @@ def test_rows_that_meet_for_some_inputs_only(text: str, why: str) -> None:
             "whose size is not known",
         ),
         (
+            "(float[N, T, 2] x) => (float[N, T, 2] y) { y = DFT <axis = 0> (x) }",
+            "mixes rows",
+        ),
+        (
             ("(float[N, 4] x) => (float[N, 4] y) { one = Constant <value_ints = [1]> () "
             "  s = Shape (x) h = Constant <value_floats = [1.0, 2.0, 3.0, 4.0]> () e = Expand (h, s) "
             "  t = Transpose <perm = [1, 0]> (e) f = Reshape (t, s) y = Add (x, f) }"),
@@ -174,7 +178,7 @@ def test_rows_that_meet_for_some_inputs_only(text: str, why: str) -> None:
     ids=[
         "softmax over rows", "unknown operator", "no rows left", "divides by their number", "adds their number",
         "transposes and reshapes", "gram matrix", "if there is one", "the last elements of an axis that may be shorter",
-        "a constant spread over rows and reshaped",
+        "a transform over rows", "a constant spread over rows and reshaped",
     ],
 )  # fmt: skip
 def test_rows_that_meet(text: str, why: str) -> None:
@@ -215,6 +219,14 @@ def test_rows_that_meet(text: str, why: str) -> None:
             "  r = Reshape (a, s) y = Concat <axis = 1> (r, r) }"
         ),
         (
+            "(float[N, T] x) => (float[N, K, 9, 2] y) { a = Constant <value_ints = [7]> () axis = Constant <value_ints = [1]> () "
+            "  b = Constant <value_ints = [-9223372036854775808]> () back = Constant <value_ints = [-1]> () "
+            "  s = Slice (x, a, b, axis, back) c = Concat <axis = 1> (s, x) step = Constant <value_int = 4> () "
+            "  w = Constant <value_floats = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]> () "
+            "  y = STFT (c, step, w) }"
+        ),
+        ("(float[N, T, 1] x) => (float[N, T, 2] y) { d = DFT <axis = 1> (x) t = Identity (d) y = Neg (t) }"),
+        (
             "(float[N, T, 4] x) => (float[N, 4] y) { n = Constant <value_int = 3> () c = Constant <value = bool {1}> () "
             "  zero = Constant <value_ints = [1]> () m = ReduceMax <axes = [1], keepdims = 0> (x) "
             "  y = Loop (n, c, m) <body = b (int64 i, bool k, float[N, 4] a) => (bool o, float[N, 4] s) "
@@ -229,6 +241,8 @@ def test_rows_that_meet(text: str, why: str) -> None:
         "linear classifier",
         "mean of classifiers",
         "regressors side by side",
+        "spectrogram of mirrored sound",
+        "transform of each row",
         "loop",
     ],
 )

@@ -101,6 +101,25 @@ class Rows(Shapes):
         self._not_along(source, axis % len(self.dims(source)), "mixes rows")
         return [dataclasses.replace(source, known=None)]
 
+    def transformed(self, inputs: Sequence[Fact]) -> list[Fact]:
+        """DFT: mixes the elements of an axis, and the last axis holds complex numbers."""
+        self.others_are_same(inputs)
+        source = inputs[0]
+        rank = len(self.dims(source))
+        given = self.numbers(inputs, 2, "axis")
+        axis = (given[0] if given else 1 if self._opset < 20 else -2) % rank
+        self._not_along(source, axis, "mixes rows")
+        self._not_along(source, rank - 1, "mixes rows")
+        return [self._resized(self._resized(source, axis, None), rank - 1, None)]
+
+    def windowed(self, inputs: Sequence[Fact]) -> list[Fact]:
+        """STFT: axis 0 is the batch of signals; the result is [batch, windows, frequencies, 2]."""
+        self.others_are_same(inputs)
+        source = inputs[0]
+        if source.place is not None and source.place.axis != 0:
+            raise Met("mixes rows")
+        return [Fact((self.dims(source)[0], *self.fresh_dims(2), Size(2)), source.place, source.even)]
+
     def normalised(self, inputs: Sequence[Fact]) -> list[Fact]:
         """Normalisation over the last axes, from ``axis`` on."""
         self.others_are_same(inputs)
@@ -650,6 +669,7 @@ Rows.rules = {
     ("", "Constant"): Rows.constant,
     ("", "ConstantOfShape"): Rows.constant_of_shape,
     ("", "CumSum"): Rows.cum_sum,
+    ("", "DFT"): Rows.transformed,
     ("", "Einsum"): Rows.einsum,
     ("", "Expand"): Rows.expand,
     ("", "Flatten"): Rows.flatten,
@@ -667,6 +687,7 @@ Rows.rules = {
     ("", "Reshape"): Rows.reshape,
     ("", "ReverseSequence"): Rows.reverse_sequence,
     ("", "Scan"): Rows.scan,
+    ("", "STFT"): Rows.windowed,
     ("", "ScatterND"): Rows.scatter_nd,
     ("", "Shape"): Rows.shape,
     ("", "Size"): Rows.size,

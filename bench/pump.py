@@ -234,7 +234,7 @@ class Sampling:
         return sum(percent for percent, symbol in self._symbols if re.search(pattern, symbol))
 
 
-RECORDER_SYMBOLS = r"Recorder::|Ring::|Exchange::record"
+RECORDER_SYMBOLS = r"Recorder::|Ring::|RecordedScheduler::record"
 
 TELEMETRY = "telemetry"
 """In place of a size of the flight recorder: its default, and every request and action written to files."""

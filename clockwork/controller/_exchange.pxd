@@ -69,7 +69,7 @@ cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
     size_t C_FLAW_COUNT "clockwork::FLAW_NAMES.size" ()
 
 cdef extern from "controller/lookups.h" namespace "clockwork" nogil:
-    cdef cppclass CLookups "clockwork::Lookups":
+    cdef cppclass CLookupFunctions "clockwork::LookupFunctions":
         void *owner
         int (*model)(void *, string_view, int64_t *) except 0
         int (*shape_number)(void *, const vector[int64_t] *, uint32_t *) except 0
@@ -269,6 +269,113 @@ cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
         void end() except +
         const string &know_shape(uint32_t number, const vector[int64_t] &dims) except +
 
+cdef extern from "controller/sent_actions.h" namespace "clockwork" nogil:
+    cdef cppclass CSentActions "clockwork::SentActions":
+        size_t size()
+
+cdef extern from "controller/workers.h" namespace "clockwork" nogil:
+    cdef cppclass CWorkerLink "clockwork::WorkerLink":
+        CClockBounds clock
+        CSentActions actions
+        int64_t heard_ns
+        uint64_t *sent_data "sent.data" ()
+        uint64_t *results_data "results.data" ()
+        vector[CDeviceCounts] devices
+        uint64_t fetches
+        uint64_t drops
+
+    cdef cppclass CWorkers "clockwork::Workers":
+        uint32_t joined(string_view identity, int fd, string_view key, int32_t worker_id, size_t device_count,
+                        int64_t now) except +
+        void left(uint32_t worker, int64_t now) except +
+        CWorkerLink &at(uint32_t slot)
+        vector[int32_t] &lost()
+
+cdef extern from "controller/clients.h" namespace "clockwork" nogil:
+    cdef cppclass CClients "clockwork::Clients":
+        uint32_t joined(string_view identity, int fd, string_view key, int64_t now) except +
+        void left(uint32_t client, int64_t now) except +
+        vector[uint32_t] &lost()
+
+cdef extern from "controller/served_models.h" namespace "clockwork" nogil:
+    cdef cppclass CServedModels "clockwork::ServedModels":
+        void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
+                   shared_ptr[const CModelInterface] interface) except +
+        void forget(int64_t model_id) except +
+        CServedModel *find(int64_t model_id)
+
+cdef extern from "controller/routes.h" namespace "clockwork" nogil:
+    cdef cppclass CRoutes "clockwork::Routes":
+        void route(string_view text, const vector[pair[int64_t, int64_t]] &shares, int64_t shadow, int64_t copies,
+                   double tolerance) except +
+        CShadowTally *shadow_tally(string_view text)
+        void unroute(string_view text) except +
+        void forget_references()
+
+cdef extern from "controller/intake.h" namespace "clockwork" nogil:
+    cdef cppclass CWrong "clockwork::Wrong":
+        cbool is_request
+        int64_t id
+        CHeaderFlaw header
+        CFlaw flaw
+        int64_t model_id
+        shared_ptr[const CModelInterface] interface
+        const vector[CTensorRef] *tensors
+        const vector[int64_t] *dims
+
+cdef extern from "controller/exchange_parts.h" namespace "clockwork" nogil:
+    cdef cppclass CBounds "clockwork::ExchangeBounds":
+        size_t drain_messages
+        size_t message_frames
+        size_t turn_bytes
+        int64_t turn_python_ns
+        int64_t priority_default
+        size_t queued_requests
+        CConnectionBounds *connections
+
+    cdef cppclass CRecordedScheduler "clockwork::RecordedScheduler":
+        void noted(string_view event) except +
+        CRecorder &recorder()
+
+    cdef cppclass CHeldRequests "clockwork::HeldRequests":
+        size_t size()
+
+    cdef cppclass CShadowCopies "clockwork::ShadowCopies":
+        size_t width
+        size_t size()
+
+    cdef cppclass COutcomeCounts "clockwork::OutcomeCounts":
+        const COutcomes &all()
+        uint64_t refusals(CReason reason)
+
+    cdef cppclass CRequestIntake "clockwork::RequestIntake":
+        int64_t shared_machine
+
+    cdef cppclass CResultIntake "clockwork::ResultIntake":
+        cbool fail_action(uint32_t worker, uint64_t action_id, string_view text, int64_t now) except +
+        void fail_actions(uint32_t worker, string_view text, int64_t now) except +
+
+    cdef cppclass CAnswers "clockwork::Answers":
+        void fail_all(CStatus status, string_view text, int64_t now) except +
+
+    cdef cppclass COrderRouter "clockwork::OrderRouter":
+        size_t place()
+
+    cdef cppclass CExchangeParts "clockwork::ExchangeParts":
+        CRecordedScheduler scheduler
+        CServedModels models
+        CRoutes routes
+        CWorkers workers
+        CClients clients
+        CHeldRequests requests
+        CShadowCopies shadows
+        COutcomeCounts counts
+        CRequestIntake request_intake
+        CResultIntake result_intake
+        CAnswers answers
+        COrderRouter router
+        void forget_shapes()
+
 cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
     const uint32_t C_NO_SLOT "clockwork::NO_SLOT"
 
@@ -288,38 +395,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         C_ORDERS_DONE "clockwork::Exchange::ORDERS_DONE"
         C_PAUSED "clockwork::Exchange::PAUSED"
 
-    cdef cppclass CSentActions "clockwork::SentActions":
-        size_t size()
-
-    cdef cppclass CWorkerLink "clockwork::WorkerLink":
-        CClockBounds clock
-        CSentActions actions
-        int64_t heard_ns
-        uint64_t *sent_data "sent.data" ()
-        uint64_t *results_data "results.data" ()
-        vector[CDeviceCounts] devices
-        uint64_t fetches
-        uint64_t drops
-
-    cdef cppclass CWrong "clockwork::Wrong":
-        cbool is_request
-        int64_t id
-        CHeaderFlaw header
-        CFlaw flaw
-        int64_t model_id
-        shared_ptr[const CModelInterface] interface
-        const vector[CTensorRef] *tensors
-        const vector[int64_t] *dims
-
-    cdef cppclass CBounds "clockwork::ExchangeBounds":
-        size_t drain_messages
-        size_t message_frames
-        size_t turn_bytes
-        int64_t turn_python_ns
-        int64_t priority_default
-        size_t queued_requests
-        CConnectionBounds *connections
-
     cdef cppclass CLoopTimes "clockwork::LoopTimes<clockwork::Exchange::STAGES>":
         const CDurations &lag()
         int64_t *spent_data "spent_ns.data" ()
@@ -327,43 +402,14 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
 
     cdef cppclass CExchange "clockwork::Exchange":
         CExchange(CScheduler &scheduler, CRouterSocket workers, CRouterSocket clients, CSentences sentences,
-                  CLookups lookups, CBounds bounds, shared_ptr[CRing] ring) except +
+                  CLookupFunctions lookups, CBounds bounds, shared_ptr[CRing] ring) except +
         void wait_on(const vector[int] &descriptors, const vector[int] &others) except +
         CNeed run(int64_t until) except +
         void pause(int64_t by)
         int64_t now()
         const CArrival &current()
-        CHaul &batch()
-        void note(string_view event) except +
-        CRecorder &recorder()
+        CHaul &haul()
         const CWrong &wrong()
-        size_t order_place()
-        vector[uint32_t] lost_clients
-        vector[int32_t] lost_workers
         CPort &port(CSide side)
+        CExchangeParts &parts()
         CLoopTimes &times()
-        uint32_t client_joined(string_view identity, int fd, string_view key) except +
-        void client_left(uint32_t client) except +
-        void fail_all(CStatus status, string_view text) except +
-        size_t held_count()
-        size_t copy_count()
-        uint32_t worker_joined(string_view identity, int fd, string_view key, int32_t worker_id,
-                               size_t device_count) except +
-        void worker_left(uint32_t worker) except +
-        CWorkerLink &worker(uint32_t slot)
-        cbool fail_action(uint32_t worker, uint64_t action_id, string_view text) except +
-        void fail_actions(uint32_t worker, string_view text) except +
-        void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
-                   shared_ptr[const CModelInterface] interface) except +
-        void forget(int64_t model_id) except +
-        void route(string_view text, const vector[pair[int64_t, int64_t]] &shares, int64_t shadow, int64_t copies,
-                   double tolerance) except +
-        CShadowTally *shadow_tally(string_view text)
-        void unroute(string_view text) except +
-        void forget_references()
-        CServedModel *find_model(int64_t model_id)
-        void forget_shapes()
-        const COutcomes &outcomes()
-        uint64_t refusals(CReason reason)
-        size_t shadow_width
-        int64_t shared_machine

@@ -137,6 +137,7 @@ cdef class Exchange:
     """
 
     cdef unique_ptr[CExchange] _exchange
+    cdef CExchangeParts *_parts  # of _exchange
     cdef object _core  # owns the scheduler that _exchange calls
     cdef object _find_model
 
@@ -148,7 +149,7 @@ cdef class Exchange:
         cdef CRouterSocket *worker_socket = new CRouterSocket(<void *>socket, <void *>monitor)
         socket, monitor = clients[0], clients[1]
         cdef CRouterSocket *client_socket = new CRouterSocket(<void *>socket, <void *>monitor)
-        cdef CLookups lookups
+        cdef CLookupFunctions lookups
         lookups.owner = <void *>self
         lookups.model, lookups.shape_number, lookups.shape = look_up_model, look_up_number, look_up_shape
         cdef CBounds bounds
@@ -169,6 +170,7 @@ cdef class Exchange:
             )
         finally:
             del worker_socket, client_socket
+        self._parts = &self._exchange.get().parts()
         self._core, self._find_model = core, find_model
 
     # ----- the loop ----------------------------------------------------------------------------
@@ -189,7 +191,7 @@ cdef class Exchange:
     cdef int forget_shapes(self) except 0:
         """Between decisions: take back the numbers of shapes that nothing needs any more, if there are many."""
         if self._core.forget_shapes():
-            self._exchange.get().forget_shapes()
+            self._parts.forget_shapes()
         return 1
 
     def pause(self, int64_t by):
@@ -209,20 +211,20 @@ cdef class Exchange:
         """(identity, descriptor or -1, frames): header (bytes) first, or none at all where they make no message."""
         cdef CExchange *exchange = self._exchange.get()
         cdef const CArrival *arrival = &exchange.current()
-        cdef CFrame *frame = &exchange.batch().frame(arrival.first)
+        cdef CFrame *frame = &exchange.haul().frame(arrival.first)
         cdef bytes identity = (<const char *>frame.data())[:frame.size()]
         cdef FrameView view
         cdef uint32_t place
         if arrival.count < 2:
             return identity, -1, []
-        frame = &exchange.batch().frame(arrival.first + 1)
+        frame = &exchange.haul().frame(arrival.first + 1)
         cdef int descriptor = frame.descriptor()
         if descriptor < 0:
             return identity, -1, []
         frames = [(<const char *>frame.data())[:frame.size()]]
         for place in range(arrival.first + 2, arrival.first + arrival.count):
             view = FrameView()
-            view._frame.share(exchange.batch().frame(place))
+            view._frame.share(exchange.haul().frame(place))
             frames.append(view)
         return identity, descriptor, frames
 
@@ -233,7 +235,7 @@ cdef class Exchange:
         cdef string_view found
         if arrival.count < 2:
             return ""
-        found = exchange.batch().frame(arrival.first + 1).key()
+        found = exchange.haul().frame(arrival.first + 1).key()
         return found.data()[:found.size()].decode()
 
     # ----- connections -------------------------------------------------------------------------
@@ -291,16 +293,16 @@ cdef class Exchange:
 
     def note(self, event):
         """Have the scheduler hear of something that only Python knows."""
-        cdef CExchange *exchange = self._exchange.get()
+        cdef CRecorder *recorder = &self._parts.scheduler.recorder()
         cdef bytes encoded = b""
-        if exchange.recorder().is_on():
-            encoded = encode_event(event, exchange.recorder().time_ns(event.now_ns))
+        if recorder.is_on():
+            encoded = encode_event(event, recorder.time_ns(event.now_ns))
         self._core.note(event)
-        exchange.note(view_of(encoded))
+        self._parts.scheduler.noted(view_of(encoded))
 
     def order(self):
         """The order that is Python's."""
-        return self._core.order(self._exchange.get().order_place())
+        return self._core.order(self._parts.router.place())
 
     def end_orders(self):
         """All orders have been carried out: forget them, and what they followed from."""
@@ -308,12 +310,13 @@ cdef class Exchange:
 
     def lost(self):
         """(slots of clients, ids of workers) that could not be reached since this was asked last."""
-        cdef CExchange *exchange = self._exchange.get()
-        if exchange.lost_clients.empty() and exchange.lost_workers.empty():
+        cdef vector[uint32_t] *clients = &self._parts.clients.lost()
+        cdef vector[int32_t] *workers = &self._parts.workers.lost()
+        if clients.empty() and workers.empty():
             return (), ()
-        found = list(exchange.lost_clients), list(exchange.lost_workers)
-        exchange.lost_clients.clear()
-        exchange.lost_workers.clear()
+        found = list(clients[0]), list(workers[0])
+        clients.clear()
+        workers.clear()
         return found
 
     # ----- clients -----------------------------------------------------------------------------
@@ -321,71 +324,71 @@ cdef class Exchange:
     def client_joined(self, bytes identity, int fd, str key):
         """Its slot here, until client_left(). None if the connection of its hello has ended."""
         cdef bytes encoded = key.encode()
-        cdef uint32_t slot = self._exchange.get().client_joined(view_of(identity), fd, view_of(encoded))
+        cdef uint32_t slot = self._parts.clients.joined(view_of(identity), fd, view_of(encoded), self._exchange.get().now())
         return None if slot == C_NO_SLOT else slot
 
     def client_left(self, uint32_t client):
         """Send it nothing more, and cancel what it waits for."""
-        self._exchange.get().client_left(client)
+        self._parts.clients.left(client, self._exchange.get().now())
 
     def fail_all(self, status, str text):
         """Answer every request that is held."""
         cdef bytes encoded = text.encode()
-        self._exchange.get().fail_all(<CStatus><uint8_t>status, view_of(encoded))
+        self._parts.answers.fail_all(<CStatus><uint8_t>status, view_of(encoded), self._exchange.get().now())
 
     @property
     def held_count(self):
         """Requests that are held, copies for shadows too."""
-        return self._exchange.get().held_count()
+        return self._parts.requests.size()
 
     @property
     def copy_count(self):
         """Of them, those copies."""
-        return self._exchange.get().copy_count()
+        return self._parts.shadows.size()
 
     # ----- workers -----------------------------------------------------------------------------
 
     def worker_joined(self, bytes identity, int fd, str key, int32_t worker_id, size_t device_count):
         """Its slot here, until worker_left(). None if the connection of its hello has ended."""
         cdef bytes encoded = key.encode()
-        cdef uint32_t slot = self._exchange.get().worker_joined(
-            view_of(identity), fd, view_of(encoded), worker_id, device_count
+        cdef uint32_t slot = self._parts.workers.joined(
+            view_of(identity), fd, view_of(encoded), worker_id, device_count, self._exchange.get().now()
         )
         return None if slot == C_NO_SLOT else slot
 
     def worker_left(self, uint32_t worker):
-        self._exchange.get().worker_left(worker)
+        self._parts.workers.left(worker, self._exchange.get().now())
 
     def heard_ns(self, uint32_t worker):
         """When it was last heard of."""
-        return self._exchange.get().worker(worker).heard_ns
+        return self._parts.workers.at(worker).heard_ns
 
     def set_clock(self, uint32_t worker, int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at):
         """The bounds of a worker's clock, of ClockSync.bounds()."""
-        self._exchange.get().worker(worker).clock.set(upper, upper_at, lower, lower_at)
+        self._parts.workers.at(worker).clock.set(upper, upper_at, lower, lower_at)
 
     def fail_action(self, uint32_t worker, uint64_t action_id, str text):
         """End an action whose result makes no sense. False if it is not under way."""
         cdef bytes encoded = text.encode()
-        return bool(self._exchange.get().fail_action(worker, action_id, view_of(encoded)))
+        return bool(self._parts.result_intake.fail_action(worker, action_id, view_of(encoded), self._exchange.get().now()))
 
     def fail_actions(self, uint32_t worker, str text):
         """End whatever a worker has under way."""
         cdef bytes encoded = text.encode()
-        self._exchange.get().fail_actions(worker, view_of(encoded))
+        self._parts.result_intake.fail_actions(worker, view_of(encoded), self._exchange.get().now())
 
     def action_count(self, uint32_t worker):
         """Actions that it has not answered."""
-        return self._exchange.get().worker(worker).actions.size()
+        return self._parts.workers.at(worker).actions.size()
 
     def actions_sent(self, uint32_t worker):
         """By kind, of those that it was sent."""
-        cdef uint64_t *counts = self._exchange.get().worker(worker).sent_data()
+        cdef uint64_t *counts = self._parts.workers.at(worker).sent_data()
         return {ACTION_KINDS[kind]: counts[kind] for kind in range(len(ACTION_KINDS)) if counts[kind]}
 
     def action_results(self, uint32_t worker):
         """By status."""
-        cdef uint64_t *counts = self._exchange.get().worker(worker).results_data()
+        cdef uint64_t *counts = self._parts.workers.at(worker).results_data()
         return {status.name.lower(): counts[<int>status] for status in Status if counts[<int>status]}
 
     # ----- models ------------------------------------------------------------------------------
@@ -393,13 +396,13 @@ cdef class Exchange:
     def serve(self, int64_t model_id, int64_t version, str label, int64_t slo_ns, Interface interface):
         """A model that requests may be for, or what is new about it."""
         cdef bytes encoded = label.encode()
-        self._exchange.get().serve(
+        self._parts.models.serve(
             model_id, version, view_of(encoded), slo_ns, <shared_ptr[const CModelInterface]>interface._model
         )
 
     def forget(self, int64_t model_id):
         """It is gone."""
-        self._exchange.get().forget(model_id)
+        self._parts.models.forget(model_id)
 
     def route(self, str text, shares, int64_t shadow=0, int64_t copies=0, double tolerance=0):
         """Requests for this text are for these models, which are served.
@@ -411,12 +414,12 @@ cdef class Exchange:
         cdef vector[pair[int64_t, int64_t]] parts
         for model_id, one in shares:
             parts.push_back(pair[int64_t, int64_t](model_id, one))
-        self._exchange.get().route(view_of(encoded), parts, shadow, copies, tolerance)
+        self._parts.routes.route(view_of(encoded), parts, shadow, copies, tolerance)
 
     def shadow_results(self, str text):
         """What became of the copies of this text's requests, by name; None where nothing is copied."""
         cdef bytes encoded = text.encode()
-        cdef CShadowTally *tally = self._exchange.get().shadow_tally(view_of(encoded))
+        cdef CShadowTally *tally = self._parts.routes.shadow_tally(view_of(encoded))
         if tally == NULL:
             return None
         cdef CShadowResults found = tally.read()
@@ -429,11 +432,11 @@ cdef class Exchange:
 
     def unroute(self, str text):
         cdef bytes encoded = text.encode()
-        self._exchange.get().unroute(view_of(encoded))
+        self._parts.routes.unroute(view_of(encoded))
 
     def forget_references(self):
         """What find_model() said may be something else now."""
-        self._exchange.get().forget_references()
+        self._parts.routes.forget_references()
 
     # ----- counts ------------------------------------------------------------------------------
 
@@ -442,9 +445,9 @@ cdef class Exchange:
         cdef COutcomes found
         cdef CServedModel *model
         if model_id is None:
-            found = self._exchange.get().outcomes()
+            found = self._parts.counts.all()
         else:
-            model = self._exchange.get().find_model(model_id)
+            model = self._parts.models.find(model_id)
             if model == NULL:
                 return 0, 0, 0, 0, 0, 0
             found = model.outcomes
@@ -452,11 +455,11 @@ cdef class Exchange:
 
     def refusals(self, int reason):
         """By the number of a reason: 1 is the first of messages.Reason."""
-        return self._exchange.get().refusals(<CReason><uint8_t>reason)
+        return self._parts.counts.refusals(<CReason><uint8_t>reason)
 
     def model_counts(self, int64_t model_id):
         """What the query "metrics" says of it, as far as it is counted here; None while nothing was asked of it."""
-        cdef CServedModel *model = self._exchange.get().find_model(model_id)
+        cdef CServedModel *model = self._parts.models.find(model_id)
         if model == NULL or model.counts() == NULL:
             return None
         cdef CModelCounts *counts = model.counts()
@@ -492,12 +495,12 @@ cdef class Exchange:
                 "executions": one.executions, "busy_ns": one.busy_ns, "loads": one.loads,
                 "load_busy_ns": one.load_busy_ns, "unloads": one.unloads,
             }
-            for one in self._exchange.get().worker(worker).devices
+            for one in self._parts.workers.at(worker).devices
         ]
 
     def host_counts(self, uint32_t worker):
         """(models fetched into, dropped from) a worker's host store."""
-        cdef CWorkerLink *link = &self._exchange.get().worker(worker)
+        cdef CWorkerLink *link = &self._parts.workers.at(worker)
         return link.fetches, link.drops
 
     def lag(self):
@@ -521,20 +524,20 @@ cdef class Exchange:
     @property
     def shadow_width(self):
         """Copies for shadows that the scheduler has at once."""
-        return self._exchange.get().shadow_width
+        return self._parts.shadows.width
 
     @shadow_width.setter
     def shadow_width(self, size_t value):
-        self._exchange.get().shadow_width = value
+        self._parts.shadows.width = value
 
     @property
     def shared_machine(self):
         """The machine whose memory every worker sees, as wire.shared.machine_id() numbers it; 0: there is none."""
-        return self._exchange.get().shared_machine
+        return self._parts.request_intake.shared_machine
 
     @shared_machine.setter
     def shared_machine(self, int64_t value):
-        self._exchange.get().shared_machine = value
+        self._parts.request_intake.shared_machine = value
 
 
 REASONS = ("", *[str(reason) for reason in Reason])

@@ -8,7 +8,7 @@
 #include "controller/flaws.h"
 #include "controller/messages.h"
 #include "controller/models.h"
-#include "controller/orders.h"
+#include "controller/sent_actions.h"
 
 namespace clockwork {
 

@@ -6,12 +6,13 @@
 #include <string_view>
 #include <vector>
 
+#include "controller/python_time.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
 
 // Each function is handed `owner`, and returns 0 if it failed.
-struct Lookups {
+struct LookupFunctions {
     void* owner = nullptr;
     // The model that requests for a text which is no route's are for: `name@version`, or a name whose versions are not
     // ready. 0: they are turned away.
@@ -26,6 +27,42 @@ struct Lookups {
 class LookupFailed : public std::runtime_error {
 public:
     LookupFailed() : std::runtime_error("a look-up failed") {}
+};
+
+// The same as calls; the time that Python takes for them is counted. Each throws LookupFailed.
+class Lookups {
+public:
+    Lookups(const LookupFunctions& functions, PythonTime& python) : functions_(functions), python_(python) {}
+
+    ModelId model(std::string_view text) {
+        ModelId model_id = 0;
+        ask([&] { return functions_.model(functions_.owner, text, &model_id); });
+        return model_id;
+    }
+    std::uint32_t shape_number(const std::vector<std::int64_t>& shape) {
+        std::uint32_t number = 0;
+        ask([&] { return functions_.shape_number(functions_.owner, &shape, &number); });
+        return number;
+    }
+    // Valid until the next one is asked for.
+    const std::vector<std::int64_t>& shape(std::uint32_t number) {
+        shape_.clear();
+        ask([&] { return functions_.shape(functions_.owner, number, &shape_); });
+        return shape_;
+    }
+
+private:
+    template <typename LookUp>
+    void ask(const LookUp& look_up) {
+        Ns began_ns = clock_ns();
+        if (look_up() == 0)
+            throw LookupFailed();
+        python_.add(clock_ns() - began_ns);
+    }
+
+    LookupFunctions functions_;
+    PythonTime& python_;
+    std::vector<std::int64_t> shape_;
 };
 
 }  // namespace clockwork

@@ -87,6 +87,12 @@ struct ServedModel {
     std::uint64_t held = 0;               // requests that are held
     std::uint64_t copies = 0;             // of these, that are a shadow's
     std::unique_ptr<ModelCounts> counts;  // null: nothing was asked of it yet
+
+    ModelCounts& need_counts() {
+        if (counts == nullptr)
+            counts = std::make_unique<ModelCounts>();
+        return *counts;
+    }
 };
 
 }  // namespace clockwork

@@ -1,117 +1,45 @@
-// Actions that were sent to workers and not answered yet, and the workers.
+// Orders: the scheduler's actions, as messages to workers.
 #pragma once
 
-#include <algorithm>
-#include <array>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string>
 #include <vector>
 
-#include "controller/clock.h"
-#include "controller/connections.h"
-#include "controller/counts.h"
-#include "controller/models.h"
-#include "id_table.h"
+#include "controller/held_requests.h"
+#include "controller/lookups.h"
+#include "controller/served_models.h"
+#include "controller/workers.h"
+#include "msgpack.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
 
-// What was sent, and what a result of it that is OK consists of.
-struct Expected {
-    ActionId action_id = 0;  // 0: this one is free
-    ActionKind kind = ActionKind::PROFILE;
-    std::int32_t device = 0;
-    std::uint32_t rows = 0;  // of a batch
-    ModelId model_id = 0;
-    std::shared_ptr<const ModelInterface> interface;  // of an INFER
-    std::vector<std::uint32_t> part_rows;             // of each part of the batch
-    std::vector<bool> part_rooms;                     // whether its outputs may be in the client's memory
-
-    std::size_t tensors() const { return interface != nullptr ? interface->outputs.size() : 0; }
-};
-
-// Actions that were sent and not answered.
-class SentActions {
+class Orders {
 public:
-    // One that is empty but for its id; valid until the next is added.
-    Expected& add(ActionId action_id) {
-        if (free_.empty()) {
-            free_.push_back(static_cast<std::uint32_t>(all_.size()));
-            all_.emplace_back();
-        }
-        std::uint32_t place = free_.back();
-        free_.pop_back();
-        by_id_.insert(action_id, place);
-        all_[place].action_id = action_id;
-        return all_[place];
-    }
+    Orders(Workers& workers, HeldRequests& requests, ServedModels& models, Lookups& lookups)
+        : workers_(workers), requests_(requests), models_(models), lookups_(lookups) {}
 
-    const Expected* find(ActionId action_id) const {
-        std::uint32_t place = by_id_.find(action_id);
-        return place == IdTable::NONE ? nullptr : &all_[place];
-    }
-
-    bool erase(ActionId action_id) {
-        std::uint32_t place = by_id_.find(action_id);
-        if (place == IdTable::NONE)
-            return false;
-        by_id_.erase(action_id);
-        Expected& one = all_[place];
-        one.action_id = 0;
-        one.rows = 0;
-        one.model_id = 0;
-        one.interface.reset();
-        one.part_rows.clear();
-        one.part_rooms.clear();
-        free_.push_back(place);
-        return true;
-    }
-
-    // Ascending.
-    std::vector<ActionId> ids() const {
-        std::vector<ActionId> found;
-        for (const Expected& expected : all_) {
-            if (expected.action_id != 0)
-                found.push_back(expected.action_id);
-        }
-        std::sort(found.begin(), found.end());
-        return found;
-    }
-
-    std::size_t size() const { return by_id_.size(); }
+    // Sends a SEND_..., and notes what was sent. Nothing where the worker left in this very turn, as the scheduler will
+    // have heard. all: the orders that it is one of.
+    void send(const Command& command, const Commands& all, Ns now);
 
 private:
-    IdTable by_id_;
-    std::vector<Expected> all_;
-    std::vector<std::uint32_t> free_;
-};
+    void infer(const Command& command, const Commands& all, WorkerLink& worker, Ns now);
+    void profile(const Command& command, WorkerLink& worker, Ns now);
+    void action(const Command& command, const Commands& all, WorkerLink& worker, std::int64_t tag, ActionKind kind,
+                Ns now);
+    void revoke(const Command& command, WorkerLink& worker, Ns now);
+    void head(const Command& command, std::int64_t tag, std::size_t fields);
+    void window(const Command& command, const WorkerLink& worker, Ns now);
+    static Expected& note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id);
 
-struct WorkerLink {
-    std::string identity;
-    ConnectionPtr connection;
-    WorkerId worker_id = 0;
-    ClockBounds clock;
-    SentActions actions;
-    Ns heard_ns = 0;
-    std::array<std::uint64_t, ACTION_KINDS> sent{};
-    std::array<std::uint64_t, STATUS_COUNT> results{};
-    std::vector<DeviceCounts> devices;
-    std::uint64_t fetches = 0, drops = 0;  // of its host store, that ended well
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        connection.reset();
-        clock = ClockBounds();
-        actions = SentActions();
-        heard_ns = 0;
-        sent = {};
-        results = {};
-        devices.clear();
-        fetches = drops = 0;
-    }
+    Workers& workers_;
+    HeldRequests& requests_;
+    ServedModels& models_;
+    Lookups& lookups_;
+    Writer writer_;
+    Frame spare_;
+    std::vector<HeldRequest*> sending_;  // the parts of a batch
 };
 
 }  // namespace clockwork

@@ -40,6 +40,14 @@ void Port::count_taken(const Arrival& arrival) {
         one->taken += arrival.bytes;
 }
 
+ConnectionPtr Port::greet(int fd, std::string_view key, Ns now) {
+    ConnectionPtr one = connections_.find(fd);
+    if (one == nullptr || one->is_cut)
+        return nullptr;
+    connections_.greet(*one, key, now);
+    return one;
+}
+
 bool Port::disconnect(int fd) {
     ConnectionPtr one = connections_.find(fd);
     return one != nullptr && connections_.cut(*one, CutReason::ASKED);

@@ -18,6 +18,9 @@
 
 namespace clockwork {
 
+// The slot of a peer that was not let in.
+inline constexpr std::uint32_t NO_SLOT = ~std::uint32_t{0};
+
 // What is taken from a socket at once.
 struct HaulBounds {
     std::size_t messages;
@@ -85,6 +88,8 @@ public:
     std::vector<int> ended() { return std::exchange(ended_, {}); }
     // Counts the bytes of a message of a peer that is not known.
     void count_taken(const Arrival& arrival);
+    // Notes that a peer has said hello; see Connections::greet(). Null if the connection has ended, or was cut.
+    ConnectionPtr greet(int fd, std::string_view key, Ns now);
     // Shuts a peer's connection down; see Connections::cut(). False if there is none with this descriptor.
     bool disconnect(int fd);
     // See Connections::seat_for(); SEAT_FREE where there is no connection with this descriptor.

@@ -1,17 +1,25 @@
-// Where a name's traffic goes: to one version, or to several by share, and which requests are copied to another one.
+// Where a name's traffic goes: to one version, or to several by share, and which requests are copied to another version.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
-#include "controller/models.h"
+#include "controller/by_text.h"
+#include "controller/lookups.h"
+#include "controller/served_models.h"
 #include "controller/shadows.h"
 
 namespace clockwork {
 
 inline constexpr std::int64_t SHARE_WHOLE = 10'000;  // clockwork.config.SHARE_WHOLE
+
+// Of texts that were looked up and are remembered.
+inline constexpr std::size_t REFERENCES_MAX = 65'536;
 
 // Whose turn it is, by shares that add up to SHARE_WHOLE: not by chance, but so that of any run of requests each has
 // its part, as nearly as whole requests allow. Where the shares are tenths, of every ten each has exactly its own.
@@ -53,6 +61,37 @@ struct Route {
     bool is_copied(const ServedModel* model) {
         return shadow != nullptr && shadow != model && (copies.size() == 1 || copies.next() == 0);
     }
+};
+
+// Whom a request is for.
+struct Target {
+    ServedModel* model = nullptr;  // null: nobody
+    Route* copied_by = nullptr;    // whose shadow gets a copy
+};
+
+class Routes {
+public:
+    Routes(ServedModels& models, Lookups& lookups) : models_(models), lookups_(lookups) {}
+
+    // The models that requests for this text are for, with their shares of SHARE_WHOLE, and to which (0: none) so many
+    // are copied. A shadow that it has already goes on with its results. What is not routed is asked of Python.
+    void route(std::string_view text, const std::vector<std::pair<ModelId, std::int64_t>>& shares, ModelId shadow = 0,
+               std::int64_t copies = 0, double tolerance = 0);
+    void unroute(std::string_view text);
+    // What was looked up may be something else now.
+    void forget_references() { references_.clear(); }
+
+    // Whom a request for this text is for; of a route, a turn is taken.
+    Target target_of(std::string_view text);
+    // Null where nothing is copied.
+    ShadowTally* shadow_tally(std::string_view text) const;
+
+private:
+    ServedModels& models_;
+    Lookups& lookups_;
+    ByText<Route> routes_;
+    ByText<ServedModel*> references_;
+    std::uint64_t changes_ = 0;  // ServedModels::changes() when references_ was begun
 };
 
 }  // namespace clockwork

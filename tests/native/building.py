@@ -43,10 +43,10 @@ FUZZER = Flavour(
     "clang++",
 )
 
-CONTROLLER = [
-    path for room in ("controller", "scheduler", "wire") for path in sorted(ROOT.glob(f"csrc/{room}/*.cpp"))
-]
+EXCHANGE = [path for room in ("controller", "wire") for path in sorted(ROOT.glob(f"csrc/{room}/*.cpp"))]
+CONTROLLER = [*EXCHANGE, *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
 PROGRAMS: dict[str, Sequence[Path]] = {
+    "exchange_parts": [HERE / "exchange_parts.cpp", *EXCHANGE],
     "threads_arena": [HERE / "threads_arena.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],
     "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/controller/recorder.cpp"],

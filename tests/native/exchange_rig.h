@@ -110,7 +110,7 @@ public:
         texts[static_cast<std::size_t>(Text::LOAD_FAILED)] = texts[static_cast<std::size_t>(Text::VERBATIM)] = "{said}";
         Sentences sentences(std::move(texts), std::vector<std::string>(STATUS_COUNT, "STATUS_NAME"),
                             std::vector<std::string>(REASONS, "reason"));
-        Lookups lookups;
+        LookupFunctions lookups;
         lookups.owner = this;
         lookups.model = [](void* owner, std::string_view text, ModelId* model_id) {
             *model_id = static_cast<Rig*>(owner)->model_of(text);
@@ -130,7 +130,7 @@ public:
         exchange_ = std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
                                                RouterSocket(&from_clients_, &clients_news_), sentences, lookups,
                                                ExchangeBounds(), ring_);
-        exchange_->shared_machine = MACHINE;
+        exchange_->parts().request_intake.shared_machine = MACHINE;
         add_models();
         for (std::uint32_t number = 0; number < WORKERS; ++number)
             worker_joins(number);
@@ -150,13 +150,13 @@ public:
             if (!clients_[number].is_there)
                 client_joins(number);
         }
-        exchange_->fail_all(Status::UNAVAILABLE, "the end");
+        exchange_->parts().answers.fail_all(Status::UNAVAILABLE, "the end", exchange_->now());
         read_answers();
         for (const Client& client : clients_) {
             if (!client.waiting.empty())
                 broken("a good request was never answered");
         }
-        if (exchange_->held_count() != 0)
+        if (exchange_->parts().requests.size() != 0)
             broken("requests are held at the end");
     }
 
@@ -237,13 +237,13 @@ private:
             serve(model);
     }
 
-    bool stays(ModelId model) { return exchange_->find_model(model) != nullptr && removed_.count(model) == 0; }
+    bool stays(ModelId model) { return exchange_->parts().models.find(model) != nullptr && removed_.count(model) == 0; }
 
     void serve(ModelId model) {
-        exchange_->serve(model, 1, "model", 0, interfaces_[static_cast<std::size_t>(model)]);
-        exchange_->route(name_of(model), {{model, SHARE_WHOLE}});
+        exchange_->parts().models.serve(model, 1, "model", 0, interfaces_[static_cast<std::size_t>(model)]);
+        exchange_->parts().routes.route(name_of(model), {{model, SHARE_WHOLE}});
         if (stays(1) && stays(4)) {
-            exchange_->route("mixed", {{1, SHARE_WHOLE}}, 4, SHARE_WHOLE / 2, 1e-6);
+            exchange_->parts().routes.route("mixed", {{1, SHARE_WHOLE}}, 4, SHARE_WHOLE / 2, 1e-6);
         }
     }
 
@@ -304,8 +304,9 @@ private:
                 scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
             }
         }
-        worker.slot = exchange_->worker_joined(worker.identity, worker.line.fd(), "", worker.id, 1);
-        exchange_->note("\x92\x09\x01");
+        worker.slot =
+            exchange_->parts().workers.joined(worker.identity, worker.line.fd(), "", worker.id, 1, exchange_->now());
+        exchange_->parts().scheduler.noted("\x92\x09\x01");
     }
 
     void worker_leaves(Worker& worker) {
@@ -313,9 +314,9 @@ private:
         worker.actions.clear();
         from_workers_.peers.erase(worker.identity);
         scheduler_->worker_left(exchange_->now(), worker.id);
-        exchange_->worker_left(worker.slot);
+        exchange_->parts().workers.left(worker.slot, exchange_->now());
         worker.line.close(workers_news_);
-        exchange_->note("\x92\x09\x01");
+        exchange_->parts().scheduler.noted("\x92\x09\x01");
     }
 
     void client_joins(std::uint32_t number) {
@@ -325,7 +326,7 @@ private:
         pump();
         client.is_there = true;
         from_clients_.peers[client.identity] = false;
-        client.slot = exchange_->client_joined(client.identity, client.line.fd(), "");
+        client.slot = exchange_->parts().clients.joined(client.identity, client.line.fd(), "", exchange_->now());
         if (client.slot == NO_SLOT)
             broken("a client is not let in");
     }
@@ -336,7 +337,7 @@ private:
         client.waiting.clear();
         client.wild.clear();
         from_clients_.peers.erase(client.identity);
-        exchange_->client_left(client.slot);
+        exchange_->parts().clients.left(client.slot, exchange_->now());
         client.line.close(clients_news_);
     }
 
@@ -401,8 +402,9 @@ private:
     // [id, model, slo, priority, tensors] and its frames; their bytes are like no other request's.
     Asked request(std::int64_t request_id, Script& script) {
         ModelId model = 1 + script.below(5);
-        std::string name =
-            script.below(4) == 0 && exchange_->shadow_tally("mixed") != nullptr ? "mixed" : name_of(model);
+        std::string name = script.below(4) == 0 && exchange_->parts().routes.shadow_tally("mixed") != nullptr
+                               ? "mixed"
+                               : name_of(model);
         if (name == "mixed")
             model = 1;
         else if (request_id % 8 == 0)
@@ -642,7 +644,7 @@ private:
 
     void change_model(ModelId model) {
         pump();
-        if (exchange_->find_model(model) == nullptr) {
+        if (exchange_->parts().models.find(model) == nullptr) {
             serve(model);
             for (const Worker& worker : workers_) {
                 if (worker.is_there)
@@ -652,14 +654,14 @@ private:
             leave(model);
             scheduler_->model_removed(exchange_->now(), model);
         }
-        exchange_->note("\x92\x09\x01");
+        exchange_->parts().scheduler.noted("\x92\x09\x01");
     }
 
     void leave(ModelId model) {
         removed_.insert(model);
         if (model == 1 || model == 4)
-            exchange_->unroute("mixed");
-        exchange_->unroute(name_of(model));
+            exchange_->parts().routes.unroute("mixed");
+        exchange_->parts().routes.unroute(name_of(model));
     }
 
     // As clocksync would: nothing of a worker's is believed beyond CLOCK_MAX.
@@ -669,7 +671,9 @@ private:
         Ns offset = sign * static_cast<Ns>(script.number() % CLOCK_MAX);
         if (!worker.is_there)
             return;
-        exchange_->worker(worker.slot).clock.set(offset + 1000, exchange_->now(), offset - 1000, exchange_->now());
+        exchange_->parts()
+            .workers.at(worker.slot)
+            .clock.set(offset + 1000, exchange_->now(), offset - 1000, exchange_->now());
     }
 
     // ----- turns, as the loop in Python has them --------------------------------------------------
@@ -698,7 +702,7 @@ private:
     void wrong_request() {
         const Wrong& wrong = exchange_->wrong();
         check_wrong(wrong);
-        std::string identity(exchange_->batch().identity(exchange_->current()).view());
+        std::string identity(exchange_->haul().identity(exchange_->current()).view());
         for (Client& client : clients_) {
             if (!client.is_there || client.identity != identity || wrong.flaw.code == Flaw::IN_USE)
                 continue;
@@ -713,13 +717,14 @@ private:
     void wrong_result() {
         const Wrong& wrong = exchange_->wrong();
         check_wrong(wrong);
-        std::string identity(exchange_->batch().identity(exchange_->current()).view());
+        std::string identity(exchange_->haul().identity(exchange_->current()).view());
         for (Worker& worker : workers_) {
             if (!worker.is_there || worker.identity != identity)
                 continue;
             if (wrong.header.kind != HeaderFlaw::NONE)
                 worker_leaves(worker);
-            else if (!exchange_->fail_action(worker.slot, static_cast<ActionId>(wrong.id), "none"))
+            else if (!exchange_->parts().result_intake.fail_action(worker.slot, static_cast<ActionId>(wrong.id), "none",
+                                                                   exchange_->now()))
                 broken("a result of no action is wrong");
         }
     }
@@ -743,7 +748,7 @@ private:
     }
 
     void order() {
-        const Command& command = scheduler_->out.list[exchange_->order_place()];
+        const Command& command = scheduler_->out.list[exchange_->parts().router.place()];
         if (command.kind == CommandKind::MODEL_FAULT) {
             if (command.b != 0)
                 leave(command.model_id);  // set aside: the scheduler removes it by itself
@@ -752,7 +757,7 @@ private:
         if (command.kind == CommandKind::MODEL_GONE) {
             if (removed_.erase(command.model_id) == 0)
                 broken("a model went that nobody removed");
-            exchange_->forget(command.model_id);
+            exchange_->parts().models.forget(command.model_id);
             return;
         }
         broken("an order of a kind that is the exchange's");
@@ -768,8 +773,8 @@ private:
     void end_orders() {
         scheduler_->out.clear();
         check_recording();
-        std::vector<std::uint32_t> clients = std::exchange(exchange_->lost_clients, {});
-        std::vector<WorkerId> workers = std::exchange(exchange_->lost_workers, {});
+        std::vector<std::uint32_t> clients = std::exchange(exchange_->parts().clients.lost(), {});
+        std::vector<WorkerId> workers = std::exchange(exchange_->parts().workers.lost(), {});
         for (Client& client : clients_) {
             bool is_lost = std::find(clients.begin(), clients.end(), client.slot) != clients.end();
             if (client.is_there && is_lost)

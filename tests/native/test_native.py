@@ -64,6 +64,12 @@ def test_the_recorder_is_read_while_it_is_written(flavour: Flavour) -> None:
     assert read > 1_000
 
 
+@pytest.mark.slow  # building it takes a minute
+@pytest.mark.timeout(600)
+def test_parts_of_the_exchange_keep_their_books() -> None:
+    assert "11 tests" in run("exchange_parts", ADDRESS, within_s=60)
+
+
 def test_the_work_of_images_is_found_within_their_bytes() -> None:
     corpus = CORPUS / "jpeg"
     said = run("fuzz_jpeg", ADDRESS, str(corpus), within_s=100, SEEDS="20000")

@@ -1,0 +1,47 @@
+// How requests ended, of each model and of all.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "controller/held_requests.h"
+#include "controller/messages.h"
+#include "controller/models.h"
+
+namespace clockwork {
+
+class OutcomeCounts {
+public:
+    void answered(const HeldRequest& held, const Command& command, const ResultHeader& done, Ns now) {
+        all_.count(Status::OK);
+        held.model->outcomes.count(Status::OK);
+        held.model->counts->succeeded(
+            now, held.rows,
+            {now - held.arrived_ns, command.a, command.b, done.execute_ns, done.copy_in_ns, done.copy_out_ns});
+    }
+
+    void failed(const HeldRequest& held, const Command& command, Ns now) {
+        if (command.status == Status::REFUSED)
+            ++refusals_[static_cast<std::size_t>(command.reason)];
+        held.model->counts->did_not(now, command.status, command.reason);
+        all_.count(command.status);
+        held.model->outcomes.count(command.status);
+    }
+
+    // A request for it was wrong, and is not held.
+    void invalid(ServedModel& model) {
+        model.need_counts();
+        all_.count(Status::INVALID_INPUT);
+        model.outcomes.count(Status::INVALID_INPUT);
+    }
+
+    const Outcomes& all() const { return all_; }
+    std::uint64_t refusals(Reason reason) const { return refusals_[static_cast<std::size_t>(reason)]; }
+
+private:
+    Outcomes all_;
+    std::array<std::uint64_t, REASONS> refusals_{};
+};
+
+}  // namespace clockwork

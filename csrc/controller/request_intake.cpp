@@ -1,0 +1,102 @@
+#include "controller/request_intake.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace clockwork {
+
+Taken RequestIntake::take(const Arrival& arrival, Ns now) {
+    Haul& haul = port_.haul();
+    ClientLink* client = clients_.find(haul.identity(arrival).view());
+    if (client == nullptr) {
+        port_.count_taken(arrival);
+        return Taken::PYTHON;
+    }
+    client->connection->taken += arrival.bytes;
+    port_.connections().heard(*client->connection, now);
+    if (arrival.count < 2)
+        return Taken::PYTHON;
+    switch (tag_of(haul.header(arrival).view())) {
+        case TAG_INFER_REQUEST: return infer(*client, arrival, now);
+        case TAG_CANCEL: return cancel(*client, arrival, now);
+        default: return Taken::PYTHON;
+    }
+}
+
+Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
+    if (!request_.read(port_.haul().header(arrival).view(), wrong_.header)) {
+        wrong_.begin(request_.request_id);
+        return Taken::WRONG;
+    }
+    Target target = routes_.target_of(request_.model);
+    if (target.model == nullptr)
+        return refuse({.code = Flaw::UNSERVED}, target);
+    if (requests_.find(client, request_.request_id) != nullptr)
+        return refuse({.code = Flaw::IN_USE}, target);
+    ServedModel& model = *target.model;
+    read_frames(port_.haul(), arrival, frames_);
+    Flaw flaw;
+    if (!check_request(*model.interface, request_, frames_, shared_machine, accepted_, flaw)) {
+        counts_.invalid(model);
+        return refuse(flaw, target);
+    }
+    Route* copier = target.copied_by;
+    bool can_copy = copier != nullptr && shadows_.can_copy(*copier, request_, accepted_, frames_, shared_machine);
+    HeldRequest& held = hold(client, model, arrival);
+    Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
+    ArrivalTerms terms;
+    terms.rows = accepted_.rows;
+    terms.shape = shapes_.of(accepted_.shape);
+    terms.bytes = accepted_.bytes;
+    terms.copied_bytes = accepted_.copied_bytes;
+    // A deadline must not come before its arrival, and an SLO may be as long as NEVER_NS.
+    terms.deadline_ns = slo_ns != 0 ? std::min(now + slo_ns, NEVER_NS) : NEVER_NS;
+    terms.priority = request_.priority;
+    requests_.arrive(held, terms, now);
+    if (can_copy)
+        shadows_.copy(held, *copier, accepted_, request_.priority, slo_ns, now);
+    else if (copier != nullptr)
+        copier->tally->change([](ShadowResults& all) { ++all.dropped; });
+    return Taken::DONE;
+}
+
+// The request that was accepted last, with its tensors.
+HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const Arrival& arrival) {
+    HeldRequest& held = requests_.hold(&client, request_.request_id, model);
+    held.has_room = accepted_.has_room;
+    for (const TensorRef* ref : accepted_.tensors) {
+        auto start = request_.dims.begin() + ref->first;
+        held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->rank});
+        held.dims.insert(held.dims.end(), start, start + ref->rank);
+        held.frames.push_back(std::move(port_.haul().frame(arrival.first + 2 + static_cast<std::size_t>(ref->frame))));
+    }
+    return held;
+}
+
+// Of an inference; Python knows what else there is to cancel.
+Taken RequestIntake::cancel(ClientLink& client, const Arrival& arrival, Ns now) {
+    if (!cancel_.read(port_.haul().header(arrival).view(), wrong_.header)) {
+        wrong_.begin(cancel_.request_id);
+        return Taken::WRONG;
+    }
+    HeldRequest* held = requests_.find(client, cancel_.request_id);
+    if (held == nullptr)
+        return Taken::PYTHON;
+    requests_.cancel(*held, now);
+    return Taken::DONE;
+}
+
+// The request that was read last.
+Taken RequestIntake::refuse(const Flaw& flaw, const Target& target) {
+    wrong_.begin(request_.request_id);
+    wrong_.flaw = flaw;
+    wrong_.tensors = &request_.tensors;
+    wrong_.dims = &request_.dims;
+    if (target.model != nullptr) {
+        wrong_.model_id = target.model->model_id;
+        wrong_.interface = target.model->interface;
+    }
+    return Taken::WRONG;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,45 @@
+// The messages of workers: what they send of their actions is held against what was asked, and told to the scheduler.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "controller/intake.h"
+#include "controller/messages.h"
+#include "controller/port.h"
+#include "controller/recorded_scheduler.h"
+#include "controller/served_models.h"
+#include "controller/turn_results.h"
+#include "controller/workers.h"
+
+namespace clockwork {
+
+class ResultIntake {
+public:
+    ResultIntake(Port& port, Workers& workers, ServedModels& models, TurnResults& results, RecordedScheduler& scheduler)
+        : port_(port), workers_(workers), models_(models), results_(results), scheduler_(scheduler) {}
+
+    // A message of the port's current haul.
+    Taken take(const Arrival& arrival, Ns now);
+    const Wrong& wrong() const { return wrong_; }
+
+    // Ends an action, or all that a worker has under way, as a failure of the device: what it said of it makes no sense,
+    // or it is let go. False if there is no such action.
+    bool fail_action(std::uint32_t worker, ActionId action_id, std::string_view text, Ns now);
+    void fail_actions(std::uint32_t worker, std::string_view text, Ns now);
+
+private:
+    Taken result(WorkerLink& worker, const Arrival& arrival, Ns now);
+    void count(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
+    void end_action(WorkerLink& worker, const ActionResult& ended, std::string_view text, Ns now);
+
+    Port& port_;
+    Workers& workers_;
+    ServedModels& models_;
+    TurnResults& results_;
+    RecordedScheduler& scheduler_;
+    FrameBytes frames_;
+    Wrong wrong_;
+};
+
+}  // namespace clockwork

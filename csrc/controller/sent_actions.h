@@ -1,0 +1,85 @@
+// Actions that were sent to a worker and not answered yet.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "controller/models.h"
+#include "id_table.h"
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// What was sent, and what a result of it that is OK consists of.
+struct Expected {
+    ActionId action_id = 0;  // 0: this one is free
+    ActionKind kind = ActionKind::PROFILE;
+    std::int32_t device = 0;
+    std::uint32_t rows = 0;  // of a batch
+    ModelId model_id = 0;
+    std::shared_ptr<const ModelInterface> interface;  // of an INFER
+    std::vector<std::uint32_t> part_rows;             // of each part of the batch
+    std::vector<bool> part_rooms;                     // whether its outputs may be in the client's memory
+
+    std::size_t tensors() const { return interface != nullptr ? interface->outputs.size() : 0; }
+};
+
+// Actions that were sent and not answered.
+class SentActions {
+public:
+    // One that is empty but for its id; valid until the next is added.
+    Expected& add(ActionId action_id) {
+        if (free_.empty()) {
+            free_.push_back(static_cast<std::uint32_t>(all_.size()));
+            all_.emplace_back();
+        }
+        std::uint32_t place = free_.back();
+        free_.pop_back();
+        by_id_.insert(action_id, place);
+        all_[place].action_id = action_id;
+        return all_[place];
+    }
+
+    const Expected* find(ActionId action_id) const {
+        std::uint32_t place = by_id_.find(action_id);
+        return place == IdTable::NONE ? nullptr : &all_[place];
+    }
+
+    bool erase(ActionId action_id) {
+        std::uint32_t place = by_id_.find(action_id);
+        if (place == IdTable::NONE)
+            return false;
+        by_id_.erase(action_id);
+        Expected& one = all_[place];
+        one.action_id = 0;
+        one.rows = 0;
+        one.model_id = 0;
+        one.interface.reset();
+        one.part_rows.clear();
+        one.part_rooms.clear();
+        free_.push_back(place);
+        return true;
+    }
+
+    // Ascending.
+    std::vector<ActionId> ids() const {
+        std::vector<ActionId> found;
+        for (const Expected& expected : all_) {
+            if (expected.action_id != 0)
+                found.push_back(expected.action_id);
+        }
+        std::sort(found.begin(), found.end());
+        return found;
+    }
+
+    std::size_t size() const { return by_id_.size(); }
+
+private:
+    IdTable by_id_;
+    std::vector<Expected> all_;
+    std::vector<std::uint32_t> free_;
+};
+
+}  // namespace clockwork

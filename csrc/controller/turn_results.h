@@ -1,0 +1,68 @@
+// The results of a turn whose outputs are answers: kept until the answers have been sent.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "controller/messages.h"
+#include "controller/sockets.h"
+#include "id_table.h"
+
+namespace clockwork {
+
+struct KeptResult {
+    ResultHeader header;  // points into the haul
+    std::uint32_t first_frame = 0;
+    bool is_distinct = false;  // no frame is named twice: they can be given away
+};
+
+class TurnResults {
+public:
+    // haul: where the frames are, which stays until clear().
+    explicit TurnResults(Haul& haul) : haul_(haul) {}
+
+    // Memory for a result to be read into, the same until keep().
+    KeptResult& next() {
+        if (results_.size() == count_)
+            results_.emplace_back();
+        return results_[count_];
+    }
+    // Keeps the result in next(); first_frame: of the haul, where its outputs begin.
+    void keep(ActionId action_id, std::uint32_t first_frame) {
+        KeptResult& result = results_[count_];
+        std::int64_t last = -1;
+        result.is_distinct = true;
+        for (const TensorRef& ref : result.header.tensors) {
+            result.is_distinct = result.is_distinct && ref.frame > last;
+            last = ref.frame;
+        }
+        result.first_frame = first_frame;
+        by_action_.insert(action_id, static_cast<std::uint32_t>(count_));
+        ++count_;
+    }
+    // Throws std::logic_error where none was kept.
+    const KeptResult& of(ActionId action_id) const {
+        std::uint32_t place = by_action_.find(action_id);
+        if (place == IdTable::NONE)
+            throw std::logic_error("an answer without its result");
+        return results_[place];
+    }
+    Frame& frame(const KeptResult& result, const TensorRef& ref) {
+        return haul_.frame(result.first_frame + static_cast<std::size_t>(ref.frame));
+    }
+    void clear() {
+        for (std::size_t place = 0; place < count_; ++place)
+            by_action_.erase(static_cast<std::uint64_t>(results_[place].header.action_id));
+        count_ = 0;
+    }
+
+private:
+    Haul& haul_;
+    std::vector<KeptResult> results_;  // the first count_ of them are this turn's
+    std::size_t count_ = 0;
+    IdTable by_action_;
+};
+
+}  // namespace clockwork

@@ -36,18 +36,20 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _DURATION = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?) *([a-zµ]*)")
 
 _UNITS = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "ms": "1e-3", "s": "1", "min": "60", "h": "3600"}
-"""Units of durations: each one's seconds, as a decimal fraction."""
+"""Units of durations: seconds of each unit, as a decimal fraction."""
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
-    """Seconds, as a float, of a number with a unit: 100ms, 250us, 2s, 5min. A number alone is in ``unit``."""
+    """Seconds, as a float, given as a number with a unit: 100ms, 250us, 2s, 5min. A number without a unit is
+    in ``unit``.
+    """
 
     name = "duration"
 
     def __init__(
         self, least_s: float, most_s: float = config.SECONDS_MAX, unit: str = "s", *, is_open: bool = False
     ) -> None:
-        """is_open: the value is above least_s, and not equal to it."""
+        """is_open: the value must be above least_s."""
         self._least_s, self._most_s, self._unit, self._is_open = least_s, most_s, unit, is_open
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
@@ -66,7 +68,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
 
 
 DURATION = Duration(0, is_open=True)
-"""Above 0 s."""
+"""A duration above 0 s."""
 
 
 def _existing_trace(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -78,7 +80,7 @@ def _existing_trace(context: click.Context, parameter: click.Parameter, value: s
 
 
 def trace_option(text: str) -> Callable[[F], F]:
-    """The option --trace. text: its help."""
+    """Return the option --trace. text: its help."""
     return click.option("--trace", default="", metavar="FILE", callback=_existing_trace, help=text)
 
 
@@ -88,7 +90,7 @@ CV = click.FloatRange(0.01, 100)
 
 @contextmanager
 def as_usage() -> Iterator[None]:
-    """Raise a wrong value that the block finds as click.UsageError: exit status 2, with the command's usage."""
+    """Turn an error of a wrong value into click.UsageError: exit status 2, with the command's usage."""
     try:
         yield
     except (ConfigError, InvalidInput) as error:
@@ -101,7 +103,7 @@ class _Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         try:
             as_json = config.logs_json()
-        except ConfigError:  # perhaps the very error that is shown
+        except ConfigError:  # perhaps the error that is being shown
             as_json = False
         if as_json:
             click.echo(json_line("clockwork", self.message, "error"), err=True)
@@ -112,15 +114,16 @@ class _Failure(click.ClickException):
 class Commands(click.Group):
     """A group of commands whose errors are one line on stderr, never a traceback.
 
-    The exit status is 2 where the command line is wrong (an argument is missing, an option has no such value, a file
-    cannot be read), and 1 where what it asks for failed.
+    The exit status is 2 if the command line is wrong (a missing argument, an invalid value, an unreadable
+    file), and 1 if the command fails.
     """
 
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
         except click.ClickException as error:
-            error.message = visible(error.message, "\n")  # type: ignore[misc]  # Final in newer versions alone
+            # The attribute is Final in newer versions of click.
+            error.message = visible(error.message, "\n")  # type: ignore[misc]
             raise
         except Refused as error:
             more = [f"reason: {error.reason}"] if error.reason else []
@@ -139,7 +142,7 @@ class Commands(click.Group):
 
 
 def say_enough(seconds: float) -> str:
-    """A sufficient time, in three digits, rounded up: the printed figure suffices, too."""
+    """Return a sufficient time in three digits, rounded up so that the printed figure suffices, too."""
     exact = Decimal(repr(seconds))
     step = Decimal(1).scaleb(exact.adjusted() - 2)
     enough = exact.quantize(step, ROUND_CEILING) if exact else exact
@@ -148,20 +151,18 @@ def say_enough(seconds: float) -> str:
 
 
 def say_bytes(count: int) -> str:
-    """A size for people: 512 B, 41 KiB, 0.2 MiB or 32.0 MiB."""
+    """Return a size for people: 512 B, 41 KiB, 0.2 MiB or 32.0 MiB."""
     if count < 2**10:
         return f"{count} B"
     return f"{count / 2**20:.1f} MiB" if count >= 100 * 2**10 else f"{count / 2**10:.0f} KiB"
 
 
 def client_options(command: F) -> F:
-    command = click.option(
-        "--timeout", type=DURATION, help="How long to wait for an answer.  [default: 30s]"
-    )(command)
+    command = click.option("--timeout", type=DURATION, help="Timeout of an answer.  [default: 30s]")(command)
     command = click.option(
         "--key",
         type=PATH,
-        help="This peer's key file (or CLOCKWORK_KEY): client.key to ask, operator.key to change what is served.",
+        help="The key file (or CLOCKWORK_KEY): client.key for requests, operator.key to change the models.",
     )(command)
     return click.option(
         "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
@@ -176,14 +177,14 @@ def new_client(endpoint: str | None, key: Path | None, timeout: float | None) ->
 
 
 def describe_cluster(client: Client) -> Cluster:
-    """What a history of a running cluster has to be told of it."""
+    """Return the description of a cluster that a history of it needs."""
     from clockwork.observe.live import Cluster
 
     return Cluster(client.status(), [model.raw for model in client.models()])
 
 
 def policy_numbers(settings: Sequence[str]) -> dict[str, float]:
-    """A policy's options, NAME=NUMBER, parsed. Raises ConfigError."""
+    """Parse a policy's options, NAME=NUMBER. Raises ConfigError."""
     numbers = {}
     for setting in settings:
         name, _, number = setting.partition("=")
@@ -197,35 +198,37 @@ def policy_numbers(settings: Sequence[str]) -> dict[str, float]:
 
 
 def print_line(line: str, *, err: bool = False) -> None:
-    """Print a line. Texts of others in it begin no further line, and do nothing to the terminal."""
+    """Print a line. Foreign texts in it can neither begin another line nor control the terminal."""
     click.echo(visible(line), err=err)
 
 
 def print_text(text: str) -> None:
-    """Print a text of several lines, each with its end, as it is but for what a terminal would obey."""
+    """Print a text of several lines, each with its end. Characters that would control the terminal are made
+    visible.
+    """
     click.echo(visible(text, "\n\t"), nl=False)
 
 
 def print_paragraph(text: str) -> None:
-    """Print lines of ours, in which nobody else has a text of more than one."""
+    """Print lines of this program, in which foreign texts have one line each."""
     print_text(f"{text}\n")
 
 
 def print_said(text: str) -> None:
-    """Print what a cluster in the foreground says: as print_paragraph(), or as lines of a log of JSON."""
+    """Print a message of a cluster in the foreground, as print_paragraph() does or as JSON log lines."""
     print_paragraph(said(text))
 
 
 def log_format_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flag for the form of the lines that processes log."""
+    """Add the flag for the format of log lines."""
 
     def take(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
-            bounds.set_log_format(value)  # of the processes that it starts, too
+            bounds.set_log_format(value)  # child processes inherit it
 
     return click.option(
         "--log-format", type=click.Choice(config.LOG_FORMATS), callback=take, expose_value=False, is_eager=True,
-        help="The form of log lines: text, or one JSON object a line, with time, level, process and message (or "
+        help="Format of log lines: text, or a JSON object a line, with time, level, process and message (or "
              "CLOCKWORK_LOG_FORMAT).  [default: text]",
     )(command)  # fmt: skip
 
@@ -235,14 +238,16 @@ def print_json(body: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Values of numpy as JSON has them; everything else, such as a path, as text."""
+    """Convert values of numpy for JSON; other values, such as paths, become text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def print_table(
     titles: list[str], rows: Sequence[Sequence[str | Text]], legend: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Print a table, as wide as the terminal; elsewhere 200 columns. legend: what columns mean, printed below them."""
+    """Print a table, as wide as the terminal, or 200 columns elsewhere. legend: the meaning of columns,
+    printed below.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`clockwork compile`: an ONNX file becomes a program package."""
+"""`clockwork compile`: compiles an ONNX file to a program package."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from clockwork.wire.messages import PRODUCT_DTYPES
 )  # fmt: skip
 @click.option(
     "--shape", "shapes", multiple=True, metavar="INPUT:DIMS",
-    help="A shape of an input that leaves dimensions open, as ids:1,128. Once more for each further set of "
+    help="A shape of an input with open dimensions, as ids:1,128. Repeatable, for each further set of "
     "shapes.",
 )  # fmt: skip
 @click.option(
     "--dtype", type=click.Choice(PRODUCT_DTYPES), default="fp32", show_default=True,
-    help="Of matrix products. tf32 and fp16 use tensor cores, with sums in fp32: tf32 cuts what is multiplied to 10 "
-    "bits of mantissa, fp16 keeps it, and the weights, in 16 bits.",
+    help="Type of matrix products. tf32 and fp16 use tensor cores, with sums in fp32: tf32 cuts factors to 10 "
+    "bits of mantissa, fp16 keeps factors and weights in 16 bits.",
 )  # fmt: skip
 @click.option("--batching", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
 @click.option(
     "--examples", type=FILE, help="Real inputs to check the program with: .npz by input name, or .npy."
 )
-@click.option("--name", default="", help="What the package calls the model.  [default: MODEL's name]")
+@click.option("--name", default="", help="The model's name in the package.  [default: MODEL's name]")
 @click.option(
     "--exact",
     is_flag=True,
-    help="Run inputs of the compiled shapes alone, also where shorter ones could be padded.",
+    help="Serve only inputs of the compiled shapes; do not pad shorter inputs.",
 )
 @click.option(
     "--no-ptx",
@@ -124,11 +124,11 @@ def compile_command(
             print_table(*rows_of(variant, statistics, log))
 
 
-compile = compile_command  # as clockwork.cli.root looks for it
+compile = compile_command  # the name that clockwork.cli.root looks up
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
-    """``ids:1,128`` as shapes by input, in the order given. Raises click.UsageError."""
+    """Parse ``ids:1,128`` into shapes by input, in the given order. Raises click.UsageError."""
     shapes: dict[str, list[list[int]]] = {}
     for text in texts:
         name, colon, dims = text.rpartition(":")
@@ -145,7 +145,7 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
 
 
 def _examples(model: Path, path: Path | None) -> list[list[Any]]:
-    """Real inputs in the model's order, from a file. Raises InvalidModel."""
+    """Read real inputs, in the model's order, from a file. Raises InvalidModel."""
     if path is None:
         return []
     import tempfile
@@ -168,7 +168,9 @@ def _examples(model: Path, path: Path | None) -> list[list[Any]]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each variant under way on a terminal, a line when it is done elsewhere; on stderr either way."""
+    """Yield a callback that shows progress on stderr: a bar for each pending variant in a terminal, else a
+    line for each finished variant.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from clockwork.cli.terminal import Terminal, description

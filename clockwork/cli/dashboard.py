@@ -1,4 +1,4 @@
-"""`clockwork dashboard`: a cluster as it goes, in a browser."""
+"""`clockwork dashboard`: a live view of a cluster in a browser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
 )
-@click.option("--key", type=PATH, help="With keys: an operator's key file (or CLOCKWORK_KEY).")
+@click.option("--key", type=PATH, help="An operator's key file, if the cluster has keys (or CLOCKWORK_KEY).")
 @click.option(
     "--recording",
     type=FILE,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     "from_s",
     type=Duration(0),
     default=0.0,
-    help="With it: begin so long after it does.",
+    help="With --recording: begin this long after its beginning.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 65535),
     default=DASHBOARD_PORT,
     show_default=True,
-    help="0: any that is free.",
+    help="0: any free port.",
 )
-@click.option("--token-file", type=FILE, help="A file that holds the token that whoever looks must give.")
+@click.option("--token-file", type=FILE, help="A file with the token that browsers must send.")
 @click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM.")
 @click.option(
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     "origins",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Another name under which browsers reach it, such as a proxy's; may be given more than once. All but its own "
-    "addresses and names are refused.",
+    help="Another name of the dashboard in browsers, such as a proxy's. Repeatable. All but its own "
+    "names and addresses are refused.",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
 @click.option(
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 1000),
     default=DASHBOARD_PAGES_MAX,
     show_default=True,
-    help="Most pages that are open at once.",
+    help="Bound of open pages.",
 )
 @click.option("--parent", type=int, hidden=True)
 def dashboard(
@@ -75,7 +75,7 @@ def dashboard(
 ) -> None:  # fmt: skip
     """Show a cluster in a browser: devices, answers, memory, predictions, and each request.
 
-    It listens on this machine alone, unless told otherwise; then it takes TLS and a token. Ctrl-C ends it.
+    It listens only on this machine by default. Beyond it, TLS and a token are required. Ctrl-C ends it.
 
     \b
     Examples:
@@ -121,7 +121,7 @@ def dashboard(
 def _live(endpoint: str | None, key: Path | None) -> Source:
     from clockwork.observe.dashboard.sources import Live
 
-    # Not closed at the end: the thread that reads may wait for an answer, and ends with the process.
+    # The client is not closed: the reading thread may wait for an answer, and ends with the process.
     client = new_client(endpoint, key, DASHBOARD_ANSWER_S)
     return Live(client.recorder, functools.partial(describe_cluster, client), time.monotonic_ns)
 
@@ -134,7 +134,7 @@ def _recorded(stack: contextlib.ExitStack, path: Path, from_s: float) -> Source:
 
 
 def _origins(host: str, port: int, more: tuple[str, ...]) -> Iterator[str]:
-    """HOST:PORT of the pages that may open a websocket."""
+    """Yield HOST:PORT of the pages that may open a websocket."""
     names = [host, socket.gethostname()]
     if host in ("127.0.0.1", "::1", "localhost"):
         names = ["127.0.0.1", "localhost", "::1"]

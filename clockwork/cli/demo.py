@@ -1,4 +1,4 @@
-"""`clockwork demo`: an emulated cluster, a load that changes, and the dashboard."""
+"""`clockwork demo`: an emulated cluster, a varying load, and the dashboard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clockwork.errors import ConfigError
     type=click.IntRange(1, config.EMULATED_DEVICES_MAX),
     default=12,
     show_default=True,
-    help="How many GPUs are emulated.",
+    help="Number of emulated GPUs.",
 )
 @click.option(
     "--rate",
@@ -35,20 +35,20 @@ from clockwork.errors import ConfigError
     type=click.IntRange(0, 65533),
     default=0,
     show_default=True,
-    help="For clients; the next two are for workers and events. 0: any that are free.",
+    help="Port for clients; the next two are for workers and events. 0: any free ports.",
 )
 @click.option(
     "--dashboard-port",
     type=click.IntRange(0, 65535),
     default=DASHBOARD_PORT,
     show_default=True,
-    help="0: any that is free.",
+    help="0: any free port.",
 )
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 def demo(devices: int, rate: float, port: int, dashboard_port: int, verbose: bool) -> None:  # fmt: skip
-    """Show what this is about: emulated V100s with the paper's models, a load that changes, and the dashboard.
+    """Show Clockwork at work: emulated V100s with the paper's models, a varying load, and the dashboard.
 
-    Ctrl-C ends all of it, and nothing is left.
+    Ctrl-C ends the demo, and removes its files.
 
     \b
     Examples:

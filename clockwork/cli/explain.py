@@ -33,15 +33,20 @@ if TYPE_CHECKING:
 @click.option(
     "--recording",
     type=FILE,
-    help="Of `clockwork controller --record`, or a dump.  [default: the running cluster]",
+    help="A file of `clockwork controller --record`, or a dump.  [default: the running cluster]",
 )
 @click.option(
-    "--last-refused", "wanted", flag_value="refused", help="Instead of REQUEST: the newest that was refused."
+    "--last-refused", "wanted", flag_value="refused", help="Instead of REQUEST: the newest refused request."
 )
-@click.option("--last-missed", "wanted", flag_value="missed", help="The newest that missed its deadline.")
-@click.option("--slowest", "wanted", flag_value="slowest", help="The one that took longest to be answered.")
 @click.option(
-    "--model", default="", metavar="NAME", help="With these: only of this model, NAME or NAME@VERSION."
+    "--last-missed", "wanted", flag_value="missed", help="The newest request that missed its deadline."
+)
+@click.option("--slowest", "wanted", flag_value="slowest", help="The answered request of highest latency.")
+@click.option(
+    "--model",
+    default="",
+    metavar="NAME",
+    help="With these: only requests for this model, NAME or NAME@VERSION.",
 )
 @click.option("--svg", type=PATH, metavar="FILE", help="Write the picture to a file, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -50,11 +55,11 @@ def explain(
     request: int | None, recording: Path | None, wanted: str | None, model: str, svg: Path | None, as_json: bool,
     endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
-    """Say why a request was refused, waited or missed its deadline: in sentences, and as a picture.
+    """Explain why a request was refused, waited or missed its deadline, in sentences and a picture.
 
-    It says what each device that could have served the request was doing at the time, what the request waited for, which
-    batch it could have joined, and what SLO it would have needed. REQUEST is the number that an error, or the header
-    X-Clockwork-Request of the gateway, tells.
+    It tells what each device that could have served the request was doing at the time, what the request
+    waited for, which batch it could have joined, and what SLO would have been feasible. REQUEST is the number
+    in an error, or in the gateway's header X-Clockwork-Request.
 
     \b
     Examples:
@@ -105,7 +110,9 @@ def _explain(history: History, request: int | None, wanted: str, model: str) -> 
 
 
 def _explain_live(client: Client, request: int | None, wanted: str, model: str) -> Explanation:
-    """From what the controller's flight recorder has: of the last seconds, or else of all that it keeps."""
+    """Explain from the controller's flight recorder: from its last seconds, or else from all that it
+    keeps.
+    """
     from clockwork.observe.history import History
     from clockwork.observe.live import look_back
 

@@ -12,7 +12,7 @@ from clockwork.sources.reading import Reader, RemoteFile, fetch_all
 from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON, external_path
 
 SHOWN = 5
-"""ONNX files of a folder that an error names."""
+"""Number of a folder's ONNX files that an error lists."""
 
 
 def fetch_model(location: Location, folder: Path, tell: Callable[[str, int, int], None]) -> Path:
@@ -32,7 +32,7 @@ def fetch_model(location: Location, folder: Path, tell: Callable[[str, int, int]
 def _fetch_onnx(
     reader: Reader, found: RemoteFile, folder: Path, tell: Callable[[str, int, int], None]
 ) -> Path:
-    from clockwork.models import onnx_import  # here, because onnx takes half a second to import
+    from clockwork.models import onnx_import  # imported here, because onnx takes half a second to import
 
     location = reader.location
     path = folder / MODEL_FILE
@@ -45,7 +45,7 @@ def _fetch_onnx(
     done = path.stat().st_size
     names = onnx_import.external_files(onnx_import.read_model(path))
     for name in names:
-        external_path(folder, name)  # which must not lead out of it
+        external_path(folder, name)  # raises if the path leads out of the folder
     urls = {name: location.beside(str(PurePosixPath(name))) for name in names}
     parts = {name: part for name in names if (part := reader.describe(urls[name])) is not None}
     total += sum(max(0, part.bytes) for part in parts.values())

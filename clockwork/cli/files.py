@@ -1,4 +1,4 @@
-"""Reads a model's inputs from files, and writes its outputs as files and text, for the command line."""
+"""Reads a model's inputs from files, and writes its outputs to files and as text, for the command line."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 OUTPUTS = (".npy", ".npz", ".json")
 UNNAMED = "arr_0"
-"""What numpy.savez() calls an array that it was given without a name."""
+"""The name that numpy.savez() gives to an unnamed array."""
 
 BEST = 5
-"""How many labels are shown for each row."""
+"""Number of labels shown for each row."""
 
 
 EXAMPLES = Path(__file__).parents[1] / "models" / "data" / "digits"
@@ -30,7 +30,7 @@ EXAMPLES = Path(__file__).parents[1] / "models" / "data" / "digits"
 
 
 def example(name: str) -> Path:
-    """The file of an example that comes with the package. Raises InvalidInput."""
+    """Return the file of an example that comes with the package. Raises InvalidInput."""
     known = sorted(path.stem for path in EXAMPLES.glob("*.png"))
     if name not in known:
         raise InvalidInput(
@@ -42,9 +42,9 @@ def example(name: str) -> Path:
 def read_inputs(
     arguments: Sequence[str], info: ModelInfo, note: Callable[[str], None] = lambda line: None
 ) -> dict[str, Array]:
-    """The inputs of a model from ``file`` or ``name=file`` arguments. Raises InvalidInput.
+    """Read the inputs of a model from ``file`` or ``name=file`` arguments. Raises InvalidInput.
 
-    note: called with a sentence for each image whose layout and scaling are a guess.
+    note: called with a sentence for each image whose layout and scaling are guessed.
     """
     specs = {spec.name: spec for spec in info.inputs}
     inputs: dict[str, Array] = {}
@@ -57,7 +57,7 @@ def read_inputs(
     for argument in arguments:
         name, equals, file = argument.partition("=")
         if equals and name in specs:
-            give(name, _read_one(Path(file), specs[name], info, note), argument)
+            give(name, _read_array(Path(file), specs[name], info, note), argument)
             continue
         path = Path(argument)
         if equals and not path.exists():
@@ -65,7 +65,7 @@ def read_inputs(
         if len(specs) == 1:
             (only,) = specs.values()
             if not _is_mapping(path) or (path.suffix == ".npz" and list(_read_many(path)) == [UNNAMED]):
-                give(only.name, _read_one(path, only, info, note), argument)
+                give(only.name, _read_array(path, only, info, note), argument)
                 continue
         elif not _is_mapping(path):
             raise InvalidInput(
@@ -81,20 +81,20 @@ def read_inputs(
 
 
 def read_examples(path: Path) -> Any:
-    """Example inputs for registration: a dict by input name (.npz, .json), or one array (.npy)."""
+    """Read example inputs for registration: a dict by input name (.npz, .json), or an array (.npy)."""
     if path.suffix in (".npz", ".json"):
         return _read_many(path)
     return _load_numpy(path)
 
 
 def check_output_name(path: Path) -> None:
-    """Raises ConfigError unless outputs can be written in the format of the file's suffix."""
+    """Raise ConfigError unless the file's suffix names a format of outputs."""
     if path.suffix not in OUTPUTS:
         raise ConfigError(f"output {path}: the name must end in {', '.join(OUTPUTS)}")
 
 
 def pack_outputs(path: Path, outputs: Mapping[str, Array]) -> bytes:
-    """The content of a file with the outputs; the suffix of ``path`` says the format."""
+    """Return the content of a file with the outputs, in the format of the path's suffix."""
     if path.suffix == ".json":
         return json.dumps({name: _listed(array) for name, array in outputs.items()}).encode()
     plain = {
@@ -113,7 +113,9 @@ def pack_outputs(path: Path, outputs: Mapping[str, Array]) -> bytes:
 
 
 def describe_outputs(outputs: Mapping[str, Array], info: ModelInfo) -> list[str]:
-    """The answer for a person, in lines: labels with their scores where the model has labels, else the arrays."""
+    """Return an answer for people, in lines: labels with their scores if the model has labels, else the
+    arrays.
+    """
     from clockwork.models import images
 
     lines = []
@@ -141,14 +143,14 @@ def _is_mapping(path: Path) -> bool:
 
 
 def _read_many(path: Path) -> dict[str, Any]:
-    """Values by name, from .npz or .json."""
+    """Read values by name from .npz or .json."""
     content = _load_numpy(path) if path.suffix == ".npz" else _load_json(path)
     if not isinstance(content, dict):
         raise InvalidInput(f"{path} holds no values by input name")
     return content
 
 
-def _read_one(path: Path, spec: TensorInfo, info: ModelInfo, note: Callable[[str], None]) -> Array:
+def _read_array(path: Path, spec: TensorInfo, info: ModelInfo, note: Callable[[str], None]) -> Array:
     suffix = path.suffix.lower()
     if code_of(spec.dtype) == STRING and suffix in (*IMAGES, ".txt"):
         return _as_strings(path, spec)
@@ -176,7 +178,9 @@ def _read_one(path: Path, spec: TensorInfo, info: ModelInfo, note: Callable[[str
 
 
 def _as_strings(path: Path, spec: TensorInfo) -> Array:
-    """A file's bytes as a string for a model that reads strings: an image as it is, a text without its last line's end."""
+    """Read a file as a string for a model with string inputs: an image unchanged, a text without its final
+    line end.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -189,7 +193,7 @@ def _as_strings(path: Path, spec: TensorInfo) -> Array:
 
 
 def _typed(value: Any, spec: TensorInfo) -> Array:
-    """Arrays as they are; JSON's numbers in the type that the model takes."""
+    """Return arrays unchanged, and JSON's numbers in the model's type."""
     if isinstance(value, np.ndarray):
         return value
     code = code_of(spec.dtype)
@@ -202,7 +206,7 @@ def _typed(value: Any, spec: TensorInfo) -> Array:
 
 
 def _load_numpy(path: Path) -> Any:
-    """An array, or a dict of arrays. Raises InvalidInput."""
+    """Read an array, or a dict of arrays. Raises InvalidInput."""
     try:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -223,7 +227,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _listed(array: Array) -> Any:
-    """An array as nested lists of values that JSON has."""
+    """Return an array as nested lists of JSON values."""
     if array.dtype.kind in "fiub":
         return array.tolist()
     if array.dtype == object:

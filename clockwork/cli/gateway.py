@@ -19,7 +19,7 @@ from clockwork.web.pages import split
 
 
 def _port(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A port; 0 any that is free, OFF none."""
+    """Return the number of a port; 0 means any free port, and "off" returns OFF."""
     if value == "off":
         return bounds.OFF
     if not (value.isascii() and value.isdigit() and int(value) <= 65535):
@@ -50,11 +50,11 @@ def _hosts(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 
 def allowed_host_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flag for names under which a gateway may be asked."""
+    """Add the flag for further names of a gateway."""
     return click.option(
         "--allowed-host", callback=_hosts, multiple=True, metavar="HOST[:PORT]",
-        help="A name under which clients or web pages reach the gateway, such as a proxy's, beside localhost and every "
-             "address (or CLOCKWORK_ALLOWED_HOST, with commas); may be given more than once.",
+        help="A further name of the gateway for clients or web pages, such as a proxy's, beside localhost and every "
+             "address (or CLOCKWORK_ALLOWED_HOST, with commas). Repeatable.",
     )(command)  # fmt: skip
 
 
@@ -74,8 +74,8 @@ def status_codes_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add the flag for the statuses of refusals."""
     return click.option(
         "--status-codes", callback=_status_codes, metavar="mesh|triton",
-        help="The status of a request that is shed: 429 and RESOURCE_EXHAUSTED, which meshes and proxies take for the "
-             "load that it is; or 503 and UNAVAILABLE, as Triton (or CLOCKWORK_STATUS_CODES).  [default: mesh]",
+        help="The status of a shed request: 429 and RESOURCE_EXHAUSTED, by which meshes and proxies recognize "
+             "overload; or 503 and UNAVAILABLE, as Triton (or CLOCKWORK_STATUS_CODES).  [default: mesh]",
     )(command)  # fmt: skip
 
 
@@ -95,25 +95,25 @@ def _repositories(
 
 
 def repository_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags that say which model repositories are served, and how."""
+    """Add the flags of model repositories."""
     for option in reversed([
         click.option("--model-repository", callback=_repositories, multiple=True, metavar="DIRECTORY|URL",
                      help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "
                           "NAME/config.pbtxt): a directory, or a URL of s3://, gs://, az://, hf://, https:// or "
-                          "http://; may be given more than once."),
+                          "http://; repeatable."),
         click.option("--model-control-mode", type=click.Choice(bounds.CONTROL_MODES), show_default=True,
                      default=bounds.CONTROL_MODES[0],
-                     help="poll: follow what changes in it; explicit: load what the repository API or --load-model "
-                          "names; none: register what is there at start."),
+                     help="poll: follow its changes; explicit: load the models that the repository API or --load-model "
+                          "names; none: register its models at start."),
         click.option("--repository-poll-secs", type=Duration(0.1, 86_400), show_default=True,
-                     default=f"{POLL_S:g}", help="Between two looks at it."),
+                     default=f"{POLL_S:g}", help="Interval of polls."),
         click.option("--repository-cache", type=PATH, metavar="DIRECTORY",
-                     help="Where files of repositories that are URLs are kept.  [default: repositories/ in "
+                     help="Directory for files of repositories with URLs.  [default: repositories/ in "
                           "CLOCKWORK_DATA]"),
         click.option("--repository-cache-size", callback=_size, metavar="SIZE", default="64GiB",
-                     show_default=True, help="How much is kept there; the least recently used versions go first."),
+                     show_default=True, help="Bound of its size; the least recently used versions are removed first."),
         click.option("--load-model", multiple=True, metavar="NAME",
-                     help="In explicit mode, a model to load at start (*: all); may be given more than once."),
+                     help="In explicit mode, a model to load at start (*: all); repeatable."),
     ]):  # fmt: skip
         command = option(command)
     return command
@@ -123,7 +123,7 @@ def repository_arguments(
     repositories: tuple[Path | Location, ...], mode: str, poll_s: float, load_models: tuple[str, ...],
     cache: Path, cache_bytes: int,
 ) -> tuple[str, ...]:  # fmt: skip
-    """The command-line arguments that give a gateway the values of repository_options()."""
+    """Return the command-line arguments that give a gateway the values of repository_options()."""
     if not repositories:
         if load_models:
             raise click.UsageError("--load-model needs a --model-repository")
@@ -148,24 +148,24 @@ def repository_arguments(
     callback=_port,
     default=str(bounds.HTTP_PORT),
     show_default=True,
-    help="0: any that is free; off: none.",
+    help="0: any free port; off: none.",
 )
 @click.option("--grpc-port", callback=_port, default=str(bounds.GRPC_PORT), show_default=True)
 @click.option("--metrics-port", callback=_port, default=str(bounds.METRICS_PORT), show_default=True)
 @click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM.")
-@click.option("--token-file", type=FILE, help="A file that holds the bearer token that clients must send.")
+@click.option("--token-file", type=FILE, help="A file with the bearer token that clients must send.")
 @click.option(
     "--operator-token-file",
     type=FILE,
-    help="The token of those who may load and unload models, too.  [default: that of --token-file]",
+    help="A file with the token that also allows loading and unloading models.  [default: that of --token-file]",
 )
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
 @allowed_host_option
 @click.option(
     "--shared-memory/--no-shared-memory",
     default=None,
-    help="Whether programs on this machine may have tensors in shared memory.  [default: where --host is loopback]",
+    help="Whether programs on this machine may pass tensors in shared memory.  [default: where --host is loopback]",
 )
 @click.option(
     "--max-request-bytes",
@@ -173,21 +173,21 @@ def repository_arguments(
     metavar="SIZE",
     default="64MiB",
     show_default=True,
-    help="The largest request that is taken.",
+    help="Size of the largest accepted request.",
 )
 @status_codes_option
 @click.option(
     "--otlp-endpoint",
     default="",
     metavar="URL",
-    help="Where OpenTelemetry spans go, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
+    help="Receiver of OpenTelemetry spans, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
 )
 @repository_options
 @click.option("--key", type=PATH, help="Its key file, gateway.key (or CLOCKWORK_KEY).")
 @click.option(
     "--operator-key",
     type=PATH,
-    help="An operator's key file: with it, it may load, unload and register models (or CLOCKWORK_OPERATOR_KEY).",
+    help="An operator's key file, with which the gateway can load, unload and register models (or CLOCKWORK_OPERATOR_KEY).",
 )
 @click.option("--parent", type=int, hidden=True)
 def gateway(
@@ -199,11 +199,11 @@ def gateway(
     operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
     parent: int | None,
 ) -> None:  # fmt: skip
-    """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
+    """Serve a cluster over HTTP and gRPC by the Open Inference Protocol (KServe, Triton).
 
     Any number of gateways may stand before one cluster; none of them holds anything but the names of
-    shared memory that programs on its machine have registered.
-
+    A cluster can have any number of gateways. Their only state is the names of shared memory that programs on
+    their machine have registered.
     \b
     Examples:
       clockwork gateway

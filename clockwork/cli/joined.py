@@ -1,4 +1,4 @@
-"""What `clockwork models add` puts before and behind a model: images, texts, labels."""
+"""Image decoding, tokenization and labels that `clockwork models add` joins to a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def with_images(
     scale: float | None,
     resampling: str | None,
 ) -> onnx.ModelProto:
-    """The model of an ONNX file that takes JPEG images. Raises InvalidInput, InvalidModel."""
+    """Return an ONNX file's model with decoding of JPEG images. Raises InvalidInput, InvalidModel."""
     from clockwork.models import compose
 
     flags = compose.ImageFlags(
@@ -36,14 +36,18 @@ def with_images(
 def with_texts(
     file: Path | None, directory: Path, tokens_max: int | None, truncates: bool
 ) -> onnx.ModelProto:
-    """The model of an ONNX file that takes texts. Raises InvalidInput, InvalidModel, ConfigError."""
+    """Return an ONNX file's model with tokenization of texts. Raises InvalidInput, InvalidModel,
+    ConfigError.
+    """
     from clockwork.models import tokenizers
 
     return tokenizers.with_texts(_read(file), directory, tokenizers.TextFlags(tokens_max or 0, truncates))
 
 
 def with_labels(model: onnx.ModelProto | Path | None, path: Path) -> onnx.ModelProto:
-    """The model with the labels of a file: a line each, or a JSON list. Raises InvalidInput, InvalidModel."""
+    """Return the model with the labels of a file: a line each, or a JSON list. Raises InvalidInput,
+    InvalidModel.
+    """
     from clockwork.models import compose
 
     try:

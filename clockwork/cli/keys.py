@@ -15,8 +15,8 @@ from clockwork.wire.roles import Role
 def keys() -> None:
     """Keys for clusters that listen beyond one machine.
 
-    Each key has a role: a client asks models, a worker executes, an operator changes what is served, a gateway asks
-    for others. docs/security.md has the table.
+    Each key has a role: a client sends requests, a worker executes, an operator changes the models, a gateway
+    sends requests for others. docs/security.md has the table.
     """
 
 
@@ -31,12 +31,13 @@ def new_keys(directory: Path) -> None:
     worker.key       for workers (secret)
     operator.key     to register, load, unload, route and remove models (secret)
     gateway.key      for gateways: a client that gathers metrics, too (secret)
-    allowed.keys     whom the controller lets in; beside controller.key, or where --allowed says
+    allowed.keys     keys that the controller accepts; beside controller.key, or at --allowed
 
     \b
     Example:
       clockwork keys new keys/
-      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key keys/controller.key
+      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 \\
+          --key keys/controller.key
     """
     from clockwork.wire.keys import write_keys
     from clockwork.wire.transport import new_key_pair
@@ -53,13 +54,13 @@ def new_keys(directory: Path) -> None:
 @click.argument("directory", type=PATH)
 @click.argument("name")
 @click.option(
-    "--role", type=click.Choice([role.value for role in Role]), required=True, help="What the key is for."
+    "--role", type=click.Choice([role.value for role in Role]), required=True, help="The key's role."
 )
 def add_key(directory: Path, name: str, role: str) -> None:
     """Write one more key, NAME.key, and let it in: a running controller takes it within a second.
 
-    DIRECTORY has the cluster's controller.key. With a key of its own, each team, machine or program can be shut out
-    alone.
+    DIRECTORY has the cluster's controller.key. With a key for each team, machine or program, each can be
+    revoked separately.
 
     \b
     Example:
@@ -78,8 +79,8 @@ def add_key(directory: Path, name: str, role: str) -> None:
 def revoke_key(directory: Path, which: str) -> None:
     """Shut a key out. A running controller ends its connections within a second.
 
-    NAME: as in `keys list`, or the key's file, or the public key itself. This is for the directory that the controller
-    reads; where its list is a copy, bring the new one there.
+    NAME: as in `keys list`, or the key's file, or the public key itself. DIRECTORY must be the one that the
+    controller reads; if its list is a copy, copy it again.
 
     \b
     Example:
@@ -94,7 +95,7 @@ def revoke_key(directory: Path, which: str) -> None:
 @keys.command("list")
 @click.argument("directory", type=PATH)
 def list_keys(directory: Path) -> None:
-    """Show whom the controller of DIRECTORY lets in.
+    """List the keys that the controller of DIRECTORY accepts.
 
     \b
     Example:

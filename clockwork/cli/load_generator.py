@@ -264,7 +264,9 @@ class _Target:
 
 
 def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list[_Target]:
-    """The targets of models by name. Models with equal inputs share the arrays, so that thousands of copies fit in memory."""
+    """Return the targets of models by name. Models with equal inputs share the arrays, so that thousands of
+    copies fit in memory.
+    """
     made: dict[Hashable, list[dict[str, Array]]] = {}
     targets = []
     for index, name in enumerate(names):
@@ -419,7 +421,7 @@ def run_live(
     timeout_s: float = 30.0,
     watch: Watch | None = None,
 ) -> LiveRun:
-    """Send the same arrivals as the simulator takes; ``models`` are names, in the order of the arrivals' indices.
+    """Send the arrivals of a simulation. ``models``: names, in the order of the arrivals' indices.
 
     A request's SLO is that of its arrival, else its model's own. seed: of the inputs. Raises ConfigError,
     ModelNotFound, ConnectionLost.
@@ -457,7 +459,7 @@ def _quick_switches() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_sigint(generator: _Generator) -> Iterator[None]:
-    """Within the block, SIGINT asks the generator to end, so that it stops between two requests and not inside one."""
+    """Make SIGINT end the generator between two requests while the block runs."""
 
     def end(*_: object) -> None:
         if generator.interrupted:

@@ -1,4 +1,4 @@
-"""`clockwork metrics`: a cluster's numbers without a gateway."""
+"""`clockwork metrics`: a cluster's metrics without a gateway."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clockwork.cli.common import client_options, new_client, print_json, print_t
 
 @click.command()
 @click.argument("model", default="")
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as the controller says them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the controller's numbers as JSON.")
 @client_options
 def metrics(model: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
     """Print every number that the controller has, as Prometheus text; of MODEL alone with --json.

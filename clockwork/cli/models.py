@@ -40,7 +40,7 @@ EXISTING = click.Path(path_type=Path, exists=True)
 _NUMBER = re.compile(r"[0-9]{1,3}(?:\.[0-9]{0,9})?")
 
 PACKED_NOTED = 1.1
-"""How many times a model's weights a packed model takes in memory before that is said beside them."""
+"""A packed model's memory is shown if it is more than this multiple of its weights."""
 
 
 @click.group(cls=Commands)
@@ -63,7 +63,7 @@ def _model(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def _percent(text: str) -> float:
-    """``10%`` as 0.1."""
+    """Parse ``10%`` into 0.1."""
     number = text.removesuffix("%").strip()
     share = float(number) / 100 if _NUMBER.fullmatch(number) else -1.0
     if not 0 < share <= 1:
@@ -77,7 +77,9 @@ def _percent(text: str) -> float:
 @click.option(
     "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
 )
-@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option(
+    "--copies", type=click.IntRange(1), default=1, show_default=True, help="Copies of each such model."
+)
 @click.option(
     "--slo", type=Duration(0), help="The default SLO of its requests: 100ms, or a number of seconds; 0: none."
 )
@@ -87,61 +89,68 @@ def _percent(text: str) -> float:
 @click.option(
     "--batching",
     type=click.Choice(BATCHING),
-    help="Whether requests share executions: as registration finds out, always, never, or only those of one shape.  "
+    help="Whether requests share executions: as registration determines, always, never, or only with equal shapes.  "
     "[default: auto]",
 )
 @click.option(
     "--batch-max",
     type=click.IntRange(0, config.REGISTER_BATCH_MAX),
-    help="An upper bound of its batches; 0: as measured.",
+    help="Bound of its batches; 0: as measured.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(PRODUCT_DTYPES),
-    help="Of matrix products where an ONNX file is compiled for GPUs: tf32 and fp16 use tensor cores. CPU devices compute "
+    help="Type of matrix products of an ONNX file on GPUs: tf32 and fp16 use tensor cores. CPU devices compute "
     "as the file says.  [default: fp32]",
 )
-@click.option(
-    "--image", is_flag=True, help="The model's input becomes JPEG images, which it then decodes itself."
-)
+@click.option("--image", is_flag=True, help="Add JPEG decoding to the model, whose input then is JPEG files.")
 @click.option(
     "--resize",
     type=click.IntRange(1),
     metavar="PIXELS",
-    help="With --image: of the shorter side, before the middle is cut out.  [default: both sides are stretched]",
+    help="With --image: size of the shorter side, before the middle is cut out.  [default: both sides are stretched]",
 )
 @click.option(
-    "--mean", metavar="NUMBERS", help="With --image: of each channel, after --scale: 0.485,0.456,0.406"
+    "--mean", metavar="NUMBERS", help="With --image: mean of each channel, after --scale: 0.485,0.456,0.406"
 )
-@click.option("--std", metavar="NUMBERS", help="With --image: of each channel: 0.229,0.224,0.225")
-@click.option("--scale", type=float, help="With --image: what pixels are multiplied by.  [default: 1/255]")
 @click.option(
-    "--filter", "filter_", type=click.Choice(["bilinear", "bicubic"]), help="With --image: how it is resized."
+    "--std", metavar="NUMBERS", help="With --image: standard deviation of each channel: 0.229,0.224,0.225"
+)
+@click.option("--scale", type=float, help="With --image: factor of pixels.  [default: 1/255]")
+@click.option(
+    "--filter",
+    "filter_",
+    type=click.Choice(["bilinear", "bicubic"]),
+    help="With --image: filter of resizing.",
 )
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path, exists=True),
     metavar="DIRECTORY",
-    help="The model's input becomes texts, which a tokenizer.json there makes tokens of. Needs the extra [text].",
+    help="Add tokenization by the directory's tokenizer.json to the model, whose input then is text. Needs the extra [text].",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(1), help="With --tokenizer: of a text.  [default: as its files say]"
+    "--max-tokens",
+    type=click.IntRange(1),
+    help="With --tokenizer: most tokens of a text.  [default: from its files]",
 )
-@click.option("--truncate", is_flag=True, help="With --tokenizer: cut longer texts instead of refusing them.")
+@click.option(
+    "--truncate", is_flag=True, help="With --tokenizer: truncate longer texts instead of refusing them."
+)
 @click.option("--labels", type=FILE, help="Names of the scores: a line each, or a JSON list.")
 @click.option(
     "--canary",
     type=_percent,
     metavar="SHARE%",
-    help="Give it this part of NAME's requests once it is ready; the others stay where they are.",
+    help="Route this share of NAME's requests to the version once it is ready; the others keep their route.",
 )
 @click.option(
-    "--no-route", is_flag=True, help="Give it none of NAME's requests until `models route` says so."
+    "--no-route", is_flag=True, help="Route none of NAME's requests to the version until `models route` does."
 )
 @click.option(
     "--force",
     is_flag=True,
-    help="Have it take NAME's requests even if those that the present version takes do not fit it.",
+    help="Route NAME's requests to the version even if it cannot serve all requests that the present version can.",
 )
 @client_options
 def add(
@@ -156,22 +165,23 @@ def add(
 
     FILE may be a URL of s3://, gs://, az://, hf://, https:// or http://, from which it is fetched.
 
-    Returns once it is ready to serve. Or, for emulated devices, models that are only profiles: of a file,
-    or of the paper's table.
+    Returns once the model is ready. With --profiles it registers models for emulated devices that are only
+    profiles, from a file or the paper's table.
 
-    External data beside the file is taken along. Other content under a known name becomes its next
-    version and takes over without a failed request. It has the SLO, batching, dtype and labels of the version
-    that serves, but for those that are given. Inputs or outputs that would not do for that version's clients
-    are an error, unless --force or --no-route is given. `models rollback` goes back to the version that served.
+    External data beside the file is registered with it. Other content under a known name becomes the next
+    version, which takes over without a failed request. It keeps the SLO, batching, dtype and labels of the
+    serving version, except those given here. Inputs or outputs that would break that version's clients are an
+    error, unless --force or --no-route is given. `models rollback` returns to the version that served before.
 
     With --image, decoding, resizing, cropping and normalising become part of the model, so that their time is
-    predicted; the model's metadata completes the flags. With --tokenizer, making tokens of texts does
+    predicted; the model's metadata completes the flags. With --tokenizer, tokenization does
     (docs/strings-and-images.md).
 
     \b
     Examples:
       clockwork models add resnet50 resnet50.onnx --slo 0.1
-      clockwork models add resnet50 resnet50.onnx --image --resize 256 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+      clockwork models add resnet50 resnet50.onnx --image --resize 256 \\
+          --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
       clockwork models add resnet50 retrained.onnx --canary 10%
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
       clockwork models add sentences encoder.onnx --tokenizer all-MiniLM-L6-v2/
@@ -247,7 +257,7 @@ def add(
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on a terminal, a line for each stage elsewhere; on stderr either way."""
+    """Yield a callback that shows progress on stderr: a bar in a terminal, else a line for each stage."""
     from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
     from clockwork.cli.terminal import Terminal, description
@@ -342,25 +352,27 @@ def _time(ns: Any) -> str:
 
 
 def _is_measured(info: Any) -> bool:
-    """Whether a worker has prepared the model, so that its size and its batches are known; an unloaded one has none."""
+    """Return whether a worker has prepared the model, so that its size and batches are known. An unloaded
+    model is unknown.
+    """
     return bool(info.holding)
 
 
 def _holding(info: Any) -> str:
-    """How a device holds the weights, and in how much memory if that is more than they are."""
+    """Return how a device holds the weights, with its memory if that is much more than the weights."""
     resident = info.raw.get("resident_bytes", 0)
     more = resident > PACKED_NOTED * info.weights_bytes and info.holding == "packed"
     return f"{info.holding}, {say_bytes(resident)}" if more else info.holding
 
 
 def _remarks(info: Any) -> str:
-    """Why a model is not ready, or on which workers it could not be prepared."""
+    """Return why a model is not ready, or on which workers its preparation failed."""
     failed = [f"not on {worker}: {why}" for worker, why in (info.raw.get("not_prepared") or {}).items()]
     return "; ".join(filter(None, [info.text, *failed]))
 
 
 def _traffic(info: Any) -> str:
-    """A version's share of its name's requests, and the share that is copied to it."""
+    """Return a version's share of its name's requests, and the share that is copied to it."""
     parts = [f"{info.share * 100:g} %"] if info.share or not info.raw.get("shadow") else []
     if info.raw.get("shadow"):
         parts.append(f"shadow {info.raw['shadow'] * 100 / config.SHARE_WHOLE:g} %")
@@ -368,7 +380,7 @@ def _traffic(info: Any) -> str:
 
 
 def _where(info: Any) -> str:
-    """How many devices have a model; else how far it is on the way to one."""
+    """Return the number of devices with the model, or the state of its loading."""
     resident = sum(place.get("state") == "resident" for place in info.devices)
     if resident:
         return f"on {resident} device{'s' if resident > 1 else ''}"
@@ -385,7 +397,7 @@ def _where(info: Any) -> str:
     "--profile",
     type=PATH,
     metavar="FILE",
-    help="Write what it takes, as measured, for emulation and planning: JSON (- for stdout).",
+    help="Write its measured profile, for emulation and planning: JSON (- for stdout).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
@@ -463,8 +475,16 @@ def show(
             print_line(f"  {title:<10}{text}")
     if info.profile:
         live = list(info.raw.get("expected_ns") or ()) or [0] * len(info.profile)
-        rows = [[_shape(point.shape, info), str(point.batch), _time(point.exec_ns), _time(now_ns),
-                 _time(point.exec_ns // max(1, point.batch))] for point, now_ns in zip(info.profile, live)]  # fmt: skip
+        rows = [
+            [
+                _shape(point.shape, info),
+                str(point.batch),
+                _time(point.exec_ns),
+                _time(now_ns),
+                _time(point.exec_ns // max(1, point.batch)),
+            ]
+            for point, now_ns in zip(info.profile, live)
+        ]
         print_table(
             ["shape", "batch", "profiled", "live", "profiled a row"], rows,
             {"live": "as the scheduler expects it now, from the executions of late"},
@@ -472,7 +492,7 @@ def show(
 
 
 def _shape(shape: Sequence[Sequence[int]], info: Any) -> str:
-    """What an execution was timed by: dimensions without rows, and of strings the bytes of each behind them."""
+    """Return the shape that was profiled: dimensions without rows, and for strings also the bytes of each."""
     found = []
     for index, dims in enumerate(shape):
         is_text = index < len(info.inputs) and info.inputs[index].dtype == "string" and dims
@@ -481,7 +501,7 @@ def _shape(shape: Sequence[Sequence[int]], info: Any) -> str:
 
 
 def _say_preparation(report: dict[str, Any]) -> str:
-    """A worker's report on a model: its measurements, or why it does not serve it."""
+    """Return a worker's report on a model: its measurements, or why it does not serve it."""
     text = f"on {report.get('worker')}: {report.get('state')}"
     if "exec_ns" in report:
         text += (
@@ -495,9 +515,9 @@ def _say_preparation(report: dict[str, Any]) -> str:
 @click.argument("names", nargs=-1, required=True)
 @client_options
 def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Take models out of service: NAME, or NAME@VERSION. They stay registered, and take no memory.
+    """Unload models: NAME, or NAME@VERSION. They stay registered, and take no memory.
 
-    What was admitted is still answered. That they are out of service outlasts a restart.
+    Admitted requests are still answered. The models stay unloaded after a restart.
 
     \b
     Example:
@@ -517,7 +537,7 @@ def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 @click.argument("names", nargs=-1, required=True)
 @client_options
 def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Have models serve again that were unloaded or set aside: NAME, or NAME@VERSION.
+    """Load models that were unloaded or set aside, so that they serve again: NAME, or NAME@VERSION.
 
     \b
     Example:
@@ -536,10 +556,10 @@ def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, t
 @click.argument("names", nargs=-1, required=True)
 @client_options
 def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Remove models: NAME, or NAME@VERSION. What was admitted is still answered.
+    """Remove models: NAME, or NAME@VERSION. Admitted requests are still answered.
 
-    What a gateway registered from a model repository comes back when its files change, or a gateway starts: take its
-    files away instead.
+    A model that a gateway registered from a repository is registered again when its files change, or a
+    gateway starts. Remove its files instead.
 
     \b
     Example:
@@ -549,7 +569,8 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 
         def take_away(name: str) -> None:
             repository = ""
-            with suppress(ModelNotFound):  # a version on its way out can be removed, and not described
+            # a version that is being removed can be removed again, but not described
+            with suppress(ModelNotFound):
                 repository = _repository(client.model(name))
             client.unregister(name)
             print_line(f"removed {name}")
@@ -563,7 +584,7 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 
 
 def _with_each(names: Sequence[str], act: Callable[[str], None]) -> None:
-    """Do something with each model. A failure with one model is an error, and the other models are not affected."""
+    """Act on each model. Failures with some models are errors, and do not affect the others."""
     errors: list[ClockworkError] = []
     for name in names:
         try:
@@ -577,6 +598,6 @@ def _with_each(names: Sequence[str], act: Callable[[str], None]) -> None:
 
 
 def _repository(info: Any) -> str:
-    """The model repositories that a gateway registered a model from; "" if it came otherwise."""
+    """Return the repositories from which a gateway registered a model; "" if it was registered otherwise."""
     origin = str((info.raw.get("options") or {}).get("origin", ""))
     return origin.removeprefix(REPOSITORY_ORIGIN) if origin.startswith(REPOSITORY_ORIGIN) else ""

@@ -1,4 +1,4 @@
-"""`clockwork plan`: how many devices, what rate, which SLO; by simulation."""
+"""`clockwork plan`: finds the number of devices, the rate or the SLO of a load, by simulation."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ TRACE_DURATION_S = 600.0
 """Seconds of a trace that are counted by default."""
 
 TOLD_EVERY_NS = 5 * SECOND
-"""How often it is said, where there is no terminal, how far a simulation is."""
+"""Interval of progress messages without a terminal."""
 
 NOISE = 0.0003
-"""Relative sigma of execution times, where it was not measured."""
+"""Relative sigma of execution times, if it was not measured."""
 
 NOT_FOUND = {
     "devices": "no number of devices holds this load",
@@ -58,17 +58,18 @@ NOT_TRIED = {
     "rate": "a model takes longer than its SLO",
     "slo": "the devices cannot execute as much as is asked for",
 }
-"""Why nothing had to be simulated to answer that nothing holds."""
+"""Reasons for which no simulation was needed to find that nothing holds."""
 
 
 @click.group(cls=Commands)
 def plan() -> None:
-    """Find by simulation how many devices a load needs, or what devices hold.
+    """Find by simulation how many devices a load needs, or which load devices hold.
 
     The models are those of a profile file, of the paper's table, or of a live cluster.
 
-    A load holds if at most --bad percent of its requests fail, are refused or late, and at most --bad-group percent
-    in each tenth of the models by popularity (of up to ten models: of each), and of each SLO that models differ in.
+    A load holds if at most --bad percent of its requests fail, are refused or late, and at most --bad-group
+    percent in each tenth of the models by popularity (of up to ten models: in each), and of each SLO, if
+    models have several.
 
     \b
     Examples:
@@ -83,48 +84,48 @@ def _options(command: F) -> F:
     # fmt: off
     for option in reversed([
         click.option("--profiles", metavar="FILE", help="Models: a profile file, or `paper`.  "
-                     "[default: what the cluster at --endpoint has]"),
-        click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model."),
-        click.option("--model", "names", multiple=True, metavar="NAME", help="Only this one (may be repeated)."),
+                     "[default: the models of the cluster at --endpoint]"),
+        click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Copies of each model."),
+        click.option("--model", "names", multiple=True, metavar="NAME", help="Only this model. Repeatable."),
         click.option("--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson",
                      show_default=True),
-        click.option("--cv", type=CV, default=4.0, show_default=True, help="Variation of gamma arrivals."),
+        click.option("--cv", type=CV, default=4.0, show_default=True, help="Coefficient of variation of gamma arrivals."),
         click.option("--zipf", type=click.FloatRange(0, 10), default=0.0,
                      help="Skew of popularity, first model first."),
-        trace_option("Requests come as in an Azure Functions trace, or `synthetic`."),
+        trace_option("Arrivals of an Azure Functions trace, or `synthetic`."),
         click.option("--mapping", type=click.Choice(["original", "shuffled"]), default="original",
-                     show_default=True, help="Hot functions on the first models, or anywhere."),
+                     show_default=True, help="Map hot functions to the first models, or randomly."),
         click.option("--busiest", is_flag=True,
-                     help="Count the busiest part of a trace, --duration long; rates are then those of all of it."),
+                     help="Count the busiest part of a trace, of length --duration; rates are still those of the whole trace."),
         click.option("--bad", type=float, default=1.0, show_default=True,
                      help="Percent of the requests that may fail, be refused or late."),
         click.option("--bad-group", type=click.FloatRange(0, 100, min_open=True), metavar="FLOAT",
-                     help="Percent of each group's that may: a tenth of the models by popularity (each model, if"
-                     " they are ten or fewer), those of one SLO.  [default: twice --bad; 100: any]"),
+                     help="Percent of each group's requests: a tenth of the models by popularity (each model, if"
+                     " they are ten or fewer), or those of an SLO.  [default: twice --bad; 100: no limit]"),
         click.option("--policy", default=config.POLICY, show_default=True,
-                     help="How the controller schedules; MODULE:CLASS is a class in Python, which is slower"
+                     help="Scheduling policy; MODULE:CLASS is a class in Python, which is slower"
                      " (docs/policies/python.md)."),
         click.option("--option", "options", metavar="NAME=NUMBER", multiple=True, help="A constant of the policy."),
-        click.option("--page-size", default="16MiB", show_default=True, help="Pages of a device's memory."),
-        click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights, of each device."),
+        click.option("--page-size", default="16MiB", show_default=True, help="Size of a device's pages."),
+        click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights of each device."),
         click.option("--devices-per-worker", type=click.IntRange(1), default=1, show_default=True,
-                     help="They load one after the other, over one link."),
+                     help="The devices of a worker load in turn, over one link."),
         click.option("--load-bandwidth", default="", metavar="SIZE",
                      help="Bytes a second from host to device, for weights.  [default: as profiled]"),
         click.option("--input-bandwidth", default="", metavar="SIZE",
                      help="Bytes a second of a worker's network.  [default: no limit]"),
         click.option("--network-ms", type=Duration(0, 1, unit="ms"), default="0.05", show_default=True,
-                     help="Delay between controller and worker, each way."),
+                     help="Delay between controller and worker, in each direction."),
         click.option("--noise", type=click.FloatRange(0, 1),
-                     help="Relative sigma of execution times.  [default: with outliers, as the cluster at --endpoint had"
-                     f" it; of profiles {NOISE}, a GPU's: a CPU has 0.01 and more]"),
+                     help="Relative sigma of execution times.  [default: measured at --endpoint, with outliers;"
+                     f" of profiles {NOISE}, as of a GPU; a CPU has 0.01 and more]"),
         click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True,
                      help="Simulations of each setting."),
         click.option("--requests", type=click.IntRange(0), default=0,
-                     help="Requests that each setting counts.  [default: 20,000 or more, by --bad]"),
+                     help="Counted requests of each setting.  [default: 20,000 or more, by --bad]"),
         click.option("--duration", type=Duration(0), default="0",
-                     help=f"How much time is counted.  [default: by --requests; of a trace: {TRACE_DURATION_S:g}s]"),
-        click.option("--plot", type=PATH, metavar="FILE", help="Draw what was simulated (PNG)."),
+                     help=f"Counted time.  [default: by --requests; of a trace: {TRACE_DURATION_S:g}s]"),
+        click.option("--plot", type=PATH, metavar="FILE", help="Draw the simulations (PNG)."),
         click.option("--json", "as_json", is_flag=True, help="Print everything as JSON."),
     ]):
         command = option(command)
@@ -141,7 +142,7 @@ _rate = click.option(
 _slo = click.option(
     "--slo",
     type=DURATION,
-    help="Of every request: 100ms, or a number of seconds.  [default: each model's own]",
+    help="SLO of every request: 100ms, or a number of seconds.  [default: each model's own]",
 )
 _devices = click.option("--devices", type=click.IntRange(1), default=1, show_default=True)
 
@@ -151,12 +152,13 @@ _devices = click.option("--devices", type=click.IntRange(1), default=1, show_def
 @_slo
 @_options
 def plan_devices(rate: float, slo: float | None, **given: Any) -> None:
-    """How many devices hold a load, and what they are limited by.
+    """Find how many devices hold a load, and their bottleneck.
 
     \b
     Examples:
       clockwork plan devices --profiles paper --slo 0.1 --rate 5000
-      clockwork plan devices --profiles paper --copies 66 --slo 0.1 --rate 9638 --trace synthetic --busiest --bad 0.01
+      clockwork plan devices --profiles paper --copies 66 --slo 0.1 --rate 9638 \\
+          --trace synthetic --busiest --bad 0.01
     """
     _answer("devices", given, rate, slo, 1)
 
@@ -166,7 +168,7 @@ def plan_devices(rate: float, slo: float | None, **given: Any) -> None:
 @_slo
 @_options
 def plan_rate(devices: int, slo: float | None, **given: Any) -> None:
-    """What rate some devices hold.
+    """Find the highest rate that devices hold.
 
     \b
     Examples:
@@ -181,7 +183,7 @@ def plan_rate(devices: int, slo: float | None, **given: Any) -> None:
 @_devices
 @_options
 def plan_slo(rate: float, devices: int, **given: Any) -> None:
-    """Which is the tightest SLO, of all models alike, that some devices hold.
+    """Find the tightest SLO for all models that devices hold at a rate.
 
     \b
     Example:
@@ -248,7 +250,7 @@ def _scenario(
     counted = dataclasses.replace(settings, duration_s=duration_s)
     traces = (
         seeds if settings.trace == load_generator.SYNTHETIC else seeds[:1]
-    )  # each seed makes another one up
+    )  # each seed makes another synthetic trace
     crowding = [load_generator.crowding_of(dataclasses.replace(counted, seed=seed)) for seed in traces]
     return planning.Scenario(
         models=models,
@@ -269,7 +271,7 @@ def _scenario(
 
 
 def _first_guess(models: list[ModelProfile], devices: int) -> float:
-    """A rate of the right magnitude, to learn from which model is asked how often."""
+    """Return a rate of the right magnitude, from which the models' popularity is computed."""
     return devices * SECOND * len(models) / sum(model.execution_ns(1) for model in models)
 
 
@@ -292,7 +294,7 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
             ready = [
                 info for info in client.models() if info.state == "ready" and info.raw.get("current", True)
             ]
-            # The list has no profiles.
+            # client.models() has no profiles.
             models = [profiles.from_info(client.model(info.name), serving=True) for info in ready]
         if not models:
             raise ConfigError("the cluster has no model that is ready: add some, or give --profiles")
@@ -375,7 +377,7 @@ def _telling(sought: str) -> Iterator[tuple[Callable[[str], None], Callable[[str
 
 
 def written(sought: str, value: float | None) -> str:
-    """An answer with its unit, for people."""
+    """Return an answer with its unit, for people."""
     if value is None or math.isinf(value):
         return "-"
     if sought == "devices":
@@ -384,13 +386,13 @@ def written(sought: str, value: float | None) -> str:
 
 
 def worst(trial: planning.Trial) -> str:
-    """A clause on the group with the largest part of bad requests, if any has one."""
+    """Return a clause on the group with the largest part of bad requests, if there is any."""
     bad = trial.groups_bad.get(trial.worst_group, 0.0)
     return f", {100 * bad:.4g} % of {trial.worst_group}" if bad else ""
 
 
 def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
-    """The plan for people."""
+    """Return the plan as text for people."""
     sought, at = found.sought, found.at
     if found.answer is None:
         lines = [f"  {NOT_FOUND[sought]} with {100 * scenario.bad_max:g} % bad"]
@@ -446,7 +448,7 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
 
 
 def _need_matplotlib() -> None:
-    """Raises ConfigError where it is not installed: before a simulation of minutes, not after."""
+    """Raise ConfigError if matplotlib is missing, before simulations of minutes rather than after."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -460,7 +462,7 @@ def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
 
     sought = found.sought
     trials = list(found.trials)
-    if sought != "rate" and trials:  # the overloaded ones beside an answer that cannot be smaller
+    if sought != "rate" and trials:  # leave out the overloaded trials beside an answer that cannot be smaller
         usual = trials[0].rate if found.at is None else found.at.rate
         trials = [trial for trial in trials if trial.rate == usual]
     place: Callable[[planning.Trial], float] = {

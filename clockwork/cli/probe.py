@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--worker", metavar="NAME", help="Ask about that worker instead.")
-@click.option("--model", metavar="NAME", help="Ask about that model instead: NAME, or NAME@VERSION.")
-@click.option("--ready", is_flag=True, help="Ask whether the cluster is ready instead.")
+@click.option("--worker", metavar="NAME", help="Check this worker instead.")
+@click.option("--model", metavar="NAME", help="Check this model instead: NAME, or NAME@VERSION.")
+@click.option("--ready", is_flag=True, help="Check that the cluster is ready instead.")
 @client_options
 def probe(
     worker: str | None,
@@ -29,12 +29,12 @@ def probe(
     key: Path | None,
     timeout: float | None,
 ) -> None:
-    """Say whether the controller answers, or a worker, a model or the cluster is ready: for probes and health checks.
+    """Check that the controller answers, or that a worker, a model or the cluster is ready.
 
-    Exit status 0 if so, else 1. A worker is ready when the controller has it, it does not leave, and every model that it
-    was told to prepare is prepared or has failed for a reason, not all of them. A model is ready when a worker that does
-    not leave serves it. The cluster is ready, as /v2/health/ready says, when it has a worker and every model that it
-    began with is served by somebody or has failed for a reason.
+    Exit status 0 if so, else 1. A worker is ready if it is connected and not leaving, and every model that it
+    was told to prepare is prepared or has failed for a reason, though not all have failed. A model is ready
+    if a worker that is not leaving serves it. The cluster is ready, as in /v2/health/ready, if it has a
+    worker, and every model at its start is served or has failed for a reason.
 
     \b
     Examples:

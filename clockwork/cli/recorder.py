@@ -1,4 +1,6 @@
-"""`clockwork recorder` and `clockwork replay`: what a scheduler was told and what it decided, and what it would have."""
+"""`clockwork recorder` and `clockwork replay`: a scheduler's recorded events and decisions, and simulations
+of other settings.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def recorder() -> None:
-    """Look at the flight recorder, and save it.
+    """Show the flight recorder, and save it.
 
-    The controller keeps the last minute of what its scheduler was told and what it decided, and writes it to its data
+    The controller keeps the last minute of its scheduler's events and decisions. It writes them to its data
     directory by itself when something goes wrong: docs/recorder.md.
 
     \b
@@ -48,7 +50,7 @@ def recorder() -> None:
 
 @recorder.command()
 @client_options
-@click.option("--json", "as_json", is_flag=True, help="Print the same for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(endpoint: str | None, key: Path | None, timeout: float | None, as_json: bool) -> None:
     """Show how much the recorder holds, and the dumps that the controller has.
 
@@ -79,23 +81,21 @@ def status(endpoint: str | None, key: Path | None, timeout: float | None, as_jso
             ["dump", "size", "written"],
             [
                 [
-                    one["name"],
-                    say_bytes(one["bytes"]),
-                    time.strftime("%F %T", time.localtime(one["written_s"])),
+                    entry["name"],
+                    say_bytes(entry["bytes"]),
+                    time.strftime("%F %T", time.localtime(entry["written_s"])),
                 ]
-                for one in dumps
+                for entry in dumps
             ],
         )
 
 
 @recorder.command()
 @click.argument("file", type=PATH)
-@click.option(
-    "--name", default="", help="A dump that the controller has written already: see `recorder status`."
-)
+@click.option("--name", default="", help="A dump that the controller has written: see `recorder status`.")
 @client_options
 def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Save what the recorder holds to FILE, for `clockwork replay`.
+    """Save the recorder's content to FILE, for `clockwork replay`.
 
     \b
     Examples:
@@ -105,10 +105,10 @@ def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout:
     with new_client(endpoint, key, timeout) as client:
         if not name:
             name = client.recorder("dump")["name"]
-        elif name not in (known := [one["name"] for one in client.recorder("dumps")]):
+        elif name not in (known := [entry["name"] for entry in client.recorder("dumps")]):
             there = f"; there are {', '.join(known)}" if known else ""
             raise ConfigError(f"the controller has no dump {name!r}{there}")
-        first = client.recorder(f"{name}#0")  # before anything is written over
+        first = client.recorder(f"{name}#0")  # before the file is overwritten
         try:
             with file.open("wb") as out:
                 size = _fetch(client, name, first, out)
@@ -118,7 +118,7 @@ def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout:
 
 
 def _fetch(client: Client, name: str, piece: bytes, out: Any) -> int:
-    """Copy a dump of the controller's, whose first piece is there. Returns its size."""
+    """Copy a dump from the controller, beginning with its first piece. Returns its size."""
     size = 0
     while piece:
         out.write(piece)
@@ -129,17 +129,17 @@ def _fetch(client: Client, name: str, piece: bytes, out: Any) -> int:
 
 @click.command()
 @click.argument("recording", type=FILE)
-@click.option("--policy", default="", help="What another policy would have done.")
+@click.option("--policy", default="", help="Simulate another policy.")
 @click.option(
-    "--devices", type=click.IntRange(1), help="What as many devices of the recorded kind would have done."
+    "--devices", type=click.IntRange(1), help="Simulate another number of devices of the recorded kind."
 )
-@click.option("--slo", type=DURATION, help="What would have happened had every request had this SLO.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation's noise.")
+@click.option("--slo", type=DURATION, help="Simulate this SLO for every request.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation's noise.")
 @click.option("--save", type=PATH, metavar="FILE",
-              help="Write the last simulated run as a recording, for `clockwork trace` and `clockwork explain`.")  # fmt: skip
+              help="Save the last simulated run for `clockwork trace` and `clockwork explain`.")  # fmt: skip
 @click.option("--trust", is_flag=True,
-              help="Run the policy that RECORDING names even if that is a class in Python, MODULE:CLASS.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers for programs.")
+              help="Run RECORDING's policy even if it is a class in Python, MODULE:CLASS.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def replay(
     recording: Path,
     policy: str,
@@ -150,13 +150,13 @@ def replay(
     trust: bool,
     as_json: bool,
 ) -> None:
-    """Have a controller's decisions again, and see what would have happened otherwise.
+    """Repeat a controller's decisions, and simulate other settings.
 
-    RECORDING is a dump of the flight recorder, or what `clockwork controller --record` wrote. Every decision is repeated and
-    compared, and the exit status is 1 where one differs. That takes a recording that begins with its controller, or with the
-    scheduler's state, as dumps do; another is simulated instead. So is what --policy, --devices and --slo ask: the recorded
-    arrivals, on a simulated cluster that takes the times that were measured. The column `simulated` has the recorded settings,
-    so that the simulator's own error can be seen.
+    RECORDING is a dump of the flight recorder, or a file of `clockwork controller --record`. Every decision
+    is repeated and compared; the exit status is 1 if any differs. That needs a recording that begins with its
+    controller, or with the scheduler's state, as dumps do; others are simulated instead. --policy, --devices
+    and --slo are simulated, too: with the recorded arrivals, on a simulated cluster with the measured times.
+    The column `simulated` has the recorded settings, which shows the simulator's own error.
 
     \b
     Examples:
@@ -228,7 +228,7 @@ def replay(
 def _compare(
     recorded: Recorded, policy: str, devices: int, slo_ns: int, seed: int, save: Path | None
 ) -> dict[str, Any]:
-    """The columns of the comparison, by title."""
+    """Return the columns of the comparison, by title."""
     counted = recorded.counted()
     span_ns = recorded.span_ns - recorded.warm_up_ns
     truth = recorded.outcomes.at(counted)
@@ -270,13 +270,16 @@ def _print_comparison(body: dict[str, Any]) -> None:
     def percent(name: str) -> Callable[[dict[str, Any]], str]:
         return lambda column: f"{100 * column[name]:.2f} %" if name in column else ""
 
+    def refused(column: dict[str, Any], reason: str) -> str:
+        return f"{column['refusals'].get(reason, 0):,}"
+
     rows = [
         row("goodput", lambda column: f"{column['goodput_rate']:,.1f}/s"),
         row("requests", lambda column: f"{column['requests']:,}"),
         row("answered in time", lambda column: f"{column['good']:,}"),
         row("refused", lambda column: f"{column['refused']:,}"),
         *(
-            row(f"  {reason}", lambda column, reason=reason: f"{column['refusals'].get(reason, 0):,}")  # type: ignore[misc]
+            row(f"  {reason}", lambda column, reason=reason: refused(column, reason))  # type: ignore[misc]
             for reason in reasons
         ),
         row("missed", lambda column: f"{column['missed']:,}"),
@@ -296,7 +299,7 @@ def _print_comparison(body: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _named(recording: Path) -> Iterator[None]:
-    """Say of which file an error is."""
+    """Add the file's name to errors."""
     try:
         yield
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""`clockwork infer`, `load` and `status`: commands that ask a running cluster."""
+"""`clockwork infer`, `load` and `status`: commands that call a running cluster."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from clockwork.errors import ClockworkError, Unavailable
 from clockwork.system.words import say_count, say_figure
 
 INTERRUPTED_STATUS = 130
-"""The exit status after Ctrl-C, as shells have it."""
+"""The exit status after Ctrl-C, as in shells."""
 
 
 @click.command()
 @click.argument("model")
 @click.argument("inputs", nargs=-1)
-@click.option("--example", metavar="0..9", help="Instead of INPUTS: a picture for the demo model digits.")
+@click.option("--example", metavar="0..9", help="Instead of INPUTS: a picture for the demo model `digits`.")
 @click.option("--output", "-o", type=PATH, help="Write the outputs: .npy, .npz or .json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
-@click.option("--slo", type=DURATION, help="When the answer is due: 100ms, or a number of seconds.")
+@click.option("--slo", type=DURATION, help="Deadline of the answer: 100ms, or a number of seconds.")
 @click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
 @client_options
 def infer(
@@ -45,8 +45,8 @@ def infer(
     """Send MODEL a request and print its answer.
 
     INPUTS are files: .npy, .npz (by input name), .json (nested lists, or an object by input name), or an
-    image, which is fitted to the model's input as its metadata says; without metadata the form is guessed, and told. A model that reads strings is sent an
-    image or a .txt file as it is. Of a model with several inputs,
+    image, which is converted for the model by its metadata; without metadata the layout is guessed, and
+    printed. A model with string inputs is sent images or .txt files unchanged. If a model has several inputs,
     name each: ids=ids.npy mask=mask.npy.
 
     \b
@@ -67,7 +67,7 @@ def infer(
             files.check_output_name(output)
     with new_client(endpoint, key, timeout) as client:
         info = client.model(model)
-        if not info.inputs and not info.outputs:  # it is not prepared, or unloaded
+        if not info.inputs and not info.outputs:  # the model is not prepared, or unloaded
             raise Unavailable(f"model {model!r} is {info.state}: {info.text}".rstrip(": "))
         with as_usage():
             values = files.read_inputs(inputs, info, lambda line: print_line(line, err=True))
@@ -85,32 +85,34 @@ def infer(
 
 @click.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--rate", type=float, help="Open loop: requests per second, of all models together.")
-@click.option("--concurrency", type=click.IntRange(1), help="Closed loop: requests under way at once.")
+@click.option("--rate", type=float, help="Open loop: requests per second of all models together.")
+@click.option("--concurrency", type=click.IntRange(1), help="Closed loop: number of pending requests.")
 @click.option(
-    "--duration", type=DURATION, default="10s", show_default=True, help="How long requests are sent."
+    "--duration", type=DURATION, default="10s", show_default=True, help="Time for which requests are sent."
 )
 @click.option(
     "--slo",
     type=DURATION,
-    help="Of every request: 100ms, or a number of seconds.  [default: each model's own]",
+    help="SLO of every request: 100ms, or a number of seconds.  [default: each model's own]",
 )
 @click.option(
     "--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson", show_default=True
 )
-@click.option("--cv", type=CV, default=4.0, show_default=True, help="Variation of gamma arrivals.")
+@click.option(
+    "--cv", type=CV, default=4.0, show_default=True, help="Coefficient of variation of gamma arrivals."
+)
 @click.option(
     "--bursts",
     type=DURATION,
     nargs=2,
     metavar="ON OFF",
-    help="Mean time on and off of each model's requests, as 2s 10s.",
+    help="Mean lengths of each model's bursts and pauses, as 2s 10s.",
 )
 @click.option(
     "--ramp",
     type=(float, DURATION),
     metavar="FACTOR DURATION",
-    help="Multiply the rate every so often, as 1.5 10s.",
+    help="Multiply the rate at each interval, as 1.5 10s.",
 )
 @trace_option("Replay an Azure Functions trace, or `synthetic`.")
 @click.option(
@@ -118,7 +120,7 @@ def infer(
     type=click.Choice(["original", "shuffled"]),
     default="original",
     show_default=True,
-    help="Hot functions on the first models, or anywhere.",
+    help="Map hot functions to the first models, or randomly.",
 )
 @click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of each request.")
@@ -135,12 +137,12 @@ def load(
     priority: int, rows: int, zipf: float, seed: int, as_json: bool, parent: int | None, endpoint: str | None,
     key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
-    """Generate load on MODELS and report what became of it.
+    """Generate load on MODELS and report the outcomes.
 
-    Open loop (--rate): requests come when they are due, whatever the cluster does, and latency counts
-    from then. Closed loop (--concurrency, 1 if neither is given): the next is sent when one is answered.
-    Ctrl-C ends it, and the report is of the requests sent by then. The exit status is 1 if a request failed (a
-    refusal or a missed deadline is no failure), 130 after Ctrl-C.
+    Open loop (--rate): requests are sent when they are due, however the cluster responds, and latency counts
+    from then. Closed loop (--concurrency, 1 if neither is given): each answer triggers the next request.
+    Ctrl-C ends the load, and the report covers the requests sent until then. The exit status is 1 if a
+    request failed (a refusal or a missed deadline is no failure), 130 after Ctrl-C.
 
     \b
     Examples:
@@ -199,7 +201,7 @@ def load(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
 def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Show the cluster: its workers, their devices and what became of the requests.
+    """Show the cluster: its workers, their devices and the outcomes of requests.
 
     \b
     Example:
@@ -307,8 +309,9 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
 
 
 def _print_learnt(body: dict[str, Any]) -> None:
-    """The scheduler's estimates for each device: the margin on executions, and, while the device is contested, the
-    models that ask for it."""
+    """Print the scheduler's estimates for each device: the margin on executions, and, while the device is
+    contested, the models that request it.
+    """
     rows = []
     for worker in body.get("workers") or ():
         for device in worker.get("devices") or ():
@@ -332,12 +335,12 @@ def _print_learnt(body: dict[str, Any]) -> None:
 
 
 def _share(plan: dict[str, Any], key: str) -> str:
-    """How busy a device was in its last ten seconds or so."""
+    """Return how busy a device was, over about ten seconds."""
     return f"{100 * plan[key] / plan['recent_ns']:.1f} %" if plan.get("recent_ns") else "-"
 
 
 def _print_preparations(body: dict[str, Any]) -> None:
-    """The workers that have not prepared every model, with reasons."""
+    """Print the workers that have not prepared every model, with reasons."""
     for worker in body.get("workers") or ():
         models = worker.get("models") or {}
         if models.get("preparing"):
@@ -350,7 +353,7 @@ def _print_preparations(body: dict[str, Any]) -> None:
 
 
 def _print_troubles(body: dict[str, Any]) -> None:
-    """Troubles, since when and how often, and how many more there are than the controller keeps."""
+    """Print troubles with their time and count, and the number of those that the controller does not keep."""
     rows = [
         [
             str(trouble.get("kind")).replace("_", " "),
@@ -371,7 +374,7 @@ def _print_troubles(body: dict[str, Any]) -> None:
 
 
 def _describe_gpus(body: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """A row for each GPU whose clocks are observed, and a sentence for each device that is lost."""
+    """Return a row for each GPU whose clocks are observed, and a sentence for each lost device."""
     rows, offline = [], []
     for worker in body.get("workers") or ():
         stats, name = worker.get("stats") or {}, worker.get("name")

@@ -1,5 +1,6 @@
-"""The command line. A file of commands is imported when one of its commands runs, and heavy packages by the command
-itself."""
+"""The command line. A file of commands is imported when one of its commands runs; commands import heavy
+packages themselves.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ COMMANDS = {
     "up": "serve",
     "worker": "serve",
 }
-"""Command: the file that has a click command of its name."""
+"""The file of each command, which has a click command of that name."""
 
 
 class _Root(Commands):
@@ -84,9 +85,9 @@ def cli() -> None:
     \b
     Start here:
       clockwork up                                      a cluster on this machine
-      clockwork infer digits --example 7                ask it something
+      clockwork infer digits --example 7                send it a request
       clockwork models add resnet50 resnet50.onnx       serve a model of your own
 
-    Exit status: 0; 1 if a command fails; 2 if the command line is wrong. A duration is a number of seconds, or has a
-    unit: 100ms, 250us, 2s, 5min.
+    Exit status: 0; 1 if a command fails; 2 if the command line is wrong. A duration is a number of seconds,
+    or has a unit: 100ms, 250us, 2s, 5min.
     """

@@ -18,7 +18,7 @@ _SHARE = re.compile(r"([0-9]{1,19})=([0-9]+(?:\.[0-9]*)?|\.[0-9]+)%?")
 
 
 def _share(text: str) -> tuple[int, float]:
-    """``2=10%`` as (2, 0.1)."""
+    """Parse ``2=10%`` into (2, 0.1)."""
     match = _SHARE.fullmatch(text)
     if match is None or float(match[2]) > 100:
         raise click.BadParameter(f"{text[:80]!r} is not like 2=10%: a version and its share in percent")
@@ -26,7 +26,7 @@ def _share(text: str) -> tuple[int, float]:
 
 
 def _shadow(text: str) -> tuple[int, float]:
-    """``2=10%`` as (2, 0.1), and ``2`` alone as (2, 1.0)."""
+    """Parse ``2=10%`` into (2, 0.1), and ``2`` into (2, 1.0)."""
     return _share(f"{text}=100%" if text.isdigit() else text)
 
 
@@ -37,9 +37,9 @@ def _shadow(text: str) -> tuple[int, float]:
     "--shadow",
     type=_shadow,
     metavar="VERSION[=SHARE%]",
-    help="Have this version answer as well, for this part of the requests that go to others.",
+    help="Copy this share of the other versions' requests to this version, too.",
 )
-@click.option("--no-shadow", is_flag=True, help="End that.")
+@click.option("--no-shadow", is_flag=True, help="End copying.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
@@ -53,9 +53,10 @@ def route(
     name: str, shares: tuple[tuple[int, float], ...], shadow: tuple[int, float] | None, no_shadow: bool,
     tolerance: float, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None,
 ) -> None:  # fmt: skip
-    """Split the traffic of NAME between its versions, or copy some of it to one; without either, show it.
+    """Split the traffic of NAME between its versions, or copy some of it to a version. Without either, show
+    the route.
 
-    A share is VERSION=SHARE%. Versions that are not named share the rest, as they shared before. Requests for
+    A share is VERSION=SHARE%. Other versions share the rest in the same proportion as before. Requests for
     NAME@VERSION are not affected. A model that has been split gives no traffic to a new version by itself.
 
     \b
@@ -88,9 +89,10 @@ def route(
 def promote(
     name: str, version: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None
 ) -> None:
-    """Give all traffic of NAME to VERSION, at once; a shadow ends.
+    """Route all traffic of NAME to VERSION at once. A shadow ends.
 
-    VERSION `newest`: to the newest that is ready, and from then on to each newer one, as without a route.
+    VERSION `newest`: to the newest version that is ready, and from then on to each newer version, as without
+    a route.
 
     \b
     Examples:
@@ -111,8 +113,8 @@ def promote(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
 def rollback(name: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Put the traffic of NAME back to where it went before it was last routed or promoted, or before a new version took
-    it, at once.
+    """Return the traffic of NAME to its previous route at once: before it was last routed or promoted, or
+    before a new version took over.
 
     \b
     Example:
@@ -133,18 +135,18 @@ def _show(info: RouteInfo, as_json: bool) -> None:
 
 
 def say_shares(shares: dict[int, float]) -> str:
-    """``90 % to 1, 10 % to 2``."""
+    """Return shares as text: ``90 % to 1, 10 % to 2``."""
     return ", ".join(f"{share * 100:g} % to {version}" for version, share in shares.items()) or "nothing"
 
 
 def say_route(info: RouteInfo) -> str:
-    """A name's route as a line of text."""
+    """Return a name's route as a line of text."""
     text = say_shares(info.shares) + (" (the newest version)" if info.automatic else "")
     return text if info.serving == info.shares else f"{text}; now {say_shares(info.serving)}"
 
 
 def say_shadow(shadow: ShadowInfo | None) -> list[str]:
-    """A shadow's counts, and how much its answers differ, in lines."""
+    """Return a shadow's counts, and the differences of its answers, in lines."""
     if shadow is None:
         return []
     asked = (

@@ -1,4 +1,4 @@
-"""`clockwork up`, `controller`, `worker` and `replay`."""
+"""`clockwork up`, `controller` and `worker`: commands that run processes of a cluster."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
-    """A count of bytes; 0 where the flag was not given."""
+    """Parse a size in bytes; 0 if the flag was not given."""
     try:
         return 0 if value is None else config.parse_bytes(value)
     except ConfigError as error:
@@ -45,12 +45,12 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 def _size_or_none(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A count of bytes, or "0"."""
+    """Parse a size in bytes, or "0"."""
     return 0 if value.strip() == "0" else _size(context, parameter, value)
 
 
 def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """The names of devices; ``auto`` becomes cpu or cuda, and the choice is printed."""
+    """Return the names of devices. ``auto`` becomes cpu or cuda, and the choice is printed."""
     from clockwork.worker.settings import device_names, first_gpu, why_no_gpu
 
     if value == "auto":
@@ -65,8 +65,9 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 
 def _serves_demo(device: str) -> bool:
-    """Whether the device can run the demo model, which is ONNX: a GPU needs the compiler for it, and it is said where
-    that is missing."""
+    """Return whether the device can run the demo model, an ONNX file. On a GPU that needs the compiler; if it
+    is missing, that is printed.
+    """
     if not device.startswith("cuda"):
         return device == "cpu"
     has_compiler = find_spec("tinygrad") is not None
@@ -79,7 +80,9 @@ def _serves_demo(device: str) -> bool:
 
 
 def _starts_gateway(asked: bool | None) -> bool:
-    """Whether `up` starts a gateway. Raises ConfigError where it was asked to and packages are missing."""
+    """Return whether `up` starts a gateway. Raises ConfigError if it was requested and packages are
+    missing.
+    """
     if asked is False:
         return False
     from clockwork.gateway.process import require_packages
@@ -98,26 +101,26 @@ def worker_options(command: F) -> F:
     """Add the options that `worker` and `up` share."""
     for option in reversed([
         click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
-                     help="What it serves from: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
+                     help="The devices: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
                           "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
         click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
-                     show_default=True, help="How many of them each worker has."),
+                     show_default=True, help="Number of devices of each worker."),
         click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                      help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
                           "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
         click.option("--arena", callback=_size, metavar="SIZE",
-                     help="Memory for weights, of each device.  [default: 1GiB; cuda: most of what is free; emulated: "
+                     help="Memory for weights of each device.  [default: 1GiB; cuda: most of the free memory; emulated: "
                           "21.5GiB]"),
         click.option("--page-size", callback=_size, metavar="SIZE",
-                     help="Pages that the arena is divided into.  [default: 1MiB; cuda and emulated: 16MiB]"),
+                     help="Size of the arena's pages.  [default: 1MiB; cuda and emulated: 16MiB]"),
         click.option("--host-bytes", callback=_size, metavar="SIZE",
-                     help="Budget of the host store, which models are fetched into from disk before they can be "
-                          "loaded; not under policy edf.  [default: none, every model can be loaded]"),
+                     help="Budget of the host store, into which models are fetched from disk before they can be "
+                          "loaded; not with policy edf.  [default: none, every model can be loaded]"),
         click.option("--pinned-bytes", callback=_size, metavar="SIZE",
-                     help="Pinned memory for the weights of CUDA models, taken at start, in which all of them have to "
+                     help="Pinned memory for the weights of CUDA models, allocated at start, into which all of them must "
                           "fit unless --host-bytes is given.  [default: a quarter of the RAM, at most 16GiB]"),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
-                     help="Threads of one execution on a CPU."),
+                     help="Threads of an execution on a CPU."),
         click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
     ]):  # fmt: skip
         command = option(command)
@@ -125,7 +128,7 @@ def worker_options(command: F) -> F:
 
 
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say how a controller schedules."""
+    """Add the options of a controller's scheduling."""
     for option in (
         click.option(
             "--save-devices",
@@ -137,19 +140,19 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
             "options",
             metavar="NAME=NUMBER",
             multiple=True,
-            help="A constant of the policy; a wrong name is answered with those that there are.",
+            help="A constant of the policy. A wrong name prints all names.",
         ),
         click.option(
             "--memory",
             type=click.Choice(["paper", "adaptive"]),
             default=None,
-            help="Whose rules load and evict models, except under policy edf, which has its own.  [default: the policy's own]",
+            help="Policy of loads and evictions, except with policy edf, which has its own.  [default: the policy's own]",
         ),
         click.option(
             "--policy",
             default=config.POLICY,
             show_default=True,
-            help="How the controller schedules: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
+            help="Scheduling policy: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
             "Python, which is slower (docs/policies/python.md).",
         ),
     ):
@@ -158,7 +161,7 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
-    """Raises UsageError where two of a cluster's ports are one."""
+    """Raise UsageError if two ports of a cluster are equal."""
     taken = {}
     if port:
         more = f"(--port {port} takes the next two, too)"
@@ -176,18 +179,20 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
-              help="For clients; the next two are for workers and events. 0: any that are free.")  # fmt: skip
-@click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
+              help="Port for clients; workers and events have the next two. 0: any free ports.")  # fmt: skip
+@click.option("--data", type=PATH, help="Directory of the models (or CLOCKWORK_DATA).")
 @policy_options
 @click.option("--keys", type=PATH, help="A directory made by `clockwork keys new`.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
 @click.option("--no-demo", is_flag=True, help="Do not register the demo model.")
 @click.option("--profiles", metavar="FILE",
               help="Register the models of a profile file, or `paper`, on emulated devices.")  # fmt: skip
-@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option(
+    "--copies", type=click.IntRange(1), default=1, show_default=True, help="Copies of each such model."
+)
 @click.option("--gateway/--no-gateway", default=None,
-              help="Serve it over HTTP and gRPC, too.  [default: yes, where their libraries are installed]")  # fmt: skip
-@click.option("--http-port", help="Of the gateway, like the next two; off: none.  [default: 8000]")
+              help="Serve HTTP and gRPC, too.  [default: yes, if their libraries are installed]")  # fmt: skip
+@click.option("--http-port", help="Port of the gateway, like the next two; off: none.  [default: 8000]")
 @click.option("--grpc-port", help="[default: 8001]")
 @click.option("--metrics-port", help="[default: 8002]")
 @allowed_host_option
@@ -196,7 +201,7 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 @click.option("--ray", "on_ray", is_flag=True, help="Place controller and workers on a Ray cluster.")
 @click.option("--ray-address", default="", metavar="HOST:PORT",
-              help="Of its head.  [default: RAY_ADDRESS, one that runs here, or else a new one]")  # fmt: skip
+              help="Address of its head.  [default: RAY_ADDRESS, a local cluster, or a new one]")  # fmt: skip
 @worker_options
 def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
@@ -212,8 +217,9 @@ def up(
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
 
-    Ctrl-C ends all of it. Models that were registered are there again at the next start. A process that dies is started
-    again, and the others go on; one that fails at its very start ends all, with its message.
+    Ctrl-C ends the cluster. Registered models are there again at the next start. A process that ends is
+    restarted while the others go on. A process that fails at its first start ends the cluster with its
+    message.
 
     \b
     Examples:
@@ -242,7 +248,7 @@ def up(
         raise click.UsageError(
             f"--profiles is for --device emulated; {device} computes, and needs the models"
         )
-    on_ray = on_ray or bool(ray_address)  # there, keys are made where they are needed
+    on_ray = on_ray or bool(ray_address)  # on Ray, keys are made for the cluster
     if not (on_ray or keys or insecure or is_local(f"tcp://[{host}]:{port}")):
         raise click.UsageError(
             f"--host {host} is reachable from other machines: give --keys DIR (clockwork keys new DIR makes them), "
@@ -261,7 +267,7 @@ def up(
     if lock_store:
         arguments += ["--lock-store"]
     ports = [http_port or "8000", grpc_port or "8001", metrics_port or "8002"]
-    if port == 0:  # any that are free, of the gateway too
+    if port == 0:  # any free ports, for the gateway too
         ports = [given or "0" for given in (http_port, grpc_port, metrics_port)]
     if gateway is not False:
         _check_ports(port, ports)
@@ -296,34 +302,34 @@ def up(
 
 @click.command()
 @log_format_option
-@click.option("--listen", help=f"For clients.  [default: {config.CLIENT_ENDPOINT}]")
-@click.option("--worker-listen", help=f"For workers.  [default: {config.WORKER_ENDPOINT}]")
-@click.option("--events", help=f"For those who watch.  [default: {config.EVENTS_ENDPOINT}]")
-@click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
+@click.option("--listen", help=f"Endpoint for clients.  [default: {config.CLIENT_ENDPOINT}]")
+@click.option("--worker-listen", help=f"Endpoint for workers.  [default: {config.WORKER_ENDPOINT}]")
+@click.option("--events", help=f"Endpoint of events.  [default: {config.EVENTS_ENDPOINT}]")
+@click.option("--data", type=PATH, help="Directory of the models (or CLOCKWORK_DATA).")
 @policy_options
 @click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
 @click.option("--allowed", type=PATH, metavar="FILE",
-              help="The list of keys that are let in, read again when it changes (or CLOCKWORK_ALLOWED).  [default: "
+              help="The list of accepted keys, read again when it changes (or CLOCKWORK_ALLOWED).  [default: "
                    "allowed.keys beside the key file]")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
 @click.option("--await-model", "await_models", multiple=True, metavar="NAME",
-              help="Say that the cluster is not ready before a model of that name is registered, and is served or has "
-                   "failed; may be given more than once.")  # fmt: skip
-@click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
+              help="Report the cluster as not ready until a model of that name is registered, and is served or has "
+                   "failed. Repeatable.")  # fmt: skip
+@click.option("--record", type=PATH, help="Record the scheduler's events, for `clockwork replay`.")
 @click.option(
     "--record-max",
     callback=_size,
     metavar="SIZE",
     default="1GiB",
     show_default=True,
-    help="Where a recording ends.",
+    help="Bound of a recording's size.",
 )
 @click.option("--recorder-bytes", callback=_size_or_none, metavar="SIZE", default="64MiB", show_default=True,
-              help="Memory of the flight recorder, which keeps the last minute at most; 0: none.")  # fmt: skip
+              help="Memory of the flight recorder, which keeps a minute at most; 0: none.")  # fmt: skip
 @click.option("--telemetry", type=PATH, metavar="FOLDER",
               help="Write every request and action to Parquet files there: docs/telemetry.md.")  # fmt: skip
 @click.option("--telemetry-max", callback=_size, metavar="SIZE", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True,
-              help="What these files may take together; the oldest go first.")  # fmt: skip
+              help="Bound of these files together; the oldest are removed first.")  # fmt: skip
 @click.option("--parent", type=int, hidden=True)
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
@@ -331,7 +337,7 @@ def controller(
     allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
     recorder_bytes: int, telemetry: Path | None, telemetry_max: int, parent: int | None,
 ) -> None:  # fmt: skip
-    """Run a controller: it holds the models and decides what every worker does when.
+    """Run a controller, which holds the models and schedules all workers.
 
     \b
     Examples:
@@ -373,12 +379,12 @@ def controller(
 @click.command()
 @log_format_option
 @click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
-@click.option("--name", help="How it is called in `status`.  [default: host-pid]")
+@click.option("--name", help="Its name in `status`.  [default: host-pid]")
 @worker_options
-@click.option("--store", type=PATH, help="Where prepared models are kept (or CLOCKWORK_DATA).")
+@click.option("--store", type=PATH, help="Directory of prepared models (or CLOCKWORK_DATA).")
 @click.option("--drain", type=Duration(0, config.SECONDS_MAX), default=f"{config.DRAIN_LIMIT_NS / SECOND:g}s",
               show_default=True,
-              help="How long it finishes what it has after SIGTERM or SIGINT; a second signal ends it at once.")  # fmt: skip
+              help="Time to finish its actions after SIGTERM or SIGINT; a second one ends it.")  # fmt: skip
 @click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def worker(
@@ -386,9 +392,9 @@ def worker(
     page_size: int, host_bytes: int, pinned_bytes: int, threads: int, lock_store: bool, store: Path | None, drain: float,
     key: Path | None, parent: int | None,
 ) -> None:  # fmt: skip
-    """Run a worker: it does what the controller orders, on the devices of this machine.
+    """Run a worker, which executes the controller's orders on the devices of this machine.
 
-    Told to end by a signal, it drains: it tells the controller, finishes what it has been sent, and leaves.
+    After a signal it drains: it tells the controller, finishes its actions, and leaves.
 
     \b
     Examples:

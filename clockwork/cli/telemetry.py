@@ -1,4 +1,4 @@
-"""`clockwork telemetry`: every request and every action, as Parquet files."""
+"""`clockwork telemetry`: writes every request and every action to Parquet files."""
 
 from __future__ import annotations
 
@@ -46,22 +46,23 @@ if TYPE_CHECKING:
     help="Read a recording, or a dump of the flight recorder, in place of a controller.",
 )
 @click.option("--bytes", "size", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True, metavar="SIZE",
-              help="What the files of the folder may take together; the oldest go first.")  # fmt: skip
+              help="Bound of the folder's files together; the oldest are removed first.")  # fmt: skip
 @click.option(
     "--piped",
     hidden=True,
-    help="What a controller's process is told: its note, and pieces on standard input.",
+    help="Metadata from a controller, which writes pieces to standard input.",
 )
 @client_options
 def telemetry(
     folder: Path, recording: Path | None, size: str, piped: str | None, endpoint: str | None, key: Path | None,
     timeout: float | None,
 ) -> None:  # fmt: skip
-    """Write every request and every action to Parquet files in FOLDER, which is made if it is not there.
+    """Write every request and every action to Parquet files in FOLDER, which is created if needed.
 
-    Without --recording it follows a running controller, from what its flight recorder still has, until Ctrl-C or the
-    controller's end; with keys that takes operator.key. `clockwork controller --telemetry FOLDER` runs it beside the controller.
-    Needs the extra [telemetry]. The columns are described in docs/telemetry.md.
+    Without --recording it follows a running controller, from the oldest step of its flight recorder, until
+    Ctrl-C or the controller's end; with keys that needs operator.key. `clockwork controller --telemetry
+    FOLDER` runs it beside the controller. Needs the extra [telemetry]. docs/telemetry.md describes the
+    columns.
 
     \b
     Examples:
@@ -93,7 +94,7 @@ def telemetry(
 
 
 def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
-    """What a controller's process does for it, until the pipe ends."""
+    """Write the pieces of a controller until its pipe ends."""
     from clockwork.observe.telemetry import Telemetry, follow
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller ends first, and then its pipe
@@ -107,10 +108,11 @@ def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
 
 
 def _follow(writer: Telemetry, client: Client) -> None:
-    """Until SIGINT, SIGTERM, or the controller's end."""
+    """Write a controller's steps until SIGINT, SIGTERM, or the controller's end."""
     from clockwork.observe.telemetry import follow
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what has been read is written, as at Ctrl-C
+    # the steps read so far are written, as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     pause = threading.Event()  # never set: a signal ends the wait
     is_up_to_date = False
 

@@ -1,4 +1,4 @@
-"""A terminal for texts in colour, on which texts of others do nothing. Imported where it is needed, for what rich costs."""
+"""A console that foreign texts cannot control. It is imported on demand, because rich is slow to import."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from clockwork.wire.telling import visible
 
 
 class Terminal(Console):
-    """A console that reads no markup in strings, and shows what is not printable instead of writing it."""
+    """A console that ignores markup in strings, and makes unprintable characters visible."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What a thing to be shown comes to: colours are styles of segments, so whatever is not printable is a stranger's."""
+        """Yield the segments of a renderable. Colours are styles of segments, so unprintable characters are
+        foreign.
+        """
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment
@@ -28,5 +30,5 @@ class Terminal(Console):
 
 
 def description() -> TextColumn:
-    """The column of a progress display that says what it is of."""
+    """Return the column of a progress display with the task's description."""
     return TextColumn("{task.description}", markup=False)

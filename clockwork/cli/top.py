@@ -1,4 +1,4 @@
-"""`clockwork top`: a cluster as it goes, in a terminal."""
+"""`clockwork top`: a live view of a cluster in a terminal."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     type=click.FloatRange(TOP_INTERVAL_MIN_S, TOP_INTERVAL_MAX_S),
     default=2.0,
     show_default=True,
-    help="Seconds between two readings. With many models it is longer, so that it costs the controller 1 % at most.",
+    help="Seconds between readings. With many models it is longer, so that the controller spends at most 1 % on it.",
 )
-@click.option("--once", is_flag=True, help="Print what happens within one interval, and end.")
+@click.option("--once", is_flag=True, help="Print the changes of one interval, and end.")
 @click.option("--models", "models", type=click.IntRange(0), default=20, show_default=True,
-              help="Models that --once prints, those that are asked for most.")  # fmt: skip
+              help="Number of models that --once prints, those with the most requests first.")  # fmt: skip
 @click.option(
     "--json", "as_json", is_flag=True, help="Print a line of JSON for each interval; with --once, one."
 )
@@ -38,8 +38,8 @@ def top(
 ) -> None:  # fmt: skip
     """Show devices, models, rates and refusals as they change.
 
-    Keys: Tab goes to the other table, s sorts by the next column and r the other way round, Enter looks into a row,
-    / filters by a part of a name, space pauses, q ends. The mouse works, too.
+    Keys: Tab goes to the other table, s sorts by the next column and r the other way round, Enter looks into
+    a row, / filters by a part of a name, space pauses, q ends. The mouse works, too.
 
     \b
     Examples:
@@ -93,7 +93,7 @@ def _print(overview: Overview, models: int) -> None:
 
 
 def _plain(overview: Overview) -> dict[str, Any]:
-    """As JSON has it: records by the names of their fields."""
+    """Return plain data for JSON: records by the names of their fields."""
     body = overview._asdict()
     body["rates"] = overview.rates._asdict()
     body["devices"] = [row._asdict() for row in overview.devices]

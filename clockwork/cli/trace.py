@@ -1,4 +1,4 @@
-"""`clockwork trace`: a file that Perfetto and Chrome open; and two runs side by side."""
+"""`clockwork trace`: writes a file for Perfetto and Chrome, or compares two runs."""
 
 from __future__ import annotations
 
@@ -34,15 +34,17 @@ if TYPE_CHECKING:
     from clockwork.observe.history import History
 
 LIVE_NS = 5 * SECOND
-"""How long a running cluster is traced by default."""
+"""Time for which a running cluster is traced by default."""
 
 
 @click.command()
 @click.argument("recording", type=FILE, required=False)
 @click.option("--output", "-o", type=PATH, help="The file to write, such as run.json.")
-@click.option("--from", "from_s", type=Duration(0), default=0.0, help="Begin so long after RECORDING does.")
-@click.option("--seconds", type=DURATION, help="How much to trace.  [default: all of RECORDING; live: 5s]")
-@click.option("--compare", type=FILE, nargs=2, metavar="A B", help="Instead: say where two recordings part.")
+@click.option(
+    "--from", "from_s", type=Duration(0), default=0.0, help="Begin this long after RECORDING's beginning."
+)
+@click.option("--seconds", type=DURATION, help="Length of the trace.  [default: all of RECORDING; live: 5s]")
+@click.option("--compare", type=FILE, nargs=2, metavar="A B", help="Instead: compare two recordings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @client_options
 def trace(
@@ -52,13 +54,14 @@ def trace(
 ) -> None:  # fmt: skip
     """Write what a cluster did as a trace, which https://ui.perfetto.dev opens.
 
-    It shows what each device executed and loaded, when it was idle with work, every request with an arrow to its batch,
-    and waiting requests, goodput and refusals over time. Without a RECORDING it follows a running cluster, from now on;
-    a RECORDING is of `clockwork controller --record` or `clockwork recorder dump`.
+    It shows what each device executed and loaded, when it was idle with work, every request with an arrow to
+    its batch, and waiting requests, goodput and refusals over time. Without a RECORDING it follows a running
+    cluster from now on. A RECORDING is a file of `clockwork controller --record` or `clockwork recorder
+    dump`.
 
-    --compare says of two recordings of one workload which decision is the first that differs, and holds models and
-    devices side by side: answers, refusals, loads, batches and latency. Requests are matched by the order of their
-    arrival.
+    --compare finds the first decision that differs between two recordings of the same workload, and compares
+    models and devices: answers, refusals, loads, batches and latency. Requests are matched by the order of
+    their arrival.
 
     \b
     Examples:
@@ -105,7 +108,7 @@ def trace(
 
 
 def _follow(client: Client, span_ns: int) -> tuple[History, dict[str, str]]:
-    """The history of a running cluster from now on, and what is told of it."""
+    """Return the history of a running cluster from now on, and metadata for the trace."""
     from clockwork.observe.history import History
     from clockwork.observe.live import follow
 
@@ -184,7 +187,7 @@ def _say_part(found: Comparison) -> list[str]:
 
 
 def _difference(pair: tuple[Summary, Summary]) -> int:
-    """How much two runs differ in a model, in requests."""
+    """Return how much two runs differ in a model, in requests."""
     first, second = pair
     return abs(first.answered - second.answered) + abs(first.refused - second.refused)
 
@@ -194,48 +197,54 @@ def _total_rows(found: Comparison) -> list[list[str]]:
     reasons = sorted({*first.refusals, *second.refusals})
     seconds = [max(ns, 1) / SECOND for ns in found.span_ns]
     return [
-        ["requests", *(str(one.arrived) for one in found.total)],
-        ["goodput/s", *(f"{one.answered / s:.1f}" for one, s in zip(found.total, seconds, strict=True))],
-        *([name, *(str(getattr(one, name)) for one in found.total)] for name in ("answered", "refused")),
+        ["requests", *(str(summary.arrived) for summary in found.total)],
+        [
+            "goodput/s",
+            *(f"{summary.answered / s:.1f}" for summary, s in zip(found.total, seconds, strict=True)),
+        ],
         *(
-            [f"  for {reason}", *(str(one.refusals.get(reason, 0)) for one in found.total)]
+            [name, *(str(getattr(summary, name)) for summary in found.total)]
+            for name in ("answered", "refused")
+        ),
+        *(
+            [f"  for {reason}", *(str(summary.refusals.get(reason, 0)) for summary in found.total)]
             for reason in reasons
         ),
         *(
-            [name, *(str(getattr(one, name)) for one in found.total)]
+            [name, *(str(getattr(summary, name)) for summary in found.total)]
             for name in ("missed", "failed", "executions")
         ),
-        ["requests an execution", *(f"{one.batch:.2f}" for one in found.total)],
-        ["loads", *(str(one.loads) for one in found.total)],
-        ["latency p50", *(duration(one.p50_ns) for one in found.total)],
-        ["latency p99", *(duration(one.p99_ns) for one in found.total)],
-        ["devices executing", *(f"{one.executing:.1%}" for one in found.total)],
-        ["devices idle with work", *(f"{one.idle_with_work:.1%}" for one in found.total)],
+        ["requests an execution", *(f"{summary.batch:.2f}" for summary in found.total)],
+        ["loads", *(str(summary.loads) for summary in found.total)],
+        ["latency p50", *(duration(summary.p50_ns) for summary in found.total)],
+        ["latency p99", *(duration(summary.p99_ns) for summary in found.total)],
+        ["devices executing", *(f"{summary.executing:.1%}" for summary in found.total)],
+        ["devices idle with work", *(f"{summary.idle_with_work:.1%}" for summary in found.total)],
     ]
 
 
 def _cells(pair: tuple[Summary, Summary]) -> list[str]:
     return [
-        _both(pair, lambda one: str(one.answered)),
-        _both(pair, lambda one: str(one.refused)),
-        _both(pair, lambda one: str(one.missed)),
-        _both(pair, lambda one: str(one.executions)),
-        _both(pair, lambda one: f"{one.batch:.1f}"),
-        _both(pair, lambda one: str(one.loads)),
-        _both(pair, lambda one: duration(one.p50_ns)),
-        _both(pair, lambda one: duration(one.p99_ns)),
+        _both(pair, lambda summary: str(summary.answered)),
+        _both(pair, lambda summary: str(summary.refused)),
+        _both(pair, lambda summary: str(summary.missed)),
+        _both(pair, lambda summary: str(summary.executions)),
+        _both(pair, lambda summary: f"{summary.batch:.1f}"),
+        _both(pair, lambda summary: str(summary.loads)),
+        _both(pair, lambda summary: duration(summary.p50_ns)),
+        _both(pair, lambda summary: duration(summary.p99_ns)),
     ]
 
 
 def _device_cells(pair: tuple[Summary, Summary]) -> list[str]:
     return [
-        _both(pair, lambda one: str(one.executions)),
-        _both(pair, lambda one: f"{one.batch:.1f}"),
-        _both(pair, lambda one: str(one.loads)),
-        _both(pair, lambda one: f"{one.executing:.1%}"),
-        _both(pair, lambda one: f"{one.idle_with_work:.1%}"),
+        _both(pair, lambda summary: str(summary.executions)),
+        _both(pair, lambda summary: f"{summary.batch:.1f}"),
+        _both(pair, lambda summary: str(summary.loads)),
+        _both(pair, lambda summary: f"{summary.executing:.1%}"),
+        _both(pair, lambda summary: f"{summary.idle_with_work:.1%}"),
     ]
 
 
 def _both(pair: tuple[Summary, Summary], said: Callable[[Summary], str]) -> str:
-    return " | ".join(said(one) for one in pair)
+    return " | ".join(said(summary) for summary in pair)

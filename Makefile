@@ -80,7 +80,7 @@ ifeq ($(CLOCKWORK_CUDA_DRIVER),fake)
     override export CLOCKWORK_CUDA_DRIVER := $(FAKE_DRIVER)
 endif
 
-native_files = find csrc tests examples ! -name _tested.cpp \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
+native_files = find bench csrc tests examples \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
 
 # Tests start a thousand processes, each of which would compile all of its modules again, a sixth of its start.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest

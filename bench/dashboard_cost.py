@@ -3,7 +3,7 @@
     python -m bench.dashboard_cost [--quick] [--rate 20000] [--devices 100] [--triples 40] [--seed 1] [--nice 0] [--no-pin]
                                    [--json] [--publish]
 
-A controller serves emulated devices at a steady rate: csrc/bench/pump.cpp has the devices and the client, which is an open loop
+A controller serves emulated devices at a steady rate: bench/pump.cpp has the devices and the client, which is an open loop
 (a Poisson process). `clockwork dashboard` follows it, for a page in a headless Chromium where there is one. Time is cut into
 short segments, by turns in random order, in threes: in one the page is seen; in two others it is hidden, and the
 dashboard reads nothing. So every comparison is of neighbours, within one controller: processor time of all its threads for

@@ -1,4 +1,4 @@
-"""Load for a controller from ends that cost little: csrc/bench/pump.cpp, compiled when it is first used.
+"""Load for a controller from ends that cost little: bench/pump.cpp, compiled when it is first used.
 
 In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
 or thread of its own; the calls release the interpreter.
@@ -63,7 +63,7 @@ from clockwork.wire.messages import (
 from clockwork.wire.transport import socket_functions
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("bench/pump.cpp", "controller/messages.cpp")
+SOURCES = ("bench/pump.cpp", "csrc/controller/messages.cpp")
 HEADER_BYTES_MAX = 4 << 20  # of what this worker is sent
 SLICE_NS = 100 * MS
 """Longest call of a worker, after which it checks whether it should end."""
@@ -79,8 +79,8 @@ class Counts(ctypes.Structure):
 def library() -> Any:
     """The compiled pump; one for each state of its sources."""
     root = ROOT / "csrc"
-    paths = [root / name for name in SOURCES]
-    parts = [*paths, *sorted((root / "controller").glob("*.h")), *root.glob("*.h")]
+    paths = [ROOT / name for name in SOURCES]
+    parts = [*paths, *sorted(root.rglob("*.h"))]
     state = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
     found = ROOT / "build" / f"pump-{state}.so"
     if not found.exists():
@@ -98,7 +98,7 @@ def library() -> Any:
 
 
 class Arrivals(ctypes.Structure):
-    """When requests are due: see PumpArrivals in csrc/bench/pump.cpp."""
+    """When requests are due: see PumpArrivals in bench/pump.cpp."""
 
     _fields_ = [("mean_ns", ctypes.c_int64), ("burst", ctypes.c_uint64), ("random", ctypes.c_uint64),
                 ("next_ns", ctypes.c_int64), ("due", ctypes.c_uint64)]  # fmt: skip

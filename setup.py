@@ -46,9 +46,10 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy. Each extension with a scheduler links all of them."""
 
 ACTIONS = ["csrc/actions/queue.cpp"]
+RECORDING = ["csrc/recording/recorder.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
-WORLD = [*sorted(glob("csrc/sim/*.cpp")), "csrc/controller/recorder.cpp", *ACTIONS, *EMULATED, *SCHEDULER]
-EXCHANGE = sorted([*glob("csrc/controller/*.cpp"), *glob("csrc/wire/*.cpp")])
+WORLD = [*sorted(glob("csrc/sim/*.cpp")), *RECORDING, *ACTIONS, *EMULATED, *SCHEDULER]
+EXCHANGE = [*sorted([*glob("csrc/controller/*.cpp"), *glob("csrc/wire/*.cpp")]), *RECORDING]
 WORKSPACE = ["csrc/device/heap.cpp", "csrc/device/workspace.cpp"]
 OPERATORS = [
     "csrc/device/operators.cpp",

@@ -35,7 +35,7 @@ KEPT = (
     "clockwork/system",
     "clockwork/web",
     "clockwork/workloads",
-    "csrc/histogram.h",
+    "csrc/scheduler/histogram.h",
     "csrc/sim",
     "examples",
     "setup.py",

@@ -38,7 +38,7 @@ cdef extern from *:
     """
     void set_zmq "clockwork_set_zmq" (const clockwork_zmq_api *functions) nogil
 
-cdef extern from "controller/sentences.h" namespace "clockwork" nogil:
+cdef extern from "recording/sentences.h" namespace "clockwork" nogil:
     cdef cppclass CSentences "clockwork::Sentences":
         CSentences()
         CSentences(vector[string] templates, vector[string] status_names, vector[string] reasons)
@@ -237,7 +237,7 @@ cdef extern from "controller/port.h" namespace "clockwork" nogil:
         void send(string_view part, cbool more) except +
         void send_joined(string_view first, string_view rest, cbool more) except +
 
-cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
+cdef extern from "recording/recorder.h" namespace "clockwork" nogil:
     cdef cppclass CRingState "clockwork::RingState":
         uint64_t begin
         uint64_t end

@@ -132,7 +132,7 @@ cdef class Exchange:
 
     core: a Core, whose C++ scheduler is driven from here. find_model: the id of the model that a text addresses which is
     no route's, 0 where its requests are turned away. functions: libzmq's. workers, clients: what
-    Router.addresses() says. templates, status_names, reasons: see csrc/controller/sentences.h. connections: bounds of
+    Router.addresses() says. templates, status_names, reasons: see csrc/recording/sentences.h. connections: bounds of
     each side, by side. ring: where the flight recorder writes.
     """
 

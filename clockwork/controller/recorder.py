@@ -1,5 +1,5 @@
 """The flight recorder's files, and what is told of it. What it records, it writes natively into a ring
-(csrc/controller/recorder.h).
+(csrc/recording/recorder.h).
 
 A ring that has forgotten the controller's start cannot be replayed by itself. So now and then the scheduler's whole state is
 kept beside it, and a dump begins where the oldest of them was taken that the ring still reaches back to: from there on

@@ -106,7 +106,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         void clear()
 
 
-cdef extern from "histogram.h" namespace "clockwork" nogil:
+cdef extern from "scheduler/histogram.h" namespace "clockwork" nogil:
     cdef cppclass CHistogram "clockwork::Histogram":
         int64_t percentile(double fraction)
         uint64_t total()

@@ -7,7 +7,7 @@ the time of the decisions. Events and commands are [number of the type, fields..
 only tells when the next Tick comes; a Tick is a step without events. Schedulers are deterministic, so the
 events are enough to repeat every decision.
 
-csrc/controller/recorder.cpp writes the same bytes.
+csrc/recording/recorder.cpp writes the same bytes.
 
 A recording is untrusted: the types and ranges of all fields are checked.
 """

@@ -50,7 +50,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
 
     unique_ptr[Scheduler] make_scheduler(const SchedulerOptions &options) except +raise_as_python
 
-cdef extern from "histogram.h" namespace "clockwork" nogil:
+cdef extern from "scheduler/histogram.h" namespace "clockwork" nogil:
     cdef cppclass Histogram:
         @staticmethod
         int64_t upper(size_t bucket)
@@ -68,12 +68,12 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
     cdef cppclass Predictions:
         Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion
 
-cdef extern from "controller/recorder.h" namespace "clockwork" nogil:
+cdef extern from "recording/recorder.h" namespace "clockwork" nogil:
     cdef cppclass CRing "clockwork::Ring":
         CRing(size_t bytes_max, int64_t span_ns) except +
         uint64_t read(uint64_t since, size_t bytes_max, string &found) except +
 
-cdef extern from "controller/sentences.h" namespace "clockwork" nogil:
+cdef extern from "recording/sentences.h" namespace "clockwork" nogil:
     cdef cppclass Sentences:
         Sentences(vector[string] templates, vector[string] status_names, vector[string] reasons)
 
@@ -369,7 +369,7 @@ cdef class World:
     def record(self, size_t bytes_max, names, templates, status_names, reasons):
         """Record from set_up() on, into a ring of bytes_max bytes.
 
-        names: (name, version, program) of each model. The others: see csrc/controller/sentences.h.
+        names: (name, version, program) of each model. The others: see csrc/recording/sentences.h.
         """
         cdef vector[Named] all_names
         cdef Named named

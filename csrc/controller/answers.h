@@ -8,10 +8,10 @@
 #include "controller/clients.h"
 #include "controller/held_requests.h"
 #include "controller/outcome_counts.h"
-#include "controller/sentences.h"
 #include "controller/shadow_copies.h"
 #include "controller/turn_results.h"
 #include "msgpack.h"
+#include "recording/sentences.h"
 
 namespace clockwork {
 

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "controller/lookups.h"
-#include "controller/recorder.h"
+#include "recording/recorder.h"
 #include "scheduler/scheduler.h"
 
 namespace clockwork {

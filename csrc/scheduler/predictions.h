@@ -9,8 +9,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include "histogram.h"
 #include "scheduler/archive.h"
+#include "scheduler/histogram.h"
 #include "scheduler/types.h"
 
 namespace clockwork {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "histogram.h"
+#include "scheduler/histogram.h"
 #include "scheduler/types.h"
 #include "wire/kinds.h"
 

@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "actions/queue.h"
-#include "controller/recorder.h"
-#include "controller/sentences.h"
 #include "device/emulated.h"
 #include "random.h"
+#include "recording/recorder.h"
+#include "recording/sentences.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/types.h"
 #include "sim/accounts.h"

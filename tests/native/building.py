@@ -43,13 +43,15 @@ FUZZER = Flavour(
     "clang++",
 )
 
-EXCHANGE = [path for room in ("controller", "wire") for path in sorted(ROOT.glob(f"csrc/{room}/*.cpp"))]
+EXCHANGE = [
+    path for room in ("controller", "recording", "wire") for path in sorted(ROOT.glob(f"csrc/{room}/*.cpp"))
+]
 CONTROLLER = [*EXCHANGE, *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
 PROGRAMS: dict[str, Sequence[Path]] = {
     "exchange_parts": [HERE / "exchange_parts.cpp", *EXCHANGE],
     "threads_arena": [HERE / "threads_arena.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],
-    "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/controller/recorder.cpp"],
+    "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/recording/recorder.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],
     "fuzz_headers": [HERE / "fuzz_headers.cpp", *CONTROLLER],
     "fuzz_jpeg": [HERE / "fuzz_jpeg.cpp"],

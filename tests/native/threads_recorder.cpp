@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "controller/recorder.h"
 #include "random.h"
+#include "recording/recorder.h"
 #include "steps.h"
 
 using namespace clockwork;

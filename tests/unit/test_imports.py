@@ -43,6 +43,18 @@ MAY_IMPORT = {
 }  # fmt: skip
 """Room: the rooms that it may import. A room is a folder of its name, but for the two of the files beside the folders."""
 
+NATIVE_MAY_INCLUDE = {
+    "base": [],
+    "wire": ["base"],
+    "scheduler": ["base", "wire"],
+    "actions": ["base", "wire", "scheduler"],
+    "recording": ["base", "wire", "scheduler"],
+    "device": ["base", "wire", "scheduler", "actions"],
+    "controller": ["base", "wire", "scheduler", "recording"],
+    "sim": ["base", "wire", "scheduler", "recording", "actions", "device"],
+}
+"""The same of csrc/, whose files beside the folders are the room `base`."""
+
 LOOSE = {
     "": "face",
     "__main__": "face",
@@ -175,6 +187,18 @@ def test_the_rooms_themselves_have_no_circle() -> None:
         ]
         assert ready, f"a circle among {sorted(set(MAY_IMPORT) - set(settled))}"
         settled += ready
+
+
+def test_native_includes_go_one_way() -> None:
+    native = ROOT / "csrc"
+    wrong = []
+    for path in sorted(path for suffix in ("h", "cpp") for path in native.rglob(f"*.{suffix}")):
+        room = path.relative_to(native).parts[0] if path.parent != native else "base"
+        for name in re.findall(r'^#include "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            target = name.split("/")[0] if "/" in name else "base"
+            if target != room and target not in NATIVE_MAY_INCLUDE[room]:
+                wrong.append(f"{path.relative_to(ROOT)} includes {name}: {room} must not include {target}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("room", PURE)

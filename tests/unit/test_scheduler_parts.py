@@ -13,6 +13,7 @@ ORDER = [
     # values, and what is learnt of them
     ["archive"],
     ["types", "chain", "bits", "pool", "pages"],
+    ["histogram"],
     ["decay", "link", "inputs", "predictions", "estimates", "demand", "shares"],
     ["lead", "margin", "weights", "scheduler"],
     # records

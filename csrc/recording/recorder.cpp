@@ -1,4 +1,4 @@
-#include "controller/recorder.h"
+#include "recording/recorder.h"
 
 #include <algorithm>
 #include <cstring>

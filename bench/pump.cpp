@@ -78,7 +78,7 @@ void fill(Frame& frame, std::size_t size) {
 }
 
 // Orders of one device, in the order in which they came.
-struct Lane {
+struct DeviceLane {
     struct Order {
         std::int64_t action_id;
         std::uint32_t rows;
@@ -90,7 +90,7 @@ struct Lane {
     Ns free_ns = 0;
 };
 
-void write_result(Writer& writer, const Lane::Order& order, std::size_t output_bytes) {
+void write_result(Writer& writer, const DeviceLane::Order& order, std::size_t output_bytes) {
     writer.clear();
     writer.array(9);
     for (std::int64_t field : {std::int64_t{TAG_RESULT}, order.action_id, std::int64_t{0}})
@@ -215,15 +215,15 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
 }
 
 // What a worker's devices have to do, from one call of pump_worker() to the next.
-void* pump_lanes(int devices) { return new std::vector<Lane>(static_cast<std::size_t>(devices)); }
+void* pump_lanes(int devices) { return new std::vector<DeviceLane>(static_cast<std::size_t>(devices)); }
 
-void pump_end_lanes(void* lanes) { delete static_cast<std::vector<Lane>*>(lanes); }
+void pump_end_lanes(void* lanes) { delete static_cast<std::vector<DeviceLane>*>(lanes); }
 
 // Answers orders until the time is up, or something comes that is not INFER, LOAD or UNLOAD: then its header is copied
 // to `header` and its size returned; else 0. An INFER of n rows takes base_ns + n * row_ns on its device.
 std::size_t pump_worker(void* socket, void* worker_lanes, std::int64_t base_ns, std::int64_t row_ns,
                         std::size_t output_bytes, std::int64_t until_ns, char* header, std::size_t header_max) {
-    auto& lanes = *static_cast<std::vector<Lane>*>(worker_lanes);
+    auto& lanes = *static_cast<std::vector<DeviceLane>*>(worker_lanes);
     Dealer dealer(socket);
     Writer writer;
     Frame output;
@@ -236,9 +236,9 @@ std::size_t pump_worker(void* socket, void* worker_lanes, std::int64_t base_ns, 
         if (now >= until_ns)
             return 0;
         Ns next = std::min(until_ns, now + 10 * MS);
-        for (Lane& lane : lanes) {
+        for (DeviceLane& lane : lanes) {
             while (!lane.orders.empty() && lane.orders.front().end_ns <= now) {
-                const Lane::Order& order = lane.orders.front();
+                const DeviceLane::Order& order = lane.orders.front();
                 write_result(writer, order, output_bytes);
                 dealer.send(writer.view(), order.rows > 0);
                 for (std::uint32_t part = 0; part < order.rows; ++part) {
@@ -272,7 +272,7 @@ std::size_t pump_worker(void* socket, void* worker_lanes, std::int64_t base_ns, 
             reader.integer(device);
             now = now_ns();
             if (tag == TAG_INFER) {
-                Lane& lane = lanes.at(static_cast<std::size_t>(device));
+                DeviceLane& lane = lanes.at(static_cast<std::size_t>(device));
                 auto rows = static_cast<std::uint32_t>(count - 1);
                 Ns begin = std::max(now, lane.free_ns);
                 lane.free_ns = begin + base_ns + row_ns * rows;

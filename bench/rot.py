@@ -30,7 +30,7 @@ import numpy as np
 
 from bench.cluster import Cluster
 from bench.report import command_line, show
-from clockwork.controller.records import ModelRecord
+from clockwork.controller.catalog.records import ModelRecord
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.package import PackageFile, digest_of, rows_of
 from clockwork.formats.prepared import PREPARED_FILE

@@ -57,11 +57,11 @@ SHARED_BYTES_MAX = 232_448
 TOLERANCE_MAX = 0.25
 """Of a program: how far its answers may be from those of its checks, relative to the largest magnitude."""
 
-# ----- controller/catalog.py -------------------------------------------------------------------
+# ----- controller/catalog/store.py -------------------------------------------------------------------
 
 FORMAT_BYTES_MAX = 20
 
-# ----- controller/options.py -------------------------------------------------------------------
+# ----- controller/catalog/options.py -------------------------------------------------------------------
 
 ORIGIN_MAX = 4096  # characters
 

@@ -1,4 +1,4 @@
-"""Bounds of the flight recorder: csrc/recording/recorder.h, controller/recorder.py."""
+"""Bounds of the flight recorder: csrc/recording/recorder.h, controller/recording/recorder.py."""
 
 from __future__ import annotations
 

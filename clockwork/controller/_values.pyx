@@ -26,7 +26,7 @@ from clockwork.controller._exchange cimport (
     CTensorRef,
 )
 
-from clockwork.controller.flaws import Flaw
+from clockwork.controller.ports.flaws import Flaw
 from clockwork.system.limits import memory_bytes
 from clockwork.wire.messages import Status
 from clockwork.formats.prepared import UNKNOWN_RANK

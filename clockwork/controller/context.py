@@ -7,8 +7,8 @@ from typing import Any
 import msgpack
 
 from clockwork.controller._exchange import CLIENTS, WORKERS, Exchange
-from clockwork.controller.links import Links
-from clockwork.controller.recorder import FlightRecorder
+from clockwork.controller.peers.links import Links
+from clockwork.controller.recording.recorder import FlightRecorder
 from clockwork.controller.troubles import ALERTING, TroubleKind, Troubles
 from clockwork.scheduler.types import Event
 from clockwork.wire import codec

@@ -4,26 +4,16 @@ out in this order. What storage ends comes back as an event, ``Registrar.ended(j
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from clockwork.controller.records import Change, ModelRecord
-from clockwork.controller.routes import Shadow
+from clockwork.controller.catalog.records import Change, ModelRecord
+from clockwork.controller.catalog.routes import Shadow
+from clockwork.controller.models.version import ModelVersion, Waiter
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError
 from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ModelSpec
-
-if TYPE_CHECKING:
-    from clockwork.controller.models import ModelVersion
-
-
-class Waiter(NamedTuple):
-    """A request of a client that is answered when what it asks for is complete."""
-
-    client: bytes
-    request_id: int
-
 
 # ----- messages ------------------------------------------------------------------------------------
 
@@ -128,7 +118,7 @@ class Withdraw(NamedTuple):
     model_id: int
 
 
-# ----- packages; see controller.repairs -------------------------------------------------------------
+# ----- packages; see controller.storage.repairs -------------------------------------------------------------
 
 
 class Inspect(NamedTuple):
@@ -150,7 +140,7 @@ class PackagePrepared(NamedTuple):
     digest: str
 
 
-# ----- jobs of the storage thread; see controller.storage -------------------------------------------
+# ----- jobs of the storage thread; see controller.storage.thread -------------------------------------------
 
 
 class WriteChange(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 from clockwork.controller._exchange import Exchange
 from clockwork.controller._values import Interface
 from clockwork.controller.effects import Forward
-from clockwork.controller.models import ModelVersion
+from clockwork.controller.models.version import ModelVersion
 
 
 class ExchangeMirror:

@@ -38,9 +38,7 @@ from clockwork.controller._exchange import (
     Exchange,
     Ring,
 )
-from clockwork.controller.access import Access
-from clockwork.controller.catalog import Catalog
-from clockwork.controller.clients import Clients, Served
+from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.context import COMPLAINTS, Context
 from clockwork.controller.effects import (
     Blame,
@@ -64,21 +62,23 @@ from clockwork.controller.effects import (
     Serve,
     Withdraw,
 )
-from clockwork.controller.links import Links
-from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.models import ModelTable
-from clockwork.controller.queries import OUTCOMES, Queries
-from clockwork.controller.recorder import FlightRecorder, RecordingFile
-from clockwork.controller.registration import Registrar
-from clockwork.controller.repairs import Repairs
-from clockwork.controller.seats import divide
+from clockwork.controller.peers.access import Access
+from clockwork.controller.peers.links import Links
+from clockwork.controller.peers.seats import divide
+from clockwork.controller.ports.clients import Clients, Served
+from clockwork.controller.ports.workers import Workers
+from clockwork.controller.recording.recorder import FlightRecorder, RecordingFile
+from clockwork.controller.recording.telemetry import TelemetryProcess
+from clockwork.controller.registration.registrar import Registrar
+from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.settings import ControllerSettings
-from clockwork.controller.source_reports import SourceReports
-from clockwork.controller.storage import CatalogJobs, StorageThread
-from clockwork.controller.telemetry import TelemetryProcess
+from clockwork.controller.storage.repairs import Repairs
+from clockwork.controller.storage.thread import CatalogJobs, StorageThread
 from clockwork.controller.troubles import TroubleKind, Troubles
-from clockwork.controller.workers import Workers
+from clockwork.controller.views.metrics import MetricsQuery
+from clockwork.controller.views.queries import OUTCOMES, Queries
+from clockwork.controller.views.source_reports import SourceReports
 from clockwork.errors import ConfigError, PolicyFailed
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler._core import TEXTS

@@ -316,7 +316,7 @@ class ReportSource(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: models, model (argument: its name), status, readiness, metrics (see controller/metrics.py), recorder (controller/recorder.py)."""
+    """``what``: models, model (argument: its name), status, readiness, metrics (see controller/views/metrics.py), recorder (controller/recording/recorder.py)."""
 
     request_id: Id
     what: Annotated[str, Text(NAME_BYTES_MAX)]
@@ -327,7 +327,7 @@ _SHARE = Row({"version": Integer(0, VERSION_MAX), "parts": Integer(0, SHARE_WHOL
 
 
 class Route(NamedTuple):
-    """Split a name's traffic. Answered by Reply with the resulting route; see controller.routes.
+    """Split a name's traffic. Answered by Reply with the resulting route; see controller.catalog.routes.
 
     ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; the rest goes to the versions that have the traffic now;
     empty: no change. ``shadow``: ``[version, parts, tolerance]``: the share of other versions' requests that is copied

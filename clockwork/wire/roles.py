@@ -2,7 +2,7 @@
 
 Between the processes of a cluster a role belongs to a key (``clockwork keys new``), and the controller looks it up by
 the public key of a connection. Callers of a gateway have no keys: there a right belongs to a token. Pure data:
-controller/access.py and gateway/security.py enforce it, and a test tries everything here with every role. Without keys,
+controller/peers/access.py and gateway/security.py enforce it, and a test tries everything here with every role. Without keys,
 on loopback or with --insecure, there are no roles and everything is allowed.
 """
 

@@ -1,4 +1,4 @@
-// The bounds of one worker's clock, as clockwork/controller/clocksync.py found them, and the times that follow.
+// The bounds of one worker's clock, as clockwork/controller/peers/clocksync.py found them, and the times that follow.
 #pragma once
 
 #include <algorithm>

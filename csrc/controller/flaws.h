@@ -1,4 +1,4 @@
-// What is wrong with a message, as a value: clockwork/controller/flaws.py and clockwork/wire/codec.py make sentences of it.
+// What is wrong with a message, as a value: clockwork/controller/ports/flaws.py and clockwork/wire/codec.py make sentences of it.
 #pragma once
 
 #include <array>

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clockwork.controller.catalog import Catalog
+from clockwork.controller.catalog.store import Catalog
 from clockwork.errors import ClockworkError, Refused, Unavailable
 from clockwork.system.clock import MS, SECOND, now_ns
 from tests.chaos import faults, oracle

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgpack
 
-from clockwork.controller.records import ModelRecord
-from clockwork.controller.routes import NameRoute, Shadow, Split
+from clockwork.controller.catalog.records import ModelRecord
+from clockwork.controller.catalog.routes import NameRoute, Shadow, Split
 from clockwork.formats import profiles
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.interface import Interface

@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from clockwork.controller import routes
-from clockwork.controller.interfaces import read_summary
-from clockwork.controller.records import ModelRecord
+from clockwork.controller.catalog import routes
+from clockwork.controller.catalog.records import ModelRecord
+from clockwork.controller.models.interfaces import read_summary
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, InvalidModel
 from clockwork.formats import interface
 from clockwork.formats.checksums import unseal

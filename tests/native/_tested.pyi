@@ -3,7 +3,7 @@ from typing import Any
 
 from clockwork.config.controller import ConnectionBounds
 from clockwork.controller._values import Interface
-from clockwork.controller.flaws import Flaw
+from clockwork.controller.ports.flaws import Flaw
 from clockwork.scheduler.types import Command, Event, ShapeKey
 from clockwork.wire.codec import HeaderFlaw
 

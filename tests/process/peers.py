@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from clockwork.controller import workers
+from clockwork.controller.ports import workers
 from clockwork.controller.process import Controller
 from clockwork.controller.settings import ControllerSettings
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec

@@ -11,8 +11,8 @@ import pytest
 
 from clockwork import Client
 from clockwork.config.controller import CLOCK_LIMIT_NS, WORKER_TIMEOUT_NS
-from clockwork.controller import queries
 from clockwork.controller.process import Controller
+from clockwork.controller.views import queries
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.system.clock import MS, SECOND, now_ns

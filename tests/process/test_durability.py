@@ -23,9 +23,9 @@ import pytest
 
 from clockwork.config import SHARE_WHOLE
 from clockwork.config.controller import CHANGES_WAITING_MAX
-from clockwork.controller import registration
-from clockwork.controller.catalog import Catalog
+from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.process import Controller
+from clockwork.controller.registration import registrar
 from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
@@ -322,7 +322,7 @@ def test_a_crash_between_any_two_calls_leaves_all_of_an_order_or_nothing(
 def test_a_version_that_was_refused_and_cannot_be_erased_is_erased_when_it_can(
     stages: Callable[[], Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registration, "ERASE_RETRY_NS", 0)
+    monkeypatch.setattr(registrar, "ERASE_RETRY_NS", 0)
     disk = Disk(monkeypatch)
     stage = stages()
     before = stage.state()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clockwork.controller.clients import Clients
-from clockwork.controller.workers import Workers
+from clockwork.controller.ports.clients import Clients
+from clockwork.controller.ports.workers import Workers
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
 from tests.process.peers import ROW, FakeWorker, RawClient, Served, serving

@@ -12,7 +12,7 @@ import pytest
 from bench import zmtp
 from clockwork.config import WORKER_DEVICES_MAX
 from clockwork.config.controller import STATS_BYTES_DEVICE, STATS_BYTES_WORKER, STATUS_ROWS_MAX
-from clockwork.controller.links import count_values
+from clockwork.controller.peers.links import count_values
 from clockwork.wire import codec, messages
 from tests.process.cluster import eventually, running_cluster
 from tests.process.gateways import Http, running_gateway
@@ -93,7 +93,7 @@ def test_an_honest_workers_stats_are_a_third_of_what_they_may_be(tmp_path: Path)
 
 
 def test_readiness_is_asked_for_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clockwork.controller.queries.Queries.status", lambda self: 1 / 0)
+    monkeypatch.setattr("clockwork.controller.views.queries.Queries.status", lambda self: 1 / 0)
     with running_cluster(tmp_path / "data") as cluster, running_gateway(cluster.endpoint) as gateway:
         http = Http(gateway.ports["http"])
         eventually(lambda: http.ask("GET", "/v2/health/ready").status == 200, "status has no part in it")

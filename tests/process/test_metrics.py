@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from clockwork import Client, config
 from clockwork.cli.root import cli
-from clockwork.controller.metrics import PAGE_MARK, unique_names
+from clockwork.controller.views.metrics import PAGE_MARK, unique_names
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import MS, SECOND, now_ns
@@ -172,7 +172,7 @@ def test_lag_is_what_a_turn_took_and_its_wait_before(served: Any) -> None:
 
 def test_models_come_in_pages_and_one_model_alone(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     controller, worker, client = served
-    monkeypatch.setattr("clockwork.controller.metrics.METRICS_MODELS_PAGE", 2)
+    monkeypatch.setattr("clockwork.controller.views.metrics.METRICS_MODELS_PAGE", 2)
     for place, name in enumerate("nopq"):
         with worker.preparing():
             assert type(client.register(name, name.encode(), request_id=10 + place)) is messages.Reply

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.controller.catalog import Catalog
-from clockwork.controller.routes import Split
+from clockwork.controller.catalog.routes import Split
+from clockwork.controller.catalog.store import Catalog
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import ModelNotFound
 from clockwork.formats.package import PackageStore, digest_of, hash_file, parse_files

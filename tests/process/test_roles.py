@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork import Client
-from clockwork.controller.access import Access
+from clockwork.controller.peers.access import Access
 from clockwork.controller.process import Controller
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, Forbidden, ModelNotFound
 from clockwork.system.clock import SECOND

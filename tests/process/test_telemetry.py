@@ -16,7 +16,7 @@ import pytest
 
 from clockwork.cli import load_generator
 from clockwork.controller._exchange import Ring
-from clockwork.controller.telemetry import TelemetryProcess
+from clockwork.controller.recording.telemetry import TelemetryProcess
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.scheduler.recording import Header, encode_step
 from clockwork.scheduler.types import Tick

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.controller import clients, workers
+from clockwork.controller.ports import clients, workers
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Infer, Result, Status

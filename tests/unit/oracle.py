@@ -1,6 +1,6 @@
 """What a request and a result must be, and what is said of one that is not: in Python, for tests of the exchange.
 
-csrc/controller/checks.cpp decides the same, and clockwork/controller/flaws.py says the same of it.
+csrc/controller/checks.cpp decides the same, and clockwork/controller/ports/flaws.py says the same of it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import hashlib
 from collections import Counter, deque
 from typing import Any
 
-from clockwork.controller.accounts import account
+from clockwork.controller.catalog.records import ModelRecord
+from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.effects import (
     AbortUpload,
     Blame,
@@ -28,15 +29,14 @@ from clockwork.controller.effects import (
     ScheduleRemoval,
     SendClient,
     SendWorker,
-    Waiter,
     WriteChange,
     WriteChunk,
 )
-from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.records import ModelRecord
-from clockwork.controller.registration import Registrar
-from clockwork.controller.routes import NameRoute
+from clockwork.controller.models.accounts import account
+from clockwork.controller.models.lifecycle import ModelState
+from clockwork.controller.models.version import ModelVersion, Waiter
+from clockwork.controller.registration.registrar import Registrar
+from clockwork.controller.registration.table import ModelTable
 from clockwork.errors import ClockworkError
 from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, digest_of

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from clockwork.controller.catalog import Catalog
-from clockwork.controller.options import check_options
-from clockwork.controller.records import Change, ModelRecord
-from clockwork.controller.routes import NameRoute, whole
+from clockwork.controller.catalog.options import check_options
+from clockwork.controller.catalog.records import Change, ModelRecord
+from clockwork.controller.catalog.routes import NameRoute, whole
+from clockwork.controller.catalog.store import Catalog
 from clockwork.errors import ConfigError
 from clockwork.formats.checksums import ASIDE, seal, unseal
 from clockwork.formats.package import PackageFile, digest_of, rows_of

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from clockwork.config.controller import CLOCK_LIMIT_NS
-from clockwork.controller.clocksync import LOST_NS, RESET_TOLD_NS, ClockSync
+from clockwork.controller.peers.clocksync import LOST_NS, RESET_TOLD_NS, ClockSync
 from clockwork.wire.messages import NEVER_NS
 from tests.native._tested import ClockBounds
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork.config import STRINGS_MAX
-from clockwork.controller import _values, flaws
+from clockwork.controller import _values
 from clockwork.controller._values import Interface
-from clockwork.controller.flaws import Flaw
+from clockwork.controller.ports import flaws
+from clockwork.controller.ports.flaws import Flaw
 from clockwork.errors import InvalidInput
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.scheduler._core import TEXTS

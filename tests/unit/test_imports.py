@@ -74,11 +74,29 @@ IMPURE_MODULES = {
 PURE_FILES = [
     f"controller.{name}"
     for name in (
-        "accounts", "effects", "lifecycle", "models", "options", "preparations", "records", "registration", "releases", "routes",
-        "tasks", "troubles", "turns", "uploads", "versions",
+        "catalog.options", "catalog.records", "catalog.routes", "effects", "models.accounts", "models.lifecycle",
+        "models.version", "registration.preparations", "registration.registrar", "registration.releases",
+        "registration.table", "registration.tasks", "registration.turns", "registration.uploads",
+        "registration.versions", "troubles",
     )
 ]  # fmt: skip
 """What decides of models in the controller, likewise; it may look up the name of a dtype."""
+
+CONTROLLER = [
+    ["troubles", "settings"],
+    ["catalog"],
+    ["models"],
+    ["effects"],
+    ["registration"],
+    ["storage"],
+    ["recording"],
+    ["peers"],
+    ["context", "mirror"],
+    ["views"],
+    ["ports"],
+    ["process"],
+]
+"""The folders of the controller and the modules beside them; each imports those of earlier lines alone."""
 
 NO_SOCKETS = ["scheduler", "actions", "formats", "workloads", "device", "models", "sim"]
 """Rooms that import nothing of wire's which opens a socket."""
@@ -199,6 +217,24 @@ def test_native_includes_go_one_way() -> None:
             if target != room and target not in NATIVE_MAY_INCLUDE[room]:
                 wrong.append(f"{path.relative_to(ROOT)} includes {name}: {room} must not include {target}")
     assert wrong == []
+
+
+def test_the_controllers_folders_import_one_way() -> None:
+    place = {name: place for place, names in enumerate(CONTROLLER) for name in names}
+    wrong = []
+    for one in INSIDE:
+        if not (one.importer.startswith("controller.") and one.target.startswith("clockwork.controller.")):
+            continue
+        source, target = one.importer.split(".")[1], one.target.split(".")[2]
+        if source.startswith("_") or target.startswith(
+            "_"
+        ):  # the exchange, which imports none of the rest but flaws
+            continue
+        if source != target and place[target] >= place[source]:
+            wrong.append(str(one))
+    assert wrong == []
+    there = {path.stem if path.is_file() else path.name for path in (PACKAGE / "controller").glob("[a-z]*")}
+    assert set(place) == there
 
 
 @pytest.mark.parametrize("room", PURE)

@@ -19,10 +19,11 @@ from onnx import helper
 from clockwork.config import BATCH_SIZE_MAX, RANK_MAX, TENSORS_MAX
 from clockwork.config.formats import TIME_MAX_NS
 from clockwork.config.wire import HOST_BYTES_MAX, PAGES_MAX
+from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.effects import Effect
-from clockwork.controller.interfaces import as_counted, may_share_lengths, read_summary
-from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.records import ModelRecord
+from clockwork.controller.models.interfaces import as_counted, may_share_lengths, read_summary
+from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.registration.table import ModelTable
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats import interface
 from clockwork.formats.interface import Interface, difference, loosened, read_interface, read_onnx

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from clockwork.config.controller import PREPARE_AGAIN_NS
-from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ModelVersion
-from clockwork.controller.preparations import PREPARING, READY, Preparations
-from clockwork.controller.records import ModelRecord
+from clockwork.controller.catalog.records import ModelRecord
+from clockwork.controller.models.lifecycle import ModelState
+from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.registration.preparations import PREPARING, READY, Preparations
 
 
 def model(model_id: int = 1) -> ModelVersion:

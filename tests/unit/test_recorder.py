@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clockwork import __version__
 from clockwork.config.recorder import STATE_BYTES_MAX, STATE_PATIENCE_NS, STATES_MAX
 from clockwork.controller._exchange import Ring
-from clockwork.controller.recorder import (
+from clockwork.controller.recording.recorder import (
     PARTIAL,
     Cluster,
     Content,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
-from clockwork.controller import lifecycle
+from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,
@@ -22,9 +22,9 @@ from clockwork.controller.effects import (
     WriteChange,
     WriteChunk,
 )
-from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, transition
-from clockwork.controller.links import ClientLink
-from clockwork.controller.routes import NameRoute
+from clockwork.controller.models import lifecycle
+from clockwork.controller.models.lifecycle import TABLE, ModelState, VersionEvent, transition
+from clockwork.controller.peers.links import ClientLink
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import Interface

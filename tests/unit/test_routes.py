@@ -11,7 +11,7 @@ import pytest
 
 from clockwork.config import SHARE_WHOLE
 from clockwork.config.controller import ROUTES_KEPT
-from clockwork.controller.routes import (
+from clockwork.controller.catalog.routes import (
     NameRoute,
     Shadow,
     Split,

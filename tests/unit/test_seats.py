@@ -6,7 +6,7 @@ import pytest
 
 from clockwork.config import CLIENTS_MAX, SUBSCRIBERS_MAX, WORKERS_MAX
 from clockwork.config.controller import DESCRIPTORS_KEPT
-from clockwork.controller.seats import Seats, divide
+from clockwork.controller.peers.seats import Seats, divide
 from clockwork.errors import ConfigError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clockwork.config.controller import REPORTED_SOURCES_MAX
-from clockwork.controller.source_reports import SourceReports
 from clockwork.controller.troubles import TroubleKind, Troubles
+from clockwork.controller.views.source_reports import SourceReports
 from clockwork.errors import InvalidInput
 from clockwork.system.clock import SECOND
 

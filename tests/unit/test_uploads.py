@@ -7,8 +7,9 @@ from collections import deque
 import pytest
 
 from clockwork.config.controller import UPLOAD_BYTES_LEAST, UPLOAD_IDLE_NS, UPLOAD_STALL_NS, UPLOADS_MAX
-from clockwork.controller.effects import Effect, OpenUpload, Refuse, Waiter, WriteChunk
-from clockwork.controller.uploads import Registration, Uploads
+from clockwork.controller.effects import Effect, OpenUpload, Refuse, WriteChunk
+from clockwork.controller.models.version import Waiter
+from clockwork.controller.registration.uploads import Registration, Uploads
 from clockwork.errors import Unavailable
 from clockwork.formats.package import PackageFile
 from clockwork.system.clock import SECOND

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from clockwork.config import RESERVE_NS_MAX
-from clockwork.controller.flaws import Flaw
+from clockwork.controller.ports.flaws import Flaw
 from clockwork.wire import codec
 from clockwork.wire.forms import INT64_MAX, Either, Facts, Integer, ListOf, Record, Row, Text
 from clockwork.wire.messages import (

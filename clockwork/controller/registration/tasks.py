@@ -1,4 +1,4 @@
-"""Tasks that change what is registered, and what follows each change once it is on disk: values; see controller.turns."""
+"""Tasks that change what is registered, and what follows each change once it is on disk: values; see controller.registration.turns."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from clockwork.controller.effects import Waiter
-from clockwork.controller.lifecycle import VersionEvent
-from clockwork.controller.models import ModelVersion
-from clockwork.controller.records import ModelRecord
-from clockwork.controller.releases import Release
-from clockwork.controller.uploads import Registration, Upload
+from clockwork.controller.catalog.records import ModelRecord
+from clockwork.controller.models.lifecycle import VersionEvent
+from clockwork.controller.models.version import ModelVersion, Waiter
+from clockwork.controller.registration.releases import Release
+from clockwork.controller.registration.uploads import Registration, Upload
 from clockwork.formats.interface import Interface
 from clockwork.wire.messages import Offer, Unregister
 

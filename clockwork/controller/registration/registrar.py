@@ -2,8 +2,8 @@
 follows once that is on disk.
 
 A reply to Register, Unregister, Offer, Route, Promote or Rollback is true after a crash, too, and a failure means that
-nothing has changed; see controller.turns. Pure: every method is an event, time comes with it, and what is to be done is
-appended to ``effects``. Uploads, life cycles and releases are parts of their own (controller.uploads, .versions, .releases).
+nothing has changed; see controller.registration.turns. Pure: every method is an event, time comes with it, and what is to be done is
+appended to ``effects``. Uploads, life cycles and releases are parts of their own (controller.registration.uploads, .versions, .releases).
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 
 from clockwork.config import MODELS_MAX, VERSION_MAX, VERSIONS_MAX
 from clockwork.config.controller import ERASE_RETRY_NS
-from clockwork.controller.effects import (
+from clockwork.controller.catalog.options import check_options, kept_options, orders_of, preparation_options
+from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
+from clockwork.controller.catalog.routes import NameRoute
+from clockwork.controller.effects import (  # fmt: skip
     CommitUpload,
     Effect,
     Job,
@@ -28,17 +31,14 @@ from clockwork.controller.effects import (
     RemovePackage,
     ReplyRoute,
     SendClient,
-    Waiter,
     WriteChange,
     WriteChunk,
-)  # fmt: skip
-from clockwork.controller.lifecycle import ModelState, VersionEvent
-from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
-from clockwork.controller.options import check_options, kept_options, orders_of, preparation_options
-from clockwork.controller.records import Change, Complaint, ModelRecord
-from clockwork.controller.releases import check_traffic, describe_split, next_route, upgrade
-from clockwork.controller.routes import NameRoute
-from clockwork.controller.tasks import (
+)
+from clockwork.controller.models.lifecycle import ModelState, VersionEvent
+from clockwork.controller.models.version import ModelVersion, Waiter
+from clockwork.controller.registration.releases import check_traffic, describe_split, next_route, upgrade
+from clockwork.controller.registration.table import ModelTable, set_aside_text
+from clockwork.controller.registration.tasks import (
     Add,
     Adopt,
     Become,
@@ -52,10 +52,10 @@ from clockwork.controller.tasks import (
     Retire,
     Task,
 )  # fmt: skip
+from clockwork.controller.registration.turns import Turns
+from clockwork.controller.registration.uploads import Registration, Upload, Uploads, storage_error
+from clockwork.controller.registration.versions import Versions, gone_before_ready
 from clockwork.controller.troubles import TroubleKind
-from clockwork.controller.turns import Turns
-from clockwork.controller.uploads import Registration, Upload, Uploads, storage_error
-from clockwork.controller.versions import Versions, gone_before_ready
 from clockwork.errors import (
     ClockworkError,
     InvalidInput,

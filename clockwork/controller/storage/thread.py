@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias, assert_never
 
-from clockwork.controller.catalog import Catalog
+from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,

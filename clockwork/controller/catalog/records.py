@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config import VERSION_MAX
-from clockwork.controller.options import check_options
-from clockwork.controller.routes import NameRoute
+from clockwork.controller.catalog.options import check_options
+from clockwork.controller.catalog.routes import NameRoute
 from clockwork.formats.checksums import seal
 from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, check_name, digest_of, parse_files, rows_of

@@ -1,4 +1,4 @@
-"""What becomes of versions: takes the steps of their life cycle (controller.lifecycle) as clients, workers and the scheduler
+"""What becomes of versions: takes the steps of their life cycle (controller.models.lifecycle) as clients, workers and the scheduler
 cause them. Pure: what is to be done outside is appended to ``effects``."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from clockwork.config import TROUBLE_CHARS_MAX, VERSIONS_MAX
-from clockwork.controller.accounts import account
+from clockwork.controller.catalog.options import preparation_options
 from clockwork.controller.effects import (
     Blame,
     ClearTrouble,
@@ -25,14 +25,14 @@ from clockwork.controller.effects import (
     ScheduleRemoval,
     SendClient,
     SendWorker,
-    Waiter,
 )
-from clockwork.controller.interfaces import read_summary
-from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, transition
-from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.options import preparation_options
-from clockwork.controller.preparations import PREPARING, READY, Preparations
-from clockwork.controller.tasks import GiveUp, KeepRecord, OwnTask, Retire
+from clockwork.controller.models.accounts import account
+from clockwork.controller.models.interfaces import read_summary
+from clockwork.controller.models.lifecycle import ModelState, Step, VersionEvent, transition
+from clockwork.controller.models.version import ModelVersion, Waiter
+from clockwork.controller.registration.preparations import PREPARING, READY, Preparations
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.registration.tasks import GiveUp, KeepRecord, OwnTask, Retire
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError, InvalidModel, Unavailable
 from clockwork.formats.interface import Interface, difference

@@ -41,8 +41,8 @@ from clockwork.config.recorder import (
     STATES_MAX,
 )
 from clockwork.controller._exchange import Ring
-from clockwork.controller.followers import RingFollower
-from clockwork.controller.storage import StorageThread
+from clockwork.controller.recording.followers import RingFollower
+from clockwork.controller.storage.thread import StorageThread
 from clockwork.errors import ConfigError, InvalidInput, Unavailable
 from clockwork.scheduler.policy import is_scripted
 from clockwork.scheduler.recording import Header, Held, encode_event, encode_header, encode_told

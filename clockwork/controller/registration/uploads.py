@@ -22,9 +22,9 @@ from clockwork.controller.effects import (
     ReadUpload,
     Refuse,
     SendClient,
-    Waiter,
     WriteChunk,
 )
+from clockwork.controller.models.version import Waiter
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.formats.package import PackageFile
 from clockwork.wire.messages import Progress, UploadAck, UploadChunk, UploadNeed
@@ -33,7 +33,7 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Registration(NamedTuple):
-    """What a client registers, checked: a package under a name. options: see controller.options. owner: the client's number,
+    """What a client registers, checked: a package under a name. options: see controller.catalog.options. owner: the client's number,
     as in messages.Prepare. said: the options as they came. traffic, forced: see messages.Register."""
 
     name: str

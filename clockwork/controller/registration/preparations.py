@@ -14,8 +14,8 @@ from typing import Any
 
 from clockwork.config import TROUBLE_CHARS_MAX
 from clockwork.config.controller import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS
-from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ModelVersion
+from clockwork.controller.models.lifecycle import ModelState
+from clockwork.controller.models.version import ModelVersion
 
 PREPARING, READY = "preparing", "ready"
 

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 from clockwork.config import FAILURE_CHARS_MAX, VERSION
 from clockwork.config.controller import SEATS_ASKED_MAX
 from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
-from clockwork.controller.access import Access
 from clockwork.controller.context import Context
-from clockwork.controller.flaws import Flaw, request_error
-from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.links import (
+from clockwork.controller.models.lifecycle import ModelState
+from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.peers.access import Access
+from clockwork.controller.peers.links import (
     OWN_NAME_TEXT,
     WORKER_AT_CLIENTS,
     ClientLink,
@@ -28,11 +28,12 @@ from clockwork.controller.links import (
     mismatch,
     named,
 )
-from clockwork.controller.metrics import MetricsQuery
-from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
-from clockwork.controller.queries import Queries
-from clockwork.controller.registration import Registrar
-from clockwork.controller.source_reports import SourceReports
+from clockwork.controller.ports.flaws import Flaw, request_error
+from clockwork.controller.registration.registrar import Registrar
+from clockwork.controller.registration.table import ModelTable, set_aside_text
+from clockwork.controller.views.metrics import MetricsQuery
+from clockwork.controller.views.queries import Queries
+from clockwork.controller.views.source_reports import SourceReports
 from clockwork.errors import (
     ClockworkError,
     Forbidden,

@@ -1,7 +1,7 @@
 """The life of a version, as one table: (state, event) -> (state, steps).
 
-What the events mean is told here, and what a version is in each state; ``controller.versions`` takes the steps.
-``python -m clockwork.controller.lifecycle`` prints the table as a Mermaid diagram, which docs/life-cycle.md shows.
+What the events mean is told here, and what a version is in each state; ``controller.registration.versions`` takes the steps.
+``python -m clockwork.controller.models.lifecycle`` prints the table as a Mermaid diagram, which docs/life-cycle.md shows.
 """
 
 from __future__ import annotations

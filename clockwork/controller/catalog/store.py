@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clockwork.config.formats import FORMAT_BYTES_MAX
-from clockwork.controller.records import Change, Complaint, ModelRecord
-from clockwork.controller.routes import NameRoute
+from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
+from clockwork.controller.catalog.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
 from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
 from clockwork.formats.durable import Journal, write_durably

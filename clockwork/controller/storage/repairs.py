@@ -15,10 +15,10 @@ from collections import deque
 from typing import Any
 
 from clockwork.config import CHECK_BUSY_SHARE
-from clockwork.controller.catalog import Catalog
+from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, SendWorker
-from clockwork.controller.models import ModelTable
-from clockwork.controller.storage import StorageThread
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.storage.thread import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.formats.checksums import Stopped
 from clockwork.formats.fetching import Fetched, PackageFetcher

@@ -11,7 +11,7 @@ from collections import deque
 
 from clockwork.config.controller import CHANGES_WAITING_MAX
 from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, WriteChange
-from clockwork.controller.tasks import ClientTask, Following, Task
+from clockwork.controller.registration.tasks import ClientTask, Following, Task
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError, Unavailable
 from clockwork.formats.durable import NotUndone

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
-from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ModelTable
-from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
-from clockwork.controller.uploads import Registration
+from clockwork.controller.catalog.routes import NameRoute, Split, changed, check_inputs, percent, whole
+from clockwork.controller.models.lifecycle import ModelState
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.registration.uploads import Registration
 from clockwork.errors import InvalidInput, ModelNotFound, Unavailable
 from clockwork.formats.interface import Interface, misfit
 from clockwork.wire.messages import Promote, Rollback, Route

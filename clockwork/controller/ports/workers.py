@@ -22,11 +22,10 @@ from clockwork.config.controller import (
     WORKER_TIMEOUT_NS,
 )
 from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE, WORKERS
-from clockwork.controller.access import Access
 from clockwork.controller.context import Context
 from clockwork.controller.effects import Effect, ReadChunk
-from clockwork.controller.flaws import Flaw, result_text
-from clockwork.controller.links import (
+from clockwork.controller.peers.access import Access
+from clockwork.controller.peers.links import (
     CLIENT_AT_WORKERS,
     OWN_NAME_TEXT,
     WorkerLink,
@@ -40,9 +39,10 @@ from clockwork.controller.links import (
     new_damage,
     parse_devices,
 )
-from clockwork.controller.models import ModelTable
-from clockwork.controller.registration import Registrar
-from clockwork.controller.repairs import Repairs
+from clockwork.controller.ports.flaws import Flaw, result_text
+from clockwork.controller.registration.registrar import Registrar
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.storage.repairs import Repairs
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import Forbidden, InvalidInput, PolicyFailed
 from clockwork.scheduler.types import (

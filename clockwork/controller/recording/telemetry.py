@@ -20,7 +20,7 @@ import msgpack
 
 from clockwork.config.recorder import TELEMETRY_END_S, TELEMETRY_READY_S
 from clockwork.controller._exchange import Ring
-from clockwork.controller.followers import RingFollower
+from clockwork.controller.recording.followers import RingFollower
 from clockwork.errors import ConfigError
 from clockwork.scheduler.recording import Header
 

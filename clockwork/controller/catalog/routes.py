@@ -1,7 +1,7 @@
 """How a name's traffic is split between its versions, as somebody has said; and how that changes.
 
 Pure, and in whole parts of SHARE_WHOLE. Without a route of its own a name's traffic goes to its newest version that is
-ready (controller.models). Rules:
+ready (controller.registration.table). Rules:
 
 - Shares add up to the whole. Those that are not named share what the named leave, as they shared before.
 - Who gets a share, or a copy, is ready, and takes the same inputs as the others: any request for the name may be its.

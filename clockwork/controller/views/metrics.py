@@ -15,10 +15,11 @@ from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE
 from clockwork.config.controller import PREDICTION_BOUNDS_NS
 from clockwork.controller._exchange import TIMES
 from clockwork.controller.context import Context
-from clockwork.controller.links import WorkerLink
-from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.queries import PAGE_MARK, page_of, state_of, traffic
-from clockwork.controller.versions import Versions
+from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.peers.links import WorkerLink
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.registration.versions import Versions
+from clockwork.controller.views.queries import PAGE_MARK, page_of, state_of, traffic
 from clockwork.errors import ClockworkError, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns

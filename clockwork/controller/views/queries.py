@@ -9,14 +9,15 @@ from typing import Any
 
 from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
 from clockwork.config.controller import STATUS_ROWS_MAX
+from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.context import Context
-from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ModelTable, ModelVersion
-from clockwork.controller.preparations import Preparations
-from clockwork.controller.records import ModelRecord
-from clockwork.controller.repairs import Repairs
-from clockwork.controller.seats import Seats
-from clockwork.controller.versions import Versions
+from clockwork.controller.models.lifecycle import ModelState
+from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.peers.seats import Seats
+from clockwork.controller.registration.preparations import Preparations
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.registration.versions import Versions
+from clockwork.controller.storage.repairs import Repairs
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import Scheduler

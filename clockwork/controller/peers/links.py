@@ -7,7 +7,7 @@ import hashlib
 from typing import Any
 
 from clockwork.config import VERSION
-from clockwork.controller.clocksync import ClockSync
+from clockwork.controller.peers.clocksync import ClockSync
 from clockwork.errors import InvalidInput
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, DeviceInfo, Mismatch

@@ -1,0 +1,1 @@
+"""What is registered: records as values, and how they lie on disk."""

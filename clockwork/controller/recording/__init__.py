@@ -1,0 +1,1 @@
+"""The flight recorder's files, and what follows it as it is written."""

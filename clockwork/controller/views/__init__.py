@@ -1,0 +1,1 @@
+"""What is answered about the state of a controller; asking changes nothing."""

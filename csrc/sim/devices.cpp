@@ -11,8 +11,8 @@ namespace {
 constexpr Ns RECONNECT_NS = 100 * MS;     // time from a broken connection to the next hello
 constexpr Ns SYNC_NS = 250 * MS;          // clockwork.config.HEARTBEAT_NS: the controller's ping interval
 constexpr Ns SYNC_WINDOW = 64;            // clockwork.config.controller.CLOCK_WINDOW
-// Bounds a worker's clock offset by pings, as clockwork.controller.peers.clocksync does. The fastest way
-// there in the window gives the upper bound, the fastest way back the lower one. Between pings, bounds widen.
+constexpr double DRIFT_ALLOWED = 200e-6;  // clockwork.controller.peers.clocksync.DRIFT_PPM
+
 }  // namespace
 
 // ----- coming and going -------------------------------------------------------------------------
@@ -179,8 +179,8 @@ Ns World::to_true(const WorkerState& worker, Ns worker_ns) const {
     return near - static_cast<Ns>(static_cast<double>(near) * worker.drift / (1 + worker.drift));
 }
 
-// Bounds a worker's clock offset by pings, as controller/peers/clocksync.py does. The fastest way there in the
-// window gives the upper bound, the fastest way back the lower one. Between pings the bounds widen.
+// Bounds a worker's clock offset by pings, as controller/peers/clocksync.py does. The fastest way there in
+// the window gives the upper bound, the fastest way back the lower bound. Between pings the bounds widen.
 void World::sync_clock(WorkerState& worker) {
     if (worker.synced_ns != NEVER_NS && now_ - worker.synced_ns < SYNC_NS)
         return;

@@ -112,7 +112,7 @@ class GrpcCaller:
     def __init__(self, port: int, count: int, size: int) -> None:
         import grpc
 
-        from clockwork.gateway.protocol import inference_pb2 as pb
+        from clockwork.protocol import inference_pb2 as pb
 
         request: Any = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(size)])
         request.inputs.add(name="x", datatype="FP32", shape=[1, size // 4])

@@ -87,7 +87,7 @@ def over_grpc(port: int, token: str = "") -> Iterator[Infer]:
     """Calls on one channel, with a connection of its own."""
     import grpc
 
-    from clockwork.gateway.protocol import inference_pb2 as pb
+    from clockwork.protocol import inference_pb2 as pb
 
     metadata = [("authorization", f"Bearer {token}")] if token else None
     options = [("grpc.use_local_subchannel_pool", 1)]

@@ -1,4 +1,4 @@
-"""Writes clockwork/gateway/protocol/NAME_pb2.py from each NAME.proto there.
+"""Writes clockwork/protocol/NAME_pb2.py from each NAME.proto there.
 
 python tools/proto.py
 
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 COMPILER = "grpcio-tools==1.72.2"
-PROTOCOL = Path(__file__).resolve().parent.parent / "clockwork" / "gateway" / "protocol"
+PROTOCOL = Path(__file__).resolve().parent.parent / "clockwork" / "protocol"
 
 
 def header(source: Path) -> str:

@@ -16,8 +16,8 @@ import onnx
 from bench import http2
 from bench.attacks.messages import grpc_call, grpc_status, listed, varint
 from bench.attacks.site import ATTACK_S_MAX, MIB, SEED, Attack, Site
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.models import zoo
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.system.clock import SECOND, now_ns
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -13,8 +13,8 @@ import aiohttp
 import grpc
 import numpy as np
 
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.tensors import name_of_dtype
+from clockwork.protocol import inference_pb2 as pb
 
 INPUT, OUTPUT = "image", "scores"
 HEADER_LENGTH = "Inference-Header-Content-Length"

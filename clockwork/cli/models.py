@@ -28,8 +28,8 @@ from clockwork.cli.common import (
     say_bytes,
     write_file,
 )
+from clockwork.config.repository import REPOSITORY_ORIGIN
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, ModelNotFound
-from clockwork.gateway.settings import REPOSITORY_ORIGIN
 from clockwork.sources.location import Location, location_of
 from clockwork.system.clock import duration
 from clockwork.system.words import say_count

@@ -227,24 +227,10 @@ controller does not answer."""
 PIECE_BYTES = 1 << 20
 """Bytes that are inflated at once: some milliseconds of the helper thread, between which other requests have their turn."""
 
-# ----- gateway/repository.py -------------------------------------------------------------------
+# ----- gateway/classification.py ---------------------------------------------------------------
 
-FOLDERS_MAX = 100_000
-"""Most models of a repository."""
-
-FILES_MAX = 10_000
-"""Most files of a version."""
-
-# ----- gateway/keeper.py -----------------------------------------------------------------------
-
-REGISTERING_MAX = 4
-"""Versions that are registered at once: workers prepare them one by one in any case."""
-
-FAILED_SHOWN = 8
-"""Models that a gateway names of those of its repositories that could not be served at its start."""
-
-LOADING_MAX = 4
-"""Calls to load a model of a repository that are carried out at once; further ones wait."""
+CLASSES_MAX = 100_000
+"""Classes that one output of an answer may be asked for, of all rows together."""
 
 # ----- gateway/regions.py ----------------------------------------------------------------------
 
@@ -282,25 +268,6 @@ RETRY_AFTER_S = 1
 
 CLOSE_MS = 5_000
 """Time that close() may take to send the remaining spans."""
-
-# ----- gateway/triton_config.py ----------------------------------------------------------------
-
-CLASSES_MAX = 100_000
-"""Classes that one output of an answer may be asked for, of all rows together."""
-
-LOADED_PATH_CHARS_MAX = 500
-"""The length of the path of a file that a load brings."""
-
-OVERRIDES_MAX = 1_000
-"""Models whose last load has brought a configuration of its own."""
-
-LABEL_CHARS_MAX = 1_000
-"""The length of a class's name."""
-
-CONFIG_BYTES_MAX = 1 << 20
-
-NESTING_MAX = 64
-"""Deepest nesting of brackets: protobuf's reader takes the interpreter's stack for each level."""
 
 # ----- gateway/errors.py -----------------------------------------------------------------------
 

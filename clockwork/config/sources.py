@@ -61,20 +61,6 @@ CACHE_BYTES = 64 << 30
 ABANDONED_S = 86_400.0
 """Age at which a half-fetched version of a process that ended is removed from the cache."""
 
-# ----- gateway/remote.py -----------------------------------------------------------------------
-
-FETCHES_AT_ONCE = 2
-"""Versions of a repository that are fetched at once."""
-
-RETRY_MAX_S = 300.0
-"""Longest pause before a source that failed is asked again; the first pause is the poll's, and each is twice the last."""
-
-FIRST_PAUSE_S = 1.0
-"""Longest pause between the first two listings of a repository, which must agree before anything is taken from it."""
-
-READER_IDLE_S = 30.0
-"""Pause between listings in which the reader's process, of some 100 MB, is not kept."""
-
 
 def source_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """CLOCKWORK_SOURCE_NETWORKS: networks, with commas between them, in which servers that models are fetched from may

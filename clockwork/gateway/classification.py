@@ -10,7 +10,7 @@ import numpy as np
 
 from clockwork.config.gateway import CLASSES_MAX
 from clockwork.errors import InvalidInput
-from clockwork.gateway.tensors import NAME_OF
+from clockwork.protocol.datatypes import NAME_OF
 from clockwork.wire import tensors
 from clockwork.wire.transport import Frame
 

@@ -60,16 +60,16 @@ from clockwork.gateway.grpc_inference import (
 from clockwork.gateway.health import Health
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import NO_ROOM
-from clockwork.gateway.protocol import health_pb2 as health_pb
-from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.gateway.protocol import reflection_pb2 as reflection_pb
-from clockwork.gateway.protocol.split import Reader, Split
 from clockwork.gateway.regions import NO_CUDA_MEMORY
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.service import (
     InferenceService,
 )
 from clockwork.gateway.settings import GatewaySettings
+from clockwork.gateway.split import Reader, Split
+from clockwork.protocol import health_pb2 as health_pb
+from clockwork.protocol import inference_pb2 as pb
+from clockwork.protocol import reflection_pb2 as reflection_pb
 from clockwork.system.clock import now_ns, to_ns, to_seconds
 from clockwork.web.seats import Seat, Seats, Standing
 from clockwork.wire.messages import Reason

@@ -12,8 +12,6 @@ from clockwork.config.gateway import ELEMENTS_AT_ONCE
 from clockwork.errors import DeadlineMissed, InvalidInput
 from clockwork.gateway.aside import Aside
 from clockwork.gateway.classification import class_count
-from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.gateway.protocol.split import Split
 from clockwork.gateway.regions import REGION, Shared
 from clockwork.gateway.service import (
     Inference,
@@ -23,7 +21,10 @@ from clockwork.gateway.service import (
     refuse_sequences,
     timeout_of,
 )
-from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
+from clockwork.gateway.split import Split
+from clockwork.gateway.tensors import check_size, checked_shape, code_of
+from clockwork.protocol import inference_pb2 as pb
+from clockwork.protocol.datatypes import NAME_OF
 from clockwork.system.clock import to_ns
 from clockwork.wire import tensors
 from clockwork.wire.messages import NamedTensorRef

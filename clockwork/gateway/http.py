@@ -54,9 +54,7 @@ from clockwork.gateway.service import (
     timeout_of,
 )
 from clockwork.gateway.settings import GatewaySettings
-from clockwork.gateway.tensors import (
-    Listed,
-)
+from clockwork.gateway.tensors import Listed
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.web.pages import Asking, Names, refusal
 from clockwork.web.seats import Seat, Seats, Standing

@@ -24,7 +24,8 @@ from clockwork.gateway.service import (
     refuse_sequences,
     timeout_of,
 )
-from clockwork.gateway.tensors import NAME_OF, Listed, check_size, checked_shape, code_of, frame_of_json
+from clockwork.gateway.tensors import Listed, check_size, checked_shape, code_of, frame_of_json
+from clockwork.protocol.datatypes import NAME_OF
 from clockwork.wire import telling
 from clockwork.wire.messages import Answer, NamedTensorRef
 from clockwork.wire.references import name_of

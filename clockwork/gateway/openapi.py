@@ -7,7 +7,7 @@ from typing import Any
 from clockwork.config import VERSION
 from clockwork.gateway.service import TIMEOUT_US_MAX
 from clockwork.gateway.settings import StatusCodes
-from clockwork.gateway.tensors import STANDARD
+from clockwork.protocol.datatypes import STANDARD
 from clockwork.wire.roles import HTTP, Right
 
 Json = dict[str, Any]

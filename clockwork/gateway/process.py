@@ -30,12 +30,12 @@ from clockwork.config.gateway import (
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.answers import Answers
-from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import MetricsSource
 from clockwork.gateway.regions import Regions
 from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
+from clockwork.repository.keeper import Keeper
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
 from clockwork.system.clock import now_ns, to_seconds

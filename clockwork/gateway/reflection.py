@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 
-from clockwork.gateway.protocol import health_pb2, inference_pb2
-from clockwork.gateway.protocol import reflection_pb2 as pb
+from clockwork.protocol import health_pb2, inference_pb2
+from clockwork.protocol import reflection_pb2 as pb
 
 V1, V1ALPHA = "grpc.reflection.v1", "grpc.reflection.v1alpha"
 

@@ -23,11 +23,11 @@ from clockwork.gateway.answers import Answers
 from clockwork.gateway.aside import Aside
 from clockwork.gateway.classification import check_classified, classify
 from clockwork.gateway.errors import Unsupported
-from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
 from clockwork.gateway.regions import OFF_HERE, Regions, Shared
 from clockwork.gateway.tensors import check_size, name_of_dtype
 from clockwork.gateway.tracing import Carrier, Tracing
+from clockwork.repository.keeper import Keeper
 from clockwork.wire import tensors
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Answer, NamedTensorRef, Reason

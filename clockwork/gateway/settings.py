@@ -45,10 +45,6 @@ class StatusCodes(enum.StrEnum):
     """As Triton has them: a request that is shed is 503 (UNAVAILABLE), too."""
 
 
-REPOSITORY_ORIGIN = "repository:"
-"""How the origin of a model begins that a gateway registered from repositories; their places follow."""
-
-
 @dataclasses.dataclass(slots=True)
 class GatewaySettings:
     """How one gateway is started."""

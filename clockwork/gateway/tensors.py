@@ -18,25 +18,10 @@ import numpy as np
 from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.config.gateway import ELEMENTS_AT_ONCE, LISTED_AT_ONCE_BYTES
 from clockwork.errors import InvalidInput
+from clockwork.protocol.datatypes import DATATYPES, NAME_OF, STANDARD
 from clockwork.wire import tensors
 from clockwork.wire.telling import tell
-from clockwork.wire.tensors import DTYPES
 from clockwork.wire.transport import Frame
-
-STANDARD = {
-    "BOOL": tensors.BOOL, "UINT8": tensors.UINT8, "UINT16": tensors.UINT16, "UINT32": tensors.UINT32,
-    "UINT64": tensors.UINT64, "INT8": tensors.INT8, "INT16": tensors.INT16, "INT32": tensors.INT32,
-    "INT64": tensors.INT64, "FP16": tensors.FLOAT16, "BF16": tensors.BFLOAT16, "FP32": tensors.FLOAT,
-    "FP64": tensors.DOUBLE, "BYTES": tensors.STRING,
-}  # fmt: skip
-"""ONNX's codes of the protocol's datatypes."""
-
-DATATYPES = STANDARD | {
-    kind.name.upper(): code for code, kind in DTYPES.items() if code not in STANDARD.values()
-}
-"""STANDARD, and the datatypes that only ONNX has, under ONNX's names: these travel as raw bytes alone."""
-
-NAME_OF = {code: name for name, code in DATATYPES.items()}
 
 _ARRAY_CODES = {
     tensors.UINT8: "B", tensors.UINT16: "H", tensors.UINT32: "I", tensors.UINT64: "Q", tensors.INT8: "b",

@@ -22,8 +22,8 @@ import yaml
 from clockwork import Client
 from clockwork.formats.profiles import ModelProfile, save_profiles
 from clockwork.gateway.metrics import METRICS
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.launch.local import held_ports
+from clockwork.protocol import inference_pb2 as pb
 from tests.process.cluster import ROOT, Program, eventually
 from tests.process.gateways import Http, method_of, tensor
 from tests.unit.test_metrics_text import EVERYTHING

@@ -19,7 +19,7 @@ from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, digest_of
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.formats.program import write_program
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import AnswerOk, LinkMeasured, ProfilePoint, Tick
 from clockwork.wire import codec

@@ -21,12 +21,13 @@ from clockwork.formats.package import digest_of, parse_files, rows_of
 from clockwork.formats.prepared import PreparedModel
 from clockwork.formats.profiles import dump_profiles, parse_profiles
 from clockwork.formats.program import parse_program
-from clockwork.gateway import http_inference, long_json, triton_config
+from clockwork.gateway import http_inference, long_json
 from clockwork.gateway.errors import tell
-from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.gateway.protocol.split import Reader
 from clockwork.gateway.regions import Regions, Shared
 from clockwork.gateway.settings import StatusCodes
+from clockwork.gateway.split import Reader
+from clockwork.protocol import inference_pb2 as pb
+from clockwork.repository import triton_config
 from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import Tick
 from clockwork.web import pages

@@ -22,8 +22,8 @@ pytest.importorskip("grpc", reason="the gateway's libraries are not installed ([
 import grpc
 
 from clockwork.gateway.process import Gateway, loop_factory
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import OFF, GatewaySettings
+from clockwork.protocol import inference_pb2 as pb
 
 PATIENCE_S = 20.0
 HEADER_LENGTH = "Inference-Header-Content-Length"

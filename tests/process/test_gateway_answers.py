@@ -27,7 +27,7 @@ from clockwork.config.gateway import (
 from clockwork.gateway import answers
 from clockwork.gateway import grpc as served
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.messages import Answer, InferRequest, Query, Reply
 from tests.process.fake_controller import FakeController

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from clockwork.gateway.http import TIMEOUT
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.messages import Failure, InferRequest, Query, Reply, Status
 from clockwork.wire.roles import GRPC, GRPC_COMMON, HTTP
 from tests.fuzz import mutate

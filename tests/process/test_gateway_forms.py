@@ -13,8 +13,8 @@ import pytest
 
 from clockwork.gateway.metrics_http import takes_gzip
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.security import bearer
+from clockwork.protocol import inference_pb2 as pb
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import PATIENCE_S, TOKEN, Http, method_of, running_gateway
 

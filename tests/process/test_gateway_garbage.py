@@ -18,7 +18,7 @@ import zmq
 
 from bench import http2
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.messages import InferRequest
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import Http, method_of, running_gateway, tensor

@@ -20,8 +20,8 @@ from bench import http2
 from clockwork.config.gateway import ELEMENTS_AT_ONCE, GRPC_FIELDS_MAX, GRPC_PARSED_BYTES_MAX
 from clockwork.gateway import connections
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import StatusCodes
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Cancel, InferRequest, Query, Status
 from clockwork.wire.roles import GRPC, GRPC_COMMON

@@ -20,9 +20,9 @@ from clockwork.gateway import grpc as grpc_server
 from clockwork.gateway import health, reflection
 from clockwork.gateway.grpc import LIVENESS, NOT_SERVING, SERVICE, SERVICE_UNKNOWN, SERVING
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import health_pb2 as health_pb
-from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.gateway.protocol import reflection_pb2 as reflection_pb
+from clockwork.protocol import health_pb2 as health_pb
+from clockwork.protocol import inference_pb2 as pb
+from clockwork.protocol import reflection_pb2 as reflection_pb
 from clockwork.wire.messages import Query, Reply
 from tests.process.cluster import eventually
 from tests.process.fake_controller import FakeController, echo

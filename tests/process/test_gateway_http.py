@@ -127,7 +127,7 @@ def test_long_json_is_bounded_by_what_it_becomes(controller: FakeController) -> 
 
 @pytest.mark.parametrize("code", [code for code, kind in DTYPES.items() if kind.bits >= 8])
 def test_every_datatype_passes_as_it_is(http: Http, code: int) -> None:
-    from clockwork.gateway.tensors import NAME_OF
+    from clockwork.protocol.datatypes import NAME_OF
 
     kind = DTYPES[code]
     raw = b"\3\0\0\0abc\0\0\0\0" if kind.name == "string" else bytes(range(kind.bits // 4))

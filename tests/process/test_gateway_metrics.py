@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import parser
 
 from clockwork.gateway.metrics import CONTENT_TYPE
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire import messages
 from tests.process.gateways import Http, running_gateway, tensor
 from tests.process.peers import FakeWorker, RawClient, running_controller

@@ -8,8 +8,8 @@ import grpc
 
 from clockwork import Client
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.models import zoo
+from clockwork.protocol import inference_pb2 as pb
 from tests.process.cluster import eventually, running_cluster
 from tests.process.gateways import Http, method_of, running_gateway, tensor
 

@@ -21,9 +21,9 @@ from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.grpc import rights as grpc_rights
 from clockwork.gateway.http import PATHS
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import OFF, GatewaySettings, StatusCodes
 from clockwork.launch.local import held_ports
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
 from clockwork.wire.messages import Failure, InferRequest, Status
 from clockwork.wire.roles import GRPC, HTTP, Right, Role

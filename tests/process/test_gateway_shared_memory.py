@@ -19,8 +19,8 @@ import pytest
 from clockwork.gateway import callers, security
 from clockwork.gateway.callers import Address
 from clockwork.gateway.process import Gateway
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
+from clockwork.protocol import inference_pb2 as pb
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import PATIENCE_S, Http, method_of, running_gateway
 

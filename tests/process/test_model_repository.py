@@ -203,8 +203,8 @@ def test_in_explicit_mode_the_repository_calls_say_what_is_served(cluster: Clust
 )
 def test_a_configuration_that_does_not_fit_its_model_is_refused(root: Path, config: str, said: str) -> None:
     from clockwork.errors import InvalidModel
-    from clockwork.gateway.demands import adapted
-    from clockwork.gateway.repository import Folder, scan
+    from clockwork.repository.demands import adapted
+    from clockwork.repository.folders import Folder, scan
 
     def check() -> None:
         version = scan(Folder(root)).versions["m", 1]

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from tests.process.cluster import Cluster, eventually, running_cluster
 from tests.process.gateways import PATIENCE_S, Http, method_of, running_gateway, tensor
 from tests.process.test_model_repository import POLL, factor, index, put, scaled

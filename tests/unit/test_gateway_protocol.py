@@ -14,8 +14,8 @@ pytest.importorskip("google.protobuf", reason="protobuf is not installed ([gatew
 from clockwork import errors
 from clockwork.gateway import openapi
 from clockwork.gateway.errors import TooLarge, WrongMethod, tell
-from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import StatusCodes
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.messages import Reason
 from tools.proto import PROTOCOL, header
 
@@ -65,7 +65,7 @@ def test_the_messages_are_made_from_their_source(source: Path) -> None:
 )
 def test_every_field_and_number_is_grpcs(name: str, package: str, version: str) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed (requirements-clients.lock)")
-    ours = rows_of("clockwork.gateway.protocol", f"{name}_pb2")
+    ours = rows_of("clockwork.protocol", f"{name}_pb2")
     theirs = {
         tuple(one.replace(".v1alpha.", ".v1.") if isinstance(one, str) else one for one in row)
         for row in rows_of(package, f"{name}_pb2")
@@ -79,7 +79,7 @@ def test_every_field_and_number_is_tritons() -> None:
     pytest.importorskip(
         "tritonclient.grpc", reason="tritonclient is not installed (requirements-clients.lock)"
     )
-    ours = rows_of("clockwork.gateway.protocol", "inference_pb2")
+    ours = rows_of("clockwork.protocol", "inference_pb2")
     theirs = rows_of("tritonclient.grpc", "service_pb2") | rows_of("tritonclient.grpc", "model_config_pb2")
     assert len(ours) > 150
     assert ours - theirs == set()

@@ -13,16 +13,8 @@ import pytest
 from clockwork.config import STRINGS_MAX
 from clockwork.config.gateway import LISTED_AT_ONCE_BYTES
 from clockwork.errors import InvalidInput
-from clockwork.gateway.tensors import (
-    DATATYPES,
-    NAME_OF,
-    STANDARD,
-    Listed,
-    check_size,
-    checked_shape,
-    code_of,
-    frame_of_json,
-)
+from clockwork.gateway.tensors import Listed, check_size, checked_shape, code_of, frame_of_json
+from clockwork.protocol.datatypes import DATATYPES, NAME_OF, STANDARD
 from clockwork.wire import tensors
 
 

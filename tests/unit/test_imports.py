@@ -33,12 +33,14 @@ MAY_IMPORT = {
     "models": ["base", "system", "wire", "scheduler", "formats", "device"],  # preparation measures on the device itself
     "client": ["base", "system", "wire", "formats", "models"],
     "sources": ["base", "system", "wire", "formats"],
+    "protocol": ["base", "wire"],
+    "repository": ["base", "system", "wire", "formats", "models", "client", "sources", "protocol"],
     "controller": ["base", "system", "wire", "scheduler", "formats"],
     "worker": ["base", "system", "wire", "actions", "formats", "device", "models"],
-    "gateway": ["base", "system", "wire", "web", "formats", "models", "client", "sources"],  # models: to read what it registers
+    "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
     "sim": ["base", "system", "wire", "scheduler", "observe", "actions", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
-    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "gateway", "sim", "observe", "launch", "web"],
+    "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "repository", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip
 """Room: the rooms that it may import. A room is a folder of its name, but for the two of the files beside the folders."""
@@ -110,7 +112,7 @@ ONLY_IN = {
     "bokeh": ["observe.dashboard"],
     "fsspec": ["sources.reader"],
     "grpc": ["gateway"],
-    "google": ["gateway", "models"],
+    "google": ["gateway", "models", "protocol", "repository"],
     "prometheus_client": ["gateway"],
     "ray": ["launch.ray"],
     "tornado": ["observe.dashboard"],

@@ -15,16 +15,16 @@ pytest.importorskip(
 )
 
 from clockwork.client.blocking import Client
-from clockwork.config.gateway import REGISTERING_MAX
-from clockwork.gateway import keeper as keeper_module
-from clockwork.gateway import remote as remote_module
-from clockwork.gateway.keeper import Keeper
-from clockwork.gateway.remote import Listing, Remote, agreed
-from clockwork.gateway.repository import Contents, scan
+from clockwork.config.repository import REGISTERING_MAX
+from clockwork.repository import keeper as keeper_module
+from clockwork.repository import remote as remote_module
+from clockwork.repository.folders import Contents, scan
+from clockwork.repository.keeper import Keeper
+from clockwork.repository.remote import Listing, Remote, agreed
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
 from clockwork.sources.reading import RemoteFile, SourceFailed
-from tests.unit.test_gateway_keeper import PATIENCE_S, FakeClient
+from tests.unit.test_repository_keeper import PATIENCE_S, FakeClient
 
 LOCATION = Location("s3://bucket/models", "s3")
 POLL_S = 0.02

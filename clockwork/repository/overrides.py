@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clockwork.config.gateway import FILES_MAX, LOADED_PATH_CHARS_MAX
+from clockwork.config.repository import FILES_MAX, LOADED_PATH_CHARS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.formats.package import check_name
-from clockwork.gateway.repository import CONFIG, Fingerprint, Folder, Repository, Row, Version
-from clockwork.gateway.triton_config import text_of_json
+from clockwork.repository.folders import CONFIG, Fingerprint, Folder, Repository, Row, Version
+from clockwork.repository.triton_config import text_of_json
 
 FILE = "file:"
 """How a parameter begins that has the content of a file; its path in the folder of the model follows."""

@@ -15,10 +15,17 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
-from clockwork.config.sources import FETCHES_AT_ONCE, FIRST_PAUSE_S, READER_IDLE_S, RETRY_MAX_S
+from clockwork.config.repository import (
+    CONFIG_BYTES_MAX,
+    FETCHES_AT_ONCE,
+    FILES_MAX,
+    FIRST_PAUSE_S,
+    FOLDERS_MAX,
+    READER_IDLE_S,
+    RETRY_MAX_S,
+)
 from clockwork.errors import ClockworkError, ConfigError, InvalidModel
-from clockwork.gateway.repository import CONFIG, Contents, Fingerprint, Row, Version, scan
+from clockwork.repository.folders import CONFIG, Contents, Fingerprint, Row, Version, scan
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
 from clockwork.sources.reading import Reader, RemoteFile, SourceFailed

@@ -16,9 +16,9 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from clockwork.config import PRIORITY_MAX, REGISTER_BATCH_MAX, SECONDS_MAX
-from clockwork.config.gateway import CONFIG_BYTES_MAX, NESTING_MAX
+from clockwork.config.repository import CONFIG_BYTES_MAX, NESTING_MAX
 from clockwork.errors import InvalidModel
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 from clockwork.system.clock import to_seconds
 from clockwork.wire.packages import MODEL_FILE
 

@@ -16,9 +16,9 @@ pytest.importorskip(
 )
 
 from clockwork.client.blocking import Client
-from clockwork.config.gateway import REGISTERING_MAX
+from clockwork.config.repository import REGISTERING_MAX
 from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, Unavailable
-from clockwork.gateway.keeper import Keeper
+from clockwork.repository.keeper import Keeper
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.description import ModelInfo
 

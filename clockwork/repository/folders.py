@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 from clockwork.config import VERSION_DIGITS_MAX, VERSION_MAX, VERSIONS_MAX
-from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX, LABEL_CHARS_MAX
+from clockwork.config.repository import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX, LABEL_CHARS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import check_name
-from clockwork.gateway.triton_config import FolderConfig, TensorDemand, read_config
+from clockwork.repository.triton_config import FolderConfig, TensorDemand, read_config
 from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 
 CONFIG = "config.pbtxt"

@@ -16,9 +16,9 @@ pytest.importorskip(
 )
 
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel
-from clockwork.gateway.overrides import Override
-from clockwork.gateway.repository import Folder, scan
-from clockwork.gateway.triton_config import read_config, text_of_json
+from clockwork.repository.folders import Folder, scan
+from clockwork.repository.overrides import Override
+from clockwork.repository.triton_config import read_config, text_of_json
 
 WHOLE = {
     "name": "m", "platform": "onnxruntime_onnx", "backend": "onnxruntime", "versionPolicy": {"all": {}}, "max_batch_size": 0,

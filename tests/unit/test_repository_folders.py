@@ -13,9 +13,9 @@ pytest.importorskip(
 
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.gateway import repository
-from clockwork.gateway.repository import Contents, Done, Folder, plan
-from clockwork.gateway.triton_config import FolderConfig, read_config, split_fields
+from clockwork.repository import folders as repository
+from clockwork.repository.folders import Contents, Done, Folder, plan
+from clockwork.repository.triton_config import FolderConfig, read_config, split_fields
 
 CONFIG = """
 name: "resnet"  # as the folder is called

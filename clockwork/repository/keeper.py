@@ -1,4 +1,4 @@
-"""Registers and unregisters models so that a cluster follows its model repositories (see gateway.repository).
+"""Registers and unregisters models so that a cluster follows its model repositories (see repository.folders).
 
 It has a thread and a client of its own: a registration takes seconds, and the servers' loop does not wait for it.
 Several gateways may follow the same repository: registering a registered model changes nothing.
@@ -16,8 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.client.blocking import Client
-from clockwork.config.gateway import FAILED_SHOWN, LOADING_MAX, OVERRIDES_MAX, REGISTERING_MAX
-from clockwork.config.sources import RETRY_MAX_S
+from clockwork.config.repository import (
+    FAILED_SHOWN,
+    LOADING_MAX,
+    OVERRIDES_MAX,
+    REGISTERING_MAX,
+    REPOSITORY_ORIGIN,
+    RETRY_MAX_S,
+)
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -26,12 +32,11 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clockwork.gateway.demands import adapted
-from clockwork.gateway.overrides import FILE, Override
-from clockwork.gateway.remote import Remote
-from clockwork.gateway.repository import Contents, Done, Folder, Version, plan, scan
-from clockwork.gateway.settings import REPOSITORY_ORIGIN
-from clockwork.gateway.triton_config import Queueing
+from clockwork.repository.demands import adapted
+from clockwork.repository.folders import Contents, Done, Folder, Version, plan, scan
+from clockwork.repository.overrides import FILE, Override
+from clockwork.repository.remote import Remote
+from clockwork.repository.triton_config import Queueing
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import SourceFailed

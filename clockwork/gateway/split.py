@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from clockwork.config.gateway import GRPC_FIELDS_MAX, GRPC_PARSED_BYTES_MAX
 from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import TooLarge
-from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.protocol import inference_pb2 as pb
 
 NO_MESSAGE = "the message is not what the method takes"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.errors import InvalidModel
-from clockwork.gateway.repository import Version
-from clockwork.gateway.tensors import NAME_OF
-from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
+from clockwork.protocol.datatypes import NAME_OF
+from clockwork.repository.folders import Version
+from clockwork.repository.triton_config import TRITON_TYPES, TensorDemand
 from clockwork.wire.packages import MODEL_FILE, external_path
 
 

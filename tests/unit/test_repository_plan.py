@@ -13,8 +13,8 @@ pytest.importorskip(
     "google.protobuf", reason="the gateway's packages are not installed (clockwork-serving[gateway])"
 )
 
-from clockwork.gateway.repository import Contents, Done, Repository, Version, plan
-from clockwork.gateway.triton_config import FolderConfig
+from clockwork.repository.folders import Contents, Done, Repository, Version, plan
+from clockwork.repository.triton_config import FolderConfig
 
 Key = tuple[str, int]
 

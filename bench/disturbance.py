@@ -32,11 +32,10 @@ from onnx import TensorProto, helper, numpy_helper
 from bench import published, report
 from bench.cluster import Cluster
 from bench.reference import Plain
-from clockwork.cli import load_generator
 from clockwork.client.blocking import Client
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND
-from clockwork.workloads import poisson
+from clockwork.workloads import load_generator, poisson
 
 SEED = 17
 MODEL = "residual_cnn"

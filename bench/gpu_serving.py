@@ -25,7 +25,7 @@ from bench import report
 from bench.cluster import Cluster
 from bench.gpu import FLOAT, MODULE, WIDTH, compile_kernel
 from clockwork import Client
-from clockwork.cli import load_generator
+from clockwork.cli.load_report import watching
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.cuda_memory import cards, open_driver, target_of
 from clockwork.formats.package import hash_file
@@ -40,6 +40,7 @@ from clockwork.formats.program import (
     write_program,
 )
 from clockwork.system.clock import SECOND
+from clockwork.workloads import load_generator
 
 SEED = 5
 LAUNCHES = 54
@@ -154,7 +155,7 @@ def measure(
             seed=SEED,
         )
         settings.check()
-        with load_generator.watching() as watch:
+        with watching() as watch:
             found = load_generator.run(client, settings, watch).to_json()
         status = client.status()
         for index in range(0, models, max(models // ANSWERS_CHECKED, 1)):

@@ -18,13 +18,12 @@ from typing import Any
 
 from bench import report
 from bench.cluster import Cluster as Processes
-from clockwork.cli import load_generator
 from clockwork.config import POLICY
 from clockwork.formats import profiles
 from clockwork.models import zoo
 from clockwork.sim import Cluster, Open, simulate
 from clockwork.system.clock import MS, SECOND
-from clockwork.workloads import poisson, zipf
+from clockwork.workloads import load_generator, poisson, zipf
 
 SEED = 11
 MIB = 1 << 20

@@ -43,13 +43,12 @@ import numpy.typing as npt
 from bench import published, pump, report
 from bench.cluster import Cluster
 from bench.links import Link
-from clockwork.cli import load_generator
 from clockwork.client.blocking import Client
 from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.launch.profiles import register_profiles
 from clockwork.sim.recovery import GOODPUT_KEPT
 from clockwork.system.clock import MS, SECOND, now_ns
-from clockwork.workloads import Arrivals
+from clockwork.workloads import Arrivals, load_generator
 
 SEED = 11
 POLICIES = ("edf", "adaptive")

@@ -13,10 +13,9 @@ import numpy.typing as npt
 from bench import gateway
 from bench.peers import client as http_client
 from bench.peers.roads import Http, Verdict, floats, oip_http_request
-from clockwork.cli import load_generator
 from clockwork.client.blocking import Client
 from clockwork.system.clock import SECOND, now_ns
-from clockwork.workloads import Arrivals
+from clockwork.workloads import Arrivals, load_generator
 
 SEED = 7
 """Seed of the inputs."""

@@ -23,11 +23,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from clockwork.cli.load_generator import LoadSettings, workload_of
 from clockwork.formats.profiles import paper_varieties
 from clockwork.observe.palette import MISSED, MODEL_COLORS, OTHER_MODELS
 from clockwork.scheduler.recording import decode, encode_header, encode_step
 from clockwork.sim.world import Cluster, Open, simulate
+from clockwork.workloads.load_generator import LoadSettings, workload_of
 from tools.browser import Tab, browser
 
 ROOT = Path(__file__).resolve().parents[1]

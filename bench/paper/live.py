@@ -18,13 +18,13 @@ import numpy as np
 
 from bench.cluster import Cluster
 from bench.paper.common import Form, Setting, Tick
-from clockwork.cli.load_generator import Outcome, outcome_of, run_live
 from clockwork.client import Client, calls
 from clockwork.errors import ClockworkError
 from clockwork.models import zoo
 from clockwork.scheduler import POLICIES
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.workloads import poisson
+from clockwork.workloads.load_generator import Outcome, outcome_of, run_live
 
 WIDTH = 1536
 INPUTS = 64

@@ -72,7 +72,7 @@ DURATION = Duration(0, is_open=True)
 
 
 def _existing_trace(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    from clockwork.cli.load_generator import SYNTHETIC
+    from clockwork.workloads.load_generator import SYNTHETIC
 
     if value and value != SYNTHETIC and not Path(value).is_file():
         raise click.BadParameter(f"{value!r} is no file, and not `{SYNTHETIC}`")

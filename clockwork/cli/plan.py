@@ -213,8 +213,8 @@ def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, 
 def _scenario(
     sought: str, given: dict[str, Any], rate: float, slo: float | None, devices: int
 ) -> planning.Scenario:
-    from clockwork.cli import load_generator
     from clockwork.sim import planning
+    from clockwork.workloads import load_generator
 
     models, cluster = _models_and_cluster(given, devices)
     if bandwidth := _bytes(given["load_bandwidth"]):

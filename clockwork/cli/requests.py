@@ -152,7 +152,8 @@ def load(
       clockwork load a b c --rate 100 --arrivals gamma --cv 4 --zipf 0.9
       clockwork load a b c --rate 50 --duration 600 --trace invocations_per_function_md.anon.d01.csv
     """
-    from clockwork.cli import load_generator
+    from clockwork.cli.load_report import describe, watching
+    from clockwork.workloads import load_generator
 
     if parent is not None:
         from clockwork.launch.local import die_with
@@ -180,12 +181,12 @@ def load(
     )
     with as_usage():
         settings.check()
-    with new_client(endpoint, key, timeout) as client, load_generator.watching() as watch:
+    with new_client(endpoint, key, timeout) as client, watching() as watch:
         report = load_generator.run(client, settings, watch)
     if as_json:
         print_json(report.to_json())
     else:
-        print_paragraph(load_generator.describe(report))
+        print_paragraph(describe(report))
     failed = report.timeouts + sum(report.errors.values())
     if failed:
         kinds = [*report.errors, *(["RequestTimeout"] if report.timeouts else [])]

@@ -55,7 +55,7 @@ SLO_MAX_NS = 60 * 1_000_000_000
 OVERLOADS_MAX = 100
 """Largest factor by which the load is raised to find a failing trial beside an answer that has no smaller one."""
 
-# ----- cli/load_generator.py -------------------------------------------------------------------
+# ----- workloads/load_generator.py -------------------------------------------------------------------
 
 LIVE_RATE_MAX = 1_000_000
 CONCURRENCY_MAX = 16_000

@@ -16,11 +16,11 @@ import onnx
 import pytest
 
 from clockwork import Client
-from clockwork.cli.load_generator import Outcome, run_live
 from clockwork.formats.profiles import ModelProfile, load_profiles
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND
 from clockwork.workloads import Class, mixed, poisson
+from clockwork.workloads.load_generator import Outcome, run_live
 from tests.process.cluster import ROOT, Cluster, Program, clean_environment, running_cluster, session_members
 
 DIGITS = ROOT / "examples" / "digits"

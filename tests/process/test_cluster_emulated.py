@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.cli import load_generator
 from clockwork.errors import (
     ClockworkError,
     ConnectionLost,
@@ -23,6 +22,7 @@ from clockwork.errors import (
 from clockwork.formats.profiles import ModelProfile, copies, paper_varieties, save_profiles
 from clockwork.models import zoo
 from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.workloads import load_generator
 from tests.process.cluster import Cluster, eventually, running_cluster, total_results, total_sent
 
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")

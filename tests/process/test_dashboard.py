@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from clockwork.cli import load_generator
 from clockwork.config.dashboard import DASHBOARD_CONNECTIONS_MAX
 from clockwork.formats.profiles import ModelProfile
 from clockwork.observe.dashboard.follower import Follower, Look
 from clockwork.observe.dashboard.picture import Predictions
 from clockwork.system.clock import MS
+from clockwork.workloads import load_generator
 from tests.process.cluster import PATIENCE_S, Program, running_cluster, session_members
 from tests.sim.test_dashboard import busy_world, recorded, steps_of
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork.cli import load_generator
 from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import MS
+from clockwork.workloads import load_generator
 from tests.process.cluster import Cluster, running_cluster
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)

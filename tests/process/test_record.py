@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork.cli import load_generator
 from clockwork.errors import Refused
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.scheduler.recording import decode, encode_header, encode_step
 from clockwork.system.clock import MS
+from clockwork.workloads import load_generator
 from tests.process.cluster import ANYWHERE, eventually, running_cluster
 from tests.sim.test_trace import check_format
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from clockwork import Client
-from clockwork.cli import load_generator
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.scheduler.recording import Header, Step, Stream, decode
 from clockwork.scheduler.types import AnswerOk, Arrived, ModelReady, WorkerJoined
 from clockwork.sim.replay import replay
 from clockwork.system.clock import MS
+from clockwork.workloads import load_generator
 from tests.process.cluster import Cluster, eventually, running_cluster
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)

@@ -14,13 +14,13 @@ from typing import Any
 import msgpack
 import pytest
 
-from clockwork.cli import load_generator
 from clockwork.controller._exchange import Ring
 from clockwork.controller.recording.telemetry import TelemetryProcess
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.scheduler.recording import Header, encode_step
 from clockwork.scheduler.types import Tick
 from clockwork.system.clock import MS
+from clockwork.workloads import load_generator
 from tests.process.cluster import ANYWHERE, Cluster, eventually, running_cluster
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra [telemetry] is not installed")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork.cli import load_generator
 from clockwork.errors import Refused
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.system.clock import MS
+from clockwork.workloads import load_generator
 from tests.process.cluster import running_cluster
 from tests.sim.test_trace import check_format
 

@@ -11,23 +11,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from clockwork.cli import load_generator
-from clockwork.cli.load_generator import (
+from clockwork.cli.load_report import describe
+from clockwork.cli.root import cli
+from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
+from clockwork.system.clock import SECOND
+from clockwork.wire.description import ModelInfo
+from clockwork.workloads import Arrivals, load_generator
+from clockwork.workloads.load_generator import (
     LoadSettings,
     Outcome,
     Tally,
     _report,
     crowding_of,
-    describe,
     make_inputs,
     run_live,
     workload_of,
 )
-from clockwork.cli.root import cli
-from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
-from clockwork.system.clock import SECOND
-from clockwork.wire.description import ModelInfo
-from clockwork.workloads import Arrivals
 
 
 def load_of(models: int = 1, **more: Any) -> Arrivals:

@@ -45,10 +45,12 @@ the size.
 SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy. Each extension with a scheduler links all of them."""
 
-ACTIONS = ["csrc/actions/queue.cpp"]
+QUEUE = ["csrc/worker/queue.cpp"]
+ROAD = [*sorted(glob("csrc/worker/*.cpp")), "csrc/wire/messages.cpp"]
 RECORDING = ["csrc/recording/recorder.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
-WORLD = [*sorted(glob("csrc/sim/*.cpp")), *RECORDING, *ACTIONS, *EMULATED, *SCHEDULER]
+FLEET = [*EMULATED, "csrc/device/fleet.cpp"]
+WORLD = [*sorted(glob("csrc/sim/*.cpp")), *RECORDING, *QUEUE, *EMULATED, *SCHEDULER]
 EXCHANGE = [*sorted([*glob("csrc/controller/*.cpp"), *glob("csrc/wire/*.cpp")]), *RECORDING]
 WORKSPACE = ["csrc/device/heap.cpp", "csrc/device/workspace.cpp"]
 OPERATORS = [
@@ -62,11 +64,11 @@ OPERATORS = [
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
-    "tests.native._tested": EXCHANGE,
+    "tests.native._tested": [*EXCHANGE, *QUEUE],
     "clockwork.controller._values": ["csrc/controller/models.cpp"],
-    "clockwork.actions._queue": ACTIONS,
+    "clockwork.worker._road": ROAD,
     "clockwork.sim._world": WORLD,
-    "clockwork.device._emulated": EMULATED,
+    "clockwork.device._emulated": FLEET,
     "clockwork.device._operators": OPERATORS,
     "clockwork.device._ort": WORKSPACE,
 }
@@ -200,11 +202,11 @@ extensions = [
         )
         for name in names
     ),
-    *(extension(f"clockwork.{name}", CORE) for name in ("scheduler._policy", "actions._queue")),
+    *(extension(f"clockwork.{name}", CORE) for name in ("scheduler._policy",)),
     *(
         extension(f"clockwork.{name}", COLD)
         for name in (
-            "scheduler._core", "controller._exchange", "controller._values", "device._emulated", "sim._world",
+            "scheduler._core", "worker._road", "controller._exchange", "controller._values", "device._emulated", "sim._world",
             "sim._bounds",
         )
     ),

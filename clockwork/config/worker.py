@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from clockwork.config import SECONDS_MAX, environment, parse_bytes, visible_devices
 from clockwork.errors import ConfigError
 
-# ----- worker/{runner,session,devices}.py ------------------------------------------------------
+# ----- worker/{road,session,devices}.py ------------------------------------------------------
 
 END_PAUSE_S = 0.001
 """Pause between two looks at whether ended executions have stopped."""
@@ -20,10 +20,11 @@ crashed lane waits (csrc/device/crash.h)."""
 DEVICES_ALONE_MAX = 12
 """Most devices with a descriptor of their own that a worker's loop waits on."""
 
-STALE_WAKES_MAX = 1024
-"""Stale entries that the heap of wake-ups may have beyond one for each device, before it is built anew."""
+NOTICE_BYTES_MAX = 8 << 20
+"""Bytes of messages that the road has received and the loop has not taken: beyond these the road receives no further
+message, and the bytes that wait are bounded as those of any connection."""
 
-# ----- worker/{snapshots,runner}.py -------------------------------------------------------------
+# ----- worker/{snapshots,lending}.py -------------------------------------------------------------
 
 SNAPSHOT_BYTES_MAX = 1 << 30
 OWNER_SNAPSHOT_BYTES_MAX = 512 << 20

@@ -95,9 +95,8 @@ cdef class Core(Arena):
 
     # ----- what runs too long ----------------------------------------------------------------
 
-    def end_run(self, int64_t action_id):
-        """Have an execution end as OVERRUN as soon as its current node does, or an operator of Clockwork's in it
-        looks, if it still runs. Any thread. To be said again while it does: the execution may not have begun yet."""
+    cdef void end_execution(self, int64_t action_id) noexcept nogil:
+        """It ends as soon as its current node does, or an operator of Clockwork's in it looks."""
         self.lanes.hub.lock()
         if self.lanes.execute.running != NULL and self.lanes.execute.running.action_id == action_id:
             self.overrun = True

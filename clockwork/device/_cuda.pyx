@@ -25,7 +25,7 @@ from clockwork.device._cuda_model cimport (
     Variant, Watch, copy_starts, fixed_value, record_graph, say_unserved)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED
 from clockwork.device._orders cimport (
-    FETCH, NO_MEMORY, PENDING, PROFILE, RESERVE, Lane, Residency, breathe, nap, now_ns, thread_time_ns)
+    FETCH, NO_MEMORY, PENDING, PROFILE, RESERVE, Lane, Residency, breathe, make_order, nap, now_ns, thread_time_ns)
 from clockwork.device._parts cimport (
     RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded)
 
@@ -352,8 +352,15 @@ cdef class Core(Orders):
 
     # ----- orders -----------------------------------------------------
 
-    cdef Order* new_order(self) except NULL:
-        return new CudaOrder()
+    cdef Order* new_order(self) noexcept nogil:
+        return make_order[CudaOrder]()
+
+    cdef bint is_broken(self) noexcept nogil:
+        cdef bint broken
+        self.lanes.hub.lock()
+        broken = self.broken
+        self.lanes.hub.unlock()
+        return broken
 
     cdef bint take_runs(self, Order* order) noexcept nogil:
         """A LOAD's model stays in the host store until the order is freed."""

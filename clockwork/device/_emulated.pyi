@@ -1,7 +1,102 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from clockwork.device.base import Completion, TensorView
 from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
+
+KINDS: dict[type, int]
+"""The kinds of actions as numbers of the native code."""
+
+class Fleet:
+    """The emulated devices of one process."""
+
+    def __init__(
+        self,
+        clock: Callable[[], int],
+        count: int,
+        *,
+        page_count: int,
+        run_ahead: int,
+        stale_max: int,
+        host_bytes: int,
+        shares_link: bool,
+        seed: int,
+        slot_bytes_max: int,
+        page_bytes: int,
+        spin_ns: int,
+        is_unending: bool,
+        exec_noise: float,
+        load_noise: float,
+        exec_outlier: float,
+        outlier_factor: float,
+        load_failures: float,
+        exec_failures: float,
+        exec_failure: Status,
+        copy_bandwidth: int,
+        disk_bandwidth: int,
+        slow_factor: float,
+        slow_ns: int,
+        slow_every_ns: int,
+    ) -> None:
+        """clock: the time, for callers in Python; the timer follows the machine's. The other settings are those of
+        csrc/device/fleet.h and csrc/device/emulated.h."""
+
+    def port(self, device: int) -> object:
+        """How a road drives this device: a capsule, good for as long as the fleet."""
+
+    def outlet(self) -> object:
+        """Where a road takes the ended orders of all devices from: likewise."""
+
+    def fileno(self) -> int: ...
+    def close_timer(self) -> None: ...
+    def add_model(
+        self,
+        model_id: int,
+        dtypes: Sequence[int],
+        batches: bool,
+        runs: Sequence[int],
+        points: Sequence[tuple[int, int]],
+        load_ns: int,
+        outputs: Sequence[tuple[int, int, Sequence[int]]],
+    ) -> None:
+        """points: (rows, nanoseconds) each, ascending. outputs: (dtype, bits of an element, dimensions) each."""
+
+    def forget(self, model_id: int) -> None:
+        """Raises ValueError if the model is resident or in use."""
+
+    def start(
+        self,
+        device: int,
+        kind: int,
+        action: Load | Unload | Infer | Profile | HostFetch | HostDrop,
+        parts: Sequence[Sequence[TensorView]] = (),
+    ) -> None:
+        """Begin an action. parts: the inputs of an INFER."""
+
+    def revoke(self, device: int, action_id: int) -> None: ...
+    def end_run(self, device: int, action_id: int) -> None: ...
+    def look(self, device: int) -> tuple[int, int, int]:
+        """The ids of what is executed, loaded and fetched; 0: none."""
+
+    def ended(self) -> list[int]:
+        """The devices of which something has ended."""
+
+    def poll(self, device: int) -> list[Completion]: ...
+    def reset(self, device: int) -> None: ...
+    def held_pages(self, device: int) -> int: ...
+    def input_bytes(self, device: int) -> int: ...
+    def is_resident(self, model_id: int) -> bool:
+        """On any device."""
+
+    def lateness(self) -> list[int]:
+        """How late the last ends were noticed, in nanoseconds."""
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in the host store."""
+
+    @property
+    def event_count(self) -> int: ...
 
 class Machine:
     """Devices that share a link, perhaps, and a host store. Every time is the caller's, and never goes back.

@@ -1,13 +1,16 @@
 # distutils: language = c++
 """The native emulated devices of one machine in Python's terms; clockwork.device.emulated puts a clock to them."""
 
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
-from libcpp.memory cimport unique_ptr
+from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.string cimport string
-from libcpp.utility cimport move
+from libcpp.utility cimport move, pair
 from libcpp.vector cimport vector
 
+from clockwork.device._orders cimport Action, Kind, Order as LaneOrder, Outlet, Port, Whereabouts
+from clockwork.device._orders cimport completion_of, note_order
 from clockwork.wire._messages cimport CActionKind, CLane, CStatus
 
 from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
@@ -77,9 +80,106 @@ cdef extern from "device/emulated_machine.h" namespace "clockwork::emulated" nog
         cbool is_resident(int64_t model_id)
         cbool is_used(int64_t model_id)
 
+cdef extern from "device/fleet.h" namespace "clockwork::emulated" nogil:
+    cdef cppclass FleetOutput:
+        int dtype
+        int bits
+        vector[int64_t] dims
+
+    cdef cppclass FleetModel:
+        vector[int] dtypes
+        const vector[int]* model_dtypes
+        cbool batches
+        vector[int64_t] runs
+        vector[pair[int64_t, int64_t]] points
+        int64_t load_ns
+        vector[FleetOutput] outputs
+
+    cdef cppclass FleetOrder(LaneOrder):
+        pass
+
+    cdef cppclass FleetSettings:
+        uint32_t device_count
+        uint64_t host_bytes
+        cbool shares_link
+        uint64_t seed
+        size_t stale_max
+        size_t slot_bytes_max
+        size_t page_bytes
+        int64_t spin_ns
+        cbool is_unending
+
+    cdef enum class Forgotten "clockwork::emulated::Fleet::Forgotten"(uint8_t):
+        DONE
+        RESIDENT
+        IN_USE
+
+    cdef cppclass CFleet "clockwork::emulated::Fleet":
+        CFleet(const Settings& settings, const FleetSettings& fleet) except +OSError
+        int fd()
+        void close_timer()
+        void add_model(int64_t model_id, shared_ptr[const FleetModel] model) except +
+        Forgotten forget(int64_t model_id, int64_t now) except +
+        void begin(uint32_t device, FleetOrder* order, int64_t now)
+        void revoke(uint32_t device, int64_t action_id, int64_t now)
+        void end_run(uint32_t device, int64_t action_id, int64_t now)
+        Whereabouts look(uint32_t device, int64_t now)
+        int64_t near_ns(int64_t now)
+        vector[uint32_t] ended(int64_t now) except +
+        Action* take(uint32_t device, int64_t now)
+        Action* take_all()
+        void reset(uint32_t device, int64_t now) except +
+        uint64_t held_pages(uint32_t device)
+        int64_t input_bytes(uint32_t device)
+        uint64_t host_bytes()
+        cbool is_resident(int64_t model_id)
+        size_t event_count()
+        vector[int64_t] lateness() except +
+
+cdef extern from *:
+    """
+    #include "device/fleet.h"
+    namespace clockwork::emulated {
+    // A device of a fleet, by the machine's clock.
+    struct FleetPlace {
+        Fleet* fleet;
+        std::uint32_t number;
+
+        static FleetPlace& of(void* self) { return *static_cast<FleetPlace*>(self); }
+        device::Port port() {
+            using device::now_ns;
+            device::Port made;
+            made.self = this;
+            made.make = [](void*) -> device::Order* { return new (std::nothrow) FleetOrder(); };
+            made.begin = [](void* self, device::Order* order) {
+                of(self).fleet->begin(of(self).number, static_cast<FleetOrder*>(order), now_ns());
+            };
+            made.free = [](void*, device::Order* order) { delete static_cast<FleetOrder*>(order); };
+            made.revoke = [](void* self, std::int64_t id) { of(self).fleet->revoke(of(self).number, id, now_ns()); };
+            made.end_run = [](void* self, std::int64_t id) { of(self).fleet->end_run(of(self).number, id, now_ns()); };
+            made.look = [](void* self, device::Whereabouts* found) {
+                *found = of(self).fleet->look(of(self).number, now_ns());
+            };
+            made.is_broken = [](void*) { return false; };
+            return made;
+        }
+    };
+    inline device::Outlet outlet_of(Fleet& fleet) {
+        return {&fleet, fleet.fd(), [](void* self) { return static_cast<Fleet*>(self)->take_all(); }};
+    }
+    inline void free_order(device::Order* order) { delete static_cast<FleetOrder*>(order); }
+    }
+    """
+    cdef cppclass FleetPlace "clockwork::emulated::FleetPlace":
+        CFleet* fleet
+        uint32_t number
+        Port port()
+    Outlet outlet_of "clockwork::emulated::outlet_of"(CFleet& fleet)
+    void free_fleet_order "clockwork::emulated::free_order"(LaneOrder* order)
+
 cdef uint32_t NO_PAGE = 0xFFFFFFFF  # beyond every arena
 
-cdef dict KINDS = {
+KINDS = {
     Load: <int>CActionKind.LOAD,
     Unload: <int>CActionKind.UNLOAD,
     Infer: <int>CActionKind.INFER,
@@ -95,6 +195,150 @@ cdef inline uint64_t id_of(object number):
     return <uint64_t>(number & 0xFFFFFFFFFFFFFFFF)
 
 
+cdef int set_settings(Settings* settings, dict given) except -1:
+    """Fill in what is given by name; see csrc/device/emulated.h."""
+    settings.page_count, settings.run_ahead = given["page_count"], given["run_ahead"]
+    settings.unload_ns = given.get("unload_ns", 0)
+    settings.exec_noise, settings.load_noise = given.get("exec_noise", 0.0), given.get("load_noise", 0.0)
+    settings.exec_outlier, settings.load_outlier = given.get("exec_outlier", 0.0), given.get("load_outlier", 0.0)
+    settings.outlier_factor = given.get("outlier_factor", 2.0)
+    settings.load_refusals, settings.load_failures = given.get("load_refusals", 0.0), given.get("load_failures", 0.0)
+    settings.exec_failures = given.get("exec_failures", 0.0)
+    settings.exec_failure = <CStatus><uint8_t>given.get("exec_failure", Status.DEVICE_ERROR)
+    settings.copy_bandwidth, settings.disk_bandwidth = given.get("copy_bandwidth", 0), given.get("disk_bandwidth", 0)
+    settings.slow_factor = given.get("slow_factor", 1.0)
+    settings.slow_ns, settings.slow_every_ns = given.get("slow_ns", 0), given.get("slow_every_ns", 0)
+    return 0
+
+
+cdef class Fleet:
+    """The emulated devices of one process. clock: the time, for callers in Python; the timer follows the machine's."""
+
+    cdef unique_ptr[CFleet] fleet
+    cdef vector[FleetPlace] places
+    cdef vector[Port] ports
+    cdef Outlet all_ended
+    cdef object clock
+
+    def __init__(self, clock, uint32_t count, *, host_bytes, shares_link, seed, stale_max, slot_bytes_max, page_bytes, spin_ns,
+                 is_unending, **settings):
+        cdef Settings machine
+        cdef FleetSettings given
+        cdef uint32_t number
+        set_settings(&machine, settings)
+        given.device_count, given.host_bytes, given.shares_link = count, host_bytes, shares_link
+        given.seed, given.stale_max, given.slot_bytes_max = id_of(seed), stale_max, slot_bytes_max
+        given.page_bytes, given.spin_ns, given.is_unending = page_bytes, spin_ns, is_unending
+        self.fleet.reset(new CFleet(machine, given))
+        self.clock = clock
+        self.places.resize(count)
+        for number in range(count):
+            self.places[number].fleet = self.fleet.get()
+            self.places[number].number = number
+            self.ports.push_back(self.places[number].port())
+        self.all_ended = outlet_of(self.fleet.get()[0])
+
+    def port(self, uint32_t device):
+        """How a road drives this device: a capsule, good for as long as the fleet."""
+        return PyCapsule_New(&self.ports[device], b"clockwork.Port", NULL)
+
+    def outlet(self):
+        """Where a road takes the ended orders of all devices from: likewise."""
+        return PyCapsule_New(&self.all_ended, b"clockwork.Outlet", NULL)
+
+    def fileno(self):
+        return self.fleet.get().fd()
+
+    def close_timer(self):
+        self.fleet.get().close_timer()
+
+    def add_model(self, int64_t model_id, dtypes, batches, runs, points, int64_t load_ns, outputs):
+        """points: (rows, nanoseconds) each, ascending. outputs: (dtype, bits of an element, dimensions) each."""
+        cdef shared_ptr[FleetModel] model = make_shared[FleetModel]()
+        cdef FleetOutput output
+        model.get().dtypes, model.get().batches, model.get().runs = dtypes, batches, runs
+        model.get().model_dtypes = &model.get().dtypes
+        model.get().load_ns = load_ns
+        for rows, exec_ns in points:
+            model.get().points.push_back(pair[int64_t, int64_t](rows, exec_ns))
+        for output.dtype, output.bits, output.dims in outputs:
+            model.get().outputs.push_back(output)
+        self.fleet.get().add_model(model_id, <shared_ptr[const FleetModel]>model)
+
+    def forget(self, int64_t model_id):
+        """Raises ValueError if the model is resident or in use."""
+        cdef Forgotten found = self.fleet.get().forget(model_id, self.clock())
+        if found != Forgotten.DONE:
+            raise ValueError(f"model {model_id} is {'resident' if found == Forgotten.RESIDENT else 'in use'}")
+
+    def start(self, uint32_t device, int kind, action, parts=()):
+        """Begin an action. parts: the inputs of an INFER."""
+        cdef FleetOrder* order = new FleetOrder()
+        try:
+            note_order(order, <Kind>kind, action, parts)
+        except BaseException:
+            free_fleet_order(order)
+            raise
+        self.fleet.get().begin(device, order, self.clock())
+
+    def revoke(self, uint32_t device, int64_t action_id):
+        self.fleet.get().revoke(device, action_id, self.clock())
+
+    def end_run(self, uint32_t device, int64_t action_id):
+        self.fleet.get().end_run(device, action_id, self.clock())
+
+    def look(self, uint32_t device):
+        """The ids of what is executed, loaded and fetched; 0: none."""
+        cdef Whereabouts found = self.fleet.get().look(device, self.clock())
+        return found.execution, found.load, found.fetch
+
+    def ended(self):
+        """The devices of which something has ended."""
+        now = self.clock()
+        due_ns = self.fleet.get().near_ns(now)
+        while now < due_ns:
+            now = self.clock()
+        return self.fleet.get().ended(now)
+
+    def poll(self, uint32_t device):
+        """Completions of a device."""
+        cdef Action* action = self.fleet.get().take(device, self.clock())
+        cdef Action* after
+        cdef list found = []
+        while action != NULL:
+            after = action.next
+            found.append(completion_of(<LaneOrder*>action))
+            free_fleet_order(<LaneOrder*>action)
+            action = after
+        return found
+
+    def reset(self, uint32_t device):
+        self.fleet.get().reset(device, self.clock())
+
+    def held_pages(self, uint32_t device):
+        return self.fleet.get().held_pages(device)
+
+    def input_bytes(self, uint32_t device):
+        return self.fleet.get().input_bytes(device)
+
+    def is_resident(self, int64_t model_id):
+        """On any device."""
+        return self.fleet.get().is_resident(model_id)
+
+    def lateness(self):
+        """How late the last ends were noticed, in nanoseconds."""
+        return self.fleet.get().lateness()
+
+    @property
+    def host_bytes(self):
+        """Bytes in the host store."""
+        return self.fleet.get().host_bytes()
+
+    @property
+    def event_count(self):
+        return self.fleet.get().event_count()
+
+
 cdef class Machine:
     """Devices that share a link, perhaps, and a host store. Every time is the caller's, and never goes back."""
 
@@ -103,22 +347,11 @@ cdef class Machine:
     cdef dict _owners  # by token: device, and what the caller gave with an action
     cdef uint32_t _token
 
-    def __init__(
-        self, count, page_count, run_ahead, stale_max, *, host_bytes=0, shares_link=False, speed=1.0, seed=0, unload_ns=0,
-        exec_noise=0.0, load_noise=0.0, exec_outlier=0.0, load_outlier=0.0, outlier_factor=2.0, load_refusals=0.0,
-        load_failures=0.0, exec_failures=0.0, exec_failure=Status.DEVICE_ERROR, copy_bandwidth=0, disk_bandwidth=0,
-        slow_factor=1.0, slow_ns=0, slow_every_ns=0,
-    ):  # fmt: skip
-        cdef Settings *settings = &self._settings
-        settings.page_count, settings.run_ahead, settings.unload_ns = page_count, run_ahead, unload_ns
-        settings.exec_noise, settings.load_noise = exec_noise, load_noise
-        settings.exec_outlier, settings.load_outlier = exec_outlier, load_outlier
-        settings.outlier_factor = outlier_factor
-        settings.load_refusals, settings.load_failures = load_refusals, load_failures
-        settings.exec_failures, settings.exec_failure = exec_failures, <CStatus><uint8_t>exec_failure
-        settings.copy_bandwidth, settings.disk_bandwidth = copy_bandwidth, disk_bandwidth
-        settings.slow_factor, settings.slow_ns, settings.slow_every_ns = slow_factor, slow_ns, slow_every_ns
-        self._machine.reset(new CMachine(settings[0], count, host_bytes, shares_link, speed, id_of(seed), stale_max))
+    def __init__(self, count, page_count, run_ahead, stale_max, *, host_bytes=0, shares_link=False, speed=1.0, seed=0,
+                 **settings):
+        settings.update(page_count=page_count, run_ahead=run_ahead)
+        set_settings(&self._settings, settings)
+        self._machine.reset(new CMachine(self._settings, count, host_bytes, shares_link, speed, id_of(seed), stale_max))
         self._owners = {}
 
     def start(self, uint32_t device, int64_t now, action, owner, int64_t profiled_ns=0, uint64_t size=0, runs=()):

@@ -60,14 +60,14 @@ cdef extern from "device/claims.h" namespace "clockwork::device" nogil:
 cdef extern from "device/order.h" namespace "clockwork::device" nogil:
     enum:
         TEXT_BYTES
-    enum Kind "clockwork::device::Kind":
-        LOAD "clockwork::device::Kind::LOAD"
-        UNLOAD "clockwork::device::Kind::UNLOAD"
-        INFER "clockwork::device::Kind::INFER"
-        PROFILE "clockwork::device::Kind::PROFILE"
-        FETCH "clockwork::device::Kind::FETCH"
-        DROP "clockwork::device::Kind::DROP"
-        RESERVE "clockwork::device::Kind::RESERVE"
+    enum Kind "clockwork::ActionKind":
+        LOAD "clockwork::ActionKind::LOAD"
+        UNLOAD "clockwork::ActionKind::UNLOAD"
+        INFER "clockwork::ActionKind::INFER"
+        PROFILE "clockwork::ActionKind::PROFILE"
+        FETCH "clockwork::ActionKind::FETCH"
+        DROP "clockwork::ActionKind::DROP"
+        RESERVE "clockwork::ActionKind::RESERVE"
     cppclass Span:
         int64_t begin_ns
         int64_t end_ns
@@ -100,6 +100,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         vector[int64_t] run_starts
         Views views
         unique_ptr[Keeper] keeper
+        int64_t received_ns
         cbool revoked
         cbool begun
         Parts parts
@@ -109,6 +110,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         Span copy_out
         char[TEXT_BYTES] text
         cbool has_wrong_bool()
+    T* make_order[T]()
     cppclass Lanes:
         Hub hub
         Lane input
@@ -137,6 +139,28 @@ cdef extern from "device/join.h" namespace "clockwork::device" nogil:
     const char* NO_MEMORY
     Joined join(Order&)
 
+cdef extern from "device/port.h" namespace "clockwork::device" nogil:
+    cppclass Whereabouts:
+        int64_t execution
+        int64_t load
+        int64_t fetch
+    cppclass Port:
+        void* self
+        Order* (*make)(void*) noexcept nogil
+        void (*begin)(void*, Order*) noexcept nogil
+        void (*free)(void*, Order*) noexcept nogil
+        void (*revoke)(void*, int64_t) noexcept nogil
+        void (*end_run)(void*, int64_t) noexcept nogil
+        void (*look)(void*, Whereabouts*) noexcept nogil
+        cbool (*is_broken)(void*) noexcept nogil
+    cppclass Outlet:
+        void* self
+        int fd
+        Action* (*take)(void*) noexcept nogil
+
+cdef int note_order(Order* order, Kind kind, object action, object parts) except -1
+cdef object completion_of(Order* order)
+
 cdef class Known:
     cdef Residency* at  # of the subclass
     cdef readonly int64_t model_id
@@ -157,7 +181,8 @@ cdef class Orders:
     cdef bint waits_for_link  # the load lane, behind another device's; guarded by the hub's lock
     cdef int64_t spin_ns
     cdef dict models
-    cdef dict statuses
+    cdef Port road_port
+    cdef Outlet road_outlet
 
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1
 
@@ -167,7 +192,10 @@ cdef class Orders:
     cdef bint bring_weights(self, Order* order) noexcept nogil
     cdef void drop_weights(self, Residency* at) noexcept nogil
     cdef void cut_short(self, bint wanted) noexcept nogil
-    cdef Order* new_order(self) except NULL
+    cdef Order* new_order(self) noexcept nogil
+    cdef void end_execution(self, int64_t action_id) noexcept nogil
+    cdef bint is_broken(self) noexcept nogil
+    cdef void look_at_lanes(self, Whereabouts* found) noexcept nogil
     cdef int describe_run(self, Order* order) noexcept nogil
     cdef int place_run(self, Order* order) noexcept nogil
     cdef void begin_reserve(self, Order* order) noexcept nogil

@@ -9,6 +9,7 @@ is, is the device's own.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdio cimport snprintf
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
@@ -16,6 +17,8 @@ from clockwork.device._parts cimport View, Views, list_parts
 
 from clockwork.device.base import Completion
 from clockwork.wire.messages import Status
+
+cdef dict STATUSES = {int(status): status for status in Status}
 
 cdef int OK = Status.OK
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT
@@ -60,6 +63,38 @@ cdef int pin_views(Order* order, object parts) except -1:
     return 0
 
 
+cdef int note_order(Order* order, Kind kind, object action, object parts) except -1:
+    """Note what an action says. parts: the inputs of an INFER."""
+    order.kind = kind
+    order.action_id, order.model_id, order.load_id = action.action_id, action.model_id, action.load_id
+    order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
+    order.expected_ns = action.expected_ns
+    if kind == LOAD or kind == RESERVE:
+        order.run_starts = action.run_starts
+    elif kind == PROFILE:
+        for shape in action.shapes:
+            note_view(&order.views, 0, shape)
+    elif kind == INFER:
+        pin_views(order, parts)
+    return 0
+
+
+cdef object completion_of(Order* order):
+    """The Completion of an ended order, which it takes the outputs from."""
+    cdef list parts = []
+    if order.status == OK and order.parts.output_bytes() != NULL:
+        parts = list_parts(&order.parts)
+    return Completion(
+        order.action_id,
+        STATUSES[order.status],
+        (<bytes>order.text).decode(errors="replace"),
+        [order.copy_in.begin_ns, order.copy_in.end_ns, order.copy_in.duration_ns],
+        [order.execute.begin_ns, order.execute.end_ns, order.execute.duration_ns],
+        [order.copy_out.begin_ns, order.copy_out.end_ns, order.copy_out.duration_ns],
+        parts,
+    )
+
+
 cdef class Known:
     """A model that is prepared, and whether it is resident. A subclass sets where both are noted."""
 
@@ -70,15 +105,58 @@ cdef class Known:
         return 0
 
 
+# The functions of a Port; see csrc/device/port.h.
+
+cdef Order* road_make(Orders self) noexcept nogil:
+    return self.new_order()
+
+
+cdef void road_begin(Orders self, Order* order) noexcept nogil:
+    self.begin(order)
+
+
+cdef void road_free(Orders self, Order* order) noexcept nogil:
+    self.free_order(order)
+
+
+cdef void road_revoke(Orders self, int64_t action_id) noexcept nogil:
+    self.revoke_order(action_id)
+
+
+cdef void road_end_run(Orders self, int64_t action_id) noexcept nogil:
+    self.end_execution(action_id)
+
+
+cdef void road_look(Orders self, Whereabouts* found) noexcept nogil:
+    self.look_at_lanes(found)
+
+
+cdef cbool road_is_broken(Orders self) noexcept nogil:
+    return self.is_broken()
+
+
+cdef Action* road_take(Orders self) noexcept nogil:
+    return self.lanes.hub.take_ended()
+
+
 cdef class Orders:
     """Models, pages, slots and actions. Methods are for the loop's thread except where they say otherwise."""
 
     def __cinit__(self, *arguments):
         """arguments: what subclasses take. They call set_bounds(), and fill in ``first`` and ``rooms``."""
         self.models = {}
-        self.statuses = {int(status): status for status in Status}
         if self.lanes.hub.event_fd < 0:
             raise OSError("cannot make an eventfd")
+        self.road_port.self = self.road_outlet.self = <void*>self
+        self.road_port.make = <Order* (*)(void*) noexcept nogil>road_make
+        self.road_port.begin = <void (*)(void*, Order*) noexcept nogil>road_begin
+        self.road_port.free = <void (*)(void*, Order*) noexcept nogil>road_free
+        self.road_port.revoke = <void (*)(void*, int64_t) noexcept nogil>road_revoke
+        self.road_port.end_run = <void (*)(void*, int64_t) noexcept nogil>road_end_run
+        self.road_port.look = <void (*)(void*, Whereabouts*) noexcept nogil>road_look
+        self.road_port.is_broken = <cbool (*)(void*) noexcept nogil>road_is_broken
+        self.road_outlet.fd = self.lanes.hub.event_fd
+        self.road_outlet.take = <Action* (*)(void*) noexcept nogil>road_take
 
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1:
         self.page_count = page_count
@@ -110,9 +188,16 @@ cdef class Orders:
     cdef void cut_short(self, bint wanted) noexcept nogil:
         """Whether executions are to end as soon as they can: nobody waits for their outputs."""
 
-    cdef Order* new_order(self) except NULL:
-        """One of the device's own kind."""
-        return new Order()
+    cdef Order* new_order(self) noexcept nogil:
+        """An order of the device's own kind; NULL if there is no memory."""
+        return make_order[Order]()
+
+    cdef void end_execution(self, int64_t action_id) noexcept nogil:
+        """Nothing, unless a device can do better: what a GPU was given ends when it does, or with its process."""
+
+    cdef bint is_broken(self) noexcept nogil:
+        """Whether the device is broken for good."""
+        return False
 
     cdef int describe_run(self, Order* order) noexcept nogil:
         """Look at the inputs that were joined. OK, or the status with which it ends, and its text says why."""
@@ -297,20 +382,40 @@ cdef class Orders:
 
     # ----- what runs ---------------------------------------------------------------------------
 
-    def running(self):
-        """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
-        return self.lanes.running(self.lanes.execute)
-
-    def moving(self):
-        """The ids of the actions that the load lane and the fetch lane are at; 0: none, or it waits for the link."""
+    cdef void look_at_lanes(self, Whereabouts* found) noexcept nogil:
         cdef bint waits
         self.lanes.hub.lock()
         waits = self.waits_for_link
         self.lanes.hub.unlock()
-        return 0 if waits else self.lanes.running(self.lanes.load), self.lanes.running(self.lanes.fetch)
+        found.execution = self.lanes.running(self.lanes.execute)
+        found.load = 0 if waits else self.lanes.running(self.lanes.load)
+        found.fetch = self.lanes.running(self.lanes.fetch)
+
+    def running(self):
+        """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
+        cdef Whereabouts found
+        self.look_at_lanes(&found)
+        return found.execution
+
+    def moving(self):
+        """The ids of the actions that the load lane and the fetch lane are at; 0: none, or it waits for the link."""
+        cdef Whereabouts found
+        self.look_at_lanes(&found)
+        return found.load, found.fetch
 
     def end_run(self, int64_t action_id):
-        """Nothing, unless a device can do better: what a GPU was given ends when it does, or with its process."""
+        """Have an execution end as OVERRUN as soon as may be, if the device can end it. Any thread. To be said again while
+        it runs."""
+        with nogil:
+            self.end_execution(action_id)
+
+    def port(self):
+        """How a road drives this device: a capsule, good for as long as the device."""
+        return PyCapsule_New(&self.road_port, b"clockwork.Port", NULL)
+
+    def outlet(self):
+        """Where a road takes the ended orders from: likewise."""
+        return PyCapsule_New(&self.road_outlet, b"clockwork.Outlet", NULL)
 
     # ----- orders ------------------------------------------------------------------------------
 
@@ -437,18 +542,10 @@ cdef class Orders:
     cdef Order* make_order(self, Kind kind, object action, object parts) except NULL:
         """An order that has not begun. parts: the inputs of an INFER."""
         cdef Order* order = self.new_order()
+        if order == NULL:
+            raise MemoryError
         try:
-            order.kind = kind
-            order.action_id, order.model_id, order.load_id = action.action_id, action.model_id, action.load_id
-            order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
-            order.expected_ns = action.expected_ns
-            if kind == LOAD or kind == RESERVE:
-                order.run_starts = action.run_starts
-            elif kind == PROFILE:
-                for shape in action.shapes:
-                    note_view(&order.views, 0, shape)
-            elif kind == INFER:
-                pin_views(order, parts)
+            note_order(order, kind, action, parts)
         except BaseException:
             self.free_order(order)
             raise
@@ -472,18 +569,7 @@ cdef class Orders:
 
     cdef object finish(self, Order* order):
         """The Completion of an ended action, which is freed."""
-        cdef list parts = []
-        if order.status == OK and order.parts.block != NULL:
-            parts = list_parts(&order.parts)
-        result = Completion(
-            order.action_id,
-            self.statuses[order.status],
-            (<bytes>order.text).decode(errors="replace"),
-            [order.copy_in.begin_ns, order.copy_in.end_ns, order.copy_in.duration_ns],
-            [order.execute.begin_ns, order.execute.end_ns, order.execute.duration_ns],
-            [order.copy_out.begin_ns, order.copy_out.end_ns, order.copy_out.duration_ns],
-            parts,
-        )
+        result = completion_of(order)
         self.free_order(order)
         return result
 

@@ -55,6 +55,11 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         cbool make_row_sizes()
         void shape_of(size_t part, const int64_t* joined, int rank, const vector[int]& symbols, int64_t* dims)
         cbool is_cut(size_t output)
+        const char* zeros
+        const char* output_bytes()
+        int64_t output_begin(size_t output, size_t part)
+        int64_t output_end(size_t output, size_t part)
+        int output_shape(size_t part, size_t output, int64_t* dims)
         vector[Output] outputs
         vector[int64_t] part_ends
         char* block
@@ -68,6 +73,7 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
 cdef class Block:
     cdef char* data
     cdef Py_ssize_t bytes
+    cdef bint is_shared  # nobody frees it
 
 cdef list list_parts(Parts* parts)
 cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,

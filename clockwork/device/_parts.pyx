@@ -18,7 +18,8 @@ cdef class Block:
         PyBuffer_FillInfo(buffer, self, self.data, self.bytes, True, flags)
 
     def __dealloc__(self):
-        free(self.data)
+        if not self.is_shared:
+            free(self.data)
 
 
 cdef list list_parts(Parts* parts):
@@ -27,9 +28,9 @@ cdef list list_parts(Parts* parts):
     cdef size_t part, index
     cdef int64_t begin, end
     cdef int64_t[RANK_MOST] dims
-    cdef int axis
-    cdef Output* output
-    block.data, block.bytes = parts.block, parts.block_bytes
+    cdef int axis, rank
+    block.data, block.bytes = <char*>parts.output_bytes(), parts.block_bytes
+    block.is_shared = parts.block == NULL
     parts.block = NULL
     whole = memoryview(block)
     cdef list result = []
@@ -37,17 +38,10 @@ cdef list list_parts(Parts* parts):
     for part in range(parts.part_count):
         views = []
         for index in range(parts.outputs.size()):
-            output = &parts.outputs[index]
-            if parts.is_cut(index):
-                parts.shape_of(part, output.dims, output.rank, parts.lengths.outputs[index], dims)
-            else:
-                memcpy(dims, output.dims, output.rank * sizeof(int64_t))
-                if parts.part_count > 1:
-                    dims[0] = parts.rows[part]
-            shape = [dims[axis] for axis in range(output.rank)]
-            begin = parts.part_end(index, part - 1) if part else output.begin
-            end = parts.part_end(index, part)
-            views.append(TensorView(output.dtype, tuple(shape), whole[begin:end]))
+            rank = parts.output_shape(part, index, dims)
+            shape = [dims[axis] for axis in range(rank)]
+            begin, end = parts.output_begin(index, part), parts.output_end(index, part)
+            views.append(TensorView(parts.outputs[index].dtype, tuple(shape), whole[begin:end]))
         result.append(views)
     return result
 

@@ -202,6 +202,10 @@ class DeviceGroup(ModelHolder, Protocol):
         """The devices whose poll() has something to give, each once."""
         ...
 
+    def outlet(self) -> object:
+        """Where a road takes the ended orders of all devices from: a capsule with an Outlet of csrc/device/port.h."""
+        ...
+
     def stats(self) -> dict[str, int]:
         """For ``clockwork status``: how exactly it does what it does."""
         ...
@@ -215,6 +219,15 @@ class Device(ModelHolder, Protocol):
 
     def fileno(self) -> int:
         """A descriptor that is readable while poll() has completions to give."""
+        ...
+
+    def outlet(self) -> object:
+        """Where a road takes its ended orders from, unless it belongs to a group; see DeviceGroup."""
+        ...
+
+    def port(self) -> object:
+        """How a road drives it: a capsule with a Port of csrc/device/port.h, good until close(). What start_*(), revoke(),
+        poll() and end_run() do for callers in Python, a worker does by this."""
         ...
 
     def start_load(self, action: Load) -> None: ...

@@ -35,6 +35,12 @@ class NativeDevice(Undisturbed, Generic[CoreT]):
     def fileno(self) -> int:
         return self._core.fileno()
 
+    def port(self) -> object:
+        return self._core.port()
+
+    def outlet(self) -> object:
+        return self._core.outlet()
+
     def start_load(self, action: Load) -> None:
         self._core.start_load(action)
 

@@ -372,15 +372,32 @@ class Dealer:
 
     def changes(self) -> list[ConnectionEvent]:
         """The changes of the connection since the last call, in order."""
-        changes = []
-        for event, value in _read_monitor(self._monitor, self._monitor_probe):
-            if event == _BEGUN:
-                self._inflow = Inflow(value, now_ns())
-            else:
-                changes.append(_CHANGES[event])
-        if changes:
-            self._up = changes[-1] is ConnectionEvent.UP
-        return changes
+        noted = (
+            self.note(event, value) for event, value in _read_monitor(self._monitor, self._monitor_probe)
+        )
+        return [change for change in noted if change is not None]
+
+    def note(self, event: int, value: int) -> ConnectionEvent | None:
+        """Take an event of the monitor into account, which changes() or native code has read. The change, if it is one."""
+        if event == _BEGUN:
+            self._inflow = Inflow(value, now_ns())
+            return None
+        change = _CHANGES[event]
+        self._up = change is ConnectionEvent.UP
+        return change
+
+    def note_received(self, count: int, frames: int, is_drained: bool) -> None:
+        """Count what native code has received; is_drained: at some time no whole message was left."""
+        if self._inflow is not None:
+            if frames:
+                self._inflow.take(count, frames)
+            if is_drained:
+                self._inflow.drain()
+
+    def addresses(self) -> tuple[int, int]:
+        """The addresses of the socket and its monitor, for native code that calls libzmq itself, in place of this object's
+        send(), receive() and changes(). They are valid until close()."""
+        return int(self._socket.underlying), int(self._monitor.underlying)
 
     def readable(self) -> bool:
         """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""

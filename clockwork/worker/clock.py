@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clockwork.actions import Action
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import NEVER_NS, Phase
 
@@ -23,6 +22,11 @@ class WorkerClock:
         self._epoch_ns = now_ns()
         self.shifted = offset_ns != 0 or self._drift_ppb != 0
 
+    @property
+    def settings(self) -> tuple[int, int, int]:
+        """Epoch in ns, offset in ns and drift in parts per billion: for native code that converts likewise."""
+        return self._epoch_ns, self._offset_ns, self._drift_ppb
+
     def to_worker(self, machine_ns: int) -> int:
         """A time of the machine's clock as a time of this worker's clock."""
         drift_ns = (machine_ns - self._epoch_ns) * self._drift_ppb // _BILLION
@@ -40,34 +44,3 @@ class WorkerClock:
         if not self.shifted or phase[0] == 0:
             return phase
         return [self.to_worker(phase[0]), self.to_worker(phase[1]), phase[2]]
-
-    def window(self, action: Action) -> Action:
-        """The action with its window in machine time."""
-        if not self.shifted:
-            return action
-        return action._replace(
-            earliest_ns=self.to_machine(action.earliest_ns), latest_ns=self.to_machine(action.latest_ns)
-        )
-
-
-class Jitter:
-    """Lateness of timed waits: a window of samples."""
-
-    __slots__ = ("_next", "_samples", "_size")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._samples: list[int] = []
-        self._next = 0
-
-    def add(self, late_ns: int) -> None:
-        if len(self._samples) < self._size:
-            self._samples.append(late_ns)
-        else:
-            self._samples[self._next] = late_ns
-            self._next = (self._next + 1) % self._size
-
-    def p99_ns(self) -> int:
-        """The 99th percentile of lateness; 0 without a sample."""
-        ordered = sorted(self._samples)
-        return ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] if ordered else 0

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from clockwork.config import (
     ARENA_BYTES,
     CUDA_PAGE_BYTES,
     EMULATED_ARENA_BYTES,
     EMULATED_PAGE_BYTES,
+    EXECUTION_GRACE_NS,
     PAGE_BYTES,
     cuda_pinned_bytes,
 )
-from clockwork.config.worker import DEVICES_ALONE_MAX, show_mig_instances
+from clockwork.config.worker import DEVICES_ALONE_MAX, END_PAUSE_S, show_mig_instances
 from clockwork.device.base import Device
 from clockwork.device.cuda_clocks import ClockSource
 from clockwork.errors import ConfigError
+from clockwork.system.clock import now_ns
 from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
 
 log = logging.getLogger("clockwork.worker")
@@ -120,6 +123,24 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
         store=store,
         table=table,
     )
+
+
+def end_runs(devices: Iterable[Device]) -> bool:
+    """End running executions, and wait for loads. False: some of them do not end."""
+    given_up_ns = now_ns() + EXECUTION_GRACE_NS
+    all_devices = list(devices)
+    while True:
+        busy = False
+        for device in all_devices:
+            action_id = device.running()
+            if action_id:
+                device.end_run(action_id)
+            busy |= action_id != 0 or any(device.moving())
+        if not busy:
+            return True
+        if now_ns() >= given_up_ns:
+            return False
+        time.sleep(END_PAUSE_S)
 
 
 def open_clocks(devices: Sequence[Device]) -> ClockSource | None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from clockwork.config import MESSAGE_BYTES_MAX
+from clockwork.config import MESSAGE_BYTES_MAX, STRINGS_MAX
 from clockwork.device.base import TensorView
-from clockwork.formats.prepared import TensorSpec, contradiction
+from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
 
 
 class Given(NamedTuple):
@@ -30,6 +30,19 @@ class Given(NamedTuple):
             for output in summary["outputs"]
         ]
         return Given(outputs, summary.get("outputs_verified", False), summary["batches"])
+
+    def declared(self) -> tuple[list[tuple[int, list[int] | None]], bool, bool, int, int]:
+        """What the road compares results with; see model_ready() in worker/_road.pyi. Dimensions of -1 may be anything."""
+        outputs: list[tuple[int, list[int] | None]] = [
+            (
+                spec.dtype,
+                None
+                if spec.shape == UNKNOWN_RANK
+                else [-1 if isinstance(dimension, str) else dimension for dimension in spec.shape],
+            )
+            for spec in self.outputs
+        ]
+        return outputs, self.verified, self.batches, STRINGS_MAX, MESSAGE_BYTES_MAX
 
     def contradicted_by(
         self, answers: Sequence[Sequence[TensorView]], inputs: Sequence[Sequence[TensorView]]

@@ -20,7 +20,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clockwork.config.worker import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import ModelHolder
@@ -39,6 +39,24 @@ from clockwork.worker.turns import Turns
 log = logging.getLogger("clockwork.worker")
 
 
+class Road(Protocol):
+    """Who is told which models actions may name; see worker/_road.pyi."""
+
+    def model_ready(
+        self,
+        model_id: int,
+        outputs: Sequence[tuple[int, list[int] | None]],
+        verified: bool,
+        batches: bool,
+        strings_max: int,
+        output_bytes_max: int,
+    ) -> None: ...
+
+    def model_gone(self, model_id: int, absence: str = "") -> None: ...
+
+    def model_whole(self, model_id: int) -> None: ...
+
+
 class WorkerModels:
     """The models of one worker. Every method belongs to the loop's thread.
 
@@ -50,6 +68,7 @@ class WorkerModels:
         self,
         devices: Sequence[ModelHolder],
         store: PackageStore,
+        road: Road,
         send: Callable[..., object],
         wake: Callable[[], None],
         start_over: Callable[[], None] = lambda: None,
@@ -59,6 +78,7 @@ class WorkerModels:
         controller that a device is needed for a model, for how many ns and with pages in which runs."""
         self._devices = list(devices)
         self._store = store
+        self._road = road
         self._send = send
         self._start_over = start_over
         self._checks = Checks(wake)
@@ -94,7 +114,8 @@ class WorkerModels:
 
     def forget(self, model_id: int) -> None:
         """Stop preparing the model, or drop it from the devices."""
-        self._repairing.pop(model_id, None)
+        if self._repairing.pop(model_id, None) is not None:
+            self._road.model_gone(model_id)
         if model_id in self.ready:
             self._leave(model_id)
             self._tidy()
@@ -115,9 +136,11 @@ class WorkerModels:
         else:
             self._preparation.cancel(model.job_id)
 
-    def _leave(self, model_id: int) -> bool:
-        """Drop a model that is ready from the devices. Returns whether all of them dropped it."""
+    def _leave(self, model_id: int, absence: str = "") -> bool:
+        """Drop a model that is ready from the devices. Returns whether all of them dropped it. absence: why actions may not
+        name it, as a sentence."""
         del self.ready[model_id]
+        self._road.model_gone(model_id, absence)
         model = self._known.pop(model_id)
         for directory in model.checksums:
             if all(directory not in other.checksums for other in self._known.values()):
@@ -131,23 +154,19 @@ class WorkerModels:
                 left = False
         return left
 
-    def absence(self, model_id: int) -> str:
-        """Why actions may not name a model, as a sentence."""
-        if model_id in self._repairing:
-            return f"the model is prepared again: {self._repairing[model_id]}"
-        return f"model id {model_id} is not known to this worker"
-
-    def demand_check(self, model_id: int) -> bool:
-        """Have a model's stored bytes checked before all others, unless they are known to be whole: then True.
-
-        wake() follows the check."""
+    def demand_check(self, model_id: int) -> None:
+        """Have a model's stored bytes checked before all others: a LOAD waits for that. wake() follows the check."""
         model = self._known.get(model_id)
-        if model is None:
-            return True  # the device refuses the action with a reason
-        directories = [directory for directory in model.checksums if not self._checks.is_whole(directory)]
-        for directory in directories:
-            self._checks.hurry(directory)
-        return not directories
+        if model is not None and not self._tell_whole(model_id):
+            for directory in model.checksums:
+                self._checks.hurry(directory)
+
+    def _tell_whole(self, model_id: int) -> bool:
+        """Tell the road of a model whose stored bytes are known to be whole. Returns whether they are."""
+        whole = all(self._checks.is_whole(directory) for directory in self._known[model_id].checksums)
+        if whole:
+            self._road.model_whole(model_id)
+        return whole
 
     def lose(self, device: ModelHolder) -> None:
         """A device is broken: models are made known to the other devices alone."""
@@ -228,6 +247,8 @@ class WorkerModels:
         for model in self._coming.values():
             model.cancelled = True
         self._coming.clear()
+        for model_id in self._repairing:
+            self._road.model_gone(model_id)
         self._repairing.clear()
         self._opener.interrupt()
         self._opener.drain()
@@ -300,11 +321,13 @@ class WorkerModels:
         assert model.given is not None
         self.ready[model_id] = model.given
         self._known[model_id] = model
+        self._road.model_ready(model_id, *model.given.declared())
         for directory, checksums in model.checksums.items():
             if model.was_prepared:
                 self._checks.made(directory)
             else:
                 self._checks.add(directory, checksums)
+        self._tell_whole(model_id)
         if model_id in self._repairing:
             del self._repairing[model_id]
             self._repaired += 1
@@ -313,6 +336,7 @@ class WorkerModels:
     def _begin_anew(self, model_id: int, why: str) -> None:
         log.error("model id %d: %s; starting over", model_id, why)
         self._repairing.pop(model_id, None)
+        self._road.model_gone(model_id)
         self._start_over()
 
     def _fetch(self, model: WorkerModel, damage: str) -> None:
@@ -334,13 +358,17 @@ class WorkerModels:
 
     def _note_checked(self, checked: Checked) -> None:
         if self._checks.note(checked):
+            for model_id, model in self._known.items():
+                if checked.directory in model.checksums:
+                    self._tell_whole(model_id)
             return
         text = f"{checked.directory.name[:12]}: {checked.damage}"
         self._note_damage(text)
         aside: Path | None = checked.directory
         for model_id, before in list(self._known.items()):
             # It was not loaded since the start, so that nothing holds it on a device.
-            if checked.directory in before.checksums and self._leave(model_id):
+            absence = f"the model is prepared again: {text}"
+            if checked.directory in before.checksums and self._leave(model_id, absence):
                 self._repairing[model_id] = text
                 model = WorkerModel(before.message, before.files, layout=before.layout, aside=aside)
                 self._coming[model_id] = model

@@ -1,7 +1,8 @@
-"""The worker: one loop between the controller's socket and the devices.
+"""The worker: sessions, models, faults and whatever else is rare beside its road.
 
-It carries out each action inside its window, or answers that it could not. Slow work (files, preparation) happens in
-other threads and processes: this loop is on the path of every request.
+The road (csrc/worker/road.h) is a native thread that owns the controller's socket and carries out each action inside its
+window, or answers that it could not. This loop does what the road hands over. Slow work (files, preparation) happens in
+other threads and processes.
 
 Times inside are of the machine's monotonic clock; WorkerClock converts those of messages.
 """
@@ -15,23 +16,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from clockwork.actions import Action
 from clockwork.config import HEARTBEAT_NS, TROUBLE_CHARS_MAX, silence_onnxruntime
 from clockwork.config.worker import (
     COLLECT_INTERVAL_NS,
-    JITTER_WINDOW,
     SWITCH_INTERVAL_NS,
-    WORKER_MESSAGES_PER_TURN,
 )
 from clockwork.device import _crash
-from clockwork.device.base import Device, DeviceGroup, ModelHolder
+from clockwork.device.base import Device, ModelHolder
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
-from clockwork.errors import ClockworkError, ConfigError, InvalidInput
+from clockwork.errors import ClockworkError, ConfigError
 from clockwork.formats.package import PackageStore
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.system.copies import Copies
@@ -53,6 +51,7 @@ from clockwork.wire.messages import (
     HostFetch,
     Infer,
     Load,
+    Message,
     Mismatch,
     Ping,
     Pong,
@@ -68,10 +67,12 @@ from clockwork.wire.messages import (
 )
 from clockwork.wire.shared import MACHINE, machine_id
 from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
-from clockwork.worker.clock import Jitter, WorkerClock
-from clockwork.worker.devices import open_clocks, open_devices
+from clockwork.worker import _road
+from clockwork.worker.clock import WorkerClock
+from clockwork.worker.devices import end_runs, open_clocks, open_devices
+from clockwork.worker.lending import Answer, Lending, Outcome, log_twice, refusal
 from clockwork.worker.models import WorkerModels
-from clockwork.worker.runner import RESERVATION, ActionRunner, Answer, DeviceQueue, Outcome, refusal
+from clockwork.worker.road import RESERVATION, open_road
 from clockwork.worker.session import Departure, Session
 from clockwork.worker.settings import WorkerSettings
 
@@ -83,15 +84,17 @@ EXIT_STUCK = 75
 ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop, Reserve)
 
 
-class _Alone:
-    """A device that belongs to no group, with the methods of a group that the loop needs."""
+class WorkerDevice:
+    """A device as the controller and the road know it."""
 
-    def __init__(self, device: Device) -> None:
-        self.devices = (device,)
-        self.fileno = device.fileno
+    __slots__ = ("clock_mhz", "device", "index", "offline", "place")
 
-    def ended(self) -> Sequence[Device]:
-        return self.devices
+    def __init__(self, place: int, device: Device) -> None:
+        self.index = place  # the number by which the controller knows the device
+        self.place = place  # the number by which the road and the observer of clocks know it
+        self.clock_mhz = 0  # as last reported to the controller
+        self.device = device
+        self.offline = ""  # the fault that broke the device, as a sentence; "" while it works
 
 
 class Worker:
@@ -107,14 +110,10 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._clock = WorkerClock(settings.clock_offset_ns, settings.clock_drift_ppm)
-        self._jitter = Jitter(JITTER_WINDOW)
         self._devices_lost: list[str] = []  # sentences about the devices that are offline
         self._groups = list(dict.fromkeys(device.group for device in devices if device.group is not None))
-        sources: list[_Alone | DeviceGroup] = [
-            *self._groups,
-            *(_Alone(device) for device in devices if device.group is None),
-        ]
-        self._ended = [source.ended for source in sources]
+        self._all_devices = [WorkerDevice(place, device) for place, device in enumerate(devices)]
+        self._online = list(self._all_devices)  # of the session, in the order of their indices
         self._session = Session(settings, transport)
         self._dealer = self._session.dealer
         self._departure = Departure(settings.drain_ns)
@@ -122,14 +121,22 @@ class Worker:
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         holders = list(dict.fromkeys(device.group or device for device in devices))
+        self._road = open_road(self._dealer, devices, self._clock.settings)
+        self._session.send_by(self._road.send)
         self._models = WorkerModels(
-            holders, store, self._send, self.wake, start_over=self._start_over, need_time=self._need_time
+            holders,
+            store,
+            self._road,
+            self._send,
+            self.wake,
+            start_over=self._start_over,
+            need_time=self._need_time,
         )
         self._complaints = Complaints(log, ("malformed", "failed"))
         self._copies = Copies(self.wake, "process")
         self._machine = machine_id()
-        self._runner = ActionRunner(devices, self._models, self._clock, self._complaints, self._copies)
-        self._poller = Poller([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
+        self._lending = Lending(self._road, self._models.ready, self._clock, self._complaints, self._copies)
+        self._poller = Poller([], [self._wake_read, self._road.fileno()])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._stop_signals = 0
         self._exit: int | None = None
@@ -141,14 +148,14 @@ class Worker:
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
         self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
-            Infer: self._on_infer,
+            Infer: self._on_action,
             Load: self._on_action,
             Unload: self._on_action,
             Profile: self._on_action,
             Reserve: self._on_action,
             HostFetch: self._on_action,
             HostDrop: self._on_action,
-            Revoke: self._on_revoke,
+            Revoke: self._on_action,
             Ping: self._on_ping,
             Prepare: self._on_prepare,
             Chunk: self._on_chunk,
@@ -163,6 +170,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to stop; the process's exit status."""
         log.info("%s waits for the controller at %s", self._settings.name, self._settings.endpoint)
+        self._road.start()
         while self._exit is None:
             self._turn()
         if not self._is_trial_stuck:
@@ -197,10 +205,11 @@ class Worker:
 
     def end_runs(self) -> bool:
         """End whatever still executes, and wait for what loads. False: some of it does not come back."""
-        return self._runner.end_runs()
+        return end_runs(one.device for one in self._all_devices)
 
     def close(self) -> None:
         """Stop every thread and process, and close `clocks`. Messages sent before still go out when the transport closes."""
+        self._road.stop()
         if self._watch is not None:
             self._watch.close()
         self._models.close()
@@ -211,53 +220,29 @@ class Worker:
 
     # ----- the loop ----------------------------------------------------------------------------
 
+    @property
+    def _count(self) -> int:
+        """Actions that have not been answered."""
+        return self._road.count + self._lending.count
+
     def _turn(self) -> None:
-        runner = self._runner
-        due_ns = min(
-            self._next_heartbeat_ns,
-            runner.due_ns,
-            self._departure.due_ns(runner.count),
-        )
+        lending = self._lending
+        due_ns = min(self._next_heartbeat_ns, lending.due_ns, self._departure.due_ns(self._count))
         timeout_ns = due_ns - now_ns()
         if timeout_ns > 0:
             self._poller.wait(timeout_ns)
-            late_ns = now_ns() - due_ns
-            if late_ns >= 0:
-                self._jitter.add(late_ns)
-        receive = self._dealer.receive
-        idle = True
-        for _ in range(WORKER_MESSAGES_PER_TURN):
-            frames = receive()
-            if frames is None:
-                break
-            idle = False
-            self._on_message(frames, now_ns())
-        for ended in self._ended:
-            for device in ended():
-                completions = device.poll()
-                if completions:
-                    idle = False
-                    queue, now = runner.queue_of[device], now_ns()
-                    for completion in completions:
-                        if completion.status is Status.DEVICE_ERROR and not queue.offline and device.fault:
-                            self._lose(queue, device.fault)
-                        self._answer(runner.complete(queue, completion, now))
-        now = now_ns()
-        self._answer(runner.run_due(now))
-        if idle:  # a lost connection brings no messages, so this turn comes soon; asking costs a while
-            self._on_changes()
+        for kind, number, value, came_ns, rest in self._road.take():
+            self._on_notice(kind, number, value, came_ns, rest)
         if self._wake_asked:
             self._wake_asked = False  # before reading: what is asked for from here on turns the loop again
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
             self._lose_broken()  # before what was made ready on the others is told
             self._models.poll()
-            self._answer(runner.start_checked())
-            self._answer(runner.take_copies(now_ns()))
+            self._answer(lending.take_copies(now_ns()))
             self._report_clocks()
         now = now_ns()
-        if stuck := runner.find_stuck(now):
-            self._give_up_stuck(stuck.operation, stuck.device, stuck.action_id)
+        self._answer(lending.run_due(now))
         if not self.crashed and (crash := _crash.crashed()):
             self._say_last_words(*crash)
         if self._departure.has_given_up(now):
@@ -267,19 +252,49 @@ class Worker:
         if now_ns() >= self._next_heartbeat_ns:
             self._heartbeat()
 
+    def _on_notice(self, kind: int, number: int, value: int, came_ns: int, rest: Any) -> None:
+        """Do what the road hands over; see Notice in csrc/worker/road.h."""
+        match kind:
+            case _road.MESSAGE:
+                self._on_message(rest, came_ns)
+            case _road.SHARED:
+                self._on_shared(rest, came_ns)
+            case _road.ENDED:
+                self._answer(self._lending.ended(rest, came_ns))
+            case _road.NEWS:
+                self._on_news(number, value)
+            case _road.CHECK:
+                self._models.demand_check(number)
+            case _road.REVOKE:
+                self._answer(self._lending.revoke(number, came_ns))
+            case _road.TWICE:
+                log_twice(number)
+            case _road.FAULT:
+                broken = self._all_devices[number]
+                self._lose(broken, broken.device.fault)
+            case _road.STUCK:
+                if not self._departure.exit_status:
+                    self._give_up_stuck(rest, self._all_devices[value].device.info.name, number)
+            case _road.UNSENT:
+                if self._session.welcomed:
+                    self._session.note_unsent()
+                    self._start_over()
+            case _road.FAILED:
+                raise RuntimeError(f"the road has ended: {rest}")
+
     def _need_time(self, holder: ModelHolder, model_id: int, expected_ns: int, runs: list[int]) -> None:
-        queue = next((one for one in self._runner.queues if one.device is holder and not one.offline), None)
+        queue = next((one for one in self._online if one.device is holder and not one.offline), None)
         if queue is not None and self._session.welcomed:
             self._send(codec.encode(TimeNeeded(queue.index, model_id, expected_ns, runs)))
 
-    def _on_changes(self) -> None:
-        for change in self._session.changes():
-            if change is ConnectionEvent.UP:
-                self._hello()
-            elif change is ConnectionEvent.DOWN:
-                self._abandon()
-            else:
-                self._exit = 1
+    def _on_news(self, event: int, value: int) -> None:
+        change = self._session.note(event, value)
+        if change is ConnectionEvent.UP:
+            self._hello()
+        elif change is ConnectionEvent.DOWN:
+            self._abandon()
+        elif change is not None:
+            self._exit = 1
 
     def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """False: the controller takes nothing any more, and the worker starts over."""
@@ -295,8 +310,14 @@ class Worker:
 
     def _start_over(self) -> None:
         """Drop every action, and be a new worker to the controller: a hello is due."""
-        self._runner.reset()
+        self._forget_actions()
         self._session.end(hello_due_ns=now_ns())
+
+    def _forget_actions(self) -> None:
+        """Take no action, and drop every action: the controller has given them up as well."""
+        self._road.serve(False)
+        self._road.reset()
+        self._lending.reset()
 
     def _heartbeat(self) -> None:
         now = now_ns()
@@ -304,14 +325,15 @@ class Worker:
         self._lose_broken()
         self._complaints.settle(now)
         self._models.beat()
-        self._runner.tidy(now)
+        self._lending.tidy(now)
+        self._dealer.note_received(*self._road.take_received())
         if self._dealer.look():
             log.error("the connection was ended: the controller sent more than this worker could take in")
         if self._session.is_hello_due(now):
             self._hello()
         if self._session.welcomed:
             stamp_ns = self._clock.to_worker(now)
-            self._send(codec.encode(Heartbeat(stamp_ns, self._jitter.p99_ns(), self._stats())))
+            self._send(codec.encode(Heartbeat(stamp_ns, self._road.jitter_p99_ns(), self._stats())))
         if now >= self._next_collect_ns:
             self._next_collect_ns = now + COLLECT_INTERVAL_NS
             gc.collect()
@@ -322,63 +344,67 @@ class Worker:
         return {
             "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
             MACHINE: self._machine,
-            "copied_inputs_bytes": self._runner.copied_bytes,
+            "copied_inputs_bytes": self._lending.copied_bytes,
             **self._complaints.counts(),
             "draining": bool(self._departure.began_ns),
             "devices_lost": self._devices_lost,
             "devices": [
                 {
-                    **queue.device.memory(),
-                    **self._gpu_stats(queue),
-                    "actions_queued": queue.queue.queued_count,
-                    "actions_started": queue.queue.started_count,
+                    **one.device.memory(),
+                    **self._gpu_stats(one),
+                    **dict(zip(("actions_queued", "actions_started"), self._road.counts(one.place))),
                 }
-                for queue in self._runner.queues
+                for one in self._online
             ],
             **self._models.stats(),
             **{name: value for group in self._groups for name, value in group.stats().items()},
         }
 
-    def _gpu_stats(self, queue: DeviceQueue) -> dict[str, Any]:
-        return {"gpu": self._watch.states[queue.card].describe()} if self._watch is not None else {}
+    def _gpu_stats(self, one: WorkerDevice) -> dict[str, Any]:
+        return {"gpu": self._watch.states[one.place].describe()} if self._watch is not None else {}
 
     def _report_clocks(self) -> None:
         """Tell the controller of clocks that have changed."""
         if self._watch is None:
             return
         states, clocks = self._watch.states, self._watch.clocks
-        for queue in self._runner.queues:
-            if queue.offline:
+        for one in self._online:
+            if one.offline:
                 continue
-            if states[queue.card].lost:
-                self._lose(queue, states[queue.card].lost)
-            elif self._session.welcomed and clocks[queue.card] != queue.clock_mhz:
-                queue.clock_mhz = clocks[queue.card]
-                self._send(codec.encode(ClockChanged(queue.index, queue.clock_mhz)))
+            if states[one.place].lost:
+                self._lose(one, states[one.place].lost)
+            elif self._session.welcomed and clocks[one.place] != one.clock_mhz:
+                one.clock_mhz = clocks[one.place]
+                self._send(codec.encode(ClockChanged(one.index, one.clock_mhz)))
 
     # ----- the session -------------------------------------------------------------------------
 
     def _hello(self) -> None:
         """Offer the devices that work. Nothing is under way on this connection, so their indices may change."""
-        self._session.hello(self._runner.renumber())
+        self._online = [one for one in self._online if not one.offline]
+        for index, one in enumerate(self._online):
+            one.index, one.clock_mhz = index, 0
+        self._road.renumber([one.place for one in self._online])
+        self._session.hello(one.device.info for one in self._online)
 
     def _abandon(self) -> None:
         """Drop every action: the controller has given them up as well."""
-        self._runner.reset()
+        self._forget_actions()
         self._session.end()
 
     def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
         self._abandon()
-        if not self._runner.end_runs():
+        if not self.end_runs():
             log.critical("what an earlier session ordered does not come back: the worker begins anew")
             self.starts_over = True
             self._exit = EXIT_STUCK
             return
-        for device in self._runner.queue_of:  # broken devices, too: they release their memory
-            device.reset()
-            device.poll()
+        for one in self._all_devices:  # broken devices, too: they release their memory
+            one.device.reset()
+            one.device.poll()
         self._models.reset()
         self._session.begin(now)
+        self._road.serve(True)
         self._departure.released = False
         log.info(
             "%s serves controller %s as worker %d", self._settings.name, message.version, message.worker_id
@@ -391,7 +417,7 @@ class Worker:
     def _on_hello_needed(self, message: HelloNeeded, frames: list[Frame], now: int) -> None:
         if not self._session.welcomed:
             return  # a hello is on its way: something sent before the last connection ended came first
-        self._runner.reset()
+        self._forget_actions()
         self._session.end_by_controller(now)
         if self._session.is_hello_due(now):
             self._hello()
@@ -433,7 +459,7 @@ class Worker:
         """Have the controller hear that nothing comes of a message. number: of its action or model."""
         if kind is Prepare:
             self._send(codec.encode(Prepared(number, Status.INTERNAL, text, {})))
-        elif kind in ACTIONS and not self._runner.holds(number):
+        elif kind in ACTIONS and not self._road.holds(number) and not self._lending.holds(number):
             # An action that is held is answered at the end of its window or by its device.
             self._answer([refusal(number, status, text, self._clock.to_worker(now))])
 
@@ -449,27 +475,30 @@ class Worker:
     def _on_forget(self, message: Forget, frames: list[Frame], now: int) -> None:
         self._models.forget(message.model_id)
 
-    def _on_infer(self, message: Infer, frames: list[Frame], now: int) -> None:
+    def _on_action(self, message: Message, frames: list[Frame], now: int) -> None:
+        """An action, or a Revoke, that came before the session began."""
+        if not self._road.deliver(frames, now):
+            raise AssertionError(f"the road takes no {type(message).__name__}")
+
+    def _on_shared(self, frames: list[Frame], now: int) -> None:
+        """An INFER with inputs in a client's memory."""
+        message = codec.decode(frames[0], TO_WORKER)
+        assert isinstance(message, Infer)
         try:
-            answers = self._runner.begin(message, frames, now)
-        except InvalidInput as error:
-            received_ns = self._clock.to_worker(now)
-            answers = [refusal(message.action_id, Status.INVALID_INPUT, str(error), received_ns)]
-        self._answer(answers)
-
-    def _on_action(self, message: Action, frames: list[Frame], now: int) -> None:
-        self._answer(self._runner.receive(message, [], now))
-
-    def _on_revoke(self, message: Revoke, frames: list[Frame], now: int) -> None:
-        self._answer(self._runner.revoke(message.action_id, now))
+            self._answer(self._lending.begin(message, frames, now))
+        except Exception as error:  # a defect of ours costs this action
+            self._complaints.note("failed", now, "failed at an Infer", error)
+            text = f"the worker failed at this Infer ({type(error).__name__})"
+            self._answer_failed(Infer, message.action_id, Status.DEVICE_ERROR, text, now)
 
     # ----- leaving -----------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Leave once the actions have ended, or their time is up, or the second signal has come."""
-        now, departure, count = now_ns(), self._departure, self._runner.count
+        now, departure, count = now_ns(), self._departure, self._count
         if not departure.began_ns:
             departure.began_ns = now
+            self._road.drain()
             log.info("stopping: %d actions to finish", count)
             if self._session.welcomed:
                 self._send(codec.encode(Goodbye()))
@@ -486,7 +515,7 @@ class Worker:
         text = f"the {operation} took longer than it may and could not be ended, so its worker begins anew"
         self.starts_over = True
         self._is_trial_stuck = operation == RESERVATION
-        self._give_up({action_id: (Status.OVERRUN, text)}, EXIT_STUCK)
+        self._give_up(Outcome(action_id, Status.OVERRUN, text), EXIT_STUCK)
 
     def _say_last_words(self, number: int, action_id: int) -> None:
         """A lane has crashed, and its thread waits for this before the process ends by its signal."""
@@ -494,39 +523,44 @@ class Worker:
         log.critical("action %d crashed: %s; the worker ends", action_id, name)
         self.crashed = True
         text = f"the worker crashed while it executed this ({name})"
-        self._give_up({action_id: (Status.CRASHED, text)}, 128 + number)
+        self._give_up(Outcome(action_id, Status.CRASHED, text), 128 + number)
 
-    def _give_up(self, outcomes: Mapping[int, Outcome], status: int) -> None:
+    def _give_up(self, outcome: Outcome, status: int) -> None:
         """Leave as soon as the controller knows the outcome of every action, or soon if it does not answer.
 
-        An action without an outcome ends as CANCELLED: for the controller it has not begun.
+        Any other action than that of the outcome ends as cancelled: for the controller it has not begun.
         """
         welcomed = self._session.welcomed
         self._departure.give_up(status, now_ns(), farewells=2 if welcomed else 0)
-        answers = self._runner.cancel(outcomes)
         if welcomed:
             self._send(codec.encode(Goodbye()))
+        self._road.cancel(*outcome)
+        answers = self._lending.cancel(outcome)
+        if welcomed:
             self._answer(answers)
             self._send(codec.encode(Goodbye()))
 
     def _lose_broken(self) -> None:
-        for queue in self._runner.queues:
-            if not queue.offline and queue.device.fault:
-                self._lose(queue, queue.device.fault)
+        for one in self._online:
+            if not one.offline and one.device.fault:
+                self._lose(one, one.device.fault)
 
-    def _lose(self, queue: DeviceQueue, text: str) -> None:
+    def _lose(self, one: WorkerDevice, text: str) -> None:
         """Go on without a broken device, which only another process can use again.
 
         The controller hears of the fault first, and plans the device's work anew; each of its actions ends by itself, as
         an error. A worker without a device ends, and whatever watches over its process starts the next."""
-        queue.offline = text
-        name = queue.device.info.name
+        if one.offline:
+            return
+        one.offline = text
+        name = one.device.info.name
         self._devices_lost.append(f"{name}: {text}"[:TROUBLE_CHARS_MAX])
-        log.critical("device %d (%s) is offline: %s", queue.index, name, text)
+        log.critical("device %d (%s) is offline: %s", one.index, name, text)
         if self._session.welcomed:
-            self._send(codec.encode(DeviceFault(queue.index, text)))
-        self._models.lose(queue.device)
-        if all(other.offline for other in self._runner.queues):
+            self._send(codec.encode(DeviceFault(one.index, text)))
+        self._road.lost(one.place)
+        self._models.lose(one.device)
+        if all(other.offline for other in self._online):
             log.critical("no device is left: the worker ends")
             self._exit = 1
 

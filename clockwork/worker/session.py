@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from clockwork import config
 from clockwork.config import HANDSHAKES_BROKEN_MAX
@@ -41,6 +41,7 @@ class Session:
         self._key_role = keys.role if keys is not None else None
         self._has_key = keys is not None
         self.dealer = transport.dealer(settings.endpoint, keys)
+        self._deliver: Callable[[bytes, Sequence[Frame]], bool] = self.dealer.send
         self.welcomed = False
         self._welcomed_ns = 0
         self._hello_due_ns = 0  # connected, and a hello is to be sent from then on; 0: none
@@ -48,41 +49,52 @@ class Session:
         self._was_up = False
         self._refusals = 0
 
-    def changes(self) -> Iterator[ConnectionEvent]:
-        """Changes of the connection since the last call: UP, DOWN, or REFUSED for good."""
-        for change in self.dealer.changes():
-            if change is ConnectionEvent.UP:
-                log.info("connected to %s", self._endpoint)
-                self._was_up, self._refusals = True, 0
-                yield change
-            elif change is ConnectionEvent.DOWN:
-                if self._was_up:
-                    log.warning("connection to %s lost; trying again", self._endpoint)
-                yield change
-            else:
-                self._refusals += 1
-                is_broken_for_good = (
-                    self._refusals >= HANDSHAKES_BROKEN_MAX and not self._was_up and self._has_key
-                )
-                if change is ConnectionEvent.REFUSED or is_broken_for_good:
-                    hint = "are the keys right (--key)?"
-                    if self._key_role not in (None, Role.WORKER):
-                        hint = f"its key has the role {self._key_role.value} and must have worker (--key)"
-                    log.error("%s refused the connection: %s", self._endpoint, hint)
-                    yield ConnectionEvent.REFUSED
+    def send_by(self, deliver: Callable[[bytes, Sequence[Frame]], bool]) -> None:
+        """Have messages go by native code, which owns the socket from now on."""
+        self._deliver = deliver
+
+    def note(self, event: int, value: int) -> ConnectionEvent | None:
+        """Take an event of the connection's monitor into account. UP, DOWN, or REFUSED for good; None: nothing changes."""
+        change = self.dealer.note(event, value)
+        if change is ConnectionEvent.UP:
+            log.info("connected to %s", self._endpoint)
+            self._was_up, self._refusals = True, 0
+        elif change is ConnectionEvent.DOWN:
+            if self._was_up:
+                log.warning("connection to %s lost; trying again", self._endpoint)
+        elif change is not None:
+            self._refusals += 1
+            is_broken_for_good = (
+                self._refusals >= HANDSHAKES_BROKEN_MAX and not self._was_up and self._has_key
+            )
+            if change is not ConnectionEvent.REFUSED and not is_broken_for_good:
+                return None
+            hint = "are the keys right (--key)?"
+            if self._key_role not in (None, Role.WORKER):
+                hint = f"its key has the role {self._key_role.value} and must have worker (--key)"
+            log.error("%s refused the connection: %s", self._endpoint, hint)
+            return ConnectionEvent.REFUSED
+        return change
 
     def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """False: the controller has let this worker in and takes no more of its messages, so a hello is due."""
-        if self.dealer.send(header, frames) or not self.welcomed:
+        if self._send(header, frames) or not self.welcomed:
             return True
-        log.warning("%s does not take what is sent; starting over", self._endpoint)
+        self.note_unsent()
         return False
+
+    def note_unsent(self) -> None:
+        """The controller takes no more messages."""
+        log.warning("%s does not take what is sent; starting over", self._endpoint)
+
+    def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
+        return self.dealer.is_up and self._deliver(header, frames)
 
     def hello(self, devices: Iterable[DeviceInfo]) -> None:
         """Offer these devices to the controller; their order gives them their indices."""
         fields = [dataclasses.asdict(info) for info in devices]
         hello = WorkerHello(PROTOCOL_VERSION, config.VERSION, self._name, self._epoch, fields)
-        sent = self.dealer.send(codec.encode(hello))
+        sent = self._send(codec.encode(hello))
         self._hello_due_ns = 0 if sent else now_ns()
 
     def is_hello_due(self, now: int) -> bool:

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <new>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -13,12 +14,13 @@
 #include "device/claims.h"
 #include "device/lane.h"
 #include "device/parts.h"
+#include "wire/kinds.h"
 
 namespace clockwork::device {
 
 inline constexpr std::size_t TEXT_BYTES = 512;  // of an error's message, its end included
 
-enum class Kind { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP, RESERVE };
+using Kind = ActionKind;
 
 // A phase of an action: by this machine's clock, and how long it took (by the device's, where that has one).
 struct Span {
@@ -70,6 +72,12 @@ struct Order : Action {
     std::unique_ptr<Keeper> keeper;        // of the bytes of views
     bool revoked = false;                  // while the input lane was at it; guarded by the hub's lock
     bool begun = false;                    // on the device, perhaps while another still runs there
+    // Of whoever ordered it; a device does not look at these:
+    std::uint32_t place = 0;        // which device
+    std::uint32_t slot = 0;         // of what is not answered
+    std::int64_t received_ns = 0;   // in worker time
+    std::int64_t predicted_ns = 0;  // expected_ns as it came
+    bool is_lent = false;           // its inputs came from a client's memory, and its outputs may go there
     Parts parts;
     Room* room = nullptr;  // of the slot that it holds
     Span copy_in;
@@ -88,6 +96,12 @@ struct Order : Action {
         return true;
     }
 };
+
+// An order of a device's own kind; null: there is no memory.
+template <class T>
+T* make_order() noexcept {
+    return new (std::nothrow) T();
+}
 
 // The models that orders may name, by id. Guarded by the hub's lock; each Residency is its owner's.
 class Roster {

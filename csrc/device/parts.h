@@ -122,6 +122,7 @@ struct Parts {
     std::vector<Output> outputs;
     std::vector<std::int64_t> part_ends;  // a row of part_count for each output: where each part ends in the block
     char* block = nullptr;                // the outputs' bytes, of malloc()
+    const char* zeros = nullptr;          // instead of a block: bytes that everybody shares, and nobody frees
     std::int64_t block_bytes = 0;
 
     Parts() = default;
@@ -181,6 +182,27 @@ struct Parts {
                          : symbol >= 0 ? sizes[part * lengths->count + std::size_t(symbol)]
                                        : joined[axis];
         }
+    }
+
+    const char* output_bytes() const { return block != nullptr ? block : zeros; }
+    std::int64_t output_begin(std::size_t output, std::size_t part) const {
+        return part != 0 ? part_ends[output * part_count + part - 1] : outputs[output].begin;
+    }
+    std::int64_t output_end(std::size_t output, std::size_t part) const {
+        return part_ends[output * part_count + part];
+    }
+
+    // The dimensions of one part's share of an output, of which there are RANK_MOST at most; returns how many.
+    int output_shape(std::size_t part, std::size_t index, std::int64_t* dims) const {
+        const Output& output = outputs[index];
+        if (is_cut(index)) {
+            shape_of(part, output.dims, output.rank, lengths->outputs[index], dims);
+        } else {
+            std::copy(output.dims, output.dims + output.rank, dims);
+            if (part_count > 1)
+                dims[0] = rows[part];
+        }
+        return output.rank;
     }
 
     // Whether an output has to be cut back to the parts' sizes.

@@ -12,7 +12,6 @@
 #include <utility>
 #include <vector>
 
-#include "actions/queue.h"
 #include "device/emulated.h"
 #include "random.h"
 #include "recording/recorder.h"
@@ -21,6 +20,7 @@
 #include "scheduler/types.h"
 #include "sim/accounts.h"
 #include "sim/events.h"
+#include "worker/queue.h"
 
 namespace clockwork::sim {
 

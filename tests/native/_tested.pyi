@@ -1,11 +1,12 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from clockwork.config.controller import ConnectionBounds
 from clockwork.controller._values import Interface
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.scheduler.types import Command, Event, ShapeKey
 from clockwork.wire.codec import HeaderFlaw
+from tests.native.queue_events import Action, QueueCommand, QueueEvent
 
 SHARE_WHOLE: int
 BOUNDS: dict[str, int]
@@ -68,3 +69,37 @@ class ClockBounds:
     def to_worker_latest(self, at_ns: int) -> int: ...
     def to_worker_earliest(self, at_ns: int, now_ns: int) -> int: ...
     def to_controller(self, worker_ns: int, now_ns: int) -> int: ...
+
+START_LEAD_NS: int
+
+class ActionQueue:
+    """One device's lanes."""
+
+    def __init__(self, run_ahead: int) -> None: ...
+    def step(self, event: QueueEvent) -> list[QueueCommand]:
+        """What to do now, in order. Afterwards next_wake_ns says when a Due is wanted at the latest."""
+
+    def reset(self) -> list[Action]:
+        """Forget everything, as a new controller epoch begins; returns what was queued."""
+
+    @property
+    def next_wake_ns(self) -> int: ...
+    @property
+    def queued_count(self) -> int: ...
+    @property
+    def started_count(self) -> int: ...
+    def check_invariants(self) -> None:
+        """Raise AssertionError where the books do not balance."""
+
+def run_limits(
+    execution_ns: int, execution_factor: int, load_ns: int, load_factor: int, expected_ns: int
+) -> tuple[int, int]:
+    """The limits of an execution and of a load that were expected to take so long."""
+
+class RunWatch:
+    """Watches a lane; see csrc/worker/watch.h."""
+
+    def __init__(self, gap_ns: int, grace_ns: int = 0) -> None: ...
+    @property
+    def is_busy(self) -> bool: ...
+    def look(self, now: int, action_id: int, limit_ns: int) -> Literal["fine", "end", "stuck"]: ...

@@ -1,5 +1,5 @@
 # distutils: language = c++
-"""Parts of the exchange one by one, for tests: not in the wheel."""
+"""Parts of the exchange and of a worker one by one, for tests: not in the wheel."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
@@ -44,10 +44,12 @@ from clockwork.scheduler._core cimport (
 )
 
 from clockwork.wire._headers cimport CWriter
-from clockwork.wire._messages cimport CActionMessage, CPing, CPong, CResult, CRevoke
+from clockwork.wire._messages cimport CLane, CActionMessage, CPing, CPong, CResult, CRevoke
 
 from clockwork.scheduler.recording import REASONS, encode_event
-from clockwork.wire.messages import Ping, Pong, Result, Revoke
+from clockwork.config import ACTIONS_QUEUED_MAX
+from clockwork.wire.messages import HostDrop, HostFetch, Load, Ping, Pong, Result, Revoke, Status, Unload
+from tests.native.queue_events import Ended, Received, Reject, Revoked, RevokeStarted, Start
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, ModelFault, ModelGone, RequestCancelled, SendDrop, SendFetch, SendInfer,
     SendLoad, SendProfile, SendReserve, SendRevoke, SendUnload, Tick,
@@ -533,3 +535,185 @@ cdef class ClockBounds:
 
     def to_controller(self, int64_t worker_ns, int64_t now_ns):
         return self._bounds.to_controller(worker_ns, now_ns)
+
+
+# ----- of a worker -------------------------------------------------------------------------------
+
+cdef extern from "worker/queue.h" namespace "clockwork" nogil:
+    const int64_t C_START_LEAD_NS "clockwork::START_LEAD_NS"
+
+    cdef enum class QueueOrder(uint8_t):
+        START
+        REJECT_LATE
+        REJECT_REVOKED
+        REJECT_TWICE
+        REJECT_FULL
+        REVOKE_STARTED
+
+    cdef cppclass QueuedAction:
+        uint64_t action_id
+        int64_t earliest_ns
+        int64_t latest_ns
+        CLane lane
+        cbool is_unload
+
+    cdef cppclass QueueCommand:
+        QueueOrder order
+        uint64_t action_id
+        int64_t late_ns
+
+    cdef cppclass CActionQueue "clockwork::ActionQueue":
+        CActionQueue(uint32_t run_ahead, size_t queued_max) except +
+        void received(int64_t now, const QueuedAction &action, vector[QueueCommand] &out) except +
+        void ended(int64_t now, uint64_t action_id, vector[QueueCommand] &out) except +
+        void revoked(int64_t now, uint64_t action_id, vector[QueueCommand] &out) except +
+        void due(int64_t now, vector[QueueCommand] &out) except +
+        vector[uint64_t] reset() except +
+        cbool is_started(uint64_t action_id)
+        int64_t next_wake_ns()
+        size_t queued_count()
+        size_t started_count()
+        void check_invariants() except +AssertionError
+
+START_LEAD_NS = C_START_LEAD_NS
+
+_LATE, _REVOKED, _BROKEN = Status.TOO_LATE, Status.ACTION_CANCELLED, Status.DEVICE_ERROR
+_Load, _Unload, _Received, _Ended, _Revoked = Load, Unload, Received, Ended, Revoked
+_Fetch, _Drop = HostFetch, HostDrop
+
+
+cdef inline uint64_t action_id_of(object action_id):
+    """An id of the wire as 64 bits: ids below zero are as good as any."""
+    return <uint64_t>(action_id & 0xFFFFFFFFFFFFFFFF)
+
+
+cdef class ActionQueue:
+    """One device's lanes."""
+
+    cdef unique_ptr[CActionQueue] _queue
+    cdef dict _actions  # by id: what waits or is with the device
+    cdef vector[QueueCommand] _out
+
+    def __init__(self, run_ahead):
+        if run_ahead < 1:
+            raise ValueError(f"run_ahead of {run_ahead}")
+        self._queue.reset(new CActionQueue(run_ahead, ACTIONS_QUEUED_MAX))
+        self._actions = {}
+
+    def step(self, event):
+        cdef QueuedAction queued
+        cdef int64_t now = event.now_ns
+        cdef object action = None
+        kind = type(event)
+        self._out.clear()
+        if kind is _Received:
+            action = event.action
+            kind = type(action)
+            queued.action_id = action_id_of(action.action_id)
+            queued.earliest_ns = action.earliest_ns
+            queued.latest_ns = action.latest_ns
+            queued.is_unload = kind is _Unload or kind is _Drop
+            if kind is _Load or kind is _Unload:
+                queued.lane = CLane.LOAD
+            elif kind is _Fetch or kind is _Drop:
+                queued.lane = CLane.FETCH
+            else:
+                queued.lane = CLane.EXECUTE
+            self._actions.setdefault(queued.action_id, action)
+            self._queue.get().received(now, queued, self._out)
+        elif kind is _Ended:
+            started = self._queue.get().is_started(action_id_of(event.action_id))
+            self._queue.get().ended(now, action_id_of(event.action_id), self._out)
+            if started:
+                del self._actions[action_id_of(event.action_id)]
+        elif kind is _Revoked:
+            self._queue.get().revoked(now, action_id_of(event.action_id), self._out)
+        else:
+            self._queue.get().due(now, self._out)
+        return self._commands(action)
+
+    cdef list _commands(self, object received):
+        cdef list commands = []
+        cdef QueueCommand one
+        for one in self._out:
+            if one.order == QueueOrder.START:
+                commands.append(Start(self._actions[one.action_id]))
+            elif one.order == QueueOrder.REVOKE_STARTED:
+                commands.append(RevokeStarted(self._actions[one.action_id].action_id))
+            elif one.order == QueueOrder.REJECT_LATE:
+                text = f"its window closed {one.late_ns / 1e6:.3f} ms ago"
+                commands.append(Reject(self._actions.pop(one.action_id), _LATE, text))
+            elif one.order == QueueOrder.REJECT_REVOKED:
+                commands.append(Reject(self._actions.pop(one.action_id), _REVOKED, "the action was revoked"))
+            elif one.order == QueueOrder.REJECT_TWICE:
+                text = f"action {received.action_id} was sent twice"
+                commands.append(Reject(received, _BROKEN, text))
+            else:
+                text = f"{ACTIONS_QUEUED_MAX} actions are queued already"
+                commands.append(Reject(self._actions.pop(one.action_id), _BROKEN, text))
+        return commands
+
+    def reset(self):
+        cdef vector[uint64_t] queued = self._queue.get().reset()
+        cdef dict actions = self._actions
+        self._actions = {}
+        return [actions[action_id] for action_id in queued]
+
+    @property
+    def next_wake_ns(self):
+        return self._queue.get().next_wake_ns()
+
+    @property
+    def queued_count(self):
+        return self._queue.get().queued_count()
+
+    @property
+    def started_count(self):
+        return self._queue.get().started_count()
+
+    def check_invariants(self):
+        self._queue.get().check_invariants()
+        assert len(self._actions) == self.queued_count + self.started_count
+
+
+cdef extern from "worker/watch.h" namespace "clockwork::worker" nogil:
+    cdef enum class CVerdict "clockwork::worker::Verdict"(uint8_t):
+        FINE
+        END
+        STUCK
+
+    cdef cppclass CLimits "clockwork::worker::Limits":
+        int64_t execution_ns, execution_factor, load_ns, load_factor
+        int64_t execution_limit_ns(int64_t expected_ns)
+        int64_t load_limit_ns(int64_t expected_ns)
+
+    cdef cppclass CRunWatch "clockwork::worker::RunWatch":
+        cbool is_busy()
+        CVerdict look(int64_t now, int64_t action_id, int64_t limit_ns, int64_t grace_ns, int64_t gap_ns)
+
+
+def run_limits(int64_t execution_ns, int64_t execution_factor, int64_t load_ns, int64_t load_factor, int64_t expected_ns):
+    """The limits of an execution and of a load that were expected to take so long."""
+    cdef CLimits limits
+    limits.execution_ns, limits.execution_factor = execution_ns, execution_factor
+    limits.load_ns, limits.load_factor = load_ns, load_factor
+    return limits.execution_limit_ns(expected_ns), limits.load_limit_ns(expected_ns)
+
+
+cdef class RunWatch:
+    """Watches a lane; see csrc/worker/watch.h."""
+
+    cdef CRunWatch watch
+    cdef int64_t grace_ns
+    cdef int64_t gap_ns
+
+    def __init__(self, gap_ns, grace_ns=0):
+        self.gap_ns, self.grace_ns = gap_ns, grace_ns
+
+    @property
+    def is_busy(self):
+        return self.watch.is_busy()
+
+    def look(self, int64_t now, int64_t action_id, int64_t limit_ns):
+        """"fine", "end" or "stuck"."""
+        return ("fine", "end", "stuck")[<int>self.watch.look(now, action_id, limit_ns, self.grace_ns, self.gap_ns)]

@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clockwork.actions import ActionQueue, Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
 from clockwork.config.device import STALE_EVENTS_MAX
 from clockwork.device._emulated import Machine
 from clockwork.scheduler import make_scheduler
@@ -45,6 +44,8 @@ from clockwork.scheduler.types import (
     WorkerLeft,
 )
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Reserve, Status, Unload
+from tests.native._tested import ActionQueue
+from tests.native.queue_events import Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 PAGE_BYTES = 1 << 20

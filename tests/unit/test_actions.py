@@ -6,19 +6,10 @@ import random
 
 import pytest
 
-from clockwork.actions import (
-    START_LEAD_NS,
-    ActionQueue,
-    Due,
-    Ended,
-    Received,
-    Reject,
-    Revoked,
-    RevokeStarted,
-    Start,
-)
 from clockwork.config import ACTIONS_QUEUED_MAX
 from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
+from tests.native._tested import START_LEAD_NS, ActionQueue
+from tests.native.queue_events import Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
 
 MS = 1_000_000
 

@@ -269,7 +269,7 @@ def test_failures_take_their_time_and_keep_nothing(make: Any) -> None:
     model = bench.prepare()
     statuses = []
     for index in range(200):
-        if not bench.group.machine.is_resident(model):
+        if not bench.group.fleet.is_resident(model):
             bench.load(model)
         else:
             bench.infer(model)
@@ -303,7 +303,7 @@ def test_devices_share_models_and_nothing_else(make: Any) -> None:
         bench.group.forget(model)
     bench.devices[0].start_unload(Unload(50, 0, model, 1, 0, NEVER_NS, 0))
     bench.group.forget(model)
-    assert bench.group.models == {}
+    assert not bench.group.models
 
 
 def test_a_profile_action_takes_as_long_as_an_inference(make: Any) -> None:
@@ -336,7 +336,7 @@ def test_what_is_revoked_leaves_nothing_behind(make: Any) -> None:
         # Something earlier in the heap keeps what is behind it from being cleared away by itself.
         if count == 0:
             bench.load(bench.prepare(), pages=(4, 5))
-    assert bench.group.machine.event_count <= STALE_EVENTS_MAX + 6
+    assert bench.group.fleet.event_count <= STALE_EVENTS_MAX + 6
 
 
 # ----- the real clock -------------------------------------------------------------------------
@@ -476,7 +476,7 @@ def test_the_host_store_believes_nothing(make: Any) -> None:
     for device in bench.devices:
         device.reset()
     bench.group.forget(second)
-    assert bench.group.machine.host_bytes == 0
+    assert bench.group.fleet.host_bytes == 0
 
 
 def test_a_fetch_into_a_store_that_was_cleared_leaves_nothing_in_it(make: Any) -> None:
@@ -488,7 +488,7 @@ def test_a_fetch_into_a_store_that_was_cleared_leaves_nothing_in_it(make: Any) -
     assert done.action_id == 99
     bench.load(model)
     (done,) = bench.at(2 * SECOND)
-    assert (done.status, bench.group.machine.host_bytes) == (Status.NOT_RESIDENT, 0)
+    assert (done.status, bench.group.fleet.host_bytes) == (Status.NOT_RESIDENT, 0)
     bench.group.forget(model)
 
 

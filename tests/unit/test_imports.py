@@ -25,7 +25,6 @@ MAY_IMPORT = {
     "wire": ["base", "system"],
     "web": ["base"],
     "scheduler": ["base", "wire"],
-    "actions": ["base", "wire"],
     "observe": ["base", "system", "wire", "web", "scheduler"],
     "formats": ["base", "system", "wire", "scheduler"],
     "device": ["base", "system", "wire", "formats"],
@@ -36,9 +35,9 @@ MAY_IMPORT = {
     "protocol": ["base", "wire"],
     "repository": ["base", "system", "wire", "formats", "models", "client", "sources", "protocol"],
     "controller": ["base", "system", "wire", "scheduler", "formats"],
-    "worker": ["base", "system", "wire", "actions", "formats", "device", "models"],
+    "worker": ["base", "system", "wire", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
-    "sim": ["base", "system", "wire", "scheduler", "observe", "actions", "formats", "workloads", "device"],
+    "sim": ["base", "system", "wire", "scheduler", "observe", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
     "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "repository", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
@@ -65,7 +64,7 @@ LOOSE = {
     "config": "base",
 }
 
-PURE = ["scheduler", "actions", "web"]
+PURE = ["scheduler", "web"]
 IMPURE_MODULES = {
     "asyncio", "concurrent", "multiprocessing", "os", "pathlib", "select", "signal", "socket", "subprocess",
     "threading", "time", "clockwork.system", "clockwork.wire.tensors", "clockwork.wire.codec", "clockwork.wire.keys",
@@ -100,7 +99,7 @@ CONTROLLER = [
 ]
 """The folders of the controller and the modules beside them; each imports those of earlier lines alone."""
 
-NO_SOCKETS = ["scheduler", "actions", "formats", "workloads", "device", "models", "sim"]
+NO_SOCKETS = ["scheduler", "formats", "workloads", "device", "models", "sim"]
 """Rooms that import nothing of wire's which opens a socket."""
 
 ONLY_IN = {

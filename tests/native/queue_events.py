@@ -1,4 +1,4 @@
-"""What the action queue is told, and what it says to do: fixed, typed records. Times are of the worker's clock."""
+"""Events and commands of a worker's action queue (csrc/worker/queue.h) as typed records. Times are of the worker's clock."""
 
 from __future__ import annotations
 

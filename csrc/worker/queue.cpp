@@ -1,4 +1,4 @@
-#include "actions/queue.h"
+#include "worker/queue.h"
 
 #include <algorithm>
 #include <stdexcept>

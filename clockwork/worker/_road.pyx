@@ -1,0 +1,427 @@
+# distutils: language = c++
+"""The native road of actions (csrc/worker/road.h) in Python's terms."""
+
+from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libcpp cimport bool as cbool
+from libcpp.deque cimport deque
+from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
+from libcpp.string cimport string
+from libcpp.string_view cimport string_view
+from libcpp.utility cimport move
+from libcpp.vector cimport vector
+
+from clockwork.device._orders cimport Keeper, Order, Outlet, Port, completion_of
+from clockwork.wire._messages cimport CStatus
+from clockwork.wire._zmq cimport Functions, clockwork_zmq_api
+
+from clockwork.device.base import TensorView
+
+cdef extern from "wire/dealer.h" namespace "clockwork" nogil:
+    cppclass DealerSocket:
+        DealerSocket(void* socket, void* monitor)
+
+cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
+    cppclass Clock:
+        int64_t epoch_ns
+        int64_t offset_ns
+        int64_t drift_ppb
+
+    cppclass Limits:
+        int64_t execution_ns, execution_factor, grace_ns, load_ns, load_factor, reservation_ns, check_ns, gap_ns
+        int64_t interval_ns
+
+    cppclass RoadBounds:
+        Limits limits
+        size_t messages_per_turn, frames_per_message, queued_actions, notice_bytes, copied_frame_bytes, jitter_window
+
+    enum NoticeKind "clockwork::worker::Notice::Kind":
+        pass
+
+    cppclass Notice:
+        NoticeKind kind
+        int64_t number
+        int64_t value
+        int64_t now_ns
+        vector[string] frames
+        string text
+        Order* order
+
+    cppclass DeclaredOutput "clockwork::worker::Declared::Output":
+        int dtype
+        vector[int64_t] dims
+        cbool is_any_shape
+
+    cppclass Declared:
+        vector[DeclaredOutput] outputs
+        cbool verified
+        cbool batches
+        int64_t strings_max
+        int64_t output_bytes_max
+
+    cppclass Outcome "clockwork::worker::Road::Outcome":
+        int64_t action_id
+        CStatus status
+        string text
+
+    cppclass DeviceCounts "clockwork::worker::Road::DeviceCounts":
+        size_t queued
+        size_t started
+
+    cppclass Received "clockwork::worker::Road::Received":
+        uint64_t bytes
+        uint64_t frames
+        cbool is_drained
+
+    cppclass CRoad "clockwork::worker::Road":
+        CRoad(const DealerSocket& socket, vector[int] socket_fds, const Clock& clock, const RoadBounds& bounds) except +OSError
+        void add_device(const Port& port, uint32_t run_ahead) except +
+        void add_outlet(const Outlet& outlet) except +
+        void start() except +
+        void stop() except +
+        void serve(cbool serves) except +
+        cbool send(string_view header, const vector[string_view]& frames) except +
+        void renumber(const vector[uint32_t]& kept) except +
+        void reset() except +
+        void cancel(const Outcome& outcome) except +
+        void drain() except +
+        void model_ready(int64_t model_id, shared_ptr[const Declared] declared) except +
+        void model_gone(int64_t model_id, string_view absence) except +
+        void model_whole(int64_t model_id) except +
+        cbool deliver(const vector[string_view]& frames, int64_t now) except +
+        void receive_copied(string_view header, const vector[string_view]& views, unique_ptr[Keeper] keeper,
+                            int64_t now) except +
+        void release(Order* order) except +
+        cbool holds(int64_t action_id) except +
+        void lost(uint32_t device) except +
+        int notice_fd()
+        deque[Notice] take_notices() except +
+        size_t count() except +
+        DeviceCounts counts(uint32_t device) except +
+        int64_t jitter_p99_ns() except +
+        Received take_received() except +
+
+cdef extern from *:
+    """
+    #include <deque>
+    #include <memory>
+    #include <mutex>
+    #include "worker/road.h"
+
+    namespace clockwork::worker {
+    // Buffers whose orders have ended on a thread that may not let them go: Python does.
+    inline std::mutex spent_mutex;
+    inline std::vector<std::unique_ptr<std::deque<Py_buffer>>> spent;
+
+    struct Lent : device::Keeper {
+        std::unique_ptr<std::deque<Py_buffer>> buffers = std::make_unique<std::deque<Py_buffer>>();
+
+        ~Lent() override {
+            std::lock_guard<std::mutex> held(spent_mutex);
+            spent.push_back(std::move(buffers));
+        }
+    };
+
+    inline void set_zmq(const void* table) { clockwork::zmq = static_cast<const clockwork_zmq_api*>(table); }
+
+    inline void release_spent() {
+        std::vector<std::unique_ptr<std::deque<Py_buffer>>> found;
+        {
+            std::lock_guard<std::mutex> held(spent_mutex);
+            found.swap(spent);
+        }
+        for (auto& buffers : found)
+            for (Py_buffer& buffer : *buffers)
+                PyBuffer_Release(&buffer);
+    }
+    }
+    """
+    cppclass Lent "clockwork::worker::Lent"(Keeper):
+        Lent() except +
+        unique_ptr[deque[Py_buffer]] buffers
+    void set_zmq "clockwork::worker::set_zmq"(const void* table)
+    void release_spent "clockwork::worker::release_spent"()
+
+MESSAGE, NEWS, SHARED, ENDED, CHECK, FAULT, STUCK, REVOKE, TWICE, UNSENT, DRAINED, FAILED = range(12)
+
+
+cdef inline string_view view_of(bytes data):
+    return string_view(<const char*>data, len(data))
+
+
+cdef class _Buffers:
+    """Frames of any bytes-like kind, pinned."""
+
+    cdef deque[Py_buffer] pinned
+    cdef vector[string_view] views
+
+    cdef int pin(self, frames) except -1:
+        cdef Py_buffer* buffer
+        for frame in frames:
+            self.pinned.emplace_back()
+            buffer = &self.pinned.back()
+            try:
+                PyObject_GetBuffer(frame, buffer, PyBUF_SIMPLE)
+            except BaseException:
+                self.pinned.pop_back()
+                raise
+            self.views.push_back(string_view(<const char*>buffer.buf, buffer.len))
+        return 0
+
+    def __dealloc__(self):
+        cdef size_t place
+        for place in range(self.pinned.size()):
+            PyBuffer_Release(&self.pinned[place])
+
+
+cdef class Ended:
+    """An INFER that has ended on its device and whose result is Python's to make; close() frees it."""
+
+    cdef Order* order
+    cdef Road road
+    cdef readonly object completion
+    cdef readonly list inputs  # of each part, without their bytes
+    cdef readonly int64_t received_ns
+    cdef readonly int64_t model_id
+
+    def close(self):
+        cdef Order* order = self.order
+        self.order = NULL
+        if order != NULL:
+            self.road.road.get().release(order)
+
+    def __dealloc__(self):
+        self.close()
+
+
+cdef class Road:
+    """See csrc/worker/road.h. Any thread may call the methods; start() and stop() are for one."""
+
+    cdef unique_ptr[CRoad] road
+    cdef object functions
+    cdef list drivers  # what ports and outlets belong to
+
+    def __init__(self, Functions functions not None, uintptr_t socket, uintptr_t monitor, filenos, clock, *, limits, **bounds):
+        cdef Clock worker_clock
+        cdef RoadBounds given
+        cdef vector[int] fds = filenos
+        set_zmq(functions.table)
+        self.functions = functions
+        self.drivers = []
+        worker_clock.epoch_ns, worker_clock.offset_ns, worker_clock.drift_ppb = clock
+        given.limits.execution_ns, given.limits.execution_factor = limits["execution_ns"], limits["execution_factor"]
+        given.limits.grace_ns, given.limits.load_ns = limits["grace_ns"], limits["load_ns"]
+        given.limits.load_factor, given.limits.reservation_ns = limits["load_factor"], limits["reservation_ns"]
+        given.limits.check_ns, given.limits.gap_ns = limits["check_ns"], limits["gap_ns"]
+        given.limits.interval_ns = limits["interval_ns"]
+        given.messages_per_turn, given.frames_per_message = bounds["messages_per_turn"], bounds["frames_per_message"]
+        given.queued_actions, given.notice_bytes = bounds["queued_actions"], bounds["notice_bytes"]
+        given.copied_frame_bytes, given.jitter_window = bounds["copied_frame_bytes"], bounds["jitter_window"]
+        self.road.reset(new CRoad(DealerSocket(<void*>socket, <void*>monitor), fds, worker_clock, given))
+
+    def add_device(self, port, uint32_t run_ahead):
+        """port: a capsule of the device's. Before start()."""
+        self.drivers.append(port)
+        self.road.get().add_device((<Port*>PyCapsule_GetPointer(port, b"clockwork.Port"))[0], run_ahead)
+
+    def add_outlet(self, outlet):
+        """outlet: a capsule. Before start()."""
+        self.drivers.append(outlet)
+        self.road.get().add_outlet((<Outlet*>PyCapsule_GetPointer(outlet, b"clockwork.Outlet"))[0])
+
+    def start(self):
+        self.road.get().start()
+
+    def stop(self):
+        """Nothing is received or answered any more. Devices may be closed from then on."""
+        with nogil:
+            self.road.get().stop()
+        release_spent()
+
+    def fileno(self):
+        """Readable while take() has something."""
+        return self.road.get().notice_fd()
+
+    def take(self):
+        """What there is to do: (kind, number, value, when it came, frames or text or an Ended)."""
+        cdef deque[Notice] notices
+        cdef size_t place, index
+        cdef Notice* one
+        cdef list found = []
+        cdef object rest
+        with nogil:
+            notices = self.road.get().take_notices()
+        release_spent()
+        for place in range(notices.size()):
+            one = &notices[place]
+            if one.order != NULL:
+                rest = self.ended(one.order)
+            elif one.frames.empty():
+                rest = one.text.decode(errors="replace")
+            else:
+                rest = [PyBytes_FromStringAndSize(one.frames[index].data(), one.frames[index].size())
+                        for index in range(one.frames.size())]
+            found.append((<int>one.kind, one.number, one.value, one.now_ns, rest))
+        return found
+
+    cdef Ended ended(self, Order* order):
+        cdef Ended one = Ended.__new__(Ended)
+        cdef size_t part, index, at = 0
+        cdef int axis
+        one.order, one.road = order, self
+        one.received_ns, one.model_id = order.received_ns, order.model_id
+        one.inputs = []
+        for part in range(order.views.counts.size()):
+            row = []
+            for index in range(order.views.counts[part]):
+                shape = tuple([order.views.dims[order.views.tensors[at].first + axis]
+                               for axis in range(order.views.tensors[at].rank)])
+                row.append(TensorView(order.views.tensors[at].dtype, shape, b""))
+                at += 1
+            one.inputs.append(row)
+        one.completion = completion_of(order)
+        return one
+
+    # ----- the session
+
+    def serve(self, bint serves):
+        """Whether actions are taken."""
+        with nogil:
+            self.road.get().serve(serves)
+
+    def send(self, bytes header, frames=()):
+        """False: the connection's queue is full."""
+        cdef _Buffers buffers = _Buffers()
+        cdef string_view head = view_of(header)
+        cdef bint sent
+        buffers.pin(frames)
+        with nogil:
+            sent = self.road.get().send(head, buffers.views)
+        return sent
+
+    def renumber(self, kept):
+        """kept: of the devices that go on, the numbers of add_device(), in order."""
+        cdef vector[uint32_t] numbers = kept
+        with nogil:
+            self.road.get().renumber(numbers)
+
+    def reset(self):
+        """Forget every action."""
+        with nogil:
+            self.road.get().reset()
+
+    def cancel(self, int64_t action_id=0, status=0, str text=""):
+        """Answer every action as cancelled, but for one with this outcome, and refuse all that come."""
+        cdef Outcome outcome
+        outcome.action_id, outcome.status, outcome.text = action_id, <CStatus><uint8_t>status, text.encode()
+        with nogil:
+            self.road.get().cancel(outcome)
+
+    def drain(self):
+        """Have DRAINED be told once nothing is held."""
+        with nogil:
+            self.road.get().drain()
+
+    # ----- models
+
+    def model_ready(self, int64_t model_id, outputs, bint verified, bint batches, int64_t strings_max,
+                    int64_t output_bytes_max):
+        """outputs: (dtype, dimensions with -1 for any, or None for any shape) each."""
+        cdef shared_ptr[Declared] declared = make_shared[Declared]()
+        cdef DeclaredOutput output
+        for dtype, dims in outputs:
+            output.dtype, output.is_any_shape = dtype, dims is None
+            output.dims = dims or []
+            declared.get().outputs.push_back(output)
+        declared.get().verified, declared.get().batches = verified, batches
+        declared.get().strings_max, declared.get().output_bytes_max = strings_max, output_bytes_max
+        with nogil:
+            self.road.get().model_ready(model_id, <shared_ptr[const Declared]>declared)
+
+    def model_gone(self, int64_t model_id, str absence=""):
+        """absence: why actions may not name it; "": it is not known."""
+        cdef bytes text = absence.encode()
+        cdef string_view view = view_of(text)
+        with nogil:
+            self.road.get().model_gone(model_id, view)
+
+    def model_whole(self, int64_t model_id):
+        """Its stored bytes are whole."""
+        with nogil:
+            self.road.get().model_whole(model_id)
+
+    # ----- actions
+
+    def deliver(self, frames, int64_t now):
+        """Take an action that came before the session began. False: it is no action."""
+        cdef _Buffers buffers = _Buffers()
+        cdef bint done
+        buffers.pin(frames)
+        with nogil:
+            done = self.road.get().deliver(buffers.views, now)
+        return done
+
+    def receive_copied(self, bytes header, tensors, int64_t now):
+        """Queue an INFER whose inputs were copied. tensors: the bytes of all of them, in order."""
+        cdef Lent* lent = new Lent()
+        cdef unique_ptr[Keeper] keeper
+        cdef vector[string_view] views
+        cdef Py_buffer* buffer
+        cdef string_view head = view_of(header)
+        keeper.reset(lent)
+        for data in tensors:
+            lent.buffers.get().emplace_back()
+            buffer = &lent.buffers.get().back()
+            try:
+                PyObject_GetBuffer(data, buffer, PyBUF_SIMPLE)
+            except BaseException:
+                lent.buffers.get().pop_back()
+                raise
+            views.push_back(string_view(<const char*>buffer.buf, buffer.len))
+        with nogil:
+            self.road.get().receive_copied(head, views, move(keeper), now)
+
+    def holds(self, int64_t action_id):
+        """Whether an action has been received and not answered."""
+        cdef bint held
+        with nogil:
+            held = self.road.get().holds(action_id)
+        return held
+
+    def lost(self, uint32_t device):
+        """A device's fault was told: its orders are answered again. device: the number of add_device()."""
+        with nogil:
+            self.road.get().lost(device)
+
+    # ----- what it tells
+
+    @property
+    def count(self):
+        """Actions that have not been answered."""
+        cdef size_t count
+        with nogil:
+            count = self.road.get().count()
+        return count
+
+    def counts(self, uint32_t device):
+        """Actions of a device that wait, and that it was given."""
+        cdef DeviceCounts counts
+        with nogil:
+            counts = self.road.get().counts(device)
+        return counts.queued, counts.started
+
+    def jitter_p99_ns(self):
+        """The 99th percentile of the lateness of timed waits."""
+        cdef int64_t late
+        with nogil:
+            late = self.road.get().jitter_p99_ns()
+        return late
+
+    def take_received(self):
+        """(bytes, frames, whether at some time none was left) of what was received since the last call."""
+        cdef Received received
+        with nogil:
+            received = self.road.get().take_received()
+        return received.bytes, received.frames, received.is_drained

@@ -1,0 +1,340 @@
+"""INFERs whose inputs lie in a client's memory, or whose outputs may be written there; see worker/memory.py.
+
+All other actions pass through the native road (csrc/worker/road.h) alone. The road hands over an INFER that refers to a
+client's memory, takes it back once its inputs have been copied, and hands over its end. Everything here belongs to the
+loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from clockwork.config.worker import ROOM_WAIT_BYTE_NS, ROOM_WAIT_NS
+from clockwork.device.base import Completion, TensorView
+from clockwork.errors import InvalidInput
+from clockwork.system.clock import now_ns
+from clockwork.system.copies import Copies, Copy
+from clockwork.wire import codec
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.messages import NEVER_NS, Infer, Phase, Result, Status, TensorRef
+from clockwork.wire.shared import PLACE, SHARED
+from clockwork.wire.transport import Frame
+from clockwork.worker.clock import WorkerClock
+from clockwork.worker.given import Given
+from clockwork.worker.memory import Room, views
+from clockwork.worker.snapshots import Snapshots
+
+log = logging.getLogger("clockwork.worker")
+
+Answer: TypeAlias = tuple[bytes, Sequence[Frame]]
+"""The header and frames of a Result."""
+
+Rooms: TypeAlias = Sequence[Room | None]
+
+CANCELLED_TEXT = "the worker ends because of another action"
+
+NO_PHASE: Phase = [0, 0, 0]
+
+
+class EndedInfer(Protocol):
+    """An INFER that has ended on its device; see worker/_road.pyi."""
+
+    completion: Completion
+    inputs: list[list[TensorView]]
+    received_ns: int
+    model_id: int
+
+    def close(self) -> None: ...
+
+
+class Road(Protocol):
+    """The part of the road that takes INFERs back."""
+
+    def receive_copied(self, header: bytes, tensors: Sequence[object], now: int) -> None: ...
+
+    def holds(self, action_id: int) -> bool: ...
+
+
+class Outcome(NamedTuple):
+    """How an action ends that another action takes along."""
+
+    action_id: int
+    status: Status
+    text: str
+
+
+class _Copying:
+    """An INFER for which something is copied from or to clients' memory."""
+
+    __slots__ = ("copies", "due_ns")
+
+    def __init__(self, due_ns: int) -> None:
+        self.due_ns = due_ns  # when it is answered although copies are under way
+        self.copies: list[Copy] = []  # that have not ended
+
+
+class _Arriving(_Copying):
+    """Its inputs are copied; due when its window closes."""
+
+    __slots__ = ("action_id", "header", "parts", "rooms")
+
+    def __init__(
+        self, action_id: int, header: bytes, parts: list[list[TensorView]], rooms: Rooms, due_ns: int
+    ) -> None:
+        super().__init__(due_ns)
+        self.action_id = action_id
+        self.header = header
+        self.parts = parts
+        self.rooms = rooms
+
+
+class _Leaving(_Copying):
+    """It has ended on its device, and its outputs are copied."""
+
+    __slots__ = ("completion", "places", "received_ns")
+
+    def __init__(self, completion: Completion, received_ns: int, due_ns: int) -> None:
+        super().__init__(due_ns)
+        self.completion = completion
+        self.received_ns = received_ns
+        # In the room of each part, as soon as they have been written there.
+        self.places: list[Sequence[int]] = [()] * len(completion.parts)
+
+
+class Lending:
+    """INFERs between clients' memory and the road. given: what each ready model declares."""
+
+    def __init__(
+        self,
+        road: Road,
+        given: dict[int, Given],
+        clock: WorkerClock,
+        complaints: Complaints,
+        copies: Copies,
+    ) -> None:
+        self._road = road
+        self._given = given
+        self._clock = clock
+        self._complaints = complaints
+        self._copies = copies
+        self._snapshots = Snapshots()
+        self._arriving: dict[int, _Arriving] = {}
+        self._leaving: dict[int, _Leaving] = {}
+        self._rooms: dict[int, Rooms] = {}  # of INFERs that the road has; tidy() drops those that it refused
+        self._is_cancelled = False
+
+    @property
+    def count(self) -> int:
+        """INFERs that have not been answered, beside those of the road."""
+        return len(self._arriving) + len(self._leaving)
+
+    def holds(self, action_id: int) -> bool:
+        """Whether this action is among them."""
+        return action_id in self._arriving or action_id in self._leaving
+
+    @property
+    def due_ns(self) -> int:
+        """When run_due() has something to do."""
+        due_ns = NEVER_NS
+        for copying in (self._arriving, self._leaving):
+            for one in copying.values():
+                due_ns = min(due_ns, one.due_ns)
+        return due_ns
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of inputs from clients' memory that are held."""
+        return self._snapshots.used_bytes
+
+    def reset(self) -> None:
+        """Drop every action: the controller has given them up as well."""
+        for arriving in self._arriving.values():
+            self._drop(arriving)
+        for leaving in self._leaving.values():
+            self._drop(leaving)
+        self._arriving.clear()
+        self._leaving.clear()
+        self._rooms.clear()
+
+    def cancel(self, outcome: Outcome) -> list[Answer]:
+        """End every action for good, with its outcome or as cancelled; actions that come later are cancelled, too."""
+        self._is_cancelled = True
+        received_ns = self._clock.to_worker(now_ns())
+        answers = [
+            refusal(outcome.action_id, outcome.status, outcome.text, received_ns)
+            if action_id == outcome.action_id
+            else refusal(action_id, Status.ACTION_CANCELLED, CANCELLED_TEXT, received_ns)
+            for action_id in self._arriving
+        ]
+        answers += [self._result(leaving) for leaving in self._leaving.values()]
+        self.reset()
+        return answers
+
+    # ----- events ------------------------------------------------------------------------------
+
+    def begin(self, action: Infer, frames: list[Frame], now: int) -> list[Answer]:
+        """Have the inputs copied that lie in clients' memory. frames: of the message."""
+        if self.holds(action.action_id) or self._road.holds(action.action_id):
+            log_twice(action.action_id)
+            return []
+        received_ns = self._clock.to_worker(now)
+        if self._is_cancelled:
+            return [refusal(action.action_id, Status.ACTION_CANCELLED, CANCELLED_TEXT, received_ns)]
+        arriving: _Arriving | None = None
+        try:
+            parts, shared = views(action.parts, frames)
+            rooms = [inputs.room if inputs is not None else None for inputs in shared]
+            due_ns = self._clock.to_machine(action.latest_ns)
+            arriving = _Arriving(action.action_id, frames[0], parts, rooms if any(rooms) else (), due_ns)
+            for inputs in shared:
+                if inputs is not None:
+                    work = inputs.read(self._snapshots)
+                    arriving.copies.append(self._copies.submit(inputs.process, work, (arriving, 0, ())))
+        except InvalidInput as error:
+            if arriving is not None:
+                self._drop(arriving)
+            return [refusal(action.action_id, Status.INVALID_INPUT, str(error), received_ns)]
+        self._arriving[action.action_id] = arriving
+        return []
+
+    def take_copies(self, now: int) -> list[Answer]:
+        """Go on with the actions whose copies have ended."""
+        answers: list[Answer] = []
+        for copy in self._copies.ended():
+            if copy.is_dropped:
+                continue
+            copying, part, places = copy.subject
+            copying.copies.remove(copy)
+            if copy.error is not None and not isinstance(copy.error, InvalidInput):
+                self._complaints.note(
+                    "failed", now, "failed to copy from or to a client's memory", copy.error
+                )
+            if type(copying) is _Leaving:
+                if copy.error is None:
+                    copying.places[part] = places
+                if not copying.copies:
+                    del self._leaving[copying.completion.action_id]
+                    answers.append(self._result(copying))
+            elif copy.error is not None:
+                is_theirs = isinstance(copy.error, InvalidInput)
+                status = Status.INVALID_INPUT if is_theirs else Status.DEVICE_ERROR
+                text = str(copy.error) if is_theirs else "the worker failed to copy an input"
+                answers.append(self._refuse(copying, status, text, now))
+            elif not copying.copies:
+                del self._arriving[copying.action_id]
+                if copying.rooms:
+                    self._rooms[copying.action_id] = copying.rooms
+                tensors = [view.data for row in copying.parts for view in row]
+                self._road.receive_copied(copying.header, tensors, now)
+        return answers
+
+    def revoke(self, action_id: int, now: int) -> list[Answer]:
+        """Drop an action whose inputs are being copied, if there is such an action."""
+        arriving = self._arriving.get(action_id)
+        if arriving is None:
+            return []
+        return [self._refuse(arriving, Status.ACTION_CANCELLED, "the action was revoked", now)]
+
+    def ended(self, infer: EndedInfer, now: int) -> list[Answer]:
+        """Answer an INFER that has ended on its device, as a failure if its outputs contradict the model. What of them
+        fits into its clients' rooms is being written there first."""
+        completion = infer.completion
+        given = self._given.get(infer.model_id)
+        if given is not None and completion.parts:
+            why = given.contradicted_by(completion.parts, infer.inputs)
+            if why:
+                completion = completion._replace(status=Status.EXECUTION_FAILED, text=why, parts=[])
+        leaving = _Leaving(completion, infer.received_ns, now + ROOM_WAIT_NS)
+        for part, (room, outputs) in enumerate(
+            zip(self._rooms.pop(completion.action_id, ()), completion.parts)
+        ):
+            if room is None or not any(places := room.places(outputs)):
+                continue
+            # Not in turn with the client's inputs: a write waits for a lock that the owner may hold, and a read does not.
+            try:
+                copy = self._copies.submit(
+                    ~room.process, room.write(outputs, places), (leaving, part, places)
+                )
+            except InvalidInput:  # too much is being copied: the outputs are sent
+                continue
+            leaving.copies.append(copy)
+            written = sum(memoryview(data).nbytes for (_, _, data), place in zip(outputs, places) if place)
+            leaving.due_ns += ROOM_WAIT_BYTE_NS * written
+        infer.close()
+        if not leaving.copies:
+            return [self._result(leaving)]
+        self._leaving[completion.action_id] = leaving
+        return []
+
+    def run_due(self, now: int) -> list[Answer]:
+        """Answer what has waited for copies long enough."""
+        answers: list[Answer] = []
+        for arriving in [one for one in self._arriving.values() if one.due_ns <= now]:
+            text = "its window closed while its inputs were copied from a client's memory"
+            answers.append(self._refuse(arriving, Status.TOO_LATE, text, now))
+        for leaving in [one for one in self._leaving.values() if one.due_ns <= now]:
+            del self._leaving[leaving.completion.action_id]
+            self._drop(leaving)
+            answers.append(self._result(leaving))
+        return answers
+
+    def tidy(self, now: int) -> None:
+        """Give back memory that has not been used for a while."""
+        self._snapshots.tidy(now)
+        for action_id in [one for one in self._rooms if not self._road.holds(one)]:
+            del self._rooms[action_id]
+
+    # ----- inside ------------------------------------------------------------------------------
+
+    def _drop(self, copying: _Copying) -> None:
+        """Wait for an action's copies no longer."""
+        for copy in copying.copies:
+            self._copies.drop(copy)
+        copying.copies.clear()  # each refers to the action: such a circle would wait for the collector
+
+    def _refuse(self, arriving: _Arriving, status: Status, text: str, now: int) -> Answer:
+        """End an action whose inputs are being copied."""
+        del self._arriving[arriving.action_id]
+        self._drop(arriving)
+        return refusal(arriving.action_id, status, text, self._clock.to_worker(now))
+
+    def _result(self, leaving: _Leaving) -> Answer:
+        """The result of an action that has ended on its device: outputs that have been written to their client's memory by
+        their places, all others by their bytes."""
+        completion = leaving.completion
+        frames: list[Frame] = []
+        parts: list[list[TensorRef]] = []
+        for places, part in zip(leaving.places, completion.parts):
+            refs: list[TensorRef] = []
+            for index, (dtype, shape, data) in enumerate(part):
+                if places and places[index]:
+                    refs.append([dtype | SHARED, shape, len(frames)])
+                    frames.append(PLACE.pack(places[index], memoryview(data).nbytes))
+                else:
+                    refs.append([dtype, shape, len(frames)])
+                    frames.append(data)
+            parts.append(refs)
+        phase = self._clock.phase
+        result = Result(
+            completion.action_id,
+            completion.status,
+            completion.text,
+            leaving.received_ns,
+            phase(completion.copy_in),
+            phase(completion.execute),
+            phase(completion.copy_out),
+            parts,
+        )
+        return codec.encode(result), frames
+
+
+def log_twice(action_id: int) -> None:
+    """Say that an action came a second time."""
+    log.warning("action %d was sent twice; the second is dropped", action_id)
+
+
+def refusal(action_id: int, status: Status, text: str, received_ns: int) -> Answer:
+    """The result of an action that did not reach its device."""
+    return codec.encode(Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])), ()

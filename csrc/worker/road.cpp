@@ -1,0 +1,919 @@
+#include "worker/road.h"
+
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "device/join.h"
+
+namespace clockwork::worker {
+
+namespace {
+
+using device::Kind;
+using device::now_ns;
+using device::Order;
+
+constexpr std::string_view REVOKED_TEXT = "the action was revoked";
+constexpr std::string_view CANCELLED_TEXT = "the worker ends because of another action";
+constexpr std::int64_t STRING = 8;  // ONNX's code
+
+// Added to the dtype of a tensor whose frame says where in its client's memory it lies: wire/shared.py.
+constexpr std::int64_t SHARED = 1 << 28;
+
+// The frames of a message, of which an order's inputs are views.
+struct Frames : device::Keeper {
+    std::vector<Frame> frames;
+};
+
+// The outputs of an order, for as long as libzmq has frames of them.
+struct SharedBlock {
+    explicit SharedBlock(char* data, int uses) : data(data), uses(uses) {}
+    ~SharedBlock() { std::free(data); }
+
+    char* data;
+    std::atomic<int> uses;
+
+    static void let_go(void*, void* hint) {
+        SharedBlock* block = static_cast<SharedBlock*>(hint);
+        if (block->uses.fetch_sub(1) == 1)
+            delete block;
+    }
+};
+
+void nothing_to_free(void*, void*) {}
+
+bool is_ordered_by_model(Kind kind) {
+    return kind == Kind::LOAD || kind == Kind::UNLOAD || kind == Kind::FETCH || kind == Kind::DROP;
+}
+
+bool reads_store(Kind kind) { return kind == Kind::LOAD || kind == Kind::FETCH; }
+
+void signal_fd(int fd) {
+    const std::uint64_t count = 1;
+    if (write(fd, &count, sizeof count) < 0) {
+        // It is readable already.
+    }
+}
+
+void clear_fd(int fd) {
+    std::uint64_t count = 0;
+    if (read(fd, &count, sizeof count) < 0) {
+        // It was not.
+    }
+}
+
+std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
+
+std::string format(const char* text, ...) {
+    char buffer[200];
+    va_list arguments;
+    va_start(arguments, text);
+    std::vsnprintf(buffer, sizeof buffer, text, arguments);
+    va_end(arguments);
+    return buffer;
+}
+
+}  // namespace
+
+Road::Held::Held(Road& road) : road_(road) {
+    road.waiting_.fetch_add(1);
+    road.mutex_.lock();
+    road.waiting_.fetch_sub(1);
+}
+
+Road::Held::~Held() { road_.mutex_.unlock(); }
+
+Road::Road(const DealerSocket& socket, std::vector<int> socket_fds, const Clock& clock, const RoadBounds& bounds)
+    : socket_(socket),
+      clock_(clock),
+      bounds_(bounds),
+      wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      notice_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+    if (wake_fd_ < 0 || notice_fd_ < 0)
+        throw std::system_error(errno, std::generic_category(), "cannot make an eventfd");
+    for (int fd : socket_fds)
+        descriptors_.push_back({fd, POLLIN, 0});
+    wake_place_ = descriptors_.size();
+    descriptors_.push_back({wake_fd_, POLLIN, 0});
+    late_.reserve(bounds_.jitter_window);
+}
+
+Road::~Road() {
+    stop();
+    close(wake_fd_);
+    close(notice_fd_);
+}
+
+void Road::add_device(const device::Port& port, std::uint32_t run_ahead) {
+    Device& added = all_.emplace_back();
+    added.port = port;
+    added.queue = std::make_unique<ActionQueue>(run_ahead, bounds_.queued_actions);
+    numbers_.push_back(static_cast<std::uint32_t>(all_.size() - 1));
+}
+
+void Road::add_outlet(const device::Outlet& outlet) {
+    outlets_.push_back(outlet);
+    descriptors_.push_back({outlet.fd, POLLIN, 0});
+}
+
+void Road::start() {
+    thread_ = std::thread([this] { run(); });
+}
+
+void Road::stop() {
+    if (!thread_.joinable())
+        return;
+    {
+        Held held(*this);
+        is_stopping_ = true;
+        wake();
+    }
+    thread_.join();
+    forget_all();
+    for (const device::Outlet& outlet : outlets_) {
+        for (device::Action* ended = outlet.take(outlet.self); ended != nullptr;) {
+            device::Action* next = ended->next;
+            free_order(static_cast<Order*>(ended));
+            ended = next;
+        }
+    }
+    for (Notice& notice : notices_) {
+        if (notice.order != nullptr)
+            free_order(notice.order);
+    }
+    notices_.clear();
+}
+
+// ----- the thread -------------------------------------------------------------------------------
+
+void Road::run() {
+    prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
+    prctl(PR_SET_NAME, "cw-road", 0, 0, 0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (!is_stopping_) {
+        const bool may_receive = notice_bytes_ < bounds_.notice_bytes;
+        const bool is_ready = (may_receive && socket_.has_input()) || socket_.has_news();
+        const Ns due = is_ready ? 0 : due_ns();
+        const Ns timeout = is_ready ? 0 : std::max<Ns>(due - now_ns(), 0);
+        const bool is_timed = timeout > 0 && due < NEVER_NS;
+        const timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
+        lock.unlock();
+        if (is_ready && waiting_.load() > 0)
+            device::nap(HANDOVER_NS);
+        ppoll(descriptors_.data(), descriptors_.size(), due == NEVER_NS ? nullptr : &limit, nullptr);
+        lock.lock();
+        if (descriptors_[wake_place_].revents != 0)
+            clear_fd(wake_fd_);
+        if (is_timed) {
+            const Ns late_ns = now_ns() - due;
+            if (late_ns >= 0)
+                note_late(late_ns);
+        }
+        try {
+            turn();
+        } catch (const std::exception& error) {
+            notify({.kind = Notice::FAILED, .now_ns = now_ns(), .text = error.what()});
+            return;
+        }
+    }
+}
+
+void Road::turn() {
+    bool is_idle = true;
+    for (std::size_t count = 0; count < bounds_.messages_per_turn && notice_bytes_ < bounds_.notice_bytes; ++count) {
+        if (!receive_message(now_ns())) {
+            received_.is_drained = true;
+            break;
+        }
+        is_idle = false;
+    }
+    take_ended(now_ns());
+    run_due(now_ns());
+    if (is_idle)  // a lost connection brings no messages, so such a turn comes soon
+        read_news();
+    watch(now_ns());
+}
+
+Ns Road::due_ns() const {
+    Ns due = watch_ns_;
+    for (std::uint32_t number : numbers_)
+        due = std::min(due, all_[number].queue->next_wake_ns());
+    return due;
+}
+
+void Road::wake() { signal_fd(wake_fd_); }
+
+void Road::notify(Notice&& notice) {
+    for (const std::string& frame : notice.frames)
+        notice_bytes_ += frame.size();
+    if (notices_.empty())
+        signal_fd(notice_fd_);
+    notices_.push_back(std::move(notice));
+}
+
+std::deque<Notice> Road::take_notices() {
+    Held held(*this);
+    clear_fd(notice_fd_);
+    if (notice_bytes_ >= bounds_.notice_bytes)
+        wake();  // it receives again
+    notice_bytes_ = 0;
+    return std::exchange(notices_, {});
+}
+
+void Road::read_news() {
+    ConnectionNews news;
+    while (socket_.has_news() && socket_.receive_news(news))
+        notify({.kind = Notice::NEWS, .number = news.event, .value = news.fd, .now_ns = now_ns()});
+}
+
+void Road::note_late(Ns late_ns) {
+    if (late_.size() < bounds_.jitter_window) {
+        late_.push_back(late_ns);
+    } else if (!late_.empty()) {
+        late_[late_next_] = late_ns;
+        late_next_ = (late_next_ + 1) % late_.size();
+    }
+}
+
+// ----- messages ---------------------------------------------------------------------------------
+
+// False: there is none.
+bool Road::receive_message(Ns now) {
+    message_.clear();
+    if (!socket_.receive(message_.emplace_back()))
+        return false;
+    std::size_t bytes = message_[0].size(), frames = 1;
+    bool has_all = true;
+    for (bool more = message_[0].more(); more;) {
+        Frame next;
+        if (!socket_.receive(next))
+            break;  // never: a message arrives whole
+        bytes += next.size();
+        ++frames;
+        more = next.more();
+        has_all = has_all && message_.size() <= bounds_.frames_per_message;
+        if (has_all)
+            message_.push_back(std::move(next));
+    }
+    received_.bytes += bytes;
+    received_.frames += frames;
+    if (!has_all)  // of a message with too many frames the header alone is looked at
+        message_.resize(1);
+    const std::int64_t tag = wire::tag_of(message_[0].view());
+    if (serves_ && take_action(tag, now))
+        return true;
+    if (tag == TAG_WORKER_WELCOME)
+        serves_ = false;  // what follows is of another session, which begins when Python has seen this
+    give_message(Notice::MESSAGE, now);
+    return true;
+}
+
+void Road::give_message(Notice::Kind kind, Ns now) {
+    Notice notice{.kind = kind, .now_ns = now};
+    for (Frame& frame : message_)
+        notice.frames.emplace_back(frame.view());
+    notify(std::move(notice));
+}
+
+// False if the message is Python's: it is another kind of message, or malformed, and Python says how.
+bool Road::take_action(std::int64_t tag, Ns now) {
+    const std::string_view header = message_[0].view();
+    if (tag == TAG_PING) {
+        wire::Ping ping;
+        if (!ping.read(header, flaw_))
+            return false;
+        send_header(results_.pong(ping.sent_ns, clock_.to_worker(now), clock_.to_worker(now_ns())), false);
+        return true;
+    }
+    if (tag == TAG_REVOKE) {
+        wire::Revoke message;
+        if (!message.read(header, flaw_))
+            return false;
+        revoke(message.action_id, now);
+        return true;
+    }
+    if (!action_.read(header, flaw_))
+        return false;
+    if (std::any_of(action_.tensors.begin(), action_.tensors.end(),
+                    [](const wire::TensorRef& ref) { return (ref.dtype & SHARED) != 0; })) {
+        if (find(action_.action_id) != nullptr)
+            notify({.kind = Notice::TWICE, .number = action_.action_id});
+        else
+            give_message(Notice::SHARED, now);
+        return true;
+    }
+    note_views();
+    for (std::size_t place = 0; place < action_.tensors.size(); ++place) {
+        const std::size_t number = static_cast<std::size_t>(action_.tensors[place].frame);
+        if (number + 1 >= message_.size()) {
+            refuse(action_.action_id, Status::INVALID_INPUT,
+                   format("a tensor in frame %zu of a message with %zu", number, message_.size() - 1),
+                   clock_.to_worker(now));
+            return true;
+        }
+        Frame& frame = message_[number + 1];
+        views_.tensors[place].data = static_cast<const char*>(frame.data());
+        views_.tensors[place].bytes = static_cast<std::int64_t>(frame.size());
+    }
+    std::unique_ptr<Frames> keeper;
+    if (!action_.tensors.empty()) {
+        keeper = std::make_unique<Frames>();
+        keeper->frames = std::exchange(message_, {});  // small frames hold their bytes, and do not move by this
+    }
+    queue_action(std::move(keeper), false, now);
+    return true;
+}
+
+// Describes the inputs of an INFER, or the shapes of a PROFILE, without their bytes.
+void Road::note_views() {
+    views_.clear();
+    for (const wire::Span& part : action_.parts)
+        views_.counts.push_back(part.count);
+    for (const wire::TensorRef& ref : action_.tensors)
+        views_.tensors.push_back({.dtype = static_cast<int>(ref.dtype & ~SHARED),
+                                  .rank = static_cast<int>(ref.shape.count),
+                                  .first = ref.shape.first});
+    for (const wire::Span& shape : action_.shapes)
+        views_.tensors.push_back({.rank = static_cast<int>(shape.count), .first = shape.first});
+    std::swap(views_.dims, action_.dims);
+}
+
+bool Road::deliver(const std::vector<std::string_view>& frames, Ns now) {
+    Held held(*this);
+    message_.clear();
+    for (std::string_view frame : frames)
+        message_.emplace_back().copy_of(frame);
+    const bool done = !message_.empty() && take_action(wire::tag_of(message_[0].view()), now);
+    wake();
+    return done;
+}
+
+void Road::receive_copied(std::string_view header, const std::vector<std::string_view>& bytes,
+                          std::unique_ptr<device::Keeper> keeper, Ns now) {
+    Held held(*this);
+    if (!action_.read(header, flaw_) || bytes.size() != action_.tensors.size())
+        throw std::logic_error("an INFER whose inputs were copied is none any more");
+    note_views();
+    for (std::size_t place = 0; place < bytes.size(); ++place) {
+        views_.tensors[place].data = bytes[place].data();
+        views_.tensors[place].bytes = static_cast<std::int64_t>(bytes[place].size());
+    }
+    queue_action(std::move(keeper), true, now);
+    wake();
+}
+
+// Makes an order of the action that was read, and queues it; or refuses it.
+void Road::queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns now) {
+    const std::int64_t action_id = action_.action_id;
+    const Ns received_ns = clock_.to_worker(now);
+    if (action_.device >= static_cast<std::int64_t>(numbers_.size())) {
+        refuse(action_id, Status::DEVICE_ERROR,
+               format("device %lld of %zu", static_cast<long long>(action_.device), numbers_.size()), received_ns);
+        return;
+    }
+    if (action_.kind != Kind::RESERVE && !models_.contains(action_.model_id)) {
+        refuse(action_id, Status::UNKNOWN_MODEL, absence_of(action_.model_id), received_ns);
+        return;
+    }
+    if (is_cancelled_) {
+        refuse(action_id, Status::ACTION_CANCELLED, CANCELLED_TEXT, received_ns);
+        return;
+    }
+    if (find(action_id) != nullptr) {
+        notify({.kind = Notice::TWICE, .number = action_id});
+        return;
+    }
+    const std::uint32_t place = numbers_[static_cast<std::size_t>(action_.device)];
+    Device& on = all_[place];
+    Order* order = on.port.make(on.port.self);
+    if (order == nullptr) {
+        refuse(action_id, Status::DEVICE_ERROR, device::NO_MEMORY, received_ns);
+        return;
+    }
+    order->kind = action_.kind;
+    order->action_id = action_id;
+    order->model_id = action_.model_id;
+    order->load_id = action_.load_id;
+    order->earliest_ns = clock_.to_machine(action_.earliest_ns);
+    order->latest_ns = clock_.to_machine(action_.latest_ns);
+    order->expected_ns = order->predicted_ns = action_.expected_ns;
+    order->received_ns = received_ns;
+    order->place = place;
+    order->is_lent = is_lent;
+    std::swap(order->run_starts, action_.run_starts);
+    std::swap(order->views, views_);
+    order->keeper = std::move(keeper);
+    if (free_slots_.empty()) {
+        order->slot = static_cast<std::uint32_t>(orders_.size());
+        orders_.push_back(order);
+    } else {
+        order->slot = free_slots_.back();
+        free_slots_.pop_back();
+        orders_[order->slot] = order;
+    }
+    slots_.insert(static_cast<std::uint64_t>(action_id), order->slot);
+    commands_.clear();
+    on.queue->received(now,
+                       {.action_id = static_cast<std::uint64_t>(action_id),
+                        .earliest_ns = order->earliest_ns,
+                        .latest_ns = order->latest_ns,
+                        .lane = lane_of(order->kind),
+                        .is_unload = frees(order->kind),
+                        .token = order->slot},
+                       commands_);
+    obey(order->place, now);
+}
+
+void Road::revoke(std::int64_t action_id, Ns now) {
+    Order* order = find(action_id);
+    if (order == nullptr) {
+        notify({.kind = Notice::REVOKE, .number = action_id, .now_ns = now});
+        return;
+    }
+    commands_.clear();
+    all_[order->place].queue->revoked(now, static_cast<std::uint64_t>(action_id), commands_);
+    obey(order->place, now);
+}
+
+// ----- what the queues say ----------------------------------------------------------------------
+
+void Road::run_due(Ns now) {
+    for (std::uint32_t place : numbers_) {
+        if (all_[place].queue->next_wake_ns() <= now) {
+            commands_.clear();
+            all_[place].queue->due(now, commands_);
+            obey(place, now);
+        }
+    }
+}
+
+// Does what the queue of a device has put into `commands_`. Each may put more there.
+void Road::obey(std::uint32_t place, Ns now) {
+    for (std::size_t at = 0; at < commands_.size(); ++at) {
+        const QueueCommand command = commands_[at];
+        Order* order = orders_[command.token];
+        switch (command.order) {
+            case QueueOrder::START:
+                if (!waits_for_check(order))
+                    start_order(order);
+                watch_ns_ = std::min(watch_ns_, now + bounds_.limits.interval_ns);
+                break;
+            case QueueOrder::REVOKE_STARTED: {
+                const auto found = std::find(unchecked_.begin(), unchecked_.end(), order);
+                if (found != unchecked_.end()) {
+                    unchecked_.erase(found);
+                    end_started(order, Status::ACTION_CANCELLED, "revoked", now);
+                } else {
+                    all_[place].port.revoke(all_[place].port.self, order->action_id);
+                }
+                break;
+            }
+            case QueueOrder::REJECT_LATE:
+                reject(order, Status::TOO_LATE,
+                       format("its window closed %.3f ms ago", static_cast<double>(command.late_ns) / 1e6));
+                break;
+            case QueueOrder::REJECT_REVOKED: reject(order, Status::ACTION_CANCELLED, REVOKED_TEXT); break;
+            case QueueOrder::REJECT_FULL:
+            case QueueOrder::REJECT_TWICE:  // it is not: find() was asked before
+                reject(order, Status::DEVICE_ERROR, format("%zu actions are queued already", bounds_.queued_actions));
+                break;
+        }
+    }
+}
+
+void Road::start_order(Order* order) {
+    const device::Port& port = all_[order->place].port;
+    port.begin(port.self, order);
+}
+
+// Answers an order that no device and no queue has any more.
+void Road::reject(Order* order, Status status, std::string_view text) {
+    refuse(order->action_id, status, text, order->received_ns);
+    forget(order);
+    free_order(order);
+}
+
+// Ends an order that its queue counts as started, and that the device does not have. Adds to `commands_`.
+void Road::end_started(Order* order, Status status, std::string_view text, Ns now) {
+    const std::uint32_t place = order->place;
+    const std::uint64_t action_id = static_cast<std::uint64_t>(order->action_id);
+    reject(order, status, text);
+    all_[place].queue->ended(now, action_id, commands_);
+}
+
+// ----- checks of stored bytes -------------------------------------------------------------------
+
+// Keeps an order from its device if it, or an earlier one that it must follow, waits for a check.
+bool Road::waits_for_check(Order* order) {
+    if (!is_ordered_by_model(order->kind))
+        return false;
+    bool waits = std::any_of(unchecked_.begin(), unchecked_.end(), [&](const Order* earlier) {
+        return earlier->model_id == order->model_id && earlier->place == order->place;
+    });
+    if (!waits && reads_store(order->kind)) {
+        const auto model = models_.find(order->model_id);
+        if (model != models_.end() && !model->second.is_whole) {
+            notify({.kind = Notice::CHECK, .number = order->model_id});
+            waits = true;
+        }
+    }
+    if (waits)
+        unchecked_.push_back(order);
+    return waits;
+}
+
+// Those of a model that waited, in order, unless they still do.
+void Road::start_checked(std::int64_t model_id, Ns now) {
+    std::vector<Order*> waited;
+    std::erase_if(unchecked_, [&](Order* order) {
+        if (order->model_id != model_id)
+            return false;
+        waited.push_back(order);
+        return true;
+    });
+    for (Order* order : waited) {
+        const std::uint32_t place = order->place;
+        commands_.clear();
+        if (models_.contains(model_id)) {
+            if (!waits_for_check(order))
+                start_order(order);
+        } else {
+            end_started(order, Status::DEVICE_ERROR, absence_of(model_id), now);
+        }
+        obey(place, now);
+    }
+}
+
+// Why actions may not name a model.
+std::string Road::absence_of(std::int64_t model_id) const {
+    const auto absence = absences_.find(model_id);
+    return absence != absences_.end()
+               ? absence->second
+               : format("model id %lld is not known to this worker", static_cast<long long>(model_id));
+}
+
+void Road::model_ready(std::int64_t model_id, std::shared_ptr<const Declared> declared) {
+    Held held(*this);
+    models_[model_id] = {std::move(declared), false};
+    absences_.erase(model_id);
+}
+
+void Road::model_gone(std::int64_t model_id, std::string_view absence) {
+    Held held(*this);
+    models_.erase(model_id);
+    if (absence.empty())
+        absences_.erase(model_id);
+    else
+        absences_[model_id] = absence;
+    start_checked(model_id, now_ns());
+    wake();
+}
+
+void Road::model_whole(std::int64_t model_id) {
+    Held held(*this);
+    const auto model = models_.find(model_id);
+    if (model == models_.end() || model->second.is_whole)
+        return;
+    model->second.is_whole = true;
+    start_checked(model_id, now_ns());
+    wake();
+}
+
+// ----- results ----------------------------------------------------------------------------------
+
+void Road::take_ended(Ns now) {
+    for (const device::Outlet& outlet : outlets_) {
+        device::Action* ended = outlet.take(outlet.self);
+        while (ended != nullptr) {
+            device::Action* next = ended->next;
+            on_ended(static_cast<Order*>(ended), now);
+            ended = next;
+        }
+    }
+}
+
+void Road::on_ended(Order* order, Ns now) {
+    if (order->slot >= orders_.size() || orders_[order->slot] != order) {
+        free_order(order);  // of an earlier session
+        return;
+    }
+    Device& on = all_[order->place];
+    if (order->status == static_cast<std::int32_t>(Status::DEVICE_ERROR) && !on.is_lost && !on.is_faulty &&
+        on.port.is_broken(on.port.self)) {
+        on.is_faulty = true;
+        notify({.kind = Notice::FAULT, .number = order->place, .now_ns = now});
+    }
+    if (on.is_faulty) {
+        on.stalled.push_back(order);
+        return;
+    }
+    answer(order, now);
+}
+
+void Road::lost(std::uint32_t device) {
+    Held held(*this);
+    Device& on = all_[device];
+    on.is_lost = true;
+    on.is_faulty = false;
+    const Ns now = now_ns();
+    for (Order* order : std::exchange(on.stalled, {}))
+        answer(order, now);
+    wake();
+}
+
+void Road::answer(Order* order, Ns now) {
+    const std::uint32_t place = order->place;
+    const std::uint64_t action_id = static_cast<std::uint64_t>(order->action_id);
+    forget(order);
+    commands_.clear();
+    all_[place].queue->ended(now, action_id, commands_);
+    obey(place, now);  // what follows begins before this is answered
+    if (order->is_lent || !is_as_declared(*order)) {
+        notify({.kind = Notice::ENDED, .number = order->model_id, .now_ns = now, .order = order});
+        return;
+    }
+    send_result(*order);
+    free_order(order);
+}
+
+// Whether the outputs are what the model declares. Where they are not, Python says why.
+bool Road::is_as_declared(const Order& order) const {
+    const device::Parts& parts = order.parts;
+    if (order.kind != Kind::INFER || order.status != static_cast<std::int32_t>(Status::OK))
+        return true;
+    const auto model = models_.find(order.model_id);
+    if (model == models_.end() || model->second.declared == nullptr)
+        return true;
+    const Declared& declared = *model->second.declared;
+    const std::size_t count = std::min(declared.outputs.size(), parts.outputs.size());
+    for (std::size_t part = 0; part < parts.part_count; ++part) {
+        const std::int64_t rows = declared.batches ? parts.rows[part] : 0;
+        for (std::size_t index = 0; index < count; ++index) {
+            const Declared::Output& spec = declared.outputs[index];
+            std::int64_t dims[device::RANK_MOST];
+            const int rank = parts.output_shape(part, index, dims);
+            if (parts.outputs[index].dtype != spec.dtype || (rows != 0 && (rank == 0 || dims[0] != rows)))
+                return false;
+            if (parts.output_end(index, part) - parts.output_begin(index, part) > declared.output_bytes_max)
+                return false;
+            if (spec.dtype == STRING) {
+                std::int64_t strings = 1;
+                for (int axis = 0; axis < rank; ++axis)
+                    strings *= dims[axis];
+                if (strings > declared.strings_max)
+                    return false;
+            }
+            if (!declared.verified || spec.is_any_shape)
+                continue;
+            if (static_cast<std::size_t>(rank) != spec.dims.size())
+                return false;
+            for (int axis = 0; axis < rank; ++axis) {
+                const std::int64_t wanted = spec.dims[static_cast<std::size_t>(axis)];
+                if (wanted >= 0 && wanted != dims[axis])
+                    return false;
+            }
+        }
+    }
+    return true;
+}
+
+void Road::send_result(Order& order) {
+    device::Parts& parts = order.parts;
+    const bool with_outputs = order.status == static_cast<std::int32_t>(Status::OK) && order.kind == Kind::INFER &&
+                              parts.output_bytes() != nullptr;
+    std::size_t left = with_outputs ? parts.part_count * parts.outputs.size() : 0;
+    if (!send_header(results_.result(order, clock_, with_outputs), left > 0))
+        return;
+    const char* bytes = parts.output_bytes();
+    SharedBlock* shared = nullptr;
+    if (left > 0 && parts.block != nullptr && parts.block_bytes >= std::int64_t(bounds_.copied_frame_bytes)) {
+        shared = new SharedBlock(parts.block, 1);
+        parts.block = nullptr;
+    }
+    for (std::size_t part = 0; left > 0 && part < parts.part_count; ++part) {
+        for (std::size_t index = 0; index < parts.outputs.size(); ++index) {
+            const std::int64_t begin = parts.output_begin(index, part), end = parts.output_end(index, part);
+            const std::size_t size = static_cast<std::size_t>(end - begin);
+            const bool more = --left > 0;
+            if (size < bounds_.copied_frame_bytes) {
+                socket_.send(std::string_view(bytes + begin, size), more);
+                continue;
+            }
+            Frame frame;
+            if (shared != nullptr) {
+                shared->uses.fetch_add(1);
+                frame.lend(shared->data + begin, size, SharedBlock::let_go, shared);
+            } else {
+                frame.lend(const_cast<char*>(bytes + begin), size, nothing_to_free, nullptr);
+            }
+            socket_.send(frame, more);
+        }
+    }
+    if (shared != nullptr)
+        SharedBlock::let_go(nullptr, shared);
+}
+
+void Road::refuse(std::int64_t action_id, Status status, std::string_view text, Ns received_ns) {
+    send_header(results_.refusal(action_id, status, text, received_ns), false);
+}
+
+// False: nobody takes it.
+bool Road::send_header(std::string_view header, bool more) {
+    if (!serves_)
+        return false;
+    if (socket_.begin(header, more))
+        return true;
+    serves_ = false;
+    notify({.kind = Notice::UNSENT, .now_ns = now_ns()});
+    return false;
+}
+
+bool Road::send(std::string_view header, const std::vector<std::string_view>& frames) {
+    Held held(*this);
+    std::size_t left = frames.size();
+    const bool sent = socket_.begin(header, left > 0);
+    for (std::size_t place = 0; sent && place < frames.size(); ++place)
+        socket_.send(frames[place], --left > 0);
+    wake();  // sending may have taken the edge of the socket's descriptor
+    return sent;
+}
+
+// ----- the session ------------------------------------------------------------------------------
+
+void Road::serve(bool serves) {
+    Held held(*this);
+    serves_ = serves;
+    wake();
+}
+
+void Road::renumber(const std::vector<std::uint32_t>& kept) {
+    Held held(*this);
+    numbers_ = kept;
+    for (std::uint32_t place : numbers_)
+        all_[place].queue->reset();
+}
+
+void Road::reset() {
+    Held held(*this);
+    forget_all();
+    wake();
+}
+
+void Road::cancel(const Outcome& outcome) {
+    Held held(*this);
+    is_cancelled_ = true;
+    for (const Order* order : orders_) {
+        if (order == nullptr)
+            continue;
+        if (order->action_id == outcome.action_id && outcome.action_id != 0)
+            refuse(order->action_id, outcome.status, outcome.text, order->received_ns);
+        else
+            refuse(order->action_id, Status::ACTION_CANCELLED, CANCELLED_TEXT, order->received_ns);
+    }
+    forget_all();
+    watch_ns_ = NEVER_NS;
+    wake();
+}
+
+void Road::drain() {
+    Held held(*this);
+    is_draining_ = true;
+}
+
+// Forgets what is held. What a device has comes back later, and is freed then; the rest now.
+void Road::forget_all() {
+    for (std::uint32_t slot = 0; slot < orders_.size(); ++slot) {
+        Order* order = orders_[slot];
+        if (order == nullptr)
+            continue;
+        const bool is_unchecked = std::find(unchecked_.begin(), unchecked_.end(), order) != unchecked_.end();
+        const Device& on = all_[order->place];
+        const bool has_ended = std::find(on.stalled.begin(), on.stalled.end(), order) != on.stalled.end();
+        const bool is_started = on.queue->is_started(static_cast<std::uint64_t>(order->action_id));
+        orders_[slot] = nullptr;
+        if (is_unchecked || has_ended || !is_started)
+            free_order(order);
+    }
+    slots_.clear();
+    orders_.clear();
+    free_slots_.clear();
+    unchecked_.clear();
+    for (Device& one : all_) {
+        one.queue->reset();
+        one.stalled.clear();
+    }
+}
+
+// ----- the books --------------------------------------------------------------------------------
+
+Order* Road::find(std::int64_t action_id) const {
+    const std::uint32_t slot = slots_.find(static_cast<std::uint64_t>(action_id));
+    return slot == IdTable::NONE ? nullptr : orders_[slot];
+}
+
+void Road::forget(Order* order) {
+    slots_.erase(static_cast<std::uint64_t>(order->action_id));
+    orders_[order->slot] = nullptr;
+    free_slots_.push_back(order->slot);
+    order->slot = UINT32_MAX;
+    if (is_draining_ && slots_.size() == 0)
+        notify({.kind = Notice::DRAINED, .now_ns = now_ns()});
+}
+
+void Road::free_order(Order* order) {
+    const device::Port& port = all_[order->place].port;
+    port.free(port.self, order);
+}
+
+void Road::release(Order* order) { free_order(order); }
+
+bool Road::holds(std::int64_t action_id) {
+    Held held(*this);
+    return find(action_id) != nullptr;
+}
+
+std::size_t Road::count() {
+    Held held(*this);
+    return slots_.size();
+}
+
+Road::DeviceCounts Road::counts(std::uint32_t device) {
+    Held held(*this);
+    return {all_[device].queue->queued_count(), all_[device].queue->started_count()};
+}
+
+Ns Road::jitter_p99_ns() {
+    std::vector<Ns> ordered;
+    {
+        Held held(*this);
+        ordered = late_;
+    }
+    std::sort(ordered.begin(), ordered.end());
+    return ordered.empty() ? 0 : ordered[std::min(ordered.size() - 1, ordered.size() * 99 / 100)];
+}
+
+Road::Received Road::take_received() {
+    Held held(*this);
+    return std::exchange(received_, {});
+}
+
+// ----- actions that run too long ----------------------------------------------------------------
+
+Ns Road::expected_ns(std::int64_t action_id) const {
+    const Order* order = action_id != 0 ? find(action_id) : nullptr;
+    return order != nullptr ? order->predicted_ns : 0;
+}
+
+void Road::watch(Ns now) {
+    if (now < watch_ns_)
+        return;
+    bool is_busy = false;
+    const Limits& limits = bounds_.limits;
+    for (std::uint32_t place : numbers_) {
+        Device& one = all_[place];
+        if (one.queue->started_count() == 0 && !one.is_watched())
+            continue;
+        is_busy = true;
+        device::Whereabouts at;
+        one.port.look(one.port.self, &at);
+        const Order* running = at.execution != 0 ? find(at.execution) : nullptr;
+        const bool is_reservation = running != nullptr && running->kind == Kind::RESERVE;
+        const auto waiting = std::find_if(unchecked_.begin(), unchecked_.end(),
+                                          [&](const Order* order) { return order->place == place; });
+        judge(place, one.executes, at.execution, is_reservation ? "reservation" : "execution",
+              is_reservation ? limits.reservation_ns : limits.execution_limit_ns(expected_ns(at.execution)), true, now);
+        judge(place, one.loads, at.load, "load", limits.load_limit_ns(expected_ns(at.load)), false, now);
+        judge(place, one.fetches, at.fetch, "fetch", limits.load_limit_ns(expected_ns(at.fetch)), false, now);
+        judge(place, one.checks, waiting != unchecked_.end() ? (*waiting)->action_id : 0, "check before a load",
+              limits.check_ns, false, now);
+    }
+    watch_ns_ = is_busy ? now + limits.interval_ns : NEVER_NS;
+}
+
+void Road::judge(std::uint32_t place, RunWatch& watch, std::int64_t action_id, const char* operation, Ns limit_ns,
+                 bool can_end, Ns now) {
+    const Limits& limits = bounds_.limits;
+    const device::Port& port = all_[place].port;
+    switch (watch.look(now, action_id, limit_ns, can_end ? limits.grace_ns : 0, limits.gap_ns)) {
+        case Verdict::FINE: break;
+        case Verdict::END: port.end_run(port.self, action_id); break;
+        case Verdict::STUCK:
+            if (!is_cancelled_)
+                notify({.kind = Notice::STUCK, .number = action_id, .value = place, .now_ns = now, .text = operation});
+            break;
+    }
+}
+
+}  // namespace clockwork::worker

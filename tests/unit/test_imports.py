@@ -48,11 +48,11 @@ NATIVE_MAY_INCLUDE = {
     "base": [],
     "wire": ["base"],
     "scheduler": ["base", "wire"],
-    "actions": ["base", "wire", "scheduler"],
     "recording": ["base", "wire", "scheduler"],
-    "device": ["base", "wire", "scheduler", "actions"],
+    "device": ["base", "wire", "scheduler"],
     "controller": ["base", "wire", "scheduler", "recording"],
-    "sim": ["base", "wire", "scheduler", "recording", "actions", "device"],
+    "worker": ["base", "wire", "scheduler", "device"],
+    "sim": ["base", "wire", "scheduler", "recording", "device", "worker"],
 }
 """The same of csrc/, whose files beside the folders are the room `base`."""
 

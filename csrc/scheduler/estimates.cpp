@@ -12,10 +12,6 @@ namespace {
 // Shapes up to which a walk through the list is as fast as a hash table.
 constexpr std::size_t WALK_MAX = 8;
 
-// Samples in a row that have to be long for that to be what a batch takes at best: of ten executions of which each may
-// be a stall, three in a row are some every few minutes.
-constexpr std::uint32_t HOPED_COUNT = 5;
-
 // Numbers that leave room to add a few of them: a batch of a billion rows must not overflow.
 constexpr __int128 DURATION_MAX = Ns{1} << 61;
 
@@ -77,11 +73,6 @@ bool Window::fall() {
 }
 
 Ns Window::least() const { return *std::min_element(samples_.begin(), samples_.begin() + count_); }
-
-Ns Window::least_of_late() const {
-    auto end = samples_.begin() + count_;
-    return *std::min_element(end - std::min(count_, HOPED_COUNT), end);
-}
 
 // The second is 0 where there is only one.
 std::pair<Ns, Ns> Window::two_largest() const {
@@ -270,8 +261,8 @@ Ns Curve::hoped_ns(std::uint32_t batch) {
     if (rule_ != EstimateRule::ROBUST || batch > BATCH_TABLE_MAX || (seeds_.empty() && !is_measured)) {
         return expected;
     }
-    Ns told = seeds_.empty() ? place->second.least_of_late() : seeded_ns(batch);
-    Ns hoped = is_measured ? place->second.least_of_late() : told;
+    Ns told = seeds_.empty() ? place->second.least() : seeded_ns(batch);
+    Ns hoped = is_measured ? place->second.least() : told;
     bool is_raised = static_cast<double>(expected) > STALE_BESIDE * static_cast<double>(scaled(std::max(told, hoped)));
     return is_raised ? scaled(hoped) : expected;
 }

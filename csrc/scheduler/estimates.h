@@ -111,7 +111,6 @@ public:
     bool empty() const { return count_ == 0; }
     bool is_stale(Ns now, Ns estimate) const { return now - newest_ns_ > std::max(STALE_NS, 2 * estimate); }
     Ns least() const;
-    Ns least_of_late() const;  // of the last few
     // The second largest sample that is no outlier (the only one, if there is one). usual_ns: when an execution, of
     // whatever batch size, last was none.
     Ns robust(Ns usual_ns = -NEVER_NS) const;
@@ -180,8 +179,8 @@ public:
         return with_margin(beyond(batch));
     }
 
-    // The time of a batch at best: exec_ns(), unless that is more than STALE_BESIDE times the profile's time and the least of
-    // the last few samples; then the least of those samples. No stall moves it. Only a request with less time is impossible, and a
+    // The time of a batch at best: exec_ns(), unless that is more than STALE_BESIDE times the profile's time and the least
+    // sample of its window; then that sample. No stall moves it. Only a request with less time is impossible, and a
     // device that has nothing else to do tries one with more, so that an estimate raised by a past stall refuses nobody.
     Ns hoped_ns(std::uint32_t batch);
 

@@ -585,22 +585,36 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
     return {};
 }
 
-// The request that is due first, by itself. A device loses nothing by it, and its end tells what others may take.
+// The first request that may be in time at best, by itself. A device loses nothing by it, and its end tells what others
+// may take.
 Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
     Choice found{};
     const Worker& worker = *executor.worker;
     Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
     auto is_wanted = [](const Model&, std::uint64_t) { return true; };
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
-        const Waiting& front = queue.front();
-        Ns hoped = hoped_ns(*residency.spec, queue.shape, front.size);
-        const Request& request = front.pending->request;
-        Ns inputs = worker.inputs.takes_ns(parts_.state.now, request.bytes) +
-                    worker.copies.takes_ns(parts_.state.now, request.copied_bytes);
-        Ns end = free_ns + std::max<Ns>(inputs - covered, 0) + hoped + worker.back_ns;
-        bool is_better = found.queue == nullptr || front.deadline_ns < found.queue->front().deadline_ns;
-        if (is_better && end <= front.deadline_ns) {
-            found = {&queue, &residency, 0, 1, hoped};
+        auto end_ns = [&](const Waiting& one) {
+            const Request& request = one.pending->request;
+            Ns inputs = worker.inputs.takes_ns(parts_.state.now, request.bytes) +
+                        worker.copies.takes_ns(parts_.state.now, request.copied_bytes);
+            Ns hoped = hoped_ns(*residency.spec, queue.shape, one.size);
+            return free_ns + std::max<Ns>(inputs - covered, 0) + hoped + worker.back_ns;
+        };
+        std::uint32_t first = 0, last = queue.size();  // the first whose deadline allows it
+        while (first < last) {
+            std::uint32_t middle = first + (last - first) / 2;
+            if (queue[middle].deadline_ns < end_ns(queue[middle])) {
+                first = middle + 1;
+            } else {
+                last = middle;
+            }
+        }
+        if (first == queue.size()) {
+            return;
+        }
+        const Waiting& one = queue[first];
+        if (found.queue == nullptr || one.deadline_ns < (*found.queue)[found.first].deadline_ns) {
+            found = {&queue, &residency, first, 1, hoped_ns(*residency.spec, queue.shape, one.size)};
         }
     });
     return found;

@@ -95,8 +95,13 @@ bool Queued::replace(Pending& pending) {
 void Queued::enqueue(Pending& pending, Queue& queue) {
     queues_.enter(pending, queue);
     memory_->waits(pending);
+    bool was_ready = queue.ready;
     if (!queue.ready || queue.front().pending == &pending) {
         review(queue);
+    }
+    // A device that found nothing in the queue that would be in time may find this.
+    if (was_ready && queue.ready && !summoned_.test(pending.model->slot)) {
+        wake(*pending.model);
     }
 }
 
@@ -233,13 +238,29 @@ void Queued::expire(Pending& pending) {
 
 // A device that could take work has a look at a model's queues.
 void Queued::call(Model& model) {
-    if (Executor* executor = queues_.find_hungry(model); executor != nullptr) {
-        queues_.mark_fed(*executor);
-        called_[executor->slot].push_back(&model);
-        state_.touch(*executor);
-    } else if (habits_.spreads) {
+    if (!wake(model) && habits_.spreads) {
         memory_->found_all_busy(model);
     }
+}
+
+// False: none could take work.
+bool Queued::wake(Model& model) {
+    Executor* executor = queues_.find_hungry(model);
+    if (executor == nullptr) {
+        return false;
+    }
+    queues_.mark_fed(*executor);
+    called_[executor->slot].push_back(&model);
+    summoned_.set(model.slot);
+    state_.touch(*executor);
+    return true;
+}
+
+void Queued::forget_calls(const Executor& executor) {
+    for (const Model* model : called_[executor.slot]) {
+        summoned_.clear(model->slot);
+    }
+    called_[executor.slot].clear();
 }
 
 // ----- devices -----------------------------------------------------------------------------------
@@ -251,8 +272,11 @@ void Queued::dispatch(Executor& executor) {
     recovery_.watch_loads(*executor.arena);
     std::vector<Model*>& called = called_[executor.slot];
     if (executor.worker->draining) {
-        called.clear();
+        forget_calls(executor);
         return;
+    }
+    for (const Model* model : called) {
+        summoned_.clear(model->slot);
     }
     if (!executor.arena->pending.empty()) {
         arenas_.start_loads(*executor.arena);
@@ -464,13 +488,13 @@ void Queued::joined(Executor& executor) {
     if (executor.slot >= called_.size()) {
         called_.resize(state_.pool<Executor>().slot_count());
     }
-    called_[executor.slot].clear();
+    forget_calls(executor);
     memory_->joined(*executor.arena);
 }
 
 void Queued::left(Executor& executor) {
     queues_.mark_fed(executor);
-    called_[executor.slot].clear();
+    forget_calls(executor);
 }
 
 void Queued::model_prepared(Model& model) {

@@ -69,6 +69,8 @@ private:
     bool is_unknown(Pending& pending, Queue& queue);
     void enqueue(Pending& pending, Queue& queue);
     void call(Model& model);
+    bool wake(Model& model);
+    void forget_calls(const Executor& executor);
     bool feed(Executor& executor);
     void send(Executor& executor, const Choice& choice);
     void turn_out(const Queue& queue, Pending& pending);
@@ -88,6 +90,7 @@ private:
     std::unique_ptr<QueueMemory> memory_;
     std::vector<std::vector<Model*>>
         called_;              // by the executor's slot: for which it was called, or took a batch, in this step
+    Bits summoned_;           // models for which a device was called in this step, and has not looked yet
     std::int64_t order_ = 0;  // of the last arrival
     bool reviewing_ = false;
 };

@@ -84,6 +84,19 @@ def test_nine_stalls_in_a_row_refuse_nobody_on_an_idle_device(policy: str) -> No
     assert is_served(story, 10_000, slo_ms=20)
 
 
+def test_an_idle_device_tries_a_request_behind_another_that_is_too_late(policy: str) -> None:
+    """Adaptive looked only at the first that waited, and told no device of a later one: it was refused in the end."""
+    story = Story(policy, spec(1, batch_max=8, row_ms=5))
+    for place in range(3):
+        is_served(story, place * 2000, slo_ms=2000, took_ms=900)
+        is_served(story, place * 2000 + 950)
+    _, [send] = story.at(6000).request(slo_ms=2000)
+    story.at(6001).request(slo_ms=920, rows=8)
+    story.at(6900).done(send, 899)
+    behind, commands = story.at(6901).request(slo_ms=100)
+    assert [one.requests for one in commands if isinstance(one, SendInfer)] == [(behind,)]
+
+
 def test_what_is_tried_and_quick_is_believed(policy: str) -> None:
     story = Story(policy, spec(1))
     for place in range(2):

@@ -68,7 +68,7 @@ bool Admission::place(Pending& pending) {
         }
     }
     if (chosen == nullptr) {
-        return place_cold(pending);
+        return place_cold(pending) || place_doomed(pending);
     }
     commit(pending, *runs, *chosen, best);
     return true;
@@ -387,6 +387,85 @@ bool Admission::place_cold(Pending& pending) {
         arenas_.drop_load(*residency);
     }
     return false;
+}
+
+// Promise it on a device that still has the model, or is loading it, while another load waits for its pages.
+bool Admission::place_doomed(Pending& pending) {
+    Model& model = *pending.model;
+    for (std::size_t place = 0; place < std::min(model.residencies.size(), PLACE_SCAN_MAX); ++place) {
+        Residency& residency = *model.residencies[place];
+        Executor& executor = plans_.soonest(*residency.arena);
+        Slot slot{};
+        if (residency.doomed && !executor.worker->draining && executor.arena->number + 1 != pending.failed_on &&
+            delay_loads(executor, residency, pending, slot)) {
+            commit(pending, executor, residency, slot);
+            return true;
+        }
+    }
+    return false;
+}
+
+// Where in the plan of a doomed model's executor the request can go, so that the loads that wait for its pages follow it,
+// with every promise kept. These loads all have promises to keep, which bounds how long they are put off.
+bool Admission::delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
+    Arena& arena = *executor.arena;
+    const Plan& plan = plans_.of(executor);
+    std::uint32_t shape = pending.request.shape, size = pending.size;
+    Curve* curve = residency.spec->program->curve(shape);
+    if (curve == nullptr || residency.state == ResidencyState::PENDING || pending.alone || pending.evidence > 0 ||
+        is_beyond_share(residency, state_.now)) {
+        return false;
+    }
+    auto waits = [&residency](const Residency* load) {
+        return std::find(load->victims.begin(), load->victims.end(), &residency) != load->victims.end();
+    };
+    bool is_waited_for = false;
+    for (const Residency* load : arena.pending) {
+        if (waits(load) && load->batches.empty()) {
+            return false;
+        }
+        is_waited_for |= waits(load);
+    }
+    if (!is_waited_for) {
+        return false;  // a reservation has its pages next
+    }
+    Ns limit = limit_ns(executor, pending.deadline_ns), free = executor.free_ns(state_.now);
+    Batch* batch = residency.batches.empty() ? nullptr : residency.batches.back();
+    if (batch != nullptr && (batch->shape != shape || batch->executor != &executor || batch->pendings.front()->alone ||
+                             batch->size + size > residency.spec->batch_max)) {
+        batch = nullptr;
+    }
+    Ns added = batch == nullptr ? curve->planned_ns(size)
+                                : std::max<Ns>(curve->planned_ns(batch->size + size) - batch->duration_ns, 0);
+    std::size_t index = batch == nullptr ? plan.place_of(pending.deadline_ns) : plan.index(batch);
+    if (batch == nullptr) {
+        auto first = std::find_if(plan.batches.begin(), plan.batches.end(),
+                                  [&](const Batch* one) { return waits(one->residency); });
+        index = std::min(index, static_cast<std::size_t>(first - plan.batches.begin()));
+    }
+    Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
+    Ns finish = begin + (batch == nullptr ? 0 : batch->duration_ns) + added;
+    if (finish > (batch == nullptr ? limit : std::min(limit, batch->limit_ns))) {
+        return false;
+    }
+    cleared_.clear();
+    bool delays_others = delays_loads(plan, index + (batch != nullptr));
+    for (Residency* load : arena.pending) {
+        cleared_.push_back(load->clear_ns);
+        load->clear_ns += load->clear_ns != 0 && delays_others ? added : 0;
+        load->clear_ns = waits(load) ? std::max(load->clear_ns, finish + executor.worker->back_ns) : load->clear_ns;
+    }
+    arenas_.retime_loads(arena);
+    bool holds = plan.first_late(free, 0) >= index && plan.holds(finish, index + (batch != nullptr));
+    for (std::size_t place = 0; place < arena.pending.size(); ++place) {
+        Residency& load = *arena.pending[place];
+        Ns clear = waits(&load) ? std::max(cleared_[place], finish + executor.worker->back_ns) : cleared_[place];
+        load.clear_ns = holds ? clear : cleared_[place];  // commit() adds what others behind it add
+    }
+    arenas_.retime_loads(arena);
+    Ns key = index < plan.size() ? std::min(pending.deadline_ns, plan.keys[index]) : pending.deadline_ns;
+    slot = {finish, index, batch, key};
+    return holds;
 }
 
 // ----- refusal ------------------------------------------------------------------------------------

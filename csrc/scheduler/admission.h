@@ -123,6 +123,8 @@ private:
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool place_cold(Pending& pending);
+    bool place_doomed(Pending& pending);
+    bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
     Ns least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const;
     void warm(Model& model);
     void answer_displaced(const std::vector<Pending*>& victims);
@@ -138,6 +140,7 @@ private:
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;
+    std::vector<Ns> cleared_;                     // of the pending loads of an arena, in their order
     std::vector<std::pair<Batch*, Ns>> earlier_;  // batches of a model, and when they are answered
 };
 

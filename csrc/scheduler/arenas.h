@@ -2,8 +2,10 @@
 //
 // A load is decided with the first request that needs it. Idle models make room, least recently used first; where
 // they do not suffice, the busy ones whose planned work ends first are *doomed*: what was promised on them is still
-// done, nothing new is planned, and then their pages go. So a model with continuous traffic cannot keep another out
-// for ever, and a promise made on the new one is accounted from the time at which its victims will be idle.
+// done, and then their pages go. Until then only a request that no other device can serve is planned on them, and only if
+// what the load was promised for is still in time (Admission::delay_loads()). So a model with continuous traffic cannot
+// keep another out for ever, and a promise made on the new one is accounted from the time at which its victims will be
+// idle.
 //
 // A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched* into it from
 // disk before it can be loaded (bring()), and others are *dropped* from it to make room: the least worth first, never

@@ -284,7 +284,7 @@ struct alignas(CACHE_LINE) Residency {
     KindSpec* spec = nullptr;
     Arena* arena = nullptr;
     ResidencyState state = ResidencyState::PENDING;
-    bool doomed = false;     // a pending load waits for its pages: nothing new is planned on it
+    bool doomed = false;     // a pending load waits for its pages: only what leaves that in time is planned on it
     bool on_device = false;  // in arena->resident
     bool is_stuck = false;   // its LOAD is under way, and so late that it may never end
     std::uint8_t attempts = 0;

@@ -388,22 +388,58 @@ def test_only_as_much_is_evicted_as_the_load_needs() -> None:
     assert [(type(c).__name__, c.model_id) for c in commands] == [("SendUnload", 2), ("SendLoad", 3)]
 
 
-def test_a_model_in_use_is_not_evicted_but_makes_room_when_it_is_done() -> None:
+def busy_with_another_to_load(slo_ms: float) -> tuple[Story, Any]:
+    """Model 1 executes until 10 ms, and another request of it until 20 ms; then its pages are for model 2."""
     story = Story(spec(1, 10), spec(2, 10), pages=2, resident=False)
     _, [load] = story.request(1, 500)
     [send] = story.done(load, 4)
     _, commands = story.request(1, 500)
     assert kinds(commands) == ["SendInfer"] or commands == []
-    _two, commands = story.request(2, 500)
+    _two, commands = story.request(2, slo_ms)
     assert [c for c in commands if isinstance(c, SendUnload)] == []
     story.now = 10 * MS
-    sends = [c for c in story.done(send, 10) if isinstance(c, SendInfer)]
-    _refused, commands = story.request(1, 60)
-    assert commands[0].status == Status.REFUSED, "the model is on its way out"
+    [last] = [c for c in story.done(send, 10) if isinstance(c, SendInfer)]
+    return story, last
+
+
+def test_a_model_in_use_is_not_evicted_but_makes_room_when_it_is_done() -> None:
+    story, last = busy_with_another_to_load(500)
     story.now = 20 * MS
-    last = sends[0] if sends else SendInfer(1, 0, story.flying()[0], 1, 0, (), 0, 0, 0)
-    commands = story.done(last, 10)
-    assert kinds(commands) == ["AnswerOk", "SendUnload", "SendLoad"]
+    assert kinds(story.done(last, 10)) == ["AnswerOk", "SendUnload", "SendLoad"]
+
+
+def test_a_model_on_its_way_out_serves_what_the_load_can_wait_for() -> None:
+    """All that came for it meanwhile was refused, on a device that had the model and nothing else to do."""
+    story, last = busy_with_another_to_load(500)
+    more, commands = story.request(1, 60)
+    assert commands == []
+    story.now = 20 * MS
+    _, send = story.done(last, 10)
+    assert (send.model_id, send.requests) == (1, (more,))
+    story.now = 30 * MS
+    assert kinds(story.done(send, 10)) == ["AnswerOk", "SendUnload", "SendLoad"]
+
+
+def test_a_model_on_its_way_out_serves_nobody_to_the_cost_of_the_load() -> None:
+    story, last = busy_with_another_to_load(42)
+    _refused, [answer] = story.request(1, 60)
+    assert answer.status == Status.REFUSED
+    story.now = 20 * MS
+    assert kinds(story.done(last, 10)) == ["AnswerOk", "SendUnload", "SendLoad"]
+
+
+def test_requests_of_one_moment_for_more_models_than_fit_are_all_promised() -> None:
+    """The first of them chose whose pages it takes; a request for that model was refused, though nothing was sent yet."""
+    story = Story(spec(1), spec(2), spec(3), pages=4, resident=False)
+    for model in (1, 2):
+        _, [load] = story.request(model, 500)
+        [send] = story.done(load, 4)
+        story.done(send, 5)
+    commands = story.scheduler.step_many(
+        [Arrived(story.now, Request(100 + model, model, 1, SHAPE, 10, story.now, story.now + 250 * MS, 4))
+         for model in (3, 1, 2)]
+    )  # fmt: skip
+    assert [one for one in commands if isinstance(one, AnswerFailed)] == []
 
 
 def test_a_batch_whose_model_is_loading_does_not_hold_up_the_others() -> None:

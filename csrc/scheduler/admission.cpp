@@ -603,6 +603,9 @@ bool Admission::displace(Pending& pending) {
             continue;
         }
         Executor& executor = plans_.soonest(*residency->arena);
+        if (is_beyond_share(*residency, state_.now) && take_place(executor, *residency, pending)) {
+            return true;
+        }
         find_displaced(executor, *residency, pending, displaced_);
         if (displaced_.empty()) {
             continue;
@@ -636,6 +639,44 @@ bool Admission::displace(Pending& pending) {
         }
     }
     return false;
+}
+
+// A request of a model beyond its share takes the place of a lower level of its model: nobody else waits any longer for
+// that, while a place of its own would need room for what others may ask for until then.
+bool Admission::take_place(Executor& executor, Residency& residency, Pending& pending) {
+    Plan& plan = plans_.of(executor);
+    if (pending.alone || pending.evidence > 0) {
+        return false;
+    }
+    Ns limit = limit_ns(executor, pending.deadline_ns), finish = executor.free_ns(state_.now);
+    Pending* found = nullptr;
+    for (const Batch* batch : plan.batches) {
+        finish = std::max(finish, batch->residency->ready_ns) + batch->duration_ns;
+        if (finish > limit) {
+            break;
+        }
+        if (batch->residency != &residency || batch->shape != pending.request.shape) {
+            continue;
+        }
+        for (Pending* one : batch->pendings) {
+            bool may_go = one->request.priority > pending.request.priority && one->size == pending.size &&
+                          !one->alone && one->evidence == 0;
+            if (may_go && (found == nullptr || std::make_pair(one->request.priority, one->deadline_ns) >
+                                                   std::make_pair(found->request.priority, found->deadline_ns))) {
+                found = one;
+            }
+        }
+    }
+    if (found == nullptr) {
+        return false;
+    }
+    plans_.give_place(*found, pending);
+    requests_.fail(*found, Status::REFUSED, Text::TOOK_ITS_PLACE, Reason::DISPLACED);
+    change_places(pending);
+    state_.touch(executor);
+    Ns last = pending.deadline_ns - executor.worker->back_ns - pending.batch->duration_ns;
+    state_.set_timer(std::max(last, state_.now + 1), pending);
+    return true;
 }
 
 void Admission::answer_displaced(const std::vector<Pending*>& victims) {
@@ -677,8 +718,9 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
         Ns time = free;
         for (std::size_t place = 0;; ++place) {
             if (place == index) {
-                time = std::max(time, residency.ready_ns) + duration;
-                if (time > limit) {
+                Ns begin = std::max(time, residency.ready_ns);
+                time = begin + duration;
+                if (time + (is_beyond ? passing_ns(executor, residency, begin, index) : 0) > limit) {
                     return false;
                 }
             }

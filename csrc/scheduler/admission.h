@@ -127,6 +127,7 @@ private:
     bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
     Ns least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const;
     void warm(Model& model);
+    bool take_place(Executor& executor, Residency& residency, Pending& pending);
     void answer_displaced(const std::vector<Pending*>& victims);
     void find_displaced(const Executor& executor, Residency& residency, const Pending& pending,
                         std::vector<Pending*>& gone) const;

@@ -135,6 +135,14 @@ void Plans::exchange(Pending& one, Pending& other) {
     set_limit(*other.batch);
 }
 
+void Plans::give_place(Pending& leaves, Pending& comes) {
+    Batch& batch = *leaves.batch;
+    *std::find(batch.pendings.begin(), batch.pendings.end(), &leaves) = &comes;
+    comes.batch = &batch;
+    leaves.batch = nullptr;
+    set_limit(batch);
+}
+
 // Its requests wait nowhere then.
 void Plans::dissolve(Batch& batch, std::vector<Pending*>& waiting) {
     for (Pending* pending : batch.pendings) {

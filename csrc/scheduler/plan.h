@@ -74,6 +74,8 @@ public:
     void remove(Pending& pending);
     // Two requests of one executor, model, shape and size change places.
     void exchange(Pending& one, Pending& other);
+    // A request that is planned nowhere takes the place of another of the same model, shape and size, which then is not.
+    void give_place(Pending& leaves, Pending& comes);
     // Takes all batches of a residency, or of an executor, out; appends their requests, in order.
     void clear(Residency& residency, std::vector<Pending*>& waiting);
     void clear(Executor& executor, std::vector<Pending*>& waiting);

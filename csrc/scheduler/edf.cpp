@@ -255,20 +255,21 @@ void Edf::top_up(Executor& executor, Batch& batch, Ns free) {
 // Whether taking this request along costs less than running it alone, and breaks no promise.
 bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pending, Ns free) const {
     std::uint32_t total = batch.size + pending.size;
-    if (!executor.arena->pending.empty() || pending.alone || total > batch.residency->spec->batch_max) {
+    if (pending.alone || total > batch.residency->spec->batch_max) {
         return false;
     }
-    Ns duration = batch.curve->planned_ns(total);
+    Ns duration = batch.curve->planned_ns(total), longer = duration - batch.duration_ns;
     if (is_beyond_share(*batch.residency, state_.now) && duration > executor.arena->shares.batch_max_ns) {
         return false;
     }
-    if ((duration - batch.duration_ns) * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
+    if (longer * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
         return false;
     }
     Ns time = free + duration;
     if (time > std::min(batch.limit_ns, pending.deadline_ns - executor.worker->back_ns)) {
         return false;
     }
+    bool puts_off = puts_off_loads(executor);
     for (const Batch* other : plans_.of(executor).batches) {
         if (other != &batch) {
             // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
@@ -279,7 +280,8 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
             if (takes == 0) {
                 continue;
             }
-            time = std::max(time, other->residency->ready_ns) + takes;
+            const Residency& residency = *other->residency;
+            time = std::max(time, residency.ready_ns + (puts_off && residency.clear_ns != 0 ? longer : 0)) + takes;
             if (time > other->limit_ns) {
                 return false;
             }
@@ -288,8 +290,21 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
     return true;
 }
 
+// Whether loads wait for pages of models that have work here: all that makes it longer puts them off.
+bool Edf::puts_off_loads(const Executor& executor) const {
+    const std::vector<Residency*>& loads = executor.arena->pending;
+    return std::any_of(loads.begin(), loads.end(), [](const Residency* load) { return load->clear_ns != 0; });
+}
+
 void Edf::append(Executor& executor, Batch& batch, Pending& pending) {
+    Ns before = batch.duration_ns;
     plans_.of(executor).resize(&batch, batch.size + pending.size);
+    if (puts_off_loads(executor)) {
+        for (Residency* load : executor.arena->pending) {
+            load->clear_ns += load->clear_ns != 0 ? batch.duration_ns - before : 0;
+        }
+        arenas_.retime_loads(*executor.arena);
+    }
     batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - executor.worker->back_ns);
     batch.pendings.push_back(&pending);
     pending.batch = &batch;

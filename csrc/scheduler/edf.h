@@ -72,6 +72,7 @@ private:
     bool attempts(Executor& executor, Batch& batch, Ns end_ns);
     void top_up(Executor& executor, Batch& batch, Ns free);
     bool gains(const Executor& executor, const Batch& batch, const Pending& pending, Ns free) const;
+    bool puts_off_loads(const Executor& executor) const;
     void append(Executor& executor, Batch& batch, Pending& pending);
 
     State& state_;

@@ -38,7 +38,7 @@ def test_a_single_stall_is_not_held_against_a_model(policy: str) -> None:
 # A clock that was set back made orders wait for ten seconds; profiles ten times too short were believed again of every
 # batch size that was not run for a second.
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [258, 384, 53, 359])
+@pytest.mark.parametrize("seed", [258, 384, 53, 359, 153, 480])
 def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
     [outcome] = outcomes(["edf"], [seed])
     assert outcome.has_recovered, str(outcome)

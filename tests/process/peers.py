@@ -43,12 +43,10 @@ def on_loop(controller: Controller, work: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def running_controller(
-    data: Path, *, worker_timeout_ns: int = PATIENCE_NS, **more: Any
-) -> Iterator[Controller]:
+def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
     """A controller on a thread; whatever its loop raised is raised again at the end.
 
-    A fake worker answers pings only while its test looks, so its silence may be long, unless a test is about that.
+    A fake worker answers pings only while its test looks, so its silence may be long.
     """
     controller = Controller(controller_settings(data, **more))
     failure: list[BaseException] = []
@@ -60,7 +58,7 @@ def running_controller(
             failure.append(error)
 
     thread = threading.Thread(target=serve)
-    with unittest.mock.patch.object(workers, "WORKER_TIMEOUT_NS", worker_timeout_ns):
+    with unittest.mock.patch.object(workers, "WORKER_TIMEOUT_NS", PATIENCE_NS):
         thread.start()
         try:
             yield controller

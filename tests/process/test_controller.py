@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clockwork import Client
-from clockwork.config.controller import CLOCK_LIMIT_NS, WORKER_TIMEOUT_NS
+from clockwork.config.controller import CLOCK_LIMIT_NS, WORKER_FAULTS_MAX
 from clockwork.controller.process import Controller
 from clockwork.controller.views import queries
 from clockwork.errors import ConfigError
@@ -35,7 +35,7 @@ EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 def served(tmp_path: Path) -> Any:
     """A controller with one worker and one model ``m`` that echoes [N, 2] floats."""
     with (
-        running_controller(tmp_path, worker_timeout_ns=WORKER_TIMEOUT_NS) as controller,
+        running_controller(tmp_path) as controller,
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):
@@ -187,14 +187,15 @@ def test_a_shape_that_was_never_measured_is_measured_with_its_rows_when_a_device
 
 def test_what_cannot_be_answered_in_time_is_answered_at_its_deadline(served: Any) -> None:
     _, worker, client = served
-    client.infer("m", 1, [1, 2], ROW, slo_ns=200 * MS)
-    load, frames = worker.next_action()
-    worker.answer(load, frames)
+    client.infer("m", 3, [1, 2], ROW)
+    worker.serve_one()  # so the model is loaded, and the next request's time is not spent on that
+    assert client.receive(messages.Answer)[0].request_id == 3
+    client.infer("m", 1, [1, 2], ROW, slo_ns=SECOND)
     infer, frames = worker.next_action()  # and sits on it
     failure, _ = client.receive(messages.Failure)
     assert failure.status == Status.DEADLINE_MISSED
     worker.answer(infer, frames)
-    client.infer("m", 2, [1, 2], ROW, slo_ns=5 * SECOND)
+    client.infer("m", 2, [1, 2], ROW)
     worker.serve_one()
     assert client.receive(messages.Answer)[0].request_id == 2  # the late one was never delivered
 
@@ -532,17 +533,28 @@ def test_a_worker_that_answers_no_ping_is_named_until_it_does(tmp_path: Path) ->
             worker.pong(worker.receive(messages.Ping)[0])
 
 
-@pytest.mark.parametrize("parts", [[5], [], [[]], [[["a", [1, 2], 0]]], [[[1, [1, 2], 7]]]])
+@pytest.mark.parametrize(
+    ("parts", "sent"),
+    [
+        ([5], 1),
+        ([], WORKER_FAULTS_MAX),
+        ([[]], WORKER_FAULTS_MAX),
+        ([[["a", [1, 2], 0]]], 1),
+        ([[[1, [1, 2], 7]]], WORKER_FAULTS_MAX),
+    ],
+)
 def test_a_result_that_does_not_fit_its_batch_costs_the_worker_not_the_request(
-    served: Any, parts: Any
+    served: Any, parts: Any, sent: int
 ) -> None:
+    """sent: wrong results after which the worker is let go. A message that is wrong by its form ends it at once."""
     _, worker, client = served
     client.infer("m", 1, [1, 2], ROW)
     load = worker.next_action()
     worker.answer(*load)
-    infer, _ = worker.next_action()
     stamps = [1, 2, 1]
-    worker.send(messages.Result(infer.action_id, Status.OK, "", 1, stamps, stamps, stamps, parts), ROW)
+    for _ in range(sent):
+        infer, _ = worker.next_action()
+        worker.send(messages.Result(infer.action_id, Status.OK, "", 1, stamps, stamps, stamps, parts), ROW)
     assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
     client.send(messages.Query(9, "status", ""))
     assert client.receive(messages.Reply)[0].body["workers"] == []

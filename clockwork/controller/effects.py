@@ -1,5 +1,8 @@
-"""What registration has the controller's process do, as values: it appends them to a queue, and the process carries them
-out in this order. What storage ends comes back as an event, ``Registrar.ended(job, value, error)``."""
+"""Decisions of the controller's Python, as values. Whoever decides appends them to one queue, and controller.outlet alone
+carries them out, in this order. A job that storage has ended comes back as an event, ``Registrar.ended(job, value, error)``.
+
+Beside that, peers' seats are the exchange's: a hello is answered by whether there is one, so that ports ask for it at once.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError
 from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import PreparedModel
-from clockwork.scheduler.types import ModelSpec
+from clockwork.scheduler.types import Event, ModelSpec
 
 # ----- messages ------------------------------------------------------------------------------------
 
@@ -53,6 +56,24 @@ class SendWorker(NamedTuple):
     message: tuple[Any, ...]
 
 
+class Post(NamedTuple):
+    """Queue an encoded message for the peer at a descriptor, whom the exchange need not know. A peer that it knows and
+    cannot reach has left."""
+
+    side: int  # CLIENTS or WORKERS of the exchange
+    identity: bytes
+    fd: int
+    header: bytes
+    rest: bytes = b""  # more of the header's frame
+    frames: Sequence[Any] = ()
+
+
+class PingWorker(NamedTuple):
+    """Ask a worker for its clock: the message says when it was sent, and so is made then."""
+
+    worker: int
+
+
 class Publish(NamedTuple):
     """Tell subscribers of events."""
 
@@ -75,6 +96,20 @@ class ClearTrouble(NamedTuple):
     subject: str
 
 
+class Complain(NamedTuple):
+    """Count something that should not have come, or that went wrong. kind: of context.COMPLAINTS."""
+
+    kind: str
+    text: str
+    error: BaseException | None = None
+
+
+class Alert(NamedTuple):
+    """Have the flight recorder keep what led to this."""
+
+    what: str
+
+
 class Blame(NamedTuple):
     """A worker said of a model what cannot be."""
 
@@ -82,7 +117,20 @@ class Blame(NamedTuple):
     why: str
 
 
+class LetGo(NamedTuple):
+    """A worker that is known has left."""
+
+    worker: int
+    why: str
+
+
 # ----- scheduler and exchange ----------------------------------------------------------------------
+
+
+class Tell(NamedTuple):
+    """The scheduler hears of an event: now, or when the orders of the decision under way have been carried out."""
+
+    event: Event
 
 
 class ScheduleReady(NamedTuple):
@@ -116,6 +164,51 @@ class Withdraw(NamedTuple):
     """The exchange forgets a model, to which no name's traffic goes."""
 
     model_id: int
+
+
+class ForgetReferences(NamedTuple):
+    """The exchange asks anew which model a text addresses."""
+
+
+class CountDevices(NamedTuple):
+    """The scheduler has as many copies for shadows at once."""
+
+    devices: int
+
+
+class ShareMachine(NamedTuple):
+    """Requests may refer to memory of this machine, which all workers see; 0: of none."""
+
+    machine: int
+
+
+class SetClock(NamedTuple):
+    """Times are converted to a worker's clock by these bounds, of ClockSync.bounds()."""
+
+    worker: int
+    bounds: tuple[int, int, int, int]
+
+
+class FailAction(NamedTuple):
+    """An action that a worker has under way ends as a failure of the device."""
+
+    worker: int
+    action_id: int
+    text: str
+
+
+class FailActions(NamedTuple):
+    """All of a worker's do."""
+
+    worker: int
+    text: str
+
+
+class Disconnect(NamedTuple):
+    """Shut the connection with this descriptor down; its end comes as any other."""
+
+    side: int
+    fd: int
 
 
 # ----- packages; see controller.storage.repairs -------------------------------------------------------------
@@ -232,14 +325,27 @@ Effect: TypeAlias = (
     | ReplyRoute
     | SendWorker
     | Publish
+    | Post
+    | PingWorker
     | NoteTrouble
     | ClearTrouble
+    | Complain
+    | Alert
     | Blame
+    | LetGo
+    | Tell
     | ScheduleReady
     | ScheduleRemoval
     | Serve
     | Forward
     | Withdraw
+    | ForgetReferences
+    | CountDevices
+    | ShareMachine
+    | SetClock
+    | FailAction
+    | FailActions
+    | Disconnect
     | Inspect
     | PackageArrived
     | PackagePrepared

@@ -95,6 +95,7 @@ CONTROLLER = [
     ["context", "mirror"],
     ["views"],
     ["ports"],
+    ["outlet"],
     ["process"],
 ]
 """The folders of the controller and the modules beside them; each imports those of earlier lines alone."""

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from clockwork.config.controller import REPORTED_SOURCES_MAX
-from clockwork.controller.troubles import TroubleKind, Troubles
+from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble
+from clockwork.controller.troubles import TroubleKind
 from clockwork.controller.views.source_reports import SourceReports
 from clockwork.errors import InvalidInput
-from clockwork.system.clock import SECOND
 
 A, B = b"a", b"b"
 
 
-def failing(troubles: Troubles) -> list[tuple[str, str]]:
-    found = troubles.describe(100 * SECOND)["open"]
-    assert {one["kind"] for one in found} <= {TroubleKind.MODEL_SOURCE_FAILED}
-    return [(one["subject"], one["text"]) for one in found]
+def failing(effects: deque[Effect]) -> list[tuple[str, str]]:
+    """The troubles that are left of all that was noted and cleared."""
+    found: dict[str, str] = {}
+    for effect in effects:
+        assert isinstance(effect, NoteTrouble | ClearTrouble)
+        assert effect.kind == TroubleKind.MODEL_SOURCE_FAILED
+        if isinstance(effect, NoteTrouble):
+            found[effect.subject] = effect.text
+        else:
+            del found[effect.subject]
+    return list(found.items())
 
 
 def test_a_source_fails_until_nobody_reports_it() -> None:
-    troubles = Troubles()
-    reports = SourceReports(troubles)
-    reports.note(A, "s3://models", "503", SECOND)
-    reports.note(B, "s3://models", "504", 2 * SECOND)
-    reports.note(B, "https://other", "404", 3 * SECOND)
-    assert failing(troubles) == [("s3://models", "504"), ("https://other", "404")]
-    reports.note(A, "s3://models", "", 4 * SECOND)
-    reports.note(A, "https://other", "", 4 * SECOND)  # which it never reported
-    assert failing(troubles) == [("s3://models", "504"), ("https://other", "404")]
+    effects: deque[Effect] = deque()
+    reports = SourceReports(effects)
+    reports.note(A, "s3://models", "503")
+    reports.note(B, "s3://models", "504")
+    reports.note(B, "https://other", "404")
+    assert failing(effects) == [("s3://models", "504"), ("https://other", "404")]
+    reports.note(A, "s3://models", "")
+    reports.note(A, "https://other", "")  # which it never reported
+    assert failing(effects) == [("s3://models", "504"), ("https://other", "404")]
     reports.client_gone(B)
-    assert failing(troubles) == []
+    assert failing(effects) == []
 
 
 def test_reports_are_bounded() -> None:
-    troubles = Troubles()
-    reports = SourceReports(troubles)
+    effects: deque[Effect] = deque()
+    reports = SourceReports(effects)
     for number in range(REPORTED_SOURCES_MAX):
-        reports.note(A, f"s3://{number}", "away", SECOND)
+        reports.note(A, f"s3://{number}", "away")
     with pytest.raises(InvalidInput, match=f"{REPORTED_SOURCES_MAX} model sources are reported"):
-        reports.note(A, "s3://more", "away", SECOND)
-    reports.note(A, "s3://0", "still away", SECOND)
-    reports.note(A, "s3://0", "", SECOND)
-    reports.note(A, "s3://more", "away", SECOND)
-    assert len(failing(troubles)) == REPORTED_SOURCES_MAX
+        reports.note(A, "s3://more", "away")
+    reports.note(A, "s3://0", "still away")
+    reports.note(A, "s3://0", "")
+    reports.note(A, "s3://more", "away")
+    assert len(failing(effects)) == REPORTED_SOURCES_MAX

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from clockwork.config import FAILURE_CHARS_MAX, VERSION
 from clockwork.config.controller import SEATS_ASKED_MAX
 from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
 from clockwork.controller.context import Context
+from clockwork.controller.effects import Complain, Disconnect, Effect, Post
 from clockwork.controller.models.lifecycle import ModelState
 from clockwork.controller.models.version import ModelVersion
 from clockwork.controller.peers.access import Access
@@ -29,11 +31,10 @@ from clockwork.controller.peers.links import (
     named,
 )
 from clockwork.controller.ports.flaws import Flaw, request_error
+from clockwork.controller.ports.posts import to_client
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.registration.table import ModelTable, set_aside_text
-from clockwork.controller.views.metrics import MetricsQuery
-from clockwork.controller.views.queries import Queries
-from clockwork.controller.views.source_reports import SourceReports
+from clockwork.controller.views.views import Views
 from clockwork.errors import (
     ClockworkError,
     Forbidden,
@@ -127,24 +128,22 @@ class Clients:
     def __init__(
         self,
         context: Context,
+        effects: deque[Effect],
         access: Access,
         served: Served,
         table: ModelTable,
         registrar: Registrar,
-        reports: SourceReports,
-        metrics: MetricsQuery,
-        queries: Queries,
+        views: Views,
     ) -> None:
         self._context = context
+        self._effects = effects
         self._exchange = context.exchange
         self._links = context.links
         self._access = access
         self._served = served
         self._table = table
         self._registrar = registrar
-        self._reports = reports
-        self._metrics = metrics
-        self._queries = queries
+        self._views = views
 
     # ----- coming and going --------------------------------------------------------------------------
 
@@ -162,17 +161,23 @@ class Clients:
             if slot in by_slot:
                 self._gone(by_slot[slot], "cannot be reached")
 
+    def unreachable(self, identity: bytes, fd: int) -> None:
+        """A message could not be queued for whoever is at this descriptor."""
+        client = self._links.clients.get(identity)
+        if client is not None and client.fd == fd:
+            self._gone(client, "cannot be reached")
+
     def revoke(self, keys: Collection[str], why: str) -> None:
         """End the connections of these keys."""
         for client in [link for link in self._links.clients.values() if link.key in keys]:
             log.info("client %s left: %s", client.name, why)
             self._gone(client, why)
-            self._exchange.disconnect(CLIENTS, client.fd)
+            self._effects.append(Disconnect(CLIENTS, client.fd))
 
     def dismiss(self) -> None:
         """Tell all that the controller ends."""
         for client in self._links.clients.values():
-            self._context.tell_client(client.identity, client.fd, Goodbye())
+            self._effects.append(to_client(client.identity, client.fd, Goodbye()))
 
     def _gone(self, client: ClientLink, why: str) -> None:
         if self._links.clients.pop(client.identity, None) is None:
@@ -180,28 +185,27 @@ class Clients:
         if self._links.client_of_fd.get(client.fd) is client:
             del self._links.client_of_fd[client.fd]
         self._registrar.client_gone(client.identity)
-        self._reports.client_gone(client.identity)
+        self._views.reports.client_gone(client.identity)
         self._exchange.client_left(client.slot)
 
     def _greet(self, identity: bytes, fd: int, message: Any, key: str) -> None:
         try:
             self._access.check(key, message)
         except Forbidden as error:
-            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
+            self._effects.append(to_client(identity, fd, Mismatch(PROTOCOL_VERSION, str(error))))
             return
         if type(message) is not ClientHello:
-            self._context.tell_client(identity, fd, HelloNeeded(self._context.epoch))
+            self._effects.append(to_client(identity, fd, HelloNeeded(self._context.epoch)))
         elif message.protocol != PROTOCOL_VERSION:
-            self._context.tell_client(identity, fd, mismatch(message.protocol, message.version))
+            self._effects.append(to_client(identity, fd, mismatch(message.protocol, message.version)))
         elif identity in self._links.clients or self._note(identity, fd, printable(message.name), key):
             welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch)
-            if not self._context.tell_client(identity, fd, welcome):
-                self._gone(self._links.clients[identity], "cannot be reached")
+            self._effects.append(to_client(identity, fd, welcome))
 
     def _note(self, identity: bytes, fd: int, name: str, key: str) -> bool:
         """False if its connection has ended: a hello may be read after that."""
         if not is_ours(identity):
-            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
+            self._effects.append(to_client(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT)))
             return False
         other = self._links.client_of_fd.get(fd)
         if other is not None and is_older(identity, other.identity):
@@ -228,12 +232,12 @@ class Clients:
             seat = self._exchange.seat_for(CLIENTS, fd, key)
         if seat == SEAT_NONE:
             text = f"{len(self._links.clients)} clients are connected, which is the most, and all of them are in use"
-            self._context.tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            self._effects.append(to_client(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
             return False
         if seat != SEAT_FREE:
             idlest = self._links.client_of_fd[seat]
             # A client of ours hangs up at this, and dials again when it is used; any other has HELLO_NS to go.
-            self._context.tell_client(idlest.identity, idlest.fd, Goodbye())
+            self._effects.append(to_client(idlest.identity, idlest.fd, Goodbye()))
             self._gone(idlest, "gave way to another")
         return True
 
@@ -257,8 +261,8 @@ class Clients:
                 self._handlers[type(message)](self, client, message, frames)
         except codec.WireError as error:
             if client is None and is_hello(frames, FROM_WORKER, WorkerHello):
-                self._context.tell_client(identity, fd, WORKER_AT_CLIENTS)
-                self._context.complain("client malformed", "a worker came to the clients' port")
+                self._effects.append(to_client(identity, fd, WORKER_AT_CLIENTS))
+                self._effects.append(Complain("client malformed", "a worker came to the clients' port"))
                 return
             _, request_id = codec.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
             self._tell_why(identity, fd, request_id, "message", error)
@@ -273,16 +277,20 @@ class Clients:
         if client is not None:
             fd = client.fd  # which a message with too many frames does not tell
         if isinstance(error, codec.WireError):
-            self._context.tell_client(
-                identity, fd, Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
+            self._effects.append(
+                to_client(
+                    identity, fd, Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
+                )
             )
-            self._context.complain("client malformed", f"malformed message from {named(client)}: {error}")
+            self._effects.append(
+                Complain("client malformed", f"malformed message from {named(client)}: {error}")
+            )
         elif isinstance(error, ClockworkError):
-            self.fail(identity, request_id, error)
+            self._send(identity, failure(request_id, error))
         else:  # a defect of ours; the next message is another client's
-            self._context.complain("client failed", f"failed at a {kind} of {named(client)}", error)
+            self._effects.append(Complain("client failed", f"failed at a {kind} of {named(client)}", error))
             text = f"the controller failed at this {kind} ({type(error).__name__}): a defect, of which its log has more"
-            self._context.tell_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {}))
+            self._effects.append(to_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {})))
 
     def wrong_request(self) -> None:
         """The exchange has turned a request down: say why."""
@@ -294,7 +302,7 @@ class Clients:
         except Exception as defect:
             error = defect
         if isinstance(error, ClockworkError):
-            self._metrics.count_unserved(error)
+            self._views.metrics.count_unserved(error)
         self._tell_why(identity, fd, flaw.id, "InferRequest", error)
 
     def _error_of(self, flaw: Flaw, header: bytes) -> Exception:
@@ -330,27 +338,28 @@ class Clients:
             self._context.flight.ask(message.argument, self._context.now_ns, answered)
             return
         if message.what == "metrics":
-            body = self._metrics.body(message.argument)
+            body = self._views.metrics.body(message.argument)
         else:
-            body = self._queries.answer(message)
-        self._send(client, Reply(message.request_id, body))
+            body = self._views.queries.answer(message)
+        self._send(client.identity, Reply(message.request_id, body))
 
     def _recorder_answered(
         self, client: bytes, request_id: int, body: Any, error: BaseException | None
     ) -> None:
         if error is None:
-            self.send(client, Reply(request_id, body))
+            self._send(client, Reply(request_id, body))
         elif isinstance(error, ClockworkError):
-            self.fail(client, request_id, error)
+            self._send(client, failure(request_id, error))
         else:  # a defect of ours
-            self._context.complain("storage failed", "failed at a query for the flight recorder", error)
-            self.fail(
-                client, request_id, Unavailable("the flight recorder failed: the controller's log says why")
+            self._effects.append(
+                Complain("storage failed", "failed at a query for the flight recorder", error)
             )
+            told = Unavailable("the flight recorder failed: the controller's log says why")
+            self._send(client, failure(request_id, told))
 
     def _report_source(self, client: ClientLink, message: ReportSource, frames: list[Any]) -> None:
-        self._reports.note(client.identity, message.source, message.text, self._context.now_ns)
-        self._send(client, Reply(message.request_id, None))
+        self._views.reports.note(client.identity, message.source, message.text)
+        self._send(client.identity, Reply(message.request_id, None))
 
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
         self._gone(client, "left")
@@ -371,22 +380,25 @@ class Clients:
 
     # ----- telling -----------------------------------------------------------------------------------
 
-    def send(self, client: bytes, message: tuple[Any, ...]) -> None:
-        """Send to one that may be gone: then there is nobody to tell."""
+    def post(self, client: bytes, message: tuple[Any, ...]) -> Post | None:
+        """A message for a client that may be gone: then there is nobody to tell. An answer ends its request's wait."""
         link = self._links.clients.get(client)
-        if link is not None:
-            self._send(link, message)
-
-    def fail(self, client: bytes, request_id: int, error: ClockworkError) -> None:
-        status = _STATUS_OF.get(type(error), Status.INTERNAL)
-        details = {}
-        if isinstance(error, InvalidInput):
-            facts = {"tensor": error.tensor, "expected": error.expected, "got": error.got}
-            details = {key: value[:FAILURE_CHARS_MAX] for key, value in facts.items()}
-        self.send(client, Failure(request_id, status, str(error)[:FAILURE_CHARS_MAX], details))
-
-    def _send(self, client: ClientLink, message: tuple[Any, ...]) -> None:
+        if link is None:
+            return None
         if isinstance(message, Reply | Failure):
-            client.waits.discard(message.request_id)
-        if not self._context.tell_client(client.identity, client.fd, message):
-            self._gone(client, "cannot be reached")
+            link.waits.discard(message.request_id)
+        return to_client(link.identity, link.fd, message)
+
+    def _send(self, client: bytes, message: tuple[Any, ...]) -> None:
+        if (post := self.post(client, message)) is not None:
+            self._effects.append(post)
+
+
+def failure(request_id: int, error: ClockworkError) -> Failure:
+    """What a client is answered of a request that came to nothing."""
+    status = _STATUS_OF.get(type(error), Status.INTERNAL)
+    details = {}
+    if isinstance(error, InvalidInput):
+        facts = {"tensor": error.tensor, "expected": error.expected, "got": error.got}
+        details = {key: value[:FAILURE_CHARS_MAX] for key, value in facts.items()}
+    return Failure(request_id, status, str(error)[:FAILURE_CHARS_MAX], details)

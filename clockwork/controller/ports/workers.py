@@ -23,7 +23,25 @@ from clockwork.config.controller import (
 )
 from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE, WORKERS
 from clockwork.controller.context import Context
-from clockwork.controller.effects import Effect, ReadChunk
+from clockwork.controller.effects import (
+    Alert,
+    ClearTrouble,
+    Complain,
+    CountDevices,
+    Disconnect,
+    Effect,
+    FailAction,
+    FailActions,
+    ForgetReferences,
+    LetGo,
+    NoteTrouble,
+    PingWorker,
+    Publish,
+    ReadChunk,
+    SetClock,
+    ShareMachine,
+    Tell,
+)
 from clockwork.controller.peers.access import Access
 from clockwork.controller.peers.links import (
     CLIENT_AT_WORKERS,
@@ -40,6 +58,7 @@ from clockwork.controller.peers.links import (
     parse_devices,
 )
 from clockwork.controller.ports.flaws import Flaw, result_text
+from clockwork.controller.ports.posts import to_worker
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.storage.repairs import Repairs
@@ -54,7 +73,6 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.system.clock import now_ns
 from clockwork.wire import codec
 from clockwork.wire.forms import INT64_MAX
 from clockwork.wire.messages import (
@@ -70,7 +88,6 @@ from clockwork.wire.messages import (
     Heartbeat,
     HelloNeeded,
     Mismatch,
-    Ping,
     Pong,
     Prepared,
     Status,
@@ -87,7 +104,7 @@ log = logging.getLogger("clockwork.controller")
 class Workers:
     """All of them. They come and go by what the exchange has read of their connections, and by what they say.
 
-    effects: to which jobs of the storage thread are appended. policy, plans_fetches: the scheduler's; see Scheduler.
+    policy, plans_fetches: the scheduler's; see Scheduler.
     """
 
     def __init__(
@@ -130,52 +147,58 @@ class Workers:
             if worker is not None:
                 self._gone(worker, "cannot be reached")
 
+    def unreachable(self, identity: bytes, fd: int) -> None:
+        """A message could not be queued for whoever is at this descriptor."""
+        worker = self._links.workers.get(identity)
+        if worker is not None and worker.fd == fd:
+            self._gone(worker, "cannot be reached")
+
     def revoke(self, keys: Collection[str], why: str) -> None:
         """End the connections of these keys."""
         for worker in [link for link in self._links.workers.values() if link.key in keys]:
             self._gone(worker, why)
-            self._exchange.disconnect(WORKERS, worker.fd)
+            self._effects.append(Disconnect(WORKERS, worker.fd))
 
     def dismiss(self) -> None:
         """Tell all that the controller ends."""
         for worker in self._links.workers.values():
-            self._context.tell_worker(worker.identity, worker.fd, Goodbye())
+            self._effects.append(to_worker(worker.identity, worker.fd, Goodbye()))
 
     def beat(self) -> None:
         """Time passed: ask all how their clocks are, and let go of whom nothing was heard."""
         for worker in list(self._links.workers.values()):
             if self._context.now_ns - self._exchange.heard_ns(worker.slot) > WORKER_TIMEOUT_NS:
                 self._gone(worker, f"unheard of for {WORKER_TIMEOUT_NS / 1e9:g} s")
-                self._context.tell_worker(worker.identity, worker.fd, HelloNeeded(self._context.epoch))
+                self._effects.append(to_worker(worker.identity, worker.fd, HelloNeeded(self._context.epoch)))
             else:
                 self._watch_clock(worker)
                 self._ping(worker)
 
     def _greet(self, identity: bytes, fd: int, known: WorkerLink | None, message: Any, key: str) -> None:
         if type(message) is not WorkerHello:
-            self._context.tell_worker(identity, fd, HelloNeeded(self._context.epoch))
+            self._effects.append(to_worker(identity, fd, HelloNeeded(self._context.epoch)))
             return
         if message.protocol != PROTOCOL_VERSION:
-            self._context.tell_worker(identity, fd, mismatch(message.protocol, message.version))
+            self._effects.append(to_worker(identity, fd, mismatch(message.protocol, message.version)))
             return
         devices = parse_devices(message.devices)
         if message.worker_epoch in self._let_go:
             text = _let_go_text(self._let_go[message.worker_epoch])
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
             return
         if devices[0].host_bytes and not self._plans_fetches:
             text = (
                 f"policy {self._policy} cannot plan for a host store with a budget (--host-bytes): "
                 f"start the controller with --policy adaptive, or the worker without a budget"
             )
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
             return
         for other in list(self._links.workers.values()):
             if other.worker_epoch == message.worker_epoch or other is known:
                 self._gone(other, "reconnected")
         other_at = self._links.worker_of_fd.get(fd)
         if not is_ours(identity):
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
+            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT)))
             return
         if other_at is not None and is_older(identity, other_at.identity):
             return
@@ -184,7 +207,7 @@ class Workers:
         seat = self._exchange.seat_for(WORKERS, fd, key)
         if seat == SEAT_NONE:
             text = f"{len(self._links.workers)} workers are connected, which is the most"
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
             return
         if seat != SEAT_FREE:
             self._gone(self._links.worker_of_fd[seat], "gave way to another")
@@ -207,17 +230,15 @@ class Workers:
             worker.worker_id
         ] = worker
         welcome = WorkerWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, worker.worker_id)
-        if not self._context.tell_worker(identity, fd, welcome):
-            self._gone(worker, "cannot be reached")
-            return
+        self._effects.append(to_worker(identity, fd, welcome))
         self._ping(worker)
         self._count_devices()
         shapes = tuple(
             (f"{one.kind}/{one.fingerprint}", one.page_bytes, one.page_count, one.run_ahead)
             for one in devices
         )
-        self._context.events.append(
-            WorkerJoined(self._context.now_ns, worker.worker_id, shapes, devices[0].host_bytes)
+        self._effects.append(
+            Tell(WorkerJoined(self._context.now_ns, worker.worker_id, shapes, devices[0].host_bytes))
         )
         self._registrar.worker_joined(worker.worker_id, worker.name)
         log.info(
@@ -226,7 +247,7 @@ class Workers:
             worker.worker_id,
             ", ".join(d.kind for d in devices),
         )
-        self._context.publish("worker", {"worker": worker.name, "state": "joined"})
+        self._effects.append(Publish("worker", {"worker": worker.name, "state": "joined"}))
 
     def _gone(self, worker: WorkerLink, why: str) -> None:
         if self._links.workers.pop(worker.identity, None) is None:
@@ -235,44 +256,49 @@ class Workers:
             del self._links.worker_of_fd[worker.fd]
         del self._links.worker_by_id[worker.worker_id]
         if worker.clock_is_lost:
-            self._context.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
+            self._effects.append(ClearTrouble(TroubleKind.WORKER_CLOCK, worker.name))
         self._count_devices()
         self._exchange.worker_left(worker.slot)
-        self._exchange.forget_references()
-        self._context.events.append(WorkerLeft(self._context.now_ns, worker.worker_id))
+        self._effects.append(ForgetReferences())
+        self._effects.append(Tell(WorkerLeft(self._context.now_ns, worker.worker_id)))
         self._registrar.worker_left(worker.worker_id)
         self._repairs.worker_left(worker.worker_id)
         for index in worker.offline:
-            self._context.clear_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
+            self._effects.append(ClearTrouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}"))
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
         if not worker.is_draining:
-            self._context.flight.alert("worker-lost", self._context.now_ns)
-        self._context.publish("worker", {"worker": worker.name, "state": "left", "why": why})
+            self._effects.append(Alert("worker-lost"))
+        self._effects.append(Publish("worker", {"worker": worker.name, "state": "left", "why": why}))
 
     def _fault(self, worker: WorkerLink, why: str) -> bool:
         """A worker said what cannot be, and does not have many more tries; False if that was its last."""
+        if worker.worker_epoch in self._let_go:
+            return False  # it is on its way out
         worker.faults += 1
         text = f"worker {worker.name} answered what cannot be: {why}"
-        self._context.complain("worker fault", text)
+        self._effects.append(Complain("worker fault", text))
         if worker.faults < WORKER_FAULTS_MAX:
             return True
-        self._context.note_trouble(
-            TroubleKind.WORKER_LET_GO, worker.name, f"{worker.faults} of its answers were none: {why}"
+        self._effects.append(
+            NoteTrouble(
+                TroubleKind.WORKER_LET_GO, worker.name, f"{worker.faults} of its answers were none: {why}"
+            )
         )
         if len(self._let_go) >= WORKERS_MAX:
             del self._let_go[next(iter(self._let_go))]
         self._let_go[worker.worker_epoch] = why
         # It goes like one that leaves in order: what it had under way is nobody's fault but its own.
-        self._context.tell_scheduler(WorkerDraining(self._context.now_ns, worker.worker_id))
-        self._exchange.fail_actions(worker.slot, "the worker that had it was let go")
-        self._context.tell_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
-        self._gone(worker, "was let go")
+        self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
+        self._effects.append(FailActions(worker.worker_id, "the worker that had it was let go"))
+        self._effects.append(
+            to_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
+        )
+        self._effects.append(LetGo(worker.worker_id, "was let go"))
         return False
 
     def _count_devices(self) -> None:
-        self._exchange.shadow_width = max(
-            1, sum(len(worker.devices) for worker in self._links.workers.values())
-        )
+        count = sum(len(worker.devices) for worker in self._links.workers.values())
+        self._effects.append(CountDevices(max(1, count)))
         self._compare_machines()
 
     def _compare_machines(self) -> None:
@@ -281,20 +307,21 @@ class Workers:
         is_one = bool(machines) and all(
             type(machine) is int and machine == machines[0] for machine in machines
         )
-        self._exchange.shared_machine = machines[0] if is_one and 0 < machines[0] <= INT64_MAX else 0
+        machine = machines[0] if is_one and 0 < machines[0] <= INT64_MAX else 0
+        self._effects.append(ShareMachine(machine))
 
     def _watch_clock(self, worker: WorkerLink) -> None:
         """Name a worker whose clock cannot be followed: its windows mean nothing."""
         complaint = worker.clock.complaint(worker.joined_ns, self._context.now_ns)
         if complaint and not worker.clock_is_lost:
             log.warning("the clock of worker %s cannot be followed: %s", worker.name, complaint)
-            self._context.note_trouble(TroubleKind.WORKER_CLOCK, worker.name, complaint)
+            self._effects.append(NoteTrouble(TroubleKind.WORKER_CLOCK, worker.name, complaint))
         elif worker.clock_is_lost and not complaint:
-            self._context.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
+            self._effects.append(ClearTrouble(TroubleKind.WORKER_CLOCK, worker.name))
         worker.clock_is_lost = bool(complaint)
 
     def _ping(self, worker: WorkerLink) -> None:
-        self._context.tell_worker(worker.identity, worker.fd, Ping(now_ns()))
+        self._effects.append(PingWorker(worker.worker_id))
 
     # ----- messages ----------------------------------------------------------------------------------
 
@@ -316,13 +343,13 @@ class Workers:
             else:
                 self._handlers[type(message)](self, worker, message, frames)
         except Forbidden as error:
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
+            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error))))
         except PolicyFailed:
             raise  # the scheduler is in the middle of something
         except Exception as error:
             if worker is None and is_hello(frames, FROM_CLIENT, ClientHello):
-                self._context.tell_worker(identity, fd, CLIENT_AT_WORKERS)
-                self._context.complain("worker malformed", "a client came to the workers' port")
+                self._effects.append(to_worker(identity, fd, CLIENT_AT_WORKERS))
+                self._effects.append(Complain("worker malformed", "a client came to the workers' port"))
                 return
             self._turn_away(identity, fd, worker, kind, error)
 
@@ -331,16 +358,18 @@ class Workers:
     ) -> None:
         """Let go of a worker whose message could not be dealt with: its books and ours may differ from here on."""
         if isinstance(error, codec.WireError | InvalidInput):
-            self._context.complain("worker malformed", f"malformed message from {named(worker)}: {error}")
+            self._effects.append(
+                Complain("worker malformed", f"malformed message from {named(worker)}: {error}")
+            )
             why = str(error)
         else:  # a defect of ours; the next message is another worker's
-            self._context.complain("worker failed", f"failed at a {kind} of {named(worker)}", error)
+            self._effects.append(Complain("worker failed", f"failed at a {kind} of {named(worker)}", error))
             why = f"the controller failed at this worker's {kind}"
         link = self._links.workers.get(identity)  # it may have joined by that very message
         if link is not None:
             self._gone(link, "speaks nonsense")
         if worker is None:
-            self._context.tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX]))
+            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX])))
 
     def wrong_result(self) -> None:
         """The exchange has found a result that cannot be: hold it against its worker."""
@@ -358,7 +387,7 @@ class Workers:
             raise codec.WireError(codec.complaint(header, FROM_WORKER, flaw.header))
         if self._fault(worker, result_text(flaw)):
             # What it was for is planned anew.
-            self._exchange.fail_action(worker.slot, flaw.id, "a worker's answer was none")
+            self._effects.append(FailAction(worker.worker_id, flaw.id, "a worker's answer was none"))
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
         bytes_max = STATS_BYTES_WORKER + STATS_BYTES_DEVICE * len(worker.devices)
@@ -370,7 +399,9 @@ class Workers:
         check_stats(message.stats, len(worker.devices))
         worker.jitter_ns = message.jitter_ns
         if text := new_damage(worker.stats, message.stats):
-            self._context.note_trouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)
+            self._effects.append(
+                NoteTrouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)
+            )
         has_moved = worker.stats.get(MACHINE) != message.stats.get(MACHINE)
         worker.stats = message.stats
         if has_moved:
@@ -378,10 +409,10 @@ class Workers:
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._context.now_ns)
-        self._exchange.set_clock(worker.slot, *worker.clock.bounds())
+        self._effects.append(SetClock(worker.worker_id, worker.clock.bounds()))
         there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
-        self._context.events.append(
-            LinkMeasured(self._context.now_ns, worker.worker_id, there, worker.clock.back_ns())
+        self._effects.append(
+            Tell(LinkMeasured(self._context.now_ns, worker.worker_id, there, worker.clock.back_ns()))
         )
 
     def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:
@@ -390,7 +421,7 @@ class Workers:
             raise InvalidInput(f"a worker waits for at most {FETCHES_MAX} chunks at once")
         if message.file >= len(files):
             chunk = Chunk(message.digest, message.file, message.offset, Status.INTERNAL)
-            self._context.tell_worker(worker.identity, worker.fd, chunk, [b""])
+            self._effects.append(to_worker(worker.identity, worker.fd, chunk, [b""]))
             return
         worker.fetches += 1
         file = files[message.file]
@@ -402,7 +433,7 @@ class Workers:
 
     def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
         self._registrar.prepared(worker.worker_id, message, self._context.now_ns)
-        self._exchange.forget_references()  # a version may have failed everywhere
+        self._effects.append(ForgetReferences())  # a version may have failed everywhere
 
     def _device_fault(self, worker: WorkerLink, message: DeviceFault, frames: list[Any]) -> None:
         index = message.device
@@ -411,20 +442,27 @@ class Workers:
         if index in worker.offline:
             return
         worker.offline[index] = message.text[:300]
-        self._context.events.append(DeviceLost(self._context.now_ns, worker.worker_id, index))
+        self._effects.append(Tell(DeviceLost(self._context.now_ns, worker.worker_id, index)))
         name = worker.devices[index].name
         log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, message.text[:300])
-        self._context.note_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", message.text)
-        self._context.publish(
-            "worker",
-            {"worker": worker.name, "state": "device lost", "device": index, "why": worker.offline[index]},
+        self._effects.append(NoteTrouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", message.text))
+        self._effects.append(
+            Publish(
+                "worker",
+                {
+                    "worker": worker.name,
+                    "state": "device lost",
+                    "device": index,
+                    "why": worker.offline[index],
+                },
+            )
         )
 
     def _clock_changed(self, worker: WorkerLink, message: ClockChanged, frames: list[Any]) -> None:
         if message.device >= len(worker.devices):
             raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
-        self._context.events.append(
-            DeviceClock(self._context.now_ns, worker.worker_id, message.device, message.mhz)
+        self._effects.append(
+            Tell(DeviceClock(self._context.now_ns, worker.worker_id, message.device, message.mhz))
         )
 
     def _time_needed(self, worker: WorkerLink, message: TimeNeeded, frames: list[Any]) -> None:
@@ -434,26 +472,28 @@ class Workers:
         if sum(message.runs) > pages:
             raise InvalidInput(f"{sum(message.runs)} pages of {pages}")
         runs = tuple(message.runs)
-        self._context.events.append(
-            TimeWanted(
-                self._context.now_ns,
-                worker.worker_id,
-                message.device,
-                message.model_id,
-                message.expected_ns,
-                runs,
+        self._effects.append(
+            Tell(
+                TimeWanted(
+                    self._context.now_ns,
+                    worker.worker_id,
+                    message.device,
+                    message.model_id,
+                    message.expected_ns,
+                    runs,
+                )
             )
         )
 
     def _leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
-        self._context.events.append(WorkerDraining(self._context.now_ns, worker.worker_id))
+        self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         worker.is_draining = True
         self._registrar.worker_drains(worker.worker_id)
         # Whatever was ordered of it went before this, and from here on it is ordered nothing: once it has answered
         # what it has, it may go.
-        self._context.tell_worker(worker.identity, worker.fd, Goodbye())
+        self._effects.append(to_worker(worker.identity, worker.fd, Goodbye()))
         log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
-        self._context.publish("worker", {"worker": worker.name, "state": "draining"})
+        self._effects.append(Publish("worker", {"worker": worker.name, "state": "draining"}))
 
     _handlers: ClassVar[dict[type, Any]] = {
         Heartbeat: _heartbeat,
@@ -474,11 +514,11 @@ class Workers:
         worker = self._links.worker_by_id.get(worker_id)
         return worker.name if worker else ""
 
-    def send(self, worker_id: int, message: tuple[Any, ...]) -> None:
-        """Send to one that may be gone: then there is nobody to tell."""
+    def let_go(self, worker_id: int, why: str) -> None:
+        """It has left, if it has not already."""
         worker = self._links.worker_by_id.get(worker_id)
         if worker is not None:
-            self._context.tell_worker(worker.identity, worker.fd, message)
+            self._gone(worker, why)
 
     def blame(self, worker_id: int, why: str) -> None:
         """It said what cannot be."""
@@ -496,7 +536,7 @@ class Workers:
         worker.fetches -= 1
         status = Status.OK if error is None else Status.INTERNAL
         chunk = Chunk(job.digest, job.file_index, job.offset, status)
-        self._context.tell_worker(worker.identity, worker.fd, chunk, [data if error is None else b""])
+        self._effects.append(to_worker(worker.identity, worker.fd, chunk, [data if error is None else b""]))
 
 
 def _let_go_text(why: str) -> str:

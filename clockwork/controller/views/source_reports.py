@@ -6,19 +6,22 @@ word or because it has left.
 
 from __future__ import annotations
 
+from collections import deque
+
 from clockwork.config.controller import REPORTED_SOURCES_MAX
-from clockwork.controller.troubles import TroubleKind, Troubles
+from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble
+from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidInput
 
 
 class SourceReports:
     """The sources that are reported, and by which clients."""
 
-    def __init__(self, troubles: Troubles) -> None:
-        self._troubles = troubles
+    def __init__(self, effects: deque[Effect]) -> None:
+        self._effects = effects
         self._clients: dict[str, dict[bytes, None]] = {}  # by source
 
-    def note(self, client: bytes, source: str, text: str, now_ns: int) -> None:
+    def note(self, client: bytes, source: str, text: str) -> None:
         """A client cannot read a source, or, with an empty text, can again. Raises InvalidInput beyond the bound."""
         if not text:
             self._withdraw(client, source)
@@ -28,7 +31,7 @@ class SourceReports:
                 f"{REPORTED_SOURCES_MAX} model sources are reported, which is the most; {source} is not noted"
             )
         self._clients.setdefault(source, {})[client] = None
-        self._troubles.note(TroubleKind.MODEL_SOURCE_FAILED, source, text, now_ns)
+        self._effects.append(NoteTrouble(TroubleKind.MODEL_SOURCE_FAILED, source, text))
 
     def client_gone(self, client: bytes) -> None:
         """A client has left, and what it reported is not known to hold any more."""
@@ -40,4 +43,4 @@ class SourceReports:
         clients.pop(client, None)
         if source in self._clients and not clients:
             del self._clients[source]
-            self._troubles.clear(TroubleKind.MODEL_SOURCE_FAILED, source)
+            self._effects.append(ClearTrouble(TroubleKind.MODEL_SOURCE_FAILED, source))

@@ -1,0 +1,36 @@
+"""All that is answered about the state of a controller."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from clockwork.controller.context import Context
+from clockwork.controller.effects import Effect
+from clockwork.controller.peers.seats import Seats
+from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.registration.versions import Versions
+from clockwork.controller.storage.repairs import Repairs
+from clockwork.controller.views.metrics import MetricsQuery
+from clockwork.controller.views.queries import Queries
+from clockwork.controller.views.source_reports import SourceReports
+from clockwork.scheduler.types import Scheduler
+
+
+class Views:
+    """Of one controller. policy: the scheduler's, by its name."""
+
+    def __init__(
+        self,
+        context: Context,
+        effects: deque[Effect],
+        scheduler: Scheduler,
+        table: ModelTable,
+        versions: Versions,
+        repairs: Repairs,
+        policy: str,
+        seats: Seats,
+    ) -> None:
+        started_ns = context.now_ns
+        self.reports = SourceReports(effects)
+        self.metrics = MetricsQuery(context, scheduler, table, versions, policy, started_ns)
+        self.queries = Queries(context, scheduler, table, versions, repairs, policy, started_ns, seats)

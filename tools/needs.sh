@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks what a build needs that Python cannot install by itself, and names the package that brings it.
+# Checks for the needs of a build that Python cannot install by itself, and names their packages.
 #
 #   tools/needs.sh PYTHON       exit status 1 if anything is missing; all of it is listed at once
 set -u
@@ -53,7 +53,7 @@ else
 sys.exit(not os.path.isfile(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
         need "Python.h, the headers of $python" \
             "$("$python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')" python3-devel
-    # What setuptools will call: the compiler that Python itself was built with, unless CC or CXX say another.
+    # The compiler of setuptools: that which built Python itself, unless CC or CXX name another.
     cc=${CC:-$("$python" -c 'import sysconfig; print((sysconfig.get_config_var("CC") or "cc").split()[0])')}
     cxx=${CXX:-$("$python" -c 'import sysconfig; print((sysconfig.get_config_var("CXX") or "c++").split()[0])')}
 fi

@@ -313,7 +313,7 @@ def test_a_controller_that_never_answered_is_said() -> None:
             await tab.until("document.body.dataset.state === 'disconnected'")
             said = await tab.run("document.getElementById('banner').textContent")
             assert said.startswith("No answer from the controller at tcp://127.0.0.1:1 since ")
-            assert "What is shown" not in said, "nothing is"
+            assert "The page shows" not in said, "there is no state yet"
 
         assert in_a_browser(look).complaints == []
 

@@ -13,17 +13,17 @@
     if (!doc) return;
     const style = getComputedStyle(root), color = (name) => style.getPropertyValue(name).trim();
     const ink = color("--ink"), muted = color("--muted"), line = color("--line"), card = color("--card");
-    // The server need not know: colours are this browser's.
-    const set = (one, values) => one.setv(values, { sync: false });
+    // Colours belong to this browser, so the server gets no change.
+    const set = (model, values) => model.setv(values, { sync: false });
     for (const plot of doc.roots()) {
       for (const axis of [...plot.below, ...plot.left]) set(axis, { major_label_text_color: muted, axis_label_text_color: muted });
-      for (const one of plot.center) if ("grid_line_color" in one && one.grid_line_color !== null) set(one, { grid_line_color: line });
-      for (const one of plot.renderers) {
-        if (one.name === "ink") set(one.glyph, { line_color: ink });
-        if (one.name === "ink text") set(one.glyph, { text_color: ink, background_fill_color: card });
-        if (one.name === "batches") set(one, { visible: innerWidth >= 900 });  // narrower, they would overlap
-        if (one.name === "rule") set(one.glyph, { line_color: line });
-        if (one.name === "cut") set(one.glyph, { line_color: card });
+      for (const part of plot.center) if ("grid_line_color" in part && part.grid_line_color !== null) set(part, { grid_line_color: line });
+      for (const renderer of plot.renderers) {
+        if (renderer.name === "ink") set(renderer.glyph, { line_color: ink });
+        if (renderer.name === "ink text") set(renderer.glyph, { text_color: ink, background_fill_color: card });
+        if (renderer.name === "batches") set(renderer, { visible: innerWidth >= 900 });  // in a narrower window they would overlap
+        if (renderer.name === "rule") set(renderer.glyph, { line_color: line });
+        if (renderer.name === "cut") set(renderer.glyph, { line_color: card });
       }
     }
   }
@@ -36,7 +36,7 @@
   });
   paint();
 
-  // ----- what is said ------------------------------------------------------------------------
+  // ----- texts -------------------------------------------------------------------------------
   const number = (value) => value >= 100 ? Math.round(value).toLocaleString("en") : value >= 10 ? value.toFixed(0) : value > 0 ? value.toFixed(1) : "0";
   const ms = (value) => value >= 1000 ? `${(value / 1000).toFixed(2)} s` : value >= 100 ? `${value.toFixed(0)} ms` : `${value.toFixed(1)} ms`;
   const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString("en-GB");
@@ -60,11 +60,11 @@
     at("pill").querySelector("b").textContent = at("pause").ariaPressed === "true" && kind === "live" ? "Paused"
       : { loading: "Loading", live: "Live", empty: "No devices", disconnected: "Disconnected" }[kind];
     let text = "";
-    if (silent) text = `This page has heard nothing of the dashboard's server since ${clock(heard / 1000)}. What is shown is of then.`;
-    else if (kind === "disconnected") text = `No answer from the controller at ${state.endpoint} since ${clock(state.since)}${state.note ? `: ${state.note}` : ""}.${state.tiles ? " What is shown is of then." : ""}`;
+    if (silent) text = `This page has heard nothing of the dashboard's server since ${clock(heard / 1000)}. The page shows the state of that time.`;
+    else if (kind === "disconnected") text = `No answer from the controller at ${state.endpoint} since ${clock(state.since)}${state.note ? `: ${state.note}` : ""}.${state.tiles ? " The page shows the state of that time." : ""}`;
     else if (kind === "loading") text = `Waiting for the first steps of ${state.endpoint || "the cluster"}.`;
     else if (kind === "empty") text = "No worker has a device here. Start one with: clockwork worker.";
-    else if (state.restarted && state.now - state.restarted < 60) text = `The controller was started anew at ${clock(state.restarted)}. What is shown begins there.`;
+    else if (state.restarted && state.now - state.restarted < 60) text = `The controller was started anew at ${clock(state.restarted)}. The page shows the time since then.`;
     at("banner").hidden = !text;
     at("banner").querySelector("span").textContent = text;
     at("reload").hidden = !silent;
@@ -86,7 +86,7 @@
       at("p50").textContent = t.p50_ms ? `p99; median ${ms(t.p50_ms)}` : "99th percentile";
       put("executing", `${Math.round(t.executing * 100)} %`);
       at("batch").textContent = `of ${t.devices} busy${t.batch ? `; batch ${t.batch.toFixed(1)}` : ""}`;
-      at("reasons").textContent = state.reasons.length ? state.reasons.map((one) => one[0].replaceAll("_", " ")).join(", ") : "none of late";
+      at("reasons").textContent = state.reasons.length ? state.reasons.map(([reason]) => reason.replaceAll("_", " ")).join(", ") : "none of late";
       const [within, worst, count] = state.predicted;
       at("predicted").textContent = count ? `${(within * 100).toFixed(1)} % of ${count.toLocaleString("en")} executions within a tenth; 99th percentile ${worst >= 0 ? "+" : ""}${(worst * 100).toFixed(1)} %.` : "No execution yet.";
       at("used").textContent = `${Math.round(state.used * 100)} % of all pages are used.${state.unplaced ? ` Pale: ${state.unplaced} model${state.unplaced > 1 ? "s" : ""} loaded before what is kept; where they lie is not known.` : ""}`;
@@ -102,10 +102,10 @@
     if (key === legendOf) return;
     legendOf = key;
     const entry = (text, color, name) => {
-      const one = element("li"), swatch = element("i", undefined, name);
+      const item = element("li"), swatch = element("i", undefined, name);
       if (color) swatch.style.background = color;
-      one.append(swatch, text);
-      return one;
+      item.append(swatch, text);
+      return item;
     };
     at("models").replaceChildren(
       ...state.models.map(([label, color]) => entry(label.replace(/@1$/, ""), color)), entry("other models", OTHER),
@@ -132,7 +132,7 @@
       row.append(first, second, third, element("td", slo > 0 ? ms(slo) : "–", "n"), element("td", after < 0 ? "–" : after ? ms(after) : "at once", "n"), element("td", `${ago.toFixed(1)} s`, "n"));
       row.ariaSelected = String(id === chosen);
       row.addEventListener("click", (event) => {
-        const marked = getSelection();  // text that was marked in the row is to be copied
+        const marked = getSelection();  // no click: the user marked text of the row to copy it
         if (event.target === open || marked.isCollapsed || !marked.containsNode(row, true)) follow(id);
       });
       return row;
@@ -146,8 +146,8 @@
     press("[data-outcome]", button);
     rows(true);
   });
-  function press(group, chosenOne) {
-    for (const one of document.querySelectorAll(group)) one.ariaPressed = String(one === chosenOne);
+  function press(group, pressed) {
+    for (const button of document.querySelectorAll(group)) button.ariaPressed = String(button === pressed);
   }
 
   function ask(wish) { if (control) control.data = { json: [JSON.stringify({ ...wish, asked: ++asked })] }; }
@@ -182,11 +182,11 @@
     say(Date.now());
   });
 
-  // A figure does nothing by key, so the focus passes it by.
+  // Figures do not react to keys, so they do not take the focus.
   function passBy(node) {
-    for (const one of node.querySelectorAll("*")) {
-      if (one.tabIndex === 0) one.tabIndex = -1;
-      if (one.shadowRoot) passBy(one.shadowRoot);
+    for (const child of node.querySelectorAll("*")) {
+      if (child.tabIndex === 0) child.tabIndex = -1;
+      if (child.shadowRoot) passBy(child.shadowRoot);
     }
   }
 
@@ -199,14 +199,14 @@
     return source;
   }
   const found = setInterval(() => {
-    doc = window.Bokeh?.documents?.find((one) => one.get_model_by_name("state")) || null;
+    doc = window.Bokeh?.documents?.find((candidate) => candidate.get_model_by_name("state")) || null;
     if (!doc) return;
     clearInterval(found);
     control = doc.get_model_by_name("control");
     listen("state", (told) => { state = told; heard = Date.now(); show(); });
     listen("about", about);
     document.addEventListener("visibilitychange", () => {
-      if (!document.hidden) {  // nothing was told of what could not be seen
+      if (!document.hidden) {  // a hidden page gets no updates, so their absence does not count as silence
         heard = Date.now();
         say(heard);
       }

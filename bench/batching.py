@@ -1,10 +1,11 @@
-"""Which models batch, by their graph and by trying three rows, as an older version judged.
+"""Models that batch: judged by their graph and, as an older version did, by running three rows.
 
     python -m bench.batching [--json] [--changed] [FILE.onnx | FOLDER | ARCHIVE.zip ...]
 
-For each model: whether three different rows answer the same together and apart, whether the graph proves that rows are
-independent, and where they meet if not. Rows are read from the file of the same name that ends in .npz, if there is one, and
-made up otherwise. Without files: the zoo, and small models of many exporters, tests/data/exported.zip.
+For each model: whether three different rows answer the same together and apart, whether the graph proves that
+rows are independent, and if not, where they meet. Rows are read from the file of the same name that ends in
+.npz, if there is one, and made up otherwise. Without files: the zoo, and small models of many exporters,
+tests/data/exported.zip.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ SEED = 1
 
 class Judged(NamedTuple):
     name: str
-    tried: str  # why three rows do not show that they are independent; "": they answer the same together and apart
-    meet: str  # where rows meet in the graph, or why the declared shapes allow no batch; "": proven that they do not
+    tried: str  # why three rows seem to depend on each other; "": they answer the same together and apart
+    # where rows meet in the graph, or why the declared shapes allow no batch; "": rows are proven independent
+    meet: str
 
 
 def exported(archive: Path = EXPORTED) -> Iterator[tuple[str, onnx.ModelProto, list[Array]]]:
@@ -55,16 +57,16 @@ def _rows(model: onnx.ModelProto, data: bytes) -> list[Array]:
 
 
 def judge(name: str, model: onnx.ModelProto, rows: Sequence[Array] | None = None) -> Judged:
-    """rows: inputs of three rows; made up if not given."""
+    """Judge a model. rows: inputs of three rows; made up if not given."""
     found = tried(model, rows)
     return Judged(name, found, why_rows_meet(model) or (found if "first dimension" in found else ""))
 
 
 def tried(model: onnx.ModelProto, rows: Sequence[Array] | None) -> str:
-    """Why three rows of a model do not seem to be independent; "" if they do."""
+    """The reason why three rows of a model seem to depend on each other; "" if they seem independent."""
     try:
         session = Session(model.SerializeToString(), optimise=True)
-        inputs = [TensorSpec(*one) for one in session.inputs]
+        inputs = [TensorSpec(*described) for described in session.inputs]
         if why := declared_reason(inputs):
             return why
         if rows is None:
@@ -90,12 +92,12 @@ def measure(paths: Sequence[Path], quick: bool = False) -> list[Judged]:
     if not paths:
         return [
             *(judge(name, zoo.build(name)) for name in zoo.names()[: 3 if quick else None]),
-            *(judge(*one) for one in itertools.islice(exported(), 20 if quick else None)),
+            *(judge(*case) for case in itertools.islice(exported(), 20 if quick else None)),
         ]
     found: list[Judged] = []
     for path in paths:
         if path.suffix == ".zip":
-            found += [judge(*one) for one in exported(path)]
+            found += [judge(*case) for case in exported(path)]
             continue
         for file in sorted(path.rglob("*.onnx")) if path.is_dir() else [path]:
             model, beside = onnx.load(file), file.with_suffix(".npz")
@@ -107,19 +109,19 @@ def measure(paths: Sequence[Path], quick: bool = False) -> list[Judged]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = report.command_line(__doc__)
-    parser.add_argument("--changed", action="store_true", help="only models whose verdict is another now")
+    parser.add_argument("--changed", action="store_true", help="only models whose verdict has changed")
     parser.add_argument("files", nargs="*", type=Path)
     options = parser.parse_args(arguments)
     judged = measure(options.files, options.quick)
     rows: list[dict[str, Any]] = [
         {
-            "model": one.name,
-            "before": "batches" if not one.tried else "alone",
-            "now": "proven" if not one.meet else "alone",
-            "reason": one.meet or one.tried,
+            "model": verdict.name,
+            "before": "batches" if not verdict.tried else "alone",
+            "now": "proven" if not verdict.meet else "alone",
+            "reason": verdict.meet or verdict.tried,
         }
-        for one in judged
-        if not options.changed or bool(one.tried) != bool(one.meet)
+        for verdict in judged
+        if not options.changed or bool(verdict.tried) != bool(verdict.meet)
     ]
     counts = {
         f"{before}, {now}": sum((row["before"], row["now"]) == (before, now) for row in rows)

@@ -1,5 +1,5 @@
-"""A controller and workers as processes, for a benchmark: free ports, a temporary data directory and an
-orderly end.
+"""A controller and workers as processes for a benchmark: free ports, a temporary data directory, an orderly
+end.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ ARENA = "256M"
 class Cluster:
     """A controller and workers; use as a context manager.
 
-    worker_arguments: further flags of every worker, such as ("--arena", "512M"). controller_arguments: of the
-    controller. controller: the interpreter's arguments that start it, up to its flags. directory: the checkout of the
-    controller; None for this one. through: maps the controller's endpoint to the one that workers dial, for a link
-    between them; None for the same. data: the data directory; None for a temporary one that is removed at the end.
+    worker_arguments: further flags of every worker, such as ("--arena", "512M"). controller_arguments:
+    further flags of the controller. controller: the interpreter's arguments that start it, up to its flags.
+    directory: the checkout of the controller; None for this one. through: maps the controller's endpoint to
+    the one that workers dial, for a link between them; None for the same. data: the data directory; None for
+    a temporary one that is removed at the end.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Cluster:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
         self._worker_count = workers
-        self._held = contextlib.ExitStack()  # its ports
+        self._held = contextlib.ExitStack()  # the ports
         self.endpoint = self.worker_endpoint = self.events_endpoint = ""
 
     def start(self) -> int:
-        """Start everything. Returns the nanoseconds until every worker had joined and no model was in preparation."""
+        """Start everything. Returns the nanoseconds until all workers had joined and no model was in
+        preparation.
+        """
         started_ns = now_ns()
         ports = self._held.enter_context(held_ports(3))
         clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in ports)
@@ -91,7 +94,7 @@ class Cluster:
                     if len(status["workers"]) >= self._worker_count and not status["models"].get("preparing"):
                         return now_ns() - started_ns
                 except ConnectionLost:
-                    pass  # it still reads its models: thousands of records from a cold disk
+                    pass  # the controller still reads its models: thousands of records from a cold disk
                 except ClockworkError as error:
                     self.stop()
                     raise RuntimeError(f"the cluster does not start: {error}\n{self.log()}") from error
@@ -104,7 +107,7 @@ class Cluster:
         return Client(self.endpoint, **{"timeout": 120.0, "name": "bench", **options})
 
     def stop(self) -> None:
-        """End every process, in order or else by force."""
+        """End every process, by SIGKILL if it does not end in order."""
         children = [*self.workers, *([self.controller] if hasattr(self, "controller") else [])]
         for child in children:
             with contextlib.suppress(ProcessLookupError):

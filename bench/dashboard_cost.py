@@ -1,20 +1,24 @@
-"""What a dashboard costs the controller that it shows, in processor time for each request.
+"""Processor time for each request that a dashboard costs the controller that it shows.
 
-    python -m bench.dashboard_cost [--quick] [--rate 20000] [--devices 100] [--triples 40] [--seed 1] [--nice 0] [--no-pin]
-                                   [--json] [--publish]
+    python -m bench.dashboard_cost [--quick] [--rate 20000] [--devices 100] [--triples 40] [--seed 1]
+        [--nice 0] [--no-pin] [--json] [--publish]
 
-A controller serves emulated devices at a steady rate: bench/pump.cpp has the devices and the client, which is an open loop
-(a Poisson process). `clockwork dashboard` follows it, for a page in a headless Chromium where there is one. Time is cut into
-short segments, by turns in random order, in threes: in one the page is seen; in two others it is hidden, and the
-dashboard reads nothing. So every comparison is of neighbours, within one controller: processor time of all its threads for
-each answered request (/proc/PID/task/*/schedstat) with the page against the mean of the two without, and, as a control,
-of these two against each other. Shown are medians over all threes, and 95 % intervals of the median by bootstrap.
+A controller serves emulated devices at a steady rate. bench/pump.cpp has the devices and the client,
+which is an open loop (a Poisson process). `clockwork dashboard` follows the controller, for a page in a
+headless Chromium where there is one. Time is cut into short segments in groups of three, in random order: in
+one segment the page is visible; in the two others it is hidden, and the dashboard reads nothing. So every
+comparison is of neighbouring segments of one controller. Compared is the processor time of all its threads
+for each answered request (/proc/PID/task/*/schedstat) with the page against the mean of the two segments
+without, and, as a control, of these two against each other. Shown are medians over all groups, and 95 %
+intervals of the median by bootstrap.
 
-That difference is about as large as the noise of a busy machine. So it is measured once more with --readers at once that ask what
-a dashboard asks at most, and decode nothing. What of the difference falls to the bytes that a dashboard may read is its cost.
+That difference is about as large as the noise of a busy machine. So it is measured once more with --readers
+concurrent readers that request as much as a dashboard requests at most, and decode nothing. The cost of a
+dashboard is the difference divided by the number of times that its permitted bytes were read.
 
-The controller has a core of its own, and everything else the others (--no-pin: not so). The browser runs at the lowest
-priority; --nice is the niceness of the controller and of both ends, below 0 as root.
+The controller has a core of its own, and everything else has the other cores (--no-pin: all cores for all).
+The browser runs at the lowest priority. --nice is the niceness of the controller and of both ends; values
+below 0 need root.
 """
 
 from __future__ import annotations
@@ -57,13 +61,13 @@ READY_S = 60.0
 
 @dataclasses.dataclass(slots=True)
 class Settings:
-    """seconds: of a segment, of which the first settle_s are not counted."""
+    """Settings of a run. seconds: the length of a segment, of which the first settle_s are not counted."""
 
     rate: float = 20_000.0
     devices: int = 100
     models: int = 200
-    base_ns: int = 2 * MS  # of a batch, about ResNet50's on a V100
-    row_ns: int = MS // 2  # of each of its requests
+    base_ns: int = 2 * MS  # for a batch, about ResNet50's on a V100
+    row_ns: int = MS // 2  # for each request of a batch
     burst: int = 1
     seconds: float = 1.3
     settle_s: float = 0.3
@@ -79,15 +83,18 @@ SINGLE, BATCHED = "one by one", "in batches"
 
 
 def cases(settings: Settings) -> dict[str, Settings]:
-    """What a request costs differs, and so what it is compared with: devices that serve requests as they come, one or two at
-    once, and slower ones that get them twenty at once, and so form batches."""
+    """The cases, by name: a dashboard's relative cost depends on the cost of a request.
+
+    Devices serve requests as they come, one or two at a time, or slower devices get twenty at a time and form
+    batches.
+    """
     batched = dataclasses.replace(settings, base_ns=20 * MS, row_ns=MS, burst=20)
     return {SINGLE: settings, BATCHED: batched}
 
 
 @dataclasses.dataclass(slots=True)
 class Segment:
-    """What was measured while one thing held."""
+    """The requests and the controller's processor time of one segment."""
 
     requests: int
     seconds: float
@@ -157,7 +164,7 @@ class Load:
             self.pump.run(0.1)
 
     def _run(self, stack: contextlib.ExitStack, work: Callable[[], None]) -> None:
-        """Do something in a thread until the end."""
+        """Call a function in a thread until the end."""
         thread = threading.Thread(target=work)
         thread.start()
         stack.callback(thread.join)
@@ -166,7 +173,7 @@ class Load:
 
 @contextmanager
 def _nice(niceness: int) -> Iterator[None]:
-    """Within it, this thread, and the threads and processes that it begins, have that priority."""
+    """Within the block, this thread and the threads and processes that it starts have that niceness."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
     os.setpriority(os.PRIO_PROCESS, 0, niceness)
     try:
@@ -185,7 +192,7 @@ def _give_first_core(pid: int) -> None:
 
 @contextmanager
 def _other_cores(is_pinned: bool) -> Iterator[None]:
-    """Within it, threads and processes that this one begins leave the first core to others, if there are others."""
+    """Within the block, new threads and processes leave the first core free, if there are others."""
     if is_pinned:
         os.sched_setaffinity(0, CORES[1:] or CORES)
     try:
@@ -198,7 +205,7 @@ def _other_cores(is_pinned: bool) -> Iterator[None]:
 
 
 class Watched:
-    """A real dashboard, and a page of it in a real browser that is seen or hidden. Use as a context manager."""
+    """A real dashboard, and a page of it, visible or hidden, in a real browser. Use as a context manager."""
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
@@ -207,7 +214,7 @@ class Watched:
         self._error: BaseException | None = None
         self.states: list[
             dict[str, Any]
-        ] = []  # what the page was told, at the end of each segment in which it was seen
+        ] = []  # the page's state at the end of each segment in which it was visible
         self.spent_s = 0.0  # processor time of the dashboard's process, once it has ended
 
     def __enter__(self) -> Watched:
@@ -234,16 +241,17 @@ class Watched:
         self.dashboard.wait()
 
     def look(self, is_looking: bool) -> None:
-        """Have the page seen, or hidden."""
+        """Make the page visible or hidden."""
         asyncio.run_coroutine_threadsafe(self._look(is_looking), self._loop).result(READY_S)
 
     def _browse(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # and so for the browser's processes
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # inherited by the browser's processes
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._stay())
 
     async def _stay(self) -> None:
-        from tools.browser import browser  # it needs what the dashboard does, which may not be installed
+        # imported here, because it needs the packages of the dashboard, which may not be installed
+        from tools.browser import browser
 
         self._ended = asyncio.Event()
         try:
@@ -269,13 +277,16 @@ class Watched:
 
 
 class Readers:
-    """As many as there are to be ask a controller what a dashboard asks, and as often, in a thread. Use as a context manager."""
+    """`count` readers that request from a controller what a dashboard requests, as often, in a thread.
+
+    Use as a context manager.
+    """
 
     def __init__(self, client: Client, count: int) -> None:
         self._client = client
         self._count = count
         self._looking, self._ended = threading.Event(), threading.Event()
-        self.bytes, self.looked_s = 0, 0.0  # that were read, and the time in which they were
+        self.bytes, self.looked_s = 0, 0.0  # bytes read, and the time in which they were
         self._since_s = 0.0
 
     def __enter__(self) -> Readers:
@@ -319,7 +330,7 @@ class Readers:
 
 
 def compare(load: Load, who: Watched | Readers, settings: Settings) -> list[dict[str, Segment]]:
-    """Segments in threes."""
+    """Groups of three segments, by name."""
     found = []
     order = random.Random(settings.seed)
     for _ in range(settings.triples):
@@ -336,23 +347,25 @@ def compare(load: Load, who: Watched | Readers, settings: Settings) -> list[dict
 
 
 def interval(ratios: Sequence[float], seed: int) -> tuple[float, float, float]:
-    """Median, and where it lies with 95 % certainty, in per cent above 1."""
+    """The median and the ends of its 95 % interval, in per cent above 1."""
     drawn = np.random.default_rng(seed).choice(np.array(ratios), (BOOTSTRAPS, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return tuple(100 * (float(value) - 1) for value in (statistics.median(ratios), low, high))  # type: ignore[return-value]
+    found = (statistics.median(ratios), low, high)
+    return tuple(100 * (float(value) - 1) for value in found)  # type: ignore[return-value]
 
 
 def summary(name: str, triples: Sequence[dict[str, Segment]], count: float, seed: int) -> dict[str, Any]:
-    """A row: what one of `count` costs."""
-    with_ = [one[SHOWN].us * 2 / (one[HIDDEN].us + one[HIDDEN_AGAIN].us) for one in triples]
-    control = [one[HIDDEN].us / one[HIDDEN_AGAIN].us for one in triples]
+    """A row: the cost of one of `count` readers."""
+    with_ = [triple[SHOWN].us * 2 / (triple[HIDDEN].us + triple[HIDDEN_AGAIN].us) for triple in triples]
+    control = [triple[HIDDEN].us / triple[HIDDEN_AGAIN].us for triple in triples]
     cost, low, high = (value / count for value in interval(with_, seed))
     same, same_low, same_high = (value / count for value in interval(control, seed))
-    segments = [one for triple in triples for one in triple.values()]
+    segments = [segment for triple in triples for segment in triple.values()]
     return {
         "who": name,
-        "requests/s": sum(one.requests for one in segments) / sum(one.seconds for one in segments),
-        "us/request": statistics.median(one[HIDDEN].us for one in triples),
+        "requests/s": sum(segment.requests for segment in segments)
+        / sum(segment.seconds for segment in segments),
+        "us/request": statistics.median(triple[HIDDEN].us for triple in triples),
         "cost_%": cost,
         "from_%": low,
         "to_%": high,
@@ -368,7 +381,7 @@ def measure(name: str, settings: Settings) -> tuple[list[dict[str, Any]], dict[s
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     with _other_cores(settings.is_pinned), Load(settings) as load:
-        load.measure(4 * settings.settle_s)  # models are loaded
+        load.measure(4 * settings.settle_s)  # loads the models
         if settings.has_browser:
             watched = Watched(load.cluster.endpoint)
             began_s = time.monotonic()
@@ -376,9 +389,9 @@ def measure(name: str, settings: Settings) -> tuple[list[dict[str, Any]], dict[s
                 triples = compare(load, watched, settings)
             rows.append(summary("a dashboard and a browser", triples, 1, settings.seed))
             facts |= {
-                "of the time shown": statistics.median(one["share"] for one in watched.states),
-                "behind, s, at most": max(one["behind"] for one in watched.states),
-                "page's states": sorted({one["state"] for one in watched.states}),
+                "of the time shown": statistics.median(state["share"] for state in watched.states),
+                "behind, s, at most": max(state["behind"] for state in watched.states),
+                "page's states": sorted({state["state"] for state in watched.states}),
                 "dashboard's processor time, of a core": watched.spent_s / (time.monotonic() - began_s),
             }
         with load.cluster.client() as client, Readers(client, settings.readers) as readers:
@@ -403,14 +416,17 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=default.rate, help="requests a second")
     parser.add_argument("--devices", type=int, default=default.devices)
     parser.add_argument(
-        "--triples", type=int, default=0, help=f"of each row (default {default.triples}; 1 with --quick)"
+        "--triples",
+        type=int,
+        default=0,
+        help=f"groups of three segments for each row (default {default.triples}; 1 with --quick)",
     )
     parser.add_argument("--readers", type=int, default=default.readers)
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument(
-        "--nice", type=int, default=0, help="of controller, devices and client; below 0 as root"
+        "--nice", type=int, default=0, help="niceness of controller, devices and client; below 0 needs root"
     )
-    parser.add_argument("--no-pin", action="store_true", help="every process on every core")
+    parser.add_argument("--no-pin", action="store_true", help="every process may use every core")
     options = parser.parse_args()
     settings = dataclasses.replace(
         default, rate=options.rate, devices=options.devices, triples=options.triples or (1 if options.quick else default.triples),
@@ -426,8 +442,8 @@ def main() -> None:
     }
     if not settings.has_browser:
         facts["browser"] = "none is on the path"
-    for name, one in cases(settings).items():
-        its_rows, its_facts = measure(name, one)
+    for name, its_settings in cases(settings).items():
+        its_rows, its_facts = measure(name, its_settings)
         rows += its_rows
         facts |= its_facts
     if options.publish:

@@ -1,19 +1,21 @@
-"""Do others suffer while models are loaded and unloaded, or registered?
+"""Latency of a model while other models are loaded and unloaded, or registered.
 
     python -m bench.disturbance [--quick] [--json] [--rounds 8] [--seconds 6]
 
-One worker serves a residual network of about 5 ms at half of what plain ONNX Runtime does on one thread, open loop,
-Poisson. In turn, for some seconds each and beginning with another in every round, nothing else happens; thirty other
-models, of which eight fit beside it, are asked so often that a dozen times a second one is evicted and another one
-loaded (they execute in next to no time: what is measured is the loading, not that a device is shared); new
-architectures are registered one after another: optimised, checked and measured; or another version of the model is its
-shadow and gets a copy of each request. All in one run, so that what else the machine does falls on all alike. Latency is
-end to end, from when a request was due.
+One worker serves a residual network of about 5 ms at half of the rate of plain ONNX Runtime on one thread,
+open loop, Poisson. The parts of a round last some seconds each, and every round begins with another part. In
+one part nothing else happens. In one, thirty other models, of which eight fit into memory beside the measured
+one, are requested so often that about a dozen times a second one is evicted and another is loaded; they
+execute in next to no time, so that loading is measured and not sharing of the device. In one, new
+architectures are registered one after another: optimised, checked and measured. In one, another version of
+the model is its shadow and gets a copy of each request. All parts belong to one run, so that other work on
+the machine affects all alike. Latency is end to end, from the time at which a request was due.
 
-Goals: p99 while others are loaded at most 1.2 times the undisturbed, while they are registered at most 1.5 times. A
-shadow costs what a device cannot interrupt, one execution at most. On two cores everything counts: the load generator
-and the process that registers share them with the worker. On a machine that is not idle, give the run a real-time
-class (`chrt -r 5 python -m bench.disturbance`, as root); preparation then still takes what others leave.
+Goals: p99 while others are loaded at most 1.2 times the undisturbed, while they are registered at most 1.5
+times. A shadow delays a request by at most one execution, because a device cannot interrupt it. On two cores
+the load generator and the process that registers share the cores with the worker. On a machine that is not
+idle, run with a real-time class (`chrt -r 5 python -m bench.disturbance`, as root); preparation then still
+takes the processor time that others leave.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ MODEL = "residual_cnn"
 SLO_S = 1.0  # so long that nothing is refused, and lateness shows as latency
 HALF = 0.5
 OTHERS = 30
-ROOM = 8  # of the other models, besides the measured one
+ROOM = 8  # for the other models, besides the measured one
 ASKED_PER_S = 18.0
-TABLE_ROWS = 32_768  # of 64 floats: 8 MiB for each of the others
+TABLE_ROWS = 32_768  # of 64 floats: 8 MiB for each of the other models
 PAGE_BYTES = 1 << 20
 WARM_UP_S = 0.3
 """Time at the beginning of each part that is not counted: requests of the previous part end in it."""
@@ -84,7 +86,7 @@ with Client(endpoint, timeout=120.0) as client:
         stop.clear()
         thread = threading.Thread(target=task, args=(client,))
         thread.start()
-        sys.stdin.readline()  # until told to stop
+        sys.stdin.readline()  # until the parent ends the part
         stop.set()
         thread.join()
         print(*done.values(), flush=True)
@@ -113,7 +115,7 @@ class Disturber:
             self._say(mode)
 
     def end(self, mode: str) -> None:
-        """End the disturbance, and return when its requests and registrations are over."""
+        """End the disturbance, and return when its requests and registrations have ended."""
         if mode == SHADOWED:
             shadow = self._client.model(MODEL).raw["route"]["shadow"]
             self.copied += shadow["copied"]
@@ -157,7 +159,7 @@ def table(seed: int, rows: int) -> onnx.ModelProto:
 
 
 def write_new(directory: Path, count: int) -> None:
-    """Networks of different widths: each is optimised, checked and measured anew."""
+    """Write networks of different widths: each is optimised, checked and measured anew."""
     for index in range(count):
         model = zoo.build("residual_cnn", seed=index, image=32, widths=(16, 32 + index, 64, 64))
         (directory / f"{index:03}.onnx").write_bytes(model.SerializeToString())

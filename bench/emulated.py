@@ -1,9 +1,9 @@
-"""What does a request cost the controller, and how long does it keep one?
+"""Processor time that a request costs the controller, and the delay that the controller adds to it.
 
-A real controller, emulated workers and a load client, through real sockets. Every number is of the controller's
-process: processor time of all its threads for each request, with inputs of several sizes; where that time goes, by
-stage of its loop; and how long a request is on its way from the client through the controller to a worker, beside a bare
-relay at the same rate.
+A real controller, emulated workers and a load client, through real sockets. Every number is of the
+controller's process: the processor time of all its threads for each request, with inputs of several sizes;
+that time by stage of its loop; and the delay of a request from the client through the controller to a worker,
+beside a bare relay at the same rate.
 
     python -m bench.emulated [--quick] [--json]
 """
@@ -64,7 +64,7 @@ from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 
 UINT8 = 2
 SIZES = (0, 48_000, 602_112)
-"""Bytes of a request's input: none, and inputs of the paper's models (a small image, and 224 x 224 floats)."""
+"""Bytes of a request's input: none, and those of the paper's models (a small image, 224 x 224 floats)."""
 
 WINDOW_BYTES = 64 << 20
 """Bytes of inputs that may be under way in the closed loop, which bounds the bytes in sockets."""
@@ -81,10 +81,10 @@ class Settings:
     warm_up_s: float = 1.0
     sizes: tuple[int, ...] = SIZES
     workers: int = 1
-    devices: int = 20  # of each worker
+    devices: int = 20  # for each worker
     models: int = 20
     in_flight: int = 512
-    rate: float = 1000.0  # of the comparison with a relay
+    rate: float = 1000.0  # requests/s of the comparison with a relay
     policy: str = ""  # the controller's default
     seed: int = 1
 
@@ -99,7 +99,7 @@ def profiles(models: int, input_bytes: int) -> list[ModelProfile]:
 
 
 def stamped_profile() -> ModelProfile:
-    """A model whose input is the time at which its request left, and whose output is the time it was under way."""
+    """A model whose input is the time of a request's departure, and whose output its time to the device."""
     return ModelProfile("stamp", {1: 20_000, 32: 20_000}, 1 << 20, MS, input_bytes=8, output_bytes=8)
 
 
@@ -122,7 +122,7 @@ class Pipe:
             self._poller.wait(SECOND // 10)
 
     def greet(self) -> None:
-        """Say hello to a controller."""
+        """Send a hello to a controller, and wait for its answer."""
         self.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "bench")))
         limit_ns = now_ns() + 10 * SECOND
         while (frames := self.receive()) is None:
@@ -219,7 +219,8 @@ def cluster_of(settings: Settings, controller: Sequence[str] = ()) -> Iterator[C
     )
     more = ("--policy", settings.policy) if settings.policy else ()
     command = {"controller": controller} if controller else {}
-    with Cluster(settings.workers, worker, controller_arguments=more, **command) as cluster:  # type: ignore[arg-type]
+    keywords: dict[str, Any] = {"controller_arguments": more, **command}
+    with Cluster(settings.workers, worker, **keywords) as cluster:
         yield cluster
 
 
@@ -275,7 +276,7 @@ STAGES = "the loop's processor time by stage, %"
 
 
 def timed_controller(arguments: Sequence[str]) -> None:
-    """A controller as `clockwork controller` runs it, which writes the time of its loop's stages since SIGUSR1 to a file."""
+    """`clockwork controller` that writes the times of its loop's stages since SIGUSR1 to a file."""
     from clockwork.controller.process import Controller
     from clockwork.controller.settings import ControllerSettings
 
@@ -368,7 +369,7 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
 
 
 def stamping_worker(endpoint: str) -> None:
-    """A worker with a device that answers at once with the time that each request took to it."""
+    """A worker with a device that answers at once with the time that each request took to reach it."""
     page_bytes = 16 << 20
     connection = Pipe(endpoint)
     devices = [{"kind": "emulated", "name": "stamp", "fingerprint": fingerprint(page_bytes), "page_bytes": page_bytes,
@@ -412,9 +413,9 @@ def one_way(
     seed: int,
     send: Callable[[int, bytes], tuple[bytes, list[bytes]]],
 ) -> list[int]:
-    """Nanoseconds that each message was on its way, of an open loop of Poisson arrivals.
+    """Nanoseconds that each message took, of an open loop of Poisson arrivals.
 
-    send: the header and frames of a message, given its number and the stamp that it carries.
+    send: the header and frames of a message, given its number and its stamp.
     """
     rng = random.Random(seed)
     found: list[int] = []
@@ -442,7 +443,7 @@ def one_way(
 
 
 def delay(settings: Settings) -> dict[str, Any]:
-    """The delay from client to worker: through the controller, and through a bare relay at the same rate."""
+    """The delay from client to worker through the controller, and through a bare relay at the same rate."""
 
     def request(number: int, stamp: bytes) -> tuple[bytes, list[bytes]]:
         tensors = [["input", UINT8, [1, 8], 0]]
@@ -466,7 +467,7 @@ def delay(settings: Settings) -> dict[str, Any]:
                 one_way(connection, settings.rate, settings.warm_up_s, 0, request)
                 ours: list[int] = []
                 theirs: list[int] = []
-                for turn in range(TURNS):  # in turn, so that a machine that others use is the same for both
+                for turn in range(TURNS):  # in turn, so that other work on the machine affects both alike
                     seed, seconds = settings.seed + turn, settings.seconds / TURNS
                     # The same messages, so that only the process in the middle differs.
                     theirs += one_way(bare, settings.rate, seconds, seed, request)

@@ -1,25 +1,28 @@
-"""Does the simulator say what a CPU worker does? The same arrivals live and simulated, at several loads.
+"""Fidelity of the simulator to a CPU worker: the same arrivals live and simulated, at several loads.
 
     python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2,1.5] [--policy NAME]
         [--over client|http] [--plot fidelity.png]
 
-A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device; the load generator sends a
-workload, and the simulator gets the very same arrival arrays. A load of 1 is what the device could execute one by
-one by the exported profiles. Three simulations stand beside each live run:
+A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device. The load generator
+sends a workload, and the simulator gets the very same arrival arrays. A load of 1 is the rate that the device
+could execute without batches, by the exported profiles. Three simulations stand beside each live run:
 
-- *profile*: the profiles that the cluster exports, the delays to and from the worker on the idle cluster, and the
-  noise of the executions (sigma, outliers) as the run itself had it.
-- *measured*: the same, with every model's executions scaled by what they took in this run against their profile,
-  and with what passes between two executions. What separates the two is the machine's, not the simulator's.
-- *replayed*: the profiles, and whatever slowed executions in this run, when it did: an execution takes as many times
-  its profile as those did that began within the same 50 ms. Other work on the cores makes executions slow in spells, which
-  independent noise cannot follow.
+- *profile*: the profiles that the cluster exports, the delays to and from the worker on the idle cluster, and
+  the noise of the executions (sigma, outliers) as it was in the run itself.
+- *measured*: the same, with every model's executions scaled by their times in this run over their profile,
+  and
+  with the worker's time between two executions. A difference between this simulation and the first is due to
+  the machine, not to the simulator.
+- *replayed*: the profiles, with the slowness of this run's executions at the time at which it occurred. An
+  execution takes as many times its profile as those that began within the same 50 ms. Other work on the cores
+  makes executions slow in spells, which independent noise cannot follow.
 
-What clients and controller add to a request is measured on the idle cluster and added to every simulated latency;
-a request is good if its client has the answer within the SLO. Goals: goodput within 3 points, p99 within 10 %.
+The time that clients and controller add to a request is measured on the idle cluster and added to every
+simulated latency. A request is good if its client has the answer within the SLO. Goals: goodput within 3
+points, p99 within 10 %.
 
-On a machine that is not idle the first two part from what was live: give the run a real-time class (`chrt -r 5 python
--m bench.fidelity`, as root), or look at the third.
+On a machine that is not idle the first two differ from the live run: use a real-time class (`chrt -r 5 python
+-m bench.fidelity`, as root), or compare with the third.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ WARM_UP_NS = 3 * SECOND
 """Warm-up of each run: its arrivals are not counted, live or simulated."""
 
 UNLOADED = 30
-"""Requests of each model, one after another, that tell what clients and controller add."""
+"""Requests of each model, one after another, that measure the time that clients and controller add."""
 
 SEEDS = range(5)
 """Seeds of the simulated noise; the arrivals are the same."""
@@ -75,7 +78,7 @@ GOODPUT_POINTS = 3.0
 P99_PERCENT = 10.0
 
 SHARES = {"resnet18": 0.3, "residual": 0.4, "mlp": 0.2, "digits": 0.1}
-"""Shares of the requests. The first two models take tens of milliseconds, so that Python's overhead is small."""
+"""Shares of the requests. The first two models take tens of milliseconds: Python's overhead is small."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,12 +105,12 @@ class Action:
 
     model: str
     batch: int
-    first: int  # which arrival it answers, among others
+    first: int  # the first arrival that it answers
     sent_ns: int
     begin_ns: int
     end_ns: int
     duration_ns: int
-    done_ns: int  # its result was there
+    done_ns: int  # time at which its result was there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ class Machine:
 
     ratio: dict[str, float]  # median by model
     sigma: float  # of the logarithm, about each model's median
-    outliers: float  # part of all
+    outliers: float  # share of all executions
     outlier_factor: float
     between_ns: (
         float  # from the end of an execution to the begin of the next one already sent: the worker's own time
@@ -156,8 +159,11 @@ def actions_of(path: Path) -> tuple[list[Action], list[int]]:
 def spells_of(
     actions: Sequence[Action], known: dict[str, ModelProfile], between_ns: float, start_ns: int
 ) -> list[tuple[int, float]]:
-    """The ratio of execution times to their profiles, by begin: Cluster.spells. Averaged over SPELL_NS, because a delay that
-    slows an execution of a tenth of a millisecond tenfold hardly slows one of ten milliseconds."""
+    """The ratio of execution times to their profiles, by beginning, for Cluster.spells.
+
+    The ratio is averaged over SPELL_NS, because a delay that slows an execution of a tenth of a millisecond
+    tenfold hardly slows an execution of ten milliseconds.
+    """
     took: dict[int, float] = {}
     profiled: dict[int, float] = {}
     for action in actions:
@@ -211,7 +217,7 @@ def simulated(
 
 
 def seen_by_clients(reports: Sequence[Report], added_ns: float) -> dict[str, Any]:
-    """Good part and latencies, with the overhead of clients and controller."""
+    """Good part and latencies, with the time that clients and controller add."""
     latency = Histogram(
         np.sum([report.latency.counts for report in reports], axis=0),
         max(report.latency.largest_ns for report in reports),
@@ -247,7 +253,7 @@ def seen_live(run: Sent) -> dict[str, Any]:
 def measure(
     loads: Sequence[float], seconds: float, quick: bool = False, policy: str = POLICY, over: str = "client"
 ) -> dict[str, Any]:
-    """Everything: facts, and for each load the live run and the simulations. over: "client" or "http"."""
+    """Facts, and for each load the live run and the simulations. over: "client" or "http"."""
     names = list(SHARES)
     until_ns = WARM_UP_NS + round(seconds * SECOND)
     with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
@@ -401,7 +407,7 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def reasons(found: dict[str, Any]) -> dict[str, str]:
-    """For each load, how the machine differed from its own profile, which the first simulation ignores."""
+    """For each load, the machine's deviation from its profile, which the first simulation ignores."""
     said = {}
     for row in found["rows"]:
         machine = row["machine"]

@@ -1,11 +1,11 @@
-"""What does a request cost a gateway? Processor time of its process, all threads, kernel included.
+"""Processor time that a request costs a gateway: all threads of its process, kernel included.
 
     python -m bench.gateway [--quick] [--bytes 49152] [--connections 1,8] [--answer-bytes 4000] [--json]
 
-A controller of a few lines answers every request at once with a tensor of --answer-bytes; clients send binary requests
-of --bytes from --connections at a time, over HTTP (each a connection of its own) and over gRPC (calls of one channel).
-Both are other processes than the gateway, so that what they cost is not in the figures. Rounds of the cases
-alternate.
+A controller of a few lines answers every request at once with a tensor of --answer-bytes. Clients send binary
+requests of --bytes from --connections at a time, over HTTP (each on a connection of its own) and over gRPC
+(calls of one channel). The controller and the clients are other processes than the gateway, so that their
+cost is not in the figures. Rounds of the cases alternate.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=49_152)
     parser.add_argument("--answer-bytes", type=int, default=4_000)
     parser.add_argument("--connections", default="1,8")
-    parser.add_argument("--requests", type=int, default=2_000, help="of each case and turn")
+    parser.add_argument("--requests", type=int, default=2_000, help="requests of each case and turn")
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.connections.split(",")]
     with Gateway(arguments.answer_bytes) as gateway:

@@ -1,13 +1,14 @@
-"""How fast and how even a CUDA device is at LOAD and INFER, beside a bare copy of the same bytes; and what an INFER
-takes of the host, recorded as a graph and launched kernel by kernel.
+"""Speed and spread of LOAD and INFER on a CUDA device, beside a bare copy of the same bytes; and the host's
+time for an INFER that is recorded as a graph or launched kernel by kernel.
 
     python -m bench.gpu [--quick] [--json] [--pages N]
 
-A program by hand: WEIGHTS of pages, and as many launches of a small kernel as asked for, so that the launches
-themselves are what takes time. host_us is the least processor time of the execute lane until all is launched; calls,
-which the fake driver counts, are those of a whole INFER but for queries whether something has ended. It runs on the
-driver that CLOCKWORK_CUDA_DRIVER names: on the fake one it shows that the benchmark works, and its times mean nothing
-for a GPU. Compiling the kernel for a card takes the extra [compile].
+The program is written by hand: weights of --pages pages, and a chosen number of launches of a small kernel,
+so that the launches themselves take the time. host_us is the least processor time of the execute lane until
+all is launched. calls counts the driver's calls of a whole INFER except queries whether something has ended;
+the fake driver counts them. The benchmark runs on the driver that CLOCKWORK_CUDA_DRIVER names: the fake one
+shows that the benchmark works, and its times mean nothing for a GPU. Compiling the kernel for a card takes
+the extra [compile].
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def row(what: str, times_ns: list[int]) -> dict[str, Any]:
 
 @functools.cache
 def counter() -> Callable[[bytes], int]:
-    """What counts the calls of a driver's function; on a GPU it gives 0."""
+    """A function that returns the number of a driver function's calls; 0 on a GPU."""
     count = getattr(ctypes.CDLL(cuda_driver()), "cw_fake_calls", None)
     if count is None:
         return lambda function: 0
@@ -254,7 +255,7 @@ def counter() -> Callable[[bytes], int]:
 
 
 def driver_calls() -> int:
-    """Calls of the fake driver so far, but for queries; 0 on a GPU."""
+    """Calls of the fake driver so far, without queries; 0 on a GPU."""
     return counter()(b"")
 
 
@@ -263,7 +264,7 @@ def times(call: Callable[[], Completion], count: int) -> list[int]:
 
 
 def measure_infer(sites: Mapping[str, Site], model: int, count: int) -> list[dict[str, Any]]:
-    """A row for each site, which take turns. sites: by what is said of them."""
+    """A row for each site; the sites take turns. sites: by their addition to a row's title."""
     took: dict[str, list[tuple[int, int, int]]] = {name: [] for name in sites}
     for site in sites.values():
         site.load(model)
@@ -290,7 +291,7 @@ def measure_infer(sites: Mapping[str, Site], model: int, count: int) -> list[dic
 def measure(
     site: Site, plain: Site, loads: int, inferences: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """plain: whose launches are not recorded."""
+    """Rows and facts. plain: a site whose launches are not recorded."""
 
     def load_and_unload() -> Completion:
         done = site.load(0)
@@ -302,8 +303,8 @@ def measure(
     sites = {"": site, ", one by one": plain}
     pairs = [measure_infer(sites, model, inferences) for model in range(len(LAUNCHES))]
     recorded, one_by_one = (list(column) for column in zip(*pairs, strict=True))
-    bare, load = (one["p50_us"] for one in moved)
-    rows = [{**one, "calls": None, "host_us": None} for one in moved] + recorded + one_by_one
+    bare, load = (moved_row["p50_us"] for moved_row in moved)
+    rows = [{**moved_row, "calls": None, "host_us": None} for moved_row in moved] + recorded + one_by_one
     return rows, {
         "weights, MB": site.weights_bytes / 1e6,
         "bare copy, GB/s": site.weights_bytes / bare / 1e3,
@@ -312,8 +313,9 @@ def measure(
         "a launch, us": (recorded[-1]["p50_us"] - recorded[0]["p50_us"]) / (LAUNCHES[-1] - LAUNCHES[0]),
         "p99.99 over p50, longest INFER": recorded[-1]["p99.99_us"] / recorded[-1]["p50_us"],
         **{
-            f"host time one by one over recorded, {launches} launches": plain_one["host_us"] / one["host_us"]
-            for launches, one, plain_one in zip(LAUNCHES, recorded, one_by_one, strict=True)
+            f"host time one by one over recorded, {launches} launches": plain_row["host_us"]
+            / recorded_row["host_us"]
+            for launches, recorded_row, plain_row in zip(LAUNCHES, recorded, one_by_one, strict=True)
         },
     }
 
@@ -321,7 +323,7 @@ def measure(
 @report.in_a_sentence()
 def main() -> None:
     parser = report.command_line(__doc__)
-    parser.add_argument("--pages", type=int, default=6, help="pages of weights, of 16 MiB each")
+    parser.add_argument("--pages", type=int, default=6, help="pages of weights of 16 MiB each")
     asked = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as scratch,

@@ -1,11 +1,13 @@
-"""What the lanes of a CUDA device add to the work itself: notice of its end, idle time between batches, waits for a link.
+"""Overhead of a CUDA device's lanes: late notice of a kernel's end, idle time between batches, waits for a
+link.
 
     python -m bench.gpu_lanes [--quick] [--json]
 
-On the fake driver, which says when each kernel, copy and write really began and ended; nothing here is a time of a GPU.
-INFERs of one kernel of a known length, one at a time: how long after the kernel's end it is noticed, and what processor
-time the lanes take for it. The same back to back: how long the device has nothing to do between two batches. LOADs: the
-share of the rate of a bare copy, by page size. INFERs beside LOADs on one copy engine: how long their inputs wait.
+The benchmark runs on the fake driver, which records when each kernel, copy and write really began and ended;
+no time here is a GPU's. INFERs of one kernel of a known length, one at a time: how long after the kernel's
+end the lanes notice it, and the lanes' processor time for it. INFERs back to back: how long the device is
+idle between two batches. LOADs: their rate as a share of a bare copy's, by page size. INFERs beside LOADs on
+one copy engine: how long their inputs wait.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ KERNELS_MS = (1, 5, 20)
 PAGES_MIB = (1, 4, 16)
 LOAD_MIB = 64
 CALL_NS = 1_000
-"""What a call of the driver takes, while every other waits."""
+"""Time of a call of the driver, during which every other call waits."""
 
 LINK_RATE = 2_000_000_000
-"""Bytes per second that are copied; slow enough for the memory of a small machine."""
+"""Bytes copied a second; slow enough for the memory of a small machine."""
 
 
 def lanes_time_ns() -> int:
@@ -44,7 +46,7 @@ def lanes_time_ns() -> int:
 
 
 def notice(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> tuple[dict[str, Any], float]:
-    """How late the ends of kernels are noticed; and the lanes' microseconds of processor time for each INFER."""
+    """A row of delays until kernels' ends are noticed; and the lanes' microseconds of CPU for each INFER."""
     fake.speed(kernel_ns=kernel_ms * MS)
     expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # as the controller estimates
     fake.steps()
@@ -57,7 +59,7 @@ def notice(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> tuple[di
 
 
 def idle(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> dict[str, Any]:
-    """How long the device has nothing to do between two batches, while the next is always there."""
+    """A row: idle times of the device between two batches, while the next batch is always queued."""
     fake.speed(kernel_ns=kernel_ms * MS)
     expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # as the controller estimates
     fake.steps()
@@ -68,12 +70,12 @@ def idle(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> dict[str, 
     for action in waiting:
         site.end(action)
     kernels = [step for step in fake.steps() if step.kind == "kernel"]
-    gaps = [after.begin_ns - one.end_ns for one, after in itertools.pairwise(kernels)]
+    gaps = [after.begin_ns - before.end_ns for before, after in itertools.pairwise(kernels)]
     return row(f"idle between batches of {kernel_ms} ms", gaps)
 
 
 def load_share(load_mib: int, page_mib: int, fake: FakeDriver, count: int) -> float:
-    """A bare copy's time as a share of a LOAD's of as many bytes; medians, of one taken after the other."""
+    """A bare copy's time as a share of a LOAD's of as many bytes; medians, taken in turn."""
     fake.speed(copy_rate=LINK_RATE)
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -90,7 +92,7 @@ def load_share(load_mib: int, page_mib: int, fake: FakeDriver, count: int) -> fl
 
 
 def beside_loads(site: Site, fake: FakeDriver, count: int) -> list[dict[str, Any]]:
-    """How long the copies of inputs take without, and beside LOADs; and these LOADs."""
+    """Rows: the times of inputs' copies alone and beside LOADs, and of these LOADs."""
     fake.speed(copy_rate=LINK_RATE, kernel_ns=MS)
     site.unload(1)
     alone = [site.infer(0).copy_in[2] for _ in range(count)]

@@ -1,17 +1,21 @@
-"""Does registering models stall a GPU that serves? Requests alone, while models are registered elsewhere on the machine (in
-a cluster of its own, with a GPU of its own), and while they are registered on the GPU that serves.
+"""Latency on a GPU that serves while models are registered: requests alone, while models are registered
+elsewhere on the machine (in a cluster of its own, with a GPU of its own), and while models are registered on
+the GPU that serves.
 
-    python -m bench.gpu_registration [--quick] [--json] [--models 40] [--rate 100] [--seconds 30] [--arrivals poisson] [--shared]
+    python -m bench.gpu_registration [--quick] [--json] [--models 40] [--rate 100] [--seconds 30]
+        [--arrivals poisson] [--shared]
 
-What registrations elsewhere do is done by the machine, whose cores are busy; what is beyond that is done by the GPU. On a
-real card there is no such control: the other cluster would share it.
+Registrations elsewhere slow requests because the machine's cores are busy; any further delay comes from the
+GPU. On a real card there is no such control, because the other cluster would share the card.
 
-Each model is a program of its own by hand, of a few launches, so that each has modules to be loaded, answers to be checked
-and batch sizes to be timed (--shared: all are fine-tunes of one). Times are the controller's: from the arrival of a request
-until its execution had ended, and the execution as the GPU's events have it.
+Each model is a program of its own, written by hand, of a few launches, so that each has modules to be loaded,
+answers to be checked and batch sizes to be timed (--shared: all are fine-tunes of one model). Times are the
+controller's: from the arrival of a request until its execution had ended, and the execution by the GPU's
+events.
 
-It runs on the driver that CLOCKWORK_CUDA_DRIVER names. On the fake one a kernel takes 0.2 ms, and calls that stall a card
-stall it for 2 ms, unless CLOCKWORK_FAKE_SPEED and CLOCKWORK_FAKE_STALL say otherwise; what it shows is who stalls whom.
+The benchmark runs on the driver that CLOCKWORK_CUDA_DRIVER names. On the fake one a kernel takes 0.2 ms, and
+calls that stall a card stall it for 2 ms, unless CLOCKWORK_FAKE_SPEED and CLOCKWORK_FAKE_STALL say otherwise.
+The fake driver shows which calls stall executions, not how long.
 """
 
 from __future__ import annotations
@@ -44,20 +48,20 @@ from clockwork.wire.messages import Status
 SEED = 0
 SLO_S = 1.0
 LAUNCHES = 2
-"""Of the model that serves; each of the others has one more than the one before."""
+"""Launches of the model that serves; each further model has one launch more than the model before."""
 
 PAGE_BYTES = 1 << 18
 FAKE_SPEED = "0:0:200000:0"
 FAKE_STALL_NS = 2_000_000
 CLOCKS_NS = 2_000_000
-"""How far the worker's clock may be off by what the controller has found."""
+"""Largest error of the controller's estimate of the worker's clock."""
 
 REGISTER_S = 600.0
 MARKS = (50, 99, 99.9, 100)
 
 
 def package(place: Path, module: bytes, target: str, launches: int, value: float) -> Path:
-    """With a check: y = x + launches * value."""
+    """Write a package with a check: y = x + launches * value."""
     write_package(place, module, target, 1, PAGE_BYTES, value, launches)
     x = np.arange(WIDTH, dtype=np.float32)[None]
     program = read_program(place)
@@ -68,7 +72,7 @@ def package(place: Path, module: bytes, target: str, launches: int, value: float
 
 
 def send(client: Client, gaps_s: Iterator[float], is_over: Callable[[], bool]) -> int:
-    """Requests with these times between them, whatever comes of them; how many failed."""
+    """Send requests with these times between them, regardless of their outcomes; returns how many failed."""
     x = np.arange(WIDTH, dtype=np.float32)[None]
     asked, due = [], time.monotonic()
     while not is_over():
@@ -121,29 +125,29 @@ def times_of(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
 
 
 def outside(steps: Sequence[Step], noted: Path) -> str:
-    """Of the calls that stall a card, how many the fake driver noted outside of RESERVEs."""
+    """The number of calls that stall a card outside of RESERVEs, of all, as the fake driver noted them."""
     given: set[int] = set()
     spans: list[tuple[int, int]] = []
     for step in steps:
         spans += [
-            (one.begin_ns - CLOCKS_NS, one.end_ns + CLOCKS_NS)
-            for one in step.events
-            if type(one) is ActionDone and one.action_id in given
+            (event.begin_ns - CLOCKS_NS, event.end_ns + CLOCKS_NS)
+            for event in step.events
+            if type(event) is ActionDone and event.action_id in given
         ]
-        given |= {one.action_id for one in step.commands if type(one).__name__ == "SendReserve"}
+        given |= {command.action_id for command in step.commands if type(command).__name__ == "SendReserve"}
     calls = [tuple(map(int, line.split()[2:])) for line in noted.read_text().splitlines()]
     free = sum(not any(b <= begin and end <= e for b, e in spans) for begin, end in calls)
     return f"{free} of {len(calls)}"
 
 
-def ratio(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    return {"requests": f"{one['requests']} / {other['requests']}", "served": ""} | {
-        name: round(one[name] / other[name], 2) for name in other if name.endswith("_us")
+def ratio(compared: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    return {"requests": f"{compared['requests']} / {base['requests']}", "served": ""} | {
+        name: round(compared[name] / base[name], 2) for name in base if name.endswith("_us")
     }
 
 
 def row(phase: str, found: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
-    answered, executed = ([one[place] for one in found] for place in (1, 2))
+    answered, executed = ([times[place] for times in found] for place in (1, 2))
     return {
         "requests": phase,
         "served": len(found),
@@ -155,7 +159,7 @@ def row(phase: str, found: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
 def measure(
     models: int, rate: float, seconds: float, arrivals: str = "even", is_shared: bool = False
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows: the times of requests in each phase, and of one over the other. Facts: the rest."""
+    """Rows: the times of requests in each phase, and their ratios between phases. Facts: everything else."""
     table = open_driver()
     card = cards(table)[0]
     if not card.is_gpu:
@@ -183,28 +187,28 @@ def measure(
             Cluster(worker_arguments=worker, controller_arguments=("--record", str(recording)))
         )
         client = clusters.enter_context(cluster.client(timeout=REGISTER_S))
-        noted.write_text("")  # what was taken at start
+        noted.write_text("")  # drops what was noted at start
         client.register("serving", packages[0])
         ends = time.monotonic() + seconds
         unserved = send(client, gaps_s, lambda: time.monotonic() >= ends)
-        phases = {"alone": time.monotonic_ns()}  # and when they ended
-        for phase, one in (("registering elsewhere", elsewhere), ("registering here", cluster)):
-            if one is not None:
-                ours = Registering(one, packages[1:])
+        phases = {"alone": time.monotonic_ns()}  # by phase: its end
+        for phase, registering in (("registering elsewhere", elsewhere), ("registering here", cluster)):
+            if registering is not None:
+                ours = Registering(registering, packages[1:])
                 unserved += send(client, gaps_s, lambda: not ours.is_alive())  # noqa: B023
                 phases[phase] = time.monotonic_ns()
         sent = client.status()["workers"][0]["sent"]
-        noted = noted.rename(place / "noted")  # before all is given back at the end
+        noted = noted.rename(place / "noted")  # before the end of the cluster frees everything
         clusters.close()
         with open(recording, "rb") as file:
             steps = list(decode(file)[1])
         told = "unknown: the card's" if card.is_gpu else outside(steps, noted)
     found = times_of(steps)
     rows = [
-        row(phase, [one for one in found if begin <= one[0] < end])
+        row(phase, [times for times in found if begin <= times[0] < end])
         for (phase, end), begin in zip(phases.items(), [0, *phases.values()])
     ]
-    rows += [ratio(one, other) for other, one in itertools.combinations(rows, 2)]
+    rows += [ratio(later, earlier) for earlier, later in itertools.combinations(rows, 2)]
     return rows, {
         "card": f"{card.name}, driver {table.version}",
         "a call that stalls, ms": "the card's"
@@ -229,9 +233,13 @@ def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--models", type=int, default=40)
     parser.add_argument("--rate", type=float, default=100.0, help="requests per second")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of requests alone")
-    parser.add_argument("--arrivals", choices=("even", "poisson"), default="even", help="of requests")
-    parser.add_argument("--shared", action="store_true", help="all models are fine-tunes of one")
+    parser.add_argument(
+        "--seconds", type=float, default=30.0, help="seconds of requests without registrations"
+    )
+    parser.add_argument(
+        "--arrivals", choices=("even", "poisson"), default="even", help="times between requests"
+    )
+    parser.add_argument("--shared", action="store_true", help="all models are fine-tunes of one model")
     asked = parser.parse_args()
     if asked.quick:
         rows, facts = measure(4, 50.0, 2.0, asked.arrivals, asked.shared)

@@ -1,16 +1,18 @@
-"""A worker that serves many models through the memory of a few on a GPU: goodput, cold starts, and how well all of it
-was predicted.
+"""A worker that serves many models through the memory of a few on a GPU: goodput, cold starts, and the errors
+of their predictions.
 
-    python -m bench.gpu_serving [--quick] [--json] [--models 1000] [--room 20] [--pages 7] [--rate 200] [--seconds 60]
+    python -m bench.gpu_serving [--quick] [--json] [--models 1000] [--room 20] [--pages 7] [--rate 200]
+        [--seconds 60]
 
-Models by hand, of a resnet50's class: as many launches of one small kernel, and as many pages of weights. They share
-their program, and each has weights of its own, from which its answers are known and checked. --room: how many of them
-the GPU has memory for. Requests come open loop, the popularity of models is Zipf's. Host memory holds all weights, and
-the disk, below the temporary folder, twice: --models times --pages times 16 MiB, 117 GB as it is (--host-bytes: a budget
-of memory instead, and the rest is fetched from disk).
+The models are written by hand, of a resnet50's class: as many launches of one small kernel, and as many pages
+of weights. They share their program, and each has weights of its own, from which its answers are known and
+checked. --room: the number of models that the GPU has memory for. Requests come open loop; the popularity of
+models is Zipf's. Host memory holds all weights, and the disk, below the temporary folder, holds them twice:
+--models times --pages times 16 MiB, 117 GB by default. --host-bytes: a smaller budget of host memory; other
+weights are fetched from disk.
 
-It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one its times are this machine's, and mean nothing
-for a GPU.
+The benchmark runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one its times are this
+machine's, and mean nothing for a GPU.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def write_package(
     value: float,
     launch_count: int = LAUNCHES,
 ) -> None:
-    """A package by hand: y = x + launch_count * value, for every weight is ``value``."""
+    """Write a package by hand: y = x + launch_count * value, because every weight is ``value``."""
     (place / MODULE).parent.mkdir(parents=True)
     (place / MODULE).write_bytes(module)
     spec = TensorSpec("x", FLOAT, ("n", WIDTH)), TensorSpec("y", FLOAT, ("n", WIDTH))
@@ -199,11 +201,13 @@ def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--room", type=int, default=20, help="models that the GPU has memory for")
-    parser.add_argument("--pages", type=int, default=7, help="pages of weights of each, of 16 MiB")
-    parser.add_argument("--rate", type=float, default=200.0, help="requests per second, of all together")
+    parser.add_argument("--pages", type=int, default=7, help="pages of weights of each model, of 16 MiB")
+    parser.add_argument(
+        "--rate", type=float, default=200.0, help="requests per second for all models together"
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument(
-        "--host-bytes", default="", help="of pinned memory, instead of all that the models need"
+        "--host-bytes", default="", help="pinned memory; by default as much as all models need"
     )
     asked = parser.parse_args()
     if asked.quick:

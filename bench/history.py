@@ -1,8 +1,9 @@
-"""How many requests does a reader of recordings carry in a second of processor time?
+"""Requests that a reader of recordings handles in a second of processor time.
 
-Reading makes typed steps of a recording's bytes; folding makes a history of them, which keeps the last two seconds. 100
-devices are simulated at 20,000 requests a second, and one device at 500. In a simulated recording each event is a step of its
-own: a busy controller tells several at once, which costs less. Warm-up: none. The checksum is of what was answered.
+Reading decodes a recording's bytes to typed steps; folding makes a history of them that keeps the last two
+seconds. 100 devices are simulated at 20,000 requests a second, and one device at 500. In a simulated
+recording each event is a step of its own; a busy controller records several events in a step, which costs
+less. Warm-up: none. The checksum covers the answers.
 
     python -m bench.history [--quick] [--json]
 """
@@ -32,7 +33,7 @@ KEEP_NS = 2 * SECOND
 
 
 def measure(devices: int, rate: float, quick: bool) -> dict[str, Any]:
-    """Requests per second of processor time, by what is done with them."""
+    """Requests per second of processor time, by kind of processing."""
     count = REQUESTS_QUICK if quick else REQUESTS
     models = copies([linear("m", 2 * MS, MS, batch_max=16, slo_ns=60 * MS)], min(2 * devices, 200))
     load = Open(poisson([rate / len(models)] * len(models), int(count / rate * SECOND), seed=SEED))

@@ -1,16 +1,19 @@
-"""What do the two ways to hold weights cost, to load and to run? Against memcpy, the disk and ONNX Runtime.
+"""Costs of the two ways to hold weights, at a LOAD and at executions, beside memcpy, the disk and ONNX
+Runtime.
 
     python -m bench.holdings [--quick] [--json] [--rounds 20] [models ...]
 
-Per model and holding, every round interleaved so that noise meets all: LOAD with the file in the OS's
-cache beside a memcpy of the same bytes, LOAD without it beside a sequential read from the disk,
-ONNX Runtime's own load (from the original file, and from an optimised one with mapped weights), then
-executions beside plain ONNX Runtime, and the first inferences after a LOAD; and which one registration chooses.
+Rows are by model and holding; the holdings take turns in every round, so that noise affects all alike.
+Measured are a LOAD with the file in the OS's cache beside a memcpy of the same bytes; a LOAD without it
+beside a sequential read from the disk; ONNX Runtime's own load (from the original file, and from an optimised
+file with mapped weights); executions beside plain ONNX Runtime; and the first inferences after a LOAD. A row
+also says whether registration chooses its holding.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import mmap
 import os
@@ -47,7 +50,7 @@ TOLERANCE = 1e-3
 
 
 class Site:
-    """A model, prepared in both holdings, on a device with room for both; and its file for ONNX Runtime."""
+    """A model, prepared in both holdings, on a device with room for both; and its files for ONNX Runtime."""
 
     def __init__(self, name: str, store: Path) -> None:
         self.name = name
@@ -123,11 +126,11 @@ class Site:
         return done
 
     def copy(self) -> None:
-        """Nanoseconds of a memcpy of the model's weights."""
+        """Copy the model's weights with memcpy."""
         ctypes.memmove(self._target.ctypes.data, self._source.ctypes.data, self._source.nbytes)
 
     def open_session(self, path: Path, optimise: bool) -> None:
-        """Nanoseconds of loading the model with plain ONNX Runtime, as other servers do."""
+        """Load the model with plain ONNX Runtime, as other servers do."""
         options = _options()
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -138,7 +141,7 @@ class Site:
         return self.directory[holding] / name
 
     def evict(self, holding: str) -> None:
-        """Have the OS drop the weights' file from its cache. The model must not be loaded."""
+        """Make the OS drop the weights' file from its cache. The model must not be loaded."""
         self.device.forget(HOLDINGS.index(holding))  # a mapped file stays cached
         _evict(self.weights_file(holding))
         self.device.prepare(HOLDINGS.index(holding), str(self.directory[holding]))
@@ -167,7 +170,7 @@ def measure(site: Site, rounds: int, batches: Sequence[int] = BATCHES) -> list[d
         note("optimised", _timed(lambda: site.open_session(site.optimised, False)))
         for holding in HOLDINGS:
             site.evict(holding)
-            note(("disk", holding), _timed(lambda holding=holding: read(site.weights_file(holding))))  # type: ignore[misc]
+            note(("disk", holding), _timed(functools.partial(read, site.weights_file(holding))))
             site.evict(holding)
             note(("cold", holding), site.load(holding))
             site.unload(holding)
@@ -276,7 +279,9 @@ def read(path: Path) -> None:
 
 def main() -> None:
     parser = report.command_line(__doc__)
-    parser.add_argument("models", nargs="*", default=MODELS, help=f"of the zoo; default: {' '.join(MODELS)}")
+    parser.add_argument(
+        "models", nargs="*", default=MODELS, help=f"models of the zoo; default: {' '.join(MODELS)}"
+    )
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     models, rounds = (("digits",), 2) if arguments.quick else (arguments.models, arguments.rounds)

@@ -17,14 +17,16 @@ ANSWER_S_MAX = 30.0
 """Time after which an answer counts as missing."""
 
 SAID_BYTES = 500
-"""Of the body of an error over HTTP, which a report of a wrong answer has."""
+"""Bytes of an HTTP error's body that the report of a wrong answer has."""
 
 Infer = Callable[[np.ndarray], np.ndarray]
 
 
 class Honest:
-    """A client of one model, by default the demo's, with a single request at a time. is_right: whether an answer belongs
-    to the input. shape: of the inputs, which are float32."""
+    """A client that sends requests for one model, one at a time; by default for the demo's model.
+
+    is_right: whether an answer belongs to its input. shape: that of the inputs, which are float32.
+    """
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Honest:
         return max(self.took_s, default=0.0)
 
     def begin_anew(self) -> list[float]:
-        """The seconds that each answer took until now, which are forgotten here."""
+        """The seconds that each answer took since the last call; the list begins anew."""
         took_s, self.took_s = self.took_s, []
         return took_s
 

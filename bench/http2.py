@@ -1,5 +1,6 @@
-"""HTTP/2 by hand, so that a peer can do what no library does: connect and say nothing, open calls without messages, and
-build on HPACK's table."""
+"""HTTP/2 without a library, so that a peer can do what no library does: connect and send nothing, open calls
+without messages, and fill HPACK's table.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ TABLE_SIZE, INITIAL_WINDOW = 1, 4
 """The settings for HPACK's table, and for the window of a stream."""
 
 WINDOW = 65_535
-"""The windows' size at first."""
+"""The initial size of flow-control windows."""
 
 DATA_BYTES_MAX = 16_384
-"""The largest frame that is taken from the first."""
+"""The largest DATA frame that a peer accepts by default."""
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STATIC_FIELDS = 61
@@ -30,19 +31,19 @@ def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
 
 
 def hello() -> bytes:
-    """What a client sends first: its settings, and that it has taken note of the server's."""
+    """The first bytes of a client: its settings, and the acknowledgement of the server's."""
     return PREFACE + frame(SETTINGS, 0, 0, b"") + frame(SETTINGS, ACK, 0, b"")
 
 
 def field(name: str, value: str, is_kept: bool = False) -> bytes:
-    """A header, written out. is_kept: the server is to enter it into its table."""
+    """A header field in full. is_kept: the server is to enter it into its table."""
     return b"".join((
         b"\x40" if is_kept else b"\x00", bytes([len(name)]), name.encode(), bytes([len(value)]), value.encode(),
     ))  # fmt: skip
 
 
 def kept(index: int) -> bytes:
-    """The header that was entered into the table so many entries ago, in one byte; 0: the last."""
+    """The header field that entered the table `index` entries before the last, in one byte; 0: the last."""
     assert STATIC_FIELDS + 1 + index < 127
     return bytes([0x80 | STATIC_FIELDS + 1 + index])
 
@@ -66,7 +67,7 @@ class Frame(NamedTuple):
 
 
 def frames(connection: socket.socket) -> Iterator[Frame]:
-    """What comes on a connection, until it ends. Raises TimeoutError as the socket does."""
+    """The frames that arrive on a connection until it ends. Raises TimeoutError as the socket does."""
     buffer = bytearray()
     while True:
         try:
@@ -84,7 +85,7 @@ def frames(connection: socket.socket) -> Iterator[Frame]:
 
 
 def begin_message(connection: socket.socket, headers: bytes, message_bytes: int, part_bytes: int) -> None:
-    """Begin a call with a message of gRPC, and send a part of it, as the server's windows let it."""
+    """Begin a gRPC call, and send a part of its message as the server's windows permit."""
     connection.sendall(hello() + frame(HEADERS, END_HEADERS, 1, headers))
     rest = memoryview(struct.pack(">BI", 0, message_bytes) + bytes(part_bytes))
     windows, initial = {0: WINDOW, 1: WINDOW}, WINDOW

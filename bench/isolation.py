@@ -1,11 +1,14 @@
-"""What does a model within its share of a device get while another floods it, against having it alone?
+"""Good answers of a model within its share of a device while another floods the device, beside having it
+alone.
 
-    python -m bench.isolation [--quick] [--json] [--simulated] [--policies edf,adaptive] [--rounds 3] [--seconds 10]
+    python -m bench.isolation [--quick] [--json] [--simulated] [--policies edf,adaptive] [--rounds 3]
+        [--seconds 10]
 
-One emulated device, 20 ms a request, so 50 requests/s. The quiet model asks for 5/s with an SLO of 100 ms, alone and
-then beside each flood of another model: by rate, by a looser and a tighter SLO, by priority, by batches, by the size of
-its inputs. Live, through a controller and a worker of their own for each policy and flood, with `clockwork load` in
-processes of its own, in rounds of alone and beside; or simulated, where one run has 600 requests of the quiet model.
+One emulated device takes 20 ms a request, so 50 requests/s. The quiet model gets 5 requests/s with an SLO of
+100 ms, alone and then beside each flood of another model: by rate, by a looser and a tighter SLO, by
+priority, by batches, by the size of its inputs. A live row has a controller and a worker of its own for each
+policy and flood, and `clockwork load` in processes of its own, in rounds of alone and beside. A simulated run
+has 600 requests of the quiet model.
 """
 
 from __future__ import annotations
@@ -41,12 +44,12 @@ QUIET, FLOOD = 0, 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flood:
-    """The misbehaviour of the other model."""
+    """The load of the model that floods the device."""
 
     rate: float = 550.0
     slo_ms: int = 100
     priority: int = 0  # 0: the default
-    gain: float = 0.0  # from batches: beta/alpha of exec(b) = alpha b + beta
+    gain: float = 0.0  # of batches: beta/alpha of exec(b) = alpha b + beta
     batch_max: int = 1
     input_bytes: int = 0
 
@@ -107,7 +110,7 @@ def simulated(
 
 
 def simulated_row(policy: str, name: str, seconds: int) -> dict[str, Any]:
-    """Alone, beside the flood, and the flood by itself."""
+    """A row: the quiet model alone and beside the flood, and the flood alone."""
     flood = FLOODS[name]
     alone = simulated(policy, None, seconds=seconds)
     beside = simulated(policy, flood, seconds=seconds)
@@ -130,7 +133,9 @@ def simulated_row(policy: str, name: str, seconds: int) -> dict[str, Any]:
     }
 
 
-def start_load(cluster: Cluster, model: str, rate: float, slo_ms: int, priority: int, seconds: float, seed: int) -> subprocess.Popen[str]:  # fmt: skip
+def start_load(
+    cluster: Cluster, model: str, rate: float, slo_ms: int, priority: int, seconds: float, seed: int
+) -> subprocess.Popen[str]:
     command = [
         *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, model),
         *("--rate", f"{rate:g}", "--duration", f"{seconds:g}", "--slo", f"{slo_ms / 1000:g}"),
@@ -193,11 +198,11 @@ def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, A
 
 def main() -> None:
     parser = report.command_line(__doc__)
-    parser.add_argument("--simulated", action="store_true", help="in the simulator, not live")
+    parser.add_argument("--simulated", action="store_true", help="run in the simulator, not live")
     parser.add_argument("--policies", default=",".join(POLICIES))
-    parser.add_argument("--floods", default=",".join(FLOODS), help="of " + ", ".join(FLOODS))
+    parser.add_argument("--floods", default=",".join(FLOODS), help="some of " + ", ".join(FLOODS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of a live run")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds of a live run")
     arguments = parser.parse_args()
     floods = ["rate"] if arguments.quick else arguments.floods.split(",")
     seconds, rounds = (3.0, 1) if arguments.quick else (arguments.seconds, arguments.rounds)

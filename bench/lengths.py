@@ -1,18 +1,20 @@
-"""What is it worth that requests of different length share batches on a CPU?
+"""Gain from batches of requests of different length on a CPU.
 
-    python -m bench.lengths [--quick] [--json] [--simulated] [--median 12] [--sigma 0.6] [--slo 0.25] [--seconds 8] [--rounds 2]
+    python -m bench.lengths [--quick] [--json] [--simulated] [--median 12] [--sigma 0.6] [--slo 0.25]
+        [--seconds 8] [--rounds 2]
 
-Sentences of lognormal length, 5 to 128 tokens, are asked of the zoo's encoder, a network of the size of MiniLM-L6, which
-shares batches by class of length as registration finds it (`shared`), or has requests of one length share them
-(`batching="same-shape"`, `same-shape`). Both are offered the same rates, from the same seed. Goodput counts answers
-within the SLO.
+Sentences of lognormal length, 5 to 128 tokens, are requests for the zoo's encoder, a network of the size of
+MiniLM-L6. It is registered twice: once it batches requests by class of length as registration finds it
+(`shared`), once only requests of equal length (`batching="same-shape"`, `same-shape`). Both get the same
+rates, from the same seed. Goodput counts answers within the SLO.
 
-Live: both are registered on one worker with one device of one thread, with two examples, a sentence of median length and
-the longest, and have been asked with every length before. They are asked in turn, so that noise of the machine meets both.
-A sample of the answers, taken under load, is held against ONNX Runtime's for each request alone.
+Live: both are registered on one worker with one device of one thread, with two examples, a sentence of median
+length and the longest. Each has had a request of every length before. They are measured in turn, so that
+noise of the machine affects both. A sample of the answers under load is compared with ONNX Runtime's for each
+request alone.
 
-Simulated: executions of both are timed in processor time, in turn, at 16 lengths and 5 batch sizes, and the scheduler
-is simulated over these times. For a machine that has other work.
+Simulated: executions of both are timed in processor time, in turn, at 16 lengths and 5 batch sizes, and the
+scheduler is simulated with these times. Use it on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -47,17 +49,18 @@ SEED = 5
 SHORTEST, LONGEST = 5, 128
 WAYS = {"shared": "auto", "same-shape": "same-shape"}
 SHARES = (0.5, 1.0, 1.5, 2.0, 3.0)
-"""Offered rates, as parts of the goodput of `same-shape` when far more is offered (live), or of what requests one by one
-would come to (simulated)."""
+"""Offered rates, as parts of the goodput of `same-shape` under overload (live) or of the rate without
+batches.
+"""
 
 CHECKED = 20
-"""Answers of each way and rate that are compared."""
+"""Answers that are compared, for each way and rate."""
 
 TOLERANCE = 1e-4
 TIMED_LENGTHS = (5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)
 TIMED_BATCHES = (1, 2, 4, 8, 16)
 DRAWS = 200
-"""Batches over which the longest request is averaged, of each size and class."""
+"""Batches of each size and class over which the longest request is averaged."""
 
 
 def lengths(count: int, median: float, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +92,7 @@ class Trial:
         self.worst = 0.0
 
     def warm_up(self, way: str) -> None:
-        """Every length once, so that the scheduler has seen each."""
+        """Send a request of every length, so that the scheduler has seen each."""
         asyncio.run(self._warm_up(way))
 
     async def _warm_up(self, way: str) -> None:
@@ -99,7 +102,7 @@ class Trial:
                 await client.infer(way, sentence(length, self._vocabulary, rng))
 
     def offer(self, way: str, rate: float, seconds: float, slo: float, seed: int) -> dict[str, Any]:
-        """Counts of a Poisson stream of requests at this rate."""
+        """The counts of a Poisson stream of requests at this rate."""
         return asyncio.run(self._offer(way, rate, seconds, slo, seed))
 
     async def _offer(self, way: str, rate: float, seconds: float, slo: float, seed: int) -> dict[str, Any]:
@@ -137,7 +140,7 @@ class Trial:
             if error > TOLERANCE:
                 raise AssertionError(f"{way} gave an answer that is apart by {error:.1e}")
             self.checksum = zlib.crc32(np.round(answers[index], 3).tobytes(), self.checksum)
-        in_time = sum(one <= slo * SECOND for one in took_ns)
+        in_time = sum(answer_ns <= slo * SECOND for answer_ns in took_ns)
         return {"good": in_time, "seconds": due_ns[-1] / SECOND, "took_ns": took_ns}
 
 
@@ -150,7 +153,7 @@ def live(
     shares: Sequence[float] = SHARES,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each rate, and facts. options: of the model."""
+    """A row for each rate, and facts. options: those of the model."""
     model = zoo.build("transformer", sequence=None, **options)
     vocabulary = options.get("vocabulary", 30522)
     rng = np.random.default_rng(SEED)
@@ -166,7 +169,9 @@ def live(
         for way in WAYS:
             trial.warm_up(way)
         flooded = [trial.offer("same-shape", 1000, seconds / 2, slo, SEED + turn) for turn in range(rounds)]
-        capacity = statistics.median(one["good"] / (one["seconds"] + slo) for one in flooded)
+        capacity = statistics.median(
+            trial_counts["good"] / (trial_counts["seconds"] + slo) for trial_counts in flooded
+        )
         facts["goodput of same-shape when far more is offered, /s"] = round(capacity, 1)
         for share in shares:
             rate = capacity * share
@@ -175,12 +180,15 @@ def live(
                 for way in WAYS if turn % 2 else reversed(WAYS):
                     found[way].append(trial.offer(way, rate, seconds, slo, SEED + turn))
             goodput = {
-                way: sum(one["good"] for one in found[way]) / sum(one["seconds"] for one in found[way])
+                way: sum(trial_counts["good"] for trial_counts in found[way])
+                / sum(trial_counts["seconds"] for trial_counts in found[way])
                 for way in WAYS
             }
             row = row_of(rate, goodput)
             for way in WAYS:
-                times = report.percentiles([taken for one in found[way] for taken in one["took_ns"]])
+                times = report.percentiles(
+                    [taken for trial_counts in found[way] for taken in trial_counts["took_ns"]]
+                )
                 row |= {f"{way} {mark}_ms": round(times[f"{mark}_us"] / 1000, 1) for mark in ("p50", "p99")}
             rows.append(row)
     facts["largest relative error of a checked answer"] = trial.worst
@@ -203,7 +211,7 @@ Times = dict[tuple[int, int], float]
 
 
 def time_both(runs: int, **options: Any) -> dict[str, Times]:
-    """Processor times of executions with masks and without, in turn."""
+    """Processor times of executions with masks and without, which take turns."""
     model = zoo.build("transformer", sequence=None, **options)
     vocabulary = options.get("vocabulary", 30522)
     rng = np.random.default_rng(SEED)
@@ -233,13 +241,16 @@ def time_both(runs: int, **options: Any) -> dict[str, Times]:
 
 
 def profile_of(name: str, drawn: np.ndarray, times: Times) -> ModelProfile:
-    """Requests that share batches, of these lengths, as a model of their own: the scheduler has a queue for each shape as
-    for each model. A batch is timed by the longest of its requests, on average."""
+    """Requests that share batches, of these lengths, as a model of their own.
+
+    The scheduler has a queue for each shape as for each model. A batch's time is that of the longest of its
+    requests, on average.
+    """
     rng = np.random.default_rng(SEED)
     exec_ns: dict[int, int] = {}
     for batch in TIMED_BATCHES:
         longest = rng.choice(drawn, (DRAWS, batch)).max(axis=1)
-        taken = np.interp(longest, TIMED_LENGTHS, [times[one, batch] for one in TIMED_LENGTHS]).mean()
+        taken = np.interp(longest, TIMED_LENGTHS, [times[length, batch] for length in TIMED_LENGTHS]).mean()
         exec_ns[batch] = max(int(taken * MS), *exec_ns.values(), 1)
     return ModelProfile(name, exec_ns, 1 << 20, 8 * MS)
 
@@ -253,10 +264,10 @@ def simulated(
     shares: Sequence[float] = SHARES,
     **options: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each rate, and facts. options: of the model."""
+    """A row for each rate, and facts. options: those of the model."""
     times = time_both(runs, **options)
     drawn = lengths(100_000, median, sigma, np.random.default_rng(SEED))
-    counted_as = {"same-shape": drawn, "shared": np.array([length_class(int(one)) for one in drawn])}
+    counted_as = {"same-shape": drawn, "shared": np.array([length_class(int(tokens)) for tokens in drawn])}
     single_ms = [times["same-shape"][length, 1] for length in TIMED_LENGTHS]
     alone = 1000 / float(np.interp(drawn, TIMED_LENGTHS, single_ms).mean())
     rows = []
@@ -273,7 +284,7 @@ def simulated(
                 )
             )
             answered = simulate(
-                [profile_of(f"class-{one}", drawn[counted_as[way] == one], times[way]) for one in found],
+                [profile_of(f"class-{kind}", drawn[counted_as[way] == kind], times[way]) for kind in found],
                 SimulatedCluster(exec_noise=0.003, link_jitter_ns=10_000),
                 [workload], resident=True, seed=SEED,
             )  # fmt: skip
@@ -295,11 +306,18 @@ def simulated(
 def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--simulated", action="store_true", help="simulate the scheduler over measured times")
-    parser.add_argument("--median", type=float, default=12.0, help="of the lengths, in tokens")
-    parser.add_argument("--sigma", type=float, default=0.6, help="of the lengths' logarithms")
-    parser.add_argument("--slo", type=float, default=0.25, help="in seconds")
-    parser.add_argument("--seconds", type=float, default=8.0, help="for which each rate is offered")
-    parser.add_argument("--rounds", type=int, default=2, help="live; simulated: seven runs of each execution")
+    parser.add_argument("--median", type=float, default=12.0, help="median of the lengths, in tokens")
+    parser.add_argument(
+        "--sigma", type=float, default=0.6, help="standard deviation of the lengths' logarithms"
+    )
+    parser.add_argument("--slo", type=float, default=0.25, help="SLO in seconds")
+    parser.add_argument("--seconds", type=float, default=8.0, help="seconds for which each rate is offered")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=2,
+        help="rounds of a live run; a simulated run times each execution seven times",
+    )
     given = parser.parse_args()
     small = {"layers": 1, "width": 64, "heads": 2, "vocabulary": 100} if given.quick else {}
     seconds, shares = (1.0, SHARES[1:2]) if given.quick else (given.seconds, SHARES)

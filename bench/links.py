@@ -23,10 +23,10 @@ Delays = tuple[float, float]
 
 
 class Link:
-    """Forwards TCP connections, each piece with a random delay, in order, each direction by itself.
+    """Forwards TCP connections, each piece with a random delay, in order, each direction on its own.
 
-    A held link is half open: both ends see a connection, and nothing arrives until it is released; data sent
-    meanwhile arrives then, as TCP would retransmit it. New connections are made, and held, too.
+    A held link is half open: both ends have a connection, and nothing arrives until the link is released.
+    Data sent meanwhile arrives then, as if TCP retransmitted it. New connections are accepted, and held, too.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Link:
             self._start(self._connect, near)
 
     def _connect(self, near: socket.socket) -> None:
-        """Connect to the target, retrying while nothing listens there: a link cannot refuse."""
+        """Connect to the target, retrying while nothing listens there, because a link cannot refuse."""
         while True:
             try:
                 far = socket.create_connection(self._target)
@@ -95,7 +95,7 @@ class Link:
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._sockets.append(far)
-            if near.fileno() < 0 or self._closed.is_set():  # it was cut meanwhile
+            if near.fileno() < 0 or self._closed.is_set():  # the link was cut meanwhile
                 far.close()
                 return
         for direction, (source, target) in enumerate(((near, far), (far, near))):

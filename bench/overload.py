@@ -1,11 +1,13 @@
-"""What does a worker answer in time when it is asked for more than it can do?
+"""Answers in time of a worker that gets more requests than it can serve.
 
-    python -m bench.overload [--quick] [--json] [--seconds 20] [--loads 0.3,0.6,0.9,1.2,1.5] [--policies edf,adaptive]
+    python -m bench.overload [--quick] [--json] [--seconds 20] [--loads 0.3,0.6,0.9,1.2,1.5]
+        [--policies edf,adaptive]
 
-One worker (for each policy), a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals from a
-process of their own (`clockwork load`). Capacity is 1 / the mean time of plain ONNX Runtime on one
-thread, measured in blocks before and after each load, so that a machine that changes its speed changes
-both. Then: how soon is the device idle after a client with a long queue has gone, in order or killed?
+One worker for each policy, a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals
+from a process of their own (`clockwork load`). Capacity is 1 / the mean time of plain ONNX Runtime on one
+thread, measured in blocks before and after each load, so that a change of the machine's speed changes both.
+After that: the time until the device is idle after a client with a long queue has left in order or been
+killed.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ def row(
         "refused_%": round(100 * found["refused"] / max(1, found["offered"]), 2),
         "refused_p99_ms": round(found["refusal_ms"].get("p99", 0.0), 2),
         "missed_%": round(100 * counted("missed") / admitted, 3),
-        # As the client saw it, from the scheduled arrival: the generator's own lag is in it.
+        # Measured from the scheduled arrival, as by the client: the generator's own lag is included.
         "late": found["answered"] - found["within_slo"],
         "p50_ms": round(found["latency_ms"].get("p50", 0.0), 1),
         "p99_ms": round(found["latency_ms"].get("p99", 0.0), 1),
@@ -93,7 +95,7 @@ def row(
 
 
 def idle_after(cluster: Cluster, client: Client, killed: bool) -> float:
-    """Milliseconds from a client's end (of BACKLOG admitted requests) until nothing is held and nothing runs."""
+    """Milliseconds from the end of a client with BACKLOG admitted requests until nothing is held or runs."""
     child = subprocess.Popen(
         [sys.executable, "-c", _LEAVER, cluster.endpoint, MODEL, str(BACKLOG)],
         stdin=subprocess.PIPE,
@@ -134,7 +136,7 @@ def idle_with_work_ns(client: Client) -> int:
 def measure(
     loads: tuple[float, ...], seconds: float, policies: tuple[str, ...] = (POLICY,)
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, for each load one for each policy in turn, and facts of the whole run."""
+    """Rows, for each load and each policy in turn, and facts of the whole run."""
     model = zoo.build(MODEL, seed=SEED)
     plain = Plain(model)
     x = np.random.default_rng(SEED).standard_normal((1, 3, 64, 64)).astype(np.float32)
@@ -159,7 +161,7 @@ def measure(
                 before, idle_ns = client.status()["counts"], idle_with_work_ns(client)
                 found = offer(cluster, load / mean_before, seconds, SEED + index)
                 after, idle_ns = client.status()["counts"], idle_with_work_ns(client) - idle_ns
-                used = [cpu_s(pid) - one for pid, one in zip(pids, used)]
+                used = [cpu_s(pid) - spent_s for pid, spent_s in zip(pids, used)]
                 mean_after = plain.block(feeds, block)
                 capacity = 2 / (mean_before + mean_after)
                 rows.append(
@@ -181,7 +183,7 @@ def measure(
         for policy, (cluster, client) in served.items():
             both = (rss_before[policy], cluster.rss_bytes())
             for number, name in enumerate(("controller", "worker")):
-                grown = [round(one[number] / 2**20, 1) for one in both]
+                grown = [round(sizes[number] / 2**20, 1) for sizes in both]
                 facts[f"{policy}: {name} RSS before and after, MiB"] = grown
             facts |= {
                 f"{policy}: idle after a client closed, ms": round(
@@ -200,7 +202,11 @@ def main() -> None:
     report.publishing(parser)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
-    parser.add_argument("--policies", default=POLICY, help="measured in turn at each load: edf,adaptive")
+    parser.add_argument(
+        "--policies",
+        default=POLICY,
+        help="policies that are measured in turn at each load, such as edf,adaptive",
+    )
     arguments = parser.parse_args()
     loads = (0.5, 1.5) if arguments.quick else tuple(float(load) for load in arguments.loads.split(","))
     policies = tuple(arguments.policies.split(","))

@@ -1,12 +1,13 @@
-"""More models than memory: is every answer still the right one, and what does it cost?
+"""More models than memory: correctness of every answer, and the costs.
 
     python -m bench.paging [--quick] [--json] [--models 40] [--thousands 3000]
 
-First part: fine-tunes of one resnet50 (small images, all of its 100 MB of weights) on an arena with room
-for a fifth of them, asked in random order; each answer is held against plain ONNX Runtime on that very
-model. Second part: thousands of small models, fine-tunes of 20 architectures, on an arena that holds 5 %
-of their bytes: how fast they are registered, what one costs the controller, how long a restart takes, and
-how many requests are answered within 100 ms when popularity follows Zipf's law at 0.6 of capacity.
+First part: fine-tunes of one resnet50 (small images, all of its 100 MB of weights) on an arena with room for
+a fifth of them, requested in random order; each answer is compared with plain ONNX Runtime's on that very
+model. Second part: thousands of small models, fine-tunes of 20 architectures, on an arena that holds 5 % of
+their bytes. Measured are the rate of registration, the controller's memory for each model, the time of a
+restart, and the share of requests that are answered within 100 ms when popularity follows Zipf's law at 0.6
+of capacity.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ LOAD = 0.6
 ARCHITECTURES = 20
 UPLOADS_AT_ONCE = 8
 MADE_AHEAD = 128
-"""Small models that the benchmark makes, and holds in memory, before the clock runs that registers them."""
+"""Small models that the benchmark makes and holds in memory before the timed registration."""
 
 
 # ----- models of 100 MB ----------------------------------------------------------------------
@@ -49,13 +50,14 @@ MADE_AHEAD = 128
 def large(
     models: int, room: int, requests: int, image: int, architecture: str = "resnet50", seed: int = SEED
 ) -> dict[str, Any]:
-    """Ask ``models`` fine-tunes of one network in random order; facts. Raises where an answer is wrong."""
+    """Facts about ``models`` fine-tunes of a network, requested randomly. Raises on a wrong answer."""
     base = zoo.build(architecture, seed=seed, image=image)
     rng = random.Random(seed)
     x = np.random.default_rng(seed).standard_normal((1, 3, image, image)).astype(np.float32)
     expected: dict[str, Any] = {}
     pages = math.ceil(zoo.weights_bytes(base) / PAGE_BYTES)
-    # Some more for each: what a tensor that straddles no page leaves unused. Less than a model in all.
+    # The margin is for the ends of pages that stay unused because no tensor straddles two pages; all margins
+    # together are less than a model.
     arena_bytes = room * (pages + pages // 16 + 3) * PAGE_BYTES
     peak_pages = 0
     with Cluster(worker_arguments=("--arena", str(arena_bytes))) as cluster, cluster.client() as client:
@@ -104,15 +106,15 @@ def status_of(client: Client) -> dict[str, Any]:
 
 
 def whose(answer: Any, expected: dict[str, Any]) -> str:
-    """Whether a wrong answer is another model's."""
+    """The model that a wrong answer belongs to, if any, as text."""
     name, error = min(
-        ((name, relative_error(answer, one)) for name, one in expected.items()), key=lambda pair: pair[1]
+        ((name, relative_error(answer, right)) for name, right in expected.items()), key=lambda pair: pair[1]
     )
     return f"it is that of {name}" if error < TOLERANCE else "it is nobody's"
 
 
 def closest(expected: dict[str, Any]) -> float:
-    """The least difference between two models' answers: what a mistaken identity would show at least."""
+    """The least difference between two models' answers, by which a mistaken answer would differ."""
     answers = list(expected.values())
     return min(
         (relative_error(answer, other) for index, answer in enumerate(answers) for other in answers[:index]),
@@ -220,7 +222,7 @@ SMALL_PAGE_BYTES = 64 << 10
 def _register(
     client: Client, bases: list[onnx.ModelProto], names: list[str], families: int, seed: int
 ) -> tuple[float, float]:
-    """(models per second, seconds spent on making them here, which do not count). Several are under way at once."""
+    """(models per second, seconds for making them here, not counted). Several are registered at once."""
     making_ns = taken_ns = 0
     with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
         for first in range(families, len(names), MADE_AHEAD):
@@ -245,7 +247,7 @@ def _check(
     families: int,
     seed: int,
 ) -> tuple[int, float]:
-    """Ask every model once, in random order; (count, largest relative error)."""
+    """Request every model once, in random order; returns (count, largest relative error)."""
     order = list(range(len(names)))
     random.Random(seed).shuffle(order)
     worst = 0.0
@@ -262,7 +264,7 @@ def _check(
 
 
 def _capacity(bases: list[onnx.ModelProto], feeds: list[dict[str, Any]]) -> float:
-    """Requests per second of plain ONNX Runtime with every model in memory, over all architectures alike."""
+    """Requests per second of plain ONNX Runtime with every model in memory, over all architectures evenly."""
     means = [Plain(base).block(feed, 50) for base, feed in zip(bases, feeds)]
     return 1 / float(np.mean(means))
 
@@ -286,7 +288,7 @@ def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--models", type=int, default=40, help="large models; 0: leave that part out")
     parser.add_argument("--thousands", type=int, default=3000, help="small models; 0: leave that part out")
-    parser.add_argument("--requests", type=int, default=200, help="to the large models")
+    parser.add_argument("--requests", type=int, default=200, help="requests to the large models")
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
     if arguments.models:

@@ -1,12 +1,13 @@
-"""How well is every action predicted: its duration, and when it ends? Live on a CPU worker, and simulated.
+"""Errors of the predicted duration and end of every action, live on a CPU worker, and simulated.
 
-    python -m bench.prediction [--quick] [--json] [--seconds 60] [--load 0.8] [--policy NAME] [--plot prediction.png]
+    python -m bench.prediction [--quick] [--json] [--seconds 60] [--load 0.8] [--policy NAME]
+        [--plot prediction.png]
 
-Live: digits, a residual network and an MLP on one worker whose memory holds two of them and a half, so that models
-are loaded all the time; the figures are those of `clockwork status`, kept by the scheduler since its start, and so
-include the first executions of every model. Simulated: the paper's V100 models on two devices, also short of memory,
-with the noise that the paper saw. Over: predicted longer, or to end later, than it was; under: the opposite, which is
-what makes an answer late.
+Live: digits, a residual network and an MLP on one worker whose memory holds two and a half of them, so that
+models are loaded all the time. The figures are those of `clockwork status`, which the scheduler keeps since
+its start, and so include the first executions of every model. Simulated: the paper's V100 models on two
+devices that are also short of memory, with the noise that the paper measured. Over: the prediction was
+longer, or later, than the action; under: the opposite, which makes an answer late.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PAPER_PART = 0.5
 """Load as a part of the rate that the devices could execute without batches."""
 
 Found = Mapping[str, Any]
-"""Prediction errors by kind, then "over" and "under": total, max_ns and percentiles_ns, as from status and simulator."""
+"""Prediction errors by kind, then "over" and "under": total, max_ns and percentiles_ns."""
 
 
 def live(part: float, seconds: float, policy: str, quick: bool) -> Found:
@@ -59,7 +60,7 @@ def live(part: float, seconds: float, policy: str, quick: bool) -> Found:
         for name, model in models.items():
             client.register(name, model, slo=SLO_NS / SECOND)
         known = [profiles.from_info(client.model(name)) for name in models]
-        mean_ns = sum(one.execution_ns(1) + one.load_ns / 2 for one in known) / len(known)
+        mean_ns = sum(profile.execution_ns(1) + profile.load_ns / 2 for profile in known) / len(known)
         rates = [part * SECOND / mean_ns / len(known)] * len(known)
         workload = poisson(rates, round(seconds * SECOND), seed=SEED, slo_ns=SLO_NS)
         load_generator.run_live(client, workload, list(models), seed=SEED)

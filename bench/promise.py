@@ -1,11 +1,12 @@
-"""Does what `clockwork plan` promises of a running cluster hold there?
+"""Truth of the rate that `clockwork plan` promises for a running cluster.
 
     python -m bench.promise [--quick] [--json] [--seconds 20] [--rounds 2] [--policy NAME]
 
-One worker, a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals from a process of their own.
-In each round `clockwork plan rate` is asked which rate the one device holds with 1 % bad, after the cluster has served
-for a while, so that it knows its times and their noise; then parts of that rate are offered. What was planned and what
-was served lie seconds apart: on a machine with other work they part as far as that work changes.
+One worker, a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals from a process of
+their own. In each round the cluster first serves for a while, so that it knows its times and their noise.
+Then `clockwork plan rate` computes the rate at which the device has 1 % bad requests, and parts of that rate
+are offered. The plan and the load are seconds apart: on a machine with other work they differ as far as that
+work changes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PARTS = (0.8, 0.9, 1.0, 1.1, 1.2)
 """Loads as parts of the promised rate."""
 
 WARM_UP_LOAD = 0.8
-"""Time for which plain ONNX Runtime is measured before each plan."""
+"""Load that the cluster serves before each plan, as a part of plain ONNX Runtime's rate."""
 
 BAD_PERCENT = 1.0
 

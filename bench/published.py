@@ -1,12 +1,12 @@
-"""What the documents say was measured, from the files in docs/results.
+"""The measurements in the documents, made from the files in docs/results.
 
     python -m bench.published            # write the tables anew, between their marks
     python -m bench.published --check    # name what differs
     python -m bench.published --measure [NAME...]    # measure anew, as `make results` does
 
-Each file holds what one command measured, with the commit, the seed, the machine, the command and how long it took; a
-plot stands beside it under the same name. A document has a table between `<!-- results: NAME -->` and
-`<!-- end of results -->`, where NAME is that of a table below.
+Each file holds the measurements of one command, with the commit, the seed, the machine, the command and its
+duration; a plot stands beside it under the same name. A document has a table between `<!-- results: NAME -->`
+and `<!-- end of results -->`, where NAME is that of a table below.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def load(name: str, root: Path = ROOT) -> dict[str, Any]:
 
 
 def source_line(found: dict[str, Any]) -> str:
-    """Under which conditions it was measured, in one line."""
+    """The conditions of a measurement, in one line."""
     took = f"{found['took_s'] / 60:.0f} min" if found["took_s"] >= 90 else f"{found['took_s']} s"
     return (
         f"Commit {found['commit']}, seed {found['seed']}, {found['machine']}, load average {found['load_average']:g}:"
@@ -89,7 +89,7 @@ def documents(root: Path = ROOT) -> list[Path]:
 
 
 def stale(root: Path = ROOT) -> dict[Path, str]:
-    """Documents whose tables are not what the files give, with the text that they should have."""
+    """Documents whose tables differ from those that the files give, with their new text."""
     found = {}
     for path in documents(root):
         text = path.read_text(encoding="utf-8")
@@ -263,7 +263,7 @@ COMMANDS = {
     "fig2": "python -m bench.paper fig2 --publish",
     "fig9-full": "python -m bench.paper fig9 --full --mapping shuffled --devices 56 --policies adaptive --publish",
 }
-"""The command that makes each file."""
+"""By file: the command that makes it."""
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "peers-http": ("peers", _peers("http", 1)),
@@ -283,11 +283,11 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     **{name: (name, render) for name, render in figures.TABLES.items()},
     "fig9-full": ("fig9-full", figures.TABLES["fig9"]),
 }
-"""For each name in the marks: the file, and the function that makes lines of it."""
+"""By the name in the marks: the file, and the function that makes a table's lines of it."""
 
 
 def measure(names: Sequence[str], run: Callable[[list[str]], int]) -> None:
-    """Run the commands that make these files (none named: all), each once, saying how long it took the last time."""
+    """Run the commands that make these files (default: all), each once, and print their last duration."""
     unknown = [name for name in names if name not in COMMANDS]
     if unknown:
         raise SystemExit(f"there is no {', '.join(unknown)}: known are {', '.join(COMMANDS)}")
@@ -309,7 +309,7 @@ def main() -> None:
         "--measure",
         nargs="*",
         metavar="NAME",
-        help="run what makes these files (none: all), on a quiet machine",
+        help="run the commands that make these files (by default all), on a quiet machine",
     )
     asked = parser.parse_args()
     if asked.measure is not None:

@@ -1,7 +1,9 @@
-// The two ends of a controller's load, without Python: a client that keeps requests under way, and a worker whose
-// devices take the time that their profile says. bench/pump.py compiles it, greets, and calls it.
+// The two ends of a controller's load without Python: a client that keeps requests under way, and a worker
+// whose devices take the time of their profile. bench/pump.py compiles this file, sends the hellos, and
+// calls it.
 //
-// In Python these ends cost more than the controller between them, and on one machine they would be what is measured.
+// In Python these ends would cost more than the controller between them and, on one machine, spoil
+// measurements.
 #include <poll.h>
 #include <time.h>
 
@@ -27,7 +29,7 @@ Ns now_ns() {
     return Ns{time.tv_sec} * SECOND + time.tv_nsec;
 }
 
-// A DEALER that somebody else opened, greeted on, and closes.
+// A DEALER socket whose opening, hello and end are the caller's.
 class Dealer {
 public:
     explicit Dealer(void* socket) : socket_(socket) {
@@ -35,7 +37,7 @@ public:
         zmq->getsockopt(socket, CLOCKWORK_ZMQ_FD, &fd_, &size);
     }
 
-    // Header and frames of the next message. False if there is none now.
+    // Read the header and frames of the next message. Returns false if none is there.
     bool receive(std::vector<Frame>& frames, std::size_t& count) {
         count = 0;
         for (bool more = true; more; ++count) {
@@ -59,9 +61,9 @@ public:
         zmq->getsockopt(socket_, CLOCKWORK_ZMQ_EVENTS, &events, &size);
         if ((events & CLOCKWORK_ZMQ_POLLIN) != 0 || timeout_ns <= 0)
             return;
-        pollfd one{fd_, POLLIN, 0};
+        pollfd polled{fd_, POLLIN, 0};
         timespec timeout{static_cast<time_t>(timeout_ns / SECOND), static_cast<long>(timeout_ns % SECOND)};
-        ppoll(&one, 1, &timeout, nullptr);
+        ppoll(&polled, 1, &timeout, nullptr);
     }
 
 private:
@@ -77,7 +79,7 @@ void fill(Frame& frame, std::size_t size) {
     std::fill_n(static_cast<char*>(frame.data()), size, '\0');
 }
 
-// Orders of one device, in the order in which they came.
+// Orders of one device, in the order of their arrival.
 struct DeviceLane {
     struct Order {
         std::int64_t action_id;
@@ -120,19 +122,19 @@ void write_result(Writer& writer, const DeviceLane::Order& order, std::size_t ou
 
 extern "C" {
 
-// What a client saw: requests sent, answered with success, ended otherwise.
+// A client's counts: requests sent, answered with success, and ended otherwise.
 struct PumpCounts {
     std::uint64_t sent, answered, failed;
 };
 
-// When requests are due in an open loop: bursts of some at once, with exponentially distributed times between bursts.
-// mean_ns 0: a closed loop, in which a request is due whenever fewer than in_flight are under way.
+// Times at which requests of an open loop are due: in bursts, with exponentially distributed times between
+// bursts. mean_ns 0: a closed loop, in which a request is due whenever fewer than in_flight are under way.
 struct PumpArrivals {
     std::int64_t mean_ns;  // between two bursts
     std::uint64_t burst;
     std::uint64_t random;  // the generator's state
-    std::int64_t next_ns;  // when the next burst is due; 0: now
-    std::uint64_t due;     // requests, so far
+    std::int64_t next_ns;  // time of the next burst; 0: now
+    std::uint64_t due;     // number of requests so far
 };
 }
 
@@ -146,7 +148,7 @@ double uniform(std::uint64_t& state) {
     return static_cast<double>(((mixed ^ (mixed >> 31)) >> 11) + 1) * 0x1p-53;
 }
 
-// Notes the requests that are due by now.
+// Count the requests that are due by now.
 void advance(PumpArrivals& arrivals, Ns now) {
     if (arrivals.next_ns == 0)
         arrivals.next_ns = now;
@@ -161,8 +163,9 @@ extern "C" {
 
 void pump_functions(const clockwork_zmq_api* functions) { clockwork::zmq = functions; }
 
-// Sends requests over all models in turn until the time is up, at most in_flight at once; those that are still under way
-// then are left to the next call, of the same counts. Each has one input, uint8[1, input_bytes].
+// Send requests for all models in turn until the time is up, at most in_flight at once. Requests that are
+// then under way are left to the next call, which gets the same counts. A request has one input, uint8[1,
+// input_bytes].
 void pump_client(void* socket, const char* const* names, int name_count, std::size_t input_bytes, int in_flight,
                  std::int64_t slo_ns, std::int64_t until_ns, PumpCounts* counts, PumpArrivals* arrivals) {
     Dealer dealer(socket);
@@ -214,13 +217,14 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
     }
 }
 
-// What a worker's devices have to do, from one call of pump_worker() to the next.
+// A worker's orders, kept from one call of pump_worker() to the next.
 void* pump_lanes(int devices) { return new std::vector<DeviceLane>(static_cast<std::size_t>(devices)); }
 
 void pump_end_lanes(void* lanes) { delete static_cast<std::vector<DeviceLane>*>(lanes); }
 
-// Answers orders until the time is up, or something comes that is not INFER, LOAD or UNLOAD: then its header is copied
-// to `header` and its size returned; else 0. An INFER of n rows takes base_ns + n * row_ns on its device.
+// Answer orders until the time is up or a message arrives that is not INFER, LOAD or UNLOAD. Then that
+// message's header is copied to `header` and its size is returned; otherwise 0. An INFER of n rows takes
+// base_ns + n * row_ns on its device.
 std::size_t pump_worker(void* socket, void* worker_lanes, std::int64_t base_ns, std::int64_t row_ns,
                         std::size_t output_bytes, std::int64_t until_ns, char* header, std::size_t header_max) {
     auto& lanes = *static_cast<std::vector<DeviceLane>*>(worker_lanes);

@@ -1,18 +1,20 @@
 """Load for a controller from ends that cost little: bench/pump.cpp, compiled when it is first used.
 
-In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
-or thread of its own; the calls release the interpreter.
+In Python a client and a worker of this rate cost more than the controller between them. Each end runs in a
+process or thread of its own; the calls release the GIL.
 
-    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME]
-                         [--recorder 0,64MiB,telemetry] [--perf] [--json]
+    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10]
+        [--policy NAME] [--recorder 0,64MiB,telemetry] [--perf] [--json]
 
-tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
-share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
-are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
-so in some runs only. Each row is measured with every size of the flight recorder that --recorder names, in turn: 0 is none,
-telemetry is the default with requests and actions written to files. Beside the others stands by how much more a request
-costs there than with the first, as the median over pairs of runs. --perf samples the controller, and says which part of its
-processor time is spent in the flight recorder's functions: a busy machine disturbs that less than a comparison of two runs.
+The program measures the processor time of the controller's process, all its threads, for each request.
+Wall-clock rates mean little where the ends share the controller's cores; processor time does not have this
+problem. Each repetition has a controller of its own. Shown are the medians, and beside them the worst rate
+and the worst share of good answers, because a scheduler can get stuck in some runs only. Each row is measured
+with every size of the flight recorder that --recorder names, in turn: 0 is none; telemetry is the default
+with requests and actions written to files. The other rows also show by how much more a request costs than
+with the first size, as the median over pairs of runs. --perf samples the controller, and shows the share of
+its processor time in the flight recorder's functions, which a busy machine disturbs less than a comparison of
+two runs.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ from clockwork.wire.transport import socket_functions
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bench/pump.cpp", "csrc/controller/messages.cpp")
-HEADER_BYTES_MAX = 4 << 20  # of what this worker is sent
+HEADER_BYTES_MAX = 4 << 20  # bytes of messages to this worker
 SLICE_NS = 100 * MS
 """Longest call of a worker, after which it checks whether it should end."""
 
@@ -77,7 +79,7 @@ class Counts(ctypes.Structure):
 
 @cache
 def library() -> Any:
-    """The compiled pump; one for each state of its sources."""
+    """The compiled pump, a file for each state of its sources."""
     root = ROOT / "csrc"
     paths = [ROOT / name for name in SOURCES]
     parts = [*paths, *sorted(root.rglob("*.h"))]
@@ -90,22 +92,22 @@ def library() -> Any:
         flags = ["-O3", "-std=c++20", "-shared", "-fPIC", f"-I{root}", "-o", str(partial)]
         subprocess.run([*compiler, *flags, *map(str, paths)], check=True)
         partial.rename(found)
-    one = ctypes.CDLL(str(found))
-    one.pump_functions(ctypes.c_void_p(socket_functions().address))
-    one.pump_worker.restype = ctypes.c_size_t
-    one.pump_lanes.restype = ctypes.c_void_p
-    return one
+    pump = ctypes.CDLL(str(found))
+    pump.pump_functions(ctypes.c_void_p(socket_functions().address))
+    pump.pump_worker.restype = ctypes.c_size_t
+    pump.pump_lanes.restype = ctypes.c_void_p
+    return pump
 
 
 class Arrivals(ctypes.Structure):
-    """When requests are due: see PumpArrivals in bench/pump.cpp."""
+    """Times at which requests are due; see PumpArrivals in bench/pump.cpp."""
 
     _fields_ = [("mean_ns", ctypes.c_int64), ("burst", ctypes.c_uint64), ("random", ctypes.c_uint64),
                 ("next_ns", ctypes.c_int64), ("due", ctypes.c_uint64)]  # fmt: skip
 
 
 class End:
-    """A DEALER socket and its hello."""
+    """A DEALER socket of a client or a worker."""
 
     def __init__(self, endpoint: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -122,14 +124,15 @@ class End:
 
 
 class PumpClient(End):
-    """Sends requests for some models: keeps in_flight of them under way, or, with a rate, sends so many a second, of which
-    at most in_flight are under way."""
+    """Sends requests for some models: at a rate, with at most in_flight under way, or else always
+    in_flight.
+    """
 
     def __init__(
         self, endpoint: str, names: Sequence[str], input_bytes: int, in_flight: int, rate: float = 0.0, burst: int = 1,
         seed: int = 0,
     ) -> None:  # fmt: skip
-        """burst: so many requests are due at once, with exponential times in between that the seed gives."""
+        """burst: requests due at once; times between bursts are exponential, drawn with the seed."""
         super().__init__(endpoint)
         self.socket.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
         if type(codec.decode(self.socket.recv(), TO_CLIENT)) is not ClientWelcome:
@@ -169,12 +172,12 @@ class PumpWorker(End):
         self._lanes = ctypes.c_void_p(library().pump_lanes(devices))
 
     def close(self) -> None:
-        """When run() has returned."""
+        """Free the lanes. Call it when run() has returned."""
         super().close()
         library().pump_end_lanes(self._lanes)
 
     def run(self, stop: threading.Event) -> None:
-        """Answer everything until told otherwise."""
+        """Answer everything until `stop` is set."""
         while not stop.is_set():
             until_ns = now_ns() + SLICE_NS
             size = library().pump_worker(
@@ -196,7 +199,7 @@ class PumpWorker(End):
 
 
 class Sampling:
-    """Samples of a process, by perf, while the block runs."""
+    """Samples of a process by perf while the block runs."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -230,14 +233,14 @@ class Sampling:
         self._file.close()
 
     def percent(self, pattern: str) -> float:
-        """Of all samples, those in functions whose names match."""
+        """The share of samples in functions whose names match, in per cent."""
         return sum(percent for percent, symbol in self._symbols if re.search(pattern, symbol))
 
 
 RECORDER_SYMBOLS = r"Recorder::|Ring::|RecordedScheduler::record"
 
 TELEMETRY = "telemetry"
-"""In place of a size of the flight recorder: its default, and every request and action written to files."""
+"""Stands for a recorder of the default size, and every request and action written to files."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -248,14 +251,14 @@ class Settings:
     devices: int = 20
     models: int = 20
     in_flight: tuple[int, ...] = (64, 512, 4096)
-    window_bytes: int = 256 << 20  # of inputs that may be under way
-    base_ns: int = 500_000  # of a batch
-    row_ns: int = 20_000  # of each of its requests
-    repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
+    window_bytes: int = 256 << 20  # bytes of inputs that may be under way
+    base_ns: int = 500_000  # for a batch
+    row_ns: int = 20_000  # for each request of a batch
+    repeat: int = 10  # controllers, one after the other; the rows take turns
     policy: str = ""
     perf: bool = False
     recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder, or TELEMETRY; "": the default
-    python: str = ""  # a checkout whose controller is measured; this one's where it is empty
+    python: str = ""  # a checkout whose controller is measured; "": this one's
 
 
 def cpu_of(pid: int) -> dict[str, float]:
@@ -352,7 +355,7 @@ def main() -> None:
     parser.add_argument(
         "--recorder", default="", help="sizes of the flight recorder, such as 0,64MiB,telemetry"
     )
-    parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
+    parser.add_argument("--python", default="", help="another checkout, whose controller is measured instead")
     options = parser.parse_args()
     settings = Settings(
         seconds=options.seconds or (0.5 if options.quick else Settings().seconds),
@@ -387,7 +390,7 @@ def main() -> None:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(one) for one in text.split(","))
+    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

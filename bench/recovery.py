@@ -1,15 +1,16 @@
-"""Is a live cluster what it was two seconds after a disturbance has ended?
+"""Recovery of a live cluster within two seconds after the end of a disturbance.
 
-    python -m bench.recovery [--quick] [--json] [--kinds link-10,stop,...] [--policies edf,adaptive] [--rounds 3]
+    python -m bench.recovery [--quick] [--json] [--kinds link-10,stop,...] [--policies edf,adaptive]
+        [--rounds 3]
 
-clockwork.sim.recovery asks the same of simulated worlds by the hundred; here everything is real but the devices. For each
-kind of disturbance and each policy a controller and a worker of two emulated devices serve four models, whose requests
-come evenly at LOAD of what the devices can do in full batches, open loop, from a process of its own. In each round
-nothing happens for three seconds; then for one second
+clockwork.sim.recovery measures the same in hundreds of simulated worlds; here everything is real but the
+devices. Each kind of disturbance and each policy has a controller and a worker of two emulated devices, which
+serve four models. Requests come evenly at LOAD of the devices' rate in full batches, open loop, from a
+process of its own. In each round nothing happens for three seconds; then for one second
 
     link-10, link-100         the worker's link takes 10 or 100 times as long, in both directions
     stop, controller          the worker, or the controller, is stopped (SIGSTOP)
-    burst                     requests come at ten times what the devices can do
+    burst                     requests come at ten times the devices' rate
     slow-1.5, slow-10         executions take 1.5 or 10 times as long
 
 or, with the native client and worker of bench.pump (20 devices),
@@ -17,10 +18,11 @@ or, with the native client and worker of bench.pump (20 devices),
     loop-1 ... loop-4096      a closed loop of so many requests under way leaves, and comes back
     flood-1, flood-64         a closed loop of 4096 comes beside one of 1 or 64, which stays
 
-Good answers a second are counted in the first two seconds after the end of the disturbance and in the two after those:
-kept is what they are of those in the three seconds before the first disturbance. Where a loop stays, its own answers
-count alone. The goal: GOODPUT_KEPT in the second two. The table has the median of the rounds, and the worst. A machine that
-does other things loses answers by itself: quiet is what the quiet times of later rounds come to.
+Good answers a second are counted in the first two seconds after the end of the disturbance and in the two
+seconds after those. "kept" is their ratio to those of the three seconds before the first disturbance. Where a
+loop stays, only its own answers count. The goal is GOODPUT_KEPT in the second two. The table has the median
+of the rounds, and the worst. A machine with other work loses answers without a disturbance: "quiet" is the
+ratio for the quiet times of later rounds.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ DEVICES = 2
 MODELS = 4
 ROW_NS, BASE_NS, BATCH_MAX = 9 * MS, 3 * MS, 8
 CAPACITY = DEVICES * BATCH_MAX * SECOND / (BATCH_MAX * ROW_NS + BASE_NS)
-"""Requests a second, in full batches."""
+"""Rate of the devices in full batches, in requests a second."""
 
 LOAD = 0.8
 BURST = 10.0
@@ -105,11 +107,11 @@ class Round:
 
 
 Count = Callable[[int, int], float]
-"""Good answers from one time until another."""
+"""Counts the good answers between two times."""
 
 
 def rounds_of(count: Count, disturbances: Sequence[tuple[int, int]], times: Times) -> list[Round]:
-    """disturbances: when each began and ended."""
+    """The rounds of a run. disturbances: the beginning and the end of each."""
 
     def rate(from_ns: int, took_ns: int) -> float:
         return count(from_ns, from_ns + took_ns) * SECOND / took_ns
@@ -143,7 +145,7 @@ def profiles() -> list[ModelProfile]:
 
 
 def arrivals(length_ns: int, bursts: Sequence[tuple[int, int]], rate: float) -> Arrivals:
-    """Evenly at the rate, each for some model, and at BURST of the capacity during bursts."""
+    """Arrivals for random models, evenly at the rate, and also at BURST times the capacity during bursts."""
     gap_ns = round(SECOND / rate)
     parts: list[npt.NDArray[np.int64]] = [np.arange(0, length_ns, gap_ns, np.int64)]
     for begin_ns, end_ns in bursts:
@@ -154,7 +156,10 @@ def arrivals(length_ns: int, bursts: Sequence[tuple[int, int]], rate: float) -> 
 
 
 def offer(endpoint: str, begin_ns: int, workload: Arrivals) -> npt.NDArray[np.int64]:
-    """Send it from then on; when each request was due that was answered in time. Runs in a process of its own."""
+    """Send a workload from begin_ns on; returns the due times of the requests answered in time.
+
+    Runs in a process of its own.
+    """
     with Client(endpoint, timeout=30.0, name="recovery") as client:
         wait_until(begin_ns)
         begun_ns = now_ns()
@@ -183,7 +188,7 @@ def slowed(link: Link, factor: float) -> Iterator[None]:
 
 
 def open_loop(kind: str, policy: str, rounds: int, times: Times) -> list[Round]:
-    """Emulated devices and requests that come whatever happens."""
+    """Rounds with emulated devices and an open loop of requests."""
     name, _, factor = kind.partition("-")
     worker = ["--device", "emulated", "--devices", str(DEVICES), "--page-size", "16MiB"]
     if name == "slow":
@@ -210,10 +215,10 @@ def open_loop(kind: str, policy: str, rounds: int, times: Times) -> list[Round]:
         with cluster.client() as client:
             register_profiles(client, profiles())
         sender = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
-        sender.submit(now_ns).result()  # the process is there
+        sender.submit(now_ns).result()  # the process has started
         begin_ns = now_ns() + SECOND // 4
         first_ns = begin_ns + times.warm_up + times.quiet
-        if name == "slow":  # the worker is slow at these times
+        if name == "slow":  # times at which the worker is slow
             first_ns = -(-first_ns // times.round) * times.round
         planned = [first_ns + index * times.round for index in range(rounds)]
         bursts = [
@@ -247,7 +252,7 @@ class Loop:
     """A closed loop on a thread, from its beginning until it leaves, with its answers over time."""
 
     def __init__(self, endpoint: str, names: Sequence[str], in_flight: int) -> None:
-        self.samples: list[tuple[int, int]] = []  # (time, answered since the sample before)
+        self.samples: list[tuple[int, int]] = []  # (time, answers since the sample before)
         self._client = pump.PumpClient(endpoint, names, 0, in_flight)
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -326,17 +331,17 @@ def measure(kind: str, policy: str, rounds: int = 3, times: Times = Times()) -> 
 
 def row(kind: str, policy: str, found: Sequence[Round]) -> dict[str, Any]:
     def median(of: Callable[[Round], float]) -> float:
-        return round(statistics.median(of(one) for one in found), 3)
+        return round(statistics.median(of(outcome) for outcome in found), 3)
 
     return {
         "kind": kind,
         "policy": policy,
         "steady/s": round(found[0].steady, 1),
-        "quiet": median(lambda one: one.quiet),
-        "kept in 2 s": median(lambda one: one.first),
-        "in the 2 s after": median(lambda one: one.second),
-        "worst": round(min(one.second for one in found), 3),
-        "recovered": f"{sum(one.second >= GOODPUT_KEPT for one in found)} of {len(found)}",
+        "quiet": median(lambda outcome: outcome.quiet),
+        "kept in 2 s": median(lambda outcome: outcome.first),
+        "in the 2 s after": median(lambda outcome: outcome.second),
+        "worst": round(min(outcome.second for outcome in found), 3),
+        "recovered": f"{sum(outcome.second >= GOODPUT_KEPT for outcome in found)} of {len(found)}",
     }
 
 
@@ -346,7 +351,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--policies", default=",".join(POLICIES))
     parser.add_argument(
-        "--rounds", type=int, default=0, help="of each kind and policy (default 3; 1 with --quick)"
+        "--rounds", type=int, default=0, help="rounds of each kind and policy (default 3; 1 with --quick)"
     )
     options = parser.parse_args()
     times, rounds = (QUICK, options.rounds or 1) if options.quick else (Times(), options.rounds or 3)

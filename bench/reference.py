@@ -1,4 +1,4 @@
-"""Plain ONNX Runtime on one thread: what answers should be, and what one execution costs."""
+"""Plain ONNX Runtime on one thread: the expected answers, and the time of one execution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clockwork.system.clock import now_ns
 
 
 class Plain:
-    """A session as a careful user would make it, with the threads of a worker."""
+    """An ONNX Runtime session with a careful user's settings and as many threads as a worker."""
 
     def __init__(self, model: onnx.ModelProto, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
@@ -30,7 +30,7 @@ class Plain:
         return found
 
     def block(self, feeds: dict[str, Any], count: int) -> float:
-        """Time some executions; their mean in seconds. They are kept in times_ns."""
+        """Time some executions; returns their mean in seconds. The single times are added to times_ns."""
         self.run(feeds)
         begin = len(self.times_ns)
         for _ in range(count):

@@ -1,9 +1,9 @@
-"""A bare relay of three processes, the floor under any round trip through a controller and a worker:
+"""A bare relay of three processes, the lower bound of any round trip through a controller and a worker:
 
     caller --DEALER/ROUTER--> relay <--ROUTER/DEALER-- echo
 
-Run as a program it is the relay, the echo, or a stamp: an echo that says how long a message was on its way, whose
-last frame is the time at which it left. Relay starts two of them.
+Run as a program it is the relay, the echo, or a stamp: an echo that answers with the time that a message took
+to it, computed from the last frame, the time at which the message left. Relay starts two of them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def relay(front: str, back: str) -> None:
 
 
 def echo(back: str, stamped: bool = False) -> None:
-    """Give every message back, or (stamped) with its last frame, a time of 8 bytes, made the time since then."""
+    """Send every message back; if stamped, with the time since the time that its last frame holds."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.connect(back)

@@ -1,4 +1,4 @@
-"""Under what conditions a number was measured, and a result as a table or as JSON."""
+"""The conditions of a measurement, and its result as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 from clockwork.errors import ClockworkError
 
 BEGUN_S = time.monotonic()
-"""Start of this process, from which the time of a measurement counts."""
+"""Start of this process, from which the duration of a measurement counts."""
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "pyzmq", "msgpack")
 
@@ -28,14 +28,14 @@ PACKAGES = ("numpy", "onnx", "onnxruntime", "pyzmq", "msgpack")
 def command_line(doc: str | None) -> argparse.ArgumentParser:
     """A parser with the arguments of every benchmark, --quick and --json, and its docstring as help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small and short: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a small and short run, to try the benchmark")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 @contextlib.contextmanager
 def in_a_sentence() -> Iterator[None]:
-    """Have what the machine lacks, or the user got wrong, end the program with its sentence alone."""
+    """End the program with the sentence of a ClockworkError alone, without a traceback."""
     try:
         yield
     except ClockworkError as error:
@@ -43,7 +43,7 @@ def in_a_sentence() -> Iterator[None]:
 
 
 def publishing(parser: argparse.ArgumentParser) -> None:
-    """--publish, for a benchmark whose result the documents show."""
+    """Add --publish, for a benchmark whose result the documents show."""
     parser.add_argument(
         "--publish", action="store_true", help="write docs/results/ and the tables of the documents"
     )
@@ -62,8 +62,10 @@ def conditions(seed: int) -> dict[str, Any]:
 
 
 def version_of(package: str) -> str:
-    """Of a package that is imported by this name, whichever of its distributions is installed: onnxruntime-gpu is one of
-    onnxruntime."""
+    """The version of a package that is imported by this name.
+
+    Several distributions may install it: onnxruntime-gpu installs onnxruntime.
+    """
     for name in (package, f"{package}-gpu"):
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
@@ -80,7 +82,7 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}, Linux {platform.release()}"
 
 
-@functools.cache  # what this process runs, whatever it writes into the checkout later
+@functools.cache  # read once: the commit that this process runs, whatever is written into the checkout later
 def commit() -> str:
     """The commit of the checkout, with a plus if it was changed since."""
     here = Path(__file__).parent
@@ -100,13 +102,13 @@ def percentiles(values_ns: Sequence[int], marks: Sequence[float] = (50, 99)) -> 
 
 
 def show(title: str, seed: int, rows: Sequence[dict[str, Any]], facts: dict[str, Any], as_json: bool) -> None:
-    """Print one benchmark's result: conditions, one row per case, and what holds for the whole run."""
+    """Print one benchmark's result: conditions, one row per case, and facts of the whole run."""
     if as_json:
         body = {"title": title, "conditions": conditions(seed), "rows": rows, "facts": facts}
         print(json.dumps(body, indent=2, default=str))
         return
     under = conditions(seed)
-    packages = " ".join(f"{name} {one}" for name, one in under["versions"].items())
+    packages = " ".join(f"{name} {installed}" for name, installed in under["versions"].items())
     print(f"{title}\n  {under['machine']}, load average {under['load_average']}")
     print(f"  commit {under['commit']}, seed {seed}, python {under['python']} {packages}")
     if rows:

@@ -1,13 +1,15 @@
-"""What does it cost to check stored bytes after a start: the start, the first answer, and the time until all are checked?
+"""Costs of checking stored bytes after a start: the start, the first answer, and the time until all are
+checked.
 
-A data directory with many models that were prepared before (fine-tunes of one network, whose files are written here) is
-started with checksums and, in turn, with records that hold none, which is as if nothing were checked. Beside that, the
-rate of the hashes that could have been chosen, by processor time.
+A data directory with many models that were prepared before (fine-tunes of one network, whose files are
+written here) is started with checksums and, in turn, with records that hold none, so that nothing is checked.
+Beside that stand the rates of the hashes that could have been chosen, by processor time.
 
     python -m bench.rot [--quick] [--json] [--models N] [--directory DIR] [--cold]
 
---cold: before each start every file is written back and evicted from the page cache (POSIX_FADV_DONTNEED), so that it
-comes from the disk, as after a boot of the machine; under a virtual machine the host may hold it still.
+--cold: before each start every file is written back and evicted from the page cache (POSIX_FADV_DONTNEED), so
+that it is read from the disk, as after a boot of the machine. Under a virtual machine the host may still hold
+it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ POLL_S = 0.01
 
 
 def hash_rates(size: int) -> dict[str, float]:
-    """GB for each second of processor time, the best of three."""
+    """GB for each second of processor time, the best of three runs."""
     data = os.urandom(size)
     hashes: dict[str, Callable[[bytes], Any]] = {
         "crc32": zlib.crc32, "sha256": hashlib.sha256, "blake2b": hashlib.blake2b,
@@ -63,7 +65,7 @@ def hash_rates(size: int) -> dict[str, float]:
 
 
 def fill(data: Path, count: int, width: int) -> int:
-    """Have so many models be registered and prepared there; bytes of weights of one."""
+    """Register and prepare so many models in a data directory; returns the bytes of weights of a model."""
     with Cluster(data=data) as cluster, cluster.client() as client:
         info = client.register("m0", zoo.wide_mlp(width=width), slo=SLO_S, batching="off")
     first = ModelRecord.from_body(unseal((data / "models" / "m0@1.json").read_bytes())[0])
@@ -93,7 +95,7 @@ def list_of(files: list[PackageFile]) -> bytes:
 
 
 def take_checksums(data: Path, kept: bool) -> None:
-    """Have the records of all that is prepared hold their checksums, or none."""
+    """Remove the checksums from the records of all prepared models. kept: restore them."""
     for path in (data / "prepared").glob(f"*/{PREPARED_FILE}"):
         body, _ = unseal(path.read_bytes())
         hidden = path.with_name("checksums.kept")
@@ -106,7 +108,7 @@ def take_checksums(data: Path, kept: bool) -> None:
 
 
 def evict(data: Path) -> float:
-    """Have the OS drop these files from its cache. Returns the MB/s at which one of them is then read."""
+    """Evict the files from the OS's page cache. Returns the MB/s of a read of the largest file after that."""
     os.sync()
     largest = max((path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     for path in data.rglob("*"):
@@ -122,7 +124,7 @@ def evict(data: Path) -> float:
 
 
 def start(data: Path, count: int, arena: str) -> dict[str, float]:
-    """Seconds of one start."""
+    """Times of one start, in seconds."""
     cluster = Cluster(data=data, worker_arguments=("--arena", arena))
     try:
         ready_s = cluster.start() / 1e9
@@ -152,9 +154,9 @@ def start(data: Path, count: int, arena: str) -> dict[str, float]:
 def main(arguments: list[str]) -> int:
     parser = command_line(__doc__)
     parser.add_argument("--models", type=int, default=MODELS)
-    parser.add_argument("--directory", type=Path, help="where to put the data directory")
+    parser.add_argument("--directory", type=Path, help="place of the data directory")
     parser.add_argument(
-        "--cold", action="store_true", help="start once from the disk, not thrice from memory"
+        "--cold", action="store_true", help="start once from the disk, instead of three times from memory"
     )
     options = parser.parse_args(arguments)
     count, width, runs = (3, 64, 1) if options.quick else (options.models, WIDTH, 1 if options.cold else 3)

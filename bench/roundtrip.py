@@ -1,4 +1,4 @@
-"""How long is a request under way beyond its inference? A null model against a bare relay.
+"""Delay of a request beyond its inference: a null model against a bare relay.
 
     python -m bench.roundtrip [--quick] [--json] [--publish]
 
@@ -54,7 +54,7 @@ def measure(client: Client, relay: Relay, blocks: int) -> tuple[list[int], list[
 
 
 def compare(ours: list[int], bare: list[int]) -> dict[str, float]:
-    """Ratios of the percentiles: of all calls, and the median over blocks, which a burst of noise cannot move."""
+    """Ratios of the percentiles: of all calls, and the median over blocks, which resists bursts of noise."""
     of_blocks = np.array(
         [
             [np.percentile(values[at : at + BLOCK], (50, 99)) for values in (ours, bare)]

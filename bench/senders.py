@@ -26,13 +26,15 @@ PATIENCE_S = 10.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sent:
-    """The outcomes of arrivals; element i of each array is of arrival i. Latencies count from when each was due."""
+    """The outcomes of arrivals; element i of each array is that of arrival i. Latencies count from
+    due times.
+    """
 
     arrivals: Arrivals
     good: npt.NDArray[np.bool_]  # answered within the SLO
     answered: npt.NDArray[np.bool_]
     latency_ns: npt.NDArray[np.int64]
-    lag_ns: npt.NDArray[np.int64]  # by which it was sent later than due
+    lag_ns: npt.NDArray[np.int64]  # by which a request was sent later than due
 
 
 class Sender(Protocol):
@@ -44,7 +46,7 @@ class Sender(Protocol):
 
 
 class ByClient:
-    """Send with clockwork.Client."""
+    """Sends arrivals with clockwork.Client."""
 
     def __init__(self, client: Client, models: Sequence[str]) -> None:
         self._client = client
@@ -72,7 +74,7 @@ class ByClient:
 
 
 class ByHttp:
-    """Over HTTP/1.1 with binary tensors, a connection for each request that is under way."""
+    """Sends arrivals over HTTP/1.1 with binary tensors, a connection for each request under way."""
 
     def __init__(self, client: Client, models: Sequence[str], port: int) -> None:
         infos = [client.model(name) for name in models]
@@ -84,7 +86,7 @@ class ByHttp:
         self._port = port
 
     def _requests(self, slo_ns: int) -> Http:
-        bodies, headers = zip(*(oip_http_request(*one, slo_ns // 1000) for one in self._asked))
+        bodies, headers = zip(*(oip_http_request(*asked, slo_ns // 1000) for asked in self._asked))
         return Http(
             [f"/v2/models/{name}/infer" for name in self._models], headers, bodies,
             lambda reply: floats(reply.body[reply.header_bytes :]),
@@ -123,7 +125,7 @@ class ByHttp:
 
 @contextlib.contextmanager
 def sender(over: str, client: Client, endpoint: str, models: Sequence[str]) -> Iterator[Sender]:
-    """over: "client" or "http"; with "http" a gateway runs meanwhile."""
+    """A sender to a live cluster. over: "client" or "http"; with "http" a gateway runs meanwhile."""
     if over == "client":
         yield ByClient(client, models)
         return

@@ -1,10 +1,12 @@
-"""What do large tensors cost, sent and in shared memory, on one machine? Time of a request, and processor time of each process.
+"""Costs of large tensors in messages and in shared memory on one machine: time of a request, and processor
+time of each process.
 
     python -m bench.shared_memory [--quick] [--json] [--publish]
 
-One client asks one worker, one request at a time, for models that cost next to nothing: `max` gives a number for a large
-input, `same` gives it back. Ways: Client.infer() with its tensors sent, and with shared_memory=True; HTTP with the tensors
-in bodies, and in system shared memory. Blocks of the ways alternate in one run, so that noise meets all of them.
+One client sends one request at a time to one worker, for models that cost next to nothing: `max` answers with
+the largest element of a large input, `same` with the input. Ways: Client.infer() with its tensors in the
+message, and with shared_memory=True; HTTP with the tensors in bodies, and in system shared memory. Blocks of
+the ways alternate in one run, so that noise affects all of them.
 """
 
 from __future__ import annotations
@@ -36,13 +38,13 @@ SIZES = {"600 KB": 150_000, "10 MB": 2_500_000}
 
 BLOCKS, QUICK_BLOCKS = 12, 1
 BLOCK_BYTES, QUICK_BLOCK_BYTES = 100_000_000, 20_000_000
-"""Of inputs in a block: 10 requests of the larger size, or 2."""
+"""Bytes of inputs in a block: 10 requests of the larger size, or 2."""
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def model(kind: str, width: int) -> onnx.ModelProto:
-    """`max`: x (N, width) to y (N, 1), its largest element. `same`: to y, the same."""
+    """A model that maps x (N, width) to y. `max`: y (N, 1) is its largest element. `same`: y is x."""
     give = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1 if kind == "max" else width])
     axes = [helper.make_tensor("axes", TensorProto.INT64, [1], [1])]
     node = (
@@ -67,7 +69,7 @@ class Case(NamedTuple):
 
 
 Way = Callable[[Case, np.ndarray], np.ndarray]
-"""Carries out one request: the model's answer."""
+"""Carries out one request; returns the model's answer."""
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""How many requests does the simulator carry in a second of processor time?
+"""Requests that the simulator handles in a second of processor time.
 
-The whole of it, scheduler included, from the first arrival to the last answer; setting the cluster up is timed by
-itself, and arrivals are drawn beforehand. Warm-up: none, but for the first page faults. The checksum is the digest
-of every event and order: the same on every machine.
+The whole simulator is timed, scheduler included, from the first arrival to the last answer. The set-up of the
+cluster is timed separately, and arrivals are drawn beforehand. Warm-up: none, except the first page faults.
+The checksum is the digest of every event and order, the same on every machine.
 
     python -m bench.simulator [--quick] [--json] [--policy NAME]
 """

@@ -1,4 +1,4 @@
-"""Executions in both holdings beside plain ONNX Runtime on one thread, and what an action costs by itself."""
+"""Executions in both holdings beside plain ONNX Runtime on one thread, and an action without work."""
 
 from __future__ import annotations
 

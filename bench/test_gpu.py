@@ -1,5 +1,8 @@
-"""The CUDA device: a bare copy, launches, LOAD, INFER, and a request from end to end. On this machine's first GPU, or on
-the fake driver where there is none: then its times mean nothing for a GPU."""
+"""Times of the CUDA device: a bare copy, launches, LOAD, INFER, and a request from end to end.
+
+The benchmark uses this machine's first GPU, or the fake driver where there is none; then its times mean
+nothing for a GPU.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ FAKE_PAGE_BYTES = 1 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def driver() -> Iterator[bool]:
-    """Whether it is a GPU."""
+    """Whether the device is a GPU."""
     is_real = not why_unusable()
     if is_real or "CLOCKWORK_CUDA_DRIVER" in os.environ:
         yield is_real
@@ -65,14 +68,14 @@ def test_bare_copy(benchmark: Any, site: Site) -> None:
 
 @pytest.mark.usefixtures("conditions")
 def test_load(benchmark: Any, site: Site) -> None:
-    """Includes the way to the lane and back."""
+    """A LOAD, including the way to the lane and back."""
     benchmark.pedantic(site.load, (0,), teardown=lambda _: site.unload(0), rounds=50, warmup_rounds=2)
 
 
 @pytest.mark.usefixtures("conditions")
 @pytest.mark.parametrize("model", range(len(LAUNCHES)), ids=lambda model: f"{LAUNCHES[model]} launches")
 def test_infer(benchmark: Any, site: Site, model: int) -> None:
-    """Time from the order to the polled completion; the difference between the two models is that of their launches."""
+    """Time from the order to the polled completion. The two models differ in their launches."""
     site.load(model)
     benchmark.pedantic(site.infer, (model,), rounds=200, warmup_rounds=10)
     site.unload(model)

@@ -1,4 +1,4 @@
-"""The round trip of a request whose inference costs nothing, and what the whole system adds to one that does."""
+"""The round trip of a request whose inference costs nothing, and the system's overhead over an inference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def client() -> Iterator[Client]:
 
 @pytest.mark.benchmark(group="round trip of a null model", warmup=True, warmup_iterations=300)
 def test_round_trip(benchmark: Any, client: Client) -> None:
-    """Beside the benchmark's own table: percentiles of blocks interleaved with a bare relay."""
+    """Round trips through the system; extra_info has percentiles of blocks interleaved with a bare relay."""
     client.register("null", zoo.build("null", seed=SEED))
     x = roundtrip.payload()
     with Relay() as relay:

@@ -1,8 +1,9 @@
-"""What does the scheduler cost per request?
+"""Processor time of the scheduler for a request.
 
-Question: time of step() per request, from its arrival to its answer, in the steady state: arrival, send,
-result, answer, and the timer ticks between. Warm-up: one round. Seed: 1. The checksum is the number of requests answered.
-Devices are played here with exact durations, so that nothing but the scheduler is timed (and the little that plays them): CPU time, so that neighbours do not count.
+Measured is the time of step() per request in the steady state, from its arrival to its answer: arrival, send,
+result, answer, and the timer ticks between. Warm-up: one round. Seed: 1. The checksum is the number of
+requests answered. Devices are emulated here with exact durations, so that only the scheduler is timed, and
+their little code. The time is CPU time, so that other processes do not count.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Drive:
                     self.free[lane] = end
 
     def run(self, count: int) -> int:
-        """Let ``count`` requests arrive; returns how many were answered in time meanwhile."""
+        """Let ``count`` requests arrive; returns the number of answers in time meanwhile."""
         before = self.answered
         step, take, heap = self.scheduler.step, self.take, self.heap
         arrive = self.now
@@ -141,14 +142,14 @@ def test_empty_step(benchmark: Any) -> None:
 
 
 def test_memory_per_model() -> None:
-    """Bytes that the scheduler holds for each further registered model (not counting the ModelSpec itself)."""
+    """Bytes that the scheduler holds for each further registered model, without the ModelSpec itself."""
     scheduler = make_scheduler("edf")
     scheduler.step(WorkerJoined(0, 1, (("emulated", 1 << 20, 300, 2),)))
     specs = [spec(m, MS) for m in range(3000)]
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    for one in specs:
-        scheduler.step(ModelReady(0, 1, one))
+    for model_spec in specs:
+        scheduler.step(ModelReady(0, 1, model_spec))
     per_model = (tracemalloc.get_traced_memory()[0] - before) / len(specs)
     tracemalloc.stop()
     print(f"\nscheduler memory per model: {per_model:.0f} bytes")

@@ -1,4 +1,4 @@
-"""Encoding and decoding of the messages on the road of a request."""
+"""Encoding and decoding of the messages of a request."""
 
 from __future__ import annotations
 

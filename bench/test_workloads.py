@@ -1,8 +1,8 @@
-"""How fast are arrivals made?
+"""Arrivals that are made in a second of processor time.
 
-Question: arrivals per second of CPU time, sorted and in chunks, of the kinds that experiments use. Warm-up: one
-round. Seed: 1. The checksum is the sum of all times and models. A simulator that takes 500,000 requests per
-CPU-second should not notice what makes them.
+Measured are arrivals per second of CPU time, sorted and in chunks, of the kinds that experiments use.
+Warm-up: one round. Seed: 1. The checksum is the sum of all times and models. A simulator that handles 500,000
+requests per CPU-second should not be slowed by them.
 """
 
 from __future__ import annotations

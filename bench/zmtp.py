@@ -1,4 +1,4 @@
-"""A peer that speaks ZMTP 3.0 over a plain socket, to send messages that no library would, as fast as possible."""
+"""A peer that speaks ZMTP 3.0 over a plain socket, to send any message as fast as possible."""
 
 from __future__ import annotations
 
@@ -55,22 +55,22 @@ def worker_hello(epoch: int) -> bytes:
 def dial(endpoint: str) -> socket.socket:
     """A connected socket, of tcp:// or ipc://, before the greeting."""
     if endpoint.startswith("ipc://"):
-        one = socket.socket(socket.AF_UNIX)
-        one.connect(endpoint.removeprefix("ipc://"))
-        return one
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(endpoint.removeprefix("ipc://"))
+        return connection
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     return socket.create_connection((host, int(port)))
 
 
-def shake_hands(one: socket.socket, identity: bytes = b"", kind: bytes = b"DEALER") -> socket.socket:
-    """The connection, once messages may be sent: libzmq ends one that does not wait for its READY."""
-    one.settimeout(20)
-    one.sendall(greeting() + ready(identity, kind))
-    _read(one, len(greeting()))
-    assert _read(one, 1)[0] == COMMAND
-    _read(one, _read(one, 1)[0])
-    one.settimeout(None)
-    return one
+def shake_hands(connection: socket.socket, identity: bytes = b"", kind: bytes = b"DEALER") -> socket.socket:
+    """The connection, ready for messages: libzmq ends a connection whose peer does not await its READY."""
+    connection.settimeout(20)
+    connection.sendall(greeting() + ready(identity, kind))
+    _read(connection, len(greeting()))
+    assert _read(connection, 1)[0] == COMMAND
+    _read(connection, _read(connection, 1)[0])
+    connection.settimeout(None)
+    return connection
 
 
 def open_connection(endpoint: str, identity: bytes = b"") -> socket.socket:
@@ -80,35 +80,35 @@ def open_connection(endpoint: str, identity: bytes = b"") -> socket.socket:
 def deaf(endpoint: str) -> socket.socket:
     """A connection with the smallest receive buffer, which is not read."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.connect((host, int(port)))
-    return shake_hands(one)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect((host, int(port)))
+    return shake_hands(connection)
 
 
-def is_shut(one: socket.socket) -> bool:
-    """Whether the other side has ended the connection, whatever is still to be read."""
+def is_shut(connection: socket.socket) -> bool:
+    """Whether the other side has ended the connection, even if data is still to be read."""
     poll = select.poll()
-    poll.register(one, select.POLLRDHUP)
+    poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))
 
 
-def _read(one: socket.socket, size: int) -> bytes:
+def _read(connection: socket.socket, size: int) -> bytes:
     found = b""
     while len(found) < size:
-        piece = one.recv(size - len(found))
+        piece = connection.recv(size - len(found))
         assert piece, "the connection has ended"
         found += piece
     return found
 
 
-def read_message(one: socket.socket) -> list[bytes]:
+def read_message(connection: socket.socket) -> list[bytes]:
     """The frames of the next message, past commands."""
-    one.settimeout(20)
+    connection.settimeout(20)
     frames = []
     while True:
-        flags = _read(one, 1)[0]
-        body = _read(one, int.from_bytes(_read(one, 8 if flags & LONG else 1)))
+        flags = _read(connection, 1)[0]
+        body = _read(connection, int.from_bytes(_read(connection, 8 if flags & LONG else 1)))
         if not flags & COMMAND:
             frames.append(body)
             if not flags & MORE:

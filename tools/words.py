@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS_MAX = 110
 
 KEPT = (
+    "bench",
     "clockwork/cli",
     "clockwork/formats",
     "clockwork/launch",

@@ -1,1 +1,1 @@
-"""What one hostile peer can take from a cluster; see bench/attacks/__main__.py. A module for each kind of attack."""
+"""Attacks of one hostile peer on a cluster, a module for each kind; see bench/attacks/__main__.py."""

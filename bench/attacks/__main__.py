@@ -1,11 +1,12 @@
-"""What can one hostile peer take from a cluster: its memory, and the time of honest clients?
+"""Attacks of one hostile peer on a cluster: the memory and the honest clients' time that they take.
 
     python -m bench.attacks [--quick] [--json] [--attacks "unread answers,endless message"] [--nice 19]
 
-For each attack a controller, a worker, a gateway and an attacker of their own, four honest clients that ask without an
-end (ZeroMQ with tensors sent and in shared memory, HTTP, gRPC; every answer checked), and then the attack. Printed is how
-much more memory the attacked process had at its peak than before (the kernel's VmHWM, which misses nothing), of each
-transport p99 before and during the attack and the longest wait, and what became of the attacker.
+Each attack has its own controller, worker, gateway and attacker. Four honest clients send requests without a
+pause and check every answer: over ZeroMQ with tensors in the message and in shared memory, over HTTP and over
+gRPC. A row says by how much the attacked process exceeded its memory before the attack at its peak (VmHWM of
+the kernel), the p99 of each transport before and during the attack, its longest wait, and how the attack
+ended.
 """
 
 from bench import report

@@ -1,4 +1,4 @@
-"""Messages that become much larger in a gateway than they came, and answers of a gateway that nobody reads."""
+"""Messages that grow when a gateway decodes them, and answers of a gateway that nobody reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _size(quick: bool) -> Size:
 
 
 def vast(quick: bool) -> dict[str, onnx.ModelProto]:
-    """A model that answers one number with millions."""
+    """A model whose answer to one number is millions of numbers."""
     width = _size(quick).answer_floats
     graph = zoo.Graph(SEED)
     graph.node("Tile", ["x", graph.constant([1, width])], "y")
@@ -57,7 +57,7 @@ def vast(quick: bool) -> dict[str, onnx.ModelProto]:
 
 
 def grpc_messages(site: Site, quick: bool, unit: bytes) -> str:
-    """Calls at once whose message is the same few bytes, over and over."""
+    """Concurrent calls whose message repeats the same few bytes."""
     size = _size(quick)
     message = unit * max(1, size.message_bytes // len(unit))
     codes: Counter[str] = Counter()
@@ -70,7 +70,7 @@ def grpc_messages(site: Site, quick: bool, unit: bytes) -> str:
 
 
 def grpc_parts(site: Site, quick: bool) -> str:
-    """Calls of which each message lacks its last bytes."""
+    """Concurrent calls whose messages each lack their last bytes."""
     size = _size(quick)
     poll, ended = select.poll(), 0
     with contextlib.ExitStack() as stack:
@@ -94,7 +94,7 @@ def contents(elements: int) -> bytes:
 
 
 def json_bodies(site: Site, quick: bool, unit: bytes) -> str:
-    """Bodies at once whose JSON is one list of the same value, over and over."""
+    """Concurrent requests whose JSON body is a list that repeats one value."""
     size = _size(quick)
     head, tail = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[', b"0]}]}"
     body = head + unit * ((size.json_bytes - len(head) - len(tail)) // len(unit)) + tail
@@ -105,7 +105,7 @@ def json_bodies(site: Site, quick: bool, unit: bytes) -> str:
 
 
 def _asked(site: Site, body: bytes, deaf: bool = False) -> socket.socket:
-    """A connection with a request on its way. deaf: it takes in a few kilobytes alone."""
+    """A connection on which a request has been sent. deaf: its receive buffer holds only a few kilobytes."""
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {site.token}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -130,7 +130,7 @@ def _status(connection: socket.socket) -> str:
 
 
 def json_answer(site: Site, quick: bool) -> str:
-    """A request of some bytes that asks for millions of numbers as JSON."""
+    """A request of a few bytes whose JSON answer has millions of numbers."""
     with _asked(site, json.dumps({"inputs": [TINY]}).encode()) as connection:
         begun_ns, received, status = now_ns(), 0, ""
         while (piece := connection.recv(MIB)) and now_ns() - begun_ns < ATTACK_S_MAX * SECOND:
@@ -142,7 +142,7 @@ def json_answer(site: Site, quick: bool) -> str:
 
 
 def unread_http(site: Site, quick: bool) -> str:
-    """Requests over HTTP for large answers as binary data, of which nothing is read."""
+    """HTTP requests for large binary answers, which are never read."""
     size = _size(quick)
     body = json.dumps({"inputs": [TINY], "parameters": {"binary_data_output": True}}).encode()
     with contextlib.ExitStack() as stack:
@@ -152,7 +152,7 @@ def unread_http(site: Site, quick: bool) -> str:
 
 
 def unread_grpc(site: Site, quick: bool) -> str:
-    """Calls for large answers, on connections whose windows are never opened."""
+    """Calls for large answers, on connections whose flow-control windows are never opened."""
     size = _size(quick)
     request = pb.ModelInferRequest(model_name="vast", raw_input_contents=[bytes(4)])
     request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
@@ -167,7 +167,7 @@ def unread_grpc(site: Site, quick: bool) -> str:
 
 
 def _after_them(site: Site) -> str:
-    """How a call for a large answer fares while the attacker's answers wait to be read."""
+    """The outcome of a call for a large answer while the attacker's answers wait to be read."""
     request = pb.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(256)])
     request.inputs.add(name="image", datatype="FP32", shape=[1, 1, 8, 8])
     data = grpc_call(gzip.compress(request.SerializeToString()), site.token)

@@ -1,4 +1,4 @@
-"""Connections and calls that take a gateway's seats and memory, and say little or nothing."""
+"""Connections and calls that occupy a gateway's seats and memory and send little or nothing."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Size(NamedTuple):
 
     connections: int = 3 * CONNECTIONS_MAX
     table_connections: int = 2
-    table_calls: int = 100  # of each
+    table_calls: int = 100  # of each kind
     filler_bytes: int = 64_000  # between two entries of the table
-    calls: int = 1_024  # without a message, on each of so many connections
+    calls: int = 1_024  # on each connection, none with a message
     call_connections: int = 6
 
 
@@ -49,21 +49,21 @@ def _size(quick: bool) -> Size:
 
 @contextlib.contextmanager
 def _dialled(port: int, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
-    """Connections that send so much and no more."""
+    """Connections that send these bytes and nothing more."""
     raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
         held = []
         for _ in range(count):
-            one = socket.create_connection(("127.0.0.1", port), ATTACK_S_MAX)
-            held.append(stack.enter_context(one))
+            connection = socket.create_connection(("127.0.0.1", port), ATTACK_S_MAX)
+            held.append(stack.enter_context(connection))
             with contextlib.suppress(ConnectionError):
-                one.sendall(sent)
+                connection.sendall(sent)
         yield held
 
 
 def _held(dialled: list[socket.socket], settle_s: float = 0.1) -> int:
-    """How many connections have not ended, once none has ended for so long."""
-    poller, left = select.poll(), {one.fileno(): one for one in dialled}
+    """The number of connections that are still open, once none has ended for settle_s."""
+    poller, left = select.poll(), {connection.fileno(): connection for connection in dialled}
     for number in left:
         poller.register(number, select.POLLIN)
     while ready := poller.poll(settle_s * 1e3):
@@ -79,7 +79,7 @@ def _held(dialled: list[socket.socket], settle_s: float = 0.1) -> int:
 
 
 def _newcomers(infer: Callable[[], object]) -> str:
-    """How many of some clients that connect now are answered."""
+    """The share of some new clients that is answered, as text."""
     answered, began = 0, time.monotonic()
     for _ in range(NEWCOMERS):
         with contextlib.suppress(OSError, grpc.RpcError):
@@ -98,7 +98,7 @@ def _by_grpc(site: Site) -> None:
 
 
 def silent_http(site: Site, quick: bool, sent: Callable[[Site], bytes]) -> str:
-    """Connections to HTTP's port that send no request, or none that is whole."""
+    """Connections to the HTTP port that send no request or an incomplete one."""
     with _dialled(site.http_port, _size(quick).connections, sent(site)) as held:
         newcomers = _newcomers(lambda: _by_http(site))
         return f"{_held(held)} of {len(held)} connections held; {newcomers}"
@@ -112,7 +112,7 @@ def unsent_body(site: Site) -> bytes:
 
 
 def silent_grpc(site: Site, quick: bool) -> str:
-    """Connections to gRPC's port that greet and say nothing more."""
+    """Connections to the gRPC port that send the HTTP/2 greeting and nothing more."""
     with _dialled(site.grpc_port, _size(quick).connections, http2.hello()) as held:
         count = _held(held, 5 * GRPC_SWEEP_S)
         newcomers = _newcomers(lambda: _by_grpc(site))
@@ -120,7 +120,7 @@ def silent_grpc(site: Site, quick: bool) -> str:
 
 
 def handshakes(site: Site, quick: bool) -> str:
-    """Connections to a gateway with TLS, of its own for this attack, whose handshakes are not done."""
+    """Connections to a gateway with TLS, started for this attack, that never finish their handshakes."""
     with tempfile.TemporaryDirectory() as folder:
         cert, key = Path(folder, "cert.pem"), Path(folder, "key.pem")
         subprocess.run(
@@ -157,7 +157,7 @@ def _over_tls(port: int, cert: Path) -> None:
 
 
 def open_calls(site: Site, quick: bool) -> str:
-    """Calls whose headers are as many as are taken, and whose messages do not come."""
+    """Calls with as many headers as the gateway takes, whose messages never come."""
     size = _size(quick)
     more = b"".join(http2.field(f"a{number}", "") for number in range(100))
     begun = b"".join(
@@ -170,13 +170,15 @@ def open_calls(site: Site, quick: bool) -> str:
             held += stack.enter_context(_dialled(site.grpc_port, 1, http2.hello() + begun))
             _newcomers(
                 lambda: _by_grpc(site)
-            )  # gRPC refuses calls of anybody while a thousand are not yet taken up
+            )  # the server refuses every client's calls while a thousand wait to be taken up
         newcomers = _newcomers(lambda: _by_grpc(site))
         return f"{_held(held)} of {len(held)} connections held; {newcomers}"
 
 
 def header_tables(site: Site, quick: bool) -> str:
-    """Entries of HPACK's table, each in a buffer of its own, and calls that name them before others take their place."""
+    """Entries that fill HPACK's table with a buffer each, and calls that name them before they are
+    evicted.
+    """
     size = _size(quick)
     filler = http2.frame(0xEE, 0, 0, bytes(16_000)) * (size.filler_bytes // 16_000)
     begin = http2.call(site.token)
@@ -204,7 +206,7 @@ def header_tables(site: Site, quick: bool) -> str:
             outcomes.append("disconnected")
 
     with _dialled(site.grpc_port, size.table_connections, http2.hello()) as dialled:
-        threads = [threading.Thread(target=run, args=(one,)) for one in dialled]
+        threads = [threading.Thread(target=run, args=(connection,)) for connection in dialled]
         for thread in threads:
             thread.start()
         for thread in threads:

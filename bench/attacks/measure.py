@@ -33,10 +33,10 @@ from clockwork.system.clock import SECOND, now_ns
 TOLERANCE = 1e-4
 PAUSE_S = 0.002
 CALM_S = {True: 0.3, False: 5.0}
-"""Seconds of honest requests before the attack, and at least from its begin, in the quick form and in the whole one."""
+"""Seconds of honest requests before the attack, and at least since its beginning; True: the quick form."""
 
 TRANSPORTS = ("ZeroMQ", "shared", "HTTP", "gRPC")
-"""Of the honest clients."""
+"""The transports of the honest clients."""
 
 ATTACKS = {
     **messages.ATTACKS,
@@ -48,7 +48,7 @@ ATTACKS = {
     **predictions.ATTACKS,
     **seats.ATTACKS,
 }
-"""Every attack, by name."""
+"""All attacks by name."""
 
 
 def peak_bytes(pid: int) -> int:
@@ -63,12 +63,12 @@ def forget_peak(pid: int) -> None:
 
 
 def throw(name: str, site: Site, quick: bool) -> str:
-    """Carry out an attack; in the attacker's process."""
+    """Carry out an attack; called in the attacker's process."""
     return ATTACKS[name].throw(site, quick)
 
 
 def row(name: str, here: Attacked, quick: bool, attacker: Executor) -> dict[str, Any]:
-    """A row of the table: an attack on a site without other users, thrown by a process of its own."""
+    """A row of the table: an attack from a process of its own on a site without other users."""
     attack = ATTACKS[name]
     process = {
         "controller": here.cluster.controller,
@@ -110,7 +110,8 @@ def row(name: str, here: Attacked, quick: bool, attacker: Executor) -> dict[str,
             before, begun_ns = peak_bytes(process.pid), now_ns()
             became = attacker.submit(throw, name, here.site, quick).result()
             took_ns = now_ns() - begun_ns
-            # As long as before, so that both p99 are of as many requests; those under way at the attack's end count, too.
+            # The attack phase is at least as long as the calm phase, so that both p99 are of as many
+            # requests. Requests under way when the attack ends count, too.
             end.wait(max(0.1, CALM_S[quick] - took_ns / SECOND))
         finally:
             end.set()
@@ -139,7 +140,7 @@ def row(name: str, here: Attacked, quick: bool, attacker: Executor) -> dict[str,
 
 
 def short(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for people: of each transport p99 before and during the attack, and the longest wait, in milliseconds."""
+    """A row for people: each transport's p99 before and during the attack and its longest wait, in ms."""
     ends = ("_p99_ms", "_max_ms")
     kept = {key: value for key, value in row.items() if not key.endswith(ends) and value is not None}
     attacker = kept.pop("attacker")
@@ -152,12 +153,15 @@ def short(row: dict[str, Any]) -> dict[str, Any]:
 def measure(
     names: list[str], quick: bool = False, apart: bool = True, niceness: int = 0
 ) -> list[dict[str, Any]]:
-    """A row for each attack. apart: each on a cluster of its own, so that none finds the memory that another left.
-    niceness: of the attacker, which at 19 takes hardly any processor time from the cluster."""
+    """A row for each attack.
+
+    apart: each attack has a cluster of its own, without memory that another attack left. niceness: that of
+    the attacker; at 19 it takes hardly any processor time from the cluster.
+    """
     rows = []
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (niceness,)) as attacker:
         for together in [[name] for name in names] if apart else [names]:
             with attacked([ATTACKS[name] for name in together], quick) as here:
-                attacker.submit(os.getpid).result()  # it has started
+                attacker.submit(os.getpid).result()  # the process has started
                 rows += [row(name, here, quick, attacker) for name in together]
     return rows

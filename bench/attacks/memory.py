@@ -1,4 +1,4 @@
-"""References to memory that changes, blocks or is huge, from a client on the workers' machine."""
+"""Shared memory of a client on the worker's machine whose pages change, block or are huge."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from clockwork.wire.shared import FIRST_OFFSET, KEY_BYTES, MAGIC, SHARED, Refere
 from clockwork.wire.tensors import BOOL, FLOAT, INT64
 
 ELEMENTS = 1 << 20
-"""Of masks and indices that change while they are read."""
+"""Elements of the masks and indices that change while a worker reads them."""
 
 PUNCH_HOLE, KEEP_SIZE = 2, 1
 """Flags of fallocate(2)."""
 
 KEPT_BYTES = 4096
-"""The first page of memory that is emptied stays, with its key."""
+"""Bytes of the first page, which holds the memory's key and is not emptied."""
 
 CHANGE_S_MAX = 0.003
-"""Longest time between two changes: about as long as an execution, so that many happen in the middle of one."""
+"""Longest time between two changes: about one execution, so that many changes fall within an execution."""
 
 ROW = 1 << 14
 """float32 values of a small request: 64 KiB."""
@@ -58,11 +58,11 @@ class Size(NamedTuple):
 QUICK, WHOLE = Size(40, 64 << 20), Size()
 
 HUGE_BYTES = [2 << 40] * 64 + [1 << power for power in range(40, 20, -1) for _ in range(2)]
-"""Sizes of files that fill whatever is free of the 128 TiB that a process can address."""
+"""Sizes of files that together fill the free part of the 128 TiB that a process can address."""
 
 
 class Memory:
-    """Anonymous memory that begins as a client's does."""
+    """Anonymous memory that is laid out as a client's is."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -73,7 +73,7 @@ class Memory:
         fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
     def reference(self, offset: int = FIRST_OFFSET, room: Memory | None = None) -> bytes:
-        """The frame of an input at an offset. room: where the outputs are to be written."""
+        """The frame of an input at an offset. room: the memory for the outputs."""
         lent = (room.descriptor, room.key, room.size - FIRST_OFFSET) if room else (-1, bytes(KEY_BYTES), 0)
         return Reference(machine_id(), os.getpid(), self.descriptor, self.key, offset, *lent).pack()
 
@@ -82,7 +82,7 @@ class Memory:
 
 
 def ask(client: Client, model: str, inputs: list[tuple[str, int, list[int], bytes]]) -> str:
-    """The fate of one request. inputs: name, dtype, shape and frame of each."""
+    """The outcome of one request. inputs: name, dtype, shape and frame of each."""
     references = [[name, dtype, shape, index] for index, (name, dtype, shape, _) in enumerate(inputs)]
     frames = [frame for _, _, _, frame in inputs]
     try:
@@ -94,7 +94,7 @@ def ask(client: Client, model: str, inputs: list[tuple[str, int, list[int], byte
 
 @contextlib.contextmanager
 def changing(memory: Memory, values: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
-    """Have the bytes behind FIRST_OFFSET be one array's and the other's in turns."""
+    """Alternate the bytes from FIRST_OFFSET on between the two arrays."""
     seen = np.frombuffer(mmap.mmap(memory.descriptor, memory.size), np.uint8)
     place = seen[FIRST_OFFSET : FIRST_OFFSET + values[0].nbytes]
     pair = [value.view(np.uint8) for value in values]
@@ -115,13 +115,13 @@ def changing(memory: Memory, values: tuple[np.ndarray, np.ndarray]) -> Iterator[
 
 
 def changing_mask(site: Site, quick: bool) -> str:
-    """A mask that becomes longer between the count of its elements and the copy of what it selects."""
+    """A mask that selects more elements when they are copied than when they were counted."""
     few, many = np.zeros(ELEMENTS, np.bool_), np.ones(ELEMENTS, np.bool_)
     return _changing(site, quick, "compress", ("mask", BOOL | SHARED), (few, many))
 
 
 def changing_indices(site: Site, quick: bool) -> str:
-    """Indices that lead out of the tensor after they were checked."""
+    """Indices that point outside the tensor after they were checked."""
     inside, outside = np.zeros(ELEMENTS, np.int64), np.full(ELEMENTS, 1 << 40, np.int64)
     return _changing(site, quick, "gather", ("index", INT64 | SHARED), (inside, outside))
 
@@ -140,7 +140,7 @@ def _changing(
 
 
 def wrong_bools(site: Site, quick: bool) -> str:
-    """A mask of bytes 255, sent and in shared memory: their sum is 255 times the elements that it selects."""
+    """A mask of bytes 255, in the message and in shared memory, whose sum is 255 times the selection."""
     size = QUICK if quick else WHOLE
     mask = b"\xff" * ELEMENTS
     memory = Memory(FIRST_OFFSET + ELEMENTS)
@@ -155,8 +155,8 @@ def wrong_bools(site: Site, quick: bool) -> str:
 
 @contextlib.contextmanager
 def leased(memory: Memory) -> Iterator[None]:
-    """Hold a write lease on memory, at which an ordinary open() waits for up to 45 s."""
-    # The descriptor of memfd_create() takes no lease, but another one of the same file does.
+    """Hold a write lease on memory, which blocks an ordinary open() for up to 45 s."""
+    # The descriptor of memfd_create() takes no lease, but another descriptor of the same file does.
     holder = os.open(f"/proc/self/fd/{memory.descriptor}", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)  # in place of SIGIO, which ends a process
@@ -192,7 +192,7 @@ def huge_memory(site: Site, quick: bool) -> str:
 
 @contextlib.contextmanager
 def filling(descriptor: int, size: int) -> Iterator[None]:
-    """Fill a file of memory with pages and empty it, in turns: the kernel keeps whoever writes to it waiting meanwhile."""
+    """Fill a file in memory with pages and empty it, in turn. Meanwhile the kernel blocks writers."""
     over = threading.Event()
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
@@ -214,7 +214,7 @@ def filling(descriptor: int, size: int) -> Iterator[None]:
 
 
 def locked_room(site: Site, quick: bool) -> str:
-    """A room for outputs to which others can hardly write."""
+    """Memory for outputs that blocks the worker's writes."""
     size = QUICK if quick else WHOLE
     memory, room = Memory(FIRST_OFFSET + 4 * ROW), Memory(size.locked_bytes)
     with site.client() as client, filling(room.descriptor, room.size):
@@ -226,7 +226,7 @@ def locked_room(site: Site, quick: bool) -> str:
 
 
 def locked_region(site: Site, quick: bool) -> str:
-    """System shared memory of the gateway to which others can hardly write."""
+    """System shared memory of the gateway that blocks its writes."""
     size = QUICK if quick else WHOLE
     memory = SharedMemory(f"clockwork-attack-{secrets.token_hex(8)}", create=True, size=size.locked_bytes)
     connection = http.client.HTTPConnection("127.0.0.1", site.http_port, timeout=ATTACK_S_MAX)

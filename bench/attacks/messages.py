@@ -1,4 +1,4 @@
-"""Messages, frames and bodies that are large, or become large, and answers that nobody reads."""
+"""Messages, frames and bodies that are large or inflate to a large size, and answers that nobody reads."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ REQUEST_WIDTH = 4096
 class Size(NamedTuple):
     """Sizes of the attacks."""
 
-    answer_times: int = 256  # an answer's size over its request's: 4 MiB
+    answer_times: int = 256  # the size of an answer over its request's: 4 MiB
     requests: int = 600
-    package_width: int = 1100  # its square is the package's floats: 18 MB
+    package_width: int = 1100  # the package has its square in floats: 18 MB
     fetches: int = 200
     message_bytes: int = 2_700_000_000
     bodies: int = 40
@@ -47,7 +47,7 @@ def _size(quick: bool) -> Size:
 
 
 def _wide(quick: bool) -> onnx.ModelProto:
-    """A model that answers with its input, many times over."""
+    """A model that answers with many copies of its input."""
     graph = zoo.Graph(SEED)
     graph.node("Tile", ["x", graph.constant([1, _size(quick).answer_times])], "y")
     width = REQUEST_WIDTH * _size(quick).answer_times
@@ -55,7 +55,7 @@ def _wide(quick: bool) -> onnx.ModelProto:
 
 
 def _bulky(quick: bool) -> onnx.ModelProto:
-    """A model whose weights fill a large package."""
+    """A model whose weights make a large package."""
     width = 2 * _size(quick).package_width
     graph = zoo.Graph(SEED)
     graph.node("MatMul", ["x", graph.weight("w", graph.normal((width, width), 0.01))], "y")
@@ -71,7 +71,7 @@ def unread_answers(site: Site, quick: bool) -> str:
 
 
 def wide_requests(count: int) -> Iterator[bytes]:
-    """Requests for the model of ``answering``, with the numbers from 1 on."""
+    """Requests for the model of ``answering``, numbered from 1."""
     body = bytes(4 * REQUEST_WIDTH)
     request = messages.InferRequest(1, "wide", 60 * SECOND, 0, [["x", 1, [1, REQUEST_WIDTH], 0]])
     for number in range(1, count + 1):
@@ -79,7 +79,7 @@ def wide_requests(count: int) -> Iterator[bytes]:
 
 
 def unread_packages(site: Site, quick: bool) -> str:
-    """A worker that asks for a package again and again, and reads nothing."""
+    """A worker that requests a package again and again, and reads nothing."""
     size = _size(quick)
     fetch = messages.Fetch(site.packages["bulky"], 0, 0, CHUNK_BYTES)
     with zmtp.deaf(site.worker_endpoint) as connection:
@@ -88,7 +88,7 @@ def unread_packages(site: Site, quick: bool) -> str:
 
 
 def endless_message(site: Site, quick: bool) -> str:
-    """A frame of gigabytes, before any hello."""
+    """A frame of gigabytes that is sent before any hello."""
     size = _size(quick)
     piece = bytes(MIB)
     with zmtp.open_connection(site.endpoint) as connection:
@@ -97,9 +97,10 @@ def endless_message(site: Site, quick: bool) -> str:
 
 
 def thrown(connection: socket.socket, pieces: Iterator[bytes], again: bytes = b"") -> str:
-    """Send as much as is taken, then wait for the connection's end, as long as one that reads nothing may stay.
+    """Send as much as the peer takes, then wait for it to end the connection.
 
-    again: sent now and then meanwhile: the kernel ends a connection that reads nothing without a word, after 3 s.
+    again: bytes to send now and then meanwhile. Their failure shows that the connection has ended, because
+    the kernel ends a connection that reads nothing silently, after 3 s.
     """
     connection.settimeout(ATTACK_S_MAX)
     sent = 0
@@ -125,7 +126,7 @@ def thrown(connection: socket.socket, pieces: Iterator[bytes], again: bytes = b"
 
 
 def http_bodies(site: Site, quick: bool) -> str:
-    """Bodies of some KB, at once, that inflate to megabytes."""
+    """Concurrent HTTP bodies of some KB that inflate to megabytes."""
     size = _size(quick)
     body = gzip.compress(bytes(size.body_bytes))
     head = (
@@ -144,7 +145,7 @@ def http_bodies(site: Site, quick: bool) -> str:
 
 
 def grpc_messages(site: Site, quick: bool, token: bool) -> str:
-    """Calls of some KB, at once, whose messages inflate to megabytes."""
+    """Concurrent calls of some KB whose messages inflate to megabytes."""
     size = _size(quick)
     message = gzip.compress(b"\x3a" + varint(size.body_bytes) + bytes(size.body_bytes))  # raw_input_contents
     data = grpc_call(message, site.token if token else "")
@@ -168,9 +169,10 @@ def varint(value: int) -> bytes:
 
 
 def grpc_call(message: bytes, token: str, path: str = http2.INFER) -> bytes:
-    """A connection's bytes for a call with a gzip message: HTTP/2 by hand, so that no client inflates it.
+    """The bytes of a connection with a gzip-compressed call, built without an HTTP/2 library, which would
+    inflate it.
 
-    The message must fit the window that a peer has before it is told of another: 65,535 bytes.
+    The message must fit the initial flow-control window of 65,535 bytes.
     """
     headers = http2.call(token, path) + http2.field("grpc-encoding", "gzip")
     data = struct.pack(">BI", 1, len(message)) + message

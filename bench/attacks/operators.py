@@ -1,4 +1,6 @@
-"""Models, images and texts that ask more of Clockwork's operators than they look like, and memory that they answer with."""
+"""Models, images and texts that cost operators more than their size, and answers that may hold foreign
+memory.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from clockwork.models import samples
 
 SECRET = b"a secret of another client's. "
 TRIES = 8
-"""Requests to a model that should not be: what they answer with may be anybody's."""
+"""Requests to a model that should have been refused: its answers may contain any memory of the process."""
 
 ANSWER_S = 20.0
 
@@ -63,11 +65,11 @@ REFUSED: dict[str, list[tuple[dict[str, int | str], str]]] = {
         ({"specials": "\t5\t"}, "specials"), ({"begins_with_space": 2}, "begins_with_space"), ({"tokens_max": 0}, "tokens_max"),
     ],
 }  # fmt: skip
-"""By operator: attributes that no model may have, and the name in the sentence that says so."""
+"""By operator: attributes that no model may have, and their name in the error text."""
 
 
 def operator_model(operator: str, **attributes: Any) -> onnx.ModelProto:
-    """`x` strings (N) to what an operator of Clockwork's makes of them; attributes beside the usual."""
+    """A model of one operator of Clockwork's on `x`, strings (N), with these attributes beside the usual."""
     usual: dict[str, dict[str, Any]] = {"DecodeJpeg": IMAGE, "WordPiece": WORDS, "BytePairs": PAIRS}
     is_image = operator == "DecodeJpeg"
     names = ["y"] if is_image else ["ids", "mask", "types"]
@@ -87,7 +89,9 @@ def operator_model(operator: str, **attributes: Any) -> onnx.ModelProto:
 
 
 def heap_model(name: str) -> onnx.ModelProto:
-    """`n` to a number, by way of memory that is no tensor's: the places that NonZero finds, or a string's characters."""
+    """A model of `n` that allocates memory outside tensors: positions of NonZero, or characters of
+    strings.
+    """
     count = helper.make_tensor_value_info("n", TensorProto.INT64, [1])
     inputs = (
         [count] if name == "places" else [helper.make_tensor_value_info("x", TensorProto.STRING, [1]), count]
@@ -118,12 +122,12 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def _table(kind: int, symbol: int) -> bytes:
-    """A Huffman table with one symbol, of one bit."""
+    """A Huffman table with one symbol of one bit."""
     return _segment(0xC4, bytes([kind << 4, 1, *bytes(15), symbol]))
 
 
 def _jpeg(width: int, height: int, frame: int, scans: list[bytes], tables: bytes) -> bytes:
-    """A grey image. frame: the marker of its kind."""
+    """A grey JPEG image. frame: the marker of its kind."""
     quantisation = _segment(0xDB, bytes([0, *[1] * 64]))
     head = _segment(frame, struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0]))
     return b"\xff\xd8" + quantisation + head + tables + b"".join(scans) + b"\xff\xd9"
@@ -136,7 +140,7 @@ def header_alone(width: int, height: int, frame: int = 0xC0) -> bytes:
 
 
 def many_scans(width: int, height: int, count: int) -> bytes:
-    """A progressive image of zeros, whose scans take some bytes for 32,767 blocks."""
+    """A progressive image of zeros whose scans encode 32,767 blocks in a few bytes each."""
     blocks = -(-width // 8) * -(-height // 8)
     first = _segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes(-(-blocks // 8))
     bits = ("0" + "1" * 14) * (blocks // 32767 + 1)
@@ -147,7 +151,7 @@ def many_scans(width: int, height: int, count: int) -> bytes:
 
 
 def padded(data: bytes, size: int) -> bytes:
-    """An image with a comment, so that it has more bytes."""
+    """An image that a comment enlarges to a size in bytes."""
     comment = _segment(0xFE, bytes(max(0, size - len(data) - 4)))
     return data[:2] + comment + data[2:]
 
@@ -156,7 +160,7 @@ def padded(data: bytes, size: int) -> bytes:
 
 
 def hostile_attributes(site: Site, quick: bool) -> str:
-    """Models whose attributes would have an operator read or write beyond its memory, and what those answer with."""
+    """Models whose attributes would make an operator read or write beyond its memory, and their answers."""
     became: Counter[str] = Counter()
     secret = np.frombuffer((SECRET * (4 * SAME_WIDTH // len(SECRET) + 1))[: 4 * SAME_WIDTH], np.float32)
     with site.client() as client:
@@ -177,7 +181,7 @@ def hostile_attributes(site: Site, quick: bool) -> str:
 
 
 def small_images(site: Site, quick: bool) -> str:
-    """Images of 140 bytes to 70 KB that say they have 33 million pixels, or many scans of them."""
+    """Images of 140 bytes to 70 KB that declare 33 million pixels, or have many scans of them."""
     times = 4 if quick else 32
     images = [header_alone(5792, 5792)] * times
     images += [many_scans(5792, 5792, 64), many_scans(2600, 2600, 64)] * (times // 4)
@@ -185,13 +189,13 @@ def small_images(site: Site, quick: bool) -> str:
 
 
 def endless_words(site: Site, quick: bool) -> str:
-    """Texts of one word that becomes longer."""
+    """Texts of one word that grows."""
     words = [b"a" * (1 << power) for power in range(10, 21 if quick else 23)]
     return _asked(site, "pairs", [{"x": [word]} for word in words])
 
 
 def heap(site: Site, quick: bool) -> str:
-    """Small requests for which an execution takes 1.5 GB in strings, and in places that NonZero finds."""
+    """Small requests whose execution takes 1.5 GB in strings, and in positions of NonZero."""
     times = 1 if quick else 8
     strings = {"x": [b"x" * MIB], "n": np.array([1500])}
     places = {"n": np.array([100_000_000])}
@@ -199,7 +203,7 @@ def heap(site: Site, quick: bool) -> str:
 
 
 def _asked(site: Site, name: str, inputs: Sequence[Any]) -> str:
-    """What became of requests, one after the other."""
+    """The outcomes of requests that are sent one after the other."""
     became: Counter[str] = Counter()
     with site.client() as client:
         for each in inputs:

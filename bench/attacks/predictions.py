@@ -1,4 +1,6 @@
-"""Requests that take far longer than they look like: loops whose length is in the data, and images of few bytes."""
+"""Requests that take far longer than predicted: loops whose length is in the data, and images of few
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ def _size(quick: bool) -> Size:
 
 
 def loop_model() -> onnx.ModelProto:
-    """`n` to a number that takes n steps to find: some 20 us for what it is measured with, and as long as anybody likes."""
+    """A model that loops n times, n being its input: some 20 us with its measured input, else unbounded."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["k"], ["l"]), helper.make_node("Neg", ["z"], ["w"])],
         "b",
@@ -85,26 +87,26 @@ def outcome(answer: concurrent.futures.Future[object]) -> str:
 
 
 def slow_by_data(site: Site, quick: bool) -> str:
-    """Loops at once, each of which takes far longer than the data that its model was measured with."""
+    """Concurrent loops that each take far longer than with the data of their model's measurement."""
     size = _size(quick)
-    plain = Plain(loop_model())  # here, for the cluster is to expect nothing of it
+    plain = Plain(loop_model())  # built here, so that the cluster has no prediction for it
     step_s = min(plain.block({"n": steps(CALIBRATION_STEPS)}, 1) for _ in range(3)) / CALIBRATION_STEPS
     with site.client() as client:
-        client.infer("loop", steps(1), slo=ATTACK_S_MAX)  # it is loaded
+        client.infer("loop", steps(1), slo=ATTACK_S_MAX)  # loads the model
         long = steps(int(size.loop_s / step_s))
         answers = [client.submit("loop", long, slo=size.loop_slo_s) for _ in range(size.loops)]
         return listed(Counter(outcome(answer) for answer in answers))
 
 
 def heavy_image() -> bytes:
-    """About as many bytes as a photograph of a megapixel has, and 25 megapixels in ten scans."""
+    """An image with as many bytes as a photograph of a megapixel, but 25 megapixels in ten scans."""
     buffer = io.BytesIO()
     Image.new("L", (HEAVY_SIDE, HEAVY_SIDE)).save(buffer, "JPEG", progressive=True)
     return buffer.getvalue()
 
 
 def heavy_images(site: Site, quick: bool) -> str:
-    """Two images a second that take far longer than photographs of their size, beside photographs that are asked for soon."""
+    """Two images a second that take far longer than photographs, beside photographs with a short SLO."""
     size, heavy = _size(quick), heavy_image()
     photograph = samples.jpeg(len(heavy), 1)
     stop = threading.Event()
@@ -121,7 +123,7 @@ def heavy_images(site: Site, quick: bool) -> str:
             ask(client, heavy, 5.0)
 
     with site.client() as client, site.client() as attacking:
-        ask(client, photograph, ATTACK_S_MAX)  # it is loaded
+        ask(client, photograph, ATTACK_S_MAX)  # loads the model
         thread = threading.Thread(target=attack, args=(attacking,))
         thread.start()
         try:
@@ -147,4 +149,4 @@ ATTACKS = {
     "slow by data": Attack("worker", slow_by_data, _loops),
     "heavy images": Attack("worker", heavy_images, _images),
 }
-"""The attacked cluster, and each attack, by name."""
+"""The attacked process and the attack, by name."""

@@ -1,4 +1,4 @@
-"""Models of some hundred bytes whose preparation takes memory or time without a bound."""
+"""Models of some hundred bytes whose preparation takes unbounded memory or time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
 
 def swelling(tensor_bytes: int, count: int = 1) -> onnx.ModelProto:
-    """A model that adds so many large constants, made by operators without inputs, to what it is given."""
+    """A model that adds `count` constants of a given size, made by operators without inputs, to its input."""
     shape = helper.make_tensor("s", INT64, [1], [tensor_bytes // 4])
-    values = [helper.make_tensor("v", FLOAT, [1], [index]) for index in range(count)]  # else they are merged
+    # equal constants would be merged
+    values = [helper.make_tensor("v", FLOAT, [1], [index]) for index in range(count)]
     nodes = [
         helper.make_node("ConstantOfShape", ["s"], [f"c{index}"], value=value)
         for index, value in enumerate(values)
@@ -37,7 +38,7 @@ def swelling(tensor_bytes: int, count: int = 1) -> onnx.ModelProto:
 
 
 def endless(seed: int = 0) -> onnx.ModelProto:
-    """A model whose execution does not end. seed: for one that is not the same."""
+    """A model whose execution does not end. seed: makes models that differ."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["k"], ["l"]), helper.make_node("Neg", ["z"], ["w"])],
         "b",
@@ -67,7 +68,7 @@ def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> on
 
 
 def swelling_models(site: Site, quick: bool) -> str:
-    """A model of constants of 9.2 GB, one by one, and in the quick form in one piece."""
+    """A model of constants of 9.2 GB in all; the quick form has one constant, the other many."""
     model = swelling(9_200_000_000) if quick else swelling(400_000_000, 23)
     with site.client() as client:
         try:
@@ -80,11 +81,11 @@ def swelling_models(site: Site, quick: bool) -> str:
 
 
 def preparation_peaks(worker: int) -> list[int]:
-    """Peak memory in bytes of each preparation process that a worker has."""
+    """Peak memory in bytes of each preparation process of a worker."""
     peaks = []
     for task in Path(f"/proc/{worker}/task").iterdir():
         for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 if b"clockwork.worker.preparation" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child}/status").read_text())
                     peaks.append(int(found[1]) * 1024 if found is not None else 0)
@@ -92,7 +93,7 @@ def preparation_peaks(worker: int) -> list[int]:
 
 
 def endless_models(site: Site, quick: bool) -> str:
-    """Models whose executions do not end, registered at once by one client, and then an honest model by another."""
+    """Endless models that one client registers at once, and then an honest model of another client."""
     models = [endless(seed) for seed in range(4)]
     began_ns = now_ns()
     with site.client() as hostile, site.client() as honest:
@@ -108,7 +109,7 @@ def endless_models(site: Site, quick: bool) -> str:
         honest.register("honest", zoo.build("mlp"), timeout=2 * ATTACK_S_MAX)
         waited_s = (now_ns() - began_ns) / SECOND
         for name in (*names, "honest"):
-            with contextlib.suppress(ModelNotFound):  # it has failed
+            with contextlib.suppress(ModelNotFound):  # the model has failed
                 honest.unregister(name)
         for thread in threads:
             thread.join()
@@ -118,7 +119,7 @@ def endless_models(site: Site, quick: bool) -> str:
 
 
 def _register(client: Client, name: str, model: onnx.ModelProto) -> None:
-    with contextlib.suppress(ClockworkError):  # it is unregistered before it has failed
+    with contextlib.suppress(ClockworkError):  # it may be unregistered before it has failed
         client.register(name, model, timeout=2 * ATTACK_S_MAX)
 
 

@@ -1,4 +1,6 @@
-"""Connections that hold what others need: seats, uploads, descriptors, and room in answers about the cluster."""
+"""Connections that hold shared resources: seats, uploads, descriptors, and room in answers about the
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ class Size(NamedTuple):
 QUICK, WHOLE = Size(150, 150, 4, 3, 7_900_000, 300), Size()
 
 LATE_S = 2.0
-"""Time for which a late reader does not read: after 3 s the kernel ends a connection that takes nothing."""
+"""Time for which a late reader does not read, less than the 3 s after which the kernel cuts it off."""
 
 
 def _size(quick: bool) -> Size:
@@ -53,7 +55,7 @@ def _dialled(endpoints: list[str], count: int) -> Iterator[list[socket.socket]]:
 
 
 def _newcomer(site: Site) -> str:
-    """What becomes of a client that comes now."""
+    """The outcome of a new client's request."""
     begun = now_ns()
     with site.client(timeout=ATTACK_S_MAX) as client:
         try:
@@ -64,7 +66,7 @@ def _newcomer(site: Site) -> str:
 
 
 def silent_connections(site: Site, quick: bool) -> str:
-    """Connections to every port of the controller on which nothing is said."""
+    """Connections to every port of the controller that send nothing."""
     endpoints = [site.endpoint, site.worker_endpoint, site.events_endpoint]
     with _dialled(endpoints, _size(quick).silent) as dialled:
         found = _newcomer(site)
@@ -79,7 +81,7 @@ def silent_connections(site: Site, quick: bool) -> str:
 
 
 def idle_clients(site: Site, quick: bool) -> str:
-    """Clients that say hello and nothing else."""
+    """Clients that send a hello and nothing else."""
     raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
         dialled = []
@@ -93,16 +95,16 @@ def idle_clients(site: Site, quick: bool) -> str:
 
 
 def idle_uploads(site: Site, quick: bool) -> str:
-    """As many uploads as there may be, of which nothing comes."""
+    """As many uploads as the controller allows, none of which sends any data."""
     file = ["model.onnx", 1_000, "0" * 64]
-    with zmtp.open_connection(site.endpoint) as one, site.client() as client:
-        one.sendall(zmtp.client_hello())
-        zmtp.read_message(one)
+    with zmtp.open_connection(site.endpoint) as connection, site.client() as client:
+        connection.sendall(zmtp.client_hello())
+        zmtp.read_message(connection)
         for number in range(UPLOADS_MAX):
             register = messages.Register(number, f"idle{number}", [file], {})
-            one.sendall(zmtp.message([codec.encode(register)]))
+            connection.sendall(zmtp.message([codec.encode(register)]))
         for _ in range(UPLOADS_MAX):
-            zmtp.read_message(one)
+            zmtp.read_message(connection)
         begun = now_ns()
         try:
             client.register("after", zoo.build("null"))
@@ -112,26 +114,26 @@ def idle_uploads(site: Site, quick: bool) -> str:
 
 
 def _worker(stack: contextlib.ExitStack, site: Site, epoch: int, devices: int = 1) -> socket.socket:
-    one = stack.enter_context(zmtp.open_connection(site.worker_endpoint))
+    connection = stack.enter_context(zmtp.open_connection(site.worker_endpoint))
     device = {
         "kind": "k" * 64, "name": "n" * 256, "fingerprint": "f" * 600, "page_bytes": 4096, "page_count": 4, "run_ahead": 2,
     }  # fmt: skip
     hello = messages.WorkerHello(
         messages.PROTOCOL_VERSION, "test", f"w{epoch}" * 30, epoch, [device] * devices
     )
-    one.sendall(zmtp.message([codec.encode(hello)]))
-    zmtp.read_message(one)
-    return one
+    connection.sendall(zmtp.message([codec.encode(hello)]))
+    zmtp.read_message(connection)
+    return connection
 
 
 def fat_stats(site: Site, quick: bool) -> str:
-    """Workers that tell as much of themselves as a message may hold: half of them of devices, half of themselves."""
+    """Workers whose heartbeats are as large as a message may be, half by devices, half by statistics."""
     with contextlib.ExitStack() as stack:
         for number in range(_size(quick).workers):
             devices = 1_000 if number % 2 else 1
-            one = _worker(stack, site, 1_000 + number, devices)
+            connection = _worker(stack, site, 1_000 + number, devices)
             stats: dict[str, Any] = {"fat": "x" * 900_000}
-            one.sendall(zmtp.message([codec.encode(messages.Heartbeat(1, 1, stats))]))
+            connection.sendall(zmtp.message([codec.encode(messages.Heartbeat(1, 1, stats))]))
         asked = http.client.HTTPConnection("127.0.0.1", site.http_port, timeout=ATTACK_S_MAX)
         stack.callback(asked.close)
         asked.request("GET", "/v2/health/ready")
@@ -146,36 +148,38 @@ def fat_stats(site: Site, quick: bool) -> str:
 
 
 def large_headers(site: Site, quick: bool) -> str:
-    """Workers that ask for a device's time in millions of runs of pages."""
+    """Workers that request a device's time for millions of runs of pages."""
     size = _size(quick)
     head = msgpack.packb([TAG_OF[messages.TimeNeeded], 0, 1, 1]).replace(b"\x94", b"\x95", 1)
     header = head + b"\xdd" + size.header_bytes.to_bytes(4) + b"\x01" * size.header_bytes
     fates: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         for number in range(size.headers):
-            one = _worker(stack, site, 2_000 + number)
-            one.settimeout(ATTACK_S_MAX)
-            one.sendall(zmtp.message([header]) + zmtp.message([codec.encode(messages.Heartbeat(1, 1, {}))]))
+            connection = _worker(stack, site, 2_000 + number)
+            connection.settimeout(ATTACK_S_MAX)
+            connection.sendall(
+                zmtp.message([header]) + zmtp.message([codec.encode(messages.Heartbeat(1, 1, {}))])
+            )
             answer: Any = None
             while type(answer) not in (messages.HelloNeeded, messages.Reserve):
-                answer = codec.decode(zmtp.read_message(one)[0], messages.TO_WORKER)
+                answer = codec.decode(zmtp.read_message(connection)[0], messages.TO_WORKER)
             fates[type(answer).__name__] += 1
     return f"answered {listed(fates)}"
 
 
 def late_reader(site: Site, quick: bool) -> str:
-    """A client that asks for large answers together, and reads them when all have been answered."""
+    """A client that requests many large answers at once, and begins to read them only LATE_S later."""
     count = _size(quick).answers
     fates: Counter[str] = Counter()
-    with zmtp.deaf(site.endpoint) as one:
-        one.sendall(zmtp.client_hello())
-        zmtp.read_message(one)
+    with zmtp.deaf(site.endpoint) as connection:
+        connection.sendall(zmtp.client_hello())
+        zmtp.read_message(connection)
         for request in wide_requests(count):
-            one.sendall(request)
+            connection.sendall(request)
         threading.Event().wait(LATE_S)
         with contextlib.suppress(AssertionError, OSError):
             while sum(fates.values()) < count:
-                answer = codec.decode(zmtp.read_message(one)[0], messages.TO_CLIENT)
+                answer = codec.decode(zmtp.read_message(connection)[0], messages.TO_CLIENT)
                 fates[type(answer).__name__] += 1
     return f"{listed(fates)} of {count}"
 

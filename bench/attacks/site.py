@@ -1,4 +1,4 @@
-"""The cluster that is attacked, and what an attack is."""
+"""The cluster that is attacked, and the description of an attack."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from clockwork.models import zoo
 SEED = 7
 MIB = 1 << 20
 SAME_WIDTH = 1 << 15
-"""float32 values of the tensor that an honest client shares, and is given back: 128 KiB."""
+"""float32 values of the tensor that an honest client passes and gets back in shared memory: 128 KiB."""
 
 ATTACK_S_MAX = 60.0
-"""Time after which an attack is broken off; its row says so."""
+"""Longest time of an attack; a row says if it was stopped for this."""
 
 
 class Site(NamedTuple):
-    """What an attacker knows of a cluster and a gateway."""
+    """An attacker's view of a cluster and a gateway."""
 
     endpoint: str
     worker_endpoint: str
@@ -36,7 +36,7 @@ class Site(NamedTuple):
     http_port: int
     grpc_port: int
     token: str
-    packages: dict[str, str]  # digests, by the first model with each
+    packages: dict[str, str]  # digests of packages, by the name of the first model with each
     worker_pid: int
 
     def client(self, **options: Any) -> Client:
@@ -54,15 +54,16 @@ class Attacked(NamedTuple):
 class Attack(NamedTuple):
     """An attack: the attacked process, the attack itself, and the models that it needs."""
 
-    on: str  # "controller", "gateway" or "worker": whose memory is reported
-    throw: Callable[[Site, bool], str]  # of a site, and whether this is the quick form: the attacker's fate
+    on: str  # "controller", "gateway" or "worker": the process whose memory is reported
+    # gets a site, and whether this is the quick form; returns how the attack ended
+    throw: Callable[[Site, bool], str]
     models: Callable[[bool], dict[str, onnx.ModelProto]] = lambda quick: {}
-    arguments: tuple[str, ...] = ()  # of the controller, beyond the usual
+    arguments: tuple[str, ...] = ()  # for the controller, beyond the usual
 
 
 @contextlib.contextmanager
 def attacked(attacks: Iterable[Attack], quick: bool) -> Iterator[Attacked]:
-    """A cluster with the models of these attacks, and a gateway that wants a token."""
+    """A cluster with the models of these attacks, and a gateway that requires a token."""
     models = {"digits": zoo.digits(), "same": model_of("same", SAME_WIDTH)}
     arguments: list[str] = []
     for attack in attacks:
@@ -83,7 +84,7 @@ def attacked(attacks: Iterable[Attack], quick: bool) -> Iterator[Attacked]:
         process, http_port, grpc_port = gateway.started(cluster.endpoint, "--token-file", str(path))
         assert process.stderr is not None
         stack.enter_context(process.stderr)
-        # Its log is read, so that a full pipe does not stop it.
+        # A thread reads the log, so that a full pipe does not block the process.
         log = threading.Thread(target=collections.deque, args=(process.stderr, 0))
         log.start()
         stack.callback(log.join)

@@ -1,4 +1,4 @@
-"""What goes on beside executions."""
+"""Registrations beside executions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from clockwork.errors import ClockworkError
 
 
 class Fails(ClockworkError):
-    """A side cannot do what it is measured at; the text says which, and why."""
+    """A side cannot do the measured work; the text names the side and the reason."""
 
 
 class Registrations(contextlib.AbstractContextManager["Registrations"]):
-    """Has something be registered, and dropped, again and again, on a thread. Raises Fails at the end if it failed.
+    """Registers and drops something repeatedly on a thread. Raises Fails at the end if a registration failed.
 
-    register: None registers nothing. stop: has a registration that is under way end soon.
+    register: None registers nothing. stop: makes a registration that is under way end soon.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Registrations(contextlib.AbstractContextManager["Registrations"]):
 
     @property
     def has_one(self) -> bool:
-        """Whether there was one from beginning to end, or will be none."""
+        """Whether a registration ran from beginning to end, or none will."""
         return self._thread is None or bool(self.took_s) or self._failure is not None
 
     def _run(self, register: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class Registrations(contextlib.AbstractContextManager["Registrations"]):
                 register()
                 if not self._is_over.is_set():
                     self.took_s.append(time.monotonic() - begun_s)
-        except Exception as error:  # told at the end, to whom asked for it
+        except Exception as error:  # raised at the end, in the caller's thread
             self._failure = error
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

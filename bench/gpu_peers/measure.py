@@ -1,4 +1,4 @@
-"""Measures both sides, and holds them against each other."""
+"""Measures both sides, and compares them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def measure(
     model: Path, onnx: Path, batches: Sequence[int], dtypes: Sequence[str], peers: Sequence[Peer], runs: int, listed: int,
     tell: Callable[[str], None] = lambda text: None,
 ) -> tuple[list[Row], list[Row], dict[str, Any]]:  # fmt: skip
-    """A row for each batch, dtype, side and what goes on beside it; rows of kernels; facts. model: an ONNX file, or a
-    package, whose dtype then is all there is."""
+    """A row for each batch, dtype, side and concurrent work; rows of kernels; facts.
+
+    model: an ONNX file, or a package, which has a single dtype.
+    """
     usable, lacking = available(peers)
     if not usable:
         raise SystemExit("; ".join(lacking))
@@ -60,7 +62,7 @@ def measure(
                                 }
                     except (
                         Fails
-                    ) as error:  # as a CUDA graph of a model of which a node stays on the processor
+                    ) as error:  # such as a CUDA graph of a model with a node that stays on the processor
                         lacking.append(f"batch {batch}: {error}")
                 if np.isfinite(best["event"]):
                     ours["times the best"] = ours["event p50_us"] / best["event"]
@@ -76,7 +78,9 @@ def measure(
         facts = {
             "card": f"{site.card.name}, driver {site.table.version}",
             "model": model.name,
-            "launches": {one.batch: len(one.launches) for one in site.program.of_target(site.target)},
+            "launches": {
+                variant.batch: len(variant.launches) for variant in site.program.of_target(site.target)
+            },
             "runs": runs,
             "not measured": "; ".join(lacking) or "nothing",
         }
@@ -84,18 +88,20 @@ def measure(
 
 
 def _wide(outputs: Sequence[Any]) -> list[Any]:
-    """Truth values and unsigned numbers, too, as numbers of which there is a difference."""
+    """Outputs as float64, whose differences can be computed also for truth values and unsigned numbers."""
     return [np.asarray(output, np.float64) for output in outputs]
 
 
 def _row(
     batch: int, dtype: str, side: str, beside: str, times: Times, answers: Sequence[Any], right: Sequence[Any]
 ) -> Row:
-    """event: by the card's events. host: by this machine's clock, from the first launch to the noticed end."""
+    """A row of percentiles. The times "event" are by the card's events, "host" by this machine's clock, from
+    the first launch to the noticed end.
+    """
     event, host = (np.percentile(values, MARKS) / 1e3 for values in (times.event, times.host))
     worst = max(
-        float(np.max(np.abs(one - other)) / max(float(np.max(np.abs(other))), 1e-30))
-        for one, other in zip(_wide(answers), _wide(right), strict=True)
+        float(np.max(np.abs(answer - expected)) / max(float(np.max(np.abs(expected))), 1e-30))
+        for answer, expected in zip(_wide(answers), _wide(right), strict=True)
     )
     return {
         "batch": batch,

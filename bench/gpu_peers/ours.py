@@ -35,26 +35,26 @@ REPEATED = 20
 
 WARM_UP = 20
 PREDICTED_BY = 10
-"""Executions of which the last but one in length is the next one's prediction, as a controller's are."""
+"""Executions of which the second longest predicts the next, as in a controller."""
 
 LIMIT_S = 60.0
 BESIDE = ("alone", "LOADs", "registrations")
-"""What goes on beside the executions."""
+"""Concurrent work beside the executions."""
 
 SERVED, OTHER, REGISTERED = 1, 2, 3
 """Model ids."""
 
 
 class Times(NamedTuple):
-    """Of each execution, in ns."""
+    """Times of each execution, in ns."""
 
     event: list[int]  # by the card's events: the kernels, and what lies between them
     host: list[int]  # by this machine's clock: from the first launch until the end was noticed
-    registered_s: Sequence[float] = ()  # what each registration beside them took
+    registered_s: Sequence[float] = ()  # seconds of each registration beside the executions
 
 
 class Site:
-    """A model prepared for this machine's first card. dtype: of its products, if it is an ONNX file."""
+    """A model prepared for this machine's first card. dtype: that of its products, for an ONNX file."""
 
     def __init__(self, scratch: Path, model: Path, batch_max: int, dtype: str = "fp32") -> None:
         self.table = open_driver()
@@ -96,11 +96,14 @@ class Site:
 
     @contextlib.contextmanager
     def another(self) -> Iterator[Path]:
-        """A model of another program, with the same kernels in modules of its own and the same weights in a file of its
-        own, as it is before it has been checked and timed."""
+        """Another model that is prepared, but not yet checked or timed.
+
+        It has a program of its own, with the same kernels in modules of its own, and the same weights in a
+        file of its own.
+        """
         targets = {
-            name: dataclasses.replace(one, driver=max(one.driver - 1, 1))
-            for name, one in self.program.targets.items()
+            name: dataclasses.replace(target, driver=max(target.driver - 1, 1))
+            for name, target in self.program.targets.items()
         }
         program = dataclasses.replace(self.program, targets=targets)
         digest = program_hash(program)
@@ -116,13 +119,19 @@ class Site:
             yield place
         finally:
             shutil.rmtree(place)
-            shutil.rmtree(programs / digest)  # with what was measured of it
+            shutil.rmtree(programs / digest)  # with its measurements
 
     @contextlib.contextmanager
     def only(self, variant: Variant, launch: int, times: int) -> Iterator[Path]:
-        """The model, prepared as if its program were a repetition of a single launch, and then those that get an output,
-        since no program is taken without these."""
-        writers = (one for one in variant.launches if any(argument.kind == "output" for argument in one.args))
+        """The model, prepared as if its program repeated a single launch.
+
+        The launches that write an output follow, because no program is accepted without them.
+        """
+        writers = (
+            candidate
+            for candidate in variant.launches
+            if any(argument.kind == "output" for argument in candidate.args)
+        )
         again = (*(variant.launches[launch],) * times, *writers)
         program = dataclasses.replace(self.program, variants=(dataclasses.replace(variant, launches=again),))
         digest = program_hash(program)
@@ -154,13 +163,13 @@ class Serving:
         self._directory = directory
         self._runs = site.prepared.runs
         weights_bytes = max(1, sum(self._runs)) * CUDA_PAGE_BYTES
-        # For the file that is served and loaded, and for that which is registered.
+        # for the file that is served and loaded, and for the file that is registered
         pinned_bytes = (2 if registers else 1) * weights_bytes
         self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=pinned_bytes)
         self._ids = itertools.count(1)
-        self._expected_ns = 0  # of an execution, as a controller predicts it; 0: nobody knows
-        self._moving = 0  # the action of the load lane
-        self._resident: int | None = None  # the version in which OTHER is resident
+        self._expected_ns = 0  # prediction of an execution, as a controller makes it; 0: unknown
+        self._moving = 0  # the load lane's action
+        self._resident: int | None = None  # the version of OTHER that is resident
         self._wanted: deque[list[int]] = deque()  # RESERVEs, by the first pages of the runs that go with each
         self._is_over = False  # nothing is registered any more
         try:
@@ -192,7 +201,9 @@ class Serving:
     # ----- registrations, on a thread -------------------------------------------------------------
 
     def _register(self) -> None:
-        """All that a worker does for a model that has been compiled and laid out, and that it serves no more then."""
+        """Register and drop a model: all of a worker's work for a model that has been compiled and
+        laid out.
+        """
         with self._site.another() as directory, contextlib.suppress(_Over):
             self._device.prepare(REGISTERED, str(directory), self)
             try:
@@ -203,7 +214,7 @@ class Serving:
 
     @contextlib.contextmanager
     def __call__(self, expected_ns: int, runs: Sequence[int]) -> Iterator[list[int]]:
-        """A device.base.Reserve: run() orders one between two executions, where the controller would wait for a gap."""
+        """A device.base.Reserve: run() orders it between executions, where a controller waits for a gap."""
         with self._device.reserved(REGISTERED, lambda: self._ask(runs)) as starts:
             if starts is None:
                 raise _Over
@@ -215,14 +226,14 @@ class Serving:
             self._device.end_reserve()
 
     def give_back(self) -> None:
-        """The pages are nobody else's."""
+        """Nothing: no other model gets the pages."""
 
     def _stop_registering(self) -> None:
         self._is_over = True
         self._device.end_reserve()
 
     def _give_time(self) -> None:
-        """Order the RESERVEs that are wanted."""
+        """Order the RESERVEs that are waiting."""
         while self._wanted:
             action_id, starts = next(self._ids), self._wanted.popleft()
             self._device.start_reserve(Reserve(action_id, 0, REGISTERED, 0, starts, 0, NEVER_NS, 0))
@@ -231,7 +242,7 @@ class Serving:
     # ----- LOADs -----------------------------------------------------------------------------------
 
     def _keep_loading(self) -> None:
-        """Have the load lane be at OTHER: it is loaded, and given up, in turn."""
+        """Keep the load lane busy with OTHER: it is loaded and evicted in turn."""
         if any(done.action_id == self._moving for done in self._device.poll()):
             self._moving = 0
         if self._moving:
@@ -247,7 +258,7 @@ class Serving:
     # ----- executions ------------------------------------------------------------------------------
 
     def run(self, inputs: Sequence[np.ndarray], runs: int, beside: str = "alone") -> tuple[list[Any], Times]:
-        """Beside registrations as many more as it takes for one from beginning to end."""
+        """Execute `runs` times; beside registrations until one has run from beginning to end, too."""
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         times = Times([], [])
         self._moving, self._is_over = 0, False
@@ -266,7 +277,7 @@ class Serving:
         if self._moving:
             self._end(self._moving)
         self._expected_ns = sorted(times.event[-PREDICTED_BY:])[-2:][0]
-        answers = [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]]
+        answers = [decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]]
         return answers, times._replace(registered_s=registering.took_s)
 
 
@@ -275,7 +286,7 @@ class _Over(Exception):
 
 
 def _starts(runs: Sequence[int], page: int) -> list[int]:
-    """The first page of each run, where all lie from a page on."""
+    """The first page of each run, where the runs lie one after the other from a page on."""
     return list(itertools.accumulate(runs, initial=page))[:-1]
 
 

@@ -1,5 +1,6 @@
-"""ONNX Runtime's side, in every configuration that a user would choose among: TensorFloat-32 on and off, CUDA graphs,
-an fp16 model, TensorRT where it is installed."""
+"""ONNX Runtime's side, in every configuration that a user would choose from: TensorFloat-32 on and off, CUDA
+graphs, an fp16 model, TensorRT where it is installed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ STREAM = "user_compute_stream"
 
 
 class Peer(NamedTuple):
-    """A configuration, and the dtype of Clockwork's products that it is to be held against."""
+    """A configuration, and the dtype of Clockwork's products that it is compared with."""
 
     name: str
     dtype: str
@@ -61,13 +62,13 @@ PEERS = (
         {"trt_fp16_enable": "True", "trt_cuda_graph_enable": "True"},
     ),
 )
-"""TensorRT's provider takes True and False alone, and is left out of a session for any other word."""
+"""TensorRT's provider accepts only True and False; any other word leaves it out of a session."""
 
 ON_A_CPU = (
     Peer("ONNX Runtime, CPU", "fp32", "CPUExecutionProvider", {}),
     Peer("ONNX Runtime, CPU, fp16", "fp16", "CPUExecutionProvider", {}, is_half=True),
 )
-"""What shows, without a card, that the comparison works."""
+"""A peer that shows, without a card, that the comparison works."""
 
 
 REMEDIES = {
@@ -77,15 +78,18 @@ REMEDIES = {
 
 
 UNSYNCHRONISED = "disable_synchronize_execution_providers"
-"""An entry of a run's options: it returns once all is launched. Else the event behind it would be recorded only after
-ONNX Runtime has noticed the end and Python has gone on, and count all of that as time of the card."""
+"""An entry of a run's options: the run returns once all is launched.
+
+Otherwise the event behind it would be recorded only after ONNX Runtime has noticed the end and Python has
+gone on, and would count that time as the card's.
+"""
 
 SAID_MAX = 300
-"""Characters of an error of ONNX Runtime's that are shown."""
+"""Characters that are shown of an error of ONNX Runtime."""
 
 
 def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
-    """Those whose provider works here, and a sentence for each provider that does not."""
+    """The peers whose provider works here, and a sentence for each provider that does not."""
     lacks = {
         provider: why for provider in sorted({peer.provider for peer in peers}) if (why := _why_not(provider))
     }
@@ -93,8 +97,10 @@ def available(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
 
 
 def _why_not(provider: str) -> str:
-    """Why a provider cannot be used, in a sentence; "" if it can. onnxruntime-gpu lists those, too, whose libraries are
-    missing, and falls back when a session is made."""
+    """The reason why a provider cannot be used, in a sentence; "" if it can.
+
+    onnxruntime-gpu also lists providers whose libraries are missing, and falls back when a session is made.
+    """
     built_for = getattr(onnxruntime, "cuda_version", "")
     version = f"onnxruntime {onnxruntime.__version__}" + (f", for CUDA {built_for}," if built_for else "")
     remedy = f" ({REMEDIES[provider]})" if provider in REMEDIES else ""
@@ -102,9 +108,9 @@ def _why_not(provider: str) -> str:
         return f"{version} has no {provider}{remedy}"
     if provider == TENSORRT:
         with contextlib.suppress(ImportError):
-            importlib.import_module("tensorrt")  # which loads its libraries from where pip has put them
+            importlib.import_module("tensorrt")  # loads its libraries from where pip has put them
     if provider in REMEDIES:
-        onnxruntime.preload_dlls()  # likewise of CUDA and cuDNN
+        onnxruntime.preload_dlls()  # likewise the libraries of CUDA and cuDNN
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
     try:
@@ -119,7 +125,7 @@ def _why_not(provider: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    """What ONNX Runtime says, in one line."""
+    """The text of an error of ONNX Runtime, in one line."""
     return " ".join(str(error).split())[:SAID_MAX]
 
 
@@ -131,8 +137,11 @@ def _tiny_model() -> bytes:
 
 
 class Side:
-    """A session, with inputs and outputs bound on the card; making it, and run(), raise Fails. On a card it executes on a stream of CuPy's, so that the card's
-    events time it as they time Clockwork."""
+    """A session, with inputs and outputs bound on the card.
+
+    Making it, and run(), raise Fails. On a card the session executes on a stream of CuPy's, so that the
+    card's events time it as they time Clockwork.
+    """
 
     def __init__(self, model: Path, peer: Peer, scratch: Path, profile: Path | None = None) -> None:
         self._path = _halved(model, scratch) if peer.is_half else model
@@ -150,15 +159,16 @@ class Side:
         self._run_options.add_run_config_entry(UNSYNCHRONISED, "1")
 
     def _open(self, given: Mapping[str, str], profile: Path | None = None) -> Any:
-        """given: options of the provider."""
+        """Open a session. given: options of the provider."""
         options = onnxruntime.SessionOptions()
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
-        # What the provider does not take is executed by CUDA, and the rest by the CPU, as a user's session would.
+        # Nodes that the provider does not take are executed by CUDA, and the rest by the CPU, as in a user's
+        # session.
         order = [(self._peer.provider, dict(given))]
         if self._peer.provider == TENSORRT:
-            # On the same stream: else the events would not see its work.
+            # The stream is the same; otherwise the events would not see the work of CUDA's provider.
             order.append((CUDA, {name: value for name, value in given.items() if name == STREAM}))
         try:
             session = onnxruntime.InferenceSession(
@@ -173,9 +183,12 @@ class Side:
     def run(
         self, inputs: Sequence[np.ndarray], right: Sequence[np.ndarray], runs: int, beside: str = "alone"
     ) -> tuple[list[Any], Times]:
-        """The answers, and the times of ``runs`` executions. right: of what shapes and types the outputs are: memory for
-        them is bound once, as a CUDA graph needs it. beside: "alone", or "registrations": sessions of the same file are
-        made and dropped meanwhile, on a thread."""
+        """The answers, and the times of ``runs`` executions.
+
+        right: expected outputs, for whose shapes and types memory is bound once, as a CUDA graph needs it.
+        beside: "alone", or "registrations": sessions of the same file are made and dropped meanwhile, on a
+        thread.
+        """
         binding = self.session.io_binding()
         for spec, array in zip(self.session.get_inputs(), inputs, strict=True):
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
@@ -195,7 +208,7 @@ class Side:
         return binding.copy_outputs_to_cpu(), times._replace(registered_s=registering.took_s)
 
     def _register(self) -> None:
-        """On streams of its own, as another model's session has them."""
+        """Open and drop a session on streams of its own, as another model's session has them."""
         self._open(self._peer.options)
 
     def _run(self, binding: Any, times: Times) -> None:
@@ -220,7 +233,7 @@ class Side:
     def kernels(
         self, inputs: Sequence[np.ndarray], right: Sequence[np.ndarray], batch: int, runs: int
     ) -> list[dict[str, Any]]:
-        """The time of each node by the session's profile, the longest first. Made with a profile."""
+        """The time of each node by the session's profile, the longest first. Needs a side with a profile."""
         self.run(inputs, right, runs)
         total: dict[str, float] = collections.defaultdict(float)
         for event in json.loads(Path(self.session.end_profiling()).read_text()):

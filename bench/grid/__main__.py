@@ -41,10 +41,10 @@ def policy_names(_: click.Context, option: click.Parameter, names: tuple[str, ..
 
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds the options of every command that runs simulations."""
+    """Add the options of every command that runs simulations."""
     for option in (
         click.option(
-            "--cell", "names", multiple=True, help="A cell's name or key=value,...; all if not given."
+            "--cell", "names", multiple=True, help="A cell's name or key=value,...; by default all cells."
         ),
         click.option(
             "--policy",
@@ -54,8 +54,10 @@ def common(command: Callable[..., None]) -> Callable[..., None]:
             help="A native policy, or MODULE:CLASS, a class in Python, which is slower (docs/policies/python.md).",
         ),
         click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed."),
-        click.option("--quick", is_flag=True, help="Few requests and seeds: to see that it works."),
-        click.option("--requests", type=click.IntRange(100), help="Requests of a measured point, at least."),
+        click.option("--quick", is_flag=True, help="Few requests and seeds, to try the benchmark."),
+        click.option(
+            "--requests", type=click.IntRange(100), help="Least number of requests of a measured point."
+        ),
     ):
         command = option(command)
     return command
@@ -80,12 +82,10 @@ def main() -> None:
 @main.command("run")
 @common
 @click.option("--without", multiple=True, type=click.Choice(list(cells.CELLS)), help="Leave out this cell.")
-@click.option("--seeds", type=click.IntRange(1), help="How many seeds are reported.")
+@click.option("--seeds", type=click.IntRange(1), help="Number of seeds that are reported.")
 @click.option("--processes", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The book to begin or go on with."
-)
-@click.option("--any-commit", is_flag=True, help="Go on with a book that another commit began.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The book to begin or continue.")
+@click.option("--any-commit", is_flag=True, help="Continue a book that another commit began.")
 @click.option("--forget", multiple=True, callback=policy_names, help="Measure this policy anew.")
 @click.option("--no-bounds", is_flag=True, help="Leave out the upper bounds.")
 @click.option("--publish", is_flag=True, help="Write docs/results/ and the tables of the documents.")
@@ -104,7 +104,7 @@ def run_command(
     no_bounds: bool,
     publish: bool,
 ) -> None:
-    """Measure, save after each result, print the table; go on where an interrupted run was."""
+    """Measure, save after each result, print the table; continue an interrupted run."""
     path = out or RESULTS / f"grid-{'quick' if quick else 'full'}-{seed}.json"
     plan = planned(quick, seed, seeds, requests)
     try:
@@ -129,7 +129,7 @@ def run_command(
             markdown.kept(book),
             plan.first_seed,
             lambda _, place: tables.plot(book, place),
-            begun_s=time.monotonic() - book["took_s"],  # an interrupted run counts as well
+            begun_s=time.monotonic() - book["took_s"],  # the time of an interrupted run counts as well
         )
 
 
@@ -163,7 +163,7 @@ def cells_command() -> None:
 def bounds_command(
     names: tuple[str, ...], chosen: tuple[str, ...], seed: int, quick: bool, requests: int | None
 ) -> None:
-    """The upper bounds of cells, requests a second."""
+    """The upper bounds of cells, in requests a second."""
     count = planned(quick, seed, None, requests).requests
     rows = []
     for cell in chosen_cells(names):
@@ -196,7 +196,7 @@ def show_rows(title: str, rows: list[dict[str, Any]], seed: int) -> None:
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
     for row in rows:
-        table.add_row(*(f"{one:.4g}" if isinstance(one, float) else str(one) for one in row.values()))
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=None if os.isatty(1) else 160).print(table)
 
 

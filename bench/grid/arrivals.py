@@ -1,8 +1,8 @@
-"""Requests of a cell before the rate is known: a single drawing for all rates and policies.
+"""Requests of a cell before the rate is known: one drawing for all rates and policies.
 
-They are drawn once, at UNIT_RATE, and at another rate come that much closer or further apart, so that two rates
-see the same requests and the search for a rate compares like with like. What happens inside a burst is in
-seconds and does not shrink.
+Requests are drawn once, at UNIT_RATE. At another rate their distances are scaled, so that two rates see the
+same requests and the search for a rate compares like with like. Times within a burst are in seconds and do
+not scale.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Arrivals:
     """Requests at UNIT_RATE, in order of time."""
 
     unit_ns: npt.NDArray[np.int64]
-    offset_ns: npt.NDArray[np.int64]  # added at every rate
+    offset_ns: npt.NDArray[np.int64]  # not scaled by the rate
     model: npt.NDArray[np.int32]
     group: npt.NDArray[np.uint8]  # index of the class
 
@@ -81,7 +81,7 @@ def gamma_arrivals(seed: int, count: int, shares: Sequence[float], cv: float, cl
 def burst_arrivals(
     seed: int, count: int, shares: Sequence[float], size: int, gap_s: float, classes: int
 ) -> Arrivals:
-    """Bursts of `size` requests for one model, `gap_s` apart in the mean; the bursts come as Poisson."""
+    """Bursts of `size` requests for one model, `gap_s` apart on average; the bursts are a Poisson process."""
     starts = chosen(poisson([UNIT_RATE / size], _duration_ns(count), seed=seed), shares, seed).collect()
     long_enough_ns = int(2 * gap_s * (len(starts) * size + 1000) * 1e9)
     within = poisson([1 / gap_s], long_enough_ns, seed=seed, stream=STREAM_GAPS)

@@ -1,57 +1,59 @@
-"""Upper bounds on the goodput of a cell: what no policy can exceed, however clever.
+"""Upper bounds on the goodput of a cell, which no policy can exceed.
 
 Both bounds are the Lagrangian dual of one relaxation, computed on the very requests that the policies got. A
-schedule uses three things that are scarce over a window of T seconds: device time, link time (loads) and memory
-(pages times time). Give each a price >= 0. Whatever a schedule does,
+schedule uses three scarce resources over a window of T seconds: device time, link time (loads) and memory
+(pages times time). Each has a price >= 0. For every schedule,
 
-    served <= sum over served requests of (1 - what it cost at these prices) + prices . budgets
+    served <= sum over served requests of (1 - its cost at these prices) + prices . budgets
 
 because a schedule cannot use more than the budgets. The right side, maximised for each model by itself, is
 therefore an upper bound at *every* price, and the prices that make it smallest only make it sharper: an
 inexact search for them loses tightness, never validity.
 
 Budgets, of D devices with P pages each, for the requests that arrive within the window [W, W + T]:
-  device time  D (T + S), S the longest SLO: what serves them runs between W and W + T + S.
+  device time  D (T + S), S the longest SLO: their batches run between W and W + T + S.
   link time    D (T + S), each device loading one model at a time.
   memory       D P T.
 
 Cost of executing. A batch of b costs exec(b).
-  *fluid*: a request of model m costs at least min exec(b) / b over the b that its SLO leaves room for, exec(b) +
-  network <= SLO. With several SLOs in a model, a batch that mixes them is limited by the tightest of its
-  members, so charging each request the minimum over the b of its own SLO charges no batch more than it costs.
-  *clairvoyant*: per model, a dynamic program over the known arrivals finds the best batches. A batch starts when
-  its last request has come and ends by the earliest deadline in it, so its arrivals span at most
-  SLO - network - exec(b). That batches may be taken to be of *consecutive* requests is an exchange argument
+  *fluid*: a request of model m costs at least min exec(b) / b over the b that its SLO leaves room for,
+  exec(b) + network <= SLO. With several SLOs in a model, a batch that mixes them is limited by the tightest
+  of its members, so charging each request the minimum over the b of its own SLO charges no batch more than it
+  costs.
+  *clairvoyant*: per model, a dynamic program over the known arrivals finds the best batches. A batch starts
+  when its last request has arrived and ends by the earliest deadline in it, so its arrivals span at most SLO
+  - network - exec(b). An exchange argument shows that batches may be taken to be of *consecutive* requests
   (equal SLOs; exec never falls with b, which is enforced by lowering it where it does):
     - A request left out inside a batch's span can take the place of the batch's first: the span shrinks.
-    - Two batches whose spans cross without one lying inside the other: sort their requests, give the first a to
-      the one that began first. Neither's last arrival gets later nor its first earlier.
+    - Two batches whose spans cross without one lying inside the other: sort their requests, give the first a
+      to the one that began first. Neither's last arrival gets later nor its first earlier.
     - One span inside the other, the inner batch not larger: every span allowed to the outer is allowed to the
       inner, so any cut of the sorted requests will do.
     - One span inside the other and the inner batch *larger*: needs a small batch that starts during the large
-      one's execution and ends before it, on another device. Impossible on one device; nor does it happen under
-      any policy that takes a model's requests in order of their deadlines, as all here do. For those that do
-      not, any_order=True relaxes: number the batches by start and give the served requests out in order.
-      Every last arrival is then in time, and the earliest deadline of a batch is at least the earliest end of
-      those that start no earlier, at least its own start + exec(1): spans of SLO - network - exec(1).
-  With several SLOs in a model, each request is given the longest of them, a relaxation after which the above
-  holds; the fluid bound, which does not do so, may then be the sharper one. Order of deadlines, or of priorities,
-  is then not that of arrivals, so with several devices any_order is needed.
+      one's execution and ends before it, on another device. Impossible on one device; nor does it happen
+      under any policy that takes a model's requests in order of their deadlines, as all here do. For those
+      that do not, any_order=True relaxes: number the batches by start and give the served requests out in
+      order. Every last arrival is then in time, and the earliest deadline of a batch is at least the earliest
+      end of those that start no earlier, at least its own start + exec(1): spans of SLO - network - exec(1).
+  With several SLOs in a model, each request is given the longest of them, a relaxation after which this
+  holds; the fluid bound, which does not do so, may then be the sharper one. Order of deadlines, or of
+  priorities, is then not that of arrivals, so with several devices any_order is needed.
 
-Cost of residency (cells whose models do not all fit). A *stint* is the time that a model is on a device without
-a break, its load included; a batch runs inside one. Take a served request i of model m, j the one of m that
-arrived just before it. In i's stint, either
+Cost of residency (cells whose models do not all fit). A *stint* is the time that a model is on a device
+without a break, its load included; a batch runs inside one. Take a served request i of model m, j the one of
+m that arrived just before it. In i's stint, either
     - some earlier request of the window was served: the last such, j' <= j, was done by its deadline, so the
       model was held from arrival(j') + S to arrival(i): at least the gap between j and i less S; or
     - i is the first, and the stint began before W: the model was held from W to arrival(i); or
     - i is the first, and its stint began within the window: one whole load is i's alone.
-The times held that are so charged lie between neighbours of one stint, so they are disjoint and no more than
-the memory there is. So i pays at least min(price of a load, price of its pages x (arrival(i) - max(W,
-arrival(j) + S))). That min is what couples loads with memory; nothing is assumed about placement or eviction.
-In a cold cell nothing is on a device at W, and a model's first request pays a load.
+The times charged in this way lie between neighbours of one stint, so they are disjoint and their sum is no
+more than the memory. So i pays at least min(price of a load, price of its pages x (arrival(i) - max(W,
+arrival(j) + S))). This minimum couples loads with memory; nothing is assumed about placement or eviction. In
+a cold cell nothing is on a device at W, and a model's first request pays a load.
 
-The bound on goodput is the lowest rate found at which not even 99 % of the requests could be served. The limit of
-2 % for each group is left out, which can only raise it. Durations are taken NOISE_SIGMAS below their mean.
+The bound on goodput is the lowest rate found at which not even 99 % of the requests could be served. The
+limit of 2 % for each group is left out, which can only raise it. Durations are taken NOISE_SIGMAS below their
+mean.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ RATE_STEP = 1.002
 """Width of the bracket at which the bisection of the rate ends."""
 
 GAP = 1e-4
-"""Part of the requests by which a sharper bound could differ when the search for prices ends."""
+"""Part of the requests by which a sharper bound could still differ when the search for prices ends."""
 STEPS_MAX = 120
 
 Floats = npt.NDArray[np.float64]
@@ -92,7 +94,7 @@ Int64s = npt.NDArray[np.int64]
 
 
 def curve(profile: ModelProfile) -> Floats:
-    """Execution time of every batch size, ns, entry 0 unused; never falling with the size."""
+    """Execution time of every batch size in ns, which never falls with the size; entry 0 is unused."""
     return fluid.curve(profile, NOISE_SIGMAS * EXEC_NOISE)
 
 
@@ -118,10 +120,11 @@ def fluid_rate(cell: Cell) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Hold:
-    """The cost of residency for each request, by price; absent where every device holds every model."""
+    """The cost of residency of each request, by price; absent where every device holds every model."""
 
-    load_ns: Floats  # by request: its model's load
-    pages_ns: Floats  # by request: pages x time held since the one before; infinite where a load is sure
+    load_ns: Floats  # by request: the load time of its model
+    # by request: pages x time held since the request before; infinite where a load is certain
+    pages_ns: Floats
 
 
 class Relaxation:
@@ -166,7 +169,7 @@ class Relaxation:
         self.budgets = np.array([device_ns, device_ns, float(cell.devices * cell.page_count) * span])
         curves = [curve(profile) for profile in served]
         costs = np.array([[cheapest(times, int(slo)) for slo in row] for times, row in zip(curves, slos)])
-        self.cost = costs[self.models, self.groups]  # by request, of the fluid bound
+        self.cost = costs[self.models, self.groups]  # by request: its cost in the fluid bound
         self.clairvoyant = clairvoyant
         width = max(len(exec_ns) for exec_ns in curves)
         self.exec_ns = np.zeros((cell.models, width))
@@ -197,7 +200,7 @@ class Relaxation:
         )
 
     def value(self, prices: Floats) -> tuple[float, Floats]:
-        """(the bound on the requests served, at these prices; its slope by each of them)."""
+        """(the bound on the requests served, at these prices; its slope by each price)."""
         worth = np.ones(self.count)
         loaded = held = None
         if self.hold is not None:
@@ -234,9 +237,10 @@ class Relaxation:
 def minimum(
     value: Callable[[Floats], tuple[float, Floats]], prices_max: Floats, needed: float, gap: float
 ) -> float:
-    """The least value of a convex function of prices >= 0, or some value below `needed` once there is one.
+    """The least value of a convex function of prices >= 0, or some value below `needed` if the search finds
+    one.
 
-    The ellipsoid method, in prices scaled by prices_max; along a line it is bisection.
+    The method is that of ellipsoids, in prices scaled by prices_max; along a line it is bisection.
     """
     scale = prices_max[prices_max > 0]
     free = np.flatnonzero(prices_max > 0)
@@ -310,13 +314,13 @@ def rate_bound(
 def in_order(cell: Cell) -> bool:
     """Whether a model's requests are taken in order of arrival by every policy that goes by deadlines.
 
-    Or need not be: on one device the order makes no difference to the bound.
+    True also where the order makes no difference to the bound: on one device.
     """
     return cell.devices == 1 or len(cell.classes) == 1
 
 
 def bounds(cell: Cell, seeds: Sequence[int], requests: int, warmup_s: float) -> dict[str, list[float]]:
-    """Both bounds for each seed, requests per second; and the clairvoyant bound without an order of requests."""
+    """Both bounds in requests/s for each seed, and the clairvoyant bound for any order of requests."""
     found: dict[str, list[float]] = {"fluid": [], "clairvoyant": [], "clairvoyant, any order": []}
     for seed in seeds:
         arrivals = cell.draw(seed, needed_arrivals(cell, requests, warmup_s))

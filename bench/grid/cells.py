@@ -46,13 +46,13 @@ V100_PAGES = 1376
 
 SYNTHETIC_WEIGHTS_BYTES = 102_200_000
 SYNTHETIC_LOAD_NS = 8_320_000
-"""ResNet50 v2 in the paper's Table 1."""
+"""Load time of ResNet50 v2 in the paper's Table 1."""
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-"""Profile points of a synthetic model: on a line, so interpolation is exact."""
+"""Profile points of a synthetic model. They lie on a line, so interpolation is exact."""
 
 EXEC_NOISE = 0.0003
-"""Relative sigma of an execution: the paper's ResNet50 has its p99.99 within 0.03 % of the median (Fig. 2)."""
+"""Relative sigma of executions: the paper's ResNet50 has its p99.99 within 0.03 % of the median (Fig. 2)."""
 LOAD_NOISE = 0.01
 LINK_NS = 50_000
 LINK_JITTER_NS = 10_000
@@ -64,7 +64,7 @@ BURST_GAP_S = 0.002
 DECILES = 10
 
 WINDOW_SLOS = 50
-"""Shortest window, in longest SLOs."""
+"""Shortest window, as a multiple of the longest SLO."""
 WINDOW_MIN_S = 1.0
 
 
@@ -122,7 +122,9 @@ class Cell:
         return zipf(self.models, self.zipf)
 
     def decile(self, model: int) -> int:
-        """Models by popularity in ten groups of equal number; fewer than ten models are groups themselves."""
+        """The model's group by popularity, of ten equal groups, or of as many as models if these are
+        fewer.
+        """
         return model * DECILES // self.models if self.models >= DECILES else model
 
     @property
@@ -140,7 +142,7 @@ class Cell:
         return max(max(row) for row in self.slos_ns())
 
     def window_s(self, rate: float, requests: int) -> float:
-        """The length of a measured window in seconds: enough requests, and long compared with the longest SLO."""
+        """The length of a window in seconds: enough requests, and long compared with the longest SLO."""
         return max(requests / rate, WINDOW_SLOS * self.slo_max_ns / 1e9, WINDOW_MIN_S)
 
     def draw(self, seed: int, count: int) -> Arrivals:
@@ -281,7 +283,7 @@ _TABLE: Mapping[str, str] = {
     "d1-m20-medium-zoo": "devices=1,models=20,slo=100ms,gain=zoo",
     "d1-m200-pressed-zoo": "devices=1,models=200,slo=100ms,gain=zoo,zipf=0.9,fits=0.3",
     "d1-m4000-pressed-zoo": "devices=1,models=4000,slo=250ms,gain=zoo,zipf=0.9,fits=v100",
-    # Eight devices: few models (a batch worth waiting for) and many (waiting collides).
+    # Eight devices: few models (long batches pay) and many (waits for batches collide).
     "d8-m1-tight-high": "devices=8,models=1,slo=1.5x,gain=20",
     "d8-m1-medium-low": "devices=8,models=1,slo=4x,gain=1",
     "d8-m6-tight-low": "devices=8,models=6,slo=2x,gain=2",
@@ -297,7 +299,7 @@ _TABLE: Mapping[str, str] = {
     "d8-m200-pressed-low-cv4": "devices=8,models=200,slo=15x,gain=1,zipf=0.9,fits=0.4,arrivals=cv4",
     "d8-m200-cold-zoo": "devices=8,models=200,slo=100ms,gain=zoo,arrivals=bursts,fits=0.3",
     "d8-m4000-pressed-zoo": "devices=8,models=4000,slo=100ms,gain=zoo,zipf=0.9,fits=v100",
-    # Twenty-four devices: Symphony's own setting, and against it.
+    # Twenty-four devices: Symphony's own setting, and a less favourable one.
     "d24-m1-tight-high": "devices=24,models=1,slo=2x,gain=20",
     "d24-m6-medium-high": "devices=24,models=6,slo=3x,gain=20",
     "d24-m6-loose-high-cv4": "devices=24,models=6,slo=12x,gain=20,arrivals=cv4",
@@ -317,4 +319,4 @@ _TABLE: Mapping[str, str] = {
 }
 
 CELLS: dict[str, Cell] = {name: specified(name, spec) for name, spec in _TABLE.items()}
-"""The cells by name. Quick mode also runs all of them, with fewer requests and seeds."""
+"""The cells by name. Quick mode runs all of them with fewer requests and seeds."""

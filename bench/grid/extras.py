@@ -1,4 +1,6 @@
-"""Measurements besides goodput: latency of an idle cluster, busy devices at low load, isolation, ablations of rules."""
+"""Measurements besides goodput: latency of an idle cluster, busy devices at low load, isolation,
+ablations.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ SWITCH = "off_"
 
 
 def rough_bound(cell: Cell, seed: int) -> float:
-    """A rate near the highest possible."""
+    """A rate near the highest possible goodput."""
     drawn = cell.draw(seed, bounds.needed_arrivals(cell, run.ROUGH_REQUESTS, 0.0))
     return bounds.rate_bound(cell, drawn, run.ROUGH_REQUESTS, 0.0, clairvoyant=True)
 
@@ -42,7 +44,7 @@ def first_settings(cell: Cell, chosen: Sequence[str]) -> list[Setting]:
     found = []
     for policy in chosen:
         listed = policies.settings(policy, policies.memories(policy, cell)[-1], cell)
-        # The largest batch that fifo may take, since none has to be waited for.
+        # fifo may take its largest batch, because no batch waits without a delay.
         found.append(listed[len(policies.fifo_caps(cell)) - 1] if policy == "fifo" else listed[0])
     return found
 
@@ -104,7 +106,7 @@ def saving(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> list[
 
 
 def with_hot_model(offered: TimedArrivals, hot: int, times: int) -> TimedArrivals:
-    """The requests, with each request of a model repeated ``times`` times."""
+    """The requests; those of a model are repeated ``times`` times."""
     repeats = np.where(offered.model == hot, times, 1)
     return TimedArrivals(
         np.repeat(offered.t_ns, repeats),
@@ -114,7 +116,7 @@ def with_hot_model(offered: TimedArrivals, hot: int, times: int) -> TimedArrival
 
 
 def isolation(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> list[dict[str, Any]]:
-    """The bad part of the other models while the last model misbehaves, compared with the same requests without that."""
+    """The bad part of other models while the last model floods the cell, and without the flood."""
     if cell.models < 2:
         raise ValueError(f"{cell.name} has one model: whom should it disturb?")
     rate = ISOLATION_PART * rough_bound(cell, seed)
@@ -148,7 +150,7 @@ def isolation(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> li
 def switches(policy: str, memory: str) -> list[str]:
     """The options of a policy that each switch a rule off.
 
-    It names all that it knows when it is given one that it does not.
+    They are read from the policy's error on an unknown option, which names all options.
     """
     cell = CELLS["d1-m1-tight-low"]
     unknown = Setting(policy, (("?", 1.0),), memory)

@@ -15,8 +15,11 @@ Kept = dict[str, Any]
 
 
 def kept(book: dict[str, Any]) -> Kept:
-    """The plan, the commits that measured (not the one that publishes), and goodputs, ratios and overload for each cell and
-    memory manager; not every point."""
+    """The part of a book that is published: plan, commits, and each cell's and memory manager's results.
+
+    The commits are those that measured, not the one that publishes. Results are goodputs, ratios and
+    overload, without the single points.
+    """
     return {
         "plan": book["plan"],
         "commit": tables.commits(book),
@@ -33,11 +36,11 @@ def kept(book: dict[str, Any]) -> Kept:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
+    """The value, with None in the place of infinities and NaNs, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(element) for name, element in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(element) for element in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -85,7 +88,7 @@ def _means(shown: Sequence[Kept], memory: str) -> str:
 
 
 def extent(plan: Kept) -> str:
-    """The amount of measurements, as a line."""
+    """The numbers of seeds and requests, as a line."""
     return (
         f"{plan['seeds']} seeds from {plan['first_seed']}, at least {plan['requests']:,} requests in every window;"
         f" settings chosen with {plan['screen_requests']:,}."
@@ -93,9 +96,9 @@ def extent(plan: Kept) -> str:
 
 
 def _beyond(row: Kept, times: str) -> str:
-    """Ratio of good answers per second, ours to the best other policy's, each at a multiple of its own goodput."""
+    """The ratio of our good answers/s to the best other policy's, each at a multiple of its own goodput."""
     ours, other = (
-        row["overload"].get(one, {}).get(times, 0.0) * row["goodput"][one]
-        for one in (OURS, row["best_other"])
+        row["overload"].get(policy, {}).get(times, 0.0) * row["goodput"][policy]
+        for policy in (OURS, row["best_other"])
     )
     return f"{ours / other:.2f}" if other else "-"

@@ -32,30 +32,33 @@ PROMPT_NS = 10_000_000
 """Time after an arrival within which a refusal leaves its client time to ask elsewhere."""
 
 WARMUP_WINDOWS = 12
-"""Successive windows that are compared to find where a run becomes stationary: at the latest in the last one."""
+"""Number of successive windows that are compared to find where a run becomes stationary."""
 WARMUP_WINDOW_REQUESTS = 2000
 WARMUP_WINDOW_SLOS = 5
 BAD_DRIFT = 0.01
 LOADS_DRIFT = 0.15
-"""Two windows agree if their bad parts differ by no more than BAD_DRIFT, and their loads by no more than this
-part of them, or by what chance does to counts of this size (3 sigma)."""
+"""Largest difference of loads between two windows that agree, as a part of them.
+
+A difference that chance explains for counts of this size (3 sigma) is allowed, too. Bad parts may differ by
+BAD_DRIFT.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
     """The result of a run, in its window."""
 
-    rate: float  # offered, requests per second
+    rate: float  # offered requests per second
     offered: int
-    bad: float  # part of the requests
+    bad: float  # share of the requests
     worst_decile: float
     worst_class: float
-    good_rate: float  # requests a second answered in time
+    good_rate: float  # requests per second answered in time
     p50_ms: float
     p99_ms: float
     refusal_p99_ms: float  # of refusals, from the request's arrival; 0: nothing was refused
-    prompt: float  # part of the refusals that came within PROMPT_NS
-    busy: float  # part of the devices' time
+    prompt: float  # share of the refusals that came within PROMPT_NS
+    busy: float  # share of the devices' time
     devices_used: int  # devices that executed a request
     batch: float  # mean size
     loads: int
@@ -125,7 +128,7 @@ def bad_parts(offered: npt.ArrayLike, bad: npt.ArrayLike) -> npt.NDArray[np.floa
 def point(
     cell: Cell, setting: Setting, drawn: Arrivals, rate: float, *, seed: int, warmup_s: float, requests: int
 ) -> Point:
-    """Run a cell at a rate and count, from the end of the warm-up on."""
+    """Run a cell at a rate, and count requests from the end of the warm-up on."""
     window_s = cell.window_s(rate, requests)
     until_s = warmup_s + window_s
     report = run(
@@ -144,7 +147,7 @@ def summary(cell: Cell, report: Report, rate: float, warmup_s: float) -> Point:
     """The point of a report."""
     offered, bad = report.models.offered, report.models.bad
     deciles = np.array([cell.decile(model) for model in range(cell.models)])
-    by_decile = [np.bincount(deciles, one, minlength=cell.groups) for one in (offered, bad)]
+    by_decile = [np.bincount(deciles, counts, minlength=cell.groups) for counts in (offered, bad)]
     total = int(offered.sum())
     executions = int(report.batches.sum())
     first, second = halves(report, warmup_s)
@@ -184,17 +187,17 @@ def halves(report: Report, warmup_s: float) -> tuple[float, float]:
 
 
 def settled(offered: Sequence[int], bad: Sequence[int], loads: Sequence[int]) -> int:
-    """The first window from which on three in a row agree; the number of windows if none do."""
+    """The first of three consecutive windows that agree; the number of windows if none do."""
 
-    def agree(one: int, other: int) -> bool:
-        count = max(min(offered[one], offered[other]), 1)
-        parts = [bad[index] / max(offered[index], 1) for index in (one, other)]
+    def agree(former: int, latter: int) -> bool:
+        count = max(min(offered[former], offered[latter]), 1)
+        parts = [bad[index] / max(offered[index], 1) for index in (former, latter)]
         part = min(sum(parts) / 2, 1.0)
         chance = 3 * math.sqrt(2 * part * (1 - part) / count)
-        most = max(loads[one], loads[other])
-        return abs(parts[0] - parts[1]) <= max(BAD_DRIFT, chance) and abs(loads[one] - loads[other]) <= max(
-            LOADS_DRIFT * most, 3 * math.sqrt(2 * most)
-        )
+        most = max(loads[former], loads[latter])
+        return abs(parts[0] - parts[1]) <= max(BAD_DRIFT, chance) and abs(
+            loads[former] - loads[latter]
+        ) <= max(LOADS_DRIFT * most, 3 * math.sqrt(2 * most))
 
     for first in range(len(bad) - 2):
         if agree(first, first + 1) and agree(first + 1, first + 2) and agree(first, first + 2):
@@ -209,7 +212,7 @@ def warmup_s(cell: Cell, settings: Sequence[Setting], drawn: Arrivals, rate: flo
     width_s = max(WARMUP_WINDOW_REQUESTS / rate, WARMUP_WINDOW_SLOS * cell.slo_max_ns / 1e9)
     until_s = WARMUP_WINDOWS * width_s
     offered = drawn.at(rate, until_s)
-    found = 1  # the first window is never warm
+    found = 1  # the first window is always part of the warm-up
     for setting in settings:
         report = run(cell, setting, offered, seed=seed, warmup_s=0.0, until_s=until_s, series_s=width_s)
         columns = [report.series[name][:WARMUP_WINDOWS].tolist() for name in ("offered", "bad", "loads")]

@@ -1,7 +1,7 @@
-"""The policies that the grid compares, and their settings: in each cell the best setting of a policy counts.
+"""The policies that the grid compares, and their settings. In each cell the best setting of a policy counts.
 
-What the published policies leave open is settled in their favour, cell by cell. Ours, and edf, have one setting
-for all cells.
+Details that published policies leave open are set in their favour, cell by cell. Our policy and edf have one
+setting for all cells.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bench.grid.bounds import batch_limit, curve
 from bench.grid.cells import Cell, profiles
 
 POLICIES = ("paper", "fifo", "edf", "deferred", "adaptive")
-"""The native policies. A policy in Python, MODULE:CLASS, is measured with its options as they are."""
+"""The native policies. A policy in Python, MODULE:CLASS, is measured with its default options."""
 OURS = "adaptive"
 OTHERS = tuple(policy for policy in POLICIES if policy != OURS)
 
@@ -23,7 +23,7 @@ OWN_MEMORY = ("edf",)
 """Policies that only work with their own memory manager; they are compared with both."""
 
 PAPER_AHEAD_MS = (5.0, 10.0)
-"""The code's default delay is 10 ms, the paper's experiments had 5."""
+"""Delays to try, in ms: the code's default is 10, the paper's experiments had 5."""
 PAPER_BATCH_CAP = 16.0
 
 FIFO_DELAYS = (0.0, 0.1, 0.25)
@@ -49,7 +49,7 @@ class Setting:
     @staticmethod
     def of_key(key: str) -> Setting:
         policy, memory, options = key.split("|")
-        pairs = [one.split("=") for one in options.split(",") if one]
+        pairs = [pair.split("=") for pair in options.split(",") if pair]
         return Setting(policy, tuple((name, float(value)) for name, value in pairs), memory)
 
 

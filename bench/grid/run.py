@@ -1,8 +1,9 @@
-"""Runs the grid: decides what to measure next, runs it in processes, saves after every result.
+"""Runs the grid: decides what to measure next, runs it in processes, and saves after every result.
 
-A results file is a *book*: how long was spent on it, and cells; in each the warm-up, the bounds by seed, and by
-setting what was screened and measured. What to do next follows from what is in it alone, so an interrupted run goes
-on where it was, and two runs with the same seed write the same numbers however their processes raced.
+A results file is a *book*: the time spent on it, and cells; a cell has its warm-up, the bounds by seed, and
+the screened and measured results by setting. The next tasks follow from the book alone, so that an
+interrupted run can continue, and two runs with the same seed write the same numbers in whatever order their
+processes end.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class Task:
     seed: int = 0
     warmup_s: float = 0.0
     bound: float = 0.0  # a rate near the highest possible
-    guess: float = 0.0  # a rate near the goodput, 0: unknown
-    chosen: tuple[str, ...] = policies.POLICIES  # prepare: policies whose runs have to be warm
+    guess: float = 0.0  # a rate near the goodput; 0: unknown
+    chosen: tuple[str, ...] = policies.POLICIES  # for prepare: policies whose runs have to be warm
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -184,9 +185,9 @@ def empty(plan: Plan) -> dict[str, Any]:
 
 
 def load(path: Path, plan: Plan, any_commit: bool = False) -> dict[str, Any]:
-    """The book in a file, or an empty one. Raises ValueError if it is of another plan, or another commit.
+    """The book in a file, or an empty book. Raises ValueError if its plan or its commit is another.
 
-    any_commit: take it all the same; each result says by which commit it was made.
+    any_commit: accept the book of another commit; each result has the commit that made it.
     """
     if not path.exists():
         return empty(plan)
@@ -280,7 +281,7 @@ def _of_policy(found: dict[str, Any], base: Task, settings: Sequence[Setting]) -
 
 
 def kept(book: dict[str, Any], settings: Sequence[Setting], most: int) -> list[Setting]:
-    """The settings worth measuring in full: those screened near the best, the best first."""
+    """The settings to measure in full: those screened near the best, the best first."""
     if len(settings) == 1:
         return list(settings)
     ranked = sorted(settings, key=lambda setting: -book[setting.key]["screened"])
@@ -300,9 +301,9 @@ def run(
     forgotten: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure missing results, save after each, return the book.
+    """Measure missing results, save after each, and return the book.
 
-    any_commit: go on with a book of another commit. forgotten: policies that are measured anew.
+    any_commit: continue a book of another commit. forgotten: policies that are measured anew.
     """
     book = load(path, plan, any_commit)
     forget(book, forgotten)
@@ -322,7 +323,7 @@ def run(
         bar = progress.add_task("grid", total=None)
         if processes == 1:
             while task := next(ready(book, plan, cells, chosen, with_bounds), None):
-                progress.update(bar, description=" ".join(str(one) for one in task.key))
+                progress.update(bar, description=" ".join(str(part) for part in task.key))
                 enter(book, task, perform(task))
                 keep()
                 progress.advance(bar)
@@ -350,7 +351,7 @@ def run(
 def best_setting(found: dict[str, Any], policy: str, memory: str) -> Setting | None:
     """The setting of a policy with the highest mean goodput; None if none was measured.
 
-    What ran with its own memory manager is there for every other.
+    A setting that uses the policy's own memory manager counts for every manager.
     """
     candidates = []
     for key, entry in found["settings"].items():

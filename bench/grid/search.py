@@ -1,4 +1,4 @@
-"""The search for a goodput: the highest rate at which it, and every lower one tried, is good enough."""
+"""The search for a goodput: the highest passing rate below which every tried rate passes, too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 RUNGS = (0.05, 0.2, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
-"""Parts of the bound that are tried in rising order until one fails, to detect a policy that fails at low rates."""
+"""Parts of the bound, tried in rising order until one fails, to detect a policy that fails at low rates."""
 
 STEP = 1.1
 """Factor by which the bracket grows beyond the last rung, and around a guess."""
@@ -18,9 +18,10 @@ NOTHING = 1e-3
 
 
 def goodput(passes: Callable[[float], bool], bound: float, guess: float, tolerance: float) -> float:
-    """The highest passing rate, to a factor of `tolerance`; 0 if none passes.
+    """The highest passing rate, within a factor of `tolerance`; 0 if none passes.
 
-    guess: about where it is (0: unknown, climb the rungs from below). `passes` is asked for each rate once.
+    guess: an estimate of it; 0: unknown, and the rungs are climbed from below. `passes` is called once for
+    each rate.
     """
     if bound <= 0:
         return 0.0

@@ -11,7 +11,9 @@ T_975 = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""Student's t, 97.5 %, for 1 to 30 degrees of freedom; above, the last one (too wide by less than 5 %)."""
+"""Student's t, 97.5 %, for 1 to 30 degrees of freedom; the last value serves beyond (too wide by less than 5
+%).
+"""
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -22,9 +24,9 @@ def geometric_mean(values: Sequence[float]) -> float:
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """(geometric mean of ours / theirs over seeds, lower and upper end of its 95 % interval).
 
-    The same seed stands in the same place. One pair has no interval: from 0 to infinity.
+    Both sequences are in the same order of seeds. One pair has no interval: its ends are 0 and infinity.
     """
-    logs = [math.log(one / other) for one, other in zip(ours, theirs, strict=True)]
+    logs = [math.log(our / their) for our, their in zip(ours, theirs, strict=True)]
     mean = statistics.fmean(logs)
     if len(logs) < 2:
         return math.exp(mean), 0.0, math.inf

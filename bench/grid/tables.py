@@ -22,7 +22,7 @@ LOST_BELOW = 0.98
 EXPLAIN_BELOW = 0.8
 """Part of the bound below which a cell needs an explanation."""
 DRIFT_MAX = 0.005
-"""Difference between the bad parts of a window's halves, in the mean over seeds, from which it was not stationary."""
+"""Mean difference between the bad parts of a window's halves above which a run was not stationary."""
 REFERENCES = ("paper", "edf")
 
 
@@ -36,15 +36,18 @@ class Row:
     goodput: dict[str, float]  # by policy, mean over seeds at its best setting
     setting: dict[str, str]
     ratio: dict[str, tuple[float, float, float]]  # ours to each other policy: mean, and its 95 % interval
-    overload: dict[str, dict[str, float]]  # by policy, by multiple: good rate to the goodput
-    refusal_ms: dict[str, dict[str, float]]  # likewise: the 99th percentile of the latency of refusals
+    # by policy and multiple of its goodput: good answers per second, as a part of the goodput
+    overload: dict[str, dict[str, float]]
+    # by policy and multiple: the 99th percentile of the latency of refusals
+    refusal_ms: dict[str, dict[str, float]]
     drift: dict[str, float]  # by policy: the difference between the halves of its windows, at its goodput
 
     @property
     def best_other(self) -> str:
         """The other policy with the highest goodput; "" if none was measured.
 
-        Under the paper's memory rules only those that have them: dispatch is compared there, not loading.
+        Under the paper's memory manager only policies that can use it count, because dispatch is compared
+        there, not loading.
         """
         others = [
             policy
@@ -110,7 +113,10 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
         name,
         memory,
         bound,
-        {policy: _mean(one["goodput"] for one in entry.values()) for policy, entry in seeds.items()},
+        {
+            policy: _mean(measured["goodput"] for measured in entry.values())
+            for policy, entry in seeds.items()
+        },
         chosen,
         ratio,
         {
@@ -121,12 +127,12 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
             policy: _overload(entry, lambda point, _: point.get("refusal_p99_ms", math.nan))
             for policy, entry in seeds.items()
         },
-        {policy: _mean(_drift(one) for one in entry.values()) for policy, entry in seeds.items()},
+        {policy: _mean(_drift(measured) for measured in entry.values()) for policy, entry in seeds.items()},
     )
 
 
 def _in_python(found: dict[str, Any]) -> list[str]:
-    """The policies of a cell that are classes in Python: they are in the table, but not compared."""
+    """The policies of a cell that are classes in Python: the table shows them, but does not compare them."""
     return sorted({run.Setting.of_key(key).policy for key in found["settings"]} - set(policies.POLICIES))
 
 
@@ -164,7 +170,7 @@ def _overload(seeds: dict[str, Any], value: Callable[[dict[str, Any], float], fl
 
 
 def gap_closed(found: Sequence[Row]) -> float:
-    """The part of the gap between the best other policy and the bound that our policy closes, in geometric means."""
+    """The part of the gap between best other policy and bound that ours closes, in geometric means."""
     useful = [
         row for row in found if row.bound and row.goodput.get(OURS) and row.goodput.get(row.best_other, 0) > 0
     ]
@@ -262,7 +268,7 @@ def _cells(row: Row, shown: Sequence[str]) -> list[str]:
         f"{row.bound:.4g}" if row.bound else "",
         *(goodput(policy) for policy in shown),
         f"{ratio(row.best_other)} {row.best_other}",
-        *(ratio(one).partition(" ")[0] for one in REFERENCES),
+        *(ratio(policy).partition(" ")[0] for policy in REFERENCES),
         *(overload(row.overload, times, ".2f") for times in ("1.2", "1.5")),
         *(overload(row.refusal_ms, times, ".3g") for times in ("1.2", "1.5")),
         "lost" if row.lost else "",
@@ -270,7 +276,7 @@ def _cells(row: Row, shown: Sequence[str]) -> list[str]:
 
 
 def plot(book: dict[str, Any], path: Path) -> None:
-    """Draw every policy's part of the bound in each cell as a PNG. Needs the extra [plots]."""
+    """Draw every policy's part of the bound in each cell as a PNG file. Needs the extra [plots]."""
     try:
         import matplotlib
     except ImportError:

@@ -1,1 +1,1 @@
-"""The experiments of "Serving DNNs like Clockwork" (Gujarati et al., OSDI 2020), drawn again; see README.md."""
+"""The experiments of "Serving DNNs like Clockwork" (Gujarati et al., OSDI 2020), repeated; see README.md."""

@@ -1,10 +1,10 @@
-"""Runs the experiments of the paper and draws its figures again.
+"""Repeats the experiments of the paper and draws its figures.
 
-    python -m bench.paper [fig2|fig5|fig6|fig7|fig8|fig9|fig11|all ...] [--full] [--policies paper,fifo,adaptive]
-                          [--seed 0] [--out DIR] [--json] [--jobs N] [--trace FILE] [--no-live] [--no-plots]
-                         [--mapping original|shuffled] [--devices N]
+    python -m bench.paper [fig2|fig5|fig6|fig7|fig8|fig9|fig11|all ...] [--full]
+        [--policies paper,fifo,adaptive] [--seed 0] [--out DIR] [--json] [--jobs N] [--trace FILE]
+        [--no-live] [--no-plots] [--mapping original|shuffled] [--devices N]
 
-Each writes NAME.json and NAME.png. fig10 is drawn with fig9. See bench/paper/README.md.
+Each experiment writes NAME.json and NAME.png. fig10 is drawn with fig9. See bench/paper/README.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CELL_MAX = 28
 def experiment(
     name: str, setting: Setting, out: Path, plots: bool, progress: Progress, publish: bool = False
 ) -> Result:
-    """Run an experiment, showing its progress, and write its files. publish: also those in docs/results."""
+    """Run an experiment, show its progress, and write its files. publish: also those in docs/results."""
     module = FIGURES[name]
     begun_s = time.monotonic()
     task = progress.add_task(name, total=1.0)
@@ -82,7 +82,7 @@ def experiment(
 
 
 def table(title: str, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> Table:
-    """A table of rows for people. columns: to show; none: all."""
+    """A table of rows for people. columns: those to show; by default all."""
     shown = Table(title=title, title_justify="left", header_style="bold")
     names = [
         column
@@ -115,7 +115,7 @@ def names_of(wanted: list[str]) -> list[str]:
 
 
 def setting_of(arguments: argparse.Namespace) -> Setting:
-    """Raises ConfigError for an unknown policy, or for no device."""
+    """The settings of a run. Raises ConfigError for an unknown policy, or for no device."""
     policies = tuple(policy for policy in arguments.policies.split(",") if policy)
     for policy in policies:
         named(policy)
@@ -143,10 +143,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--jobs", type=int, default=0, help="processes (0: one for each core)")
+    parser.add_argument("--jobs", type=int, default=0, help="number of processes (0: one for each core)")
     parser.add_argument("--trace", type=Path, help="a CSV file in the Azure Functions format")
     parser.add_argument(
-        "--mapping", choices=["original", "shuffled"], default="", help="fig9: this one alone"
+        "--mapping", choices=["original", "shuffled"], default="", help="fig9: only this mapping"
     )
     parser.add_argument(
         "--devices",
@@ -155,9 +155,11 @@ def main(argv: list[str] | None = None) -> int:
         help=f"fig9: on so many, either mapping (default: {fig9.DEVICES} in original order; shuffled, the fewest, by"
         " a search)",
     )
-    parser.add_argument("--no-live", action="store_true", help="only what is simulated")
-    parser.add_argument("--no-plots", action="store_true", help="without matplotlib")
-    parser.add_argument("--json", action="store_true", help="print what the JSON files hold")
+    parser.add_argument("--no-live", action="store_true", help="leave out the parts that run on a CPU worker")
+    parser.add_argument(
+        "--no-plots", action="store_true", help="draw no plots, so that matplotlib is not needed"
+    )
+    parser.add_argument("--json", action="store_true", help="print the content of the JSON files")
     report.publishing(parser)
     arguments = parser.parse_args(argv)
     console = Console(stderr=arguments.json)

@@ -1,9 +1,10 @@
-"""An upper bound on the requests that any policy could serve of known arrivals, for identical resident models.
+"""An upper bound on the requests that any policy could serve of known arrivals, for identical resident
+models.
 
-The same relaxation as the benchmark's (bench/grid/bounds.py): device time has a price, per model a dynamic
-program finds the best batches of consecutive requests at that price, and at every price
+The relaxation is that of bench/grid/bounds.py: device time has a price, for each model a dynamic program
+finds the best batches of consecutive requests at that price, and at every price
 
-    served <= worth of what is served - price * its device time + price * the device time there is.
+served <= value of the served requests - price * their device time + price * the available device time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ STEPS = 40
 
 
 def most_served(arrivals: Arrivals, models: int, profile: ModelProfile, devices: int, slo_ns: int) -> float:
-    """An upper bound on the requests in time, for identical models that are resident everywhere."""
+    """An upper bound on the requests answered in time, for identical models that are resident everywhere."""
     if not len(arrivals):
         return 0.0
     order = np.argsort(arrivals.model, kind="stable")
@@ -46,7 +47,7 @@ def most_served(arrivals: Arrivals, models: int, profile: ModelProfile, devices:
         total, _ = best_batches(arrived, worth, starts, exec_ns, span_ns, price, served)
         return total + price * budget
 
-    # Convex in the price; at 1 / MS of device time serving a request never pays.
+    # The bound is convex in the price. At 1 / MS of device time serving a request never pays.
     low, high, best = 0.0, 4.0 / MS, value(0.0)
     golden = (5**0.5 - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)

@@ -1,4 +1,4 @@
-"""Shared parts of the experiments: sizes of a run, parallel jobs, the paper's devices, and results on disk."""
+"""Shared parts of the experiments: sizes of a run, parallel jobs, the paper's devices, results on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COLOURS = {"paper": "tab:red", "fifo": "tab:orange", "edf": "tab:purple", "defer
 """Colours of the policies in every figure; `adaptive` and others are blue."""
 
 RESNET = "resnet50_v2"
-"""The model of the paper's experiments with one architecture: 2.73 ms alone, 925 requests/s in batches of 16."""
+"""The model of the experiments with one architecture: 2.73 ms for one request, 925/s in batches of 16."""
 
 V100_PAGES = 1376
 EXEC_NOISE = 0.0003
@@ -59,23 +59,24 @@ class Setting:
     """Settings of a run of an experiment."""
 
     form: Form = "quick"
-    policies: tuple[str, ...] = ()  # in the form of named(); (): those of WANTED that exist
+    policies: tuple[str, ...] = ()  # in the form of named(); (): the policies of WANTED that exist
     seed: int = 0
-    jobs: int = 1  # processes
-    live: bool = True  # with the parts that run on a CPU worker
+    jobs: int = 1  # number of processes
+    live: bool = True  # whether the parts that run on a CPU worker are included
     trace: Path | None = None  # a CSV file in the Azure Functions format; None: a synthetic trace
-    mapping: str = ""  # fig9: original or shuffled; both where it is empty
-    devices: int = 0  # fig9: so many; 0: the paper's in original order, shuffled the fewest, by a search
+    mapping: str = ""  # fig9: original or shuffled; "": both
+    # fig9: number of devices; 0: the paper's in original order, the fewest by a search when shuffled
+    devices: int = 0
 
     def chosen(self) -> tuple[str, ...]:
-        """The policies to run; edf where none of those wanted exists."""
+        """The policies to run; edf where none of the wanted policies exists."""
         return self.policies or tuple(policy for policy in WANTED if policy in POLICIES) or ("edf",)
 
 
 def named(policy: str) -> dict[str, Any]:
     """Arguments of simulate() for a policy written as name or name:option=number:option=number.
 
-    Raises ConfigError for a name that is none, or an option that is no number.
+    Raises ConfigError for an unknown name, or an option that is no number.
     """
     name, *pairs = policy.split(":")
     if name not in POLICIES:
@@ -92,7 +93,8 @@ class Result:
     setting: Setting
     paper: dict[str, Any]  # the paper's numbers, each with its source
     rows: list[dict[str, Any]]  # one for each case
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the whole, bounds included
+    # facts about the whole run, bounds included
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     live: list[dict[str, Any]] = dataclasses.field(
         default_factory=list
     )  # rows of a real cluster on this machine
@@ -137,10 +139,10 @@ def plain(value: Any) -> Any:
 
 
 Tick = Callable[[float], None]
-"""Called with the part of a job that is done, 0 to 1."""
+"""Called with the finished part of a job, 0 to 1."""
 
 Watch = Callable[[float], None]
-"""Called with the part of all jobs that is done, 0 to 1."""
+"""Called with the finished part of all jobs, 0 to 1."""
 
 POLL_S = 0.2
 
@@ -162,15 +164,20 @@ def _one(function: Callable[[Any, Tick], Any], job: Any, index: int) -> Any:
 def run_jobs(
     setting: Setting, function: Callable[[Any, Tick], Any], jobs: Sequence[Any], watch: Watch | None = None
 ) -> list[Any]:
-    """The results of function(job, tick) for the jobs, in their order; in several processes if the setting says so.
+    """The results of function(job, tick) for the jobs, in their order; in several processes if the setting
+    says so.
 
-    The function must be one of a module, and jobs and results must be picklable.
+    The function must be a module's, and jobs and results must be picklable.
     """
     tell = watch or (lambda part: None)
     if setting.jobs <= 1 or len(jobs) <= 1:
         found = []
         for index, job in enumerate(jobs):
-            found.append(function(job, lambda part, index=index: tell((index + part) / len(jobs))))  # type: ignore[misc]
+
+            def tell_part(part: float, index: int = index) -> None:
+                tell((index + part) / len(jobs))
+
+            found.append(function(job, tell_part))
             tell((index + 1) / len(jobs))
         return found
     context = multiprocessing.get_context("spawn")
@@ -204,7 +211,7 @@ def progress(tick: Tick, total_ns: int) -> Callable[[int, int], None]:
 
 
 def v100s(devices: int, **other: Any) -> Cluster:
-    """Workers with one V100 each, as the paper's tables and text describe them."""
+    """Workers with one V100 each, according to the paper's tables and text."""
     given: dict[str, Any] = {
         "devices": devices,
         "page_bytes": PAPER_PAGE_BYTES,
@@ -234,7 +241,7 @@ def input_ns(profile: ModelProfile, rows: int = 1) -> int:
 def rate_limit(profile: ModelProfile, slo_ns: int, batch_max: int = 0) -> float:
     """Requests/s that a device cannot exceed if each is to be answered within the SLO: the fluid bound.
 
-    batch_max: the most requests that can come together; 0: any number.
+    batch_max: the largest number of requests that can come together; 0: any number.
     """
     fixed_ns = 2 * LINK_NS + input_ns(profile)
     return max(
@@ -274,7 +281,7 @@ def summary(found: Report) -> dict[str, Any]:
 
 
 def mean_batch(found: Report) -> float:
-    """Requests for each execution."""
+    """The mean number of requests in an execution."""
     executions = int(found.batches.sum())
     return (
         round(float((found.batches * range(len(found.batches))).sum()) / executions, 2) if executions else 0.0
@@ -282,26 +289,26 @@ def mean_batch(found: Report) -> float:
 
 
 def milliseconds(ns: float) -> float | None:
-    """The number rounded; None stays None."""
+    """Nanoseconds as rounded milliseconds; None for NaN."""
     return round(ns / MS, 3) if ns == ns else None
 
 
 def share(good: Any, offered: Any) -> list[float | None]:
-    """The good part in each place; None where nothing was offered."""
-    return [float(one) / float(all_) if all_ else None for one, all_ in zip(good, offered)]
+    """The good part of each element; None where nothing was offered."""
+    return [float(served) / float(all_) if all_ else None for served, all_ in zip(good, offered)]
 
 
 TAIL = (0, 50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
 
 
 def tail(found: Report) -> list[list[float]]:
-    """[percent, ms]: the latency's CDF with its tail stretched, as the paper draws it."""
+    """[percent, ms] points of the latency's CDF, with its tail stretched as in the paper's plots."""
     marks = sorted({*TAIL, *(100 - 10 ** (-place / 8) for place in range(-16, 49))})
     return [[mark, found.percentile(mark) / MS] for mark in marks if found.latency.total * (100 - mark) >= 50]
 
 
 def class_rows(tally: Tally, count: int) -> dict[str, list[int]]:
-    """offered, good and cold of the first ``count`` classes, 0 for classes without requests."""
+    """The counts offered, good and cold of the first ``count`` classes; 0 for classes without requests."""
     return {
         name: [int(values[at]) if at < len(values) else 0 for at in range(count)]
         for name, values in (("offered", tally.offered), ("good", tally.good), ("cold", tally.cold))

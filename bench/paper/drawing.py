@@ -30,7 +30,7 @@ def sheet(result: Result, rows: int, columns: int, size: tuple[float, float]) ->
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(f"{result.title}\n{result.setting.form} form, seed {result.setting.seed}", fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, [one for row in axes for one in row]
+    return figure, [column for row in axes for column in row]
 
 
 def colour(policy: str) -> str:
@@ -51,18 +51,18 @@ def legend(axes: Axes) -> None:
 
 
 def tail_axis(axes: Axes) -> None:
-    """A y axis of percentiles whose upper end is stretched; points go there by tail_point()."""
-    axes.set_yticks([tail_point(one) for one in (0, *MARKS)], [f"{one:g}" for one in (0, *MARKS)])
+    """Make a y axis of percentiles whose upper end is stretched; tail_point() gives the places of points."""
+    axes.set_yticks([tail_point(mark) for mark in (0, *MARKS)], [f"{mark:g}" for mark in (0, *MARKS)])
     axes.set_ylim(0, tail_point(MARKS[-1]))
 
 
 def tail_point(percent: float) -> float:
-    """The place of a percentile on tail_axis(): every nine has the same height."""
+    """The place of a percentile on tail_axis(): every further nine has the same height."""
     from math import log10
 
     return -log10(max(1e-9, 1 - percent / 100))
 
 
 def draw_tail(axes: Axes, points: Sequence[Sequence[float]], **style: Any) -> None:
-    """[percent, ms] points of a latency's CDF."""
+    """Draw [percent, ms] points of a latency's CDF."""
     axes.plot([x for _, x in points], [tail_point(percent) for percent, _ in points], **style)

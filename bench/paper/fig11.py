@@ -1,9 +1,9 @@
-"""How many devices can one controller drive? The trace on ever more emulated workers.
+"""Devices that one controller can drive: the trace on a rising number of emulated workers.
 
-In the simulator the scheduler alone: processor time of each request, what rate one core could decide at that price,
-and, as the paper did it, a load that rises until less than nine tenths of it are answered in time. The live form takes
-emulated devices through real sockets, as `python -m bench.emulated` does: more and more requests under way, until they
-are no longer in time or no more are answered.
+The simulator has the scheduler alone. Measured are the processor time of each request, the rate that one core
+could decide at that price, and, as in the paper, a load that rises until less than nine tenths of it are
+answered in time. The live form has emulated devices behind real sockets, as `python -m bench.emulated` has:
+the number of requests under way rises until they are no longer in time or their rate no longer grows.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ DEVICE_RATE = 700.0
 """Requests/s of each device: near the limit of a V100 with the hot functions on small models."""
 
 STEP = 1.25
-"""Factor by which the load rises from DEVICE_RATE, or falls if that is too much already."""
+"""Factor by which the load rises from DEVICE_RATE, or falls if the first load is already too high."""
 GOOD_MIN = 0.9
-"""Good part of the requests below which a load counts as too much: the paper's."""
+"""Good part of the requests below which a load counts as too high: the paper's."""
 STEPS_MAX = 8
 
 WARMUP_NS = SECOND // 2
@@ -79,11 +79,11 @@ PAPER_CORES = 18
 @dataclasses.dataclass(frozen=True)
 class Size:
     devices: tuple[int, ...]
-    requests: int  # at each number of devices
-    swept: int  # devices up to which the load rises to its peak
-    swept_requests: int  # at each load
-    live: tuple[int, ...]  # emulated devices behind sockets
-    live_s: float  # each measurement
+    requests: int  # for each number of devices
+    swept: int  # largest number of devices for which the load rises to its peak
+    swept_requests: int  # for each load
+    live: tuple[int, ...]  # numbers of emulated devices behind sockets
+    live_s: float  # for each measurement
     functions: int = FUNCTIONS
     models: int = 4026
 
@@ -114,7 +114,7 @@ def trace_of(functions: int, seed: int) -> Trace:
 def simulated(job: Job, rate: float, requests: int, tick: Tick) -> Report:
     """``requests`` requests of the trace at a rate."""
     size = SIZES[job.form]
-    # Without inputs: those of a million requests per second are more than a controller may hold.
+    # The models have no inputs: a controller may not hold those of a million requests per second.
     models = [dataclasses.replace(instance, input_bytes=0) for instance in paper_instances()[: size.models]]
     total_ns = WARMUP_NS + max(SHORTEST_NS, int(requests / rate * SECOND))
     trace = trace_of(size.functions, job.seed)
@@ -132,7 +132,7 @@ def simulated(job: Job, rate: float, requests: int, tick: Tick) -> Report:
 
 
 def risen(job: Job, at_first: Report) -> list[dict[str, float]]:
-    """Loads in steps from DEVICE_RATE: up to the first that is too much, or down to the first that is not."""
+    """Loads in steps from DEVICE_RATE: up to the first that is too high, or down to the first that is not."""
     rate = DEVICE_RATE * job.devices
     found = [step_of(rate, at_first)]
     factor = STEP if 1 - at_first.bad_fraction >= GOOD_MIN else 1 / STEP
@@ -174,14 +174,17 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
 # ----- through sockets -----------------------------------------------------------------------
 
 UNDER_WAY = (4, 8, 16, 32)
-"""Requests under way for each device, raised until they are no longer in time or throughput no longer grows."""
+"""Requests under way for each device, raised until they are late or throughput no longer grows."""
 UNDER_WAY_MAX = 4096
 GAIN_MIN = 1.02
 
 
 def live_rows(setting: Setting) -> list[dict[str, Any]]:
-    """For each policy and number of emulated devices the highest rate of answers, and the rate for a core of the
-    controller. A load client, the devices and the controller share this machine."""
+    """For each policy and number of emulated devices the highest rate of answers, and the rate for a core of
+    the controller.
+
+    A load client, the devices and the controller share this machine.
+    """
     size = SIZES[setting.form]
     library()
     return [
@@ -191,7 +194,7 @@ def live_rows(setting: Setting) -> list[dict[str, Any]]:
 
 
 def live_policies(setting: Setting) -> list[str]:
-    """The last chosen policy without options: by default our own."""
+    """The last chosen policy without options; by default our own."""
     return [policy for policy in setting.chosen() if ":" not in policy][-1:]
 
 

@@ -1,7 +1,7 @@
-"""How far do execution times of one model spread? One request at a time.
+"""Spread of execution times of one model, with one request at a time.
 
-On a V100 the paper saw next to nothing; the simulator has what it was told. The live form measures a CPU worker of
-this machine: what its executions take on the device, and what a client waits for.
+On a V100 the paper measured next to no spread; the simulator has the given noise. The live form measures a
+CPU worker of this machine: the times of its executions on the device, and the latencies of a client.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
     rows = run_jobs(setting, work, jobs, watch if not setting.live else None)
     series = {row["where"]: row.pop("tail") for row in rows}
     if setting.live:
-        # Alone on the machine: other jobs would distort the measurement.
+        # The live part runs alone on the machine, because other jobs would distort the measurement.
         measured = live.execution_times(setting, watch or (lambda part: None))
         for name, body in measured.items():
             for what, where in (("executions", "device"), ("client", "client")):
@@ -110,9 +110,9 @@ def draw(result: Result) -> Figure:
         if not points:
             continue
         median = next(x for percent, x in points if percent >= 50)
-        one = axes[0] if name.endswith("client") or name.startswith("simulated") else axes[1]
+        axis = axes[0] if name.endswith("client") or name.startswith("simulated") else axes[1]
         drawing.draw_tail(
-            one, [[percent, x / median] for percent, x in points], color=f"C{index}", label=name
+            axis, [[percent, x / median] for percent, x in points], color=f"C{index}", label=name
         )
     for axis, title in zip(axes, ("whole requests", "executions alone, CPU worker")):
         drawing.tail_axis(axis)

@@ -52,7 +52,7 @@ CLIENTS = 16
 SLOS_MS = (10, 25, 50, 100, 250, 500)
 
 OTHERS_GOODPUT = {10: 400, 25: 500, 50: 575, 100: 675, 250: 725, 500: 800}
-"""Requests/s at each SLO in ms that a third party's simulator assumes as the original's goodput."""
+"""Requests/s at each SLO in ms that a third party's simulator assumes for the original's goodput."""
 
 WARMUP_NS = 2 * SECOND
 SECONDS = {"tiny": 0.3, "quick": 5.0, "full": 60.0}
@@ -69,7 +69,7 @@ class Job:
 def work(job: Job, tick: Tick) -> dict[str, Any]:
     """A policy at an SLO."""
     models = resnets(MODELS, job.slo_ms * MS)
-    # A refusal comes at once and the next request follows it, but not sooner than its input can be sent.
+    # A refusal comes at once, and the next request follows it, but not sooner than its input can be sent.
     clients = [Closed(model, CLIENTS, round_trip_ns=2 * input_ns(models[0])) for model in range(MODELS)]
     until_ns = min(WARMUP_NS, job.measured_ns) + job.measured_ns
     found = simulate(

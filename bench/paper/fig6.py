@@ -1,9 +1,9 @@
-"""Thousands of models on one GPU: what gives way first, and who suffers?
+"""Thousands of models on one GPU: the first resource that limits, and the clients that suffer.
 
-Major clients ask for 1,000 requests/s, spread over ever more models: one at first, and one more every second until
-there are 3,600. Minor clients ask one further model 200 times a second. The SLO is 100 ms.
+Major clients send 1,000 requests/s, spread over a growing number of models: one at first, and one more every
+second until there are 3,600. Minor clients send 200 requests/s for one further model. The SLO is 100 ms.
 
-At first the GPU cannot execute that much; then the memory is full, and the PCIe link is what limits.
+At first the GPU cannot execute that many requests; then the memory is full, and the PCIe link limits.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ MAJOR_RATE = 1000.0
 MINOR_RATE = 200.0
 SLO_NS = 100 * MS
 FINE = 10
-"""Slices of time in each point, in which loads are counted."""
+"""Slices of time in each point of the series, in which loads are counted."""
 
 BUCKETS = 90
 """Points of the series: two classes each, major and minor."""
@@ -73,9 +73,9 @@ PAPER_SHIFT_MIN = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    lead_ns: int  # with one major model
-    models: int  # major ones, at the end
-    every_ns: int  # from one to the next
+    lead_ns: int  # time with one major model
+    models: int  # major models at the end
+    every_ns: int  # time from one further model to the next
 
     @property
     def total_ns(self) -> int:
@@ -90,7 +90,7 @@ SIZES = {
 
 
 class growing(Workload):
-    """Requests of a workload, spread evenly over the models that are active by then: model 1 and later."""
+    """Requests of a workload, spread evenly over the models active at their time: 1 and later."""
 
     def __init__(self, workload: Workload, size: Size, seed: int) -> None:
         self.duration_ns = workload.duration_ns
@@ -109,7 +109,7 @@ def active(t_ns: Any, size: Size) -> Any:
 
 
 class bucketed(Workload):
-    """A workload whose classes are buckets of time: 2 k + which for the k-th."""
+    """A workload whose classes are buckets of time: the k-th bucket has class 2 k + which."""
 
     def __init__(self, workload: Workload, bucket_ns: int, which: int) -> None:
         self.duration_ns = workload.duration_ns
@@ -177,14 +177,14 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
 
 
 def buckets(slices: Any) -> Any:
-    """A series' slices, those of each bucket in a row of their own."""
+    """A series' slices, with those of each bucket in a row of their own."""
     filled = np.zeros(BUCKETS * FINE, slices.dtype)
     filled[: len(slices)] = slices[: len(filled)]
     return filled.reshape(BUCKETS, FINE)
 
 
 def memory_full(size: Size, loads: Any, slice_ns: int, room: int) -> int | None:
-    """The number of major models when as many models had been loaded as fit into memory, to a slice."""
+    """The number of major models at the slice in which as many models had been loaded as fit into memory."""
     done = np.cumsum(loads)
     if not len(done) or done[-1] < room:
         return None
@@ -205,11 +205,11 @@ def shift(series: dict[str, Any]) -> float | None:
 def bound(size: Size, series: dict[str, Any]) -> list[float]:
     """Requests/s that no policy without foresight exceeds, at each point of the series.
 
-    Of requests for n models alike, those for the M that are resident are served as fast as the GPU can; any other
-    needs a load, which also serves those that come for its model within the SLO.
+    The M resident models of n equally popular models are served as fast as the GPU can. Any other model needs
+    a load, which also serves the requests that come for this model within the SLO.
     """
     profile = resnets(1)[0]
-    room = V100_PAGES // profile.pages(PAPER_PAGE_BYTES) - 1  # the minor model has its place
+    room = V100_PAGES // profile.pages(PAPER_PAGE_BYTES) - 1  # room for the minor model is set aside
     loads = SECOND / profile.load_ns
     most = rate_limit(profile, SLO_NS)
     found = []

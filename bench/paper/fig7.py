@@ -1,7 +1,8 @@
-"""How tight may an SLO be? Six GPUs, 12 or 48 copies of ResNet50, Poisson arrivals, an SLO that grows in steps.
+"""The tightest possible SLO: six GPUs, 12 or 48 copies of ResNet50, Poisson arrivals, an SLO that grows in
+steps.
 
-The paper's ladder (2.9 ms times 1.5 every 30 s, up to 100 times), then a fine one to find the floor: the tightest
-SLO from which on the workload is satisfied.
+The paper's ladder of SLOs is used (2.9 ms times 1.5 every 30 s, up to 100 times), then a fine ladder to find
+the floor: the tightest SLO such that this and every looser SLO satisfies the workload.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ DEVICES = 6
 FIRST_NS = 2_900_000
 LADDER = (1.5, 100)
 FINE = (1.05, 50)
-"""(factor of a step, multiple of the first SLO at the end)."""
+"""(factor of a step, last SLO as a multiple of the first)."""
 
 SATISFIED = 0.99
-"""Parts of a workload that must be in time, at an SLO and at every looser one, to satisfy it."""
+"""Part of a workload that must be in time, at an SLO and at every looser one, to satisfy the workload."""
 
 FLOORS_MS = {600: 10.0, 1200: 22.0, 2400: 74.0}
 """The paper's floors, by rate."""
@@ -68,8 +69,8 @@ FLOORS_MS = {600: 10.0, 1200: 22.0, 2400: 74.0}
 class Size:
     models: tuple[int, ...]
     rates: tuple[int, ...]
-    step_ns: int  # of the ladder
-    fine_step_ns: int  # 0: no fine sweep
+    step_ns: int  # for each step of the ladder
+    fine_step_ns: int  # for each step of the fine ladder; 0: no fine ladder
 
 
 SIZES = {
@@ -139,7 +140,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
 
 
 def floors(slos_ms: list[float], satisfied: list[float | None]) -> dict[str, float | None]:
-    """The tightest SLO from which on the workload is satisfied, at three strictnesses; None if there is none."""
+    """The floor for three values of the part that must be in time; None if there is none."""
 
     def floor(least: float) -> float | None:
         best = None

@@ -1,8 +1,9 @@
-"""Do batch clients disturb latency-sensitive ones? Six GPUs, six models with an SLO, others that only want much.
+"""Effect of batch clients on latency-sensitive clients: six GPUs, six models with an SLO, others that only
+want throughput.
 
 Latency-sensitive clients: six models at 200 requests/s in total (the paper's text says per model, its program
-divides), with the SLO ladder of Fig. 7. Batch clients: none, 12 models with 16 closed-loop clients each, or 48
-with 4; their SLO is a day.
+divides), with the SLO ladder of Fig. 7. Batch clients: none, 12 models with 16 closed-loop clients each, or
+48 models with 4 clients each; their SLO is a day.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ SHOWN = ("policy", "batch", "floor_ms", "floor_95%_ms", "late", "missed", "batch
 SENSITIVE = 6
 RATE = 200
 BATCH_CLIENTS = ((0, 0), (12, 16), (48, 4))
-"""(models, closed-loop clients of each)."""
+"""(models, closed-loop clients of each model)."""
 
 BATCH_CLASS = 128
-"""First class of the batch clients, which have a class for each step; those of the others begin at 0."""
+"""First class of the batch clients, which have a class for each step; other clients' classes begin at 0."""
 
 PAPER_REFUSED_BELOW_MS = 15.0
 
@@ -86,9 +87,10 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
             served = most_served(part, SENSITIVE, models[0], DEVICES, slo_ns)
             satisfied.append(served / len(part) if len(part) else None)
             tick((index + 1) / len(slos_ns))
-        # A batch holds at most the clients of its model, and every client waits for its own answer.
+        # A batch holds at most one request of each client of its model, because a client waits for its
+        # answer.
         alone_ns = models[0].execution_ns(1) + input_ns(models[0])
-        # A step's last requests are answered after its end, which counts for it as well.
+        # The last requests of a step are answered after its end, and count for the step as well.
         clients = job.batch_models * job.concurrency
         throughput = clients * SECOND / job.step_ns + min(
             DEVICES * rate_limit(models[0], NO_SLO_NS, job.concurrency),

@@ -1,9 +1,9 @@
-"""A day's life: the Azure trace on 4,026 models, a mean of 9,638 requests/s, an SLO of 100 ms. Figs. 9 and 10.
+"""The Azure trace of a day on 4,026 models, a mean of 9,638 requests/s, an SLO of 100 ms. Figs. 9 and 10.
 
-Twice. *Original order*, as published: the hottest functions go to the alphabetically first models, which are small,
-on 12 V100s. *Shuffled*: functions go to models at random, on the fewest V100s at which all but one request in a
-million are in time; the search, that of `clockwork plan`, takes the busiest part of the trace, and its outcome is
-held against the whole.
+The experiment has two mappings. *Original order*, as published: the hottest functions go to the
+alphabetically first models, which are small, on 12 V100s. *Shuffled*: functions go to models at random, on
+the fewest V100s at which all but one request in a million are in time. The search, that of `clockwork plan`,
+uses the busiest part of the trace, and its result is tested on the whole trace.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ FUNCTIONS = 16_104
 """Functions of the synthetic trace: four for each model, as in the original's runs."""
 
 POINTS = 60
-"""Points of the series, where points of a minute would be fewer."""
+"""Least number of points of the series, where one a minute would be fewer."""
 
 DEVICES_MAX = 400
-"""Devices at which the search for the fewest gives up."""
+"""Number of devices at which the search for the fewest gives up."""
 
 MARKS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999, 99.9999)
 
@@ -94,11 +94,11 @@ PAPER_SAYS: dict[str, Any] = {
 class Size:
     whole_ns: int  # replayed time of the trace, at real speed
     begin_minute: int
-    search_ns: int  # the part that the search uses
+    search_ns: int  # length of the part that the search uses
     warmup_ns: int  # before the whole, and before the part
     functions: int
     rate: float
-    models: int  # instances, the first of the paper's
+    models: int  # number of instances, the first of the paper's
 
 
 MINUTE = 60 * SECOND
@@ -118,7 +118,7 @@ class Job:
 
 @functools.lru_cache(maxsize=1)
 def instances(size: Size) -> list[ModelProfile]:
-    """The models, an even choice of the paper's 4,026 where fewer are wanted."""
+    """The models, an even choice of the paper's 4,026 if fewer are wanted."""
     every = paper_instances()
     return [
         dataclasses.replace(every[index * len(every) // size.models], slo_ns=SLO_NS)
@@ -143,14 +143,14 @@ def minutes_of(size: Size) -> int:
 
 
 def scale_of(trace: Trace, size: Size) -> float:
-    """Requests for each call, such that the whole has the wanted rate."""
+    """The requests for each call of a function that give the whole trace the wanted rate."""
     return trace.scale(size.rate, size.begin_minute, minutes_of(size))
 
 
 def part_of(
     trace: Trace, size: Size, job: Job, begin_minute: int, duration_ns: int, factor: float = 1.0
 ) -> replay:
-    """factor: of the size's rate."""
+    """A part of the trace as a workload. factor: its rate as a multiple of the size's rate."""
     return replay(
         trace, size.models, duration_ns,
         mapping="original" if job.mapping == "original" else "shuffled", scale=scale_of(trace, size) * factor,
@@ -179,7 +179,7 @@ def whole(job: Job, size: Size, trace: Trace, devices: int, tick: Tick) -> Repor
 
 
 def planner(job: Job, size: Size, trace: Trace, tell: Callable[[str], None] | None = None) -> Planner:
-    """The planner that finds the fewest devices at which the goal holds in the busiest part, as `clockwork plan` does."""
+    """The planner, as in `clockwork plan`, for the fewest devices that meet the goal in the busiest part."""
     begin = trace.busiest(size.search_ns / MINUTE, size.begin_minute, minutes_of(size))
     scenario = Scenario(
         instances(size),
@@ -188,7 +188,7 @@ def planner(job: Job, size: Size, trace: Trace, tell: Callable[[str], None] | No
         rate=size.rate,
         crowding=float(part_of(trace, size, job, begin, size.search_ns).nominal().sum()) / size.rate,
         bad_max=GOAL,
-        group_bad_max=1.0,  # the goal is of all requests
+        group_bad_max=1.0,  # the goal is about all requests together
         **(named(job.policy) if job.policy else {}),
         seeds=(job.setting.seed,),
         duration_ns=size.search_ns,
@@ -199,7 +199,7 @@ def planner(job: Job, size: Size, trace: Trace, tell: Callable[[str], None] | No
 
 
 def fewest(job: Job, size: Size, trace: Trace, tick: Tick) -> tuple[int | None, list[dict[str, Any]]]:
-    """The fewest devices at which the goal holds in the busiest part; and the trials."""
+    """The fewest devices at which the goal holds in the busiest part; and the trials of the search."""
     told = itertools.count(1)
     found = planner(job, size, trace, lambda line: tick(min(0.95, next(told) / 12))).devices(DEVICES_MAX)
     tried = [
@@ -210,7 +210,7 @@ def fewest(job: Job, size: Size, trace: Trace, tick: Tick) -> tuple[int | None, 
 
 
 def needs(trace: Trace, size: Size, minute: int, job: Job) -> tuple[list[float], list[float]]:
-    """(requests/s, devices) of each model in a minute if every batch were the best one that fits."""
+    """(requests/s, devices) of each model in a minute if every batch had the best size that fits the SLO."""
     models = instances(size)
     workload = part_of(trace, size, job, minute % trace.counts.shape[1], MINUTE)
     rates = np.bincount(
@@ -230,7 +230,7 @@ def cheapest(size: Size) -> list[float]:
 
 
 def bound(trace: Trace, size: Size, job: Job, devices: int) -> list[float]:
-    """The most requests/s that the devices could execute in each minute: the cheapest ones first."""
+    """The most requests/s that the devices could execute in each minute: the cheapest requests first."""
     found = []
     for at in range(minutes_of(size)):
         rates, costs = needs(trace, size, size.begin_minute + at, job)
@@ -246,7 +246,7 @@ def bound(trace: Trace, size: Size, job: Job, devices: int) -> list[float]:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """A policy with a mapping: the search, if there is one, and the whole."""
+    """A row for a policy with a mapping: the search, if there is one, and the run of the whole trace."""
     size = SIZES[job.setting.form]
     trace = trace_of(job.setting, size)
     row: dict[str, Any] = {"policy": job.policy, "mapping": job.mapping}
@@ -310,7 +310,7 @@ SERIES_MARKS = ("p50_ns", "p99_ns", "p999_ns", "max_ns")
 
 
 def tail_of(histogram: Any) -> list[list[float]]:
-    """[percent, us] of a histogram."""
+    """[percent, us] points of a histogram."""
     marks = [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 99.999, 99.9999]
     return [[mark, histogram.percentile(mark) / 1e3] for mark in marks if histogram.total]
 

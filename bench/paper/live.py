@@ -1,7 +1,8 @@
-"""The experiments' live forms: a real controller, a real worker on the CPU, real sockets; a model that takes the
-role of ResNet50 on a V100.
+"""The live forms of the experiments: a real controller, a real worker on the CPU, real sockets, and a model
+in the place of ResNet50 on a V100.
 
-That model is an MLP of a millisecond or two which, as ResNet50 does there, gains several times from batches.
+That model is an MLP of a millisecond or two whose throughput, like ResNet50's there, grows several times with
+batches.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ THINK_S = 0.005
 NO_SLO_S = 3600.0
 TIMEOUT_S = 60.0
 LOST_MAX = 1000
-"""Failures other than refusals after which a closed loop gives up."""
+"""Failures other than refusals after which a closed loop ends."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     copies: int
-    clients: int  # of each copy
+    clients: int  # for each copy
     slos_ms: tuple[float, ...]
-    seconds: float  # of each measurement
-    executions: dict[str, int]  # Fig. 2: executions of each model
+    seconds: float  # for each measurement
+    executions: dict[str, int]  # for Fig. 2: executions of each model
     arena: str
 
 
@@ -80,7 +81,7 @@ def served(setting: Setting, policy: str, copies: int) -> Iterator[tuple[Cluster
 
 
 def execution_times(setting: Setting, tick: Tick) -> dict[str, dict[str, Any]]:
-    """Execution times on the device and latencies at the client, by model, with a single request at a time."""
+    """Execution times on the device and latencies at the client, by model, with one request at a time."""
     found: dict[str, dict[str, Any]] = {}
     wanted = SIZES[setting.form].executions
     with Cluster(1, ("--arena", SIZES[setting.form].arena)) as cluster, cluster.client() as client:
@@ -117,7 +118,7 @@ MARKS = (50.0, 90.0, 99.0, 99.9, 99.99)
 
 
 def spread(values_ns: Sequence[int]) -> dict[str, Any]:
-    """Percentiles in ms for which there are enough values, the distance of each above the median, and the CDF."""
+    """The CDF, and percentiles in ms that have enough values, with their distances above the median in %."""
     values = np.sort(np.asarray(values_ns, np.float64)) / 1e6
     marks = [mark for mark in MARKS if len(values) * (100 - mark) >= 100 or mark == MARKS[0]]
     median = float(np.percentile(values, 50))
@@ -170,7 +171,7 @@ class Counted:
 def closed_loop(
     client: Client, names: Sequence[str], clients: int, slo_s: float, seconds: float, seed: int
 ) -> Counted:
-    """Clients of each model, each with a single request under way; after a refusal it waits for THINK_S."""
+    """Clients of each model, each with one request under way; after a refusal a client waits for THINK_S."""
     x = np.random.default_rng(seed).standard_normal((1, INPUTS)).astype(np.float32)
     counted = Counted()
     ended: queue.SimpleQueue[tuple[int, int, BaseException | None]] = queue.SimpleQueue()
@@ -218,7 +219,7 @@ def closed_loop(
 
 
 def slo_sweep(setting: Setting) -> list[dict[str, Any]]:
-    """A row for each policy and SLO: copies with closed-loop clients on one CPU worker."""
+    """A row for each policy and SLO: copies of a model with closed-loop clients on one CPU worker."""
     size = SIZES[setting.form]
     rows = []
     for policy in policies(setting):

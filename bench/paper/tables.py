@@ -1,4 +1,4 @@
-"""Makes the documents' tables of the figures' files, policy by policy."""
+"""Makes the tables of the documents from the files of the figures, with a column for each policy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 LOOSE_MS = 100.0
-"""SLO from which sensitive clients leave the same room to batch clients."""
+"""SLO from which latency-sensitive clients leave the same room to batch clients at every SLO."""
 
 Found = dict[str, Any]
 BOUND = "bound"
@@ -29,7 +29,7 @@ def fig5(found: Found) -> list[str]:
 
 
 def fig6(found: Found) -> list[str]:
-    """Goodput over the whole experiment, and of minor clients at the end, without a bound."""
+    """Goodput over the whole experiment, and that of minor clients at the end; no bound."""
     by = {row["policy"]: row for row in found["rows"]}
     return _lines(
         "requests/s",
@@ -45,7 +45,7 @@ def fig6(found: Found) -> list[str]:
 
 
 def fig7(found: Found) -> list[str]:
-    """Floors by rate, for 12 and 48 models; in rungs of 1.5, and in steps of 5 %."""
+    """Floors by rate, for 12 and 48 models, on ladders with a factor of 1.5 and of 1.05."""
     facts = found["facts"]
     rates = sorted({row["rate"] for row in found["rows"]})
     models = sorted({row["models"] for row in found["rows"]})
@@ -137,7 +137,7 @@ def _policies(found: Found) -> list[str]:
 
 
 def _columns(rows: Sequence[Found], names: dict[str, str]) -> list[str]:
-    """A table of rows. names: a row's key, by the column's title."""
+    """A table of rows. names: the key of a column in a row, by the column's title."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -156,7 +156,7 @@ def _ms(value: float | None) -> str:
 
 
 def _lines(head: str, found: Found, rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """A column for each policy, and for the bound if any row has it."""
+    """A table with a column for each policy, and for the bound if any row has it."""
     heads = [*(f"`{policy}`" for policy in _policies(found)), BOUND]
     count = len(heads) if any(cells[-1] != "-" for _, cells in rows) else len(heads) - 1
     return [

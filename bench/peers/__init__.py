@@ -1,1 +1,1 @@
-"""Compares Clockwork with the servers that a user would pick instead: same models, arrivals and deadlines."""
+"""Compares Clockwork with other servers that a user could choose: same models, arrivals and deadlines."""

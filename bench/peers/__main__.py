@@ -1,19 +1,20 @@
 """Clockwork beside Triton and other servers: the same models, arrivals and deadlines, in turn, in one run.
 
     python -m bench.peers [--quick] [--setup-only] [--peers clockwork,triton-policy] [--models 1,30]
-                          [--transports http,grpc] [--loads 0.6,1.2] [--rounds 2] [--seconds 4] [--json] [--plot FILE]
+        [--transports http,grpc] [--loads 0.6,1.2] [--rounds 2] [--seconds 4] [--json] [--plot FILE]
 
-Question: what part of the requests does each answer within the SLO, below and beyond what one executor can do, and how
-long does it work for clients that have gone? A residual network of about 5 ms (or fine-tunes of it, asked by Zipf's
-law, with room for a third of them where the server can be told so), ONNX Runtime with one thread for each, open-loop
-Poisson arrivals with a seed, an SLO of 100 ms; clients give up after 3 s, and all leave when the last SLO has passed.
-The client is this process for all servers. Capacity is 1 / the mean time of plain ONNX Runtime in this process, before
-each round. The servers take turns, round by round; each is started for its turn, answers every model right and is
-warmed up first, and no process of it is left afterwards.
+Measured are the part of the requests that each server answers within the SLO, below and beyond the rate that
+one executor can serve, and the time for which it works for clients that have left. The model is a residual
+network of about 5 ms, or fine-tunes of it, with popularity by Zipf's law and room for a third of them where
+the server can limit its memory. ONNX Runtime has one thread in each server; arrivals are open-loop Poisson
+with a seed; the SLO is 100 ms. Clients give up after 3 s, and all leave when the last SLO has passed. The
+client is this process for all servers. Capacity is 1 / the mean time of plain ONNX Runtime in this process,
+before each round. The servers take turns, round by round. Each is started for its turn, answers every model
+right and is warmed up first, and no process of it is left afterwards.
 
-The first run installs the peers from pinned versions into environments of their own (~/.cache/clockwork/peers; about
-2 GB and some minutes). They need Python 3.11. `--publish` writes docs/results/peers.json and its plot, and the tables
-in the documents.
+The first run installs the peers from pinned versions into environments of their own
+(~/.cache/clockwork/peers; about 2 GB and some minutes). They need Python 3.11. `--publish` writes
+docs/results/peers.json and its plot, and the tables in the documents.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from clockwork.system.clock import SECOND
 
 LOADS = (0.6, 0.75, 1.2, 1.5)
 FEWER_LOADS = (0.6, 1.2)
-"""Loads of servers that are not measured in full unless they are asked for by name."""
+"""Loads of servers that are measured in full only if they are named."""
 
 IN_FULL = ("clockwork", "triton", "triton-policy")
 MANY = 30
@@ -123,7 +124,7 @@ def run(asked: Any, console: Console) -> dict[str, Any]:
 
         def say(text: str) -> None:
             progress.update(task, description=text.partition("\n")[0], refresh=True)
-            if not console.is_terminal:  # where nothing can be drawn over
+            if not console.is_terminal:  # where the bar cannot be redrawn
                 console.print(text, highlight=False)
 
         def done(cell: Cell) -> None:
@@ -152,15 +153,19 @@ def _title(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = report.command_line(__doc__)
-    parser.add_argument("--setup-only", action="store_true", help="install the peers, measure nothing")
-    parser.add_argument("--peers", default="", help=f"some of {', '.join(SYSTEMS)}, in full")
+    parser.add_argument("--setup-only", action="store_true", help="install the peers and measure nothing")
+    parser.add_argument(
+        "--peers", default="", help=f"some of {', '.join(SYSTEMS)}, which are then measured in full"
+    )
     parser.add_argument("--models", default=f"1,{MANY}", help="numbers of models  [%(default)s]")
     parser.add_argument("--transports", default="http,grpc", help="[%(default)s]")
-    parser.add_argument("--loads", default="", help=f"of capacity  [{','.join(map(str, LOADS))}]")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")
     parser.add_argument(
-        "--cache", type=Path, default=CACHE, help="where environments are kept  [%(default)s]"
+        "--loads", default="", help=f"loads as parts of capacity  [{','.join(map(str, LOADS))}]"
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each cell")
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="directory of the environments  [%(default)s]"
     )
     parser.add_argument("--plot", type=Path)
     parser.add_argument(
@@ -192,7 +197,7 @@ def main() -> None:
     }  # fmt: skip
     shown = [{text: row[name] for name, text in columns.items()} for row in found["rows"]]
     facts = {
-        "plain ONNX Runtime, requests/s": [round(one, 1) for one in found["capacity/s"]],
+        "plain ONNX Runtime, requests/s": [round(rate, 1) for rate in found["capacity/s"]],
         **{f"failed: {name}": why for name, why in found["failed"].items()},
     }
     report.show("Clockwork and its peers", measure.SEED, shown, facts, False)

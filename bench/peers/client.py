@@ -1,4 +1,4 @@
-"""The client of all servers: open-loop arrivals, each request with a timeout, and none left at the end."""
+"""The client of all servers: open-loop arrivals, each request with a timeout, none left at the end."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from clockwork.system.clock import SECOND, now_ns
 
 T = TypeVar("T")
 SAMPLES = 5
-"""Different sentences of failures and refusals that are kept; numbers in them do not count."""
+"""Different texts of failures and refusals that are kept; texts that differ in numbers are equal."""
 
 NUMBER = re.compile(r"\d[\d.]*")
 
 BEYOND_NS = 10_000_000
-"""Time for which clients stay after the last SLO, to tell late answers from missing ones."""
+"""Time for which clients stay after the last SLO, to distinguish late answers from missing ones."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -32,7 +32,7 @@ class Offered:
 
     verdicts: np.ndarray
     elapsed_ns: np.ndarray
-    lag_ns: np.ndarray  # by which the client was late to send
+    lag_ns: np.ndarray  # by which the client sent late
     said: Counter[str]
 
 
@@ -63,10 +63,10 @@ async def offer(
     slo_ns: int,
     give_up_s: float,
 ) -> Offered:
-    """Send each request when it is due, whatever the outcomes of earlier ones.
+    """Send each request when it is due, regardless of the outcomes of earlier requests.
 
-    A client gives up give_up_s after it sent. When the last request's SLO has passed, all clients that still wait
-    leave at once, with their connections.
+    A client gives up give_up_s after it has sent its request. When the last request's SLO has passed, all
+    clients that still wait disconnect at once.
     """
     count = len(due_ns)
     found = Offered(
@@ -75,7 +75,7 @@ async def offer(
     road = open_road()
     begin_ns = now_ns()
 
-    async def one(index: int, at_ns: int) -> None:
+    async def send(index: int, at_ns: int) -> None:
         reply = await ask(road, models[index], give_up_s)
         found.verdicts[index] = int(reply.verdict)
         found.elapsed_ns[index] = now_ns() - at_ns
@@ -90,7 +90,7 @@ async def offer(
             if (left_ns := at_ns - now_ns()) > 0:
                 await asyncio.sleep(left_ns / SECOND)
             found.lag_ns[index] = max(0, now_ns() - at_ns)
-            task = asyncio.create_task(one(index, at_ns))
+            task = asyncio.create_task(send(index, at_ns))
             waiting.add(task)
             task.add_done_callback(waiting.discard)
         await asyncio.sleep((slo_ns + BEYOND_NS) / SECOND)

@@ -1,4 +1,4 @@
-"""The environments of other servers: made once, from pinned versions, kept in a cache directory."""
+"""The environments of other servers: made once, from pinned versions, and kept in a cache directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INSTALL_S = 1800
 
 
 def python() -> str:
-    """An interpreter of that Python release."""
+    """A Python interpreter of the release PYTHON."""
     if sys.version_info[:2] == PYTHON:
         return str(Path(sys.base_prefix) / "bin" / f"python{PYTHON[0]}.{PYTHON[1]}")
     name = f"python{PYTHON[0]}.{PYTHON[1]}"
@@ -54,7 +54,7 @@ class Environment:
         return self._stamp.exists()
 
     def make(self, install: Callable[[list[str], Path], None] | None = None) -> None:
-        """Create the environment unless it is there. An incomplete one is made anew; two processes wait for each other."""
+        """Create the environment if it is missing or incomplete, one process at a time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path.with_suffix(".lock")):
             if self.is_ready:

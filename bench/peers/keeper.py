@@ -1,11 +1,12 @@
-"""Run a command and, at its end or at the keeper's, end every process that it started, directly or not.
+"""Run a command, and at its end or the keeper's end every process that it started, directly or indirectly.
 
     python keeper.py PARENT GRACE_S COMMAND...
 
 Servers start processes of their own, some of them in sessions of their own, and some outlive the process that
-started them. The keeper is the subreaper of them all (prctl(2)): whatever loses its parent becomes the keeper's
-child, so that walking down from the keeper finds every one. SIGTERM asks the command to end; what is left after
-GRACE_S seconds is killed. The kernel sends the keeper SIGTERM when PARENT ends. It needs the standard library alone.
+started them. The keeper is the subreaper of them all (prctl(2)): a process that loses its parent becomes the
+keeper's child, so that a walk down from the keeper finds every process. SIGTERM asks the command to end;
+processes that are left after GRACE_S seconds are killed. The kernel sends the keeper SIGTERM when PARENT
+ends. The keeper needs only the standard library.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KILL_ROUNDS = 100
-"""Times that remaining processes are killed: a single look may miss a process that forks meanwhile."""
+"""Times that remaining processes are killed: a single pass may miss a process that forks meanwhile."""
 
 
 def descendants(pid: int) -> list[int]:

@@ -42,15 +42,15 @@ ANSWER_S = 60.0
 """Time that the first, checked request of each model may take."""
 
 WARM_UP = 30
-"""Requests before the first cell of a server, one by one."""
+"""Requests before the first cell of a server, one after the other."""
 
 BLOCKS = 5
 BLOCK_S = 0.5
-"""Blocks of executions of plain ONNX Runtime, before each round and after the last; the median of their means counts."""
+"""Length of a block of plain ONNX Runtime's executions; the median of the blocks' means counts."""
 
 WINDOW_S = 0.1
 BUSY = 0.2
-"""Part of a core above its idle use from which a server counts as working: low, because it may have to share a core."""
+"""Part of a core above idle from which a server counts as working; low, as it may share a core."""
 
 QUIET_WINDOWS = 4
 IDLE_LIMIT_S = 10.0
@@ -64,7 +64,7 @@ class Plan:
     loads: Mapping[str, Sequence[float]]  # by system
     transports: Mapping[str, Sequence[Transport]]
     models: int
-    room: int  # 0: all fit
+    room: int  # number of models that fit into memory; 0: all
     seconds: float
     rounds: int
     slo_ns: int
@@ -86,7 +86,7 @@ class Cell:
     gone_cpu_s: float
     server_cpu_s: float  # while requests were offered
     client_cpu_s: float
-    other_cores: float  # cores that other processes used meanwhile
+    other_cores: float  # number of cores that other processes used meanwhile
     rss_bytes: int
 
 
@@ -124,8 +124,8 @@ class Reference:
 def measure(
     plan: Plan, environments: Mapping[str, Environment], done: Callable[[Cell], None], say: Say
 ) -> tuple[list[float], dict[str, str]]:
-    """Run the plan, and pass each cell to done(). Returns capacities (before each round and after the last), and failed
-    servers with their reasons.
+    """Run the plan, and pass each cell to done(). Returns capacities (before each round and after the last),
+    and the servers that failed, with their reasons.
 
     A server that fails in one round is left out of those that follow.
     """
@@ -168,7 +168,7 @@ class Server:
         }
 
     def check(self, reference: Reference) -> None:
-        """Ask every model over every transport, and compare; then warm up."""
+        """Send a request for every model over every transport, and compare the answers; then warm up."""
         for transport, spoken in self._spoken.items():
             client.run(self._check(spoken, self._site.ports[transport], reference))
 
@@ -176,7 +176,7 @@ class Server:
         road = spoken.open(port)
         try:
             for index, name in enumerate(self._site.names):
-                # The request's own SLO is too short for a model's first execution here and there.
+                # The SLO of the requests is too short for some models' first executions.
                 limit_ns = now_ns() + round(ANSWER_S * SECOND)
                 reply = await client.ask(road, index, ANSWER_S)
                 while reply.verdict is Verdict.REFUSED and now_ns() < limit_ns:
@@ -241,9 +241,9 @@ class Server:
 def serving(
     plan: Plan, system: System, reference: Reference, environment: Environment | None
 ) -> Iterator[Server]:
-    """Start a server with the models, and end all of its processes afterwards, whatever happens."""
+    """A server started with the models; at the end all of its processes are ended, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
-        with held_ports(2) as found:  # and let go of: who is to have them may not share them
+        with held_ports(2) as found:  # the ports are free again here, because a server may not share its port
             ports = dict(zip(("http", "grpc"), found))
         site = Site(
             Path(scratch), reference.paths, reference.weights_bytes, plan.room, IMAGE, OUTPUTS, plan.slo_ns, ports
@@ -292,7 +292,10 @@ def busy_s() -> float:
 
 
 def rows(cells: Sequence[Cell], slo_ns: int) -> list[dict[str, Any]]:
-    """A row for each server, transport, number of models and load: counts of all rounds, percentiles of all answers."""
+    """A row for each server, transport, number of models and load.
+
+    Counts are of all rounds, percentiles of all answers.
+    """
     groups: dict[tuple[str, str, int, float], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.system, cell.transport, cell.models, cell.load), []).append(cell)
@@ -300,16 +303,16 @@ def rows(cells: Sequence[Cell], slo_ns: int) -> list[dict[str, Any]]:
 
 
 def _row(key: tuple[str, str, int, float], group: Sequence[Cell], slo_ns: int) -> dict[str, Any]:
-    verdicts = np.concatenate([one.offered.verdicts for one in group])
-    elapsed = np.concatenate([one.offered.elapsed_ns for one in group])
+    verdicts = np.concatenate([cell.offered.verdicts for cell in group])
+    elapsed = np.concatenate([cell.offered.elapsed_ns for cell in group])
     answered, refused = verdicts == Verdict.ANSWERED, verdicts == Verdict.REFUSED
-    seconds = sum(one.seconds for one in group)
-    capacity = sum(one.capacity * one.seconds for one in group) / seconds
+    seconds = sum(cell.seconds for cell in group)
+    capacity = sum(cell.capacity * cell.seconds for cell in group) / seconds
     good = [
-        int(((one.offered.verdicts == Verdict.ANSWERED) & (one.offered.elapsed_ns <= slo_ns)).sum())
-        for one in group
+        int(((cell.offered.verdicts == Verdict.ANSWERED) & (cell.offered.elapsed_ns <= slo_ns)).sum())
+        for cell in group
     ]
-    said: Counter[str] = sum((one.offered.said for one in group), Counter())
+    said: Counter[str] = sum((cell.offered.said for cell in group), Counter())
     offered = len(verdicts)
     return {
         "system": key[0],
@@ -328,18 +331,18 @@ def _row(key: tuple[str, str, int, float], group: Sequence[Cell], slo_ns: int) -
         "of_offered": sum(good) / max(1, offered),
         "of_capacity": sum(good) / seconds / capacity,
         "of_capacity_by_round": [
-            count / one.seconds / one.capacity for count, one in zip(good, group, strict=True)
+            count / cell.seconds / cell.capacity for count, cell in zip(good, group, strict=True)
         ],
         "p50_ms": _percentile(elapsed[answered], 50),
         "p99_ms": _percentile(elapsed[answered], 99),
         "refused_p99_ms": _percentile(elapsed[refused], 99),
-        "gone_busy_s": float(np.median([one.gone_busy_s for one in group])),
-        "gone_cpu_s": float(np.median([one.gone_cpu_s for one in group])),
-        "server_cores": sum(one.server_cpu_s for one in group) / seconds,
-        "client_cores": sum(one.client_cpu_s for one in group) / seconds,
-        "other_cores": max(one.other_cores for one in group),
-        "lag_p99_ms": _percentile(np.concatenate([one.offered.lag_ns for one in group]), 99),
-        "rss_mib": max(one.rss_bytes for one in group) / 2**20,
+        "gone_busy_s": float(np.median([cell.gone_busy_s for cell in group])),
+        "gone_cpu_s": float(np.median([cell.gone_cpu_s for cell in group])),
+        "server_cores": sum(cell.server_cpu_s for cell in group) / seconds,
+        "client_cores": sum(cell.client_cpu_s for cell in group) / seconds,
+        "other_cores": max(cell.other_cores for cell in group),
+        "lag_p99_ms": _percentile(np.concatenate([cell.offered.lag_ns for cell in group]), 99),
+        "rss_mib": max(cell.rss_bytes for cell in group) / 2**20,
         "said": dict(said.most_common(3)),
     }
 

@@ -43,7 +43,7 @@ class Kept:
                 stderr=file,
                 cwd=directory,
                 env=os.environ | (environment or {}),
-                start_new_session=True,  # Ctrl-C reaches the benchmark alone, and the end is orderly
+                start_new_session=True,  # Ctrl-C reaches only the benchmark, which ends the server in order
             )
 
     @property
@@ -73,14 +73,14 @@ class Kept:
         return total
 
     def log(self) -> str:
-        """The last lines of the log, those about errors if there are any."""
+        """The last lines of the log; only those about errors if there are any."""
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(
             [line for line in lines if TROUBLE.search(line)][-LAST_LINES:] or lines[-LAST_LINES:]
         )
 
     def stop(self) -> None:
-        """End the server, in order or else by force, in a bounded time."""
+        """End the server in bounded time: in order, or else by SIGKILL."""
         if self._keeper.poll() is None:
             self._keeper.terminate()
             try:

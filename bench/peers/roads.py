@@ -1,4 +1,4 @@
-"""Transports from the client to a server: requests are made once and sent many times, and answers are classified."""
+"""Transports from the client to a server: requests are made once and sent often, answers are classified."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Reply:
 
 
 class Road(Protocol):
-    """A connection to a server, within a running event loop. Cancelling a call cancels the request."""
+    """A connection to a server, in a running event loop. Cancelling a call cancels the request."""
 
     async def call(self, model_index: int) -> Reply: ...
     async def close(self) -> None: ...
@@ -58,7 +58,7 @@ class Road(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Http:
-    """Requests over HTTP/1.1: for each model a path, headers and a body; a connection for each request under way."""
+    """Requests over HTTP/1.1: for each model a path, headers and a body; a connection for each request."""
 
     paths: Sequence[str]
     headers: Sequence[dict[str, str]]
@@ -73,22 +73,23 @@ class Http:
 
 
 class _HttpRoad:
-    def __init__(self, what: Http, port: int) -> None:
-        self._urls = [f"http://127.0.0.1:{port}{path}" for path in what.paths]
-        self._what = what
+    def __init__(self, requests: Http, port: int) -> None:
+        self._urls = [f"http://127.0.0.1:{port}{path}" for path in requests.paths]
+        self._requests = requests
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(),
-            headers={
-                "Accept-Encoding": "identity"
-            },  # Triton would compress each answer for a client that can read it
+            # Triton would compress the answers for a client that accepts compression.
+            headers={"Accept-Encoding": "identity"},
         )
 
     async def call(self, model_index: int) -> Reply:
-        what = self._what
+        requests = self._requests
         try:
             async with self._session.post(
-                self._urls[model_index], data=what.bodies[model_index], headers=what.headers[model_index]
+                self._urls[model_index],
+                data=requests.bodies[model_index],
+                headers=requests.headers[model_index],
             ) as response:
                 body = await response.read()
                 if response.status == 200:
@@ -121,18 +122,18 @@ class Grpc:
 
 
 class _GrpcRoad:
-    def __init__(self, what: Grpc, port: int) -> None:
-        self._what = what
+    def __init__(self, requests: Grpc, port: int) -> None:
+        self._requests = requests
         limits = [
             ("grpc.max_send_message_length", MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ]
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=limits)
-        self._call = self._channel.unary_unary(what.method)
+        self._call = self._channel.unary_unary(requests.method)
 
     async def call(self, model_index: int) -> Reply:
         try:
-            body = await self._call(self._what.requests[model_index], metadata=self._what.metadata)
+            body = await self._call(self._requests.requests[model_index], metadata=self._requests.metadata)
         except grpc.aio.AioRpcError as error:
             refused = error.code() in GRPC_REFUSALS
             said = f"{error.code().name} {(error.details() or '')[:200]}"
@@ -147,7 +148,7 @@ class _GrpcRoad:
 
 
 def oip_http(names: Sequence[str], image: np.ndarray, slo_us: int) -> Http:
-    """A request as `tritonclient` sends it. The timeout is a parameter that a server may heed."""
+    """A request as `tritonclient` sends it. A server may heed the timeout, which is a parameter."""
     body, headers = oip_http_request({INPUT: image}, [OUTPUT], slo_us)
     return Http(
         [f"/v2/models/{name}/infer" for name in names], [headers] * len(names), [body] * len(names),

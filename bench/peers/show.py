@@ -14,14 +14,14 @@ def of(rows: Sequence[Row], transport: str, models: int) -> list[Row]:
 
 
 def cells(rows: Sequence[Row]) -> tuple[list[str], list[float], dict[tuple[str, float], Row]]:
-    """Titles of systems and loads as they first appear, and the rows by both."""
+    """Titles of systems and loads in the order of their appearance, and the rows by both."""
     titles = list(dict.fromkeys(row["title"] for row in rows))
     loads = sorted({row["load"] for row in rows})
     return titles, loads, {(row["title"], row["load"]): row for row in rows}
 
 
 def markdown(rows: Sequence[Row]) -> list[str]:
-    """Goodput as a part of capacity, with the p99 of answers; a line for each system."""
+    """A table of goodput as a part of capacity, with the p99 of answers; a line for each system."""
     titles, loads, by = cells(rows)
     lines = [
         f"| offered, of capacity | {' | '.join(f'{load:g}' for load in loads)} | busy after all clients left its highest load |",
@@ -60,7 +60,7 @@ def details(rows: Sequence[Row]) -> list[str]:
     )  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
-        by_round = ", ".join(f"{one:.2f}" for one in row["of_capacity_by_round"])
+        by_round = ", ".join(f"{part:.2f}" for part in row["of_capacity_by_round"])
         cores = ", ".join(f"{row[name]:.2f}" for name in ("server_cores", "client_cores", "other_cores"))
         lines.append(
             f"| {row['title']} | {row['transport']} | {row['models']} | {row['load']:g} | {row['offered']:,} |"

@@ -1,6 +1,7 @@
-"""The servers: requirements, start with the models, and transports of each.
+"""The servers: for each its environment, its start with the models, and its transports.
 
-Each has one executor (where it can be told so), one thread for ONNX Runtime, and the cheapest request that it takes.
+Each has one executor (where its number can be set), one thread for ONNX Runtime, and the cheapest request
+that it accepts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Site:
 
     directory: Path  # the server's own
     models: Mapping[str, Path]  # ONNX files, by name
-    weights_bytes: int  # of each
+    weights_bytes: int  # of each model
     room: int  # models that fit into memory; 0: all
     shape: tuple[int, ...]  # of the input
     outputs: int
@@ -103,7 +104,8 @@ class Clockwork(Oip):
             place = repository / name / "1"
             place.mkdir(parents=True)
             os.link(path, place / "model.onnx")
-        # A page more for what a tensor that straddles none leaves unused; twice of all where all shall fit.
+        # Each model has a page more, because page ends stay unused where a tensor straddles no pages. If all
+        # models are to fit, there is room for twice as many.
         pages = (-(-site.weights_bytes // PAGE_BYTES) + 1) * (site.room or 2 * len(site.models))
         command = [
             *(sys.executable, "-m", "clockwork", "up", "--workers", "1", "--no-demo", "--port", "0"),
@@ -122,7 +124,7 @@ QUEUE_POLICY = """dynamic_batching {{
 }}
 """
 QUEUE_SHARE = 0.9
-"""Part of the SLO for which a request may wait in Triton's queue: set by hand, with room for an execution or two."""
+"""Part of the SLO for which a request may wait in Triton's queue; an execution or two fit into the rest."""
 
 TRITON_MODEL = """backend: "python"
 max_batch_size: 1
@@ -137,7 +139,7 @@ instance_group [ {{
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Triton(Oip):
-    """Triton from its wheel, Python backend; models take turns by its rate limiter, so that they are one executor."""
+    """Triton from its wheel, Python backend; its rate limiter makes its models take turns on one executor."""
 
     name: str
     title: str
@@ -189,7 +191,7 @@ class Triton(Oip):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MlServer(Oip):
-    """MLServer with one inference worker; over gRPC, where its tensors are bytes (over HTTP they are JSON numbers)."""
+    """MLServer with one inference worker, over gRPC, whose tensors are bytes; over HTTP they are JSON."""
 
     name: str = "mlserver"
     title: str = "MLServer"
@@ -201,7 +203,7 @@ class MlServer(Oip):
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
         with held_ports(1) as [metrics_port]:
-            pass  # it is let go of: who is to have it may not share it
+            pass  # the port is free again here, because the server may not share it
         settings = {
             "host": "127.0.0.1", "http_port": site.ports["http"], "grpc_port": site.ports["grpc"],
             "metrics_port": metrics_port, "parallel_workers": 1,
@@ -246,7 +248,7 @@ class LitServe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BentoMl:
-    """BentoML with one worker, and a configured number of requests at once (0: any number)."""
+    """BentoML with one worker, and a configured number of concurrent requests (0: any number)."""
 
     name: str
     title: str
@@ -280,7 +282,7 @@ class BentoMl:
 
 RAY_HIGH_THROUGHPUT = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_EXPERIMENTAL_PIP_HAPROXY": "1",  # the binary of the environment
+    "RAY_SERVE_EXPERIMENTAL_PIP_HAPROXY": "1",  # use the binary of the environment
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
 }
 """The settings of Ray's guide to high throughput."""
@@ -288,7 +290,7 @@ RAY_HIGH_THROUGHPUT = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RayServe:
-    """Ray Serve with one replica, which holds as many models as there is room for."""
+    """Ray Serve with one replica, which holds as many models as fit."""
 
     name: str
     title: str
@@ -303,7 +305,8 @@ class RayServe:
         models = [f"{name}={path}" for name, path in site.models.items()]
         command = [
             *(str(environment.python), str(SERVERS / "ray_app.py"), str(site.ports["http"])),
-            *(str(site.directory / "r"), str(site.room), *models),  # short: Ray's sockets lie below it
+            # a short path, because Ray's sockets lie below it
+            *(str(site.directory / "r"), str(site.room), *models),
         ]
         more = {"RAY_USAGE_STATS_ENABLED": "0"} | (RAY_HIGH_THROUGHPUT if self.high_throughput else {})
         return Launch(command, _python(environment) | more, site.directory)
@@ -321,7 +324,7 @@ class RayServe:
 
 
 def _python(environment: Environment) -> dict[str, str]:
-    """Environment variables with which a server in Python finds its own packages and the common session module."""
+    """Environment variables by which a server in Python finds its packages and the session module."""
     return {
         "PATH": f"{environment.path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(SERVERS),
@@ -330,8 +333,8 @@ def _python(environment: Environment) -> dict[str, str]:
 
 
 SYSTEMS: dict[str, System] = {
-    one.name: one
-    for one in (
+    system.name: system
+    for system in (
         Clockwork("clockwork", "Clockwork"),
         Clockwork("clockwork-edf", "Clockwork, `edf`", policy="edf"),
         Triton("triton", "Triton", queue_policy=False),

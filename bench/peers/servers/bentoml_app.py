@@ -1,4 +1,5 @@
-"""BentoML with one worker: the model and the limit of requests at once (0: none) come from the environment.
+"""BentoML with one worker. The model and the limit of concurrent requests (0: none) come from the
+environment.
 
 Tensors travel as base64 within JSON.
 """

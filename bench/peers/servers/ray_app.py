@@ -1,7 +1,7 @@
 """Ray Serve with one replica: python ray_app.py PORT TEMPORARY ROOM NAME=MODEL.onnx...
 
-One model is loaded at the start; of several, a replica holds ROOM (model multiplexing, least recently used goes).
-Tensors travel as raw bytes.
+One model is loaded at the start. Of several models, a replica holds ROOM (model multiplexing, the least
+recently used is evicted). Tensors travel as raw bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 PORT, TEMPORARY, ROOM = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-MODELS = dict(one.split("=", 1) for one in sys.argv[4:])
+MODELS = dict(argument.split("=", 1) for argument in sys.argv[4:])
 
 
 @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
@@ -39,7 +39,8 @@ class Peer:
             return Response()
         model = self._only or await self.load(serve.get_multiplexed_model_id())
         x = np.frombuffer(await request.body(), np.float32).reshape(1, 3, 64, 64)
-        # Beside the event loop, which answers the router's questions meanwhile: within it, Ray serves less.
+        # The model runs outside the event loop, which answers the router meanwhile. Ray serves fewer requests
+        # if it runs inside.
         loop = asyncio.get_running_loop()
         [scores] = await loop.run_in_executor(self._executor, model.run, None, {"image": x})
         return Response(scores.tobytes(), media_type="application/octet-stream")

@@ -1,4 +1,4 @@
-"""The ONNX session that every peer's server makes, in the peer's environment: one thread, as a careful user would."""
+"""The ONNX session of every peer's server, in the peer's environment, with one thread."""
 
 from __future__ import annotations
 

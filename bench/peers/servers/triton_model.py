@@ -1,4 +1,4 @@
-"""Triton's Python backend: one ONNX session for each model. It is copied into the model repository as model.py."""
+"""Triton's Python backend: one ONNX session for each model. The model repository has it as model.py."""
 
 from __future__ import annotations
 

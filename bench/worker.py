@@ -1,19 +1,21 @@
-"""Is a worker's road of actions free of its Python, and what does an INFER cost it?
+"""Effect of Python work in a worker on its actions, and the worker's processor time for an INFER.
 
     python -m bench.worker [--quick] [--json] [--rounds 4] [--seconds 5] [--base DIRECTORY]
 
-A worker with a CPU device serves the null model; this program plays its controller over one socket.
+A worker with a CPU device serves the null model; this program acts as its controller over one socket.
 
-*Lateness*: INFERs come at 200 a second, each with a window that opens 2 ms later. In turn, for some seconds each and
-beginning with another in every round, nothing else happens in the worker; a Python thread of the worker spins; a Python
-thread allocates objects in circles, and has the collector run; or models of new architectures are prepared one after
-another. Lateness of a start is from the opening of the window to the start of the execution, of a result from the end of
-the execution to its arrival here. Goal: p99.9 at most 0.3 ms more than while nothing else happens. The bench, the worker's
-threads and what disturbs them share the machine: two processors that are busy anyway delay all of them.
+*Lateness*: INFERs come at 200 a second, each with a window that opens 2 ms later. The parts of a round last
+some seconds each, and every round begins with another part: nothing else happens in the worker; a Python
+thread of the worker spins; a Python thread allocates cyclic objects and runs the garbage collector; or models
+of new architectures are prepared one after another. The lateness of a start is the time from the opening of
+the window to the start of the execution; that of a result is the time from the end of the execution to its
+arrival here. Goal: p99.9 at most 0.3 ms more than while nothing else happens. The benchmark, the worker's
+threads and the disturbances share the machine: two busy processors delay all of them.
 
-*Throughput*: INFERs with a window that is open, WINDOW of them under way. Results a second, and processor time of the
-worker for each. --base: the same of the checkout in DIRECTORY, in turn, in one run: built,
-with the same dependencies. Goal: three times better than before the road was native.
+*Throughput*: INFERs with an open window, WINDOW of them under way. Shown are results a second, and the
+worker's processor time for each. --base: the same for the checkout in DIRECTORY, in turn, in one run; the
+checkout must be built, with the same dependencies. Goal: three times better than a checkout from before
+actions were handled natively.
 """
 
 from __future__ import annotations
@@ -93,12 +95,12 @@ def spin():
         pass
 
 def allocate():
-    circles = []
+    cycles = []
     for _ in range(20_000):
-        one = []
-        one.append(one)
-        circles.append(one)
-    del circles
+        cycle = []
+        cycle.append(cycle)
+        cycles.append(cycle)
+    del cycles
     gc.collect()
 
 for target, arguments in ((follow, ()), (disturb, ("a thread spins", spin)), (disturb, ("a thread allocates", allocate))):
@@ -142,7 +144,9 @@ class Worker:
             raise AssertionError("the worker takes nothing")
 
     def receive(self, until_ns: int) -> Any:
-        """The next message but heartbeats and fetches, which are served; None: there was none until then."""
+        """The next message except heartbeats and fetches, which are served; None if there is none by
+        until_ns.
+        """
         while True:
             received = self.router.receive()
             if received is None:
@@ -179,7 +183,7 @@ class Worker:
         self.send(Prepare(model_id, f"m{model_id}", 1, digest, rows_of(files), {"batching": "off"}, 0))
 
     def serve_null(self) -> None:
-        """Have the null model be prepared and loaded as model 1, load 1."""
+        """Prepare and load the null model as model 1, load 1."""
         self.announce(1, zoo.build("null", seed=SEED))
         prepared = self.expect(Prepared)
         if prepared.status != Status.OK:
@@ -248,10 +252,10 @@ def unseen(seed: int) -> onnx.ModelProto:
 
 
 def pace(worker: Worker, mode: str, count: int, seeds: Iterator[int]) -> tuple[list[int], list[int]]:
-    """Nanoseconds by which starts and results of INFERs were late while something else happens in the worker."""
+    """The lateness in ns of the starts and results of INFERs, while something else happens in the worker."""
     starts: list[int] = []
     results: list[int] = []
-    under_way: dict[int, int] = {}  # when each was to begin
+    under_way: dict[int, int] = {}  # by action: the time at which it was to begin
     model_id = 0
     worker.disturb(mode)
     next_ns = now_ns() + 100 * MS
@@ -307,7 +311,7 @@ def lateness(rounds: int, count: int) -> list[dict[str, Any]]:
 
 
 def flood(worker: Worker, count: int) -> tuple[float, float]:
-    """Results a second and processor time in us of each, with WINDOW under way."""
+    """Results a second, and processor time in us for each, with WINDOW under way."""
     sent = done = 0
     begin_ns, begin_cpu_ns = now_ns(), worker.processor_ns()
     while done < count:
@@ -345,7 +349,7 @@ def throughput(checkouts: dict[str, Path], rounds: int, count: int) -> list[dict
 def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each part of a round")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each part of a round")
     parser.add_argument("--base", type=Path, help="a checkout to compare with")
     arguments = parser.parse_args()
     rounds, seconds = (1, 0.5) if arguments.quick else (arguments.rounds, arguments.seconds)

@@ -1,15 +1,21 @@
 # The exchange as Cython sees it; what each thing means is said in csrc/controller/.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
-from libcpp.string cimport string
 from libcpp.string_view cimport string_view
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
-from clockwork.scheduler._core cimport CActionResult, CCommand, CCommands, CReason, CRequest, CScheduler, CStatus, CText
-from clockwork.wire._headers cimport C_HEADER_FINE, C_HEADER_FLAW_COUNT, C_HEADER_FLAW_NAMES, CHeaderFlaw
-from clockwork.wire._messages cimport C_REASONS, C_STATUS_COUNT
+from clockwork.controller._values cimport (
+    CConnectionBounds,
+    CConnections,
+    CDurations,
+    CModelInterface,
+    CSentences,
+    CWrong,
+)
+from clockwork.scheduler._core cimport CReason, CScheduler, CStatus
+from clockwork.wire._messages cimport C_REASONS
 from clockwork.wire._zmq cimport clockwork_zmq_api
 
 
@@ -38,35 +44,9 @@ cdef extern from *:
     """
     void set_zmq "clockwork_set_zmq" (const clockwork_zmq_api *functions) nogil
 
-cdef extern from "recording/sentences.h" namespace "clockwork" nogil:
-    cdef cppclass CSentences "clockwork::Sentences":
-        CSentences()
-        CSentences(vector[string] templates, vector[string] status_names, vector[string] reasons)
-        string_view text(const CCommand &command, string_view name, const string *said) except +
-
 cdef extern from "controller/clock.h" namespace "clockwork" nogil:
     cdef cppclass CClockBounds "clockwork::ClockBounds":
         void set(int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at)
-        int64_t to_worker_latest(int64_t at)
-        int64_t to_worker_earliest(int64_t at, int64_t now)
-        int64_t to_controller(int64_t worker_ns, int64_t now)
-
-cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
-    cdef enum CFlawCode "clockwork::Flaw::Code":
-        C_FLAW_SYMBOL "clockwork::Flaw::SYMBOL"
-
-    cdef cppclass CFlaw "clockwork::Flaw":
-        CFlawCode code
-        uint32_t tensor
-        uint32_t ref
-        uint32_t other
-        int32_t symbol
-        int64_t expected
-        int64_t got
-        int64_t bytes
-
-    const string_view *C_FLAW_NAMES "clockwork::FLAW_NAMES.data" ()
-    size_t C_FLAW_COUNT "clockwork::FLAW_NAMES.size" ()
 
 cdef extern from "controller/lookups.h" namespace "clockwork" nogil:
     cdef cppclass CLookupFunctions "clockwork::LookupFunctions":
@@ -75,28 +55,13 @@ cdef extern from "controller/lookups.h" namespace "clockwork" nogil:
         int (*shape_number)(void *, const vector[int64_t] *, uint32_t *) except 0
         int (*shape)(void *, uint32_t, vector[int64_t] *) except 0
 
-cdef extern from "controller/messages.h" namespace "clockwork" nogil:
-    cdef cppclass CTensorRef "clockwork::TensorRef":
-        string_view name
-        int64_t dtype
-        uint32_t first
-        uint32_t rank
-        int64_t frame
-
 cdef extern from "controller/counts.h" namespace "clockwork" nogil:
-    cdef cppclass CDurations "clockwork::Durations":
-        int64_t sum_ns
-        const uint64_t *data "counts.data" ()
-        size_t size "counts.size" ()
-
     cdef cppclass CBatchCounts "clockwork::BatchCounts":
         const uint64_t *data "counts.data" ()
         const int64_t *sums "sums_ns.data" ()
         size_t places "counts.size" ()
         @staticmethod
         uint32_t size(size_t place)
-        @staticmethod
-        size_t place(uint32_t rows)
 
     cdef cppclass CModelCounts "clockwork::ModelCounts":
         CDurations *time_data "times.data" ()
@@ -117,39 +82,6 @@ cdef extern from "controller/counts.h" namespace "clockwork" nogil:
     size_t C_METRIC_BOUND_COUNT "clockwork::METRIC_BOUNDS_NS.size" ()
 
 cdef extern from "controller/models.h" namespace "clockwork" nogil:
-    const int64_t C_DIMENSION_ANY "clockwork::DIMENSION_ANY"
-    const int64_t C_DIMENSION_NONE "clockwork::DIMENSION_NONE"
-    const int64_t C_BITS_OF_STRING "clockwork::BITS_OF_STRING"
-    const int64_t C_BITS_UNKNOWN "clockwork::BITS_UNKNOWN"
-    const int64_t C_EXACT "clockwork::EXACT"
-
-    cdef cppclass CInputSpec "clockwork::InputSpec":
-        CInputSpec()
-        string name
-        string declared
-        int64_t dtype
-        int64_t bits
-        cbool any_rank
-        vector[int64_t] dims
-        vector[int32_t] symbols
-        vector[int64_t] limits
-
-    cdef cppclass COutputSpec "clockwork::OutputSpec":
-        COutputSpec()
-        string declared
-        int64_t dtype
-        int64_t bits
-        cbool any_rank
-        vector[int64_t] dims
-
-    cdef cppclass CModelInterface "clockwork::ModelInterface":
-        vector[CInputSpec] inputs
-        vector[string] outputs
-        vector[COutputSpec] given
-        vector[string] symbols
-        cbool batches
-        void index_inputs() except +
-
     cdef cppclass COutcomes "clockwork::Outcomes":
         uint64_t answered
         uint64_t refused
@@ -181,50 +113,8 @@ cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
         CShadowResults read()
 
 cdef extern from "controller/connections.h" namespace "clockwork" nogil:
-    cdef cppclass CConnectionBounds "clockwork::ConnectionBounds":
-        size_t ungreeted
-        size_t greeted
-        int64_t hello_ns
-        int64_t idle_ns
-        uint64_t hello_bytes
-        uint64_t hello_bytes_all
-        uint64_t received_bytes
-        uint64_t received_bytes_all
-        uint64_t unread_bytes
-        uint64_t unread_bytes_all
-        int64_t unread_ns
-        uint64_t memory_bytes
-
     const int C_SEAT_FREE "clockwork::SEAT_FREE"
     const int C_SEAT_NONE "clockwork::SEAT_NONE"
-
-    cdef enum CCutReason "clockwork::CutReason":
-        C_ASKED "clockwork::CutReason::ASKED"
-
-    cdef cppclass CConnection "clockwork::Connection":
-        uint64_t taken
-        uint64_t unmarked
-        cbool is_cut
-
-    cdef cppclass CConnections "clockwork::Connections":
-        CConnections(CConnectionBounds bounds) except +
-        void accepted(int fd, int64_t now) except +
-        shared_ptr[CConnection] ended(int fd) except +
-        shared_ptr[CConnection] find(int fd)
-        int seat_for(const CConnection &connection, string_view key, int64_t now)
-        void greet(CConnection &connection, string_view key, int64_t now) except +
-        void forget(CConnection &connection, int64_t now) except +
-        void heard(CConnection &connection, int64_t now)
-        cbool may_send(CConnection &connection, int64_t now) except +
-        cbool has_room(const CConnection &connection, uint64_t bytes)
-        int64_t look(int64_t now) except +
-        cbool cut(CConnection &connection, CCutReason reason) except +
-        size_t size()
-        size_t ungreeted()
-        size_t greeted()
-        uint64_t unread_bytes()
-        uint64_t behind_bytes()
-        const uint64_t *cut_counts()
 
 cdef extern from "controller/port.h" namespace "clockwork" nogil:
     cdef cppclass CPort "clockwork::Port":
@@ -249,25 +139,15 @@ cdef extern from "recording/recorder.h" namespace "clockwork" nogil:
         CRing(size_t bytes_max, int64_t span_ns) except +
         cbool is_on()
         void append(int64_t at, string_view step) except +
-        uint64_t read(uint64_t since, size_t bytes_max, string &found) except +
-        uint64_t read_to "read"(uint64_t since, char *target, size_t &bytes)
+        uint64_t read(uint64_t since, char *target, size_t &bytes)
         uint64_t seek(int64_t at)
         uint64_t step_from(uint64_t place)
         int64_t step_ns(uint64_t place)
         CRingState state()
 
     cdef cppclass CRecorder "clockwork::Recorder":
-        CRecorder(shared_ptr[CRing] ring) except +
         cbool is_on()
         int64_t time_ns(int64_t now)
-        void arrived(int64_t now, const CRequest &request, string_view shape) except +
-        void cancelled(int64_t now, uint64_t request_id) except +
-        void action_done(int64_t now, const CActionResult &result, string_view text) except +
-        void noted(string_view event) except +
-        void settle(int64_t now) except +
-        void ordered(const CCommand &command, const CCommands &all, string_view text, string_view shape) except +
-        void end() except +
-        const string &know_shape(uint32_t number, const vector[int64_t] &dims) except +
 
 cdef extern from "controller/sent_actions.h" namespace "clockwork" nogil:
     cdef cppclass CSentActions "clockwork::SentActions":
@@ -311,17 +191,6 @@ cdef extern from "controller/routes.h" namespace "clockwork" nogil:
         CShadowTally *shadow_tally(string_view text)
         void unroute(string_view text) except +
         void forget_references()
-
-cdef extern from "controller/intake.h" namespace "clockwork" nogil:
-    cdef cppclass CWrong "clockwork::Wrong":
-        cbool is_request
-        int64_t id
-        CHeaderFlaw header
-        CFlaw flaw
-        int64_t model_id
-        shared_ptr[const CModelInterface] interface
-        const vector[CTensorRef] *tensors
-        const vector[int64_t] *dims
 
 cdef extern from "controller/exchange_parts.h" namespace "clockwork" nogil:
     cdef cppclass CBounds "clockwork::ExchangeBounds":

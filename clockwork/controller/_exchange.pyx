@@ -103,7 +103,7 @@ cdef class Ring:
         cdef bytes found = PyBytes_FromStringAndSize(NULL, asked)
         cdef char *target = PyBytes_AS_STRING(found)
         with nogil:
-            place = self._ring.get().read_to(since, target, size)
+            place = self._ring.get().read(since, target, size)
         return place, found if size == asked else found[:size]
 
     def seek(self, int64_t at):

@@ -6,25 +6,8 @@ from libcpp.memory cimport make_shared
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from clockwork.controller._exchange cimport (
-    C_BITS_OF_STRING,
-    C_BITS_UNKNOWN,
-    C_EXACT,
-    C_DIMENSION_ANY,
-    C_DIMENSION_NONE,
-    C_FLAW_COUNT,
-    C_FLAW_NAMES,
-    C_FLAW_SYMBOL,
-    C_HEADER_FINE,
-    C_HEADER_FLAW_COUNT,
-    C_HEADER_FLAW_NAMES,
-    C_STATUS_COUNT,
-    CFlaw,
-    CHeaderFlaw,
-    CInputSpec,
-    COutputSpec,
-    CTensorRef,
-)
+from clockwork.wire._headers cimport C_HEADER_FINE, C_HEADER_FLAW_COUNT, C_HEADER_FLAW_NAMES
+from clockwork.wire._messages cimport C_STATUS_COUNT
 
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.system.limits import memory_bytes

@@ -7,22 +7,16 @@ from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from clockwork.controller._exchange cimport (
-    CBatchCounts,
-    CClockBounds,
-    CConnection,
+from libcpp.string_view cimport string_view
+
+from clockwork.controller._values cimport (
+    CConnectionBounds,
     CConnections,
     CFlaw,
-    CHeaderFlaw,
     CModelInterface,
-    CRecorder,
-    CRing,
     CSentences,
     CTensorRef,
     CWrong,
-    string_view,
-)
-from clockwork.controller._values cimport (
     Interface,
     connection_bounds,
     describe_connections,
@@ -43,7 +37,7 @@ from clockwork.scheduler._core cimport (
     CText,
 )
 
-from clockwork.wire._headers cimport CWriter
+from clockwork.wire._headers cimport CHeaderFlaw, CWriter
 from clockwork.wire._messages cimport CLane, CActionMessage, CPing, CPong, CResult, CRevoke
 
 from clockwork.scheduler.recording import REASONS, encode_event
@@ -152,6 +146,60 @@ cdef extern from "controller/routes.h" namespace "clockwork" nogil:
 cdef extern from "controller/connections.h" namespace "clockwork" nogil:
     cdef enum CCutReason "clockwork::CutReason":
         C_ASKED "clockwork::CutReason::ASKED"
+
+    cdef cppclass CConnection "clockwork::Connection":
+        uint64_t taken
+        uint64_t unmarked
+        cbool is_cut
+
+    cdef cppclass CConnectionTable "clockwork::Connections":
+        CConnectionTable(CConnectionBounds bounds) except +
+        void accepted(int fd, int64_t now) except +
+        shared_ptr[CConnection] ended(int fd) except +
+        shared_ptr[CConnection] find(int fd)
+        int seat_for(const CConnection &connection, string_view key, int64_t now)
+        void greet(CConnection &connection, string_view key, int64_t now) except +
+        void forget(CConnection &connection, int64_t now) except +
+        void heard(CConnection &connection, int64_t now)
+        cbool may_send(CConnection &connection, int64_t now) except +
+        cbool has_room(const CConnection &connection, uint64_t bytes)
+        int64_t look(int64_t now) except +
+        cbool cut(CConnection &connection, CCutReason reason) except +
+
+cdef extern from "recording/sentences.h" namespace "clockwork" nogil:
+    cdef cppclass CSentenceMaker "clockwork::Sentences":
+        string_view text(const CCommand &command, string_view name, const string *said) except +
+
+cdef extern from "controller/clock.h" namespace "clockwork" nogil:
+    cdef cppclass CClockBounds "clockwork::ClockBounds":
+        void set(int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at)
+        int64_t to_worker_latest(int64_t at)
+        int64_t to_worker_earliest(int64_t at, int64_t now)
+        int64_t to_controller(int64_t worker_ns, int64_t now)
+
+cdef extern from "controller/counts.h" namespace "clockwork" nogil:
+    cdef cppclass CBatchCounts "clockwork::BatchCounts":
+        @staticmethod
+        uint32_t size(size_t place)
+        @staticmethod
+        size_t place(uint32_t rows)
+
+cdef extern from "recording/recorder.h" namespace "clockwork" nogil:
+    cdef cppclass CRing "clockwork::Ring":
+        CRing(size_t bytes_max, int64_t span_ns) except +
+        uint64_t read(uint64_t since, size_t bytes_max, string &found) except +
+
+    cdef cppclass CRecorder "clockwork::Recorder":
+        CRecorder(shared_ptr[CRing] ring) except +
+        int64_t time_ns(int64_t now)
+        void arrived(int64_t now, const CRequest &request, string_view shape) except +
+        void cancelled(int64_t now, uint64_t request_id) except +
+        void action_done(int64_t now, const CActionResult &result, string_view text) except +
+        void noted(string_view event) except +
+        void settle(int64_t now) except +
+        void ordered(const CCommand &command, const CCommands &all, string_view text, string_view shape) except +
+        void end() except +
+        const string &know_shape(uint32_t number, const vector[int64_t] &dims) except +
 
 
 SHARE_WHOLE = C_SHARE_WHOLE
@@ -326,7 +374,7 @@ def sentence(templates, uint8_t number, int64_t a, int64_t b, int64_t c, str nam
     if said is None:
         heard = NULL
     command.text, command.a, command.b, command.c = <CText>number, a, b, c
-    found = sentences.text(command, view_of(encoded), heard)
+    found = (<CSentenceMaker *>&sentences).text(command, view_of(encoded), heard)
     return found.data()[:found.size()].decode()
 
 
@@ -461,10 +509,10 @@ cdef class Recorder:
 cdef class Connections:
     """The connections of one port without the port: of any sockets of this process, by descriptor."""
 
-    cdef unique_ptr[CConnections] _connections
+    cdef unique_ptr[CConnectionTable] _connections
 
     def __init__(self, bounds):
-        self._connections.reset(new CConnections(connection_bounds(bounds)))
+        self._connections.reset(new CConnectionTable(connection_bounds(bounds)))
 
     def accepted(self, int fd, int64_t now):
         self._connections.get().accepted(fd, now)
@@ -510,7 +558,7 @@ cdef class Connections:
         return bool(self._find(fd).is_cut)
 
     def describe(self):
-        return describe_connections(self._connections.get()[0])
+        return describe_connections((<const CConnections *>self._connections.get())[0])
 
     cdef CConnection *_find(self, int fd) except NULL:
         cdef CConnection *found = self._connections.get().find(fd).get()  # which the table keeps

@@ -36,6 +36,7 @@ cdef extern from "device/ort_api.h" nogil:
     void ort_release_type_info(const OrtApi*, OrtTypeInfo*)
     void ort_release_tensor_info(const OrtApi*, OrtTensorInfo*)
     void ort_release_session_options(const OrtApi*, OrtSessionOptions*)
+    void ort_say(const char* message, char* text, size_t bytes)
     bint ort_failed(const OrtApi*, OrtStatus*, char* text, size_t bytes)
     OrtStatus* ort_create_env(const OrtApi*, int, const char*, OrtEnv**)
     OrtStatus* ort_create_session(

@@ -40,6 +40,15 @@ cpdef Runtime runtime():
         return _runtime
 
 
+def without_source(str message):
+    """ONNX Runtime's message without the places in its source: path, line and signature of a function, which may be longer than
+    the cause that follows them."""
+    cdef bytes whole = message.encode()
+    cdef bytearray said = bytearray(len(whole) + 1)
+    ort_say(whole, <char*>said, len(said))
+    return said[:said.index(0)].decode()
+
+
 def _find_library():
     """Path of the shared library inside the installed onnxruntime package, which is not imported."""
     spec = importlib.util.find_spec("onnxruntime")

@@ -19,6 +19,7 @@ from onnx import TensorProto
 
 from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
 from clockwork.config.models import PREPARATION_LONG_RUN_NS
+from clockwork.device._ort import without_source
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
 from clockwork.wire.packages import padded_strings
@@ -280,34 +281,3 @@ def _shape(dims: Sequence[int | str | None] | None) -> tuple[int | str, ...]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return without_source(re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text))[:1000]
-
-
-_SOURCE = re.compile(r"/\S+\.(?:cc|cpp|h|cu|cuh):\d+ (?=(?P<function>[^()]*::[^()]*)?)")
-_AFTER_ARGUMENTS = re.compile(r"(?:::\S+| const\b| noexcept\b| \[with [^\]]*\])*\s*")
-
-
-def without_source(text: str) -> str:
-    """ONNX Runtime's message without the places in its source: path, line and signature of a function, which may be
-    longer than the cause that follows them."""
-    kept, at = [], 0
-    while (found := _SOURCE.search(text, at)) is not None:
-        kept.append(text[at : found.start()])
-        at = found.end()
-        if found["function"] is None:
-            continue
-        end = _end_of_arguments(text, found.end("function"))
-        if end:
-            after = _AFTER_ARGUMENTS.match(text, end)
-            at = after.end() if after is not None else end
-    rest = text[at:]
-    return "".join([*kept, rest]) if rest else text
-
-
-def _end_of_arguments(text: str, begin: int) -> int:
-    """The place behind the parenthesis that closes the one at ``begin``; 0: nothing closes it."""
-    depth = 0
-    for place in range(begin, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
-        if depth == 0:
-            return place + 1
-    return 0

@@ -11,9 +11,11 @@
 #ifndef CLOCKWORK_ORT_API_H
 #define CLOCKWORK_ORT_API_H
 
+#include <ctype.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { ORT_API_VERSION = 15, ORT_ENTRY_COUNT = 253 };
 enum { ORT_INVALID_ARGUMENT = 2, ORT_INT64 = 7, ORT_UINT8 = 2 };
@@ -77,11 +79,81 @@ ORT_RELEASE(ort_release_type_info, 98, OrtTypeInfo)
 ORT_RELEASE(ort_release_tensor_info, 99, OrtTensorInfo)
 ORT_RELEASE(ort_release_session_options, 100, OrtSessionOptions)
 
+/* The end of a place in ONNX Runtime's source that begins at the slash: "/path/file.cc:12 ". NULL: there is none. */
+static inline const char* ort_place_end(const char* slash) {
+    static const char* const KINDS[] = {".cc", ".cpp", ".h", ".cu", ".cuh"};
+    const char* end = slash + strcspn(slash, " \t\n\v\f\r");
+    const char* colon = end;
+    size_t kind, size;
+    if (*end != ' ')
+        return NULL;
+    while (colon > slash && colon[-1] >= '0' && colon[-1] <= '9')
+        colon--;
+    if (colon == end || colon == slash || *--colon != ':')
+        return NULL;
+    for (kind = 0; kind < sizeof KINDS / sizeof *KINDS; kind++) {
+        size = strlen(KINDS[kind]);
+        if ((size_t)(colon - slash) > size + 1 && memcmp(colon - size, KINDS[kind], size) == 0)
+            return end + 1;
+    }
+    return NULL;
+}
+
+/* The end of the signature of a function, "void onnxruntime::Class::name(int) const [with T = int] ", which may be longer than
+ * the cause that follows it. The text itself: there is none. */
+static inline const char* ort_signature_end(const char* text) {
+    const char* at = text + strcspn(text, "()");
+    const char* scope = strstr(text, "::");
+    int depth = 0;
+    if (!scope || scope + 2 > at)
+        return text;
+    for (; *at; at++) {
+        depth += (*at == '(') - (*at == ')');
+        if (depth == 0)
+            break;
+    }
+    if (!*at++)
+        return text;
+    for (;;) {
+        if (strncmp(at, "::", 2) == 0 && strcspn(at + 2, " \t\n\v\f\r") != 0)
+            at += 2 + strcspn(at + 2, " \t\n\v\f\r");
+        else if (strncmp(at, " const", 6) == 0 && !isalnum((unsigned char)at[6]) && at[6] != '_')
+            at += 6;
+        else if (strncmp(at, " noexcept", 9) == 0 && !isalnum((unsigned char)at[9]) && at[9] != '_')
+            at += 9;
+        else if (strncmp(at, " [with ", 7) == 0 && strchr(at, ']'))
+            at = strchr(at, ']') + 1;
+        else
+            break;
+    }
+    return at + strspn(at, " \t\n\v\f\r");
+}
+
+/* ONNX Runtime's message, cut to bytes, without the places in its source: path, line and signature of a function. A message that
+ * ends in one stays whole. */
+static inline void ort_say(const char* message, char* text, size_t bytes) {
+    const char* at = message;
+    size_t done = 0;
+    while (*at && done + 1 < bytes) {
+        const char* end = *at == '/' ? ort_place_end(at) : NULL;
+        if (!end) {
+            text[done++] = *at++;
+            continue;
+        }
+        at = ort_signature_end(end);
+        if (!*at) { /* there is no cause behind it */
+            snprintf(text, bytes, "%s", message);
+            return;
+        }
+    }
+    text[done] = 0;
+}
+
 /* 1 and the message in text (cut to bytes) if the call failed, else 0. Releases the status. */
 static inline int ort_failed(const OrtApi* api, OrtStatus* status, char* text, size_t bytes) {
     if (!status)
         return 0;
-    snprintf(text, bytes, "%s", ((const char* (*)(const OrtStatus*))api->entry[2])(status));
+    ort_say(((const char* (*)(const OrtStatus*))api->entry[2])(status), text, bytes);
     ort_release_status(api, status);
     return 1;
 }

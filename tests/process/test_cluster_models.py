@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -396,6 +397,20 @@ def test_an_input_with_a_default_is_brought_by_requests_only_if_examples_bring_i
     for flag, y in ((True, -x), (False, x)):
         answer = client.infer("open", {"x": x, "negate": np.array([flag])})
         assert same(answer["y"], y)
+
+
+def test_what_a_failed_execution_says_names_no_place_in_onnx_runtimes_source(client: Client) -> None:
+    names = [("x", ["N", "K"]), ("z", ["N", "M"])]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in names]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "L"])
+    graph = helper.make_graph([helper.make_node("Add", ["x", "z"], ["y"])], "sum", inputs, [output])
+    opsets = [helper.make_opsetid("", 17)]
+    client.register("sum", helper.make_model(graph, opset_imports=opsets, ir_version=8), batching="off")
+    with pytest.raises(ClockworkError) as caught:
+        client.infer("sum", {"x": rows(1, 2), "z": rows(1, 3)})
+    client.unregister("sum")
+    assert "Attempting to broadcast an axis by a dimension other than 1. 2 by 3" in str(caught.value)
+    assert not re.search(r"\.(h|cc):\d|::|/onnxruntime", str(caught.value)), str(caught.value)
 
 
 def test_a_batch_that_the_model_fixes(client: Client) -> None:

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.config.models import TEXT_SIZES
+from clockwork.device._ort import without_source
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import seal, unseal
@@ -30,7 +31,7 @@ from clockwork.models.holdings import Bound, build_bound
 from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session, without_source
+from clockwork.models.runtime import Session
 from clockwork.models.split import Program
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import (

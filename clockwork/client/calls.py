@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, TypeVarT
 import numpy.typing as npt
 
 from clockwork import config
-from clockwork.client.memory import Loan
+from clockwork.client.memory import AnsweredInvalidInput, Loan
 from clockwork.config import client as bounds
 from clockwork.errors import (
     Cancelled,
@@ -302,7 +302,7 @@ def _only_output(answer: Any, frames: list[Frame], loan: Loan | None = None) -> 
     """The array of an answer's only output. Raises InvalidInput where the model has several."""
     outputs = _outputs(answer, frames, loan)
     if len(outputs) != 1:
-        raise InvalidInput(
+        raise AnsweredInvalidInput(
             f"the model has {len(outputs)} outputs ({printable(', '.join(outputs))}): give its inputs by name, and infer() "
             "returns a dict of all outputs",
             expected="a mapping by input name",

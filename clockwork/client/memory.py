@@ -146,6 +146,10 @@ class Loan:
             self._part = None
 
 
+class AnsweredInvalidInput(InvalidInput):
+    """An error that is found in the answer of a request that was carried out: sending it again would change nothing."""
+
+
 class _AskedTwice(Future[Any]):
     """The future of a request that is sent again where its memory cannot be used. cancel() cancels the attempt under way."""
 
@@ -215,7 +219,7 @@ class ClientMemory:
         try:
             outputs = ask(loan)
         except InvalidInput as error:
-            if not loan.is_used:
+            if not loan.is_used or isinstance(error, AnsweredInvalidInput):
                 raise
             refused = error
         else:
@@ -243,7 +247,11 @@ class ClientMemory:
         def answered(asked: Future[Outputs]) -> None:
             loan.release()
             refused = None if asked.cancelled() else asked.exception()
-            if not (is_used and isinstance(refused, InvalidInput)):
+            if (
+                not is_used
+                or not isinstance(refused, InvalidInput)
+                or isinstance(refused, AnsweredInvalidInput)
+            ):
                 future.end(asked)
                 if refused is None and not asked.cancelled():
                     self._note_answer(model, asked.result(), is_used)

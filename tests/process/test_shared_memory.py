@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,6 +202,31 @@ def test_what_is_wrong_with_a_request_is_said_as_ever(sharing: Client) -> None:
 
 
 # ----- memory that its owner changes, locks or makes huge -------------------------------------------
+
+
+def test_an_array_for_a_model_of_several_outputs_is_sent_once(cluster: Cluster, sharing: Client) -> None:
+    """The answer says that there are several outputs, and memory has no part in that."""
+    model = doubling()
+    model.graph.node.append(helper.make_node("Neg", ["x"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", WIDTH]))
+    sharing.register("several", model)
+
+    async def infer(x: np.ndarray) -> None:
+        async with AsyncClient(cluster.endpoint, shared_memory=True) as client:
+            await client.infer("several", x)
+
+    asks: list[Callable[[np.ndarray], Any]] = [
+        lambda x: sharing.infer("several", x),
+        lambda x: sharing.submit("several", x).result(),
+        lambda x: asyncio.run(infer(x)),
+    ]
+    for sent, infer_one in enumerate(asks, 1):
+        with pytest.raises(InvalidInput, match="2 outputs"):
+            infer_one(rows(1, sent))
+        assert sharing.model("several").counts["answered"] == sent
+    assert sharing._memory is not None
+    assert not sharing._memory.is_paused
+    sharing.unregister("several")
 
 
 def selecting(operator: str, dtype: int) -> onnx.ModelProto:

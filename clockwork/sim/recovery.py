@@ -236,7 +236,7 @@ def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> I
         for policy in policies:
             good, usual = world.good(policy, disturbed=True), world.good(policy, disturbed=False)
             outcome = Outcome(seed, world.kind, policy, good, usual, world.sentence)
-            if not outcome.has_recovered and world.is_closed:  # open arrivals end
+            if not outcome.has_recovered and world.is_closed:  # later, open arrivals have ended
                 settled = world.good(policy, disturbed=False, later_ns=SETTLED_NS)
                 outcome = dataclasses.replace(outcome, usual=min(usual, settled))
             yield outcome

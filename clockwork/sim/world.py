@@ -66,7 +66,8 @@ class Cluster:
     run_ahead: int = 2  # actions that a lane accepts before the first of them has completed
     # speed of worker i: entry i modulo the length; executions take 1/speed. (): all 1
     speeds: Sequence[float] = ()
-    # Measurements of worker i: entry i, and entry i + n when it joins for the nth time again. (): all 0.
+    # Measurements of workers: worker i has entry i, and after each absence the next entry, modulo the
+    # length. (): all 0.
     batch_maxes: Sequence[int] = ()  # largest batch of a model that the worker runs; 0: the model's
     extra_pages: Sequence[int] = ()  # pages that the worker's layouts take in addition, as a run
     # Slowdowns that affect all devices, such as other work on the workers' cores: (t_ns, factor) by time

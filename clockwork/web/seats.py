@@ -72,8 +72,8 @@ class Seats:
         self.strangers_min = seats_max // 8
         self._count = 0
         self._strangers = 0  # strangers that wait
-        # Waiting seats by address. Those of an address are in the order in which their wait began, because a
-        # scan of 5,000 seats took 1.5 ms.
+        # Waiting seats by address. The seats of an address are in the order in which their wait began,
+        # because a scan of 5,000 seats took 1.5 ms.
         self._waiting: dict[Standing, dict[str, dict[Seat, None]]] = {standing: {} for standing in Standing}
 
     def __len__(self) -> int:

@@ -16,8 +16,9 @@
 #include <string_view>
 #include <vector>
 
-#include "controller/messages.h"
 #include "controller/sockets.h"
+#include "scheduler/types.h"
+#include "wire/fields.h"
 
 namespace {
 
@@ -206,7 +207,7 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
         bool found = false;
         while (dealer.receive(frames, count)) {
             found = true;
-            std::int64_t tag = tag_of(frames[0].view());
+            std::int64_t tag = wire::tag_of(frames[0].view());
             counts->answered += tag == TAG_ANSWER;
             counts->failed += tag == TAG_FAILURE;
         }
@@ -258,7 +259,7 @@ std::size_t pump_worker(void* socket, void* worker_lanes, std::int64_t base_ns, 
         while (dealer.receive(frames, count)) {
             found = true;
             std::string_view text = frames[0].view();
-            std::int64_t tag = tag_of(text);
+            std::int64_t tag = wire::tag_of(text);
             if (tag != TAG_INFER && tag != TAG_LOAD && tag != TAG_UNLOAD) {
                 if (tag == TAG_REVOKE)
                     continue;

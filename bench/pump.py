@@ -65,7 +65,7 @@ from clockwork.wire.messages import (
 from clockwork.wire.transport import socket_functions
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("bench/pump.cpp", "csrc/controller/messages.cpp")
+SOURCES = ("bench/pump.cpp",)
 HEADER_BYTES_MAX = 4 << 20  # bytes of messages to this worker
 SLICE_NS = 100 * MS
 """Longest call of a worker, after which it checks whether it should end."""

@@ -12,14 +12,15 @@ import enum
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clockwork.wire import messages  # noqa: E402
+from clockwork import config  # noqa: E402
+from clockwork.wire import messages, shared  # noqa: E402
 from clockwork.wire.forms import (  # noqa: E402
     INT64_MAX,
     INT64_MIN,
@@ -525,6 +526,30 @@ def kinds_h() -> str:
     )
 
 
+BOUNDS: dict[str, int | Sequence[int]] = {
+    "MESSAGE_BYTES_MAX": config.MESSAGE_BYTES_MAX,
+    "STRINGS_MAX": config.STRINGS_MAX,
+    "SHARE_WHOLE": config.SHARE_WHOLE,
+    "METRIC_BOUNDS_NS": config.METRIC_BOUNDS_NS,
+    "SHARED": shared.SHARED,
+    "REFERENCE_BYTES": shared.REFERENCE_BYTES,
+    "PLACE_BYTES": shared.PLACE.size,
+}
+"""Bounds and constants of both languages."""
+
+
+def bounds_h() -> str:
+    body = []
+    for name, value in BOUNDS.items():
+        if isinstance(value, int):
+            body.append(f"inline constexpr std::int64_t {name} = {value};")
+        else:
+            body.append(f"inline constexpr std::array<std::int64_t, {len(value)}> {name} = {{")
+            body += [f"    {line}" for line in textwrap.wrap(", ".join(map(str, value)), LINE - 5)] + ["};"]
+    about = "Bounds and constants that Python has as well: of clockwork.config, clockwork.wire.messages and clockwork.wire.shared."
+    return c_file(about, ["#include <array>", "#include <cstdint>"], "clockwork", [*body, ""])
+
+
 def messages_h() -> str:
     body: list[str] = [
         *comment("Elements of a vector of the same record, `count` of them from `first` on."),
@@ -551,11 +576,6 @@ def messages_h() -> str:
         if is_written(struct):
             fields.append("bool write(Writer& writer) const;")
         body += [*comment(struct.about), *block(f"struct {struct.name}", fields, ";"), ""]
-    body += [
-        *comment("The tag of a header; -1 where it has none."),
-        "std::int64_t tag_of(std::string_view header);",
-        "",
-    ]
     about = (
         "Messages that C++ reads or writes. read(): false where the header differs from the declaration, whose first place the"
         " flaw then has; an id that is the first field is there even so, if it can be read, and 0 else. Texts point into the"
@@ -564,7 +584,7 @@ def messages_h() -> str:
     )
     includes = [
         "#include <cstdint>", "#include <optional>", "#include <string_view>", "#include <vector>", "",
-        '#include "msgpack.h"', '#include "wire/header_flaw.h"', '#include "wire/kinds.h"',
+        '#include "msgpack.h"', '#include "wire/fields.h"', '#include "wire/header_flaw.h"', '#include "wire/kinds.h"',
     ]  # fmt: skip
     return c_file(about, includes, "clockwork::wire", body)
 
@@ -584,15 +604,6 @@ def messages_cpp() -> str:
             body += [*read_method(struct), ""]
         if is_written(struct):
             body += [*write_method(struct), ""]
-    body += block(
-        "std::int64_t tag_of(std::string_view header)",
-        [
-            "Reader reader(header.data(), header.size());",
-            "std::uint32_t count = 0;",
-            "std::int64_t tag = 0;",
-            "return reader.array(count) && count > 0 && reader.integer(tag) ? tag : -1;",
-        ],
-    )
     includes = ['#include "wire/messages.h"', "", "#include <cstddef>", "", '#include "wire/fields.h"']
     return c_file("", includes, "clockwork::wire", [*body, ""])
 
@@ -655,12 +666,12 @@ def messages_pxd() -> str:
         if is_written(struct):
             fields.append("cbool write(CWriter &writer) except +")
         lines += pxd_struct(struct.name, fields)
-    lines += ["    int64_t tag_of(string_view header)"]
     return "\n".join(lines) + "\n"
 
 
 FILES: dict[str, Callable[[], str]] = {
     "csrc/wire/kinds.h": kinds_h,
+    "csrc/wire/bounds.h": bounds_h,
     "csrc/wire/messages.h": messages_h,
     "csrc/wire/messages.cpp": messages_cpp,
     "clockwork/wire/_messages.pxd": messages_pxd,

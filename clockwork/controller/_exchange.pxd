@@ -78,9 +78,6 @@ cdef extern from "controller/counts.h" namespace "clockwork" nogil:
         int64_t busy_ns
         int64_t load_busy_ns
 
-    const int64_t *C_METRIC_BOUNDS "clockwork::METRIC_BOUNDS_NS.data" ()
-    size_t C_METRIC_BOUND_COUNT "clockwork::METRIC_BOUNDS_NS.size" ()
-
 cdef extern from "controller/models.h" namespace "clockwork" nogil:
     cdef cppclass COutcomes "clockwork::Outcomes":
         uint64_t answered

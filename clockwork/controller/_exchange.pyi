@@ -24,7 +24,6 @@ WORKERS: int
 CLIENTS: int
 SEAT_FREE: int
 SEAT_NONE: int
-METRIC_BOUNDS_NS: tuple[int, ...]
 TIMES: tuple[str, ...]
 
 class FrameView:

@@ -41,7 +41,6 @@ SEAT_FREE, SEAT_NONE = C_SEAT_FREE, C_SEAT_NONE
 
 STAGES = ("wait", "receive", "check requests, note results", "look", "schedule", "order and answer", "after orders",
           "free messages", "Python")
-METRIC_BOUNDS_NS = tuple([C_METRIC_BOUNDS()[place] for place in range(C_METRIC_BOUND_COUNT())])
 TIMES = ("total", "queue", "load", "execute", "copy_in", "copy_out")
 ACTION_KINDS = tuple([kind.name.lower() for kind in ActionKind])
 

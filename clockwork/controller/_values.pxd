@@ -7,6 +7,7 @@ from libcpp.string_view cimport string_view
 from libcpp.vector cimport vector
 
 from clockwork.wire._headers cimport CHeaderFlaw
+from clockwork.wire._messages cimport CTensorRef
 
 
 cdef extern from "recording/sentences.h" namespace "clockwork" nogil:
@@ -76,14 +77,6 @@ cdef extern from "controller/connections.h" namespace "clockwork" nogil:
         uint64_t unread_bytes()
         uint64_t behind_bytes()
         const uint64_t *cut_counts()
-
-cdef extern from "controller/messages.h" namespace "clockwork" nogil:
-    cdef cppclass CTensorRef "clockwork::TensorRef":
-        string_view name
-        int64_t dtype
-        uint32_t first
-        uint32_t rank
-        int64_t frame
 
 cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
     cdef enum CFlawCode "clockwork::Flaw::Code":

@@ -101,7 +101,7 @@ cdef object flaw_of(const CWrong &wrong):
         ref = &wrong.tensors.at(flaw.ref)
         said["name"] = word_of(ref.name)
         said["dtype"], said["frame"] = ref.dtype, ref.frame
-        said["shape"] = tuple([wrong.dims.at(ref.first + place) for place in range(ref.rank)])
+        said["shape"] = tuple([wrong.dims.at(ref.shape.first + place) for place in range(ref.shape.count)])
     if wrong.is_request and model != NULL:
         said["inputs"] = tuple([model.inputs.at(place).name.decode() for place in range(<uint32_t>model.inputs.size())])
         if flaw.tensor < model.inputs.size():

@@ -173,4 +173,3 @@ cdef extern from "wire/messages.h" namespace "clockwork::wire" nogil:
         cbool read(string_view header, CHeaderFlaw &flaw) except +
         cbool write(CWriter &writer) except +
 
-    int64_t tag_of(string_view header)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SHARED = 1 << 28
-"""Added to a dtype's code. See csrc/controller/messages.h."""
+"""Added to a dtype's code."""
 
 MACHINE = "machine"
 """In a worker's heartbeat: its machine_id()."""
@@ -38,6 +38,7 @@ ALIGNMENT = 64
 """Of every tensor, also in a worker's copy, so that kernels can read it in place."""
 
 _REFERENCE = struct.Struct(f"<qqq{KEY_BYTES}sqq{KEY_BYTES}sq")
+REFERENCE_BYTES = _REFERENCE.size
 PLACE = struct.Struct("<qq")
 """The offset and the bytes of an output."""
 
@@ -62,8 +63,8 @@ class Reference(NamedTuple):
 
 def unpack(frame: bytes) -> Reference:
     """Raises ValueError where the frame has another size than a reference's."""
-    if len(frame) != _REFERENCE.size:
-        raise ValueError(f"a reference to memory has {_REFERENCE.size} bytes, not {len(frame)}")
+    if len(frame) != REFERENCE_BYTES:
+        raise ValueError(f"a reference to memory has {REFERENCE_BYTES} bytes, not {len(frame)}")
     return Reference(*_REFERENCE.unpack(frame))
 
 

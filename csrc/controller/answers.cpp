@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "controller/course.h"
+
 namespace clockwork {
 
 void Answers::succeed(const Command& command, Ns now) {
@@ -15,9 +17,9 @@ void Answers::succeed(const Command& command, Ns now) {
         release(held);
         return;
     }
-    std::size_t tensors = result.header.parts.at(command.part);
-    std::size_t count = std::min(tensors, held.model->interface->outputs.size());
-    const TensorRef* refs = result.header.tensors.data() + command.part * tensors;
+    const wire::Span& part = result.header.parts.at(command.part);
+    std::size_t count = std::min<std::size_t>(part.count, held.model->interface->outputs.size());
+    const TensorRef* refs = result.header.tensors.data() + part.first;
     std::uint64_t bytes = 0;
     for (std::size_t index = 0; index < count; ++index)
         bytes += results_.frame(result, refs[index]).size();
@@ -46,28 +48,25 @@ void Answers::succeed(const Command& command, Ns now) {
 void Answers::write_success(const Command& command, const HeldRequest& held, const KeptResult& result,
                             const TensorRef* refs, std::size_t count, Ns now) {
     const std::vector<std::string>& names = held.model->interface->outputs;
-    writer_.clear();
-    writer_.array(5);
-    writer_.integer(TAG_ANSWER);
-    writer_.integer(held.request_id);
-    writer_.integer(held.model->version);
-    writer_.array(count);
+    answer_.clear();
+    answer_.request_id = held.request_id;
+    answer_.model_version = held.model->version;
     for (std::size_t index = 0; index < count; ++index) {
-        writer_.array(4);
-        writer_.text(names[index]);
-        writer_.integer(refs[index].dtype);
-        write_dims(writer_, result.header.dims.data() + refs[index].first, refs[index].rank);
-        writer_.natural(index);
+        const wire::Span& shape = refs[index].shape;
+        auto start = result.header.dims.begin() + shape.first;
+        auto first = static_cast<std::uint32_t>(answer_.dims.size());
+        answer_.dims.insert(answer_.dims.end(), start, start + shape.count);
+        answer_.tensors.push_back(
+            {names[index], refs[index].dtype, {first, shape.count}, static_cast<std::int64_t>(index)});
     }
-    Ns total_ns = now - held.arrived_ns;
-    writer_.array(7);
-    writer_.integer(command.a);
-    writer_.integer(command.b);
-    writer_.integer(command.c);
-    writer_.integer(total_ns);
-    writer_.integer(result.header.copy_in_ns);
-    writer_.integer(result.header.copy_out_ns);
-    writer_.natural(held.id);
+    answer_.times = {command.a,
+                     command.b,
+                     command.c,
+                     now - held.arrived_ns,
+                     took_ns(result.header.copy_in),
+                     took_ns(result.header.copy_out),
+                     static_cast<std::int64_t>(held.id)};
+    answer_.write(writer_);
 }
 
 void Answers::fail(const Command& command, const Commands& all, Ns now) {
@@ -109,29 +108,18 @@ std::string_view Answers::failure_text(const Command& command, const Commands& a
 
 void Answers::send_failure(const HeldRequest& held, Status status, std::string_view text, const Command* refusal,
                            Ns now) {
-    writer_.clear();
-    writer_.array(5);
-    writer_.integer(TAG_FAILURE);
-    writer_.integer(held.request_id);
-    writer_.integer(static_cast<std::int64_t>(status));
-    writer_.text(text);
+    failure_.clear();
+    failure_.request_id = held.request_id;
+    failure_.status = static_cast<std::int64_t>(status);
+    failure_.text = text;
+    if (refusal != nullptr)
+        failure_.details.request = static_cast<std::int64_t>(held.id);
     if (status == Status::REFUSED && refusal != nullptr) {
-        writer_.map(4);
-        writer_.text("request");
-        writer_.natural(held.id);
-        writer_.text("reason");
-        writer_.text(sentences_.reason(refusal->reason));
-        writer_.text("feasible_slo_ns");
-        writer_.integer(refusal->feasible_slo_ns);
-        writer_.text("retry_after_ns");
-        writer_.integer(refusal->retry_after_ns);
-    } else if (refusal != nullptr) {
-        writer_.map(1);
-        writer_.text("request");
-        writer_.natural(held.id);
-    } else {
-        writer_.map(0);
+        failure_.details.reason = sentences_.reason(refusal->reason);
+        failure_.details.feasible_slo_ns = refusal->feasible_slo_ns;
+        failure_.details.retry_after_ns = refusal->retry_after_ns;
     }
+    failure_.write(writer_);
     clients_.send(*held.client, writer_.view(), false, now);
 }
 

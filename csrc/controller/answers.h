@@ -12,6 +12,7 @@
 #include "controller/turn_results.h"
 #include "msgpack.h"
 #include "recording/sentences.h"
+#include "wire/messages.h"
 
 namespace clockwork {
 
@@ -52,6 +53,8 @@ private:
     OutcomeCounts& counts_;
     Sentences sentences_;
     std::uint64_t unread_bytes_max_;  // of all connections, as the sentence about it says
+    wire::Answer answer_;
+    wire::Failure failure_;
     Writer writer_;
     Frame spare_;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "controller/course.h"
 #include "string_work.h"
 
 namespace clockwork {
@@ -20,9 +21,9 @@ template <typename Spec>
 bool has_shape(const Spec& spec, const TensorRef& ref, const std::int64_t* dims) {
     if (spec.any_rank)
         return true;
-    if (ref.rank != spec.dims.size())
+    if (ref.shape.count != spec.dims.size())
         return false;
-    for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
+    for (std::uint32_t axis = 0; axis < ref.shape.count; ++axis) {
         if (dims[axis] < 0 || (spec.dims[axis] != DIMENSION_ANY && spec.dims[axis] != dims[axis]))
             return false;
     }
@@ -52,7 +53,7 @@ bool count_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* di
                  std::int64_t& bytes, Flaw& flaw) {
     __int128 product = 1;  // without zeros
     bool is_empty = false;
-    for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
+    for (std::uint32_t axis = 0; axis < ref.shape.count; ++axis) {
         if (dims[axis] < 0)
             return fail(flaw, Flaw::NEGATIVE, 0, dims[axis]);
         if (dims[axis] == 0)
@@ -111,16 +112,16 @@ bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t
                  std::int64_t machine, Accepted& accepted, Flaw& flaw) {
     if ((ref.dtype & ~SHARED) != spec.dtype)
         return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
-    if (!has_shape(spec, ref, dims) || (spec.any_rank && ref.rank > 0 && dims[0] < 0))
+    if (!has_shape(spec, ref, dims) || (spec.any_rank && ref.shape.count > 0 && dims[0] < 0))
         return fail(flaw, Flaw::SHAPE);
     if (spec.bits == BITS_UNKNOWN)
         return fail(flaw, Flaw::NO_DTYPE, 0, ref.dtype);
-    return ref.is_shared() ? check_reference(spec.bits, ref, dims, data, machine, accepted, flaw)
-                           : check_bytes(spec.bits, ref, dims, data, flaw);
+    return is_shared(ref) ? check_reference(spec.bits, ref, dims, data, machine, accepted, flaw)
+                          : check_bytes(spec.bits, ref, dims, data, flaw);
 }
 
 // One symbol means one size, in all inputs of a request.
-bool check_symbols(const ModelInterface& model, const InferRequestHeader& request, Accepted& accepted, Flaw& flaw) {
+bool check_symbols(const ModelInterface& model, const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
     accepted.holders.assign(model.symbols.size(), 0);
     accepted.sizes.resize(model.symbols.size());
     for (std::uint32_t input = 0; input < model.inputs.size(); ++input) {
@@ -133,7 +134,7 @@ bool check_symbols(const ModelInterface& model, const InferRequestHeader& reques
                 continue;
             std::uint32_t& holder = accepted.holders[static_cast<std::size_t>(symbol)];
             std::int64_t& size = accepted.sizes[static_cast<std::size_t>(symbol)];
-            std::int64_t dimension = request.dims[accepted.tensors[input]->first + axis];
+            std::int64_t dimension = request.dims[accepted.tensors[input]->shape.first + axis];
             if (holder == 0) {
                 holder = input + 1;
                 size = dimension;
@@ -148,15 +149,15 @@ bool check_symbols(const ModelInterface& model, const InferRequestHeader& reques
     return true;
 }
 
-bool check_rows(const InferRequestHeader& request, Accepted& accepted, Flaw& flaw) {
+bool check_rows(const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
     std::uint32_t inputs = static_cast<std::uint32_t>(accepted.tensors.size());
     for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
-        if (accepted.tensors[flaw.tensor]->rank == 0)
+        if (accepted.tensors[flaw.tensor]->shape.count == 0)
             return fail(flaw, Flaw::NO_ROWS_AXIS);
     }
-    std::int64_t rows = inputs == 0 ? 1 : request.dims[accepted.tensors[0]->first];
+    std::int64_t rows = inputs == 0 ? 1 : request.dims[accepted.tensors[0]->shape.first];
     for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
-        std::int64_t found = request.dims[accepted.tensors[flaw.tensor]->first];
+        std::int64_t found = request.dims[accepted.tensors[flaw.tensor]->shape.first];
         if (found != rows || rows == 0)
             return fail(flaw, Flaw::ROWS, rows, found);
     }
@@ -167,7 +168,7 @@ bool check_rows(const InferRequestHeader& request, Accepted& accepted, Flaw& fla
 // The number of elements, and the greatest number there is where there are more.
 std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
     __int128 count = 1;
-    for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
+    for (std::uint32_t axis = 0; axis < ref.shape.count; ++axis) {
         if (dims[axis] == 0)
             return 0;
         count = std::min<__int128>(count * dims[axis], INT64_MAX);
@@ -187,7 +188,7 @@ std::int64_t length_class(std::int64_t size, std::int64_t limit) {
 
 }  // namespace
 
-bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
+bool check_request(const ModelInterface& model, const wire::InferRequest& request, const FrameBytes& frames,
                    std::int64_t machine, Accepted& accepted, Flaw& flaw) {
     flaw = {};
     std::size_t inputs = model.inputs.size();
@@ -213,7 +214,7 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
         if (accepted.taken[frame])
             return fail(flaw, Flaw::FRAME_TAKEN);
         accepted.taken[frame] = true;
-        const std::int64_t* dims = request.dims.data() + ref.first;
+        const std::int64_t* dims = request.dims.data() + ref.shape.first;
         if (!check_input(*spec, ref, dims, frames[frame], machine, accepted, flaw))
             return false;
         accepted.bytes += frames[frame].size();
@@ -233,11 +234,11 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
     std::uint32_t first = model.batches ? 1 : 0;
     for (std::size_t input = 0; input < inputs; ++input) {
         const TensorRef* ref = accepted.tensors[input];
-        const std::int64_t* dims = request.dims.data() + ref->first;
+        const std::int64_t* dims = request.dims.data() + ref->shape.first;
         bool is_strings = model.inputs[input].bits == BITS_OF_STRING;
-        accepted.shape.push_back(ref->rank - first + is_strings);
+        accepted.shape.push_back(ref->shape.count - first + is_strings);
         const std::vector<std::int64_t>& limits = model.inputs[input].limits;
-        for (std::uint32_t axis = first; axis < ref->rank; ++axis)
+        for (std::uint32_t axis = first; axis < ref->shape.count; ++axis)
             accepted.shape.push_back(length_class(dims[axis], axis < limits.size() ? limits[axis] : EXACT));
         if (is_strings) {
             std::int64_t count = count_elements(*ref, dims);
@@ -261,7 +262,7 @@ bool check_place(std::int64_t bits, const TensorRef& ref, const std::int64_t* di
 
 bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, bool has_room,
                   const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
-    if (ref.is_shared() && (!has_room || output >= model.given.size() || model.given[output].bits <= 0))
+    if (is_shared(ref) && (!has_room || output >= model.given.size() || model.given[output].bits <= 0))
         return fail(flaw, Flaw::NO_PLACE);
     if (output >= model.given.size())
         return true;
@@ -270,32 +271,32 @@ bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t
         return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
     if (spec.bits == BITS_OF_STRING && count_elements(ref, dims) > STRINGS_MAX)
         return fail(flaw, Flaw::STRINGS, STRINGS_MAX);
-    if (model.batches && (ref.rank == 0 || dims[0] != rows))
+    if (model.batches && (ref.shape.count == 0 || dims[0] != rows))
         return fail(flaw, Flaw::OUTPUT_ROWS, rows);
     if (!has_shape(spec, ref, dims))
         return fail(flaw, Flaw::SHAPE);
-    if (ref.is_shared())
+    if (is_shared(ref))
         return check_place(spec.bits, ref, dims, data, flaw);
     return spec.bits == BITS_UNKNOWN || check_bytes(spec.bits, ref, dims, data, flaw);
 }
 
-bool check_result(const Expected& expected, const ResultHeader& result, const FrameBytes& frames, Flaw& flaw) {
+bool check_result(const Expected& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw) {
     flaw = {};
     auto whole = [](std::size_t count) { return static_cast<std::int64_t>(count); };
-    if (!is_status(result.status_number))
-        return fail(flaw, Flaw::STATUS, 0, result.status_number);
-    if (result.duration_ns >= NEVER_NS)
+    if (!is_status(result.status))
+        return fail(flaw, Flaw::STATUS, 0, result.status);
+    if (course_of(result).duration_ns >= NEVER_NS)
         return fail(flaw, Flaw::PHASES);
     if (frames.size() > result.tensors.size())
         return fail(flaw, Flaw::FRAMES_MORE, whole(result.tensors.size()), whole(frames.size()));
-    if (result.status != Status::OK)
+    if (static_cast<Status>(result.status) != Status::OK)
         return true;
     if (result.parts.size() != expected.part_rows.size())
         return fail(flaw, Flaw::PARTS, whole(expected.part_rows.size()), whole(result.parts.size()));
     std::size_t tensors = expected.tensors();
-    for (std::uint32_t size : result.parts) {
-        if (size != tensors)
-            return fail(flaw, Flaw::PART_TENSORS, whole(tensors), size);
+    for (const wire::Span& part : result.parts) {
+        if (part.count != tensors)
+            return fail(flaw, Flaw::PART_TENSORS, whole(tensors), part.count);
         for (std::size_t output = 0; output < tensors; ++output) {
             const TensorRef& ref = result.tensors[flaw.ref++];
             if (static_cast<std::size_t>(ref.frame) >= frames.size())
@@ -308,8 +309,9 @@ bool check_result(const Expected& expected, const ResultHeader& result, const Fr
         bool has_room = part < expected.part_rooms.size() && expected.part_rooms[part];
         for (flaw.tensor = 0; flaw.tensor < tensors; ++flaw.tensor, ++flaw.ref) {
             const TensorRef& ref = result.tensors[flaw.ref];
-            if (!check_output(*expected.interface, flaw.tensor, rows, has_room, ref, result.dims.data() + ref.first,
-                              frames[static_cast<std::size_t>(ref.frame)], flaw)) {
+            if (!check_output(*expected.interface, flaw.tensor, rows, has_room, ref,
+                              result.dims.data() + ref.shape.first, frames[static_cast<std::size_t>(ref.frame)],
+                              flaw)) {
                 return false;
             }
         }

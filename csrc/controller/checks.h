@@ -6,14 +6,18 @@
 #include <vector>
 
 #include "controller/flaws.h"
-#include "controller/messages.h"
 #include "controller/models.h"
 #include "controller/sent_actions.h"
+#include "wire/bounds.h"
+#include "wire/messages.h"
 
 namespace clockwork {
 
-inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockwork.config.MESSAGE_BYTES_MAX
-inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
+using wire::TensorRef;
+
+// Whether a tensor's frame says where its bytes are in the client's memory, instead of holding them.
+inline bool is_shared(const TensorRef& ref) { return (ref.dtype & SHARED) != 0; }
+
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
 
 // Sizes up to this one count as it where requests of different size share batches: clockwork.wire.tensors.length_class.
@@ -45,11 +49,11 @@ struct Accepted {
 
 // Whether every tensor is named, typed, shaped and sized right; if not, `flaw` says what is wrong first. machine: whose
 // memory every worker sees (0: none), as clockwork.wire.shared.machine_id() numbers it.
-bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
+bool check_request(const ModelInterface& model, const wire::InferRequest& request, const FrameBytes& frames,
                    std::int64_t machine, Accepted& accepted, Flaw& flaw);
 
 // Whether a result is one of this action: its parts, tensors, frames, and each output what the model gives.
-bool check_result(const Expected& expected, const ResultHeader& result, const FrameBytes& frames, Flaw& flaw);
+bool check_result(const Expected& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw);
 
 // Whether an output is what the model gives for so many rows; flaw.tensor and flaw.ref are the caller's. has_room: it
 // may be in the client's memory.

@@ -10,15 +10,9 @@
 #include <cstdint>
 
 #include "scheduler/types.h"
+#include "wire/bounds.h"
 
 namespace clockwork {
-
-// Upper bounds of the buckets of Durations; clockwork.config.METRIC_BOUNDS_NS.
-inline constexpr std::array<Ns, 17> METRIC_BOUNDS_NS = {
-    50'000,      100'000,       250'000,       500'000,       1'000'000,      2'500'000,
-    5'000'000,   10'000'000,    25'000'000,    50'000'000,    100'000'000,    250'000'000,
-    500'000'000, 1'000'000'000, 2'500'000'000, 5'000'000'000, 10'000'000'000,
-};
 
 // A histogram of few buckets, which can be added up over controllers and time.
 class Durations {

@@ -10,7 +10,6 @@
 #include "controller/clients.h"
 #include "controller/held_requests.h"
 #include "controller/lookups.h"
-#include "controller/messages.h"
 #include "controller/order_router.h"
 #include "controller/orders.h"
 #include "controller/outcome_counts.h"

@@ -1,7 +1,5 @@
 #include "controller/orders.h"
 
-#include "controller/messages.h"
-
 namespace clockwork {
 
 void Orders::send(const Command& command, const Commands& all, Ns now) {
@@ -10,11 +8,11 @@ void Orders::send(const Command& command, const Commands& all, Ns now) {
         return;
     switch (command.kind) {
         case CommandKind::SEND_INFER: infer(command, all, *worker, now); break;
-        case CommandKind::SEND_LOAD: action(command, all, *worker, TAG_LOAD, ActionKind::LOAD, now); break;
-        case CommandKind::SEND_UNLOAD: action(command, all, *worker, TAG_UNLOAD, ActionKind::UNLOAD, now); break;
-        case CommandKind::SEND_FETCH: action(command, all, *worker, TAG_HOST_FETCH, ActionKind::FETCH, now); break;
-        case CommandKind::SEND_DROP: action(command, all, *worker, TAG_HOST_DROP, ActionKind::DROP, now); break;
-        case CommandKind::SEND_RESERVE: action(command, all, *worker, TAG_RESERVE, ActionKind::RESERVE, now); break;
+        case CommandKind::SEND_LOAD: action(command, all, *worker, ActionKind::LOAD, now); break;
+        case CommandKind::SEND_UNLOAD: action(command, all, *worker, ActionKind::UNLOAD, now); break;
+        case CommandKind::SEND_FETCH: action(command, all, *worker, ActionKind::FETCH, now); break;
+        case CommandKind::SEND_DROP: action(command, all, *worker, ActionKind::DROP, now); break;
+        case CommandKind::SEND_RESERVE: action(command, all, *worker, ActionKind::RESERVE, now); break;
         case CommandKind::SEND_PROFILE: profile(command, *worker, now); break;
         case CommandKind::SEND_REVOKE: revoke(command, *worker, now); break;
         default: break;  // no order to a worker
@@ -23,9 +21,7 @@ void Orders::send(const Command& command, const Commands& all, Ns now) {
 
 void Orders::infer(const Command& command, const Commands& all, WorkerLink& worker, Ns now) {
     const RequestId* ids = all.ids.data() + command.first;
-    head(command, TAG_INFER, 8);
-    window(command, worker, now);
-    writer_.array(command.count);
+    begin(command, worker, ActionKind::INFER, now);
     sending_.clear();
     std::size_t frames = 0;
     std::uint32_t rows = 0;
@@ -33,12 +29,13 @@ void Orders::infer(const Command& command, const Commands& all, WorkerLink& work
         HeldRequest& held = requests_.at(ids[part]);
         sending_.push_back(&held);
         rows += held.rows;
-        writer_.array(held.tensors.size());
+        message_.parts.push_back(
+            {static_cast<std::uint32_t>(message_.tensors.size()), static_cast<std::uint32_t>(held.tensors.size())});
+        auto first = static_cast<std::uint32_t>(message_.dims.size());
+        message_.dims.insert(message_.dims.end(), held.dims.begin(), held.dims.end());
         for (const HeldTensor& tensor : held.tensors) {
-            writer_.array(3);
-            writer_.integer(tensor.dtype);
-            write_dims(writer_, held.dims.data() + tensor.first, tensor.rank);
-            writer_.natural(frames++);
+            message_.tensors.push_back(
+                {{}, tensor.dtype, {first + tensor.first, tensor.rank}, static_cast<std::int64_t>(frames++)});
         }
     }
     Expected& expected = note(worker, command, ActionKind::INFER, command.model_id);
@@ -48,7 +45,7 @@ void Orders::infer(const Command& command, const Commands& all, WorkerLink& work
         expected.part_rows.push_back(held->rows);
         expected.part_rooms.push_back(held->has_room);
     }
-    if (!workers_.send(worker, writer_.view(), frames > 0, now))
+    if (!send(worker, frames > 0, now))
         return;
     for (HeldRequest* held : sending_) {
         for (Frame& frame : held->frames) {
@@ -63,62 +60,52 @@ void Orders::profile(const Command& command, WorkerLink& worker, Ns now) {
     if (model == nullptr)
         return;
     const std::vector<std::int64_t>& shape = lookups_.shape(command.shape);
-    head(command, TAG_PROFILE, 8);
-    window(command, worker, now);
+    begin(command, worker, ActionKind::PROFILE, now);
     bool batches = model->interface->batches;
-    std::size_t inputs = 0;
-    for (std::size_t place = 0; place < shape.size(); place += 1 + static_cast<std::size_t>(shape[place]))
-        ++inputs;
-    writer_.array(inputs);
     for (std::size_t place = 0; place < shape.size();) {
         std::size_t rank = static_cast<std::size_t>(shape[place++]);
-        writer_.array(rank + batches);
+        auto first = static_cast<std::uint32_t>(message_.dims.size());
         if (batches)
-            writer_.natural(command.rows);
+            message_.dims.push_back(command.rows);
         for (; rank > 0; --rank)
-            writer_.integer(shape[place++]);
+            message_.dims.push_back(shape[place++]);
+        message_.shapes.push_back({first, static_cast<std::uint32_t>(message_.dims.size()) - first});
     }
     note(worker, command, ActionKind::PROFILE, 0);
-    workers_.send(worker, writer_.view(), false, now);
+    send(worker, false, now);
 }
 
-void Orders::action(const Command& command, const Commands& all, WorkerLink& worker, std::int64_t tag, ActionKind kind,
-                    Ns now) {
-    bool has_pages = kind == ActionKind::LOAD || kind == ActionKind::RESERVE;
-    head(command, tag, has_pages ? 8 : 7);
-    if (has_pages) {
-        const std::uint32_t* runs = all.runs.data() + command.first;
-        writer_.array(command.count);
-        for (std::uint32_t place = 0; place < command.count; ++place)
-            writer_.natural(runs[place]);
-    }
-    window(command, worker, now);
+void Orders::action(const Command& command, const Commands& all, WorkerLink& worker, ActionKind kind, Ns now) {
+    begin(command, worker, kind, now);
+    auto runs = all.runs.begin() + command.first;
+    message_.run_starts.assign(runs, runs + command.count);
     note(worker, command, kind, command.model_id);
-    workers_.send(worker, writer_.view(), false, now);
+    send(worker, false, now);
 }
 
 void Orders::revoke(const Command& command, WorkerLink& worker, Ns now) {
-    writer_.clear();
-    writer_.array(2);
-    writer_.integer(TAG_REVOKE);
-    writer_.natural(command.action_id);
+    revoke_.action_id = static_cast<std::int64_t>(command.action_id);
+    revoke_.write(writer_);
     workers_.send(worker, writer_.view(), false, now);
 }
 
-void Orders::head(const Command& command, std::int64_t tag, std::size_t fields) {
-    writer_.clear();
-    writer_.array(fields + 1);
-    writer_.integer(tag);
-    writer_.natural(command.action_id);
-    writer_.integer(command.device);
-    writer_.integer(command.model_id);
-    writer_.natural(command.load_id);
+// Begins the message of an order with what all orders have.
+void Orders::begin(const Command& command, const WorkerLink& worker, ActionKind kind, Ns now) {
+    message_.clear();
+    message_.kind = kind;
+    message_.action_id = static_cast<std::int64_t>(command.action_id);
+    message_.device = command.device;
+    message_.model_id = command.model_id;
+    message_.load_id = static_cast<std::int64_t>(command.load_id);
+    message_.earliest_ns = worker.clock.to_worker_earliest(command.earliest_ns, now);
+    message_.latest_ns = worker.clock.to_worker_latest(command.latest_ns);
+    message_.expected_ns = command.expected_ns;
 }
 
-void Orders::window(const Command& command, const WorkerLink& worker, Ns now) {
-    writer_.integer(worker.clock.to_worker_earliest(command.earliest_ns, now));
-    writer_.integer(worker.clock.to_worker_latest(command.latest_ns));
-    writer_.integer(command.expected_ns);
+// False if the worker cannot be reached.
+bool Orders::send(WorkerLink& worker, bool more, Ns now) {
+    message_.write(writer_);
+    return workers_.send(worker, writer_.view(), more, now);
 }
 
 Expected& Orders::note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id) {

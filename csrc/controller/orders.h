@@ -11,6 +11,7 @@
 #include "controller/workers.h"
 #include "msgpack.h"
 #include "scheduler/types.h"
+#include "wire/messages.h"
 
 namespace clockwork {
 
@@ -26,17 +27,18 @@ public:
 private:
     void infer(const Command& command, const Commands& all, WorkerLink& worker, Ns now);
     void profile(const Command& command, WorkerLink& worker, Ns now);
-    void action(const Command& command, const Commands& all, WorkerLink& worker, std::int64_t tag, ActionKind kind,
-                Ns now);
+    void action(const Command& command, const Commands& all, WorkerLink& worker, ActionKind kind, Ns now);
     void revoke(const Command& command, WorkerLink& worker, Ns now);
-    void head(const Command& command, std::int64_t tag, std::size_t fields);
-    void window(const Command& command, const WorkerLink& worker, Ns now);
+    void begin(const Command& command, const WorkerLink& worker, ActionKind kind, Ns now);
+    bool send(WorkerLink& worker, bool more, Ns now);
     static Expected& note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id);
 
     Workers& workers_;
     HeldRequests& requests_;
     ServedModels& models_;
     Lookups& lookups_;
+    wire::ActionMessage message_;
+    wire::Revoke revoke_;
     Writer writer_;
     Frame spare_;
     std::vector<HeldRequest*> sending_;  // the parts of a batch

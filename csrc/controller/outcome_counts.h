@@ -5,20 +5,20 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "controller/course.h"
 #include "controller/held_requests.h"
-#include "controller/messages.h"
 #include "controller/models.h"
 
 namespace clockwork {
 
 class OutcomeCounts {
 public:
-    void answered(const HeldRequest& held, const Command& command, const ResultHeader& done, Ns now) {
+    void answered(const HeldRequest& held, const Command& command, const wire::Result& done, Ns now) {
         all_.count(Status::OK);
         held.model->outcomes.count(Status::OK);
-        held.model->counts->succeeded(
-            now, held.rows,
-            {now - held.arrived_ns, command.a, command.b, done.execute_ns, done.copy_in_ns, done.copy_out_ns});
+        held.model->counts->succeeded(now, held.rows,
+                                      {now - held.arrived_ns, command.a, command.b, took_ns(done.execute),
+                                       took_ns(done.copy_in), took_ns(done.copy_out)});
     }
 
     void failed(const HeldRequest& held, const Command& command, Ns now) {

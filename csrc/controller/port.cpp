@@ -1,13 +1,13 @@
 #include "controller/port.h"
 
-#include "controller/messages.h"
+#include "wire/fields.h"
 
 namespace clockwork {
 
 bool Port::take(const HaulBounds& bounds, Ns now) {
     clear();
     auto cost = [this](std::string_view header) {
-        return header.size() + (is_native_(tag_of(header)) ? 0 : PYTHON_BYTES);
+        return header.size() + (is_native_(wire::tag_of(header)) ? 0 : PYTHON_BYTES);
     };
     haul_.receive(socket_, bounds.messages, bounds.frames, bounds.message_frames, bounds.header_bytes, cost);
     read_news(now);

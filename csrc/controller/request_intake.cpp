@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "wire/fields.h"
+
 namespace clockwork {
 
 Taken RequestIntake::take(const Arrival& arrival, Ns now) {
@@ -16,7 +18,7 @@ Taken RequestIntake::take(const Arrival& arrival, Ns now) {
     port_.connections().heard(*client->connection, now);
     if (arrival.count < 2)
         return Taken::PYTHON;
-    switch (tag_of(haul.header(arrival).view())) {
+    switch (wire::tag_of(haul.header(arrival).view())) {
         case TAG_INFER_REQUEST: return infer(*client, arrival, now);
         case TAG_CANCEL: return cancel(*client, arrival, now);
         default: return Taken::PYTHON;
@@ -65,9 +67,9 @@ HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const A
     HeldRequest& held = requests_.hold(&client, request_.request_id, model);
     held.has_room = accepted_.has_room;
     for (const TensorRef* ref : accepted_.tensors) {
-        auto start = request_.dims.begin() + ref->first;
-        held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->rank});
-        held.dims.insert(held.dims.end(), start, start + ref->rank);
+        auto start = request_.dims.begin() + ref->shape.first;
+        held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->shape.count});
+        held.dims.insert(held.dims.end(), start, start + ref->shape.count);
         held.frames.push_back(std::move(port_.haul().frame(arrival.first + 2 + static_cast<std::size_t>(ref->frame))));
     }
     return held;

@@ -6,7 +6,6 @@
 #include "controller/clients.h"
 #include "controller/held_requests.h"
 #include "controller/intake.h"
-#include "controller/messages.h"
 #include "controller/outcome_counts.h"
 #include "controller/port.h"
 #include "controller/routes.h"
@@ -49,8 +48,8 @@ private:
     ShapeNumbers& shapes_;
     ShadowCopies& shadows_;
     OutcomeCounts& counts_;
-    InferRequestHeader request_;
-    CancelHeader cancel_;
+    wire::InferRequest request_;
+    wire::Cancel cancel_;
     Accepted accepted_;
     FrameBytes frames_;
     Wrong wrong_;

@@ -2,6 +2,9 @@
 
 #include <string>
 
+#include "controller/course.h"
+#include "wire/fields.h"
+
 namespace clockwork {
 
 Taken ResultIntake::take(const Arrival& arrival, Ns now) {
@@ -16,11 +19,11 @@ Taken ResultIntake::take(const Arrival& arrival, Ns now) {
     if (arrival.count < 2)
         return Taken::PYTHON;
     worker->heard_ns = now;
-    return tag_of(haul.header(arrival).view()) == TAG_RESULT ? result(*worker, arrival, now) : Taken::PYTHON;
+    return wire::tag_of(haul.header(arrival).view()) == TAG_RESULT ? result(*worker, arrival, now) : Taken::PYTHON;
 }
 
 Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
-    ResultHeader& result = results_.next().header;
+    wire::Result& result = results_.next().header;
     if (!result.read(port_.haul().header(arrival).view(), wrong_.header)) {
         wrong_.begin(result.action_id);
         return Taken::WRONG;
@@ -38,24 +41,26 @@ Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
         wrong_.dims = &result.dims;
         return Taken::WRONG;
     }
-    if (result.status == Status::OK) {
+    Status status = static_cast<Status>(result.status);
+    if (status == Status::OK) {
         if (expected->interface != nullptr)
             results_.keep(action_id, arrival.first + 2);
         count(worker, *expected, result);
     }
+    Course course = course_of(result);
     ActionResult done;
     done.action_id = action_id;
-    done.status = result.status;
-    done.begin_ns = result.begin_ns != 0 ? worker.clock.to_controller(result.begin_ns, now) : now;
-    done.end_ns = result.end_ns != 0 ? worker.clock.to_controller(result.end_ns, now) : now;
-    done.duration_ns = result.duration_ns;
+    done.status = status;
+    done.begin_ns = course.begin_ns != 0 ? worker.clock.to_controller(course.begin_ns, now) : now;
+    done.end_ns = course.end_ns != 0 ? worker.clock.to_controller(course.end_ns, now) : now;
+    done.duration_ns = course.duration_ns;
     done.ready_ns = result.received_ns != 0 ? worker.clock.to_controller(result.received_ns, now) : 0;
     end_action(worker, done, result.text, now);
     return Taken::DONE;
 }
 
 // An action that ended well.
-void ResultIntake::count(WorkerLink& worker, const Expected& sent, const ResultHeader& result) {
+void ResultIntake::count(WorkerLink& worker, const Expected& sent, const wire::Result& result) {
     if (sent.kind == ActionKind::FETCH || sent.kind == ActionKind::DROP) {  // for whichever of its devices
         ++(sent.kind == ActionKind::FETCH ? worker.fetches : worker.drops);
         return;
@@ -66,7 +71,7 @@ void ResultIntake::count(WorkerLink& worker, const Expected& sent, const ResultH
     switch (sent.kind) {
         case ActionKind::LOAD:
             ++device.loads;
-            device.load_busy_ns += result.duration_ns;
+            device.load_busy_ns += course_of(result).duration_ns;
             break;
         case ActionKind::UNLOAD: ++device.unloads; break;
         case ActionKind::RESERVE: break;
@@ -74,10 +79,10 @@ void ResultIntake::count(WorkerLink& worker, const Expected& sent, const ResultH
             if (ServedModel* model = models_.find(sent.model_id); model != nullptr && model->counts != nullptr) {
                 ModelCounts& counts = *model->counts;
                 ++counts.executions;
-                counts.batches.add(sent.rows, result.execute_ns);
+                counts.batches.add(sent.rows, took_ns(result.execute));
             }
             [[fallthrough]];
-        default: ++device.executions; device.busy_ns += result.execute_ns;
+        default: ++device.executions; device.busy_ns += took_ns(result.execute);
     }
 }
 

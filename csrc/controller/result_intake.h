@@ -5,7 +5,6 @@
 #include <string_view>
 
 #include "controller/intake.h"
-#include "controller/messages.h"
 #include "controller/port.h"
 #include "controller/recorded_scheduler.h"
 #include "controller/served_models.h"
@@ -30,7 +29,7 @@ public:
 
 private:
     Taken result(WorkerLink& worker, const Arrival& arrival, Ns now);
-    void count(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
+    void count(WorkerLink& worker, const Expected& sent, const wire::Result& result);
     void end_action(WorkerLink& worker, const ActionResult& ended, std::string_view text, Ns now);
 
     Port& port_;

@@ -13,10 +13,9 @@
 #include "controller/lookups.h"
 #include "controller/served_models.h"
 #include "controller/shadows.h"
+#include "wire/bounds.h"
 
 namespace clockwork {
-
-inline constexpr std::int64_t SHARE_WHOLE = 10'000;  // clockwork.config.SHARE_WHOLE
 
 // Of texts that were looked up and are remembered.
 inline constexpr std::size_t REFERENCES_MAX = 65'536;

@@ -10,7 +10,7 @@ bool ShadowCopies::has_room(std::uint64_t bytes) const {
     return count_ < SHADOWS_MAX && bytes_ + bytes <= SHADOW_BYTES_MAX && requests_.size() < queued_max_ / 2;
 }
 
-bool ShadowCopies::can_copy(const Route& route, const InferRequestHeader& request, const Accepted& accepted,
+bool ShadowCopies::can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
                             const FrameBytes& frames, std::int64_t machine) {
     Flaw flaw;
     return !accepted.is_shared && has_room(accepted.bytes) &&
@@ -86,13 +86,14 @@ void ShadowCopies::keep_answer(HeldRequest& held, TurnResults& results, const Ke
     ShadowPair* pair = held.pair;
     AnswerKept answer;
     answer.interface = held.model->interface;
-    std::size_t tensors = result.header.parts.at(part);
-    const TensorRef* refs = result.header.tensors.data() + part * tensors;
-    for (std::size_t index = 0; index < std::min(tensors, answer.interface->outputs.size()); ++index) {
+    const wire::Span& outputs = result.header.parts.at(part);
+    const TensorRef* refs = result.header.tensors.data() + outputs.first;
+    for (std::size_t index = 0; index < std::min<std::size_t>(outputs.count, answer.interface->outputs.size());
+         ++index) {
         OutputKept& kept = answer.tensors.emplace_back();
-        auto start = result.header.dims.begin() + refs[index].first;
+        auto start = result.header.dims.begin() + refs[index].shape.first;
         kept.dtype = refs[index].dtype;
-        kept.dims.assign(start, start + refs[index].rank);
+        kept.dims.assign(start, start + refs[index].shape.count);
         kept.frame.share(results.frame(result, refs[index]));
     }
     bool is_first = held.client != nullptr;

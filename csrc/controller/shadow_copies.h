@@ -51,7 +51,7 @@ public:
 
     // Whether a request can be copied: there is room, and the shadow takes it too. Not if its tensors lie in the
     // client's memory, which is the client's again when it has its answer. copy() may follow.
-    bool can_copy(const Route& route, const InferRequestHeader& request, const Accepted& accepted,
+    bool can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
                   const FrameBytes& frames, std::int64_t machine);
     // Copies a request that has just arrived, for which can_copy() said yes. slo_ns: 0: it has none.
     void copy(HeldRequest& first, const Route& route, const Accepted& accepted, std::int64_t priority, Ns slo_ns,

@@ -6,14 +6,15 @@
 #include <stdexcept>
 #include <vector>
 
-#include "controller/messages.h"
 #include "controller/sockets.h"
 #include "id_table.h"
+#include "scheduler/types.h"
+#include "wire/messages.h"
 
 namespace clockwork {
 
 struct KeptResult {
-    ResultHeader header;  // points into the haul
+    wire::Result header;  // points into the haul
     std::uint32_t first_frame = 0;
     bool is_distinct = false;  // no frame is named twice: they can be given away
 };
@@ -34,7 +35,7 @@ public:
         KeptResult& result = results_[count_];
         std::int64_t last = -1;
         result.is_distinct = true;
-        for (const TensorRef& ref : result.header.tensors) {
+        for (const wire::TensorRef& ref : result.header.tensors) {
             result.is_distinct = result.is_distinct && ref.frame > last;
             last = ref.frame;
         }
@@ -49,7 +50,7 @@ public:
             throw std::logic_error("an answer without its result");
         return results_[place];
     }
-    Frame& frame(const KeptResult& result, const TensorRef& ref) {
+    Frame& frame(const KeptResult& result, const wire::TensorRef& ref) {
         return haul_.frame(result.first_frame + static_cast<std::size_t>(ref.frame));
     }
     void clear() {

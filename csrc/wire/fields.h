@@ -10,6 +10,14 @@
 
 namespace clockwork::wire {
 
+// The tag of a header; -1 where it has none.
+inline std::int64_t tag_of(std::string_view header) {
+    Reader reader(header.data(), header.size());
+    std::uint32_t count = 0;
+    std::int64_t tag = 0;
+    return reader.array(count) && count > 0 && reader.integer(tag) ? tag : -1;
+}
+
 // Reads a header value by value. place() gives the place of the next value in the header; a value that differs from its
 // declaration is noted in the flaw together with that place. Each function returns false after noting a flaw, and leaves
 // what it reads into unchanged then.

@@ -944,11 +944,5 @@ bool Pong::write(Writer& writer) const {
     return writer.size() <= 32768;
 }
 
-std::int64_t tag_of(std::string_view header) {
-    Reader reader(header.data(), header.size());
-    std::uint32_t count = 0;
-    std::int64_t tag = 0;
-    return reader.array(count) && count > 0 && reader.integer(tag) ? tag : -1;
-}
 
 }  // namespace clockwork::wire

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "msgpack.h"
+#include "wire/fields.h"
 #include "wire/header_flaw.h"
 #include "wire/kinds.h"
 
@@ -160,8 +161,5 @@ struct Pong {
     bool read(std::string_view header, HeaderFlaw& flaw);
     bool write(Writer& writer) const;
 };
-
-// The tag of a header; -1 where it has none.
-std::int64_t tag_of(std::string_view header);
 
 }  // namespace clockwork::wire

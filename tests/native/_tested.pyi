@@ -9,8 +9,6 @@ from clockwork.wire.codec import HeaderFlaw
 from tests.native.queue_events import Action, QueueCommand, QueueEvent
 
 SHARE_WHOLE: int
-BOUNDS: dict[str, int]
-SHARED_FORM: dict[str, int]
 
 def read_request(header: bytes) -> tuple[int, str, int, int, list[list[Any]]] | Flaw: ...
 def read_cancel(header: bytes) -> tuple[int] | Flaw: ...

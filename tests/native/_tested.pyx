@@ -15,7 +15,6 @@ from clockwork.controller._values cimport (
     CFlaw,
     CModelInterface,
     CSentences,
-    CTensorRef,
     CWrong,
     Interface,
     connection_bounds,
@@ -38,7 +37,9 @@ from clockwork.scheduler._core cimport (
 )
 
 from clockwork.wire._headers cimport CHeaderFlaw, CWriter
-from clockwork.wire._messages cimport CLane, CActionMessage, CPing, CPong, CResult, CRevoke
+from clockwork.wire._messages cimport (
+    CActionMessage, CCancel, CInferRequest, CLane, CPing, CPong, CResult, CRevoke, CTensorRef,
+)
 
 from clockwork.scheduler.recording import REASONS, encode_event
 from clockwork.config import ACTIONS_QUEUED_MAX
@@ -63,49 +64,13 @@ cdef extern from *:
     """
     cbool rewrite "clockwork_rewrite" [Message](string_view header, CHeaderFlaw &flaw, CWriter &writer) except +
 
-cdef extern from "controller/messages.h" namespace "clockwork" nogil:
-    int64_t C_REQUEST_HEADER_BYTES_MAX "clockwork::REQUEST_HEADER_BYTES_MAX"
-    int64_t C_RESULT_HEADER_BYTES_MAX "clockwork::RESULT_HEADER_BYTES_MAX"
-    int64_t C_CANCEL_HEADER_BYTES_MAX "clockwork::CANCEL_HEADER_BYTES_MAX"
-    int64_t C_REFERENCE_BYTES_MAX "clockwork::REFERENCE_BYTES_MAX"
-    int64_t C_NAME_BYTES_MAX "clockwork::NAME_BYTES_MAX"
-    int64_t C_SENTENCE_BYTES_MAX "clockwork::SENTENCE_BYTES_MAX"
-    int64_t C_TENSORS_MAX "clockwork::TENSORS_MAX"
-    int64_t C_PARTS_MAX "clockwork::PARTS_MAX"
-    int64_t C_RANK_MAX "clockwork::RANK_MAX"
-    int64_t C_FRAME_MAX "clockwork::FRAME_MAX"
-    int64_t C_DTYPE_MAX "clockwork::DTYPE_MAX"
-    int64_t C_PRIORITY_MAX "clockwork::PRIORITY_MAX"
-    int64_t C_STATUS_NUMBER_MAX "clockwork::STATUS_NUMBER_MAX"
-    int64_t C_SHARED "clockwork::SHARED"
-    int64_t C_SHARED_REFERENCE_BYTES "clockwork::REFERENCE_BYTES"
-    int64_t C_PLACE_BYTES "clockwork::PLACE_BYTES"
-
-    cdef cppclass CInferRequestHeader "clockwork::InferRequestHeader":
-        int64_t request_id
-        string_view model
-        int64_t slo_ns
-        int64_t priority
-        vector[CTensorRef] tensors
-        vector[int64_t] dims
-        cbool read(string_view header, CHeaderFlaw &flaw) except +
-
-    cdef cppclass CCancelHeader "clockwork::CancelHeader":
-        int64_t request_id
-        cbool read(string_view header, CHeaderFlaw &flaw) except +
-
-    cdef cppclass CResultHeader "clockwork::ResultHeader":
-        int64_t action_id
-        int64_t status_number
-        string_view text
-        int64_t received_ns
+cdef extern from "controller/course.h" namespace "clockwork" nogil:
+    cdef cppclass CCourse "clockwork::Course":
         int64_t begin_ns
         int64_t end_ns
         int64_t duration_ns
-        vector[uint32_t] parts
-        vector[CTensorRef] tensors
-        vector[int64_t] dims
-        cbool read(string_view header, CHeaderFlaw &flaw) except +
+
+    CCourse course_of(const CResult &result)
 
 cdef extern from "controller/checks.h" namespace "clockwork" nogil:
     cdef cppclass CAccepted "clockwork::Accepted":
@@ -121,10 +86,10 @@ cdef extern from "controller/checks.h" namespace "clockwork" nogil:
         vector[cbool] part_rooms
 
     cbool c_check_request "clockwork::check_request" (
-        const CModelInterface &model, const CInferRequestHeader &request, const vector[string_view] &frames,
+        const CModelInterface &model, const CInferRequest &request, const vector[string_view] &frames,
         int64_t machine, CAccepted &accepted, CFlaw &flaw) except +
     cbool c_check_result "clockwork::check_result" (
-        const CExpected &expected, const CResultHeader &result, const vector[string_view] &frames,
+        const CExpected &expected, const CResult &result, const vector[string_view] &frames,
         CFlaw &flaw) except +
 
 cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
@@ -203,14 +168,6 @@ cdef extern from "recording/recorder.h" namespace "clockwork" nogil:
 
 
 SHARE_WHOLE = C_SHARE_WHOLE
-BOUNDS = {
-    "request_header_bytes": C_REQUEST_HEADER_BYTES_MAX, "result_header_bytes": C_RESULT_HEADER_BYTES_MAX,
-    "cancel_header_bytes": C_CANCEL_HEADER_BYTES_MAX, "reference_bytes": C_REFERENCE_BYTES_MAX,
-    "name_bytes": C_NAME_BYTES_MAX, "sentence_bytes": C_SENTENCE_BYTES_MAX, "tensors": C_TENSORS_MAX,
-    "parts": C_PARTS_MAX, "rank": C_RANK_MAX, "frame": C_FRAME_MAX, "dtype": C_DTYPE_MAX,
-    "priority": C_PRIORITY_MAX, "status": C_STATUS_NUMBER_MAX,
-}
-SHARED_FORM = {"shared": C_SHARED, "reference_bytes": C_SHARED_REFERENCE_BYTES, "place_bytes": C_PLACE_BYTES}
 
 
 # ----- messages ----------------------------------------------------------------------------------
@@ -221,7 +178,7 @@ cdef list refs_of(const vector[CTensorRef] &refs, const vector[int64_t] &dims, b
     cdef uint32_t axis
     found = []
     for place in range(refs.size()):
-        shape = [dims.at(refs.at(place).first + axis) for axis in range(refs.at(place).rank)]
+        shape = [dims.at(refs.at(place).shape.first + axis) for axis in range(refs.at(place).shape.count)]
         name = [word_of(refs.at(place).name)] if named else []
         found.append([*name, refs.at(place).dtype, shape, refs.at(place).frame])
     return found
@@ -237,7 +194,7 @@ cdef vector[string_view] views_of(list frames) except *:
 
 def read_request(bytes header):
     """(request, model, SLO, priority, tensors), or a Flaw."""
-    cdef CInferRequestHeader found
+    cdef CInferRequest found
     cdef CWrong wrong
     if not found.read(view_of(header), wrong.header):
         wrong.id = found.request_id
@@ -250,7 +207,7 @@ def read_request(bytes header):
 
 def read_cancel(bytes header):
     """(request,), or a Flaw."""
-    cdef CCancelHeader found
+    cdef CCancel found
     cdef CWrong wrong
     if not found.read(view_of(header), wrong.header):
         wrong.id = found.request_id
@@ -260,17 +217,18 @@ def read_cancel(bytes header):
 
 def read_result(bytes header):
     """(action, status, text, received, begin, end, duration, parts), or a Flaw."""
-    cdef CResultHeader found
+    cdef CResult found
     cdef CWrong wrong
     if not found.read(view_of(header), wrong.header):
         wrong.id = found.action_id
         return flaw_of(wrong)
-    refs = iter(refs_of(found.tensors, found.dims, False))
-    cdef uint32_t size
-    parts = [[next(refs) for _ in range(size)] for size in found.parts]
+    cdef CCourse course = course_of(found)
+    refs = refs_of(found.tensors, found.dims, False)
+    parts = [refs[found.parts[place].first:found.parts[place].first + found.parts[place].count]
+             for place in range(<int>found.parts.size())]
     return (
-        found.action_id, found.status_number, word_of(found.text),
-        found.received_ns, found.begin_ns, found.end_ns, found.duration_ns, parts,
+        found.action_id, found.status, word_of(found.text),
+        found.received_ns, course.begin_ns, course.end_ns, course.duration_ns, parts,
     )
 
 
@@ -304,7 +262,7 @@ def check_request(Interface interface, bytes header, list frames, int64_t machin
 
     machine: whose memory the workers see; 0: none.
     """
-    cdef CInferRequestHeader request
+    cdef CInferRequest request
     cdef CAccepted accepted
     cdef CWrong wrong
     cdef size_t place
@@ -324,7 +282,7 @@ def check_result(Interface interface, part_rows, bytes header, list frames, part
     interface: None for an action that is no INFER. part_rooms: whether the outputs of a part may be in its client's
     memory; empty: none may.
     """
-    cdef CResultHeader result
+    cdef CResult result
     cdef CExpected expected
     cdef CWrong wrong
     assert result.read(view_of(header), wrong.header)

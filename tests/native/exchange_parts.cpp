@@ -350,7 +350,7 @@ struct Pair {
     }
 
     void another(HeldRequest& held, Ns slo_ns) {
-        InferRequestHeader request;
+        wire::InferRequest request;
         request.dims = {4};
         request.tensors = {TensorRef{"x", 1, 0, 1, 0}};
         std::string bytes(16, 1);

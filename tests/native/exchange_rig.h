@@ -506,7 +506,7 @@ private:
             static constexpr std::size_t sizes[] = {0, 4, 16, 32, 1000};
             message.emplace_back(sizes[script.below(5)], 'w');
         }
-        InferRequestHeader read;
+        wire::InferRequest read;
         HeaderFlaw flaw;
         if (read.read(message[1], flaw))
             client.wild.insert(read.request_id);

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "controller/exchange.h"
+#include "wire/fields.h"
 
 namespace {
 
@@ -92,11 +93,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     FrameBytes frames(data[0] & 3, std::string_view(tail.data(), tail.size()));
     std::vector<char> copy(data + 2, data + size);  // of exactly this size, so that a byte too many is noticed
     std::string_view header(copy.data(), copy.size());
-    std::int64_t tag = tag_of(header);
+    std::int64_t tag = wire::tag_of(header);
     HeaderFlaw flaw;
-    CancelHeader cancel;
+    wire::Cancel cancel;
     check_flaw(cancel.read(header, flaw), flaw, tag == TAG_CANCEL, header);
-    InferRequestHeader request;
+    wire::InferRequest request;
     bool is_read = request.read(header, flaw);
     check_flaw(is_read, flaw, tag == TAG_INFER_REQUEST, header);
     if (is_read) {
@@ -115,18 +116,20 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
             demand(accepted.tensors.size() == model.inputs.size(), "inputs that are missing");
         }
     }
-    ResultHeader result;
+    wire::Result result;
     is_read = result.read(header, flaw);
     check_flaw(is_read, flaw, tag == TAG_RESULT, header);
     if (is_read) {
         demand(is_utf8(result.text), "a text that is not UTF-8");
-        demand(result.duration_ns >= 0 && result.duration_ns <= NEVER_NS, "a duration out of range");
+        Ns duration_ns = course_of(result).duration_ns;
+        demand(duration_ns >= 0 && duration_ns <= NEVER_NS, "a duration out of range");
         std::size_t tensors = 0;
-        for (std::uint32_t part : result.parts)
-            tensors += part;
+        for (const wire::Span& part : result.parts)
+            tensors += part.count;
         demand(tensors == result.tensors.size(), "parts that do not add up");
         for (const TensorRef& ref : result.tensors) {
-            demand(ref.first + std::size_t{ref.rank} <= result.dims.size(), "dimensions that are not there");
+            demand(ref.shape.first + std::size_t{ref.shape.count} <= result.dims.size(),
+                   "dimensions that are not there");
         }
         Expected expected;
         expected.part_rows.assign(result.parts.size(), 1);

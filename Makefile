@@ -96,14 +96,14 @@ define run_tests
 	    $(PYTEST) -n $(or $(JOBS),$(2)) --dist loadfile -m "$(1)" $(CLUSTERS))
 endef
 
-test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
-	$(call run_tests,not slow and not conformance and not long,3)
+test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the tests of the inner loop (TESTS=... chooses)
+	$(call run_tests,not slow and not outer and not conformance and not long,3)
 
 test-gpu: $(TESTABLE) $(GPU) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "[card or on_a_gpu" -rs
 
-test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(EXAMPLES) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
-	$(call run_tests,(slow or conformance) and not long,2)
+test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(SOURCES_OF_MODELS) $(EXAMPLES) $(RAY) $(CUPY) ## all other tests: slow ones, those of processes, the whole of the operator conformance
+	$(call run_tests,(slow or outer or conformance) and not long,3)
 
 test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, whole networks by a card's kernels, hostile input at length, fuzzing
 	$(BIN)/python -m pytest -m long $(TESTS)

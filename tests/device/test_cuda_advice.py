@@ -108,7 +108,7 @@ def test_memory_that_is_taken_is_told_with_what_was_wanted(
         CudaDevice(page_bytes=PAGE_BYTES, run_ahead=1, **small)
     monkeypatch.setitem(sys.modules, "cupy", stub(table := open_driver()))
     fake.fail("cuDevicePrimaryCtxRetain", error=OUT_OF_MEMORY)
-    monkeypatch.setattr(cuda_memory.config, "is_nvidias", lambda path: True)
+    monkeypatch.setattr(cuda_memory.bounds, "is_nvidias", lambda path: True)
     with pytest.raises(
         ConfigError, match=rf"CUDA device 0 .*: of its {left} bytes there are too few for a context"
     ):
@@ -135,7 +135,7 @@ def test_a_cupy_that_is_too_new_for_the_driver_is_named(
     fake.setup(version=version)
     table = open_driver()
     monkeypatch.setattr(importlib.metadata, "version", found)
-    monkeypatch.setattr(cuda_memory.config, "is_nvidias", lambda path: True)
+    monkeypatch.setattr(cuda_memory.bounds, "is_nvidias", lambda path: True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "cupy", stub(table))
     if not said:

@@ -66,6 +66,7 @@ def inputs(name: str, rows: int) -> list[Array]:
         for name in NETWORKS
     ],
 )
+@pytest.mark.slow
 def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: CudaRig, tmp_path: Path) -> None:
     """Compiled for 1 and 8 rows: three of them run on the eight."""
     path = tmp_path / "model.onnx"

@@ -249,6 +249,7 @@ def test_a_program_says_how_exact_its_answers_are(rig: CudaRig) -> None:
     run(rig, place)
 
 
+@pytest.mark.slow
 def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: Path) -> None:
     pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
     one = affine(width=16)
@@ -333,6 +334,7 @@ def test_shorter_inputs_are_padded_and_their_answers_cut_back(rig: CudaRig, tabl
         driver.device.close()
 
 
+@pytest.mark.slow
 def test_an_encoder_serves_lengths_that_it_was_not_compiled_for(rig: CudaRig, tmp_path: Path) -> None:
     pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
     model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)

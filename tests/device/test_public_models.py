@@ -96,6 +96,7 @@ def find(model: Public) -> Path:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.slow
 def test_public_model(name: str, tmp_path: Path) -> None:
     model = PUBLIC[name]
     path = find(model)

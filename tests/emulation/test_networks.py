@@ -115,6 +115,7 @@ def apart(outputs: list[Array], expected: list[Array]) -> float:
         for dtype in TOLERANCES
     ],
 )
+@pytest.mark.slow
 def test_small_networks_answer_by_the_kernels_of_a_card_as_onnx_runtime_does(
     name: str, dtype: str, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_newer_cards_run_the_kernels_that_are_emulated(dtype: str, tmp_path: Pat
     assert len(texts) == 1
 
 
+@pytest.mark.slow
 def test_products_of_16_bits_are_added_up_in_32_where_no_tensor_core_makes_them(tmp_path: Path) -> None:
     """A product may be beyond what 16 bits hold, or below."""
     weights = numpy_helper.from_array(np.full((3, 5), 300, np.float32), "w")

@@ -63,6 +63,7 @@ def test_no_operator_is_compiled_to_wrong_answers() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_sample_of_operators_is_compiled_as_the_table_says(recorded: Mapping[tuple[str, str], str]) -> None:
     files = sorted(module.name for module in pkgutil.iter_modules(onnx.backend.test.case.node.__path__))
     left = [name for name in files if not name.startswith("_") and f"{name}:" not in " ".join(MENDED)]

@@ -47,16 +47,19 @@ def run(program: str, flavour: Flavour, *arguments: str, within_s: float, **envi
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+@pytest.mark.slow
 def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
     assert "40 rounds" in run("threads_lanes", flavour, str(SEED), "40", within_s=60)
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+@pytest.mark.slow
 def test_an_arenas_memory_comes_and_goes_under_three_threads(flavour: Flavour) -> None:
     assert "20 rounds" in run("threads_arena", flavour, str(SEED), "20", within_s=60)
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+@pytest.mark.slow
 def test_the_recorder_is_read_while_it_is_written(flavour: Flavour) -> None:
     said = run("threads_recorder", flavour, str(SEED), "20000", within_s=60)
     steps, read, _ = (int(number) for number in re.findall(r"\d+", said))
@@ -70,6 +73,7 @@ def test_parts_of_the_exchange_keep_their_books() -> None:
     assert "11 tests" in run("exchange_parts", ADDRESS, within_s=60)
 
 
+@pytest.mark.slow
 def test_the_work_of_images_is_found_within_their_bytes() -> None:
     corpus = CORPUS / "jpeg"
     said = run("fuzz_jpeg", ADDRESS, str(corpus), within_s=100, SEEDS="20000")

@@ -209,6 +209,7 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_policy_in_python_is_measured_beside_the_others(tmp_path: Path) -> None:
     """In processes of its own, and at the rates that the native one with the same options has."""
     name = "examples.fifo_policy:Fifo"

@@ -64,6 +64,7 @@ def test_alone_the_honest_wait_for_each_other_only(policy: str) -> None:
 
 
 @pytest.mark.parametrize("slo_s", [3, 10, 60])
+@pytest.mark.slow
 def test_a_burst_of_executions_that_take_long_holds_others_up_for_one(policy: str, slo_s: int) -> None:
     """400 were let in on 20 us each. By their deadlines alone, others waited for all of them that these allow: 9.6 s of 10."""
     report = run(policy, [burst(SECOND, slo_s * SECOND)], [(0, 1000)])
@@ -81,6 +82,7 @@ def test_requests_that_keep_coming_hold_others_up_for_one_execution_each(policy:
     assert report.classes.good[HONEST] == report.classes.offered[HONEST]
 
 
+@pytest.mark.slow
 def test_quick_executions_between_those_that_take_long_hold_nobody_up(policy: str) -> None:
     """A quick one excuses a single overdue one before it: the next one is held against the model all the same."""
     gap_s, period_s = 0.003, EXECUTION_MS / 1000

@@ -29,6 +29,7 @@ def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", program.FIGURES)
+@pytest.mark.slow
 def test_a_figure_is_computed_and_drawn(name: str, tmp_path: Path) -> None:
     found = run(name, tmp_path)
     assert found["figure"] == name

@@ -31,6 +31,7 @@ def test_a_sealed_object_is_json_and_comes_back() -> None:
     assert unseal(json.dumps(BODY).encode()) == (BODY, False)
 
 
+@pytest.mark.slow
 def test_every_single_bit_is_found_and_mended() -> None:
     data = seal(BODY)
     for bit in range(8 * len(data)):

@@ -106,6 +106,7 @@ def test_digits_answer_as_onnx_runtime_does(digits: Case, rows: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_network_of_residual_blocks_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
     model = zoo.build("residual_cnn", image=16, widths=(8, 16), blocks=(1, 1), fold=False)
     case = Case(model, tmp_path, batches=(1, 4))
@@ -115,6 +116,7 @@ def test_a_network_of_residual_blocks_answers_as_onnx_runtime_does(tmp_path: Pat
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) -> None:
     model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
     case = Case(model, tmp_path, batches=(2,), shapes={"ids": [[1, 4], [1, 8]]})
@@ -144,6 +146,7 @@ def last_token() -> onnx.ModelProto:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_what_cannot_be_padded_runs_in_its_own_shapes_alone_and_it_is_said_why(tmp_path: Path) -> None:
     exact = {"batches": (1,), "shapes": {"x": [[1, 3, 4], [1, 6, 4]]}}
     case = Case(last_token(), tmp_path / "last", **exact)
@@ -161,6 +164,7 @@ def test_what_cannot_be_padded_runs_in_its_own_shapes_alone_and_it_is_said_why(t
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_dimensions_that_a_converter_left_without_a_name_need_not_be_equal(tmp_path: Path) -> None:
     model = model_of(
         [helper.make_node("Relu", ["x"], ["y"])], [value("x", ["N", "?", "?"])], [value("y", ["N", "?", "?"])]
@@ -172,6 +176,7 @@ def test_dimensions_that_a_converter_left_without_a_name_need_not_be_equal(tmp_p
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_proof_that_trying_refutes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were a rule wrong, what is behind the end would be seen in the answers."""
     monkeypatch.setattr(
@@ -185,6 +190,7 @@ def test_a_proof_that_trying_refutes_is_none(tmp_path: Path, monkeypatch: pytest
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_half_precision_halves_the_weights_and_says_what_it_cost(tmp_path: Path) -> None:
     model = zoo.build("mlp", width=32, depth=2)
     case = Case(model, tmp_path / "half", dtype="fp16")
@@ -201,6 +207,7 @@ def test_half_precision_halves_the_weights_and_says_what_it_cost(tmp_path: Path)
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_what_a_model_gives_back_untouched_or_twice_is_copied(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Identity", ["x"], ["same"]),
@@ -221,6 +228,7 @@ def test_what_a_model_gives_back_untouched_or_twice_is_copied(tmp_path: Path) ->
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_shapes_that_onnx_runtime_leaves_to_be_computed_are_computed_when_compiling(tmp_path: Path) -> None:
     """GroupNormalization reaches the compiler as what it is made of: Shape, Concat, Reshape ..."""
     node = helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=2)
@@ -279,6 +287,7 @@ def test_attention_of_a_model_with_two_versions_of_onnx_is_refused(tmp_path: Pat
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_constant_that_is_cast_before_it_is_read_is_known_when_compiled(tmp_path: Path) -> None:
     """What is padded with is part of a kernel. ONNX Runtime folds no CastLike."""
     nodes = [
@@ -291,6 +300,7 @@ def test_a_constant_that_is_cast_before_it_is_read_is_known_when_compiled(tmp_pa
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_model_that_does_not_batch_is_compiled_as_it_is(tmp_path: Path) -> None:
     model = model_of(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -350,6 +360,7 @@ def test_damaged_checks_are_refused(digits: Case, tmp_path: Path) -> None:
 
 
 @needs_nvrtc
+@pytest.mark.slow
 def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> None:
     case = Case(zoo.build("mlp", width=16, depth=1), tmp_path, targets=("sm_90", "sm_80"), dtype="fp16")
     assert list(case.program.targets) == ["sm_80", "sm_90"]
@@ -399,6 +410,7 @@ def test_of_two_versions_of_nvrtc_the_headers_are_the_librarys(
 
 @needs_nvrtc
 @pytest.mark.parametrize("target", ["sm_70", "sm_75", "sm_90a", "sm_100f", "sm_120"])
+@pytest.mark.slow
 def test_kernels_assemble_for_architectures_with_features_of_their_own(target: str, tmp_path: Path) -> None:
     """And for the oldest and newest ones, as far as NVRTC makes them."""
     try:
@@ -433,6 +445,7 @@ def test_a_worker_compiles_for_its_device_or_for_what_that_runs() -> None:
 
 @needs_nvrtc
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
+@pytest.mark.slow
 def test_products_use_tensor_cores_only_if_fewer_bits_are_asked_for(dtype: str, tmp_path: Path) -> None:
     """Those for 32 bits cut what they multiply to 10 bits of mantissa, which the host's kernels do not show."""
     model = zoo.build("mlp", width=16, depth=1, inputs=16, outputs=16)
@@ -619,6 +632,7 @@ def slices(kind: int, cuts: list[int], computed: bool) -> onnx.ModelProto:
         pytest.param(TensorProto.INT32, [3, 4, 4, 4], True, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_no_kernel_reads_a_vector_where_a_slice_begins_that_it_does_not_divide(
     kind: int, cuts: list[int], computed: bool, tmp_path: Path
 ) -> None:
@@ -679,6 +693,7 @@ def test_the_widest_access_is_read_off_a_kernels_source(source: str, widths: tup
         ("fp16", "against ONNX Runtime in fp32, which is what fp16 cost: 1 compared, apart by "),
     ],
 )
+@pytest.mark.slow
 def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: str, tmp_path: Path) -> None:
     model, target = tmp_path / "mlp.onnx", tmp_path / "out"
     onnx.save(zoo.build("mlp", width=16, depth=1), model)
@@ -855,6 +870,7 @@ def test_a_report_has_registers_spills_and_the_least_time_beside_every_launch() 
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_fine_tunes_of_a_package_are_given_the_kernels_that_are_there(tmp_path: Path) -> None:
     model = zoo.build("mlp", width=16, depth=1)
     cache = tmp_path / "kernels"
@@ -874,6 +890,7 @@ def test_fine_tunes_of_a_package_are_given_the_kernels_that_are_there(tmp_path: 
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_open_dimensions_of_a_package_are_those_of_its_examples(tmp_path: Path) -> None:
     model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
     examples = [

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -84,6 +86,7 @@ def check(directory: Path, texts: dict[str, str], python: str | Path = sys.execu
     assert [line.split(":")[1] for line in faults] == ["4", "5"], said
 
 
+@pytest.mark.slow
 def test_the_documents_examples_and_the_promised_types_pass_strictly(tmp_path: Path) -> None:
     texts = {**examples(), "promised.py": PROMISED}
     assert {

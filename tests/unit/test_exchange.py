@@ -342,6 +342,7 @@ def asked(draw: Callable[..., Any]) -> tuple[Model, list[Any], list[bytes]]:
 
 @CHOSEN
 @given(asked())
+@pytest.mark.slow
 def test_any_request_is_taken_or_turned_down_as_the_oracle_says(
     case: tuple[Model, list[Any], list[bytes]],
 ) -> None:

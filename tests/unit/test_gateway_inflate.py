@@ -85,6 +85,7 @@ def test_an_encoding_that_is_not_known_is_refused() -> None:
         inflate(b"x", "br", MIB, Held())
 
 
+@pytest.mark.slow
 def test_the_loop_has_its_turn_while_bodies_are_inflated() -> None:
     packed = gzip.compress(bytes(12 * MIB) + os.urandom(60_000))
 

@@ -50,6 +50,7 @@ def test_the_layout_depends_on_sizes_alone() -> None:
     assert lay_out(sizes, 4096) == lay_out(list(sizes), 4096)
 
 
+@pytest.mark.slow
 def test_many_tensors_take_no_quadratic_time() -> None:
     assert check([3000] * 20_000, 4096) == 20_000
 

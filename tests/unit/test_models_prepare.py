@@ -99,6 +99,7 @@ def text_model() -> onnx.ModelProto:
     return model_of([helper.make_node("Identity", ["text"], ["same"])], values[:1], values[1:])
 
 
+@pytest.mark.slow
 def test_strings_are_timed_by_their_size(workshop: Workshop) -> None:
     prepared = workshop.prepare(workshop.package(text_model()))
     assert prepared.batches, prepared.batching_note
@@ -499,6 +500,7 @@ def test_a_foreign_fingerprint_is_refused(workshop: Workshop) -> None:
     assert threads_of(fingerprint(3)) == 3
 
 
+@pytest.mark.slow
 def test_nothing_stays_behind_in_the_process(workshop: Workshop) -> None:
     def state() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
@@ -591,6 +593,7 @@ def sentences(seed: int = 0, sequence: int | None = None) -> onnx.ModelProto:
     return zoo.build("transformer", seed=seed, layers=1, width=16, heads=2, sequence=sequence, vocabulary=50)
 
 
+@pytest.mark.slow
 def test_lengths_that_share_batches_are_timed_by_their_class(workshop: Workshop) -> None:
     prepared = workshop.prepare(sentences(), batch_max=2)
     assert prepared.lengths == {"S": 512}
@@ -666,6 +669,7 @@ def test_what_is_proven_wrongly_is_found_out(workshop: Workshop, monkeypatch: py
     assert "different" in prepared.lengths_note or "behind the end" in prepared.lengths_note
 
 
+@pytest.mark.slow
 def test_a_fine_tune_shares_the_program_with_masks(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,6 +679,7 @@ def test_a_fine_tune_shares_the_program_with_masks(
     assert (second.program, second.lengths, second.profile) == (first.program, first.lengths, first.profile)
 
 
+@pytest.mark.slow
 def test_a_fine_tune_whose_known_rows_are_alike_batches_by_its_graph(workshop: Workshop) -> None:
     first = workshop.prepare(sentences(), batching="same-shape")
     assert first.batches
@@ -689,6 +694,7 @@ def test_a_fine_tune_whose_known_rows_are_alike_batches_by_its_graph(workshop: W
     assert path.stat().st_ino == before
 
 
+@pytest.mark.slow
 def test_what_was_prepared_before_lengths_were_asked_about_is_prepared_again(workshop: Workshop) -> None:
     package = workshop.package(sentences())
     prepared = workshop.prepare(package)

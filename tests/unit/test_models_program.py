@@ -357,6 +357,7 @@ def test_weights_that_end_before_their_file_does_are_read_and_others_are_not(dir
 # ----- a package written by hand ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tmp_path: Path) -> None:
     from clockwork.formats.package import PackageFile, hash_file, parse_files
     from clockwork.models.compile.host import Executor

@@ -76,6 +76,7 @@ def test_ctrl_c_ends_it_wherever_it_is(before: list[str]) -> None:
     on_screen(story)
 
 
+@pytest.mark.slow
 def test_keys_sort_reverse_and_look_into_a_row() -> None:
     async def story(pilot: Pilot[None], readings: Readings) -> None:
         await pilot.press("r")

@@ -196,6 +196,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
     """The fake driver above all. Of what `make build` has compiled it is linked; what is stale is compiled anew."""
     left = tmp_path / "lib/clockwork/device/_left.so"  # by an earlier build

@@ -43,6 +43,7 @@ def meet(text: str, opset: int = 17) -> str:
 # ----- models of other tools ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_models_of_many_exporters_are_judged_rightly() -> None:
     """None is proven whose rows meet, and none is refused that is not listed."""
     wrong, refused, count = [], {}, 0
@@ -635,6 +636,7 @@ def check_drawn(model: onnx.ModelProto, seed: int) -> None:
 
 @given(drawn(), st.integers(0, 1 << 30))
 @settings(max_examples=300, deadline=None, derandomize=True)
+@pytest.mark.slow
 def test_drawn_models_that_are_proven_have_independent_rows(model: onnx.ModelProto, seed: int) -> None:
     check_drawn(model, seed)
 
@@ -712,6 +714,7 @@ def check_altered(count: int, seed: int, runs: bool) -> int:
     return proven
 
 
+@pytest.mark.slow
 def test_altered_models_are_judged_whatever_they_are() -> None:
     """Most are of no valid kind: a proof is refused, and nothing else is raised."""
     assert check_altered(400, 1, True) > 20

@@ -136,6 +136,7 @@ def test_loads_are_expected_by_layout() -> None:
     assert (load.worker, load.expected_ns) == (2, 4 * MS)  # the layout is the same
 
 
+@pytest.mark.slow
 def test_varied_worlds_are_what_they_are_called() -> None:
     """The checks of random worlds would prove nothing if all that differs there made no difference."""
     differ = 0

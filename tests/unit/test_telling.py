@@ -85,6 +85,7 @@ def test_a_text_for_the_log_moves_no_cursor() -> None:
     assert printable("worker-1") == "worker-1"
 
 
+@pytest.mark.slow
 def test_whatever_is_not_shown_as_itself_is_escaped_as_python_writes_it() -> None:
     for number in range(sys.maxunicode + 1):
         character = chr(number)

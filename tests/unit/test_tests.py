@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.inner_loop import STORIES
+
 TESTS = Path(__file__).resolve().parents[1]
 
 ASSERTS = re.compile(r"raises|warns|fail|(check|assert|expect)(_\w+)?")
@@ -33,6 +35,14 @@ def find_tests(source: str) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
             yield node.name, any(asserts(one) for one in ast.walk(node))
+
+
+def test_every_story_of_the_inner_loop_is_a_test() -> None:
+    for name, stories in STORIES.items():
+        source = (TESTS / "process" / f"{name}.py").read_text(encoding="utf-8")
+        assert set(stories) - {test for test, _ in find_tests(source)} == set(), name
+        assert list(stories) == sorted(set(stories)), name
+    assert list(STORIES) == sorted(STORIES)
 
 
 def test_every_test_asserts_in_sight_of_its_reader() -> None:

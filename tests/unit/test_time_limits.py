@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETTINGS = PROJECT["tool"]["pytest"]["ini_options"]
@@ -30,6 +32,7 @@ def test_after_it():
 """
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_fails_with_every_stack_and_the_next_one_runs(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(HANGS)
     limits = [f"timeout_method={SETTINGS['timeout_method']}", "timeout=1"]

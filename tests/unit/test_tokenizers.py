@@ -54,6 +54,7 @@ NORMALISERS = [
     [NORMALISERS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in NORMALISERS[1:])],
     ids=str,
 )
+@pytest.mark.slow
 def test_tokens_are_those_of_the_library(tmp_path: Path, normaliser: dict[str, Any]) -> None:
     tokenizer = texts.word_pieces(**normaliser)
     session = joined(texts.save(tokenizer, tmp_path, model_max_length=10_000))
@@ -69,6 +70,7 @@ def test_tokens_are_those_of_the_library(tmp_path: Path, normaliser: dict[str, A
 
 
 @pytest.mark.parametrize("form", [{}, {"prefix_space": True}, {"is_roberta": True}], ids=str)
+@pytest.mark.slow
 def test_byte_level_tokens_are_those_of_the_library(tmp_path: Path, form: dict[str, bool]) -> None:
     tokenizer = texts.byte_pairs(**form)
     session = joined(texts.save(tokenizer, tmp_path, model_max_length=10_000, pad_token="<pad>"))
@@ -146,6 +148,7 @@ def refusal(model: onnx.ModelProto, directory: Path, flags: TextFlags = PLAIN) -
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_tokenizers_that_are_not_served_are_refused(tmp_path: Path) -> None:
     library = texts.tokenizers
     pairs = library.Tokenizer(library.models.BPE())

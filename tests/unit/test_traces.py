@@ -219,6 +219,7 @@ def test_of_a_minute_that_is_not_all_in_the_busiest_part_as_much_counts_as_is() 
 
 
 @pytest.mark.parametrize("functions", [1000, 4500])
+@pytest.mark.slow
 def test_the_made_up_trace_has_the_statistics_of_the_real_one(functions: int) -> None:
     traces = [synthetic_trace(functions, seed=seed) for seed in range(5 if functions == 1000 else 1)]
     for trace in traces:

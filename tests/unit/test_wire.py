@@ -132,6 +132,7 @@ def test_every_number_of_every_message_is_bounded_on_both_sides() -> None:
             check(form)
 
 
+@pytest.mark.slow
 def test_the_exchanges_reader_takes_and_refuses_what_the_declarations_do_and_says_the_same() -> None:
     """csrc/wire/messages.cpp reads requests, cancellations and results, and codec.decode() all else."""
     for table, kind, reader in (

@@ -164,6 +164,7 @@ def test_the_real_process_says_nothing_of_a_worker_that_has_gone(moment: str) ->
 
 
 @pytest.mark.parametrize(("limit_bytes", "stays"), [(1 << 20, False), (400 << 20, True)])
+@pytest.mark.slow
 def test_the_real_process_leaves_when_it_has_grown(
     make: Callable[..., Side], tmp_path: Path, limit_bytes: int, stays: bool
 ) -> None:

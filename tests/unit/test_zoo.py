@@ -180,6 +180,7 @@ def training() -> Any:
     return train_digits
 
 
+@pytest.mark.slow
 def test_digits_is_right_on_99_of_100_held_out_images(training: Any) -> None:
     _, _, images, labels = training.split()
     (scores,) = session(zoo.digits()).run(None, {"image": images})

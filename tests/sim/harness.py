@@ -27,7 +27,6 @@ from clockwork.scheduler.types import (
     ModelReady,
     ModelRemoved,
     ModelSpec,
-    ProfilePoint,
     Request,
     RequestCancelled,
     SendInfer,
@@ -46,10 +45,11 @@ from clockwork.scheduler.types import (
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Reserve, Status, Unload
 from tests.native._tested import ActionQueue
 from tests.native.queue_events import Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
+from tests.unit import stories
+from tests.unit.stories import MS, SHAPE
 
-US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
+US, SECOND = 1_000, 1_000_000_000
 PAGE_BYTES = 1 << 20
-SHAPE = ((3, 8, 8),)
 
 
 def spec(
@@ -62,13 +62,9 @@ def spec(
     program: str = "",
     shape: Any = SHAPE,
 ) -> ModelSpec:
-    """A model whose batch of b takes exec_ms + row_ms * (b - 1)."""
+    """A model for a world: a batch of 2 is measured as well, and each row takes exec_ms unless row_ms says otherwise."""
     step = exec_ms if row_ms is None else row_ms
-    points = sorted({1, 2, batch_max} & set(range(1, batch_max + 1)))
-    profile = [ProfilePoint(shape, b, round((exec_ms + step * (b - 1)) * MS)) for b in points]
-    return ModelSpec(
-        model_id, f"m{model_id}", 1, program or f"p{model_id}", batch_max > 1, batch_max, 0, runs, round(load_ms * MS), profile
-    )  # fmt: skip
+    return stories.spec(model_id, exec_ms, batch_max, step, runs, load_ms, program, shape, batches=(2,))
 
 
 class FakeDevice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from clockwork.config import QUEUED_REQUESTS_MAX
@@ -38,11 +38,15 @@ def spec(
     row_ms: float = 1,
     runs: tuple[int, ...] = (2,),
     load_ms: float = 4,
+    program: str = "",
+    shape: Any = SHAPE,
+    batches: Sequence[int] = (),
 ) -> ModelSpec:
-    """A batch of b takes exec_ms + row_ms * (b - 1)."""
-    points = [ProfilePoint(SHAPE, b, int((exec_ms + row_ms * (b - 1)) * MS)) for b in sorted({1, batch_max})]
+    """A model whose batch of b takes exec_ms + row_ms * (b - 1). batches: those measured beside 1 and batch_max."""
+    measured = sorted({1, batch_max, *(batch for batch in batches if batch <= batch_max)})
+    points = [ProfilePoint(shape, batch, round((exec_ms + row_ms * (batch - 1)) * MS)) for batch in measured]
     return ModelSpec(
-        model_id, f"m{model_id}", 1, f"p{model_id}", batch_max > 1, batch_max, 0, runs, int(load_ms * MS), points
+        model_id, f"m{model_id}", 1, program or f"p{model_id}", batch_max > 1, batch_max, 0, runs, round(load_ms * MS), points
     )  # fmt: skip
 
 

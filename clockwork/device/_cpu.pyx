@@ -210,7 +210,7 @@ cdef class Core(Arena):
         order.copy_in.end()
         if done:
             order.execute.begin()
-            cpu_ns = thread_time_ns()
+            cpu_ns = thread_time_ns() if self.cpu_time else 0
             self.begin_run(model)
             failed = ort_failed(self.api, ort_run(
                 self.api, session.handle, self.run_options, <const char* const*>session.input_names,
@@ -218,10 +218,9 @@ cdef class Core(Arena):
                 <const char* const*>session.output_names, session.output_count, session.outputs),
                 order.text, TEXT_BYTES)
             self.account.counts_heap = False
-            cpu_ns = thread_time_ns() - cpu_ns
             order.execute.end()
             if self.cpu_time:
-                order.execute.duration_ns = cpu_ns
+                order.execute.duration_ns = thread_time_ns() - cpu_ns
             if failed:
                 self.end_run_failed(order)
                 done = False

@@ -18,8 +18,11 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
         int64_t latest_ns
         int32_t status
         Action* next
+    cppclass Listener:
+        pass
     cppclass Hub:
         int event_fd
+        void listen(const Listener&)
         void close()
         void lock()
         void unlock()
@@ -157,6 +160,7 @@ cdef extern from "device/port.h" namespace "clockwork::device" nogil:
         void* self
         int fd
         Action* (*take)(void*) noexcept nogil
+        void (*listen)(void*, const Listener*) noexcept nogil
 
 cdef int note_order(Order* order, Kind kind, object action, object parts) except -1
 cdef object completion_of(Order* order)

@@ -139,6 +139,11 @@ cdef Action* road_take(Orders self) noexcept nogil:
     return self.lanes.hub.take_ended()
 
 
+cdef void road_listen(Orders self, const Listener* listener) noexcept nogil:
+    cdef Listener nobody
+    self.lanes.hub.listen(nobody if listener == NULL else listener[0])
+
+
 cdef class Orders:
     """Models, pages, slots and actions. Methods are for the loop's thread except where they say otherwise."""
 
@@ -157,6 +162,7 @@ cdef class Orders:
         self.road_port.is_broken = <cbool (*)(void*) noexcept nogil>road_is_broken
         self.road_outlet.fd = self.lanes.hub.event_fd
         self.road_outlet.take = <Action* (*)(void*) noexcept nogil>road_take
+        self.road_outlet.listen = <void (*)(void*, const Listener*) noexcept nogil>road_listen
 
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1:
         self.page_count = page_count

@@ -23,6 +23,16 @@ cdef extern from "wire/dealer.h" namespace "clockwork" nogil:
     cppclass DealerSocket:
         DealerSocket(void* socket, void* monitor)
 
+cdef extern from *:
+    """
+    #include <array>
+    using ClockworkPair = std::array<int, 2>;
+    static inline ClockworkPair clockwork_pair(int first, int second) { return {first, second}; }
+    """
+    cppclass array2 "ClockworkPair":
+        pass
+    array2 make_array2 "clockwork_pair" (int first, int second) nogil
+
 cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
     cppclass Clock:
         int64_t epoch_ns
@@ -76,7 +86,7 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         cbool is_drained
 
     cppclass CRoad "clockwork::worker::Road":
-        CRoad(const DealerSocket& socket, vector[int] socket_fds, const Clock& clock, const RoadBounds& bounds) except +OSError
+        CRoad(const DealerSocket& socket, const array2& socket_fds, const Clock& clock, const RoadBounds& bounds) except +OSError
         void add_device(const Port& port, uint32_t run_ahead) except +
         void add_outlet(const Outlet& outlet) except +
         void start() except +
@@ -206,7 +216,8 @@ cdef class Road:
     def __init__(self, Functions functions not None, uintptr_t socket, uintptr_t monitor, filenos, clock, *, limits, **bounds):
         cdef Clock worker_clock
         cdef RoadBounds given
-        cdef vector[int] fds = filenos
+        cdef int own, monitors
+        own, monitors = filenos
         set_zmq(functions.table)
         self.functions = functions
         self.drivers = []
@@ -219,7 +230,7 @@ cdef class Road:
         given.messages_per_turn, given.frames_per_message = bounds["messages_per_turn"], bounds["frames_per_message"]
         given.queued_actions, given.notice_bytes = bounds["queued_actions"], bounds["notice_bytes"]
         given.copied_frame_bytes, given.jitter_window = bounds["copied_frame_bytes"], bounds["jitter_window"]
-        self.road.reset(new CRoad(DealerSocket(<void*>socket, <void*>monitor), fds, worker_clock, given))
+        self.road.reset(new CRoad(DealerSocket(<void*>socket, <void*>monitor), make_array2(own, monitors), worker_clock, given))
 
     def add_device(self, port, uint32_t run_ahead):
         """port: a capsule of the device's. Before start()."""

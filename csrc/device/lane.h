@@ -56,6 +56,13 @@ struct Action {
     std::int32_t status = PENDING;
 };
 
+// Who takes ended actions on the thread of the lane that has ended them: it saves the hop to another thread.
+struct Listener {
+    void* self = nullptr;
+    // Whether all ended actions have been taken. Called without the hub's lock.
+    bool (*take)(void* self) = nullptr;
+};
+
 class Hub {
 public:
     Hub() : event_fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
@@ -83,43 +90,78 @@ public:
     // Wakes who wait(). The lock must be held.
     void tell() { idle_.notify_all(); }
 
-    // Appends to the list of ended actions. The lock must be held.
+    // Appends to the list of ended actions, and makes event_fd readable. The lock must be held.
     void end(Action& action) {
-        action.next = nullptr;
-        if (last_ended_ != nullptr) {
-            last_ended_->next = &action;
-        } else {
-            const std::uint64_t one = 1;
-            ended_ = &action;
-            // Cannot fail: the counter is zero while the list is empty.
-            if (write(event_fd, &one, sizeof one) < 0)
-                std::abort();
-        }
-        last_ended_ = &action;
+        append(action);
+        announce();
     }
 
     // The whole list of ended actions, oldest first, now the caller's.
     Action* take_ended() {
         std::lock_guard<Hub> held(*this);
         Action* list = ended_;
-        if (list != nullptr) {
+        ended_ = last_ended_ = nullptr;
+        if (is_announced_) {
             std::uint64_t count;
-            ended_ = last_ended_ = nullptr;
+            is_announced_ = false;
             if (read(event_fd, &count, sizeof count) < 0)
                 std::abort();
         }
         return list;
     }
 
-    int event_fd;  // readable while the list of ended actions is not empty; -1: there is none
+    // Has a listener take what lanes end from now on. None: nobody is within the former one afterwards.
+    void listen(const Listener& listener) {
+        std::unique_lock<std::mutex> held(mutex_);
+        listener_ = listener;
+        idle_.wait(held, [this] { return listener_.take != nullptr || telling_ == 0; });
+    }
+
+    int event_fd;  // readable while ended actions wait that no listener has taken; -1: there is none
 
 private:
     friend class Lane;
 
+    void append(Action& action) {
+        action.next = nullptr;
+        (last_ended_ != nullptr ? last_ended_->next : ended_) = &action;
+        last_ended_ = &action;
+    }
+
+    void announce() {
+        const std::uint64_t one = 1;
+        if (is_announced_ || ended_ == nullptr)
+            return;
+        is_announced_ = true;
+        if (write(event_fd, &one, sizeof one) < 0)  // never: the counter was zero
+            std::abort();
+    }
+
+    // Has the listener take what a lane has ended, if there is a listener; else announces it. The lock is held, but not
+    // meanwhile.
+    void tell(std::unique_lock<std::mutex>& held) {
+        const Listener listener = listener_;
+        if (listener.take == nullptr || is_announced_) {
+            announce();
+            return;
+        }
+        ++telling_;
+        held.unlock();
+        const bool is_taken = listener.take(listener.self);
+        held.lock();
+        if (!is_taken)
+            announce();
+        if (--telling_ == 0 && listener_.take == nullptr)
+            idle_.notify_all();
+    }
+
     std::mutex mutex_;
-    std::condition_variable idle_;  // a lane has ended an action
+    std::condition_variable idle_;  // a lane has ended an action, or nobody is within a listener
+    Listener listener_;
+    int telling_ = 0;  // lanes within the listener
     Action* ended_ = nullptr;
     Action* last_ended_ = nullptr;
+    bool is_announced_ = false;  // event_fd is readable
 };
 
 class Lane {
@@ -207,10 +249,11 @@ public:
 
     // The running action has ended.
     void end(Action& action) {
-        std::lock_guard<Hub> held(hub_);
+        std::unique_lock<std::mutex> held(hub_.mutex_);
         go_on();
-        hub_.end(action);
+        hub_.append(action);
         hub_.idle_.notify_all();
+        hub_.tell(held);
     }
 
     // The running action goes on in another lane of the same hub, whatever that holds already.

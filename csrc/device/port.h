@@ -34,9 +34,12 @@ struct Port {
 // Where the ended orders of one or more devices come from.
 struct Outlet {
     void* self = nullptr;
-    int fd = -1;  // readable while there are any
+    int fd = -1;  // readable while there are any that no listener has taken
     // The list of them, oldest first, now the caller's; null: there are none.
     Action* (*take)(void* self) = nullptr;
+    // Has a listener be told on the threads that end orders, or (null) nobody: then nobody is within the former one
+    // afterwards. Null: this outlet has no such threads.
+    void (*listen)(void* self, const Listener* listener) = nullptr;
 };
 
 }  // namespace clockwork::device

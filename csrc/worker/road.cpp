@@ -95,7 +95,8 @@ Road::Held::Held(Road& road) : road_(road) {
 
 Road::Held::~Held() { road_.mutex_.unlock(); }
 
-Road::Road(const DealerSocket& socket, std::vector<int> socket_fds, const Clock& clock, const RoadBounds& bounds)
+Road::Road(const DealerSocket& socket, const std::array<int, 2>& socket_fds, const Clock& clock,
+           const RoadBounds& bounds)
     : socket_(socket),
       clock_(clock),
       bounds_(bounds),
@@ -129,6 +130,11 @@ void Road::add_outlet(const device::Outlet& outlet) {
 }
 
 void Road::start() {
+    const device::Listener listener{this, [](void* self) { return static_cast<Road*>(self)->take_at_end(); }};
+    for (const device::Outlet& outlet : outlets_) {
+        if (outlet.listen != nullptr)
+            outlet.listen(outlet.self, &listener);
+    }
     thread_ = std::thread([this] { run(); });
 }
 
@@ -141,6 +147,10 @@ void Road::stop() {
         wake();
     }
     thread_.join();
+    for (const device::Outlet& outlet : outlets_) {
+        if (outlet.listen != nullptr)
+            outlet.listen(outlet.self, nullptr);
+    }
     forget_all();
     for (const device::Outlet& outlet : outlets_) {
         for (device::Action* ended = outlet.take(outlet.self); ended != nullptr;) {
@@ -163,17 +173,22 @@ void Road::run() {
     prctl(PR_SET_NAME, "cw-road", 0, 0, 0);
     std::unique_lock<std::mutex> lock(mutex_);
     while (!is_stopping_) {
-        const bool may_receive = notice_bytes_ < bounds_.notice_bytes;
-        const bool is_ready = (may_receive && socket_.has_input()) || socket_.has_news();
+        // Asking takes the edge of the descriptor, so that what was found must be received.
+        has_input_ = has_input_ || socket_.has_input();
+        const bool is_ready = (has_input_ && notice_bytes_ < bounds_.notice_bytes) || has_news_;
         const Ns due = is_ready ? 0 : due_ns();
         const Ns timeout = is_ready ? 0 : std::max<Ns>(due - now_ns(), 0);
         const bool is_timed = timeout > 0 && due < NEVER_NS;
         const timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
+        sleeps_until_ns_ = is_ready ? 0 : due;
         lock.unlock();
         if (is_ready && waiting_.load() > 0)
             device::nap(HANDOVER_NS);
         ppoll(descriptors_.data(), descriptors_.size(), due == NEVER_NS ? nullptr : &limit, nullptr);
         lock.lock();
+        sleeps_until_ns_ = 0;
+        has_input_ = has_input_ || descriptors_[0].revents != 0;
+        has_news_ = has_news_ || descriptors_[1].revents != 0;
         if (descriptors_[wake_place_].revents != 0)
             clear_fd(wake_fd_);
         if (is_timed) {
@@ -184,26 +199,51 @@ void Road::run() {
         try {
             turn();
         } catch (const std::exception& error) {
-            notify({.kind = Notice::FAILED, .now_ns = now_ns(), .text = error.what()});
-            return;
+            fail(error);
         }
     }
 }
 
 void Road::turn() {
     bool is_idle = true;
-    for (std::size_t count = 0; count < bounds_.messages_per_turn && notice_bytes_ < bounds_.notice_bytes; ++count) {
-        if (!receive_message(now_ns())) {
-            received_.is_drained = true;
-            break;
-        }
-        is_idle = false;
+    for (std::size_t count = 0; has_input_ && count < bounds_.messages_per_turn && notice_bytes_ < bounds_.notice_bytes;
+         ++count) {
+        has_input_ = receive_message(now_ns());
+        received_.is_drained = received_.is_drained || !has_input_;
+        is_idle = is_idle && !has_input_;
     }
     take_ended(now_ns());
     run_due(now_ns());
-    if (is_idle)  // a lost connection brings no messages, so such a turn comes soon
+    if (is_idle && has_news_)  // a lost connection brings no messages, so such a turn comes soon
         read_news();
     watch(now_ns());
+}
+
+// On the thread of a lane that has ended an order: answers it, and begins what follows. The road's thread need not wake
+// for that, unless it is at work already; then it takes the order. Returns whether it was taken here.
+bool Road::take_at_end() {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock() || is_stopping_)
+        return false;
+    try {
+        take_ended(now_ns());
+        if (socket_.has_input()) {  // sending may have taken the edge of the socket's descriptor
+            has_input_ = true;
+            wake();
+        } else if (due_ns() < sleeps_until_ns_) {
+            wake();
+        }
+    } catch (const std::exception& error) {
+        fail(error);
+    }
+    return true;
+}
+
+// A defect of the road's own ends it.
+void Road::fail(const std::exception& error) {
+    notify({.kind = Notice::FAILED, .now_ns = now_ns(), .text = error.what()});
+    is_stopping_ = true;
+    wake();
 }
 
 Ns Road::due_ns() const {
@@ -234,7 +274,8 @@ std::deque<Notice> Road::take_notices() {
 
 void Road::read_news() {
     ConnectionNews news;
-    while (socket_.has_news() && socket_.receive_news(news))
+    has_news_ = false;
+    while (socket_.receive_news(news))
         notify({.kind = Notice::NEWS, .number = news.event, .value = news.fd, .now_ns = now_ns()});
 }
 

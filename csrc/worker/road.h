@@ -18,6 +18,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -93,9 +94,10 @@ inline constexpr Ns HANDOVER_NS = 20'000;
 
 class Road {
 public:
-    // As long as the road runs, the sockets stay open and are nobody else's, and ports and outlets stay good. Throws
-    // std::system_error if there is no descriptor.
-    Road(const DealerSocket& socket, std::vector<int> socket_fds, const Clock& clock, const RoadBounds& bounds);
+    // socket_fds: of the socket and of its monitor. As long as the road runs, these stay open and are nobody else's, and
+    // ports and outlets stay good. Throws std::system_error if there is no descriptor.
+    Road(const DealerSocket& socket, const std::array<int, 2>& socket_fds, const Clock& clock,
+         const RoadBounds& bounds);
     ~Road();
     Road(const Road&) = delete;
     Road& operator=(const Road&) = delete;
@@ -199,6 +201,8 @@ private:
 
     void run();
     void turn();
+    bool take_at_end();
+    void fail(const std::exception& error);
     bool receive_message(Ns now);
     bool take_action(std::int64_t tag, Ns now);
     void give_message(Notice::Kind kind, Ns now);
@@ -248,6 +252,9 @@ private:
     std::mutex mutex_;
     std::atomic<int> waiting_{0};  // threads that want the lock
     bool is_stopping_ = false;
+    Ns sleeps_until_ns_ = 0;  // the thread waits, and begins a turn then; 0: it does not wait
+    bool has_input_ = true;   // the socket may have a message
+    bool has_news_ = true;    // the monitor may have an event
     std::thread thread_;
 
     bool serves_ = false;

@@ -62,8 +62,9 @@ def read_inputs(
         path = Path(argument)
         if equals and not path.exists():
             raise InvalidInput(f"model {info.name!r} has no input {name!r}; it has {', '.join(specs)}", name)
-        if len(specs) == 1:
-            (only,) = specs.values()
+        required = [spec for spec in info.inputs if not spec.optional]
+        if len(required) == 1:
+            (only,) = required
             if not _is_mapping(path) or (path.suffix == ".npz" and list(_read_many(path)) == [UNNAMED]):
                 give(only.name, _read_array(path, only, info, note), argument)
                 continue

@@ -71,6 +71,11 @@ def _percent(text: str) -> float:
     return share
 
 
+def _names(text: str) -> list[str]:
+    """``a,b`` as names; none of an empty text."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @models.command("add")
 @click.argument("name", required=False)
 @click.argument("file", required=False, callback=_model)
@@ -102,6 +107,13 @@ def _percent(text: str) -> float:
     type=click.Choice(PRODUCT_DTYPES),
     help="Type of matrix products of an ONNX file on GPUs: tf32 and fp16 use tensor cores. CPU devices compute "
     "as the file says.  [default: fp32]",
+)
+@click.option(
+    "--optional-inputs",
+    type=_names,
+    metavar="NAME,...",
+    help="Inputs with a default in the ONNX file that requests may give or leave out; '' for none.  "
+    "[default: those that choose what an If or Loop does, and those of --examples]",
 )
 @click.option("--image", is_flag=True, help="Add JPEG decoding to the model, whose input then is JPEG files.")
 @click.option(
@@ -155,7 +167,8 @@ def _percent(text: str) -> float:
 @client_options
 def add(
     name: str | None, file: Path | Location | None, profiles: str | None, copies: int, slo: float | None,
-    examples: Path | None, batching: Any, batch_max: int | None, dtype: Any, image: bool, resize: int | None,
+    examples: Path | None, batching: Any, batch_max: int | None, dtype: Any,
+    optional_inputs: list[str] | None, image: bool, resize: int | None,
     mean: str | None, std: str | None, scale: float | None, filter_: str | None,
     tokenizer: Path | None, max_tokens: int | None, truncate: bool, labels: Path | None,
     canary: float | None, no_route: bool, force: bool,
@@ -242,7 +255,7 @@ def add(
                 model = joined.with_labels(model, labels)
         info = client.register(
             name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, dtype=dtype,
-            share=0 if no_route else canary, force=force, timeout=timeout, progress=tell,
+            optional_inputs=optional_inputs, share=0 if no_route else canary, force=force, timeout=timeout, progress=tell,
         )  # fmt: skip
     print_line(f"{info.reference} is ready: {_summary(info)}")
     if canary is not None:
@@ -284,7 +297,10 @@ def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _summary(info: Any) -> str:
-    shapes = ", ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)}" for tensor in info.inputs)
+    shapes = ", ".join(
+        f"{tensor.name} {tensor.dtype}{list(tensor.shape)}{' (optional)' if tensor.optional else ''}"
+        for tensor in info.inputs
+    )
     batching = f"batches of up to {info.batch_max}" if info.batches else "one by one"
     fastest = min((point.exec_ns for point in info.profile), default=0)
     return f"{shapes}; {batching}; {duration(fastest)}; {say_bytes(info.weights_bytes)} of weights, {_holding(info)}"
@@ -435,7 +451,7 @@ def show(
     route = RouteInfo.from_wire(info.raw.get("route"))
     print_line(f"{info.reference}: {info.state} {info.text}".rstrip())
     facts = [
-        *(("input", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.inputs),
+        *(("input", _input(tensor, info)) for tensor in info.inputs),
         *(("output", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.outputs),
         ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
         (
@@ -491,10 +507,34 @@ def show(
         )  # fmt: skip
 
 
+def _input(tensor: Any, info: Any) -> str:
+    text = f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}"
+    if not tensor.optional:
+        return text
+    from clockwork.wire.optional import array_of, read_defaults
+    from clockwork.wire.tensors import code_of
+
+    dtype = code_of(tensor.dtype)
+    default = read_defaults(
+        info.metadata, [(spec.name, code_of(spec.dtype), spec.shape) for spec in info.inputs]
+    )
+    return f"{text}  optional, by default {array_of(default[tensor.name], dtype).tolist()}"
+
+
 def _shape(shape: Sequence[Sequence[int]], info: Any) -> str:
-    """Return the shape that was profiled: dimensions without rows, and for strings also the bytes of each."""
+    """Return the shape that was profiled: dimensions without rows, for strings also the bytes of each, for
+    optional inputs the value."""
+    from clockwork.wire.optional import Default, array_of, is_value, value_of
+    from clockwork.wire.tensors import code_of, tensor_bytes
+
     found = []
     for index, dims in enumerate(shape):
+        if is_value(dims) and index < len(info.inputs) and info.inputs[index].optional:
+            tensor = info.inputs[index]
+            dtype = code_of(tensor.dtype)
+            value = Default(tensor.shape, value_of(dims, tensor_bytes(dtype, tensor.shape)))
+            found.append(f"{tensor.name}={array_of(value, dtype).tolist()}")
+            continue
         is_text = index < len(info.inputs) and info.inputs[index].dtype == "string" and dims
         found.append(str([*dims[:-1], f"{dims[-1]} B"]).replace("'", "") if is_text else str(list(dims)))
     return "[" + ", ".join(found) + "]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, overload
 
@@ -136,6 +136,7 @@ class AsyncClient:
         *,
         slo: float | None = None,
         examples: Any = None,
+        optional_inputs: Sequence[str] | None = None,
         batching: Batching | None = None,
         batch_max: int | None = None,
         version: int | None = None,
@@ -164,7 +165,17 @@ class AsyncClient:
 
         try:
             return await asyncio.to_thread(
-                upload.register, self._channel, name, model, options, examples, limit_ns, tell, share, opened
+                upload.register,
+                self._channel,
+                name,
+                model,
+                options,
+                examples,
+                limit_ns,
+                tell,
+                share,
+                opened,
+                optional_inputs,
             )
         except asyncio.CancelledError:
             cancelled = True

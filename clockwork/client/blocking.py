@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, TypeAlias, overload
@@ -185,6 +185,7 @@ class Client:
         *,
         slo: float | None = None,
         examples: Any = None,
+        optional_inputs: Sequence[str] | None = None,
         batching: Batching | None = None,
         batch_max: int | None = None,
         version: int | None = None,
@@ -204,6 +205,9 @@ class Client:
         and dtype, and the labels of an ONNX file that has none, are then those of the version that serves.
         slo: the default of its requests; 0: none. examples: real inputs, for profiling and checks: a dict by
         input name, a list of such, or one array for a model of one input.
+        optional_inputs: names of inputs that have a default in the ONNX file, at most 64 bytes of a fixed shape, and that a
+        request may then give or leave out; others keep their default. None: those that choose what an If or Loop does, and those
+        that examples bring.
         batching: "on" and "off" overrule what registration finds out; with "same-shape" only requests of one shape share
         a batch. batch_max: an upper bound; 0: as measured. Of a new name, batching is "auto".
         version: the number of the version, if it is free; else, and without one, it is the next. origin: whose it
@@ -218,7 +222,9 @@ class Client:
         """
         options = calls.registration_options(slo, batching, batch_max, version, origin, dtype, share, force)
         limit_ns = None if timeout is None else self._limit_ns(timeout)
-        return upload.register(self._channel, name, model, options, examples, limit_ns, progress, share)
+        return upload.register(
+            self._channel, name, model, options, examples, limit_ns, progress, share, optional=optional_inputs
+        )
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""

@@ -174,6 +174,21 @@ def slo_ns_of(slo: float | None) -> int:
     return slo_ns
 
 
+def checked_names(optional_inputs: Any) -> list[str] | None:
+    """The names of optional inputs. Raises InvalidInput."""
+    if optional_inputs is None:
+        return None
+    if isinstance(optional_inputs, str | bytes) or not isinstance(optional_inputs, Iterable):
+        raise InvalidInput(
+            f"optional_inputs is a list of names, not {type(optional_inputs).__name__}",
+            expected="a list of names",
+        )
+    names = list(optional_inputs)
+    if not all(type(name) is str for name in names):
+        raise InvalidInput("optional_inputs is a list of names", expected="a list of names")
+    return names
+
+
 def registration_options(
     slo: float | None, batching: str | None, batch_max: int | None, version: int | None = None, origin: str = "",
     dtype: str | None = None, share: float | None = None, force: bool = False,

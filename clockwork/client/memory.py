@@ -102,7 +102,8 @@ class Loan:
         sizes = [(one, memoryview(frames[one[3]]).nbytes) for one in references if one[1] != STRING]
         large = [(one, size) for one, size in sizes if size >= CLIENT_SHARED_TENSOR_BYTES]
         if not large and self._room_bytes:
-            large = [(one, size) for one, size in sizes if size > 0][:1]
+            # The largest, because the value of an optional input cannot be lent, and is small.
+            large = sorted((pair for pair in sizes if pair[1] > 0), key=lambda pair: -pair[1])[:1]
         whole = sum(aligned(size) for _, size in large)
         found = self._memory.take(whole) if large else None
         if found is None:

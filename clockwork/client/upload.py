@@ -28,14 +28,15 @@ def register(
     progress: ProgressCallback | None,
     share: float | None = None,
     opened: Callable[[CallStream], None] | None = None,
+    optional: Sequence[str] | None = None,
 ) -> ModelInfo:
     """Client.register(); blocks its thread. ``opened`` is called with the stream once there is one.
 
-    share: of the name's requests, for a version that is registered without any (see "traffic" of messages.Register)."""
+    optional: names of optional inputs, see Client.register(). share: of the name's requests, for a version that is registered without any (see "traffic" of messages.Register)."""
     calls.checked_model(name)
     tell = progress if progress is not None else lambda stage, done, total: None
     limit_ns = config.CLIENT_TIMEOUT_NS if timeout_ns is None else timeout_ns
-    files = _package(model, examples)
+    files = _package(model, examples, calls.checked_names(optional))
     rows = []
     for index, (path, source) in enumerate(files):
         tell("hash", index, len(files))
@@ -54,7 +55,7 @@ def register(
     return channel.call(calls.MODEL, limit_ns, info.reference)
 
 
-def _package(model: Any, examples: Any) -> PackageFiles:
+def _package(model: Any, examples: Any, optional: Sequence[str] | None) -> PackageFiles:
     """The files of a model's package. Raises InvalidModel.
 
     With clockwork-serving, whose readers know the formats, they are checked before they are sent; with clockwork-client alone
@@ -66,7 +67,7 @@ def _package(model: Any, examples: Any) -> PackageFiles:
         if error.name is None or not error.name.startswith("clockwork"):
             raise
         from clockwork.client.plain_package import package_of
-    return package_of(model, examples)
+    return package_of(model, examples, optional)
 
 
 def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:

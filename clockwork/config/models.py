@@ -62,6 +62,15 @@ EXAMPLES_BYTES_MAX = 1 << 30
 GRAPH_DEPTH_MAX = 64
 """Deepest nesting of If/Loop/Scan bodies; ONNX Runtime recurses over them."""
 
+OPTIONAL_INPUTS_MAX = 64
+"""Most optional inputs of a model."""
+
+OPTIONAL_BYTES_MAX = 64
+"""Bytes of an optional input: its value is part of the shape by which requests are queued and timed."""
+
+OPTIONAL_RANK_MAX = 8
+"""Most dimensions of an optional input."""
+
 # ----- models/prepare.py -----------------------------------------------------------------------
 
 KEPT_SHARE_MAX = 0.1

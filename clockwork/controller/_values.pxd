@@ -38,6 +38,8 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
         vector[int64_t] dims
         vector[int32_t] symbols
         vector[int64_t] limits
+        cbool optional
+        string value
 
     cdef cppclass COutputSpec "clockwork::OutputSpec":
         COutputSpec()

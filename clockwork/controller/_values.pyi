@@ -1,6 +1,7 @@
 from collections.abc import Mapping, Sequence
 
 from clockwork.formats.prepared import TensorSpec
+from clockwork.wire.optional import Default
 
 FLAW_NAMES: tuple[str, ...]
 HEADER_FLAW_NAMES: tuple[str, ...]
@@ -16,4 +17,5 @@ class Interface:
         batches: bool,
         verified: bool,
         lengths: Mapping[str, int] = {},
+        defaults: Mapping[str, Default] = {},
     ) -> None: ...

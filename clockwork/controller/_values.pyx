@@ -32,8 +32,8 @@ cdef str word_of(string_view text):
 cdef class Interface:
     """What a model takes and gives, as PreparedModel declares it; models of one program may share one."""
 
-    def __init__(self, inputs, outputs, batches, verified, lengths={}):
-        """inputs, outputs: of TensorSpec. batches, lengths: as PreparedModel's. verified: the outputs' shapes are what the model
+    def __init__(self, inputs, outputs, batches, verified, lengths={}, defaults={}):
+        """inputs, outputs: of TensorSpec. batches, lengths: as PreparedModel's. defaults: of optional inputs. verified: the outputs' shapes are what the model
         returned, and every answer is held against them; else against their dtypes alone."""
         self._model = make_shared[CModelInterface]()
         cdef CModelInterface *model = self._model.get()
@@ -53,6 +53,8 @@ cdef class Interface:
                 one.symbols.push_back(-1)
                 if type(dimension) is str and dimension:
                     one.symbols[one.symbols.size() - 1] = symbols.setdefault(dimension, len(symbols))
+            if spec.name in defaults:
+                one.optional, one.value = True, defaults[spec.name].data
             model.inputs.push_back(one)
         model.index_inputs()
         for spec in outputs:

@@ -28,11 +28,17 @@ class ExchangeMirror:
             prepared.batches,
             model.verified,
             tuple(prepared.lengths.items()),
+            tuple(prepared.defaults().items()),
         )
         interface = self._interfaces.get(key)
         if interface is None:
             interface = Interface(
-                prepared.inputs, prepared.outputs, prepared.batches, model.verified, prepared.lengths
+                prepared.inputs,
+                prepared.outputs,
+                prepared.batches,
+                model.verified,
+                prepared.lengths,
+                prepared.defaults(),
             )
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface

@@ -150,7 +150,7 @@ cdef class Core(Arena):
             joined = &order.parts.inputs[index]
             joined.place = -1
             if joined.dtype == ORT_STRING or joined.bytes == 0 or (
-                    order.kind == INFER and order.parts.part_count == 1
+                    order.kind == INFER and (order.parts.part_count == 1 or joined.rowless)
                     and <size_t>order.parts.pieces[index].buf % IN_PLACE_ALIGNMENT == 0):
                 continue
             joined.place = size
@@ -265,12 +265,14 @@ cdef class Core(Arena):
                 base = <char*>order.parts.pieces[index].buf if not order.parts.pieces.empty() and joined.bytes else NOTHING
             else:
                 base = target = (<CpuSlot*>order.room).base + joined.place
-                if order.kind == PROFILE:
+                if order.kind == PROFILE and joined.rowless:
+                    memcpy(target, order.parts.values[index].data(), joined.bytes)
+                elif order.kind == PROFILE:
                     fill_seeded(target, joined.dtype, joined.bytes)
                 elif order.parts.uneven:
                     self.join_padded(order, index, target)
                 else:
-                    for part in range(order.parts.part_count):
+                    for part in range(1 if joined.rowless else order.parts.part_count):
                         piece = &order.parts.piece(part, index)
                         memcpy(target, piece.buf, piece.len)
                         target += piece.len

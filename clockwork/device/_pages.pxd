@@ -7,7 +7,7 @@ from libcpp.vector cimport vector
 
 from clockwork.device._orders cimport Known, Orders, Residency, Room
 from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime, Session
-from clockwork.device._parts cimport Lengths
+from clockwork.device._parts cimport Lengths, Rowless
 
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void*, size_t, unsigned char*)
@@ -37,6 +37,7 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
     cppclass CpuModel(Residency):
         const vector[int]* model_dtypes
         const Lengths* model_lengths
+        const vector[Rowless]* model_rowless
         cbool packed
         Session* session
         Session own
@@ -50,6 +51,7 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         vector[CpuWeight] weights
         size_t workspace_bytes
         Lengths lengths
+        vector[Rowless] rowless
         vector[OrtValue*] values
         size_t fed_count()
     cppclass CpuSlot(Room):

@@ -131,11 +131,12 @@ cdef class Model(Known):
     runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
     is None for the packed holding, whose session LOAD opens from packed_path. workspace_bytes: the budget of an execution.
     lengths: (number of symbols in which requests of a batch may differ, for each input the symbol of each axis or -1, for
-    each output likewise); the program takes the sizes of the rows behind its inputs.
+    each output likewise); the program takes the sizes of the rows behind its inputs. rowless_shapes: of each input, the shape
+    of an optional one, None of another; None: the model has no optional input.
     """
 
     def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
-                  str packed_path, int64_t packed_bytes, size_t workspace_bytes, tuple lengths=None):
+                  str packed_path, int64_t packed_bytes, size_t workspace_bytes, tuple lengths=None, list rowless_shapes=None):
         cdef CpuWeight* weight
         cdef CpuModel* state = &self.state
         self.model_id = model_id
@@ -154,6 +155,12 @@ cdef class Model(Known):
         if lengths is not None:
             state.lengths.count, state.lengths.inputs, state.lengths.outputs = lengths
             state.model_lengths = &state.lengths
+        if rowless_shapes is not None:
+            state.rowless.resize(len(rowless_shapes))
+            for index, shape in enumerate(rowless_shapes):
+                if shape is not None:
+                    state.rowless[<size_t>index].is_optional, state.rowless[<size_t>index].dims = True, shape
+            state.model_rowless = &state.rowless
         state.values.resize(state.fed_count() + len(weights))
         if packed_path is not None:
             state.path = os.fsencode(packed_path)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint32_t
 from libcpp cimport bool as cbool
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
@@ -28,6 +29,10 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         int64_t[RANK_MOST] dims
         int64_t bytes
         int64_t place
+        cbool rowless
+    cppclass Rowless:
+        cbool is_optional
+        vector[int64_t] dims
     cppclass Lengths:
         size_t count
         vector[vector[int]] inputs
@@ -51,6 +56,7 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         vector[int64_t] longest
         cbool uneven
         vector[int64_t] row_sizes
+        vector[string] values
         int64_t row_count()
         cbool make_row_sizes()
         void shape_of(size_t part, const int64_t* joined, int rank, const vector[int]& symbols, int64_t* dims)

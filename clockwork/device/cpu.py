@@ -43,6 +43,7 @@ from clockwork.formats.prepared import (
     program_damage,
 )
 from clockwork.wire.messages import DeviceInfo
+from clockwork.wire.optional import is_value
 from clockwork.wire.tensors import DTYPES, STRING
 
 _ALIGNMENT = 64
@@ -128,13 +129,26 @@ class CpuDevice(NativeDevice[Core]):
     def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
         dtypes = [spec.dtype for spec in prepared.inputs]
         lengths = _lengths_of(prepared)
+        shapes = [
+            spec.shape if rowless else None for spec, rowless in zip(prepared.inputs, prepared.rowless())
+        ]
+        rowless_shapes = shapes if any(shape is not None for shape in shapes) else None
         budget = bounds.execution_workspace_bytes(prepared.workspace_bytes)
         if prepared.holding == "packed":
             path = place / PACKED_FILE
             if not path.is_file():
                 raise InvalidModel(f"{place} is packed and has no {PACKED_FILE}")
             model = Model(
-                model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes, budget, lengths
+                model_id,
+                None,
+                dtypes,
+                prepared.runs,
+                [],
+                str(path),
+                prepared.resident_bytes,
+                budget,
+                lengths,
+                rowless_shapes,
             )
             self._core.open_with(model, libraries_for(path))
             data = place / PACKED_DATA_FILE
@@ -152,7 +166,9 @@ class CpuDevice(NativeDevice[Core]):
             (weight.dtype, weight.shape, weight.run, weight.offset, weight.bytes)
             for weight in prepared.weights
         ]
-        model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0, budget, lengths)
+        model = Model(
+            model_id, program, dtypes, prepared.runs, weights, None, 0, budget, lengths, rowless_shapes
+        )
         size = sum(prepared.runs) * prepared.page_bytes
         if size:
             path = place / WEIGHTS_FILE
@@ -216,6 +232,9 @@ def slot_bytes(prepared: PreparedModel) -> int:
         for spec, shape in zip(prepared.inputs, shapes):
             if spec.dtype == STRING:
                 continue  # fed from where they lie
+            if is_value(shape):
+                total += -(-4 * (len(shape) - 1) // _ALIGNMENT) * _ALIGNMENT
+                continue
             bits = DTYPES[spec.dtype].bits * math.prod(shape)
             # A profile point of a model that batches has no axis 0; the example has it.
             bits *= rows if rows and prepared.batches else 1

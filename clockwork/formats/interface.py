@@ -26,6 +26,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.formats.profiled import read_profile, tensors_of
 from clockwork.wire import codec
 from clockwork.wire.messages import Prepared, Status
+from clockwork.wire.optional import OPTIONAL_KEY, Default, read_defaults
 from clockwork.wire.packages import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
@@ -80,7 +81,13 @@ def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict
         raise InvalidModel(f"it declares what cannot be served: {tell(str(error), 300)}") from None
     if any(type(text) is not str for pair in metadata.items() for text in pair):
         raise InvalidModel("its metadata are texts by name")
+    defaults_of(inputs, metadata)
     return Interface(inputs, outputs, metadata)
+
+
+def defaults_of(inputs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> dict[str, Default]:
+    """The defaults of a model's optional inputs, by name. Raises InvalidModel."""
+    return read_defaults(metadata, [(spec.name, spec.dtype, spec.shape) for spec in inputs])
 
 
 # ----- comparison with a worker's summary ----------------------------------------------------------
@@ -128,8 +135,13 @@ def misfit(served: Interface, new: Interface) -> str:
     of the served one, with the same dtype. Shapes of outputs may differ.
     """
     theirs = {spec.name: spec for spec in new.inputs}
-    if theirs.keys() != {spec.name for spec in served.inputs}:
+    before, after = (defaults_of(version.inputs, version.metadata) for version in (served, new))
+    ours = {spec.name for spec in served.inputs}
+    if not ours <= theirs.keys() or theirs.keys() - ours - after.keys():
         return f"it takes the inputs {tell(list(theirs), 200)}, not {tell([spec.name for spec in served.inputs], 200)}"
+    for name in before:
+        if name not in after:
+            return f"its input {tell(name)} is not optional"
     for spec in served.inputs:
         other = theirs[spec.name]
         if spec.dtype != other.dtype:
@@ -232,8 +244,14 @@ def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping
             declared = read_onnx(file)
     if kind == PROGRAM_JSON:
         with open(package / PROGRAM_JSON, "rb") as file:
-            declared = dataclasses.replace(read_program(file), metadata=declared.metadata)
+            metadata = without_defaults(declared.metadata)
+            declared = dataclasses.replace(read_program(file), metadata=metadata)
     return declared
+
+
+def without_defaults(metadata: Mapping[str, str]) -> dict[str, str]:
+    """An ONNX file's metadata for a program that was compiled of it: a program requires all its inputs."""
+    return {key: text for key, text in metadata.items() if key != OPTIONAL_KEY}
 
 
 def read_program(file: BinaryIO) -> Interface:

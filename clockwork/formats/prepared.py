@@ -29,6 +29,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import checksums_of, fields_of, read_plain, seal, unseal
 from clockwork.formats.durable import write_durably
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.wire.optional import Default, read_defaults
 from clockwork.wire.tensors import DTYPES, STRING, dtype_name
 
 FORMAT_VERSION = 1
@@ -142,6 +143,15 @@ class PreparedModel:
         0.0  # how far its answers may then be from those of the checks, relative to the largest
     )
     judged: int = 1  # rule that decided whether it batches: see JUDGED
+
+    def defaults(self) -> dict[str, Default]:
+        """The defaults of its optional inputs, by name. Raises InvalidModel."""
+        return read_defaults(self.metadata, [(spec.name, spec.dtype, spec.shape) for spec in self.inputs])
+
+    def rowless(self) -> tuple[bool, ...]:
+        """A flag for each input: whether it is optional, so that it never has an axis of rows."""
+        defaults = self.defaults()
+        return tuple(spec.name in defaults for spec in self.inputs)
 
     def summary(self) -> dict[str, Any]:
         """The fields for the controller: all but those that only the device needs."""

@@ -20,6 +20,7 @@ from clockwork.config.formats import PROFILE_BYTES_MAX, SIZE_MAX, TIME_MAX_NS
 from clockwork.errors import ConfigError
 from clockwork.system.clock import MS
 from clockwork.wire.description import ModelInfo
+from clockwork.wire.optional import read_defaults
 from clockwork.wire.tensors import code_of, tensor_bytes
 
 PAPER_PAGE_BYTES = 16 << 20
@@ -329,7 +330,13 @@ def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
     expected = list(info.raw.get("expected_ns") or ())
     if serving and len(expected) == len(times):
         times = expected
-    rows = [(1, *dims) for dims in shape] if info.batches else list(shape)
+    defaults = read_defaults(
+        info.metadata, [(spec.name, code_of(spec.dtype), spec.shape) for spec in info.inputs]
+    )
+    rows = [
+        defaults[spec.name].shape if spec.name in defaults else (1, *dims) if info.batches else dims
+        for spec, dims in zip(info.inputs, shape)
+    ]
     symbols: dict[str, int] = {}
     for spec, known in zip(info.inputs, rows):
         symbols |= {size: value for size, value in zip(spec.shape, known) if isinstance(size, str) and size}

@@ -567,7 +567,10 @@ class GrpcServer:
         return pb.ServerMetadataResponse(**self._service.server())
 
     async def _model_metadata(self, request: Any, context: Context) -> Any:
-        return pb.ModelMetadataResponse(**await self._service.metadata(request.name, request.version))
+        body = await self._service.metadata(request.name, request.version)
+        for tensor in body["inputs"]:
+            tensor.pop("optional", None)  # which the protocol's message has no field for; ModelConfig has it
+        return pb.ModelMetadataResponse(**body)
 
     async def _model_config(self, request: Any, context: Context) -> Any:
         config = await self._service.config(request.name, request.version)

@@ -224,7 +224,13 @@ def _schemas() -> Json:
     shape = _list({"type": "integer", "minimum": 0, "maximum": (1 << 62) - 1}) | {"maxItems": 32}
     datatype: Json = {"type": "string", "enum": list(STANDARD)}
     tensor = _object(["name", "datatype", "shape"], name=text, datatype=text, shape=dimensions)
-    config_tensor = _object(["name", "data_type", "dims"], name=text, data_type=text, dims=dimensions)
+    optional = flag | {"description": "Whether a request may leave the input out. Absent: it may not."}
+    described = _object(
+        ["name", "datatype", "shape"], name=text, datatype=text, shape=dimensions, optional=optional
+    )
+    config_tensor = _object(
+        ["name", "data_type", "dims"], name=text, data_type=text, dims=dimensions, optional=optional
+    )
     memory: Json = {
         "shared_memory_region": text, "shared_memory_byte_size": count, "shared_memory_offset": count
     }  # fmt: skip
@@ -251,7 +257,7 @@ def _schemas() -> Json:
         "Empty": {"type": "object"},
         "Model": _object(
             ["name", "versions", "platform", "inputs", "outputs"],
-            name=text, versions=_list(text), platform=text, inputs=_list(tensor), outputs=_list(tensor),
+            name=text, versions=_list(text), platform=text, inputs=_list(described), outputs=_list(tensor),
         ),
         "Config": _object(
             ["name", "platform", "backend", "max_batch_size", "input", "output"],

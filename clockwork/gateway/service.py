@@ -298,7 +298,7 @@ class InferenceService:
             "name": info.name,
             "versions": [str(number) for number in versions],
             "platform": PLATFORM,
-            "inputs": [_tensor_metadata(tensor) for tensor in info.inputs],
+            "inputs": [_tensor_metadata(tensor) | _optional(tensor) for tensor in info.inputs],
             "outputs": [_tensor_metadata(tensor) for tensor in info.outputs],
         }
 
@@ -312,7 +312,10 @@ class InferenceService:
             "backend": SERVER_NAME,
             "version_policy": {"all": {}},
             "max_batch_size": batch_max,
-            "input": [_tensor_config(tensor, batch_max > 0) for tensor in info.inputs],
+            "input": [
+                _tensor_config(tensor, batch_max > 0 and not tensor.optional) | _optional(tensor)
+                for tensor in info.inputs
+            ],
             "output": [_tensor_config(tensor, batch_max > 0) for tensor in info.outputs],
             "default_model_filename": "model.onnx",
             "parameters": {
@@ -342,11 +345,12 @@ class InferenceService:
     async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
         """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes, or is one string. Raises InvalidInput."""
         info = _prepared(await self.describe(name, version))
-        if len(info.inputs) != 1:
+        required = [tensor for tensor in info.inputs if not tensor.optional]
+        if len(required) != 1:
             raise InvalidInput(
                 f"raw bytes alone are for models of one input; {name!r} has {len(info.inputs)}"
             )
-        tensor = info.inputs[0]
+        (tensor,) = required
         code, shape = tensors.code_of(tensor.dtype), _dimensions(tensor.shape)
         unknown = [axis for axis, dimension in enumerate(shape) if dimension < 0]
         if code == tensors.STRING and all(dimension in (1, -1) for dimension in shape):
@@ -441,6 +445,11 @@ def _dimensions(shape: Sequence[int | str]) -> list[int]:
 
 def _tensor_metadata(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "datatype": name_of_dtype(tensor.dtype), "shape": _dimensions(tensor.shape)}
+
+
+def _optional(tensor: Any) -> dict[str, bool]:
+    """An additional field of an input that a request may leave out."""
+    return {"optional": True} if tensor.optional else {}
 
 
 def _tensor_config(tensor: Any, batched: bool) -> dict[str, Any]:

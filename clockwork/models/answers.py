@@ -66,6 +66,9 @@ def is_integer_array(array: Array) -> bool:
     return "int" in array.dtype.name
 
 
-def tile(inputs: Sequence[Array], rows: int) -> list[Array]:
-    """A batch of ``rows`` copies of one-row inputs."""
-    return [np.concatenate([array] * rows, axis=0) if rows > 1 else array for array in inputs]
+def tile(inputs: Sequence[Array], rows: int, rowless: Sequence[bool] = ()) -> list[Array]:
+    """A batch of ``rows`` copies of one-row inputs. rowless: see PreparedModel.rowless()."""
+    return [
+        array if rows == 1 or any(rowless[index : index + 1]) else np.concatenate([array] * rows, axis=0)
+        for index, array in enumerate(inputs)
+    ]

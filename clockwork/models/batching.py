@@ -48,7 +48,7 @@ def why_rows_meet(model: onnx.ModelProto, masked: bool = False) -> str:
 
 
 def declared_reason(inputs: Sequence[TensorSpec]) -> str:
-    """Why the declared shapes of inputs do not allow a batch, as a sentence; "" if they do.
+    """Why the declared shapes of inputs that are not optional do not allow a batch, as a sentence; "" if they do.
 
     Declared shapes of outputs say nothing: converters give a label of each row one element, or its rows a name of their own.
     The graph tells which outputs have rows.

@@ -20,6 +20,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models import samples
 from clockwork.models.answers import is_integer_array
 from clockwork.models.runtime import RunError
+from clockwork.wire.optional import default_of, value_entry
 from clockwork.wire.tensors import DTYPES, Array, encode_array, numpy_dtype, string_size
 
 Run: TypeAlias = Callable[[Sequence[Array]], list[Array]]
@@ -178,11 +179,16 @@ def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
     return rows
 
 
-def timed_shape(inputs: Sequence[Array], batches: bool) -> tuple[tuple[int, ...], ...]:
-    """What an execution with these inputs is timed by: their shapes, without rows where the model batches, and of strings
-    the size of one behind it."""
-    found = []
-    for array in inputs:
+def timed_shape(
+    inputs: Sequence[Array], batches: bool, rowless: Sequence[bool] = ()
+) -> tuple[tuple[int, ...], ...]:
+    """What an execution with these inputs is timed by: their shapes, without rows where the model batches, of strings the size
+    of one behind it, and of optional inputs (rowless: see PreparedModel.rowless()) the value."""
+    found: list[tuple[int, ...]] = []
+    for index, array in enumerate(inputs):
+        if any(rowless[index : index + 1]):
+            found.append(value_entry(default_of(np.asarray(array)).data))
+            continue
         dims = tuple(array.shape[1:] if batches else array.shape)
         if array.dtype.kind in "OSU":
             work = strings_work(array.size, encode_array(array)[2])

@@ -52,6 +52,8 @@ class Bench:
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
         """directories: of prepared models, at their place in a store. Raises ConfigError."""
         models = [PreparedModel.read(directory) for directory in directories]
+        self.rowless = models[0].rowless() if models else ()
+        """Of the models' inputs, which are optional: they are holdings of one model."""
         pages = sum(sum(prepared.runs) for prepared in models)
         threads = threads_of(fingerprint)
         self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)
@@ -161,7 +163,7 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
     bench.load(1)
     give_up = time.monotonic() + COMPARE_SECONDS
     for size in sizes:
-        batch = tile(inputs, size)
+        batch = tile(inputs, size, bench.rowless)
         pairs = _in_turn(bench, (0, batch), (1, batch), PAIRS_MIN)
         medians = [statistics.median(times) for times in zip(*pairs)]
         gains = [size / taken_ns / BATCH_GAIN >= before for taken_ns, before in zip(medians, best)]
@@ -217,14 +219,15 @@ def profile(
     make a batch look as if it did not pay. inputs: a single row where the model batches. The point at which throughput no
     longer grew is kept. seconds: at each size. Raises RunError.
     """
-    shape = timed_shape(inputs, batches)
+    shape = timed_shape(inputs, batches, bench.rowless)
     points = [ProfilePoint(shape, 1, execution_time(bench, index, inputs, seconds))]
     helps = 1
     give_up = time.monotonic() + PROFILE_SECONDS
     for size in batch_sizes(batch_max)[1:] if batches else ():
         if time.monotonic() > give_up:
             break
-        pairs = _in_turn(bench, (index, tile(inputs, helps)), (index, tile(inputs, size)), RUNS_MIN, seconds)
+        smaller_batch, batch = (tile(inputs, rows, bench.rowless) for rows in (helps, size))
+        pairs = _in_turn(bench, (index, smaller_batch), (index, batch), RUNS_MIN, seconds)
         points.append(ProfilePoint(shape, size, round(statistics.median(larger for _, larger in pairs))))
         if statistics.median(size * smaller / (helps * larger) for smaller, larger in pairs) < BATCH_GAIN:
             break

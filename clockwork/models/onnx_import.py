@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, defs, helper
+from onnx import TensorProto, defs, helper, numpy_helper
 
 from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPTH_MAX
 from clockwork.device.operators import EXTENSION_DOMAINS
@@ -21,6 +21,14 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
 from clockwork.models import maps
 from clockwork.wire import packages
+from clockwork.wire.optional import (
+    OPTIONAL_KEY,
+    array_of,
+    default_of,
+    defaults_text,
+    read_defaults,
+    why_not_optional,
+)
 from clockwork.wire.packages import (
     EXAMPLES_FILE,
     LFS_POINTER,
@@ -92,34 +100,130 @@ def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
 
 
 def import_model(
-    path: Path, data: bytes | None = None, given: Collection[str] = ()
+    path: Path,
+    data: bytes | None = None,
+    given: Collection[str] = (),
+    optional: Collection[str] | None = (),
 ) -> tuple[onnx.ModelProto, bytes | None]:
     """check_model() of a model on its way into a package, and the content of the package's file; None: ``path`` has it.
 
-    given: names of inputs that requests will bring. Those of them that have a default lose it; other defaults are constants.
+    given: names of inputs that examples bring. optional: names of the inputs with a default that a request may give or leave
+    out; None: those that steer the graph, see steering_inputs(). Both become optional inputs (wire.optional), and other defaults
+    are constants. Raises InvalidModel, also where a name in ``optional`` is no input with a default, or cannot be optional.
 
     Lists of maps become tensors, and defaults go, here and not when the package is prepared, so that whoever reads a package
     finds in its file the interface that is served. Equal files give equal bytes.
     """
     path = Path(path)
     model = read_model(path) if data is None else parse_model(data, path.name)
-    is_changed = _drop_defaults(model, given)
+    is_changed = _make_optional(model, path, given, optional)
     is_changed |= maps.make_tensors(model)
     _check(model, path, data is not None)
     return model, model.SerializeToString(deterministic=True) if is_changed else data
 
 
-def _drop_defaults(model: onnx.ModelProto, names: Collection[str]) -> bool:
-    """Make inputs of these names that have a default into plain inputs. Whether there was one."""
-    inputs = {value.name for value in model.graph.input} & set(names)
-    held = model.graph.initializer
-    kept = [tensor for tensor in held if tensor.name not in inputs]
-    is_changed = len(kept) < len(held)
-    if is_changed:
-        kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-        del held[:]
-        held.extend(kept)
-    return is_changed
+def _make_optional(
+    model: onnx.ModelProto, path: Path, given: Collection[str], optional: Collection[str] | None
+) -> bool:
+    """Make inputs that have a default into inputs without, and note the defaults. Whether there was one.
+
+    An input that examples bring and that cannot be optional becomes a plain input: every request gives it.
+    """
+    graph = model.graph
+    declared = {value.name: value for value in graph.input}
+    defaults = {tensor.name: tensor for tensor in graph.initializer if tensor.name in declared}
+    wanted = dict.fromkeys(steering_inputs(model) if optional is None else optional)
+    for name in wanted:
+        if name not in defaults:
+            known = ", ".join(map(repr, defaults)) or "none"
+            raise InvalidModel(f"{path.name} has no input {name!r} with a default; those that have: {known}")
+        if why := _why_not_optional(declared[name], defaults[name]):
+            raise InvalidModel(f"{path.name}: input {name!r} cannot be optional: {why}")
+    plain = set()
+    for name in defaults:
+        if name in given and name not in wanted:
+            if _why_not_optional(declared[name], defaults[name]):
+                plain.add(name)
+            else:
+                wanted[name] = None
+    found = {name: default_of(numpy_helper.to_array(defaults[name])) for name in wanted}
+    if not found and not plain:
+        return False
+    found |= {name: default_of(array) for name, array in optional_inputs(model).items()}
+    held = graph.initializer
+    kept = [
+        TensorProto.FromString(tensor.SerializeToString())
+        for tensor in held
+        if tensor.name not in found and tensor.name not in plain
+    ]
+    del held[:]
+    held.extend(kept)
+    if found:
+        for name, default in found.items():  # the file may declare no shape
+            dims = [onnx.TensorShapeProto.Dimension(dim_value=size) for size in default.shape]
+            declared[name].type.tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=dims))
+        others = [entry for entry in model.metadata_props if entry.key != OPTIONAL_KEY]
+        entry = onnx.StringStringEntryProto(key=OPTIONAL_KEY, value=defaults_text(found))
+        model_entries = [
+            onnx.StringStringEntryProto.FromString(other.SerializeToString()) for other in others
+        ]
+        del model.metadata_props[:]
+        model.metadata_props.extend([*model_entries, entry])
+    return True
+
+
+def _why_not_optional(declared: onnx.ValueInfoProto, default: TensorProto) -> str:
+    """Why an input with this default cannot be optional; "" if it can."""
+    if is_external(default):
+        return "its default lies in another file"
+    shape = [
+        dim.dim_value if dim.HasField("dim_value") else "" for dim in declared.type.tensor_type.shape.dim
+    ]
+    if not declared.type.tensor_type.HasField("shape"):
+        shape = list(default.dims)
+    return why_not_optional(default.data_type, shape) or (
+        "" if shape == list(default.dims) else f"its default is not of its shape {shape}"
+    )
+
+
+def steering_inputs(model: onnx.ModelProto) -> list[str]:
+    """Inputs with a default that decide which operators run: the condition of an If, or the condition or number of turns of a
+    Loop, is made of them and of constants alone. They are optional inputs where a registration says nothing else.
+
+    None of a file whose initializers are all inputs, as some exporters write them, unless each of them steers; nor before
+    version 4 of the format, where every initializer had to be an input.
+    """
+    graph = model.graph
+    declared = {value.name: value for value in graph.input}
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    if model.ir_version < 4 or len(held) + len(graph.sparse_initializer) == 0:
+        return []
+    steering = [
+        name for name in declared if name in held and not _why_not_optional(declared[name], held[name])
+    ]
+    steering = [name for name in steering if _steers(graph, name, held)]
+    is_by_exporter = all(name in declared for name in held) and len(steering) < len(held)
+    return [] if is_by_exporter else steering
+
+
+def _steers(graph: onnx.GraphProto, name: str, held: Collection[str]) -> bool:
+    constants = set(held)
+    made = {name}  # of the input and constants alone
+    for node in nodes_within(graph.node):
+        read = [value for value in node.input if value]
+        if (node.op_type == "If" and read[:1] and read[0] in made) or (
+            node.op_type == "Loop" and any(value in made for value in node.input[:2] if value)
+        ):
+            return True
+        if any(body for attribute in node.attribute for body in bodies_of(attribute)):
+            continue
+        if any(value in made for value in read) and all(
+            value in made or value in constants for value in read
+        ):
+            made.update(node.output)
+        elif node.op_type == "Constant" or (read and all(value in constants for value in read)):
+            constants.update(node.output)
+    return False
 
 
 def _check(model: onnx.ModelProto, path: Path, in_memory: bool) -> None:
@@ -330,14 +434,19 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
 # ----- packages ------------------------------------------------------------------------------
 
 
-def package_files(model_path: Path, examples: Examples = None, data: bytes | None = None) -> PackageFiles:
+def package_files(
+    model_path: Path,
+    examples: Examples = None,
+    data: bytes | None = None,
+    optional: Collection[str] | None = None,
+) -> PackageFiles:
     """The files of a package, model first. Raises InvalidModel.
 
     The model is checked first. examples: see Examples; keys must be names of the model's inputs, of which those with a default
-    may be left out: see import_model(). data: see check_model().
+    may be left out. optional: see import_model(). data: see check_model().
     """
     model_path = Path(model_path)
-    model, content = import_model(model_path, data, _names_of(examples))
+    model, content = import_model(model_path, data, _names_of(examples), optional)
     files: PackageFiles = [(MODEL_FILE, model_path if content is None else content)]
     for location in external_files(model):
         check_external_name(location)
@@ -367,7 +476,18 @@ def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
         tensor = value.type.tensor_type
         rank = len(tensor.shape.dim) if tensor.HasField("shape") else None
         declared.append(packages.DeclaredInput(value.name, tensor.elem_type, rank))
-    return packages.pack_examples(declared, examples)
+    return packages.pack_examples(declared, examples, optional_inputs(model))
+
+
+def optional_inputs(model: onnx.ModelProto) -> dict[str, Array]:
+    """The default of each optional input of a model in a package. Raises InvalidModel."""
+    types = {value.name: value.type.tensor_type for value in model.graph.input}
+    declared = [
+        (name, kind.elem_type, [dim.dim_value if dim.HasField("dim_value") else "" for dim in kind.shape.dim])
+        for name, kind in types.items()
+    ]
+    found = read_defaults(metadata_of(model), declared)
+    return {name: array_of(default, types[name].elem_type) for name, default in found.items()}
 
 
 def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from clockwork.wire.packages import (
 )
 
 
-def package_of(model: Any, examples: Any) -> PackageFiles:
-    """The files of Client.register()'s model and examples. Raises InvalidModel."""
+def package_of(model: Any, examples: Any, optional: Sequence[str] | None = None) -> PackageFiles:
+    """The files of Client.register()'s model, examples and optional inputs. Raises InvalidModel."""
     check_examples(examples)
     if isinstance(model, ModelProfile):
+        _check_no_optional(optional)
         if examples is not None:
             raise InvalidModel("a profile has been measured already: it takes no examples")
         from clockwork.formats.profiled import encode_profile
@@ -29,6 +30,7 @@ def package_of(model: Any, examples: Any) -> PackageFiles:
         return [(PROFILE_FILE, encode_profile(model))]
     path, data = source_of(model)
     if data is None and path.is_dir():
+        _check_no_optional(optional)
         if examples is not None:
             raise InvalidModel("a compiled program brings its own checks: it takes no examples")
         from clockwork.formats import program
@@ -40,7 +42,12 @@ def package_of(model: Any, examples: Any) -> PackageFiles:
     if not (examples is None or isinstance(examples, Mapping)):
         proto, _ = onnx_import.import_model(path, data)
         examples = name_examples(examples, [value.name for value in onnx_import.real_inputs(proto)])
-    return onnx_import.package_files(path, examples, data)
+    return onnx_import.package_files(path, examples, data, optional)
+
+
+def _check_no_optional(optional: Sequence[str] | None) -> None:
+    if optional:
+        raise InvalidModel("optional inputs are an ONNX model's: they are inputs of its file with a default")
 
 
 def _check_folder(folder: Path) -> None:

@@ -66,7 +66,14 @@ from clockwork.models.holdings import (
     is_random,
     write_program,
 )
-from clockwork.models.onnx_import import check_model, external_files, metadata_of, read_examples, real_inputs
+from clockwork.models.onnx_import import (
+    check_model,
+    external_files,
+    metadata_of,
+    optional_inputs,
+    read_examples,
+    real_inputs,
+)
 from clockwork.models.runtime import RunError, Session, optimise
 from clockwork.models.split import Program, Splitter
 from clockwork.scheduler.types import ProfilePoint
@@ -193,6 +200,7 @@ class _Preparation:
         self._metadata = metadata_of(model)
         self._contents = samples.contents_of(self._metadata)
         self._examples = read_examples(self._package_dir, model)
+        self._defaults = optional_inputs(model)
         model_path = self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
@@ -271,7 +279,10 @@ class _Preparation:
         prepared.outputs = trial.seen_outputs(self._outputs, seen, finding.batches)
         prepared.outputs_verified = True
         if finding.batches:
-            prepared.example = [[1, *shape[1:]] for shape in prepared.example]
+            prepared.example = [
+                list(shape) if rowless else [1, *shape[1:]]
+                for shape, rowless in zip(prepared.example, self._rowless)
+            ]
         self._step(4)
         return prepared, directory
 
@@ -315,19 +326,23 @@ class _Preparation:
             for name, dtype, shape in session.inputs
         ]
         self._outputs = [TensorSpec(name, dtype, _dims(shape)) for name, dtype, shape in session.outputs]
+        self._rowless = [spec.name in self._defaults for spec in self._inputs]
 
     def _refer(self, session: Session, splitter: Splitter) -> Reference:
         """The original's answers to its examples, or to generated inputs."""
         if self._examples:
             sets = self._examples[:REFERENCE_SETS]
         else:
-            guess, answer, error = trial.first_that_runs(self._inputs, session.run, self._contents)
+            guess, answer, error = trial.first_that_runs(
+                self._inputs, lambda inputs: session.run(self._with_defaults(inputs)), self._contents
+            )
             if guess is None:
                 shapes = ", ".join(f"{tensor.name}{list(tensor.shape)}" for tensor in self._inputs)
                 raise InvalidModel(
                     f"no made-up input of {shapes} could be run; give examples. The last: {error}"
                 )
-            sets, outputs = [guess], [answer]
+            sets, outputs = [self._with_defaults(guess)], [answer]
+            self._flip(session, sets, outputs)
         try:
             if self._examples:
                 outputs = [session.run(inputs) for inputs in sets]
@@ -340,6 +355,22 @@ class _Preparation:
             reference.check_deterministic()
         return reference
 
+    def _with_defaults(self, inputs: Sequence[Array]) -> list[Array]:
+        """Inputs of the model with the default in the place of each optional one."""
+        return [self._defaults.get(spec.name, array) for spec, array in zip(self._inputs, inputs)]
+
+    def _flip(self, session: Session, sets: list[list[Array]], outputs: list[list[Array]]) -> None:
+        """Add the inputs with each optional bool turned over, if the model runs so: they choose between bodies of an If, which are
+        to be compared with the original's, and timed, likewise."""
+        flipped = [
+            ~array if rowless and array.dtype == bool else array
+            for array, rowless in zip(sets[0], self._rowless)
+        ]
+        if any(array is not kept for array, kept in zip(flipped, sets[0])):
+            with contextlib.suppress(RunError):
+                outputs.append(session.run(flipped))
+                sets.append(flipped)
+
     def _share_lengths(self, session: Session, model: onnx.ModelProto) -> bool:
         """Have requests of different length share batches, where that is proven: what is prepared from here on is a model
         with masks, which takes the sizes of the rows. model: the original, which is changed."""
@@ -347,6 +378,9 @@ class _Preparation:
             return False
         self._proved = self._prove(session)
         rows, proof = self._proved
+        if proof.batches and self._defaults:
+            self._sharing_note = "one length in a batch: the model has optional inputs"
+            return False
         if not proof.batches:  # another model of this program may, by whose measurement this one then goes
             self._sharing_note = f"one length in a batch: {proof.note}"
             return False
@@ -478,7 +512,7 @@ class _Preparation:
             inputs = list(row)
             for index, content in zip(strings, contents):
                 inputs[index] = samples.sample(content, row[index].shape, size=size)
-            shape = trial.timed_shape(inputs, batches)
+            shape = trial.timed_shape(inputs, batches, self._rowless)
             if any(point.shape == shape for point in (*known, *points)):
                 continue
             try:
@@ -498,7 +532,8 @@ class _Preparation:
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
         """Inputs to profile with, a single set of each shape (a single row where the model batches), and the proof."""
         sets = self._reference.inputs
-        reason = batching.declared_reason(self._inputs)
+        counted = [spec for spec, rowless in zip(self._inputs, self._rowless) if not rowless]
+        reason = batching.declared_reason(counted)
         if self._batching == "off":
             proof = batching.Proof(False, "switched off")
         elif self._batching == "auto" and reason:
@@ -507,11 +542,42 @@ class _Preparation:
             asked = self._batching == "on"
             proof = batching.Proof(asked, "could not be verified: it answers differently each time")
         else:
-            proof = batching.prove_by_rows(session.run, sets, self._batching == "on", self._meet)
+            proof = self._prove_by_rows(session, sets)
         if proof.batches:
-            sets = [[array[:1] for array in inputs] for inputs in sets]
-        distinct = {trial.timed_shape(inputs, proof.batches): inputs for inputs in reversed(sets)}
+            sets = [
+                [array if rowless else array[:1] for array, rowless in zip(inputs, self._rowless)]
+                for inputs in sets
+            ]
+        distinct = {
+            trial.timed_shape(inputs, proof.batches, self._rowless): inputs for inputs in reversed(sets)
+        }
         return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
+
+    def _prove_by_rows(self, session: Session, sets: Sequence[Sequence[Array]]) -> batching.Proof:
+        """The proof for every value of the optional inputs among the sets: the first that fails, else the last."""
+        by_value: dict[Any, list[Sequence[Array]]] = {}
+        for inputs in sets:
+            by_value.setdefault(self._values(inputs), []).append(inputs)
+        proof = batching.Proof(False, "it has no input")
+        for alike in by_value.values():
+
+            def run(rows: Sequence[Array], first: Sequence[Array] = alike[0]) -> list[Array]:
+                left = iter(rows)
+                return session.run(
+                    [array if rowless else next(left) for array, rowless in zip(first, self._rowless)]
+                )
+
+            counted = [
+                [array for array, rowless in zip(inputs, self._rowless) if not rowless] for inputs in alike
+            ]
+            proof = batching.prove_by_rows(run, counted, self._batching == "on", self._meet)
+            if not proof.batches:
+                break
+        return proof
+
+    def _values(self, inputs: Sequence[Array]) -> tuple[bytes, ...]:
+        """The values of the optional ones among a model's inputs."""
+        return tuple(array.tobytes() for array, rowless in zip(inputs, self._rowless) if rowless)
 
     def _answers(self, session: Session) -> list[list[Array]]:
         """The model's answers so far, and its answer to inputs of another size, if it accepts them."""
@@ -544,7 +610,7 @@ class _Preparation:
 
     def _finding_path(self) -> Path:
         about = [FORMAT_VERSION, JUDGED, self._meet, self._batching, self._batch_max, bool(self._examples),
-                 [[list(dims) for dims in trial.timed_shape(tensor, False)] for tensor in self._reference.inputs]]  # fmt: skip
+                 [[list(dims) for dims in trial.timed_shape(tensor, False, self._rowless)] for tensor in self._reference.inputs]]  # fmt: skip
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return self._store / "programs" / self._program / f"finding-{key}.json"
 

@@ -20,6 +20,7 @@ from onnx import TensorProto
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import set_aside
 from clockwork.formats.durable import write_durably
+from clockwork.formats.interface import without_defaults
 from clockwork.formats.package import put_in_place
 from clockwork.formats.prepared import FORMAT_VERSION, JUDGED, WEIGHTS_FILE, PreparedModel, WeightSpec
 from clockwork.formats.program import (
@@ -54,7 +55,7 @@ def is_for(fingerprint: str) -> bool:
 def _metadata(package_dir: Path) -> dict[str, str]:
     """The metadata of an ONNX file (images, labels); a program has none."""
     path = package_dir / MODEL_FILE
-    return onnx_import.metadata_of(onnx_import.read_model(path)) if path.is_file() else {}
+    return without_defaults(onnx_import.metadata_of(onnx_import.read_model(path))) if path.is_file() else {}
 
 
 def prepare_program(

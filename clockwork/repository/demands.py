@@ -19,20 +19,30 @@ from clockwork.wire.packages import MODEL_FILE, external_path
 
 
 @contextlib.contextmanager
-def adapted(version: Version, path: Path) -> Iterator[Path]:
-    """The file to register for a version whose ONNX file, or folder of a program, is at ``path``; it stays while the
-    context does. Raises InvalidModel where the model has not the inputs and outputs that its configuration declares."""
+def adapted(version: Version, path: Path) -> Iterator[tuple[Path, list[str] | None]]:
+    """The file to register for a version whose ONNX file, or folder of a program, is at ``path``, and its optional inputs as
+    Client.register() takes them; the file stays while the context does. Raises InvalidModel where the model has not the inputs
+    and outputs that its configuration declares.
+
+    An input with a default is optional where the configuration lists it."""
     config = version.config
     demands = {"input": config.inputs, "output": config.outputs}
     if path.is_dir() or not any(demands.values()):
-        yield path
+        yield path, None
         return
     # Here, because onnx takes half a second to import.
     from clockwork.models import onnx_import
     from clockwork.models.reshaping import Reshape, reshape_interface
 
     model, batched = onnx_import.read_model(path), bool(config.batch_max)
-    values = {"input": onnx_import.real_inputs(model), "output": list(model.graph.output)}
+    required = onnx_import.real_inputs(model)
+    needed = {value.name for value in required}
+    listed = {demand.name for demand in config.inputs} - needed
+    told = [value for value in model.graph.input if value.name in listed]
+    optional = None
+    if told:
+        optional = list(dict.fromkeys([*onnx_import.steering_inputs(model), *(value.name for value in told)]))
+    values = {"input": [*required, *told], "output": list(model.graph.output)}
     reshapes = []
     for side, wanted in demands.items():
         there = {value.name: value.type.tensor_type for value in values[side]}
@@ -41,11 +51,11 @@ def adapted(version: Version, path: Path) -> Iterator[Path]:
                 raise InvalidModel(
                     f"config.pbtxt: the model has no {side} {demand.name!r}; it has {', '.join(there)}"
                 )
-            _check(side, demand, there[demand.name], batched)
+            _check(side, demand, there[demand.name], batched and (side == "output" or demand.name in needed))
             if demand.reshape is not None and demand.reshape != demand.dims:
                 reshapes.append(Reshape(demand.name, side == "input", demand.dims, demand.reshape, batched))
     if not reshapes:
-        yield path
+        yield path, optional
         return
     data = reshape_interface(model, reshapes).SerializeToString(deterministic=True)
     with tempfile.TemporaryDirectory(prefix="clockwork-reshaped-") as folder:
@@ -60,7 +70,7 @@ def adapted(version: Version, path: Path) -> Iterator[Path]:
                 shutil.copyfile(source, target)
         file = Path(folder, MODEL_FILE)
         file.write_bytes(data)
-        yield file
+        yield file, optional
 
 
 def _check(side: str, demand: TensorDemand, kind: Any, batched: bool) -> None:

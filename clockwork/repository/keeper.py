@@ -533,16 +533,16 @@ class Keeper:
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
         try:
-            with version.copy() as path, adapted(version, path) as path:
+            with version.copy() as path, adapted(version, path) as (path, optional):
                 self._make_room(version, done)
-                info = self._enter(version, path)
+                info = self._enter(version, path, optional)
                 old, old_digest = done.served, done.digest
                 self._note(done, version, info)
                 is_gone = old not in (0, info.version) and self._retire(version.name, old)
                 if is_gone and old == version.version and info.digest == old_digest:
                     # The same weights: their number means them again, for whoever asks for it.
                     other = info.version
-                    info = self._enter(version, path)
+                    info = self._enter(version, path, optional)
                     self._note(done, version, info)
                     if other != info.version:
                         self._retire(version.name, other)
@@ -592,12 +592,14 @@ class Keeper:
         done.served, done.is_ready = info.version, True
         done.making, done.digest = version.making, info.digest
 
-    def _enter(self, version: Version, path: Path) -> ModelInfo:
-        """Have the cluster register a version, whose file or folder is at ``path``, and return once it is ready."""
+    def _enter(self, version: Version, path: Path, optional: list[str] | None) -> ModelInfo:
+        """Have the cluster register a version, whose file or folder is at ``path``, and return once it is ready. optional: its
+        optional inputs, as Client.register() takes them."""
         config = version.config
         return self._client.register(
             version.name,
             path,
+            optional_inputs=optional,
             # All of it as the repository says, and nothing as the version before had it.
             slo=config.slo_s or 0,
             batching="off" if config.batch_max == 0 else "auto",

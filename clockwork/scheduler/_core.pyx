@@ -16,6 +16,7 @@ import msgpack
 
 from clockwork.errors import ConfigError
 from clockwork.wire.messages import Reason, Status
+from clockwork.wire.optional import is_value
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelFault, ModelGone, ModelReady,
@@ -139,9 +140,11 @@ cdef tuple starts_of(const uint32_t *first, uint32_t count):
 
 
 cdef uint64_t elements_of(tuple shape) except? 0:
-    """Return the elements of all inputs, for a row."""
+    """Return the elements of all inputs, for a row. Values of optional inputs count as none."""
     total = 0
     for dims in shape:
+        if is_value(dims):
+            continue
         count = 1
         for dim in dims:
             count *= dim

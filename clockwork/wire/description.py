@@ -21,13 +21,15 @@ class TensorInfo:
     name: str
     dtype: str  # numpy's name: "float32"; "string" for strings
     shape: tuple[int | str, ...]
+    optional: bool = False  # an input that a request may leave out: then it has a default
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProfileInfo:
     """An execution time measured at registration."""
 
-    shape: tuple[tuple[int, ...], ...]  # of each input; without axis 0 where the model batches
+    # Of each input; without axis 0 where the model batches. Of an optional input the value, see wire.optional.value_entry().
+    shape: tuple[tuple[int, ...], ...]
     batch: int
     exec_ns: int
 
@@ -209,6 +211,7 @@ def _tensors(body: Any) -> tuple[TensorInfo, ...]:
             str(entry.get("name", "")),
             str(entry.get("dtype", "")),
             tuple(entry.get("shape", ())),
+            entry.get("optional") is True,
         )
         for entry in body or ()
     )

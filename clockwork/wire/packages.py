@@ -110,10 +110,13 @@ def name_examples(examples: Any, names: Sequence[str]) -> Any:
     return {names[0]: as_array(examples)}
 
 
-def pack_examples(declared: Sequence[DeclaredInput], examples: Examples) -> bytes:
+def pack_examples(
+    declared: Sequence[DeclaredInput], examples: Examples, defaults: Mapping[str, Array] = {}
+) -> bytes:
     """The bytes of examples.npz ("<index>/<input name>" -> array), or b"". Equal examples give equal bytes.
 
-    declared: the model's inputs, of which each example has all. Raises InvalidModel.
+    declared: the model's inputs, of which each example has all. defaults: of optional inputs, which an example may leave out.
+    Raises InvalidModel.
     """
     if examples is None:
         return b""
@@ -121,6 +124,8 @@ def pack_examples(declared: Sequence[DeclaredInput], examples: Examples) -> byte
     inputs = {one.name: one for one in declared}
     arrays: dict[str, Any] = {}
     for index, row in enumerate(rows[:EXAMPLES_MAX]):
+        if isinstance(row, Mapping):
+            row = {**{name: default for name, default in defaults.items() if name not in row}, **row}
         if not isinstance(row, Mapping) or set(row) != set(inputs):
             got = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise InvalidModel(f"an example is a dict with the keys {sorted(inputs)}, not {got}")

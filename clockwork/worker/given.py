@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clockwork.config import MESSAGE_BYTES_MAX, STRINGS_MAX
 from clockwork.device.base import TensorView
-from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
+from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
 
 
 class Given(NamedTuple):
@@ -21,6 +21,7 @@ class Given(NamedTuple):
     outputs: Sequence[TensorSpec]
     verified: bool
     batches: bool
+    counted: int = 0  # the input whose first axis counts the rows
 
     @staticmethod
     def of(summary: Mapping[str, Any]) -> Given:
@@ -29,7 +30,9 @@ class Given(NamedTuple):
             TensorSpec(output["name"], output["dtype"], tuple(output["shape"]))
             for output in summary["outputs"]
         ]
-        return Given(outputs, summary.get("outputs_verified", False), summary["batches"])
+        rowless = PreparedModel.from_dict(dict(summary)).rowless()
+        counted = rowless.index(False) if False in rowless else 0
+        return Given(outputs, summary.get("outputs_verified", False), summary["batches"], counted)
 
     def declared(self) -> tuple[list[tuple[int, list[int] | None]], bool, bool, int, int]:
         """What the road compares results with; see model_ready() in worker/_road.pyi. Dimensions of -1 may be anything."""
@@ -49,7 +52,7 @@ class Given(NamedTuple):
     ) -> str:
         """How the answers of a batch contradict the model, as a sentence; "" if they do not. inputs: of each part."""
         for answer, part in zip(answers, inputs):
-            rows = part[0].shape[0] if self.batches and part and part[0].shape else 0
+            rows = part[self.counted].shape[0] if self.batches and part and part[self.counted].shape else 0
             for spec, (dtype, shape, data) in zip(self.outputs, answer):
                 why = contradiction(spec, self.verified, rows, dtype, shape)
                 if not why and len(data) > MESSAGE_BYTES_MAX:

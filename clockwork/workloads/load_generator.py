@@ -243,6 +243,7 @@ def make_inputs(info: ModelInfo, rows: int, seed: int) -> list[dict[str, Array]]
                 contents.get(spec.name, samples.TEXT),
             )
             for index, spec in enumerate(info.inputs)
+            if not spec.optional
         }
         for _ in range(INPUTS_PER_MODEL)
     ]

@@ -116,6 +116,8 @@ bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t
         return fail(flaw, Flaw::SHAPE);
     if (spec.bits == BITS_UNKNOWN)
         return fail(flaw, Flaw::NO_DTYPE, 0, ref.dtype);
+    if (is_shared(ref) && spec.optional)
+        return fail(flaw, Flaw::NO_MEMORY);
     return is_shared(ref) ? check_reference(spec.bits, ref, dims, data, machine, accepted, flaw)
                           : check_bytes(spec.bits, ref, dims, data, flaw);
 }
@@ -149,14 +151,19 @@ bool check_symbols(const ModelInterface& model, const wire::InferRequest& reques
     return true;
 }
 
-bool check_rows(const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
-    std::uint32_t inputs = static_cast<std::uint32_t>(accepted.tensors.size());
+bool check_rows(const ModelInterface& model, const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
+    std::uint32_t inputs = static_cast<std::uint32_t>(accepted.tensors.size()), first = inputs;
     for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
+        if (model.inputs[flaw.tensor].optional)
+            continue;
         if (accepted.tensors[flaw.tensor]->shape.count == 0)
             return fail(flaw, Flaw::NO_ROWS_AXIS);
+        first = std::min(first, flaw.tensor);
     }
-    std::int64_t rows = inputs == 0 ? 1 : request.dims[accepted.tensors[0]->shape.first];
-    for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
+    std::int64_t rows = first == inputs ? 1 : request.dims[accepted.tensors[first]->shape.first];
+    for (flaw.tensor = first; flaw.tensor < inputs; ++flaw.tensor) {
+        if (model.inputs[flaw.tensor].optional)
+            continue;
         std::int64_t found = request.dims[accepted.tensors[flaw.tensor]->shape.first];
         if (found != rows || rows == 0)
             return fail(flaw, Flaw::ROWS, rows, found);
@@ -186,7 +193,36 @@ std::int64_t length_class(std::int64_t size, std::int64_t limit) {
     return size <= limit ? std::min(found, limit) : found;
 }
 
+// Appends a shape's entry for the value of an optional input: clockwork.wire.optional.value_entry.
+void add_value(std::string_view data, std::vector<std::int64_t>& shape) {
+    shape.push_back(1 + static_cast<std::int64_t>((data.size() + 3) / 4));
+    shape.push_back(VALUE_MARK);
+    for (std::size_t at = 0; at < data.size(); at += 4) {
+        std::uint32_t word = 0;
+        std::memcpy(&word, data.data() + at, std::min<std::size_t>(4, data.size() - at));
+        shape.push_back(word);
+    }
+}
+
 }  // namespace
+
+void add_defaults(const ModelInterface& model, wire::InferRequest& request, FrameBytes& frames) {
+    if (!model.has_optional() || request.tensors.size() != frames.size())
+        return;
+    const std::size_t came = request.tensors.size();
+    for (const InputSpec& spec : model.inputs) {
+        const auto end = request.tensors.begin() + static_cast<std::ptrdiff_t>(came);
+        if (!spec.optional ||
+            std::any_of(request.tensors.begin(), end, [&](const TensorRef& ref) { return ref.name == spec.name; })) {
+            continue;
+        }
+        const wire::Span shape{static_cast<std::uint32_t>(request.dims.size()),
+                               static_cast<std::uint32_t>(spec.dims.size())};
+        request.tensors.push_back({spec.name, spec.dtype, shape, static_cast<std::int64_t>(frames.size())});
+        request.dims.insert(request.dims.end(), spec.dims.begin(), spec.dims.end());
+        frames.push_back(spec.value);
+    }
+}
 
 bool check_request(const ModelInterface& model, const wire::InferRequest& request, const FrameBytes& frames,
                    std::int64_t machine, Accepted& accepted, Flaw& flaw) {
@@ -228,13 +264,17 @@ bool check_request(const ModelInterface& model, const wire::InferRequest& reques
     if (inputs > 1 && !model.symbols.empty() && !check_symbols(model, request, accepted, flaw))
         return false;
     accepted.rows = 1;
-    if (model.batches && !check_rows(request, accepted, flaw))
+    if (model.batches && !check_rows(model, request, accepted, flaw))
         return false;
     accepted.shape.clear();
     std::uint32_t first = model.batches ? 1 : 0;
     for (std::size_t input = 0; input < inputs; ++input) {
         const TensorRef* ref = accepted.tensors[input];
         const std::int64_t* dims = request.dims.data() + ref->shape.first;
+        if (model.inputs[input].optional) {
+            add_value(frames[static_cast<std::size_t>(ref->frame)], accepted.shape);
+            continue;
+        }
         bool is_strings = model.inputs[input].bits == BITS_OF_STRING;
         accepted.shape.push_back(ref->shape.count - first + is_strings);
         const std::vector<std::int64_t>& limits = model.inputs[input].limits;

@@ -38,7 +38,7 @@ struct Accepted {
     bool has_room = false;                  // where there is room for outputs as well
     std::vector<const TensorRef*> tensors;  // in the model's order
     // The rank and dimensions of each input, without the axis of rows, as their classes where requests of different size
-    // share batches; of strings with the size of one behind them.
+    // share batches; of strings with the size of one behind them. Of an optional input the value, behind VALUE_MARK.
     std::vector<std::int64_t> shape;
 
     // While checking.
@@ -46,6 +46,12 @@ struct Accepted {
     std::vector<std::uint32_t> holders;  // of symbols: the first input that has one, counted from 1
     std::vector<std::int64_t> sizes;     // and its size there
 };
+
+// The first number of a shape's entry that holds the value of an optional input: clockwork.wire.optional.VALUE_MARK.
+inline constexpr std::int64_t VALUE_MARK = NEVER_NS - 1;
+
+// Adds the defaults of the optional inputs that a request leaves out, with frames of the model's own behind those that came.
+void add_defaults(const ModelInterface& model, wire::InferRequest& request, FrameBytes& frames);
 
 // Whether every tensor is named, typed, shaped and sized right; if not, `flaw` says what is wrong first. machine: whose
 // memory every worker sees (0: none), as clockwork.wire.shared.machine_id() numbers it.

@@ -13,6 +13,7 @@ constexpr std::size_t FEW_INPUTS = 16;
 
 void ModelInterface::index_inputs() {
     by_name_.clear();
+    has_optional_ = std::any_of(inputs.begin(), inputs.end(), [](const InputSpec& spec) { return spec.optional; });
     if (inputs.size() <= FEW_INPUTS)
         return;
     by_name_.resize(inputs.size());
@@ -27,11 +28,26 @@ const InputSpec* ModelInterface::find_input(std::string_view name) const {
             if (spec.name == name)
                 return &spec;
         }
-        return name.empty() && inputs.size() == 1 ? &inputs[0] : nullptr;
+        return name.empty() ? find_required() : nullptr;
     }
     auto found = std::lower_bound(by_name_.begin(), by_name_.end(), name,
                                   [this](std::uint32_t one, std::string_view text) { return inputs[one].name < text; });
-    return found != by_name_.end() && inputs[*found].name == name ? &inputs[*found] : nullptr;
+    if (found != by_name_.end() && inputs[*found].name == name)
+        return &inputs[*found];
+    return name.empty() ? find_required() : nullptr;
+}
+
+// The only input that is not optional; null where there are others or none.
+const InputSpec* ModelInterface::find_required() const {
+    const InputSpec* only = nullptr;
+    for (const InputSpec& spec : inputs) {
+        if (spec.optional)
+            continue;
+        if (only != nullptr)
+            return nullptr;
+        only = &spec;
+    }
+    return only;
 }
 
 }  // namespace clockwork

@@ -32,6 +32,9 @@ struct InputSpec {
     std::vector<std::int32_t> symbols;  // beside them: which of ModelInterface's; -1: none
     // Beside them: where requests of different size share batches, the largest that there is, 0 if none is known; or EXACT.
     std::vector<std::int64_t> limits;
+    // It has a default, `value` in the form of a frame, a fixed shape and no axis of rows.
+    bool optional = false;
+    std::string value;
 };
 
 // What every answer is held against: dtype, and rank and dimensions as far as registration has seen that they are fixed.
@@ -53,10 +56,14 @@ struct ModelInterface {
 
     // Once all inputs are there: find_input() finds one of many quickly.
     void index_inputs();
-    // Null where there is none. The only input may come without its name.
+    // Null where there is none. The only input that is not optional may come without its name.
     const InputSpec* find_input(std::string_view name) const;
 
+    bool has_optional() const { return has_optional_; }
+
 private:
+    bool has_optional_ = false;
+    const InputSpec* find_required() const;
     std::vector<std::uint32_t> by_name_;  // of more than a few: places of inputs, in the order of their names
 };
 

@@ -37,14 +37,16 @@ Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
         return refuse({.code = Flaw::IN_USE}, target);
     ServedModel& model = *target.model;
     read_frames(port_.haul(), arrival, frames_);
+    const std::size_t came = frames_.size();
+    add_defaults(*model.interface, request_, frames_);
     Flaw flaw;
     if (!check_request(*model.interface, request_, frames_, shared_machine, accepted_, flaw)) {
         counts_.invalid(model);
         return refuse(flaw, target);
     }
     Route* copier = target.copied_by;
-    bool can_copy = copier != nullptr && shadows_.can_copy(*copier, request_, accepted_, frames_, shared_machine);
-    HeldRequest& held = hold(client, model, arrival);
+    bool can_copy = copier != nullptr && shadows_.can_copy(*copier, request_, accepted_, frames_, came, shared_machine);
+    HeldRequest& held = hold(client, model, arrival, came);
     Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
     ArrivalTerms terms;
     terms.rows = accepted_.rows;
@@ -62,15 +64,19 @@ Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
     return Taken::DONE;
 }
 
-// The request that was accepted last, with its tensors.
-HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const Arrival& arrival) {
+// The request that was accepted last, with its tensors. came: its frames that came, before those of defaults.
+HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const Arrival& arrival, std::size_t came) {
     HeldRequest& held = requests_.hold(&client, request_.request_id, model);
     held.has_room = accepted_.has_room;
     for (const TensorRef* ref : accepted_.tensors) {
         auto start = request_.dims.begin() + ref->shape.first;
         held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->shape.count});
         held.dims.insert(held.dims.end(), start, start + ref->shape.count);
-        held.frames.push_back(std::move(port_.haul().frame(arrival.first + 2 + static_cast<std::size_t>(ref->frame))));
+        const std::size_t frame = static_cast<std::size_t>(ref->frame);
+        if (frame < came)
+            held.frames.push_back(std::move(port_.haul().frame(arrival.first + 2 + frame)));
+        else
+            held.frames.emplace_back().copy_of(frames_[frame]);
     }
     return held;
 }

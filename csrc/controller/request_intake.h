@@ -38,7 +38,7 @@ public:
 private:
     Taken infer(ClientLink& client, const Arrival& arrival, Ns now);
     Taken cancel(ClientLink& client, const Arrival& arrival, Ns now);
-    HeldRequest& hold(ClientLink& client, ServedModel& model, const Arrival& arrival);
+    HeldRequest& hold(ClientLink& client, ServedModel& model, const Arrival& arrival, std::size_t came);
     Taken refuse(const Flaw& flaw, const Target& target);
 
     Port& port_;

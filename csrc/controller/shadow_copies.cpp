@@ -11,17 +11,36 @@ bool ShadowCopies::has_room(std::uint64_t bytes) const {
 }
 
 bool ShadowCopies::can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
-                            const FrameBytes& frames, std::int64_t machine) {
+                            const FrameBytes& frames, std::size_t came, std::int64_t machine) {
+    if (accepted.is_shared || !has_room(accepted.bytes))
+        return false;
     Flaw flaw;
-    return !accepted.is_shared && has_room(accepted.bytes) &&
-           check_request(*route.shadow->interface, request, frames, machine, accepted_, flaw);
+    const ModelInterface& shadow = *route.shadow->interface;
+    came_ = came;
+    if (frames.size() == came && !shadow.has_optional())
+        return check_request(shadow, request, frames, machine, accepted_, flaw);
+    request_ = request;
+    request_.tensors.resize(came);
+    frames_.assign(frames.begin(), frames.begin() + static_cast<std::ptrdiff_t>(came));
+    add_defaults(shadow, request_, frames_);
+    return check_request(shadow, request_, frames_, machine, accepted_, flaw);
 }
 
 void ShadowCopies::copy(HeldRequest& first, const Route& route, const Accepted& accepted, std::int64_t priority,
                         Ns slo_ns, Ns now) {
     HeldRequest& copy = make(first, route, accepted.bytes);
     for (const TensorRef* ref : accepted_.tensors) {
-        auto place = std::find(accepted.tensors.begin(), accepted.tensors.end(), ref) - accepted.tensors.begin();
+        const std::size_t frame = static_cast<std::size_t>(ref->frame);
+        if (frame >= came_) {
+            auto start = request_.dims.begin() + ref->shape.first;
+            copy.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(copy.dims.size()), ref->shape.count});
+            copy.dims.insert(copy.dims.end(), start, start + ref->shape.count);
+            copy.frames.emplace_back().copy_of(frames_[frame]);
+            continue;
+        }
+        auto has_frame = [&](const TensorRef* taken) { return taken->frame == ref->frame; };
+        auto place =
+            std::find_if(accepted.tensors.begin(), accepted.tensors.end(), has_frame) - accepted.tensors.begin();
         const HeldTensor& tensor = first.tensors[static_cast<std::size_t>(place)];
         auto start = first.dims.begin() + tensor.first;
         copy.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(copy.dims.size()), tensor.rank});

@@ -50,9 +50,10 @@ public:
     std::size_t width = 1;
 
     // Whether a request can be copied: there is room, and the shadow takes it too. Not if its tensors lie in the
-    // client's memory, which is the client's again when it has its answer. copy() may follow.
+    // client's memory, which is the client's again when it has its answer. copy() may follow. came: tensors and frames
+    // that came; behind them the request has defaults of its model, which are not the shadow's.
     bool can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
-                  const FrameBytes& frames, std::int64_t machine);
+                  const FrameBytes& frames, std::size_t came, std::int64_t machine);
     // Copies a request that has just arrived, for which can_copy() said yes. slo_ns: 0: it has none.
     void copy(HeldRequest& first, const Route& route, const Accepted& accepted, std::int64_t priority, Ns slo_ns,
               Ns now);
@@ -96,7 +97,10 @@ private:
     ShapeNumbers& shapes_;
     std::size_t queued_max_;
     Pool<ShadowPair> pairs_;
-    Accepted accepted_;  // the request that was checked last, as its shadow takes it
+    Accepted accepted_;           // the request that was checked last, as its shadow takes it
+    wire::InferRequest request_;  // of models with optional inputs: that request, with defaults of the shadow
+    FrameBytes frames_;
+    std::size_t came_ = 0;  // its frames that came
     std::size_t count_ = 0;
     std::size_t bytes_ = 0;        // of copies, and of answers that wait for the other
     std::deque<Waiting> waiting_;  // in the order of arrival; some have been given up

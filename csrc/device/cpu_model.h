@@ -45,6 +45,7 @@ struct CpuModel : Residency {
     std::vector<CpuWeight> weights;
     std::size_t workspace_bytes = 0;  // what one execution may take
     Lengths lengths;
+    std::vector<Rowless> rowless;
     std::vector<OrtValue*> values;  // what a run is fed: places for the inputs, the rows' sizes, then the weights
 
     std::size_t fed_count() const { return input_dtypes.size() + lengths.count; }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <new>
 #include <string>
 #include <vector>
@@ -52,11 +53,14 @@ inline bool measure_padded(Parts& parts, char* text, std::size_t text_bytes) {
 }
 
 // Describes the inputs of all parts joined. False, with a sentence, if they are not what a model takes whose inputs have
-// these types. lengths: the symbols in which parts may differ; null: none. without_data: of a PROFILE, whose views have
-// types and shapes only. Throws std::bad_alloc.
+// these types. lengths: the symbols in which parts may differ; null: none. rowless: of each input; null: no input is optional.
+// without_data: of a PROFILE, whose views have types and shapes only. Throws std::bad_alloc.
 inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtypes, const Lengths* lengths,
-                 bool without_data, char* text, std::size_t text_bytes) {
+                 const std::vector<Rowless>* rowless, bool without_data, char* text, std::size_t text_bytes) {
     const std::size_t input_count = dtypes.size();
+    std::size_t counted = 0;  // the input whose first axis counts the rows
+    while (rowless != nullptr && counted + 1 < input_count && (*rowless)[counted].is_optional)
+        counted++;
     const std::size_t symbol_count = lengths != nullptr ? lengths->count : 0;
     parts.part_count = views.counts.size();
     parts.input_count = input_count;
@@ -91,7 +95,8 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
                 return say(text, text_bytes, "input %zu has %d dimensions in one part and %d in another", index, rank,
                            joined.rank);
             }
-            if (parts.part_count > 1 && rank == 0)
+            joined.rowless = rowless != nullptr && (*rowless)[index].is_optional;
+            if (parts.part_count > 1 && rank == 0 && !joined.rowless)
                 return say(text, text_bytes, "input %zu is a scalar, which cannot be joined", index);
             std::int64_t count = 1;
             for (int axis = 0; axis < rank; axis++) {
@@ -113,7 +118,7 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
                 std::int64_t& whole = joined.dims[axis];
                 if (part == 0) {
                     whole = extent;
-                } else if (axis == 0) {
+                } else if (axis == 0 && !joined.rowless) {
                     whole += extent;
                 } else if (symbol >= 0) {
                     if (whole != extent) {
@@ -125,17 +130,18 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
                                shape_text(shape, rank).c_str());
                 }
             }
-            if (index == 0) {
+            if (index == counted) {
                 parts.rows[part] = rank != 0 ? shape[0] : 0;
-            } else if (parts.part_count > 1 && shape[0] != parts.rows[part]) {
-                return say(text, text_bytes, "input %zu has %lld rows and input 0 has %lld", index, (long long)shape[0],
-                           (long long)parts.rows[part]);
+            } else if (parts.part_count > 1 && !joined.rowless && shape[0] != parts.rows[part]) {
+                return say(text, text_bytes, "input %zu has %lld rows and input %zu has %lld", index,
+                           (long long)shape[0], counted, (long long)parts.rows[part]);
             }
             const std::int64_t bits = count * dtype_bits(dtype);
-            if (parts.part_count > 1 && bits % 8 != 0)
+            if (parts.part_count > 1 && bits % 8 != 0 && !joined.rowless)
                 return say(text, text_bytes, "input %zu does not end on a byte, and cannot be joined", index);
             const std::int64_t bytes = (bits + 7) / 8;
-            joined.bytes += bytes;
+            if (part == 0 || !joined.rowless)
+                joined.bytes += bytes;
             if (without_data) {
                 if (dtype == STRING)
                     joined.bytes = view->bytes;
@@ -148,21 +154,56 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
                 return say(text, text_bytes, "input %zu of shape %s takes %lld bytes, got %lld", index,
                            shape_text(shape, rank).c_str(), (long long)bytes, (long long)view->bytes);
             parts.pieces[part * input_count + index] = {view->data, view->bytes};
+            // Only requests of equal values are batched. In any other batch, requests would be answered by a value of another.
+            if (part > 0 && joined.rowless && std::memcmp(view->data, parts.pieces[index].buf, std::size_t(bytes)) != 0)
+                return say(text, text_bytes, "input %zu is optional and has another value in each part of a batch",
+                           index);
         }
     }
     return !parts.uneven || measure_padded(parts, text, text_bytes);
 }
 
-// Gives the shapes of a PROFILE the types of its model's inputs. Of strings the last dimension is the bytes of each.
-inline void type_shapes(Views& views, const std::vector<int>& dtypes) {
+// Reads the shape of a PROFILE that is the value of an optional input: the value's bytes, and the input's dimensions in its view.
+// False if it is none. Throws std::bad_alloc.
+inline bool read_value(Views& views, View& view, const std::vector<std::int64_t>& dims, std::string& value) {
+    std::int64_t count = 1;
+    for (std::int64_t extent : dims)
+        count *= extent;
+    const std::size_t bytes = std::size_t((count * dtype_bits(view.dtype) + 7) / 8);
+    if (std::size_t(view.rank) != 1 + (bytes + 3) / 4 || views.dims[view.first] != VALUE_MARK)
+        return false;
+    value.resize(4 * std::size_t(view.rank - 1));
+    for (std::size_t at = 0; at + 1 < std::size_t(view.rank); at++) {
+        const std::uint32_t word = std::uint32_t(views.dims[view.first + 1 + at]);
+        std::memcpy(value.data() + 4 * at, &word, sizeof word);
+    }
+    value.resize(bytes);
+    view.first = views.dims.size();
+    view.rank = int(dims.size());
+    views.dims.insert(views.dims.end(), dims.begin(), dims.end());
+    return true;
+}
+
+// Gives the shapes of a PROFILE the types of its model's inputs. Of strings the last dimension is the bytes of each. Optional
+// inputs get their values. False, with a sentence, if a shape is not that of its input. Throws std::bad_alloc.
+inline bool type_shapes(Parts& parts, Views& views, const std::vector<int>& dtypes, const std::vector<Rowless>* rowless,
+                        char* text, std::size_t text_bytes) {
+    parts.values.assign(rowless != nullptr ? dtypes.size() : 0, std::string());
     views.tensors.resize(std::min(views.tensors.size(), dtypes.size()));
     for (std::size_t index = 0; index < views.tensors.size(); index++) {
         View& view = views.tensors[index];
         view.dtype = dtypes[index];
+        if (rowless != nullptr && (*rowless)[index].is_optional) {
+            if (!read_value(views, view, (*rowless)[index].dims, parts.values[index]))
+                return say(text, text_bytes, "input %zu is optional, and what it is timed with is no value of it",
+                           index);
+            continue;
+        }
         if (view.dtype == STRING && view.rank > 0)
             view.bytes = views.dims[view.first + std::size_t(--view.rank)];
     }
     views.counts.assign(1, std::uint32_t(views.tensors.size()));
+    return true;
 }
 
 inline constexpr char NO_MEMORY[] = "there is not enough memory for the action";
@@ -174,10 +215,10 @@ inline Joined join(Order& order) noexcept {
     const Residency& model = *order.residency;
     try {
         const bool profiles = order.kind == Kind::PROFILE;
-        if (profiles)
-            type_shapes(order.views, *model.model_dtypes);
-        const bool done =
-            join(order.parts, order.views, *model.model_dtypes, model.model_lengths, profiles, order.text, TEXT_BYTES);
+        const bool done = (!profiles || type_shapes(order.parts, order.views, *model.model_dtypes, model.model_rowless,
+                                                    order.text, TEXT_BYTES)) &&
+                          join(order.parts, order.views, *model.model_dtypes, model.model_lengths, model.model_rowless,
+                               profiles, order.text, TEXT_BYTES);
         return done ? Joined::DONE : Joined::WRONG;
     } catch (const std::bad_alloc&) {
         say(order.text, TEXT_BYTES, "%s", NO_MEMORY);

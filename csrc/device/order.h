@@ -43,8 +43,9 @@ struct Residency {
     Claim claim;
     std::int32_t pending = 0;  // orders that name it and are not freed
     // Of the model, for as long as it is known:
-    const std::vector<int>* model_dtypes = nullptr;  // of its inputs
-    const Lengths* model_lengths = nullptr;          // null: all requests of a batch have one shape
+    const std::vector<int>* model_dtypes = nullptr;       // of its inputs
+    const Lengths* model_lengths = nullptr;               // null: all requests of a batch have one shape
+    const std::vector<Rowless>* model_rowless = nullptr;  // of each input; null: no input is optional
 };
 
 // Keeps the bytes of an order's views where they are, until the order is freed.

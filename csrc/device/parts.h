@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 #include <new>
+#include <string>
 #include <vector>
 
 namespace clockwork::device {
@@ -75,12 +76,22 @@ struct Piece {
     std::int64_t len = 0;
 };
 
+// Whether an input is optional. Then it has a fixed shape and no axis of rows: one value serves the whole batch.
+struct Rowless {
+    bool is_optional = false;
+    std::vector<std::int64_t> dims;
+};
+
+// Begins a shape of a PROFILE that is an optional input's value, four bytes to a number: clockwork.wire.optional.VALUE_MARK.
+inline constexpr std::int64_t VALUE_MARK = (std::int64_t{1} << 62) - 1;
+
 struct Input {
     int dtype = 0;
     int rank = 0;
     std::int64_t dims[RANK_MOST] = {};  // of all parts joined
     std::int64_t bytes = 0;
     std::int64_t place = 0;  // the CPU device's: where it lies in the slot; -1: it is read in place
+    bool rowless = false;    // an optional input: one value, the same in every part, for the whole batch
 };
 
 // The symbols in which requests of different size share a batch: each part is padded to the longest, and what it is given is
@@ -119,6 +130,7 @@ struct Parts {
     std::vector<std::int64_t> longest;    // of all parts, in each symbol
     bool uneven = false;                  // parts differ in a symbol: they are padded, and cut back
     std::vector<std::int64_t> row_sizes;  // the program's inputs: for each symbol, the size of each row
+    std::vector<std::string> values;      // of an execution that is only timed: an optional input's; "" of others
     std::vector<Output> outputs;
     std::vector<std::int64_t> part_ends;  // a row of part_count for each output: where each part ends in the block
     char* block = nullptr;                // the outputs' bytes, of malloc()

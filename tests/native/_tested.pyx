@@ -85,6 +85,8 @@ cdef extern from "controller/checks.h" namespace "clockwork" nogil:
         vector[uint32_t] part_rows
         vector[cbool] part_rooms
 
+    void c_add_defaults "clockwork::add_defaults" (
+        const CModelInterface &model, CInferRequest &request, vector[string_view] &frames) except +
     cbool c_check_request "clockwork::check_request" (
         const CModelInterface &model, const CInferRequest &request, const vector[string_view] &frames,
         int64_t machine, CAccepted &accepted, CFlaw &flaw) except +
@@ -258,7 +260,7 @@ def cut(bytes text, size_t bytes_max):
 
 def check_request(Interface interface, bytes header, list frames, int64_t machine=0):
     """(rows, bytes, bytes in the client's memory, frame of each input in the model's order, shape key), or a Flaw. The
-    header is well formed.
+    header is well formed. Defaults of optional inputs are frames behind those that came.
 
     machine: whose memory the workers see; 0: none.
     """
@@ -266,8 +268,10 @@ def check_request(Interface interface, bytes header, list frames, int64_t machin
     cdef CAccepted accepted
     cdef CWrong wrong
     cdef size_t place
+    cdef vector[string_view] views = views_of(frames)
     assert request.read(view_of(header), wrong.header)
-    if not c_check_request(interface._model.get()[0], request, views_of(frames), machine, accepted, wrong.flaw):
+    c_add_defaults(interface._model.get()[0], request, views)
+    if not c_check_request(interface._model.get()[0], request, views, machine, accepted, wrong.flaw):
         wrong.is_request, wrong.id = True, request.request_id
         wrong.interface = <shared_ptr[const CModelInterface]>interface._model
         wrong.tensors, wrong.dims = &request.tensors, &request.dims

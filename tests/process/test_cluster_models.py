@@ -387,16 +387,21 @@ def test_a_file_may_be_wrong_about_its_outputs(client: Client, declared: list[in
         client.unregister("wrong")
 
 
-def test_an_input_with_a_default_is_brought_by_requests_only_if_examples_bring_it(client: Client) -> None:
+@pytest.mark.parametrize("examples", [None, {"negate": np.array([True])}])
+def test_an_input_with_a_default_is_given_or_left_out(
+    client: Client, examples: dict[str, np.ndarray] | None
+) -> None:
     x = rows(2, 4)
-    client.register("fixed", negated_if_told())
-    assert same(client.infer("fixed", x), x)
-    with pytest.raises(InvalidInput, match="negate"):
-        client.infer("fixed", {"x": x, "negate": np.array([True])})
-    client.register("open", negated_if_told(), examples={"x": x, "negate": np.array([True])})
-    for flag, y in ((True, -x), (False, x)):
-        answer = client.infer("open", {"x": x, "negate": np.array([flag])})
-        assert same(answer["y"], y)
+    info = client.register("told", negated_if_told(), examples=examples and {"x": x, **examples})
+    try:
+        assert [(spec.name, spec.optional) for spec in info.inputs] == [("x", False), ("negate", True)]
+        assert info.batches, info.batching_note
+        assert same(client.infer("told", x), x)
+        assert same(client.infer("told", {"x": x})["y"], x)
+        for flag, y in ((True, -x), (False, x)):
+            assert same(client.infer("told", {"x": x, "negate": np.array([flag])})["y"], y)
+    finally:
+        client.unregister("told")
 
 
 def test_what_a_failed_execution_says_names_no_place_in_onnx_runtimes_source(client: Client) -> None:

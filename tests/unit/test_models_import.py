@@ -14,11 +14,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.errors import InvalidModel
-from clockwork.formats.interface import read_onnx
-from clockwork.models.onnx_import import check_model, package_files, read_examples
+from clockwork.formats.interface import defaults_of, read_onnx
+from clockwork.models.onnx_import import check_model, optional_inputs, package_files, read_examples
+from clockwork.wire.optional import OPTIONAL_KEY
+from clockwork.wire.packages import PackageFiles
 from tests.unit.models_onnx import (
     INT64,
     classifier,
+    initializer,
     model_of,
     negated_if_told,
     normal,
@@ -253,14 +256,111 @@ def test_a_list_of_tensors_is_refused_with_advice(tmp_path: Path) -> None:
 # ----- inputs with defaults ------------------------------------------------------------------------
 
 
-def test_an_input_with_a_default_is_a_constant_unless_examples_bring_it(tmp_path: Path) -> None:
+def optional_of(files: PackageFiles, folder: Path) -> dict[str, np.ndarray]:
+    """The defaults of a package's optional inputs, as whoever reads the package finds them."""
+    path = unpack(files, folder) / "model.onnx"
+    with open(path, "rb") as file:
+        declared = read_onnx(file)
+    assert set(defaults_of(declared.inputs, declared.metadata)) <= {spec.name for spec in declared.inputs}
+    return optional_inputs(check_model(path))
+
+
+def with_defaults(
+    nodes: list[onnx.NodeProto], defaults: list[TensorProto], inputs: list[Any]
+) -> onnx.ModelProto:
+    """x [N, 4] -> y [N, 4] by these operators. inputs: further ones."""
+    return model_of(nodes, [value("x", ["N", 4]), *inputs], [value("y", ["N", 4])], defaults)
+
+
+def test_an_input_with_a_default_that_chooses_an_ifs_body_is_optional(tmp_path: Path) -> None:
+    path = save(negated_if_told(), tmp_path / "m.onnx")
+    found = optional_of(package_files(path), tmp_path / "package")
+    assert list(found) == ["negate"]
+    assert found["negate"].tolist() == [False]
+    assert package_files(path, None, None, [])[0] == ("model.onnx", path), (
+        "as it is where nothing is optional"
+    )
+
+
+def test_examples_may_bring_an_optional_input_or_leave_it_out(tmp_path: Path) -> None:
     path = save(negated_if_told(), tmp_path / "m.onnx")
     x = normal(2, 4)
-    assert package_files(path, {"x": x})[0] == ("model.onnx", path)
-    files = package_files(path, [{"x": x, "negate": np.array([flag])} for flag in (True, False)])
+    files = package_files(path, [{"x": x}, {"x": x, "negate": np.array([True])}])
     folder = unpack(files, tmp_path / "package")
-    with open(folder / "model.onnx", "rb") as file:
-        assert [spec.name for spec in read_onnx(file).inputs] == ["x", "negate"]
-    ((_, negate), _) = read_examples(folder, check_model(folder / "model.onnx"))
-    (y,) = onnxruntime.InferenceSession(folder / "model.onnx").run(None, {"x": x, "negate": negate})
-    assert (y == -x).all()
+    model = check_model(folder / "model.onnx")
+    assert [negate.tolist() for _, negate in read_examples(folder, model)] == [[False], [True]]
+    for negate, expected in ((False, x), (True, -x)):
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        (y,) = session.run(None, {"x": x, "negate": np.array([negate])})
+        assert (y == expected).all()
+
+
+def test_weights_that_an_exporter_lists_as_inputs_stay_constants(tmp_path: Path) -> None:
+    model = negated_if_told()
+    model.graph.node[0].input[0] = "told"
+    model.graph.node.insert(0, helper.make_node("And", ["negate", "also"], ["told"]))
+    model.graph.initializer.append(initializer("also", [True], bool))
+    path = save(model, tmp_path / "some.onnx")
+    assert list(optional_of(package_files(path), tmp_path / "some")) == ["negate"]
+    model.graph.initializer.append(initializer("w", normal(4)))
+    model.graph.node.append(helper.make_node("Add", ["y", "w"], ["z"]))
+    model.graph.output[0].name = "z"
+    model.graph.input.extend([value("also", [1], TensorProto.BOOL), value("w", [4])])
+    path = save(model, tmp_path / "all.onnx")
+    assert package_files(path)[0] == ("model.onnx", path), (
+        "all of them are inputs: that is the exporter's doing"
+    )
+    assert list(optional_of(package_files(path, None, None, ["w"]), tmp_path / "all")) == ["w"]
+    model.ir_version = 3
+    assert package_files(save(model, path))[0] == ("model.onnx", path)
+
+
+def test_a_default_that_examples_bring_and_that_is_too_large_becomes_an_input(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", "bias"], ["y"])]
+    model = with_defaults(nodes, [initializer("bias", normal(64, 4))], [value("bias", [64, 4])])
+    path = save(model, tmp_path / "m.onnx")
+    assert package_files(path)[0] == ("model.onnx", path)
+    files = package_files(path, {"x": normal(64, 4), "bias": normal(64, 4)})
+    assert optional_of(files, tmp_path / "package") == {}
+    with open(tmp_path / "package" / "model.onnx", "rb") as file:
+        assert [spec.name for spec in read_onnx(file).inputs] == ["x", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("default", "declared", "name", "why"),
+    [
+        (initializer("d", normal(17)), value("d", [17]), "d", "does not take between 1 and 64 bytes"),
+        (initializer("d", normal(1, 4)), value("d", ["N", 4]), "d", "has no fixed shape"),
+        (initializer("d", normal(1, 4)), value("d", [4]), "d", "not of its shape"),
+        (
+            initializer("d", normal(4)),
+            value("d", [4]),
+            "e",
+            "no input 'e' with a default; those that have: 'd'",
+        ),
+        (initializer("d", normal(4)), value("d", [4]), "x", "no input 'x' with a default"),
+    ],
+)
+def test_an_input_that_cannot_be_optional_is_said(
+    tmp_path: Path, default: TensorProto, declared: onnx.ValueInfoProto, name: str, why: str
+) -> None:
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    path = save(with_defaults(nodes, [default], [declared]), tmp_path / "m.onnx")
+    with pytest.raises(InvalidModel, match=why):
+        package_files(path, None, None, [name])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON", "[]", '{"negate":1}', '{"negate":[[1],"?"]}', '{"negate":[[2],"AAA="]}', '{"negate":[[1],"AAA="]}',
+        '{"negate":[[true],"AA=="]}', '{"other":[[1],"AA=="]}', '{"x":[[1],"AA=="]}',
+    ],
+)  # fmt: skip
+def test_a_package_whose_defaults_do_not_fit_is_refused(tmp_path: Path, text: str) -> None:
+    model = negated_if_told()
+    del model.graph.initializer[:]
+    model.metadata_props.add(key=OPTIONAL_KEY, value=text)
+    path = save(model, tmp_path / "m.onnx")
+    with open(path, "rb") as file, pytest.raises(InvalidModel):
+        read_onnx(file)

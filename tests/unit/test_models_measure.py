@@ -21,6 +21,7 @@ class Bench(measure.Bench):
     def __init__(self, taken_ns: Callable[[int, int, int], int]) -> None:
         self._taken_ns = taken_ns
         self._count = 0
+        self.rowless = ()
         self.loaded: set[int] = set()
         self.sizes: list[int] = []
 

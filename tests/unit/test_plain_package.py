@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from clockwork.client import plain_package, upload
 from clockwork.errors import InvalidModel
 from clockwork.models import packaging, zoo
 from clockwork.wire.packages import PackageFiles
+from clockwork.wire.tensors import DTYPES, STRING, numpy_dtype
+from tests.unit.models_onnx import initializer, model_of, negated_if_told, normal, value
 
 DIGITS = Path(packaging.__file__).with_name("data") / "digits.onnx"
 
@@ -48,8 +51,11 @@ def small(location_of_constant: str = "") -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def both(model: Any, examples: Any = None) -> tuple[PackageFiles, PackageFiles]:
-    return plain_package.package_of(model, examples), packaging.package_of(model, examples)
+def both(
+    model: Any, examples: Any = None, optional: list[str] | None = None
+) -> tuple[PackageFiles, PackageFiles]:
+    plain = plain_package.package_of(model, examples, optional)
+    return plain, packaging.package_of(model, examples, optional)
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn", "transformer"])
@@ -73,12 +79,13 @@ def test_examples_are_packed_alike_and_checked_alike() -> None:
     assert len(said) == 5, "they say the same"
 
 
-def test_inputs_with_an_initializer_take_no_example() -> None:
+def test_examples_bring_an_input_with_an_initializer_or_leave_it_out() -> None:
     examples = {"x": np.zeros((1, 4), np.float32), "which": np.array(True)}
-    plain, checked = both(small(), examples)
-    assert plain == checked
+    for given in (examples, {**examples, "w": np.ones(4, np.float32)}):
+        plain, checked = both(small(), given)
+        assert plain == checked
     with pytest.raises(InvalidModel, match=r"keys \['which', 'x'\]"):
-        plain_package.package_of(small(), examples | {"w": np.zeros(4, np.float32)})
+        plain_package.package_of(small(), {**examples, "other": np.ones(4, np.float32)})
 
 
 def test_external_data_are_found_within_branches_and_in_order(tmp_path: Path) -> None:
@@ -143,9 +150,73 @@ def test_damage_anywhere_is_refused_or_read_but_never_an_error_of_its_own() -> N
 
 
 def test_the_client_alone_falls_back_to_the_plain_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert upload._package(DIGITS, None) == packaging.package_of(DIGITS, None)
+    assert upload._package(DIGITS, None, None) == packaging.package_of(DIGITS, None)
     monkeypatch.setitem(sys.modules, "clockwork.models.packaging", None)
     taken: list[Any] = []
-    monkeypatch.setattr(plain_package, "package_of", lambda model, examples: taken.append(model) or [])
-    assert upload._package(DIGITS, None) == []
+    monkeypatch.setattr(plain_package, "package_of", lambda model, *_: taken.append(model) or [])
+    assert upload._package(DIGITS, None, None) == []
     assert taken == [DIGITS]
+
+
+# ----- interfaces that are changed -----------------------------------------------------------------
+
+
+def with_default(default: TensorProto, declared: list[int] | None) -> onnx.ModelProto:
+    """x [N] -> x; ``d`` has this default and shape."""
+    inputs = [value("x", ["N"]), helper.make_tensor_value_info("d", default.data_type, declared)]
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    return model_of(nodes, inputs, [value("y", ["N"])], [default, initializer("w", normal(2))])
+
+
+TYPED = [code for code in DTYPES if code not in (STRING,)]
+
+
+@pytest.mark.parametrize("code", TYPED)
+@pytest.mark.parametrize("raw", [True, False])
+def test_defaults_of_every_type_are_the_same_without_onnx(code: int, raw: bool) -> None:
+    array = np.array([[1, 0, 1]]).astype(numpy_dtype(code))
+    if raw:
+        tensor = numpy_helper.from_array(array, "d")
+    else:
+        tensor = helper.make_tensor("d", code, array.shape, array.ravel().tolist())
+    for declared in ([1, 3], None):
+        plain, checked = both(with_default(tensor, declared), None, ["d"])
+        assert plain == checked
+
+
+@pytest.mark.parametrize("optional", [None, [], ["negate"]])
+@pytest.mark.parametrize("gives", [(), ("x",), ("x", "negate")])
+def test_optional_inputs_are_the_same_without_onnx(optional: list[str] | None, gives: Sequence[str]) -> None:
+    arrays = {"x": normal(2, 4), "negate": np.array([True])}
+    examples = [{name: arrays[name] for name in gives}] if gives else None
+    plain, checked = both(negated_if_told(), examples, optional)
+    assert plain == checked
+
+
+def test_what_cannot_be_optional_is_said_alike_without_onnx() -> None:
+    tensors = [
+        helper.make_tensor("d", TensorProto.FLOAT, [17], [0.0] * 17),
+        helper.make_tensor("d", TensorProto.STRING, [1], [b"a"]),
+        helper.make_tensor("d", TensorProto.FLOAT, [0], []),
+    ]
+    said = set()
+    for package_of in (plain_package.package_of, packaging.package_of):
+        for tensor in tensors:
+            for name in ("d", "e"):
+                with pytest.raises(InvalidModel) as caught:
+                    package_of(with_default(tensor, list(tensor.dims)), None, [name])
+                said.add(str(caught.value))
+    assert len(said) == 3
+
+
+def test_weights_that_an_exporter_lists_are_constants_without_onnx() -> None:
+    model = negated_if_told()
+    model.graph.initializer.append(initializer("w", normal(4)))
+    for listed in (False, True):
+        plain, checked = both(model)
+        assert plain == checked
+        assert (plain[0][1] == model.SerializeToString()) is listed
+        model.graph.input.append(value("w", [4]))
+    model.ir_version = 3
+    plain, checked = both(model)
+    assert plain == checked

@@ -174,6 +174,12 @@ def test_a_route_is_read_as_it_was_written_and_a_damaged_one_is_not() -> None:
 
 def test_versions_that_take_other_inputs_share_nothing() -> None:
     plain = [TensorSpec("x", 1, ("N", 3)), TensorSpec("m", 7, ("N",))]
+    told = [*plain, TensorSpec("told", 9, (1,))]
+    check_inputs({1: plain, 2: told}, "net", {1: [], 2: ["told"]})
+    check_inputs({1: told, 2: told}, "net", {1: ["told"], 2: ["told"]})
+    for optional in ({1: [], 2: []}, {1: ["told"], 2: []}):
+        with pytest.raises(InvalidInput, match="told"):
+            check_inputs({1: plain if not optional[1] else told, 2: told}, "net", optional)
     check_inputs({1: plain, 2: [TensorSpec("m", 7, ("batch",)), TensorSpec("x", 1, ("batch", 3))]}, "net")
     for other in (
         [TensorSpec("y", 1, ("N", 3)), plain[1]],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import SHARE_WHOLE, VERSION_MAX, VERSIONS_MAX
@@ -225,12 +225,21 @@ def serving(split: Split, ready: Iterable[int]) -> list[tuple[int, int]]:
     return sorted(divide(SHARE_WHOLE, there).items()) if there else []
 
 
-def check_inputs(inputs: Mapping[int, Sequence[TensorSpec]], name: str) -> None:
+def check_inputs(
+    inputs: Mapping[int, Sequence[TensorSpec]], name: str, optional: Mapping[int, Collection[str]] = {}
+) -> None:
     """Raises InvalidInput where requests for one of these versions would not do for another.
 
-    inputs: by version. Dimensions that have no fixed size agree, whatever they are called.
+    inputs, optional: by version. Dimensions that have no fixed size agree, whatever they are called. Of optional inputs only
+    those that all versions have must agree: a request need not give any.
     """
-    forms = {version: _form(specs) for version, specs in inputs.items()}
+    shared = set.intersection(*(set(optional.get(version, ())) for version in inputs)) if inputs else set()
+    forms = {
+        version: _form(
+            [spec for spec in specs if spec.name in shared or spec.name not in optional.get(version, ())]
+        )
+        for version, specs in inputs.items()
+    }
     first = min(forms, default=0)
     for version, form in sorted(forms.items()):
         if form != forms[first]:

@@ -11,9 +11,10 @@ from typing import Any
 
 from clockwork.config import BATCH_SIZE_MAX
 from clockwork.config.controller import RUN_PAGES_MAX
-from clockwork.errors import InvalidInput
+from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.wire.optional import is_value
 from clockwork.wire.telling import tell
 
 SIZE_END = 1 << 62
@@ -32,6 +33,10 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
         raise InvalidInput(f"a summary's runs have at most {RUN_PAGES_MAX} pages")
     if not all(type(text) is str for text in prepared.metadata.values()):
         raise InvalidInput("a summary's metadata are texts by name")
+    try:
+        prepared.defaults()
+    except InvalidModel as error:
+        raise InvalidInput(f"a summary of a model that cannot be: {error}") from None
     if not all(type(limit) is int and 0 <= limit < SIZE_END for limit in prepared.lengths.values()):
         raise InvalidInput(f"a summary's lengths are sizes below {SIZE_END} by symbol")
     return prepared
@@ -48,9 +53,11 @@ def as_counted(points: Iterable[ProfilePoint], batches: bool) -> list[ProfilePoi
     found = []
     for point in points:
         if not batches:
-            found.append(ProfilePoint(tuple((point.batch, *dims) for dims in point.shape), 1, point.exec_ns))
+            shape = tuple(dims if is_value(dims) else (point.batch, *dims) for dims in point.shape)
+            found.append(ProfilePoint(shape, 1, point.exec_ns))
             continue
-        rows = {dims[0] if dims else 0 for dims in point.shape}
+        rows = {dims[0] if dims else 0 for dims in point.shape if not is_value(dims)}
         if len(rows) == 1 and 0 < (batch := rows.pop()) <= BATCH_SIZE_MAX:
-            found.append(ProfilePoint(tuple(dims[1:] for dims in point.shape), batch, point.exec_ns))
+            shape = tuple(dims if is_value(dims) else dims[1:] for dims in point.shape)
+            found.append(ProfilePoint(shape, batch, point.exec_ns))
     return found

@@ -104,7 +104,7 @@ def _split_now(table: ModelTable, name: str) -> Split:
 
 def _check_split(table: ModelTable, name: str, split: Split) -> None:
     """Raises where a version that it names is not ready, or takes other inputs than the others."""
-    inputs = {}
+    inputs, optional = {}, {}
     live = table.live(name)
     for version in split.versions():
         model = live.get(version)
@@ -117,4 +117,5 @@ def _check_split(table: ModelTable, name: str, split: Split) -> None:
             why = f": {model.text}" if model.text else ""
             raise Unavailable(f"{model.label} is not ready but {model.state.shown}{why}")
         inputs[version] = model.prepared.inputs
-    check_inputs(inputs, name)
+        optional[version] = model.prepared.defaults().keys()
+    check_inputs(inputs, name, optional)

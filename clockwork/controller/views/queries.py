@@ -19,7 +19,7 @@ from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.versions import Versions
 from clockwork.controller.storage.repairs import Repairs
 from clockwork.errors import InvalidInput, ModelNotFound
-from clockwork.formats.prepared import TensorSpec
+from clockwork.formats.prepared import PreparedModel, TensorSpec
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import Query, Reason
@@ -274,7 +274,7 @@ class Queries:
             "hosted": self._hosts(model, names),
             "slo_ns": model.slo_ns,
             "origin": model.record.options.get("origin", ""),
-            "inputs": [_describe_tensor(spec) for spec in prepared.inputs] if prepared else [],
+            "inputs": _describe_inputs(prepared) if prepared else [],
             "outputs": [_describe_tensor(spec) for spec in prepared.outputs] if prepared else [],
             "holding": prepared.holding if prepared else "",
             "batches": prepared.batches if prepared else False,
@@ -363,7 +363,7 @@ def _describe(model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
     prepared = model.prepared
     if prepared is not None:
         body |= {
-            "inputs": [_describe_tensor(spec) for spec in prepared.inputs],
+            "inputs": _describe_inputs(prepared),
             "outputs": [_describe_tensor(spec) for spec in prepared.outputs],
             "batches": prepared.batches,
             "batching_note": prepared.batching_note,
@@ -403,6 +403,14 @@ def _describe_preparations(model: ModelVersion, names: Mapping[int, str]) -> lis
             }
         rows.append(row)
     return rows
+
+
+def _describe_inputs(prepared: PreparedModel) -> list[dict[str, Any]]:
+    defaults = prepared.defaults()
+    return [
+        _describe_tensor(spec) | ({"optional": True} if spec.name in defaults else {})
+        for spec in prepared.inputs
+    ]
 
 
 def _describe_tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clockwork.errors import InvalidModel
 from clockwork.models.compile import nvrtc
 from clockwork.models.compile.compiler import BATCHES, Options, Progress, compile_model, require
-from clockwork.models.onnx_import import check_model, read_examples, real_inputs
+from clockwork.models.onnx_import import check_model, optional_inputs, read_examples, real_inputs
 from clockwork.wire.packages import MODEL_FILE
 from clockwork.wire.tensors import Array
 
@@ -33,6 +34,11 @@ def compile_package(
     require()
     model_path = Path(package_dir) / MODEL_FILE
     model = check_model(model_path)
+    if optional := optional_inputs(model):
+        raise InvalidModel(
+            f"optional inputs ({', '.join(optional)}) are served by CPU devices; registered with optional_inputs=[] "
+            "(--optional-inputs ''), the model has their defaults as constants and can be compiled for GPUs"
+        )
     examples = read_examples(Path(package_dir), model)
     shapes = _shapes([value.name for value in real_inputs(model)], examples)
     del model

@@ -26,7 +26,7 @@ from clockwork.models.compile.functions import inlined
 from clockwork.models.compile.row_facts import INVALID, ONE, Fact, Met, Place, Rule, Span
 from clockwork.models.compile.row_shapes import Shapes
 from clockwork.models.compile.sizes import MADE, NotProven, Size, size_of
-from clockwork.models.onnx_import import real_inputs
+from clockwork.models.onnx_import import optional_inputs, real_inputs
 
 
 def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
@@ -35,7 +35,11 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
     (models.lengths.mask_texts)."""
     model = inlined(model)
     facts: dict[str, Fact] = {}
+    optional = optional_inputs(model)
     for value in real_inputs(model):
+        if value.name in optional:  # one value for the whole batch
+            facts[value.name] = Fact(tuple(Size(dim) for dim in optional[value.name].shape))
+            continue
         dims = []
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not axis:

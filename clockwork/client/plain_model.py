@@ -1,0 +1,222 @@
+"""The interface of an ONNX model, changed without onnx as clockwork.models.onnx_import changes it.
+
+Only fields that change are written anew, in the order in which serializers write them. So the bytes are those
+that the library makes of the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from clockwork.client.protobuf import Damaged, Message, field, integers, number_of, text_of, texts
+from clockwork.config.models import GRAPH_DEPTH_MAX
+from clockwork.errors import InvalidModel
+from clockwork.wire.optional import (
+    OPTIONAL_KEY,
+    Default,
+    array_of,
+    defaults_from,
+    defaults_text,
+    why_not_optional,
+)
+from clockwork.wire.packages import DeclaredInput
+from clockwork.wire.tensors import BOOL, DTYPES, Array
+
+# Field numbers of onnx.proto.
+MODEL_IR_VERSION, MODEL_GRAPH, MODEL_METADATA = 1, 7, 14
+ENTRY_KEY, ENTRY_VALUE = 1, 2
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 5, 11, 12, 15
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+ATTRIBUTE_NAME, ATTRIBUTE_GRAPH, ATTRIBUTE_INTS, ATTRIBUTE_STRINGS, ATTRIBUTE_GRAPHS = 1, 6, 8, 9, 11
+TENSOR_DIMS, TENSOR_DTYPE, TENSOR_FLOATS, TENSOR_INT32S, TENSOR_INT64S, TENSOR_NAME = 1, 2, 4, 5, 7, 8
+TENSOR_RAW, TENSOR_DOUBLES, TENSOR_UINT64S, TENSOR_LOCATION = 9, 10, 11, 14
+SPARSE_VALUES = 1
+VALUE_NAME, VALUE_TYPE = 1, 2
+TYPE_TENSOR = 1
+TENSOR_TYPE_DTYPE, TENSOR_TYPE_SHAPE = 1, 2
+SHAPE_DIMENSION = 1
+DIMENSION_VALUE, DIMENSION_NAME = 1, 2
+
+
+class _Node(NamedTuple):
+    operator: str
+    domain: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: list[memoryview]
+
+
+def change_interface(
+    content: memoryview, file_name: str, given: Collection[str], optional: Sequence[str] | None
+) -> bytes | None:
+    """The file with optional inputs; None: it stays as it is.
+
+    Raises InvalidModel, Damaged.
+
+    given, optional: as in clockwork.models.onnx_import.import_model().
+    """
+    model = Message(content)
+    graph = model.last(MODEL_GRAPH)
+    if graph is None:
+        raise Damaged
+    parts = Message(graph)
+    inputs = {text_of(value, VALUE_NAME): value for value in parts.all(GRAPH_INPUT)}
+    held = {text_of(tensor, TENSOR_NAME): tensor for tensor in parts.all(GRAPH_INITIALIZER)}
+    defaults = {name: tensor for name, tensor in held.items() if name in inputs}
+
+    def why_not(name: str) -> str:
+        return _why_not_optional(inputs[name], defaults[name])
+
+    wanted = dict.fromkeys(optional or ())
+    if optional is None and number_of(content, MODEL_IR_VERSION) >= 4:
+        able = [name for name in inputs if name in held and not why_not(name)]
+        steering = [name for name in able if _steers(graph, name, held)]
+        if len(defaults) < len(held) or len(steering) == len(held):
+            wanted = dict.fromkeys(steering)
+    for name in wanted:
+        if name not in defaults:
+            known = ", ".join(map(repr, defaults)) or "none"
+            raise InvalidModel(f"{file_name} has no input {name!r} with a default; those that have: {known}")
+        if why := why_not(name):
+            raise InvalidModel(f"{file_name}: input {name!r} cannot be optional: {why}")
+    plain = {name for name in defaults if name in given and name not in wanted and why_not(name)}
+    wanted |= dict.fromkeys(name for name in defaults if name in given and name not in plain)
+    if not wanted and not plain:
+        return None
+    found = {name: default_of(defaults[name]) for name in wanted}
+
+    def graph_field(number: int, value: memoryview) -> Iterable[bytes] | None:
+        if number == GRAPH_INITIALIZER and text_of(value, TENSOR_NAME) in (found.keys() | plain):
+            return ()
+        if number == GRAPH_INPUT and (name := text_of(value, VALUE_NAME)) in found:
+            return [field(number, _with_shape(value, found[name].shape))]
+        return None
+
+    changed = parts.changed(graph_field)
+    body = model.changed(
+        lambda number, value: [field(number, changed)] if number == MODEL_GRAPH and value is graph else None
+    )
+    if not found:
+        return body
+    others = [entry for entry in model.all(MODEL_METADATA) if text_of(entry, ENTRY_KEY) != OPTIONAL_KEY]
+    entry = field(ENTRY_KEY, OPTIONAL_KEY.encode()) + field(ENTRY_VALUE, defaults_text(found).encode())
+    return Message(memoryview(body)).with_all(MODEL_METADATA, [*map(bytes, others), entry])
+
+
+def optional_defaults(content: memoryview, inputs: Sequence[DeclaredInput]) -> dict[str, Array]:
+    """The defaults of a package's optional inputs. Raises Damaged."""
+    dtypes = {declared.name: declared.dtype for declared in inputs}
+    found = {}
+    for entry in Message(content).all(MODEL_METADATA):
+        if text_of(entry, ENTRY_KEY) == OPTIONAL_KEY:
+            try:
+                found = defaults_from(text_of(entry, ENTRY_VALUE))
+            except ValueError:
+                raise Damaged from None
+    return {name: array_of(default, dtypes[name]) for name, default in found.items() if name in dtypes}
+
+
+def _with_shape(value: memoryview, shape: Sequence[int]) -> bytes:
+    dims = b"".join(field(SHAPE_DIMENSION, field(DIMENSION_VALUE, size)) for size in shape)
+
+    def of_type(number: int, part: memoryview) -> Iterable[bytes] | None:
+        if number != TYPE_TENSOR:
+            return None
+        return [field(number, Message(part).with_all(TENSOR_TYPE_SHAPE, [dims]))]
+
+    return Message(value).changed(
+        lambda number, part: [field(number, Message(part).changed(of_type))] if number == VALUE_TYPE else None
+    )
+
+
+def _why_not_optional(declared: memoryview, default: memoryview) -> str:
+    if number_of(default, TENSOR_LOCATION) == 1:
+        return "its default lies in another file"
+    dims = integers(default, TENSOR_DIMS)
+    shape: list[int | str] | None = None
+    for kind in Message(declared).all(VALUE_TYPE):
+        for tensor in Message(kind).all(TYPE_TENSOR):
+            for declared_shape in Message(tensor).all(TENSOR_TYPE_SHAPE):
+                shape = [
+                    values[-1] if (values := integers(dim, DIMENSION_VALUE)) else ""
+                    for dim in Message(declared_shape).all(SHAPE_DIMENSION)
+                ]
+    if shape is None:
+        shape = list(dims)
+    return why_not_optional(number_of(default, TENSOR_DTYPE), shape) or (
+        "" if shape == dims else f"its default is not of its shape {shape}"
+    )
+
+
+def default_of(tensor: memoryview) -> Default:
+    """A tensor that is small and lies in the file. Raises Damaged."""
+    dtype = number_of(tensor, TENSOR_DTYPE)
+    shape = tuple(integers(tensor, TENSOR_DIMS))
+    raw = Message(tensor).last(TENSOR_RAW)
+    if raw is None:
+        width = max(1, DTYPES[dtype].bits // 8)  # an int32 holds one byte of elements below a byte
+        raw = memoryview(
+            b"".join(Message(tensor).all(TENSOR_FLOATS))
+            or b"".join(Message(tensor).all(TENSOR_DOUBLES))
+            or b"".join(
+                (number & ((1 << 8 * width) - 1)).to_bytes(width, "little")
+                for place in (TENSOR_INT32S, TENSOR_INT64S, TENSOR_UINT64S)
+                for number in integers(tensor, place)
+            )
+        )
+    data = bytes(raw)
+    if dtype == BOOL:
+        data = np.frombuffer(data, np.uint8).astype(bool).tobytes()
+    if len(data) != (DTYPES[dtype].bits * int(np.prod(shape, dtype=np.int64)) + 7) // 8:
+        raise Damaged
+    return Default(shape, data)
+
+
+def _steers(graph: memoryview, name: str, held: Collection[str]) -> bool:
+    """As clockwork.models.onnx_import.steering_inputs() has it."""
+    constants, made = set(held), {name}
+    for node in _nodes(graph, 0):
+        read = [value for value in node.inputs if value]
+        steering = node.inputs[: {"If": 1, "Loop": 2}.get(node.operator, 0)]
+        if any(value in made for value in steering if value):
+            return True
+        if any(True for attribute in node.attributes for _ in _bodies(attribute)):
+            continue
+        if any(value in made for value in read) and all(
+            value in made or value in constants for value in read
+        ):
+            made.update(node.outputs)
+        elif node.operator == "Constant" or (read and all(value in constants for value in read)):
+            constants.update(node.outputs)
+    return False
+
+
+def _nodes(graph: memoryview, depth: int) -> Iterator[_Node]:
+    """The operators of a graph, each with those of its bodies behind it."""
+    if depth > GRAPH_DEPTH_MAX:
+        raise InvalidModel(f"the model nests subgraphs deeper than {GRAPH_DEPTH_MAX}")
+    for node in Message(graph).all(GRAPH_NODE):
+        found = _node(node)
+        yield found
+        for attribute in found.attributes:
+            for body in _bodies(attribute):
+                yield from _nodes(body, depth + 1)
+
+
+def _node(node: memoryview) -> _Node:
+    return _Node(
+        text_of(node, NODE_OPERATOR),
+        text_of(node, NODE_DOMAIN),
+        texts(node, NODE_INPUT),
+        texts(node, NODE_OUTPUT),
+        Message(node).all(NODE_ATTRIBUTE),
+    )
+
+
+def _bodies(attribute: memoryview) -> Iterator[memoryview]:
+    parts = Message(attribute)
+    yield from parts.all(ATTRIBUTE_GRAPH)
+    yield from parts.all(ATTRIBUTE_GRAPHS)

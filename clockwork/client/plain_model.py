@@ -6,6 +6,7 @@ that the library makes of the same file.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ from clockwork.wire.packages import DeclaredInput
 from clockwork.wire.tensors import BOOL, DTYPES, Array
 
 # Field numbers of onnx.proto.
-MODEL_IR_VERSION, MODEL_GRAPH, MODEL_METADATA = 1, 7, 14
+MODEL_IR_VERSION, MODEL_GRAPH, MODEL_OPSET, MODEL_METADATA, MODEL_FUNCTION = 1, 7, 8, 14, 25
+OPSET_DOMAIN, OPSET_VERSION = 1, 2
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, GRAPH_SPARSE = 1, 5, 11, 12, 15
 NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
@@ -40,6 +42,14 @@ TENSOR_TYPE_DTYPE, TENSOR_TYPE_SHAPE = 1, 2
 SHAPE_DIMENSION = 1
 DIMENSION_VALUE, DIMENSION_NAME = 1, 2
 
+FLOAT = 1
+ZIP_MAP, ML_DOMAIN = "ZipMap", "ai.onnx.ml"
+STANDARD_OPSET = 13
+"""Version of the standard operators for a model that uses none so far: as in clockwork.models.maps."""
+
+LABELS_KEY = "clockwork.labels"
+"""Metadata of a model: see clockwork.formats.interface."""
+
 
 class _Node(NamedTuple):
     operator: str
@@ -52,12 +62,23 @@ class _Node(NamedTuple):
 def change_interface(
     content: memoryview, file_name: str, given: Collection[str], optional: Sequence[str] | None
 ) -> bytes | None:
-    """The file with optional inputs; None: it stays as it is.
+    """The file with optional inputs and without lists of maps; None: it stays as it is.
 
     Raises InvalidModel, Damaged.
 
     given, optional: as in clockwork.models.onnx_import.import_model().
     """
+    made = _make_optional(content, file_name, given, optional)
+    without_maps = _make_tensors(content if made is None else memoryview(made))
+    return made if without_maps is None else without_maps
+
+
+# ----- optional inputs -----------------------------------------------------------------------------
+
+
+def _make_optional(
+    content: memoryview, file_name: str, given: Collection[str], optional: Sequence[str] | None
+) -> bytes | None:
     model = Message(content)
     graph = model.last(MODEL_GRAPH)
     if graph is None:
@@ -220,3 +241,79 @@ def _bodies(attribute: memoryview) -> Iterator[memoryview]:
     parts = Message(attribute)
     yield from parts.all(ATTRIBUTE_GRAPH)
     yield from parts.all(ATTRIBUTE_GRAPHS)
+
+
+# ----- lists of maps -------------------------------------------------------------------------------
+
+
+def _make_tensors(content: memoryview) -> bytes | None:
+    """As clockwork.models.maps.make_tensors() has it."""
+    model = Message(content)
+    graph = model.last(MODEL_GRAPH)
+    if graph is None:
+        raise Damaged
+    parts = Message(graph)
+    nodes = [(node, _node(node)) for node in parts.all(GRAPH_NODE)]
+    makers = {
+        found.outputs[0]: (node, found)
+        for node, found in nodes
+        if found.operator == ZIP_MAP and found.domain == ML_DOMAIN and found.outputs
+    }
+    read = {name for _, found in nodes for name in found.inputs}
+    cut = [
+        name
+        for value in parts.all(GRAPH_OUTPUT)
+        if (name := text_of(value, VALUE_NAME)) in makers and name not in read
+    ]
+    if not cut:
+        return None
+    labels = {name: _classes(makers[name][1].attributes) for name in cut}
+    replaced = {id(makers[name][0]): name for name in cut}
+
+    def graph_field(number: int, value: memoryview) -> Iterable[bytes] | None:
+        if number == GRAPH_NODE and id(value) in replaced:
+            return [field(number, _identity(value, makers[replaced[id(value)]][1]))]
+        if number == GRAPH_OUTPUT and (name := text_of(value, VALUE_NAME)) in labels:
+            return [field(number, _scores(name, len(labels[name])))]
+        return None
+
+    changed = parts.changed(graph_field)
+    body = model.changed(
+        lambda number, value: [field(number, changed)] if number == MODEL_GRAPH and value is graph else None
+    )
+    opsets = model.all(MODEL_OPSET)
+    if all(text_of(opset, OPSET_DOMAIN) not in ("", "ai.onnx") for opset in opsets):
+        standard = field(OPSET_DOMAIN, b"") + field(OPSET_VERSION, STANDARD_OPSET)
+        body = Message(memoryview(body)).with_all(MODEL_OPSET, [*map(bytes, opsets), standard])
+    entries = model.all(MODEL_METADATA)
+    if len(cut) == 1 and all(text_of(entry, ENTRY_KEY) != LABELS_KEY for entry in entries):
+        text = json.dumps(labels[cut[0]]).encode()
+        entry = field(ENTRY_KEY, LABELS_KEY.encode()) + field(ENTRY_VALUE, text)
+        body = Message(memoryview(body)).with_all(MODEL_METADATA, [*map(bytes, entries), entry])
+    return body
+
+
+def _identity(node: memoryview, zip_map: _Node) -> bytes:
+    name = text_of(node, NODE_NAME)
+    return (
+        field(NODE_INPUT, zip_map.inputs[0].encode())
+        + field(NODE_OUTPUT, zip_map.outputs[0].encode())
+        + (field(NODE_NAME, name.encode()) if name else b"")
+        + field(NODE_OPERATOR, b"Identity")
+    )
+
+
+def _scores(name: str, classes: int) -> bytes:
+    shape = field(SHAPE_DIMENSION, b"") + field(SHAPE_DIMENSION, field(DIMENSION_VALUE, classes))
+    tensor = field(TENSOR_TYPE_DTYPE, FLOAT) + field(TENSOR_TYPE_SHAPE, shape)
+    return field(VALUE_NAME, name.encode()) + field(VALUE_TYPE, field(TYPE_TENSOR, tensor))
+
+
+def _classes(attributes: Sequence[memoryview]) -> list[str]:
+    for attribute in attributes:
+        name = text_of(attribute, ATTRIBUTE_NAME)
+        if name == "classlabels_int64s" and (found := integers(attribute, ATTRIBUTE_INTS)):
+            return [str(number) for number in found]
+        if name == "classlabels_strings" and (strings := Message(attribute).all(ATTRIBUTE_STRINGS)):
+            return [str(text, "utf-8", "replace") for text in strings]
+    return []

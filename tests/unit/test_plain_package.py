@@ -17,7 +17,7 @@ from clockwork.errors import InvalidModel
 from clockwork.models import packaging, zoo
 from clockwork.wire.packages import PackageFiles
 from clockwork.wire.tensors import DTYPES, STRING, numpy_dtype
-from tests.unit.models_onnx import initializer, model_of, negated_if_told, normal, value
+from tests.unit.models_onnx import classifier, initializer, model_of, negated_if_told, normal, value
 
 DIGITS = Path(packaging.__file__).with_name("data") / "digits.onnx"
 
@@ -159,6 +159,24 @@ def test_the_client_alone_falls_back_to_the_plain_package(monkeypatch: pytest.Mo
 
 
 # ----- interfaces that are changed -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "classes", [{"classlabels_strings": ["no", "yes"]}, {"classlabels_int64s": [3, -1, 7]}]
+)
+@pytest.mark.parametrize("kept", [(), ("standard",), ("labels",), ("standard", "labels")])
+def test_lists_of_maps_become_the_same_tensors_without_onnx(
+    classes: dict[str, Any], kept: Sequence[str]
+) -> None:
+    model = classifier(**classes)
+    if "standard" in kept:
+        model.opset_import.append(helper.make_opsetid("", 17))
+    if "labels" in kept:
+        model.metadata_props.add(key="clockwork.labels", value='["a", "b"]')
+    model.metadata_props.add(key="author", value="somebody")
+    plain, checked = both(model)
+    assert plain == checked
+    assert plain[0][1] != model.SerializeToString()
 
 
 def with_default(default: TensorProto, declared: list[int] | None) -> onnx.ModelProto:

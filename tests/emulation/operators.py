@@ -248,7 +248,7 @@ def to_markdown(found: Mapping[str, Mapping[str, str]]) -> str:
         "counts as passed if one of the two gives what the test expects. A model with an operator that cannot be "
         "compiled is refused when it is registered on a GPU, by the operator's name; CPU workers serve it."),
         "",
-        "Made by `python -m tests.emulation.operators`; `make test` holds a sample against it, `make conformance` all.",
+        "Made by `python -m tests.emulation.operators`; `make test-all` holds a sample against it, `make conformance` all.",
         "",
         "## All tests pass",
         "",

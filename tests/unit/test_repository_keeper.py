@@ -19,10 +19,11 @@ from clockwork.client.blocking import Client
 from clockwork.config.repository import REGISTERING_MAX
 from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, Unavailable
 from clockwork.repository.keeper import Keeper
-from clockwork.system.clock import SECOND, now_ns
+from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo
 
 PATIENCE_S = 20.0
+LOOK_S = 0.01
 
 
 class FakeClient:
@@ -80,8 +81,12 @@ class FakeClient:
         self.closed.set()
 
     def wait(self, until: Callable[[], bool]) -> None:
+        """Return once it is so: looked at after each call, and every LOOK_S for what the keeper notes after a call."""
+        until_ns = now_ns() + to_ns(PATIENCE_S)
         with self.changed:
-            assert self.changed.wait_for(until, PATIENCE_S)
+            while not until():
+                assert now_ns() < until_ns, "it does not become so"
+                self.changed.wait(LOOK_S)
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ define run_tests
 endef
 
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the tests of the inner loop (TESTS=... chooses)
-	$(call run_tests,not slow and not outer and not conformance and not long,3)
+	$(call run_tests,not slow$(if $(TESTS),, and not outer) and not conformance and not long,3)
 
 test-gpu: $(TESTABLE) $(GPU) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "[card or on_a_gpu" -rs

@@ -29,6 +29,7 @@ from clockwork.wire.messages import NEVER_NS, Status
 MS = 1_000_000
 SHAPE = ((3, 8, 8),)
 LINK = 100_000
+PAGE_BYTES = 1 << 20
 
 
 def spec(
@@ -65,14 +66,17 @@ class Story:
         run_ahead: int = 2,
         options: Mapping[str, float] | None = None,
         queued_requests_max: int = QUEUED_REQUESTS_MAX,
+        host_pages: int = 0,
+        link_ns: int = LINK,
     ) -> None:
         self.scheduler = make_scheduler(policy, memory, options, queued_requests_max)
         self.now = 0
         self.wake = NEVER_NS
         self.ids = 0
         for worker in range(1, workers + 1):
-            self(WorkerJoined(0, worker, (("cpu", 1 << 20, pages, run_ahead),) * devices))
-            self(LinkMeasured(0, worker, LINK, LINK))
+            device = ("cpu", PAGE_BYTES, pages, run_ahead)
+            self(WorkerJoined(0, worker, (device,) * devices, host_pages * PAGE_BYTES))
+            self(LinkMeasured(0, worker, link_ns, link_ns))
             for one in specs if worker == 1 else ():
                 self(ModelReady(0, worker, one))
         if resident:

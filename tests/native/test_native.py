@@ -54,6 +54,12 @@ def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 @pytest.mark.slow
+def test_a_workers_road_beside_a_lane_that_answers_and_a_thread_that_asks(flavour: Flavour) -> None:
+    assert "20 rounds" in run("threads_road", flavour, str(SEED), "20", within_s=100)
+
+
+@pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+@pytest.mark.slow
 def test_an_arenas_memory_comes_and_goes_under_three_threads(flavour: Flavour) -> None:
     assert "20 rounds" in run("threads_arena", flavour, str(SEED), "20", within_s=60)
 

@@ -11,8 +11,8 @@ ROOM = Path(__file__).parents[2] / "csrc" / "controller"
 
 ORDER = [
     # values and tables that know no other part
-    ["by_text", "clock", "connections", "counts", "flaws", "now"],
-    ["messages", "models", "python_time", "descriptor_wait", "loop_times"],
+    ["by_text", "clock", "connections", "counts", "course", "flaws", "now"],
+    ["models", "python_time", "descriptor_wait", "loop_times"],
     ["lookups", "sent_actions", "served_models", "sockets"],
     ["checks", "port", "recorded_scheduler", "shadows", "shape_numbers"],
     ["clients", "intake", "routes", "turn_results", "workers"],

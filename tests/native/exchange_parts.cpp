@@ -361,7 +361,8 @@ struct Pair {
         Accepted accepted;
         Flaw flaw;
         demand(check_request(*held.model->interface, request, frames, 0, accepted, flaw), "the request is right");
-        demand(bench.parts.shadows.can_copy(route, request, accepted, frames, 0), "there is room for a copy");
+        demand(bench.parts.shadows.can_copy(route, request, accepted, frames, frames.size(), 0),
+               "there is room for a copy");
         bench.parts.shadows.copy(held, route, accepted, 0, slo_ns, 1'000);
     }
 };

@@ -18,6 +18,7 @@ FILLS = (0x55, 0xAA)
 @pytest.mark.parametrize(
     "count", [400, pytest.param(30_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
+@pytest.mark.slow
 def test_no_model_crashes_a_process_or_answers_with_memory_of_others(count: int) -> None:
     """Under `make debug`, the operators are checked by ASan and UBSan here."""
     said = set()

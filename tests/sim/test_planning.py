@@ -302,6 +302,7 @@ def test_a_long_simulation_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -
     assert parts[-1] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_command_line_plans_for_a_trace(tmp_path: Path) -> None:
     file = tmp_path / "models.json"
     save_profiles(file, [CNN])

@@ -261,6 +261,7 @@ def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -
     assert of_folders == [], "which works in a checkout alone, and does not say so"
 
 
+@pytest.mark.slow
 def test_what_only_tests_call_is_built_where_tests_run_and_is_in_no_wheel() -> None:
     ask = (
         "import distutils.core, sys; dist = distutils.core.run_setup('setup.py', sys.argv[1:], stop_after='commandline');"

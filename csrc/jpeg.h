@@ -79,8 +79,8 @@ public:
             if (is_cut_off_)
                 count_unseen();
             std::int64_t blocks = 0;
-            for (std::uint32_t one = 0; one < found_.components; ++one)
-                blocks += blocks_of(parts_[one]);
+            for (std::uint32_t component = 0; component < found_.components; ++component)
+                blocks += blocks_of(parts_[component]);
             std::int64_t pixels = std::int64_t{found_.width} * found_.height;
             std::int64_t each = JPEG_BLOCK + (is_incomplete() ? JPEG_SMOOTH : 0);
             found_.work = (cost_ + pixels * JPEG_PIXEL + blocks * each) / JPEG_UNIT + 1;
@@ -154,14 +154,14 @@ private:
         std::uint32_t components = data_[body_ + 5];
         if (components == 0 || components > COMPONENTS_MAX || at_ - body_ < 6 + 3 * components)
             return false;
-        for (std::uint32_t one = 0; one < components; ++one) {
-            const std::uint8_t* fields = data_ + body_ + 6 + std::size_t{3} * one;
+        for (std::uint32_t component = 0; component < components; ++component) {
+            const std::uint8_t* fields = data_ + body_ + 6 + std::size_t{3} * component;
             Part part{fields[0], static_cast<std::uint8_t>(fields[1] >> 4), static_cast<std::uint8_t>(fields[1] & 15)};
             if (part.across < 1 || part.across > 4 || part.down < 1 || part.down > 4)
                 return false;
             across_ = std::max(across_, part.across);
             down_ = std::max(down_, part.down);
-            parts_[one] = part;
+            parts_[component] = part;
         }
         found_.height = static_cast<std::uint32_t>(number(body_ + 1));
         found_.width = static_cast<std::uint32_t>(number(body_ + 3));
@@ -197,7 +197,7 @@ private:
         for (std::uint32_t place = 0; place < count; ++place) {
             std::uint8_t id = data_[body_ + 1 + std::size_t{2} * place];
             Part* end = parts_ + found_.components;
-            Part* part = std::find_if(parts_, end, [id](const Part& one) { return one.id == id; });
+            Part* part = std::find_if(parts_, end, [id](const Part& component) { return component.id == id; });
             if (part == end)
                 return false;
             part->exact |= exact;
@@ -224,8 +224,8 @@ private:
         if (!has_more_)
             return;
         std::int64_t blocks = 0;
-        for (std::uint32_t one = 0; one < found_.components; ++one)
-            blocks += blocks_of(parts_[one]);
+        for (std::uint32_t component = 0; component < found_.components; ++component)
+            blocks += blocks_of(parts_[component]);
         auto scans = std::min<std::int64_t>(JPEG_SCANS_MAX - found_.scans, static_cast<std::int64_t>(size_ - at_) / 8);
         cost_ += scans * blocks * (is_slow_ ? JPEG_SLOW : JPEG_TOUCH + JPEG_REFINE);
     }

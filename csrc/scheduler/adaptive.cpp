@@ -46,7 +46,7 @@ void Adaptive::keep_time() {
     if (weights_.is_at(parts_.state.now)) {
         return;
     }
-    auto shrink = [](double& one, int doublings) { one = std::ldexp(one, -doublings); };
+    auto shrink = [](double& value, int doublings) { value = std::ldexp(value, -doublings); };
     if (int doublings = weights_.advance(parts_.state.now); doublings > 0) {
         traffic_.for_each([&](Traffic& traffic) {
             shrink(traffic.cost, doublings);
@@ -147,11 +147,11 @@ void Adaptive::see_who_came(const Batch& batch) {
     std::uint32_t rows = 0;
     double expected = 0, came = 0;
     for (std::size_t place = 0; place < batch.pendings.size(); ++place) {
-        const Pending& one = *batch.pendings[place];
+        const Pending& pending = *batch.pendings[place];
         const Pending* next = place + 1 < batch.pendings.size() ? batch.pendings[place + 1] : nullptr;
         Ns until = next != nullptr ? next->request.arrived_ns : parts_.state.now;
-        rows += one.size;
-        expected += per_ns * static_cast<double>(std::max<Ns>(until - one.request.arrived_ns, 0));
+        rows += pending.size;
+        expected += per_ns * static_cast<double>(std::max<Ns>(until - pending.request.arrived_ns, 0));
         came += next != nullptr ? next->size : 0;
         if (next == nullptr || company(rows + next->size) != company(rows)) {
             known.company[company(rows)].add(parts_.state.now, expected, came);
@@ -334,10 +334,10 @@ bool Adaptive::is_too_late(Pending& pending) {
     Residency* soonest = nullptr;
     Ns begins = NEVER_NS;
     for (std::size_t place = 0; place < std::min(model.residencies.size(), OUTLOOK_MAX); ++place) {
-        Residency& one = *model.residencies[(model.asked_cursor + place) % model.residencies.size()];
-        if (Ns free = one.arena->free_ns(parts_.state.now); free < begins) {
+        Residency& residency = *model.residencies[(model.asked_cursor + place) % model.residencies.size()];
+        if (Ns free = residency.arena->free_ns(parts_.state.now); free < begins) {
             begins = free;
-            soonest = &one;
+            soonest = &residency;
         }
     }
     if (model.residencies.size() > OUTLOOK_MAX) {
@@ -375,8 +375,8 @@ double Adaptive::hold_share(const Model& model) const {
 
 Ns Adaptive::rank_ns(const Queue& queue) { return queue.front().deadline_ns; }
 
-Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& one) {
-    Ns latest = one.deadline_ns - soonest_ns(*queue.model, queue.shape, 1);
+Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& waiting) {
+    Ns latest = waiting.deadline_ns - soonest_ns(*queue.model, queue.shape, 1);
     return parts_.arenas.last_begin_ns(*queue.model, latest) + 1;
 }
 
@@ -556,8 +556,9 @@ bool Adaptive::find_lead(const Candidate& behind, Ns free_ns, Candidate& lead) {
     for (const auto& queue : parts_.queues.of(*behind.queue->model)) {
         std::uint8_t level = found ? lead.queue->level : behind.queue->level;
         bool is_wanted = !queue->empty() && (queue->ready || queue->shape == behind.queue->shape);
-        if (Candidate one{}; is_wanted && queue->level < level && consider(*queue, *behind.residency, free_ns, one)) {
-            lead = one;
+        if (Candidate candidate{};
+            is_wanted && queue->level < level && consider(*queue, *behind.residency, free_ns, candidate)) {
+            lead = candidate;
             found = true;
         }
     }
@@ -593,11 +594,11 @@ Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
     Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
     auto is_wanted = [](const Model&, std::uint64_t) { return true; };
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
-        auto end_ns = [&](const Waiting& one) {
-            const Request& request = one.pending->request;
+        auto end_ns = [&](const Waiting& waiting) {
+            const Request& request = waiting.pending->request;
             Ns inputs = worker.inputs.takes_ns(parts_.state.now, request.bytes) +
                         worker.copies.takes_ns(parts_.state.now, request.copied_bytes);
-            Ns hoped = hoped_ns(*residency.spec, queue.shape, one.size);
+            Ns hoped = hoped_ns(*residency.spec, queue.shape, waiting.size);
             return free_ns + std::max<Ns>(inputs - covered, 0) + hoped + worker.back_ns;
         };
         std::uint32_t first = 0, last = queue.size();  // the first whose deadline allows it
@@ -612,9 +613,9 @@ Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
         if (first == queue.size()) {
             return;
         }
-        const Waiting& one = queue[first];
-        if (found.queue == nullptr || one.deadline_ns < (*found.queue)[found.first].deadline_ns) {
-            found = {&queue, &residency, first, 1, hoped_ns(*residency.spec, queue.shape, one.size)};
+        const Waiting& row = queue[first];
+        if (found.queue == nullptr || row.deadline_ns < (*found.queue)[found.first].deadline_ns) {
+            found = {&queue, &residency, first, 1, hoped_ns(*residency.spec, queue.shape, row.size)};
         }
     });
     return found;
@@ -669,28 +670,28 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
                 return;
             }
         }
-        Candidate one{};
-        if (consider(queue, residency, free_ns, one)) {
+        Candidate considered{};
+        if (consider(queue, residency, free_ns, considered)) {
             // Where another device may go on with the rest, a long queue is worth beginning early.
             auto rank_ns = [&](const Candidate& candidate) {
                 return (is_everywhere(*queue.model) ? candidate.own_start_ns
                                                     : candidate.start_ns + candidate.duration_ns) +
                        (is_behind(residency) ? behind : 0);
             };
-            one.rank_ns = rank_ns(one);
-            one.level = queue.level;
-            if (Candidate lead{}; !is_level && find_lead(one, free_ns, lead)) {
+            considered.rank_ns = rank_ns(considered);
+            considered.level = queue.level;
+            if (Candidate lead{}; !is_level && find_lead(considered, free_ns, lead)) {
                 lead.rank_ns = rank_ns(lead);
                 lead.level = lead.queue->level;
-                if (one.rank_ns < lead.rank_ns) {
-                    lead.rank_ns = one.rank_ns;
-                    lead.level = one.level;
+                if (considered.rank_ns < lead.rank_ns) {
+                    lead.rank_ns = considered.rank_ns;
+                    lead.level = considered.level;
                 }
-                one = lead;
+                considered = lead;
             }
-            candidates_.push_back(one);
-            if (best.queue == nullptr || one.rank_ns < best.rank_ns) {
-                best = one;
+            candidates_.push_back(considered);
+            if (best.queue == nullptr || considered.rank_ns < best.rank_ns) {
+                best = considered;
                 if (is_level) {
                     bound = packed_rank(queue.level, best.rank_ns + nearer);
                 }
@@ -703,10 +704,10 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     // A higher level goes first if it could not wait for the end of it, or if the batch that it passes is still in time.
     Candidate urgent{};
     // The first must not wait for so long that the last comes too late.
-    auto can_wait = [&](const Candidate& one, Ns time_ns) {
-        Ns each = one.duration_ns / (one.count + one.filled);
-        Ns rest = one.queue->size() > one.count ? each * (one.queue->size() - one.count) : 0;
-        return one.own_start_ns - rest >= free_ns + time_ns;
+    auto can_wait = [&](const Candidate& candidate, Ns time_ns) {
+        Ns each = candidate.duration_ns / (candidate.count + candidate.filled);
+        Ns rest = candidate.queue->size() > candidate.count ? each * (candidate.queue->size() - candidate.count) : 0;
+        return candidate.own_start_ns - rest >= free_ns + time_ns;
     };
     for (const Candidate& candidate : candidates_) {
         bool may_pass =

@@ -232,22 +232,22 @@ void Admission::change_places(Pending& pending) {
     earlier_.clear();
     Ns finish = executor.free_ns(state_.now);
     for (std::size_t place = 0; place <= last; ++place) {
-        Batch* one = plan[place];
-        finish = std::max(finish, one->residency->ready_ns) + one->duration_ns;
-        if (one->residency == batch->residency && one->shape == batch->shape) {
-            earlier_.emplace_back(one, finish + executor.worker->back_ns);
+        Batch* planned_batch = plan[place];
+        finish = std::max(finish, planned_batch->residency->ready_ns) + planned_batch->duration_ns;
+        if (planned_batch->residency == batch->residency && planned_batch->shape == batch->shape) {
+            earlier_.emplace_back(planned_batch, finish + executor.worker->back_ns);
         }
     }
     for (std::size_t place = earlier_.size() - 1; place-- > 0;) {
         const auto& [later, answered_ns] = earlier_[place + 1];
         Ns answer = answered_ns + later->curve->planned_ns(later->residency->spec->batch_max) - later->duration_ns;
         Pending* found = nullptr;
-        for (Pending* one : earlier_[place].first->pendings) {
-            bool may_wait = one->request.priority > pending.request.priority && one->size == pending.size &&
-                            one->deadline_ns >= answer && !one->alone && one->evidence == 0;
-            if (may_wait && (found == nullptr || std::make_pair(one->request.priority, one->deadline_ns) >
+        for (Pending* member : earlier_[place].first->pendings) {
+            bool may_wait = member->request.priority > pending.request.priority && member->size == pending.size &&
+                            member->deadline_ns >= answer && !member->alone && member->evidence == 0;
+            if (may_wait && (found == nullptr || std::make_pair(member->request.priority, member->deadline_ns) >
                                                      std::make_pair(found->request.priority, found->deadline_ns))) {
-                found = one;
+                found = member;
             }
         }
         if (found == nullptr) {
@@ -440,7 +440,7 @@ bool Admission::delay_loads(Executor& executor, Residency& residency, const Pend
     std::size_t index = batch == nullptr ? plan.place_of(pending.deadline_ns) : plan.index(batch);
     if (batch == nullptr) {
         auto first = std::find_if(plan.batches.begin(), plan.batches.end(),
-                                  [&](const Batch* one) { return waits(one->residency); });
+                                  [&](const Batch* planned_batch) { return waits(planned_batch->residency); });
         index = std::min(index, static_cast<std::size_t>(first - plan.batches.begin()));
     }
     Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
@@ -658,12 +658,12 @@ bool Admission::take_place(Executor& executor, Residency& residency, Pending& pe
         if (batch->residency != &residency || batch->shape != pending.request.shape) {
             continue;
         }
-        for (Pending* one : batch->pendings) {
-            bool may_go = one->request.priority > pending.request.priority && one->size == pending.size &&
-                          !one->alone && one->evidence == 0;
-            if (may_go && (found == nullptr || std::make_pair(one->request.priority, one->deadline_ns) >
+        for (Pending* member : batch->pendings) {
+            bool may_go = member->request.priority > pending.request.priority && member->size == pending.size &&
+                          !member->alone && member->evidence == 0;
+            if (may_go && (found == nullptr || std::make_pair(member->request.priority, member->deadline_ns) >
                                                    std::make_pair(found->request.priority, found->deadline_ns))) {
-                found = one;
+                found = member;
             }
         }
     }

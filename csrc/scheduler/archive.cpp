@@ -53,7 +53,7 @@ void Curve::archive(Archive& archive) {
         return;
     }
     auto is_batch = [](const auto& entry) { return 1 <= entry.first && entry.first <= BATCH_TABLE_MAX; };
-    auto is_before = [](const auto& one, const auto& other) { return one.first < other.first; };
+    auto is_before = [](const auto& pair, const auto& other) { return pair.first < other.first; };
     Archive::need(std::all_of(seeds_.begin(), seeds_.end(), is_batch) &&
                       std::all_of(windows_.begin(), windows_.end(), is_batch) &&
                       std::is_sorted(seeds_.begin(), seeds_.end(), is_before) &&
@@ -84,7 +84,7 @@ void ProgramEstimates::archive(Archive& archive) {
     Batch** place = &planned;
     Batch* before = nullptr;
     std::size_t count = 0;
-    for (const Batch* one = planned; one != nullptr; one = one->after) {
+    for (const Batch* batch = planned; batch != nullptr; batch = batch->after) {
         ++count;
     }
     for (count = archive.count(count); count > 0; --count) {
@@ -183,8 +183,8 @@ void PageAllocator::archive(Archive& archive) {
     archive(page_count_, free_count_);
     std::size_t count = archive.count(free_.size());
     free_.resize(count);
-    for (Interval& one : free_) {
-        archive(one.start, one.size);
+    for (Interval& interval : free_) {
+        archive(interval.start, interval.size);
     }
 }
 
@@ -196,16 +196,16 @@ void InputsWay::archive(Archive& archive) {
                   "more inputs are under way than can be");
     sent_.resize(was_used ? INPUTS_UNDER_WAY : 0);
     for (std::uint64_t number = seen_ + 1; number <= last_; ++number) {
-        Sent& one = sent_[number % INPUTS_UNDER_WAY];
-        archive(one.sent_ns, one.end_bytes);
+        Sent& sent = sent_[number % INPUTS_UNDER_WAY];
+        archive(sent.sent_ns, sent.end_bytes);
     }
     archive(sent_bytes_, seen_bytes_, seen_ready_ns_, sample_bytes_, sample_ns_);
     archive(time_, batches_, free_ns_);
 }
 
 void ByteTime::archive(Archive& archive) {
-    for (Sample& one : samples_) {
-        archive(one.byte_ns, one.seen_ns);
+    for (Sample& sample : samples_) {
+        archive(sample.byte_ns, sample.seen_ns);
     }
     archive(sample_count_, byte_ns_, learnt_ns_);
 }
@@ -225,8 +225,8 @@ void Arena::archive(Archive& archive) {
     archive(resident, doomed, pending, loading, shares, evicted_early, mark);
     Archive::need(!executors.empty(), "a device is without an executor");
     if (archive.is_reading()) {
-        for (Residency* one = resident.front(); one != nullptr; one = resident.next(one)) {
-            by_model.set(static_cast<std::uint64_t>(one->model->model_id), one);
+        for (Residency* residency = resident.front(); residency != nullptr; residency = resident.next(residency)) {
+            by_model.set(static_cast<std::uint64_t>(residency->model->model_id), residency);
         }
     }
 }
@@ -252,18 +252,19 @@ void State::archive(Archive& archive) {
     if (!archive.is_reading()) {
         return;
     }
-    pool<Model>().for_each_used([](Model& one) { one.background.sort(); });
-    auto enter = [](auto& map, std::uint64_t id, auto& one) {
+    pool<Model>().for_each_used([](Model& model) { model.background.sort(); });
+    auto enter = [](auto& map, std::uint64_t id, auto& entry) {
         Archive::need(map.find(id) == nullptr, "something is there twice");
-        map.set(id, &one);
+        map.set(id, &entry);
     };
-    pool<Model>().for_each_used([&](Model& one) { enter(by_model, static_cast<std::uint64_t>(one.model_id), one); });
+    pool<Model>().for_each_used(
+        [&](Model& other_model) { enter(by_model, static_cast<std::uint64_t>(other_model.model_id), other_model); });
     pool<Worker>().for_each_used(
-        [&](Worker& one) { enter(by_worker, static_cast<std::uint32_t>(one.worker_id), one); });
-    pool<Flight>().for_each_used([&](Flight& one) { enter(flights, one.action_id, one); });
-    pool<Pending>().for_each_used([&](Pending& one) {
-        if (!one.answered) {
-            enter(pendings, one.request.id, one);
+        [&](Worker& worker) { enter(by_worker, static_cast<std::uint32_t>(worker.worker_id), worker); });
+    pool<Flight>().for_each_used([&](Flight& flight) { enter(flights, flight.action_id, flight); });
+    pool<Pending>().for_each_used([&](Pending& pending) {
+        if (!pending.answered) {
+            enter(pendings, pending.request.id, pending);
         }
     });
     check_read();
@@ -288,7 +289,7 @@ void State::check_read() {
             for (const KindSpec* spec : model.specs) {
                 bool is_its = worker->variant_of(model) == spec->variant &&
                               std::any_of(worker->arenas.begin(), worker->arenas.end(),
-                                          [spec](const Arena* one) { return one->kind == spec->kind; });
+                                          [spec](const Arena* arena) { return arena->kind == spec->kind; });
                 workers[spec] += is_its;
             }
         }
@@ -308,13 +309,15 @@ void State::check_read() {
                       "an action is of what is not there");
     });
     pool<Worker>().for_each_used([](Worker& worker) {
-        for (const Flight* one = worker.flights.front(); one != nullptr; one = worker.flights.next(one)) {
-            Archive::need(one->arena->worker == &worker, "an action is another worker's");
+        for (const Flight* other_flight = worker.flights.front(); other_flight != nullptr;
+             other_flight = worker.flights.next(other_flight)) {
+            Archive::need(other_flight->arena->worker == &worker, "an action is another worker's");
         }
     });
     pool<Executor>().for_each_used([](Executor& executor) {
-        for (const Flight* one = executor.lane.front(); one != nullptr; one = executor.lane.next(one)) {
-            Archive::need(one->executor == &executor, "an action is another device's");
+        for (const Flight* sent_flight = executor.lane.front(); sent_flight != nullptr;
+             sent_flight = executor.lane.next(sent_flight)) {
+            Archive::need(sent_flight->executor == &executor, "an action is another device's");
         }
     });
     pool<Batch>().for_each_used([](Batch& batch) {
@@ -357,8 +360,8 @@ void Dispatcher::restore(std::string_view state) {
     Archive archive(state);
     this->archive(archive);
     bool has_kinds = parts_.learning.kind_count() == kinds_.size();
-    state_.pool<Arena>().for_each_used([&](Arena& one) { has_kinds = has_kinds && one.kind < kinds_.size(); });
-    state_.pool<KindSpec>().for_each_used([&](KindSpec& one) { has_kinds = has_kinds && one.kind < kinds_.size(); });
+    state_.pool<Arena>().for_each_used([&](Arena& arena) { has_kinds = has_kinds && arena.kind < kinds_.size(); });
+    state_.pool<KindSpec>().for_each_used([&](KindSpec& spec) { has_kinds = has_kinds && spec.kind < kinds_.size(); });
     Archive::need(has_kinds, "a device is of no kind");
     try {
         check_invariants();

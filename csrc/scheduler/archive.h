@@ -64,7 +64,7 @@ public:
     // Numbers, flags, arrays, pairs, vectors, pointers to records (of which none is null), and whatever has archive().
     template <typename... T>
     void operator()(T&... each) {
-        (one(each), ...);
+        (item(each), ...);
     }
     // A pointer that may be null.
     template <typename T>
@@ -72,7 +72,7 @@ public:
     // A number of [least, most].
     template <typename T>
     void within(T& value, T least, T most) {
-        one(value);
+        item(value);
         need(!is_reading() || (least <= value && value <= most), "a number is out of its range");
     }
     // One of an enumeration from 0 to `last`.
@@ -85,7 +85,7 @@ public:
     // How many there are of what takes at least so many bytes each.
     std::size_t count(std::size_t there, std::size_t bytes_min = 1) {
         auto number = static_cast<std::uint64_t>(there);
-        one(number);
+        item(number);
         need(!is_reading() || number <= (in_.size() - at_) / bytes_min, "it is cut off");
         return static_cast<std::size_t>(number);
     }
@@ -100,13 +100,13 @@ public:
             }
             std::sort(keys.begin(), keys.end());
         }
-        one(keys);
+        item(keys);
         for (Key key : keys) {
             need(!is_reading() || map.find(key) == map.end(), "something is there twice");
             function(map[key]);
         }
     }
-    // A list through its records enters this one: of each kind of list, a record is in one at most.
+    // A list through its records enters this item: of each kind of list, a record is in item at most.
     void enter_list(const void* kind, std::uint32_t slot) {
         need(lists_.emplace(kind, slot).second, "a record is in two lists");
     }
@@ -131,7 +131,7 @@ private:
     struct IsPair<std::pair<A, B>> : std::true_type {};
 
     template <typename T>
-    void one(T& value) {
+    void item(T& value) {
         if constexpr (std::is_same_v<T, bool>) {
             auto flag = static_cast<std::uint8_t>(value);
             within<std::uint8_t>(flag, 0, 1);
@@ -152,15 +152,15 @@ private:
                 if (is_reading()) {
                     value.emplace_back();
                 }
-                one(value[place]);
+                item(value[place]);
             }
         } else if constexpr (IsArray<T>::value) {
             for (auto& each : value) {
-                one(each);
+                item(each);
             }
         } else if constexpr (IsPair<T>::value) {
-            one(value.first);
-            one(value.second);
+            item(value.first);
+            item(value.second);
         } else {
             value.archive(*this);
         }

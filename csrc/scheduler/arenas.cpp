@@ -7,13 +7,13 @@ namespace clockwork {
 namespace {
 
 template <typename T>
-void remove_from(std::vector<T*>& list, const T* one) {
-    list.erase(std::find(list.begin(), list.end(), one));
+void remove_from(std::vector<T*>& list, const T* entry) {
+    list.erase(std::find(list.begin(), list.end(), entry));
 }
 
 template <typename T>
-bool contains(const std::vector<T*>& list, const T* one) {
-    return std::find(list.begin(), list.end(), one) != list.end();
+bool contains(const std::vector<T*>& list, const T* entry) {
+    return std::find(list.begin(), list.end(), entry) != list.end();
 }
 
 }  // namespace
@@ -51,7 +51,7 @@ void Arenas::send_at_once(Residency& residency, bool hurries) {
 void Arenas::enter_pending(Residency& residency) {
     std::vector<Residency*>& pending = residency.arena->pending;
     auto place = std::upper_bound(pending.begin(), pending.end(), residency.key_ns,
-                                  [](Ns key_ns, const Residency* one) { return key_ns < one->key_ns; });
+                                  [](Ns key_ns, const Residency* resident) { return key_ns < resident->key_ns; });
     pending.insert(place, &residency);
 }
 
@@ -60,9 +60,11 @@ bool Arenas::try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std:
         return true;
     }
     evictable_.clear();
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (!one->doomed && one->is_idle() && deciders_.memory->may_evict(*one) && !contains(victims, one)) {
-            evictable_.push_back(one);
+    for (Residency* residency = arena.resident.front(); residency != nullptr;
+         residency = arena.resident.next(residency)) {
+        if (!residency->doomed && residency->is_idle() && deciders_.memory->may_evict(*residency) &&
+            !contains(victims, residency)) {
+            evictable_.push_back(residency);
         }
     }
     std::size_t ordered = 0;
@@ -150,8 +152,8 @@ void Arenas::absolve(const Arena& arena, std::vector<Residency*>& victims) {
     for (Residency* victim : absolved_) {
         bool is_doomed = std::any_of(arena.pending.begin(), arena.pending.end(),
                                      [&](const Residency* other) { return contains(other->victims, victim); });
-        for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-            is_doomed = is_doomed || contains(one->reservation.victims, victim);
+        for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+            is_doomed = is_doomed || contains(executor->reservation.victims, victim);
         }
         Arena::doom(*victim, is_doomed);
     }
@@ -162,8 +164,8 @@ void Arenas::forget_victim(Arena& arena, Residency& residency) {
     for (Residency* other : arena.pending) {
         std::erase(other->victims, &residency);
     }
-    for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-        std::erase(one->reservation.victims, &residency);
+    for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        std::erase(executor->reservation.victims, &residency);
     }
 }
 
@@ -171,9 +173,10 @@ void Arenas::forget_victim(Arena& arena, Residency& residency) {
 void Arenas::find_busy(Arena& arena) {
     endings_.clear();
     Ns free = arena.drained_ns(state_.now);
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (!one->doomed && !one->is_idle()) {
-            endings_.push_back({free, one});
+    for (Residency* residency = arena.resident.front(); residency != nullptr;
+         residency = arena.resident.next(residency)) {
+        if (!residency->doomed && !residency->is_idle()) {
+            endings_.push_back({free, residency});
         }
     }
     deciders_.memory->count_planned(arena, endings_);
@@ -373,9 +376,9 @@ bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
     }
     victims_.clear();
     bool fits = false;
-    for_each_evictable(arena, residency.victims, before_ns, [&](Residency* one) {
-        pages.free(one->starts, one->spec->runs);
-        victims_.push_back(one);
+    for_each_evictable(arena, residency.victims, before_ns, [&](Residency* resident) {
+        pages.free(resident->starts, resident->spec->runs);
+        victims_.push_back(resident);
         fits = pages.allocate(runs, residency.starts);
         return !fits;
     });
@@ -424,9 +427,10 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
         return;  // they will be idle in a while
     }
     find_busy(arena);
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (!one->doomed && one->is_idle() && !deciders_.memory->may_evict(*one)) {
-            endings_.push_back({NEVER_NS, one});  // its work waits for that of the others
+    for (Residency* residency = arena.resident.front(); residency != nullptr;
+         residency = arena.resident.next(residency)) {
+        if (!residency->doomed && residency->is_idle() && !deciders_.memory->may_evict(*residency)) {
+            endings_.push_back({NEVER_NS, residency});  // its work waits for that of the others
         }
     }
     bool fits = false;
@@ -436,9 +440,9 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
         fits = trial_.allocate(reservation.runs, trial_starts_);
         ++last;
     }
-    for (auto one = endings_.begin(); fits && one != last; ++one) {
-        Arena::doom(*one->residency, true);
-        reservation.victims.push_back(one->residency);
+    for (auto ending = endings_.begin(); fits && ending != last; ++ending) {
+        Arena::doom(*ending->residency, true);
+        reservation.victims.push_back(ending->residency);
     }
 }
 
@@ -447,13 +451,13 @@ void Arenas::unload_victims(Residency& residency) {
     PageAllocator& pages = residency.arena->pages;
     const PageAllocator::Pages& runs = residency.spec->runs;
     for (std::size_t place = victims_.size() - 1; place-- > 0;) {
-        Residency* one = victims_[place];
+        Residency* resident = victims_[place];
         pages.free(residency.starts, runs);
-        pages.take(one->starts, one->spec->runs);
+        pages.take(resident->starts, resident->spec->runs);
         if (pages.allocate(runs, residency.starts)) {
             victims_.erase(victims_.begin() + static_cast<std::ptrdiff_t>(place));
         } else {
-            pages.free(one->starts, one->spec->runs);
+            pages.free(resident->starts, resident->spec->runs);
             must(pages.allocate(runs, residency.starts), "pages that fitted a moment ago do not fit");
         }
     }
@@ -473,10 +477,10 @@ void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& cho
         }
     }
     evictable_.clear();
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (one->used_ns < before_ns && !one->doomed && one->is_idle() && deciders_.memory->may_evict(*one) &&
-            !contains(chosen, one)) {
-            evictable_.push_back(one);
+    for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
+        if (resident->used_ns < before_ns && !resident->doomed && resident->is_idle() &&
+            deciders_.memory->may_evict(*resident) && !contains(chosen, resident)) {
+            evictable_.push_back(resident);
         }
     }
     std::size_t ordered = 0;
@@ -489,8 +493,10 @@ void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& cho
         }
     }
     if (before_ns >= NEVER_NS) {  // the first load in line takes, in need, what a later one counted on
-        for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-            if (one->doomed && !contains(chosen, one) && one->is_idle() && !function(one)) {
+        for (Residency* other_residency = arena.resident.front(); other_residency != nullptr;
+             other_residency = arena.resident.next(other_residency)) {
+            if (other_residency->doomed && !contains(chosen, other_residency) && other_residency->is_idle() &&
+                !function(other_residency)) {
                 return;
             }
         }

@@ -39,10 +39,10 @@ public:
 
     // Calls function(index) for each number in both sets, ascending, until it returns false.
     template <typename Function>
-    static void for_each_in_both(const Bits& one, const Bits& other, Function&& function) {
-        std::size_t count = std::min(one.words_.size(), other.words_.size());
+    static void for_each_in_both(const Bits& bits, const Bits& other, Function&& function) {
+        std::size_t count = std::min(bits.words_.size(), other.words_.size());
         for (std::size_t place = 0; place < count; ++place) {
-            std::uint64_t word = one.words_[place] & other.words_[place];
+            std::uint64_t word = bits.words_[place] & other.words_[place];
             while (word != 0) {
                 auto index =
                     static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));

@@ -15,57 +15,57 @@ public:
     T* back() const { return last_; }
     bool empty() const { return first_ == nullptr; }
     std::uint32_t size() const { return count_; }
-    static T* next(const T* one) { return one->*After; }
+    static T* next(const T* entry) { return entry->*After; }
 
-    void push_back(T* one) {
-        one->*Before = last_;
-        one->*After = nullptr;
-        (last_ != nullptr ? last_->*After : first_) = one;
-        last_ = one;
+    void push_back(T* entry) {
+        entry->*Before = last_;
+        entry->*After = nullptr;
+        (last_ != nullptr ? last_->*After : first_) = entry;
+        last_ = entry;
         ++count_;
     }
 
-    void push_front(T* one) {
-        one->*Before = nullptr;
-        one->*After = first_;
-        (first_ != nullptr ? first_->*Before : last_) = one;
-        first_ = one;
+    void push_front(T* entry) {
+        entry->*Before = nullptr;
+        entry->*After = first_;
+        (first_ != nullptr ? first_->*Before : last_) = entry;
+        first_ = entry;
         ++count_;
     }
 
     // Before `place`; at the end if that is null.
-    void insert(T* one, T* place) {
+    void insert(T* entry, T* place) {
         if (place == nullptr) {
-            push_back(one);
+            push_back(entry);
             return;
         }
         if (place == first_) {
-            push_front(one);
+            push_front(entry);
             return;
         }
-        one->*Before = place->*Before;
-        one->*After = place;
-        (place->*Before)->*After = one;
-        place->*Before = one;
+        entry->*Before = place->*Before;
+        entry->*After = place;
+        (place->*Before)->*After = entry;
+        place->*Before = entry;
         ++count_;
     }
 
-    void erase(T* one) {
-        (one->*Before != nullptr ? (one->*Before)->*After : first_) = one->*After;
-        (one->*After != nullptr ? (one->*After)->*Before : last_) = one->*Before;
-        one->*Before = one->*After = nullptr;
+    void erase(T* entry) {
+        (entry->*Before != nullptr ? (entry->*Before)->*After : first_) = entry->*After;
+        (entry->*After != nullptr ? (entry->*After)->*Before : last_) = entry->*Before;
+        entry->*Before = entry->*After = nullptr;
         --count_;
     }
 
-    void move_to_end(T* one) {
-        if (one != last_) {
-            erase(one);
-            push_back(one);
+    void move_to_end(T* entry) {
+        if (entry != last_) {
+            erase(entry);
+            push_back(entry);
         }
     }
 
     void archive(Archive& archive) {
-        archive_by(archive, [this](T* one) { push_back(one); });
+        archive_by(archive, [this](T* entry) { push_back(entry); });
     }
 
 protected:
@@ -76,13 +76,13 @@ protected:
         std::size_t count = archive.count(count_);
         T* place = first_;
         for (; count > 0; --count) {
-            T* one = place;
-            archive(one);
+            T* entry = place;
+            archive(entry);
             if (archive.is_reading()) {
-                archive.enter_list(&KIND, one->slot);
-                enter(one);
+                archive.enter_list(&KIND, entry->slot);
+                enter(entry);
             } else {
-                place = next(one);
+                place = next(entry);
             }
         }
     }

@@ -12,9 +12,9 @@ Deferred::Deferred(const RuleParts& parts, const SchedulerOptions& options)
 
 Deferred::Meter& Deferred::meter(const Model& model, std::uint32_t shape) {
     auto& all = meters_.of(model);
-    for (auto& [known, one] : all) {
+    for (auto& [known, meter] : all) {
         if (known == shape) {
-            return one;
+            return meter;
         }
     }
     if (all.size() >= QUEUES_KEPT) {
@@ -24,11 +24,11 @@ Deferred::Meter& Deferred::meter(const Model& model, std::uint32_t shape) {
 }
 
 bool Deferred::admit(Pending& pending) {
-    Meter& one = meter(*pending.model, pending.request.shape);
-    if (one.since_ns == 0) {
-        one.since_ns = parts_.state.now;
+    Meter& gauge = meter(*pending.model, pending.request.shape);
+    if (gauge.since_ns == 0) {
+        gauge.since_ns = parts_.state.now;
     }
-    one.count.add(parts_.state.now, pending.size, DEFERRED_HALF_LIFE_NS);
+    gauge.count.add(parts_.state.now, pending.size, DEFERRED_HALF_LIFE_NS);
     return true;
 }
 
@@ -44,12 +44,12 @@ void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
 }
 
 std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns there_ns, Ns back_ns) {
-    Meter& one = meter(*queue.model, queue.shape);
-    if (parts_.state.now - one.target_at_ns < DEFERRED_TARGET_NS) {
-        return one.target;
+    Meter& gauge = meter(*queue.model, queue.shape);
+    if (parts_.state.now - gauge.target_at_ns < DEFERRED_TARGET_NS) {
+        return gauge.target;
     }
-    one.target_at_ns = parts_.state.now;
-    one.target = 1;
+    gauge.target_at_ns = parts_.state.now;
+    gauge.target = 1;
     Curve* curve = spec.program->curve(queue.shape);
     if (curve == nullptr) {
         return 1;
@@ -57,10 +57,10 @@ std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns ther
     const Waiting& front = queue.front();
     Ns slo = front.deadline_ns - front.pending->request.arrived_ns;
     auto budget = static_cast<double>(slo - there_ns - back_ns);
-    Ns known = parts_.state.now - one.since_ns;
+    Ns known = parts_.state.now - gauge.since_ns;
     double rate = 0;  // per nanosecond; of a count that has been filling for `known`, as it would be in the long run
     if (known >= DEFERRED_TARGET_NS) {
-        rate = one.count.rate(parts_.state.now, DEFERRED_HALF_LIFE_NS) / (1 - decay(known, DEFERRED_HALF_LIFE_NS));
+        rate = gauge.count.rate(parts_.state.now, DEFERRED_HALF_LIFE_NS) / (1 - decay(known, DEFERRED_HALF_LIFE_NS));
     }
     for (std::uint32_t size = spec.batch_max; size > 1; --size) {
         auto exec = static_cast<double>(curve->planned_ns(size));
@@ -72,11 +72,11 @@ std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns ther
             fits = devices < 1 ? exec + size / rate <= budget : exec * (1 + 1 / devices) <= budget;
         }
         if (fits) {
-            one.target = size;
+            gauge.target = size;
             break;
         }
     }
-    return one.target;
+    return gauge.target;
 }
 
 Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, Ns start_ns, Ns back_ns) {
@@ -166,13 +166,13 @@ Ns Deferred::rank_ns(const Queue& queue) {
     return queue.front().deadline_ns - back - longest;
 }
 
-Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) { return parts_.last_start_ns(queue, one); }
+Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& waiting) { return parts_.last_start_ns(queue, waiting); }
 
 Choice Deferred::choose(Executor& executor, Ns free_ns) {
     Ns back = executor.worker->back_ns;
     Residency* residency = nullptr;
-    Queue* queue = parts_.queues.least(*executor.arena, residency, [&](const Queue& one, const Residency& here) {
-        return gather(one, *here.spec, free_ns, back).invalid_ns;
+    Queue* queue = parts_.queues.least(*executor.arena, residency, [&](const Queue& candidate, const Residency& here) {
+        return gather(candidate, *here.spec, free_ns, back).invalid_ns;
     });
     if (queue == nullptr) {
         return {};

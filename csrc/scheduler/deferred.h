@@ -54,7 +54,7 @@ public:
     Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
-    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& waiting) override;
     void archive(Archive& archive) override { meters_.archive(archive, parts_.state.pool<Model>().slot_count()); }
 
 private:

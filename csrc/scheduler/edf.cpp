@@ -204,7 +204,9 @@ bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     const KindSpec& spec = *batch.residency->spec;
     Ns hoped = spec.hoped_ns(batch.shape, batch.size);
     bool is_in_time = executor.lane.empty() && executor.free_ns(state_.now) + hoped <= end_ns;
-    auto is_other = [&spec](const Batch* one) { return one->residency->spec->program != spec.program; };
+    auto is_other = [&spec](const Batch* planned_batch) {
+        return planned_batch->residency->spec->program != spec.program;
+    };
     if (!is_in_time || std::any_of(plan.batches.begin(), plan.batches.end(), is_other)) {
         return false;
     }

@@ -547,7 +547,7 @@ Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count
     ns = std::max<Ns>(ns, 1);
     auto& layouts = windows_[model_id];
     auto layout =
-        std::find_if(layouts.begin(), layouts.end(), [=](const auto& one) { return one.first == page_count; });
+        std::find_if(layouts.begin(), layouts.end(), [=](const auto& layout) { return layout.first == page_count; });
     if (layout == layouts.end()) {
         Ns seed = first_ns(seed_ns, page_count);
         if (layouts.size() >= LAYOUTS_MAX) {

@@ -77,10 +77,11 @@ Flight* Executions::send(Batch& batch) {
 // While an execution goes on for far longer than expected, nobody knows when it ends, nor whether those like it behind it
 // take as long: so nothing waits there, and what is sent when it has ended is chosen by what is known then.
 void Executions::recall_waiting(const Executor& executor) {
-    for (Flight* one = executor.lane.next(executor.lane.front()); one != nullptr; one = executor.lane.next(one)) {
-        if (one->kind == FlightKind::INFER && !one->revoked) {
-            one->is_recalled = true;
-            state_.revoke(*one);
+    for (Flight* flight = executor.lane.next(executor.lane.front()); flight != nullptr;
+         flight = executor.lane.next(flight)) {
+        if (flight->kind == FlightKind::INFER && !flight->revoked) {
+            flight->is_recalled = true;
+            state_.revoke(*flight);
         }
     }
 }

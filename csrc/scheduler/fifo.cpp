@@ -22,11 +22,11 @@ Ns Fifo::ready_ns(Queue& queue) {
 }
 
 // The time of an execution alone is not waited for: with drop, choose() looks, for the device that is free.
-Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& one) {
+Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& waiting) {
     if (!drops_) {
-        return one.deadline_ns;
+        return waiting.deadline_ns;
     }
-    return parts_.last_start_ns(queue, one);
+    return parts_.last_start_ns(queue, waiting);
 }
 
 Choice Fifo::choose(Executor& executor, Ns free_ns) {

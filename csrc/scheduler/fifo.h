@@ -32,7 +32,7 @@ public:
     Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
-    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& waiting) override;
 
 private:
     std::uint32_t cap(const KindSpec& spec) const {

@@ -30,10 +30,10 @@ public:
     // The same on the fastest kind of device that has the model prepared; NEVER_NS: nothing is known of it.
     virtual Ns least_ns(const Queue& queue, std::uint32_t rows) const = 0;
     // See RuleParts and Queue.
-    virtual Ns last_start_ns(const Queue& queue, const Waiting& one) const = 0;
+    virtual Ns last_start_ns(const Queue& queue, const Waiting& waiting) const = 0;
     virtual std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const = 0;
     // Only while a batch is chosen. False: it does not wait there.
-    virtual bool drop(Queue& queue, const Waiting& one) = 0;
+    virtual bool drop(Queue& queue, const Waiting& waiting) = 0;
 
 protected:
     ~HookView() = default;
@@ -64,8 +64,8 @@ struct Hooks {
     int (*rank_ns)(void* policy, HookView* view, Queue* queue, Ns* rank_ns) = nullptr;
     // Null for one that the policy leaves as it is.
     int (*ready_ns)(void* policy, HookView* view, Queue* queue, Ns* ready_ns) = nullptr;
-    int (*hopeless_ns)(void* policy, HookView* view, Queue* queue, const Waiting* one, Ns* hopeless_ns) = nullptr;
-    int (*admit)(void* policy, HookView* view, Queue* queue, const Waiting* one, HookRefusal* refusal) = nullptr;
+    int (*hopeless_ns)(void* policy, HookView* view, Queue* queue, const Waiting* waiting, Ns* hopeless_ns) = nullptr;
+    int (*admit)(void* policy, HookView* view, Queue* queue, const Waiting* waiting, HookRefusal* refusal) = nullptr;
 };
 
 }  // namespace clockwork

@@ -126,8 +126,8 @@ bool Arenas::bring(Worker& worker, Model& model, Ns before_ns) {
                 dropped_.push_back({deciders_.memory->host_worth(*model), worker.host[model->slot].used_ns, model});
             }
         }
-        std::stable_sort(dropped_.begin(), dropped_.end(), [](const Dropped& one, const Dropped& other) {
-            return one.worth != other.worth ? one.worth < other.worth : one.used_ns < other.used_ns;
+        std::stable_sort(dropped_.begin(), dropped_.end(), [](const Dropped& dropped, const Dropped& other) {
+            return dropped.worth != other.worth ? dropped.worth < other.worth : dropped.used_ns < other.used_ns;
         });
         std::size_t count = 0;
         while (free < spec->host_bytes && count < dropped_.size()) {
@@ -176,9 +176,9 @@ void Arenas::warm(Model& model) {
 // A residency that stands for the model in an action of the host store: it is on no device.
 Residency& Arenas::stand_in(Worker& worker, Model& model) {
     Arena& arena = *worker.arenas.front();
-    Residency* one = make_residency(arena, model, *model.spec(arena), 0);
-    one->load_id = state_.next_load();
-    return *one;
+    Residency* residency = make_residency(arena, model, *model.spec(arena), 0);
+    residency->load_id = state_.next_load();
+    return *residency;
 }
 
 void Arenas::send_fetch(Worker& worker, Model& model, const KindSpec& spec) {
@@ -273,8 +273,9 @@ void Arenas::check_invariants() const {
     const Worker* last = nullptr;
     for (const Arena* arena : state_.arenas) {
         const Worker& worker = *arena->worker;
-        for (const Residency* one = arena->resident.front(); one != nullptr; one = arena->resident.next(one)) {
-            must(one->state == ResidencyState::RESIDENT || worker.is_hosted(*one->model),
+        for (const Residency* residency = arena->resident.front(); residency != nullptr;
+             residency = arena->resident.next(residency)) {
+            must(residency->state == ResidencyState::RESIDENT || worker.is_hosted(*residency->model),
                  "a LOAD of a model that is not in the host store");
         }
         if (&worker == last || worker.host_bytes == 0) {

@@ -16,11 +16,11 @@ const std::vector<Model*>& Idle::background() {
 
 // Whether work is planned for one of its executors.
 bool Idle::has_plan(const Arena& arena) const {
-    const Executor* one = arena.executors.front();
-    while (one != nullptr && deciders_.policy->planned(*one).empty()) {
-        one = one->after;
+    const Executor* executor = arena.executors.front();
+    while (executor != nullptr && deciders_.policy->planned(*executor).empty()) {
+        executor = executor->after;
     }
-    return one != nullptr;
+    return executor != nullptr;
 }
 
 void Idle::load_background(Arena& arena, Model& model) {
@@ -119,22 +119,23 @@ Text Idle::why_unmeasured(const Model& model, std::uint32_t shape) const {
     return has_failed ? Text::NOT_MEASURABLE : Text::NEVER_MEASURED;
 }
 
-void Idle::note_ended(const Unmeasured& one, bool is_measured) {
+void Idle::note_ended(const Unmeasured& unmeasured, bool is_measured) {
     std::erase_if(failed_, [&](const Failed& failed) {
-        return failed.program == one.program && failed.kind == one.kind && failed.shape == one.shape;
+        return failed.program == unmeasured.program && failed.kind == unmeasured.kind &&
+               failed.shape == unmeasured.shape;
     });
-    if (!is_measured && one.attempts >= PROFILE_ATTEMPTS_MAX) {
+    if (!is_measured && unmeasured.attempts >= PROFILE_ATTEMPTS_MAX) {
         if (failed_.size() >= PROFILE_TABLE_MAX) {
             failed_.erase(failed_.begin());
         }
-        failed_.push_back({one.program, one.kind, one.shape});
+        failed_.push_back({unmeasured.program, unmeasured.kind, unmeasured.shape});
     }
 }
 
 // Of whichever of its preparations runs the program that is to be measured.
-KindSpec* Idle::measured_spec(const Model& model, const Unmeasured& one) {
+KindSpec* Idle::measured_spec(const Model& model, const Unmeasured& unmeasured) {
     auto found = std::find_if(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
-        return spec->kind == one.kind && spec->program_number == one.program;
+        return spec->kind == unmeasured.kind && spec->program_number == unmeasured.program;
     });
     return found != model.specs.end() ? *found : nullptr;
 }
@@ -147,24 +148,24 @@ void Idle::measure(Executor& executor) {
         return;
     }
     for (std::size_t place = 0; place < unmeasured_.size();) {
-        Unmeasured& one = unmeasured_[place];
-        if (one.kind != arena.kind) {
+        Unmeasured& unmeasured = unmeasured_[place];
+        if (unmeasured.kind != arena.kind) {
             ++place;
             continue;
         }
-        Model* model = state_.find_model(one.model_id);
-        KindSpec* spec = model != nullptr ? measured_spec(*model, one) : nullptr;
+        Model* model = state_.find_model(unmeasured.model_id);
+        KindSpec* spec = model != nullptr ? measured_spec(*model, unmeasured) : nullptr;
         Ns bound = 0;
-        Curve* known = spec != nullptr ? spec->program->curve(one.shape) : nullptr;
-        bool is_over = spec == nullptr || model->draining || (known != nullptr) != one.is_doubted;
+        Curve* known = spec != nullptr ? spec->program->curve(unmeasured.shape) : nullptr;
+        bool is_over = spec == nullptr || model->draining || (known != nullptr) != unmeasured.is_doubted;
         if (!is_over) {
-            bound = known != nullptr ? known->planned_ns(one.rows)
-                                     : spec->program->bound_ns(state_.shapes, one.shape, one.rows);
-            is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
+            bound = known != nullptr ? known->planned_ns(unmeasured.rows)
+                                     : spec->program->bound_ns(state_.shapes, unmeasured.shape, unmeasured.rows);
+            is_over = unmeasured.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
         }
         if (is_over) {
-            if (!one.is_doubted) {
-                note_ended(one, known != nullptr);
+            if (!unmeasured.is_doubted) {
+                note_ended(unmeasured, known != nullptr);
             }
             unmeasured_.erase(unmeasured_.begin() + static_cast<std::ptrdiff_t>(place));
             continue;
@@ -173,7 +174,7 @@ void Idle::measure(Executor& executor) {
             bound = PROFILE_NS_MAX;
         }
         Residency* residency = arena.find(model);
-        if (residency == nullptr && one.is_doubted) {  // any other that runs the program will do
+        if (residency == nullptr && unmeasured.is_doubted) {  // any other that runs the program will do
             residency = arena.resident.front();
             while (residency != nullptr && residency->spec->program != spec->program) {
                 residency = arena.resident.next(residency);
@@ -194,8 +195,8 @@ void Idle::measure(Executor& executor) {
             ++place;
             continue;
         }
-        ++one.attempts;
-        executions_.measure(executor, *residency, one.shape, one.rows, bound);
+        ++unmeasured.attempts;
+        executions_.measure(executor, *residency, unmeasured.shape, unmeasured.rows, bound);
         return;
     }
 }

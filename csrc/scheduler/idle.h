@@ -79,9 +79,9 @@ private:
 
     void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
     // Note how the attempts to measure a shape ended.
-    void note_ended(const Unmeasured& one, bool is_measured);
+    void note_ended(const Unmeasured& unmeasured, bool is_measured);
     bool has_plan(const Arena& arena) const;
-    static KindSpec* measured_spec(const Model& model, const Unmeasured& one);
+    static KindSpec* measured_spec(const Model& model, const Unmeasured& unmeasured);
 
     State& state_;
     Arenas& arenas_;

@@ -37,8 +37,8 @@ void Arena::leave(Residency* residency) {
 
 void Arena::settle(Residency& residency, bool is_resident) {
     Model& model = *residency.model;
-    for (const Executor* one = executors.front(); one != nullptr; one = one->after) {
-        is_resident ? model.homes.set(one->slot) : model.homes.clear(one->slot);
+    for (const Executor* executor = executors.front(); executor != nullptr; executor = executor->after) {
+        is_resident ? model.homes.set(executor->slot) : model.homes.clear(executor->slot);
     }
     is_resident ? models.set(model.slot) : models.clear(model.slot);
 }

@@ -221,8 +221,8 @@ struct Arena {
     // The executor that is free first.
     Executor& soonest(Ns now) const {
         Executor* best = executors.front();
-        for (Executor* one = best->after; one != nullptr; one = one->after) {
-            best = one->free_ns(now) < best->free_ns(now) ? one : best;
+        for (Executor* executor = best->after; executor != nullptr; executor = executor->after) {
+            best = executor->free_ns(now) < best->free_ns(now) ? executor : best;
         }
         return *best;
     }
@@ -230,8 +230,8 @@ struct Arena {
     // When all of them are.
     Ns drained_ns(Ns now) const {
         Ns last = 0;
-        for (const Executor* one = executors.front(); one != nullptr; one = one->after) {
-            last = std::max(last, one->free_ns(now));
+        for (const Executor* executor = executors.front(); executor != nullptr; executor = executor->after) {
+            last = std::max(last, executor->free_ns(now));
         }
         return last;
     }
@@ -331,11 +331,11 @@ inline bool Executor::usable() const { return !worker->draining; }
 inline bool Arena::usable() const { return !worker->draining; }
 
 inline bool Arena::is_idle() const {
-    const Executor* one = executors.front();
-    while (one != nullptr && one->lane.empty()) {
-        one = one->after;
+    const Executor* executor = executors.front();
+    while (executor != nullptr && executor->lane.empty()) {
+        executor = executor->after;
     }
-    return one == nullptr;
+    return executor == nullptr;
 }
 
 inline KindSpec* Model::spec(const Arena& arena) const {

@@ -93,20 +93,20 @@ AdaptiveMemory::Demand& AdaptiveMemory::demand(const Model& model) {
 
 // Arrivals per nanosecond.
 double AdaptiveMemory::rate(const Model& model) const {
-    const Demand* one = known(model);
-    return one != nullptr ? one->count.rate(now(), RATE_HALF_LIFE_NS) : 0;
+    const Demand* demand = known(model);
+    return demand != nullptr ? demand->count.rate(now(), RATE_HALF_LIFE_NS) : 0;
 }
 
 double AdaptiveMemory::standing(const Model& model, Ns load) const {
-    const Demand* one = known(model);
-    if (one == nullptr) {
+    const Demand* demand = known(model);
+    if (demand == nullptr) {
         return 0;
     }
     double per_ns = rate(model);
     auto links = static_cast<Ns>(std::max<std::size_t>(model.workers.size(), 1));
     Ns wait = load * static_cast<Ns>(asking_.size()) / links;
     double lost = per_ns * static_cast<double>(load + wait);
-    if (one->slo_ns < load + wait) {
+    if (demand->slo_ns < load + wait) {
         lost += std::min(1.0, per_ns * static_cast<double>(STANDING_NS));
     }
     return lost;
@@ -116,33 +116,33 @@ bool AdaptiveMemory::asks(const Model& model, bool is_cold) {
     if (waiting(model) == 0 || is_cold) {
         return is_cold && waiting(model) > 0;
     }
-    Demand& one = demand(model);
-    if (one.is_everywhere || now() - one.pressed_ns > PRESSED_NS || is_coming(model)) {
+    Demand& record = demand(model);
+    if (record.is_everywhere || now() - record.pressed_ns > PRESSED_NS || is_coming(model)) {
         return false;
     }
-    one.is_everywhere = !placement_.is_loadable_somewhere(model);
-    return !one.is_everywhere;
+    record.is_everywhere = !placement_.is_loadable_somewhere(model);
+    return !record.is_everywhere;
 }
 
 double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns,
                                bool is_cold) const {
     Ns ready = begin_ns + load + delays_ns;
     std::uint32_t in_time = 0;
-    for (const auto& one : queues_.of(model)) {
-        if (one->empty()) {
+    for (const auto& queue : queues_.of(model)) {
+        if (queue->empty()) {
             continue;
         }
-        Ns least = ready + spec.alone_ns(one->shape, one->front().size);
-        std::uint32_t low = 0, high = one->size();
+        Ns least = ready + spec.alone_ns(queue->shape, queue->front().size);
+        std::uint32_t low = 0, high = queue->size();
         while (low < high) {
             std::uint32_t middle = low + (high - low) / 2;
-            if ((*one)[middle].deadline_ns < least) {
+            if ((*queue)[middle].deadline_ns < least) {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
-        in_time += one->size() - low;
+        in_time += queue->size() - low;
     }
     return in_time + (is_cold ? standing(model, load) : 0);
 }
@@ -150,10 +150,10 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
 // The last moment at which it may be fetched and loaded, which takes `hops`, for the first of its requests.
 Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec, Ns hops) const {
     Ns latest = NEVER_NS;
-    for (const auto& one : queues_.of(model)) {
-        if (!one->empty()) {
-            Ns needs = hops + spec.alone_ns(one->shape, one->front().size);
-            latest = std::min(latest, one->front().deadline_ns - needs);
+    for (const auto& queue : queues_.of(model)) {
+        if (!queue->empty()) {
+            Ns needs = hops + spec.alone_ns(queue->shape, queue->front().size);
+            latest = std::min(latest, queue->front().deadline_ns - needs);
         }
     }
     return latest;
@@ -199,41 +199,41 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
         asking_.erase(slot);
     }
     by_due_.clear();
-    for (Wish& one : wishes_) {
-        const Model& model = state_.at<Model>(one.slot);
+    for (Wish& wish : wishes_) {
+        const Model& model = state_.at<Model>(wish.slot);
         const KindSpec& spec = *model.specs.front();
         Ns fetch = arenas_.fetch_wait_ns(model), load = spec.load_planned_ns();
-        double gain = benefit(model, spec, now() + fetch, load, 0, one.is_cold);
-        one.density = gain / static_cast<double>(std::max<Ns>(load, 1));
-        one.load_ns = shared_ns(model, load);
+        double gain = benefit(model, spec, now() + fetch, load, 0, wish.is_cold);
+        wish.density = gain / static_cast<double>(std::max<Ns>(load, 1));
+        wish.load_ns = shared_ns(model, load);
         Ns latest = latest_ns(model, spec, fetch + load);
-        one.due_ns = static_cast<double>(latest) + one.load_ns;
-        one.is_put_back = latest <= now();
-        if (!one.is_put_back) {
-            by_due_.push_back({one.due_ns, one.slot, static_cast<std::uint32_t>(&one - wishes_.data())});
+        wish.due_ns = static_cast<double>(latest) + wish.load_ns;
+        wish.is_put_back = latest <= now();
+        if (!wish.is_put_back) {
+            by_due_.push_back({wish.due_ns, wish.slot, static_cast<std::uint32_t>(&wish - wishes_.data())});
         }
     }
-    std::sort(by_due_.begin(), by_due_.end(), [](const Due& one, const Due& other) {
-        return one.due_ns != other.due_ns ? one.due_ns < other.due_ns : one.slot < other.slot;
+    std::sort(by_due_.begin(), by_due_.end(), [](const Due& due, const Due& other) {
+        return due.due_ns != other.due_ns ? due.due_ns < other.due_ns : due.slot < other.slot;
     });
     planned_.clear();
     double begin = static_cast<double>(std::max(now(), arena.worker->link_free_ns));
     for (std::uint32_t place = 0; place < by_due_.size(); ++place) {
-        const Wish& one = wishes_[by_due_[place].wish];
-        planned_.emplace_back(-one.density, place);
+        const Wish& wish = wishes_[by_due_[place].wish];
+        planned_.emplace_back(-wish.density, place);
         std::push_heap(planned_.begin(), planned_.end());
-        begin += one.load_ns;  // behind all that is planned
-        for (bool is_planned = true; is_planned && begin > one.due_ns;) {
+        begin += wish.load_ns;  // behind all that is planned
+        for (bool is_planned = true; is_planned && begin > wish.due_ns;) {
             std::pop_heap(planned_.begin(), planned_.end());
             Wish& least = wishes_[by_due_[planned_.back().second].wish];
             planned_.pop_back();
             begin -= least.load_ns;
             least.is_put_back = true;
-            is_planned = &least != &one;  // else all that is left was in time before it came
+            is_planned = &least != &wish;  // else all that is left was in time before it came
         }
     }
-    for (const Wish& one : wishes_) {
-        asking_.change(one.slot, {one.is_put_back, one.is_put_back ? one.density : -one.due_ns});
+    for (const Wish& wish : wishes_) {
+        asking_.change(wish.slot, {wish.is_put_back, wish.is_put_back ? wish.density : -wish.due_ns});
     }
     asking_.restore_order();
 }
@@ -242,17 +242,17 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
 
 void AdaptiveMemory::waits(Pending& pending) {
     Model& model = *pending.model;
-    Demand& one = demand(model);
+    Demand& record = demand(model);
     if (pending.attempts == 0) {
-        one.count.add(now(), pending.size, RATE_HALF_LIFE_NS);
-        one.slo_ns = pending.deadline_ns - pending.request.arrived_ns;
+        record.count.add(now(), pending.size, RATE_HALF_LIFE_NS);
+        record.slo_ns = pending.deadline_ns - pending.request.arrived_ns;
     }
     if (is_cold(model) || asking_.holds(model.slot)) {
         ask(model);
     } else if (waits_long(model)) {
-        one.pressed_ns = now();
+        record.pressed_ns = now();
         ask(model);
-    } else if (model.specs.size() > 1 && now() - one.pressed_ns <= PRESSED_NS) {
+    } else if (model.specs.size() > 1 && now() - record.pressed_ns <= PRESSED_NS) {
         ask(model);  // those before it left in vain: the kind of device that has it may be too slow for them
     }
 }
@@ -260,9 +260,9 @@ void AdaptiveMemory::waits(Pending& pending) {
 // Whether the first of its requests has waited for longer than a load takes, and for a good part of its SLO.
 bool AdaptiveMemory::waits_long(const Model& model) const {
     Ns load = model.residencies.front()->spec->load_planned_ns();
-    for (const auto& one : queues_.of(model)) {
-        if (!one->empty()) {
-            const Request& first = one->front().pending->request;
+    for (const auto& queue : queues_.of(model)) {
+        if (!queue->empty()) {
+            const Request& first = queue->front().pending->request;
             Ns waited = now() - first.arrived_ns;
             if (waited > load && waited > (first.deadline_ns - first.arrived_ns) / LONG_PART) {
                 return true;
@@ -286,8 +286,8 @@ void AdaptiveMemory::sent(Flight& flight) {
 }
 
 void AdaptiveMemory::press(Queue& queue) {
-    Demand& one = demand(*queue.model);
-    one.pressed_ns = now();
+    Demand& record = demand(*queue.model);
+    record.pressed_ns = now();
     if (!asking_.holds(queue.model->slot)) {
         ask(*queue.model);
     }
@@ -315,9 +315,10 @@ void AdaptiveMemory::ask(Model& model) {
     bool is_put_back = !is_new && asking_.urgency(model.slot).is_put_back;
     asking_.set(model.slot, urgency(model, cold, is_put_back));
     if (is_new) {
-        Arena* arena = placement_.find_target(model, [&](const Arena& one, const KindSpec& spec, const Score& least) {
-            return score(one, spec, model, least);
-        });
+        Arena* arena =
+            placement_.find_target(model, [&](const Arena& other_arena, const KindSpec& spec, const Score& least) {
+                return score(other_arena, spec, model, least);
+            });
         if (arena != nullptr) {
             again_ns_[arena->slot] = 0;
             state_.touch(*arena);
@@ -328,9 +329,9 @@ void AdaptiveMemory::ask(Model& model) {
 // The queue whose first request is due first; null if none waits.
 const Queue* AdaptiveMemory::first_queue(const Model& model) const {
     const Queue* first = nullptr;
-    for (const auto& one : queues_.of(model)) {
-        if (!one->empty() && (first == nullptr || one->front().deadline_ns < first->front().deadline_ns)) {
-            first = one.get();
+    for (const auto& queue : queues_.of(model)) {
+        if (!queue->empty() && (first == nullptr || queue->front().deadline_ns < first->front().deadline_ns)) {
+            first = queue.get();
         }
     }
     return first;
@@ -558,16 +559,16 @@ void AdaptiveMemory::look(Arena& arena) {
 }
 
 bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
-    Demand& one = demand(model);
+    Demand& record = demand(model);
     if (arenas_.find_room(arena, spec, victims_)) {
         arenas_.load_over(arena, model, spec, victims_);
-        one.denied_ns = 0;
+        record.denied_ns = 0;
         return true;
     }
-    if (one.denied_ns == 0) {
-        one.denied_ns = now();
-    } else if (now() - one.denied_ns > one.slo_ns / DENIED_PART && is_cold(model)) {
-        one.denied_ns = 0;
+    if (record.denied_ns == 0) {
+        record.denied_ns = now();
+    } else if (now() - record.denied_ns > record.slo_ns / DENIED_PART && is_cold(model)) {
+        record.denied_ns = 0;
         if (arenas_.load_by_force(arena, model, spec)) {
             for (const Residency* victim : model.residencies.back()->victims) {
                 ask(*victim->model);  // it may be cold now

@@ -108,9 +108,9 @@ public:
 private:
     static constexpr std::uint32_t NOWHERE = UINT32_MAX;
 
-    bool is_above(std::uint32_t one, std::uint32_t other) const {
-        const Urgency &first = urgencies_[one], &second = urgencies_[other];
-        return first == second ? one < other : first > second;
+    bool is_above(std::uint32_t slot, std::uint32_t other) const {
+        const Urgency &first = urgencies_[slot], &second = urgencies_[other];
+        return first == second ? slot < other : first > second;
     }
     void put(std::size_t place, std::uint32_t slot) {
         heap_[place] = slot;

@@ -33,9 +33,9 @@ PaperMemory::Demand& PaperMemory::demand(const Model& model) { return grown(dema
 PaperMemory::Share& PaperMemory::share(const Pending& pending) { return grown(shares_, pending.slot); }
 
 void PaperMemory::soil(const Model& model) {
-    Demand& one = demand(model);
-    if (!one.is_dirty) {
-        one.is_dirty = true;
+    Demand& record = demand(model);
+    if (!record.is_dirty) {
+        record.is_dirty = true;
         dirty_.push_back(model.slot);
     }
 }
@@ -43,14 +43,15 @@ void PaperMemory::soil(const Model& model) {
 void PaperMemory::waits(Pending& pending) {
     Model& model = *pending.model;
     const KindSpec& spec = *model.specs.front();
-    Ns one = spec.alone_ns(pending.request.shape, pending.size);
+    Ns alone_ns = spec.alone_ns(pending.request.shape, pending.size);
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns least = ahead_ns_ + PAPER_BUFFER_NS;
     Ns exec_slo = std::max(slo - PAPER_BUFFER_NS, least);
-    Ns weights_slo = slo - (arenas_.fetch_wait_ns(model) + spec.load_expected_ns() + one + PAPER_BUFFER_NS + ahead_ns_);
+    Ns weights_slo =
+        slo - (arenas_.fetch_wait_ns(model) + spec.load_expected_ns() + alone_ns + PAPER_BUFFER_NS + ahead_ns_);
     weights_slo = std::max(std::min(PAPER_WEIGHTS_SLO_NS, weights_slo), least);
     Share& mine = share(pending);
-    mine = {scaled(one, PAPER_CAPACITY_NS, exec_slo), scaled(one, PAPER_CAPACITY_NS, weights_slo), ++number_};
+    mine = {scaled(alone_ns, PAPER_CAPACITY_NS, exec_slo), scaled(alone_ns, PAPER_CAPACITY_NS, weights_slo), ++number_};
     Demand& all = demand(model);
     all.exec_ns += mine.exec_ns;
     all.weights_ns += mine.weights_ns;
@@ -98,10 +99,10 @@ void PaperMemory::expire() {
     while (!expiries_.empty() && expiries_.top().at_ns <= now()) {
         Expiry over = expiries_.top();
         expiries_.pop();
-        Share& one = shares_[over.pending];
-        if (one.number == over.number && one.weights_ns > 0) {
-            demands_[over.model].weights_ns -= one.weights_ns;
-            one.weights_ns = 0;
+        Share& share = shares_[over.pending];
+        if (share.number == over.number && share.weights_ns > 0) {
+            demands_[over.model].weights_ns -= share.weights_ns;
+            share.weights_ns = 0;
             soil(state_.at<Model>(over.model));
         }
     }
@@ -110,9 +111,9 @@ void PaperMemory::expire() {
 // Brings shares, device loads and needs up to date.
 void PaperMemory::flush() {
     for (std::uint32_t slot : dirty_) {
-        Demand& one = demands_[slot];
+        Demand& demand = demands_[slot];
         const Model& model = state_.at<Model>(slot);
-        one.is_dirty = false;
+        demand.is_dirty = false;
         double all = 0, squares = 0;
         weights_.clear();
         for (const Residency* residency : model.residencies) {
@@ -125,20 +126,20 @@ void PaperMemory::flush() {
         for (std::size_t place = 0; place < weights_.size(); ++place) {
             const Residency& residency = *model.residencies[place];
             Ns& mine = grown(allocated_, residency.slot);
-            Ns now_ns = all > 0 ? static_cast<Ns>(static_cast<double>(one.exec_ns) * (weights_[place] / all)) : 0;
+            Ns now_ns = all > 0 ? static_cast<Ns>(static_cast<double>(demand.exec_ns) * (weights_[place] / all)) : 0;
             loads_[residency.arena->slot] += now_ns - mine;
             mine = now_ns;
         }
-        double need = static_cast<double>(one.weights_ns);
+        double need = static_cast<double>(demand.weights_ns);
         if (all > 0) {
             need *= 1 - squares / all;
         }
-        if (one.is_listed) {
-            needs_.erase({-one.need, slot});
+        if (demand.is_listed) {
+            needs_.erase({-demand.need, slot});
         }
-        one.need = need;
-        one.is_listed = need > 0;
-        if (one.is_listed) {
+        demand.need = need;
+        demand.is_listed = need > 0;
+        if (demand.is_listed) {
             needs_.insert({-need, slot});
         }
     }
@@ -187,7 +188,7 @@ Score PaperMemory::score(const Arena& arena) const {
 
 void PaperMemory::call(Model& model) {
     if (Arena *arena = placement_.find_target(
-            model, [this](const Arena& one, const KindSpec&, const Score&) { return score(one); });
+            model, [this](const Arena& other_arena, const KindSpec&, const Score&) { return score(other_arena); });
         arena != nullptr) {
         state_.touch(*arena);
     }
@@ -219,20 +220,20 @@ void PaperMemory::renew(Model& model) {
 }
 
 void PaperMemory::model_gone(Model& model) {
-    Demand& one = demand(model);
-    if (one.is_listed) {
-        needs_.erase({-one.need, model.slot});
+    Demand& record = demand(model);
+    if (record.is_listed) {
+        needs_.erase({-record.need, model.slot});
     }
-    bool is_dirty = one.is_dirty;  // dirty_ still names the slot
-    one = Demand();
-    one.is_dirty = is_dirty;
+    bool is_dirty = record.is_dirty;  // dirty_ still names the slot
+    record = Demand();
+    record.is_dirty = is_dirty;
 }
 
 void PaperMemory::joined(Arena& arena) { grown(loads_, arena.slot) = PAPER_DEVICE_LOAD_NS; }
 
 void PaperMemory::check_invariants() const {
-    for (const Demand& one : demands_) {
-        must(one.exec_ns >= 0 && one.weights_ns >= 0, "a model's demand is negative");
+    for (const Demand& record : demands_) {
+        must(record.exec_ns >= 0 && record.weights_ns >= 0, "a model's demand is negative");
     }
     for (const Ns load : loads_) {
         must(load > 0, "a device's load is not positive");

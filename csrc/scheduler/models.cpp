@@ -11,7 +11,8 @@ template <typename Function>
 void for_each_kind(const Worker& worker, Function&& function) {
     for (auto place = worker.arenas.begin(); place != worker.arenas.end(); ++place) {
         Arena& arena = **place;
-        if (std::none_of(worker.arenas.begin(), place, [&](const Arena* one) { return one->kind == arena.kind; })) {
+        if (std::none_of(worker.arenas.begin(), place,
+                         [&](const Arena* other_arena) { return other_arena->kind == arena.kind; })) {
             function(arena);
         }
     }

@@ -92,7 +92,7 @@ void PageAllocator::take(const Pages& starts, const Pages& runs) {
 
 void PageAllocator::take_run(std::int64_t start, std::int64_t size) {
     auto next = std::upper_bound(free_.begin(), free_.end(), start,
-                                 [](std::int64_t page, const Interval& one) { return page < one.start; });
+                                 [](std::int64_t page, const Interval& interval) { return page < interval.start; });
     if (size <= 0 || next == free_.begin() || start + size > std::int64_t{(next - 1)->start} + (next - 1)->size) {
         throw std::invalid_argument(range(start, size) + " are not free");
     }
@@ -112,7 +112,7 @@ void PageAllocator::take_run(std::int64_t start, std::int64_t size) {
 
 void PageAllocator::free_run(std::int64_t start, std::int64_t size) {
     auto next = std::lower_bound(free_.begin(), free_.end(), start,
-                                 [](const Interval& one, std::int64_t page) { return one.start < page; });
+                                 [](const Interval& interval, std::int64_t page) { return interval.start < page; });
     auto last_end = [&] { return std::int64_t{(next - 1)->start} + (next - 1)->size; };
     if (start < 0 || size <= 0 || start + size > page_count_ || (next != free_.end() && start + size > next->start) ||
         (next != free_.begin() && last_end() > start)) {
@@ -138,15 +138,15 @@ void PageAllocator::free_run(std::int64_t start, std::int64_t size) {
 void PageAllocator::check_invariants() const {
     std::uint64_t total = 0;
     std::int64_t end = -1;
-    for (const Interval& one : free_) {
-        if (one.size == 0) {
+    for (const Interval& hole : free_) {
+        if (hole.size == 0) {
             throw std::logic_error("an empty interval");
         }
-        if (std::int64_t{one.start} <= end) {
+        if (std::int64_t{hole.start} <= end) {
             throw std::logic_error("intervals overlap or were not joined");
         }
-        end = std::int64_t{one.start} + one.size;
-        total += one.size;
+        end = std::int64_t{hole.start} + hole.size;
+        total += hole.size;
     }
     if (total != free_count_ || end > std::int64_t{page_count_}) {
         throw std::logic_error("free pages were miscounted");

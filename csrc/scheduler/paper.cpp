@@ -20,10 +20,10 @@ bool Paper::admit(Pending& pending) {
     return true;
 }
 
-Ns Paper::internal_ns(const Waiting& one) const {
-    Ns deadline = one.deadline_ns - PAPER_BUFFER_NS;
+Ns Paper::internal_ns(const Waiting& waiting) const {
+    Ns deadline = waiting.deadline_ns - PAPER_BUFFER_NS;
     if (has_tight_) {
-        deadline = std::max(deadline, one.pending->request.arrived_ns + habits.ahead_ns + PAPER_BUFFER_NS);
+        deadline = std::max(deadline, waiting.pending->request.arrived_ns + habits.ahead_ns + PAPER_BUFFER_NS);
     }
     return deadline;
 }
@@ -51,8 +51,8 @@ Ns Paper::rank_ns(const Queue& queue) {
     return internal_ns(queue.front()) - longest;
 }
 
-Ns Paper::hopeless_ns(const Queue& queue, const Waiting& one) {
-    Ns deadline = internal_ns(one);
+Ns Paper::hopeless_ns(const Queue& queue, const Waiting& waiting) {
+    Ns deadline = internal_ns(waiting);
     if (cancels_early_) {
         Ns least = NEVER_NS;
         for (const KindSpec* spec : queue.model->specs) {
@@ -62,7 +62,7 @@ Ns Paper::hopeless_ns(const Queue& queue, const Waiting& one) {
         }
         deadline -= least < NEVER_NS ? least : 0;
     }
-    return parts_.arenas.last_begin_ns(*queue.model, std::min(deadline, one.deadline_ns));
+    return parts_.arenas.last_begin_ns(*queue.model, std::min(deadline, waiting.deadline_ns));
 }
 
 // The first request that may end as late as this.
@@ -119,8 +119,8 @@ Paper::Strategy Paper::strategy(const Queue& queue, const Residency& residency, 
 Choice Paper::choose(Executor& executor, Ns free_ns) {
     Ns start = std::max(free_ns, parts_.state.now + PAPER_FUTURE_NS);
     Residency* residency = nullptr;
-    Queue* queue = parts_.queues.least(*executor.arena, residency, [&](const Queue& one, const Residency& here) {
-        return strategy(one, here, start).priority_ns;
+    Queue* queue = parts_.queues.least(*executor.arena, residency, [&](const Queue& candidate, const Residency& here) {
+        return strategy(candidate, here, start).priority_ns;
     });
     if (queue == nullptr) {
         return {};

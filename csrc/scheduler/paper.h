@@ -53,7 +53,7 @@ public:
     bool admit(Pending& pending) override;
     Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
-    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& waiting) override;
     Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override;
     void sent(Batch& batch, Flight& flight, Command& command) override;
     void archive(Archive& archive) override { archive(has_tight_); }
@@ -65,7 +65,7 @@ private:
         std::uint32_t rows = 0;
     };
 
-    Ns internal_ns(const Waiting& one) const;
+    Ns internal_ns(const Waiting& waiting) const;
     static Ns exec_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows);
     std::uint32_t largest(const KindSpec& spec) const;
     std::uint32_t first_feasible(const Queue& queue, Ns end_ns) const;

@@ -29,8 +29,8 @@ bool Placement::is_loadable_somewhere(const Model& model) const {
 
 std::uint32_t Placement::loading(const Arena& arena) {
     std::uint32_t count = 0;
-    for (const Arena* one : arena.worker->arenas) {
-        count += one->loading + static_cast<std::uint32_t>(one->pending.size());
+    for (const Arena* other_arena : arena.worker->arenas) {
+        count += other_arena->loading + static_cast<std::uint32_t>(other_arena->pending.size());
     }
     return count;
 }

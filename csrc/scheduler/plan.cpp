@@ -93,8 +93,8 @@ bool Plans::holds_loads(const Worker& worker, Ns longer) const {
         return true;
     }
     for (const Arena* arena : worker.arenas) {
-        for (const Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
-            if (!of(*one).holds_loads(one->free_ns(state_.now), longer)) {
+        for (const Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
+            if (!of(*executor).holds_loads(executor->free_ns(state_.now), longer)) {
                 return false;
             }
         }
@@ -126,12 +126,12 @@ void Plans::set_limit(Batch& batch) {
     batch.limit_ns = tightest - batch.executor->worker->back_ns;
 }
 
-void Plans::exchange(Pending& one, Pending& other) {
-    std::vector<Pending*>& here = one.batch->pendings;
+void Plans::exchange(Pending& pending, Pending& other) {
+    std::vector<Pending*>& here = pending.batch->pendings;
     std::vector<Pending*>& there = other.batch->pendings;
-    std::swap(*std::find(here.begin(), here.end(), &one), *std::find(there.begin(), there.end(), &other));
-    std::swap(one.batch, other.batch);
-    set_limit(*one.batch);
+    std::swap(*std::find(here.begin(), here.end(), &pending), *std::find(there.begin(), there.end(), &other));
+    std::swap(pending.batch, other.batch);
+    set_limit(*pending.batch);
     set_limit(*other.batch);
 }
 
@@ -197,9 +197,9 @@ void Plans::forget_curve(ProgramEstimates& program, std::uint32_t shape) {
 }
 
 void Plans::count_planned(const Arena& arena, std::vector<Ending>& busy) const {
-    for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-        Ns time = one->free_ns(state_.now);
-        for (const Batch* batch : of(*one).batches) {
+    for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        Ns time = executor->free_ns(state_.now);
+        for (const Batch* batch : of(*executor).batches) {
             time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
             for (Ending& ending : busy) {
                 if (ending.residency == batch->residency) {

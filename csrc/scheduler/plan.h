@@ -61,8 +61,8 @@ public:
     // Of an arena's executors, the one that has done what was sent and planned first.
     Executor& soonest(const Arena& arena) const {
         Executor* best = arena.executors.front();
-        for (Executor* one = best->after; one != nullptr; one = one->after) {
-            best = end_ns(*one) < end_ns(*best) ? one : best;
+        for (Executor* executor = best->after; executor != nullptr; executor = executor->after) {
+            best = end_ns(*executor) < end_ns(*best) ? executor : best;
         }
         return *best;
     }
@@ -73,7 +73,7 @@ public:
     // Takes a request out of its batch, which goes with the last of them.
     void remove(Pending& pending);
     // Two requests of one executor, model, shape and size change places.
-    void exchange(Pending& one, Pending& other);
+    void exchange(Pending& pending, Pending& other);
     // A request that is planned nowhere takes the place of another of the same model, shape and size, which then is not.
     void give_place(Pending& leaves, Pending& comes);
     // Takes all batches of a residency, or of an executor, out; appends their requests, in order.

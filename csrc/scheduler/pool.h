@@ -25,19 +25,19 @@ public:
         if (free_.empty()) {
             grow();
         }
-        T* one = free_.back();
+        T* entry = free_.back();
         free_.pop_back();
-        return one;
+        return entry;
     }
 
-    void give_back(T* one) {
-        one->reset();
-        ++one->generation;
-        free_.push_back(one);
+    void give_back(T* entry) {
+        entry->reset();
+        ++entry->generation;
+        free_.push_back(entry);
     }
 
     // Gives it back at the next recycle(): until then, pointers to it are good.
-    void retire(T* one) { retired_.push_back(one); }
+    void retire(T* entry) { retired_.push_back(entry); }
     void recycle() {
         recycle([](const T&) {});
     }
@@ -70,8 +70,8 @@ public:
         }
         std::vector<std::uint32_t> free;
         free.reserve(free_.size());
-        for (const T* one : free_) {
-            free.push_back(one->slot);
+        for (const T* entry : free_) {
+            free.push_back(entry->slot);
         }
         archive(free);
         is_used_.assign(slot_count(), true);
@@ -84,7 +84,7 @@ public:
     }
     // Those in use, by slot.
     void archive(Archive& archive) {
-        for_each_used([&archive](T& one) { one.archive(archive); });
+        for_each_used([&archive](T& entry) { entry.archive(archive); });
     }
     bool is_used(std::uint32_t slot) const { return slot < is_used_.size() && is_used_[slot]; }
     // Function(one) for each that was in use when archive_slots() was called.

@@ -40,30 +40,30 @@ public:
     // Every request has one row and may share a batch: the first n requests are a batch of n.
     bool is_plain() const { return rows_ == size() && alone_ == 0; }
 
-    void insert(const Waiting& one) {
-        rows_ += one.size;
-        alone_ += one.alone;
-        if (empty() || items_.back() < one) {
+    void insert(const Waiting& waiting) {
+        rows_ += waiting.size;
+        alone_ += waiting.alone;
+        if (empty() || items_.back() < waiting) {
             if (items_.size() == items_.capacity() && head_ > items_.size() / 2) {
                 compact();
             }
-            items_.push_back(one);
+            items_.push_back(waiting);
             return;
         }
-        auto place = std::upper_bound(begin(), items_.end(), one);
+        auto place = std::upper_bound(begin(), items_.end(), waiting);
         if (head_ > 0 && place - begin() < items_.end() - place) {
             std::move(begin(), place, begin() - 1);
             --head_;
-            *(place - 1) = one;
+            *(place - 1) = waiting;
         } else {
-            items_.insert(place, one);
+            items_.insert(place, waiting);
         }
     }
 
     // The one that a copy is of; null if it is not here any more.
-    const Waiting* find(const Waiting& one) {
-        auto place = std::lower_bound(begin(), items_.end(), one);
-        return place == items_.end() || place->pending != one.pending ? nullptr : &*place;
+    const Waiting* find(const Waiting& waiting) {
+        auto place = std::lower_bound(begin(), items_.end(), waiting);
+        return place == items_.end() || place->pending != waiting.pending ? nullptr : &*place;
     }
 
     // False if it is not here.

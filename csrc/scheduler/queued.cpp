@@ -120,8 +120,8 @@ void Queued::unplan(Pending& pending) {
     }
 }
 
-void Queued::drop(Queue& queue, const Waiting& one) {
-    Pending& pending = *one.pending;
+void Queued::drop(Queue& queue, const Waiting& waiting) {
+    Pending& pending = *waiting.pending;
     memory_->press(queue);
     contest_devices(*queue.model, state_.now);
     bool is_over = state_.now >= pending.deadline_ns;
@@ -149,9 +149,9 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     const Model& model = *queue.model;
     std::size_t count = std::min(model.residencies.size(), OUTLOOK_MAX);
     for (std::size_t place = 0; place < count; ++place) {
-        const Residency& one = *model.residencies[place];
-        if (one.arena->usable() && !one.doomed) {
-            consider(*one.arena, *one.spec, one.ready_ns);
+        const Residency& residency = *model.residencies[place];
+        if (residency.arena->usable() && !residency.doomed) {
+            consider(*residency.arena, *residency.spec, residency.ready_ns);
         }
     }
     if (first == nullptr) {  // a load would have to come first, as if it were the next on its link
@@ -177,8 +177,8 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     // It would have gone with those behind it; after it their batches follow, on each of the devices. Higher levels of its
     // model go before.
     std::uint32_t rows = queue.rows(), before = 0;
-    for (const auto& one : queues_.of(model)) {
-        before += one->level < queue.level ? one->rows() : 0;
+    for (const auto& other : queues_.of(model)) {
+        before += other->level < queue.level ? other->rows() : 0;
     }
     std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, spec->batch_max), pending.size);
     Ns takes = rules_->duration_ns(*spec, queue.shape, most);
@@ -457,8 +457,9 @@ void Queued::load_done(Residency& residency, Ns took_ns) {
                 (*queue)[place].pending->load_ns = took_ns;
             }
         }
-        for (Pending* one = model.background.front(); one != nullptr; one = model.background.next(one)) {
-            one->load_ns = took_ns;
+        for (Pending* pending = model.background.front(); pending != nullptr;
+             pending = model.background.next(pending)) {
+            pending->load_ns = took_ns;
         }
     }
     memory_->arrived_on(residency);

@@ -62,7 +62,7 @@ public:
     void check_invariants() const override;
 
 private:
-    void drop(Queue& queue, const Waiting& one) override;
+    void drop(Queue& queue, const Waiting& waiting) override;
     // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
     void review(Queue& queue);
     bool is_near(Pending& pending);

@@ -204,13 +204,14 @@ void Queues::check_invariants() const {
             must(!queue->ready || !queue->empty(), "an empty queue wants a device");
             std::uint32_t rows = 0;
             for (std::uint32_t place = 0; place < queue->size(); ++place) {
-                const Waiting& one = (*queue)[place];
-                must(place == 0 || (*queue)[place - 1] < one, "a queue is out of order");
-                must(one.pending->deadline_ns == one.deadline_ns && one.pending->size == one.size &&
-                         one.pending->alone == one.alone && one.pending->model == model &&
-                         one.pending->request.shape == queue->shape && one.pending->request.priority == queue->level,
+                const Waiting& request = (*queue)[place];
+                must(place == 0 || (*queue)[place - 1] < request, "a queue is out of order");
+                must(request.pending->deadline_ns == request.deadline_ns && request.pending->size == request.size &&
+                         request.pending->alone == request.alone && request.pending->model == model &&
+                         request.pending->request.shape == queue->shape &&
+                         request.pending->request.priority == queue->level,
                      "a queue holds what does not belong there");
-                rows += one.size;
+                rows += request.size;
             }
             must(rows == queue->rows(), "a queue's rows were miscounted");
             if (!queue->empty()) {

@@ -3,8 +3,9 @@
 namespace clockwork {
 
 bool Model::leave_spec(KindSpec& spec) {
-    bool has_others = std::any_of(specs.begin(), specs.end(),
-                                  [&](const KindSpec* one) { return one->kind == spec.kind && one->worker_count > 0; });
+    bool has_others = std::any_of(specs.begin(), specs.end(), [&](const KindSpec* known) {
+        return known->kind == spec.kind && known->worker_count > 0;
+    });
     if (spec.worker_count > 0 || !has_others) {
         return false;
     }

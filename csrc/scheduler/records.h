@@ -114,55 +114,55 @@ public:
     using Chain::empty, Chain::front, Chain::next, Chain::size;
 
     // first: before the others of its level.
-    void enter(Pending* one, bool first = false) {
-        one->queue = this;
-        auto place = find(one->request.priority);
-        bool is_new = place == ends_.end() || place->level != one->request.priority;
+    void enter(Pending* pending, bool first = false) {
+        pending->queue = this;
+        auto place = find(pending->request.priority);
+        bool is_new = place == ends_.end() || place->level != pending->request.priority;
         Pending* behind = nullptr;
         if (!is_new && !first) {
             behind = place->last;
         } else if (place != ends_.begin()) {
             behind = std::prev(place)->last;
         }
-        insert(one, behind != nullptr ? next(behind) : front());
+        insert(pending, behind != nullptr ? next(behind) : front());
         if (is_new) {
-            ends_.insert(place, {one->request.priority, one});
+            ends_.insert(place, {pending->request.priority, pending});
         } else if (!first) {
-            place->last = one;
+            place->last = pending;
         }
     }
-    void leave(Pending* one) {
-        one->queue = nullptr;
-        if (auto place = find(one->request.priority); place->last == one) {
-            if (one->before != nullptr && one->before->request.priority == place->level) {
-                place->last = one->before;
+    void leave(Pending* pending) {
+        pending->queue = nullptr;
+        if (auto place = find(pending->request.priority); place->last == pending) {
+            if (pending->before != nullptr && pending->before->request.priority == place->level) {
+                place->last = pending->before;
             } else {
                 ends_.erase(place);
             }
         }
-        erase(one);
+        erase(pending);
     }
     Pending* pop_front() {
-        Pending* one = front();
-        leave(one);
-        return one;
+        Pending* pending = front();
+        leave(pending);
+        return pending;
     }
     // A list that was read has to be put in order by sort(), once its requests have been read, too.
     void archive(Archive& archive) {
-        archive_by(archive, [this](Pending* one) {
-            one->queue = this;
-            push_back(one);
+        archive_by(archive, [this](Pending* pending) {
+            pending->queue = this;
+            push_back(pending);
         });
     }
     void sort() {
         std::vector<Pending*> all;
-        while (Pending* one = front()) {
-            all.push_back(one);
-            erase(one);
+        while (Pending* pending = front()) {
+            all.push_back(pending);
+            erase(pending);
         }
         ends_.clear();
-        for (Pending* one : all) {
-            enter(one);
+        for (Pending* member : all) {
+            enter(member);
         }
     }
 
@@ -175,7 +175,7 @@ private:
     // The first that is not above a level.
     std::vector<End>::iterator find(std::uint8_t level) {
         return std::lower_bound(ends_.begin(), ends_.end(), level,
-                                [](const End& end, std::uint8_t one) { return end.level < one; });
+                                [](const End& end, std::uint8_t wanted) { return end.level < wanted; });
     }
 
     std::vector<End> ends_;  // by level
@@ -456,9 +456,9 @@ struct alignas(CACHE_LINE) Model {
     // Function(spec) for those of its preparations whose loads take as long as this one's.
     template <typename Function>
     void for_each_alike(const KindSpec& spec, Function&& function) {
-        for (KindSpec* one : specs) {
-            if (one->kind == spec.kind && one->page_count == spec.page_count) {
-                function(*one);
+        for (KindSpec* known : specs) {
+            if (known->kind == spec.kind && known->page_count == spec.page_count) {
+                function(*known);
             }
         }
     }

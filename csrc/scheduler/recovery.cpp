@@ -76,19 +76,20 @@ void Recovery::watch_loads(Arena& arena) {
 // controller that stood still, for a request that ends workers is tried again only when it has ended one.
 void Recovery::blame(const Arena& arena) {
     auto suspect = [this](Flight& flight) { flight.was_executing = flight.sent_ns >= lost_ns_; };
-    for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-        Flight* head = one->lane.front();
+    for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        Flight* head = executor->lane.front();
         if (head != nullptr && head->there_ns <= state_.now) {
             suspect(*head);
-            Flight* next = one->lane.next(head);
-            if (next != nullptr && state_.now - arena.worker->back_ns > one->head_end_ns) {
+            Flight* next = executor->lane.next(head);
+            if (next != nullptr && state_.now - arena.worker->back_ns > executor->head_end_ns) {
                 suspect(*next);
             }
         }
     }
-    for (Flight* one = arena.worker->flights.front(); one != nullptr; one = arena.worker->flights.next(one)) {
-        if (one->arena == &arena && one->kind == FlightKind::LOAD) {
-            suspect(*one);
+    for (Flight* other_flight = arena.worker->flights.front(); other_flight != nullptr;
+         other_flight = arena.worker->flights.next(other_flight)) {
+        if (other_flight->arena == &arena && other_flight->kind == FlightKind::LOAD) {
+            suspect(*other_flight);
             break;
         }
     }

@@ -58,7 +58,7 @@ struct Habits {
 // too: look at the queue anew.
 class Dropper {
 public:
-    virtual void drop(Queue& queue, const Waiting& one) = 0;
+    virtual void drop(Queue& queue, const Waiting& waiting) = 0;
 
 protected:
     ~Dropper() = default;
@@ -74,9 +74,9 @@ struct RuleParts {
     Dropper& dropper;
 
     // The last time at which even the shortest batch, at once and on the fastest kind of device, would still be in time.
-    Ns last_start_ns(const Queue& queue, const Waiting& one) const {
+    Ns last_start_ns(const Queue& queue, const Waiting& waiting) const {
         Ns least = queue.model->least_alone_ns(queue.shape, 1);
-        return arenas.last_begin_ns(*queue.model, least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns);
+        return arenas.last_begin_ns(*queue.model, least < NEVER_NS ? waiting.deadline_ns - least : waiting.deadline_ns);
     }
 };
 
@@ -99,7 +99,7 @@ public:
     virtual Ns ready_ns(Queue& /*queue*/) { return 0; }
     // When the front of a queue is answered as missed, if nobody took it until then: at the latest at its deadline.
     // Must not decrease from one request of a queue to the next.
-    virtual Ns hopeless_ns(const Queue& /*queue*/, const Waiting& one) { return one.deadline_ns; }
+    virtual Ns hopeless_ns(const Queue& /*queue*/, const Waiting& waiting) { return waiting.deadline_ns; }
     // False: it was refused at arrival, by refuse().
     virtual bool admit(Pending& /*pending*/) { return true; }
 

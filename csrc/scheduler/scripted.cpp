@@ -47,13 +47,13 @@ Ns Scripted::ready_ns(Queue& queue) {
     return ready;
 }
 
-Ns Scripted::hopeless_ns(const Queue& queue, const Waiting& one) {
+Ns Scripted::hopeless_ns(const Queue& queue, const Waiting& waiting) {
     if (hooks_.hopeless_ns == nullptr) {
-        return Rules::hopeless_ns(queue, one);
+        return Rules::hopeless_ns(queue, waiting);
     }
     Ns hopeless = 0;
-    succeed(hooks_.hopeless_ns(hooks_.policy, this, const_cast<Queue*>(&queue), &one, &hopeless));
-    return std::min(hopeless, one.deadline_ns);
+    succeed(hooks_.hopeless_ns(hooks_.policy, this, const_cast<Queue*>(&queue), &waiting, &hopeless));
+    return std::min(hopeless, waiting.deadline_ns);
 }
 
 bool Scripted::admit(Pending& pending) {
@@ -61,8 +61,8 @@ bool Scripted::admit(Pending& pending) {
         return Rules::admit(pending);
     }
     HookRefusal refusal;
-    Waiting one{pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone};
-    succeed(hooks_.admit(hooks_.policy, this, &parts_.queues.of(pending), &one, &refusal));
+    Waiting waiting{pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone};
+    succeed(hooks_.admit(hooks_.policy, this, &parts_.queues.of(pending), &waiting, &refusal));
     if (!refusal.is_refused) {
         return true;
     }
@@ -116,14 +116,16 @@ Ns Scripted::least_ns(const Queue& queue, std::uint32_t rows) const {
     return queue.model->least_alone_ns(queue.shape, rows);
 }
 
-Ns Scripted::last_start_ns(const Queue& queue, const Waiting& one) const { return parts_.last_start_ns(queue, one); }
+Ns Scripted::last_start_ns(const Queue& queue, const Waiting& waiting) const {
+    return parts_.last_start_ns(queue, waiting);
+}
 
 std::uint32_t Scripted::count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const {
     return queue.count_up_to(first, rows_max);
 }
 
-bool Scripted::drop(Queue& queue, const Waiting& one) {
-    const Waiting* found = queue.find(one);
+bool Scripted::drop(Queue& queue, const Waiting& waiting) {
+    const Waiting* found = queue.find(waiting);
     if (found == nullptr) {
         return false;
     }

@@ -24,7 +24,7 @@ public:
     Choice choose(Executor& executor, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
-    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& waiting) override;
     bool admit(Pending& pending) override;
     bool has_archive() const override { return false; }
 
@@ -38,9 +38,9 @@ private:
     std::uint32_t batch_max(const KindSpec& spec, const Queue& queue) const override;
     Ns planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const override;
     Ns least_ns(const Queue& queue, std::uint32_t rows) const override;
-    Ns last_start_ns(const Queue& queue, const Waiting& one) const override;
+    Ns last_start_ns(const Queue& queue, const Waiting& waiting) const override;
     std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const override;
-    bool drop(Queue& queue, const Waiting& one) override;
+    bool drop(Queue& queue, const Waiting& waiting) override;
 
     const RuleParts parts_;
     const Hooks& hooks_;

@@ -29,9 +29,10 @@ void divide(Arena& arena, Ns now) {
     shares = {shares.contested_until_ns, now};
     bool is_late = has_overdue(arena, now);
     std::vector<double> wanted;
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        one->share.is_greedy = one->share.is_beyond = false;
-        if (double rate = use_of(*one, one->share, now, is_late).asked; rate > 0) {
+    for (Residency* residency = arena.resident.front(); residency != nullptr;
+         residency = arena.resident.next(residency)) {
+        residency->share.is_greedy = residency->share.is_beyond = false;
+        if (double rate = use_of(*residency, residency->share, now, is_late).asked; rate > 0) {
             wanted.push_back(rate);
         }
     }
@@ -41,17 +42,18 @@ void divide(Arena& arena, Ns now) {
         return;
     }
     std::size_t greedy_count = 0;
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        if (Use use = use_of(*one, one->share, now, is_late); use.asked > level) {
+    for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
+        if (Use use = use_of(*resident, resident->share, now, is_late); use.asked > level) {
             had_sum += use.had;
             ++greedy_count;
         }
     }
     double had_mean = had_sum / static_cast<double>(std::max<std::size_t>(greedy_count, 1));
     bool some_within = false;
-    for (Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        ModelShare& share = one->share;
-        Use use = use_of(*one, one->share, now, is_late);
+    for (Residency* other_residency = arena.resident.front(); other_residency != nullptr;
+         other_residency = arena.resident.next(other_residency)) {
+        ModelShare& share = other_residency->share;
+        Use use = use_of(*other_residency, other_residency->share, now, is_late);
         share.is_modest = use.asked <= SHARE_MODEST * level;
         share.is_greedy = use.asked > level;
         share.is_beyond = share.is_greedy && use.had >= had_mean;
@@ -68,7 +70,7 @@ void divide(Arena& arena, Ns now) {
         shares.spread_ns += takes * each;
         shares.alone_max_ns = std::max(shares.alone_max_ns, share.alone_ns);
         // Of several devices with the model the next is free so much sooner.
-        Ns copies = static_cast<Ns>(one->model->residencies.size());
+        Ns copies = static_cast<Ns>(other_residency->model->residencies.size());
         shares.slack_min_ns = std::min(shares.slack_min_ns, share.slack_ns);
         shares.batch_max_ns = std::min(shares.batch_max_ns, share.slack_ns * copies / SHARE_BATCH_PART);
         some_within = true;
@@ -140,11 +142,11 @@ void excuse_overdue(Residency& residency) {
 }
 
 bool has_overdue(const Arena& arena, Ns now) {
-    const Executor* one = arena.executors.front();
-    while (one != nullptr && !one->is_overdue(now)) {
-        one = one->after;
+    const Executor* executor = arena.executors.front();
+    while (executor != nullptr && !executor->is_overdue(now)) {
+        executor = executor->after;
     }
-    return one != nullptr;
+    return executor != nullptr;
 }
 
 Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue) {
@@ -154,9 +156,10 @@ Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overd
     if (!is_overdue && !has_overdue) [[likely]] {
         return use;
     }
-    for (const Executor* one = residency.arena->executors.front(); one != nullptr; one = one->after) {
-        if (one->is_overdue(now) && one->lane.front()->residency == &residency) {
-            excess += static_cast<double>(now - one->head_end_ns) / static_cast<double>(SHARE_WINDOW_NS);
+    for (const Executor* executor = residency.arena->executors.front(); executor != nullptr;
+         executor = executor->after) {
+        if (executor->is_overdue(now) && executor->lane.front()->residency == &residency) {
+            excess += static_cast<double>(now - executor->head_end_ns) / static_cast<double>(SHARE_WINDOW_NS);
             is_overdue = true;
         }
     }

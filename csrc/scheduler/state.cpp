@@ -76,20 +76,22 @@ void State::check_invariants(const Policy& policy) const {
     }
     std::size_t background_count = 0;
     for (const Model* model : models) {
-        for (const Pending* one = model->background.front(); one != nullptr; one = model->background.next(one)) {
-            must(one->deadline_ns >= NEVER_NS, "a request with a deadline waits in the background");
-            must(one->queue == &model->background, "a waiting request that names another queue");
-            const Pending* next = model->background.next(one);
-            must(next == nullptr || one->request.priority <= next->request.priority, "the background is out of order");
-            place(one, "background");
+        for (const Pending* member = model->background.front(); member != nullptr;
+             member = model->background.next(member)) {
+            must(member->deadline_ns >= NEVER_NS, "a request with a deadline waits in the background");
+            must(member->queue == &model->background, "a waiting request that names another queue");
+            const Pending* next = model->background.next(member);
+            must(next == nullptr || member->request.priority <= next->request.priority,
+                 "the background is out of order");
+            place(member, "background");
         }
         background_count += !model->background.empty();
         for (const Residency* residency : model->residencies) {
             const Arena* arena = residency->arena;
             must(std::find(arenas.begin(), arenas.end(), arena) != arenas.end(), "a residency in an arena that left");
             bool is_home = residency->state == ResidencyState::RESIDENT;
-            for (const Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
-                must(is_home == model->homes.test(one->slot), "the index of a model's executors is wrong");
+            for (const Executor* sibling = arena->executors.front(); sibling != nullptr; sibling = sibling->after) {
+                must(is_home == model->homes.test(sibling->slot), "the index of a model's executors is wrong");
             }
             must(is_home == arena->models.test(model->slot), "the index of an arena's models is wrong");
         }
@@ -142,19 +144,21 @@ void State::check_arena(const Arena& arena, const Policy& policy) {
     arena.pages.check_invariants();
     std::unordered_map<std::uint32_t, ModelId> used;
     std::uint32_t doomed = 0;
-    for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        doomed += one->doomed;
-        must(one->state != ResidencyState::PENDING, "a load that was not sent holds pages");
-        must(one->on_device && arena.find(one->model) == one, "the arena's index of models is wrong");
-        must(one->starts.size() == one->spec->runs.size(), "a model without its pages");
-        for (std::size_t run = 0; run < one->starts.size(); ++run) {
-            for (std::uint32_t page = one->starts[run]; page < one->starts[run] + one->spec->runs[run]; ++page) {
-                must(used.emplace(page, one->model->model_id).second, "a page belongs to two models");
+    for (const Residency* resident = arena.resident.front(); resident != nullptr;
+         resident = arena.resident.next(resident)) {
+        doomed += resident->doomed;
+        must(resident->state != ResidencyState::PENDING, "a load that was not sent holds pages");
+        must(resident->on_device && arena.find(resident->model) == resident, "the arena's index of models is wrong");
+        must(resident->starts.size() == resident->spec->runs.size(), "a model without its pages");
+        for (std::size_t run = 0; run < resident->starts.size(); ++run) {
+            for (std::uint32_t page = resident->starts[run]; page < resident->starts[run] + resident->spec->runs[run];
+                 ++page) {
+                must(used.emplace(page, resident->model->model_id).second, "a page belongs to two models");
             }
         }
     }
-    for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-        const Reservation& lent = one->reservation;
+    for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        const Reservation& lent = executor->reservation;
         must(lent.starts.size() == lent.lent_runs.size(), "pages that were lent are not where they should be");
         for (const Residency* victim : lent.victims) {
             must(victim->arena == &arena && victim->on_device && victim->doomed, "a reservation's victim is none");
@@ -175,11 +179,11 @@ void State::check_arena(const Arena& arena, const Policy& policy) {
         must(std::find(all.begin(), all.end(), residency) != all.end(), "a residency without its model");
         std::size_t planned = 0;
         std::uint32_t flying = 0;
-        for (const Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-            for (const Batch* batch : policy.planned(*one)) {
+        for (const Executor* sibling = arena.executors.front(); sibling != nullptr; sibling = sibling->after) {
+            for (const Batch* batch : policy.planned(*sibling)) {
                 planned += batch->residency == residency;
             }
-            for (const Flight* flight = one->lane.front(); flight != nullptr; flight = one->lane.next(flight)) {
+            for (const Flight* flight = sibling->lane.front(); flight != nullptr; flight = sibling->lane.next(flight)) {
                 flying += flight->residency == residency;
             }
         }
@@ -192,21 +196,22 @@ void State::check_arena(const Arena& arena, const Policy& policy) {
         must(residency->state == ResidencyState::PENDING, "a load that waits was sent");
         check(residency);
     }
-    for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        check(one);
+    for (const Residency* other_residency = arena.resident.front(); other_residency != nullptr;
+         other_residency = arena.resident.next(other_residency)) {
+        check(other_residency);
     }
 }
 
 void State::note_waited(const Model& model, Ns since_ns, const Executor* except) {
     std::size_t count = model.residencies.size();
     for (std::size_t looked = 0; looked < std::min(count, IDLE_LOOK_MAX); ++looked) {
-        const Residency& one = *model.residencies[(model.place_cursor + looked) % count];
-        if (one.state != ResidencyState::RESIDENT || !one.arena->usable()) {
+        const Residency& residency = *model.residencies[(model.place_cursor + looked) % count];
+        if (residency.state != ResidencyState::RESIDENT || !residency.arena->usable()) {
             continue;
         }
-        for (Executor* there = one.arena->executors.front(); there != nullptr; there = there->after) {
+        for (Executor* there = residency.arena->executors.front(); there != nullptr; there = there->after) {
             if (there != except && there->lane.empty()) {
-                count_idle(*there, std::max(since_ns, one.loaded_ns), now);
+                count_idle(*there, std::max(since_ns, residency.loaded_ns), now);
             }
         }
     }

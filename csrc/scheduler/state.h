@@ -42,8 +42,8 @@ public:
     }
     // It goes back to its pool when the step is over.
     template <typename T>
-    void retire(T* one) {
-        pool<T>().retire(one);
+    void retire(T* entry) {
+        pool<T>().retire(entry);
         has_retired_ = true;
     }
     void recycle() {
@@ -75,8 +75,8 @@ public:
     }
     // Something happened to an arena: all of its executors are looked at.
     void touch(Arena& arena) {
-        for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-            touch(*one);
+        for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+            touch(*executor);
         }
     }
     void untouch(Executor& executor);
@@ -169,7 +169,7 @@ private:
 template <typename T>
 void Archive::maybe(T*& record) {
     std::uint32_t number = record != nullptr ? record->slot + 1 : 0;
-    one(number);
+    item(number);
     need(number == 0 || books->pool<T>().is_used(number - 1), "a record is named that is not there");
     if (is_reading()) {
         record = number != 0 ? &books->at<T>(number - 1) : nullptr;

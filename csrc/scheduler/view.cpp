@@ -7,9 +7,11 @@ namespace clockwork {
 
 namespace {
 
-Whereabouts whereabouts_of(const Residency& one) {
-    return {one.model->model_id, one.arena->worker->worker_id, one.arena->index, static_cast<int>(one.state),
-            one.load_id,         one.spec->page_count,         one.starts};
+Whereabouts whereabouts_of(const Residency& residency) {
+    return {residency.model->model_id, residency.arena->worker->worker_id,
+            residency.arena->index,    static_cast<int>(residency.state),
+            residency.load_id,         residency.spec->page_count,
+            residency.starts};
 }
 
 void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
@@ -19,16 +21,17 @@ void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
     }
     row.level = arena.shares.level;
     bool is_late = has_overdue(arena, now);
-    for (const Residency* one = arena.resident.front(); one != nullptr; one = arena.resident.next(one)) {
-        ModelShare share = one->share;  // to look changes nothing
-        if (Use use = use_of(*one, share, now, is_late); use.asked > 0) {
-            row.shares.push_back({one->model->model_id, use.asked, use.had, share.is_modest, share.is_beyond});
+    for (const Residency* residency = arena.resident.front(); residency != nullptr;
+         residency = arena.resident.next(residency)) {
+        ModelShare share = residency->share;  // to look changes nothing
+        if (Use use = use_of(*residency, share, now, is_late); use.asked > 0) {
+            row.shares.push_back({residency->model->model_id, use.asked, use.had, share.is_modest, share.is_beyond});
             row.beyond += share.is_beyond;
         }
     }
     std::size_t shown = std::min(row.shares.size(), SHARES_SHOWN_MAX);
     std::partial_sort(row.shares.begin(), row.shares.begin() + static_cast<std::ptrdiff_t>(shown), row.shares.end(),
-                      [](const ShareStatus& one, const ShareStatus& other) { return one.asked > other.asked; });
+                      [](const ShareStatus& status, const ShareStatus& other) { return status.asked > other.asked; });
     row.shares.resize(shown);
 }
 
@@ -136,10 +139,11 @@ std::vector<WorkerId> Dispatcher::hosts(ModelId model_id) const {
 
 void Dispatcher::held(std::vector<std::int64_t>& numbers) const {
     for (const Arena* arena : state_.arenas) {
-        for (const Residency* one = arena->resident.front(); one != nullptr; one = arena->resident.next(one)) {
-            if (one->state == ResidencyState::RESIDENT) {
-                numbers.insert(numbers.end(), {arena->worker->worker_id, arena->index, one->model->model_id,
-                                               static_cast<std::int64_t>(one->load_id)});
+        for (const Residency* residency = arena->resident.front(); residency != nullptr;
+             residency = arena->resident.next(residency)) {
+            if (residency->state == ResidencyState::RESIDENT) {
+                numbers.insert(numbers.end(), {arena->worker->worker_id, arena->index, residency->model->model_id,
+                                               static_cast<std::int64_t>(residency->load_id)});
             }
         }
     }
@@ -166,8 +170,10 @@ bool Dispatcher::picture(WorkerId worker_id, std::int32_t device_index, std::vec
     if (arena == nullptr) {
         return false;
     }
-    for (const Residency* one = arena->resident.front(); one != nullptr; one = arena->resident.next(one)) {
-        held.push_back({one->model->model_id, one->load_id, one->state == ResidencyState::LOADING, one->starts});
+    for (const Residency* residency = arena->resident.front(); residency != nullptr;
+         residency = arena->resident.next(residency)) {
+        held.push_back({residency->model->model_id, residency->load_id, residency->state == ResidencyState::LOADING,
+                        residency->starts});
     }
     return true;
 }
@@ -189,8 +195,9 @@ Snapshot Dispatcher::snapshot() const {
     for (const Executor* executor : state_.executors) {
         std::vector<Whereabouts>& resident = all.resident.emplace_back();
         const auto& here = executor->arena->resident;
-        for (const Residency* one = here.front(); one != nullptr; one = here.next(one)) {
-            resident.push_back(whereabouts_of(*one));
+        for (const Residency* other_residency = here.front(); other_residency != nullptr;
+             other_residency = here.next(other_residency)) {
+            resident.push_back(whereabouts_of(*other_residency));
         }
         std::vector<PlannedBatch>& plan = all.plans.emplace_back();
         for (const Batch* batch : policy_->planned(*executor)) {
@@ -204,15 +211,16 @@ Snapshot Dispatcher::snapshot() const {
             continue;  // the devices of a worker lie together
         }
         last = executor->worker;
-        for (const Flight* one = last->flights.front(); one != nullptr; one = last->flights.next(one)) {
+        for (const Flight* flight = last->flights.front(); flight != nullptr; flight = last->flights.next(flight)) {
             FlightStatus& row = all.flights.emplace_back();
-            row = {one->action_id,
+            row = {flight->action_id,
                    last->worker_id,
-                   one->arena->index,
-                   static_cast<int>(one->kind),
-                   one->residency->model->model_id,
+                   flight->arena->index,
+                   static_cast<int>(flight->kind),
+                   flight->residency->model->model_id,
                    {}};
-            for (const Pending* pending : one->batch != nullptr ? one->batch->pendings : std::vector<Pending*>{}) {
+            for (const Pending* pending :
+                 flight->batch != nullptr ? flight->batch->pendings : std::vector<Pending*>{}) {
                 row.requests.push_back(pending->request.id);
             }
         }

@@ -124,15 +124,15 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         lose_flight(*flight, waiting);
     }
     worker->loads_from_ns = state_.now + worker->there_ns;
-    for (const Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
-        parts_.reservations.leave_link(*one);
+    for (const Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
+        parts_.reservations.leave_link(*executor);
     }
     worker->retime_link();
     ++touch_round_;
     std::vector<Model*> touched;
     lose_device(*arena, touched);
     bool is_last = std::none_of(worker->arenas.begin(), worker->arenas.end(),
-                                [&](const Arena* one) { return one->kind == arena->kind; });
+                                [&](const Arena* other_arena) { return other_arena->kind == arena->kind; });
     if (is_last) {
         parts_.models.leave_kind(*worker, arena->kind);
     }
@@ -146,8 +146,8 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
 
 // Takes everything that was not sent off an arena and its executors; appends the requests, in order.
 void Dispatcher::take_unsent(Arena& arena, std::vector<Pending*>& waiting) {
-    for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-        policy_->clear_plan(*one, waiting);
+    for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        policy_->clear_plan(*executor, waiting);
     }
     arenas_.drop_loads(arena);
 }
@@ -178,12 +178,12 @@ void Dispatcher::lose_device(Arena& arena, std::vector<Model*>& touched) {
         note_model(*residency->model, touched);
         arenas_.forget(*residency);
     }
-    for (Executor* one = arena.executors.front(); one != nullptr; one = one->after) {
-        one->timer_ns = NEVER_NS;  // whatever timer it has set is stale
-        policy_->left(*one);
-        state_.untouch(*one);
-        state_.executors.erase(std::find(state_.executors.begin(), state_.executors.end(), one));
-        state_.retire(one);
+    for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        executor->timer_ns = NEVER_NS;  // whatever timer it has set is stale
+        policy_->left(*executor);
+        state_.untouch(*executor);
+        state_.executors.erase(std::find(state_.executors.begin(), state_.executors.end(), executor));
+        state_.retire(executor);
     }
     state_.arenas.erase(std::find(state_.arenas.begin(), state_.arenas.end(), &arena));
     state_.retire(&arena);
@@ -247,9 +247,9 @@ void Dispatcher::device_clock(Ns now, WorkerId worker_id, std::int32_t index, st
     if (arena == nullptr || mhz == 0) {
         return;
     }
-    for (Executor* one = arena->executors.front(); one != nullptr; one = one->after) {
-        if (mhz != one->clock_mhz) {
-            parts_.learning.set_clock(*one, mhz);
+    for (Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
+        if (mhz != executor->clock_mhz) {
+            parts_.learning.set_clock(*executor, mhz);
         }
     }
 }

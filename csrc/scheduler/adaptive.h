@@ -1,15 +1,19 @@
 // Policy `adaptive`: the most requests in time. docs/policies/adaptive.md derives each rule, with its formulas.
 //
-// - Late binding: requests wait in their model's queue, and a device that becomes free takes the best batch of all queues.
-// - Need: the share of all device time that the arriving requests take at their ideal cost; the price of device time.
-// - Hold: a queue whose batch is dearer than the need allows waits to grow, where a device will be free when it ends.
-// - Sacrifice: the first requests of a queue are given up where they make its batch dearer than the need allows.
-// - Refusal at arrival: where batches save little, by the work before a request; where they save much, only beyond the
-//   model's fair share.
+// - Late binding: requests wait in their model's queue, and a device that becomes free takes the best batch
+//   of all queues.
+// - Need: the share of all device time that the arriving requests take at their ideal cost; the price of
+//   device time.
+// - Hold: a queue whose batch is dearer than the need allows waits to grow, where a device will be free at
+//   the end of the wait.
+// - Sacrifice: the first requests of a queue are given up where they make its batch dearer than the need
+//   allows.
+// - Refusal at arrival: where batches save little, by the work before a request; where they save much, only
+//   beyond the model's fair share.
 // - Priorities: a model's turn is by its tightest deadline and is served from its highest priority.
 //
-// Each rule was measured against the best other policy and the clairvoyant bound (bench/grid); the options off_* switch
-// hold, sacrifice, refusal and the belief in surges off.
+// Each rule was measured against the best other policy and the clairvoyant bound (bench/grid). The options
+// off_* switch off hold, sacrifice, refusal, and the reaction to surges.
 #pragma once
 
 #include <algorithm>
@@ -26,99 +30,102 @@
 
 namespace clockwork {
 
-// Of what arrived, half is forgotten in this.
+// Half-life of the count of arrivals.
 inline constexpr Ns NEED_HALF_LIFE_NS = 1'400 * MS;
 
-// What arrives may have grown since: what surely arrives now, by its mean over this half-life less so many standard
-// deviations of it, is needed at least.
+// The need is at least the rate that surely arrives now: the mean over this half-life less RECENT_SIGMAS
+// standard deviations. The long mean alone follows a surge too late.
 inline constexpr Ns RECENT_HALF_LIFE_NS = 20 * MS;
 inline constexpr double RECENT_SIGMAS = 2;
 
-// And it may have ended: queues are held for no more than surely arrives at most, by the mean over this half-life and so
-// many standard deviations. A client in a closed loop would wait for a flood that has left, and send nothing else meanwhile.
+// Queues are held for at most the rate that may still arrive: the mean over this half-life plus LULL_SIGMAS
+// standard deviations. Without that bound, a client in a closed loop would wait for a flood that has ended,
+// and send nothing meanwhile.
 inline constexpr Ns LULL_HALF_LIFE_NS = 200 * MS;
 inline constexpr double LULL_SIGMAS = 3;
 
-// A past shorter than this is taken for this long: the first requests are no flood.
+// Lower bounds of the time that rates are averaged over, so that the first requests are no flood.
 inline constexpr Ns MEMORY_MIN_NS = 70 * MS;
 inline constexpr Ns RECENT_MEMORY_MIN_NS = 20 * MS;
 
-// An execution is planned with a share on top of its estimate (see margin.h), and with a fixed time.
+// Fixed time that each planned execution adds to its estimate and its margin (margin.h).
 inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 
 // A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
 inline constexpr double HOLD_NEED = 2;
 
-// The longest hold, as a share of the time that the first request can wait ...
+// Longest hold, as a share of the time that the first request can wait ...
 inline constexpr double HOLD_SHARE = 0.8;
 
-// ... of which a model has as large a part as it has of the devices ...
-// ... less this many times the share for each model that matters, per device.
+// ... multiplied by the part of all devices that hold the model. HOLD_CROWD times the number of models that
+// matter per device is deducted from the share.
 inline constexpr double HOLD_CROWD = 1.5;
 
-// Nor is it longer than this: who was expected may not come, and the need is known for a half-life.
+// Absolute bound of a hold: expected requests may not come, and the need is known for a half-life only.
 inline constexpr Ns HOLD_MAX_NS = NEED_HALF_LIFE_NS;
 
-// Requests that a hold must be expected to bring, to be worth it.
+// A hold must be expected to bring at least this many requests.
 inline constexpr double HOLD_GAIN_MIN = 1.0;
 
-// Whether they come is learnt: clients that wait for their answers send nothing meanwhile. Half is forgotten in this, and
-// as many rows as COME_PRIOR are thought to have come as expected.
+// The part of the expected requests that do come is learnt, because clients that wait for their answers send
+// nothing. The counts have this half-life, and start as if COME_PRIOR rows had been expected and had come.
 inline constexpr Ns COME_HALF_LIFE_NS = 2 * SECOND;
 inline constexpr double COME_PRIOR = 2.0;
 
 // A batch is too dear if it costs more than 1 / (SACRIFICE_NEED * need) of its ideal.
 inline constexpr double SACRIFICE_NEED = 1.0;
 
-// Models are held to their shares while what arrives needs more than this share of all device time.
+// Models are held to their fair shares while the need is above this share of all device time.
 inline constexpr double REFUSE_NEED = 1.05;
 
-// And a request beyond the share is refused if the wait before it is longer than this part of what its SLO has room for:
-// those that are let in are then nearly sure to be served, and sooner; it costs up to 2 % of goodput at twice the load
-// that can be served.
+// A request beyond its model's share is refused if the wait before it is longer than this part of the time
+// that its SLO leaves. Admitted requests are then nearly sure to be served, and sooner; it costs up to 2 % of
+// goodput at twice the load that can be served.
 inline constexpr double SHARE_WAIT = 0.6;
 
-// The fair share of a model is computed anew after this.
+// Interval at which the fair share of a model is computed.
 inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
 
-// Where batches do not save much, on a device that turned a request away of late (CONTEST_NS), a request is refused if the
-// wait before it is longer than this part of what it has room for, less so many times the margin of executions: who is let
-// in is then nearly sure to be served, whatever they take.
+// Where batches save little, on a device that turned a request away within CONTEST_NS, a request is refused
+// if the wait before it is longer than this part of the time it has. The part shrinks by WAIT_PART_NOISE
+// times the margin of executions, down to WAIT_PART_MIN, so that admitted requests stay in time although
+// executions vary.
 inline constexpr double WAIT_PART = 0.8;
 inline constexpr double WAIT_PART_NOISE = 4;
 inline constexpr double WAIT_PART_MIN = 0.5;
 
-// Who waits no longer than this is told soon enough.
+// A refusal within this delay counts as prompt.
 inline constexpr Ns PROMPT_NS = 10 * MS;
 
-// Batches save little where a row alone costs no more than this many times what it costs in the best that its SLO allows.
+// Batches save little where a row alone costs at most this many times the cost of a row in the best batch
+// that its SLO allows.
 inline constexpr double SAVING_MIN = 1.15;
 
-// And much where it costs more than this many times as much: how many go into a batch, and so when it begins, is then not
-// known when a request arrives.
+// Batches save much where a row alone costs more than this many times the cost in the best batch. The size of
+// a batch, and so its start, is then unknown when a request arrives.
 inline constexpr double TOLD_SAVING_MAX = 1.5;
 
-// Where rows alone cost no more than this much of what they cost in a batch, they run alone: it is answered sooner.
+// Rows run alone, which answers sooner, where that costs at most this many times their cost in a batch.
 inline constexpr double BATCH_WORTH = 1.05;
 
-// Each execution counts for so much of the pace, which is thought to be no less than PACE_MIN.
+// Weight of each execution in the learnt pace, and the least pace.
 inline constexpr double PACE_PART = 0.01;
 inline constexpr double PACE_MIN = 0.5;
 
-// Requests of one queue that may be given up for one batch.
+// Bound on the requests of one queue that are given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 
-// Lower levels that one batch is filled up with.
+// Bound on the queues of lower levels that fill one batch up.
 inline constexpr std::size_t FILLING_MAX = 8;
 
-// Rows that were to come while others waited, and those that did.
+// Rows that were expected to arrive while others waited, and rows that did.
 class Company {
 public:
     void add(Ns now, double expected, double came) {
         expected_.add(now, expected, COME_HALF_LIFE_NS);
         came_.add(now, came, COME_HALF_LIFE_NS);
     }
-    // Of those that are expected, the part that will come.
+    // The part of the expected rows that will come, at most 1.
     double part(Ns now) const {
         double came = came_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR,
                expected = expected_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR;
@@ -131,7 +138,7 @@ private:
     DecayedCount came_;
 };
 
-// It is learnt for 1, 2 to 3, 4 to 7 ... rows that wait.
+// Companies are kept by the number of rows that wait: 1, 2 to 3, 4 to 7, ...
 inline constexpr std::size_t COMPANIES = 7;
 inline std::size_t company(std::uint32_t rows) {
     return std::min<std::size_t>(std::bit_width(rows) - 1, COMPANIES - 1);
@@ -171,15 +178,15 @@ public:
     void archive(Archive& archive) override;
 
 private:
-    // What came for a model, each thing by the weight of its time: the past fades without being touched.
+    // Arrivals of a model. Sums are weighted by time (weights.h), so the past fades without being touched.
     struct Traffic {
         double cost = 0;  // ideal device time, ns
         double rows = 0;
-        double ideal_ns = 0;                     // of one row
-        double slack_ns = 0;                     // that its requests come with
-        bool saves = false;                      // its batches save more than little
-        bool is_told = true;                     // its requests are refused at arrival, by what waits before them
-        std::array<Company, COMPANIES> company;  // by how many wait: see company()
+        double ideal_ns = 0;  // ideal device time of one row
+        double slack_ns = 0;  // mean SLO of its requests
+        bool saves = false;  // batches save more than SAVING_MIN
+        bool is_told = true;  // requests are refused at arrival, by the work before them
+        std::array<Company, COMPANIES> company;  // by the number of rows that wait: see company()
         std::uint32_t arrivals = 0;
 
         void archive(Archive& archive) { archive(cost, rows, ideal_ns, slack_ns, saves, is_told, company, arrivals); }
@@ -188,23 +195,23 @@ private:
     struct Candidate {
         Queue* queue;
         Residency* residency;
-        std::uint32_t first;     // those before cannot be in time on this device
-        std::uint32_t given_up;  // from there on
-        std::uint32_t count;     // behind them
-        std::uint32_t filled;    // requests of lower levels
-        Ns start_ns;             // the last at which it is in time
-        Ns own_start_ns;         // the same without what fills it up
+        std::uint32_t first;  // requests before this place cannot be in time on this device
+        std::uint32_t given_up;  // requests given up, from `first` on
+        std::uint32_t count;  // requests of the batch, behind those given up
+        std::uint32_t filled;  // requests of lower levels that fill the batch up
+        Ns start_ns;  // last start at which all of the batch is in time
+        Ns own_start_ns;  // the same without the requests that fill the batch up
         Ns duration_ns;
         Ns rank_ns;          // the lowest goes first
-        std::uint8_t level;  // whose rank it is
+        std::uint8_t level;  // the level that rank_ns belongs to
     };
 
     static KindSpec* spec_of(const Model& model);
-    // The way to the first device that has the model, and back; 0 while none has it.
+    // Delay of the way to the first device that has the model, and back; 0 while no device has it.
     static Ns link_ns(const Model& model);
     Ns soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const;
-    // What batches of a shape are counted with, looked up once for all sizes; the bound for a shape never measured, 0 if
-    // there is none. Valid until something is learnt.
+    // Planned durations of batches of one shape: the curve is looked up once for all sizes. For a shape that
+    // was never measured, the bound, or 0 if there is none. Valid until an estimate changes.
     class Durations {
     public:
         Durations(const KindSpec& spec, std::uint32_t shape, double margin)
@@ -216,7 +223,7 @@ private:
             }
             return counted_ns(curve_->exec_ns(rows));
         }
-        // The time of a batch at best: Curve::hoped_ns().
+        // The time of a batch at best, with margin: see Curve::hoped_ns().
         Ns hoped_ns(std::uint32_t rows) const {
             return curve_ == nullptr ? spec_.alone_ns(shape_, rows) : counted_ns(curve_->hoped_ns(rows));
         }
@@ -242,7 +249,7 @@ private:
         return durations(spec, shape).hoped_ns(rows);
     }
     void look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const;
-    // Models that matter, for each device.
+    // Number of models that matter, per device.
     double crowd() const;
     void share_out();
     void see_who_came(const Batch& batch);
@@ -250,27 +257,29 @@ private:
     bool is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
     Ns before_ns(const Arena& arena, const Pending& pending, Ns enough_ns);
     bool is_too_late(Pending& pending);
-    // Of the time that a request has, the part that may be before it on such a device.
+    // The part of a request's time that the work before it may take on a device of this kind.
     double wait_part(std::uint32_t kind) const {
         return std::max(WAIT_PART - WAIT_PART_NOISE * margin(kind), WAIT_PART_MIN);
     }
     void keep_time();
-    // Of a sum of weighted things: how much of it there was per nanosecond.
+    // Rate per nanosecond of a time-weighted sum.
     double rate(double sum) const { return sum / weights_.span_ns(); }
-    // The share of their ideal at which the devices have to run; above 1 they cannot.
+    // The share of their ideal throughput at which the devices have to run. Above 1, they cannot serve all
+    // that arrives.
     double need() const;
     double need_at_most() const;
-    double need_of(double arrives, Ns now) const;  // where so much ideal device time arrives per nanosecond
+    // The need if so much ideal device time arrives per nanosecond
+    double need_of(double arrives, Ns now) const;
     double hold_share(const Model& model) const;
-    // Whether a device that could take work, and found none, has the model.
+    // Whether another device that holds the model could take work and has found none.
     bool has_other_device(const Model& model) const { return parts_.queues.find_hungry(model) != nullptr; }
     bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
-    // A batch that lower levels fill up.
+    // A batch with the requests of lower levels that fill it up.
     struct Filled {
         std::uint32_t rows;
-        Ns room_ns;  // that its tightest deadline leaves
+        Ns room_ns;  // time that its tightest deadline leaves
     };
     template <typename Takes>
     Filled fill_up(const Queue& queue, Filled batch, const Takes& takes, Ns until_ns, std::uint32_t rows_max);
@@ -286,21 +295,21 @@ private:
     bool believes_surges_;
     double sacrifice_need_;
 
-    Beside<Traffic> traffic_;  // of models
+    Beside<Traffic> traffic_;  // by model
     double cost_sum_ = 0;      // of all models
-    double square_sum_ = 0;    // of each model's, squared
+    double square_sum_ = 0;  // of the squares of each model's cost
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
-    Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // of all models
+    Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // over all models
     Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
     std::vector<Margin> margins_;         // by the device's kind
-    std::uint64_t batch_bytes_max_ = 0;   // that any batch could have
-    std::uint64_t batch_copied_max_ = 0;  // likewise
-    double share_ = 0;                    // devices that a model may have while too much arrives; 0: no limit
-    Ns share_at_ns_ = 0;                  // when to compute it anew
-    std::vector<double> wanted_;          // for that: what each model asks for, in devices
-    Fading pace_{1};                      // what executions take of what they are counted with
+    std::uint64_t batch_bytes_max_ = 0;  // bound on the input bytes of any batch
+    std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
+    double share_ = 0;  // devices that a model may have while the need is above REFUSE_NEED; 0: no limit
+    Ns share_at_ns_ = 0;  // when share_ is computed next
+    std::vector<double> wanted_;  // devices that each model asks for; scratch of share_out()
+    Fading pace_{1};  // ratio of executed to planned time
     std::vector<Candidate> candidates_;
-    std::vector<Span> filling_;  // of the candidate that was considered last
+    std::vector<Span> filling_;  // fillings of the candidate that was considered last
     std::vector<Waiting> victims_;
 };
 

@@ -1,8 +1,9 @@
 // Admission: a request is promised its deadline, or refused at once.
 //
-// It is admitted only if it fits into some device's plan, into a batch of its model or as a batch of its own, so that
-// it and everything promised before still finishes in time as predicted. A higher priority goes before lower ones that
-// are still in time behind it, whatever its deadline, and may displace lower ones that were not sent.
+// A request is admitted only if it fits into some device's plan, into a batch of its model or as a batch of
+// its own, so that it and everything promised before are predicted to finish in time. A higher priority goes
+// before lower ones that are still in time behind it, whatever its deadline, and may displace lower ones that
+// were not sent. docs/policies/edf.md has the rules with formulas.
 #pragma once
 
 #include <algorithm>
@@ -14,49 +15,52 @@
 
 namespace clockwork {
 
-// A batch is sent when its device is predicted to be free within this (the paper's value), or earlier where that has
-// been too late: see lead.h.
+// A batch is sent this long before its device is predicted to be free (the paper's value), or earlier where
+// that has been too late: see lead.h.
 inline constexpr Ns SCHEDULE_AHEAD_NS = 5'000'000;
 
-// What models beyond their shares are promised stands in the plan behind all else: their keys are later by this.
+// Added to the keys of batches of models beyond their shares: they stand behind everything else in the plan.
 inline constexpr Ns BEYOND_NS = 1'000'000 * SECOND;
 
-// Places behind what it may not delay that a request within its share tries, where models are beyond theirs.
+// Bound on the places that a request within its share tries among batches of models beyond theirs.
 inline constexpr std::size_t BETWEEN_MAX = 4;
 
-// Joining a batch must cost at least 1/50 less than running alone.
+// Joining a batch must cost at least one part in JOIN_GAIN less than running alone.
 inline constexpr Ns JOIN_GAIN = 50;
 
-// Batches of lower levels that a request tries to go before.
+// Bound on the batches of lower levels that a request tries to go before.
 inline constexpr std::size_t AHEAD_MAX = 4;
 
-// Batches of its model that an arriving request tries to join.
+// Bound on the batches of its model that an arriving request tries to join.
 inline constexpr std::size_t JOIN_SCAN_MAX = 4;
 
-// Residencies of its model that a request compares before it takes the best. Of a model that is on more devices than
-// this, the search begins behind the one that was chosen last and ends at the first that is idle: at a thousand
-// devices a look at all of them costs more than everything else, and the best of a few is nearly the best of all.
+// Bound on the residencies that a request compares before it takes the best. For a model on more devices, the
+// search begins behind the device that was chosen last and ends at the first idle one: at a thousand devices
+// a look at all of them costs more than everything else, and the best of a few is nearly the best of all.
 inline constexpr std::size_t PLACE_SCAN_MAX = 16;
 
-// Residencies that are looked at, while none could take the request, before it is displaced, loaded or refused.
+// Bound on the residencies that are looked at without success before the request is displaced, loaded or
+// refused.
 inline constexpr std::size_t PLACE_TRY_MAX = 64;
 
-// Requests of lower priority that one arrival may displace.
+// Bound on the requests of lower priority that one arrival may displace.
 inline constexpr std::size_t DISPLACE_MAX = 64;
 
-// Devices for which a load is planned through, best first.
+// Bound on the devices for which a load is planned in full, best first.
 inline constexpr std::size_t LOAD_SCAN_MAX = 4;
 
-// Devices on which a load would be done about as soon are alike: the one with more free pages gets it.
+// Devices whose loads would end within the same such step are equal: the device with more free pages is
+// taken.
 inline constexpr Ns LOAD_ALIKE_NS = 1'000'000;
 
-// A promise keeps this share of the time left (at most RESERVE_NS) back for what no estimate foresees: a device or a
-// link that falters. Without it a queue filled to the last microsecond breaks several promises at one falter: at 1.5
-// times capacity on two cores, 0.8 % of what was admitted missed; the goodput is the same.
+// A promise keeps this part (1/RESERVE_SHARE) of the time left, at most RESERVE_NS, for what no estimate
+// foresees: a device or a link that stalls. Without it a queue filled to the last microsecond breaks several
+// promises at one stall: at 1.5 times capacity on two cores, 0.8 % of the admitted requests missed; the
+// goodput is the same.
 inline constexpr Ns RESERVE_SHARE = 50;
 inline constexpr Ns RESERVE_NS = 2'000'000;
 
-// What may enter a plan.
+// Places requests in plans, or refuses them.
 class Admission {
 public:
     Admission(Parts& parts, Plans& plans)
@@ -67,24 +71,25 @@ public:
           idle_(parts.idle),
           plans_(plans) {}
 
-    // How long before a device is planned to be free its next batch is sent.
+    // Time before a device is planned to be free at which its next batch is sent.
     Ns ahead_ns(const Executor& executor) const { return std::max(SCHEDULE_AHEAD_NS, executor.lead.ns(state_.now)); }
     // Promise a request its deadline on the device that finishes it first. False if none can.
     bool place(Pending& pending);
     // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
     bool displace(Pending& pending);
-    // Notes which device's time it asked for: of that where it is planned, or of one that could not take it.
+    // Charges the request's device time to the device that it is planned on, or to a device that could not
+    // take it.
     void note_asked(Pending& pending);
-    // Say why, which SLO would have been admitted, and when this one might be.
+    // Refuse a request with the reason, the least SLO that would have been admitted, and a time to retry.
     void refuse_in_detail(Pending& pending);
 
 private:
-    // Where a request could go.
+    // A place in a plan for a request.
     struct Slot {
         Ns finish_ns;       // predicted
         std::size_t index;  // in the plan
-        Batch* batch;       // to join; null: a new one
-        Ns key_ns;          // of a new one
+        Batch* batch;  // batch to join; null: a new one
+        Ns key_ns;  // key of a new batch
     };
 
     struct Cold {
@@ -102,12 +107,13 @@ private:
         Residency& residency;
         const Pending& pending;
         Curve* curve;
-        Ns duration;  // of a batch of its own
-        Ns limit;     // by when it must have finished
-        Ns free;      // when the executor has done all that it was sent
+        Ns duration;  // duration of a batch of its own
+        Ns limit;  // latest end on the device
+        Ns free;  // end of everything that the executor was sent
         bool is_beyond;
     };
-    // By when a batch that is promised now must be planned to end: the reserve before its deadline.
+    // Return the latest planned end of a batch that is promised now: its deadline less the way back and the
+    // reserve.
     Ns limit_ns(const Executor& executor, Ns deadline_ns) const {
         return deadline_ns - executor.worker->back_ns -
                std::min((deadline_ns - state_.now) / RESERVE_SHARE, RESERVE_NS);
@@ -141,8 +147,8 @@ private:
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;
-    std::vector<Ns> cleared_;                     // of the pending loads of an arena, in their order
-    std::vector<std::pair<Batch*, Ns>> earlier_;  // batches of a model, and when they are answered
+    std::vector<Ns> cleared_;  // clear_ns of an arena's pending loads, in their order
+    std::vector<std::pair<Batch*, Ns>> earlier_;  // batches of a model, and the times of their answers
 };
 
 }  // namespace clockwork

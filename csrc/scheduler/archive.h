@@ -1,8 +1,10 @@
-// A scheduler's state as bytes. One function of each class, archive(), both writes and reads, so that the two cannot part.
+// A scheduler's state as bytes. One function of each class, archive(), both writes and reads, so that the two
+// cannot diverge.
 //
-// Numbers take as many bytes as they need, pooled records are told by their slots, and hash tables in the order of their
-// keys, so that equal states are equal bytes. Bytes that are read may be anybody's: whatever they name must exist, and no
-// more memory is taken than goes with their length. Any change of what is written needs another STATE_FORMAT.
+// Numbers take as many bytes as they need, pooled records are named by their slots, and hash tables are
+// written in the order of their keys, so that equal states are equal bytes. Bytes to be read are not trusted:
+// every record that they name must exist, and the memory taken is bounded by their length. Any change of the
+// written form needs another STATE_FORMAT.
 #pragma once
 
 #include <algorithm>
@@ -26,19 +28,19 @@ inline constexpr std::uint32_t STATE_FORMAT = 8;
 
 class State;
 
-// What was read is no state of a scheduler.
+// Thrown where the bytes are no state of a scheduler.
 struct Damaged : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
-// A state has more bytes than it may.
+// Thrown where a state would take more bytes than its bound.
 struct TooLarge : std::length_error {
     TooLarge() : std::length_error("a state of more bytes than it may have") {}
 };
 
 class Archive {
 public:
-    // Writes; `out` holds the bytes once finish() was called. Throws TooLarge beyond so many.
+    // Writes. `out` holds the bytes after finish(). Throws TooLarge beyond bytes_max.
     Archive(std::string& out, std::size_t bytes_max) : out_(&out), bytes_max_(bytes_max) { out.resize(ROOM); }
     // Reads. Throws Damaged where the bytes are no state.
     explicit Archive(std::string_view in) : in_(in) {}
@@ -46,7 +48,7 @@ public:
     Archive& operator=(const Archive&) = delete;
 
     bool is_reading() const { return out_ == nullptr; }
-    // All was written, or should have been read.
+    // Ends writing, or checks that all bytes were read.
     void finish() {
         if (is_reading()) {
             need(at_ == in_.size(), "there are more bytes than it takes");
@@ -54,42 +56,43 @@ public:
             out_->resize(at_);
         }
     }
-    // What must hold of what was read.
+    // Throws Damaged(what) unless a condition holds of the bytes that were read.
     static void need(bool holds, const char* what) {
         if (!holds) {
             throw Damaged(what);
         }
     }
 
-    // Numbers, flags, arrays, pairs, vectors, pointers to records (of which none is null), and whatever has archive().
+    // Archives numbers, flags, arrays, pairs, vectors, pointers to records (never null), and objects with
+    // archive().
     template <typename... T>
     void operator()(T&... each) {
         (item(each), ...);
     }
-    // A pointer that may be null.
+    // Archives a pointer that may be null.
     template <typename T>
     void maybe(T*& record);
-    // A number of [least, most].
+    // Archives a number in [least, most].
     template <typename T>
     void within(T& value, T least, T most) {
         item(value);
         need(!is_reading() || (least <= value && value <= most), "a number is out of its range");
     }
-    // One of an enumeration from 0 to `last`.
+    // Archives a value of an enumeration from 0 to `last`.
     template <typename T>
     void choice(T& value, T last) {
         auto number = static_cast<std::underlying_type_t<T>>(value);
         within<std::underlying_type_t<T>>(number, 0, static_cast<std::underlying_type_t<T>>(last));
         value = static_cast<T>(number);
     }
-    // How many there are of what takes at least so many bytes each.
+    // Archives the number of elements, of at least bytes_min bytes each.
     std::size_t count(std::size_t there, std::size_t bytes_min = 1) {
         auto number = static_cast<std::uint64_t>(there);
         item(number);
         need(!is_reading() || number <= (in_.size() - at_) / bytes_min, "it is cut off");
         return static_cast<std::size_t>(number);
     }
-    // A hash table, by key; function(value) for each.
+    // Archives a hash table by key; calls function(value) for each.
     template <typename Map, typename Function>
     void table(Map& map, Function&& function) {
         using Key = typename Map::key_type;
@@ -106,15 +109,15 @@ public:
             function(map[key]);
         }
     }
-    // A list through its records enters this item: of each kind of list, a record is in item at most.
+    // Checks that a record is in at most one list of each kind.
     void enter_list(const void* kind, std::uint32_t slot) {
         need(lists_.emplace(kind, slot).second, "a record is in two lists");
     }
 
-    State* books = nullptr;  // whose records pointers are to
+    State* books = nullptr;  // the state whose records pointers lead to
 
 private:
-    static constexpr std::size_t ROOM = 64 << 10;  // by which what is written grows, at least
+    static constexpr std::size_t ROOM = 64 << 10;  // least growth of the output, in bytes
     static constexpr std::size_t NUMBER_BYTES_MAX = 10;
 
     template <typename T>
@@ -166,7 +169,7 @@ private:
         }
     }
 
-    // Seven bits a byte, the lowest first; of what may be negative, the sign is the lowest bit.
+    // Archives a number as seven bits a byte, the lowest first. For signed types the lowest bit is the sign.
     template <typename T>
     void number(T& value) {
         if (!is_reading()) {

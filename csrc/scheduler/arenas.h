@@ -1,16 +1,17 @@
-// What lies in arenas and host stores: loads on demand, eviction, unloading.
+// Models in arenas and host stores: loads on demand, eviction, unloading.
 //
-// A load is decided with the first request that needs it. Idle models make room, least recently used first; where
-// they do not suffice, the busy ones whose planned work ends first are *doomed*: what was promised on them is still
-// done, and then their pages go. Until then only a request that no other device can serve is planned on them, and only if
-// what the load was promised for is still in time (Admission::delay_loads()). So a model with continuous traffic cannot
-// keep another out for ever, and a promise made on the new one is accounted from the time at which its victims will be
-// idle.
+// A load is decided with the first request that needs it. Idle models are evicted, least recently used first.
+// Where they do not suffice, the busy models whose planned work ends first are *doomed*: promises made on a
+// doomed model are kept, and then its pages are freed. Until then a request is planned on a doomed model only
+// if no other device can serve it and the promises of the waiting load hold (Admission::delay_loads()). So a
+// model with continuous traffic cannot keep another out for ever, and a promise on the new model counts from
+// the time at which its victims will be idle.
 //
-// A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched* into it from
-// disk before it can be loaded (bring()), and others are *dropped* from it to make room: the least worth first, never
-// one from which a load is under way or decided. Both are orders like any other, for the worker's first device; a copy's
-// bytes are the controller's to give away from the moment at which its DROP is ordered.
+// A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched*
+// into the store from disk before it can be loaded (bring()), and others are *dropped* from the store to make
+// room: those of least worth first, never a model from which a load is under way or decided. FETCH and DROP
+// are orders like any other, for the worker's first device. The bytes of a copy count as free from the moment
+// at which its DROP is ordered.
 #pragma once
 
 #include <vector>
@@ -19,34 +20,35 @@
 
 namespace clockwork {
 
-// Times that a LOAD is sent before the requests that wait for it are answered.
+// Bound on the LOADs sent for a model before its waiting requests are answered as failed.
 inline constexpr int LOAD_ATTEMPTS_MAX = 3;
 
 inline constexpr int UNLOAD_ATTEMPTS_MAX = 3;
 
-// A LOAD may start this much later than it was sent (or ten times its duration, if that is longer).
+// Window of a LOAD: the latest start after its sending (or ten times its duration, if that is longer).
 inline constexpr Ns LOAD_WINDOW_NS = SECOND;
 
-// Beyond run_ahead actions, a lane is kept filled for one round trip and this, for short actions.
+// Beyond run_ahead actions, a lane is kept filled for one round trip plus this time, for short actions.
 inline constexpr Ns FEED_NS = 200'000;
 
-// Actions of one lane that may be under way, whatever the delay.
+// Bound on the actions under way on one lane, whatever the delay.
 inline constexpr std::uint32_t OUTSTANDING_MAX = 64;
 
 inline constexpr Ns UNLOAD_EXPECTED_NS = 100'000;
 
-// A model that makes room for another sooner than this after it was loaded was not worth its load: many of them say that
-// memory is too short for what is asked for.
+// An eviction sooner than this after the load counts as early: the load was not worth its time. Many early
+// evictions show that memory is too short for the models that are asked for.
 inline constexpr Ns EVICTED_EARLY_NS = 10 * SECOND;
 
-// Devices that are compared before a model is loaded onto one; where there are more, each search begins where the last
-// one ended.
+// Bound on the devices that are compared for a load. Where there are more, each search begins where the last
+// ended.
 inline constexpr std::size_t LOADABLE_MAX = 64;
 
-// FETCHes that a worker is sent before the first has been answered: they share one disk.
+// Bound on the FETCHes under way on a worker, which share its disk.
 inline constexpr std::uint32_t FETCHES_MAX = 2;
 
-// A refusal that a resident model would have avoided loads it, evicting only what idled this long.
+// After a refusal that a resident model would have avoided, the model is loaded; only models that idled for
+// this long are evicted for it.
 inline constexpr Ns WARM_IDLE_NS = SECOND;
 
 // An arena into which a model could be loaded, and how its worker prepared it.
@@ -62,91 +64,94 @@ public:
 
     // ----- deciding ----------------------------------------------------------------------------
 
-    // A pending load, entered in the device's queue with its predicted time. Null if pages cannot come free.
-    // The caller either accept_load()s it or drop_load()s it, before anything else is decided.
-    // doom: busy models may have to make room, not only idle ones.
+    // Enter a pending load in the arena's list, with its predicted time. Null if no pages can come free. The
+    // caller must accept_load() or drop_load() it before anything else is decided. doom: busy models may be
+    // doomed, too.
     Residency* propose_load(Arena& arena, Model& model, KindSpec& spec, Ns key_ns, bool doom);
     void accept_load(Residency& residency);
-    // Decides the load even if busy models have to go for it: nothing new is sent to them, and it starts when their
-    // pages are free. False: not even then.
+    // Decide the load even if busy models have to be doomed for it: nothing new is sent to them, and the load
+    // starts when their pages are free. False if even these do not suffice.
     bool load_by_force(Arena& arena, Model& model, KindSpec& spec);
-    // The idle models that would have to go for it, fewest first; false if they do not suffice.
+    // Find the idle models to evict for a load, as few as suffice; false if all of them do not.
     bool find_room(Arena& arena, const KindSpec& spec, std::vector<Residency*>& victims);
     // Forget a load that was not sent. Nothing may be planned on it.
     void drop_load(Residency& residency);
     void drop_loads(Arena& arena);
-    // Predict anew when each load that waits will be done.
+    // Predict the end of each pending load anew.
     void retime_loads(Arena& arena);
 
-    // Devices that the model is not on, but could be; at most LOADABLE_MAX. `found` is overwritten.
+    // Find devices onto which the model could be loaded, at most LOADABLE_MAX. `found` is overwritten.
     void find_loadable(Model& model, std::vector<Place>& found);
     bool fits_somewhere(Model& model);
 
     // ----- the host stores -----------------------------------------------------------------------
 
-    // How long until a LOAD of it could be ordered there, if its FETCH were the next; of all workers, the shortest.
+    // Return the time until a LOAD of the model could be ordered on this worker, if its FETCH were the next.
+    // The overload for a model alone: the least over all workers.
     Ns fetch_wait_ns(const Worker& worker, const Model& model) const;
     Ns fetch_wait_ns(const Model& model) const;
-    // What a model that is on no device needs until work can be sent to it: fetch and load, where it is the quickest. 0
-    // where there are no host stores.
+    // Return the time of fetch and load for a model that is on no device, on the quickest worker. 0 where
+    // there are no host stores.
     Ns hops_ns(const Model& model) const;
-    // The last moment at which its fetch and load may begin, if its work has to begin by latest_ns. What is under way
-    // counts as it is thought to end. The same as latest_ns without host stores.
+    // Return the last moment at which fetch and load may begin, if the model's work has to begin by
+    // latest_ns. Actions under way count with their predicted ends. Equal to latest_ns without host stores.
     Ns last_begin_ns(const Model& model, Ns latest_ns) const;
-    // A worker from whose host store it could be loaded; null: none.
+    // Return a worker from whose host store the model could be loaded, or null.
     const Worker* find_host(const Model& model) const;
-    // True if a LOAD of the model may be ordered on this worker. Else its FETCH is ordered, if one more may be under way
-    // and there is room, or room can be made of copies last used before then.
+    // Return true if a LOAD of the model may be ordered on this worker. Otherwise order its FETCH, if the
+    // bound allows another and there is room, or room can be made by dropping copies last used before
+    // `before_ns`.
     bool bring(Worker& worker, Model& model, Ns before_ns = NEVER_NS);
-    // A request was refused whose model is too far away.
+    // Fetch or load a model after a request was refused because the model was too far away.
     void warm(Model& model);
-    // True when no worker holds a copy of a model that is being removed, nor moves one.
+    // Order the drop of a model's copies in all host stores. True when no worker holds or moves one.
     bool leave_hosts(Model& model);
 
     // ----- acting ------------------------------------------------------------------------------
 
     void start_loads(Arena& arena);
-    // Whether one more LOAD may be sent now, if so many are under way: the link is kept filled for one round trip. If it
-    // is filled, the device wakes when it is no more.
+    // Return whether another LOAD may be sent now with this many under way: the link is kept filled for one
+    // round trip. If the link is full, the device is woken when it no longer is.
     bool takes_load(Arena& arena, std::uint32_t under_way) const;
-    // Load into free pages, or those of models that have idled long. False if there are none.
+    // Load into free pages, or over models that have idled for WARM_IDLE_NS. False if there are none.
     bool load_idly(Arena& arena, Model& model, KindSpec& spec) {
         return load_now(arena, model, spec, state_.now - WARM_IDLE_NS);
     }
-    // Load into the room that find_room() has just found.
+    // Load over the victims that find_room() has just returned.
     void load_over(Arena& arena, Model& model, KindSpec& spec, const std::vector<Residency*>& victims);
-    // Load into free pages, or those of idle models that were last used before then. False if there are none.
+    // Load into free pages, or over idle models last used before `before_ns`. False if these do not suffice.
     bool load_now(Arena& arena, Model& model, KindSpec& spec, Ns before_ns);
-    // Load into free pages without a request for it: see Scheduler.
+    // Load into free pages without a request for the model: see Scheduler::preload().
     bool preload(Arena& arena, Model& model);
-    // Take the pages that a reservation wants, free ones or those of its victims and of idle models, which are ordered off.
-    // False where they do not suffice; dooms: then busy models become its victims, if theirs would suffice.
+    // Take the pages that a reservation wants: free pages, or those of its victims and of idle models, which
+    // are evicted. False where these do not suffice. dooms: busy models then become its victims, if their
+    // pages would suffice.
     bool make_way(Arena& arena, Reservation& reservation, bool dooms);
-    // These are doomed no more, unless others count on them; clears the list.
+    // Lift the doom of these models, unless another load or reservation counts on them; clears the list.
     void absolve(const Arena& arena, std::vector<Residency*>& victims);
-    // Order a model off its device. Its pages must have been given back to the allocator already.
+    // Send the UNLOAD of a model whose pages have been given back to the allocator.
     void send_unload(Residency& residency);
-    // Give its pages back and order it off. It must be idle.
+    // Give the model's pages back and send its UNLOAD. The model must be idle.
     void evict(Residency& residency);
-    // The device is gone.
+    // Remove a residency whose device is gone.
     void forget(Residency& residency);
 
     // ----- results -----------------------------------------------------------------------------
 
-    // A LOAD ended. The caller says what follows: loaded(), or false from failed(), after which the load waits as one
-    // that was not sent, to be dropped.
+    // Note the end of a LOAD. The caller then calls loaded() or failed(); after false from failed(), the load
+    // is pending again, and is to be dropped.
     void load_ended(Flight& flight);
     void loaded(Residency& residency);
     bool failed(Residency& residency);
-    // True: there is nothing more to do about it.
+    // Note the end of an UNLOAD. True: nothing is left to do about it.
     bool unload_ended(Flight& flight, Status status);
-    // False: it failed for the last time.
+    // Note the end of a FETCH. False: it failed for the last time.
     bool fetch_ended(Flight& flight, Status status);
-    // True: there is nothing more to do about it.
+    // Note the end of a DROP. True: nothing is left to do about it.
     bool drop_ended(Flight& flight, Status status);
-    // A FETCH or DROP is under way no more.
+    // Remove a FETCH or DROP from the actions under way.
     void end_host_action(Flight& flight);
-    // The device says that the model is not there; nothing is planned on it.
+    // Unload a model that its device reports as absent. Nothing may be planned on it.
     void lose(Residency& residency);
 
     void archive(Archive& archive) { archive(mark_); }
@@ -159,7 +164,7 @@ private:
         Model* model;
     };
 
-    // Whether an UNLOAD or a DROP came to nothing, and may be tried again.
+    // Whether an UNLOAD or a DROP was refused, and may be tried again.
     static bool is_refused(Status status) {
         return status == Status::IN_USE || status == Status::DEVICE_ERROR || status == Status::ACTION_CANCELLED ||
                status == Status::TOO_LATE;
@@ -170,11 +175,12 @@ private:
     Residency& stand_in(Worker& worker, Model& model);
     void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
     void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
-    // An UNLOAD or a DROP: at once, and at any time from now on.
+    // Order an UNLOAD or a DROP without a window.
     void order_release(FlightKind kind, CommandKind order, Residency& residency);
     bool find_victims(Residency& residency, bool doom);
     void find_busy(Arena& arena);
-    // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
+    // Free room for these runs on trial_ by evicting idle models, which are appended to the victims. False:
+    // they do not suffice.
     bool try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
     void doom_for(Arena& arena, Reservation& reservation);
     Residency* make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns);
@@ -194,7 +200,7 @@ private:
     State& state_;
     Flights& flights_;
     const Deciders& deciders_;
-    PageAllocator trial_;  // find_victims() and find_room() try things on it
+    PageAllocator trial_;  // scratch copy of the pages, for find_victims() and find_room()
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;
     std::vector<Residency*> victims_;

@@ -1,4 +1,4 @@
-// Sets of small numbers.
+// Bit sets of small numbers.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,7 @@ public:
         return index / 64 < words_.size() && (words_[index / 64] >> (index % 64) & 1) != 0;
     }
 
-    // Calls function(index) for each, ascending, until it returns false.
+    // Calls function(index) for each member, ascending, until it returns false.
     template <typename Function>
     void for_each(Function&& function) const {
         for_each_in_both(*this, *this, function);
@@ -54,7 +54,7 @@ public:
         }
     }
 
-    // limit: all are below.
+    // limit: every member is below.
     void archive(Archive& archive, std::uint32_t limit) {
         archive(words_);
         std::size_t words = (std::size_t{limit} + 63) / 64;

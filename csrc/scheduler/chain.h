@@ -1,4 +1,4 @@
-// Lists through the objects themselves.
+// Intrusive lists.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace clockwork {
 
-// A doubly linked list through the objects themselves: entering and leaving cost nothing, whatever the length.
+// A doubly linked list through the objects themselves: entering and leaving take constant time.
 template <typename T, T* T::* Before, T* T::* After>
 class Chain {
 public:
@@ -33,7 +33,7 @@ public:
         ++count_;
     }
 
-    // Before `place`; at the end if that is null.
+    // Inserts before `place`; at the end if that is null.
     void insert(T* entry, T* place) {
         if (place == nullptr) {
             push_back(entry);
@@ -69,7 +69,7 @@ public:
     }
 
 protected:
-    // enter(one): how one that was read comes to the end.
+    // enter(entry): appends an entry that was read.
     template <typename Function>
     void archive_by(Archive& archive, Function&& enter) {
         static constexpr char KIND = 0;

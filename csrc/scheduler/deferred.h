@@ -1,29 +1,31 @@
 // Policy `deferred`: Symphony's deferred batching (arXiv 2308.07470; its public source, nexuslb at dbb9043).
 //
-// A queue does not take the first device that is free: it waits until waiting longer would not let its batch grow,
-// and only then asks for one, so that batches are large and few devices busy. With l(b) the duration of a batch,
-// d_ctrl the way to the worker, d_resp the way back, and deadlines less d_resp:
+// A queue does not take the first device that is free: it waits until waiting longer would not let its batch
+// grow, and only then asks for a device, so that batches are large and few devices busy. With l(b) the
+// duration of a batch, d_ctrl the way to the worker, d_resp the way back, and deadlines less d_resp:
 //   target batch: the largest b with l(b) (1 + 1/n) <= budget, n = max(1, rate l(b) / b), budget = slo - d_ctrl -
 //     d_resp; if the rate needs less than one device, the largest b with l(b) + b / rate <= budget; while the rate is
 //     unknown, the largest b with l(b) <= slo / 2.
 //   gathering, with s = max(now + d_ctrl, when the device is free): the suffix of the queue, by deadline, whose head
-//     is in time if all of it (at most the target) runs together; b = min(target, its length); those before the
+//     is in time if all of it (at most the target) runs together; b = min(target, its length); requests before the
 //     suffix that are not in time in a batch of b are dropped; b grows while the earliest deadline allows it.
-//   candidate: exec_at = max(s, deadline - jitter - l(b + 1)), the time at which one more could no longer join
-//     (frontrun); it is invalid after deadline - l(b).
-//   matchmaking: at exec_at - d_ctrl the queue takes a free device, the one of the lowest number; if there is none it
-//     is parked, and a device that becomes free takes the parked queue that becomes invalid first, gathering anew.
-// Options: schedule_ahead_ms (0: a device is given its next batch when it is free), jitter_ms (0.1, Symphony's).
+//   candidate: exec_at = max(s, deadline - jitter - l(b + 1)), the time at which another request could no longer
+//     join (frontrun); it is invalid after deadline - l(b).
+//   matchmaking: at exec_at - d_ctrl the queue takes the free device of the lowest number; if there is none it is
+//     parked, and a device that becomes free takes the parked queue that becomes invalid first, gathering anew.
+// Options: schedule_ahead_ms (0: a device is given its next batch when it is free), jitter_ms (0.1, as in
+// Symphony).
 //
 // Departures from the original:
-// - d_ctrl and d_resp are the link's measured delays (its constants: 0.1 ms and 2 ms); inputs need no fetching, so
-//   d_data is 0.
-// - Requests are dropped when a batch is made up for a device, or when even alone and at once they would be late;
-//   the original gathers, and drops, at each arrival. Both are in its favour.
-// - A batch that is as large as the model allows does not wait any more.
-// - The rate is a decayed count (half-life DEFERRED_HALF_LIFE_NS); the original averages 100 samples of 50 ms.
-// - Without threads of its own for each model and for ranking, and so without their delays.
-// - Where to load is Memory's; the original has all models everywhere.
+// - d_ctrl and d_resp are the link's measured delays (its constants: 0.1 ms and 2 ms); inputs need no
+//   fetching, so d_data is 0.
+// - Requests are dropped when a batch is formed for a device, or when even alone and at once they would be
+//   late; the original gathers, and drops, at each arrival. Both are in its favour.
+// - A batch that is as large as the model allows is sent without waiting.
+// - The rate is a decayed count (half-life DEFERRED_HALF_LIFE_NS); the original averages 100 samples of 50
+//   ms.
+// - There are no threads for models and for ranking, and so none of their delays.
+// - Loads are decided by a memory manager (memory.h); the original has all models everywhere.
 #pragma once
 
 #include <algorithm>
@@ -38,10 +40,10 @@ namespace clockwork {
 
 inline constexpr Ns DEFERRED_JITTER_NS = 100'000;
 
-// The target batch of a queue is computed anew after this (the original's interval of samples).
+// Interval at which the target batch of a queue is computed (the original's interval of samples).
 inline constexpr Ns DEFERRED_TARGET_NS = 50 * MS;
 
-// The rate is an average that forgets half in this.
+// Half-life of the count of arrivals.
 inline constexpr Ns DEFERRED_HALF_LIFE_NS = 2'500 * MS;
 
 class Deferred final : public Rules {
@@ -66,7 +68,7 @@ private:
     };
     struct Meter {  // of a queue
         DecayedCount count;
-        Ns since_ns = 0;  // of the first arrival
+        Ns since_ns = 0;  // the first arrival
         Ns target_at_ns = -NEVER_NS;
         std::uint32_t target = 1;
 

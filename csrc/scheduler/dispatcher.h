@@ -1,7 +1,7 @@
-// Events in, commands out: what every policy does alike.
+// Events in, commands out: the work that is the same for every policy.
 //
-// It notes what happened, has the policy decide, and reads results; a result of an action that is not in the books is
-// ignored. The rest is done by its parts (parts.h).
+// The dispatcher notes events, has the policy decide, and reads results. A result of an action that is not in
+// the books is ignored. Its parts (parts.h) do the rest.
 #pragma once
 
 #include <functional>
@@ -88,12 +88,13 @@ private:
     Recovery& recovery_ = parts_.recovery;
     std::unique_ptr<Policy> policy_;
 
-    Ns wake_ns_ = NEVER_NS;           // when it has asked to be woken
-    std::vector<Executor*> looking_;  // the executors that settle() is at
+    Ns wake_ns_ = NEVER_NS;  // the wake-up that it has asked for
+    std::vector<Executor*> looking_;  // executors that settle() is looking at
     std::uint64_t device_count_ = 0;
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;
-    std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;  // kind and page size, by our number for both
+    // Kind and page size, by the internal number of the kind
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;
     std::uint32_t touch_round_ = 0;
 };
 

@@ -1,12 +1,8 @@
 // Policy `edf`: earliest deadline first over explicit plans; admission is a promise.
 //
-// Each device has a plan: the batches promised on it, in the order of their deadlines. A request is admitted only if
-// it fits into some device's plan (into a batch of its model, or as a batch of its own) so that it and everything
-// promised before still finishes in time as predicted; otherwise it is refused at once. Batches are bound late: the
-// next one is sent when the device is about to be free, and until then requests may join it.
-//
-// A request without a deadline is never refused for time and never delays a promise. It runs where a device would be
-// idle; one that has waited BACKGROUND_AGE_NS gets a share (BACKGROUND_SHARE) of a device that is never idle.
+// Each device has a plan: the batches promised on it, in the order of their deadlines. Batches are bound
+// late: the next is sent when the device is about to be free, and until then requests may join it.
+// docs/policies/edf.md explains plans, loads, refusals, and requests without a deadline.
 #pragma once
 
 #include <vector>
@@ -16,7 +12,7 @@
 
 namespace clockwork {
 
-// Batches looked at behind one whose model is still being loaded.
+// Bound on the batches that are looked at behind a batch whose model is still being loaded.
 inline constexpr std::size_t SKIP_SCAN_MAX = 16;
 
 class Edf final : public Policy {
@@ -33,7 +29,8 @@ public:
           spare_(parts, plans_) {}
 
     Memory& memory() override { return plans_; }
-    // Its admission counts one hop, from host memory to the device.
+    // A promise counts the way from host memory to the device alone, so workers with a host store are not
+    // served.
     bool plans_fetches() const override { return false; }
 
     void arrive(Pending& pending) override;

@@ -1,18 +1,20 @@
-// How long an execution or a load will take, from what the last ones took.
+// Durations of executions and loads, estimated from the last ones.
 //
-// Estimates belong to (program, input shape, batch, device kind): models of equal architecture teach each other.
-// Each batch size that was seen has a sliding window, seeded by the profile. The obvious estimate, the largest sample,
-// fails because one stall of the machine inflates every plan for ten actions (the original takes 0.91 of the largest and
-// 0.09 of the second). The second largest fails where stalls are frequent: two of them within ten samples, of 302 and
-// 141 ms, made a model of 6 ms one of 141 ms. So the estimate is the second largest sample that is no outlier:
+// Estimates belong to (program, input shape, batch, device kind): models of equal architecture share them.
+// Each batch size that was executed has a sliding window, seeded by the profile. The obvious estimate, the
+// largest sample, fails because one stall of the machine inflates every plan for ten actions (the original
+// takes 0.91 of the largest and 0.09 of the second). The second largest fails where stalls are frequent: two
+// of them within ten samples, of 302 and 141 ms, made a model of 6 ms one of 141 ms. So the estimate is the
+// second largest sample that is no outlier:
 //
 //     outlier    a sample of more than OUTLIER_RATIO times the window's median
-//     counted    outliers count if there are more than OUTLIERS_MAX in the window, or if the last two samples are outliers
-//                and no execution of another batch size was none since
+//     counted    outliers count if there are more than OUTLIERS_MAX in the window, or if the last two samples are
+//                outliers and no execution of another batch size since then was none
 //
-// One outlier moves nothing. Two in a row are followed at once, as the beginning of a real shift would be, and left out
-// again at the next sample that is none. Three of ten are no accident. Samples that several devices took at the same time
-// count as one outlier: the devices of a machine that stalls do stall together.
+// One outlier moves nothing. Two in a row are followed at once, as the beginning of a real shift would be,
+// and left out again at the next sample that is no outlier. Three of ten are no accident. Outliers of
+// executions that went on at the same time count as one: the devices of a machine that stalls do stall
+// together.
 #pragma once
 
 #include <algorithm>
@@ -30,49 +32,50 @@ namespace clockwork {
 
 struct Batch;
 
-// Samples that an estimate looks back on.
+// Samples in a window.
 inline constexpr std::uint32_t WINDOW = 10;
 
-// A plan counts max(MARGIN_RATIO of the estimate, MARGIN_NS) on top of each action: the gap between two actions and
-// what the estimate misses. It costs no throughput: the device is fed as it becomes free.
+// A plan adds max(MARGIN_RATIO of the estimate, MARGIN_NS) to each action, for the gap between two actions
+// and the error of the estimate. It costs no throughput: the device is fed as it becomes free.
 inline constexpr double MARGIN_RATIO = 0.02;
 inline constexpr Ns MARGIN_NS = 100'000;
 
-// See above.
+// Bounds of outliers: see above.
 inline constexpr Ns OUTLIER_RATIO = 2;
 inline constexpr std::uint32_t OUTLIERS_MAX = 2;
 
-// An estimate is published, and the plans timed anew, when it rose or fell by more than this.
+// An estimate is published, and the plans are timed anew, when it rises or falls by more than this.
 inline constexpr double RAISE_RATIO = 0.01;
 inline constexpr double LOWER_RATIO = 0.03;
 
-// An estimate of more than STALE_RATIO times the profile holds while it is fresh: for STALE_NS after its last sample, or for
-// twice the estimate, if that is longer. A batch or a load that seems impossible is never tried, and its estimate would stay
-// for ever.
+// An estimate of more than STALE_RATIO times the profile holds for STALE_NS after its last sample, or for
+// twice the estimate, if that is longer. A batch or a load that seems impossible is never tried, so its
+// estimate would otherwise stay for ever.
 inline constexpr double STALE_RATIO = 2;
 inline constexpr Ns STALE_NS = SECOND;
 
-// So does the estimate of one batch size that is more than so many times what the best of the curve makes of the profile:
-// by about as much as noise of a tenth makes of ten samples. Where executions have been slower by half for a second, sizes
-// that are believed to be too long for an SLO would stay unused for ever.
+// The same holds for the estimate of one batch size that is more than this many times the profile scaled by
+// the curve's least drift; noise of a tenth makes about as much of ten samples. Without this rule, after
+// executions that were slower by half for a second, batch sizes that seem too long for an SLO would stay
+// unused for ever.
 inline constexpr double STALE_BESIDE = 1.15;
 
-// So many samples in a row of less than one part in FALL_RATIO of an estimate say that it was of another time: the ones
-// before count no longer. (A smaller fall is followed when they have left the window.)
+// This many samples in a row of less than 1/FALL_RATIO of the estimate drop the samples before them. (A
+// smaller fall is followed as those leave the window.)
 inline constexpr std::uint32_t FALL_COUNT = 3;
 inline constexpr Ns FALL_RATIO = 4;
 
-// A shape with more than this many times the elements of the largest profiled one has no bound.
+// A shape with more than this many times the elements of the largest profiled shape has no bound.
 inline constexpr double BOUND_RATIO_MAX = 8;
 
-// Batches of more rows than this are taken to cost in proportion, and teach nothing.
+// Batches of more rows than this are taken to cost in proportion, and are not sampled.
 inline constexpr std::uint32_t BATCH_TABLE_MAX = 1024;
 
-// Shapes of one program with estimates of their own; the oldest unprofiled one is forgotten first.
+// Bound on the shapes of one program with estimates; the oldest unprofiled shape is forgotten first.
 inline constexpr std::size_t SHAPES_MAX = 1024;
 
-// An execution is overdue once it has gone on for so many times what was expected of it, and for this long: by far more
-// than noise, or another process on the same core, makes of it.
+// An execution is overdue once it takes this many times its expected time, and at least OVERDUE_NS: far more
+// than noise, or another process on the same core, explains.
 inline constexpr Ns OVERDUE_RATIO = 10;
 inline constexpr Ns OVERDUE_NS = 50 * MS;
 
@@ -80,8 +83,9 @@ inline bool is_overdue(Ns took_ns, Ns expected_ns) {
     return took_ns >= OVERDUE_NS && took_ns / OVERDUE_RATIO >= expected_ns;
 }
 
-// Overdue executions, each after others that were not, by which a curve is erratic, if no two of them are further apart than ERRATIC_NS, or than
-// ERRATIC_BEHAVED executions that were not overdue. As many of those make it regular again.
+// A curve is erratic after this many overdue executions (a run of them counts as one) with at most ERRATIC_NS
+// and at most ERRATIC_BEHAVED other executions between two of them. As many other executions in a row make it
+// regular again.
 inline constexpr std::uint32_t ERRATIC_COUNT = 3;
 inline constexpr std::uint32_t ERRATIC_BEHAVED = 32;
 inline constexpr Ns ERRATIC_NS = 10 * SECOND;
@@ -91,28 +95,30 @@ inline Ns with_margin(Ns ns) {
     return ns + (margin > MARGIN_NS ? margin : MARGIN_NS);
 }
 
-// What an estimate makes of its window.
+// The estimate that is made of a window.
 enum class EstimateRule : std::uint8_t {
-    ROBUST,  // the second largest that is no outlier; the profile counts as two samples; small changes are not published
+    // The second largest that is no outlier; the profile counts as two samples; small changes are not
+    // published
+    ROBUST,
     PERCENTILE,  // the original's: the 99th percentile, interpolated; the first sample replaces the profile
 };
 
-// The last samples of one thing, oldest first.
+// The last samples of one quantity, oldest first.
 class Window {
 public:
     void push(Ns sample);
-    // A sample of what took so long until now. An outlier that went on at the same time as the outlier before it is left out.
-    // True if it is an outlier.
+    // Adds a sample that took `took_ns` until `now`. An outlier that went on at the same time as the outlier
+    // before it is left out. True if it is an outlier.
     bool push(Ns sample, Ns took_ns, Ns now);
-    // Whether the last FALL_COUNT samples are far below robust(); then only they are kept.
+    // Whether the last FALL_COUNT samples are far below robust(); if so, the others are dropped.
     bool fall();
-    // As before the first sample, if it was told this.
+    // Returns the window to its state before the first sample, seeded with `told`.
     void reset(Ns told);
     bool empty() const { return count_ == 0; }
     bool is_stale(Ns now, Ns estimate) const { return now - newest_ns_ > std::max(STALE_NS, 2 * estimate); }
     Ns least() const;
-    // The second largest sample that is no outlier (the only one, if there is one). usual_ns: when an execution, of
-    // whatever batch size, last was none.
+    // The second largest sample that is no outlier (or the only sample). usual_ns: end of the last execution,
+    // of any batch size, that was no outlier.
     Ns robust(Ns usual_ns = -NEVER_NS) const;
     Ns percentile() const;  // the 99th, interpolated: 0.91 of the largest of ten and 0.09 of the second
 
@@ -120,27 +126,28 @@ public:
 
 private:
     std::pair<Ns, Ns> two_largest() const;
-    std::array<Ns, WINDOW> sorted() const;  // the first count_ of it
+    std::array<Ns, WINDOW> sorted() const;  // the first count_ elements
     bool is_outlier(Ns sample) const;
 
-    std::array<Ns, WINDOW> samples_{};  // none is below 0
+    std::array<Ns, WINDOW> samples_{};  // never below 0
     std::uint32_t count_ = 0;
-    Ns newest_ns_ = 0;           // when the last was taken
-    Ns outlier_ns_ = -NEVER_NS;  // when the last outlier was
+    Ns newest_ns_ = 0;  // time of the last sample
+    Ns outlier_ns_ = -NEVER_NS;  // time of the last outlier
 };
 
-// Overdue executions of late. A stall of the machine makes one of them, and that moves no estimate; a model whose time
-// depends on its data makes them again and again, and its window of samples leaves them out. Those in a row count as one:
-// they are followed by the window, and a machine that is slow for a second makes many.
+// Recent overdue executions. A stall of the machine makes one, which moves no estimate. A model whose time
+// depends on its data makes them again and again, and its window of samples leaves them out. Overdue
+// executions in a row count as one: the window follows them, and a machine that is slow for a second makes
+// many.
 class Surprises {
 public:
-    // An execution took so long for which this was expected. True if that changed worst_ns().
+    // Notes an execution of took_ns for which expected_ns was expected. True if worst_ns() changed.
     bool took(Ns took_ns, Ns expected_ns, Ns now) {
         return (count_ > 0 || took_ns >= OVERDUE_NS) && look_at(took_ns, expected_ns, now);
     }
-    // Lets go of them where no execution was as long of late. True if that changed worst_ns().
+    // Forgets overdue executions that are no longer confirmed. True if worst_ns() changed.
     bool forget_stale(Ns now);
-    // The longest of them, which every execution may take; 0: there were too few.
+    // The longest of them, which any execution may take; 0 while there are fewer than ERRATIC_COUNT.
     Ns worst_ns() const { return count_ >= ERRATIC_COUNT ? worst_ns_ : 0; }
 
     void archive(Archive& archive);
@@ -149,8 +156,8 @@ private:
     bool look_at(Ns took_ns, Ns expected_ns, Ns now);
     bool forget();
 
-    std::uint32_t count_ = 0;    // at most ERRATIC_COUNT, without those that followed another at once
-    std::uint32_t behaved_ = 0;  // executions since the last
+    std::uint32_t count_ = 0;  // at most ERRATIC_COUNT; a run counts once
+    std::uint32_t behaved_ = 0;  // other executions since the last overdue one
     Ns worst_ns_ = 0;
     Ns newest_ns_ = 0;
 };
@@ -160,10 +167,11 @@ class Curve {
 public:
     explicit Curve(EstimateRule rule = EstimateRule::ROBUST) : rule_(rule) {}
 
-    // A profile point. Measured windows are kept: they are fresher.
+    // Adds a profile point. Measured windows are kept: they are fresher.
     void seed(std::uint32_t batch, Ns ns);
 
-    // The expected duration of a batch; monotone in `batch`. Throws std::invalid_argument if nothing is known.
+    // The expected duration of a batch; monotone in `batch`. Throws std::invalid_argument if the curve is
+    // empty.
     Ns exec_ns(std::uint32_t batch) {
         if (batch < raw_.size()) {
             return raw_[batch];
@@ -171,7 +179,7 @@ public:
         return beyond(batch);
     }
 
-    // exec_ns with the margin that a plan counts.
+    // exec_ns() with the margin of plans.
     Ns planned_ns(std::uint32_t batch) {
         if (batch < planned_.size()) {
             return planned_[batch];
@@ -179,26 +187,28 @@ public:
         return with_margin(beyond(batch));
     }
 
-    // The time of a batch at best: exec_ns(), unless that is more than STALE_BESIDE times the profile's time and the least
-    // sample of its window; then that sample. No stall moves it. Only a request with less time is impossible, and a
-    // device that has nothing else to do tries one with more, so that an estimate raised by a past stall refuses nobody.
+    // The time of a batch at best: exec_ns(), unless that is more than STALE_BESIDE times both the profile
+    // and the least sample of its window; then the least sample (the profile for a size that was never
+    // measured). A stall does not move it. Only a request with less time is impossible. A device that has
+    // nothing else to do tries one with more time, so that an estimate raised by a past stall refuses nobody.
     Ns hoped_ns(std::uint32_t batch);
 
-    // One execution took this long. True if the published estimates changed.
+    // Adds a sample. True if the published estimates changed.
     bool measure(std::uint32_t batch, Ns ns, Ns now);
 
-    // Whether a batch of this size was measured of late.
+    // Whether a batch of this size was measured recently.
     bool is_confirmed(std::uint32_t batch, Ns now) const;
-    // Whether something is far above what was told.
+    // Whether some estimate is far above the profile.
     bool is_raised() const;
-    // Lets go of what is, and is not fresh. True if the published estimates changed.
+    // Forgets raised estimates that are stale. True if the published estimates changed.
     bool forget_stale(Ns now);
 
-    // What is expected from now on is this many times what the samples and the profile say.
+    // Multiplies the samples and the profile by this scale from now on.
     void set_scale(double scale);
 
-    // By the profile: what a row costs alone, as a multiple of what it costs in the cheapest batch of at most so many rows.
-    // 1 where that is not known. Measured times are too noisy for this: a size that seems dear is not tried again.
+    // The cost of a row alone by the profile, as a multiple of its cost in the cheapest batch of at most
+    // rows_max rows; 1 where that is unknown. Measured times are too noisy for this: a size that seems dear
+    // is not tried again.
     double saving(std::uint32_t rows_max) const;
 
     bool is_measured() const { return !windows_.empty(); }
@@ -223,16 +233,16 @@ private:
     std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
     std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
     Surprises surprises_;
-    Ns usual_ns_ = -NEVER_NS;   // when an execution last was no outlier
-    bool was_outlier_ = false;  // the last one
-    std::vector<Ns> raw_;       // by batch size, 0 unused; published values
+    Ns usual_ns_ = -NEVER_NS;  // end of the last execution that was no outlier
+    bool was_outlier_ = false;  // whether the last execution was an outlier
+    std::vector<Ns> raw_;  // published values, by batch size; 0 is unused
     std::vector<Ns> planned_;
     bool profiled_ = false;
     EstimateRule rule_;
     double scale_ = 1;
 };
 
-// How many elements the inputs of each shape have, for one row. Shape 0 is that of a request without inputs.
+// Number of elements of the inputs of each shape, for one row. Shape 0 is that of a request without inputs.
 class Shapes {
 public:
     void set(std::uint32_t shape, std::uint64_t elements);
@@ -250,30 +260,33 @@ private:
 
 // The curves of one program on one device kind, by shape.
 //
-// Where devices say their clock, samples and profile are of one clock, the first that any device of the kind said, and
-// the scale makes of them what it takes at the clock that the devices have now.
+// Where devices report their clock, samples and profile are stored as of the first clock that any device of
+// the kind reported. The scale converts them to the present clock.
 class ProgramEstimates {
 public:
     void seed(const std::vector<ProfilePoint>& points);
 
-    // Null for a shape that was neither profiled nor measured. Valid until measure() reports it as forgotten.
+    // Returns null for a shape that was neither profiled nor measured. Valid until measure() reports it as
+    // forgotten.
     Curve* curve(std::uint32_t shape) const {
         bool is_first = !curves_.empty() && curves_.front().first == shape;
         return is_first ? curves_.front().second.get() : find(shape);
     }
 
-    // A conservative duration for a shape never seen, with margin; 0 if there is no ground for one.
+    // Returns a conservative duration with margin for a shape that was never measured; 0 if there is no
+    // basis.
     //
-    // That of the smallest known shape with as many elements (where inputs are padded to what was compiled, the one
-    // that it runs as); else of the largest profiled one, times the square of how many more this one has (attention is
-    // quadratic).
+    // The basis is the smallest known shape with at least as many elements (where inputs are padded to
+    // compiled shapes, the shape it runs as); otherwise the largest profiled shape, times the square of the
+    // ratio of elements (attention is quadratic).
     Ns bound_ns(const Shapes& shapes, std::uint32_t shape, std::uint32_t batch) const;
 
-    // One execution took this long. True if published estimates changed. forgotten: set to a shape that had to make
+    // Adds a sample. True if published estimates changed. forgotten: set to a shape that was dropped to make
     // room for this one, if any; no pointer to its curve may be kept.
     bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now);
 
-    // Curve::forget_stale() of all; calls function(shape) for those that changed. True if some are still raised.
+    // Calls Curve::forget_stale() on all, and function(shape) for those that changed. True if some are still
+    // raised.
     template <typename Function>
     bool forget_stale(Ns now, Function&& function) {
         bool is_raised = false;
@@ -289,7 +302,7 @@ public:
         return is_raised;
     }
 
-    // False: it has this scale.
+    // Returns false if the scale is the same already.
     bool set_scale(double scale);
 
     template <typename Function>
@@ -299,11 +312,11 @@ public:
         }
     }
 
-    // All but the batches in plans.
+    // Archives all but the batches in plans.
     void archive(Archive& archive);
 
-    Batch* planned = nullptr;  // the batches in plans that these curves time, as a list in no order that matters
-    std::uint32_t users = 0;   // models, by device kind, that run this program
+    Batch* planned = nullptr;  // planned batches that these curves time, as a list in any order
+    std::uint32_t users = 0;  // number of models, by device kind, that run this program
     EstimateRule rule = EstimateRule::ROBUST;
 
 private:
@@ -311,36 +324,36 @@ private:
     Curve& add(std::uint32_t shape);
 
     double scale_ = 1;
-    std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order in which they came
-    std::unordered_map<std::uint32_t, Curve*> index_;                       // once there are many
+    std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order of their creation
+    std::unordered_map<std::uint32_t, Curve*> index_;  // used once there are many curves
 };
 
-// Load times of one device kind: each model's own window once it was loaded, its profile before.
+// Load times on one device kind: each model has its own window once it was loaded, and its profile before.
 //
-// What loads take against their profiles is kept for the kind as a whole (a ratio in thousandths), so that the first
-// load of the hundredth model already knows that this machine is slower than it was.
+// The ratio of loads to their profiles is kept for the whole kind (in thousandths), so that the first load of
+// the hundredth model already accounts for a machine that is slower than it was.
 class LoadEstimates {
 public:
     LoadEstimates();
 
-    // The expected duration of a load.
+    // Returns the expected duration of a load.
     Ns load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
         Ns own = own_ns(model_id, page_count);
         return own > 0 ? own : first_ns(seed_ns, page_count);
     }
-    // By the model's own loads into as many pages: workers may hold one model differently, bound or packed. 0 if there
-    // were none.
+    // Returns the estimate of the model's own loads into as many pages (workers may hold one model
+    // differently, bound or packed); 0 if there were none.
     Ns own_ns(ModelId model_id, std::uint32_t page_count) const;
-    // Of a model that was never loaded.
+    // Returns the expected duration for a model that was never loaded.
     Ns first_ns(Ns seed_ns, std::uint32_t page_count) const {
         return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
     }
-    // What own_ns() is then.
+    // Adds a sample, and returns the new own_ns().
     Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now);
 
-    // Whether loads take far longer than they did, or than was told of a model.
+    // Whether loads take far longer than before, or than the model's profile.
     bool is_raised(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const;
-    // Lets go of that, if it is not fresh. True if something changed.
+    // Forgets a raised estimate that is stale. True if something changed.
     bool forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns now);
     void forget(ModelId model_id) { windows_.erase(model_id); }
 
@@ -354,17 +367,18 @@ private:
 
     std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;  // by page count, oldest first
     Window ratios_;
-    Ns ratio_ = 1000;  // what is made of them
+    Ns ratio_ = 1000;  // estimate of the ratio, in thousandths
     Window page_ns_;
 };
 
-// Layouts of one model whose loads are remembered on a device kind; the oldest is forgotten first.
+// Bound on the layouts of one model whose loads are remembered on a device kind; the oldest is forgotten
+// first.
 inline constexpr std::size_t LAYOUTS_MAX = 8;
 
-// Every estimate, by device kind. What no model uses any more is forgotten.
+// All estimates, by device kind. Estimates that no model uses are dropped.
 class Estimates {
 public:
-    // For programs that come from now on.
+    // Sets the rule of programs that are added from now on.
     void set_rule(EstimateRule rule) { rule_ = rule; }
     ProgramEstimates& use_program(std::uint32_t program, std::uint32_t kind);
     void release_program(std::uint32_t program, std::uint32_t kind);
@@ -378,7 +392,7 @@ public:
         }
     }
 
-    // Null if no model uses it.
+    // Returns null if no model uses the program.
     ProgramEstimates* find_program(std::uint32_t program, std::uint32_t kind) {
         auto found = programs_.find(std::uint64_t{program} << 32 | kind);
         return found != programs_.end() ? &found->second : nullptr;

@@ -1,4 +1,5 @@
-// Durations for people: three digits or so, in the unit that fits. clockwork.system.clock.duration() says the same.
+// Durations for people: about three digits, in the unit that fits. clockwork.system.clock.duration() gives
+// the same text.
 #pragma once
 
 #include <cstdint>

@@ -7,14 +7,14 @@
 
 namespace clockwork {
 
-// Never iterated over: the order of its cells says nothing.
+// The table cannot be iterated over: the order of its cells depends on the hash alone.
 class IdTable {
 public:
     static constexpr std::uint32_t NONE = UINT32_MAX;
 
     std::size_t size() const { return count_; }
 
-    // NONE if the id is not there.
+    // Returns NONE if the id is not there.
     std::uint32_t find(std::uint64_t id) const {
         if (count_ == 0)
             return NONE;
@@ -38,7 +38,7 @@ public:
         ++count_;
     }
 
-    // Returns whether it was there. Those behind it move up, so that no search meets a gap.
+    // Returns whether the id was there. Entries behind it move up, so that no search meets a gap.
     bool erase(std::uint64_t id) {
         if (count_ == 0)
             return false;
@@ -89,7 +89,7 @@ private:
         }
     }
 
-    std::vector<Cell> cells_;  // a power of two of them, at most half of them taken
+    std::vector<Cell> cells_;  // a power of two cells, at most half of them taken
     std::size_t mask_ = 0;
     std::size_t count_ = 0;
 };

@@ -1,12 +1,12 @@
-// The work of decoding a JPEG file, found from its markers alone, before anything is decoded.
+// The work of decoding a JPEG file, found from its markers, before anything is decoded.
 //
-// A file's size says little about the time that decoding takes: a few hundred bytes may declare 33 million pixels, and
-// each of a progressive image's scans passes over all of its blocks. Width, height, components and scans are in the
-// headers; the bytes between them are entropy-coded, and take time in proportion. Whatever a decoder passes over
-// (comments, application segments, bytes behind the end) adds nothing.
+// A file's size says little about the time that decoding takes: a few hundred bytes may declare 33 million
+// pixels, and each of a progressive image's scans passes over all of its blocks. Width, height, components
+// and scans are in the headers; the bytes between them are entropy-coded, and take time in proportion. Parts
+// that a decoder skips (comments, application segments, bytes behind the end) add nothing.
 //
-// Nothing is allocated, no byte beyond the file is read, and the time is bounded: see JPEG_SEARCHED_MAX. What is not
-// looked at for that bound counts as the most that it could be.
+// Nothing is allocated, no byte beyond the file is read, and the time is bounded by JPEG_SEARCHED_MAX. Bytes
+// that this bound leaves unread count as the most work that they could hold.
 #pragma once
 
 #include <algorithm>
@@ -16,40 +16,43 @@
 
 namespace clockwork {
 
-// Scans up to which an image is decoded: an encoder makes about ten.
+// Bound on the scans up to which an image is decoded: an encoder makes about ten.
 inline constexpr std::uint32_t JPEG_SCANS_MAX = 64;
 
-// Bytes of a tensor's images, about, that are searched for markers: some 10 GB/s, so 0.4 ms. Large photographs have no
-// more. A segment counts as JPEG_SEGMENT of them, and each image may have JPEG_HEADER whatever the others took.
+// Bytes of a tensor's images, about, that are searched for markers: at some 10 GB/s, 0.4 ms. Large
+// photographs have no more. A segment counts as JPEG_SEGMENT of them, and each image may have JPEG_HEADER in
+// any case.
 inline constexpr std::size_t JPEG_SEARCHED_MAX = 4 << 20;
 inline constexpr std::size_t JPEG_SEGMENT = 64;
 inline constexpr std::size_t JPEG_HEADER = 32 * JPEG_SEGMENT;
 
-// What a decoder does for each part of an image, in nanoseconds of a processor of 2023, with libjpeg-turbo and Pillow's
-// way of resizing. Only their proportions count.
-inline constexpr std::int64_t JPEG_PIXEL = 4;     // colours, and resizing
-inline constexpr std::int64_t JPEG_BLOCK = 16;    // of 8 x 8 samples: the inverse transform
-inline constexpr std::int64_t JPEG_SMOOTH = 120;  // of an image that lacks scans: libjpeg guesses what they would say
-inline constexpr std::int64_t JPEG_TOUCH = 4;     // a block in a scan, without its bytes
-inline constexpr std::int64_t JPEG_REFINE = 32;   // ... that refines 64 coefficients, each of which is looked at
-inline constexpr std::int64_t JPEG_CODED = 10;    // a byte of Huffman codes
+// Decoding time of each part of an image, in nanoseconds of a processor of 2023, with libjpeg-turbo and the
+// resizing of Pillow. Only the proportions count.
+inline constexpr std::int64_t JPEG_PIXEL = 4;   // a pixel: colours, and resizing
+inline constexpr std::int64_t JPEG_BLOCK = 16;  // a block of 8 x 8 samples: the inverse transform
+// A block of an image that lacks scans, whose content libjpeg estimates
+inline constexpr std::int64_t JPEG_SMOOTH = 120;
+inline constexpr std::int64_t JPEG_TOUCH = 4;  // a block in a scan, without its bytes
+// A block in a scan that refines 64 coefficients, each of which is looked at
+inline constexpr std::int64_t JPEG_REFINE = 32;
+inline constexpr std::int64_t JPEG_CODED = 10;  // a byte of Huffman codes
 inline constexpr std::int64_t JPEG_CODED_PROGRESSIVE = 48;
 inline constexpr std::int64_t JPEG_SLOW = 1'000;  // a block of arithmetic or lossless codes, whatever its bytes
 
-// So much of that is a unit of work: about what a byte of a photograph takes, of quality 85 in one scan.
+// A unit of work: about the time of a byte of a photograph, of quality 85 in one scan.
 inline constexpr std::int64_t JPEG_UNIT = 40;
 
 // The longest codes of a block: 64 coefficients of 27 bits.
 inline constexpr std::int64_t JPEG_BLOCK_BYTES_MAX = 216;
 
-// The work of an image whose headers are longer than what is searched: more than any model was timed with.
+// Work of an image whose headers are longer than the search: more than any model was timed with.
 inline constexpr std::int64_t JPEG_WORK_UNKNOWN = std::int64_t{1} << 40;
 
 struct JpegWork {
     std::uint32_t width = 0, height = 0;
     std::uint32_t components = 0;
     bool is_progressive = false;
-    std::uint32_t scans = 0;  // that were found, at most JPEG_SCANS_MAX
+    std::uint32_t scans = 0;  // scans found, at most JPEG_SCANS_MAX
     std::int64_t work = 0;    // 0: there is no image to decode
 };
 
@@ -57,7 +60,7 @@ inline bool begins_as_jpeg(std::string_view data) { return data.substr(0, 3) == 
 
 class JpegScanner {
 public:
-    // budget: of bytes to search.
+    // budget: bytes to search.
     JpegScanner(std::string_view data, std::size_t budget)
         : data_(reinterpret_cast<const std::uint8_t*>(data.data())), size_(data.size()), budget_(budget) {}
 
@@ -96,21 +99,21 @@ private:
     static constexpr std::uint64_t SMOOTHED = 0x3fe;  // coefficients 1 to 9, which smoothing guesses
 
     struct Part {
-        std::uint8_t id = 0, across = 1, down = 1;  // samples of a block in a unit of the image
+        std::uint8_t id = 0, across = 1, down = 1;  // samples of a component in a unit of the image
         std::uint64_t exact = 0;                    // coefficients of which some scan had the last bit
     };
 
-    // Frames of any kind, but not the tables (C4, CC) and JPG (C8) whose numbers lie between.
+    // Start of a frame of any kind; not the tables (C4, CC) and JPG (C8) whose numbers lie between.
     static bool is_frame(std::uint8_t marker) {
         return (marker & 0xf0) == 0xc0 && marker != 0xc4 && marker != 0xc8 && marker != 0xcc;
     }
     static std::int64_t parts_of(std::int64_t whole, std::int64_t part) { return (whole + part - 1) / part; }
     std::int64_t number(std::size_t at) const { return data_[at] << 8 | data_[at + 1]; }
 
-    // Goes to the next 0xff before a marker: not one that stands for itself, fills, or restarts entropy coding. False,
-    // at the end or where the budget ends, if there is none.
+    // Goes to the next 0xff before a marker that is not a stuffed byte, fill byte or restart marker. False if
+    // there is none before the end, or the end of the budget.
     bool find_marker() {
-        // Without branches, so that the time does not depend on the bytes, and compilers make vectors of it.
+        // No branches, so that the time does not depend on the bytes, and compilers vectorize the loop.
         auto is_marker = [](std::uint8_t first, std::uint8_t second) {
             return static_cast<std::uint8_t>((first == 0xff) & (second != 0) & (second != 0xff) &
                                              ((second & 0xf8) != RESTART));
@@ -132,7 +135,7 @@ private:
         return at_ < end;
     }
 
-    // Whether there is one more segment, or the end; its bytes are those from body_ to at_.
+    // Finds the next segment, or the end; its bytes are those from body_ to at_.
     bool next_segment() {
         if (!find_marker())
             return false;
@@ -142,7 +145,7 @@ private:
         if (marker_ == END || marker_ == 0x01 || marker_ == 0xd8)
             return marker_ != 0xd8;
         if (size_ - at_ < 2 || number(at_) < 2 || static_cast<std::size_t>(number(at_)) > size_ - at_)
-            return false;  // it is damaged
+            return false;  // the file is damaged
         at_ += static_cast<std::size_t>(number(at_));
         body_ += 2;
         return true;
@@ -177,14 +180,14 @@ private:
                });
     }
 
-    // Blocks of a component by itself.
+    // The number of blocks of a component in a scan of its own.
     std::int64_t blocks_of(const Part& part) const {
         std::int64_t across = parts_of(std::int64_t{found_.width} * part.across, across_);
         std::int64_t down = parts_of(std::int64_t{found_.height} * part.down, down_);
         return parts_of(across, 8) * parts_of(down, 8);
     }
 
-    // A scan, and the bytes behind its header. False: nothing more is decoded.
+    // Reads a scan, and the bytes behind its header. False: nothing more is decoded.
     bool read_scan() {
         std::uint32_t count = at_ > body_ ? data_[body_] : 0;
         if (count == 0 || count > found_.components || at_ - body_ < 4 + 2 * count)
@@ -219,7 +222,7 @@ private:
         return has_more_ && !is_cut_off_ && found_.scans < JPEG_SCANS_MAX;
     }
 
-    // The budget ended within the image: what was not searched may be as many scans as fit there.
+    // Counts the rest of an image where the budget ended: as many scans as fit there.
     void count_unseen() {
         if (!has_more_)
             return;
@@ -242,7 +245,8 @@ private:
     JpegWork found_;
 };
 
-// Of a file that begins_as_jpeg(). budget: JPEG_SEARCHED_MAX for the first of a tensor; what was searched is taken off.
+// The work of a file that begins_as_jpeg(). budget: JPEG_SEARCHED_MAX for the first image of a tensor; the
+// searched bytes are taken off.
 inline JpegWork jpeg_work(std::string_view data, std::size_t& budget) {
     JpegScanner scanner(data, budget + JPEG_HEADER);
     JpegWork found = scanner.read();

@@ -1,9 +1,9 @@
-// Msgpack: whatever a header may hold (Reader::head), and what is quicker for the few shapes of those of requests,
+// Msgpack: any value that a header may hold (Reader::head), and faster paths for the shapes of requests,
 // results, orders and answers.
 //
-// The reader trusts nothing: it never looks beyond the end, no length sizes an allocation, and whatever is not the
-// type that was asked for is odd. It takes every encoding of a value that there is, as msgpack for Python does. The
-// writer takes the shortest, as that does too, so that both write the same bytes.
+// The reader does not trust its input: it never reads beyond the end, no length sizes an allocation, and
+// values of another type than was asked for are odd. It accepts every encoding of a value, like msgpack for
+// Python. The writer uses the shortest, like that library, so that both write the same bytes.
 #pragma once
 
 #include <algorithm>
@@ -15,14 +15,15 @@
 
 namespace clockwork {
 
-// What comes next. Of a text, of bytes and of containers only how much there is: what it holds follows.
+// The next value. Of texts, bytes and containers it has the size only; their content follows.
 struct Head {
     enum Kind : std::uint8_t { NIL, FLAG, INTEGER, NATURAL, REAL, TEXT, BYTES, ARRAY, MAP };
 
     Kind kind = NIL;
-    std::uint32_t size = 0;     // TEXT, BYTES: bytes; ARRAY: elements; MAP: pairs. There are bytes enough for these.
-    std::int64_t integer = 0;   // also of a FLAG
-    std::uint64_t natural = 0;  // beyond int64
+    // TEXT, BYTES: bytes; ARRAY: elements; MAP: pairs. The input holds at least this much.
+    std::uint32_t size = 0;
+    std::int64_t integer = 0;   // also the value of a FLAG
+    std::uint64_t natural = 0;  // value of a number beyond int64
     double real = 0;
 };
 
@@ -30,7 +31,7 @@ class Reader {
 public:
     Reader(const void* data, std::size_t size) : at_(static_cast<const std::uint8_t*>(data)), end_(at_ + size) {}
 
-    // Each returns false where what comes next is something else; what was read is then of no use.
+    // Each returns false where the next value is of another type; the value read is then meaningless.
 
     bool array(std::uint32_t& count) {
         if (at_ == end_)
@@ -50,7 +51,7 @@ public:
         return count <= static_cast<std::size_t>(end_ - at_);  // an element takes at least a byte
     }
 
-    // Only numbers that int64 holds: no field of ours needs more.
+    // Only numbers that int64 holds: no field needs more.
     bool integer(std::int64_t& value) {
         if (at_ == end_)
             return false;
@@ -76,7 +77,7 @@ public:
         }
     }
 
-    // The bytes lie in what is being read, and are not known to be UTF-8.
+    // The text refers to the input, and is not known to be UTF-8.
     bool text(std::string_view& value) {
         if (at_ == end_)
             return false;
@@ -103,7 +104,7 @@ public:
         return true;
     }
 
-    // Extensions, and the byte that means nothing, are odd.
+    // Extensions, and the unused byte, are odd.
     bool head(Head& head) {
         if (at_ == end_)
             return false;
@@ -163,7 +164,7 @@ public:
         }
     }
 
-    // The bytes of a TEXT, or BYTES, whose head was read.
+    // The bytes of a TEXT or BYTES whose head was read.
     std::string_view take(std::uint32_t size) {
         std::string_view found(reinterpret_cast<const char*>(at_), size);
         at_ += size;
@@ -174,7 +175,7 @@ public:
     std::size_t left() const { return static_cast<std::size_t>(end_ - at_); }
 
 private:
-    // unit: the fewest bytes that one of `size` takes.
+    // unit: the least bytes that each element takes.
     bool sized(Head& head, Head::Kind kind, std::uint32_t size, std::uint64_t unit) {
         head.kind = kind;
         head.size = size;
@@ -196,7 +197,8 @@ private:
     const std::uint8_t* end_;
 };
 
-// Writes where there is room enough: the quickest way for records of many numbers. At most 9 bytes a number, 5 a head.
+// Writes without checks of room: the fastest way for records of many numbers. At most 9 bytes a number, 5 a
+// head.
 struct Packer {
     char* at;
 
@@ -240,12 +242,12 @@ struct Packer {
         }
     }
 
-    // Of fewer than 16 keys.
+    // At most 15 keys.
     void map(std::size_t count) { *at++ = static_cast<char>(0x80 | count); }
 
     void flag(bool value) { *at++ = static_cast<char>(0xc2 | static_cast<unsigned>(value)); }
 
-    // The head of so many bytes, or of a text of so many.
+    // The head of this many bytes, or of a text of this many.
     void bytes(std::size_t count) { sized(0xc4, count); }
     void text(std::size_t count) {
         if (count < 32) {
@@ -281,7 +283,7 @@ private:
     }
 };
 
-// A growing buffer that is used again and again.
+// A growing buffer that is reused.
 class Writer {
 public:
     void clear() { size_ = 0; }
@@ -289,7 +291,7 @@ public:
     std::size_t size() const { return size_; }
     std::string_view view() const { return {buffer_.data(), size_}; }
 
-    // To write at most so many bytes on, until end().
+    // Begins writing at most this many bytes, until end().
     Packer begin(std::size_t bytes_max) {
         if (buffer_.size() - size_ < bytes_max)
             buffer_.resize(std::max(size_ + bytes_max, 2 * buffer_.size()));
@@ -303,7 +305,7 @@ public:
         end(packer);
     }
 
-    // Of fewer than 16 keys.
+    // At most 15 keys.
     void map(std::size_t count) {
         Packer packer = begin(1);
         packer.map(count);
@@ -329,7 +331,7 @@ public:
         end(packer);
     }
 
-    // What was encoded elsewhere.
+    // Appends a value that is encoded already.
     void raw(std::string_view encoded) {
         Packer packer = begin(encoded.size());
         packer.raw(encoded);
@@ -337,11 +339,11 @@ public:
     }
 
 private:
-    std::string buffer_;  // as large as was ever needed; only the first size_ bytes say something
+    std::string buffer_;  // only the first size_ bytes are used
     std::size_t size_ = 0;
 };
 
-// As strict as Python: no surrogates, nothing overlong, nothing above U+10FFFF.
+// Whether a text is UTF-8, as strictly as Python: no surrogates, no overlong forms, nothing above U+10FFFF.
 inline bool is_utf8(std::string_view text) {
     const auto* at = reinterpret_cast<const std::uint8_t*>(text.data());
     const auto* end = at + text.size();

@@ -1,7 +1,7 @@
 // Seeded randomness and the few functions that it takes, the same to the bit on every machine.
 //
-// Only sums, products, quotients and square roots of doubles are used: IEEE 754 defines those to the last bit,
-// while log(), exp() and the std distributions differ between libraries.
+// Only sums, products, quotients and square roots of doubles are used: IEEE 754 defines those to the last
+// bit, while log(), exp() and the std distributions differ between libraries.
 #pragma once
 
 #include <bit>

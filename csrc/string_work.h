@@ -9,11 +9,13 @@
 
 namespace clockwork {
 
-// Strings of up to so much work count as of this size, and others as of the next power of two: clockwork.wire.tensors.string_size.
+// Strings of at most this work count as this size, others as the next power of two:
+// clockwork.wire.tensors.string_size.
 inline constexpr std::int64_t STRING_SIZE_MIN = 64;
 
-// The bytes of `count` strings together, each behind its length in four bytes, as clockwork.wire.tensors.check_strings
-// has found them; of a JPEG image its work, in bytes of a photograph.
+// The sum of `count` strings, each of which follows its length in four bytes and was checked by
+// clockwork.wire.tensors.check_strings. A string counts its bytes; a JPEG image its work, in bytes of a
+// photograph.
 inline std::int64_t strings_work(std::int64_t count, std::string_view frame) {
     std::size_t budget = JPEG_SEARCHED_MAX, at = 0;
     std::int64_t total = 0;
@@ -28,7 +30,7 @@ inline std::int64_t strings_work(std::int64_t count, std::string_view frame) {
     return total;
 }
 
-// The size that each of so many strings counts as: the mean of their work, rounded up.
+// The size that each of `count` strings counts as: the mean of their work, rounded up.
 inline std::int64_t string_size(std::int64_t count, std::int64_t work) {
     std::int64_t size = STRING_SIZE_MIN;
     while (size * count < work)

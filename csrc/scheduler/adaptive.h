@@ -182,10 +182,10 @@ private:
     struct Traffic {
         double cost = 0;  // ideal device time, ns
         double rows = 0;
-        double ideal_ns = 0;  // ideal device time of one row
-        double slack_ns = 0;  // mean SLO of its requests
-        bool saves = false;  // batches save more than SAVING_MIN
-        bool is_told = true;  // requests are refused at arrival, by the work before them
+        double ideal_ns = 0;                     // ideal device time of one row
+        double slack_ns = 0;                     // mean SLO of its requests
+        bool saves = false;                      // batches save more than SAVING_MIN
+        bool is_told = true;                     // requests are refused at arrival, by the work before them
         std::array<Company, COMPANIES> company;  // by the number of rows that wait: see company()
         std::uint32_t arrivals = 0;
 
@@ -195,12 +195,12 @@ private:
     struct Candidate {
         Queue* queue;
         Residency* residency;
-        std::uint32_t first;  // requests before this place cannot be in time on this device
+        std::uint32_t first;     // requests before this place cannot be in time on this device
         std::uint32_t given_up;  // requests given up, from `first` on
-        std::uint32_t count;  // requests of the batch, behind those given up
-        std::uint32_t filled;  // requests of lower levels that fill the batch up
-        Ns start_ns;  // last start at which all of the batch is in time
-        Ns own_start_ns;  // the same without the requests that fill the batch up
+        std::uint32_t count;     // requests of the batch, behind those given up
+        std::uint32_t filled;    // requests of lower levels that fill the batch up
+        Ns start_ns;             // last start at which all of the batch is in time
+        Ns own_start_ns;         // the same without the requests that fill the batch up
         Ns duration_ns;
         Ns rank_ns;          // the lowest goes first
         std::uint8_t level;  // the level that rank_ns belongs to
@@ -297,17 +297,17 @@ private:
 
     Beside<Traffic> traffic_;  // by model
     double cost_sum_ = 0;      // of all models
-    double square_sum_ = 0;  // of the squares of each model's cost
+    double square_sum_ = 0;    // of the squares of each model's cost
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
     Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // over all models
     Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
     std::vector<Margin> margins_;         // by the device's kind
-    std::uint64_t batch_bytes_max_ = 0;  // bound on the input bytes of any batch
+    std::uint64_t batch_bytes_max_ = 0;   // bound on the input bytes of any batch
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
-    double share_ = 0;  // devices that a model may have while the need is above REFUSE_NEED; 0: no limit
-    Ns share_at_ns_ = 0;  // when share_ is computed next
+    double share_ = 0;            // devices that a model may have while the need is above REFUSE_NEED; 0: no limit
+    Ns share_at_ns_ = 0;          // when share_ is computed next
     std::vector<double> wanted_;  // devices that each model asks for; scratch of share_out()
-    Fading pace_{1};  // ratio of executed to planned time
+    Fading pace_{1};              // ratio of executed to planned time
     std::vector<Candidate> candidates_;
     std::vector<Span> filling_;  // fillings of the candidate that was considered last
     std::vector<Waiting> victims_;

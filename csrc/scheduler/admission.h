@@ -88,8 +88,8 @@ private:
     struct Slot {
         Ns finish_ns;       // predicted
         std::size_t index;  // in the plan
-        Batch* batch;  // batch to join; null: a new one
-        Ns key_ns;  // key of a new batch
+        Batch* batch;       // batch to join; null: a new one
+        Ns key_ns;          // key of a new batch
     };
 
     struct Cold {
@@ -108,8 +108,8 @@ private:
         const Pending& pending;
         Curve* curve;
         Ns duration;  // duration of a batch of its own
-        Ns limit;  // latest end on the device
-        Ns free;  // end of everything that the executor was sent
+        Ns limit;     // latest end on the device
+        Ns free;      // end of everything that the executor was sent
         bool is_beyond;
     };
     // Return the latest planned end of a batch that is promised now: its deadline less the way back and the
@@ -147,7 +147,7 @@ private:
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;
-    std::vector<Ns> cleared_;  // clear_ns of an arena's pending loads, in their order
+    std::vector<Ns> cleared_;                     // clear_ns of an arena's pending loads, in their order
     std::vector<std::pair<Batch*, Ns>> earlier_;  // batches of a model, and the times of their answers
 };
 

@@ -71,11 +71,11 @@ inline constexpr double DEMAND_FORGOTTEN = 0.05;
 // Demand of one model.
 struct ModelDemand {
     double rows = 0, requests = 0;  // arrivals, decayed
-    Ns counted_ns = 0;  // time of the counts
-    double row_ns = 0;  // device time of one row
-    double run_ns = 0;  // duration of the batch that a row is part of
-    double alone = 0;  // the part of the rows that run alone
-    double slack_ns = 0;  // SLO of its requests
+    Ns counted_ns = 0;              // time of the counts
+    double row_ns = 0;              // device time of one row
+    double run_ns = 0;              // duration of the batch that a row is part of
+    double alone = 0;               // the part of the rows that run alone
+    double slack_ns = 0;            // SLO of its requests
     std::uint32_t arrivals = 0;
 
     void archive(Archive& archive) { archive(rows, requests, counted_ns, row_ns, run_ns, alone, slack_ns, arrivals); }

@@ -88,7 +88,7 @@ private:
     Recovery& recovery_ = parts_.recovery;
     std::unique_ptr<Policy> policy_;
 
-    Ns wake_ns_ = NEVER_NS;  // the wake-up that it has asked for
+    Ns wake_ns_ = NEVER_NS;           // the wake-up that it has asked for
     std::vector<Executor*> looking_;  // executors that settle() is looking at
     std::uint64_t device_count_ = 0;
     std::vector<Pending*> waiting_;

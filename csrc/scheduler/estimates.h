@@ -131,7 +131,7 @@ private:
 
     std::array<Ns, WINDOW> samples_{};  // never below 0
     std::uint32_t count_ = 0;
-    Ns newest_ns_ = 0;  // time of the last sample
+    Ns newest_ns_ = 0;           // time of the last sample
     Ns outlier_ns_ = -NEVER_NS;  // time of the last outlier
 };
 
@@ -156,7 +156,7 @@ private:
     bool look_at(Ns took_ns, Ns expected_ns, Ns now);
     bool forget();
 
-    std::uint32_t count_ = 0;  // at most ERRATIC_COUNT; a run counts once
+    std::uint32_t count_ = 0;    // at most ERRATIC_COUNT; a run counts once
     std::uint32_t behaved_ = 0;  // other executions since the last overdue one
     Ns worst_ns_ = 0;
     Ns newest_ns_ = 0;
@@ -233,9 +233,9 @@ private:
     std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
     std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
     Surprises surprises_;
-    Ns usual_ns_ = -NEVER_NS;  // end of the last execution that was no outlier
+    Ns usual_ns_ = -NEVER_NS;   // end of the last execution that was no outlier
     bool was_outlier_ = false;  // whether the last execution was an outlier
-    std::vector<Ns> raw_;  // published values, by batch size; 0 is unused
+    std::vector<Ns> raw_;       // published values, by batch size; 0 is unused
     std::vector<Ns> planned_;
     bool profiled_ = false;
     EstimateRule rule_;
@@ -316,7 +316,7 @@ public:
     void archive(Archive& archive);
 
     Batch* planned = nullptr;  // planned batches that these curves time, as a list in any order
-    std::uint32_t users = 0;  // number of models, by device kind, that run this program
+    std::uint32_t users = 0;   // number of models, by device kind, that run this program
     EstimateRule rule = EstimateRule::ROBUST;
 
 private:
@@ -325,7 +325,7 @@ private:
 
     double scale_ = 1;
     std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order of their creation
-    std::unordered_map<std::uint32_t, Curve*> index_;  // used once there are many curves
+    std::unordered_map<std::uint32_t, Curve*> index_;                       // used once there are many curves
 };
 
 // Load times on one device kind: each model has its own window once it was loaded, and its profile before.

@@ -1,4 +1,4 @@
-// Batches that are sent to executors, and come back.
+// Batches: sent to executors, and their results.
 #pragma once
 
 #include "scheduler/flights.h"
@@ -13,8 +13,8 @@ public:
     Batch* make_batch(Executor& executor, Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
     // Send a batch, which must be in no plan, to its executor.
     Flight* send(Batch& batch);
-    // Whether nothing may be sent to an executor, because what it executes is overdue. Then whatever was sent there behind
-    // that is taken back, to be planned anew.
+    // Whether nothing may be sent to an executor because its execution is overdue. If so, the actions behind
+    // that execution are revoked, and their requests planned anew.
     bool is_held_up(Executor& executor) {
         if (executor.lane.empty()) {
             return false;
@@ -29,20 +29,21 @@ public:
         }
         return false;
     }
-    // Have a shape measured with this residency, which is expected to take as long as this.
+    // Measure a shape with this residency; bound_ns: the expected duration.
     void measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
 
-    // One of them came back: its executor's lane, and its time.
+    // Note a result in its executor's lane and time.
     void count(const Flight& flight, const ActionResult& result);
-    // If it was overdue, its model is charged for that; if it was not, a single one before it is excused. True if it was.
+    // Charge the model of an overdue execution; an execution that ended in time excuses a single overdue one
+    // before it. True if this one was overdue.
     bool charge_overdue(const Flight& flight, const ActionResult& result);
     void leave_lane(Flight& flight, const ActionResult& result);
-    // Its unanswered requests, free to be planned again, are appended.
+    // Append the unanswered requests of a flight, free to be planned again.
     void take_back(Flight& flight, std::vector<Pending*>& waiting);
     void retire(Flight& flight);
 
 private:
-    // Has the worker give back what waits behind the first of its lane.
+    // Revoke the actions behind the first of an executor's lane.
     void recall_waiting(const Executor& executor);
     // Enter an action of the execute lane in the books.
     Flight* fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);

@@ -1,4 +1,4 @@
-// Actions that were sent and have not been answered, and how well they were predicted.
+// Actions under way, and the accuracy of their predictions.
 #pragma once
 
 #include "scheduler/state.h"
@@ -9,15 +9,15 @@ class Flights {
 public:
     explicit Flights(State& state) : state_(state) {}
 
-    // An action that is about to be sent. It is in the books from enter() on; until then, when it will be there may be
-    // corrected.
+    // Make an action that is about to be sent. It enters the books with enter(); until then its arrival time
+    // may be corrected.
     Flight* make(Arena& arena, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
     void enter(Flight& flight);
-    // The order that sends it; what is particular to its kind is the caller's.
+    // Return the order that sends the action; the caller fills in the fields of its kind.
     Command& order(CommandKind kind, const Flight& flight);
-    // Takes it out of the books; it is given back when the step is over.
+    // Take an action out of the books; its record is given back at the end of the step.
     void end(Flight& flight);
-    // What was predicted of it, held against what came of it.
+    // Compare the prediction of an action with its result.
     void judge(const Flight& flight, const ActionResult& result);
 
 private:

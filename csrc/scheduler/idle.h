@@ -1,4 +1,4 @@
-// Idle time, whatever the policy: loading what only background requests wait for, and measuring shapes never seen.
+// Use of idle time, for every policy: loads for background requests, and measurements of shapes never seen.
 #pragma once
 
 #include <vector>
@@ -8,25 +8,26 @@
 
 namespace clockwork {
 
-// Shapes that wait to be measured; the oldest is forgotten first.
+// Bound on the shapes that wait to be measured; the oldest is forgotten first.
 inline constexpr std::size_t PROFILE_TABLE_MAX = 256;
 
-// Models with background requests that an idle device looks at.
+// Bound on the models with background requests that an idle device looks at.
 inline constexpr std::size_t BACKGROUND_SCAN_MAX = 64;
 
-// One part in BACKGROUND_SHARE of a busy device's time goes to background requests that waited BACKGROUND_AGE_NS.
+// One part in BACKGROUND_SHARE of a busy device's time goes to background requests that have waited for
+// BACKGROUND_AGE_NS.
 inline constexpr Ns BACKGROUND_AGE_NS = SECOND;
 inline constexpr Ns BACKGROUND_SHARE = 10;
 
-// An idle device that could do nothing for the background requests there are looks again after this.
+// An idle device that could serve no background request looks again after this.
 inline constexpr Ns BACKGROUND_RETRY_NS = 100'000'000;
 
-// A device that has been idle this long may measure a shape.
+// A device that has been idle for this long may measure a shape.
 inline constexpr Ns PROFILE_IDLE_NS = 20'000'000;
 
 inline constexpr int PROFILE_ATTEMPTS_MAX = 3;
 
-// A shape whose bound is above this is not measured: a device is not held for it.
+// A shape whose bound is above this is not measured, because that would occupy a device for too long.
 inline constexpr Ns PROFILE_NS_MAX = SECOND;
 
 class Idle {
@@ -35,15 +36,16 @@ public:
         : state_(state), arenas_(arenas), executions_(executions), deciders_(deciders) {}
 
     static bool is_unseen(const Model& model, std::uint32_t shape);
-    // Have a shape measured on each kind of device, once one is idle.
+    // Have the shape of a request measured on each kind of device, once a device is idle.
     void remember_unseen(const Model& model, const Request& request);
-    // A request is refused because of what its execution is thought to take. If no execution has confirmed that of late,
-    // it is measured where the model is, once such a device is idle: what refuses everything would hold for ever.
+    // Note a request that is refused because of its expected execution time. If no recent execution confirms
+    // that time, the shape is measured on an idle device that has the model: an estimate that refuses
+    // everything would otherwise hold for ever.
     void doubt(const Pending& pending);
-    // Measure a shape that requests have come with, if the device has been idle for a while.
+    // Measure a requested shape, if the device has been idle for long enough.
     void measure(Executor& executor);
     bool has_unmeasured() const { return !unmeasured_.empty(); }
-    // The sentence for a request that is refused because its shape was never measured.
+    // Return the text for a request that is refused because its shape was never measured.
     Text why_unmeasured(const Model& model, std::uint32_t shape) const;
     void shapes_in_use(std::vector<std::uint32_t>& found) const;
 
@@ -51,11 +53,11 @@ public:
 
     // Load a model that has only background requests, where there is room or they have waited long.
     void load_background(Arena& arena, Model& model);
-    // The first of the models with background requests, as they are now.
+    // Return the first models with background requests.
     const std::vector<Model*>& background();
 
 private:
-    // A shape that waits to be measured.
+    // A shape that is to be measured.
     struct Unmeasured {
         std::uint32_t program;
         std::uint32_t kind;
@@ -68,7 +70,7 @@ private:
         void archive(Archive& archive) { archive(program, kind, shape, model_id, rows, attempts, is_doubted); }
     };
 
-    // A shape of which every attempt to measure it failed.
+    // A shape that could not be measured in any attempt.
     struct Failed {
         std::uint32_t program;
         std::uint32_t kind;
@@ -78,7 +80,7 @@ private:
     };
 
     void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
-    // Note how the attempts to measure a shape ended.
+    // Note the end of the attempts to measure a shape.
     void note_ended(const Unmeasured& unmeasured, bool is_measured);
     bool has_plan(const Arena& arena) const;
     static KindSpec* measured_spec(const Model& model, const Unmeasured& unmeasured);

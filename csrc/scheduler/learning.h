@@ -1,12 +1,14 @@
-// What is learnt of executions and loads, as of one clock, and what is let go of when nothing confirms it.
+// Learning from executions and loads: samples are stored as of one clock, and estimates that nothing confirms
+// are forgotten.
 //
-// A processor that is hot, or draws too much, is slowed down, and all that it does takes longer in proportion, as soon
-// as it is. So samples are kept as of one clock, and an estimate is what they make at the clock of now. Devices of one
-// kind share it: it is of the slowest of them, and what is sent to another is expected to take less (Executor::pace).
+// A processor that is hot, or draws too much power, is slowed down, and all executions take longer in
+// proportion at once. So samples are stored as of one clock, and an estimate converts them to the present
+// clock. Devices of one kind share that clock: it is the slowest one's, and an execution on another device is
+// expected to take less (Executor::pace).
 //
-// An estimate far above what was told (by a profile, or by the best that was measured) may make requests seem
-// impossible; then nothing is tried, and nothing would ever teach otherwise. So it holds for STALE_NS after its last
-// sample. Where it was right, two samples put it back.
+// An estimate far above its basis (a profile, or the best measured time) may make requests seem impossible;
+// then nothing is tried, and nothing would ever correct it. So it holds for STALE_NS after its last sample.
+// Where it was right, two samples restore it.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +18,7 @@
 
 namespace clockwork {
 
-// How often it is looked whether raised estimates are stale, while there are any.
+// Interval of the search for stale estimates, while any are raised.
 inline constexpr Ns STALE_EVERY_NS = 100 * MS;
 
 class Learning {
@@ -25,20 +27,20 @@ public:
 
     void set_kind_count(std::size_t count) { clocks_.resize(count); }
     double scale(std::uint32_t kind) const { return clocks_[kind].scale; }
-    // The clock that a device executes at from now on.
+    // Notes the clock that a device executes at from now on.
     void set_clock(Executor& executor, std::uint32_t mhz);
-    // A device's clock has changed, or it came or went.
+    // Adjusts the estimates of a kind after a device's clock has changed, or a device came or went.
     void follow_clocks(std::uint32_t kind);
 
-    // An execution took so long, a load, a fetch.
+    // Adds samples of an execution, a load, and a fetch.
     void executed(const Flight& flight, Ns took_ns);
     void loaded(Model& model, KindSpec& spec, Ns took_ns);
     void fetched(Model& model, KindSpec& spec, Ns took_ns);
-    // A load, or a fetch, ended, well or not.
+    // Notes that a load or a fetch ended, successfully or not.
     void load_ended(const KindSpec& spec);
     void fetch_ended(const KindSpec& spec);
 
-    // Looks for stale estimates, if it is time to.
+    // Looks for stale estimates at intervals of STALE_EVERY_NS.
     void forget_stale() {
         if (state_.now >= stale_at_ns_) {
             look_for_stale();
@@ -50,8 +52,8 @@ public:
 
 private:
     struct KindClock {
-        std::uint32_t first_mhz = 0;  // what estimates are of; 0: no device said one
-        double scale = 1;             // what they are multiplied by
+        std::uint32_t first_mhz = 0;  // clock of the samples; 0: no device reports one
+        double scale = 1;             // factor from the samples to the present clock
 
         void archive(Archive& archive) { archive(first_mhz, scale); }
     };
@@ -64,7 +66,7 @@ private:
     State& state_;
     const Deciders& deciders_;
     std::vector<KindClock> clocks_;  // by kind
-    Ns stale_at_ns_ = NEVER_NS;      // when to look for stale estimates
+    Ns stale_at_ns_ = NEVER_NS;      // time of the next search for stale estimates
     std::vector<std::uint32_t> changed_shapes_;
 };
 

@@ -1,4 +1,4 @@
-// What the delay of a link is taken to be, from the round trips that were measured.
+// Delays of a link, estimated from measured round trips.
 #pragma once
 
 #include <algorithm>
@@ -11,9 +11,10 @@
 
 namespace clockwork {
 
-// The delay of a link each way, from its last round trips: a high percentile, so that one that took long moves nothing,
-// and what happens now and then is allowed for; but no more than the longest of the last few, so that what was measured
-// while something stood in the way is forgotten with them. Whoever measures every 250 ms has forgotten in 1.5 s.
+// The delay of a link each way, from its last round trips: a high percentile, so that a single long trip does
+// not move the estimate and occasional delays are covered. The estimate is at most the longest of the last
+// RECENT trips, so that a passing obstruction is forgotten with them: after 1.5 s where a trip is measured
+// every 250 ms.
 class LinkDelays {
 public:
     static constexpr std::size_t WINDOW = 64;

@@ -1,6 +1,6 @@
-// The records that a scheduler keeps of workers, their arenas and executors, and the arithmetic of their timelines.
+// Records of workers, their arenas and executors, and the arithmetic of their timelines.
 //
-// What a worker calls a device is an arena and the executors that run what lies in it.
+// A worker's device is an arena and the executors that run the models in it.
 #pragma once
 
 #include <algorithm>
@@ -19,22 +19,23 @@
 
 namespace clockwork {
 
-// The delay each way that is assumed of a link until it has been measured.
+// Assumed delay each way of a link that was not measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 
-// An execution or a LOAD that is overdue by this much is no longer late but stuck: see Executor::free_ns() and
+// An execution or a LOAD that is overdue by this much counts as stuck: see Executor::free_ns() and
 // Recovery::watch_loads().
 inline constexpr Ns STUCK_NS = 500 * MS;
 
-// What status shows of an executor's time is of the last one or two of these.
+// Status shows an executor's time over the last one to two of these intervals.
 inline constexpr Ns RECENT_NS = 10 * SECOND;
 
-// Of an executor's time: how long it was idle with work waiting. That is, it executed nothing while a request waited in the
-// controller, whose model was resident there. (While no more waits than what is on its way there, it is idle.) A lower
-// bound: of the time before a request was sent elsewhere, or answered without being sent, only what then ended counts,
-// on a few of the devices that have its model.
+// Executor time: how long it executed, and how long it was idle with work waiting. The latter means that
+// nothing executed while a request for a model resident there waited in the controller. (While only requests
+// on their way there wait, it is idle.) It is a lower bound: of the time before a request was sent elsewhere,
+// or answered without being sent, only the stretch that then ended counts, on a few of the devices that have
+// its model.
 struct ExecutorTime {
-    // What it was at some time.
+    // Totals at some time.
     struct Mark {
         Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
 
@@ -43,12 +44,12 @@ struct ExecutorTime {
 
     Ns executing_ns = 0;
     Ns idle_with_work_ns = 0;
-    Ns executed_until_ns = 0;  // the end of the last execution
-    Ns counted_until_ns = 0;   // idle time before is counted already
+    Ns executed_until_ns = 0;  // end of the last execution
+    Ns counted_until_ns = 0;   // idle time before this is counted already
 
-    Mark last, before_last;  // RECENT_NS or more apart
+    Mark last, before_last;  // at least RECENT_NS apart
 
-    // What happened since a moment that is at least RECENT_NS ago, and not much more if the device executes.
+    // The totals since a moment at least RECENT_NS ago, and not much longer ago if the device executes.
     Mark recent(Ns now) const {
         const Mark& since = now - last.at_ns >= RECENT_NS ? last : before_last;
         return {now - since.at_ns, executing_ns - since.executing_ns, idle_with_work_ns - since.idle_with_work_ns};
@@ -64,7 +65,8 @@ struct ExecutorTime {
     void archive(Archive& archive) {
         archive(executing_ns, idle_with_work_ns, executed_until_ns, counted_until_ns, last, before_last);
     }
-    // The device has had nothing to do until `until_ns`, and a request that it could have served waited since then.
+    // Counts idle time with work waiting: the device had nothing to do until `until_ns`, and a request that
+    // it could have served waited since `since_ns`.
     void waited(Ns since_ns, Ns until_ns) {
         Ns from_ns = std::max({since_ns, executed_until_ns, counted_until_ns});
         if (until_ns > from_ns) {
@@ -74,11 +76,12 @@ struct ExecutorTime {
     }
 };
 
-// How long the last idle times of an executor were, each from the end of a batch until work came.
+// The last idle times of an executor, each from the end of a batch until the next work.
 class Gaps {
 public:
     void add(Ns ns) { last_[count_++ % MANY] = ns; }
-    // What the next is likely to be at least: all of them were, or all but one of many. 0 where none is known.
+    // The likely least length of the next gap: the shortest, or the second shortest of many. 0 where none is
+    // known.
     Ns likely_ns() const {
         Ns least = NEVER_NS, second = NEVER_NS;
         for (std::size_t place = 0; place < std::min(count_, MANY); ++place) {
@@ -87,14 +90,15 @@ public:
         }
         return count_ == 0 ? 0 : count_ >= FEW ? second : least;
     }
-    // An idle time of this length says that no work comes: twice the longest of a few, and at least this.
+    // An idle time of this length is a sign that no work comes: twice the longest of the last FEW, and at
+    // least `least_ns`.
     Ns quiet_ns(Ns least_ns) const {
         for (std::uint64_t age = 1; age <= std::min(count_, FEW); ++age) {
             least_ns = std::max(least_ns, 2 * last_[(count_ - age) % MANY]);
         }
         return least_ns;
     }
-    // Whether any was longer than the one and not than the other: work has come then.
+    // Whether any gap was longer than from_ns and at most until_ns.
     bool ended_between(Ns from_ns, Ns until_ns) const {
         return std::any_of(last_.begin(), last_.begin() + static_cast<std::ptrdiff_t>(std::min(count_, MANY)),
                            [&](Ns gap) { return from_ns < gap && gap <= until_ns; });
@@ -107,23 +111,23 @@ private:
     std::uint64_t count_ = 0;
 };
 
-// What a worker wants of an executor's time for itself, and what it was given; see reservations.h.
+// Time of an executor that its worker wants for itself, and was given; see reservations.h.
 struct Reservation {
     ModelId model_id = 0;
     Ns expected_ns = 0;  // 0: nothing is wanted
-    Ns wanted_ns = 0;    // when it was said
-    Ns since_ns = 0;     // since when it waits, with what was wanted just before
-    Ns next_ns = 0;      // not before then, where the device has work
-    Ns again_ns = 0;     // not before then, for the last attempt came to nothing
+    Ns wanted_ns = 0;    // when the worker said so
+    Ns since_ns = 0;     // start of the wait, wants that follow each other at once counted as one
+    Ns next_ns = 0;      // no earlier, where the device has work
+    Ns again_ns = 0;     // no earlier, because the last attempt failed
     std::vector<std::uint32_t> runs;
-    ActionId action_id = 0;  // under way; 0: none is
+    ActionId action_id = 0;  // the RESERVE under way; 0: none
     Ns sent_ns = 0;
-    Ns until_ns = 0;                       // when it is thought to end
-    Ns ended_ns = 0;                       // when the last one did
-    Ns over_ns = 0;                        // of late its result came so much later than was expected
-    std::vector<std::uint32_t> lent_runs;  // pages that are the worker's
+    Ns until_ns = 0;                       // its predicted end
+    Ns ended_ns = 0;                       // end of the last one
+    Ns over_ns = 0;                        // recent lateness of results against their predicted end
+    std::vector<std::uint32_t> lent_runs;  // pages that the worker has
     std::vector<std::uint32_t> starts;
-    std::vector<Residency*> victims;  // doomed for its pages
+    std::vector<Residency*> victims;  // models doomed for its pages
 
     void archive(Archive& archive) {
         archive(model_id, expected_ns, wanted_ns, since_ns, next_ns, again_ns, runs, action_id, sent_ns, until_ns);
@@ -131,32 +135,32 @@ struct Reservation {
     }
 };
 
-// What runs one batch after the other, of the models in an arena.
+// Runs batches of the models in an arena, one after the other.
 struct Executor {
     Arena* arena = nullptr;
     Worker* worker = nullptr;
-    Executor* before = nullptr;  // among the arena's
+    Executor* before = nullptr;  // in the arena's list
     Executor* after = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;  // the number by which the worker knows it
+    std::uint32_t index = 0;  // the worker's number for it
     std::uint32_t run_ahead = 1;
-    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;  // what was sent to it, oldest first
-    Ns lane_end_ns = 0;                                             // when the last of it is thought to end
-    Ns head_end_ns = 0;                                             // when the oldest is
+    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;  // actions sent to it, oldest first
+    Ns lane_end_ns = 0;                                             // predicted end of the last
+    Ns head_end_ns = 0;                                             // predicted end of the oldest
     PredictedLane predicted;                                        // the same lane without margins
     Ns wake_ns = NEVER_NS;                                          // when it wants to be looked at again
     Ns timer_ns = NEVER_NS;                                         // the timer that is set for that
-    Ns aged_ns = 0;  // a waiting background batch is not promoted before this
+    Ns aged_ns = 0;                                                 // no background batch is promoted before this
     Ns idle_since_ns = 0;
     Gaps gaps;
     Reservation reservation;
     std::uint64_t served = 0;
-    std::uint32_t clock_mhz = 0;  // 0: it did not say
-    double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
+    std::uint32_t clock_mhz = 0;  // 0: not reported
+    double pace = 1;  // duration as a multiple of its kind's estimate: below 1 where other devices are slower
     ExecutorTime time;
     Lead lead;
-    bool dirty = false;  // something happened to it, or its arena, since it was last looked at
+    bool dirty = false;  // it or its arena changed since the last look
 
     void reset() {
         std::uint32_t place = slot, age = generation;
@@ -167,43 +171,45 @@ struct Executor {
     void archive(Archive& archive);
 
     bool usable() const;
-    // Whether nothing may be sent to it: a suspect is under way there, apart from everything else.
+    // Whether nothing may be sent to it, because a suspect request is under way there by itself.
     bool is_closed() const { return !lane.empty() && lane.front()->is_apart; }
-    // Whether a request has to wait until nothing else is under way on it.
+    // Whether a request has to wait until nothing else is under way on this executor.
     bool must_wait(const Pending& pending) const { return pending.evidence > 0 && !lane.empty(); }
-    // When the oldest action of its lane is known to be overdue.
+    // When the oldest action of its lane becomes overdue.
     Ns overdue_at_ns() const;
     bool is_overdue(Ns now) const { return !lane.empty() && now >= overdue_at_ns(); }
     Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
     void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
-    // When a newly sent action would start, by what is thought of those before it.
+    // The predicted start of an action that is sent now.
     Ns free_ns(Ns now) const;
     // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
     void retime_lane(Ns time);
 };
 
-// Memory for models, in pages, with a lane of loads into it. One or more executors run what lies in it; today always one.
+// Memory for models, in pages, with a lane of loads. One or more executors run the models in it; at present
+// always one.
 struct Arena {
     Worker* worker = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;      // the number by which the worker knows it
-    std::uint64_t number = 0;     // order of joining, breaks ties
-    std::uint32_t kind = 0;       // layouts, and so loads, differ with the page: kind and page size together
+    std::uint32_t index = 0;   // the worker's number for it
+    std::uint64_t number = 0;  // order of joining, breaks ties
+    // Kind of device and page size together: layouts, and so loads, differ with the page
+    std::uint32_t kind = 0;
     std::uint32_t kind_said = 0;  // the caller's number for the kind
     Chain<Executor, &Executor::before, &Executor::after> executors;
     std::uint64_t page_bytes = 0;
     PageAllocator pages;
-    std::uint32_t run_ahead = 1;                                       // of LOADs
+    std::uint32_t run_ahead = 1;                                       // bound on the LOADs under way
     Bits models;                                                       // slots of the models that are resident
     Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
-    std::uint32_t doomed = 0;                                          // of these
-    IdMap<Residency> by_model;                                         // the same
+    std::uint32_t doomed = 0;                                          // number of doomed ones
+    IdMap<Residency> by_model;                                         // index of the same
     std::vector<Residency*> pending;                                   // loads not sent, by key
     std::uint32_t loading = 0;                                         // LOADs under way
     DeviceShares shares;
     std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
-    std::uint32_t mark = 0;           // of the search that has seen it
+    std::uint32_t mark = 0;           // of the last search that has seen it
 
     void reset() {
         std::uint32_t place = slot, age = generation;
@@ -215,7 +221,7 @@ struct Arena {
 
     bool usable() const;
     Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
-    // Whether its free pages, less what waits to be loaded, are as many as the model takes.
+    // Whether its free pages, less those of pending loads, are enough for the model.
     bool has_room(const KindSpec& spec) const;
 
     // The executor that is free first.
@@ -227,7 +233,7 @@ struct Arena {
         return *best;
     }
     Ns free_ns(Ns now) const { return soonest(now).free_ns(now); }
-    // When all of them are.
+    // When all of its executors are free.
     Ns drained_ns(Ns now) const {
         Ns last = 0;
         for (const Executor* executor = executors.front(); executor != nullptr; executor = executor->after) {
@@ -235,28 +241,28 @@ struct Arena {
         }
         return last;
     }
-    // Whether nothing was sent to its executors.
+    // Whether its executors have no actions under way.
     bool is_idle() const;
-    // Its first executor looks after its loads.
+    // Wakes the first executor, which looks after the arena's loads.
     void wake_at(Ns at_ns) { executors.front()->wake_at(at_ns); }
 
     void enter(Residency* residency);
     void leave(Residency* residency);
-    // It can be run there, or can no more.
+    // Notes that a model becomes executable here, or no longer is.
     void settle(Residency& residency, bool is_resident);
-    // Its pages are wanted by a pending load, or no more.
+    // Notes that a pending load wants the model's pages, or no longer does.
     static void doom(Residency& residency, bool is_doomed);
 };
 
-// A model's weights in the host store of a worker, or on their way there.
+// State of a model's weights in the host store of a worker.
 enum class HostState : std::uint8_t { NONE, FETCHING, HELD };
 
 struct HostCopy {
     HostState state = HostState::NONE;
-    std::uint8_t attempts = 0;  // that failed, one after the other
+    std::uint8_t attempts = 0;  // failures in a row
     std::uint64_t bytes = 0;
-    Ns used_ns = 0;   // when it was last loaded from, or came
-    Ns ready_ns = 0;  // FETCHING: when it is thought to be known to be there
+    Ns used_ns = 0;   // last load from it, or its arrival
+    Ns ready_ns = 0;  // FETCHING: predicted time at which its arrival is known
 
     void archive(Archive& archive) {
         archive.choice(state, HostState::HELD);
@@ -266,24 +272,25 @@ struct HostCopy {
 
 struct Worker {
     WorkerId worker_id = 0;
-    std::vector<Arena*> arenas;  // that were not lost
+    std::vector<Arena*> arenas;  // without those that were lost
     LinkDelays link;
-    Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
+    Ns there_ns = LINK_DEFAULT_NS;  // estimates from the measured delays
     Ns back_ns = LINK_DEFAULT_NS;
-    Ns link_free_ns = 0;   // when the loads that were sent are thought to be done; devices share the link
-    Ns reserved_ns = 0;    // when the last RESERVE that was sent is: it may need the link; 0: none is under way
-    Ns loads_ns = 0;       // planned durations of the LOADs under way
-    Ns loads_from_ns = 0;  // since when the oldest of them has the link, as is thought
-    PredictedLane predicted_loads;  // the same without margins
+    Ns link_free_ns = 0;            // predicted end of the loads under way; devices share the link
+    Ns reserved_ns = 0;             // predicted end of the last RESERVE, which may need the link; 0: none is under way
+    Ns loads_ns = 0;                // planned durations of the LOADs under way
+    Ns loads_from_ns = 0;           // predicted start of the oldest of them
+    PredictedLane predicted_loads;  // the same lane without margins
     InputsWay inputs;
     CopyTime copies;
-    Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
+    Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order of their sending
     std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
-    std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded
+    // Budget of its host store; 0: it has none, and every prepared model can be loaded
+    std::uint64_t host_bytes = 0;
     std::uint64_t host_used = 0;
     std::vector<HostCopy> host;  // by the model's slot
     std::uint32_t fetching = 0;  // FETCHes under way
-    Ns disk_free_ns = 0;         // when they are thought to be done
+    Ns disk_free_ns = 0;         // predicted end of the FETCHes under way
     Ns fetches_ns = 0;           // their planned durations
     PredictedLane predicted_fetches;
     bool draining = false;
@@ -302,20 +309,20 @@ struct Worker {
     HostState host_state(const Model& model) const {
         return model.slot < host.size() ? host[model.slot].state : HostState::NONE;
     }
-    // Whether a LOAD of it could be ordered here.
+    // Whether a LOAD of the model could be ordered here.
     bool is_hosted(const Model& model) const { return host_bytes == 0 || host_state(model) == HostState::HELD; }
-    // Whether it could ever be.
+    // Whether the model fits the host store at all.
     bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
-    // Which of the ways in which workers prepared a model is this one's: KindSpec::variant; 0: it has not prepared it.
+    // This worker's way of preparing the model: KindSpec::variant; 0: it has not prepared it.
     std::uint32_t variant_of(const Model& model) const {
         return model.slot < variants.size() ? variants[model.slot] : 0;
     }
     bool has(const Model* model) const { return variant_of(*model) != 0; }
-    // A LOAD, or a RESERVE, has ended: when the others are thought to be done.
+    // Predicts the end of the loads under way anew, after a LOAD or a RESERVE has ended.
     void retime_link() { link_free_ns = std::max(loads_from_ns + loads_ns, reserved_ns); }
-    // When the controller should have heard of all LOADs under way.
+    // When the results of all LOADs under way should have come.
     Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
-    // By its number; null if there is none, or it was lost.
+    // The arena of this number; null if there is none, or it was lost.
     Arena* arena(std::int32_t index) const {
         for (Arena* arena : arenas) {
             if (arena->index == static_cast<std::uint32_t>(index)) {
@@ -373,7 +380,7 @@ inline Ns Executor::free_ns(Ns now) const {
         end += overdue;
     }
     if (overdue > STUCK_NS) {
-        end += overdue;  // what has gone on for so long is likely to go on for as long again
+        end += overdue;  // an execution that is overdue by this much is likely to take as long again
     }
     return std::max(end, soonest);
 }

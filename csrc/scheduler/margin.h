@@ -1,7 +1,7 @@
-// How much longer than expected executions are planned to take, as learnt from how long they took.
+// Margins: the share by which planned durations exceed estimates, learnt from executions.
 //
-// An execution is planned with the share on top of its estimate that MARGIN_KEPT of the executions on such a device do
-// not need. What was learnt fades while nothing is executed.
+// An execution is planned with the margin that the share MARGIN_KEPT of the executions on such a device do
+// not exceed. Without executions the learnt margin fades.
 #pragma once
 
 #include <algorithm>
@@ -11,17 +11,17 @@
 
 namespace clockwork {
 
-// It is learnt from the first on, by steps, within [0, MARGIN_MAX].
+// The margin is learnt from the first execution on, by steps, within [0, MARGIN_MAX].
 inline constexpr double MARGIN_KEPT = 0.99;
 inline constexpr double MARGIN_FIRST = 0.01;
 inline constexpr double MARGIN_STEP = 0.002;
 inline constexpr double MARGIN_MAX = 0.25;
 
-// Of a number learnt by samples, half of the difference from its first value is forgotten in each of these without one.
+// Half-life of a learnt number's difference from its first value, without samples.
 inline constexpr Ns FADE_NS = 2 * SECOND;
 
-// A number that is learnt by samples, and goes back to its first value without them. It goes by whole half-lives, so that
-// it stays put between executions.
+// A number that is learnt from samples, and returns to its first value without them, by whole half-lives, so
+// that it is constant between executions.
 class Fading {
 public:
     explicit Fading(double first) : first_(first), value_(first) {}
@@ -47,7 +47,7 @@ class Margin {
 public:
     double share(Ns now) const { return kept_.at(now); }
 
-    // An execution took so much longer than expected, as a share of that.
+    // Notes an execution that exceeded its estimate by the share `over`.
     void took(Ns now, double over) {
         double kept = share(now);
         kept += over > kept ? MARGIN_STEP * MARGIN_KEPT : -MARGIN_STEP * (1 - MARGIN_KEPT);

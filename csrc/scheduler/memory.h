@@ -1,4 +1,4 @@
-// What a policy's memory manager decides: which models make room on devices and in host stores, and when.
+// Memory managers: which models are evicted from devices and host stores, and when.
 #pragma once
 
 #include <cstddef>
@@ -8,14 +8,14 @@
 
 namespace clockwork {
 
-// When a model will be idle that has work now.
+// Predicted end of a busy model's work.
 struct Ending {
     Ns finish_ns;
     Residency* residency;
 };
 
-// Arenas (arenas.h) carry it out. No manager asks for loads by this interface: each orders its own, when it is told of
-// what happened.
+// Decides evictions; arenas (arenas.h) carry them out. Loads are not asked for by this interface: each
+// manager orders its own when it is told of an event.
 class Memory {
 public:
     Memory() = default;
@@ -23,26 +23,27 @@ public:
     Memory& operator=(const Memory&) = delete;
     virtual ~Memory() = default;
 
-    // Whether an idle model may make room.
+    // Whether an idle model may be evicted.
     virtual bool may_evict(const Residency& /*residency*/) const { return true; }
-    // Idle models in the order in which they are to make room, a part at a time: the first `ordered` are in order, and
-    // as many are when it returns as it says, at least one more. They come least recently used first.
+    // Sorts idle models into the order of eviction, a part at a time. The first `ordered` are sorted already;
+    // the returned number, at least one more, are sorted afterwards. They are passed in least recently used
+    // first.
     virtual std::size_t order_evictable(std::vector<Residency*>& found, std::size_t /*ordered*/) {
         return found.size();
     }
-    // Busy models of a device, with the time at which what was sent of them ends: later for those with work planned.
+    // Adjusts the predicted ends of a device's busy models for the work that is planned on them.
     virtual void count_planned(const Arena& /*arena*/, std::vector<Ending>& /*busy*/) const {}
-    // Whether anybody still waits for a load that was not sent. If not, it is dropped.
+    // Whether a request still waits for a pending load. If not, the load is dropped.
     virtual bool is_load_wanted(const Residency& residency) const = 0;
 
-    // Whether a host store may drop a model (from which nothing is being loaded), and what its copy there is worth: of
-    // those that are equal, the least recently used goes first.
+    // Whether a host store may drop a model (from which nothing is being loaded), and the worth of its copy:
+    // of equal copies, the least recently used is dropped first.
     virtual bool may_drop(const Model& /*model*/) const { return true; }
     virtual double host_worth(const Model& /*model*/) const { return 0; }
 
-    // A residency leaves its device, or its load is dropped.
+    // Notes that a residency leaves its device, or its load is dropped.
     virtual void gone_from(Residency& /*residency*/) {}
-    // A FETCH came to its end, well or not.
+    // Notes that a FETCH ended, successfully or not.
     virtual void host_changed(Worker& /*worker*/, Model& /*model*/) {}
 };
 

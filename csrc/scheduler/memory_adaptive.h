@@ -1,31 +1,10 @@
 // Memory rules `adaptive`: loads by benefit and cost.
 //
-// A model asks for a load while requests wait for it and no device has it, but for those on which it has to go (it is
-// *cold*), or while those that have it seem unable to serve its queue in time (it is *pressed*: a batch is sent late,
-// or the first request has waited for longer than a load takes and for one part in LONG_PART of its SLO) and there is
-// another that could load it.
-//
-// *Order.* As long as the links can load in time whatever is asked for, the next load is the one that has to be done
-// the soonest. What they cannot load in time is *put back* behind the others: of those that have to be done before the
-// one that would be too late, and it, those with the least benefit per time of the link, as few as that takes (Moore
-// and Hodgson's rule). Counted in requests:
-//   benefit = those that wait and would still be in time if the load began now + standing (if it is cold)
-//   standing of a model = what is lost each time that it has to be loaded anew
-//                       = rate (load + wait), who comes before it is back
-//                       + min(1, rate STANDING_NS), who calls for it, if the SLO is too tight to wait for a load
-// where `wait` is the time that a load waits for a link now. Those with the least rate x load per page make room;
-// never one that has requests waiting, is in flight or is being loaded. So an idle link loads whatever is asked for,
-// and a busy one what would be asked for again.
-//
-// *Place.* A model that begins to ask calls the device, of some, on which its first request would be served the
-// soonest: when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one
-// device at a time, only where that would be sooner than on those that have it, or later by no more than one part in
-// COPY_PART of a load: the copy is there for those who come next, too. A cold one is loaded by force (busy models make
-// room, as their work ends) if all were busy for one part in DENIED_PART of its SLO. Devices that share a link fill their
-// free pages evenly.
-//
-// *Spare.* While nobody asks, a model whose queue finds all its devices busy is copied onto one that is idle, into free
-// pages, over an idle link: nothing is late for it, so nobody would ask, and the device would stay idle.
+// docs/policies/memory.md derives the rules, with formulas. In short: a model asks for a load while it is
+// *cold* (requests wait and no device has it) or *pressed* (its devices seem unable to serve its queue in
+// time). Loads that the links can finish in time go by due time; the others are *put back* behind them, by
+// benefit per time of the link. Models with the least rate x load per page are evicted. While no model asks,
+// busy models are copied to idle devices.
 #pragma once
 
 #include <algorithm>
@@ -38,43 +17,44 @@
 
 namespace clockwork {
 
-// Arrivals are counted with this half-life: long enough to know a model that is asked for once a minute, short enough
+// Half-life of the count of arrivals: long enough for a model that is asked for once a minute, short enough
 // to follow a change within seconds.
 inline constexpr Ns RATE_HALF_LIFE_NS = 10 * SECOND;
 inline constexpr Ns STANDING_NS = 10 * SECOND;
 
-// A model is pressed for this long after its policy said so.
+// A model stays pressed for this long after its policy said so.
 inline constexpr Ns PRESSED_NS = 100 * MS;
 
 inline constexpr Ns LONG_PART = 8;
 
 inline constexpr Ns DENIED_PART = 8;
 
-// A model is copied into free pages if so many are expected to ask for it while it is loaded.
+// A model is copied into free pages if at least this many requests are expected during the load.
 inline constexpr double SPARE_ASKED = 1;
 
 inline constexpr Ns COPY_PART = 3;
 
-// What is put back is found anew after this.
+// Interval at which the loads to put back are determined.
 inline constexpr Ns ORDER_EVERY_NS = MS;
 
-// Candidates that a device looks at for one load, and how long it does not look again if none would do.
+// Bound on the candidates that a device looks at for a load, and the time until it looks again if none would
+// do.
 inline constexpr int CANDIDATE_SCAN_MAX = 8;
 inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
 
-// Models that it passes over for that, since it has them or cannot have them.
+// Bound on the models that are passed over in one look because the device has them or cannot load them.
 inline constexpr int PASSED_OVER_MAX = 64;
 
-// Devices on which a model would be served within the same such step are equally good for it.
+// Devices on which a model would be served within the same such step are equal.
 inline constexpr Ns SCORE_STEP_NS = 100'000;
 
-// Models that are put in order at once to make room: few loads need more.
+// Number of models that are sorted at once for eviction: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
-// Instead of the slot of a model that a device may copy.
+// No model is offered to the device.
 inline constexpr std::uint32_t OFFERED_NOTHING = UINT32_MAX;
 
-// How much something wants to be the next: what is put back comes behind all that is not.
+// Urgency of a load: loads that are put back come behind all others.
 struct Urgency {
     bool is_put_back;
     double value;  // the higher, the sooner
@@ -94,11 +74,11 @@ public:
     std::size_t size() const { return heap_.size(); }
     std::uint32_t top() const { return heap_.front(); }
     const Urgency& urgency(std::uint32_t slot) const { return urgencies_[slot]; }
-    // All of them, in no particular order (but always the same).
+    // All slots, in an arbitrary but deterministic order.
     const std::vector<std::uint32_t>& slots() const { return heap_; }
     bool holds(std::uint32_t slot) const { return slot < places_.size() && places_[slot] != NOWHERE; }
     void set(std::uint32_t slot, Urgency urgency);
-    // Changes many that it holds: nothing else may be asked of it until restore_order() was called.
+    // Changes the urgency of one of many slots: nothing else may be called until restore_order().
     void change(std::uint32_t slot, Urgency urgency) { urgencies_[slot] = urgency; }
     void restore_order();
     void erase(std::uint32_t slot);
@@ -150,17 +130,17 @@ public:
     void check_invariants() const override { asking_.check_invariants(); }
 
 private:
-    struct Demand {  // of a model
+    struct Demand {  // of one model
         DecayedCount count;
-        Ns slo_ns = NEVER_NS;        // of its last request
-        Ns pressed_ns = -NEVER_NS;   // last
-        Ns denied_ns = 0;            // since when it found no room; 0: it did
-        bool is_everywhere = false;  // no device was left that could load it, and it has gone from none since
+        Ns slo_ns = NEVER_NS;        // SLO of its last request
+        Ns pressed_ns = -NEVER_NS;   // last time that it was pressed
+        Ns denied_ns = 0;            // start of the time without room; 0: it has found room
+        bool is_everywhere = false;  // every usable device that could load it has it
 
         void archive(Archive& archive) { archive(count, slo_ns, pressed_ns, denied_ns, is_everywhere); }
     };
 
-    struct Density {  // of what a page holds; of those that are equal, the least recently used goes first
+    struct Density {  // worth per page of a model; of equal ones, the least recently used is evicted first
         double worth;
         std::uint32_t place;
         Residency* residency;
@@ -175,20 +155,20 @@ private:
     const Demand* known(const Model& model) const {
         return model.slot < demands_.size() ? &demands_[model.slot] : nullptr;
     }
-    // Whether no device has it, or all that do have doomed it, or leave.
+    // Whether no device has the model, or all that do have doomed it or leave.
     static bool is_cold(const Model& model) {
         return std::all_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
             return residency->doomed || residency->is_stuck || !residency->arena->usable();
         });
     }
-    // Whether a load of it is decided or under way.
+    // Whether a load of the model is decided or under way.
     static bool is_coming(const Model& model) {
         return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
             return residency->state != ResidencyState::RESIDENT && !residency->doomed && !residency->is_stuck &&
                    residency->arena->usable();
         });
     }
-    // Whether it asks for a load.
+    // Whether the model asks for a load.
     bool asks(const Model& model, bool is_cold);
     double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns, bool is_cold) const;
     double standing(const Model& model, Ns load) const;
@@ -208,35 +188,38 @@ private:
     void copy_freely(Arena& arena);
     bool try_load(Arena& arena, Model& model, KindSpec& spec);
 
-    // A load that is asked for, when the links are planned.
+    // A requested load, for planning the links.
     struct Wish {
         std::uint32_t slot;
         bool is_cold;
         bool is_put_back = false;
-        double load_ns = 0;  // of all links together
-        double due_ns = 0;   // when it has to be done, begun at the latest
-        double density = 0;  // benefit per time
+        double load_ns = 0;  // load time divided by the number of links
+        double due_ns = 0;   // latest end of the load
+        double density = 0;  // benefit per time of the link
     };
-    struct Due {  // by which wishes are sorted
+    struct Due {  // sort key of a wish
         double due_ns;
         std::uint32_t slot;
-        std::uint32_t wish;  // its place in wishes_
+        std::uint32_t wish;  // index in wishes_
     };
 
     State& state_;
     Arenas& arenas_;
     const Queues& queues_;
     Placement placement_;
-    SlotHeap asking_;                     // models; what it says may have shrunk since
-    std::vector<Demand> demands_;         // by the model's slot
-    std::vector<Ns> again_ns_;            // by the arena's: no look before
-    std::vector<std::uint32_t> offered_;  // by the arena's: a model that it may copy for nothing, in this step
-    Ns ordered_ns_ = 0;                   // when put_in_order() did it last
+    SlotHeap asking_;              // models that ask; the benefit may have shrunk since
+    std::vector<Demand> demands_;  // by the model's slot
+    std::vector<Ns> again_ns_;     // by the arena's slot: no look before this time
+    // By the arena's slot: a model that it may copy into free pages, in this step
+    std::vector<std::uint32_t> offered_;
+    Ns ordered_ns_ = 0;  // last time of put_in_order()
     std::vector<Wish> wishes_;
-    std::vector<Due> by_due_;                                // those that may still be in time
-    std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; by due
-    std::vector<std::uint32_t> silent_;                      // that no longer ask
-    std::vector<std::pair<std::uint32_t, bool>> aside_;      // and whether they were put back
+    std::vector<Due> by_due_;  // wishes that may still be in time
+    // Heap, the least dense first: the negative density, and the place in by_due_
+    std::vector<std::pair<double, std::uint32_t>> planned_;
+    std::vector<std::uint32_t> silent_;  // models that no longer ask
+    // Slots looked at without success, and whether they were put back
+    std::vector<std::pair<std::uint32_t, bool>> aside_;
     std::vector<Residency*> victims_;
     std::vector<Density> densities_;
 };

@@ -40,10 +40,10 @@ inline constexpr Ns PAPER_CAPACITY_NS = 100 * MS;
 inline constexpr Ns PAPER_WEIGHTS_SLO_NS = 25 * MS;
 inline constexpr Ns PAPER_DEVICE_LOAD_NS = MS;
 
-// Shares and needs are brought up to date no more often than this, but for models that no device has.
+// Interval at which shares and needs are computed, except for models that no device has.
 inline constexpr Ns PAPER_FLUSH_NS = MS / 2;
 
-// Models that a device looks at, in the order of their need, for one that it does not hold.
+// Bound on the models, in the order of their need, that a device looks at for one that it does not hold.
 inline constexpr std::size_t PAPER_SCAN_MAX = 64;
 
 class PaperMemory final : public QueueMemory {
@@ -68,25 +68,25 @@ public:
     void check_invariants() const override;
 
 private:
-    struct Demand {         // of a model
+    struct Demand {         // of one model
         Ns exec_ns = 0;     // E_m
         Ns weights_ns = 0;  // L_m
-        double need = 0;    // p_m, as it stands in needs_
+        double need = 0;    // p_m, as entered in needs_
         bool is_dirty = false;
         bool is_listed = false;
 
         void archive(Archive& archive) { archive(exec_ns, weights_ns, need, is_dirty, is_listed); }
     };
-    struct Share {  // of a request
+    struct Share {  // of one request
         Ns exec_ns = 0;
-        Ns weights_ns = 0;  // 0: over
+        Ns weights_ns = 0;  // 0: removed from L_m
         std::uint64_t number = 0;
 
         void archive(Archive& archive) { archive(exec_ns, weights_ns, number); }
     };
     struct Expiry {
         Ns at_ns;
-        std::uint32_t pending;  // slots
+        std::uint32_t pending;  // slot, as is `model`
         std::uint32_t model;
         std::uint64_t number;
         bool operator>(const Expiry& other) const {
@@ -114,16 +114,16 @@ private:
     Placement placement_;
     Ns ahead_ns_;
     std::vector<Demand> demands_;                       // by the model's slot
-    std::vector<Share> shares_;                         // by the request's
-    std::vector<Ns> batches_;                           // by the batch's: e of its requests
-    std::vector<Ns> allocated_;                         // by the residency's: a_mg
-    std::vector<Ns> loads_;                             // by the arena's: O_g
+    std::vector<Share> shares_;                         // by the request's slot
+    std::vector<Ns> batches_;                           // by the batch's slot: e of its requests
+    std::vector<Ns> allocated_;                         // by the residency's slot: a_mg
+    std::vector<Ns> loads_;                             // by the arena's slot: O_g
     std::vector<double> weights_;                       // w_g of one model's devices
-    std::vector<std::uint32_t> dirty_;                  // models
+    std::vector<std::uint32_t> dirty_;                  // slots of models
     std::set<std::pair<double, std::uint32_t>> needs_;  // (-p_m, slot) of models with a need
     std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
     std::uint64_t number_ = 0;
-    Ns flush_ns_ = 0;  // no flush before
+    Ns flush_ns_ = 0;  // time before which nothing is computed again
 };
 
 }  // namespace clockwork

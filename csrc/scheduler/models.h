@@ -1,4 +1,4 @@
-// Models that come and go, and how workers have prepared them.
+// Models that are registered and removed, and their preparations by workers.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,13 @@ public:
     Models(State& state, Arenas& arenas, Learning& learning, const Deciders& deciders)
         : state_(state), arenas_(arenas), learning_(learning), deciders_(deciders) {}
 
-    // A worker has prepared a model. Null: it is being removed.
+    // Notes that a worker has prepared a model. Returns null if the model is being removed.
     Model* prepared(Worker& worker, const ModelSpec& told);
-    // A worker is gone, or its last device of a kind.
+    // Drops the preparations of a worker that is gone, or of a kind of which it has lost its last device.
     void leave_worker(const Worker& worker);
     void leave_kind(const Worker& worker, std::uint32_t kind);
-    // One step further in unloading a model that is being removed and has no request left: lets go of it once nothing of
-    // it is left.
+    // Continues the removal of a model that has no request left: unloads it, and deletes it once nothing
+    // refers to it.
     void check_removed(Model& model);
 
 private:

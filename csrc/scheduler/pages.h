@@ -1,4 +1,4 @@
-// Which pages of a device's arena are free. The controller decides it, so that a load it orders always fits.
+// Free pages of a device's arena. The controller allocates them, so that a load that it orders always fits.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace clockwork {
 
 // Free pages as sorted intervals; the same calls always give the same pages.
 //
-// A model's weights are several runs of pages; each run is contiguous, the runs lie anywhere.
+// A model's weights are several runs of pages: each run is contiguous, and runs may lie anywhere.
 class PageAllocator {
 public:
     using Pages = std::vector<std::uint32_t>;
@@ -26,32 +26,34 @@ public:
     std::uint32_t free_count() const { return free_count_; }
     const std::vector<Interval>& intervals() const { return free_; }  // lowest first
 
-    // Whether these runs would fit if nothing else were there.
+    // Whether these runs would fit an empty arena.
     bool fits(const Pages& runs) const;
 
-    // Fills `starts` with the first page of each run, in the order of `runs`. False, and nothing taken, if they do
-    // not fit now. First fit at the lowest page, longest runs first: they are the ones that fragmentation shuts out.
+    // Fills `starts` with the first page of each run, in the order of `runs`. False, and nothing taken, if
+    // they do not fit now. First fit at the lowest page, longest runs first, because fragmentation shuts out
+    // long runs.
     bool allocate(const Pages& runs, Pages& starts);
 
-    // Give back what allocate() gave. Throws std::invalid_argument for pages that are free already or do not exist.
+    // Frees pages from allocate(). Throws std::invalid_argument for pages that are free already or do not
+    // exist.
     void free(const Pages& starts, const Pages& runs);
     void free_run(std::int64_t start, std::int64_t size);
 
-    // Take exactly these free pages again: the inverse of free().
+    // Takes exactly these free pages again: the inverse of free().
     void take(const Pages& starts, const Pages& runs);
     void take_run(std::int64_t start, std::int64_t size);
 
     void archive(Archive& archive);
 
-    // Throws std::logic_error where the intervals are not what they should be.
+    // Throws std::logic_error where the intervals overlap or are out of order.
     void check_invariants() const;
 
 private:
     std::uint32_t page_count_;
     std::uint32_t free_count_;
     std::vector<Interval> free_;
-    std::vector<Interval> trial_;       // allocate() works on it, and keeps it only if all fits
-    std::vector<std::uint32_t> order_;  // of the runs
+    std::vector<Interval> trial_;       // allocate() works on this copy, and keeps it only if all runs fit
+    std::vector<std::uint32_t> order_;  // indices of the runs, by length
 };
 
 }  // namespace clockwork

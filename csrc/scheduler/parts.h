@@ -1,4 +1,4 @@
-// What carries out a policy's decisions, whatever the policy.
+// The parts that carry out a policy's decisions, the same for every policy.
 #pragma once
 
 #include "scheduler/idle.h"

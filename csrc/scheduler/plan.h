@@ -1,4 +1,4 @@
-// What `edf` has promised on each executor, in the order in which it will be sent.
+// Plans of policy `edf`: the promised batches of each executor, in the order of their sending.
 #pragma once
 
 #include <algorithm>
@@ -13,14 +13,14 @@ namespace clockwork {
 struct Plan {
     std::vector<Batch*> batches;
     std::vector<Ns> keys;     // of the batches, ascending
-    Ns planned_ns = 0;        // durations of all
+    Ns planned_ns = 0;        // durations of all batches
     std::size_t unready = 0;  // batches whose model is not resident yet
 
     bool empty() const { return batches.empty(); }
     std::size_t size() const { return batches.size(); }
     Batch* operator[](std::size_t place) const { return batches[place]; }
 
-    // Behind all that have the same key.
+    // The place behind all batches of the same key.
     std::size_t place_of(Ns key_ns) const {
         return static_cast<std::size_t>(std::upper_bound(keys.begin(), keys.end(), key_ns) - keys.begin());
     }
@@ -33,24 +33,23 @@ struct Plan {
         return static_cast<std::size_t>(place);
     }
 
-    // When the first `count` batches are done, if the device is free from `free` on.
+    // The end of the first `count` batches, if the device is free from `free` on.
     Ns finish_ns(Ns free, std::size_t count) const;
-    // The first batch from `start` on that misses its limit if the first of them may start at `time`; size() if all
-    // keep theirs.
+    // The first batch from `start` on that misses its limit, if it may begin at `time`; size() if none does.
     std::size_t first_late(Ns time, std::size_t start) const;
     bool holds(Ns time, std::size_t start) const { return first_late(time, start) == size(); }
-    // Whether none misses its limit that keeps it now, if the loads under way take so much longer.
+    // Whether no batch misses its limit that keeps it now, if the loads under way take `longer` more.
     bool holds_loads(Ns time, Ns longer) const;
 
     void insert(std::size_t index, Batch* batch);
     void remove(Batch* batch) { remove(batch, index(batch)); }
     void remove(Batch* batch, std::size_t index);
-    // Sets a planned batch's size, and its duration with it.
+    // Sets a planned batch's size, and its duration accordingly.
     void resize(Batch* batch, std::uint32_t size);
     void archive(Archive& archive) { archive(batches, keys, planned_ns, unready); }
 };
 
-// The plans of all executors, and the memory manager that goes with them: what is planned keeps a model where it is.
+// The plans of all executors. As the policy's memory manager it keeps planned models on their devices.
 class Plans final : public Memory {
 public:
     explicit Plans(State& state) : state_(state) {}
@@ -58,7 +57,7 @@ public:
     Plan& of(const Executor& executor) { return plans_[executor.slot]; }
     const Plan& of(const Executor& executor) const { return plans_[executor.slot]; }
     void add(const Executor& executor);
-    // Of an arena's executors, the one that has done what was sent and planned first.
+    // The arena's executor that finishes its sent and planned work first.
     Executor& soonest(const Arena& arena) const {
         Executor* best = arena.executors.front();
         for (Executor* executor = best->after; executor != nullptr; executor = executor->after) {
@@ -67,20 +66,20 @@ public:
         return *best;
     }
 
-    // Whether no batch of any of a worker's devices misses its limit because loads under way take so much longer.
+    // Whether no batch on any device of a worker misses its limit because loads under way take `longer` more.
     bool holds_loads(const Worker& worker, Ns longer) const;
 
-    // Takes a request out of its batch, which goes with the last of them.
+    // Removes a request from its batch, and the batch with its last request.
     void remove(Pending& pending);
-    // Two requests of one executor, model, shape and size change places.
+    // Exchanges two requests of one executor, model, shape and size.
     void exchange(Pending& pending, Pending& other);
-    // A request that is planned nowhere takes the place of another of the same model, shape and size, which then is not.
+    // Gives a planned request's place to an unplanned request of the same model, shape and size.
     void give_place(Pending& leaves, Pending& comes);
-    // Takes all batches of a residency, or of an executor, out; appends their requests, in order.
+    // Removes all batches of a residency, or of an executor; appends their requests, in order.
     void clear(Residency& residency, std::vector<Pending*>& waiting);
     void clear(Executor& executor, std::vector<Pending*>& waiting);
     void load_done(Residency& residency, Ns took_ns);
-    // Times the plans that use the new estimates anew; lets go of a curve that is no more.
+    // Times the plans that use new estimates anew; drops pointers to a curve that is gone.
     void retime(ProgramEstimates& program, std::uint32_t shape);
     void forget_curve(ProgramEstimates& program, std::uint32_t shape);
 

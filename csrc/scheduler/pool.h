@@ -1,7 +1,8 @@
-// Memory for what comes and goes with every request: slabs with a free list, and a map from numbers to objects.
+// Memory for records that come and go with every request: slabs with a free list, and a map from numbers to
+// objects.
 //
-// In a steady state nothing here calls the allocator: an object that was given back is given out again, with the
-// capacity of its vectors.
+// In a steady state nothing here calls the allocator: an object that was given back is handed out again, with
+// the capacity of its vectors.
 #pragma once
 
 #include <cstddef>
@@ -36,12 +37,12 @@ public:
         free_.push_back(entry);
     }
 
-    // Gives it back at the next recycle(): until then, pointers to it are good.
+    // Gives an object back at the next recycle(): until then, pointers to it are valid.
     void retire(T* entry) { retired_.push_back(entry); }
     void recycle() {
         recycle([](const T&) {});
     }
-    // function(one) for each, before.
+    // Calls function(entry) for each retired object before giving it back.
     template <typename Function>
     void recycle(Function&& function) {
         for (T* record : retired_) {
@@ -54,10 +55,10 @@ public:
     T* at(std::uint32_t slot) { return &slabs_[slot / SLAB][slot % SLAB]; }
     const T* at(std::uint32_t slot) const { return &slabs_[slot / SLAB][slot % SLAB]; }
 
-    // Slots that there are; every object's is below it.
+    // Number of slots; every object's slot is below.
     std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slabs_.size()) * SLAB; }
 
-    // The slots, and which of them are in use: from here on is_used() says.
+    // Archives the slots, and which of them are in use; is_used() answers from then on.
     void archive_slots(Archive& archive) {
         std::size_t slabs = archive.count(slabs_.size(), SLAB);  // a slot has its generation
         while (slabs_.size() < slabs) {
@@ -82,12 +83,12 @@ public:
             free_.push_back(at(slot));
         }
     }
-    // Those in use, by slot.
+    // Archives the objects in use, by slot.
     void archive(Archive& archive) {
         for_each_used([&archive](T& entry) { entry.archive(archive); });
     }
     bool is_used(std::uint32_t slot) const { return slot < is_used_.size() && is_used_[slot]; }
-    // Function(one) for each that was in use when archive_slots() was called.
+    // Calls function(entry) for each object that was in use when archive_slots() was called.
     template <typename Function>
     void for_each_used(Function&& function) {
         for (std::uint32_t slot = 0; slot < is_used_.size(); ++slot) {
@@ -113,11 +114,12 @@ private:
     std::vector<bool> is_used_;  // by slot
 };
 
-// What somebody keeps beside each object of a Pool, by its slot; it begins anew when the slot is another object's.
+// Values kept beside the objects of a Pool, by their slots. A value is reset when its slot is given to
+// another object.
 template <typename T>
 class Beside {
 public:
-    // Valid until that of another object is asked for.
+    // Returns a reference that is valid until the next call of of().
     template <typename Owner>
     T& of(const Owner& owner) {
         if (owner.slot >= entries_.size()) {
@@ -131,14 +133,14 @@ public:
         return entry.value;
     }
 
-    // Null if nothing was kept for it yet.
+    // Returns null if nothing was kept for the object yet.
     template <typename Owner>
     const T* find(const Owner& owner) const {
         bool is_its = owner.slot < entries_.size() && entries_[owner.slot].generation == owner.generation;
         return is_its ? &entries_[owner.slot].value : nullptr;
     }
 
-    // In the order of slots, those of objects that are gone included.
+    // In the order of slots, including those of objects that are gone.
     template <typename Function>
     void for_each(Function&& function) {
         for (Entry& entry : entries_) {
@@ -146,7 +148,7 @@ public:
         }
     }
 
-    // limit: slots that there are.
+    // limit: number of slots.
     void archive(Archive& archive, std::uint32_t limit) {
         std::size_t size = archive.count(entries_.size());
         Archive::need(size <= limit, "something is kept of a record that is not there");
@@ -183,7 +185,7 @@ public:
         }
     }
 
-    // Enters or replaces.
+    // Inserts or replaces.
     void set(std::uint64_t id, T* value) {
         if ((count_ + 1) * 2 > entries_.size()) {
             grow();
@@ -208,7 +210,7 @@ public:
             return;
         }
         --count_;
-        // What lies behind moves up, unless it is at home already: so a gap always ends a search.
+        // Entries behind the gap move up, unless they are at their home place: so a gap always ends a search.
         std::size_t gap = place;
         for (std::size_t next = (gap + 1) & mask_; entries_[next].value != nullptr; next = (next + 1) & mask_) {
             std::size_t wish = home(entries_[next].id);
@@ -220,7 +222,7 @@ public:
         entries_[gap].value = nullptr;
     }
 
-    // In no order that means anything: for sums and checks.
+    // In arbitrary order: for sums and checks.
     template <typename Function>
     void for_each(Function&& function) const {
         for (const Entry& entry : entries_) {
@@ -236,7 +238,7 @@ private:
         T* value = nullptr;
     };
 
-    // Twice: after one multiplication, every n-th model of a long list would share a few places.
+    // Two multiplications: after one, every n-th model of a long list would share a few places.
     std::size_t home(std::uint64_t id) const {
         std::uint64_t mixed = id * 0x9E3779B97F4A7C15ull;
         return static_cast<std::size_t>(((mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15ull) >> 32) & mask_;

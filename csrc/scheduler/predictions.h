@@ -1,8 +1,8 @@
-// How well actions are predicted: their durations, and when they end.
+// Accuracy of predictions: durations and ends of actions.
 //
-// A lane does one action after the other, so an action is predicted to end its expected duration after the one before
-// it, or after it can have arrived. That prediction stands from the moment of sending; what is learnt later of the
-// ones before it corrects the predictions of those sent afterwards only.
+// A lane executes one action after the other, so an action is predicted to end its expected duration after
+// the action before it, or after its own arrival. That prediction is fixed when the action is sent. What is
+// learnt later of the actions before it corrects only the predictions of actions sent afterwards.
 #pragma once
 
 #include <algorithm>
@@ -15,30 +15,31 @@
 
 namespace clockwork {
 
-// Of predictions; over: what was predicted is longer, or later, than what was.
+// Errors of predictions; over: the prediction was longer, or later, than the result.
 struct Errors {
     Histogram over, under;
     void add(Ns error) { error >= 0 ? over.add(error) : under.add(-error); }
     void archive(Archive& archive) { archive(over, under); }
 };
 
-// Of so many executions, half are forgotten: the noise that they say is that of late.
+// Half of the counts is forgotten after this many executions, so that the noise is recent.
 inline constexpr std::uint64_t NOISE_EXECUTIONS = 4096;
 
-// Of actions that succeeded. Constant memory: at most thirteen histograms of 40 kB.
+// Predictions of actions that succeeded. Constant memory: at most thirteen histograms of 40 kB.
 struct Predictions {
-    // How executions differ from what was expected of them, as a simulation puts it (clockwork/sim/world.py: Cluster).
+    // Noise of executions against their expected times, in the terms of a simulation (clockwork/sim/world.py:
+    // Cluster).
     struct Noise {
-        std::uint64_t executions = 0;  // of which this is said; the rest is 0 if there were none
-        double pace = 0;               // the median of the time taken, as a multiple of what was expected
+        std::uint64_t executions = 0;  // number of executions; the other fields are 0 without any
+        double pace = 0;               // median of the taken time, as a multiple of the expected
         double sigma = 0;              // of a lognormal factor
-        double outliers = 0;           // the part that took more than NOISE_OUTLIER times the median,
-        double outlier_factor = 0;     // and the median of those, as a multiple of it
+        double outliers = 0;           // part of the executions that took more than NOISE_OUTLIER times the median
+        double outlier_factor = 0;     // median of those, as a multiple of the median
     };
     Noise noise() const;
 
     Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion;
-    Histogram infer_ratio;  // of the time taken to that expected, in millionths; of late
+    Histogram infer_ratio;  // taken time as millionths of the expected, recent executions
 
     void archive(Archive& archive) {
         archive(infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion);
@@ -52,7 +53,7 @@ struct Predictions {
     }
 };
 
-// An execution that takes so many times the usual is an outlier.
+// An execution that takes this many times the median is an outlier.
 inline constexpr double NOISE_OUTLIER = 1.5;
 
 inline Predictions::Noise Predictions::noise() const {
@@ -61,7 +62,8 @@ inline Predictions::Noise Predictions::noise() const {
     if (infer_ratio.total() == 0 || median <= 0) {
         return found;
     }
-    // Half of what lies between the quantiles at one sigma below and above; the lower one alone, where outliers are many.
+    // Half of the distance between the quantiles at one sigma below and above; the lower side alone, where
+    // outliers are many.
     auto low = static_cast<double>(std::max<Ns>(infer_ratio.percentile(0.1587), 1));
     double usual = static_cast<double>(infer_ratio.up_to(static_cast<Ns>(NOISE_OUTLIER * median)));
     found.executions = infer_ratio.total();
@@ -75,15 +77,15 @@ inline Predictions::Noise Predictions::noise() const {
     return found;
 }
 
-// The actions under way on one lane, as one number: when the last of them is predicted to end.
+// The actions under way on one lane, as one number: the predicted end of the last.
 class PredictedLane {
 public:
-    // An action is sent that can start at `soonest`; when it is predicted to end.
+    // Adds an action that can start at `soonest`; returns its predicted end.
     Ns sent(Ns soonest, Ns expected_ns) {
         end_ns_ = (under_way_++ ? std::max(soonest, end_ns_) : soonest) + expected_ns;
         return end_ns_;
     }
-    // One of them ended so much later than predicted, or will not be done.
+    // Shifts the lane after an action ended this much later than predicted, or was revoked.
     void ended(Ns shift_ns) {
         if (under_way_ && --under_way_) {
             end_ns_ += shift_ns;

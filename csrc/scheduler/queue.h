@@ -10,10 +10,10 @@
 
 namespace clockwork {
 
-// One request in a queue, with what the choice of a batch needs to know of it: nothing else is read for that.
+// A request in a queue, with all fields that the choice of a batch reads.
 struct Waiting {
     Ns deadline_ns;
-    std::int64_t order;  // of arrival; Pending::key_ns holds the same
+    std::int64_t order;  // order of arrival, equal to Pending::key_ns
     Pending* pending;
     std::uint32_t size;
     bool alone;
@@ -60,13 +60,13 @@ public:
         }
     }
 
-    // The one that a copy is of; null if it is not here any more.
+    // Returns the entry that a copy was made of; null if it is no longer here.
     const Waiting* find(const Waiting& waiting) {
         auto place = std::lower_bound(begin(), items_.end(), waiting);
         return place == items_.end() || place->pending != waiting.pending ? nullptr : &*place;
     }
 
-    // False if it is not here.
+    // Returns false if the request is not here.
     bool erase(const Pending& pending) {
         auto place =
             std::lower_bound(begin(), items_.end(), Waiting{pending.deadline_ns, pending.key_ns, nullptr, 0, false});
@@ -85,7 +85,7 @@ public:
         return true;
     }
 
-    // Takes `count` requests from the place on and appends them.
+    // Takes `count` requests from place `first` on, and appends them.
     void take(std::uint32_t first, std::uint32_t count, std::vector<Pending*>& taken) {
         auto from = begin() + first, to = from + count;
         for (auto place = from; place != to; ++place) {
@@ -105,7 +105,8 @@ public:
         settle();
     }
 
-    // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
+    // Returns the number of requests, from `first` on, that make a batch of at most `rows_max` rows: at least
+    // one, and exactly one for a request that shares no batch.
     std::uint32_t count_up_to(std::uint32_t first, std::uint32_t rows_max) const {
         const Queue& self = *this;
         std::uint32_t there = size() - first;
@@ -126,13 +127,13 @@ public:
     Model* model;
     std::uint32_t shape;
     std::uint8_t level;
-    bool is_profiled = false;       // some kind of device has a curve for its shape, which it keeps
-    bool ready = false;             // it wants a device now; free devices see it
-    std::uint64_t rank = 0;         // while it is ready: the lower, the sooner
+    bool is_profiled = false;       // some kind of device keeps a curve for its shape
+    bool ready = false;             // it wants a device now, and is published to free devices
+    std::uint64_t rank = 0;         // rank while it is ready: the lower, the sooner
     Ns timer_ns = NEVER_NS;         // the timer that is set for it
-    std::int64_t timer_order = -1;  // and on which request
+    std::int64_t timer_order = -1;  // order of the request that the timer is set for
 
-    // But for the model, shape and level.
+    // Archives all but the model, shape and level.
     void archive(Archive& archive);
 
 private:

@@ -1,8 +1,9 @@
-// A memory manager of a policy with queues: what to LOAD, where and when, and what to UNLOAD.
+// A memory manager of a policy with queues: decides which models to LOAD, where and when, and which to
+// UNLOAD.
 //
-// It is told what waits, is sent and ends, and is asked at every look at a device whether it wants to load something
-// there now. It decides; arenas do it (pages, orders, books). A load is ordered only when it can be sent at once, so none
-// is ever planned for requests that have gone by then.
+// It is told of requests that wait, are sent and end, and each look at a device asks it for a load. It
+// decides; arenas act (pages, orders, books). A load is ordered only when it can be sent at once, so no load
+// is planned for requests that are gone by then.
 #pragma once
 
 #include "scheduler/placement.h"
@@ -11,22 +12,23 @@ namespace clockwork {
 
 class QueueMemory : public Memory {
 public:
-    // A request waits in a queue now (anew, if it was sent before).
+    // A request waits in a queue now (again, if it was sent before).
     virtual void waits(Pending& pending) = 0;
-    // It was answered unsent, and waits no more.
+    // A request was answered unsent, and no longer waits.
     virtual void leaves(Pending& pending) = 0;
-    // A batch was sent, whose requests wait no more; it ended, well or not.
+    // A batch was sent, and its requests no longer wait; or it ended, successfully or not.
     virtual void sent(Flight& flight) = 0;
     virtual void ended(Flight& /*flight*/) {}
-    // Order what this device should load now.
+    // Order the loads that this device should begin now.
     virtual void look(Arena& arena) = 0;
-    // The requests that wait for a model cannot all be in time on the devices that have it, the policy finds.
+    // The policy finds that the requests waiting for a model cannot all be in time on the devices that have
+    // it.
     virtual void press(Queue& /*queue*/) {}
-    // A model that devices have wants one now, and none of them could take work.
+    // A model that is on devices wants one now, and none of them could take work.
     virtual void found_all_busy(Model& /*model*/) {}
 
     virtual void arrived_on(Residency& residency) = 0;
-    // A model can be loaded in other places than before.
+    // The set of places where a model can be loaded has changed.
     virtual void renew(Model& model) = 0;
     virtual void model_gone(Model& model) = 0;
     virtual void joined(Arena& arena) = 0;

@@ -1,9 +1,9 @@
 // Policies that keep requests in queues and bind them to a device when it becomes free.
 //
-// Requests wait in one queue per (model, shape, level), by deadline (queues.h). Whether and when a queue wants a device,
-// and how urgent it is (its rank), the rules say (rules.h). A queue that becomes ready calls a hungry device of its model.
-// So work is per batch: an arrival at a ready queue costs an insertion. Which models are on which device is the memory
-// manager's (queue_memory.h).
+// Requests wait in one queue per (model, shape, level), by deadline (queues.h). The rules (rules.h) say when
+// a queue wants a device, and how urgent it is (its rank). A queue that becomes ready calls a hungry device
+// of its model. So work is per batch: an arrival at a ready queue costs an insertion. The memory manager
+// (queue_memory.h) decides which models are on which device.
 #pragma once
 
 #include <functional>
@@ -26,7 +26,7 @@ public:
         std::function<std::unique_ptr<QueueMemory>(const std::string& name, Parts& parts, const Queues& queues,
                                                    const Rules& rules, const SchedulerOptions& options)>;
 
-    // make_memory is given the name of the options' memory rules, or of the rules' own.
+    // make_memory is given the name of the memory rules from the options, or from the policy's rules.
     Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules, const MakeMemory& make_memory);
 
     Memory& memory() override { return *memory_; }
@@ -63,7 +63,8 @@ public:
 
 private:
     void drop(Queue& queue, const Waiting& waiting) override;
-    // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
+    // Handles a possible change of a queue's front, readiness or rank: answers hopeless requests, sets the
+    // timer, calls a device.
     void review(Queue& queue);
     bool is_near(Pending& pending);
     bool is_unknown(Pending& pending, Queue& queue);
@@ -89,9 +90,9 @@ private:
     const Habits& habits_;
     std::unique_ptr<QueueMemory> memory_;
     std::vector<std::vector<Model*>>
-        called_;              // by the executor's slot: for which it was called, or took a batch, in this step
-    Bits summoned_;           // models for which a device was called in this step, and has not looked yet
-    std::int64_t order_ = 0;  // of the last arrival
+        called_;              // by the executor's slot: models for which it was called, or took a batch, in this step
+    Bits summoned_;           // models for which a device was called in this step that has not looked yet
+    std::int64_t order_ = 0;  // order of the last arrival
     bool reviewing_ = false;
 };
 

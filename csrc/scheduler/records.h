@@ -1,9 +1,9 @@
 // The records that a scheduler keeps of requests, batches, residencies, actions and models; machines.h has those of
 // workers, arenas and executors.
 //
-// They hold state; what to do with it is the policy's, and what only one policy keeps of a record it keeps beside it, by
-// the record's slot. All live in pools; what is let go of is given back when the step is over, so that no pointer dangles
-// within a step.
+// The records hold state; the policy decides about it. State of a single policy is kept beside the records,
+// by their slots. All records live in pools and are given back at the end of a step, so that no pointer
+// dangles within a step.
 #pragma once
 
 #include <algorithm>
@@ -23,19 +23,20 @@
 
 namespace clockwork {
 
-// What is read together of a model lies within one: whoever looks through all of a device's waits for memory alone.
+// Fields that are read together lie within one cache line: a search through all models of a device waits for
+// memory only.
 inline constexpr std::size_t CACHE_LINE = 64;
 
-// A model is set aside when so much speaks against it: evidence against one of its requests or loads, overruns within
-// FAULT_WINDOW_NS. A crash that a worker told of is evidence enough to be believed the second time; a worker that was
-// lost without a word may have been killed from outside, and two of those are not held against anybody.
+// A model is set aside at this much evidence within FAULT_WINDOW_NS: evidence against one of its requests or
+// loads, or overruns. A crash that a worker reported is enough the second time. A worker that was lost
+// without a report may have been killed from outside, so two losses are not held against anybody.
 inline constexpr std::uint8_t EVIDENCE_LOST = 1;
 inline constexpr std::uint8_t EVIDENCE_CRASHED = 2;
 inline constexpr std::uint8_t EVIDENCE_MAX = 3;
 inline constexpr std::size_t OVERRUNS_MAX = 5;
 inline constexpr Ns FAULT_WINDOW_NS = 600 * SECOND;
 
-// What is assumed of a disk until something was read from it: 2 GB/s.
+// Assumed speed of a disk until something was read from it: 2 GB/s.
 inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
 
 struct Batch;
@@ -48,14 +49,14 @@ class PendingList;
 struct Residency;
 struct Worker;
 
-// Throws std::logic_error(what) if it does not hold.
+// Throws std::logic_error(what) if a condition does not hold.
 inline void must(bool holds, const char* what) {
     if (!holds) {
         throw std::logic_error(what);
     }
 }
 
-// Whether something has happened so many times within FAULT_WINDOW_NS.
+// The times of the last Count events: whether they are within FAULT_WINDOW_NS.
 template <std::size_t Count>
 struct Recent {
     std::array<Ns, Count> times{};
@@ -74,21 +75,23 @@ struct Pending {
     Request request;
     Model* model = nullptr;
     Ns deadline_ns = NEVER_NS;
-    std::uint32_t size = 1;        // what it adds to a batch
-    std::uint32_t part = 0;        // its place in the flight
-    Batch* batch = nullptr;        // where it is planned
-    Flight* flight = nullptr;      // in what it was sent
-    PendingList* queue = nullptr;  // in which it waits
-    Pending* before = nullptr;     // in that queue
+    std::uint32_t size = 1;        // rows that it adds to a batch
+    std::uint32_t part = 0;        // its index in the flight
+    Batch* batch = nullptr;        // the planned batch
+    Flight* flight = nullptr;      // the action that it was sent in
+    PendingList* queue = nullptr;  // the list in which it waits
+    Pending* before = nullptr;     // in that list
     Pending* after = nullptr;
-    Ns load_ns = 0;  // the load that it waited for
-    Ns key_ns = 0;   // for the policy
+    Ns load_ns = 0;  // duration of the load that it waited for
+    Ns key_ns = 0;   // used by the policy
     std::uint8_t attempts = 0;
-    std::uint8_t evidence = 0;    // that it ends workers; from the first on it runs by itself: see Recovery::blame()
-    std::uint8_t widenings = 0;   // actions of it that came too late for a window narrower than its deadline
-    std::uint64_t failed_on = 0;  // the number, plus 1, of the device whose own fault failed it last; 0: none
+    // Evidence that it ends workers; with any, it runs by itself: see Recovery::blame()
+    std::uint8_t evidence = 0;
+    std::uint8_t widenings = 0;  // its actions that came too late for a window narrower than its deadline
+    // Number, plus 1, of the device that last failed it by the device's own fault; 0: none
+    std::uint64_t failed_on = 0;
     bool answered = false;
-    bool alone = false;  // a batch that it was in failed: it shares no other
+    bool alone = false;  // it shares no batch, since a batch that it was in failed
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -107,8 +110,9 @@ struct Pending {
     void archive(Archive& archive);
 };
 
-// Requests that wait, each in at most one list, which it knows: those of the highest level first, and of one level in the
-// order in which they came. Entering and leaving take as long as there are levels, however many wait.
+// Waiting requests, each in at most one list, which it knows: the highest level first, and in the order of
+// arrival within a level. Entering and leaving take time in proportion to the number of levels, not of
+// requests.
 class PendingList : Chain<Pending, &Pending::before, &Pending::after> {
 public:
     using Chain::empty, Chain::front, Chain::next, Chain::size;
@@ -147,7 +151,7 @@ public:
         leave(pending);
         return pending;
     }
-    // A list that was read has to be put in order by sort(), once its requests have been read, too.
+    // Archives the list. A list that was read must be sorted by sort(), after its requests have been read.
     void archive(Archive& archive) {
         archive_by(archive, [this](Pending* pending) {
             pending->queue = this;
@@ -169,10 +173,10 @@ public:
 private:
     struct End {
         std::uint8_t level;
-        Pending* last;  // of that level
+        Pending* last;  // the last of that level
     };
 
-    // The first that is not above a level.
+    // Returns the first end whose level is not above this one.
     std::vector<End>::iterator find(std::uint8_t level) {
         return std::lower_bound(ends_.begin(), ends_.end(), level,
                                 [](const End& end, std::uint8_t wanted) { return end.level < wanted; });
@@ -184,15 +188,15 @@ private:
 // Requests of one model and shape that run together on one executor, planned or sent.
 struct Batch {
     Residency* residency = nullptr;
-    Executor* executor = nullptr;  // that is to run it
+    Executor* executor = nullptr;  // executor of the batch
     std::uint32_t shape = 0;
     std::uint32_t size = 0;  // rows
     Curve* curve = nullptr;  // null: the shape was never measured, duration_ns is a bound
     Ns key_ns = 0;           // its place in the plan
-    Ns limit_ns = NEVER_NS;  // by when it must have finished on the device
-    Ns duration_ns = 0;      // with margin
+    Ns limit_ns = NEVER_NS;  // latest end on the device
+    Ns duration_ns = 0;      // planned duration, with margin
     std::vector<Pending*> pendings;
-    Batch* before = nullptr;  // among the planned batches of its program
+    Batch* before = nullptr;  // among its program's planned batches
     Batch* after = nullptr;
     bool planned = false;
 
@@ -217,7 +221,7 @@ struct Batch {
         }
         return highest;
     }
-    // What it is thought to take, without margin, if it had this size.
+    // The expected duration, without margin, at this size.
     Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
 };
 
@@ -227,24 +231,24 @@ enum class ResidencyState : std::uint8_t {
     RESIDENT,
 };
 
-// A model on one kind of device, as one worker or several prepared it: workers measure, and what they measure may differ.
-// Executions are estimated for the kind as a whole; layout and largest batch are the preparation's own.
+// A model on one kind of device, as prepared by one or more workers: their measurements may differ. Execution
+// estimates belong to the kind as a whole; layout and largest batch belong to the preparation.
 struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t kind = 0;
     std::uint32_t variant = 0;  // see Worker::variant_of()
     std::uint32_t page_count = 0;
     LoadEstimates* loads = nullptr;
     Ns load_ns = 0;      // measured at preparation
-    Ns load_own_ns = 0;  // by its loads; 0: there were none
+    Ns load_own_ns = 0;  // estimate of its own loads; 0: there were none
     LoadEstimates* fetches = nullptr;
-    Ns fetch_own_ns = 0;           // likewise, from disk into a host store
-    std::uint64_t host_bytes = 0;  // what it takes there
+    Ns fetch_own_ns = 0;           // estimate of its own fetches, from disk into a host store; 0: there were none
+    std::uint64_t host_bytes = 0;  // its size there
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
     std::uint32_t batch_max = 1;
     std::uint32_t program_number = 0;
     ModelId model_id = 0;
-    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model like this
+    std::uint32_t worker_count = 0;  // workers with such a device and this preparation
     std::vector<std::uint32_t> runs;
 
     std::uint32_t slot = 0;
@@ -264,13 +268,14 @@ struct alignas(CACHE_LINE) KindSpec {
     }
     Ns fetch_planned_ns() const { return with_margin(fetch_expected_ns()); }
 
-    // A batch of this size with margin, or the bound for a shape never seen; 0 if there is none.
+    // The planned duration of a batch of this size, or the bound for a shape that was never measured; 0 if
+    // there is none.
     Ns alone_ns(std::uint32_t shape, std::uint32_t size) const {
         Curve* curve = program->curve(shape);
         return curve != nullptr ? curve->planned_ns(size) : program->bound_ns(*shapes, shape, size);
     }
 
-    // Such a batch at best, with margin (Curve::hoped_ns()); the bound for a shape never seen.
+    // The same at best (Curve::hoped_ns()).
     Ns hoped_ns(std::uint32_t shape, std::uint32_t size) const {
         Curve* curve = program->curve(shape);
         return curve != nullptr ? with_margin(curve->hoped_ns(size)) : program->bound_ns(*shapes, shape, size);
@@ -279,26 +284,27 @@ struct alignas(CACHE_LINE) KindSpec {
 
 // One model in one arena, from the decision to load it until its UNLOAD is done.
 struct alignas(CACHE_LINE) Residency {
-    Residency* after = nullptr;  // among the arena's models, least recently used first
+    Residency* after = nullptr;  // in the arena's list, least recently used first
     Model* model = nullptr;
     KindSpec* spec = nullptr;
     Arena* arena = nullptr;
     ResidencyState state = ResidencyState::PENDING;
-    bool doomed = false;     // a pending load waits for its pages: only what leaves that in time is planned on it
+    // A pending load waits for its pages: only work that leaves the load in time is planned on it
+    bool doomed = false;
     bool on_device = false;  // in arena->resident
-    bool is_stuck = false;   // its LOAD is under way, and so late that it may never end
+    bool is_stuck = false;   // its LOAD is so late that it may never end
     std::uint8_t attempts = 0;
     std::uint32_t flying = 0;     // actions of the execute lane that use it
-    std::vector<Batch*> batches;  // planned here, in the order of planning
-    Ns key_ns = 0;                // pending loads start in this order
-    Ns ready_ns = 0;              // predicted: an INFER may start from then on; 0 once it is resident
-    Ns clear_ns = 0;              // predicted: the victims are idle from then on
+    std::vector<Batch*> batches;  // planned batches, in the order of planning
+    Ns key_ns = 0;                // order of pending loads
+    Ns ready_ns = 0;              // predicted time from which an INFER may start; 0 once it is resident
+    Ns clear_ns = 0;              // predicted time from which the victims are idle
     Ns used_ns = 0;               // when it was last sent work, or became resident
     Ns loaded_ns = 0;             // when it became resident
     LoadId load_id = 0;
     ActionId action_id = 0;  // of the LOAD under way
     std::vector<std::uint32_t> starts;
-    std::vector<Residency*> victims;  // doomed for this one
+    std::vector<Residency*> victims;  // models doomed for its pages
     Residency* before = nullptr;
     ModelShare share;
 
@@ -320,7 +326,7 @@ struct alignas(CACHE_LINE) Residency {
     }
     void archive(Archive& archive);
 
-    // Nothing is planned on it, nothing of it in flight, and it is not just being loaded.
+    // Whether it is resident, with no planned or sent work.
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
 };
 
@@ -331,9 +337,9 @@ struct Flight {
     ActionId action_id = 0;
     FlightKind kind = FlightKind::INFER;
     bool revoked = false;        // or it has ended
-    bool is_recalled = false;    // revoked, to be planned anew: what is before it is overdue
-    bool is_apart = false;       // nothing else is sent to its device while it is under way
-    bool was_executing = false;  // when its worker was lost
+    bool is_recalled = false;    // revoked, to be planned anew, because the action before it is overdue
+    bool is_apart = false;       // nothing else is sent to its device meanwhile
+    bool was_executing = false;  // it was executing when its worker was lost
     bool is_narrow = false;      // its window ends before its requests' deadlines demand it
     Arena* arena = nullptr;
     Executor* executor = nullptr;  // INFER and PROFILE
@@ -342,12 +348,12 @@ struct Flight {
     Ns expected_ns = 0;
     Ns duration_ns = 0;  // with margin
     Ns sent_ns = 0;
-    Ns there_ns = 0;                 // when it is thought to have arrived, its inputs too
+    Ns there_ns = 0;                 // predicted arrival, including its inputs
     Ns predicted_end_ns = 0;         // without margins; see predictions.h
-    Ns waits_since_ns = 0;           // a request of it could have been sent there since then
-    bool leaves_work = false;        // when it was sent, others still waited that its device could serve
-    std::uint64_t inputs = 0;        // the number of its inputs on the way to the worker; see inputs.h
-    std::uint64_t copied_bytes = 0;  // of inputs that the worker copies from clients' memory
+    Ns waits_since_ns = 0;           // time from which a request of it could have been sent to this executor
+    bool leaves_work = false;        // requests that its device could serve still waited when it was sent
+    std::uint64_t inputs = 0;        // number of its inputs on the way to the worker; see inputs.h
+    std::uint64_t copied_bytes = 0;  // bytes of inputs that the worker copies from clients' memory
     Flight* before = nullptr;        // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
@@ -372,36 +378,37 @@ struct alignas(CACHE_LINE) Model {
     bool draining = false;
     bool gone = false;
     bool is_varied = false;          // workers of one kind have prepared it differently
-    bool aside = false;              // draining, because of what its executions did
-    std::uint8_t load_evidence = 0;  // that loading it ends workers, since one was loaded last
+    bool aside = false;              // draining, because of faults of its executions
+    std::uint8_t load_evidence = 0;  // evidence that loading it ends workers, since its last successful load
     std::vector<Residency*> residencies;
-    std::vector<KindSpec*> specs;   // one for each kind of device and each way in which workers prepared it there
-    std::vector<WorkerId> workers;  // that have prepared it, in the order of their saying so
+    std::vector<KindSpec*> specs;   // one for each kind of device and each way of preparation there
+    std::vector<WorkerId> workers;  // workers that have prepared it, in the order of their messages
     PendingList background;         // requests without a deadline, not planned yet
-    Model* before = nullptr;        // among the models with such requests
+    Model* before = nullptr;        // in the list of models with such requests
     Model* after = nullptr;
-    std::uint64_t live = 0;  // requests not answered
+    std::uint64_t live = 0;  // unanswered requests
     std::uint64_t served = 0;
     std::uint32_t unloads = 0;       // UNLOADs under way
     std::uint32_t fetches = 0;       // FETCHes under way
     std::uint32_t drops = 0;         // DROPs under way
-    std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
+    std::uint32_t place_cursor = 0;  // residency at which a search among many begins
     std::uint32_t asked_cursor = 0;  // see next_asked()
-    std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
-    std::uint32_t touched = 0;       // the round of Dispatcher::note_model() that has seen it
+    std::uint32_t load_cursor = 0;   // worker at which a search for a device to load it onto begins
+    std::uint32_t touched = 0;       // round of Dispatcher::note_model() that has seen it
     std::uint32_t generation = 0;
-    Bits homes;  // slots of the executors that can run it: of the arenas where it is resident
+    Bits homes;  // slots of the executors of arenas where it is resident
     ModelDemand demand;
     Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
     Recent<OVERRUNS_MAX> overruns;
-    Ns overrun_ns = 0;  // when the last of them ended
+    Ns overrun_ns = 0;  // end of the last overrun
 
-    // The residency that the next request counts as asking where none can be named: each in its turn. Null: there is none.
+    // Returns the residency that the next request is charged to where none can be named, in turn. Null: there
+    // is none.
     Residency* next_asked() { return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()]; }
 
     // Whether a device has it, or will, whose worker does not leave.
     bool is_somewhere() const;
-    // The same, without those of which nobody knows whether their LOADs end.
+    // The same, without residencies whose LOADs may never end.
     bool is_within_reach() const;
 
     void reset() {
@@ -419,7 +426,8 @@ struct alignas(CACHE_LINE) Model {
     }
     void archive(Archive& archive);
 
-    // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
+    // The least planned duration of a batch of this size on any kind of device; NEVER_NS if none has a bound
+    // for it.
     Ns least_alone_ns(std::uint32_t shape, std::uint32_t size) const {
         Ns least = NEVER_NS;
         for (const KindSpec* spec : specs) {
@@ -430,7 +438,8 @@ struct alignas(CACHE_LINE) Model {
         return least;
     }
 
-    // What such a batch takes at best, without margin (Curve::hoped_ns()); the bound where its shape was never measured.
+    // The least duration of a batch at best, without margin (Curve::hoped_ns()); the bound where its shape
+    // was never measured.
     Ns least_hoped_ns(std::uint32_t shape, std::uint32_t size) const {
         Ns least = NEVER_NS;
         for (const KindSpec* spec : specs) {
@@ -450,10 +459,11 @@ struct alignas(CACHE_LINE) Model {
         }
         return nullptr;
     }
-    // As the device's worker prepared it; null if it has not.
+    // Returns the preparation by the arena's worker; null if there is none.
     KindSpec* spec(const Arena& arena) const;
 
-    // Function(spec) for those of its preparations whose loads take as long as this one's.
+    // Calls function(spec) for the preparations of the same kind and page count, whose loads take equally
+    // long.
     template <typename Function>
     void for_each_alike(const KindSpec& spec, Function&& function) {
         for (KindSpec* known : specs) {
@@ -463,10 +473,11 @@ struct alignas(CACHE_LINE) Model {
         }
     }
 
-    // No worker of the kind has prepared it like this any more. True if it leaves: others of the kind have prepared it
-    // otherwise, and decisions must not count with what no device has.
+    // Notes that no worker of the kind has this preparation any more. True if it leaves the list, because
+    // others of the kind have prepared the model otherwise: decisions must not count with a preparation that
+    // no device has.
     bool leave_spec(KindSpec& spec);
-    // Says anew whether it is varied.
+    // Updates is_varied.
     void note_variants();
 };
 

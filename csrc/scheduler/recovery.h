@@ -1,9 +1,11 @@
-// What failed, or may never end: what is tried again, what is suspected, what is given up.
+// Failures: actions that are tried again, requests and models that are suspected, and those that are given
+// up.
 //
-// What was executing when a worker ended may be why. It is tried again, but by itself: in a batch of its own, on a
-// device where nothing else is under way, after what else waits. Evidence stays with a request, and at EVIDENCE_MAX it
-// is answered as failed and its model set aside; an execution whose requests were all answered before it ended leaves
-// its evidence with the model. What was only queued behind is planned anew like anything else.
+// An action that was executing when a worker ended may be the cause. Its requests are tried again by
+// themselves: in batches of their own, on a device where nothing else is under way, after other waiting
+// requests. Evidence stays with a request; at EVIDENCE_MAX the request is answered as failed and its model
+// set aside. The evidence of an execution whose requests were all answered before it ended stays with the
+// model. Actions that were only queued behind are planned anew.
 #pragma once
 
 #include <vector>
@@ -17,23 +19,25 @@ public:
     Recovery(State& state, Arenas& arenas, Models& models, Requests& requests, const Deciders& deciders)
         : state_(state), arenas_(arenas), models_(models), requests_(requests), deciders_(deciders) {}
 
-    // Answer a request that nobody can serve any more.
+    // Answer a request that no worker can serve any more.
     void abandon(Pending& pending);
-    // A model can no longer be served by a worker that left or leaves: answer whoever waits for it in vain.
+    // A worker that had the model has left or leaves: answer the requests that no other worker can serve.
     void strand(Model& model);
-    // If LOADs under way there are stuck: count on none of them, and plan anew what waits for them.
+    // If LOADs under way on an arena are stuck: count on none of them, and plan anew the requests that wait
+    // for them.
     void watch_loads(Arena& arena);
 
-    // Notes what a device was at when its worker was lost, or it broke: the oldest action of each lane. Had the oldest
-    // ended by now, as was thought, its result may have been lost on its way: then the next had begun, too.
+    // Mark the actions that a lost worker, or a broken device, was executing: the oldest action of each lane.
+    // If the oldest should have ended by now, its result may have been lost on the way; then the next action
+    // is marked, too.
     void blame(const Arena& arena);
-    // A worker is lost: what was sent before is not suspected of what ends others.
+    // Note that a worker was lost: actions sent before are not suspected of ending other workers.
     void worker_lost() { lost_ns_ = state_.now; }
-    // Holds against a model, and its requests in the flight, what became of it. They have been taken back already.
+    // Count a fault against a model and the requests of a flight, which have been taken back already.
     void accuse(const Flight& flight, Fault fault);
-    // Goes on with a model that is set aside, or removed, for which something has ended.
+    // Set a model aside, or continue its removal, after one of its actions has ended.
     void follow(Model& model);
-    // Answers every request for a model that is set aside and not under way, in the order of their coming.
+    // Answer every request for a model that was set aside, except those under way, in the order of arrival.
     void set_aside(Model& model);
 
     void archive(Archive& archive) { archive(lost_ns_); }
@@ -44,7 +48,7 @@ private:
     Models& models_;
     Requests& requests_;
     const Deciders& deciders_;
-    Ns lost_ns_ = -1;  // when the last worker was lost
+    Ns lost_ns_ = -1;  // time of the last loss of a worker
 };
 
 }  // namespace clockwork

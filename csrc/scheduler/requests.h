@@ -1,6 +1,6 @@
-// Requests that are open, and their answers.
+// Open requests and their answers.
 //
-// Whatever a policy decides, these rules hold: each request gets exactly one answer, at the latest at its deadline;
+// These rules hold for every policy: each request gets exactly one answer, at the latest at its deadline;
 // nothing late is a success.
 #pragma once
 
@@ -13,14 +13,15 @@
 
 namespace clockwork {
 
-// Defaults of SchedulerOptions; a test holds them to clockwork.config.
+// Defaults of SchedulerOptions; a test compares them with clockwork.config.
 inline constexpr std::uint64_t QUEUED_REQUESTS_MAX = 65'536;
 inline constexpr std::uint64_t QUEUED_BYTES_MAX = std::uint64_t{4} << 30;
 
-// Times that a request is sent, before a failure that is not its own is answered.
+// Bound on the sendings of a request before a failure that is not its own is answered.
 inline constexpr int ATTEMPTS_MAX = 3;
 
-// Devices that hold a model and are told of a request without a deadline; where there are more, it is one that is idle.
+// Bound on the devices that hold a model and are told of a request without a deadline; where there are more,
+// an idle one is told.
 inline constexpr std::size_t WAKE_MAX = 64;
 
 struct RequestCounts {
@@ -33,25 +34,25 @@ class Requests {
 public:
     Requests(State& state, Arenas& arenas, Models& models, const Deciders& deciders, const SchedulerOptions& options);
 
-    // Whether one more may be open, with so many bytes of inputs.
+    // Whether another request, with so many bytes of inputs, would exceed the bounds.
     bool is_full(std::uint64_t bytes) const {
         return state_.pendings.size() >= requests_max_ || bytes_ + bytes > bytes_max_;
     }
     Pending* make(const Request& request, Model& model);
-    // From now on this request has to be answered.
+    // Open a request: from now on it has to be answered.
     void open(Pending& pending);
-    // A request that was never opened.
+    // Refuse a request that was never opened.
     void refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
-    // Of a request whose SLO is below what an idle device takes. It is never possible only if the execution alone takes
-    // as long: the way there and back and the reserve are learnt, and a disturbance may have lengthened them. More devices
-    // would not have helped, so none are wanted for it.
+    // Refuse a request whose SLO is below the time on an idle device. It counts as never possible only if the
+    // execution alone takes as long: the delays of the link and the reserve are learnt, and a disturbance may
+    // have raised them. More devices would not have helped, so none are wanted for it.
     void refuse_below_idle(Pending& pending, Ns least_ns, Ns slo_ns);
     void refuse(const Request& request, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
-    // Answers an admitted request that did not succeed, and takes it out of wherever it is.
+    // Answer an admitted request that did not succeed, and remove it from wherever it waits.
     void fail(Pending& pending, Status status, Said said, Reason reason = Reason::NONE, Ns feasible_slo_ns = 0,
               Ns retry_after_ns = 0);
     void answer_ok(Pending& pending, const Flight& flight, const ActionResult& result);
-    // The lowest priority (the highest number) of any unanswered request; 0 if there is none.
+    // Return the lowest priority (the highest number) of any unanswered request; 0 if there is none.
     std::uint32_t lowest_level() const {
         for (std::uint32_t word = 4; word-- > 0;) {
             if (levels_used_[word] != 0) {
@@ -60,20 +61,21 @@ public:
         }
         return 0;
     }
-    // Whether all unanswered requests are of that level.
+    // Whether all unanswered requests have the lowest level.
     bool is_one_level() const { return levels_[lowest_level()] == state_.pendings.size(); }
 
-    // Plan a request once more whose action came to nothing, or answer it. count: it was its action's failure.
+    // Plan a request again after its action failed, or answer it. count: the failure counts as an attempt.
     void again(Pending& pending, Status status, const Said& said, bool count = true, Reason reason = Reason::NONE);
 
-    // To the end (or the front) of its level of what has no deadline and waits until a device would be idle.
+    // Append a request to its level of the background list: requests without a deadline, which wait for idle
+    // time. first: prepend it.
     void to_background(Pending& pending, bool first = false);
-    // Takes it out of there.
+    // Remove a request from the background list.
     void leave_background(Pending& pending);
-    // The model's first of them leaves; enough of them have, for now.
+    // Remove the first of the model's background requests; the following ones may wait for the next look.
     void left_background(Model& model);
     void fail_background(Model& model, Status status, const Said& said);
-    // Have every device that could serve the model's background requests look at them.
+    // Wake every device that could serve the model's background requests.
     void wake_devices(Model& model);
 
     std::uint64_t queued_bytes() const { return bytes_; }
@@ -95,8 +97,8 @@ private:
     std::uint64_t bytes_ = 0;
     RequestCounts counts_;
     Demand demand_;
-    std::array<std::uint64_t, 256> levels_{};     // unanswered requests by priority
-    std::array<std::uint64_t, 4> levels_used_{};  // which of them are not zero
+    std::array<std::uint64_t, 256> levels_{};     // number of unanswered requests by priority
+    std::array<std::uint64_t, 4> levels_used_{};  // bit set of the priorities whose number is not zero
     std::vector<Place> places_;
 };
 

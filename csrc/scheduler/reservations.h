@@ -1,19 +1,21 @@
 // Time of a device that its worker needs for itself: RESERVE.
 //
-// To make a model ready takes calls of a driver that stall whatever a GPU executes, and executions that check and time
-// it. The worker says what it wants (Scheduler::time_wanted()), and is given it in the execute lane like any other action,
-// so that INFERs are planned around it. With it may come pages of the arena, which are the worker's until it wants others.
+// Preparing a model takes driver calls that stall executions on a GPU, and executions that check and time the
+// model. The worker says how much time it wants (Scheduler::time_wanted()), and is given it in the execute
+// lane like any other action, so that INFERs are planned around it. A reservation may include pages of the
+// arena, which the worker keeps until it wants others.
 //
-// When: in a gap between two batches that is likely to hold it, by the gaps of late; or once a gap has lasted for
-// RESERVE_AGE_NS, unless gaps of late ended about then. Where there is none such for RESERVE_AGE_NS, at the beginning of
-// any gap, of which most is left then; after RESERVE_BUSY_NS, in the middle of the work, or of a gap; but then no more
-// than one part in RESERVE_PARTS of the device's time. `edf` gives none that would break a promise.
+// Time: a reservation is placed in a gap between two batches that is likely to hold it, by the recent gaps;
+// or once a gap has lasted for RESERVE_AGE_NS, unless recent gaps ended about then. If there is no such gap
+// for RESERVE_AGE_NS, it is placed at the beginning of any gap, where most of the gap is left. After
+// RESERVE_BUSY_NS it is placed amid the work, or within a gap, but then takes at most one part in
+// RESERVE_PARTS of the device's time. `edf` places none that would break a promise.
 //
-// What comes with pages may copy into them. While a LOAD onto any device of the worker has the link, it would hold its
-// own device and wait: that is no moment without work, so it comes then as it does in the middle of the work.
+// Link: a reservation with pages may copy into them. While a LOAD onto any device of the worker has the link,
+// it would hold its own device and wait. So it is then placed as it would be amid work.
 //
-// Idle models make way for its pages; where these do not suffice when it has waited for RESERVE_BUSY_NS, so do models that
-// have work: they are doomed (see arenas.h), and go when what was planned on them has ended.
+// Pages: idle models are evicted for its pages. If these do not suffice after RESERVE_BUSY_NS, busy models
+// are doomed (see arenas.h), and leave when their planned work has ended.
 #pragma once
 
 #include "scheduler/arenas.h"
@@ -24,22 +26,23 @@ inline constexpr Ns RESERVE_AGE_NS = 200 * MS;
 inline constexpr Ns RESERVE_BUSY_NS = SECOND;
 inline constexpr Ns RESERVE_PARTS = 50;
 
-// A gap has begun so recently that it is its beginning.
+// A gap that began within this time is still at its beginning.
 inline constexpr Ns RESERVE_EARLY_NS = MS;
 
-// A gap has to hold what results of late came too late by, but not more than this: that was no habit.
+// Bound on the recent lateness of results that a gap must have room for; more was an exception.
 inline constexpr Ns RESERVE_OVER_NS_MAX = 5 * MS;
 
-// More than this is not expected, whatever a worker says.
+// Bound on the expected time, whatever a worker says.
 inline constexpr Ns RESERVE_NS_MAX = 60 * SECOND;
 
-// A device without gaps that are known is quiet when it has been idle for so long; else for twice the longest of them.
+// A device without known gaps counts as quiet when it has been idle for this long; otherwise, for twice its
+// longest recent gap.
 inline constexpr Ns RESERVE_QUIET_NS = 20 * MS;
 
-// Where nothing makes room for its pages, or the policy has promised the time, it is tried again after this.
+// Interval of attempts where pages cannot be freed, or the policy has promised the time.
 inline constexpr Ns RESERVE_RETRY_NS = 20 * MS;
 
-// A reservation may begin this much later than it was sent; then its moment is over.
+// Window of a RESERVE: the latest start after its sending.
 inline constexpr Ns RESERVE_LATE_NS = 50 * MS;
 
 class Reservations {
@@ -47,20 +50,20 @@ public:
     Reservations(State& state, Arenas& arenas, const Deciders& deciders)
         : state_(state), arenas_(arenas), deciders_(deciders) {}
 
-    // A worker wants time; it replaces what it wanted before. expected_ns: 0, it wants none any more.
+    // Note that a worker wants time, instead of what it wanted before. expected_ns: 0, none.
     void want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs);
-    // The executor has been sent what it should have: give it what its worker wants, if now is the time.
+    // Give the worker its time, if now is a suitable moment. Called when the executor has its next batches.
     void look(Executor& executor);
-    // Whether this was the result of one.
+    // Note a result. False if it is not that of a reservation.
     bool ended(const ActionResult& result);
-    // The one that the executor was sent has ended, or the executor is lost: loads do not wait for it any more.
+    // Let loads wait no longer for a reservation that has ended, or whose executor is lost.
     static void leave_link(const Executor& executor);
 
 private:
-    // When one that is sent now has all that it needs.
+    // The time at which a reservation that is sent now has everything it needs.
     Ns begin_ns(const Executor& executor) const;
     bool is_time(Executor& executor) const;
-    // Have it come with the pages that are wanted. False: they cannot come free now.
+    // Take the pages that are wanted. False: they cannot be freed now.
     bool take_pages(Executor& executor);
     void give_back(Executor& executor);
 

@@ -1,4 +1,4 @@
-// What every policy is to those who drive it: the controller's binding and the simulator's world.
+// Interface of the scheduler for its drivers: the controller's binding and the simulator's world.
 #pragma once
 
 #include <memory>
@@ -13,19 +13,20 @@ namespace clockwork {
 
 struct Hooks;
 
-// Bounds and constants that the caller may set; what each means is said where it is used.
+// Bounds and constants that the caller may set; each is explained where it is used.
 struct SchedulerOptions {
     std::string policy = "adaptive";        // paper, fifo, edf, deferred, adaptive
-    std::string memory;                     // "": the policy's own; "paper" or "adaptive": whose loads and evictions
+    std::string memory;                     // memory rules, "paper" or "adaptive"; "": the policy's own
     std::uint64_t queued_requests_max = 0;  // 0: the default of config.QUEUED_REQUESTS_MAX
     std::uint64_t queued_bytes_max = 0;
-    // Named numbers for one policy ("schedule_ahead_ms", "batch_cap", "queue_delay_ms", ...). An unknown name is
-    // an error of make_scheduler(), with the names that there are.
+    // Named numbers of one policy ("schedule_ahead_ms", "batch_cap", "queue_delay_ms", ...). An unknown name
+    // is an error of make_scheduler(), which lists the known names.
     std::vector<std::pair<std::string, double>> values;
-    const Hooks* hooks = nullptr;  // of a policy in another language (hooks.h), which `policy` is then the name of
+    // Functions of a policy in another language (hooks.h), whose name is then `policy`
+    const Hooks* hooks = nullptr;
 };
 
-// A model on a device: what was loaded under which id, and the first page of each run.
+// A model on a device: the id of its load, and the first page of each run.
 struct Held {
     ModelId model_id = 0;
     LoadId load_id = 0;
@@ -33,26 +34,27 @@ struct Held {
     std::vector<std::uint32_t> starts;
 };
 
-// What a model asked of a device that is divided, and had, as parts of its time; see shares.h.
+// A model's share of a device that is divided: what it asked for and had, as parts of the device's time; see
+// shares.h.
 struct ShareStatus {
     ModelId model_id = 0;
     double asked = 0, had = 0;
     bool is_modest = false, is_beyond = false;
 };
 
-// Models of a device whose shares status shows: those that ask for the most.
+// Models whose shares the status of a device shows: those that ask for the most.
 inline constexpr std::size_t SHARES_SHOWN_MAX = 8;
 
-// What a policy has learnt of executions and arrivals as a whole; see adaptive.h.
+// Learnt numbers of a policy about executions and arrivals as a whole; see adaptive.h.
 struct PolicyStatus {
-    bool is_learning = false;  // else the rest says nothing
-    double pace = 1;           // what executions take of what they are counted with
-    double need = 0;           // the share of their ideal at which the devices have to run
-    double hold = 0;           // the need that queues are held for: what arrived of late, at most
-    double share = 0;          // devices that a model may have, when the last request came; 0: no limit
+    bool is_learning = false;  // false: the other fields are meaningless
+    double pace = 1;           // ratio of executed to planned time
+    double need = 0;           // the share of their ideal throughput at which the devices have to run
+    double hold = 0;           // the need that queues are held for: the upper bound of recent arrivals
+    double share = 0;          // devices that a model may have, as of the last arrival; 0: no limit
 };
 
-// What status shows of a device.
+// Status of a device.
 struct DeviceStatus {
     WorkerId worker = 0;
     std::uint32_t device = 0;  // index within the worker
@@ -67,25 +69,26 @@ struct DeviceStatus {
     std::uint64_t pages_free = 0;
     std::uint64_t resident = 0;
     std::uint64_t served = 0;
-    std::uint64_t evicted_early = 0;  // models that made room soon after they had been loaded
+    std::uint64_t evicted_early = 0;  // models evicted soon after their load
     Ns idle_with_work_ns = 0;         // since it joined; see ExecutorTime
-    Ns lead_ns = 0;                   // see lead.h; 0: nothing was executed
-    Ns recent_ns = 0;                 // the last seconds: how long that is, and, of that,
+    Ns lead_ns = 0;                   // see lead.h; 0: nothing was executed yet
+    Ns recent_ns = 0;                 // length of the recent interval, and, within it:
     Ns recent_executing_ns = 0;
     Ns recent_idle_with_work_ns = 0;
     bool draining = false;
-    std::uint64_t host_bytes = 0;  // of the host store that it shares with its worker's others; 0: there is none
+    // Budget of the host store that its worker's devices share; 0: there is none
+    std::uint64_t host_bytes = 0;
     std::uint64_t host_used = 0;
-    std::uint64_t hosted = 0;        // models in it
-    std::uint64_t fetching = 0;      // models on their way into it
-    std::uint32_t clock_mhz = 0;     // 0: it did not say
-    Ns there_ns = 0, back_ns = 0;    // the delays that its worker's link is counted with
+    std::uint64_t hosted = 0;        // models in the host store
+    std::uint64_t fetching = 0;      // models on their way into the host store
+    std::uint32_t clock_mhz = 0;     // 0: not reported
+    Ns there_ns = 0, back_ns = 0;    // estimated delays of its worker's link
     std::uint64_t inputs_bytes = 0;  // on their way to its worker
-    Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
-    Ns copies_mb_ns = 0;             // likewise, what copies from clients' memory take
-    double margin = 0;               // part of its estimate by which an execution is planned longer; see margin.h
-    Ns contested_ns = 0;             // for how long decisions heed shares, from now on
-    double level = 0;                // see shares.h; 0: its time is not divided
+    Ns inputs_mb_ns = 0;             // estimated delay of a million bytes of inputs; 0: unknown
+    Ns copies_mb_ns = 0;             // likewise, of copies from clients' memory
+    double margin = 0;               // share of its estimate that is added to an execution; see margin.h
+    Ns contested_ns = 0;             // time for which decisions heed shares, from now on
+    double level = 0;                // level of shares.h; 0: its time is not divided
     std::vector<ShareStatus> shares;
     std::uint64_t beyond = 0;  // models beyond their shares
 };
@@ -127,14 +130,14 @@ struct FlightStatus {
     std::vector<RequestId> requests;
 };
 
-// Everything, for tests and dumps. Lists beside `devices` have one entry for each.
+// A copy of the whole state, for tests and dumps. Lists beside `devices` have one entry for each device.
 struct Snapshot {
     Ns now_ns = 0;
     std::uint64_t queued_requests = 0;
     std::uint64_t queued_bytes = 0;
     std::uint64_t admitted = 0, answered = 0, refused = 0, missed = 0, failed = 0, displaced = 0;
     std::vector<DeviceStatus> devices;
-    std::vector<std::vector<Whereabouts>> resident;  // least recently used first
+    std::vector<std::vector<Whereabouts>> resident;  // models by device, least recently used first
     std::vector<std::vector<PlannedBatch>> plans;
     std::vector<ModelStatus> models;
     std::vector<FlightStatus> flights;  // by worker, in the order of sending
@@ -142,9 +145,9 @@ struct Snapshot {
 
 // Events in, orders out. Deterministic: the same calls give the same orders. Not thread safe.
 //
-// Each event is noted by one call, then settle() decides, once for all that came together: timers that are due,
-// then every device that something happened to. now_ns never goes back. Orders may also be given by the calls of
-// events (an answer, for one); all go to `out`, in order. Nothing but settle() plans or sends work.
+// Each event is noted by one call; then settle() decides, once for all events that came together: due timers
+// first, then every device that changed. now_ns never decreases. Calls for events may also give orders (an
+// answer, for example); all orders go to `out`, in sequence. Only settle() plans or sends work.
 class Scheduler {
 public:
     virtual ~Scheduler() = default;
@@ -152,92 +155,97 @@ public:
     virtual void arrived(Ns now, const Request& request) = 0;
     virtual void cancelled(Ns now, RequestId request_id) = 0;
     virtual void action_done(Ns now, const ActionResult& result) = 0;
-    // host_bytes: the budget of its host store, which all its devices load from; 0: it has none, and whatever is prepared
-    // can be loaded. Only for who plans_fetches().
+    // Notes that a worker has joined. host_bytes: the budget of its host store, which all its devices load
+    // from; 0: it has none, and every prepared model can be loaded. A store needs a policy with
+    // plans_fetches().
     virtual void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
                                std::uint64_t host_bytes = 0) = 0;
     virtual void worker_left(Ns now, WorkerId worker) = 0;
     virtual void worker_draining(Ns now, WorkerId worker) = 0;
-    // One device of a worker is gone, with all that it held and did; the worker and its other devices go on.
+    // Notes that a device of a worker is gone, with its models and actions; the worker and its other devices
+    // go on.
     virtual void device_lost(Ns now, WorkerId worker, std::int32_t device) = 0;
-    // The clock that a device executes at from now on, for those that say it: what they take changes with it.
+    // Notes the clock at which a device executes from now on, where it is reported: the estimates scale with
+    // it.
     virtual void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) = 0;
-    // A worker wants a device's time for itself, and pages to go with it, for a model that it prepares; see reservations.h.
-    // expected_ns: 0, it wants none any more.
+    // Notes that a worker wants a device's time for itself, and pages with it, for a model that it prepares;
+    // see reservations.h. expected_ns: 0, it wants none any more.
     virtual void time_wanted(Ns now, WorkerId worker, std::int32_t device, ModelId model_id, Ns expected_ns,
                              const std::vector<std::uint32_t>& runs) = 0;
-    // What a message took to a worker, and another back; link.h says what is made of that.
+    // Notes the measured delays of a message to a worker, and of one back; see link.h.
     virtual void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) = 0;
     virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) = 0;
     virtual void model_removed(Ns now, ModelId model_id) = 0;
-    // A number for a shape that requests or profiles will name, and how many elements its inputs have.
+    // Defines a number for a shape that requests or profiles will name; elements: of the inputs of one row.
     virtual void shape_known(std::uint32_t shape, std::uint64_t elements) = 0;
-    // Nothing will name this number any more, until it is given out anew. Only for one that is not in use.
+    // Ends the use of a number, until it is defined again. Only for shapes that are not in use.
     virtual void shape_forgotten(std::uint32_t shape) = 0;
-    // Appends every shape that something here still names; one may come twice.
+    // Appends every shape that the scheduler still refers to; a shape may be appended twice.
     virtual void shapes_in_use(std::vector<std::uint32_t>& found) const = 0;
     virtual void settle(Ns now) = 0;
 
-    // Have a model loaded without a request for it: for set-ups that begin warm. False if the device is not there,
-    // has the model, or has no room without evicting anything.
+    // Loads a model without a request for it, for set-ups that begin warm. False if the device is not there,
+    // has the model already, or has no room without an eviction.
     virtual bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) = 0;
 
-    // What it thinks a device holds, in any order; false if it is not there. For tests: the simulator compares.
+    // Appends the models that a device holds by the scheduler's records, in any order; false if the device is
+    // not there. The simulator compares it with its own state.
     virtual bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const = 0;
 
-    // What is on devices, of all of them: worker, device, model and load id of each.
+    // Appends worker, device, model and load id of each model on all devices.
     virtual void held(std::vector<std::int64_t>& numbers) const = 0;
 
-    // The models that it thinks a worker's host store holds, in any order; false if it is not there or has no store.
+    // Appends the models that a worker's host store holds by the scheduler's records, in any order; false if
+    // the worker is not there or has no store.
     virtual bool host_picture(WorkerId worker, std::vector<ModelId>& held) const = 0;
 
-    // Whether it can serve workers whose host store has a budget.
+    // Whether the scheduler can serve workers whose host store has a budget.
     virtual bool plans_fetches() const = 0;
 
     virtual std::vector<DeviceStatus> devices() const = 0;
-    // Each device that holds the model, or is about to.
+    // Returns each device that holds the model, or is about to.
     virtual std::vector<Whereabouts> whereabouts(ModelId model_id) const = 0;
-    // Each worker whose host store, which has a budget, holds the model.
+    // Returns each worker whose budgeted host store holds the model.
     virtual std::vector<WorkerId> hosts(ModelId model_id) const = 0;
     virtual Snapshot snapshot() const = 0;
     virtual PolicyStatus policy_status(Ns now) const = 0;
 
-    // How many devices today's load needs; see demand.h. Looks at every model.
+    // Returns the number of devices that the present load needs; see demand.h. Looks at every model.
     virtual double devices_wanted(Ns now) const = 0;
 
-    // What batches of a model are expected to take by now, on the first kind of device that has it prepared; as the
-    // profile says where nothing is known.
+    // Returns the expected durations of a model's batches at present, on the first kind of device that has it
+    // prepared; by the profile where nothing is known.
     virtual std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const = 0;
 
-    // How well the INFERs and LOADs were predicted that were sent from one time until another, all at first, and have
-    // ended well. Null for one that does not say.
+    // Returns the accuracy of predictions for successful INFERs and LOADs that were sent within the judged
+    // interval, at first all. Null for a scheduler without such records.
     virtual const Predictions* predictions() const = 0;
     virtual void judge_predictions(Ns from_ns, Ns until_ns) = 0;
 
-    // Its whole state as bytes, between steps: another one, made with the same options, goes on from there just as it
-    // does. False if that takes more bytes than bytes_max, or if the policy is in another language, and so has state of
-    // its own.
+    // Writes the whole state as bytes, between steps: another scheduler, made with the same options, goes on
+    // from there identically. False if that takes more than bytes_max bytes, or if the policy is in another
+    // language, whose state is elsewhere.
     virtual bool save(std::string& state, std::size_t bytes_max) = 0;
-    // What save() wrote, into a scheduler that was told nothing yet. Throws Damaged (archive.h), and may only be destroyed
-    // then.
+    // Reads the bytes of save() into a scheduler without events so far. Throws Damaged (archive.h); the
+    // scheduler may then only be destroyed.
     virtual void restore(std::string_view state) = 0;
 
-    // Throws std::logic_error where the books do not balance. For tests; may be slow.
+    // Throws std::logic_error where the records contradict each other. For tests; may be slow.
     virtual void check_invariants() const = 0;
 
     Commands out;
 };
 
-// The policies that there are, the default first.
+// Names of all policies, the default first.
 const std::vector<std::string>& policy_names();
 
-// Names that SchedulerOptions::values may have for a policy. Throws as make_scheduler() does.
+// Names that SchedulerOptions::values may have for a policy. Throws like make_scheduler().
 std::vector<std::string> known_options(const std::string& policy);
 
 // The largest value of an option.
 inline constexpr double OPTION_MAX = 1e6;
 
-// Throws std::invalid_argument, naming the value and what there is.
+// Throws std::invalid_argument, naming the value and the choices.
 std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options);
 
 }  // namespace clockwork

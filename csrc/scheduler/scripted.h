@@ -1,7 +1,7 @@
-// A policy whose hooks are written in another language: clockwork/scheduler/policy.py says what they are.
+// A policy whose hooks are written in another language: clockwork/scheduler/policy.py describes them.
 //
-// Everything else is as for every policy with queues. A hook that fails ends the call of the scheduler with HookFailed,
-// in the middle of whatever it was doing: it may then only be destroyed.
+// Everything else is as for every policy with queues. A hook that fails ends the call of the scheduler with
+// HookFailed, in the middle of a step: the scheduler may then only be destroyed.
 #pragma once
 
 #include <stdexcept>
@@ -18,7 +18,7 @@ struct HookFailed : std::runtime_error {
 
 class Scripted final : public Rules, private HookView {
 public:
-    // The options' hooks outlive it.
+    // The options' hooks must outlive the object.
     Scripted(const RuleParts& parts, const SchedulerOptions& options);
 
     Choice choose(Executor& executor, Ns free_ns) override;

@@ -1,4 +1,4 @@
-// Work for a device whose plan has none: another's, what has no deadline, and shapes to be measured.
+// Idle time under `edf`: batches of other devices, background requests, and measurements of shapes.
 #pragma once
 
 #include <vector>
@@ -7,10 +7,10 @@
 
 namespace clockwork {
 
-// Other devices, and batches of each, that an idle device looks at for work.
+// Bound on the other devices, and on the batches of each, that an idle device looks at for work.
 inline constexpr std::size_t STEAL_SCAN_MAX = 16;
 
-// How idle time is used.
+// Fills the idle time of devices.
 class Spare {
 public:
     Spare(Parts& parts, Plans& plans)
@@ -20,10 +20,10 @@ public:
           idle_(parts.idle),
           plans_(plans) {}
 
-    // Something to do for a device that would be idle: another's work, then background, then measuring. The batch is
-    // in its plan; null if there is none.
+    // Find work for a device that would be idle: another device's batch, then background requests, then
+    // measurements. A returned batch is in the device's plan; null if there is none.
     Batch* fill(Executor& executor, Ns free);
-    // Give a background batch that waited long a place in a plan that never ends, where it breaks no promise.
+    // Plan a background batch that waited long on a device that is never idle, where it breaks no promise.
     void promote(Executor& executor);
 
     void archive(Archive& archive) { archive(round_); }
@@ -39,7 +39,7 @@ private:
     Executions& executions_;
     Idle& idle_;
     Plans& plans_;
-    std::size_t round_ = 0;  // where the next search for work to take over begins
+    std::size_t round_ = 0;  // device at which the next search for work to take over begins
 };
 
 }  // namespace clockwork

@@ -1,4 +1,4 @@
-// What a scheduler knows: who waits for an answer, what was sent, who is there, what has to be looked at and when.
+// State of a scheduler: unanswered requests, actions under way, workers and devices, and timers.
 //
 // Nothing is decided here.
 #pragma once
@@ -14,10 +14,10 @@
 
 namespace clockwork {
 
-// Timers of answered requests that may lie in the heap beyond the live ones before it is rebuilt.
+// Timers of answered requests that may exceed the live ones in the heap before it is rebuilt.
 inline constexpr std::size_t TIMERS_SLACK = 64;
 
-// Devices of a model that are looked at whether they were idle while a request for it waited.
+// Bound on the devices of a model that are checked for idle time while a request for it waited.
 inline constexpr std::size_t IDLE_LOOK_MAX = 4;
 
 class State {
@@ -40,7 +40,7 @@ public:
     T& at(std::uint32_t slot) {
         return *pool<T>().at(slot);
     }
-    // It goes back to its pool when the step is over.
+    // Give a record back to its pool at the end of the step.
     template <typename T>
     void retire(T* entry) {
         pool<T>().retire(entry);
@@ -57,30 +57,31 @@ public:
     // ----- time --------------------------------------------------------------------------------
 
     void advance(Ns to) { now = to > now ? to : now; }
-    // The policy is told of the request when it is due, unless it was answered.
+    // Set a timer at which the policy is told of the request, unless it was answered.
     void set_timer(Ns at_ns, const Pending& pending) { push_timer(at_ns, pending.slot, pending.generation); }
-    // Sets the timer that an executor wants.
+    // Set the timer that an executor wants.
     void follow_wake(Executor& executor);
-    // The request whose timer is due next; null: none. Executors whose timers are due before are touched.
+    // Return the request whose timer is due next; null: none. Executors whose timers are due before are
+    // touched.
     Pending* next_due();
-    // Drops timers that mean nothing any more. When the next is due.
+    // Drop timers that are no longer needed; return the time of the next.
     Ns next_wake_ns();
 
-    // Something happened to an executor: it is looked at before the step is over.
+    // Note that an executor changed: it is looked at before the step is over.
     void touch(Executor& executor) {
         if (!executor.dirty) {
             executor.dirty = true;
             dirty_.push_back(&executor);
         }
     }
-    // Something happened to an arena: all of its executors are looked at.
+    // Note that an arena changed: all of its executors are looked at.
     void touch(Arena& arena) {
         for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
             touch(*executor);
         }
     }
     void untouch(Executor& executor);
-    // Sets the executors that were touched; from then on they are not. False: there are none.
+    // Take the touched executors, which are no longer touched afterwards. False: there are none.
     bool take_touched(std::vector<Executor*>& taken);
 
     // ----- orders ------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ public:
         command.kind = kind;
         return command;
     }
-    // Tells a worker not to begin an action.
+    // Tell a worker not to begin an action.
     void revoke(Flight& flight) {
         flight.revoked = true;
         Command& command = order(CommandKind::SEND_REVOKE);
@@ -102,13 +103,14 @@ public:
 
     // ----- idle with work waiting --------------------------------------------------------------
 
-    // Executors that could have served a model while a request for it waited, and have nothing to do.
+    // Count idle time with work waiting for the idle executors that could have served a model while a request
+    // for it waited.
     void note_waited(const Model& model, Ns since_ns, const Executor* except);
     void count_idle(Executor& executor, Ns since_ns, Ns until_ns) const {
         executor.time.waited(std::max(since_ns, judged_from_ns), std::min(until_ns, judged_until_ns));
     }
 
-    // Between steps.
+    // Called between steps only.
     void archive(Archive& archive);
 
     // Throws std::logic_error where the records contradict each other.
@@ -116,7 +118,7 @@ public:
 
     Commands& out;
     Ns now = 0;
-    std::vector<Model*> models;  // in the order of their coming
+    std::vector<Model*> models;  // in the order of registration
     std::vector<Arena*> arenas;
     std::vector<Executor*> executors;
     IdMap<Model> by_model;
@@ -124,11 +126,11 @@ public:
     IdMap<Flight> flights;
     IdMap<Pending> pendings;
     Chain<Model, &Model::before, &Model::after> background;  // models with requests without a deadline
-    std::uint32_t tiered = 0;                                // workers with a host store
+    std::uint32_t tiered = 0;                                // number of workers with a host store
     Estimates estimates;
     Shapes shapes;
     Predictions predictions;
-    Ns judged_from_ns = 0, judged_until_ns = NEVER_NS;  // what was sent then is held against what was predicted
+    Ns judged_from_ns = 0, judged_until_ns = NEVER_NS;  // interval of sending whose predictions are judged
 
 private:
     static constexpr std::uint32_t EXECUTOR_TIMER = 1u << 31;
@@ -136,7 +138,7 @@ private:
     struct Timer {
         Ns at_ns;
         std::uint64_t sequence;
-        std::uint32_t slot;  // of a request or, with EXECUTOR_TIMER, of an executor
+        std::uint32_t slot;  // slot of a request or, with EXECUTOR_TIMER, of an executor
         std::uint32_t generation;
 
         void archive(Archive& archive) { archive(at_ns, sequence, slot, generation); }
@@ -158,7 +160,7 @@ private:
     std::tuple<Pool<Pending>, Pool<Flight>, Pool<Batch>, Pool<Residency>, Pool<KindSpec>, Pool<Model>, Pool<Arena>,
                Pool<Executor>, Pool<Worker>>
         pools_;
-    bool has_retired_ = false;   // any of the pools, in this step
+    bool has_retired_ = false;   // some pool has retired records in this step
     std::vector<Timer> timers_;  // a heap, the earliest first
     std::uint64_t sequence_ = 0;
     std::vector<Executor*> dirty_;

@@ -1,4 +1,4 @@
-// The scheduler's world: what happens (calls on Scheduler), and what it orders (Command records).
+// Types of the scheduler: events (arguments of Scheduler's calls) and orders (Command records).
 //
 // Times are controller time in nanoseconds. Nothing here reads a clock, opens a socket or sees the bytes of a
 // tensor: a request is its row count, its shape and its deadline. Names of models, texts for people and Python
@@ -24,7 +24,7 @@ inline constexpr Ns NEVER_NS = Ns{1} << 62;  // clockwork.wire.messages.NEVER_NS
 inline constexpr Ns MS = 1'000'000;
 inline constexpr Ns SECOND = 1'000'000'000;
 
-// Which sentence the binding makes of an answer; a, b, c and Command::said fill it in.
+// Text of an answer; a, b, c and Command::said are its arguments.
 enum class Text : std::uint8_t {
     NONE,
     NO_WORKER,          // no worker that can serve the model is connected
@@ -55,13 +55,13 @@ enum class Text : std::uint8_t {
     NOT_MEASURABLE,   // measuring this input shape failed
 };
 
-// What an answer says: a sentence, and what fills it in.
+// Text of an answer, with its arguments.
 struct Said {
     Text text = Text::NONE;
     Ns a = 0;
     Ns b = 0;
     Ns c = 0;
-    const std::string* words = nullptr;  // the worker's own; null or empty: it said none
+    const std::string* words = nullptr;  // the worker's own words; null or empty: none
 
     Said(Text text) : text(text) {}  // NOLINT: most sentences need nothing else
     Said(Text text, Ns a, Ns b = 0, const std::string* words = nullptr) : text(text), a(a), b(b), words(words) {}
@@ -72,13 +72,15 @@ struct Request {
     RequestId id = 0;
     ModelId model_id = 0;
     std::uint32_t rows = 1;
-    std::uint32_t shape = 0;  // a number for the shapes of its inputs (see Scheduler::shape_known); 0: it has none
-    std::uint64_t bytes = 0;  // of all its inputs, for the bound on what is queued
-    std::uint64_t copied_bytes = 0;  // of inputs in the client's memory, which its worker copies from there
+    // Number of the shape of its inputs (see Scheduler::shape_known); 0: it has no inputs
+    std::uint32_t shape = 0;
+    std::uint64_t bytes = 0;  // size of all its inputs, for the bound on queued bytes
+    // Size of the inputs in the client's memory, which its worker copies from there
+    std::uint64_t copied_bytes = 0;
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;
     std::uint8_t priority = 1;  // 1 is the highest
-    bool is_spare = false;      // it is to have what is idle anyway: nobody needs a device more for its sake
+    bool is_spare = false;      // it uses idle time only, and is not counted as demand for devices
 };
 
 struct ProfilePoint {
@@ -112,10 +114,11 @@ struct ActionResult {
     Ns begin_ns = 0;  // controller time
     Ns end_ns = 0;
     Ns duration_ns = 0;  // measured on the device
-    // When the order and its inputs had reached the worker, by controller time; 0: unknown. Live, their copy to the
-    // device is still to come then; a simulated worker adds what the copy takes.
+    // Arrival of the order and its inputs at the worker, in controller time; 0: unknown. In a live system,
+    // their copy to the device is still to come then; a simulated worker includes the copy.
     Ns ready_ns = 0;
-    const std::string* text = nullptr;  // what the worker said; the caller's, for the duration of the call
+    // The worker's words; owned by the caller, valid for the duration of the call
+    const std::string* text = nullptr;
 };
 
 enum class CommandKind : std::uint8_t {
@@ -128,22 +131,23 @@ enum class CommandKind : std::uint8_t {
     ANSWER_FAILED,
     MODEL_GONE,
     WAKE,
-    SEND_FETCH,  // disk to the worker's host store, and out of it; device is 0, load_id the copy's
+    SEND_FETCH,  // between disk and the worker's host store; device is 0, load_id the copy's
     SEND_DROP,
     MODEL_FAULT,
-    SEND_RESERVE,  // an executor's time for its worker itself; see reservations.h
+    SEND_RESERVE,  // executor time for its worker itself; see reservations.h
 };
 
-// What a model's execution or load did; the numbers of clockwork.scheduler.types.Fault.
+// Fault of a model's execution or load; the numbers of clockwork.scheduler.types.Fault.
 enum class Fault : std::uint8_t {
-    WORKER_LOST,  // its worker ended, or its device broke, and nobody said why
+    WORKER_LOST,  // its worker ended, or its device broke, without a reason given
     CRASHED,      // it ended its worker, which said so
-    OVERRUN,      // it took longer than it may
-    STUCK,        // its load, or its fetch, did not end, and its worker began anew
-    TRIAL_STUCK,  // a RESERVE in which it was made ready did not
+    OVERRUN,      // it took longer than its bound
+    STUCK,        // its load or fetch did not end, and its worker was restarted
+    TRIAL_STUCK,  // a RESERVE for its preparation did not end
 };
 
-// One order. Which fields count depends on kind; see the records of the same names in scheduler/types.py.
+// An order. The kind determines which fields are used; see the records of the same names in
+// scheduler/types.py.
 struct Command {
     CommandKind kind = CommandKind::WAKE;
     Status status = Status::OK;  // ANSWER_FAILED
@@ -165,13 +169,13 @@ struct Command {
     Ns latest_ns = 0;
     Ns expected_ns = 0;
     Ns a = 0;                // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number; MODEL_FAULT: Fault
-    Ns b = 0;                // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if it is set aside
+    Ns b = 0;                // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if the model is set aside
     Ns c = 0;                // ANSWER_OK: exec_ns; ANSWER_FAILED: the third
     Ns feasible_slo_ns = 0;  // ANSWER_FAILED, REFUSED: 0 if unknown
     Ns retry_after_ns = 0;
 };
 
-// Orders in the order in which they were given. The caller clears it between steps; its memory is kept.
+// Orders in sequence. The caller clears it between steps; its memory is kept.
 struct Commands {
     std::vector<Command> list;
     std::vector<RequestId> ids;

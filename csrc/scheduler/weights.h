@@ -1,4 +1,4 @@
-// What happened of late, by weights of its time.
+// Sums of recent events, weighted by time.
 #pragma once
 
 #include <cmath>
@@ -8,16 +8,18 @@
 
 namespace clockwork {
 
-// Weights of what happened, by its time: they double with every half-life, so the past fades without being touched.
+// Weights of events by their time: weights double with every half-life, so the past fades without being
+// touched.
 class Weights {
 public:
     Weights(Ns half_life_ns, Ns memory_min_ns) : half_life_ns_(half_life_ns), memory_min_ns_(memory_min_ns) {}
 
-    // To now. Once in a while all weights begin anew: sums of weighted things have to be halved so many times then.
+    // Advances to the present. Once in a while all weights restart; sums of weighted values must then be
+    // halved the returned number of times.
     int advance(Ns now) { return now == kept_ns_ ? 0 : move_to(now); }
     bool is_at(Ns now) const { return now == kept_ns_; }
     double weight() const { return weight_; }
-    // What a sum of weighted things is divided by to be a rate per nanosecond.
+    // Divisor that makes a rate per nanosecond of a weighted sum.
     double span_ns() const { return weight_ * memory_ns_; }
 
     void archive(Archive& archive) {
@@ -31,15 +33,15 @@ private:
     Ns half_life_ns_;
     Ns memory_min_ns_;
     Ns origin_ns_ = 0;         // when the weight was 1
-    Ns kept_ns_ = -1;          // of when these are:
-    double weight_ = 1;        // of what happens
-    double memory_ns_ = 1;     // how long a past the sums stand for
-    double before_ = 0;        // what they would hold from before the beginning, of a steady stream
-    Ns began_ns_ = -NEVER_NS;  // when the half-life began that kept_ns_ is in; not known to begin with
-    double scale_ = 1;         // the weight then
+    Ns kept_ns_ = -1;          // time of the fields below
+    double weight_ = 1;        // weight of present events
+    double memory_ns_ = 1;     // time that the sums stand for
+    double before_ = 0;        // what the sums would hold from before the beginning, of a steady stream
+    Ns began_ns_ = -NEVER_NS;  // start of the half-life that kept_ns_ is in; unknown at first
+    double scale_ = 1;         // weight at that start
 };
 
-// What arrived of late, by its mean over a half-life, and how sure that is.
+// Recent arrivals: their mean over a half-life, and its uncertainty.
 class Inflow {
 public:
     Inflow(Ns half_life_ns, Ns memory_min_ns) : weights_(half_life_ns, memory_min_ns) {}
@@ -54,7 +56,8 @@ public:
         sum_ += cost * weights_.weight();
         square_sum_ += cost * cost * weights_.weight();
     }
-    // Cost per nanosecond, and so many standard deviations of it, counted generously: as if all of it were new.
+    // Cost per nanosecond plus `sigmas` standard deviations (may be negative). Each request counts with the
+    // present weight, an upper bound of the deviation.
     double rate(double sigmas) const {
         return (sum_ + sigmas * std::sqrt(square_sum_ * weights_.weight())) / weights_.span_ns();
     }
@@ -63,7 +66,7 @@ public:
 
 private:
     double sum_ = 0;
-    double square_sum_ = 0;  // each request's cost squared
+    double square_sum_ = 0;  // sum of each request's squared cost
     Weights weights_;
 };
 

@@ -37,7 +37,8 @@ inline constexpr std::int64_t JPEG_TOUCH = 4;  // a block in a scan, without its
 inline constexpr std::int64_t JPEG_REFINE = 32;
 inline constexpr std::int64_t JPEG_CODED = 10;  // a byte of Huffman codes
 inline constexpr std::int64_t JPEG_CODED_PROGRESSIVE = 48;
-inline constexpr std::int64_t JPEG_SLOW = 1'000;  // a block of arithmetic or lossless codes, whatever its bytes
+// A block of arithmetic or lossless codes, for any number of bytes
+inline constexpr std::int64_t JPEG_SLOW = 1'000;
 
 // A unit of work: about the time of a byte of a photograph, of quality 85 in one scan.
 inline constexpr std::int64_t JPEG_UNIT = 40;

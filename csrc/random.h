@@ -66,7 +66,7 @@ public:
 
     double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }  // in [0, 1)
 
-    std::uint64_t below(std::uint64_t bound) {  // in [0, bound); the bias is below 2^-32 for bounds below 2^32
+    std::uint64_t below(std::uint64_t bound) {  // in [0, bound); the bias is below 2^-32 for 32-bit bounds
         return static_cast<std::uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
     }
 

@@ -7,10 +7,10 @@ namespace clockwork {
 
 namespace {
 
-// A model's ideal cost is looked up anew after so many arrivals: its estimates and SLOs drift slowly.
+// A model's ideal cost is computed once for this many arrivals: its estimates and SLOs drift slowly.
 constexpr std::uint32_t IDEAL_EVERY = 16;
 
-// The largest batch of at most rows_max that takes no longer than time_ns; 0 if not even one row does.
+// The largest batch, of at most rows_max rows, that takes no longer than time_ns; 0 if not even one row does.
 template <typename Takes>
 std::uint32_t most_rows(const Takes& takes, Ns time_ns, std::uint32_t rows_max) {
     if (takes(rows_max) <= time_ns) {
@@ -76,7 +76,7 @@ double Adaptive::need_of(double arrives, Ns now) const {
 }
 
 PolicyStatus Adaptive::status(Ns now) const {
-    Weights weights = weights_;  // to look changes nothing
+    Weights weights = weights_;  // a copy: a status query changes nothing
     double cost = std::ldexp(cost_sum_, -weights.advance(now));
     Inflow lull = lull_;
     lull.advance(now);
@@ -84,7 +84,7 @@ PolicyStatus Adaptive::status(Ns now) const {
     return {true, pace_.at(now), need, std::min(need, need_of(lull.rate(LULL_SIGMAS), now)), share_};
 }
 
-// The kind of device that a model is counted with: one that has it, else one that could.
+// The preparation by which a model is counted: that of a device that has it, otherwise of one that could.
 KindSpec* Adaptive::spec_of(const Model& model) {
     if (!model.residencies.empty()) {
         return model.residencies.front()->spec;
@@ -105,14 +105,15 @@ Ns Adaptive::link_ns(const Model& model) {
     return worker.there_ns + worker.back_ns;
 }
 
-// The least time from an order to its result, at best, on the fastest kind of device: a request with less time left comes
-// too late on every device.
+// The least time from an order to its result, at best, on the fastest kind of device. A request with less
+// time left is too late on every device.
 Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const {
     Ns least = NEVER_NS;
     for (const KindSpec* spec : model.specs) {
         auto first = std::find_if(model.residencies.begin(), model.residencies.end(),
                                   [spec](const Residency* residency) { return residency->spec == spec; });
-        bool is_there = first != model.residencies.end();  // else it could be loaded onto such a device
+        // Otherwise the model could be loaded onto such a device.
+        bool is_there = first != model.residencies.end();
         if (!is_there && spec->worker_count == 0) {
             continue;
         }
@@ -129,7 +130,7 @@ void Adaptive::depart(Flight& flight) {
         bytes += pending->request.bytes;
         flight.copied_bytes += pending->request.copied_bytes;
     }
-    // References alone are next to nothing on the way, and when they have arrived is not known.
+    // References are tiny messages, and their arrival is not reported.
     bool is_sent = flight.copied_bytes == 0 || bytes >= INPUTS_SAMPLE_BYTES;
     flight.inputs = worker.inputs.depart(parts_.state.now, is_sent ? bytes : 0);
     worker.copies.depart(flight.copied_bytes);
@@ -140,7 +141,8 @@ void Adaptive::depart(Flight& flight) {
     }
 }
 
-// Of a batch that left nobody behind: how many were to come while it waited, and how many did, by how many there were.
+// Learns from a batch that left no request behind: the arrivals expected while it waited, and the actual
+// ones.
 void Adaptive::see_who_came(const Batch& batch) {
     Traffic& known = traffic_.of(*batch.residency->model);
     double per_ns = rate(known.rows);
@@ -164,7 +166,7 @@ void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
     Worker& worker = *flight.executor->worker;
     if (flight.copied_bytes == 0 && flight.inputs > 0) {
         worker.inputs.arrived(parts_.state.now, flight.inputs, ready_ns, worker.there_ns);
-    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {  // of both, it is not known what took how long
+    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {  // inputs of both ways are ambiguous
         worker.copies.arrived(parts_.state.now, flight.copied_bytes, flight.sent_ns + worker.there_ns, ready_ns);
     }
 }
@@ -188,7 +190,7 @@ std::uint32_t Adaptive::Durations::rows_within(Ns time_ns, std::uint32_t rows_ma
     return most_rows(*this, time_ns, rows_max);
 }
 
-// The ideal cost of a model's requests, by their SLO.
+// Computes the ideal cost of a model's requests for their SLO.
 void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const {
     Durations batch_ns = durations(spec, shape);
     std::uint32_t most = std::max(batch_ns.rows_within(static_cast<Ns>(known.slack_ns), spec.batch_max), 1u);
@@ -199,7 +201,8 @@ void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape
     const Curve* curve = batch_ns.curve();
     double saving = curve != nullptr ? curve->saving(most) : 1;
     known.saves = saving > SAVING_MIN;
-    bool is_prompt = known.slack_ns <= static_cast<double>(PROMPT_NS);  // whatever its rule
+    // Tight SLOs are refused at arrival, whatever the saving.
+    bool is_prompt = known.slack_ns <= static_cast<double>(PROMPT_NS);
     known.is_told = refuse_wait_ > 0 || !known.saves || (saving <= TOLD_SAVING_MAX && !is_prompt);
 }
 
@@ -222,7 +225,7 @@ bool Adaptive::admit(Pending& pending) {
         return false;
     }
     Ns late = soonest - (pending.deadline_ns - parts_.state.now);
-    if (late > 0) {  // it was feasible when it arrived, and has waited for the controller since
+    if (late > 0) {  // the request was feasible at its arrival, and has waited for the controller since
         parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + late, slo), slo + late,
                                late);
         return false;
@@ -235,7 +238,7 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = parts_.state.now + SHARE_EVERY_NS;
             share_out();
         }
-        if (there.is_told ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
+        if (there.is_told ? refuse_late(pending) : refuse_beyond_share(pending, spec, there)) {
             return false;
         }
     }
@@ -243,7 +246,7 @@ bool Adaptive::admit(Pending& pending) {
         batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * spec->batch_max);
         batch_copied_max_ = std::max(batch_copied_max_, request.copied_bytes * spec->batch_max);
     }
-    // Only what is let in counts: a client that tries again at once must not look like a flood.
+    // Only admitted requests count: a client that retries at once must not look like a flood.
     double recent = there.ideal_ns * pending.size;
     surge_.add(recent);
     lull_.add(recent);
@@ -279,20 +282,21 @@ void Adaptive::turn_away(Pending& pending, Ns after_ns) {
     contest_devices(*pending.model, parts_.state.now);
 }
 
-// Refuses who would wait too long behind its own model's requests, within the model's share.
-bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known) {
+// Refuses a request that would wait too long behind its own model's requests, within the model's share. True:
+// refused.
+bool Adaptive::refuse_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known) {
     bool is_crowded = share_ > 0;
     if (is_crowded && rate(known.rows) * known.ideal_ns <= share_) {
         return false;
     }
-    std::uint32_t waiting = 0;  // that would go before it
+    std::uint32_t waiting = 0;  // rows that would go before the request
     for (const auto& queue : parts_.queues.of(*pending.model)) {
         waiting += queue->level <= pending.request.priority ? queue->rows() : 0;
     }
     Durations batch_ns = durations(spec, pending.request.shape);
     Ns slack = pending.deadline_ns - parts_.state.now - link_ns(*pending.model);
     if (waiting < batch_ns.rows_within(slack, spec.batch_max)) {
-        return false;  // it would only make the next batch cheaper
+        return false;  // the request would only make the next batch cheaper
     }
     double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
     double wait = waiting * known.ideal_ns / level;
@@ -304,11 +308,12 @@ bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Tra
     return true;
 }
 
-// How long what goes before a request would keep a device, beyond what it was sent; above enough_ns it may be more.
+// The time that the requests before this one would keep a device, beyond the actions that it was sent.
+// Results above enough_ns are lower bounds.
 Ns Adaptive::before_ns(const Arena& arena, const Pending& pending, Ns enough_ns) {
     double sum = 0, enough = static_cast<double>(enough_ns);
     auto is_wanted = [&](const Model& model, std::uint64_t) {
-        // Who saves much by batches may give requests up.
+        // A model that saves much by batches may give requests up, so its queue does not count.
         return sum <= enough && traffic_.of(model).is_told;
     };
     parts_.queues.for_each_ready(arena, is_wanted, [&](Queue& queue, Residency& residency) {
@@ -325,8 +330,8 @@ Ns Adaptive::before_ns(const Arena& arena, const Pending& pending, Ns enough_ns)
     return static_cast<Ns>(sum * pace_.at(parts_.state.now));
 }
 
-// Refuses who would be too late behind what waits already, whatever its model.
-bool Adaptive::is_too_late(Pending& pending) {
+// Refuses a request that would be too late behind all waiting requests. True: refused.
+bool Adaptive::refuse_late(Pending& pending) {
     const Model& model = *pending.model;
     if (model.residencies.empty() || has_other_device(model)) {
         return false;
@@ -341,7 +346,8 @@ bool Adaptive::is_too_late(Pending& pending) {
         }
     }
     if (model.residencies.size() > OUTLOOK_MAX) {
-        begins = parts_.state.now + soonest->arena->worker->there_ns;  // of many, another may be free
+        // One of many other devices may be free earlier.
+        begins = parts_.state.now + soonest->arena->worker->there_ns;
     }
     bool is_contested = parts_.state.now < soonest->arena->shares.contested_until_ns;
     double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? wait_part(soonest->spec->kind) : 1;
@@ -416,7 +422,8 @@ Ns Adaptive::ready_ns(Queue& queue) {
 
 // ----- what a device runs next --------------------------------------------------------------------
 
-// Fills a batch of a queue up with lower levels of its model, the highest first: into filling_. All stay in time.
+// Fills a batch up with requests of lower levels of its model, the highest first, into filling_. All stay in
+// time.
 template <typename Takes>
 Adaptive::Filled Adaptive::fill_up(const Queue& queue, Filled batch, const Takes& takes, Ns until_ns,
                                    std::uint32_t rows_max) {
@@ -428,7 +435,8 @@ Adaptive::Filled Adaptive::fill_up(const Queue& queue, Filled batch, const Takes
         }
         level = next->level;
         Ns least = until_ns + takes(batch.rows + 1);
-        std::uint32_t first = 0, last = next->size();  // the first whose deadline allows a batch of one row more
+        // Binary search for the first whose deadline allows a batch of one row more.
+        std::uint32_t first = 0, last = next->size();
         while (first < last) {
             std::uint32_t middle = first + (last - first) / 2;
             if ((*next)[middle].deadline_ns < least) {
@@ -455,12 +463,13 @@ Adaptive::Filled Adaptive::fill_up(const Queue& queue, Filled batch, const Takes
     return batch;
 }
 
-// The best batch of a queue for a device that is free from free_ns on. False: nothing of it would be in time there.
+// Finds the best batch of a queue for a device that is free from free_ns on. False: no request would be in
+// time there.
 bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found) {
     const KindSpec& spec = *residency.spec;
     const Worker& worker = *residency.arena->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
-    // Its inputs are on their way meanwhile: only what they take beyond that delays it.
+    // Inputs travel while the device is busy: only the time beyond that delays the batch.
     const Request& front = queue.front().pending->request;
     double row_ns = 0;
     if (front.bytes > 0 || front.copied_bytes > 0) {
@@ -492,7 +501,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
     const Traffic& known = traffic_.of(*queue.model);
-    // Lower levels are what the devices could do without.
+    // Only the lowest level may be given up.
     bool may_sacrifice =
         sacrifices_ && known.saves && !is_modest && queue.is_plain() && queue.level >= parts_.requests.lowest_level();
     if (may_sacrifice && rows < std::min(size - first, spec.batch_max)) {
@@ -550,7 +559,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     return true;
 }
 
-// The batch of its model's highest level that goes in place of a candidate's. False: the candidate is of that level.
+// Finds the batch of the model's highest level that replaces a candidate. False: the candidate is of that
+// level.
 bool Adaptive::find_lead(const Candidate& behind, Ns free_ns, Candidate& lead) {
     bool found = false;
     for (const auto& queue : parts_.queues.of(*behind.queue->model)) {
@@ -566,12 +576,13 @@ bool Adaptive::find_lead(const Candidate& behind, Ns free_ns, Candidate& lead) {
 }
 
 Choice Adaptive::choose(Executor& executor, Ns free_ns) {
-    // Every round but the last gives up a request at least, so there are no more rounds than requests that wait.
+    // Every round but the last gives up at least one request, so the number of rounds is bounded by the
+    // number of waiting requests.
     Candidate chosen{};
     while (pick(executor, free_ns, chosen)) {
         if (chosen.given_up > 0) {
             give_up_first(chosen);
-            // Others that waited in vain may have left with them.
+            // Other hopeless requests may have been dropped with them.
             if (chosen.queue->empty() || !consider(*chosen.queue, *chosen.residency, free_ns, chosen) ||
                 chosen.given_up > 0) {
                 continue;
@@ -580,14 +591,15 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
         if (chosen.filled == 0) {
             return {chosen.queue, chosen.residency, chosen.first, chosen.count};
         }
-        consider(*chosen.queue, *chosen.residency, free_ns, chosen);  // others were considered since
+        // Restores filling_: others were considered since.
+        consider(*chosen.queue, *chosen.residency, free_ns, chosen);
         return {chosen.queue, chosen.residency, chosen.first, chosen.count, 0, filling_};
     }
     return {};
 }
 
-// The first request that may be in time at best, by itself. A device loses nothing by it, and its end tells what others
-// may take.
+// Chooses the first request that may be in time at best, in a batch of its own. The device would be idle
+// otherwise, and the result corrects the estimates.
 Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
     Choice found{};
     const Worker& worker = *executor.worker;
@@ -601,7 +613,7 @@ Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
             Ns hoped = hoped_ns(*residency.spec, queue.shape, waiting.size);
             return free_ns + std::max<Ns>(inputs - covered, 0) + hoped + worker.back_ns;
         };
-        std::uint32_t first = 0, last = queue.size();  // the first whose deadline allows it
+        std::uint32_t first = 0, last = queue.size();  // binary search for the first whose deadline allows it
         while (first < last) {
             std::uint32_t middle = first + (last - first) / 2;
             if (queue[middle].deadline_ns < end_ns(queue[middle])) {
@@ -621,7 +633,7 @@ Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
     return found;
 }
 
-// Give up the requests that a batch leaves behind.
+// Gives up the first requests of the queue, before the batch.
 void Adaptive::give_up_first(const Candidate& chosen) {
     victims_.clear();
     for (std::uint32_t place = 0; place < chosen.given_up; ++place) {
@@ -634,18 +646,19 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
 }
 
-// What the device would best be given next, if anything, and which requests that gives up.
+// Chooses the device's next batch, and the requests that it gives up. False: there is none.
 bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     keep_time();
-    // Beside modest models the others come as if they were due later, by the least SLO of models within their shares; less
-    // where several devices become free within it.
+    // On a divided device, models that are not modest are ranked as if due later, by the least SLO of models
+    // within their shares; by less where several devices become free within that time.
     bool is_shared = is_divided(*executor.arena, parts_.state.now);
     auto is_behind = [&](const Residency& residency) { return is_shared && !residency.share.is_modest; };
     Ns behind = is_shared ? executor.arena->shares.slack_min_ns / static_cast<Ns>(parts_.state.executors.size()) : 0;
     candidates_.clear();
     Candidate best{};
-    // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
-    // devices the deadline instead; and none of the lowest level goes before others.
+    // Lower bounds of the rank prune most queues: the queue's rank is its deadline; the last start is earlier
+    // by the way back and by late inputs; for models that leave the rest to other devices also by a full
+    // batch. Queues of the lowest level cannot go before others.
     const InputsWay& way = executor.worker->inputs;
     Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - executor.worker->there_ns;
     Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_) +
@@ -653,7 +666,8 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     Ns nearer = executor.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);
     std::uint32_t lowest = parts_.requests.lowest_level();
     bool is_level = parts_.requests.is_one_level();
-    std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best
+    // Queues with a packed rank at or above it are not better than the best.
+    std::uint64_t bound = UINT64_MAX;
     auto is_everywhere = [this](const Model& model) {
         return parts_.state.arenas.size() > 1 && model.residencies.size() >= parts_.state.arenas.size();
     };
@@ -661,7 +675,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
         if (best.queue != nullptr && queue.level >= lowest) {
             const KindSpec& spec = *residency.spec;
-            Ns earliest = queue.front().deadline_ns;  // that it could have to start
+            Ns earliest = queue.front().deadline_ns;  // lower bound of its last start
             earliest -= nearer - (is_behind(residency) ? behind : 0);
             if (is_everywhere(*queue.model)) {
                 earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
@@ -672,7 +686,8 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
         }
         Candidate considered{};
         if (consider(queue, residency, free_ns, considered)) {
-            // Where another device may go on with the rest, a long queue is worth beginning early.
+            // Where other devices can go on with the rest of the queue, the last start decides: a long queue
+            // is worth beginning early.
             auto rank_ns = [&](const Candidate& candidate) {
                 return (is_everywhere(*queue.model) ? candidate.own_start_ns
                                                     : candidate.start_ns + candidate.duration_ns) +
@@ -701,9 +716,11 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     if (best.queue == nullptr) {
         return false;
     }
-    // A higher level goes first if it could not wait for the end of it, or if the batch that it passes is still in time.
+    // A higher level goes first if it could not wait for the end of the best batch, or if that batch is still
+    // in time behind it.
     Candidate urgent{};
-    // The first must not wait for so long that the last comes too late.
+    // Whether a candidate may begin this much later: its first request must not wait so long that the rest of
+    // the queue is late.
     auto can_wait = [&](const Candidate& candidate, Ns time_ns) {
         Ns each = candidate.duration_ns / (candidate.count + candidate.filled);
         Ns rest = candidate.queue->size() > candidate.count ? each * (candidate.queue->size() - candidate.count) : 0;

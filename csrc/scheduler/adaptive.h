@@ -1,4 +1,4 @@
-// Policy `adaptive`: the most requests in time. docs/policies/adaptive.md derives each rule, with its formulas.
+// Policy `adaptive`: the most requests in time. docs/policies/adaptive.md derives its rules, with formulas.
 //
 // - Late binding: requests wait in their model's queue, and a device that becomes free takes the best batch
 //   of all queues.
@@ -254,9 +254,9 @@ private:
     void share_out();
     void see_who_came(const Batch& batch);
     void turn_away(Pending& pending, Ns after_ns);
-    bool is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
+    bool refuse_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
     Ns before_ns(const Arena& arena, const Pending& pending, Ns enough_ns);
-    bool is_too_late(Pending& pending);
+    bool refuse_late(Pending& pending);
     // The part of a request's time that the work before it may take on a device of this kind.
     double wait_part(std::uint32_t kind) const {
         return std::max(WAIT_PART - WAIT_PART_NOISE * margin(kind), WAIT_PART_MIN);
@@ -268,7 +268,7 @@ private:
     // that arrives.
     double need() const;
     double need_at_most() const;
-    // The need if so much ideal device time arrives per nanosecond
+    // The need if so much ideal device time arrives per nanosecond.
     double need_of(double arrives, Ns now) const;
     double hold_share(const Model& model) const;
     // Whether another device that holds the model could take work and has found none.
@@ -304,10 +304,10 @@ private:
     std::vector<Margin> margins_;         // by the device's kind
     std::uint64_t batch_bytes_max_ = 0;   // bound on the input bytes of any batch
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
-    double share_ = 0;            // devices that a model may have while the need is above REFUSE_NEED; 0: no limit
-    Ns share_at_ns_ = 0;          // when share_ is computed next
-    std::vector<double> wanted_;  // devices that each model asks for; scratch of share_out()
-    Fading pace_{1};              // ratio of executed to planned time
+    double share_ = 0;                    // devices that a model may have; 0: no limit
+    Ns share_at_ns_ = 0;                  // when share_ is computed next
+    std::vector<double> wanted_;          // devices that each model asks for; scratch of share_out()
+    Fading pace_{1};                      // ratio of executed to planned time
     std::vector<Candidate> candidates_;
     std::vector<Span> filling_;  // fillings of the candidate that was considered last
     std::vector<Waiting> victims_;

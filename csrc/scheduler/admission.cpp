@@ -7,13 +7,13 @@ namespace clockwork {
 
 namespace {
 
-// Residencies that a search among many will look at, very likely.
+// Residencies that a search looks ahead to load into the cache.
 constexpr std::size_t PREFETCH = 4;
 
-// The time to a deadline that admits what takes so long: the inverse of what find_slot() holds back.
+// The time to a deadline that admits an execution of this length: the inverse of the reserve in find_slot().
 Ns with_reserve(Ns ns) { return std::min(ns * RESERVE_SHARE / (RESERVE_SHARE - 1) + 1, ns + RESERVE_NS); }
 
-// Whether work behind this place is what a pending load waits for.
+// Whether a pending load waits for work from this place of the plan on.
 bool delays_loads(const Plan& plan, std::size_t index) {
     for (std::size_t place = index; place < plan.size(); ++place) {
         if (plan[place]->residency->doomed) {
@@ -74,7 +74,7 @@ bool Admission::place(Pending& pending) {
     return true;
 }
 
-// Every residency, or a part of them where there are too many; by whose turn it is.
+// Calls function for every residency, or for a part of them in turn, where there are too many.
 template <typename Function>
 void Admission::for_some_residencies(const Model& model, Function&& function) const {
     std::size_t count = model.residencies.size();
@@ -84,7 +84,7 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
     }
 }
 
-// Where in the plan of an executor of the residency's arena the request can go, every promise kept.
+// Finds a place for the request in the plan of an executor, with every promise kept. False: there is none.
 bool Admission::find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
     Arena& arena = *executor.arena;
     const Plan& plan = plans_.of(executor);
@@ -99,7 +99,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     Ns limit = limit_ns(executor, deadline);
     Ns free = executor.free_ns(state_.now);
     if (free + duration > limit) {
-        // It is sent at once, and loses nobody else anything: see Edf::trim().
+        // An idle device tries it at once, and no other request loses anything: see Edf::trim().
         slot = {free + duration, 0, nullptr, deadline};
         return is_idle(executor) && residency.state == ResidencyState::RESIDENT && pending.evidence == 0 &&
                free + spec.hoped_ns(shape, size) <= limit;
@@ -125,7 +125,8 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         Ns last = std::max(plan.finish_ns(free, plan.size()), residency.ready_ns) + duration;
         index = last <= limit ? plan.size() : index;
     }
-    // Among what models beyond their shares were promised, one within its share goes as early as that allows.
+    // A request of a model within its share goes between batches of models beyond theirs, as early as
+    // promises allow.
     bool goes_between = is_divided(arena, state_.now) && !is_beyond;
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
@@ -147,12 +148,12 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     return false;
 }
 
-// Whether it executes nothing, nothing is planned for it and no load waits for its pages.
+// Whether the executor has no action, no plan and no load that waits for pages.
 bool Admission::is_idle(const Executor& executor) const {
     return executor.lane.empty() && plans_.of(executor).empty() && executor.arena->pending.empty();
 }
 
-// Whether it can join a batch of its model, every promise kept.
+// Finds whether the request can join a batch of its model, with every promise kept.
 bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
     Executor& executor = search.executor;
     const Plan& plan = plans_.of(executor);
@@ -184,8 +185,8 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
     return true;
 }
 
-// A place for a batch of its own before the first one of a lower level that is still in time behind it. False: its
-// deadline alone says where it goes.
+// Finds a place for a batch of its own before the first batch of a lower level that is still in time behind
+// it. False: the request goes by its deadline alone.
 bool Admission::go_ahead(const Search& search, Slot& slot) {
     const auto& [executor, residency, pending, curve, duration, limit, free, is_beyond] = search;
     const Plan& plan = plans_.of(executor);
@@ -219,8 +220,9 @@ bool Admission::go_ahead(const Search& search, Slot& slot) {
     return false;
 }
 
-// Moves a planned request ahead, from batch to batch of its model: in each, one of a lower level that is still in time a batch
-// later changes places with it, even if that batch is full by then: a deadline that kept it from growing would cost others.
+// Moves a planned request ahead, from batch to batch of its model: in each, it is exchanged with a request of
+// a lower level that is still in time a batch later. A full batch is no obstacle, since otherwise a tight
+// deadline that kept it small would cost the request its place.
 void Admission::change_places(Pending& pending) {
     const Batch* batch = pending.batch;
     const Executor& executor = *batch->executor;
@@ -257,7 +259,7 @@ void Admission::change_places(Pending& pending) {
     }
 }
 
-// Plan::first_late() of what is owed.
+// Plan::first_late() over the batches whose promises must be kept.
 std::size_t Admission::first_owed_late(const Plan& plan, Ns time, std::size_t start) const {
     std::size_t late = start;
     for (; late < plan.size(); ++late) {
@@ -270,8 +272,8 @@ std::size_t Admission::first_owed_late(const Plan& plan, Ns time, std::size_t st
     return late;
 }
 
-// How much later than `begin` a batch at this place of the plan may begin because models within their shares go before it;
-// 0 for one that is sent at once.
+// The time by which a batch at this place of the plan may be delayed by requests of models within their
+// shares; 0 for a batch that is sent at once.
 Ns Admission::passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const {
     bool is_next = index == 0 && begin - executor.worker->there_ns - ahead_ns(executor) <= state_.now;
     return is_next ? 0 : clockwork::passing_ns(residency, begin - state_.now);
@@ -291,8 +293,8 @@ std::size_t Admission::place_of(const Plan& plan, const Residency& residency, Ns
     return index;
 }
 
-// Whether loads that wait for victims still come in time if work is added before the plan's index.
-// Work before the last batch of a doomed model delays all that waits for its pages.
+// Whether loads that wait for victims are still in time if work is added before the plan's index. Work before
+// the last batch of a doomed model delays all loads that wait for its pages.
 bool Admission::keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added) {
     const Plan& plan = plans_.of(executor);
     if (!delays_loads(plan, index)) {
@@ -301,7 +303,8 @@ bool Admission::keeps_loads(Executor& executor, Ns free, std::size_t index, Ns a
     for (Residency* waiting : executor.arena->pending) {
         waiting->ready_ns += waiting->clear_ns != 0 ? added : 0;
     }
-    bool holds = plan.holds(free + added, 0);  // added in front of all: at least as hard as where it goes
+    // Added in front of the plan: at least as strict as at its place.
+    bool holds = plan.holds(free + added, 0);
     for (Residency* waiting : executor.arena->pending) {
         waiting->ready_ns -= waiting->clear_ns != 0 ? added : 0;
     }
@@ -343,7 +346,7 @@ void Admission::commit(Pending& pending, Executor& executor, Residency& residenc
     state_.set_timer(std::max(limit - batch->duration_ns, state_.now + 1), pending);
 }
 
-// Promise it on a device onto which the model has to be loaded first.
+// Promises a request on a device onto which the model has to be loaded first.
 bool Admission::place_cold(Pending& pending) {
     Model& model = *pending.model;
     Ns deadline = pending.deadline_ns;
@@ -358,7 +361,7 @@ bool Admission::place_cold(Pending& pending) {
         const Worker& worker = *executor.worker;
         Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns);
         if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
-            // What is evicted has to be loaded again one day: that counts as a load more.
+            // An evicted model has to be loaded again some day: an eviction counts as another load.
             Ns once_more = executor.arena->has_room(*place.spec) ? 0 : load;
             Ns time = start + loads_waiting_ns(*executor.arena) + load + once_more + plans_.of(executor).planned_ns;
             cold_.push_back({time / LOAD_ALIKE_NS, executor.arena->pages.free_count(), place.arena, place.spec});
@@ -389,7 +392,8 @@ bool Admission::place_cold(Pending& pending) {
     return false;
 }
 
-// Promise it on a device that still has the model, or is loading it, while another load waits for its pages.
+// Promises a request on a device that still has the model, or is loading it, while another load waits for its
+// pages.
 bool Admission::place_doomed(Pending& pending) {
     Model& model = *pending.model;
     for (std::size_t place = 0; place < std::min(model.residencies.size(), PLACE_SCAN_MAX); ++place) {
@@ -405,8 +409,8 @@ bool Admission::place_doomed(Pending& pending) {
     return false;
 }
 
-// Where in the plan of a doomed model's executor the request can go, so that the loads that wait for its pages follow it,
-// with every promise kept. These loads all have promises to keep, which bounds how long they are put off.
+// Finds a place in the plan of a doomed model's executor before the loads that wait for its pages, with every
+// promise kept. These loads all carry promises, which bounds their delay.
 bool Admission::delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
     Arena& arena = *executor.arena;
     const Plan& plan = plans_.of(executor);
@@ -460,7 +464,7 @@ bool Admission::delay_loads(Executor& executor, Residency& residency, const Pend
     for (std::size_t place = 0; place < arena.pending.size(); ++place) {
         Residency& load = *arena.pending[place];
         Ns clear = waits(&load) ? std::max(cleared_[place], finish + executor.worker->back_ns) : cleared_[place];
-        load.clear_ns = holds ? clear : cleared_[place];  // commit() adds what others behind it add
+        load.clear_ns = holds ? clear : cleared_[place];  // commit() adds the work of the others behind it
     }
     arenas_.retime_loads(arena);
     Ns key = index < plan.size() ? std::min(pending.deadline_ns, plan.keys[index]) : pending.deadline_ns;
@@ -481,7 +485,7 @@ void Admission::note_asked(Pending& pending) {
     Residency* turn = model.next_asked();
     Ns alone = turn != nullptr ? turn->spec->alone_ns(shape, rows) : 0;
     if (alone == 0 || alone > slack) {
-        return;  // it asks for what no device could do
+        return;  // no device could serve it, so it asks for no time
     }
     ask_for(*turn, state_.now, shape, rows, slack);
     contest_devices(model, state_.now);
@@ -553,7 +557,7 @@ void Admission::refuse_in_detail(Pending& pending) {
     }
 }
 
-// The earliest deadline that would be admitted on an executor of the residency's arena now.
+// The earliest deadline that would be admitted now on an executor of the residency's arena.
 Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const {
     const Plan& plan = plans_.of(executor);
     Ns back = executor.worker->back_ns, ready = residency.ready_ns;
@@ -578,7 +582,7 @@ Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns
     return std::max(std::max(finish, ready) + duration + back, key < BEYOND_NS ? key : 0);
 }
 
-// Load a model that could not be promised because it is not resident; the next request may.
+// Loads a model whose absence cost a request its promise, for the next request.
 void Admission::warm(Model& model) {
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
@@ -641,8 +645,8 @@ bool Admission::displace(Pending& pending) {
     return false;
 }
 
-// A request of a model beyond its share takes the place of a lower level of its model: nobody else waits any longer for
-// that, while a place of its own would need room for what others may ask for until then.
+// Gives a request of a model beyond its share the place of a lower level of its model: no other request waits
+// longer for that, while a place of its own would need room for the expected arrivals of others.
 bool Admission::take_place(Executor& executor, Residency& residency, Pending& pending) {
     Plan& plan = plans_.of(executor);
     if (pending.alone || pending.evidence > 0) {
@@ -685,7 +689,7 @@ void Admission::answer_displaced(const std::vector<Pending*>& victims) {
     }
 }
 
-// The requests whose displacement makes room for this one; none if none do.
+// Finds the requests whose displacement makes room for this one; none if there is no such set.
 void Admission::find_displaced(const Executor& executor, Residency& residency, const Pending& pending,
                                std::vector<Pending*>& gone) const {
     gone.clear();
@@ -697,10 +701,10 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
         return;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
-    std::vector<std::pair<std::size_t, Pending*>> candidates;  // with the place of their batch
+    std::vector<std::pair<std::size_t, Pending*>> candidates;  // with the index of their batch in the plan
     for (std::size_t place = 0; place < plan.size(); ++place) {
         if (is_beyond && !plan[place]->residency->share.is_beyond) {
-            continue;  // a higher priority is no claim to more than its share
+            continue;  // a higher priority gives no claim beyond the share
         }
         for (Pending* pending : plan[place]->pendings) {
             if (pending->request.priority > level) {
@@ -754,7 +758,7 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
         return;
     }
     std::vector<Pending*> all = gone;
-    for (Pending* victim : all) {  // whoever need not go stays, the highest of them last
+    for (Pending* victim : all) {  // requests whose removal is not needed stay, the highest last
         gone.erase(std::find(gone.begin(), gone.end(), victim));
         if (!fits()) {
             gone.push_back(victim);

@@ -1,4 +1,4 @@
-// What each part of a scheduler writes of its state, and reads.
+// The state of each part of a scheduler, written and read.
 #include "scheduler/archive.h"
 
 #include <algorithm>
@@ -15,10 +15,10 @@ namespace clockwork {
 
 namespace {
 
-// A kind of list: the batches in plans that a program's estimates time.
+// The list kind of planned batches that a program's estimates time.
 constexpr char PLANNED = 0;
 
-// What is kept by the slots of records, of all that there are; `fresh` of those of which nothing was kept yet.
+// Archives a table by the slots of records, for all slots; `fresh` is the value of records without an entry.
 template <typename Record, typename T>
 void archive_table(Archive& archive, State& state, std::vector<T>& table, const T& fresh = T()) {
     std::size_t slots = state.pool<Record>().slot_count();
@@ -123,7 +123,7 @@ void Pending::archive(Archive& archive) {
 
 void Batch::archive(Archive& archive) {
     archive(residency, executor, shape, size, key_ns, limit_ns, duration_ns, pendings, planned);
-    // Of a batch under way, the curve may be gone.
+    // The curve of a batch under way may be gone.
     ProgramEstimates& program = *residency->spec->program;
     bool has_curve = curve != nullptr && curve == program.curve(shape);
     archive(has_curve);
@@ -188,7 +188,7 @@ void PageAllocator::archive(Archive& archive) {
     }
 }
 
-// What is known to have arrived is not asked for any more.
+// Only batches that are not known to have arrived are archived: the others are not asked for.
 void InputsWay::archive(Archive& archive) {
     bool was_used = !sent_.empty();
     archive(was_used, last_, seen_);
@@ -244,7 +244,7 @@ void State::archive(Archive& archive) {
     archive.books = this;
     std::apply([&](auto&... pool) { (pool.archive_slots(archive), ...); }, pools_);
     archive(estimates, shapes);
-    // Each before those that look into it.
+    // Pools come before the pools whose records refer to them.
     archive(pool<KindSpec>(), pool<Model>(), pool<Residency>(), pool<Arena>(), pool<Executor>(), pool<Worker>());
     archive(pool<Batch>(), pool<Flight>(), pool<Pending>());
     archive(now, models, arenas, executors, background, tiered, predictions, judged_from_ns, judged_until_ns);
@@ -270,7 +270,7 @@ void State::archive(Archive& archive) {
     check_read();
 }
 
-// That nothing which was read leads out of what there is. check_invariants() says whether the books are right.
+// Checks that indices and references which were read lie within bounds. check_invariants() checks the rest.
 void State::check_read() {
     for (const Timer& timer : timers_) {
         bool is_executors = (timer.slot & EXECUTOR_TIMER) != 0;
@@ -278,7 +278,7 @@ void State::check_read() {
                                    : timer.slot < pool<Pending>().slot_count(),
                       "a timer is nobody's");
     }
-    // What is counted keeps what it is of.
+    // Counters are recomputed from the records that they count.
     std::map<const ProgramEstimates*, std::uint32_t> users;
     std::map<const KindSpec*, std::uint32_t> workers;
     pool<KindSpec>().for_each_used([&](KindSpec& spec) { ++users[spec.program]; });
@@ -422,7 +422,7 @@ void Queues::archive(Archive& archive) {
     });
 }
 
-// Nobody is called between steps.
+// No device is called between steps, so called_ and summoned_ are empty.
 void Queued::archive(Archive& archive) {
     archive(queues_, order_);
     called_.resize(state_.pool<Executor>().slot_count());

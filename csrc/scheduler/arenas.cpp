@@ -41,7 +41,7 @@ Residency* Arenas::make_residency(Arena& arena, Model& model, KindSpec& spec, Ns
     return residency;
 }
 
-// It has its pages, and goes before what is pending.
+// Sends a load that has its pages, before the pending ones.
 void Arenas::send_at_once(Residency& residency, bool hurries) {
     residency.model->residencies.push_back(&residency);
     residency.arena->pending.push_back(&residency);
@@ -88,7 +88,7 @@ bool Arenas::find_room(Arena& arena, const KindSpec& spec, std::vector<Residency
     return try_idle(arena, spec.runs, victims);
 }
 
-// Tries out, on a copy of the arena, who has to go for this load. False if it cannot be.
+// Determines on a copy of the arena which models have to go for this load. False if the load is impossible.
 bool Arenas::find_victims(Residency& residency, bool doom) {
     Arena& arena = *residency.arena;
     const PageAllocator::Pages& runs = residency.spec->runs;
@@ -102,7 +102,7 @@ bool Arenas::find_victims(Residency& residency, bool doom) {
         residency.clear_ns = std::max(residency.clear_ns, other->clear_ns);
     }
     for (const Residency* other : arena.pending) {
-        // Loads sent since it was tried out may have left its victims' pages in pieces: it will take more.
+        // Loads sent since its planning may have fragmented its victims' pages: it will take more.
         if (!try_idle(arena, other->spec->runs, residency.victims)) {
             return false;
         }
@@ -159,7 +159,7 @@ void Arenas::absolve(const Arena& arena, std::vector<Residency*>& victims) {
     }
 }
 
-// One that is gone is nobody's victim any more.
+// Removes a residency that is gone from all lists of victims.
 void Arenas::forget_victim(Arena& arena, Residency& residency) {
     for (Residency* other : arena.pending) {
         std::erase(other->victims, &residency);
@@ -169,7 +169,7 @@ void Arenas::forget_victim(Arena& arena, Residency& residency) {
     }
 }
 
-// Models that could be doomed, with the time at which their work ends, earliest first.
+// Lists the models that could be doomed, with the predicted end of their work, earliest first.
 void Arenas::find_busy(Arena& arena) {
     endings_.clear();
     Ns free = arena.drained_ns(state_.now);
@@ -200,8 +200,8 @@ void Arenas::retime_loads(Arena& arena) {
     }
 }
 
-// Until function returns false. Begins with the worker at this place among the model's, and returns the place of the
-// worker behind the last that was looked at.
+// Calls function for each place, until it returns false. Begins with the model's worker at index `first`, and
+// returns the index behind the last worker that was looked at.
 template <typename Function>
 std::size_t Arenas::for_each_loadable(const Model& model, std::size_t first, Function&& function) {
     ++mark_;
@@ -268,7 +268,7 @@ void Arenas::start_loads(Arena& arena) {
         }
         Residency& residency = *arena.pending.front();
         if (!deciders_.memory->is_load_wanted(residency)) {
-            drop_load(residency);  // whoever wanted it has gone
+            drop_load(residency);  // no request waits for it any more
             continue;
         }
         if (!make_room(arena, residency, NEVER_NS)) {
@@ -279,7 +279,7 @@ void Arenas::start_loads(Arena& arena) {
     }
 }
 
-// Its pages are in residency.starts. hurries: a load that cannot start soon is of no use.
+// Sends a load with its pages in residency.starts. hurries: the load is useless if it cannot start soon.
 void Arenas::send_load(Residency& residency, bool hurries) {
     Arena& arena = *residency.arena;
     Worker& worker = *arena.worker;
@@ -366,8 +366,8 @@ bool Arenas::load_by_force(Arena& arena, Model& model, KindSpec& spec) {
     return true;
 }
 
-// Pages for a residency, unloading as few idle models as it takes; false, and nothing done, if those do not suffice.
-// Its victims go first; before_ns: of others, only those last used before then.
+// Allocates pages for a residency, evicting as few idle models as suffice; false, and nothing done, if they
+// do not. The residency's victims go first; before_ns: of other models, only those last used before then.
 bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
     PageAllocator& pages = arena.pages;
     const PageAllocator::Pages& runs = residency.spec->runs;
@@ -416,7 +416,8 @@ bool Arenas::make_way(Arena& arena, Reservation& reservation, bool dooms) {
     return true;
 }
 
-// On trial_ idle models have made way, which did not suffice: so do those that have work, the first that could go first.
+// Dooms busy models for a reservation, the earliest ends first, after evicting idle models on trial_ did not
+// suffice.
 void Arenas::doom_for(Arena& arena, Reservation& reservation) {
     for (const Residency* victim : reservation.victims) {
         if (!victim->is_idle()) {
@@ -424,7 +425,7 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
         }
     }
     if (trial_.allocate(reservation.runs, trial_starts_)) {
-        return;  // they will be idle in a while
+        return;  // earlier victims will be idle after a while
     }
     find_busy(arena);
     for (Residency* residency = arena.resident.front(); residency != nullptr;
@@ -446,7 +447,8 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
     }
 }
 
-// Of the victims, whose pages it has, those that turned out not to be needed stay, the most recently used first.
+// Unloads the victims, whose pages are allocated already. Victims that turned out not to be needed stay, the
+// most recently used first.
 void Arenas::unload_victims(Residency& residency) {
     PageAllocator& pages = residency.arena->pages;
     const PageAllocator::Pages& runs = residency.spec->runs;
@@ -467,7 +469,8 @@ void Arenas::unload_victims(Residency& residency) {
     }
 }
 
-// Idle models in the order in which they go: the chosen, then the least recently used. Until function returns false.
+// Calls function for idle models in the order of eviction, until it returns false: the chosen, then the least
+// recently used.
 template <typename Function>
 void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& chosen, Ns before_ns,
                                 Function&& function) {
@@ -492,7 +495,7 @@ void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& cho
             return;
         }
     }
-    if (before_ns >= NEVER_NS) {  // the first load in line takes, in need, what a later one counted on
+    if (before_ns >= NEVER_NS) {  // the first load in line may take the victims of a later one
         for (Residency* other_residency = arena.resident.front(); other_residency != nullptr;
              other_residency = arena.resident.next(other_residency)) {
             if (other_residency->doomed && !contains(chosen, other_residency) && other_residency->is_idle() &&
@@ -503,17 +506,17 @@ void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& cho
     }
 }
 
-// Its room is not there yet: see to it that somebody is on the way out.
+// Dooms further models for a load whose pages cannot be freed yet.
 void Arenas::doom_more(Arena& arena, Residency& residency) {
     if (std::any_of(residency.victims.begin(), residency.victims.end(),
                     [](const Residency* victim) { return !victim->is_idle(); })) {
-        return;  // they will be idle in a while
+        return;  // its victims will be idle after a while
     }
     if (residency.batches.empty() && state_.now < residency.key_ns) {
         arena.wake_at(residency.key_ns);
-        return;  // a background load dooms nobody before it has waited
+        return;  // a background load dooms nothing before it has waited
     }
-    // The pages fell otherwise than they were tried out.
+    // The pages are laid out otherwise than in the trial.
     find_busy(arena);
     if (!endings_.empty()) {
         Residency* victim = endings_.front().residency;
@@ -599,7 +602,7 @@ bool Arenas::failed(Residency& residency) {
         enter_pending(residency);
         return true;
     }
-    // Its batches are still counted as unready; the residency leaves with the last of them.
+    // Its batches still count as unready; the residency is removed with the last of them.
     arena.pending.push_back(&residency);
     return false;
 }
@@ -615,7 +618,7 @@ bool Arenas::unload_ended(Flight& flight, Status status) {
     return true;
 }
 
-// The UNLOAD makes sure that both sides agree about its pages; it does no harm.
+// Unloads the model, so that both sides agree about its pages; an UNLOAD of an absent model is harmless.
 void Arenas::lose(Residency& residency) {
     Arena::doom(residency, true);
     if (residency.flying == 0) {

@@ -4,7 +4,7 @@
 
 namespace clockwork {
 
-// A request waits by design: that it is sent late calls for no other device.
+// Requests wait by design, so a late sending does not call for another device.
 Deferred::Deferred(const RuleParts& parts, const SchedulerOptions& options)
     : Rules({.ahead_ns = option_ms(options, "schedule_ahead_ms", 0), .presses_late = false}),
       parts_(parts),
@@ -58,7 +58,7 @@ std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns ther
     Ns slo = front.deadline_ns - front.pending->request.arrived_ns;
     auto budget = static_cast<double>(slo - there_ns - back_ns);
     Ns known = parts_.state.now - gauge.since_ns;
-    double rate = 0;  // per nanosecond; of a count that has been filling for `known`, as it would be in the long run
+    double rate = 0;  // per nanosecond; the count has been filling for `known`, which the rate corrects
     if (known >= DEFERRED_TARGET_NS) {
         rate = gauge.count.rate(parts_.state.now, DEFERRED_HALF_LIFE_NS) / (1 - decay(known, DEFERRED_HALF_LIFE_NS));
     }
@@ -84,7 +84,7 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
     std::uint32_t there = queue.size();
     Curve* curve = spec.program->curve(queue.shape);
     if (curve == nullptr || !queue.is_plain() || spec.batch_max == 1) {
-        // What cannot be batched freely runs as it can: at once.
+        // Requests that cannot be batched freely run at once.
         for (std::uint32_t place = 0; place < there; ++place) {
             Ns alone = spec.alone_ns(queue.shape, queue[place].size);
             Ns deadline = queue[place].deadline_ns - back_ns;
@@ -110,7 +110,7 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
     }
     Ns there_ns = 0, unused = 0;
     find_link(*queue.model, there_ns, unused);
-    // The target may be of a worker that runs larger batches.
+    // The target may stem from a worker with larger batches.
     std::uint32_t most = std::min(target(queue, spec, there_ns, back_ns), spec.batch_max);
     std::uint32_t suffix = 0;
     while (suffix < there &&
@@ -142,19 +142,21 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
 
 Ns Deferred::ready_ns(Queue& queue) {
     if (queue.front().pending->evidence > 0) {
-        return parts_.state.now;  // a suspect waits for a device of its own, and gains nothing by waiting for others
+        // A suspect waits for a device of its own, and gains nothing by waiting for others.
+        return parts_.state.now;
     }
     Ns there = 0, back = 0;
     find_link(*queue.model, there, back);
     Ns ready = NEVER_NS;
-    for (const KindSpec* spec : queue.model->specs) {  // of each kind of device
+    for (const KindSpec* spec : queue.model->specs) {  // the longest duration over the kinds of device
         Candidate found = gather(queue, *spec, parts_.state.now + there, back);
         ready = std::min(ready, found.count > 0 ? found.exec_at_ns - there : NEVER_NS);
     }
     return ready;
 }
 
-// When its candidate becomes invalid, or a little before: the batch may come out smaller on another device.
+// The time at which the queue's candidate becomes invalid, or a little before: the batch may be smaller on
+// another device.
 Ns Deferred::rank_ns(const Queue& queue) {
     Ns there = 0, back = 0, longest = 0;
     find_link(*queue.model, there, back);

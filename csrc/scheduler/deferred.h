@@ -3,17 +3,19 @@
 // A queue does not take the first device that is free: it waits until waiting longer would not let its batch
 // grow, and only then asks for a device, so that batches are large and few devices busy. With l(b) the
 // duration of a batch, d_ctrl the way to the worker, d_resp the way back, and deadlines less d_resp:
-//   target batch: the largest b with l(b) (1 + 1/n) <= budget, n = max(1, rate l(b) / b), budget = slo - d_ctrl -
-//     d_resp; if the rate needs less than one device, the largest b with l(b) + b / rate <= budget; while the rate is
-//     unknown, the largest b with l(b) <= slo / 2.
-//   gathering, with s = max(now + d_ctrl, when the device is free): the suffix of the queue, by deadline, whose head
-//     is in time if all of it (at most the target) runs together; b = min(target, its length); requests before the
-//     suffix that are not in time in a batch of b are dropped; b grows while the earliest deadline allows it.
-//   candidate: exec_at = max(s, deadline - jitter - l(b + 1)), the time at which another request could no longer
-//     join (frontrun); it is invalid after deadline - l(b).
-//   matchmaking: at exec_at - d_ctrl the queue takes the free device of the lowest number; if there is none it is
-//     parked, and a device that becomes free takes the parked queue that becomes invalid first, gathering anew.
-// Options: schedule_ahead_ms (0: a device is given its next batch when it is free), jitter_ms (0.1, as in
+//   target batch: the largest b with l(b) (1 + 1/n) <= budget, n = max(1, rate l(b) / b), budget = slo -
+//     d_ctrl - d_resp; if the rate needs less than one device, the largest b with l(b) + b / rate <= budget;
+//     while the rate is unknown, the largest b with l(b) <= slo / 2.
+//   gathering, with s = max(now + d_ctrl, when the device is free): the suffix of the queue, by deadline,
+//     whose head is in time if all of it (at most the target) runs together; b = min(target, its length);
+//     requests before the suffix that are not in time in a batch of b are dropped; b grows while the earliest
+//     deadline allows it.
+//   candidate: exec_at = max(s, deadline - jitter - l(b + 1)), the time at which another request could no
+//     longer join (frontrun); it is invalid after deadline - l(b).
+//   matchmaking: at exec_at - d_ctrl the queue takes the free device of the lowest number; if there is none
+//     it is parked, and a device that becomes free takes the parked queue that becomes invalid first,
+//     gathering anew.
+// Options: schedule_ahead_ms (0: a device is given its next batch when it is free), jitter_ms (0.1, as
 // Symphony).
 //
 // Departures from the original:

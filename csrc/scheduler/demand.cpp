@@ -11,23 +11,23 @@ namespace {
 
 constexpr double LIFE_NS = static_cast<double>(DEMAND_HALF_LIFE_NS) / 0.6931471805599453;
 
-// What is left of a count after so long. Not that of decay.h: no decision depends on its last bits, and this is the same
-// in many short steps as in a long one.
+// The factor by which a count shrinks in this time. Unlike decay(), it is the same in many short steps as in
+// a long one; no decision depends on its last bits.
 double left_after(Ns past_ns) { return std::exp(-static_cast<double>(past_ns) / LIFE_NS); }
 
-// What the load asks of memory: a model's pages on so many devices, or so much of the links' time.
+// Memory demand of a model: its pages on its devices, or its part of the links' time.
 struct Stay {
     double pages;    // as parts of a device
-    double loading;  // as parts of a link; infinite: it has to stay
+    double loading;  // as parts of a link; infinite: the model has to stay
 };
 
-// Requests of a model that do not batch, and how long one can wait.
+// Requests of a model that does not batch, and the time that they can wait.
 struct Wait {
     double requests;
     double room_ns;
 };
 
-// The kind of device that a model is counted with: one that has it, else one that could.
+// The preparation by which a model is counted: that of a device that has it, otherwise of one that could.
 const KindSpec* spec_of(const Model& model) {
     if (!model.residencies.empty()) {
         return model.residencies.front()->spec;
@@ -49,7 +49,7 @@ double pages_of(const KindSpec& spec, const std::vector<Arena*>& arenas) {
     return 0;
 }
 
-// The least number of devices that has room for what stays, and time to load the rest.
+// The least number of devices with room for the models that stay, and link time to load the others.
 double memory_devices(std::vector<Stay>& models) {
     auto saves = [](const Stay& stay) { return stay.pages > 0 ? stay.loading / stay.pages : INFINITY; };
     std::stable_sort(models.begin(), models.end(), [&](const Stay& a, const Stay& b) { return saves(a) > saves(b); });
@@ -70,9 +70,9 @@ double memory_devices(std::vector<Stay>& models) {
     return least;
 }
 
-// The least number of devices with which no more than late_max of the requests wait for too long; at most `most`.
+// The least number of devices with which at most late_max of the requests wait for too long; at most `most`.
 double chance_devices(const std::vector<Wait>& waits, double load, double run_ns, double late_max, double most) {
-    double free = 1;  // Erlang's B of as many devices as have been looked at: none is free
+    double free = 1;  // Erlang's B: the probability that none of `count` devices is free
     for (double count = 1; run_ns > 0 && count < most; ++count) {
         free = load * free / (count + load * free);
         if (count <= load) {
@@ -83,7 +83,8 @@ double chance_devices(const std::vector<Wait>& waits, double load, double run_ns
             late += wait.requests * all_busy * std::exp(-2 * (count - load) * wait.room_ns / run_ns);
         }
         if (late <= late_max) {
-            return count - 1 + late / late_max;  // above the number before, which does not suffice
+            // Interpolated above the number before, which does not suffice.
+            return count - 1 + late / late_max;
         }
     }
     return run_ns > 0 ? most : 0;
@@ -129,12 +130,13 @@ Demand::Cost Demand::cost(const Model& model, std::uint32_t shape, double slack_
         return static_cast<double>(curve != nullptr ? curve->exec_ns(rows) : spec->alone_ns(shape, rows));
     };
     double room = slack_ns * DEMAND_BATCH;
-    double come = std::min(1 + rows_rate * room, static_cast<double>(spec->batch_max));  // behind the first of a batch
+    // Arrivals behind the first of a batch.
+    double come = std::min(1 + rows_rate * room, static_cast<double>(spec->batch_max));
     std::uint32_t low = 1, high = std::max(static_cast<std::uint32_t>(come), 1u);
     if (takes(high) <= room) {
         low = high;
     }
-    while (high - low > 1) {  // low is in time (or one alone, which has to be), high is not
+    while (high - low > 1) {  // low is in time (or a single row, which has to be), high is not
         std::uint32_t middle = low + (high - low) / 2;
         (takes(middle) <= room ? low : high) = middle;
     }

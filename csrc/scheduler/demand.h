@@ -4,16 +4,17 @@
 // device refuses. The answer is that of a fluid model (clockwork/sim/fluid.py) with room to spare, from the
 // scheduler's estimates:
 //
-//     wanted = max(execution, chance, memory),  at most DEMAND_GROWTH times the present devices (at least one)
+//     wanted = max(execution, chance, memory), at most DEMAND_GROWTH times the present devices (at least one)
 //
 //     execution = sum over models of (rows a second) * (seconds a row) / DEMAND_BUSY
-//     chance    = the least N for which no more than DEMAND_LATE of all requests are of models that do not batch and
-//                 would wait for longer than their SLO leaves room for: C(N, a) * exp(-2 (N - a) * room / run), with
-//                 Erlang's C, a the devices that executions would fill, and run the mean of their durations. (The 2 is
-//                 for executions that all take equally long; models that batch run larger batches in a rush.)
-//     memory    = the least N for which both hold: the pages of the models that stay on devices are at most those of N
-//                 devices, and loading the other models whenever they are asked for takes at most DEMAND_LOADING of the
-//                 time of N devices' links
+//     chance    = the least N for which no more than DEMAND_LATE of all requests are of models that do not
+//                 batch and would wait for longer than their SLO leaves room for: C(N, a) * exp(-2 (N - a) *
+//                 room / run), with Erlang's C, a the devices that executions would fill, and run the mean of
+//                 their durations. (The 2 is for executions that all take equally long; models that batch run
+//                 larger batches in a rush.)
+//     memory    = the least N for which both hold: the pages of the models that stay on devices are at most
+//                 those of N devices, and loading the other models whenever they are asked for takes at most
+//                 DEMAND_LOADING of the time of N devices' links
 //
 // The seconds of a row are its share of the cheapest batch that leaves a request DEMAND_BATCH of its SLO to
 // run (it waits for the rest), and that this row and the arrivals of that time fill. Rows are those that were

@@ -17,7 +17,7 @@ Dispatcher::Dispatcher(const SchedulerOptions& options, const MakePolicy& make_p
     parts_.deciders = {policy_.get(), &policy_->memory()};
 }
 
-// Timers that are due, then every device that something happened to, then the next wake.
+// Handles due timers, then every device that changed, then sets the next wake-up.
 void Dispatcher::settle(Ns now) {
     state_.advance(now);
     do {
@@ -127,7 +127,8 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     state_.advance(now);
     Flight* found = state_.flights.find(result.action_id);
     if (found == nullptr || found->arena->worker->worker_id != result.worker) {
-        bool was_reserved = parts_.reservations.ended(result);  // else an answer to an action that was given up
+        // Otherwise an answer to an action that was given up.
+        bool was_reserved = parts_.reservations.ended(result);
         if (was_reserved && result.status == Status::OVERRUN) {
             worker_draining(now, result.worker);  // as below
         }
@@ -137,7 +138,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     bool is_stuck =
         result.status == Status::OVERRUN && (flight.kind == FlightKind::LOAD || flight.kind == FlightKind::FETCH);
     if (result.status == Status::CRASHED || is_stuck) {
-        worker_draining(now, result.worker);  // it is about to end: nothing more goes there
+        worker_draining(now, result.worker);  // it is about to end: nothing more is sent there
     }
     parts_.flights.end(flight);
     parts_.flights.judge(flight, result);
@@ -189,7 +190,7 @@ void Dispatcher::load_done(Flight& flight, const ActionResult& result) {
     }
 }
 
-// A LOAD, or a FETCH, failed for the last time: answers whoever waits for it.
+// Answers the requests that wait for a LOAD or a FETCH which failed for the last time.
 void Dispatcher::give_up_load(Residency& residency, const ActionResult& result) {
     Model& model = *residency.model;
     Said said(Text::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
@@ -258,7 +259,7 @@ void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
     recovery_.follow(model);
 }
 
-// What was promised to a model on a device, where it turns out to be beyond its share, is planned anew: behind the others.
+// Plans anew the promises of a model that turns out to be beyond its share of a device: behind the others.
 void Dispatcher::put_behind(Residency& residency) {
     if (!is_beyond_share(residency, state_.now)) {
         return;
@@ -326,8 +327,8 @@ void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
             }
         }
     }
-    // Too late for a window of the policy's own making is no failure of the request: the next is wider. Nor is it one that
-    // what went before it did not end.
+    // An action that was too late for a window of the policy's own making does not count as an attempt: the
+    // next window is wider. Nor does an action that was recalled behind an overdue one.
     bool is_late = status == Status::TOO_LATE && flight.is_narrow;
     bool is_back = status == Status::ACTION_CANCELLED && flight.is_recalled;
     bool is_counted = !is_late && !is_back;

@@ -93,7 +93,7 @@ private:
     std::uint64_t device_count_ = 0;
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;
-    // Kind and page size, by the internal number of the kind
+    // Kind and page size, by the internal number of the kind.
     std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;
     std::uint32_t touch_round_ = 0;
 };

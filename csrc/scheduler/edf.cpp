@@ -22,8 +22,8 @@ void Edf::arrive(Pending& pending) {
     }
 }
 
-// A device that fails what it is sent is soon free again, so it is the first choice for whatever it has failed: what
-// has failed there goes elsewhere while there is any elsewhere.
+// Plans a request again on another device than the one that failed it, while there is any. A device that
+// fails its actions is soon free again, and would otherwise be the first choice for the same requests.
 bool Edf::replace(Pending& pending) {
     if (admission_.place(pending)) {
         return true;
@@ -71,7 +71,7 @@ void Edf::load_given_up(Residency& residency, const Said& said) {
     }
 }
 
-// Send a device what it should do next, as far ahead as it needs.
+// Sends a device its next batches, as far ahead as it needs.
 void Edf::dispatch(Executor& executor) {
     const Worker& worker = *executor.worker;
     Plan& plan = plans_.of(executor);
@@ -94,7 +94,8 @@ void Edf::dispatch(Executor& executor) {
         Ns free = executor.free_ns(state_.now);
         bool has_work = !plan.empty() || !state_.background.empty();
         if (lane >= executor.run_ahead) {
-            // One more must be under way before the results are back, or the device waits a round trip.
+            // One more action must be under way before the results are back, or the device waits a round
+            // trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
             if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX && has_work) {
@@ -118,7 +119,7 @@ void Edf::dispatch(Executor& executor) {
             }
         }
         if (executor.must_wait(*batch->pendings.front())) {
-            return;  // the end of what is under way brings the device back here
+            return;  // the end of the actions under way wakes the device
         }
         if (trim(executor, *batch, free)) {
             top_up(executor, *batch, free);
@@ -128,7 +129,7 @@ void Edf::dispatch(Executor& executor) {
     }
 }
 
-// The batch to send: the first, unless its model is still on its way and another can go before it.
+// Chooses the batch to send: the first, unless its model is still being loaded and another can go before it.
 Batch* Edf::pick(Executor& executor, Ns free) {
     const Plan& plan = plans_.of(executor);
     auto is_ready = [](const Batch* batch) { return batch->residency->state == ResidencyState::RESIDENT; };
@@ -141,7 +142,7 @@ Batch* Edf::pick(Executor& executor, Ns free) {
         }
     }
     if (!executor.arena->pending.empty()) {
-        for (Batch* batch : plan.batches) {  // what the pages are waited for goes first, whatever it costs
+        for (Batch* batch : plan.batches) {  // work on doomed models goes first, whatever it costs
             if (batch->residency->doomed && is_ready(batch)) {
                 return batch;
             }
@@ -150,7 +151,7 @@ Batch* Edf::pick(Executor& executor, Ns free) {
     return nullptr;
 }
 
-// Whether what lies before this batch still makes its limits if this one goes first.
+// Whether the batches before this one still make their limits if this one goes first.
 bool Edf::may_skip(const Executor& executor, Ns free, std::size_t place) const {
     const Plan& plan = plans_.of(executor);
     Ns time = free + plan[place]->duration_ns;
@@ -164,7 +165,7 @@ bool Edf::may_skip(const Executor& executor, Ns free, std::size_t place) const {
     return true;
 }
 
-// Make a batch small enough for its tightest deadline. False if nothing of it is left to send.
+// Shrinks a batch to fit its tightest deadline. False if no request of it is left to send.
 bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
     const Worker& worker = *executor.worker;
     auto by_deadline = [](const Pending* a, const Pending* b) { return a->deadline_ns < b->deadline_ns; };
@@ -183,7 +184,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
             requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
         } else if (batch.pendings.size() == 1) {
             break;
-        } else if (free + alone > slack) {  // hopeful at best: it must not take the others with it
+        } else if (free + alone > slack) {  // in time at best only: it must not make the others late
             requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
         } else {
             Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
@@ -197,8 +198,8 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
     return !batch.pendings.empty();
 }
 
-// Whether a batch that would come too late by the estimates is sent all the same, with the time that it takes at best
-// (Curve::hoped_ns()): where the device executes nothing, and no other program waits, nobody loses anything by that.
+// Whether a batch that would be too late by the estimates is sent with its time at best (Curve::hoped_ns()):
+// where the device executes nothing, and no other program waits, that costs no other request anything.
 bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     Plan& plan = plans_.of(executor);
     const KindSpec& spec = *batch.residency->spec;
@@ -212,11 +213,11 @@ bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     }
     plan.planned_ns += hoped - batch.duration_ns;
     batch.duration_ns = hoped;
-    batch.curve = nullptr;  // its time is no error of the estimates, which it was sent against
+    batch.curve = nullptr;  // its duration is no error of the estimates, which it was sent against
     return true;
 }
 
-// Fill a batch that is about to be sent with what waits for the same model and shape.
+// Fills a batch that is about to be sent with waiting requests of the same model and shape.
 void Edf::top_up(Executor& executor, Batch& batch, Ns free) {
     const Residency& residency = *batch.residency;
     Model& model = *residency.model;
@@ -254,7 +255,7 @@ void Edf::top_up(Executor& executor, Batch& batch, Ns free) {
     }
 }
 
-// Whether taking this request along costs less than running it alone, and breaks no promise.
+// Whether adding this request costs less than running it alone, and breaks no promise.
 bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pending, Ns free) const {
     std::uint32_t total = batch.size + pending.size;
     if (pending.alone || total > batch.residency->spec->batch_max) {
@@ -274,7 +275,8 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
     bool puts_off = puts_off_loads(executor);
     for (const Batch* other : plans_.of(executor).batches) {
         if (other != &batch) {
-            // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
+            // The batch that it leaves becomes shorter: without counting that, a full plan of small batches
+            // would never become one of large batches.
             bool leaves = other == pending.batch;
             Ns takes = !leaves                      ? other->duration_ns
                        : other->size > pending.size ? batch.curve->planned_ns(other->size - pending.size)
@@ -292,7 +294,7 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
     return true;
 }
 
-// Whether loads wait for pages of models that have work here: all that makes it longer puts them off.
+// Whether loads wait for pages of models that have work here: any extension of that work delays them.
 bool Edf::puts_off_loads(const Executor& executor) const {
     const std::vector<Residency*>& loads = executor.arena->pending;
     return std::any_of(loads.begin(), loads.end(), [](const Residency* load) { return load->clear_ns != 0; });

@@ -9,10 +9,10 @@ namespace clockwork {
 
 namespace {
 
-// Shapes up to which a walk through the list is as fast as a hash table.
+// Number of shapes up to which a linear search is as fast as a hash table.
 constexpr std::size_t WALK_MAX = 8;
 
-// Numbers that leave room to add a few of them: a batch of a billion rows must not overflow.
+// Bound on durations that leaves room to add a few of them: a batch of a billion rows must not overflow.
 constexpr __int128 DURATION_MAX = Ns{1} << 61;
 
 Ns floor_div(Ns a, Ns b) {
@@ -42,7 +42,8 @@ bool Window::push(Ns sample, Ns took_ns, Ns now) {
     newest_ns_ = now;
     bool is_one = is_outlier(sample);
     if (is_one) {
-        // By half of it, for a result is told somewhat later than an execution ends.
+        // Half of the duration is allowed for, because a result arrives somewhat later than its execution
+        // ends.
         if (now - took_ns / 2 < outlier_ns_) {
             return true;
         }
@@ -74,7 +75,7 @@ bool Window::fall() {
 
 Ns Window::least() const { return *std::min_element(samples_.begin(), samples_.begin() + count_); }
 
-// The second is 0 where there is only one.
+// The second is 0 where there is only one sample.
 std::pair<Ns, Ns> Window::two_largest() const {
     Ns first = samples_[0], second = 0;
     for (std::uint32_t index = 1; index < count_; ++index) {
@@ -132,13 +133,15 @@ bool Surprises::forget() {
 }
 
 bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
-    // What is expected of an erratic curve is its worst: then one more is whatever takes a tenth of that.
+    // An erratic curve expects its worst time: there, another overdue execution is one of a tenth of that.
     bool is_one = is_overdue(took_ns, worst_ns() > 0 ? worst_ns_ / (OVERDUE_RATIO * OVERDUE_RATIO) : expected_ns);
     if (!is_one) {
         return count_ > 0 && ++behaved_ >= ERRATIC_BEHAVED && forget();
     }
     if (count_ > 0 && now - took_ns < newest_ns_) {
-        return false;  // it went on at the same time as the last: devices that all stand still are nobody's doing
+        // It went on at the same time as the last overdue one: several devices that stall together are not
+        // the model's doing.
+        return false;
     }
     bool changed = now - newest_ns_ > ERRATIC_NS && forget();
     Ns before = worst_ns();
@@ -151,7 +154,7 @@ bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
 }
 
 bool Surprises::forget_stale(Ns now) {
-    // Another as long may be under way.
+    // Another execution as long may be under way.
     return worst_ns() > 0 && now - newest_ns_ > STALE_NS + worst_ns_ && forget();
 }
 
@@ -202,8 +205,8 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
     bool changed = is_robust && is_published && surprises_.took(scaled(ns), raw_[batch], now);
     auto place = find_batch(windows_, batch);
     if (place == windows_.end() || place->first != batch) {
-        // What was thought counts twice: one sample, high or low, is not yet believed against the profile and what its
-        // neighbours have made of it.
+        // The earlier estimate counts as two samples: a single sample, high or low, does not yet outweigh the
+        // profile and the neighbouring sizes.
         Ns seed = 0;
         if (!seeds_.empty()) {
             seed = exec_ns(batch);
@@ -216,7 +219,7 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
         }
     }
     bool is_outlier = place->second.push(std::max<Ns>(ns, 1), scaled(ns), now);
-    changed |= is_robust && was_outlier_ && !is_outlier;  // what others have taught in the meantime is over
+    changed |= is_robust && was_outlier_ && !is_outlier;  // outliers of other batch sizes no longer count
     was_outlier_ = is_outlier;
     usual_ns_ = is_outlier ? usual_ns_ : now;
     if (is_robust) {
@@ -236,7 +239,7 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
     return false;
 }
 
-// What the profile says of a batch, between its points in a straight line. There must be one.
+// The profile's time of a batch, interpolated between its points. There must be a profile.
 Ns Curve::seeded_ns(std::uint32_t batch) const {
     auto above = find_batch(seeds_, batch);
     if (above == seeds_.end()) {
@@ -249,7 +252,7 @@ Ns Curve::seeded_ns(std::uint32_t batch) const {
     return below->second + (above->second - below->second) * (batch - below->first) / (above->first - below->first);
 }
 
-// The profile's time of a batch; where there is no profile, the least time that was measured.
+// The profile's time of a batch; without a profile, the least measured time.
 Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
     return seeds_.empty() ? window.least() : seeded_ns(batch);
 }
@@ -276,7 +279,7 @@ double Curve::drift(std::uint32_t batch, const Window& window) const {
     return static_cast<double>(value_of(window)) / static_cast<double>(told_ns(batch, window));
 }
 
-// Of what was measured against what was told, the least.
+// The least ratio of measured times to the profile.
 double Curve::least_drift() const {
     double least = STALE_RATIO;
     for (const auto& [batch, window] : windows_) {
@@ -294,7 +297,8 @@ bool Curve::is_raised() const {
 }
 
 bool Curve::forget_stale(Ns now) {
-    // What is fresh says how far from the profile all is; where nothing is, the profile is believed, or what was better.
+    // Fresh windows give the ratio to the profile for the whole curve; without any, the ratio is that of the
+    // profile, or less if it was ever less.
     double fresh = INFINITY, least = least_drift();
     for (const auto& [batch, window] : windows_) {
         if (!is_stale(window, now)) {
@@ -323,14 +327,14 @@ void Curve::set_scale(double scale) {
     planned_.clear();
 }
 
-// Publishes values for batches up to batch_max and then some.
+// Computes the published values of batches up to at least batch_max.
 void Curve::build(std::uint32_t batch_max) {
     std::vector<std::pair<std::uint32_t, Ns>> points;
     points.reserve(seeds_.size() + windows_.size());
     for (const auto& [batch, window] : windows_) {
         points.emplace_back(batch, value_of(window));
     }
-    // A seed that was never executed here drifts with its nearest measured neighbour.
+    // A profile point that was never executed here scales like its nearest measured neighbour.
     std::vector<std::pair<std::uint32_t, double>> drifts;
     for (const auto& [batch, ns] : points) {
         if (Ns seed = seed_of(batch); seed > 0) {
@@ -448,7 +452,7 @@ Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::ui
     for (const auto& [known, curve] : curves_) {
         std::uint64_t count = shapes.elements(known);
         if (count < wanted && has_profile && !curve->is_profiled()) {
-            continue;  // else callers could have ever larger ones let in, each on the one before it
+            continue;  // otherwise callers could raise the bound step by step, each shape by the one before
         }
         bool is_better =
             reference_count < wanted ? count > reference_count : wanted <= count && count < reference_count;
@@ -510,7 +514,7 @@ Ns LoadEstimates::own_ns(ModelId model_id, std::uint32_t page_count) const {
 
 namespace {
 
-// Far above what was told, if there was anything; else above the least that was measured.
+// Whether a window is far above the profile, or without one far above its least sample.
 bool is_raised_window(const Window& window, Ns told) {
     return !window.empty() && is_above(window.robust(), told > 0 ? told : window.least());
 }

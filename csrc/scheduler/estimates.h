@@ -8,8 +8,8 @@
 // second largest sample that is no outlier:
 //
 //     outlier    a sample of more than OUTLIER_RATIO times the window's median
-//     counted    outliers count if there are more than OUTLIERS_MAX in the window, or if the last two samples are
-//                outliers and no execution of another batch size since then was none
+//     counted    outliers count if there are more than OUTLIERS_MAX in the window, or if the last two samples
+//                are outliers and all executions of other batch sizes since were outliers, too
 //
 // One outlier moves nothing. Two in a row are followed at once, as the beginning of a real shift would be,
 // and left out again at the next sample that is no outlier. Three of ten are no accident. Outliers of
@@ -98,7 +98,7 @@ inline Ns with_margin(Ns ns) {
 // The estimate that is made of a window.
 enum class EstimateRule : std::uint8_t {
     // The second largest that is no outlier; the profile counts as two samples; small changes are not
-    // published
+    // published.
     ROBUST,
     PERCENTILE,  // the original's: the 99th percentile, interpolated; the first sample replaces the profile
 };
@@ -365,7 +365,7 @@ private:
         return const_cast<LoadEstimates*>(this)->own(model_id, page_count);
     }
 
-    std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;  // by page count, oldest first
+    std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;  // by page count
     Window ratios_;
     Ns ratio_ = 1000;  // estimate of the ratio, in thousandths
     Window page_ns_;

@@ -23,7 +23,7 @@ Flight* Executions::fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns durati
     }
     flights_.enter(*flight);
     if (executor.lane.empty() && kind == FlightKind::INFER) {
-        Ns came = state_.now;  // it may have waited for a reservation, or for a load
+        Ns came = state_.now;  // a request may have waited for a reservation, or for a load
         for (const Pending* pending : batch.pendings) {
             came = std::min(came, pending->request.arrived_ns);
         }
@@ -68,14 +68,14 @@ Flight* Executions::send(Batch& batch) {
     flight->leaves_work = deciders_.policy->has_work(executor);
     state_.note_waited(*residency.model, since, &executor);
     command.earliest_ns = state_.now;
-    // The controller may have stood still since it was planned: it is the worker then who says that it is late.
+    // The controller may have stalled since the batch was planned: then the worker rejects it as late.
     command.latest_ns = deadline < NEVER_NS ? std::max(deadline - expected - worker.back_ns, state_.now) : NEVER_NS;
     command.expected_ns = expected;
     return flight;
 }
 
-// While an execution goes on for far longer than expected, nobody knows when it ends, nor whether those like it behind it
-// take as long: so nothing waits there, and what is sent when it has ended is chosen by what is known then.
+// While an execution is far longer than expected, nobody knows its end, or the duration of similar batches
+// behind it. So nothing waits there, and the next batches are chosen after its end.
 void Executions::recall_waiting(const Executor& executor) {
     for (Flight* flight = executor.lane.next(executor.lane.front()); flight != nullptr;
          flight = executor.lane.next(flight)) {
@@ -119,8 +119,8 @@ void Executions::leave_lane(Flight& flight, const ActionResult& result) {
     bool is_first = executor.lane.front() == &flight;
     bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;
     if (is_first && is_sane && result.status == Status::OK) {
-        // What should follow it at once had to be sent so early, beyond the delay of its way as predicted, had that been
-        // as much longer as it was for this one.
+        // The lead that the next action would have needed: beyond the predicted delay of its way, had it been
+        // as late as this one.
         Ns late = result.ready_ns > 0 ? result.ready_ns - flight.there_ns : 0;
         executor.lead.needed(state_.now, executor.head_end_ns - result.end_ns + late);
     }
@@ -135,7 +135,7 @@ void Executions::leave_lane(Flight& flight, const ActionResult& result) {
     }
 }
 
-// An execution began, and ended: what lies before it was idle time.
+// Counts an execution's time; the time before it was idle.
 void Executions::count(const Flight& flight, const ActionResult& result) {
     bool has_run = result.status == Status::OK || result.status == Status::EXECUTION_FAILED;
     if (!has_run || result.begin_ns <= 0 || result.end_ns < result.begin_ns || result.end_ns > state_.now) {
@@ -148,7 +148,7 @@ void Executions::count(const Flight& flight, const ActionResult& result) {
     flight.executor->time.executed(result.begin_ns, result.end_ns, state_.now);
 }
 
-// The unanswered requests of a flight that ended, free to be planned again.
+// Appends the unanswered requests of a flight that ended, free to be planned again.
 void Executions::take_back(Flight& flight, std::vector<Pending*>& waiting) {
     for (Pending* pending : flight.batch->pendings) {
         if (!pending->answered) {

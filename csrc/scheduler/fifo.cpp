@@ -21,7 +21,7 @@ Ns Fifo::ready_ns(Queue& queue) {
     return queue.front().pending->request.arrived_ns + delay_ns_;
 }
 
-// The time of an execution alone is not waited for: with drop, choose() looks, for the device that is free.
+// The duration of a batch is not considered here: with drop, choose() does so for the device that is free.
 Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& waiting) {
     if (!drops_) {
         return waiting.deadline_ns;

@@ -3,12 +3,12 @@
 // A free device takes the queue whose oldest request came first, among the models that it holds, and runs as
 // much of the queue as one batch may have. Options:
 //   batch_cap       the largest batch (0: the model's own, the default)
-//   queue_delay_ms  0: a queue is taken as soon as a device is free. Otherwise a queue is ready when it has batch_cap
-//                   rows, or its oldest request has waited this long (Triton's max_queue_delay)
-//   schedule_ahead_ms  time before a device is free at which its next batch is sent (0.1: common servers bind when a
-//                   device is free; with the paper's 5 ms the policy would lose every SLO of 8 ms)
-//   drop            1 (default): requests that could no longer be in time alone are answered when their batch is
-//                   formed, and while they wait; 0: only expired requests are
+//   queue_delay_ms  0: a queue is taken as soon as a device is free. Otherwise a queue is ready when it has
+//                   batch_cap rows, or its oldest request has waited this long (Triton's max_queue_delay)
+//   schedule_ahead_ms  time before a device is free at which its next batch is sent (0.1: common servers bind
+//                   when a device is free; with the paper's 5 ms the policy would lose every SLO of 8 ms)
+//   drop            1 (default): requests that could no longer be in time alone are answered when their batch
+//                   is formed, and while they wait; 0: only expired requests are
 //
 // Settled in its favour: requests of one model go by deadline, not by arrival, where their SLOs differ; a
 // batch is no larger than its tightest deadline allows (unless drop is 0); batches have any size.

@@ -63,7 +63,8 @@ void Flights::judge(const Flight& flight, const ActionResult& result) {
     }
     bool is_done = result.status == Status::OK;
     PredictedLane& lane = predicted_lane(flight);
-    bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;  // the clocks of two machines were compared
+    // The clocks of two machines were compared.
+    bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;
     Ns end = is_sane ? result.end_ns : state_.now - flight.arena->worker->back_ns;
     lane.ended(is_done ? end - flight.predicted_end_ns : -flight.expected_ns);
     if (!is_done || flight.kind == FlightKind::PROFILE || flight.sent_ns < state_.judged_from_ns ||

@@ -61,7 +61,7 @@ struct Hooks {
     void* policy = nullptr;
     std::string memory;                // memory rules, unless the options name others
     std::vector<std::string> options;  // names that SchedulerOptions::values may have
-    Ns ahead_ns = 0;                   // time before a device is planned to be free at which its next batch is sent
+    Ns ahead_ns = 0;                   // lead before a device is planned to be free; see Habits::ahead_ns
     bool presses_late = true;          // see Habits
 
     int (*choose)(void* policy, HookView* view, Executor* executor, HookChoice* choice) = nullptr;

@@ -1,4 +1,4 @@
-// The host store of a worker: what is fetched into it from disk, and what is dropped from it. See arenas.h.
+// Host stores of workers: copies fetched from disk, and copies dropped. See arenas.h.
 #include <algorithm>
 
 #include "scheduler/arenas.h"
@@ -7,7 +7,7 @@ namespace clockwork {
 
 namespace {
 
-// A moment that has passed, whatever time it is.
+// A time that is always in the past.
 constexpr Ns PAST_NS = -NEVER_NS;
 
 }  // namespace
@@ -26,7 +26,7 @@ Ns Arenas::fetch_wait_ns(const Worker& worker, const Model& model) const {
     return begin + spec.fetch_planned_ns() + worker.back_ns - state_.now;
 }
 
-// function(worker, spec) for each worker that could load the model, until it returns false.
+// Calls function(worker, spec) for each worker that could load the model, until it returns false.
 template <typename Function>
 void Arenas::for_each_store(const Model& model, Function&& function) const {
     for (WorkerId id : model.workers) {
@@ -59,7 +59,7 @@ Ns Arenas::hops_ns(const Model& model) const {
     }
     Ns least = NEVER_NS;
     for_each_store(model, [&](const Worker& worker, const KindSpec& spec) {
-        // What has no host store is planned for as it always was: its loads are not counted.
+        // Without a host store the load is not counted, because plans already include it.
         Ns hops = worker.host_bytes == 0 ? 0 : fetch_wait_ns(worker, model) + spec.load_planned_ns();
         least = std::min(least, hops);
         return least > 0;
@@ -81,7 +81,7 @@ Ns Arenas::last_begin_ns(const Model& model, Ns latest_ns) const {
             here = worker.host[model.slot].ready_ns > here ? PAST_NS : here;
         } else if (!worker.is_hosted(model)) {
             Ns wait = spec.fetch_planned_ns() + worker.there_ns + worker.back_ns;
-            // The disk is promised to others until then, come what may.
+            // The disk is taken by other fetches until then.
             here = worker.disk_free_ns + wait > here ? PAST_NS : here - wait;
         }
         last = std::max(last, here);
@@ -101,7 +101,7 @@ const Worker* Arenas::find_host(const Model& model) const {
 
 // ----- deciding -------------------------------------------------------------------------------------
 
-// Whether something on the worker is being loaded from it, or is about to be.
+// Whether the model is being loaded from the worker's store, or is about to be.
 bool Arenas::is_pinned(const Worker& worker, const Model& model) {
     return std::any_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* residency) {
         return residency->arena->worker == &worker && residency->state != ResidencyState::RESIDENT;
@@ -145,8 +145,7 @@ bool Arenas::bring(Worker& worker, Model& model, Ns before_ns) {
     return false;
 }
 
-// A request was refused that would have been served had its weights been nearer: the next one shall find them so, if
-// that costs nothing that is of use.
+// Fetches a model after a refusal that nearer weights would have avoided, if that drops no useful copy.
 void Arenas::warm(Model& model) {
     if (model.fetches > 0 || model.draining || !model.residencies.empty()) {
         return;
@@ -173,7 +172,7 @@ void Arenas::warm(Model& model) {
 
 // ----- acting ---------------------------------------------------------------------------------------
 
-// A residency that stands for the model in an action of the host store: it is on no device.
+// A residency that represents the model in an action of the host store: it is on no device.
 Residency& Arenas::stand_in(Worker& worker, Model& model) {
     Arena& arena = *worker.arenas.front();
     Residency* residency = make_residency(arena, model, *model.spec(arena), 0);

@@ -14,7 +14,7 @@ const std::vector<Model*>& Idle::background() {
     return scan_;
 }
 
-// Whether work is planned for one of its executors.
+// Whether work is planned for an executor of the arena.
 bool Idle::has_plan(const Arena& arena) const {
     const Executor* executor = arena.executors.front();
     while (executor != nullptr && deciders_.policy->planned(*executor).empty()) {
@@ -43,12 +43,12 @@ void Idle::load_background(Arena& arena, Model& model) {
             bool is_idle = other.is_idle() && !has_plan(other) && other.pending.empty() && other.loading == 0;
             if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
                                std::make_pair(arena.has_room(*spec), arena.pages.free_count())) {
-                return;  // which will look at it, too
+                return;  // the device looks at this model, too
             }
         }
     }
     if (!arenas_.bring(*arena.worker, model)) {
-        return;  // it comes back when that is done
+        return;  // the device looks again when that is done
     }
     if (Residency* residency = arenas_.propose_load(arena, model, *spec, state_.now + BACKGROUND_AGE_NS, aged);
         residency != nullptr) {
@@ -74,7 +74,7 @@ void Idle::doubt(const Pending& pending) {
     for (const KindSpec* spec : model.specs) {
         Curve* curve = spec->program->curve(request.shape);
         std::uint32_t rows = model.batches ? request.rows : 1;
-        // What takes little of the SLO is not why it is refused.
+        // An execution that takes a small part of the SLO is not the cause of the refusal.
         if (curve != nullptr && curve->exec_ns(rows) > slo / 2 && !curve->is_confirmed(rows, state_.now)) {
             remember(model, *spec, request, true);
         }
@@ -132,7 +132,7 @@ void Idle::note_ended(const Unmeasured& unmeasured, bool is_measured) {
     }
 }
 
-// Of whichever of its preparations runs the program that is to be measured.
+// Returns the model's preparation that runs the program to be measured, or null.
 KindSpec* Idle::measured_spec(const Model& model, const Unmeasured& unmeasured) {
     auto found = std::find_if(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
         return spec->kind == unmeasured.kind && spec->program_number == unmeasured.program;
@@ -174,7 +174,7 @@ void Idle::measure(Executor& executor) {
             bound = PROFILE_NS_MAX;
         }
         Residency* residency = arena.find(model);
-        if (residency == nullptr && unmeasured.is_doubted) {  // any other that runs the program will do
+        if (residency == nullptr && unmeasured.is_doubted) {  // any other model that runs the program will do
             residency = arena.resident.front();
             while (residency != nullptr && residency->spec->program != spec->program) {
                 residency = arena.resident.next(residency);

@@ -6,7 +6,7 @@ namespace clockwork {
 
 namespace {
 
-// See BatchBytes.
+// Steps of BatchBytes, upwards and downwards.
 constexpr double BATCH_UP = 0.5;
 constexpr double BATCH_DOWN = 0.02;
 
@@ -61,9 +61,9 @@ std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
 
 void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) {
     if (number <= seen_) {
-        return;  // the arrival of a later one has said so
+        return;  // the arrival of a later batch has implied it
     }
-    // What has arrived with the one before, as far as its receiver noticed, is of the same sample.
+    // A batch that arrived with the one before, as far as its receiver noticed, belongs to the same sample.
     if (ready_ns > seen_ready_ns_ && sample_bytes_ >= INPUTS_SAMPLE_BYTES) {
         learn(now);
     }

@@ -49,7 +49,7 @@ void Learning::follow_clocks(std::uint32_t kind) {
     }
 }
 
-// What an execution would have taken at the clock that estimates are of.
+// Converts a duration to the clock that estimates are stored for.
 Ns Learning::at_first_clock(const Executor& executor, Ns took_ns) const {
     const KindClock& clock = clocks_[executor.arena->kind];
     if (clock.first_mhz == 0 || executor.clock_mhz == 0 || executor.clock_mhz == clock.first_mhz) {

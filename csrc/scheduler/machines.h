@@ -151,7 +151,7 @@ struct Executor {
     PredictedLane predicted;                                        // the same lane without margins
     Ns wake_ns = NEVER_NS;                                          // when it wants to be looked at again
     Ns timer_ns = NEVER_NS;                                         // the timer that is set for that
-    Ns aged_ns = 0;                                                 // no background batch is promoted before this
+    Ns aged_ns = 0;                                                 // next promotion of a background batch
     Ns idle_since_ns = 0;
     Gaps gaps;
     Reservation reservation;
@@ -194,14 +194,14 @@ struct Arena {
     std::uint32_t generation = 0;
     std::uint32_t index = 0;   // the worker's number for it
     std::uint64_t number = 0;  // order of joining, breaks ties
-    // Kind of device and page size together: layouts, and so loads, differ with the page
+    // Kind of device and page size together: layouts, and so loads, differ with the page.
     std::uint32_t kind = 0;
     std::uint32_t kind_said = 0;  // the caller's number for the kind
     Chain<Executor, &Executor::before, &Executor::after> executors;
     std::uint64_t page_bytes = 0;
     PageAllocator pages;
     std::uint32_t run_ahead = 1;                                       // bound on the LOADs under way
-    Bits models;                                                       // slots of the models that are resident
+    Bits models;                                                       // slots of the resident models
     Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
     std::uint32_t doomed = 0;                                          // number of doomed ones
     IdMap<Residency> by_model;                                         // index of the same
@@ -277,7 +277,7 @@ struct Worker {
     Ns there_ns = LINK_DEFAULT_NS;  // estimates from the measured delays
     Ns back_ns = LINK_DEFAULT_NS;
     Ns link_free_ns = 0;            // predicted end of the loads under way; devices share the link
-    Ns reserved_ns = 0;             // predicted end of the last RESERVE, which may need the link; 0: none is under way
+    Ns reserved_ns = 0;             // predicted end of the last RESERVE, which may need the link; 0: none
     Ns loads_ns = 0;                // planned durations of the LOADs under way
     Ns loads_from_ns = 0;           // predicted start of the oldest of them
     PredictedLane predicted_loads;  // the same lane without margins
@@ -285,7 +285,7 @@ struct Worker {
     CopyTime copies;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order of their sending
     std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
-    // Budget of its host store; 0: it has none, and every prepared model can be loaded
+    // Budget of its host store; 0: it has none, and every prepared model can be loaded.
     std::uint64_t host_bytes = 0;
     std::uint64_t host_used = 0;
     std::vector<HostCopy> host;  // by the model's slot

@@ -147,7 +147,8 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
     return in_time + (is_cold ? standing(model, load) : 0);
 }
 
-// The last moment at which it may be fetched and loaded, which takes `hops`, for the first of its requests.
+// The last moment at which the fetch and load of the model, which take `hops`, may begin for its first
+// request.
 Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec, Ns hops) const {
     Ns latest = NEVER_NS;
     for (const auto& queue : queues_.of(model)) {
@@ -159,13 +160,13 @@ Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec, Ns hops) 
     return latest;
 }
 
-// How long its load keeps the links, if they were one that is so much faster.
+// The load's share of all links, as if they were a single faster link.
 double AdaptiveMemory::shared_ns(const Model& model, Ns load) {
     auto links = static_cast<double>(std::max<std::size_t>(model.workers.size(), 1));
     return static_cast<double>(std::max<Ns>(load, 1)) / links;
 }
 
-// is_put_back: it was found to be; what comes too late for its first always is.
+// is_put_back: the last order put it back. A load that is too late for its first request always is.
 Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_back) const {
     const KindSpec& spec = *model.specs.front();
     Ns fetch = arenas_.fetch_wait_ns(model), load = spec.load_planned_ns();
@@ -178,7 +179,8 @@ Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_ba
     return {true, benefit(model, spec, now() + fetch, load, 0, is_cold) / static_cast<double>(std::max<Ns>(load, 1))};
 }
 
-// Finds what has to be put back, as if all links were one that is so much faster, and is free when the device's is.
+// Finds the loads to put back, as if all links were a single faster link that is free when the device's is
+// (Moore and Hodgson's rule).
 void AdaptiveMemory::put_in_order(const Arena& arena) {
     if (asking_.size() < 2 || now() < ordered_ns_ + ORDER_EVERY_NS) {
         return;
@@ -222,14 +224,14 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
         const Wish& wish = wishes_[by_due_[place].wish];
         planned_.emplace_back(-wish.density, place);
         std::push_heap(planned_.begin(), planned_.end());
-        begin += wish.load_ns;  // behind all that is planned
+        begin += wish.load_ns;  // behind all planned loads
         for (bool is_planned = true; is_planned && begin > wish.due_ns;) {
             std::pop_heap(planned_.begin(), planned_.end());
             Wish& least = wishes_[by_due_[planned_.back().second].wish];
             planned_.pop_back();
             begin -= least.load_ns;
             least.is_put_back = true;
-            is_planned = &least != &wish;  // else all that is left was in time before it came
+            is_planned = &least != &wish;  // otherwise all planned loads were in time before this one
         }
     }
     for (const Wish& wish : wishes_) {
@@ -253,11 +255,11 @@ void AdaptiveMemory::waits(Pending& pending) {
         record.pressed_ns = now();
         ask(model);
     } else if (model.specs.size() > 1 && now() - record.pressed_ns <= PRESSED_NS) {
-        ask(model);  // those before it left in vain: the kind of device that has it may be too slow for them
+        ask(model);  // requests left in vain: the kind of device that has the model may be too slow for them
     }
 }
 
-// Whether the first of its requests has waited for longer than a load takes, and for a good part of its SLO.
+// Whether the model's first request has waited for longer than a load, and for 1/LONG_PART of its SLO.
 bool AdaptiveMemory::waits_long(const Model& model) const {
     Ns load = model.residencies.front()->spec->load_planned_ns();
     for (const auto& queue : queues_.of(model)) {
@@ -293,7 +295,7 @@ void AdaptiveMemory::press(Queue& queue) {
     }
 }
 
-// Offers it to an idle device, which takes it when it looks, in this step.
+// Offers the model to an idle device, which takes it when it looks, in this step.
 void AdaptiveMemory::found_all_busy(Model& model) {
     if (!asking_.empty() || model.draining || model.residencies.empty() || is_coming(model)) {
         return;
@@ -304,7 +306,7 @@ void AdaptiveMemory::found_all_busy(Model& model) {
     }
 }
 
-// Enters a model, or how urgent it is now; has a device look, if it is new.
+// Enters a model, or updates its urgency; a new one wakes the best device.
 void AdaptiveMemory::ask(Model& model) {
     bool cold = is_cold(model);
     if (!asks(model, cold)) {
@@ -337,8 +339,8 @@ const Queue* AdaptiveMemory::first_queue(const Model& model) const {
     return first;
 }
 
-// When its first request could have been served by a device that has it from `ready_ns` on; not before enough_ns, if it
-// says more than that.
+// The time at which a device that has the model from `ready_ns` on could have served its first request.
+// Results of at least enough_ns are lower bounds.
 Ns AdaptiveMemory::served_ns(const Arena& arena, const KindSpec& spec, const Queue& queue, Ns ready_ns,
                              Ns enough_ns) const {
     const Waiting& first = queue.front();
@@ -351,15 +353,16 @@ Ns AdaptiveMemory::served_ns(const Arena& arena, const KindSpec& spec, const Que
     return std::max(served, free + backlog + alone);
 }
 
-// When it could be there, if it were the next to be loaded there.
+// The time at which the model could be used on the device, if it were the next to be loaded there.
 Ns AdaptiveMemory::loaded_ns(const Arena& arena, const KindSpec& spec, const Model& model) const {
     const Worker& worker = *arena.worker;
     Ns begin = std::max(worker.link_free_ns, now() + arenas_.fetch_wait_ns(worker, model) + worker.there_ns);
     return begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
 }
 
-// Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
-// Of those that are as good, the one that has the fewest models: they will all be asked for again.
+// Scores a device by the time at which it would serve the model's first request; an eviction counts as
+// another load, and of equal devices the one with fewest models wins, because all of them will be asked for
+// again.
 Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Model& model, const Score& least) const {
     const Queue* first = first_queue(model);
     if (first == nullptr || Placement::loading(arena) >= OUTSTANDING_MAX) {
@@ -372,7 +375,8 @@ Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Mode
     return {time - time % SCORE_STEP_NS, arena.resident.size()};
 }
 
-// Whether a model that others have would be served there sooner, or hardly later.
+// Whether a copy on this device would serve the first request sooner than the devices that have the model, or
+// hardly later.
 bool AdaptiveMemory::earns_copy(const Arena& arena, const KindSpec& spec, const Model& model) const {
     const Queue* first = first_queue(model);
     if (first == nullptr) {
@@ -393,7 +397,7 @@ bool AdaptiveMemory::earns_copy(const Arena& arena, const KindSpec& spec, const 
     return soonest > served_ns(arena, spec, *first, loaded, soonest + later) - later;
 }
 
-// A FETCH has ended: one that was waited for may be loaded, and the disk is free for another.
+// A FETCH has ended: its model may be loaded, and the disk is free for another.
 void AdaptiveMemory::host_changed(Worker& worker, Model& model) {
     for (Arena* arena : worker.arenas) {
         again_ns_[arena->slot] = 0;
@@ -460,7 +464,7 @@ std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std:
     return until;
 }
 
-// Of the devices behind the same link, the one that has free pages for it and would serve it sooner; null: none.
+// Finds a device on the same link that has free pages for the model and would serve it sooner; null: none.
 Arena* AdaptiveMemory::roomier(const Arena& arena, const KindSpec& spec, const Model& model) const {
     Arena* best = nullptr;
     if (arena.worker->arenas.size() < 2) {
@@ -483,7 +487,8 @@ Arena* AdaptiveMemory::roomier(const Arena& arena, const KindSpec& spec, const M
     return best;
 }
 
-// A copy into free pages costs an idle link's time alone. That is worth something, too: others may become cold.
+// Copies the offered model into free pages over an idle link. The link's time has a price, too, because other
+// models may become cold.
 void AdaptiveMemory::copy_freely(Arena& arena) {
     Model& model = state_.at<Model>(offered_[arena.slot]);
     offered_[arena.slot] = OFFERED_NOTHING;
@@ -503,7 +508,7 @@ void AdaptiveMemory::look(Arena& arena) {
     }
     if (now() < again_ns_[arena.slot]) {
         if (arena.is_idle()) {
-            arena.wake_at(again_ns_[arena.slot]);  // what it was to be woken for may have come to nothing since
+            arena.wake_at(again_ns_[arena.slot]);  // the event that it would be woken for may not come
         }
         return;
     }
@@ -534,7 +539,8 @@ void AdaptiveMemory::look(Arena& arena) {
             }
             Ns fetch = arenas_.fetch_wait_ns(worker, model);
             if (fetch > 0 && cold && placement_.offer_to_host(model)) {
-                aside_.emplace_back(slot, is_put_back);  // it is for those who have it nearer
+                // The devices of the worker that holds the weights take it.
+                aside_.emplace_back(slot, is_put_back);
                 continue;
             }
             Ns begin = std::max(worker.link_free_ns, now() + fetch + worker.there_ns);
@@ -571,7 +577,7 @@ bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
         record.denied_ns = 0;
         if (arenas_.load_by_force(arena, model, spec)) {
             for (const Residency* victim : model.residencies.back()->victims) {
-                ask(*victim->model);  // it may be cold now
+                ask(*victim->model);  // the victim may be cold now
             }
             return true;
         }

@@ -67,7 +67,7 @@ struct Urgency {
     }
 };
 
-// Slots by urgency, the most urgent first (of equal ones, the lowest slot); a slot's urgency may change at any time.
+// Slots by urgency, the most urgent first (of equal ones, the lowest slot). Urgencies may change at any time.
 class SlotHeap {
 public:
     bool empty() const { return heap_.empty(); }
@@ -210,15 +210,15 @@ private:
     SlotHeap asking_;              // models that ask; the benefit may have shrunk since
     std::vector<Demand> demands_;  // by the model's slot
     std::vector<Ns> again_ns_;     // by the arena's slot: no look before this time
-    // By the arena's slot: a model that it may copy into free pages, in this step
+    // By the arena's slot: a model that it may copy into free pages, in this step.
     std::vector<std::uint32_t> offered_;
     Ns ordered_ns_ = 0;  // last time of put_in_order()
     std::vector<Wish> wishes_;
     std::vector<Due> by_due_;  // wishes that may still be in time
-    // Heap, the least dense first: the negative density, and the place in by_due_
+    // Heap, the least dense first: the negative density, and the place in by_due_.
     std::vector<std::pair<double, std::uint32_t>> planned_;
     std::vector<std::uint32_t> silent_;  // models that no longer ask
-    // Slots looked at without success, and whether they were put back
+    // Slots looked at without success, and whether they were put back.
     std::vector<std::pair<std::uint32_t, bool>> aside_;
     std::vector<Residency*> victims_;
     std::vector<Density> densities_;

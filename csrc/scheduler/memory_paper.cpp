@@ -19,7 +19,8 @@ Ns scaled(Ns a, Ns b, Ns c) { return static_cast<Ns>(static_cast<__int128>(a) * 
 
 }  // namespace
 
-// The policy `paper` looks as far ahead with loads as with executions; under another, what it is set to is its own.
+// Under policy `paper`, loads look as far ahead as executions; under another, schedule_ahead_ms is that
+// policy's own.
 PaperMemory::PaperMemory(Parts& parts, const Queues& queues, const Rules& rules, const SchedulerOptions& options)
     : state_(parts.state),
       arenas_(parts.arenas),
@@ -78,7 +79,7 @@ void PaperMemory::sent(Flight& flight) {
     Ns& sum = grown(batches_, flight.batch->slot);
     sum = 0;
     for (const Pending* pending : flight.batch->pendings) {
-        if (pending->deadline_ns < NEVER_NS) {  // what has no deadline never came to waits()
+        if (pending->deadline_ns < NEVER_NS) {  // requests without a deadline were never counted by waits()
             Share& mine = share(*pending);
             sum += mine.exec_ns;
             demand(*pending->model).weights_ns -= mine.weights_ns;
@@ -94,7 +95,7 @@ void PaperMemory::ended(Flight& flight) {
     soil(model);
 }
 
-// Requests that have waited for weights longer than a load could still help them ask for none any more.
+// Removes requests from L_m that have waited too long for a load to help them.
 void PaperMemory::expire() {
     while (!expiries_.empty() && expiries_.top().at_ns <= now()) {
         Expiry over = expiries_.top();
@@ -108,7 +109,7 @@ void PaperMemory::expire() {
     }
 }
 
-// Brings shares, device loads and needs up to date.
+// Computes shares, device loads and needs.
 void PaperMemory::flush() {
     for (std::uint32_t slot : dirty_) {
         Demand& demand = demands_[slot];
@@ -117,7 +118,8 @@ void PaperMemory::flush() {
         double all = 0, squares = 0;
         weights_.clear();
         for (const Residency* residency : model.residencies) {
-            bool counts = residency->arena->usable() && !residency->is_stuck;  // it may leave, or never come
+            // A device that leaves, or whose load may never end, does not count.
+            bool counts = residency->arena->usable() && !residency->is_stuck;
             double here = counts ? weight(*residency->arena) : 0;
             all += here;
             squares += here * here;
@@ -165,7 +167,7 @@ void PaperMemory::look(Arena& arena) {
             if (spec != nullptr && waiting(model) > 0 && arenas_.load_now(arena, model, *spec, NEVER_NS)) {
                 grown(allocated_, model.residencies.back()->slot) = 0;
                 soil(model);
-                flush_ns_ = 0;  // it needs another load less than before
+                flush_ns_ = 0;  // the model needs another load less than before
                 found = true;
                 break;
             }
@@ -212,7 +214,8 @@ void PaperMemory::gone_from(Residency& residency) {
 void PaperMemory::renew(Model& model) {
     if (waiting(model) > 0) {
         soil(model);
-        if (!model.residencies.empty() && !model.is_within_reach()) {  // those that have it leave, or never will
+        // Its devices leave, or their loads may never end.
+        if (!model.residencies.empty() && !model.is_within_reach()) {
             flush_ns_ = 0;
         }
         call(model);

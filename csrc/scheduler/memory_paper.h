@@ -5,26 +5,28 @@
 //   weights_slo = max(min(25 ms, slo - (w + s + BUFFER + ahead)), ahead + BUFFER)
 //   e = s C / exec_slo, from its arrival until it is executed or answered: summed up in E_m
 //   l = s C / weights_slo, until it is sent or answered, or weights_slo is over: summed up in L_m
-// Each device has a load O_g = 1 ms + the sum of a_mg and a weight w_g = C / O_g, and each of its models a share
+// Each device has a load O_g = 1 ms + the sum of a_mg and a weight w_g = C / O_g, and each of its models a
+// share
 //   a_mg = E_m w_g / W, where W is the sum of the weights of the devices that hold the model.
 // The need of a model for (another) load is
 //   p_m = L_m - the sum over its devices of C (L_m w_g / W) / O_g = L_m (1 - (the sum of w_g^2) / W).
-// A device whose link is thought to be free within `ahead` loads the model of the highest need that it does not
-// hold; models without unanswered requests go for it first, then the others, each least recently used first. Models
-// that are being loaded or are in flight stay.
+// A device whose link is predicted to be free within `ahead` loads the model of the highest need that it does
+// not hold. Models without unanswered requests are evicted first, then the others, each least recently used
+// first. Models that are being loaded or are in flight stay.
 //
 // Departures from the original:
-// - A need of zero or less stops loading. (It compared a pointer with zero: never, so every model with a request was
-//   loaded onto every device.)
-// - l leaves when weights_slo is over. (It read a number that it had just set to zero: hardly ever.)
+// - A need of zero or less stops loading. (The original compared a pointer with zero, so every model with a
+//   request was loaded onto every device.)
+// - l leaves when weights_slo is over. (The original read a number that it had just set to zero, so l hardly
+//   ever left.)
 // - After a failed load the model can be loaded again. (An assignment stood where a comparison was meant.)
-// - Models in flight are not evicted. (It evicted them; the action then failed.)
-// - Requests may have SLOs of their own: slo is the request's.
-// - Shares are computed when a load is chosen, at most every PAPER_FLUSH_NS, not at each arrival; the sums are the
-//   same.
-// - Its threads poll all devices in turn. Here a request calls one: the least loaded (O_g) of up to TARGET_SCAN_MAX
-//   whose link is free, and every device looks when something happens on it.
-// - Pages are chosen so that the load fits; the original counts them, its pages being all alike.
+// - Models in flight are not evicted. (The original evicted them; the action then failed.)
+// - slo is that of each request.
+// - Shares are computed when a load is chosen, at most every PAPER_FLUSH_NS, not at each arrival; the sums
+//   are the same.
+// - The original's threads poll all devices in turn. Here a request calls one device, the least loaded (O_g)
+//   of up to TARGET_SCAN_MAX whose link is free, and every device looks for a load when it changes.
+// - Pages are chosen so that the load fits; the original counts them, because its pages are all alike.
 #pragma once
 
 #include <queue>

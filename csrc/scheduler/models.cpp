@@ -6,7 +6,7 @@ namespace clockwork {
 
 namespace {
 
-// The first device of each kind that a worker has.
+// Calls function for the first device of each kind of a worker.
 template <typename Function>
 void for_each_kind(const Worker& worker, Function&& function) {
     for (auto place = worker.arenas.begin(); place != worker.arenas.end(); ++place) {
@@ -47,8 +47,8 @@ Model* Models::prepared(Worker& worker, const ModelSpec& told) {
     return model;
 }
 
-// How a worker's preparation of a model is called: as that of others, where theirs is the same, else by the least
-// number that means another on none of its kinds of device.
+// The variant number of a worker's preparation: that of an equal preparation, otherwise the least number that
+// has another meaning on none of its kinds of device.
 std::uint32_t Models::variant_for(const Model& model, const Worker& worker, const ModelSpec& told) {
     auto said_on_all = [&](std::uint32_t variant, auto&& suits) {
         bool all = true;
@@ -74,7 +74,7 @@ std::uint32_t Models::variant_for(const Model& model, const Worker& worker, cons
     return variant;
 }
 
-// What an earlier worker of a kind said went with it; what another that is still there says of it now stays.
+// An earlier worker's statement is replaced; one of a worker that is still connected stays.
 KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, const ModelSpec& told) {
     KindSpec* known = model.spec(arena.kind, variant);
     if (known != nullptr && known->worker_count > 0) {
@@ -110,7 +110,7 @@ KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, c
     return fresh;
 }
 
-// A worker, or its last device of a kind, is gone, and what it held of the model.
+// Removes the preparation of a worker that is gone, or whose last device of a kind is gone.
 void Models::leave_spec(Model& model, const Worker& worker, std::uint32_t kind) {
     KindSpec* spec = model.spec(kind, worker.variant_of(model));
     if (spec != nullptr && --spec->worker_count == 0 && model.leave_spec(*spec)) {

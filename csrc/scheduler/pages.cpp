@@ -52,7 +52,7 @@ bool PageAllocator::allocate(const Pages& runs, Pages& starts) {
         if (size == 0) {
             throw std::invalid_argument("a run of 0 pages");
         }
-        if (size != last) {  // intervals too short for one run are too short for the next of its length
+        if (size != last) {  // intervals too short for a run are too short for the next of its length
             place = 0;
             last = size;
         }

@@ -33,7 +33,7 @@ Ns Paper::exec_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows)
     return curve != nullptr ? curve->exec_ns(rows) : spec.alone_ns(shape, rows);
 }
 
-// The largest size of a batch.
+// The largest batch size.
 std::uint32_t Paper::largest(const KindSpec& spec) const {
     std::uint32_t size = 1;
     while (size * 2 <= std::min(spec.batch_max, batch_cap_)) {
@@ -65,7 +65,7 @@ Ns Paper::hopeless_ns(const Queue& queue, const Waiting& waiting) {
     return parts_.arenas.last_begin_ns(*queue.model, std::min(deadline, waiting.deadline_ns));
 }
 
-// The first request that may end as late as this.
+// The index of the first request whose internal deadline is at or after this end.
 std::uint32_t Paper::first_feasible(const Queue& queue, Ns end_ns) const {
     if (internal_ns(queue.front()) >= end_ns) {
         return 0;
@@ -101,7 +101,7 @@ Paper::Strategy Paper::strategy(const Queue& queue, const Residency& residency, 
             if (size > 1 && (rows <= best.rows || queue[first].alone)) {
                 break;
             }
-            if (rows > size) {  // one request of many rows
+            if (rows > size) {  // a single request of many rows
                 exec = exec_ns(spec, queue.shape, rows);
             }
             there = std::max(rows, size);

@@ -1,35 +1,38 @@
 // Policy `paper`: the original's scheduler INFER5 (Clockwork, OSDI '20, its source of 2020-10-28).
 //
-// Batches have exactly 1, 2, 4, 8 or 16 requests (as far as the model allows). With slo the time from arrival to
-// deadline, a request's internal deadline is arrival + exec_slo,
+// Batches have exactly 1, 2, 4, 8 or 16 requests (as far as the model allows). With slo the time from arrival
+// to deadline, a request's internal deadline is arrival + exec_slo,
 //   exec_slo = max(slo - BUFFER, schedule_ahead + BUFFER),
-// so that what has a tighter SLO is tried late rather than refused. A strategy (model, b) has the priority
+// so that a request with a tighter SLO is tried late rather than refused. A strategy (model, b) has the
+// priority
 //   front_b.deadline - exec(b)   (the latest start; the lowest goes first, of equal ones the smaller batch)
-// where front_b is the first request that could still be in time in a batch of b, if it began when the device is
-// free. The device's next batch is that of the first strategy that holds its size: from 1 upwards, the next size is
-// taken if there are as many requests that could be in time in it. Requests before the first one taken, which were
-// feasible only in a smaller batch, are sacrificed: answered as missed. A device is given work until it has
-// schedule_ahead of it; an action may start from now until max(now + 1 ms, its predicted start) + schedule_ahead.
-// Estimates are the 99th percentile, interpolated, of the last 10 executions (0.91 of the largest and 0.09 of the
-// second); a profile is replaced by the first one. Nothing is refused at arrival. A failed action goes back to its
-// queue, as everywhere here. One that came too late for its window, though not for the deadlines of its requests, is
-// no attempt of theirs: their next window is twice as wide, as often as WIDENINGS_MAX, and then as wide as the
-// deadlines let it be. (The inputs of 16 requests can take longer on the way than the window of an idle device.)
+// where front_b is the first request that could still be in time in a batch of b that begins when the device
+// is free. The device's next batch is that of the first strategy with enough requests for its size: from 1
+// upwards, the next size is taken if as many requests could be in time in it. Requests before the first one
+// taken, which were feasible only in a smaller batch, are sacrificed: answered as missed. A device is given
+// work for up to schedule_ahead; an action may start from now until max(now + 1 ms, its predicted start) +
+// schedule_ahead. Estimates are the 99th percentile, interpolated, of the last 10 executions (0.91 of the
+// largest and 0.09 of the second); the first execution replaces a profile. Nothing is refused at arrival. The
+// requests of a failed action go back to their queue, as under every policy. An action that came too late for
+// its window, though not for the deadlines of its requests, does not count as an attempt: their next window
+// is twice as wide, up to WIDENINGS_MAX times, and then as wide as the deadlines allow. (The inputs of 16
+// requests can take longer on the way than the window of an idle device.)
 //
-// Options: schedule_ahead_ms (5, as in the paper; its code has 10), batch_cap (16; its code has 8), early_cancel
-// (1: what cannot be in time any more, even alone and at once, is answered then; 0: at its internal deadline).
+// Options: schedule_ahead_ms (5, as in the paper; its code has 10), batch_cap (16; its code has 8),
+// early_cancel (1: requests that cannot be in time any more, even alone and at once, are answered then; 0: at
+// their internal deadline).
 // Memory: `paper` unless told otherwise.
 //
 // Departures from the original, all in its favour:
-// - Strategies are not kept in sets that every request is pushed to, on every device, and popped from when stale:
-//   each is worth what it would be if it were computed anew, which is never worse.
-// - What cannot be in time on a device that is busy for a while is not lost to other devices.
+// - The original pushes every request to sets of strategies on every device, and pops stale ones. Here each
+//   strategy has the value that it would have if it were computed anew, which is never worse.
+// - Requests that cannot be in time on a device that is busy for a while stay available to other devices.
 // - Requests of one model go by deadline where their SLOs differ; the original's queues are by arrival.
 // - Priorities: within one level it is as published; a higher level goes first.
 // - Estimates are shared by models of one program. They are per kind of device.
-// - An overdue action delays what is predicted by as much as it is overdue, not only beyond 10 ms.
-// - An older request than the deadline is answered at the deadline itself at the latest, also where the internal
-//   deadline is later (SLOs below 15 ms).
+// - An overdue action delays the predictions behind it by as much as it is overdue, not only beyond 10 ms.
+// - A request is answered at its deadline at the latest, also where the internal deadline is later (SLOs
+//   below 15 ms).
 // - Requests of several rows count as so many; a batch then has at most, not exactly, a size's rows.
 #pragma once
 
@@ -41,8 +44,9 @@
 namespace clockwork {
 
 inline constexpr std::uint32_t PAPER_BATCH_CAP = 16;
-inline constexpr Ns PAPER_FUTURE_NS = MS;         // an action begins no sooner than this from now
-inline constexpr std::uint8_t WIDENINGS_MAX = 8;  // of a request's windows; the last is 128 schedule_aheads wide
+inline constexpr Ns PAPER_FUTURE_NS = MS;  // an action begins no sooner than this from now
+// Doublings of a request's windows; the last is 128 schedule_ahead_ms wide.
+inline constexpr std::uint8_t WIDENINGS_MAX = 8;
 
 class Paper final : public Rules {
 public:

@@ -21,7 +21,7 @@ KindSpec* Placement::loadable(const Arena& arena, const Model& model) {
 
 bool Placement::is_loadable_somewhere(const Model& model) const {
     return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
-        const Worker* worker = state_.find_worker(worker_id);  // null: it is just leaving
+        const Worker* worker = state_.find_worker(worker_id);  // null: it is leaving
         return worker != nullptr && std::any_of(worker->arenas.begin(), worker->arenas.end(),
                                                 [&](const Arena* arena) { return loadable(*arena, model) != nullptr; });
     });
@@ -43,7 +43,7 @@ Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) c
     bool is_any_doomed = arena.doomed > 0;
     queues_.for_each_model(arena, [&](std::uint32_t slot) {
         if (queues_.first_due_ns(slot) > ahead.due_ns) {
-            return true;  // most are, and this lies close together
+            return true;  // the common case, from a dense array
         }
         Share& share = shares_[slot];
         if (!is_any_doomed && share.round == round_of_shares_ && share.kind == arena.kind && share.is_one) {
@@ -56,7 +56,7 @@ Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) c
             return true;
         }
         if (is_any_doomed && arena.find(&model)->doomed) {
-            share.is_one = false;  // elsewhere it is not
+            share.is_one = false;  // another device may have several
             return true;
         }
         const KindSpec& spec = *model.spec(arena);
@@ -81,7 +81,7 @@ Arena* Placement::find_spare(const Model& model) {
     Arena* found = nullptr;
     std::size_t seen = 0;
     std::uint32_t from = spare_from_;
-    bool is_behind = true;  // the devices from that slot on come first, then those before it
+    bool is_behind = true;  // the devices from that slot on come first, then the others
     auto look = [&](std::uint32_t slot) {
         if ((slot >= from) != is_behind) {
             return true;

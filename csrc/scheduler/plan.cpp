@@ -143,7 +143,7 @@ void Plans::give_place(Pending& leaves, Pending& comes) {
     set_limit(batch);
 }
 
-// Its requests wait nowhere then.
+// Removes a batch, whose requests then wait nowhere.
 void Plans::dissolve(Batch& batch, std::vector<Pending*>& waiting) {
     for (Pending* pending : batch.pendings) {
         pending->batch = nullptr;
@@ -191,7 +191,7 @@ void Plans::retime(ProgramEstimates& program, std::uint32_t shape) {
 void Plans::forget_curve(ProgramEstimates& program, std::uint32_t shape) {
     for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
         if (batch->shape == shape) {
-            batch->curve = nullptr;  // its duration stays: the best that is known
+            batch->curve = nullptr;  // its duration stays as the best guess
         }
     }
 }

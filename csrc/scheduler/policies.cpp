@@ -1,4 +1,4 @@
-// Which policies there are, and what each may be told.
+// All policies by name, with their options.
 #include <algorithm>
 #include <span>
 #include <stdexcept>

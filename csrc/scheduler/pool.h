@@ -15,8 +15,8 @@
 
 namespace clockwork {
 
-// Objects of one type at addresses that never change. T has `slot` (a small number, for tables beside the objects),
-// `generation` (how often the slot was given back) and reset().
+// Objects of one type at addresses that never change. T has `slot` (a small number, for tables beside the
+// objects), `generation` (how often the slot was given back) and reset().
 template <typename T>
 class Pool {
 public:

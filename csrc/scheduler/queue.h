@@ -25,8 +25,8 @@ struct Waiting {
 
 // Requests of one model, shape and level that wait for a device, by (deadline, order of arrival).
 //
-// Entering at the end and leaving at the front cost O(1). Elsewhere the place is found by bisection and the shorter
-// side moves up: a few cache lines where a linked list would be walked through.
+// Entering at the end and leaving at the front cost O(1). Elsewhere the place is found by bisection and the
+// shorter side moves up: a few cache lines where a search of a linked list would touch every request.
 class Queue {
 public:
     Queue(Model* model, std::uint32_t shape, std::uint8_t level) : model(model), shape(shape), level(level) {}

@@ -22,13 +22,13 @@ Queued::Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& m
 
 void Queued::arrive(Pending& pending) {
     Queue& queue = queues_.of(pending);
-    if (is_unknown(pending, queue)) {
+    if (refuse_unknown(pending, queue)) {
         return;
     }
     if (pending.deadline_ns >= NEVER_NS) {
         requests_.open(pending);
         requests_.to_background(pending);
-    } else if (!is_near(pending)) {
+    } else if (!check_near(pending)) {
         arenas_.warm(*pending.model);
     } else if (rules_->admit(pending)) {
         requests_.open(pending);
@@ -37,9 +37,9 @@ void Queued::arrive(Pending& pending) {
     }
 }
 
-// Whether it is of a shape that was never measured, and has been refused for that; if it was not refused, such a shape is
-// measured for those who come later.
-bool Queued::is_unknown(Pending& pending, Queue& queue) {
+// Refuses a request of a shape that was never measured. True: refused. An admitted request has its shape
+// measured for later ones.
+bool Queued::refuse_unknown(Pending& pending, Queue& queue) {
     const Request& request = pending.request;
     const Model& model = *pending.model;
     std::uint32_t shape = request.shape;
@@ -66,8 +66,9 @@ bool Queued::is_unknown(Pending& pending, Queue& queue) {
     return false;
 }
 
-// Whether fetch, load and execution fit its deadline, where host stores have to be counted; if not, it was refused.
-bool Queued::is_near(Pending& pending) {
+// Refuses a request whose deadline does not allow fetch, load and execution, where host stores count. False:
+// refused.
+bool Queued::check_near(Pending& pending) {
     const Model& model = *pending.model;
     if (state_.tiered == 0 || !model.residencies.empty()) {
         return true;
@@ -99,7 +100,7 @@ void Queued::enqueue(Pending& pending, Queue& queue) {
     if (!queue.ready || queue.front().pending == &pending) {
         review(queue);
     }
-    // A device that found nothing in the queue that would be in time may find this.
+    // A device that found no request in time in this queue may find this one.
     if (was_ready && queue.ready && !summoned_.test(pending.model->slot)) {
         wake(*pending.model);
     }
@@ -112,7 +113,7 @@ void Queued::unplan(Pending& pending) {
     }
     Queue& queue = queues_.of(pending);
     if (!queues_.leave(pending, queue)) {
-        return;  // it was being planned again
+        return;  // it is being planned again
     }
     memory_->leaves(pending);
     if (!reviewing_) {
@@ -132,7 +133,7 @@ void Queued::drop(Queue& queue, const Waiting& waiting) {
     requests_.fail(pending, Status::DEADLINE_MISSED, is_over ? Text::DEADLINE_PASSED : Text::CANNOT_BE_IN_TIME);
 }
 
-// Refuses who waited, with what is seen now of the devices that have its model, or will have it.
+// Refuses a waiting request, with the feasible SLO by the present state of its model's devices.
 void Queued::turn_out(const Queue& queue, Pending& pending) {
     const Arena* first = nullptr;
     const KindSpec* spec = nullptr;
@@ -154,7 +155,7 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
             consider(*residency.arena, *residency.spec, residency.ready_ns);
         }
     }
-    if (first == nullptr) {  // a load would have to come first, as if it were the next on its link
+    if (first == nullptr) {  // a load would come first, as the next on its link
         count = std::min(model.workers.size(), OUTLOOK_MAX);
         for (std::size_t place = 0; place < count; ++place) {
             const Worker* worker = state_.find_worker(model.workers[place]);
@@ -174,8 +175,8 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
         requests_.fail(pending, Status::REFUSED, Text::CANNOT_BE_IN_TIME, Reason::DEADLINE);
         return;
     }
-    // It would have gone with those behind it; after it their batches follow, on each of the devices. Higher levels of its
-    // model go before.
+    // Its batch would include the requests behind it; later batches follow on each of the devices. Higher
+    // levels of its model go before.
     std::uint32_t rows = queue.rows(), before = 0;
     for (const auto& other : queues_.of(model)) {
         before += other->level < queue.level ? other->rows() : 0;
@@ -225,7 +226,7 @@ void Queued::review(Queue& queue) {
     }
 }
 
-// A timer: what waits at the front is hopeless, or its queue ready.
+// Handles a request's timer: the queue's front is hopeless, or the queue is ready.
 void Queued::expire(Pending& pending) {
     if (pending.flight != nullptr || pending.queue != nullptr || pending.deadline_ns >= NEVER_NS) {
         return;  // see answer_overdue()
@@ -236,14 +237,14 @@ void Queued::expire(Pending& pending) {
     review(queue);
 }
 
-// A device that could take work has a look at a model's queues.
+// Has a device that could take work look at a model's queues.
 void Queued::call(Model& model) {
     if (!wake(model) && habits_.spreads) {
         memory_->found_all_busy(model);
     }
 }
 
-// False: none could take work.
+// Wakes a hungry device of the model. False: there is none.
 bool Queued::wake(Model& model) {
     Executor* executor = queues_.find_hungry(model);
     if (executor == nullptr) {
@@ -285,7 +286,7 @@ void Queued::dispatch(Executor& executor) {
     if (feed(executor)) {
         queues_.mark_hungry(executor);
     } else {
-        // Others may take what this device was called for, or left over.
+        // Other devices may take the models that this one was called for, or left over.
         for (Model* model : called) {
             if (queues_.has_ready(*model)) {
                 call(*model);
@@ -305,7 +306,8 @@ bool Queued::feed(Executor& executor) {
         std::uint32_t lane = executor.lane.size();
         Ns free = executor.free_ns(state_.now), inputs = rules_->inputs_ns(worker);
         if (lane >= (habits_.counts_lane ? executor.run_ahead : OUTSTANDING_MAX)) {
-            // One more must be under way before the results are back, or the device waits a round trip.
+            // One more action must be under way before the results are back, or the device waits a round
+            // trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS - inputs;
             if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX) {
@@ -328,14 +330,14 @@ bool Queued::feed(Executor& executor) {
         }
         if (choice.queue != nullptr) {
             if (executor.must_wait(*(*choice.queue)[choice.first].pending)) {
-                return false;  // the end of what is under way brings the device back here
+                return false;  // the end of the actions under way wakes the device
             }
             send(executor, choice);
         } else if (state_.background.empty() || !serve_background(executor, false)) {
             break;
         }
     }
-    if (!state_.background.empty()) {  // memory may be short, or another device have the model
+    if (!state_.background.empty()) {  // memory may be short, or another device has the model
         executor.wake_at(state_.now + BACKGROUND_RETRY_NS);
     }
     if (idle_.has_unmeasured() && executor.lane.empty()) {
@@ -348,7 +350,8 @@ void Queued::send(Executor& executor, const Choice& choice) {
     Queue& queue = *choice.queue;
     Residency& residency = *choice.residency;
     Model& model = *queue.model;
-    bool is_trial = choice.hoped_ns != 0;  // then its time is no error of the estimates, which it was sent against
+    // The duration of a trial is no error of the estimates, which it was sent against.
+    bool is_trial = choice.hoped_ns != 0;
     Curve* curve = is_trial ? nullptr : residency.spec->program->curve(queue.shape);
     Batch* batch = executions_.make_batch(executor, residency, queue.shape, curve, 0);
     const Pending& oldest = *queue[choice.first].pending;
@@ -376,7 +379,7 @@ void Queued::send(Executor& executor, const Choice& choice) {
     }
 }
 
-// What is on a device is answered at its deadline, whether it has come back or not.
+// Answers requests on a device at their deadlines, whether their results have come or not.
 void Queued::answer_overdue(Executor& executor) {
     for (Flight* flight = executor.lane.front(); flight != nullptr; flight = executor.lane.next(flight)) {
         Batch* batch = flight->batch;
@@ -399,7 +402,8 @@ void Queued::answer_overdue(Executor& executor) {
 
 // ----- requests without a deadline ---------------------------------------------------------------
 
-// Sends the oldest whose model is here. aged: only of those that have waited long, and no more than their share.
+// Sends the oldest background request whose model is here. aged: only one that has waited long, within the
+// share of background work.
 bool Queued::serve_background(Executor& executor, bool aged) {
     for (Model* model : idle_.background()) {
         if (aged && state_.now - model->background.front()->request.arrived_ns < BACKGROUND_AGE_NS) {
@@ -443,7 +447,7 @@ void Queued::send_background(Executor& executor, Residency& residency) {
     }
     requests_.left_background(model);
     Ns duration = planned_ns(residency, shape, batch->size);
-    batch->duration_ns = duration > 0 ? duration : PROFILE_NS_MAX;  // anyone's guess; the request has time
+    batch->duration_ns = duration > 0 ? duration : PROFILE_NS_MAX;  // a guess; the request has time
     memory_->sent(*executions_.send(*batch));
 }
 

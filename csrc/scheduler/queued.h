@@ -66,8 +66,8 @@ private:
     // Handles a possible change of a queue's front, readiness or rank: answers hopeless requests, sets the
     // timer, calls a device.
     void review(Queue& queue);
-    bool is_near(Pending& pending);
-    bool is_unknown(Pending& pending, Queue& queue);
+    bool check_near(Pending& pending);
+    bool refuse_unknown(Pending& pending, Queue& queue);
     void enqueue(Pending& pending, Queue& queue);
     void call(Model& model);
     bool wake(Model& model);
@@ -90,7 +90,7 @@ private:
     const Habits& habits_;
     std::unique_ptr<QueueMemory> memory_;
     std::vector<std::vector<Model*>>
-        called_;              // by the executor's slot: models for which it was called, or took a batch, in this step
+        called_;              // by the executor's slot: models for which it was called, or took a batch
     Bits summoned_;           // models for which a device was called in this step that has not looked yet
     std::int64_t order_ = 0;  // order of the last arrival
     bool reviewing_ = false;

@@ -6,7 +6,7 @@ namespace clockwork {
 
 namespace {
 
-// Of a rank, for the time; what is above is the level.
+// Bits of a packed rank for the time; the level is above them.
 constexpr std::uint32_t RANK_BITS = 56;
 constexpr Ns RANK_BIAS = Ns{1} << 54;
 
@@ -76,7 +76,7 @@ bool Queues::leave(Pending& pending, Queue& queue) {
 
 void Queues::take(Queue& queue, std::uint32_t first, std::uint32_t count, std::vector<Pending*>& taken) {
     queue.take(first, count, taken);
-    queue.timer_order = -1;  // a request may come back: its timer is for where it is now
+    queue.timer_order = -1;  // a request may come back to another place: this timer is void
     set_waiting(*queue.model, waiting(*queue.model) - count);
 }
 
@@ -145,7 +145,7 @@ bool Queues::has_work(const Arena& arena) const {
 }
 
 Queue* Queues::first_ready(const Arena& arena, Residency*& residency) {
-    // Residencies lie far apart in memory: that of the best is looked up alone, and it can nearly always be used.
+    // Residencies lie far apart in memory: only the best one's is read, and it can nearly always be used.
     for (bool looks = false;; looks = true) {
         std::uint32_t best = UINT32_MAX;
         std::uint64_t least = 0;

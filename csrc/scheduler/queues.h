@@ -164,7 +164,7 @@ private:
 
     State& state_;
     std::vector<ModelQueues> states_;  // by the model's slot; grows in add_model() only
-    // Likewise; a dense array, because it is read for every model on a device
+    // Likewise; a dense array, because it is read for every model on a device.
     std::vector<std::uint32_t> waiting_;
     std::vector<std::uint64_t> ranks_;  // by the model's slot: rank of the best ready queue
     std::vector<Ns> first_due_ns_;      // likewise

@@ -1,5 +1,5 @@
-// The records that a scheduler keeps of requests, batches, residencies, actions and models; machines.h has those of
-// workers, arenas and executors.
+// Records of requests, batches, residencies, actions and models; machines.h has those of workers, arenas and
+// executors.
 //
 // The records hold state; the policy decides about it. State of a single policy is kept beside the records,
 // by their slots. All records live in pools and are given back at the end of a step, so that no pointer
@@ -85,10 +85,10 @@ struct Pending {
     Ns load_ns = 0;  // duration of the load that it waited for
     Ns key_ns = 0;   // used by the policy
     std::uint8_t attempts = 0;
-    // Evidence that it ends workers; with any, it runs by itself: see Recovery::blame()
+    // Evidence that it ends workers; with any, it runs by itself: see Recovery::blame().
     std::uint8_t evidence = 0;
     std::uint8_t widenings = 0;  // its actions that came too late for a window narrower than its deadline
-    // Number, plus 1, of the device that last failed it by the device's own fault; 0: none
+    // Number, plus 1, of the device that last failed it by the device's own fault; 0: none.
     std::uint64_t failed_on = 0;
     bool answered = false;
     bool alone = false;  // it shares no batch, since a batch that it was in failed
@@ -241,7 +241,7 @@ struct alignas(CACHE_LINE) KindSpec {
     Ns load_ns = 0;      // measured at preparation
     Ns load_own_ns = 0;  // estimate of its own loads; 0: there were none
     LoadEstimates* fetches = nullptr;
-    Ns fetch_own_ns = 0;           // estimate of its own fetches, from disk into a host store; 0: there were none
+    Ns fetch_own_ns = 0;           // estimate of its own fetches, from disk to a host store; 0: none
     std::uint64_t host_bytes = 0;  // its size there
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
@@ -289,7 +289,7 @@ struct alignas(CACHE_LINE) Residency {
     KindSpec* spec = nullptr;
     Arena* arena = nullptr;
     ResidencyState state = ResidencyState::PENDING;
-    // A pending load waits for its pages: only work that leaves the load in time is planned on it
+    // A pending load waits for its pages: only work that leaves the load in time is planned on it.
     bool doomed = false;
     bool on_device = false;  // in arena->resident
     bool is_stuck = false;   // its LOAD is so late that it may never end

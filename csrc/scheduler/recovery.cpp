@@ -4,7 +4,8 @@
 
 namespace clockwork {
 
-// Nobody can serve it any more. Who leaves in order makes no request fail: it is refused.
+// Answers a request that no worker can serve any more. If a worker leaves in order, the request is refused,
+// not failed.
 void Recovery::abandon(Pending& pending) {
     bool leaves = std::any_of(pending.model->workers.begin(), pending.model->workers.end(),
                               [this](WorkerId id) { return state_.find_worker(id)->draining; });
@@ -28,9 +29,9 @@ void Recovery::strand(Model& model) {
     deciders_.policy->strand(model);
 }
 
-// Like an execution, a LOAD that is overdue by STUCK_NS is likely to take as long again, and it is the worker's to end.
-// Those behind it on its link come no sooner. Until that time has passed, nothing is promised on any of them; what was
-// promised is planned anew, here only if there is no other place and time enough.
+// A LOAD that is overdue by STUCK_NS is likely to take as long again, and only the worker can end it. Loads
+// behind it on its link are delayed as well. Until that time has passed, nothing is promised on any of them.
+// Existing promises are planned anew, on this device only if there is no other place and time enough.
 void Recovery::watch_loads(Arena& arena) {
     if (arena.loading == 0) {
         return;
@@ -69,11 +70,13 @@ void Recovery::watch_loads(Arena& arena) {
     }
 }
 
-// Notes what a device was at when its worker was lost, or it broke: the oldest action of each lane. Had the oldest
-// ended by now, as was thought, its result may have been lost on its way: then the next had begun, too.
+// Marks the actions that a lost worker, or a broken device, was executing: the oldest action of each lane. If
+// the oldest should have ended by now, its result may have been lost on the way; then the next is marked,
+// too.
 //
-// What was sent before another worker was lost is not suspected: the two have a cause in common, a network or a
-// controller that stood still, for a request that ends workers is tried again only when it has ended one.
+// Actions sent before another worker was lost are not suspected: the two losses have a common cause, a
+// network or a controller that stalled, because a request that ends workers is tried again only after it has
+// ended one.
 void Recovery::blame(const Arena& arena) {
     auto suspect = [this](Flight& flight) { flight.was_executing = flight.sent_ns >= lost_ns_; };
     for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
@@ -95,14 +98,14 @@ void Recovery::blame(const Arena& arena) {
     }
 }
 
-// Holds against a model, and its requests in the flight, what became of it. They have been taken back already.
+// Counts a fault against a model and the requests of a flight, which have been taken back already.
 void Recovery::accuse(const Flight& flight, Fault fault) {
     Model& model = *flight.residency->model;
     std::uint8_t evidence = fault == Fault::CRASHED ? EVIDENCE_CRASHED : EVIDENCE_LOST;
     bool is_enough = false;
     if (fault == Fault::OVERRUN) {
-        // A shape that was tried in idle time, on values that mean nothing, is only noted.
-        // Nor are those counted that went on at the same time: devices that all are slow are nobody's doing.
+        // An overrun of an idle-time measurement, whose values mean nothing, is only noted. Overruns at the
+        // same time count as one: several devices that are slow together are not the model's doing.
         if (flight.kind == FlightKind::INFER && flight.sent_ns >= model.overrun_ns) {
             model.overrun_ns = state_.now;
             is_enough = model.overruns.add(state_.now);
@@ -122,7 +125,7 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
                 }
             }
         }
-        // That its requests' time was over says that it took long, which makes an accident less likely.
+        // An execution whose requests had all expired took long, which makes an accident less likely.
         bool counts = fault == Fault::CRASHED || (!has_open && flight.kind == FlightKind::INFER);
         for (std::uint8_t count = 0; counts && count < evidence; ++count) {
             is_enough |= model.unanswerable.add(state_.now);
@@ -130,7 +133,7 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
     }
     bool sets_aside = is_enough && !model.draining;
     if (fault == Fault::WORKER_LOST && !sets_aside) {
-        return;  // it may have been anything
+        return;  // the cause is uncertain
     }
     Command& command = state_.order(CommandKind::MODEL_FAULT);
     command.model_id = model.model_id;
@@ -140,10 +143,10 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
     if (!sets_aside) {
         return;
     }
-    model.aside = model.draining = true;  // set_aside() follows, once the books are in order
+    model.aside = model.draining = true;  // set_aside() follows, once the books are consistent
 }
 
-// Answers every request for a model that is set aside and not under way, in the order of their coming.
+// Answers every request for a model that was set aside, except those under way, in the order of arrival.
 void Recovery::set_aside(Model& model) {
     std::vector<RequestId> all;
     state_.pendings.for_each([&](const Pending& pending) {
@@ -153,7 +156,8 @@ void Recovery::set_aside(Model& model) {
     });
     std::sort(all.begin(), all.end());
     for (RequestId id : all) {
-        if (Pending* pending = state_.pendings.find(id); pending != nullptr) {  // else it was answered with one before
+        // Otherwise it was answered with an earlier one.
+        if (Pending* pending = state_.pendings.find(id); pending != nullptr) {
             requests_.fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
         }
     }

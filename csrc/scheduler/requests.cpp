@@ -42,7 +42,7 @@ void Requests::close(Pending& pending) {
     if (--levels_[request.priority] == 0) {
         levels_used_[request.priority / 64] &= ~(std::uint64_t{1} << (request.priority % 64));
     }
-    if (pending.flight == nullptr) {  // else the flight still names it: it goes when that ends
+    if (pending.flight == nullptr) {  // otherwise the flight refers to it until it ends
         state_.retire(&pending);
     }
     Model& model = *pending.model;
@@ -185,7 +185,7 @@ void Requests::wake_devices(Model& model) {
         for (Residency* residency : model.residencies) {
             state_.touch(*residency->arena);
         }
-    } else {  // a busy one looks by itself when it is done
+    } else {  // a busy device looks when it is done
         std::size_t count = model.residencies.size(), at = model.place_cursor % count;
         for (std::size_t looked = 0; looked < WAKE_MAX; ++looked) {
             Arena& arena = *model.residencies[at]->arena;

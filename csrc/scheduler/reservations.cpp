@@ -7,7 +7,7 @@ namespace clockwork {
 void Reservations::want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs) {
     Reservation& reservation = executor.reservation;
     expected_ns = std::clamp<Ns>(expected_ns, 0, RESERVE_NS_MAX);
-    // What is wanted soon after the last goes on with it, and so does what replaces another: it has waited already.
+    // A want soon after the last one continues its wait, as does a replacement.
     if (reservation.expected_ns == 0 && state_.now - reservation.ended_ns > RESERVE_AGE_NS) {
         reservation.since_ns = state_.now;
     }
@@ -69,7 +69,7 @@ void Reservations::look(Executor& executor) {
         return;
     }
     if (!reservation.victims.empty()) {
-        take_pages(executor);  // they serve nobody: the sooner they have gone, the sooner they come back
+        take_pages(executor);  // its pages serve nobody: the sooner they are lent, the sooner they return
     }
     if (!is_time(executor)) {
         return;
@@ -85,7 +85,7 @@ void Reservations::look(Executor& executor) {
     Ns free = executor.free_ns(state_.now);
     reservation.until_ns = begin_ns(executor) + duration;
     reservation.action_id = state_.next_action();
-    // It may need the link, and what stalls the device stalls its loads.
+    // It may need the link, and a stalled device stalls its loads.
     worker.reserved_ns = std::max(worker.reserved_ns, reservation.until_ns);
     worker.link_free_ns = std::max(worker.link_free_ns, reservation.until_ns);
     Command& command = state_.order(CommandKind::SEND_RESERVE);
@@ -102,7 +102,7 @@ void Reservations::look(Executor& executor) {
 }
 
 bool Reservations::ended(const ActionResult& result) {
-    for (Executor* executor : state_.executors) {  // it is rare
+    for (Executor* executor : state_.executors) {  // a rare search
         Reservation& reservation = executor->reservation;
         if (reservation.action_id == 0 || reservation.action_id != result.action_id ||
             executor->worker->worker_id != result.worker) {
@@ -130,7 +130,7 @@ bool Reservations::ended(const ActionResult& result) {
         if (!is_done) {
             reservation.again_ns = state_.now + RESERVE_RETRY_NS;
         } else if (reservation.sent_ns >= reservation.wanted_ns) {
-            reservation.expected_ns = 0;  // what was wanted has been had
+            reservation.expected_ns = 0;  // the want is fulfilled
         }
         if (reservation.expected_ns == 0 && reservation.runs != reservation.lent_runs) {
             give_back(*executor);
@@ -170,7 +170,7 @@ bool Reservations::take_pages(Executor& executor) {
     for (const Flight* flight = flights.front(); !reservation.runs.empty() && flight != nullptr;
          flight = flights.next(flight)) {
         if (flight->kind == FlightKind::UNLOAD && flight->arena == executor.arena) {
-            return false;  // of one that made way, perhaps
+            return false;  // the pages of a model that was evicted for it may still be in use
         }
     }
     return true;

@@ -1,4 +1,5 @@
-// The rules of a policy with queues: when a queue wants a device, how urgent it is, and what a device runs next.
+// Rules of a policy with queues: when a queue wants a device, how urgent it is, and the next batch of a
+// device.
 #pragma once
 
 #include <span>
@@ -41,20 +42,21 @@ struct Choice {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
     Ns hoped_ns = 0;  // not 0: it is a trial, with this duration at best (Curve::hoped_ns())
-    // Requests of lower levels, of the same model and shape; valid until the next choice
+    // Requests of lower levels, of the same model and shape; valid until the next choice.
     std::span<const Span> filling = {};
 };
 
 // Differences between policies with queues, beside their rules.
 struct Habits {
     std::string memory = "adaptive";  // memory rules, where the options name none
-    // Time before a device is planned to be free at which its next batch is sent
+    // Time before a device is planned to be free at which its next batch is sent.
     Ns ahead_ns = QUEUED_AHEAD_NS;
-    bool presses_late = true;  // a request sent after a part of its time calls for another device; not if that
-                               // is the policy's own doing
-    // Waiting requests were not admitted: before their deadlines they are refused, not missed
+    // A request that is sent after a part of its SLO calls for another device; false where the policy has
+    // requests wait on purpose.
+    bool presses_late = true;
+    // Waiting requests were not admitted: before their deadlines they are refused, not missed.
     bool promises_nothing = false;
-    bool spreads = true;      // a model may be loaded onto idle devices although those that have it are in time
+    bool spreads = true;      // a model in time may be copied onto idle devices
     bool counts_lane = true;  // a device is given no more than run_ahead actions (and a round trip's worth)
 };
 

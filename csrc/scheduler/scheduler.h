@@ -76,7 +76,7 @@ struct DeviceStatus {
     Ns recent_executing_ns = 0;
     Ns recent_idle_with_work_ns = 0;
     bool draining = false;
-    // Budget of the host store that its worker's devices share; 0: there is none
+    // Budget of the host store that its worker's devices share; 0: there is none.
     std::uint64_t host_bytes = 0;
     std::uint64_t host_used = 0;
     std::uint64_t hosted = 0;        // models in the host store

@@ -11,7 +11,7 @@ namespace clockwork {
 
 namespace {
 
-// What a row takes in the cheapest batch that runs for no longer than half of the SLO.
+// The cost of a row in the cheapest batch that runs for no longer than half of the SLO.
 double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
     double least = static_cast<double>(curve.planned_ns(1));
     for (std::uint32_t rows = 2; rows <= batch_max; rows *= 2) {
@@ -62,14 +62,14 @@ void divide(Arena& arena, Ns now) {
             continue;
         }
         double requests = share.requests.rate(now), alone = static_cast<double>(share.alone_ns);
-        // Fewer than one within an SLO do not meet in a batch.
+        // At fewer than one request within an SLO, requests do not meet in a batch.
         bool is_rare = requests * static_cast<double>(share.slack_ns) < 1;
         double each = is_rare ? alone : share.batched_ns;
         double takes = std::min(requests * each, level);
         shares.busy += takes;
         shares.spread_ns += takes * each;
         shares.alone_max_ns = std::max(shares.alone_max_ns, share.alone_ns);
-        // Of several devices with the model the next is free so much sooner.
+        // With several devices that hold the model, the next is free that much sooner.
         Ns copies = static_cast<Ns>(other_residency->model->residencies.size());
         shares.slack_min_ns = std::min(shares.slack_min_ns, share.slack_ns);
         shares.batch_max_ns = std::min(shares.batch_max_ns, share.slack_ns * copies / SHARE_BATCH_PART);
@@ -128,7 +128,7 @@ void charge_overdue(Residency& residency, Ns now, Ns excess_ns) {
         now + (share.overdue < OVERDUE_COUNT ? std::min(excess_ns, OVERDUE_AGE_NS) : OVERDUE_AGE_NS);
     share.is_excused = false;
     residency.arena->shares.contested_until_ns = now + OVERDUE_AGE_NS;
-    residency.arena->shares.divided_ns = -NEVER_NS;  // what follows is to know of it
+    residency.arena->shares.divided_ns = -NEVER_NS;  // the next decision must know of it
 }
 
 void excuse_overdue(Residency& residency) {
@@ -166,7 +166,7 @@ Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overd
     if (!is_overdue) {
         return use;
     }
-    // What was taken back was charged, perhaps in the window before: then nothing is left of what it had.
+    // Batches that were taken back were charged, perhaps in the window before: the charge may be negative.
     double charged = std::max(use.had, 0.0), had = charged + excess;
     bool is_unknown = share.overdue >= OVERDUE_COUNT && had > SHARE_OVERDUE;
     double asked = use.asked * had < SHARE_UNKNOWN * charged ? use.asked * had / charged : SHARE_UNKNOWN;

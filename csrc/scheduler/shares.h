@@ -4,8 +4,8 @@
 // On a device that turned a request away, time is divided max-min fair. docs/policies/memory.md derives the
 // rules, with formulas; docs/sharing.md is for users.
 //
-//     asked   = device time a second that the model's requests would take, refused ones too, in batches as large as
-//               half of their SLO allows
+//     asked   = device time a second that the model's requests would take, refused ones too, in batches as
+//               large as half of their SLO allows
 //     had     = device time a second that its batches took
 //     level   = the largest with  sum over the device's models of min(asked, level) <= 1
 //     modest  : asked <= SHARE_MODEST * level
@@ -121,7 +121,7 @@ struct ModelShare {
     Ns overdue_ns = -NEVER_NS;         // end of the last overdue execution
     Ns mistaken_until_ns = -NEVER_NS;  // end of the time for which it is charged for them
     std::uint32_t overdue = 0;         // overdue executions until then
-    bool is_excused = false;           // the overdue execution was a single one, and others ended in time since
+    bool is_excused = false;           // the overdue execution was a single one, and others ended in time
     Ns asked_ns = 0;                   // time of its last request
     Ns alone_ns = 0;                   // duration of one of its requests by itself
     Ns slack_ns = 0;                   // SLO of its requests
@@ -150,9 +150,8 @@ struct DeviceShares {
     double spread_ns = 0;        // variance of the time that they take, per time
     Ns alone_max_ns = 0;         // the longest execution of one of their requests
     Ns slack_min_ns = NEVER_NS;  // least SLO of their requests
-    Ns batch_max_ns =
-        NEVER_NS;      // how long a batch of models beyond their shares may run, unless it is a single request
-    double level = 0;  // 0: all that is asked for fits
+    Ns batch_max_ns = NEVER_NS;  // longest batch of models beyond their shares, unless it is a single request
+    double level = 0;            // 0: all that is asked for fits
 
     void archive(Archive& archive) {
         archive(contested_until_ns, divided_ns, is_divided, busy, spread_ns, alone_max_ns, slack_min_ns, batch_max_ns,

@@ -22,7 +22,7 @@ Batch* Spare::fill(Executor& executor, Ns free) {
         if (Batch* batch = from_background(executor, free); batch != nullptr) {
             return batch;
         }
-        if (!state_.background.empty()) {  // memory may be short, or another device have the model
+        if (!state_.background.empty()) {  // memory may be short, or another device has the model
             executor.wake_at(state_.now + BACKGROUND_RETRY_NS);
         }
     }
@@ -32,7 +32,7 @@ Batch* Spare::fill(Executor& executor, Ns free) {
     return nullptr;
 }
 
-// Take over a batch that another device has planned and this one can run at once.
+// Takes over a batch that is planned on another device and can run here at once.
 Batch* Spare::steal(Executor& executor, Ns free) {
     std::size_t count = state_.executors.size();
     ++round_;
@@ -83,7 +83,7 @@ Batch* Spare::steal(Executor& executor, Ns free) {
     return nullptr;
 }
 
-// Enters a batch in a device's plan, and fills in what follows from its requests and its place.
+// Enters a batch in a device's plan, and sets the fields that depend on its requests and its place.
 Batch* Spare::enter(Executor& executor, Batch* batch, std::size_t index) {
     Plan& plan = plans_.of(executor);
     index = std::min(index, plan.size());
@@ -101,7 +101,7 @@ Batch* Spare::enter(Executor& executor, Batch* batch, std::size_t index) {
     return batch;
 }
 
-// The oldest background requests whose model is here, as many as fit one batch.
+// Forms a batch of the oldest background requests whose model is here.
 Batch* Spare::from_background(Executor& executor, Ns free) {
     for (Model* model : idle_.background()) {
         Residency* residency = executor.arena->find(model);
@@ -116,8 +116,8 @@ Batch* Spare::from_background(Executor& executor, Ns free) {
     return nullptr;
 }
 
-// The model's oldest background requests as a batch in the plan; at `index` if that keeps what is behind, else at the
-// end. Null if the batch would delay what is planned: at the end, it is to run from `free` on.
+// Plans a batch of the model's oldest background requests, at `index` if that delays no promise behind it,
+// otherwise at the end, where it would begin at `free`. Null if it would delay planned work.
 Batch* Spare::background_batch(Executor& executor, Residency& residency, Ns free, std::size_t index) {
     Model& model = *residency.model;
     const KindSpec& spec = *residency.spec;
@@ -142,7 +142,7 @@ Batch* Spare::background_batch(Executor& executor, Residency& residency, Ns free
             ++count;
         }
     }
-    // Without a profile or a bound the duration is anyone's guess; the request has time.
+    // Without a profile or a bound the duration is a guess; the request has time.
     Ns duration = spec.alone_ns(shape, size);
     if (duration == 0) {
         duration = PROFILE_NS_MAX;

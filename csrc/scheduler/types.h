@@ -1,8 +1,9 @@
 // Types of the scheduler: events (arguments of Scheduler's calls) and orders (Command records).
 //
 // Times are controller time in nanoseconds. Nothing here reads a clock, opens a socket or sees the bytes of a
-// tensor: a request is its row count, its shape and its deadline. Names of models, texts for people and Python
-// objects stay on the other side of the binding; shapes, programs and device kinds are numbers that it gave out.
+// tensor: a request is its row count, its shape and its deadline. Names of models, texts for people and
+// Python objects stay on the other side of the binding; shapes, programs and device kinds are numbers that
+// the binding gave out.
 #pragma once
 
 #include <cstdint>
@@ -72,10 +73,10 @@ struct Request {
     RequestId id = 0;
     ModelId model_id = 0;
     std::uint32_t rows = 1;
-    // Number of the shape of its inputs (see Scheduler::shape_known); 0: it has no inputs
+    // Number of the shape of its inputs (see Scheduler::shape_known); 0: it has no inputs.
     std::uint32_t shape = 0;
     std::uint64_t bytes = 0;  // size of all its inputs, for the bound on queued bytes
-    // Size of the inputs in the client's memory, which its worker copies from there
+    // Size of the inputs in the client's memory, which its worker copies from there.
     std::uint64_t copied_bytes = 0;
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;
@@ -117,7 +118,7 @@ struct ActionResult {
     // Arrival of the order and its inputs at the worker, in controller time; 0: unknown. In a live system,
     // their copy to the device is still to come then; a simulated worker includes the copy.
     Ns ready_ns = 0;
-    // The worker's words; owned by the caller, valid for the duration of the call
+    // The worker's words; owned by the caller, valid for the duration of the call.
     const std::string* text = nullptr;
 };
 
@@ -155,7 +156,7 @@ struct Command {
     Text text = Text::NONE;
     WorkerId worker = 0;
     std::int32_t device = 0;  // index within the worker
-    std::uint32_t first = 0;  // into Commands::ids (INFER: requests) or Commands::runs (LOAD, RESERVE: first pages)
+    std::uint32_t first = 0;  // into Commands::ids (INFER: requests) or Commands::runs (LOAD, RESERVE)
     std::uint32_t count = 0;
     std::uint32_t part = 0;   // ANSWER_OK
     std::uint32_t shape = 0;  // SEND_PROFILE
@@ -168,9 +169,9 @@ struct Command {
     Ns earliest_ns = 0;  // WAKE: at_ns
     Ns latest_ns = 0;
     Ns expected_ns = 0;
-    Ns a = 0;                // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number; MODEL_FAULT: Fault
-    Ns b = 0;                // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if the model is set aside
-    Ns c = 0;                // ANSWER_OK: exec_ns; ANSWER_FAILED: the third
+    Ns a = 0;                // ANSWER_OK: queue_ns; ANSWER_FAILED: first number; MODEL_FAULT: Fault
+    Ns b = 0;                // ANSWER_OK: load_ns; ANSWER_FAILED: second; MODEL_FAULT: 1: set aside
+    Ns c = 0;                // ANSWER_OK: exec_ns; ANSWER_FAILED: third number
     Ns feasible_slo_ns = 0;  // ANSWER_FAILED, REFUSED: 0 if unknown
     Ns retry_after_ns = 0;
 };

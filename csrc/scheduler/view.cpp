@@ -1,4 +1,4 @@
-// What a scheduler shows of itself.
+// Status and snapshots of a scheduler.
 #include <algorithm>
 
 #include "scheduler/dispatcher.h"
@@ -23,7 +23,7 @@ void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
     bool is_late = has_overdue(arena, now);
     for (const Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
-        ModelShare share = residency->share;  // to look changes nothing
+        ModelShare share = residency->share;  // a copy: a status query changes nothing
         if (Use use = use_of(*residency, share, now, is_late); use.asked > 0) {
             row.shares.push_back({residency->model->model_id, use.asked, use.had, share.is_modest, share.is_beyond});
             row.beyond += share.is_beyond;

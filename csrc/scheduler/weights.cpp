@@ -9,7 +9,7 @@ namespace clockwork {
 
 namespace {
 
-// Weights double with every half-life. After so many, all begin anew at 1.
+// Number of doublings after which all weights restart at 1.
 constexpr Ns DOUBLINGS_MAX = 64;
 
 // The integral of all weights until the first was 1, in half-lives.
@@ -38,7 +38,8 @@ int Weights::move_to(Ns now) {
     // Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
     double rest = static_cast<double>(now - began_ns_) / static_cast<double>(half_life_ns_);
     weight_ = (1 + rest) * scale_;
-    double integral = (INTEGRAL_FIRST + rest + rest * rest / 2) * scale_;  // of all weights until now, in half-lives
+    // The integral of all weights until now, in half-lives.
+    double integral = (INTEGRAL_FIRST + rest + rest * rest / 2) * scale_;
     double memory = (integral - before_) / weight_;
     memory_ns_ = std::max(memory * static_cast<double>(half_life_ns_), static_cast<double>(memory_min_ns_));
     return static_cast<int>(doublings);

@@ -1,4 +1,4 @@
-// Workers and devices that come and go.
+// Workers and devices: joining, leaving, loss.
 #include <algorithm>
 
 #include "scheduler/dispatcher.h"
@@ -31,7 +31,7 @@ void Dispatcher::worker_joined(Ns now, WorkerId worker_id, const std::vector<Dev
     }
 }
 
-// What a worker calls a device is an arena with one executor.
+// Adds a device of a worker: an arena with one executor.
 void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec) {
     Arena* arena = state_.pool<Arena>().make();
     arena->worker = &worker;
@@ -64,7 +64,7 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
         return;
     }
     state_.by_worker.erase(static_cast<std::uint32_t>(worker_id));
-    worker->draining = true;  // nothing that is planned again may land here
+    worker->draining = true;  // nothing is planned again on this worker
     std::vector<Pending*> waiting;
     for (Arena* arena : worker->arenas) {
         take_unsent(*arena, waiting);
@@ -98,7 +98,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         return;
     }
     if (worker->arenas.size() == 1) {
-        worker_left(now, worker_id);  // there is nothing that it could do
+        worker_left(now, worker_id);  // it has no device left
         return;
     }
     worker->arenas.erase(std::find(worker->arenas.begin(), worker->arenas.end(), arena));
@@ -111,7 +111,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
             continue;
         }
         if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
-            // The host store is the worker's: its actions go on, in the name of another device.
+            // The host store is the worker's: its actions continue in the name of another device.
             Residency& stand_in = *flight->residency;
             flight->arena = stand_in.arena = worker->arenas.front();
             KindSpec* spec = stand_in.model->spec(*flight->arena);
@@ -137,14 +137,14 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         parts_.models.leave_kind(*worker, arena->kind);
     }
     for (Arena* mate : worker->arenas) {
-        arenas_.retime_loads(*mate);  // the link is theirs
+        arenas_.retime_loads(*mate);  // they share the link
         state_.touch(*mate);
     }
     parts_.learning.follow_clocks(arena->kind);
     find_others(waiting, Text::DEVICE_LOST, touched);
 }
 
-// Takes everything that was not sent off an arena and its executors; appends the requests, in order.
+// Removes all unsent work from an arena and its executors; appends the requests, in order.
 void Dispatcher::take_unsent(Arena& arena, std::vector<Pending*>& waiting) {
     for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
         policy_->clear_plan(*executor, waiting);
@@ -152,7 +152,7 @@ void Dispatcher::take_unsent(Arena& arena, std::vector<Pending*>& waiting) {
     arenas_.drop_loads(arena);
 }
 
-// An action of which nothing will be heard any more: its requests are appended to `waiting`.
+// Ends an action without a result; appends its requests to `waiting`.
 void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
     parts_.flights.end(flight);
     if (flight.kind == FlightKind::UNLOAD) {
@@ -172,14 +172,14 @@ void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
     }
 }
 
-// Forgets an arena, of which nothing is planned or in flight any more, with what it held, and its executors.
+// Removes an arena without planned or sent work, with its models and executors.
 void Dispatcher::lose_device(Arena& arena, std::vector<Model*>& touched) {
     while (Residency* residency = arena.resident.front()) {
         note_model(*residency->model, touched);
         arenas_.forget(*residency);
     }
     for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
-        executor->timer_ns = NEVER_NS;  // whatever timer it has set is stale
+        executor->timer_ns = NEVER_NS;  // any timer that it has set is stale
         policy_->left(*executor);
         state_.untouch(*executor);
         state_.executors.erase(std::find(state_.executors.begin(), state_.executors.end(), executor));
@@ -189,7 +189,7 @@ void Dispatcher::lose_device(Arena& arena, std::vector<Model*>& touched) {
     state_.retire(&arena);
 }
 
-// Each model once in a round.
+// Appends each model once in a round.
 void Dispatcher::note_model(Model& model, std::vector<Model*>& touched) {
     if (model.touched != touch_round_) {
         model.touched = touch_round_;
@@ -197,8 +197,8 @@ void Dispatcher::note_model(Model& model, std::vector<Model*>& touched) {
     }
 }
 
-// Plans anew what was on a device that is gone; answers who can be served by nobody any more.
-// touched: the models that it held.
+// Plans anew the requests of a device that is gone; answers those that no other device can serve. touched:
+// the models that it held.
 void Dispatcher::find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched) {
     for (Model* model : state_.models) {
         note_model(*model, touched);

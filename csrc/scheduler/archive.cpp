@@ -278,7 +278,7 @@ void State::check_read() {
                                    : timer.slot < pool<Pending>().slot_count(),
                       "a timer is nobody's");
     }
-    // Counters are recomputed from the records that they count.
+    // Reference counts that were read must match the references: they decide what is kept.
     std::map<const ProgramEstimates*, std::uint32_t> users;
     std::map<const KindSpec*, std::uint32_t> workers;
     pool<KindSpec>().for_each_used([&](KindSpec& spec) { ++users[spec.program]; });

@@ -83,7 +83,7 @@ double chance_devices(const std::vector<Wait>& waits, double load, double run_ns
             late += wait.requests * all_busy * std::exp(-2 * (count - load) * wait.room_ns / run_ns);
         }
         if (late <= late_max) {
-            // Interpolated above the number before, which does not suffice.
+            // Interpolated between count - 1, which does not suffice, and count.
             return count - 1 + late / late_max;
         }
     }

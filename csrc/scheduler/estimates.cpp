@@ -134,8 +134,8 @@ bool Surprises::forget() {
 
 bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
     // An erratic curve expects its worst time: there, another overdue execution is one of a tenth of that.
-    bool is_one = is_overdue(took_ns, worst_ns() > 0 ? worst_ns_ / (OVERDUE_RATIO * OVERDUE_RATIO) : expected_ns);
-    if (!is_one) {
+    bool is_surprise = is_overdue(took_ns, worst_ns() > 0 ? worst_ns_ / (OVERDUE_RATIO * OVERDUE_RATIO) : expected_ns);
+    if (!is_surprise) {
         return count_ > 0 && ++behaved_ >= ERRATIC_BEHAVED && forget();
     }
     if (count_ > 0 && now - took_ns < newest_ns_) {

@@ -40,7 +40,7 @@ inline constexpr std::uint32_t WINDOW = 10;
 inline constexpr double MARGIN_RATIO = 0.02;
 inline constexpr Ns MARGIN_NS = 100'000;
 
-// Bounds of outliers: see above.
+// Bounds of outliers, as defined at the head of this file.
 inline constexpr Ns OUTLIER_RATIO = 2;
 inline constexpr std::uint32_t OUTLIERS_MAX = 2;
 

@@ -64,7 +64,7 @@ public:
             follow(static_cast<double>(bytes));
         }
     }
-    // The time of that many bytes.
+    // The time of a typical batch.
     Ns takes_ns(Ns now, const ByteTime& time) const {
         return most_ > 0 ? static_cast<Ns>(time.byte_ns(now) * most_) : 0;
     }

@@ -51,7 +51,7 @@ inline constexpr Ns SCORE_STEP_NS = 100'000;
 // Number of models that are sorted at once for eviction: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
-// No model is offered to the device.
+// The entry of a device to which no model is offered, instead of a slot.
 inline constexpr std::uint32_t OFFERED_NOTHING = UINT32_MAX;
 
 // Urgency of a load: loads that are put back come behind all others.

@@ -43,7 +43,7 @@ Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) c
     bool is_any_doomed = arena.doomed > 0;
     queues_.for_each_model(arena, [&](std::uint32_t slot) {
         if (queues_.first_due_ns(slot) > ahead.due_ns) {
-            return true;  // the common case, from a dense array
+            return true;  // the common case; the deadlines lie in a dense array
         }
         Share& share = shares_[slot];
         if (!is_any_doomed && share.round == round_of_shares_ && share.kind == arena.kind && share.is_one) {

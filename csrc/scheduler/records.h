@@ -56,7 +56,7 @@ inline void must(bool holds, const char* what) {
     }
 }
 
-// The times of the last Count events: whether they are within FAULT_WINDOW_NS.
+// The times of the last Count events. add() returns whether all of them are within FAULT_WINDOW_NS.
 template <std::size_t Count>
 struct Recent {
     std::array<Ns, Count> times{};
@@ -336,7 +336,7 @@ enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP
 struct Flight {
     ActionId action_id = 0;
     FlightKind kind = FlightKind::INFER;
-    bool revoked = false;        // or it has ended
+    bool revoked = false;        // its worker was told not to begin it, or it has ended
     bool is_recalled = false;    // revoked, to be planned anew, because the action before it is overdue
     bool is_apart = false;       // nothing else is sent to its device meanwhile
     bool was_executing = false;  // it was executing when its worker was lost
@@ -406,7 +406,7 @@ struct alignas(CACHE_LINE) Model {
     // is none.
     Residency* next_asked() { return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()]; }
 
-    // Whether a device has it, or will, whose worker does not leave.
+    // Whether the model is on a device, or will be, whose worker is not leaving.
     bool is_somewhere() const;
     // The same, without residencies whose LOADs may never end.
     bool is_within_reach() const;

@@ -69,7 +69,7 @@ void Reservations::look(Executor& executor) {
         return;
     }
     if (!reservation.victims.empty()) {
-        take_pages(executor);  // its pages serve nobody: the sooner they are lent, the sooner they return
+        take_pages(executor);  // doomed models serve nobody: the sooner they go, the sooner they can return
     }
     if (!is_time(executor)) {
         return;

@@ -120,7 +120,7 @@ struct ModelShare {
     Windowed requests;
     Ns overdue_ns = -NEVER_NS;         // end of the last overdue execution
     Ns mistaken_until_ns = -NEVER_NS;  // end of the time for which it is charged for them
-    std::uint32_t overdue = 0;         // overdue executions until then
+    std::uint32_t overdue = 0;         // number of overdue executions in a row within OVERDUE_AGE_NS
     bool is_excused = false;           // the overdue execution was a single one, and others ended in time
     Ns asked_ns = 0;                   // time of its last request
     Ns alone_ns = 0;                   // duration of one of its requests by itself

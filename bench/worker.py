@@ -64,7 +64,7 @@ FLOAT = 1
 WAIT_NS = 60 * SECOND
 RATE_HZ = 200
 AHEAD_NS = 2 * MS
-WINDOW = 16
+WINDOW = 64
 """INFERs under way while throughput is measured."""
 
 MODES = ("nothing", "a thread spins", "a thread allocates", "models are prepared")

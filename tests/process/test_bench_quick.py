@@ -38,6 +38,7 @@ from bench import (
     rot,
     roundtrip,
     shared_memory,
+    worker,
 )
 from bench.attacks import gateway_bytes, gateway_seats, seats
 from bench.attacks import measure as attacks
@@ -105,6 +106,16 @@ def test_what_a_request_costs_a_gateway() -> None:
         grpc.close()
     assert [row["case"] for row in rows] == ["http", "grpc"]
     assert all(10 < row["cpu_us/request"] < 20_000 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_workers_infers_are_counted_and_paced_beside_its_python() -> None:
+    [row] = worker.throughput({"this": Path.cwd()}, 1, 200)
+    assert row["INFERs/s"] > 0
+    assert row["processor us each"] > 0
+    rows = worker.lateness(1, 20)
+    assert [row["meanwhile"] for row in rows] == list(worker.MODES)
+    assert [row["INFERs"] for row in rows] == [20] * len(worker.MODES)
 
 
 @pytest.mark.slow

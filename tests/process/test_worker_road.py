@@ -1,4 +1,4 @@
-"""The native road of a worker between a socket and emulated devices, with a test in the place of the worker's loop."""
+"""The native road of a worker between a socket and a device, with a test in the place of the worker's loop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from clockwork.device.base import Device
+from clockwork.device.cpu import CpuDevice
 from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.formats.package import PackageFile, digest_of, rows_of
@@ -39,29 +41,41 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.packages import LIST_FILE, PROFILE_FILE
+from clockwork.wire.tensors import tensor_bytes
 from clockwork.wire.transport import Dealer, Poller, Transport
 from clockwork.worker import _road
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
+from tests.device.rig import CpuRig, affine
 
 MODEL = 1
 PAGE_BYTES = 1 << 20
 WAIT_S = 60.0
-UINT8 = 2
+UINT8, FLOAT = 2, 1
 
 
 class Stage:
-    """A controller's socket, a road, and one emulated device that it drives.
+    """A controller's socket, a road, and one device that it drives.
 
-    exec_ms, load_ms: of the model's actions. It is ready and its stored bytes are whole unless a test says otherwise."""
+    device: with its model; None: an emulated one. exec_ms, load_ms: of its actions. The model is ready and its stored bytes
+    are whole unless a test says otherwise."""
 
-    def __init__(self, place: Path, exec_ms: int = 1, load_ms: int = 1) -> None:
+    def __init__(
+        self, place: Path, exec_ms: int = 1, load_ms: int = 1, device: CpuDevice | None = None
+    ) -> None:
         self.transport = Transport()
         self.router = self.transport.router("tcp://127.0.0.1:0")
         self.dealer: Dealer = self.transport.dealer(self.router.endpoint)
-        self.group = EmulatedGroup(1, 8 * PAGE_BYTES, PAGE_BYTES, settings=EmulatedSettings())
-        self.device = self.group.devices[0]
+        self.device: Device = device if device is not None else self._emulated(place, exec_ms, load_ms)
+        self.road = open_road(self.dealer, [self.device], WorkerClock().settings)
+        self.notices: list[tuple[int, int, int, int, Any]] = []
+        self.identity = b""
+        self.action_id = 0
+        self._poller = Poller([self.router], [self.road.fileno()])
+
+    def _emulated(self, place: Path, exec_ms: int, load_ms: int) -> Device:
+        group = EmulatedGroup(1, 8 * PAGE_BYTES, PAGE_BYTES, settings=EmulatedSettings())
         profile = ModelProfile(
             name="m", exec_ns={1: exec_ms * MS}, weights_bytes=PAGE_BYTES, load_ns=load_ms * MS, input_bytes=8, output_bytes=8
         )  # fmt: skip
@@ -71,15 +85,10 @@ class Stage:
         package.mkdir()
         (package / PROFILE_FILE).write_bytes(content)
         (package / LIST_FILE).write_text(json.dumps(rows_of(files)))
-        info = self.group.info
-        prepare_profile(package, place / "prepared", "d", info.fingerprint, info.page_bytes, {})
-        self.group.prepare(MODEL, str(place / "prepared"))
+        prepare_profile(package, place / "prepared", "d", group.info.fingerprint, group.info.page_bytes, {})
+        group.prepare(MODEL, str(place / "prepared"))
         self.given = Given.of(PreparedModel.read(place / "prepared").summary())
-        self.road = open_road(self.dealer, [self.device], WorkerClock().settings)
-        self.notices: list[tuple[int, int, int, int, Any]] = []
-        self.identity = b""
-        self.action_id = 0
-        self._poller = Poller([self.router], [self.road.fileno()])
+        return group.devices[0]
 
     def start(self, whole: bool = True) -> None:
         self.road.model_ready(MODEL, *self.given.declared())
@@ -131,7 +140,9 @@ class Stage:
         result = codec.decode(frames[0], FROM_WORKER)
         assert isinstance(result, Result), result
         if result.parts:
-            assert [bytes(frame) for frame in frames[1:]] == [bytes(8)] * len(result.parts)
+            [[[dtype, shape, _]]] = result.parts
+            [output] = frames[1:]
+            assert len(bytes(output)) == tensor_bytes(dtype, shape)
         return result.action_id, Status(result.status), result.text
 
     def close(self) -> None:
@@ -144,7 +155,7 @@ class Stage:
 def make(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
     made: list[Stage] = []
 
-    def one(**options: int) -> Stage:
+    def one(**options: Any) -> Stage:
         made.append(Stage(tmp_path, **options))
         return made[-1]
 
@@ -282,9 +293,8 @@ def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stag
     assert stage.result()[:2] == (action_id, Status.NOT_RESIDENT)
 
 
-def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Stage]) -> None:
-    """A profile function is set before the road's thread, and every other thread that serves, begins."""
-    stage = make(exec_ms=1)
+def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Stage], tmp_path: Path) -> None:
+    """A profile function is set before any thread that serves begins: the road's, and the lanes' of a CPU device."""
     entered: list[str] = []
     me = threading.get_ident()
 
@@ -295,12 +305,20 @@ def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Sta
     threading.setprofile(note)
     sys.setprofile(note)
     try:
+        rig = CpuRig(tmp_path)
+        stage = make(device=rig.make())
+        stage.device.prepare(MODEL, prepared := rig.build(affine()))
+        stage.given = Given.of(PreparedModel.read(prepared).summary())
         stage.start()
         stage.load()
-        stage.result()
+        assert stage.result()[1] == Status.OK
+        assert entered, "the lanes have begun under the profile function"
+        entered.clear()
         for _ in range(200):
-            action_id = stage.infer()
-            assert stage.result()[:2] == (action_id, Status.OK)
+            stage.action_id += 1
+            action = Infer(stage.action_id, 0, MODEL, 1, -NEVER_NS, NEVER_NS, MS, [[[FLOAT, [1, 4], 0]]])
+            stage.send(action, (bytes(16),))
+            assert stage.result() == (stage.action_id, Status.OK, "")
     finally:
         sys.setprofile(None)
         threading.setprofile(None)

@@ -67,7 +67,7 @@ HELLO_PAUSE_MAX_NS = 8_000_000_000
 HELLO_SETTLED_NS = 10_000_000_000
 """Time with a controller after which a worker that is let go says hello again at once."""
 
-# ----- worker/{process,preparation,runner}.py --------------------------------------------------
+# ----- worker/{process,preparation,road}.py ----------------------------------------------------
 
 WORKER_MESSAGES_PER_TURN = 64
 """Messages that a worker takes from its socket before it polls its devices again."""

@@ -5,8 +5,9 @@ it. It has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD), *exe
 retries. What one device may differ in, another must be able to differ in without any change outside its
 own module.
 
-Threads: every method is called from the worker's one loop thread, except prepare(), tidy(), reserved() and what is done
-in it, which are called from the thread that makes models ready. The lanes themselves run natively.
+Threads: a worker's road drives a device natively, by its port() and outlet(), on a thread of its own; all else is called
+from the worker's loop, except prepare(), tidy(), reserved() and what is done in it, which are called from the thread that
+makes models ready. Other callers have one thread in the place of road and loop. The lanes themselves run natively.
 """
 
 from __future__ import annotations

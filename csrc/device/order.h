@@ -1,4 +1,4 @@
-// What the loop's thread makes of an order, and a lane's thread runs; and what of a device it is about.
+// An order from its beginning to its end on a device's lanes, and the models that orders name.
 #pragma once
 
 #include <array>

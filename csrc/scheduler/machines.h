@@ -146,9 +146,9 @@ struct Executor {
     std::uint32_t index = 0;  // the worker's number for it
     std::uint32_t run_ahead = 1;
     Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;  // actions sent to it, oldest first
-    Ns lane_end_ns = 0;                                             // predicted end of the last
-    Ns head_end_ns = 0;                                             // predicted end of the oldest
-    PredictedLane predicted;                                        // the same lane without margins
+    Ns lane_end_ns = 0;                                             // predicted end of its last action
+    Ns head_end_ns = 0;                                             // predicted end of its oldest
+    PredictedLane predicted;                                        // the lane without margins
     Ns wake_ns = NEVER_NS;                                          // when it wants to be looked at again
     Ns timer_ns = NEVER_NS;                                         // the timer that is set for that
     Ns aged_ns = 0;                                                 // next promotion of a background batch

@@ -74,7 +74,8 @@ std::uint32_t Models::variant_for(const Model& model, const Worker& worker, cons
     return variant;
 }
 
-// An earlier worker's statement is replaced; one of a worker that is still connected stays.
+// Returns the record of a preparation: that of connected workers with the same preparation, otherwise a
+// new one, which replaces the record of workers that are gone.
 KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, const ModelSpec& told) {
     KindSpec* known = model.spec(arena.kind, variant);
     if (known != nullptr && known->worker_count > 0) {

@@ -1,1 +1,1 @@
-"""The gateway: HTTP and gRPC as the Open Inference Protocol has them, on one side; a cluster's client on the other."""
+"""The gateway: serves the Open Inference Protocol over HTTP and gRPC, as a client of a cluster."""

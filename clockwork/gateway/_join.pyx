@@ -1,6 +1,7 @@
-"""Join the pieces of a large message while others have the interpreter's lock.
+"""Join the pieces of a large message without the interpreter's lock.
 
-bytes.join() keeps it where a piece is no bytes object: 20 ms for 32 MiB, most of them the kernel's for fresh pages.
+bytes.join() holds the lock where a piece is no bytes object: for 20 ms at 32 MiB. The kernel spends most of
+that time on fresh pages.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -9,7 +10,10 @@ from libc.string cimport memcpy
 
 
 def join(list pieces not None):
-    """The pieces, each of bytes in one row, as one bytes object. They must not change meanwhile. Raises BufferError."""
+    """Return the pieces, each a contiguous buffer, joined as one bytes object.
+
+    The pieces must not change meanwhile. Raises BufferError.
+    """
     cdef Py_ssize_t total = sum([memoryview(piece).nbytes for piece in pieces])
     cdef bytes joined = PyBytes_FromStringAndSize(NULL, total)
     cdef char *target = PyBytes_AS_STRING(joined)

@@ -1,10 +1,10 @@
-"""Room for the answers that a gateway holds until their callers have taken them, bounded for each caller and in all.
+"""Accounts for the bytes of answers that callers have not read yet, with bounds per caller and in all.
 
-Pure: time comes in with each call. A caller that does not read costs an answer's bytes for as long as the gateway lets
-it; small requests may ask for large answers, so nothing that is bounded on the way in bounds them. The obvious mend, to
-refuse whoever comes while the room is full, would let those who do not read shut out everybody else. So where room is
-short, the connection whose answer has moved least of late is ended; and small answers have room that large ones cannot
-take.
+The module is pure: each call is given the time. A caller that does not read keeps its answer's bytes in
+memory. Bounds on requests do not bound answers, because a small request may have a large answer. To refuse
+new requests while the memory is full would let callers that do not read shut out all others. Therefore, where
+memory is short, the gateway ends the connection whose answer has made no progress for longest. Part of the
+memory is for small answers alone.
 """
 
 from __future__ import annotations
@@ -27,45 +27,53 @@ from clockwork.wire.messages import Reason
 
 
 class Held:
-    """Room of a request's answer."""
+    """The memory that is reserved for the answer of one request."""
 
     __slots__ = ("begun_ns", "caller", "copies", "end", "model", "moved_ns", "released", "size")
 
     def __init__(self, caller: Hashable, copies: int, end: Callable[[], None]) -> None:
-        """caller: whatever names the connection. copies: how many times it has the answer's bytes. end: ends it."""
+        """Reserve nothing yet.
+
+        caller: identifies the connection. copies: the number of copies of the answer's bytes that the
+        connection holds. end: ends the connection.
+        """
         self.caller = caller
         self.copies = copies
         self.end = end
         self.model = ""
-        self.size = 0  # bytes: as expected, then as they are
-        # When it came, and when the caller last took some of it; 0: it is not there yet.
+        self.size = 0  # bytes: first the expected, then the true size
+        # Times of the answer's arrival, and of its caller's last read; 0: the answer has not arrived.
         self.begun_ns = self.moved_ns = 0
         self.released = False
 
 
 class Answers:
-    """See the module."""
+    """The accounts of all answers of one server; see the module."""
 
     def __init__(self, answer_s: float) -> None:
-        """answer_s: within which an answer must be taken, beside the time that its size allows."""
+        """answer_s: time limit for reading an answer, to which time for its size is added."""
         self._limit_ns = to_ns(answer_s)
         self.bytes = 0
         self._of_callers: collections.Counter[Hashable] = collections.Counter()
         self._there: dict[Held, None] = {}  # answers that have come, by their last progress
-        # Of models' last two answers, if either was large; the last one first.
+        # By model: the sizes of its last two answers, the latest first, if either was large.
         self._sizes: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
 
     def ask(self, held: Held, model: str, now: int) -> None:
-        """Take room for an answer of the model, as large as the smaller of its last two. Raises Refused. release() must
-        follow.
+        """Reserve memory for an answer of the model: as much as the smaller of its last two answers took.
 
-        Not as large as the last one: whoever asks for a single large answer would have others wait for as much room."""
+        The last answer alone would not do: after a single large answer, all requests of the model would
+        reserve as much. Raises Refused. release() must follow.
+        """
         held.model = model
         if expected := min(self._sizes.get(model, (0, 0))):
             self._take(held, expected * held.copies, now)
 
     def come(self, held: Held, size: int, now: int) -> None:
-        """An answer of ``size`` bytes is there. Raises Refused; then its bytes are not to be kept."""
+        """Note the arrival of an answer of ``size`` bytes.
+
+        Raises Refused; the caller of this method then drops the bytes.
+        """
         last, _ = self._sizes.pop(held.model, (0, 0))
         if max(size, last) > JOINED_BYTES_MAX and held.model:
             self._sizes[held.model] = size, last
@@ -79,20 +87,20 @@ class Answers:
         self._there[held] = None
 
     def move(self, held: Held, now: int) -> None:
-        """The caller has taken a part of an answer."""
+        """Note that the caller has read a part of an answer."""
         held.moved_ns = now
         if held in self._there:
             del self._there[held]
             self._there[held] = None
 
     def release(self, held: Held) -> None:
-        """The answer is kept no longer. Idempotent."""
+        """Give back the memory that is reserved for an answer. Idempotent."""
         held.released = True
         self._give_back(held)
         self._there.pop(held, None)
 
     def sweep(self, now: int) -> None:
-        """End the connections on which an answer takes too long."""
+        """End the connections whose answers have not been read within their time limits."""
         for held in list(self._there):
             if now - held.begun_ns > self._limit_ns + held.size * SECOND // ANSWER_BYTES_PER_S:
                 held.end()

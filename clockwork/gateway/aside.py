@@ -1,4 +1,7 @@
-"""Work beside the loop, on one thread: however many ask, the loop contends with one for the interpreter's lock."""
+"""Work beside the event loop, on a single thread.
+
+With one thread, the loop contends with no more than one other thread for the interpreter's lock.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,20 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Aside:
-    """Does one thing after the other, the smallest first: behind what is largest, everybody would wait for seconds."""
+    """Runs pieces of work one after the other, the smallest first.
+
+    In order of arrival, small work would wait for seconds behind large work (head-of-line blocking).
+    """
 
     def __init__(self, name: str) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, name)
         self._busy = False
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # size, number and turn of what waits
+        # Waiting work: its size, its sequence number, and the future of its turn
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
 
     async def run(self, size: int, work: Callable[[*Arguments], Value], *arguments: *Arguments) -> Value:
-        """The value of ``work``, of so many bytes or whatever its time follows."""
+        """Return the value of ``work``. size: bytes, or another measure to which its time is proportional."""
         loop = asyncio.get_running_loop()
         if self._busy:
             turn: asyncio.Future[None] = loop.create_future()
@@ -31,7 +38,7 @@ class Aside:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():  # the turn came together with the end
+                if turn.done() and not turn.cancelled():  # the turn came together with the cancellation
                     self._pass_on()
                 raise
         self._busy = True

@@ -1,9 +1,9 @@
-"""The user that a caller of the gateway runs as, for callers on this machine.
+"""Finds the user id of a caller that runs on this machine.
 
-Shared memory belongs to a user of this machine, so the gateway must know on whose behalf it reads and writes it. A TCP
-connection carries no credentials, but where both of its ends are on this machine (more exactly: in this network
-namespace), the kernel knows the user of the caller's socket and tells it by the connection's addresses
-(sock_diag(7)). The answer holds while the connection is open: until then no other socket can have these addresses.
+Shared memory belongs to a user of this machine, so the gateway must know the user for whom it reads and
+writes. A TCP connection carries no credentials. Where both of its ends are in this network namespace, the
+kernel knows the user of the caller's socket and returns it for the connection's addresses (sock_diag(7)). The
+answer holds while the connection is open, because no other socket can have these addresses.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FOUND = struct.Struct("=BBBB48x4xIIII")  # inet_diag_msg: family, state, ..., t
 _ANSWER_BYTES = 4_096
 
 _RELAYED = frozenset({"forwarded", "x-forwarded-for", "via", "origin"})
-"""Headers that say that somebody else than the connected process made a request: three are proxies', and browsers send
-Origin for a page."""
+"""Headers of requests that the connected process sends for somebody else: three are set by proxies, and
+browsers set Origin for a page."""
 
 
 class Address(NamedTuple):
@@ -48,7 +48,10 @@ class Caller(NamedTuple):
     headers: Iterable[str]  # their names
 
     def user(self) -> int:
-        """The user id of the process that made the request. Raises Forbidden for other machines' and relayed requests."""
+        """Return the user id of the process that made the request.
+
+        Raises Forbidden for requests of other machines and for relayed requests.
+        """
         for name in self.headers:
             if name.lower() in _RELAYED:
                 raise Forbidden(
@@ -65,8 +68,10 @@ class Caller(NamedTuple):
 
 
 def user_of(address: Address, served: Address) -> int | None:
-    """The user id that owns the socket at ``address`` whose other end is ``served``; None where this machine has no such
-    connection, or its user is not known in this user namespace."""
+    """Return the user id that owns the socket at ``address`` whose other end is ``served``.
+
+    None: this machine has no such connection, or this user namespace does not know the user.
+    """
     local, remote = _packed(address.host), _packed(served.host)
     if local is None or remote is None or len(local) != len(remote):
         return None
@@ -85,12 +90,12 @@ def user_of(address: Address, served: Address) -> int | None:
             answer = asking.recv(
                 _ANSWER_BYTES, socket.MSG_DONTWAIT
             )  # the kernel answers before send() returns
-    except OSError:  # a kernel or a sandbox without sock_diag: the caller is told that nobody is known
+    except OSError:  # a kernel or a sandbox without sock_diag: no user is known
         return None
     if len(answer) < _HEADER.size + _FOUND.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
         return None
     state, user = (_FOUND.unpack_from(answer, _HEADER.size)[index] for index in (1, 6))
-    # A connection that its caller has closed is nobody's: the kernel gives it to user 0.
+    # The kernel reports user 0 for a connection that its caller has closed.
     if state != _TCP_ESTABLISHED or user == _OVERFLOW_USER:
         return None
     return int(user)
@@ -114,4 +119,4 @@ def _overflow_user() -> int:
 
 
 _OVERFLOW_USER = _overflow_user()
-"""In place of every user that has no number in this user namespace."""
+"""The id that the kernel gives for every user without an id in this user namespace."""

@@ -1,4 +1,5 @@
-"""Triton's classification extension: of an output, its highest values with their places and labels instead of all values."""
+"""Triton's classification extension: an output's highest values, with their indices and labels, replace all
+values."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ CLASSIFIED = (
 
 
 def class_count(value: Any, name: str) -> int:
-    """How many classes a request wants of an output; 0: its values. Raises InvalidInput."""
+    """Return the number of classes that a request wants of an output; 0: its values. Raises InvalidInput."""
     if type(value) is not int or not 0 <= value < 1 << 31:
         raise InvalidInput(
             f"parameter classification of output {name!r} is a count of classes, got {repr(value)[:80]}",
@@ -44,9 +45,12 @@ def check_classified(code: int, name: str) -> None:
 def classify(
     code: int, shape: Sequence[int], frame: Frame, count: int, batched: bool, labels: Sequence[str]
 ) -> tuple[list[int], bytes]:
-    """The shape and the frame of the strings ``value:index`` or ``value:index:label`` of the ``count`` highest values,
-    the highest first, of equal ones the first. batched: of each row of the first dimension, not of the whole output.
-    Raises InvalidInput past CLASSES_MAX."""
+    """Return the shape and the frame of strings, ``value:index`` or ``value:index:label``, of the highest
+    values.
+
+    There are ``count`` of them, the highest first; of equal values, the first comes first. batched: count
+    them in each row of the first dimension, not in the whole output. Raises InvalidInput past CLASSES_MAX.
+    """
     rows = shape[0] if batched and shape else 1
     values = np.frombuffer(frame, tensors.numpy_dtype(code)).reshape(
         rows, math.prod(shape) // rows if rows else 0
@@ -57,7 +61,7 @@ def classify(
             f"{count} classes of each of {rows} rows; at most {CLASSES_MAX} are sent in an answer",
             expected=f"at most {CLASSES_MAX} classes",
         )
-    # NaN is below everything: where it came first, a broken output would look certain.
+    # NaN sorts below all numbers: if NaN came first, a broken output would look certain.
     keys = np.where(np.isnan(values), -np.inf, values) if values.dtype.kind == "f" else values
     strings: list[bytes] = []
     for row, key in zip(values, keys, strict=True):
@@ -67,7 +71,7 @@ def classify(
             found = np.concatenate([above, np.flatnonzero(key == least)[: count - len(above)]])
         else:
             found = np.arange(len(row))
-        # Signs of unsigned values cannot be turned: the order is, and with it that of equal ones.
+        # Unsigned values cannot be negated: the order is reversed, which also reverses equal values.
         order = found[::-1][np.argsort(key[found][::-1], kind="stable")][::-1]
         for index in order[:count]:
             value = f"{row[index]:f}" if values.dtype.kind == "f" else str(row[index])

@@ -1,12 +1,13 @@
-"""The connections of gRPC's port, each on a seat.
+"""The connections to gRPC's port, each of which has a seat.
 
-gRPC accepts and reads on threads of its own, and says of a connection nothing but the peer of a call on it. So its
-connections are found among this process's descriptors, again and again; one whose seat is vacated is shut down there, and
-gRPC finds that it has ended. Between two looks gRPC may accept more than there are seats, up to a bound of its own.
+gRPC accepts and reads on threads of its own, and reveals of a connection only the peer of a call on it.
+Therefore each sweep finds the connections among this process's descriptors. A connection whose seat was
+vacated is shut down by its descriptor, and gRPC then finds that it has ended. Between two sweeps gRPC may
+accept more connections than there are seats, up to a bound of its own.
 
-gRPC also takes in a message until it is whole, however long that takes and however many do so, and does not say how much
-of it has come. So the bytes that wait are counted as wire/inflow.py counts them: the kernel's count of the bytes that came
-on a connection, less those of the messages that were whole.
+gRPC receives a message without a limit of time, receives any number of them at once, and does not tell how
+much has come. Therefore the bytes of incomplete messages are counted as in wire/inflow.py: the kernel's count
+of bytes received on a connection, less the bytes of complete messages.
 """
 
 from __future__ import annotations
@@ -28,25 +29,28 @@ from clockwork.wire import inflow
 
 
 class _Receiving:
-    """What has come on a connection, and what of it was messages."""
+    """Bytes that came on a connection, and those of them that belong to complete messages."""
 
     __slots__ = ("calls", "has_had_calls", "held", "taken", "waiting")
 
     def __init__(self) -> None:
-        self.calls = 0  # that wait for a message
-        self.has_had_calls = False  # since all that had come was counted as taken
+        self.calls = 0  # calls that wait for a message
+        self.has_had_calls = False  # since take_all() was last called
         self.taken = 0
-        self.waiting = 0  # bytes of messages that are not whole, as of the last look
-        self.held = 0  # those bytes, added up over the looks since there were few of them
+        self.waiting = 0  # bytes of incomplete messages at the last look
+        self.held = 0  # ``waiting``, summed over the looks since it was last small
 
     def look(self, received: int) -> None:
-        # An overestimate is no credit for later.
+        # ``taken`` may be an overestimate; the excess must not cover bytes that come later.
         self.taken = min(self.taken + round(HEARTBEAT_BYTES_PER_S * GRPC_SWEEP_S), received)
         self.waiting = received - self.taken
         self.held = self.held + self.waiting if self.waiting > INFLOW_SMALL_BYTES else 0
 
     def take_all(self, received: int) -> None:
-        """No call waits: what came of calls that were refused or given up is not kept either."""
+        """Count all received bytes as taken, when no call waits.
+
+        Bytes of calls that were refused or given up are not kept in memory either.
+        """
         self.taken = received
         self.waiting = self.held = 0
         self.has_had_calls = False
@@ -65,7 +69,10 @@ class Connections:
         self._receiving: dict[str, _Receiving] = {}  # by peer
 
     def seat_of(self, peer: str) -> Seat:
-        """The seat of a call's connection. peer: as gRPC says it, ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT."""
+        """Return the seat of a call's connection.
+
+        peer: in gRPC's form, ipv4:HOST:PORT or ipv6:%5BHOST%5D:PORT.
+        """
         seat = self._by_peer.get(peer)
         return self._seated(peer) if seat is None else seat
 
@@ -79,7 +86,8 @@ class Connections:
 
     @contextlib.contextmanager
     def receiving(self, peer: str) -> Iterator[None]:
-        """While a call waits for its message, or for any message of its stream."""
+        """Count a call as waiting for its message, or for any message of its stream, while the context is
+        open."""
         found = self._receiving.setdefault(peer, _Receiving())
         found.calls += 1
         found.has_had_calls = True
@@ -89,7 +97,7 @@ class Connections:
             found.calls -= 1
 
     def take(self, peer: str, count: int) -> None:
-        """Count bytes that were received on a connection and wait no longer, or more than they are."""
+        """Count bytes of a connection as taken; ``count`` may be an overestimate."""
         if peer in self._receiving:
             self._receiving[peer].taken += count
 
@@ -105,9 +113,12 @@ class Connections:
         self._ending[peer] = None
 
     def sweep(self, stranger_ns: int) -> None:
-        """Seat new connections, forget those that have ended, and shut down those whose seats were vacated, and strangers
-        that have made no call they may make for longer than this. Raises OSError where no descriptor is left to look with;
-        the next sweep goes on."""
+        """Seat new connections, forget ended ones, and shut down those that have to end.
+
+        These are connections whose seats were vacated, and strangers that have made no permitted call for
+        longer than ``stranger_ns``. Raises OSError where the process has no descriptor left for the sweep;
+        the next sweep continues.
+        """
         thoroughly = self._looks % THOROUGH_LOOKS == 0 or len(self._seats) > self._seats.seats_max // 2
         self._looks += 1
         found = self._look(thoroughly)
@@ -125,39 +136,44 @@ class Connections:
             if peer in found:
                 descriptor = found[peer]
                 _shut_down(int(descriptor), self._port, peer)
-                # gRPC has yet to find out, and close it: meanwhile it is no newcomer.
+                # gRPC closes the descriptor later: until then it must not count as a new connection.
                 self._descriptors[descriptor] = self._descriptors[descriptor]._replace(peer="")
             del self._ending[peer]
 
     def _end_receiving(self, found: dict[str, str]) -> None:
-        """Have connections shut down while more bytes of messages that are not whole wait than may: first those that have
-        held most of them for longest."""
-        for peer, one in list(self._receiving.items()):
+        """Shut down connections while incomplete messages take more than GRPC_RECEIVING_BYTES_MAX bytes.
+
+        Connections with the largest sum of bytes over time (``held``) are shut down first.
+        """
+        for peer, receiving in list(self._receiving.items()):
             if peer not in found:
-                if not one.calls:
+                if not receiving.calls:
                     del self._receiving[peer]
-                one.waiting = 0
-            elif one.calls:
-                one.look(_received(int(found[peer]), self._port, peer))
-            elif one.has_had_calls:
-                one.take_all(_received(int(found[peer]), self._port, peer))
-        waiting = sum(one.waiting for one in self._receiving.values())
+                receiving.waiting = 0
+            elif receiving.calls:
+                receiving.look(_received(int(found[peer]), self._port, peer))
+            elif receiving.has_had_calls:
+                receiving.take_all(_received(int(found[peer]), self._port, peer))
+        waiting = sum(receiving.waiting for receiving in self._receiving.values())
         if waiting > GRPC_RECEIVING_BYTES_MAX:
-            for peer, one in sorted(self._receiving.items(), key=lambda item: -item[1].held):
+            for peer, receiving in sorted(self._receiving.items(), key=lambda item: -item[1].held):
                 self.end(peer)
-                waiting -= one.waiting
+                waiting -= receiving.waiting
                 if waiting <= GRPC_RECEIVING_BYTES_MAX:
                     break
 
     def _look(self, thoroughly: bool) -> dict[str, str]:
-        """The number of the descriptor of every connection to the port, by peer. thoroughly: look again at numbers that
-        were looked at before, because the system gives those of connections that have ended to others."""
+        """Return the number of the descriptor of every connection to the port, by peer.
+
+        thoroughly: also examine numbers that are known, because the system reuses numbers of closed
+        descriptors.
+        """
         found: dict[str, _Descriptor] = {}
         for number in os.listdir("/proc/self/fd"):
             known = self._descriptors.get(number, NONE)
             found[number] = self._examined(int(number), known) if thoroughly or known is NONE else known
         self._descriptors = found
-        return {one.peer: number for number, one in found.items() if one.peer}
+        return {descriptor.peer: number for number, descriptor in found.items() if descriptor.peer}
 
     def _examined(self, number: int, known: _Descriptor) -> _Descriptor:
         try:
@@ -171,24 +187,30 @@ class Connections:
 
 class _Descriptor(NamedTuple):
     inode: int
-    peer: str  # of a connection to the port; "": it is none, or was shut down
+    peer: str  # of a connection to the port; "": the descriptor is another, or its connection was shut down
 
 
 NONE = _Descriptor(0, "")
 
 
 def _peer(descriptor: int, port: int) -> str:
-    """The peer of a connection to the port, as gRPC says it; "" for any other socket. Raises OSError as _duplicate()."""
-    one = _duplicate(descriptor)
-    if one is None:
+    """Return the peer of a connection to the port, in gRPC's form; "" for any other socket.
+
+    Raises as _duplicate().
+    """
+    duplicate = _duplicate(descriptor)
+    if duplicate is None:
         return ""
-    with one:
-        return _peer_of(one, port)
+    with duplicate:
+        return _peer_of(duplicate, port)
 
 
 def _duplicate(descriptor: int) -> socket.socket | None:
-    """A descriptor as a socket of its own; None if it is no socket, because gRPC's threads have closed it and another file
-    has its number. Raises OSError where this process can have no more descriptors."""
+    """Return a socket by a duplicate of the descriptor.
+
+    None: the descriptor is no socket, because gRPC's threads have closed it and another file has its number.
+    Raises OSError where this process can have no more descriptors.
+    """
     try:
         number = os.dup(descriptor)
     except OSError as error:
@@ -202,14 +224,14 @@ def _duplicate(descriptor: int) -> socket.socket | None:
         return None
 
 
-def _peer_of(one: socket.socket, port: int) -> str:
-    if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+def _peer_of(connection: socket.socket, port: int) -> str:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
         return ""
     try:
-        if one.getsockname()[1] != port:
+        if connection.getsockname()[1] != port:
             return ""
-        host, peer_port, *more = one.getpeername()
-    except OSError:  # it has none by now
+        host, peer_port, *more = connection.getpeername()
+    except OSError:  # the connection has ended
         return ""
     host = host.partition("%")[0]
     if "." in host:
@@ -219,18 +241,21 @@ def _peer_of(one: socket.socket, port: int) -> str:
 
 
 def _received(descriptor: int, port: int, peer: str) -> int:
-    """The bytes that have come on a connection; 0 if the descriptor is no longer its own. Raises OSError as _duplicate()."""
-    one = _duplicate(descriptor)
-    if one is None:
+    """Return the bytes received on a connection; 0 if the descriptor is another's by now.
+
+    Raises as _duplicate().
+    """
+    duplicate = _duplicate(descriptor)
+    if duplicate is None:
         return 0
-    with one:
-        return inflow.received_bytes(one) if _peer_of(one, port) == peer else 0
+    with duplicate:
+        return inflow.received_bytes(duplicate) if _peer_of(duplicate, port) == peer else 0
 
 
 def _shut_down(descriptor: int, port: int, peer: str) -> None:
-    """Shut down a connection, if the descriptor is still its own. Raises OSError as _duplicate()."""
-    one = _duplicate(descriptor)
-    if one is not None:
-        with one:
-            if _peer_of(one, port) == peer:
-                inflow.end(one)
+    """Shut down a connection, unless the descriptor is another's by now. Raises as _duplicate()."""
+    duplicate = _duplicate(descriptor)
+    if duplicate is not None:
+        with duplicate:
+            if _peer_of(duplicate, port) == peer:
+                inflow.end(duplicate)

@@ -44,7 +44,7 @@ class NotFound(ClockworkError):
 
 
 class WrongMethod(ClockworkError):
-    """The path is there, the method is not."""
+    """The path is known, but does not have this method."""
 
     def __init__(self, text: str, allowed: str) -> None:
         super().__init__(text)
@@ -71,7 +71,7 @@ class Told(NamedTuple):
         if RETRY_AFTER in self.headers:
             found.append((RETRY_AFTER.lower(), self.headers[RETRY_AFTER]))
         if "retry_after_us" in self.body:
-            # gRPC's own retries, where a client's service config has any, wait for so long (gRFC A6).
+            # gRPC's retries, where the client's service config enables them, wait for this time (gRFC A6).
             found.append(("grpc-retry-pushback-ms", str(math.ceil(self.body["retry_after_us"] / 1000))))
         return tuple(found)
 
@@ -80,7 +80,7 @@ _FACTS = ("reason", "retry_after_us", "feasible_timeout_us", "request")
 """The keys of an error's body that gRPC's metadata has, too."""
 
 RETRY_AFTER = "Retry-After"
-"""The header with the seconds after which a request that was shed, or that nobody could serve, may be tried again."""
+"""The header with the seconds after which a request that was shed or unavailable may be retried."""
 
 
 _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
@@ -104,22 +104,22 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
     (ExecutionFailed, 500, "INTERNAL", "execution_failed"),
     (ClockworkError, 500, "INTERNAL", "internal"),
 ]
-"""Error, HTTP status, gRPC status, and the word that programs read; the first kind that fits counts."""
+"""Error class, HTTP status, gRPC status, and the word for programs; the first class that fits counts."""
 
 REQUEST = "X-Clockwork-Request"
 """The header with the number by which the controller knows a request, for `clockwork explain`."""
 
 _SHED = (429, "RESOURCE_EXHAUSTED")
-"""Not in time now: the same request may be answered later, and by this gateway."""
+"""Statuses of requests that cannot be answered in time now, and may succeed later at this gateway."""
 
 _UNSERVED = (503, "UNAVAILABLE")
-"""Nobody serves the model."""
+"""Statuses where no worker serves the model."""
 
 _NEVER = (422, "FAILED_PRECONDITION")
-"""Of a request that no device can serve, however idle: no proxy and no client tries it again."""
+"""Statuses of a request that even an idle device could not serve: proxies and clients do not retry them."""
 
 _OUT_OF_RANGE = (413, "OUT_OF_RANGE")
-"""A request beyond a bound: over gRPC, RESOURCE_EXHAUSTED would have it tried again."""
+"""Statuses of a request beyond a bound. Over gRPC it is not RESOURCE_EXHAUSTED, which clients retry."""
 
 _REFUSALS: Mapping[StatusCodes, tuple[Mapping[str, tuple[int, str]], tuple[int, str]]] = {
     StatusCodes.MESH: (
@@ -128,7 +128,7 @@ _REFUSALS: Mapping[StatusCodes, tuple[Mapping[str, tuple[int, str]], tuple[int, 
     ),
     StatusCodes.TRITON: ({Reason.INFEASIBLE: _NEVER}, _UNSERVED),
 }  # fmt: skip
-"""The statuses of refusals by reason, and of any other reason."""
+"""The statuses of refusals by reason; the last are for all other reasons."""
 
 
 def tell(error: ClockworkError, codes: StatusCodes) -> Told:

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC, with Triton's extensions, on grpc.aio.
 
-InferenceService (service.py) answers; this module reads requests and writes answers. A table names the protocol's
-methods, in place of generated code: grpcio needs no more.
+InferenceService (service.py) answers; this module reads requests and writes answers. A table names the
+protocol's methods, in place of generated code: grpcio needs no more.
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ log = logging.getLogger("clockwork.gateway")
 
 
 def _is_defect(record: logging.LogRecord) -> bool:
-    """Whether a line of gRPC's log tells more than that a client went before it had its answer: with that, anybody could
-    fill the log."""
+    """Whether a log record of gRPC tells more than that a client left before its answer.
+
+    Any client could fill the log with such records.
+    """
     return not record.getMessage().startswith("ExecuteBatchError")
 
 
@@ -91,35 +93,36 @@ SERVICE = "inference.GRPCInferenceService"
 PROTOCOL = "grpc"
 
 LIVENESS = "liveness"
-"""The service, in health checks, that is there as long as the gateway runs, for probes that restart what is not."""
+"""The service of health checks that is healthy while the gateway runs, for liveness probes."""
 
 HEALTH = ("", SERVICE, LIVENESS)
-"""The services whose health is told. No model is among them: health is for everybody, and a model's name is not."""
+"""The services of health checks. Models are left out: anybody may ask for health, and model names need a
+token."""
 
 SERVING = health_pb.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 Context: TypeAlias = Any
-"""grpc.aio.ServicerContext, which says little of its types."""
+"""grpc.aio.ServicerContext, whose type annotations are incomplete."""
 
 Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 Stream: TypeAlias = Callable[[AsyncIterator[Any], Context, "_Call"], Awaitable[None]]
-"""A method that writes its answers itself; it is given the messages of its call, each with its size."""
+"""A method that writes its answers itself, given the call's messages, each with its size in bytes."""
 
 _STREAM_ANSWER = b"\x12"
 """The tag of ModelStreamInferResponse.infer_response."""
 
 CALL_BYTES = 128
-"""More than a header, or a frame of HTTP/2 in a record of TLS, adds to what is in it."""
+"""Upper bound of the bytes that a header, or an HTTP/2 frame in a TLS record, adds to its content."""
 
 COPIES = 2
-"""How many times gRPC has an answer's bytes until the peer has taken them: as they were handed over, and in its own buffer."""
+"""Copies of an answer's bytes until the peer has received them: the gateway's message and gRPC's buffer."""
 
 
 class GrpcServer:
-    """Serves until close(). tokens: those that the metadata's authorization must bear."""
+    """Serve the protocol until close(). tokens: the bearer tokens that calls must have in their metadata."""
 
     def __init__(
         self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, seats_max: int
@@ -135,27 +138,30 @@ class GrpcServer:
         self._sweeper: asyncio.Task[None] | None = None
         self._health = Health(self._can_serve)
         self._server: Any = None
-        self._host, self._port = "", 0  # its listening address; "": every address
+        self._host, self._port = "", 0  # the listening address; "": every address
 
     async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
         """Take over the address of a bound socket, which is closed. Raises ConfigError."""
         settings = self._settings
         self._server = grpc.aio.server(options=[
             ("grpc.max_receive_message_length", settings.request_bytes_max),
-            ("grpc.per_message_decompression", 0),  # gRPC's own has no bound on all messages together
+            # gRPC's own decompression has no bound on all messages together
+            ("grpc.per_message_decompression", 0),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
             ("grpc.absolute_max_metadata_size", GRPC_METADATA_BYTES_MAX),
-            # An entry of HPACK's table keeps the buffer in which it came, 64 KiB, and a call the entries that it names.
+            # An entry of HPACK's table keeps the 64 KiB buffer in which it came, and a call keeps the entries
+            # that it refers to.
             ("grpc.http2.hpack_table_size.decoder", 0),
             ("grpc.http2.settings_timeout", round(GRPC_SETTINGS_S * 1000)),
             ("grpc.max_concurrent_streams", STREAMS_MAX),
-            ("grpc.max_allowed_incoming_connections", 2 * self._seats.seats_max),  # until the next look at them
+            # Connections beyond the seats, until the next sweep
+            ("grpc.max_allowed_incoming_connections", 2 * self._seats.seats_max),
             ("grpc.max_connection_idle_ms", round(GRPC_IDLE_S * 1000)),
             ("grpc.server_handshake_timeout_ms", round(settings.headers_s * 1000)),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.so_reuseport", 0),  # else a second gateway would silently share the port
+            ("grpc.so_reuseport", 0),  # otherwise a second gateway would silently share the port
         ])  # fmt: skip
         self._server.add_generic_rpc_handlers((_Handlers(self._methods()),))
         host, port = bound.getsockname()[:2]
@@ -184,7 +190,7 @@ class GrpcServer:
         self._inflater.close()
 
     def calls(self) -> int:
-        """Calls that have begun and not ended, whether or not their messages have come."""
+        """Return the number of calls that have begun and not ended, with or without their messages."""
         return len(self._calls)
 
     async def _sweep(self, connections: Connections) -> None:
@@ -200,7 +206,8 @@ class GrpcServer:
     # ----- the service -------------------------------------------------------------------------
 
     def _methods(self) -> dict[str, Callable[[bytes | None, int], Any]]:
-        """Makers of a call's handler, by path, of the call's token and of the bytes that it takes on the wire."""
+        """Return functions by path, each of which makes a call's handler from its token and its bytes on the
+        wire."""
         unary: dict[str, Method] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -232,7 +239,8 @@ class GrpcServer:
             f"/{SERVICE}/{name}": (method, getattr(pb, f"{name}Request")) for name, method in unary.items()
         }
         kinds["/grpc.health.v1.Health/Check"] = self._check_health, health_pb.HealthCheckRequest
-        # As if the client sent a stream: gRPC then reads no message of a call before it is asked for it.
+        # Declared as a stream of requests: gRPC then reads a call's message only when it is asked for the
+        # message.
         return {
             path: _maker(grpc.stream_unary_rpc_method_handler, self._guarded(needed[path], method), _sized(kind))
             for path, (method, kind) in kinds.items()
@@ -242,7 +250,7 @@ class GrpcServer:
         }  # fmt: skip
 
     def _guarded(self, right: Right, method: Any, is_stream: bool = False) -> Callable[..., Awaitable[Any]]:
-        """The method, a Method or a Stream, for whoever has the right, within the bounds on calls, its errors sent as
+        """Return a Method or Stream with the checks of rights and bounds before it, which sends errors as
         statuses."""
         counted_as = method.__name__[1:]
         waited = (
@@ -273,7 +281,7 @@ class GrpcServer:
                     except TimeoutError:
                         raise self._count_failure(counted_as, TooSlow(waited)) from None
                     except ClockworkError as error:
-                        if has_begun:  # which has counted it
+                        if has_begun:  # the stream has counted the request
                             raise
                         raise self._count_failure(counted_as, error) from None
                     message, size = sized
@@ -286,7 +294,7 @@ class GrpcServer:
                             return answer
                 except (ClockworkError, grpc.aio.BaseError):
                     raise
-                except Exception as error:  # a mistake of ours: the log has it, and the client a status
+                except Exception as error:  # a defect of the gateway: logged here, and sent as a status
                     log.error("a call of %s failed", counted_as, exc_info=error)
                     raise ClockworkError("the gateway failed; its log says how") from None
             except ClockworkError as error:
@@ -302,19 +310,19 @@ class GrpcServer:
 
     @contextlib.contextmanager
     def _receiving(self, call: _Call) -> Iterator[None]:
-        """While a call waits for its messages, which are to be counted by _received()."""
+        """Count a call as waiting for messages while the context is open; _received() counts the messages."""
         assert self._connections is not None
         with self._connections.receiving(call.address):
             self._connections.take(call.address, call.begun_bytes)
             yield
 
     def _received(self, call: _Call, size: int) -> None:
-        """Count a message of ``size`` bytes that has come whole."""
+        """Count a message of ``size`` bytes that was received completely."""
         assert self._connections is not None
         self._connections.take(call.address, _on_the_wire(size))
 
     async def _first(self, requests: AsyncIterator[Any], call: _Call) -> tuple[Any, int]:
-        """The one message of a call, and its size. Raises InvalidInput where none comes."""
+        """Return a call's only message, and its size. Raises InvalidInput where none comes."""
         with self._receiving(call):
             sized = await anext(requests, None)
         if sized is None:
@@ -326,7 +334,7 @@ class GrpcServer:
         return tell(error, self._settings.status_codes)
 
     def _take(self, call: _Call, standing: Standing) -> None:
-        """Seat a call. Raises Refused where only calls that are worked on could make room."""
+        """Seat a call. Raises Refused where all seats have calls whose messages are being worked on."""
         vacated = self._calls.take(call)
         if vacated is call:
             raise Refused(
@@ -337,7 +345,7 @@ class GrpcServer:
         self._calls.recognize(call, standing)
 
     def _count_failure(self, method: str, error: ClockworkError) -> ClockworkError:
-        """Count a call that failed before its message was there; returns the error."""
+        """Count a call that failed before its message came, and return the error."""
         with contextlib.suppress(ClockworkError), self._counted(method, 0):
             raise error
         return error
@@ -361,9 +369,11 @@ class GrpcServer:
 
     @contextlib.asynccontextmanager
     async def _read(self, message: Split | _Compressed | ClockworkError) -> AsyncIterator[Split]:
-        """A message as _sized() gives it; a compressed message is inflated, and its bytes are held meanwhile.
+        """Return the message that _sized() made, inflated where it is compressed; its bytes are held
+        meanwhile.
 
-        Raises InvalidInput, TooLarge, Refused."""
+        Raises InvalidInput, TooLarge, Refused.
+        """
         if isinstance(message, ClockworkError):
             raise message
         if type(message) is not _Compressed:
@@ -380,8 +390,11 @@ class GrpcServer:
         return await self._joined(await self._answered(read, context, self._room(context)))
 
     async def _joined(self, pieces: list[Any]) -> bytes:
-        """The pieces of a message, as gRPC takes it. Large messages are joined beside the loop, one at a time, and the
-        loop is free for others for as long as it takes gRPC to copy a message on it."""
+        """Join the pieces of a message for gRPC, large ones beside the loop and one at a time.
+
+        gRPC copies each message on the loop. After a large one, the next waits, so that the loop is free for
+        others for some time.
+        """
         size = sum(map(len, pieces))
         if size <= ANSWER_PIECE_BYTES:
             return b"".join(pieces)
@@ -391,22 +404,22 @@ class GrpcServer:
             joined, took_ns = await self._service.writing.run(size, _join, pieces)
             return joined
         finally:
-            # gRPC copies it as soon as it is returned, in about the same time.
+            # gRPC copies the message as soon as it is returned, in about the time of joining it.
             asyncio.get_running_loop().call_later(3 * to_seconds(took_ns), self._copying.release)
 
     def _held(self, context: Context) -> Held:
-        """Room for an answer to a call; without room, the connection of a peer that does not read is ended."""
+        """Return an answer's account, whose end() shuts down the connection of a peer that does not read."""
         assert self._connections is not None
         return Held(peer := context.peer(), COPIES, functools.partial(self._connections.end, peer))
 
     def _room(self, context: Context) -> Held:
-        """Room for a call's one answer, until the call is over: then its peer has let all of the bytes through."""
+        """Return the account of a call's only answer; it is released when the call is over."""
         held = self._held(context)
         context.add_done_callback(lambda _: self._service.answers.release(held))
         return held
 
     async def _answered(self, read: Split, context: Context, held: Held) -> list[Any]:
-        """The pieces of an inference's answer, a ModelInferResponse."""
+        """Infer, and return the pieces of the ModelInferResponse."""
         assert self._connections is not None
         request, service = read.message, self._service
         shared = service.shared(lambda: self._user_of(context), self._settings.request_bytes_max)
@@ -430,9 +443,7 @@ class GrpcServer:
                     "binary data, or for fewer outputs"
                 )
             service.answers.come(held, size, now_ns())
-            self._connections.take(
-                context.peer(), size // 512
-            )  # in which the peer tells what it has taken of it
+            self._connections.take(context.peer(), size // 512)  # window updates for the answer
             chosen = service.chosen(inference, answer)
             chosen, frames = await service.classified(inference, chosen, answer, frames)
             delivered = await shared.deliver(chosen, frames)
@@ -446,7 +457,7 @@ class GrpcServer:
         return pieces
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
-        """Answer in the order of the requests, at most STREAM_WINDOW of which are under way."""
+        """Answer the requests of a stream in their order, with at most STREAM_WINDOW of them under way."""
         answers = self._service.answers
         window: asyncio.Queue[tuple[asyncio.Task[bytes], Held] | None] = asyncio.Queue(STREAM_WINDOW)
         under_way: dict[Held, None] = {}
@@ -509,7 +520,7 @@ class GrpcServer:
         return health_pb.HealthCheckResponse(status=SERVING if can_serve else NOT_SERVING)
 
     async def _watch_health(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
-        """Tell a service's health, and each change of it, until the gateway ends. The call holds a seat, and no more."""
+        """Send a service's health, and each change of it, until the gateway ends. The call holds a seat."""
         async with asyncio.timeout(self._settings.body_s):
             message, size = await self._first(requests, call)
         with self._counted("watch_health", size), self._service.admitted(size):
@@ -521,7 +532,7 @@ class GrpcServer:
 
         if service not in HEALTH or service == LIVENESS:
             await say(SERVING if service == LIVENESS else SERVICE_UNKNOWN)
-        # A stranger who watches is no stranger who says nothing: the connection stays while there is room.
+        # A watch counts as a call of a stranger, so the connection stays while there are seats.
         watching = self._health.watch(lambda: call.connection.progress(now_ns()))
         async with contextlib.aclosing(watching):
             async for can_serve in watching:
@@ -529,7 +540,7 @@ class GrpcServer:
                     await say(SERVING if can_serve else NOT_SERVING)
 
     async def _reflect(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
-        """Answer what is asked of the services, one question after the other."""
+        """Answer the requests of a reflection stream, one after the other."""
         answers = self._service.answers
         with self._receiving(call):
             async for message, size in requests:
@@ -559,7 +570,8 @@ class GrpcServer:
     async def _model_ready(self, request: Any, context: Context) -> Any:
         try:
             ready = await self._service.model_ready(request.name, request.version)
-        except (ModelNotFound, Unavailable):  # as Triton's server, whose clients ask until a model is there
+        # As Triton's server answers, because its clients poll until a model is ready
+        except (ModelNotFound, Unavailable):
             ready = False
         return pb.ModelReadyResponse(ready=ready)
 
@@ -569,14 +581,14 @@ class GrpcServer:
     async def _model_metadata(self, request: Any, context: Context) -> Any:
         body = await self._service.metadata(request.name, request.version)
         for tensor in body["inputs"]:
-            tensor.pop("optional", None)  # which the protocol's message has no field for; ModelConfig has it
+            tensor.pop("optional", None)  # the protocol's message has no field for it; ModelConfig has
         return pb.ModelMetadataResponse(**body)
 
     async def _model_config(self, request: Any, context: Context) -> Any:
         config = await self._service.config(request.name, request.version)
         known = set(pb.DataType.keys())
         for tensor in (*config["input"], *config["output"]):
-            if tensor["data_type"] not in known:  # ONNX's own: the message has no word for it
+            if tensor["data_type"] not in known:  # an ONNX datatype without an equivalent in the message
                 tensor["data_type"] = "TYPE_INVALID"
         return pb.ModelConfigResponse(config=json_format.ParseDict(config, pb.ModelConfig()))
 
@@ -594,8 +606,8 @@ class GrpcServer:
                 f"shared memory is for programs that connect over TCP, not {context.peer()[:40]!r}"
             )
         names = [name for name, _ in context.invocation_metadata() or ()]
-        # gRPC does not say which of its addresses a call came to. On one machine, both ends have the same, unless the
-        # server listens on one only.
+        # gRPC does not tell the local address of a call. Within one machine both ends have the same address,
+        # unless the server listens on a single address.
         served = Address(self._host or address.host, self._port)
         return Caller(address, served, names).user()
 
@@ -649,16 +661,17 @@ def rights() -> dict[str, Right]:
 
 
 def _join(pieces: list[Any]) -> tuple[bytes, int]:
-    """The pieces in one, and the nanoseconds that it took."""
+    """Return the joined pieces, and the nanoseconds that joining took."""
     begun_ns = now_ns()
     return join(pieces), now_ns() - begun_ns
 
 
 class _Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Finds the handler of a call, which is told what the call's headers say.
+    """Finds a call's handler, and gives it the token and the size of the call's headers.
 
-    gRPC makes an object of each header whenever it is asked for them. It has made them here; calls may wait by the
-    thousand, and of their headers they keep none: the garbage collector would look at half a million objects."""
+    gRPC makes an object of each header whenever it is asked for them, and has made them here. Thousands of
+    calls may wait. They keep no headers, because the garbage collector would visit half a million objects.
+    """
 
     def __init__(self, methods: dict[str, Callable[[bytes | None, int], Any]]) -> None:
         self._methods = methods
@@ -675,10 +688,12 @@ def _maker(
 
 
 def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
-    """A deserializer: (message, bytes received). To ask the message for its size would serialize it again.
+    """Return a deserializer, which returns (message, bytes received).
 
-    The message is an error where the bytes are none: grpcio would log whatever a deserializer raises, at length, every
-    time. It is a _Compressed where it is still to be inflated.
+    The message's own ByteSize() would serialize the message again.
+
+    For bytes that are no message, the deserializer returns an error: grpcio logs a traceback for each
+    exception of a deserializer. For a compressed message it returns a _Compressed.
     """
     reader = Reader(kind)
 
@@ -701,35 +716,39 @@ class _Compressed(NamedTuple):
 
 
 def _encoding_of(data: bytes) -> str:
-    """A message's compression, by gRPC's name; "": none. The bytes tell: no message of the service begins with wire
-    type 7, which protobuf does not have, or with a field 15."""
+    """Return gRPC's name of a message's compression; "": none.
+
+    The first bytes tell: no message of the service begins with wire type 7, which protobuf does not have, or
+    with a field 15.
+    """
     if data[:2] == b"\x1f\x8b":
         return "gzip"
     return "deflate" if data[:1] == b"\x78" and int.from_bytes(data[:2]) % 31 == 0 else ""
 
 
 class _Call(Seat):
-    """A call, on a seat among all calls, beside its connection's seat."""
+    """A call, which has a seat among all calls; its connection has another seat."""
 
     __slots__ = ("begun_bytes", "connection", "patience")
 
     def __init__(self, peer: str, connection: Seat, begun_bytes: int) -> None:
         super().__init__(peer, now_ns(), self._give_up)
         self.connection = connection
-        self.begun_bytes = begun_bytes  # at least what the begin and the end of the call take on the wire
-        self.patience: asyncio.Timeout | None = None  # while it waits for its client
+        self.begun_bytes = begun_bytes  # upper bound of the bytes of the call's begin and end on the wire
+        self.patience: asyncio.Timeout | None = None  # set while the call waits for its client
 
     def end_for_good(self) -> None:
-        """Let go of its task, which has the call: the garbage collector is left no cycle."""
+        """Drop the reference to the task, which refers to the call, so that no reference cycle is left."""
         self.patience, self.close = None, _nothing
 
     def _give_up(self) -> None:
-        if self.patience is not None and not self.patience.expired():  # else its task is about to end it
+        # Otherwise the task is about to end the call
+        if self.patience is not None and not self.patience.expired():
             self.patience.reschedule(asyncio.get_running_loop().time())
 
     @contextlib.contextmanager
     def work(self) -> Iterator[None]:
-        """While a message of the call is worked on."""
+        """Mark the call as worked on while the context is open."""
         self.begin()
         self.connection.begin()
         try:
@@ -744,19 +763,20 @@ def _nothing() -> None:
 
 
 def _address_of(peer: str) -> Address | None:
-    """Of a call's peer, as gRPC writes it; None for a peer that is not connected over TCP."""
+    """Return the address of a call's peer from gRPC's text; None: the peer is not connected over TCP."""
     kind, _, rest = peer.partition(":")
     host, _, port = urllib.parse.unquote(rest).rpartition(":")
     return Address(host, int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
 
 
 def _on_the_wire(size: int) -> int:
-    """At least what a message takes on the wire, with HTTP/2's frames and TLS's records around its pieces."""
+    """Return an upper bound of a message's bytes on the wire, HTTP/2 frames and TLS records included."""
     return CALL_BYTES + size + size // 64
 
 
 def _token_and_bytes(metadata: Any) -> tuple[bytes | None, int]:
-    """The first bearer token in a call's metadata, and at least what the begin and the end of the call take on the wire."""
+    """Return the first bearer token in a call's metadata, and an upper bound of the bytes of its begin and
+    end."""
     token, size = None, CALL_BYTES
     for key, value in metadata:
         size += CALL_BYTES + len(key) + len(value)

@@ -32,11 +32,11 @@ from clockwork.wire.references import name_of
 from clockwork.wire.transport import Frame
 
 ROUNDED_UP = 0.99
-"""Factor for a call's deadline: gRPC rounds the deadline up to three digits on the wire, and an answer after the
-client's own deadline is of no use."""
+"""Factor for a call's deadline. gRPC rounds the deadline up to three digits on the wire, and an answer after
+the client's own deadline is useless."""
 
 WANTS_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
-"""The parameter of a request whose answers are to say which is the last, and the parameter of such an answer."""
+"""The parameters by which a request asks that its last answer be marked, and by which an answer is marked."""
 
 _RAW_OUTPUT = b"\x32"
 """The tag of ModelInferResponse.raw_output_contents."""
@@ -49,11 +49,11 @@ _CONTENTS: dict[int, tuple[str, str]] = {
     tensors.FLOAT: ("fp32_contents", "f"), tensors.DOUBLE: ("fp64_contents", "d"),
     tensors.BOOL: ("bool_contents", "B"),
 }  # fmt: skip
-"""By datatype: the field for elements that are not sent raw, and their code in Python's array."""
+"""By datatype: the field of elements that are not sent raw, and their type code in Python's array."""
 
 
 def parameters_of(message: Any) -> dict[str, Any]:
-    """The parameters of a request or a tensor, as JSON would have them."""
+    """Return the parameters of a request or a tensor as values of JSON."""
     found = {}
     for key, value in message.parameters.items():
         choice = value.WhichOneof("parameter_choice")
@@ -62,17 +62,20 @@ def parameters_of(message: Any) -> dict[str, Any]:
 
 
 def wants_final(request: Any) -> bool:
-    """Whether answers to a request are to say that they are its last, as each of them is."""
+    """Whether a request asks that its last answer be marked; each answer is its request's last."""
     return WANTS_FINAL in request.parameters and request.parameters[WANTS_FINAL].bool_param
 
 
 def converted_bytes(request: Any, frames: list[Frame]) -> int:
-    """Bytes of the elements in a message: as protobuf has them, and as the frames that were made of them."""
+    """Return the bytes of the elements in a message: protobuf's copy and the frames made of it."""
     return 2 * sum(len(frame) for tensor, frame in zip(request.inputs, frames) if tensor.HasField("contents"))
 
 
 async def inference_of(read: Split, left_s: float | None, shared: Shared, reading: Aside) -> Inference:
-    """The inference that a message asks for. left_s: until the call's own deadline. Raises InvalidInput."""
+    """Return the inference that a message asks for.
+
+    left_s: time until the call's deadline. Raises InvalidInput.
+    """
     request, raw = read
     timeout_ns = priority = 0
     if request.parameters:
@@ -102,7 +105,7 @@ async def inference_of(read: Split, left_s: float | None, shared: Shared, readin
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
             shared.input(parameters_of(tensor), code, shape, name, index)
-            frame: Frame = b""  # until Shared.read()
+            frame: Frame = b""  # empty until Shared.read()
         elif raw:
             if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
@@ -128,13 +131,14 @@ async def inference_of(read: Split, left_s: float | None, shared: Shared, readin
                 shared.output(its, output.name)
     return Inference(
         reference_of(request.model_name, request.model_version), request.id, references, frames,
-        list(dict.fromkeys(output.name for output in request.outputs)),  # each once: names are cheaper than what they ask for
+        # Each name once: a name is cheaper than the output that it asks for
+        list(dict.fromkeys(output.name for output in request.outputs)),
         timeout_ns, priority, classes,
     )  # fmt: skip
 
 
 def _elements_of_contents(code: int, shape: list[int], contents: Any, name: str) -> Any:
-    """The elements of an input that is not sent raw, as many as it has. Raises InvalidInput."""
+    """Return the elements of an input that is not sent raw. Raises InvalidInput if their number is wrong."""
     count = math.prod(shape)
     if code == tensors.STRING:
         elements = contents.bytes_contents
@@ -155,7 +159,7 @@ def _elements_of_contents(code: int, shape: list[int], contents: Any, name: str)
 
 
 def _frame_of(code: int, elements: Any, name: str) -> Frame:
-    """The raw bytes of elements, made piece by piece, so that no piece holds the interpreter's lock for long."""
+    """Return the raw bytes of elements, made in pieces so that none holds the interpreter's lock for long."""
     if code == tensors.STRING:
         return tensors.join_strings(list(elements))
     found = array.array(_CONTENTS[code][1])
@@ -179,11 +183,14 @@ def response_of(
     delivered: Collection[str],
     tells_final: bool,
 ) -> tuple[list[Any], int]:
-    """The pieces of a ModelInferResponse, and the bytes of tensors in it. delivered: the outputs that have been written to
-    shared memory. tells_final: say that it is the last of its request.
+    """Return the pieces of a ModelInferResponse, and the bytes of tensors in it.
 
-    protobuf would copy the tensors into its message, and once more out of it: they are put behind its bytes instead, as
-    the fields that they are on the wire."""
+    delivered: the outputs that were written to shared memory. tells_final: mark the answer as its request's
+    last.
+
+    protobuf would copy the tensors into its message and out of it again. Instead the tensors follow the
+    message's bytes as encoded fields.
+    """
     sent = 0
     response = pb.ModelInferResponse(
         model_name=name_of(inference.model), model_version=str(version), id=inference.request_id
@@ -193,7 +200,7 @@ def response_of(
     raw: list[Any] = []
     for name, code, shape, frame in chosen:
         response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)
-        # An output in shared memory has an empty place here, because clients count the places by outputs.
+        # An output in shared memory has an empty entry, because clients find an output's entry by its index.
         content = b"" if name in delivered else frames[frame]
         raw += [*begun(_RAW_OUTPUT, len(content)), content]
         sent += len(content)
@@ -201,7 +208,7 @@ def response_of(
 
 
 def begun(tag: bytes, size: int) -> tuple[bytes, bytes]:
-    """What a field of so many bytes begins with: its tag, and its length as a varint."""
+    """Return the beginning of a field of ``size`` bytes: its tag, and its length as a varint."""
     found = bytearray()
     while size > 0x7F:
         found.append(size & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""Whether the cluster can serve, for any number of watchers at the price of one."""
+"""Watches whether the cluster can serve; all watchers share one poll."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from clockwork.config.gateway import HEALTH_POLL_S
 
 
 class Health:
-    """For one event loop."""
+    """The readiness of a cluster, polled while there are watchers. For one event loop."""
 
     def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
-        """ask: whether the cluster can serve now."""
+        """ask: returns whether the cluster can serve now."""
         self._ask = ask
         self._watchers: dict[object, Callable[[], None]] = {}
         self._changed = asyncio.Condition()
-        self._can_serve: bool | None = None  # None: not known, because nobody watches
+        self._can_serve: bool | None = None  # None: unknown, because there is no watcher
         self._looking: asyncio.Task[None] | None = None
         self._is_closed = False
 
     async def watch(self, look: Callable[[], None]) -> AsyncGenerator[bool, None]:
-        """Whether the cluster can serve: now, and whenever that changes. Ends with close(), after False.
+        """Yield whether the cluster can serve: now, and after each change. close() ends the iteration, after
+        False.
 
-        look: called every HEALTH_POLL_S, while this is iterated over.
+        look: called every HEALTH_POLL_S during the iteration.
         """
         watcher, told = object(), None
         self._watchers[watcher] = look
@@ -42,7 +43,7 @@ class Health:
             del self._watchers[watcher]
 
     async def close(self) -> None:
-        """End all watches: this server serves nobody any more."""
+        """End all watches, because this server stops."""
         self._is_closed = True
         if self._looking is not None:
             self._looking.cancel()

@@ -1,8 +1,8 @@
 """The Open Inference Protocol over HTTP, with Triton's extensions, on aiohttp.
 
-InferenceService (service.py) answers; this module receives requests and sends answers, whose form http_inference.py
-knows. It uses aiohttp's server without its application layer: for a dozen paths, a router and middlewares would cost more
-than they do.
+InferenceService (service.py) answers. This module receives requests and sends answers; http_inference.py
+encodes both. It uses aiohttp's server without the application layer: for a dozen paths, a router and
+middlewares would cost more than they save.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ OTHER = "other"
 """The method under which requests for unknown paths are counted."""
 
 GONE = 0
-"""In place of a status: the client went away."""
+"""Counted in place of a status where the client disconnected."""
 
 
 Handler = Callable[[Any, web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
-"""A method of a server, which is its first argument; then the request and the segments of its path."""
+"""A method of HttpServer; its arguments are the server, the request and the segments of the path."""
 
 GET: tuple[str, ...] = ("GET", "HEAD")
 POST: tuple[str, ...] = ("POST",)
@@ -88,32 +88,32 @@ class Path:
     __slots__ = ("changes", "handler", "methods", "name", "right", "words")
 
     def __init__(self, template: str, handler: Handler, methods: tuple[str, ...]) -> None:
-        """template: a key of clockwork.wire.roles.HTTP, which gives the right; {word} stands for any segment."""
+        """template: a key of clockwork.wire.roles.HTTP, which names the right; {word} matches any segment."""
         self.handler = handler
         self.methods = methods
-        self.name = handler.__name__[1:]  # under which its requests are counted
+        self.name = handler.__name__[1:]  # the name under which requests are counted
         self.right = HTTP[template]
         self.words = template.split("/")[1:]
-        # Regions are changed with a client's right: they are the caller's own.
+        # Regions belong to the caller, so a client's right is enough to change them.
         self.changes = self.right is Right.OPERATE or self.words[-1] in ("register", "unregister")
 
     def fits(self, words: list[str]) -> bool:
-        """Whether a request's path, as segments, is this one."""
+        """Whether the segments of a request's path match the template."""
         return len(words) == len(self.words) and all(
             mine == word or mine[:1] == "{" for mine, word in zip(self.words, words)
         )
 
 
 class _Connection(web.RequestHandler):
-    """A client's connection: its seat, and since when the client has kept the server waiting for headers."""
+    """A client's connection: its seat, and the time since which the server waits for headers."""
 
     __slots__ = ("asked", "seat", "since")
 
     def __init__(self, manager: _Connections, seat: Seat, **more: Any) -> None:
         super().__init__(manager, **more)
         self.seat = seat
-        self.asked = False  # headers are complete whose request is not yet answered
-        self.since = 0.0  # when the first byte of a request came whose headers are not complete; 0: none
+        self.asked = False  # a request with complete headers is not answered yet
+        self.since = 0.0  # arrival of the first byte of incomplete headers; 0: there are none
 
     def data_received(self, data: bytes) -> None:
         if not self.asked and not self.since:
@@ -121,15 +121,16 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
 
     def reset(self) -> None:
-        """End the connection, and drop the bytes that the kernel holds for it: its client does not read them."""
+        """End the connection, and drop the unsent bytes in the kernel, which its client does not read."""
         if self.transport is not None:
             connection = self.transport.get_extra_info("socket")
-            if connection is not None:  # as for TLS, once the peer has gone
-                inflow.drop_unsent(connection)  # by no duplicate: there may be no descriptor left for it
+            if connection is not None:  # for example of TLS, after the peer has gone
+                # Without a duplicate, because no descriptor may be left for it
+                inflow.drop_unsent(connection)
             self.transport.abort()
 
     def log_exception(self, *args: Any, **more: Any) -> None:
-        """Log, except for a broken body: its client is told, and anybody could fill the log with them."""
+        """Log an error, except for a broken body, with which any client could fill the log."""
         if not isinstance(more.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **more)
 
@@ -140,8 +141,8 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The response to an error that aiohttp itself finds: mostly bytes that are not HTTP."""
-        self.asked = False  # the request goes no further
+        """Return the response to an error that aiohttp finds, mostly bytes that are not HTTP."""
+        self.asked = False  # no handler sees the request
         if status == 500:
             log.error("a request failed: %s %s", request.method, request.raw_path[:200], exc_info=exc)
             text = "the gateway failed; its log says how"
@@ -153,13 +154,13 @@ class _Connection(web.RequestHandler):
 
 
 def _one_line(error: BaseException | None) -> str:
-    """An error of aiohttp's in one line, without the status that it begins with."""
+    """Return an error of aiohttp in one line, without the status at its beginning."""
     text = " ".join(str(error or "").split())
     return text.removeprefix("400, message: ")[:200] or "it is no HTTP"
 
 
 class _Connections(web.Server):
-    """A server's connections, each on a seat."""
+    """A server's connections, each of which has a seat."""
 
     def __init__(
         self, handler: Any, settings: GatewaySettings, seats: Seats, loop: asyncio.AbstractEventLoop
@@ -186,8 +187,8 @@ class _Connections(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         seat = cast(_Connection, handler).seat
-        seat.close = transport.abort  # close() would wait for what the client does not read
-        if seat not in self._seats:  # vacated as the handshake ended
+        seat.close = transport.abort  # close() would wait until the client has read the buffered bytes
+        if seat not in self._seats:  # the seat was vacated while the handshake ended
             transport.abort()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
@@ -195,7 +196,8 @@ class _Connections(web.Server):
         self._seats.leave(cast(_Connection, handler).seat)
 
     def sweep(self) -> None:
-        """Close the connections whose clients take too long to say who they are, to send headers, or to read answers."""
+        """Close the connections whose clients take too long to authenticate, to send headers, or to read
+        answers."""
         settings = self._settings
         for seat in self._seats.overdue(now_ns(), to_ns(settings.headers_s)):
             seat.close()
@@ -212,7 +214,7 @@ class _Connections(web.Server):
 
 
 class HttpServer:
-    """Serves until close(). tokens: those that Authorization must bear."""
+    """Serve the protocol until close(). tokens: the bearer tokens that requests must have."""
 
     def __init__(
         self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, seats_max: int
@@ -285,7 +287,7 @@ class HttpServer:
             response = self._error(error)
             status, sent = response.status, response.content_length or 0
             return response
-        except Exception:  # a mistake of ours, which handle_error() tells of
+        except Exception:  # a defect of the gateway, which handle_error() logs
             status = 500
             raise
         finally:
@@ -297,7 +299,11 @@ class HttpServer:
             cast(_Connection, request.protocol).asked = False
 
     def _admit(self, request: web.BaseRequest, path: Path, host: str) -> Standing:
-        """The standing of who asks, by token. host: the name by which the server was asked. Raises Unauthorized; Forbidden also for what a web page may have sent."""
+        """Return the standing that the request's token gives.
+
+        host: the server's name in the request. Raises Unauthorized, and Forbidden, also for requests that a
+        web page may have sent.
+        """
         if path.right is Right.OPEN:
             return Standing.STRANGER
         headers = request.headers
@@ -306,14 +312,14 @@ class HttpServer:
             host, headers.get("Origin", ""), headers.get("Content-Type", ""),
             headers.get("User-Agent", ""), authorization,
         )  # fmt: skip
-        # Beyond loopback there are proxies, with names of their own; a change without a token is all the same checked.
+        # Beyond loopback, proxies have names of their own; a change without a token is checked even there.
         checks_host = self._checks_host or (path.changes and not self._tokens.guard(path.right))
         if wrong := refusal(asking, self._names, checks_host, path.changes):
             raise Forbidden(wrong)
         return self._tokens.check(path.right, bearer(authorization.encode("utf-8", "surrogateescape")))
 
     def _find(self, path: list[str]) -> Path:
-        """The Path for a request, by the segments of the request's path. Raises NotFound."""
+        """Return the Path that matches the segments of a request's path. Raises NotFound."""
         words = path[1:] if path[1:] != ["v2", ""] else ["v2"]
         for candidate in PATHS:
             if candidate.fits(words):
@@ -321,7 +327,10 @@ class HttpServer:
         raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
 
     async def _body(self, request: web.BaseRequest, limit: int) -> bytes | bytearray:
-        """A request's body, whose bytes are held until the caller releases them. Raises TooLarge, TooSlow or Refused."""
+        """Return a request's body, whose bytes are held until the caller releases them.
+
+        Raises TooLarge, TooSlow or Refused.
+        """
         length = request.content_length
         if length is not None and length > limit:
             raise TooLarge(f"the request has {length} bytes, at most {limit} are taken")
@@ -329,7 +338,7 @@ class HttpServer:
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(
                 b"HTTP/1.1 100 Continue\r\n\r\n"
-            )  # else a client waits before it sends the body
+            )  # otherwise the client waits before it sends the body
         held = 0
         body: bytes | bytearray
         try:
@@ -340,7 +349,7 @@ class HttpServer:
             else:
                 body = (
                     bytearray()
-                )  # which grows without a copy of what is there, as to join the pieces would be
+                )  # a bytearray grows without a copy of its bytes; joining pieces would copy them
                 begun = asyncio.get_running_loop().time()
                 while piece := await self._piece(request, begun, held):
                     self._service.hold(len(piece))
@@ -362,10 +371,10 @@ class HttpServer:
             self._service.hold(-held)
 
     async def _piece(self, request: web.BaseRequest, begun: float, received: int) -> bytes:
-        """The next bytes of a body of which so many have come; b"" at its end. Raises TooSlow."""
+        """Return the next bytes of a body after the ``received`` first; b"" at its end. Raises TooSlow."""
         settings, seat = self._settings, cast(_Connection, request.protocol).seat
         due_s = min(settings.body_s, BODY_GRACE_S + received / BODY_BYTES_PER_S_MIN)
-        seat.end(now_ns())  # until they come, the connection may have to make room
+        seat.end(now_ns())  # while it waits, the connection may lose its seat
         try:
             async with asyncio.timeout_at(begun + due_s):
                 return await request.content.readany()
@@ -399,7 +408,7 @@ class HttpServer:
                 else:
                     try:
                         inference, wants = await self._read(request, path, body, shared)
-                        # What elements in JSON became, which may be more than they were.
+                        # Elements in JSON became raw bytes, which may be more than their JSON.
                         if (size := sum(map(len, inference.frames)) - len(body)) > 0:
                             service.hold(size)
                             converted = size
@@ -421,7 +430,7 @@ class HttpServer:
             service.answers.release(held)
 
     async def _send_large(self, request: web.BaseRequest, response: web.Response) -> web.StreamResponse:
-        """Send a response as a large answer is sent. Raises Refused."""
+        """Send a response with an account for its bytes, as for a large answer. Raises Refused."""
         answers, connection = self._service.answers, cast(_Connection, request.protocol)
         held, body = Held(connection, 1, connection.reset), cast(bytes, response.body)
         try:
@@ -438,10 +447,12 @@ class HttpServer:
         text: list[bytes | Listed],
         binary: list[Any],
     ) -> web.StreamResponse:
-        """Send a large answer, its JSON and then its binary data, piece by piece: the next when the connection has taken
-        the one before."""
+        """Send a large answer, its JSON and then its binary data, in pieces.
+
+        Each piece waits until the connection has taken the piece before (backpressure).
+        """
         answers = self._service.answers
-        if binary:  # a header says how long the JSON is
+        if binary:  # a header has the length of the JSON
             header = b"".join([piece async for piece in self._pieces(text)])
             headers |= {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
             text = [header]
@@ -449,11 +460,11 @@ class HttpServer:
         if all(isinstance(part, bytes) for part in text):
             response.content_length = sum(map(len, [*cast(list[bytes], text), *binary]))
         seat = cast(_Connection, request.protocol).seat
-        # The request was a good one: its client has longer for the answer than a stranger for a request.
+        # The client of a valid request has more time to read than a stranger has to send a request.
         self._seats.recognize(seat, Standing.CLIENT)
-        seat.end(now_ns())  # until the client has read it, the connection may have to make room
+        seat.end(now_ns())  # while the client reads, the connection may lose its seat
         try:
-            # The connection's end, by its caller or because the answer is not read, also cancels this.
+            # The end of the connection also cancels this coroutine.
             with contextlib.suppress(ConnectionResetError):
                 await response.prepare(request)
                 async for piece in self._pieces([*text, *binary]):
@@ -466,7 +477,10 @@ class HttpServer:
         return response
 
     async def _pieces(self, parts: list[Any]) -> AsyncIterator[Any]:
-        """Parts of an answer, in pieces that a connection takes at once. Lists become JSON beside the loop."""
+        """Yield the parts of an answer in pieces that a connection takes at once.
+
+        Lists become JSON beside the loop.
+        """
         for part in parts:
             at = 0
             if isinstance(part, Listed):
@@ -481,7 +495,10 @@ class HttpServer:
     async def _read(
         self, request: web.BaseRequest, path: list[str], body: bytes | bytearray, shared: Shared
     ) -> tuple[Inference, Wants]:
-        """The inference that a request asks for, and the form of its outputs. Raises InvalidInput, TooLarge."""
+        """Return the inference that a request asks for, and the form of its outputs.
+
+        Raises InvalidInput, TooLarge.
+        """
         length = json_length(request.headers.get(HEADER_LENGTH), len(body))
         text = body if length == len(body) else body[:length]
         if length <= JSON_AT_ONCE_BYTES:
@@ -495,7 +512,8 @@ class HttpServer:
     async def _read_raw(
         self, request: web.BaseRequest, path: list[str], body: bytes | bytearray
     ) -> tuple[Inference, Wants]:
-        """A request that is nothing but the raw bytes of its model's one input; all outputs come raw as well."""
+        """Return the inference of a request whose body is its model's only input, raw; outputs are raw as
+        well."""
         named = _named(path)
         name, code, shape = await self._service.only_input(*named, len(body))
         if code == STRING:
@@ -535,7 +553,7 @@ class HttpServer:
         return _json(200, {"model_stats": await self._service.statistics(name, version)})
 
     async def _models(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        """As KServe's server answers: the names of models that can be asked."""
+        """Answer with the names of models that can be asked, as KServe's server does."""
         rows = await self._service.index(only_ready=True)
         return _json(200, {"models": list(dict.fromkeys(row["name"] for row in rows))})
 
@@ -604,7 +622,7 @@ class HttpServer:
 
 
 PATHS = (
-    # Inference comes first, because it must be found fastest.
+    # Inference comes first, because it has to be found fastest.
     Path("/v2/models/{model}/infer", HttpServer._infer, POST),
     Path("/v2/models/{model}/versions/{version}/infer", HttpServer._infer, POST),
     Path("/v2", HttpServer._server, GET),
@@ -635,14 +653,14 @@ PATHS = (
     Path("/v2/repository/models/{model}/unload", HttpServer._unload, POST),
     Path("/openapi.json", HttpServer._openapi, GET),
 )
-"""Searched in order; the first that fits is used."""
+"""The server's paths, in the order in which they are tried."""
 
 
 def _target(request: web.BaseRequest) -> tuple[str, list[str]]:
-    """The name by which the server was asked, and the segments of the path; "" for no name."""
+    """Return the server's name in the request ("": none), and the segments of the path."""
     host, path = request.headers.get("Host", ""), request.raw_path
     if path[:1] != "/" and path[:8].lower().startswith(("http://", "https://")):
-        # The absolute form, as to a proxy: its name takes the place of Host (RFC 9112, 3.2.2).
+        # The absolute form, as for a proxy: the URL's host takes precedence over Host (RFC 9112, 3.2.2).
         host, slash, path = path.partition("://")[2].partition("?")[0].partition("/")
         path = slash + path
     segments = path.partition("?")[0].split("/")
@@ -652,17 +670,17 @@ def _target(request: web.BaseRequest) -> tuple[str, list[str]]:
 
 
 def _named(path: list[str]) -> tuple[str, str]:
-    """Model and version ("" for none) of /v2/models/NAME[/versions/VERSION]."""
+    """Return model and version ("": none) of the path /v2/models/NAME[/versions/VERSION]."""
     return path[3], path[5] if path[4:5] == ["versions"] else ""
 
 
 def _region(path: list[str]) -> str:
-    """The region of /v2/systemsharedmemory[/region/NAME]/ACTION; "": all."""
+    """Return the region of the path /v2/systemsharedmemory[/region/NAME]/ACTION; "": all."""
     return path[4] if path[3] == "region" else ""
 
 
 def _user_of(request: web.BaseRequest) -> int:
-    """The user who runs the program that made a request. Raises Forbidden; see Caller.user()."""
+    """Return the user id of the program that made a request. Raises Forbidden; see Caller.user()."""
     transport = request.transport
     peer, served = (
         (transport.get_extra_info("peername"), transport.get_extra_info("sockname"))
@@ -688,7 +706,7 @@ def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.
 
 
 def _at_once(headers: dict[str, str], text: list[bytes | Listed], binary: list[Any]) -> web.Response | None:
-    """An answer as one response; None for a large one."""
+    """Return an answer as a single response; None: it is too large for that."""
     if len(text) > 1 or sum(piece.nbytes for piece in binary) > JOINED_BYTES_MAX:
         return None
     header = cast(bytes, text[0])

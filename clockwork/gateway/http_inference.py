@@ -1,6 +1,6 @@
-"""An inference as it travels over HTTP: JSON, whose tensors are lists in it or binary data behind it.
+"""Encodes inferences for HTTP: JSON, whose tensors are lists in the JSON or binary data after it.
 
-Nothing here waits or sends: of a request's bytes an Inference is made, and of an Answer the bytes of a response.
+The module does no I/O: it makes an Inference from a request's bytes, and a response's bytes from an Answer.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from clockwork.wire.references import name_of
 from clockwork.wire.transport import Frame
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The header with the count of bytes of JSON, where binary data follows them."""
+"""The header with the length of the JSON in bytes, where binary data follows the JSON."""
 
 
 class Wants:
-    """Which outputs a client asked for, and in which form."""
+    """The outputs that a client asked for, and their forms."""
 
     __slots__ = ("classes", "named", "otherwise")
 
     def __init__(self, named: dict[str, bool], otherwise: bool, classes: dict[str, int]) -> None:
-        self.named = named  # whether binary, by name
-        self.otherwise = otherwise  # whether binary, for outputs that are not named
-        self.classes = classes  # how many, of outputs of which classes are wanted
+        self.named = named  # by name: whether the output is to be binary
+        self.otherwise = otherwise  # whether outputs that are not named are to be binary
+        self.classes = classes  # by name: the number of classes that are wanted instead of values
 
     def binary(self, name: str) -> bool:
         return self.named.get(name, self.otherwise)
@@ -53,9 +53,10 @@ class Wants:
 
 
 def json_length(told: str | None, size: int) -> int:
-    """The bytes of JSON that a body of ``size`` bytes begins with. told: the header HEADER_LENGTH; None: there is none.
+    """Return the number of bytes of JSON at the beginning of a body of ``size`` bytes.
 
-    Raises InvalidInput, TooLarge."""
+    told: the header HEADER_LENGTH; None: it is missing. Raises InvalidInput, TooLarge.
+    """
     if not size:
         raise InvalidInput(
             "the request has no body; it is a JSON object with inputs",
@@ -81,8 +82,11 @@ def json_length(told: str | None, size: int) -> int:
 def inference_of(
     fields: dict[str, Any], rest: memoryview, shared: Shared, name: str, version: str, timeout_ns: int
 ) -> tuple[Inference, Wants]:
-    """The inference that a request asks for, and the form of its outputs. rest: what follows its JSON. timeout_ns: of the
-    request's headers; 0: none. Raises InvalidInput."""
+    """Return the inference that a request asks for, and the form of its outputs.
+
+    rest: the binary data after the JSON. timeout_ns: the timeout in the request's headers; 0: none.
+    Raises InvalidInput.
+    """
     parameters = parameters_of(fields, "the request")
     refuse_sequences(parameters)
     timeout_ns = least(timeout_of(parameters.get("timeout", 0), "parameter timeout"), timeout_ns)
@@ -103,7 +107,7 @@ def inference_of(
 def _inputs(
     fields: dict[str, Any], rest: memoryview, shared: Shared
 ) -> tuple[list[NamedTensorRef], list[Frame]]:
-    """Every input of a request; ``rest`` is what follows its JSON."""
+    """Return every input of a request. rest: the binary data after its JSON."""
     references: list[NamedTensorRef] = []
     frames: list[Frame] = []
     offset = 0
@@ -117,7 +121,7 @@ def _inputs(
             if size is not None or "data" in row:
                 raise InvalidInput(f"input {name!r} is in shared memory, and in the request as well", name)
             shared.input(parameters, code, shape, name, len(frames))
-            frame: Frame = b""  # until Shared.read()
+            frame: Frame = b""  # empty until Shared.read()
         elif size is None:
             frame = _frame(code, shape, row.get("data"), name)
         elif type(size) is not int or not 0 <= size <= len(rest) - offset:
@@ -140,7 +144,7 @@ def _inputs(
 
 
 def _frame(code: int, shape: list[int], data: Any, name: str) -> Frame:
-    """Of an input's data, which read_inference() may have read already."""
+    """Return the frame of an input's data, which read_inference() may have made already."""
     if isinstance(data, InvalidInput):
         raise data
     return data if isinstance(data, bytes | memoryview) else frame_of_json(code, shape, data, name)
@@ -191,7 +195,7 @@ def _listed(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
 def _check_text(name: str, key: str) -> None:
     try:
         name.encode()
-    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+    except UnicodeEncodeError:  # JSON can contain half of a surrogate pair
         raise InvalidInput(f"{key} has the name {ascii(name)[:80]}, which is no Unicode text") from None
 
 
@@ -213,10 +217,11 @@ def parts_of(
     frames: list[Frame],
     delivered: Collection[str],
 ) -> tuple[dict[str, str], list[bytes | Listed], list[Any]]:
-    """A response: its headers, the parts of its JSON, and its binary data. delivered: the outputs that have been written to
-    shared memory.
+    """Return a response: its headers, the parts of its JSON, and its binary data.
 
-    Raises TooLarge, and InvalidInput for an output that has no form in JSON."""
+    delivered: the outputs that were written to shared memory. Raises TooLarge, and InvalidInput for an output
+    that has no form in JSON.
+    """
     rows: list[tuple[dict[str, Any], Listed | None]] = []
     binary: list[Any] = []
     listed_bytes = 0
@@ -251,7 +256,7 @@ def parts_of(
 def _json_parts(
     body: dict[str, Any], rows: list[tuple[dict[str, Any], Listed | None]], request_id: str, at_once: bool
 ) -> list[bytes | Listed]:
-    """An answer's JSON. Lists are parts of their own, unless they are to be written at once; all else is joined."""
+    """Return an answer's JSON in parts: each list that is not written at once is a part."""
     parts: list[bytes | Listed] = []
     joined = [dumps(body)[:-1], b',"outputs":[']
     for index, (row, listed) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Inflates compressed request bodies beside the event loop, piece by piece, within bounds on bytes and on the ratio."""
+"""Inflates compressed bodies beside the event loop, in pieces, within bounds on bytes and on the ratio."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from clockwork.config.gateway import INFLATE_RATIO_MAX, INFLATED_BYTES_FREE, PIE
 from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import TooLarge, Unsupported
 
-_GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's wbits
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's parameter wbits
 
 
 class Inflater:
-    """Inflates one body at a time on a thread of its own; zlib releases the interpreter's lock meanwhile."""
+    """Inflates one body at a time, on a thread of its own; zlib releases the interpreter's lock meanwhile."""
 
     def __init__(self) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "inflate")
@@ -23,9 +23,11 @@ class Inflater:
     async def inflate(
         self, body: bytes | bytearray, encoding: str, limit: int, hold: Callable[[int], None]
     ) -> bytes:
-        """The inflated body. ``hold`` counts the bytes of each piece as it comes, and takes all back if this raises.
+        """Return the inflated body.
 
-        Raises Unsupported, InvalidInput for a body that is not in the encoding, TooLarge, and what ``hold`` raises.
+        hold: called with the bytes of each piece, and with the negative sum if this method raises. Raises
+        Unsupported, InvalidInput for a body that is not in the encoding, TooLarge, and the errors of
+        ``hold``.
         """
         window = _window(encoding, body)
         most = min(limit, max(INFLATED_BYTES_FREE, len(body) * INFLATE_RATIO_MAX))
@@ -61,6 +63,6 @@ class Inflater:
 def _window(encoding: str, body: bytes | bytearray) -> int:
     if encoding == "gzip":
         return _GZIP
-    if encoding == "deflate":  # by the standard with zlib's header, by some clients without
+    if encoding == "deflate":  # the standard has zlib's header, which some clients leave out
         return _ZLIB if body[:1] and body[0] & 0x0F == 8 else _RAW
     raise Unsupported(f"Content-Encoding {encoding[:40]!r} is not taken: gzip, deflate or none")

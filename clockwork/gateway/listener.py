@@ -1,6 +1,6 @@
 """Accepts TCP connections within the seats of a server, TLS handshakes included.
 
-A loop's own server knows of a connection only once its TLS handshake is done, so that any number of them may be held open
+asyncio's server reports a connection only after its TLS handshake, so any number of connections could be open
 before. Here a connection takes its seat when it is accepted.
 """
 
@@ -21,7 +21,7 @@ from clockwork.web.seats import Seat, Seats
 log = logging.getLogger("clockwork.gateway")
 
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of accept() that stay until something is closed."""
+"""Error numbers of accept() that last until a descriptor is closed or memory is freed."""
 
 
 class Listener:
@@ -34,8 +34,10 @@ class Listener:
         seats: Seats,
         protocol_of: Callable[[Seat], asyncio.Protocol],
     ) -> None:
-        """protocol_of: makes the protocol of a connection, which sets its seat's close() and has it leave when the
-        connection is lost."""
+        """protocol_of: makes the protocol of a connection.
+
+        The protocol sets the close() of its seat, and leaves the seat when the connection is lost.
+        """
         self._listening = listening
         self._tls = tls
         self._seats = seats
@@ -47,7 +49,7 @@ class Listener:
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
 
     def close(self) -> None:
-        """Accept no more connections, and end those whose handshake is not done."""
+        """Accept no more connections, and end those whose handshake is incomplete."""
         self._accepting.cancel()
         self._listening.close()
         for task in self._opening:
@@ -61,8 +63,8 @@ class Listener:
             except OSError as error:
                 if error.errno in NO_ROOM:
                     await self._make_room(error)
-                continue  # else the peer went before it was accepted
-            seat = Seat(str(address[0]), now_ns(), lambda one=connection: _end(one))  # type: ignore[misc]
+                continue  # otherwise the peer disconnected before accept()
+            seat = Seat(str(address[0]), now_ns(), lambda peer=connection: _end(peer))  # type: ignore[misc]
             vacated = self._seats.take(seat)
             if vacated is not None:
                 vacated.close()
@@ -74,7 +76,7 @@ class Listener:
             task.add_done_callback(self._opening.pop)
 
     async def _make_room(self, error: OSError) -> None:
-        """Have the least connection end, so that the next one finds a descriptor."""
+        """End the connection of lowest rank, so that a descriptor is free for the next connection."""
         vacated = self._seats.vacate()
         if vacated is not None:
             vacated.close()
@@ -83,11 +85,12 @@ class Listener:
             log.warning(
                 "connections cannot be accepted: %s; the longest idle ones are closed", error.strerror
             )
-        # The loop closes it in its next round. If there is none, somebody's request must end first.
+        # The loop closes the connection in its next iteration. If none could be ended, a request has to end
+        # first.
         await asyncio.sleep(0 if vacated is not None else ACCEPT_PAUSE_S)
 
     async def _open(self, connection: socket.socket, seat: Seat) -> None:
-        """Hand a connection to its protocol, once its handshake is done."""
+        """Hand a connection to its protocol after its handshake."""
         handshake_s = HANDSHAKE_S if self._tls is not None else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -101,6 +104,6 @@ class Listener:
 
 
 def _end(connection: socket.socket) -> None:
-    """End a connection whose handshake is not done: its transport finds it shut."""
-    with contextlib.suppress(OSError):  # the peer was faster
+    """Shut down a connection whose handshake is incomplete; its transport then finds it shut."""
+    with contextlib.suppress(OSError):  # the peer has ended the connection
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,9 +1,10 @@
 """Reads JSON of megabytes within bounds, in pieces that hold the interpreter's lock for some milliseconds.
 
-Python's reader, in C, lets no other thread run until it is done, so that eight megabytes keep the event loop for up to a
-second, whichever thread reads them. Python's reader in Python does let others run, but takes about a second for each
-megabyte of numbers. Here the Python reader handles lists and objects, and passes lists of numbers to the C reader piece by
-piece. Lists and objects are counted first, because the garbage collector follows each of them.
+The json module's C reader lets no other thread run until it is done: eight megabytes block the event loop for
+up to a second, whichever thread reads them. The module's Python reader lets others run, but takes about a
+second for each megabyte of numbers. Here the Python reader handles lists and objects, and passes lists of
+numbers to the C reader in pieces. Lists and objects are counted first, because the garbage collector visits
+each of them.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from clockwork.gateway.tensors import checked_shape, code_of, frame_of_json
 from clockwork.wire import telling
 
 _SCALARS = re.compile(r'[^\[\]{}"]*')
-"""Numbers and words, and what is between them."""
+"""Numbers and literals, and the characters between them."""
 
 _decoder: Any = json.decoder
 _scanner: Any = json.scanner
 
 
 class _Decoder(json.JSONDecoder):
-    """json's decoder, as its pure Python part does its work, but for lists."""
+    """The json module's decoder in Python, with lists read in pieces."""
 
     def __init__(self, at_once: int) -> None:
-        """at_once: characters of a piece."""
+        """at_once: characters that a piece has."""
         super().__init__()
         self._at_once = at_once
         self.parse_array = self._parse_array
         self.scan_once = _scanner.py_make_scanner(self)
 
     def _parse_array(self, text_and_begin: tuple[str, int], scan_once: Any) -> tuple[list[Any], int]:
-        """The list whose first element is at ``begin``, and where it ends."""
+        """Return the list whose first element is at ``begin``, and the index of its end."""
         text, at = text_and_begin
         match = _SCALARS.match(text, at)
         assert match is not None
         end = match.end()
-        if text[end : end + 1] != "]":  # it has lists, objects or strings, or does not end
+        if text[end : end + 1] != "]":  # the list has lists, objects or strings, or does not end
             found: tuple[list[Any], int] = _decoder.JSONArray(text_and_begin, scan_once)
             return found
         elements: list[Any] = []
@@ -53,14 +54,14 @@ class _Decoder(json.JSONDecoder):
                 piece = json.loads(f"[{text[at:cut]}]")
             except json.JSONDecodeError as error:
                 raise json.JSONDecodeError(error.msg, text, at + error.pos - 1) from None
-            if not piece and (elements or cut < end):  # nothing between two commas
+            if not piece and (elements or cut < end):  # there is nothing between two commas
                 raise json.JSONDecodeError("Expecting value", text, at)
             elements += piece
             at = cut + 1
         return elements, end + 1
 
     def _cut(self, text: str, begin: int, end: int) -> int:
-        """The comma at which a piece of ``text`` ends that begins at ``begin``, or ``end``."""
+        """Return the index of the comma that ends the piece of ``text`` from ``begin`` on, or ``end``."""
         if end - begin <= self._at_once:
             return end
         comma = text.rfind(",", begin, begin + self._at_once)
@@ -70,7 +71,10 @@ class _Decoder(json.JSONDecoder):
 
 
 def read_object(body: bytes | bytearray, subject: str, at_once: int = JSON_AT_ONCE_BYTES) -> dict[str, Any]:
-    """The object that JSON of any length is, of which so many bytes are read at once. Raises InvalidInput and TooLarge."""
+    """Return the object in JSON of any length, read in pieces of ``at_once`` bytes.
+
+    Raises InvalidInput, TooLarge.
+    """
     try:
         if len(body) <= at_once:
             value = json.loads(body)
@@ -90,7 +94,7 @@ def read_object(body: bytes | bytearray, subject: str, at_once: int = JSON_AT_ON
 
 
 def read_inference(body: bytes | bytearray, subject: str) -> dict[str, Any]:
-    """As read_object(), for a request's JSON: the data of its inputs are frames, or the errors that came up instead."""
+    """Return the object in a request's JSON, as read_object(); inputs' data become frames or errors."""
     fields = read_object(body, subject)
     rows = fields.get("inputs")
     if type(rows) is list and len(rows) <= TENSORS_MAX:
@@ -100,5 +104,5 @@ def read_inference(body: bytes | bytearray, subject: str) -> dict[str, Any]:
                     code, shape = code_of(row.get("datatype"), name), checked_shape(row.get("shape"), name)
                     row["data"] = frame_of_json(code, shape, row["data"], name)
                 except InvalidInput as error:
-                    row["data"] = error.with_traceback(None)  # which would hold the elements
+                    row["data"] = error.with_traceback(None)  # the traceback would hold the elements
     return fields

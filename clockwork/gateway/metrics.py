@@ -1,10 +1,10 @@
-"""Prometheus text of a cluster's numbers, under Clockwork's own names and under Triton's.
+"""Prometheus text of a cluster's metrics, under Clockwork's own names and under Triton's.
 
-``render()`` writes the answer to the query "metrics" (``AsyncClient.metrics()``) as text, ``render_gateway()`` a
-gateway's own counts. ``METRICS`` declares every metric that they can emit: docs/metrics.md, the dashboard and
-the alert rules are held against it. The text is written here rather than by prometheus_client, which would rename
-Triton's counters (theirs do not end in _total) and takes seven times as long where models are a thousand; the tests
-read it back with that library's parser.
+``render()`` writes the answer to the query "metrics" (``AsyncClient.metrics()``) as text, and
+``render_gateway()`` a gateway's own counts. ``METRICS`` declares every metric that they can emit; tests
+compare docs/metrics.md, the dashboard and the alert rules with it. prometheus_client is not used, because it
+would rename Triton's counters (their names do not end in _total) and takes seven times as long with a
+thousand models. The tests parse the text with that library.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ FAILURES = {
     "BACKEND": ("failed",),
     "OTHER": ("invalid_input",),
 }
-"""Triton's reasons of failure, and the outcomes that are counted as each."""
+"""By Triton's reason of failure: the outcomes that are counted under it."""
 
 Read = Callable[[], Awaitable[Mapping[str, Any]]]
-"""Asks the controller; raises ClockworkError where it does not answer."""
+"""Queries the controller for metrics; raises ClockworkError where the controller does not answer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric that can be emitted. kind: counter, gauge or histogram. unit: of its value."""
+    """A metric that can be emitted. kind: counter, gauge or histogram. unit: the unit of its value."""
 
     name: str
     kind: str
@@ -54,7 +54,7 @@ class Metric:
     help: str
 
     def series(self) -> tuple[str, ...]:
-        """The names of its time series."""
+        """Return the names of the metric's time series."""
         if self.kind == "histogram":
             return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
         return (self.name,)
@@ -102,7 +102,7 @@ _DECLARED = (
     Metric("clockwork_model_pages", "gauge", _MODEL, "pages", "Pages that the model takes on a device."),
     Metric("clockwork_model_share", "gauge", _MODEL, "ratio",
            "The part of the requests for its name that this version serves."),
-    # ----- shadows: of a version that gets copies of requests that others serve -----
+    # ----- shadows: versions that get copies of requests that other versions answer -----
     Metric("clockwork_shadow_copies_total", "counter", (*_MODEL, "outcome"), "requests",
            "Copies by what became of them: the answers compared, none from the shadow, none from the other, or dropped."),
     Metric("clockwork_shadow_beyond_tolerance_total", "counter", _MODEL, "requests",
@@ -177,7 +177,7 @@ _DECLARED = (
     Metric("clockwork_up", "gauge", (), "", "1 if the controller answered, else 0: then there is nothing of it here."),
     Metric("clockwork_models_without_histograms", "gauge", (), "models",
            "Models (versions) of which only counters are here, because there are too many."),
-    # ----- what is wrong -----
+    # ----- troubles -----
     Metric("clockwork_messages_rejected_total", "counter", ("sender", "why"), "messages",
            "Messages that made no sense (malformed) or met a defect of the controller (failed), and connections whose "
            "key was not let in (refused)."),
@@ -187,7 +187,7 @@ _DECLARED = (
            "For how long the oldest of them has been; 0 if there is none."),
     Metric("clockwork_troubles_noted_total", "counter", ("kind",), "events",
            "How often something of this kind went wrong."),
-    # ----- a gateway's own -----
+    # ----- the gateway's own metrics -----
     Metric("clockwork_gateway_requests_total", "counter", ("protocol", "method", "code"), "requests",
            "Requests that this gateway answered, by HTTP status or gRPC code."),
     Metric("clockwork_gateway_requests_in_flight", "gauge", ("protocol",), "requests",
@@ -198,7 +198,7 @@ _DECLARED = (
     Metric("clockwork_gateway_sent_bytes_total", "counter", ("protocol",), "bytes", "Bodies of answers; over gRPC their raw tensors."),
     Metric("clockwork_gateway_abandoned_total", "counter", ("protocol",), "requests",
            "Requests whose client went away before the answer."),
-    # ----- Triton's names for the same -----
+    # ----- Triton's names for the same values -----
     Metric("nv_inference_request_success", "counter", _MODEL, "requests", "Number of successful inference requests."),
     Metric("nv_inference_request_failure", "counter", (*_MODEL, "reason"), "requests",
            "Number of failed inference requests: REJECTED (refused, or its deadline passed), CANCELED, BACKEND, OTHER."),
@@ -237,13 +237,14 @@ _ALIASED_TIMES = {
 }
 
 
-# ----- what a gateway counts ---------------------------------------------------------------------
+# ----- a gateway's counters ---------------------------------------------------------------------
 
 
 class GatewayCounters:
-    """Counts of one gateway's own servers. For its loop's thread alone.
+    """Counts requests and bytes of a gateway's servers. For the event loop's thread alone.
 
-    protocol: http or grpc. method: one of a fixed few names, as infer or model_metadata; never a client's words.
+    protocol: http or grpc. method: a name from a fixed set, such as infer or model_metadata, never a client's
+    text.
     """
 
     def __init__(self) -> None:
@@ -252,10 +253,11 @@ class GatewayCounters:
         self.received_bytes: dict[str, int] = {}
         self.sent_bytes: dict[str, int] = {}
         self.abandoned: dict[str, int] = {}
-        self.durations: dict[tuple[str, str], list[int]] = {}  # buckets, not cumulative; then the sum in ns
+        # Counts by bucket (not cumulative), then the sum in ns
+        self.durations: dict[tuple[str, str], list[int]] = {}
 
     def begin(self, protocol: str) -> int:
-        """Count a request that has been read. The time, for end()."""
+        """Count a request that has been read, and return the time for end()."""
         self.in_flight[protocol] = self.in_flight.get(protocol, 0) + 1
         return now_ns()
 
@@ -282,12 +284,12 @@ class GatewayCounters:
         found[-1] += took_ns
 
     def sent(self, protocol: str, count: int) -> None:
-        """Count bytes of an answer that end() does not know."""
+        """Count bytes of an answer that are not passed to end()."""
         self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + count
 
     @contextlib.contextmanager
     def uncounted(self, protocol: str) -> Iterator[None]:
-        """Leave one request out of those in flight while inside: a scrape would see itself in every idle gateway."""
+        """Do not count a request as in flight inside the context: a scrape would otherwise count itself."""
         self.in_flight[protocol] -= 1
         try:
             yield
@@ -295,7 +297,7 @@ class GatewayCounters:
             self.in_flight[protocol] += 1
 
     def abandon(self, protocol: str) -> None:
-        """Count a request whose client went away before the answer."""
+        """Count a request whose client disconnected before the answer."""
         self.in_flight[protocol] -= 1
         self.abandoned[protocol] = self.abandoned.get(protocol, 0) + 1
 
@@ -308,7 +310,7 @@ def _escaped(value: object) -> str:
 
 
 def _labels(names: Sequence[str], values: Iterable[object]) -> str:
-    """``a="x",b="y"``."""
+    """Return labels in Prometheus form: ``a="x",b="y"``."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
 
 
@@ -321,7 +323,7 @@ _LE_ROWS = _le_labels(BATCH_BOUNDS)
 
 
 class _Text:
-    """Samples by metric: the format has the samples of a metric in one block."""
+    """Collects samples by metric, because the format wants a metric's samples in one block."""
 
     def __init__(self) -> None:
         self._samples: dict[str, list[str]] = {name: [] for name in METRICS}
@@ -335,7 +337,10 @@ class _Text:
     def histogram(
         self, name: str, labels: str, les: Sequence[str], buckets: Sequence[int], total: float
     ) -> None:
-        """buckets: cumulative, the last of everything. total: of all values, in the metric's unit."""
+        """Add a histogram.
+
+        buckets: cumulative, the last counts all values. total: their sum, in the metric's unit.
+        """
         lines = self._samples[name]
         before = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
         lines.extend([f"{before}{le}}} {count}" for le, count in zip(les, buckets, strict=True)])
@@ -361,7 +366,7 @@ class _Text:
 
 
 def render(body: Mapping[str, Any] | None) -> bytes:
-    """The text of what the query "metrics" answered; None: the controller did not answer."""
+    """Return the text for an answer to the query "metrics"; None: the controller did not answer."""
     text = _Text()
     text.add("clockwork_up", (), int(body is not None))
     if body is not None:
@@ -373,7 +378,7 @@ def render(body: Mapping[str, Any] | None) -> bytes:
 
 
 def render_gateway(gateway: GatewayCounters) -> bytes:
-    """The text of a gateway's own counts."""
+    """Return the text of a gateway's own counts."""
     text = _Text()
     _add_gateway(text, gateway)
     return text.encode()
@@ -428,7 +433,7 @@ def _add_model(text: _Text, model: Mapping[str, Any], is_brief: bool) -> None:
     for name, parts in _ALIASED_TIMES.items():
         add(name, labels, sum(times[part]["sum_ns"] for part in parts) // 1_000)
     if is_brief or not model["last_ns"]:
-        return  # most models were never asked: this saves twenty lines for each of their histograms
+        return  # no empty histogram, which would have twenty lines, for each model that was never asked
     for part, name in _TIMES.items():
         text.durations(name, labels, times[part])
     buckets = [0] * (len(BATCH_BOUNDS) + 1)
@@ -537,11 +542,12 @@ def _add_gateway(text: _Text, gateway: GatewayCounters) -> None:
 
 
 PARTS = ("cluster", "gateway")
-"""Values of ?of=. Every gateway has the same numbers of the cluster: Prometheus needs them from one gateway alone."""
+"""Values of ?of=. All gateways have the same cluster metrics, so Prometheus needs these from one of them."""
 
 
 class MetricsSource:
-    """The text of /metrics. It asks the controller one query at a time, and at most once per METRICS_CACHE_NS.
+    """Makes the text of /metrics, with one query to the controller at a time and one per METRICS_CACHE_NS at
+    most.
 
     read: AsyncClient.metrics(), with a time limit of its own (METRICS_TIMEOUT_S).
     """
@@ -552,15 +558,15 @@ class MetricsSource:
         self._lock = asyncio.Lock()
         self._text = b""
         self._taken_ns = -METRICS_CACHE_NS
-        self._squeezed: tuple[bytes, bytes] = b"", b""  # the cluster's text, and the same deflated
+        self._squeezed: tuple[bytes, bytes] = b"", b""  # the cluster's text, plain and deflated
 
     async def text(self, of: str = "") -> bytes:
-        """The whole text, or one of PARTS."""
+        """Return the whole text, or one of PARTS."""
         cluster = b"" if of == "gateway" else await self._cluster()
         return cluster if of == "cluster" else cluster + render_gateway(self._gateway)
 
     async def gzipped(self, of: str = "") -> bytes:
-        """text() as gzip. The cluster's part, which is long, is deflated once for all who ask while it is cached."""
+        """Return text() as gzip. The cluster's part, which is long, is deflated once while it is cached."""
         cluster, deflated = (b"", b"") if of == "gateway" else await self._deflated()
         rest = b"" if of == "cluster" else render_gateway(self._gateway)
         deflate = zlib.compressobj(METRICS_GZIP_LEVEL, wbits=-zlib.MAX_WBITS)
@@ -568,7 +574,8 @@ class MetricsSource:
         return b"".join((_GZIP_BEGIN, deflated, deflate.compress(rest), deflate.flush(), end))
 
     async def _deflated(self) -> tuple[bytes, bytes]:
-        """The cluster's part, and the same deflated up to the boundary of a byte, so that another part may follow."""
+        """Return the cluster's part, plain and deflated; the latter ends at a byte, so another part may
+        follow."""
         text = await self._cluster()
         async with self._lock:
             if self._squeezed[0] is not text:
@@ -576,7 +583,8 @@ class MetricsSource:
             return self._squeezed
 
     async def _cluster(self) -> bytes:
-        """The cluster's part, at most METRICS_CACHE_NS old; clockwork_up is 0 if the controller does not answer."""
+        """Return the cluster's part, at most METRICS_CACHE_NS old; clockwork_up is 0 without the controller's
+        answer."""
         async with self._lock:
             if now_ns() - self._taken_ns >= METRICS_CACHE_NS:
                 body: Mapping[str, Any] | None = None
@@ -584,14 +592,15 @@ class MetricsSource:
                     body = await self._read()
                 except ClockworkError:
                     body = None
-                # With thousands of models this takes tenths of a second, for which requests should not wait.
+                # With thousands of models, rendering takes tenths of a second, which would delay requests on
+                # the loop.
                 self._text = await asyncio.to_thread(render, body)
                 self._taken_ns = now_ns()
             return self._text
 
 
 _GZIP_BEGIN = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-"""The header of gzip, without a name or a time."""
+"""The gzip header, without a file name or a time."""
 
 
 def _deflate(text: bytes) -> bytes:
@@ -603,7 +612,7 @@ def _deflate(text: bytes) -> bytes:
 
 
 def reference() -> str:
-    """The table of all metrics, in Markdown: a part of docs/metrics.md."""
+    """Return the table of all metrics in Markdown, a part of docs/metrics.md."""
     lines = ["| Metric | Type | Labels | Unit | Meaning |", "|---|---|---|---|---|"]
     lines += [
         f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '-'} | {metric.unit or '-'} | {metric.help} |"

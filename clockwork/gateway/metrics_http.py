@@ -14,7 +14,10 @@ from clockwork.gateway.settings import GatewaySettings
 
 
 class MetricsServer(HttpServer):
-    """Needs the client's token, if any: Prometheus can send it (authorization in its scrape configuration)."""
+    """Serves /metrics.
+
+    Requests need the client's token, if there is any; Prometheus can be configured to send it.
+    """
 
     def __init__(
         self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, seats_max: int,
@@ -43,9 +46,9 @@ class MetricsServer(HttpServer):
 
 
 def takes_gzip(accepted: str) -> bool:
-    """Whether the value of an Accept-Encoding header names gzip, and does not refuse it by a weight of 0."""
-    for one in accepted.lower().split(","):
-        name, _, weight = one.partition(";")
+    """Whether the value of an Accept-Encoding header names gzip with a weight above 0."""
+    for encoding in accepted.lower().split(","):
+        name, _, weight = encoding.partition(";")
         if name.strip() in ("gzip", "x-gzip"):
             return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False

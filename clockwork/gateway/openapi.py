@@ -1,4 +1,4 @@
-"""What the gateway's HTTP server offers, as an OpenAPI document. A test asks for everything that it says."""
+"""The OpenAPI document of the gateway's HTTP server. A test requests every operation that it describes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _ANSWERS = {
 }
 
 _SHED = {StatusCodes.MESH: "429", StatusCodes.TRITON: "503"}
-"""The status of a request that is shed, which any request may be."""
+"""The status of a request that is shed; any request may be shed."""
 
 
 def document(with_token: bool, codes: StatusCodes) -> Json:
-    """The whole document, OpenAPI 3.0. with_token: whether calls need a token."""
+    """Return the document, in OpenAPI 3.0. with_token: whether calls need a token."""
     paths = _paths()
     used = set()
     for path, operations in paths.items():
@@ -63,18 +63,18 @@ def document(with_token: bool, codes: StatusCodes) -> Json:
 
 
 def _answers_of(path: str, method: str, with_token: bool, codes: StatusCodes) -> set[str]:
-    """The statuses, beside 200, that an operation may be answered with."""
+    """Return the statuses other than 200 with which an operation may be answered."""
     words = path.split("/")
     found = {"400", _SHED[codes]}
     if HTTP[path] is not Right.OPEN:
         found |= {"401", "403"} if with_token else {"403"}
-    if method == "post":  # it has a body
+    if method == "post":  # the request has a body
         found |= {"408", "413", "501"}
-    if words[2:3] in (["models"], ["repository"]):  # the controller is asked
+    if words[2:3] in (["models"], ["repository"]):  # the gateway queries the controller
         found |= {"500", "503", "504"}
     if path == "/v2/health/ready":
         found.add("503")
-    if words[2:3] == ["systemsharedmemory"]:  # it may be off
+    if words[2:3] == ["systemsharedmemory"]:  # shared memory may be off
         found.add("501")
     if "{model}" in words or ("{region}" in words and method == "get"):
         found.add("404")
@@ -128,21 +128,21 @@ def _paths() -> Json:
 
 
 def _memory_paths() -> Json:
-    """Of shared memory. CUDA's has the same calls, and never a region."""
+    """Return the paths of shared memory. CUDA's has the same calls, and never a region."""
     paths: Json = {}
     for kind, schema in (("system", "Regions"), ("cuda", "NoRegions")):
         base = f"/v2/{kind}sharedmemory"
-        one = f"{base}/region/{{region}}"
+        region_path = f"{base}/region/{{region}}"
         named = [_path_parameter("region", "A region's name.")]
         registered = "RegisterRegion" if kind == "system" else "EmptyRequest"
         paths |= {
             f"{base}/status": {"get": _get("The caller's regions of shared memory.", schema)},
             f"{base}/unregister": {"post": _post("Forget all of the caller's regions.", "EmptyRequest", "Empty")},
-            f"{one}/status": {"parameters": named, "get": _get("One region of the caller's.", schema)},
-            f"{one}/register": {
+            f"{region_path}/status": {"parameters": named, "get": _get("One region of the caller's.", schema)},
+            f"{region_path}/register": {
                 "parameters": named, "post": _post("Make shared memory known under a name.", registered, "Empty")
             },
-            f"{one}/unregister": {
+            f"{region_path}/unregister": {
                 "parameters": named, "post": _post("Forget a region.", "EmptyRequest", "Empty")
             },
         }  # fmt: skip
@@ -150,7 +150,7 @@ def _memory_paths() -> Json:
 
 
 def _infer() -> Json:
-    """Its own, because of the binary form."""
+    """Return the inference operation, whose requests and answers also have a binary form."""
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     operation = _post(
         "Run the model. As JSON; or as JSON of Inference-Header-Content-Length bytes and then the raw bytes of each "

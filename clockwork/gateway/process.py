@@ -1,4 +1,4 @@
-"""One gateway's process: its servers on one event loop, from start to end."""
+"""A gateway's process: its servers on one event loop, from start to end."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from clockwork.wire.logs import start_log
 log = logging.getLogger("clockwork.gateway")
 
 NEEDED = {"aiohttp": "aiohttp", "grpc": "grpcio", "google.protobuf": "protobuf", "uvloop": "uvloop"}
-"""The packages that the gateway needs, by module."""
+"""By module: the package that the gateway needs for it."""
 
 
 def require_packages() -> None:
-    """Raises ConfigError where a package is missing, with the command that installs it."""
+    """Raise ConfigError where a package is missing, with the command that installs it."""
     missing = []
     for module, package in NEEDED.items():
         try:
@@ -63,7 +63,7 @@ def require_packages() -> None:
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:
-    """A bound socket, so that a port in use is reported before anything starts. Raises ConfigError."""
+    """Return a bound socket, so that a port in use is reported before anything starts. Raises ConfigError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -85,7 +85,7 @@ class Gateway:
     """The servers of one gateway, and its connection to the cluster."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        """Raises ConfigError for settings that are wrong, before anything is served."""
+        """Bind the sockets. Raises ConfigError for settings that are wrong."""
         security.require_security_beyond_loopback(settings)
         if {settings.http_port, settings.grpc_port, settings.metrics_port} == {
             OFF
@@ -99,7 +99,7 @@ class Gateway:
         self._keeper = _keeper(settings)
         self._seats = seats_of(settings, raise_descriptor_limit())
         self._sockets: dict[str, socket.socket] = {}
-        self.ports: dict[str, int] = {}  # of the servers that run, by name
+        self.ports: dict[str, int] = {}  # ports of the running servers, by name
         try:
             for name, port in (
                 ("http", settings.http_port),
@@ -107,8 +107,8 @@ class Gateway:
                 ("metrics", settings.metrics_port),
             ):
                 if port != OFF:
-                    # The system lets sockets share a port until one of them listens.
-                    if other := next((one for one, taken in self.ports.items() if taken == port), ""):
+                    # The system lets bound sockets share a port until one of them listens.
+                    if other := next((other for other, taken in self.ports.items() if taken == port), ""):
                         raise ConfigError(f"--{name}-port {port} is the port of --{other}-port")
                     bound = self._sockets[name] = listen(settings.host, port, f"--{name}-port")
                     self.ports[name] = int(bound.getsockname()[1])
@@ -118,7 +118,10 @@ class Gateway:
         self._closers: list[Callable[[], Any]] = []
 
     async def serve(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
-        """Serve until ``stop`` is set, then let requests under way end. ``started`` is called once clients can connect."""
+        """Serve until ``stop`` is set, then drain the requests under way.
+
+        started: called when clients can connect.
+        """
         from clockwork.gateway.grpc import GrpcServer
         from clockwork.gateway.http import HttpServer
         from clockwork.gateway.metrics_http import MetricsServer
@@ -175,7 +178,7 @@ class Gateway:
             for task in sweeping:
                 task.cancel()
             if self._keeper is not None:
-                # Not to_thread(): all of its threads may be waiting for the calls that this ends.
+                # Not to_thread(): all of its threads may wait for calls that close() ends.
                 with concurrent.futures.ThreadPoolExecutor(1, "closing") as closing:
                     await asyncio.get_running_loop().run_in_executor(closing, self._keeper.close)
             await client.close()
@@ -193,7 +196,7 @@ class Gateway:
             bound.close()
 
     def greeting(self) -> str:
-        """Where the servers listen, as clients write it."""
+        """Return the URLs at which the servers listen."""
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         scheme = "https" if self._tls is not None else "http"
         before = {"http": f"{scheme}://{host}:", "grpc": f"{host}:", "metrics": f"{scheme}://{host}:"}
@@ -204,7 +207,10 @@ class Gateway:
 
 
 def seats_of(settings: GatewaySettings, descriptors: int) -> dict[str, int]:
-    """The seats of each server, within the open files that this process may have. Raises ConfigError for too few."""
+    """Return the seats of each server, bounded by the process's limit of open files.
+
+    Raises ConfigError where the limit is too low.
+    """
     if descriptors < DESCRIPTORS_MIN:
         raise ConfigError(
             f"{descriptors} open files are too few, it takes {DESCRIPTORS_MIN}: raise ulimit -n"
@@ -214,7 +220,7 @@ def seats_of(settings: GatewaySettings, descriptors: int) -> dict[str, int]:
         "grpc": settings.connections_max,
         "metrics": min(settings.connections_max, METRICS_CONNECTIONS_MAX),
     }
-    # A connection of gRPC that is closed for another may still be open when that is accepted.
+    # gRPC may accept a connection before the connection that was evicted for it is closed.
     room = descriptors - DESCRIPTORS_KEPT
     needed = wanted["http"] + 2 * wanted["grpc"] + wanted["metrics"]
     if needed <= room:
@@ -240,7 +246,8 @@ async def _sweep_regions(regions: Regions) -> None:
 
 
 async def _collect_garbage(calls: Callable[[], int]) -> None:
-    """Collect cycles of old objects when that is due and calls are few, so that there are few objects to look at."""
+    """Collect cycles of old objects when that is due and few calls are under way, so that few objects are
+    visited."""
     while True:
         await asyncio.sleep(SWEEP_S)
         if gc.get_count()[2] >= GARBAGE_DUE and calls() <= GARBAGE_CALM_CALLS:
@@ -248,7 +255,7 @@ async def _collect_garbage(calls: Callable[[], int]) -> None:
 
 
 def _keeper(settings: GatewaySettings) -> Keeper | None:
-    """Raises ConfigError where a repository cannot be read."""
+    """Return the keeper of the model repositories, if there are any. Raises ConfigError."""
     if not settings.repositories:
         if settings.load_models:
             raise ConfigError("--load-model needs a --model-repository")
@@ -270,7 +277,7 @@ def _keeper(settings: GatewaySettings) -> Keeper | None:
 
 
 def main(settings: GatewaySettings) -> int:
-    """Run a gateway until SIGINT or SIGTERM; returns the exit status. Raises ConfigError."""
+    """Run a gateway until SIGINT or SIGTERM, and return the exit status. Raises ConfigError."""
     start_log("gateway")
     require_packages()
     gateway = Gateway(settings)
@@ -295,7 +302,8 @@ def main(settings: GatewaySettings) -> int:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's factory of event loops: a request takes a sixth less processor time than with asyncio's."""
+    """Return uvloop's factory of event loops; a request takes a sixth less processor time than with
+    asyncio's."""
     import uvloop
 
     found: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop

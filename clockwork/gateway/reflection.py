@@ -1,4 +1,4 @@
-"""The gateway's answers to gRPC's server reflection: which services there are, and the files that describe them.
+"""Answers gRPC's server reflection: the names of services, and the files that describe them.
 
 The services are described in files without imports, each in a pool of its own; no file has extensions.
 """
@@ -18,7 +18,7 @@ V1, V1ALPHA = "grpc.reflection.v1", "grpc.reflection.v1alpha"
 
 
 def _alpha() -> Any:
-    """The file of v1alpha: that of v1, in another package."""
+    """Return the file of reflection v1alpha, which is the file of v1 in another package."""
     text = text_format.MessageToString(
         descriptor_pb2.FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
     )
@@ -36,7 +36,7 @@ SERVICES = sorted(service.full_name for file in FILES for service in file.servic
 
 
 def answer(request: Any) -> Any:
-    """The ServerReflectionResponse to a ServerReflectionRequest. What is asked for and is not there is an error within it."""
+    """Return the ServerReflectionResponse to a ServerReflectionRequest; unknown names give an error in it."""
     response = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
     kind = request.WhichOneof("message_request")
     found: Any = None
@@ -68,15 +68,15 @@ def _failed(response: Any, code: grpc.StatusCode, text: str) -> Any:
 
 
 def _file_of(symbol: str) -> Any:
-    """The file that declares a symbol, by its full name; None if there is none."""
+    """Return the file that declares a symbol of this full name; None if there is none."""
     parent, _, method = symbol.rpartition(".")
     for file in FILES:
         try:
             return file.pool.FindFileContainingSymbol(symbol)
         except KeyError:  # some of protobuf's implementations find no methods
             if any(
-                parent == one.full_name and method in one.methods_by_name
-                for one in file.services_by_name.values()
+                parent == service.full_name and method in service.methods_by_name
+                for service in file.services_by_name.values()
             ):
                 return file
     return None

@@ -1,14 +1,15 @@
-"""Triton's system shared memory: tensors in POSIX shared memory that the caller made, in place of a request's body.
+"""Triton's system shared memory: tensors in POSIX shared memory that the caller made, in place of a request's
+body.
 
-A region belongs to the user who registered it (callers.py), and so must the memory: a file in /dev/shm that this user
-owns. Other users see neither. Memory is read and written with pread() and pwrite(), by a descriptor that is opened for
-each request: a mapping would end the gateway with SIGBUS when its caller makes the file shorter, and a descriptor kept
-would keep memory alive that its caller has given up. What a request reads is therefore a copy that cannot change, and
-all that the gateway keeps of a region is its row in a table.
+A region belongs to the user who registered it (callers.py). The memory, a file in /dev/shm, must belong to
+the same user. Other users see neither. The gateway opens the file for each request, and uses pread() and
+pwrite(). With a mapping, the gateway would end with SIGBUS when the caller truncates the file; a descriptor
+that stays open would keep memory alive that its caller has freed. A request therefore reads a copy that
+cannot change, and between requests the gateway keeps only the region's row in a table.
 
-The owner decides how long a copy takes (a write waits while the owner makes the file larger, for example), so threads
-beside the gateway's loop do it (system/copies.py), in turns of the owners. To open a file never waits: only files on the
-mount of FOLDER itself are opened, which is memory, and never one with a lease.
+The owner of the memory can delay a copy, for example a write while the owner makes the file larger. Therefore
+threads beside the event loop copy, in turns of the owners (system/copies.py). Opening a file never waits:
+only files on the mount of FOLDER itself are opened, which is memory, and no file with a lease.
 """
 
 from __future__ import annotations
@@ -46,35 +47,35 @@ from clockwork.wire.telling import tell
 from clockwork.wire.transport import Frame
 
 FOLDER = Path("/dev/shm")
-"""Where shm_open(3) has its files."""
+"""The folder of the files of shm_open(3)."""
 
 REGION = "shared_memory_region"
 SIZE = "shared_memory_byte_size"
 OFFSET = "shared_memory_offset"
-"""The parameters of a tensor that lies in shared memory."""
+"""Parameters of a tensor in shared memory."""
 
 
 @dataclasses.dataclass(slots=True)
 class Region:
-    """A part of one shared-memory file, under the name that its owner gave it."""
+    """A part of a shared-memory file, under a name that its owner chose."""
 
     name: str
-    key: str  # as it was registered: with or without the slash that it may begin with
+    key: str  # as registered, with or without a leading slash
     offset: int
     byte_size: int
-    file: tuple[int, int]  # device and inode: another file may come to have the same key
-    unheld: int = 0  # sweeps in a row that found that no process has the file open or mapped
+    file: tuple[int, int]  # device and inode, because another file may get the same key
+    unheld: int = 0  # sweeps in a row in which no process had the file open or mapped
 
     def described(self) -> dict[str, Any]:
-        """As the status calls answer."""
+        """Return the region in the form of status answers."""
         return {"name": self.name, "key": self.key, "offset": self.offset, "byte_size": self.byte_size}
 
 
 class Place(NamedTuple):
-    """Where in a region one tensor lies."""
+    """The place of a tensor in a region."""
 
     region: Region
-    offset: int  # from the region's beginning
+    offset: int  # in bytes from the region's beginning
     size: int
 
 
@@ -89,7 +90,10 @@ class Regions:
         self._copies = Copies(self._wake, "user")
 
     def register(self, owner: int, name: Any, key: Any, offset: Any, byte_size: Any) -> None:
-        """Make memory that ``owner`` owns known under a name of his. Raises InvalidInput, and Refused past the bounds."""
+        """Register memory that the user ``owner`` owns under a name.
+
+        Raises InvalidInput, and Refused past the bounds.
+        """
         name = _name(name)
         if not name:
             raise InvalidInput("a shared memory region needs a name")
@@ -123,16 +127,22 @@ class Regions:
         self._owners.setdefault(owner, mine)[name] = Region(name, key, offset, byte_size, file)
 
     def unregister(self, owner: int, name: str) -> None:
-        """Forget a region of the owner's, or, without a name, all of the owner's. A missing region is as good as forgotten."""
+        """Forget a region of the owner, or all regions of the owner if ``name`` is "".
+
+        The region may be missing.
+        """
         mine = self._owners.get(owner, {})
-        for one in [name] if name else list(mine):
-            if mine.pop(one, None) is not None:
+        for region_name in [name] if name else list(mine):
+            if mine.pop(region_name, None) is not None:
                 self._count -= 1
         if not mine:
             self._owners.pop(owner, None)
 
     def status(self, owner: int, name: str) -> list[Region]:
-        """The owner's region of that name, or, without a name, all of the owner's. Raises NotFound."""
+        """Return the owner's region of that name, or all regions of the owner if ``name`` is "".
+
+        Raises NotFound.
+        """
         mine = self._owners.get(owner, {})
         if not name:
             return list(mine.values())
@@ -141,7 +151,7 @@ class Regions:
         return [mine[name]]
 
     def place(self, owner: int, parameters: Mapping[str, Any], subject: str) -> Place:
-        """Where a tensor's parameters say that it lies. Raises InvalidInput."""
+        """Return the place that a tensor's parameters name. Raises InvalidInput."""
         name = _name(parameters.get(REGION))
         region = self._owners.get(owner, {}).get(name)
         if region is None:
@@ -162,14 +172,17 @@ class Regions:
         return Place(region, offset, size)
 
     async def read(self, owner: int, places: Sequence[Place]) -> list[Frame]:
-        """Copies of the bytes at places. Raises InvalidInput where a file has gone or become shorter, or is not to be read
-        within REGION_COPY_S."""
+        """Return copies of the bytes at places.
+
+        Raises InvalidInput where a file was removed or truncated, or where copying takes longer than
+        REGION_COPY_S.
+        """
         frames: list[Frame] = []
         await self._carry_out(owner, self._reading(owner, places, frames))
         return frames
 
     async def write(self, owner: int, places: Sequence[tuple[Place, Frame]]) -> None:
-        """Copy tensors' bytes to places, which are at least as large. Raises InvalidInput as read() does."""
+        """Copy the bytes of tensors to places, which are large enough. Raises as read()."""
         await self._carry_out(owner, self._writing(owner, places))
 
     def _reading(self, owner: int, places: Sequence[Place], frames: list[Frame]) -> Work:
@@ -195,18 +208,18 @@ class Regions:
             begin = region.offset + place.offset
             with self._of(owner, region, os.O_RDWR) as descriptor:
                 while left:
-                    # Writing beyond its end would make the file longer again.
+                    # A write beyond the file's end would make the file longer again.
                     if os.fstat(descriptor).st_size < begin + left.nbytes:
                         raise _too_short(region)
                     try:
                         count = os.pwrite(descriptor, left[:COPY_PIECE_BYTES], begin)
-                    except OSError as error:  # a page of a sparse file, and no memory left for it
+                    except OSError as error:  # a sparse file, and no memory is left for its page
                         raise _failed("write to", region, error) from None
                     left, begin = left[count:], begin + count
                     yield
 
     async def _carry_out(self, owner: int, work: Work) -> None:
-        """Have a copy done beside the loop. Raises InvalidInput."""
+        """Run a copy beside the loop, and wait for its end. Raises InvalidInput."""
         self._loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = self._loop.create_future()
         copy = self._copies.submit(owner, work, done)
@@ -239,9 +252,12 @@ class Regions:
         self._copies.close()
 
     def sweep(self) -> None:
-        """Forget what callers who are gone have left: regions whose file has gone or been replaced, and those whose file
-        no process has had open or mapped for REGION_UNHELD_SWEEPS sweeps. The file itself is its owner's, and stays."""
-        with contextlib.suppress(Refused):  # the next sweep may look again
+        """Forget regions that their callers have abandoned.
+
+        These are regions whose file was removed or replaced, and regions whose file no process has had open
+        or mapped for REGION_UNHELD_SWEEPS sweeps. The file itself stays.
+        """
+        with contextlib.suppress(Refused):  # the next sweep tries again
             for owner, mine in list(self._owners.items()):
                 for name, region in list(mine.items()):
                     region.unheld = 0 if self._is_held(owner, region) else region.unheld + 1
@@ -252,8 +268,10 @@ class Regions:
 
     @contextlib.contextmanager
     def _opened(self, owner: int, file_name: str, key: str, mode: int) -> Iterator[int]:
-        """A descriptor of a shared-memory file that the owner owns. Raises InvalidInput, and Refused where this process can
-        have no more descriptors."""
+        """Return a descriptor of a shared-memory file that the owner owns.
+
+        Raises InvalidInput, and Refused where this process can have no more descriptors.
+        """
         with contextlib.ExitStack() as stack:
 
             def opened(path: Path | str, how: int) -> int:
@@ -262,7 +280,8 @@ class Regions:
                 return found
 
             try:
-                # Only looked at: to open a FIFO, a device or a file of a user's own file system may wait, or do something.
+                # O_PATH: opening a FIFO, a device or a file of a user's own file system may wait, or have an
+                # effect.
                 folder = opened(self._folder, os.O_PATH)
                 seen = opened(self._folder / file_name, os.O_PATH | os.O_NOFOLLOW)
                 if mount_of(seen) != mount_of(folder):
@@ -270,14 +289,14 @@ class Regions:
                 found = os.fstat(seen)
                 if stat.S_ISLNK(found.st_mode):
                     raise OSError(errno.ELOOP, "it is a symbolic link")
-                # Whether somebody else's file is there is none of the caller's business beyond what `ls` shows.
+                # The answer tells the caller no more about another user's file than `ls` does.
                 if not stat.S_ISREG(found.st_mode) or found.st_uid != owner:
                     raise InvalidInput(
                         f"Unable to open shared memory region: {key!r}: it is no shared memory of user {owner}, "
                         "whose program asks",
                         expected=f"memory of user {owner}", got=key,
                     )  # fmt: skip
-                # NONBLOCK: of a file with a lease it is refused at once.
+                # O_NONBLOCK: opening a file with a lease fails at once.
                 descriptor = opened(f"/proc/self/fd/{seen}", mode | os.O_NONBLOCK)
             except OSError as error:
                 if error.errno in NO_ROOM:
@@ -294,7 +313,7 @@ class Regions:
 
     @contextlib.contextmanager
     def _of(self, owner: int, region: Region, mode: int) -> Iterator[int]:
-        """A descriptor of the file that a region was registered for. Raises as _opened()."""
+        """Return a descriptor of the file for which a region was registered. Raises as _opened()."""
         with self._opened(owner, _file_name(region.key), region.key, mode) as descriptor:
             found = os.fstat(descriptor)
             if (found.st_dev, found.st_ino) != region.file:
@@ -313,12 +332,15 @@ class Regions:
             return False
 
     def _is_held(self, owner: int, region: Region) -> bool:
-        """Whether any process may have a region's file open or mapped. The kernel gives a lease for writing on a file
-        that nobody else has open; where it gives leases to nobody (another user's file), the answer is yes."""
+        """Whether any process may have a region's file open or mapped.
+
+        The kernel grants a write lease on a file only while no other process has it open. Where the kernel
+        grants no leases (on another user's file), the answer is True.
+        """
         try:
             with self._of(owner, region, os.O_RDONLY) as descriptor:
-                # Whoever opens the file meanwhile waits for the few microseconds until the lease is given back, and the
-                # kernel sends the holder a signal, by default SIGIO, which ends a process.
+                # A process that opens the file meanwhile waits some microseconds until the lease is released.
+                # The kernel sends the holder a signal, by default SIGIO, which ends a process.
                 fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
                 fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
                 fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -330,28 +352,33 @@ class Regions:
 
 
 class Shared:
-    """What one request has in shared memory: its inputs, and the places for its outputs."""
+    """The inputs of a request that are in shared memory, and the places there for its outputs."""
 
     __slots__ = ("_find_owner", "_held", "_hold", "_inputs", "_limit", "_outputs", "_owner", "_regions")
 
     def __init__(
         self, regions: Regions | None, find_owner: Callable[[], int], hold: Callable[[int], None], limit: int
     ) -> None:
-        """find_owner: called where a tensor lies in shared memory; raises where the caller may have none. hold: counts
-        bytes read, and may refuse them. limit: the most bytes of all inputs."""
+        """find_owner: returns the caller's user id; raises where the caller may not use shared memory.
+
+        hold: counts bytes of inputs; raises Refused past its bound. limit: the most bytes of all inputs.
+        """
         self._regions = regions
         self._find_owner = find_owner
         self._owner: int | None = None
         self._hold = hold
         self._held = 0
         self._limit = limit
-        self._inputs: dict[int, Place] = {}  # by frame
+        self._inputs: dict[int, Place] = {}  # by the number of the frame
         self._outputs: dict[str, Place] = {}
 
     def input(
         self, parameters: Mapping[str, Any], code: int, shape: Sequence[int], name: str, frame: int
     ) -> None:
-        """Note where an input is to be read. frame: its number. Raises InvalidInput, TooLarge or Refused."""
+        """Note the place of an input.
+
+        frame: the number of its frame. Raises InvalidInput, TooLarge or Refused.
+        """
         regions, owner = self._known(f"input {name!r}")
         place = regions.place(owner, parameters, f"input {name!r}")
         check_size(code, shape, place.size, name)
@@ -364,7 +391,7 @@ class Shared:
         self._inputs[frame] = place
 
     async def read(self, frames: list[Frame]) -> None:
-        """Put the bytes of the inputs into their frames. Raises InvalidInput."""
+        """Read the inputs from shared memory into ``frames``. Raises InvalidInput."""
         if self._inputs:
             regions, owner = self._known("an input")
             found = await regions.read(owner, list(self._inputs.values()))
@@ -372,14 +399,16 @@ class Shared:
                 frames[number] = frame
 
     def output(self, parameters: Mapping[str, Any], name: str) -> None:
-        """Note where an output is to be written. Raises InvalidInput."""
+        """Note the place for an output. Raises InvalidInput."""
         regions, owner = self._known(f"output {name!r}")
         self._outputs[name] = regions.place(owner, parameters, f"output {name!r}")
 
     async def deliver(self, chosen: Sequence[NamedTensorRef], frames: Sequence[Frame]) -> Collection[str]:
-        """Write outputs where they are to go: the names of these. All others travel in the answer, which says of these no more
-        than their shape: perf_analyzer takes any parameter of an output for one of binary data. Raises InvalidInput where
-        an output does not fit."""
+        """Write outputs to their places in shared memory, and return the names of these outputs.
+
+        The answer has only the shape of these outputs, because perf_analyzer takes any parameter of an output
+        to mean binary data. Raises InvalidInput where an output does not fit.
+        """
         found = {}
         for name, _, _, frame in chosen:
             place = self._outputs.get(name)
@@ -399,7 +428,7 @@ class Shared:
         return found
 
     def release(self) -> None:
-        """Count the inputs' bytes no longer."""
+        """Stop counting the inputs' bytes."""
         self._hold(-self._held)
         self._held = 0
 
@@ -428,7 +457,7 @@ def _name(value: Any) -> str:
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 can write it: JSON can write half of a surrogate pair."""
+    """Whether UTF-8 can encode the text: JSON can contain half of a surrogate pair."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -446,7 +475,7 @@ def _count(value: Any, subject: str) -> int:
 
 
 def _file_name(key: Any) -> str:
-    """The name of a key's file in /dev/shm, as shm_open(3) finds it. Raises InvalidInput for what names no file there."""
+    """Return the name of a key's file in /dev/shm, by the rules of shm_open(3). Raises InvalidInput."""
     name = key.removeprefix("/") if type(key) is str and _is_text(key) else ""
     if (
         not 0 < len(name.encode()) <= SHARED_MEMORY_KEY_BYTES_MAX

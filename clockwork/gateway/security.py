@@ -1,4 +1,4 @@
-"""TLS and bearer tokens, and the check that a gateway which other machines can reach has both."""
+"""TLS and bearer tokens, and the check that a gateway has both where other machines can reach it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("clockwork.gateway")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Whether only this machine can reach the address ``host``."""
     if host == "localhost":
         return True
     try:
@@ -31,7 +31,8 @@ def is_loopback(host: str) -> bool:
 
 
 def require_security_beyond_loopback(settings: GatewaySettings) -> None:
-    """Raises ConfigError if other machines could reach the gateway without TLS or token, unless it is ``insecure``."""
+    """Raise ConfigError where other machines can reach the gateway without TLS or token, unless ``insecure``
+    is set."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key go together")
     if is_loopback(settings.host) or settings.insecure:
@@ -51,13 +52,16 @@ def require_security_beyond_loopback(settings: GatewaySettings) -> None:
 
 
 def shares_memory(settings: GatewaySettings) -> bool:
-    """Whether callers on this machine may use shared memory. A gateway that other machines can reach is likely to have
-    a proxy before it, for which all callers are on this machine, so there it must be asked for."""
+    """Whether callers on this machine may use shared memory.
+
+    A gateway that other machines can reach may be behind a proxy, which makes all callers look local. There
+    shared memory is off by default.
+    """
     return is_loopback(settings.host) if settings.shared_memory is None else settings.shared_memory
 
 
 def read_token(path: Path | None) -> bytes | None:
-    """The token in a file, without the white space around it. Raises ConfigError."""
+    """Return the token in a file, without surrounding white space. Raises ConfigError."""
     if path is None:
         return None
     try:
@@ -71,8 +75,11 @@ def read_token(path: Path | None) -> bytes | None:
 
 
 class Tokens:
-    """The tokens that requests must bear. client: for inference and queries; None: they need no token. operator: for
-    changes of what is served; None: the client's token is enough."""
+    """The bearer tokens that requests need.
+
+    client: for inference and queries; None: no token is needed. operator: for changes of the served models;
+    None: the client's token is enough.
+    """
 
     def __init__(self, client: bytes | None = None, operator: bytes | None = None) -> None:
         self._client = client
@@ -90,14 +97,17 @@ class Tokens:
         return right is not Right.OPEN and self._wanted(right) is not None
 
     def check(self, right: Right, given: bytes | None) -> Standing:
-        """The standing that the token gives. Raises Unauthorized where the right needs a token and ``given``, the request's, is not known; Forbidden where
-        it needs the operator's and ``given`` is the client's."""
+        """Return the standing that a request's token ``given`` has.
+
+        Raises Unauthorized where the right needs a token and ``given`` is unknown, and Forbidden where the
+        right needs the operator's token and ``given`` is the client's.
+        """
         wanted = self._wanted(right)
         if right is Right.OPEN:
             return Standing.STRANGER
         if wanted is None and given is None:
             return Standing.CLIENT
-        # Both are compared in every case, so that the time it takes tells nothing about either.
+        # Both tokens are compared in every case, so that the duration reveals neither of them.
         is_operator = _is_same(given, self._operator)
         is_client = _is_same(given, self._client)
         if is_operator:
@@ -110,7 +120,7 @@ class Tokens:
 
 
 def names_of(settings: GatewaySettings) -> list[str]:
-    """The names, beyond localhost, under which the gateway may be asked where Host is checked."""
+    """Return the host names, beside localhost, that the check of the Host header accepts."""
     own = [] if is_loopback(settings.host) else [settings.host, socket.gethostname()]
     return [*own, *settings.allowed_hosts]
 
@@ -123,13 +133,14 @@ def _is_same(given: bytes | None, token: bytes | None) -> bool:
 
 
 def bearer(value: bytes) -> bytes | None:
-    """The token in the value of an Authorization header, whatever spaces are around its parts; None where it has none."""
+    """Return the token in the value of an Authorization header, with any spaces around its parts; None: no
+    token."""
     scheme, _, rest = value.strip(_SPACE).partition(b" ")
     return rest.strip(_SPACE) if scheme.lower() == b"bearer" else None
 
 
 def read_tokens(settings: GatewaySettings) -> Tokens:
-    """The tokens in the files that the settings name. Raises ConfigError."""
+    """Return the tokens in the files that the settings name. Raises ConfigError."""
     tokens = read_token(settings.token_file), read_token(settings.operator_token_file)
     if tokens[0] is not None and tokens[0] == tokens[1]:
         raise ConfigError("the token of --operator-token-file is that of --token-file; make another one")
@@ -141,13 +152,13 @@ def read_tokens(settings: GatewaySettings) -> Tokens:
 
 
 def _may_operate(settings: GatewaySettings) -> bool:
-    """Whether the gateway's keys let it change what is served."""
+    """Whether the gateway's keys permit changes of the served models."""
     role = read_peer_keys(settings.key).role if settings.key is not None else None
     return settings.operator_key is not None or role in (None, Role.OPERATOR)
 
 
 def read_pair(settings: GatewaySettings) -> tuple[bytes, bytes] | None:
-    """Certificate chain and key, PEM; None without TLS. Raises ConfigError."""
+    """Return certificate chain and key in PEM; None without TLS. Raises ConfigError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     found = []
@@ -160,7 +171,7 @@ def read_pair(settings: GatewaySettings) -> tuple[bytes, bytes] | None:
 
 
 def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """The context for HTTPS; None without TLS. Raises ConfigError."""
+    """Return the TLS context for HTTPS; None without TLS. Raises ConfigError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol's operations on a cluster, for the HTTP and the gRPC server alike.
+"""The Open Inference Protocol's operations on a cluster, for the HTTP and the gRPC server.
 
-The servers read requests and write answers in their own encodings; tensors pass as they travel. Nothing but the names
-of shared memory (regions.py) is kept between two requests, so that any number of gateways may stand before one cluster: every description of a model is asked of the
-controller, because the name may mean another version a moment later.
+The servers read requests and write answers in their own encodings; tensors pass unchanged. Between requests a
+gateway keeps only the regions of shared memory (regions.py), so a cluster may have any number of gateways.
+Each description of a model comes from the controller, because a name may soon refer to another version.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PLATFORM = "clockwork_onnx"
 TIMEOUT_US_MAX = SECONDS_MAX * 1_000_000
 
 SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
-"""The parameters of a request that is part of a sequence; 0, false and "" mean that it is not."""
+"""The parameters of a request in a sequence; 0, false and "" mean that the request is in none."""
 
 INDEX_STATES = {
     "ready": "READY",
@@ -59,30 +59,30 @@ INDEX_STATES = {
     "draining": "UNLOADING",
     "unloading": "UNLOADING",
 }
-"""The repository index's word for a state of the controller's; every other is UNAVAILABLE."""
+"""By the controller's state of a model: the word in the repository index; UNAVAILABLE for other states."""
 
 TYPES = {"BYTES": "TYPE_STRING"}
-"""Datatypes whose name in a configuration is not TYPE_ and the protocol's name."""
+"""Datatypes whose name in a configuration is not TYPE_ followed by the protocol's name."""
 
 
 @dataclasses.dataclass(slots=True)
 class Inference:
-    """One request to infer, free of its encoding. ``model``: a name, or name@version."""
+    """A request to infer, independent of its encoding. model: a name, or name@version."""
 
     model: str
     request_id: str
     references: list[NamedTensorRef]
     frames: list[Frame]
-    outputs: list[str]  # the names asked for; empty: all
-    slo_ns: int  # 0: the model's own
+    outputs: list[str]  # the requested names; empty: all
+    slo_ns: int  # 0: the model's default
     priority: int
     classes: dict[str, int] = dataclasses.field(
         default_factory=dict
-    )  # outputs of which classes are wanted, how many
+    )  # by output: the number of classes that are wanted instead of values
 
 
 def reference_of(name: str, version: str) -> str:
-    """The reference of a model, or of its version. Raises ModelNotFound for text that cannot be a version's number."""
+    """Return the reference of a model or version. Raises ModelNotFound for text that is no version number."""
     if not version:
         return name
     if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS_MAX):
@@ -91,7 +91,7 @@ def reference_of(name: str, version: str) -> str:
 
 
 def timeout_of(value: Any, name: str) -> int:
-    """A timeout in microseconds as nanoseconds; 0 is none. Raises InvalidInput."""
+    """Return a timeout of microseconds in nanoseconds; 0: none. Raises InvalidInput."""
     if type(value) is not int or not 0 <= value <= TIMEOUT_US_MAX:
         raise InvalidInput(
             f"{name} is a count of microseconds from 0 (none) to {TIMEOUT_US_MAX}, got {repr(value)[:80]}",
@@ -101,7 +101,7 @@ def timeout_of(value: Any, name: str) -> int:
 
 
 def priority_of(parameters: Mapping[str, Any]) -> int:
-    """The parameter priority; 0 is the default level. Raises InvalidInput."""
+    """Return the parameter priority; 0: the default level. Raises InvalidInput."""
     value = parameters.get("priority", 0)
     if type(value) is not int or not 0 <= value <= PRIORITY_MAX:
         raise InvalidInput(
@@ -112,7 +112,7 @@ def priority_of(parameters: Mapping[str, Any]) -> int:
 
 
 def refuse_sequences(parameters: Mapping[str, Any]) -> None:
-    """Raise Unsupported for a request that is part of a sequence, as Triton's stateful models have them."""
+    """Raise Unsupported for a request in a sequence, a feature of Triton's stateful models."""
     for name in SEQUENCE_PARAMETERS:
         if value := parameters.get(name):
             raise Unsupported(
@@ -122,12 +122,12 @@ def refuse_sequences(parameters: Mapping[str, Any]) -> None:
 
 
 def least(*limits_ns: int) -> int:
-    """The smallest of some limits, among which 0 means none."""
+    """Return the smallest limit; 0 stands for no limit."""
     return min((limit for limit in limits_ns if limit), default=0)
 
 
 class InferenceService:
-    """One gateway's operations, and the bound on requests under way. Everything runs on one event loop."""
+    """A gateway's operations, and its bounds on requests under way. Everything runs on one event loop."""
 
     def __init__(
         self,
@@ -140,8 +140,10 @@ class InferenceService:
         operator: LoopClient | None = None,
         regions: Regions | None = None,
     ) -> None:
-        """operator: the client for calls that change what is served; None: ``client`` makes them. regions: shared memory
-        of callers on this machine; None: it is off."""
+        """operator: the client for changes of the served models; None: ``client`` makes them.
+
+        regions: shared memory of callers on this machine; None: it is off.
+        """
         self._keeper = keeper
         self._regions = regions
         self.answers = answers
@@ -149,17 +151,17 @@ class InferenceService:
         self._operator = operator or client
         self._requests_max = requests_max
         self._bytes_max = bytes_max
-        self.requests = 0  # under way, of all kinds
-        self.request_bytes = 0  # that they have sent so far
+        self.requests = 0  # requests under way, of all kinds
+        self.request_bytes = 0  # bytes that came of these requests
         self.counters = GatewayCounters()
         self._tracing = tracing
-        # Each does things piece by piece, and no piece holds the interpreter's lock for more than some milliseconds. What
-        # is read may take seconds, for which answers need not wait.
+        # Both work in pieces that hold the interpreter's lock for some milliseconds at most. Reading may take
+        # seconds, which must not delay answers.
         self.reading = Aside("reading")
         self.writing = Aside("writing")
 
     def close(self) -> None:
-        """End the threads beside the loop; after the servers."""
+        """End the threads beside the loop. To be called after the servers were closed."""
         self.reading.close()
         self.writing.close()
 
@@ -167,7 +169,7 @@ class InferenceService:
 
     @contextmanager
     def admitted(self, size: int = 0) -> Iterator[None]:
-        """Count one request of any kind, and the ``size`` bytes of it that have come, within the bounds. Raises Refused."""
+        """Count a request and the ``size`` bytes that came of it inside the context. Raises Refused."""
         if self.requests >= self._requests_max:
             raise Refused(
                 f"the gateway has {self._requests_max} requests under way, which is the most",
@@ -182,7 +184,10 @@ class InferenceService:
             self.hold(-size)
 
     def hold(self, count: int) -> None:
-        """Count bytes of a request that have come (negative: that are released). Raises Refused past the bound."""
+        """Count bytes of requests that came (negative: bytes that were released).
+
+        Raises Refused past the bound.
+        """
         if count > 0 and self.request_bytes + count > self._bytes_max:
             raise Refused(
                 f"the gateway holds {self._bytes_max} bytes of requests, which is the most",
@@ -193,9 +198,10 @@ class InferenceService:
     # ----- inference ---------------------------------------------------------------------------
 
     def infer(self, inference: Inference, protocol: str, carrier: Carrier) -> Awaitable[AnswerFrames]:
-        """The controller's Answer and its frames. Cancelling it cancels the request there.
+        """Return the controller's Answer and its frames. Cancelling the awaitable cancels the request.
 
-        protocol: http or grpc. carrier: the request's headers, or its call's metadata, which may name a trace.
+        protocol: http or grpc. carrier: the request's headers, or its call's metadata, which may name a
+        trace.
         """
         if self._tracing is None:
             return self._submit(inference)
@@ -213,7 +219,7 @@ class InferenceService:
 
     @staticmethod
     def chosen(inference: Inference, answer: Answer) -> list[NamedTensorRef]:
-        """The outputs that were asked for, in that order. Raises InvalidInput for a name that no output has."""
+        """Return the requested outputs, in the request's order. Raises InvalidInput for an unknown name."""
         if not inference.outputs:
             return answer.tensors
         found = {tensor[0]: tensor for tensor in answer.tensors}
@@ -229,7 +235,10 @@ class InferenceService:
     async def classified(
         self, inference: Inference, chosen: list[NamedTensorRef], answer: Answer, frames: list[Frame]
     ) -> tuple[list[NamedTensorRef], list[Frame]]:
-        """Outputs with classes in the place of values where the request wants those. Raises InvalidInput."""
+        """Return outputs, with classes instead of values where the request asks for them.
+
+        Raises InvalidInput.
+        """
         if not inference.classes:
             return chosen, frames
         name = name_of(inference.model)
@@ -253,7 +262,8 @@ class InferenceService:
         return {"name": SERVER_NAME, "version": VERSION, "extensions": extensions}
 
     async def why_not_ready(self) -> str:
-        """Why the cluster is not ready, in a sentence; "" if it is. See Versions.readiness() of the controller.
+        """Return the reason why the cluster is not ready; "" if it is. See Versions.readiness() of the
+        controller.
 
         A gateway with model repositories also waits for the models that it found in them at its start.
         """
@@ -266,11 +276,11 @@ class InferenceService:
     # ----- shared memory -----------------------------------------------------------------------
 
     def shared(self, find_owner: Callable[[], int], limit: int) -> Shared:
-        """What one request has in shared memory; see Shared. Its release() must be called."""
+        """Return the record of a request's tensors in shared memory. Its release() must be called."""
         return Shared(self._regions, find_owner, self.hold, limit)
 
     def regions(self) -> Regions:
-        """The regions that callers have registered. Raises Unsupported where shared memory is off."""
+        """Return the regions that callers have registered. Raises Unsupported where shared memory is off."""
         if self._regions is None:
             raise Unsupported(OFF_HERE)
         return self._regions
@@ -278,7 +288,10 @@ class InferenceService:
     # ----- models ------------------------------------------------------------------------------
 
     async def describe(self, name: str, version: str) -> ModelInfo:
-        """The controller's description of a model. Raises ModelNotFound, and Unavailable for a model that is set aside."""
+        """Return the controller's description of a model.
+
+        Raises ModelNotFound, and Unavailable for an unloaded model.
+        """
         info = await self._client.model(reference_of(name, version), timeout=QUERY_LIMIT_S)
         if info.state == "set_aside":
             raise Unavailable(f"{name} is set aside: {info.text}")
@@ -287,11 +300,11 @@ class InferenceService:
         return info
 
     async def model_ready(self, name: str, version: str) -> bool:
-        """Whether a worker serves the model. Raises ModelNotFound, and Unavailable of a model that is set aside."""
+        """Whether a worker serves the model. Raises ModelNotFound, and Unavailable for an unloaded model."""
         return (await self.describe(name, version)).state == "ready"
 
     async def metadata(self, name: str, version: str) -> dict[str, Any]:
-        """As ``GET /v2/models/NAME`` answers."""
+        """Return the answer of ``GET /v2/models/NAME``."""
         info = _prepared(await self.describe(name, version))
         versions = [version] if version else info.raw.get("versions") or [info.version]
         return {
@@ -303,7 +316,7 @@ class InferenceService:
         }
 
     async def config(self, name: str, version: str) -> dict[str, Any]:
-        """As ``GET /v2/models/NAME/config`` answers."""
+        """Return the answer of ``GET /v2/models/NAME/config``."""
         info = _prepared(await self.describe(name, version))
         batch_max = info.batch_max if info.batches else 0
         config: dict[str, Any] = {
@@ -330,9 +343,9 @@ class InferenceService:
         return config
 
     async def blame(self, name: str, version: str, error: InvalidInput) -> InvalidInput:
-        """The error to send for a request that could not be read: a wrong input name comes before any other fault.
+        """Return the error for a request that could not be read: a wrong input name precedes any other fault.
 
-        Raises ModelNotFound where that is so, and what describe() and _prepared() raise.
+        Raises the errors of describe() and _prepared().
         """
         if not error.tensor:
             return error
@@ -343,7 +356,11 @@ class InferenceService:
         return no_such_input(info.reference, error.tensor, names)
 
     async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
-        """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes, or is one string. Raises InvalidInput."""
+        """Return name, dtype and shape of a model's only input, which has ``size`` raw bytes or is a single
+        string.
+
+        Raises InvalidInput.
+        """
         info = _prepared(await self.describe(name, version))
         required = [tensor for tensor in info.inputs if not tensor.optional]
         if len(required) != 1:
@@ -367,20 +384,20 @@ class InferenceService:
         return tensor.name, code, shape
 
     async def statistics(self, name: str, version: str) -> list[dict[str, Any]]:
-        """As ``GET /v2/models/NAME/stats`` answers; without a name, of every model."""
+        """Return the answer of ``GET /v2/models/NAME/stats``; without a name, for every model."""
         wanted = reference_of((await self.describe(name, version)).name, version) if name else ""
         body = await self.metrics(wanted)
         now_ns, wall_ns = body["now_ns"], time.time_ns()
         return [_measured(model, wall_ns - now_ns) for model in body["models"]]
 
     async def metrics(self, name: str = "") -> dict[str, Any]:
-        """Every number that the controller has; name: only those of this model's versions."""
+        """Return the controller's metrics. name: only those of this model's versions."""
         return await self._client.metrics(name, timeout=QUERY_LIMIT_S)
 
     # ----- the repository ----------------------------------------------------------------------
 
     async def index(self, only_ready: bool) -> list[dict[str, str]]:
-        """As ``POST /v2/repository/index`` answers."""
+        """Return the answer of ``POST /v2/repository/index``."""
         found = []
         for info in await self._client.models(timeout=QUERY_LIMIT_S):
             state = INDEX_STATES.get(info.state, "UNAVAILABLE")
@@ -395,10 +412,11 @@ class InferenceService:
         return found
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Load a model that is registered, or that a repository in explicit mode has; a model that is loaded stays as it
-        is. parameters: see Keeper.load().
+        """Load a model that is registered, or that a repository in explicit mode has.
 
-        Raises ModelNotFound, InvalidModel where the repository's files are broken, and InvalidInput."""
+        A loaded model stays unchanged. parameters: see Keeper.load(). Raises ModelNotFound, InvalidModel
+        where the repository's files are broken, and InvalidInput.
+        """
         if self._keeper is not None:
             keeper = self._keeper
             await asyncio.get_running_loop().run_in_executor(keeper.loads, keeper.load, name, parameters)
@@ -417,8 +435,11 @@ class InferenceService:
         return self._keeper is not None
 
     async def unload(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Have a model take no requests and no memory until it is loaded again. Raises ModelNotFound, and InvalidInput for
-        parameters other than unload_dependents, which means nothing here: without ensembles no model has any."""
+        """Unload a model: it takes no requests and no memory until it is loaded again.
+
+        Raises ModelNotFound, and InvalidInput for parameters other than unload_dependents. That parameter has
+        no effect, because without ensembles no model depends on another.
+        """
         for key, value in parameters.items():
             if key != "unload_dependents" or type(value) is not bool:
                 raise InvalidInput(
@@ -448,7 +469,7 @@ def _tensor_metadata(tensor: Any) -> dict[str, Any]:
 
 
 def _optional(tensor: Any) -> dict[str, bool]:
-    """An additional field of an input that a request may leave out."""
+    """Return the additional field of an optional input's description."""
     return {"optional": True} if tensor.optional else {}
 
 
@@ -506,7 +527,7 @@ def _statistics(
 
 
 def _measured(model: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
-    """One model's statistics in Triton's form, from the controller's metrics."""
+    """Return a model's statistics in Triton's form, from the controller's metrics."""
     outcomes, times = _mapping(model.get("outcomes")), _mapping(model.get("times"))
     success = int(outcomes.get("success", 0))
     failures = [value for key, value in outcomes.items() if key not in ("success", "refused")]

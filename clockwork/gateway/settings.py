@@ -27,56 +27,57 @@ METRICS_PORT = 8002
 """Triton's default ports, which its clients use."""
 
 OFF = -1
-"""The port of a server that is not to run."""
+"""In place of a port: the server does not run."""
 
 
 CONTROL_MODES = ("poll", "explicit", "none")
-"""How a model repository is followed, as Triton's --model-control-mode."""
+"""Modes of following a model repository, as in Triton's --model-control-mode."""
 
 
 class StatusCodes(enum.StrEnum):
-    """The statuses of refusals, over HTTP and gRPC."""
+    """Choices of statuses for refusals, over HTTP and gRPC."""
 
     MESH = "mesh"
-    """As meshes, proxies and retry libraries read them: a request that is shed is 429 (RESOURCE_EXHAUSTED). 503 (UNAVAILABLE)
-    means that nobody serves the model, and a mesh takes a server that answers it out of its pool."""
+    """For meshes, proxies and retry libraries: a request that is shed gets 429 (RESOURCE_EXHAUSTED). 503
+    (UNAVAILABLE) means that no worker serves the model; a mesh takes a server that sends 503 out of its pool.
+    """
 
     TRITON = "triton"
-    """As Triton has them: a request that is shed is 503 (UNAVAILABLE), too."""
+    """As in Triton: a request that is shed also gets 503 (UNAVAILABLE)."""
 
 
 @dataclasses.dataclass(slots=True)
 class GatewaySettings:
-    """How one gateway is started."""
+    """The settings with which a gateway starts."""
 
-    endpoint: str = config.CLIENT_ENDPOINT  # of the controller, for clients
-    key: Path | None = None  # the file of this peer's CURVE keys
+    endpoint: str = config.CLIENT_ENDPOINT  # the controller's endpoint for clients
+    key: Path | None = None  # file of the gateway's CURVE keys
     host: str = "127.0.0.1"
-    http_port: int = HTTP_PORT  # 0: any that is free; OFF: none
+    http_port: int = HTTP_PORT  # 0: any free port; OFF: no server
     grpc_port: int = GRPC_PORT
     metrics_port: int = METRICS_PORT
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    operator_key: Path | None = None  # for calls that change what is served; None: `key` is used
-    token_file: Path | None = None  # for clients
+    operator_key: Path | None = None  # key file for changes of the served models; None: `key` is used
+    token_file: Path | None = None  # file of the clients' token
     operator_token_file: Path | None = (
-        None  # for calls that change what is served; None: `token_file` is enough
+        None  # token file for changes of the served models; None: `token_file` is enough
     )
     insecure: bool = False
     allowed_hosts: tuple[
         str, ...
-    ] = ()  # HOST[:PORT] of names under which clients reach it, such as a proxy's
+    ] = ()  # HOST[:PORT] under which clients reach the gateway, such as a proxy's
     shared_memory: bool | None = (
-        None  # whether callers on this machine may use it; None: if `host` is loopback
+        None  # whether local callers may use shared memory; None: if `host` is loopback
     )
     status_codes: StatusCodes = StatusCodes.MESH
-    otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere
+    otlp_endpoint: str = ""  # OTLP endpoint for spans; "": from OpenTelemetry's variables, if they are set
     repositories: tuple[Path | Location, ...] = ()  # Triton model repositories
-    cache: Path | None = None  # where files of remote ones are kept; None: in the data directory
+    cache: Path | None = None  # folder for files of remote repositories; None: in the data directory
     cache_bytes: int = CACHE_BYTES
     control_mode: str = CONTROL_MODES[0]
     poll_s: float = POLL_S
-    load_models: tuple[str, ...] = ()  # at start, in explicit mode; "*": all
+    load_models: tuple[str, ...] = ()  # models to load at start, in explicit mode; "*": all
     request_bytes_max: int = REQUEST_BYTES_MAX
     requests_max: int = REQUESTS_MAX
     requests_bytes_max: int = REQUESTS_BYTES_MAX

@@ -1,9 +1,10 @@
-"""Reads gRPC messages within bounds on what they become: protobuf's own reader has none, and holds the interpreter's lock.
+"""Reads gRPC messages within bounds on the parsed size; protobuf's reader has no bounds, and holds the
+interpreter's lock.
 
-Two bytes may be a message within a message, which takes 130 bytes of memory, so a message of 60 MB could take gigabytes.
-Its fields are therefore counted before protobuf parses it, by a walk over the wire format that follows the known
-messages and stops at the bound. Raw tensors are taken out on the way: they stay where they are in the received bytes,
-and what protobuf parses is small.
+A nested message of two bytes takes 130 bytes of memory, so a message of 60 MB could take gigabytes. Therefore
+fields are counted before protobuf parses the message, by a walk over the wire format that follows known
+messages and stops at the bound. The walk also takes out raw tensors, as views of the received bytes, so that
+protobuf parses only a small rest.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = (
     1,
     2,
     5,
-)  # wire types; 3 and 4, groups, are in no message of the service
+)  # wire types; no message of the service has groups (3 and 4)
 _VARINT_BYTES = 10
 
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH
 """The tag of a raw tensor."""
 
 _Schema: TypeAlias = dict[int, Any]
-"""The messages within a message, as schemas, by tag."""
+"""By tag: the schema of the nested message."""
 
 
 class Split(NamedTuple):
-    """A message, and the raw tensors that were taken out of it; their bytes are those that were received."""
+    """A message, and the raw tensors that were taken out of it, as views of the received bytes."""
 
     message: Any
     raw: list[memoryview]
 
 
 class Reader:
-    """Reads messages of a kind."""
+    """Reads messages of one class."""
 
     def __init__(self, kind: Any) -> None:
         """kind: a class of inference_pb2."""
@@ -51,7 +52,10 @@ class Reader:
         self._raw = _RAW if kind is pb.ModelInferRequest else None
 
     def read(self, data: bytes) -> Split:
-        """Raises InvalidInput where the bytes are no such message, and TooLarge beyond the bounds."""
+        """Parse a message.
+
+        Raises InvalidInput for bytes that are no such message, and TooLarge beyond the bounds.
+        """
         raw: list[memoryview] = []
         pieces: list[memoryview] = []
         try:
@@ -70,7 +74,7 @@ class Reader:
             raise InvalidInput(NO_MESSAGE) from None
 
     def _walk(self, data: bytes, raw: list[memoryview], pieces: list[memoryview]) -> None:
-        """Count the fields, and tell raw tensors from the pieces between them."""
+        """Count the fields, and separate raw tensors from the pieces between them."""
         view = memoryview(data)
         at = begin = fields = 0
         end = len(data)
@@ -93,7 +97,10 @@ def _schema_of(descriptor: Any) -> _Schema:
 
 
 def _field(data: bytes, at: int, end: int, schema: _Schema, fields: int) -> tuple[int, int, int, int]:
-    """The tag of the field at ``at``, where its content begins and ends, and ``fields`` with it and those within it."""
+    """Return the tag of the field at ``at``, begin and end of its content, and the new count of fields.
+
+    fields: the count before; nested fields are added, too.
+    """
     tag = data[at]
     at += 1
     if tag > 0x7F:
@@ -130,7 +137,7 @@ def _field(data: bytes, at: int, end: int, schema: _Schema, fields: int) -> tupl
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at ``at``, and where it ends."""
+    """Return the varint at ``at``, and the index after it."""
     value = 0
     for place in range(_VARINT_BYTES):
         byte = data[at + place]

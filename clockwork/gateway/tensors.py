@@ -1,8 +1,8 @@
-"""Tensors of the Open Inference Protocol, and the frames in which Clockwork has them.
+"""Converts tensors between the Open Inference Protocol and Clockwork's frames.
 
-Raw bytes are the same on both sides (little-endian, row by row, strings with their 4-byte lengths), so binary
-tensors pass through as they came. Numbers in JSON become such bytes here, strictly: a value that does
-not fit its datatype is an error.
+Both have the same raw bytes (little-endian, row by row, strings with their 4-byte lengths), so binary tensors
+pass unchanged. Numbers in JSON are converted to such bytes; a value that does not fit its datatype is an
+error.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ _ARRAY_CODES = {
     tensors.UINT8: "B", tensors.UINT16: "H", tensors.UINT32: "I", tensors.UINT64: "Q", tensors.INT8: "b",
     tensors.INT16: "h", tensors.INT32: "i", tensors.INT64: "q", tensors.FLOAT: "f", tensors.DOUBLE: "d",
 }  # fmt: skip
-"""Codes of the datatypes that Python's array and memoryview.cast() have; array refuses values that do not fit."""
+"""By datatype: the type code of Python's array and memoryview.cast(); array refuses values that do not fit.
+"""
 
 _LISTED = (tensors.BOOL, tensors.FLOAT16, tensors.STRING)
-"""Datatypes beside those that have a form in JSON."""
+"""Datatypes without a form in JSON."""
 
 
 def code_of(datatype: Any, name: str) -> int:
-    """ONNX's code of a datatype of input ``name``. Raises InvalidInput."""
+    """Return ONNX's code of an input's datatype. name: the input's, for the error. Raises InvalidInput."""
     code = DATATYPES.get(datatype) if type(datatype) is str else None
     if code is None:
         raise InvalidInput(
@@ -45,12 +46,12 @@ def code_of(datatype: Any, name: str) -> int:
 
 
 def name_of_dtype(name: str) -> str:
-    """The protocol's datatype of a dtype in a model's description, as "float32"."""
+    """Return the protocol's datatype for a dtype of a model's description, such as "float32"."""
     return NAME_OF[tensors.code_of(name)]
 
 
 def checked_shape(shape: Any, name: str) -> list[int]:
-    """``shape`` itself. Raises InvalidInput unless it is a list of natural numbers."""
+    """Return ``shape`` unchanged. Raises InvalidInput unless it is a list of natural numbers."""
     if type(shape) is not list or len(shape) > RANK_MAX:
         raise InvalidInput(
             f"input {name!r} needs a shape, a list of at most {RANK_MAX} integers",
@@ -66,7 +67,7 @@ def checked_shape(shape: Any, name: str) -> list[int]:
 
 
 def check_size(code: int, shape: Sequence[int], size: int, name: str) -> None:
-    """Raises InvalidInput unless a tensor of this datatype and shape can have ``size`` raw bytes."""
+    """Raise InvalidInput unless a tensor of this datatype and shape can have ``size`` raw bytes."""
     try:
         expected = tensors.tensor_bytes(code, shape)
     except InvalidInput as error:
@@ -82,7 +83,10 @@ def check_size(code: int, shape: Sequence[int], size: int, name: str) -> None:
 
 
 def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> Frame:
-    """The raw bytes of a tensor's ``data`` in JSON, nested or flat, made piece by piece. Raises InvalidInput."""
+    """Return the raw bytes of a tensor's ``data`` in JSON, nested or flat; made in pieces.
+
+    Raises InvalidInput.
+    """
     if type(data) is not list:
         raise InvalidInput(
             f"input {name!r} has no list of data, and says no binary_data_size", name, "data", tell(data)
@@ -98,12 +102,12 @@ def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> Fram
 
 
 class Listed:
-    """The elements of an output, flat, as JSON has them in a list: written piece by piece."""
+    """The elements of an output as a flat list of JSON, written in pieces."""
 
     __slots__ = ("_code", "_view", "nbytes")
 
     def __init__(self, code: int, frame: Any, name: str) -> None:
-        """Raises InvalidInput where JSON has no form for the datatype."""
+        """Wrap a frame. Raises InvalidInput where JSON has no form for the datatype."""
         if code not in _ARRAY_CODES and code not in _LISTED:
             raise InvalidInput(
                 f"output {name!r} of datatype {NAME_OF.get(code, code)} has no form in JSON; ask for binary data",
@@ -114,7 +118,8 @@ class Listed:
         self.nbytes = self._view.nbytes
 
     def piece(self, begin: int) -> tuple[bytes, int]:
-        """The JSON of some elements from the byte ``begin`` on, with commas between them, and where the next begin."""
+        """Return the JSON of some elements from the byte ``begin`` on, and the index of the first byte after
+        them."""
         if self._code == tensors.STRING:
             values, end = self._strings(begin)
         else:
@@ -167,7 +172,7 @@ def _encode_numbers(code: int, flat: list[Any], name: str) -> Frame:
     found = array.array(typecode)
     for begin in range(0, len(flat), ELEMENTS_AT_ONCE):
         piece = flat[begin : begin + ELEMENTS_AT_ONCE]
-        if bool in set(map(type, piece)):  # to Python, a bool is an integer
+        if bool in set(map(type, piece)):  # in Python, a bool is an integer
             raise _misfit(code, next(value for value in piece if type(value) is bool), name)
         try:
             found.fromlist(piece)

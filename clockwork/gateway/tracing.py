@@ -1,17 +1,19 @@
 """OpenTelemetry spans of requests, from the gateway to the device.
 
-A request's span is the gateway's, and belongs to the trace that its client names (W3C traceparent, in a header or in
-gRPC metadata). Its children are made of the times in the answer: the controller and the worker know no trace. Their
-clocks are not the gateway's, so the children are placed by the gateway's own stamps: the controller's span lies in the
-middle of the gateway's wait, as if the way there took as long as the way back. In it follow waiting for a load, the
-queue, and the device (copy in, execute, copy out); a request may in truth have queued before it waited for its load.
+The gateway makes a request's span, in the trace that its client names (W3C traceparent, in a header or in
+gRPC metadata). The controller and the worker know nothing of traces, so the gateway makes the span's children
+from the times in the answer. Their clocks differ from the gateway's, so the children are placed by the
+gateway's timestamps: the controller's span is in the middle of the gateway's wait, as if both directions took
+equally long. Within it come waiting for a load, the queue, and the device (copy in, execute, copy out),
+although a request may have queued before it waited for its load.
 
-Off unless start_tracing() is given an endpoint, or the environment names one (OTEL_EXPORTER_OTLP_ENDPOINT,
-OTEL_EXPORTER_OTLP_TRACES_ENDPOINT). The SDK reads the rest of OTEL_* itself: service name, headers, sampler.
+Tracing is off unless start_tracing() is given an endpoint, or the environment names one
+(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT). The SDK reads the rest of OTEL_* itself:
+service name, headers, sampler.
 
     tracing = start_tracing(endpoint)  # None: off
     answer, frames = await tracing.followed("http", headers, model, ask)
-    tracing.close()                    # sends what is left
+    tracing.close()                    # exports the remaining spans
 """
 
 from __future__ import annotations
@@ -33,16 +35,16 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 SERVICE = "clockwork-gateway"
-"""The gateway's service name unless OTEL_SERVICE_NAME has another."""
+"""The gateway's service name, unless OTEL_SERVICE_NAME is set."""
 
 Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]
-"""Headers of HTTP, or metadata of gRPC."""
+"""HTTP headers or gRPC metadata."""
 
 _ATTRIBUTES: Mapping[str, dict[str, str]] = {
     "http": {"http.request.method": "POST"},
     "grpc": {"rpc.system": "grpc", "rpc.service": "inference.GRPCInferenceService"},
 }
-"""What OpenTelemetry's conventions have a server say of every inference, by protocol."""
+"""By protocol: the attributes that OpenTelemetry's conventions require for an inference."""
 
 _GRPC_CODES = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -66,7 +68,7 @@ class RequestSpan:
 
     @property
     def is_recording(self) -> bool:
-        """False where the span was not sampled: then nothing is recorded."""
+        """Whether the span was sampled; otherwise nothing is recorded."""
         return bool(self._span.is_recording())
 
     def asked(self) -> None:
@@ -74,7 +76,7 @@ class RequestSpan:
         self._asked_ns = time.time_ns()
 
     def answered(self, times: Sequence[int], version: int) -> None:
-        """Record a successful answer. times: of messages.Answer."""
+        """Record a successful answer. times: the field of messages.Answer."""
         if not self.is_recording:
             return
         self._span.set_attribute("clockwork.model.version", str(version))
@@ -99,7 +101,8 @@ class RequestSpan:
 
 
 class Tracing:
-    """Makes spans and has them exported in the background, in a bounded queue: what does not fit is dropped."""
+    """Makes spans, which are exported in the background from a bounded queue; spans beyond the bound are
+    dropped."""
 
     def __init__(self, provider: TracerProvider, codes: StatusCodes) -> None:
         from opentelemetry.propagate import get_global_textmap
@@ -107,7 +110,7 @@ class Tracing:
         self._provider = provider
         self._codes = codes
         self._tracer = provider.get_tracer("clockwork.gateway", config.VERSION)
-        self._propagator = get_global_textmap()  # as OTEL_PROPAGATORS says; by default W3C's
+        self._propagator = get_global_textmap()  # set by OTEL_PROPAGATORS; W3C's by default
 
     def begin(
         self,
@@ -116,7 +119,10 @@ class Tracing:
         carrier: Carrier,
         model: str = "",
     ) -> RequestSpan:
-        """Begin the span of a request. protocol: http or grpc. carrier: its headers, or its invocation metadata."""
+        """Begin the span of a request.
+
+        protocol: http or grpc. carrier: the headers or the invocation metadata.
+        """
         from opentelemetry.trace import SpanKind
 
         pairs = carrier.items() if isinstance(carrier, Mapping) else carrier
@@ -136,7 +142,7 @@ class Tracing:
     async def followed(
         self, protocol: str, carrier: Carrier, model: str, ask: Callable[[], Awaitable[AnswerFrames]]
     ) -> AnswerFrames:
-        """Await ask() within a span; its Answer and frames."""
+        """Await ask() within a span, and return its Answer and frames."""
         span = self.begin(protocol, "infer", carrier, model)
         code: int | str = 200 if protocol == "http" else "OK"
         failure: BaseException | None = None
@@ -157,7 +163,7 @@ class Tracing:
         return received
 
     def add_phases(self, span: Any, asked_ns: int, answered_ns: int, times: Sequence[int]) -> None:
-        """Add child spans for the controller's and the device's phases. times: of messages.Answer."""
+        """Add child spans for the phases of controller and device. times: the field of messages.Answer."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         queue, load, device, total, copy_in, copy_out = times[:6]
@@ -182,7 +188,7 @@ class Tracing:
         whole.end(limit)
 
     def close(self) -> None:
-        """Send what is left, for a bounded time."""
+        """Export the remaining spans, for a bounded time."""
         self._provider.force_flush(CLOSE_MS)
         self._provider.shutdown()
 
@@ -192,11 +198,10 @@ def start_tracing(
     exporter: SpanExporter | None = None,
     codes: StatusCodes = StatusCodes.MESH,
 ) -> Tracing | None:
-    """Tracing to an OTLP endpoint over HTTP; None if neither the caller nor the environment names one.
+    """Return tracing to an OTLP endpoint over HTTP; None if neither the caller nor the environment names one.
 
-    endpoint: as http://localhost:4318; /v1/traces is added to it. exporter: in place of OTLP's, for tests.
-    codes: which statuses requests are answered with.
-    Raises ConfigError where the packages are missing.
+    endpoint: such as http://localhost:4318; /v1/traces is added to it. exporter: replaces OTLP's, for tests.
+    codes: the choice of statuses for refusals. Raises ConfigError where the packages are missing.
     """
     if endpoint is None and exporter is None and not bounds.wants_traces():
         return None

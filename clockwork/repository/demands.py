@@ -1,5 +1,7 @@
-"""What a folder's configuration declares of its ONNX model's inputs and outputs: held against the model, and, where shapes
-differ (``reshape``), made true of the file that is registered."""
+"""Checks an ONNX model against the inputs and outputs that its folder's configuration declares.
+
+Where the configuration declares another shape (``reshape``), the registered file is changed accordingly.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,18 @@ from clockwork.wire.packages import MODEL_FILE, external_path
 
 @contextlib.contextmanager
 def adapted(version: Version, path: Path) -> Iterator[tuple[Path, list[str] | None]]:
-    """The file to register for a version whose ONNX file, or folder of a program, is at ``path``, and its optional inputs as
-    Client.register() takes them; the file stays while the context does. Raises InvalidModel where the model has not the inputs
-    and outputs that its configuration declares.
+    """Yield the file to register for a version, and its optional inputs in the form of Client.register().
 
-    An input with a default is optional where the configuration lists it."""
+    path: the version's ONNX file, or its program's folder. The yielded file is removed when the context ends.
+    An input with a default is optional where the configuration lists it. Raises InvalidModel where the model
+    lacks an input or output that its configuration declares.
+    """
     config = version.config
     demands = {"input": config.inputs, "output": config.outputs}
     if path.is_dir() or not any(demands.values()):
         yield path, None
         return
-    # Here, because onnx takes half a second to import.
+    # Imported here, because importing onnx takes half a second.
     from clockwork.models import onnx_import
     from clockwork.models.reshaping import Reshape, reshape_interface
 
@@ -65,8 +68,8 @@ def adapted(version: Version, path: Path) -> Iterator[tuple[Path, list[str] | No
             try:
                 os.link(source.resolve(), target)
             except FileNotFoundError:
-                break  # registering the model says which file is missing
-            except OSError:  # another file system, or one without links
+                break  # registering the model raises an error with the missing file's name
+            except OSError:  # another file system, or a file system without links
                 shutil.copyfile(source, target)
         file = Path(folder, MODEL_FILE)
         file.write_bytes(data)
@@ -84,7 +87,7 @@ def _check(side: str, demand: TensorDemand, kind: Any, batched: bool) -> None:
     shape = [dim.dim_value or -1 for dim in kind.shape.dim]
     declared = [-1, *dims] if batched else list(dims)
     fits = len(declared) == len(shape) and all(
-        one == other or -1 in (one, other) for one, other in zip(declared, shape, strict=True)
+        size == other or -1 in (size, other) for size, other in zip(declared, shape, strict=True)
     )
     if not fits:
         raise InvalidModel(

@@ -3,11 +3,12 @@
     <repository>/<name>/[config.pbtxt]
                         <version>/model.onnx      (and its external data; or a compiled program's files)
 
-This module decides, keeper.py acts: scan() reads a repository, plan() compares it with what was done about it. The
-files are the truth: this process remembers only which of them it has registered, and the controller where they came
-from. An error in one model's folder concerns no other model.
+This module decides, and keeper.py acts: scan() reads a repository, and plan() compares it with the
+registrations made so far. The files are the only source of truth: this process remembers which files it has
+registered, and the controller remembers their origin. An error in one model's folder affects no other model.
 
-A repository is a folder of this machine (Folder, here) or of a source that is read over the network (remote.py).
+A repository is a folder of this machine (Folder, here) or of a source that is read over the network
+(remote.py).
 """
 
 from __future__ import annotations
@@ -31,45 +32,52 @@ from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 CONFIG = "config.pbtxt"
 
 Row: TypeAlias = tuple[str, int, str]
-"""(path, bytes, mark) of a file. The mark changes when the file does: of a folder's, its time of change and inode."""
+"""(path, bytes, mark) of a file. The mark changes with the file; for local files it has time of change and
+inode."""
 
 Fingerprint: TypeAlias = tuple[Row, ...]
-"""The rows of every file of a version, and of its configuration."""
+"""The rows of all files of a version and of its configuration."""
 
 
 class Repository(Protocol):
-    """A repository, as a scan reads it and as its files are brought here. ``folder`` is a model's."""
+    """The interface by which a repository is scanned and its files are fetched.
+
+    folder: the name of a model's folder.
+    """
 
     is_settled: bool
-    """Whether files that it names were the same a while ago: they need not be looked at again before they are taken."""
+    """Whether listed files are known to be complete, so that they can be registered after a single scan."""
 
     pool: concurrent.futures.Executor | None
-    """Whose threads fetch its files; None where nothing has to be fetched."""
+    """The threads that fetch files; None where no file has to be fetched."""
 
     def folders(self) -> Sequence[str]:
-        """The names of its folders. Raises ConfigError where they cannot be read."""
+        """Return the names of the models' folders. Raises ConfigError where they cannot be read."""
         ...
 
     def text(self, folder: str, name: str) -> tuple[Row, bytes] | None:
-        """A file in a folder, of its configuration or of labels, unless there is none. Raises InvalidModel and OSError, as
-        do the next two."""
+        """Return the content of a file with configuration or labels; None: there is no such file.
+
+        Raises InvalidModel and OSError.
+        """
         ...
 
     def versions(self, folder: str) -> Sequence[str]:
-        """The names of the folders in a folder."""
+        """Return the names of the folders in a folder. Raises InvalidModel and OSError."""
         ...
 
     def rows(self, folder: str, version: str) -> Fingerprint:
-        """All files of a version, by their paths below its folder."""
+        """Return rows of a version's files, with paths below its folder. Raises InvalidModel and OSError."""
         ...
 
     def copy(self, version: Version) -> contextlib.AbstractContextManager[Path]:
-        """The folder of a version's files on this machine, where they stay while the context does."""
+        """Return a context with a local folder of a version's files, which may be removed at the context's
+        end."""
         ...
 
 
 class Making(NamedTuple):
-    """What a version in the cluster is made of: a version of other makings is another one there."""
+    """The inputs of a version's preparation. A change of them needs a new version in the cluster."""
 
     files: Fingerprint
     batch_max: int | None
@@ -78,27 +86,29 @@ class Making(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model, as found in its files."""
+    """A version of a model, as read from its files."""
 
     name: str
     version: int
-    file: str  # the ONNX file's name; "": the version is a compiled program, of several files
+    file: str  # the ONNX file's name; "": the version is a compiled program
     config: FolderConfig
     fingerprint: Fingerprint
     repository: Repository = dataclasses.field(repr=False, compare=False)
     # By output: the names of its classes.
     labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
-    configured: int = 0  # rows of the fingerprint that are of the configuration; they come first
+    configured: int = 0  # the number of the fingerprint's first rows, which are the configuration's
 
     @property
     def making(self) -> Making:
-        """What decides how the cluster prepares it: its files, and of its configuration batching and shapes."""
-        shapes = tuple(one for one in (*self.config.inputs, *self.config.outputs) if one.reshape is not None)
+        """The inputs of the version's preparation: its files, and the configuration's batching and shapes."""
+        shapes = tuple(
+            demand for demand in (*self.config.inputs, *self.config.outputs) if demand.reshape is not None
+        )
         return Making(self.fingerprint[self.configured :], self.config.batch_max, shapes)
 
     @contextlib.contextmanager
     def copy(self) -> Iterator[Path]:
-        """Its ONNX file, or the folder of its program, on this machine. Raises what fetching it raises."""
+        """Yield a local path of the version's ONNX file or program folder. Raises the errors of fetching."""
         with self.repository.copy(self) as folder:
             yield folder / self.file if self.file else folder
 
@@ -107,8 +117,8 @@ class Version:
 class Contents:
     """The result of a scan: versions to serve, and errors in folders by the model's name.
 
-    numbers: of all version folders by the model's name, those too that the model's policy leaves out; those of broken
-    folders are missing.
+    numbers: by the model's name, the numbers of all its version folders, with those that its policy leaves
+    out. Broken folders are missing.
     """
 
     versions: Mapping[tuple[str, int], Version]
@@ -117,7 +127,7 @@ class Contents:
 
 
 def scan(repository: Repository) -> Contents:
-    """Read a repository. Raises ConfigError where that is impossible."""
+    """Read a repository. Raises ConfigError where it cannot be read."""
     versions: dict[tuple[str, int], Version] = {}
     broken: dict[str, str] = {}
     numbers: dict[str, frozenset[int]] = {}
@@ -134,12 +144,12 @@ def scan(repository: Repository) -> Contents:
 
 
 def _text(name: str) -> str:
-    """A file's name, or a sentence with one, as text that can be sent: the bytes of a name may be anything."""
+    """Return a text with file names as valid UTF-8, because file names may have any bytes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _scan_model(repository: Repository, name: str) -> tuple[list[Version], frozenset[int]]:
-    """The versions to serve of a model, and the numbers of all that it has."""
+    """Return the versions of a model to serve, and the numbers of all its versions."""
     check_name(name)
     config = FolderConfig()
     config_row: Fingerprint = ()
@@ -169,7 +179,7 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
     chosen = config.chosen(list(numbers))
     if not chosen:
         wanted = f" of {list(config.versions)}" if config.versions else ""
-        # Notes on folders that are passed over may be what is wrong.
+        # The error includes notes on ignored folders, which may be its cause.
         notes = "".join(f"; {note}" for note in config.notes if note.startswith("folder "))
         raise InvalidModel(f"{name} has no version{wanted}: a folder whose name is a number{notes}")
     if len(chosen) > VERSIONS_MAX:
@@ -181,7 +191,7 @@ def _scan_model(repository: Repository, name: str) -> tuple[list[Version], froze
         rows = repository.rows(name, numbers[number])
         paths = {path for path, _, _ in rows}
         file = "" if PROGRAM_JSON in paths else config.filename
-        if f"{file}/{MODEL_FILE}" in paths:  # the file has a folder of its own, with its external data
+        if f"{file}/{MODEL_FILE}" in paths:  # the file is in a folder of its own, with its external data
             file = f"{file}/{MODEL_FILE}"
         if file and file not in paths:
             raise InvalidModel(f"version {number} has no file {config.filename}")
@@ -261,37 +271,35 @@ def _row(path: Path, name: str) -> Row:
     return name, found.st_size, f"{found.st_mtime_ns}-{found.st_ino}"
 
 
-# ----- what to do about it ---------------------------------------------------------------------------
+# ----- plans ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(slots=True)
 class Done:
-    """How this process has registered the files of one version."""
+    """The state of a version's registration by this process."""
 
     fingerprint: Fingerprint  # empty: an earlier run has registered it
-    error: str = ""  # why the files are not served; "": they are registered
+    error: str = ""  # the reason why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
-    served: int = 0  # the version's number in the cluster; 0: it has none
-    making: Making | None = None  # of that version; None: not known
-    digest: str = ""  # of its package; "": not known
-    is_ready: bool = True  # that number was ready when it was registered, or found; of no meaning without one
-    failures: int = 0  # of its source, one after the other
-    refusals: int = 0  # of the cluster, which could not take it then, one after the other
-    again_ns: int = 0  # when it is to be tried again, by the monotonic clock
+    served: int = 0  # the version's number in the cluster; 0: none
+    making: Making | None = None  # the making of the version ``served``; None: unknown
+    digest: str = ""  # digest of the version's package; "": unknown
+    is_ready: bool = True  # whether ``served`` was ready when it was registered or found
+    failures: int = 0  # consecutive failures of the source
+    refusals: int = 0  # consecutive refusals by the cluster
+    again_ns: int = 0  # time of the next try, by the monotonic clock
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do after a scan."""
+    """The actions after a scan."""
 
     register: tuple[Version, ...]  # lower versions first
     unregister: tuple[tuple[str, int], ...]
-    settling: (
-        bool  # files have changed since the scan before; they are left alone until they no longer change
-    )
+    settling: bool  # files changed since the previous scan, and are registered when they no longer change
     held: tuple[
         tuple[str, int], ...
-    ] = ()  # no longer wanted, and served in place of wanted ones that are not
+    ] = ()  # unwanted versions that serve in place of wanted versions that are not served
 
 
 def plan(
@@ -301,12 +309,14 @@ def plan(
     now_ns: int = 0,
     is_complete: bool = True,
 ) -> Plan:
-    """What to register and to unregister after a scan. ``before``: the scan before it, since which files must not have
-    changed to be registered, unless they are settled, and which must not have wanted a version either that is unregistered;
-    None at start, when all files are settled. ``now_ns``: by the monotonic clock. ``is_complete``: whether
-    all repositories have been listed; without that no missing folder is known to be gone.
+    """Return the registrations to make and to undo after a scan.
 
-    No step takes a model down while its folder is there: see _leaving().
+    before: the previous scan; None at start, when all files count as settled. Files that are not settled are
+    registered only if they are unchanged since then. A model whose folder is gone is unregistered only if the
+    folder was missing then, too. now_ns: by the monotonic clock. is_complete: whether all repositories have
+    been listed; otherwise a missing folder may be in a repository that is not listed yet.
+
+    A model with a folder stays served: see _leaving().
     """
     register, settling = [], False
     for key, version in sorted(found.versions.items()):
@@ -343,7 +353,7 @@ def plan(
 
 
 def _has_folder(contents: Contents, name: str) -> bool:
-    return name in contents.broken or any(name == one for one, _ in contents.versions)
+    return name in contents.broken or any(name == known for known, _ in contents.versions)
 
 
 def _leaving(
@@ -354,16 +364,16 @@ def _leaving(
     found: Contents,
     before: Contents | None,
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Which versions of a model to unregister that are no longer wanted, and which of them to hold.
+    """Return the unwanted versions of a model to unregister, and those to hold.
 
-    To unregister all of them at once would take the model down whenever the wanted version is still being copied,
-    uploaded or prepared, and for good where its files are broken. Therefore each wanted version that is not served keeps
-    one in its place that the policy no longer chooses, the newest first. A version whose files were deleted stays only
-    while none of the wanted ones is served. ``extra``: in ascending order.
+    To unregister all unwanted versions at once would leave the model unserved while the wanted version is
+    copied, uploaded or prepared, and for ever where its files are broken. Therefore each wanted version that
+    is not served holds an unwanted version, the newest first, whose files exist. A version whose files were
+    deleted is held only while no wanted version is served. extra: the unwanted versions, in ascending order.
     """
     here = found.numbers.get(name, frozenset())
     known = [done.get((name, number)) for number in wanted]
-    lacking = sum(1 for one in known if one is None or not (one.served and one.is_ready))
+    lacking = sum(1 for version in known if version is None or not (version.served and version.is_ready))
     is_served = lacking < len(wanted)
     leaving: list[tuple[str, int]] = []
     held: list[tuple[str, int]] = []
@@ -372,7 +382,7 @@ def _leaving(
         if not done[key].served:
             leaving.append(key)
         elif before is not None and key in before.versions:
-            is_served = True  # files may be on their way: at the next scan it may be wanted again
+            is_served = True  # its files may be being replaced: the next scan may want the version again
         elif (number in here and lacking > len(held)) or not (is_served or held):
             held.append(key)
         else:

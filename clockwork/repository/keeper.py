@@ -1,7 +1,8 @@
 """Registers and unregisters models so that a cluster follows its model repositories (see repository.folders).
 
-It has a thread and a client of its own: a registration takes seconds, and the servers' loop does not wait for it.
-Several gateways may follow the same repository: registering a registered model changes nothing.
+The keeper has its own thread and client, because a registration takes seconds and must not block the servers'
+event loop. Several gateways may follow the same repository, because registering a registered model changes
+nothing.
 """
 
 from __future__ import annotations
@@ -48,18 +49,18 @@ from clockwork.wire.references import model_reference
 log = logging.getLogger("clockwork.gateway")
 
 ALL = "*"
-"""Instead of a name to be loaded at start: every model."""
+"""In place of a name of a model to load at start: all models."""
 
 
 class Keeper:
     """Follows model repositories.
 
-    roots: the repositories; where two have a model of one name, the first one's is served. cache: where files of remote
-    ones are kept; None where none is remote.
+    roots: the repositories; of two models with the same name, the first repository's is served. cache: keeps
+    the files of remote repositories; None: no repository is remote.
 
-    mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers the models that load() names, and at
-    start those in ``first`` ("*": all). Raises ConfigError for a folder that cannot be read, and where the library that
-    reads a remote repository is missing. A remote repository that is away is no error.
+    mode: "poll" scans every poll_s; "none" scans once; "explicit" registers the models that load() names, and
+    at start those in ``first`` ("*": all). Raises ConfigError for a folder that cannot be read, and where the
+    library that reads a remote repository is missing. An unreachable remote repository is no error.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Keeper:
         first: Sequence[str] = (),
         cache: Cache | None = None,
     ) -> None:
-        self._waiting = list(first)  # names to be loaded at start
+        self._waiting = list(first)  # names of models to load at start
         self._repositories: list[Folder | Remote] = []
         for root in roots:
             if isinstance(root, Location):
@@ -84,43 +85,44 @@ class Keeper:
         self._mode = mode
         self._poll_s = poll_s
         self._origin = REPOSITORY_ORIGIN + ":".join(map(str, self._repositories))
-        # As they were looked at last.
+        # The results of the last scans.
         self._folders = {
             repository: scan(repository)
             for repository in self._repositories
             if isinstance(repository, Folder)
         }
-        self._unread: dict[Folder, str] = {}  # which could not be read then, and why
-        self._reported: set[Folder | Remote] = set()  # the controller was told that they cannot be read
+        self._unread: dict[Folder, str] = {}  # folders that the last scan could not read, with the reason
+        # Repositories that were reported to the controller as unreadable
+        self._reported: set[Folder | Remote] = set()
         self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
-        self._overrides: dict[str, Override] = {}  # of loads, by name
-        self._loaded: set[str] = set()  # names that were loaded since the last look at all of them
+        self._overrides: dict[str, Override] = {}  # by model: the override of its last load
+        self._loaded: set[str] = set()  # models that were loaded since the last scan of all repositories
         self._before = self._scan()
         self._client = connect()
         self._done: dict[tuple[str, int], Done] = {}
         self._busy: set[tuple[str, int]] = set()
         self._ended = threading.Condition(self._lock)  # a registration has ended
-        # Versions that were there at the start, and of which the cluster has said nothing yet.
+        # Versions that the first scan found, and whose registration the cluster has not answered yet.
         self._starting = {
             key: None for key in self._before.versions if mode != "explicit" or {"*", key[0]} & {*first}
         }
-        # Remote repositories whose first listing is still to be acted upon.
+        # Remote repositories whose first listing has not been acted upon.
         self._awaited = set(self._remotes if mode != "explicit" or first else ())
         self._broken: dict[str, str] = {}
-        self._held: frozenset[tuple[str, int]] = frozenset()  # as in the last plan
-        # Versions in the cluster that could not be unregistered yet.
+        self._held: frozenset[tuple[str, int]] = frozenset()  # versions that the last plan holds
+        # Versions of the cluster whose unregistration failed and is to be tried again.
         self._leaving: set[tuple[str, int]] = set()
-        self._has_told = False  # what has become of the start
+        self._has_told = False  # whether the outcome of the start was logged
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
         self.queueing: dict[str, Queueing] = {}
-        """By name: what configurations say of requests without a priority or a timeout."""
+        """By model: its configuration's defaults for requests without a priority or a timeout."""
 
         self.labels: dict[tuple[str, int], Mapping[str, Sequence[str]]] = {}
-        """By name and version in the cluster: the names of classes, by output."""
+        """By model and version in the cluster: the names of classes by output."""
 
         self.loads = concurrent.futures.ThreadPoolExecutor(LOADING_MAX, "load")
-        """For calls of load(), which may take minutes."""
+        """Threads for calls of load(), which may take minutes."""
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
 
     def start(self) -> None:
@@ -129,11 +131,11 @@ class Keeper:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking. A registration that is under way is left to the controller."""
+        """End all threads. The controller finishes a registration that is under way."""
         self._stop.set()
         with self._lock:
             self._ended.notify_all()
-        # Before close() ends those under way, whose threads would otherwise begin the next.
+        # Before the client's close(), after which the pools' threads would begin waiting work.
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.loads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
@@ -149,8 +151,10 @@ class Keeper:
     # ----- for the servers, any thread --------------------------------------------------------
 
     def why_not_ready(self) -> str:
-        """Why the start is not over, as a sentence; "" once every version that it found is served or has failed. A remote
-        repository that is away keeps nobody waiting."""
+        """Return the reason why the start is not over; "" once every version found is served or has failed.
+
+        An unreachable remote repository does not delay the end of the start.
+        """
         with self._lock:
             awaited = [remote for remote in self._remotes if remote in self._awaited and not remote.trouble]
             if awaited:
@@ -163,7 +167,7 @@ class Keeper:
         return ""
 
     def missing(self) -> list[dict[str, str]]:
-        """Rows of the repository index for versions in a repository that are not registered, with the reason."""
+        """Return rows of the repository index for versions that are not registered, with the reasons."""
         with self._lock:
             rows = [
                 {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": done.error}
@@ -199,13 +203,14 @@ class Keeper:
         return next(filter(None, (remote.progress(name, version) for remote in self._remotes)), "")
 
     def load(self, name: str, parameters: Mapping[str, Any]) -> bool:
-        """Register the versions of a model as its files are now; returns when they are ready.
+        """Register the versions of a model from its present files, and return when they are ready.
 
-        parameters: of the load: a configuration, and maybe files, that hold until the next load of the model. Without any and
-        with no earlier ones to end, only explicit mode does anything.
+        parameters: the load's, which may have a configuration and files. These hold until the next load of
+        the model. A load without parameters, where none hold, has an effect only in explicit mode.
 
-        False: nothing was done, or no repository has it. Raises InvalidInput for parameters that there are not, InvalidModel
-        for a broken folder, SourceFailed for a remote repository that does not answer, and what registering raises.
+        Returns False where nothing was done, or where no repository has the model. Raises InvalidInput for
+        unknown parameters, InvalidModel for a broken folder, SourceFailed for a remote repository that does
+        not answer, and the errors of registering.
         """
         with self._lock:
             earlier = self._overrides.get(name)
@@ -231,12 +236,14 @@ class Keeper:
         return is_done
 
     def _look_with(self, override: Override) -> Contents:
-        """What a model's folder is with the configuration, and maybe the files, of a load. Raises ModelNotFound."""
+        """Scan a model's folder with the configuration and files of a load. Raises ModelNotFound."""
         name = override.name
         if not override.brings_files:
             found = self._look_for(name)
-            base = next((one.repository for key, one in found.versions.items() if key[0] == name), None)
-            if base is None and name in found.broken:  # perhaps by files that this load replaces
+            base = next(
+                (version.repository for key, version in found.versions.items() if key[0] == name), None
+            )
+            if base is None and name in found.broken:  # the load may replace the broken files
                 base = next((folder for folder in self._folders if name in folder.folders()), None)
             if base is None:
                 raise ModelNotFound(
@@ -246,11 +253,11 @@ class Keeper:
         return scan(override)
 
     def _look_for(self, name: str) -> Contents:
-        """What the first repository has that has the model, as it is at this moment."""
+        """Scan the repositories in order until one has the model, and return its contents."""
         found = Contents({}, {})
         for repository in self._repositories:
             found = self._look_now(repository)
-            if name in found.broken or any(name == one for one, _ in found.versions):
+            if name in found.broken or any(name == known for known, _ in found.versions):
                 break
         return found
 
@@ -296,17 +303,17 @@ class Keeper:
         return True
 
     def _tell_start(self) -> None:
-        """Say once, when the start is over, what has become of the models that it found."""
+        """Log once, when the start is over, the outcome for the models found."""
         if self._stop.is_set() or self.why_not_ready():
             return
         with self._lock:
             if self._has_told:
                 return
             self._has_told = True
-            done = {key: one for key, one in self._done.items() if one.fingerprint}
-            failed = [f"{name}@{version}" for (name, version), one in sorted(done.items()) if one.error]
+            versions = {key: done for key, done in self._done.items() if done.fingerprint}
+            failed = [f"{name}@{version}" for (name, version), done in sorted(versions.items()) if done.error]
             failed += [f"{name} (its folder is wrong)" for name in sorted(self._broken)]
-        text = f"{say_count(len(done) - sum(bool(one.error) for one in done.values()), 'model')} of the repository served"
+        text = f"{say_count(len(versions) - sum(bool(done.error) for done in versions.values()), 'model')} of the repository served"
         if failed:
             more = len(failed) - FAILED_SHOWN
             text += f", {len(failed)} failed: {', '.join(failed[:FAILED_SHOWN])}{f' and {more} more' if more > 0 else ''}"
@@ -319,7 +326,7 @@ class Keeper:
         found = self._before
         is_complete = not self._remotes  # all repositories have been listed
         has_taken_over, is_tidy = False, False
-        listed: list[Remote] = []  # those that have been since the last look
+        listed: list[Remote] = []  # awaited repositories whose listing is part of ``found``
         while True:
             try:
                 if not has_taken_over:
@@ -337,7 +344,7 @@ class Keeper:
                 if self._stop.is_set():
                     return
                 log.warning("model repository: %s", error)
-            except Exception as error:  # a defect of ours must not end the thread
+            except Exception as error:  # a defect of the gateway must not end the thread
                 if self._stop.is_set():
                     return
                 log.error("model repository: a look at it failed", exc_info=error)
@@ -368,7 +375,7 @@ class Keeper:
                     }
 
     def _take_over(self) -> None:
-        """Note the versions that an earlier run registered from these repositories, as if this one had."""
+        """Take over the versions that an earlier run registered from these repositories."""
         for info in self._client.models():
             if info.raw.get("origin") == self._origin:
                 done = Done((), served=info.version, digest=info.digest, is_ready=info.state == "ready")
@@ -376,7 +383,10 @@ class Keeper:
                     self._done.setdefault((info.name, info.version), done)
 
     def _load_waiting(self, found: Contents) -> None:
-        """Load the models that --load-model names. A model that no repository has waits while any repository is unlisted."""
+        """Load the models of --load-model.
+
+        A model that no repository has waits while any repository is not listed yet.
+        """
         is_known = all(remote.is_known for remote in self._remotes)
         names = [name for name in self._waiting if name != ALL]
         if ALL in self._waiting:
@@ -391,9 +401,9 @@ class Keeper:
             try:
                 if later or not (self._load(name, found) or is_known):
                     left.append(name)
-                elif not any(name == one for one, _ in found.versions):
+                elif not any(name == known for known, _ in found.versions):
                     log.warning("model repository: there is no %s to be loaded", name)
-            except Unavailable:  # _register() has said so
+            except Unavailable:  # _register() has noted it
                 left.append(name)
             except (ClockworkError, OSError) as error:
                 log.warning("model repository: %s: %s", name, error)
@@ -416,7 +426,7 @@ class Keeper:
             self._starting = {key: None for key in self._starting if key in found.versions}
             busy = set(self._busy)
             done = dict(self._done)
-            # What has been loaded since the look is not as it was seen then.
+            # Models that were loaded since the scan may differ from its result.
             busy |= {key for key in (*done, *found.versions) if key[0] in self._loaded}
         wanted = plan(done, found, before, now_ns(), is_complete)
         for version in wanted.register:
@@ -446,7 +456,8 @@ class Keeper:
             self._unregister(key)
 
     def _report(self) -> None:
-        """Have the controller say which repositories cannot be read, again and again: it may have started anew."""
+        """Report unreadable repositories to the controller, after each scan because the controller may have
+        restarted."""
         for repository in self._repositories:
             why = self._failure_of(repository)
             if why:
@@ -457,7 +468,7 @@ class Keeper:
                 self._reported.discard(repository)
 
     def _failure_of(self, repository: Folder | Remote) -> str:
-        """Why a repository, or a version in it, cannot be read; "" if all can."""
+        """Return the reason why a repository or a version in it cannot be read; "": all can be read."""
         if isinstance(repository, Folder):
             return self._unread.get(repository, "")
         with self._lock:
@@ -471,7 +482,10 @@ class Keeper:
         return repository.failure or next(fetches, "")
 
     def _look_at_folders(self) -> None:
-        """Look at the repositories on this machine. An unreadable repository may come back; its versions stay."""
+        """Scan the repositories on this machine.
+
+        The versions of an unreadable repository stay, as it may come back.
+        """
         for folder in self._folders:
             try:
                 self._folders[folder] = scan(folder)
@@ -489,7 +503,8 @@ class Keeper:
         return self._folders[repository]
 
     def _scan(self) -> Contents:
-        """What all repositories have: folders as they were looked at last, remote ones as they were listed last."""
+        """Return the contents of all repositories, from the last scans of folders and the last remote
+        listings."""
         versions: dict[tuple[str, int], Version] = {}
         broken: dict[str, str] = {}
         numbers: dict[str, frozenset[int]] = {}
@@ -501,7 +516,7 @@ class Keeper:
         with self._lock:
             for name, override in list(self._overrides.items()):
                 if not override.brings_files and name not in there:
-                    del self._overrides[name]  # the folder on which it stood is gone
+                    del self._overrides[name]  # the folder that it overrides is gone
             overrides = list(self._overrides.values())
         for found in (*map(scan, overrides), *all_found):
             taken = {name for name, _ in versions} | set(broken)
@@ -516,7 +531,7 @@ class Keeper:
         config = version.config
         with self._lock:
             earlier = self._done.get(key)
-        # Until the new files are registered, the earlier ones serve on.
+        # The earlier files serve until the new files are registered.
         done = Done(version.fingerprint)
         if earlier is not None:
             done = dataclasses.replace(
@@ -540,7 +555,7 @@ class Keeper:
                 self._note(done, version, info)
                 is_gone = old not in (0, info.version) and self._retire(version.name, old)
                 if is_gone and old == version.version and info.digest == old_digest:
-                    # The same weights: their number means them again, for whoever asks for it.
+                    # The weights are the same, so the version is registered again under its own number.
                     other = info.version
                     info = self._enter(version, path, optional)
                     self._note(done, version, info)
@@ -570,13 +585,13 @@ class Keeper:
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
             is_answered = isinstance(error, Unavailable)
-            if is_answered:  # each try may be an upload and a preparation
+            if is_answered:  # retries back off, because each may cost an upload and a preparation
                 done.refusals = 1 + before.refusals
                 self._put_off(done, done.refusals)
         except (ClockworkError, OSError) as error:
             done.error = str(error)
             log.warning("model repository: %s version %d: %s", version.name, version.version, error)
-        except Exception as error:  # a defect of ours, or a file that is unforeseen
+        except Exception as error:  # a defect of the gateway, or an unforeseen file
             done.error = f"{type(error).__name__}: {error}"
             log.error("model repository: %s version %d", version.name, version.version, exc_info=error)
         finally:
@@ -593,14 +608,16 @@ class Keeper:
         done.making, done.digest = version.making, info.digest
 
     def _enter(self, version: Version, path: Path, optional: list[str] | None) -> ModelInfo:
-        """Have the cluster register a version, whose file or folder is at ``path``, and return once it is ready. optional: its
-        optional inputs, as Client.register() takes them."""
+        """Register a version with the cluster, and return once it is ready.
+
+        path: its file or folder. optional: its optional inputs, in the form of Client.register().
+        """
         config = version.config
         return self._client.register(
             version.name,
             path,
             optional_inputs=optional,
-            # All of it as the repository says, and nothing as the version before had it.
+            # All options are given, so that none is inherited from the version before.
             slo=config.slo_s or 0,
             batching="off" if config.batch_max == 0 else "auto",
             batch_max=config.batch_max or 0,
@@ -611,23 +628,29 @@ class Keeper:
         )
 
     def _make_room(self, version: Version, done: Done) -> None:
-        """Unregister a version of which only the configuration has changed, where newer ones of its model serve.
+        """Unregister a version whose configuration alone has changed, where newer versions of its model
+        serve.
 
-        Beside itself it would be registered under a higher number, and the requests that name no version would get the
-        answers of old weights. Without it they are served as before.
+        While the old registration stays, the new one would get the highest number, and requests that name no
+        version would get the answers of old weights. After unregistration the version gets its own number
+        again.
         """
         making = done.making
         is_same = making is not None and making != version.making and making.files == version.making.files
         with self._lock:
             newest = max(
-                (number for (name, number), one in self._done.items() if name == version.name and one.served),
+                (
+                    number
+                    for (name, number), done in self._done.items()
+                    if name == version.name and done.served
+                ),
                 default=0,
             )
         if is_same and done.served == version.version < newest and self._retire(version.name, done.served):
             done.served = 0
 
     def _put_off(self, done: Done, count: int) -> None:
-        """Try a version again after a pause that doubles with each failure. count: tries that have failed."""
+        """Set a version's next try, after a pause that doubles with each failure. count: failed tries."""
         done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
 
     def _unregister(self, key: tuple[str, int]) -> None:
@@ -638,12 +661,13 @@ class Keeper:
             self._retire(key[0], done.served)
 
     def _retire(self, name: str, served: int) -> bool:
-        """Unregister a version in the cluster; where that fails, try again after the next scan. Returns whether it is gone."""
+        """Unregister a version of the cluster, and return whether it is gone; a failure is retried after the
+        next scan."""
         self.labels.pop((name, served), None)
         try:
-            with contextlib.suppress(ModelNotFound):  # somebody else has done so
+            with contextlib.suppress(ModelNotFound):  # already unregistered
                 self._client.unregister(model_reference(name, served))
-        except ClockworkError as error:  # it has a part in a route, say
+        except ClockworkError as error:  # for example because a route names the version
             with self._lock:
                 is_new = (name, served) not in self._leaving
                 self._leaving.add((name, served))

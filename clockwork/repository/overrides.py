@@ -1,6 +1,7 @@
-"""Loads of the repository API that bring a configuration, or a configuration and files, of their own.
+"""Configurations and files that a load of the repository API brings, in place of a repository's.
 
-They hold until the model is loaded without them, or the gateway ends. Files are kept in a temporary folder for as long.
+They hold until the model is loaded without them, or until the gateway ends. Until then a temporary folder
+keeps the files.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from clockwork.repository.folders import CONFIG, Fingerprint, Folder, Repository
 from clockwork.repository.triton_config import text_of_json
 
 FILE = "file:"
-"""How a parameter begins that has the content of a file; its path in the folder of the model follows."""
+"""The prefix of a parameter with the content of a file; the path in the model's folder follows."""
 
 _BASE64_PIECE = 1 << 18
-"""Characters that are decoded at once: the interpreter's lock is held meanwhile."""
+"""Characters that are decoded at once, while the interpreter's lock is held."""
 
 
 class Override:
-    """A model's folder, of a configuration that a load brings and of files that it brings or that a repository has."""
+    """A model's folder with the configuration of a load, and files of the load or of a repository."""
 
-    is_settled = True  # the files of a load are whole
+    is_settled = True  # the files of a load are complete
     pool: concurrent.futures.Executor | None = None
 
     def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """parameters: of the load. Raises InvalidInput and InvalidModel."""
+        """parameters: the load's parameters. Raises InvalidInput and InvalidModel."""
         check_name(name)
         self.name = name
         self._config = ""
         self._files: tempfile.TemporaryDirectory[str] | None = None
-        self._base: Repository | None = None  # has the other files
+        self._base: Repository | None = None  # the repository with the model's files
         contents = {}
         for key, value in parameters.items():
             if key == "config":
@@ -67,7 +68,7 @@ class Override:
                     file = Path(self._files.name, name, path)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(data)
-            except OSError as error:  # a file where another has its folder, say
+            except OSError as error:  # for example a file and a folder of the same name
                 self.close()
                 raise InvalidInput(
                     f"load of {name!r}: the files cannot be written: {error.strerror}"
@@ -79,12 +80,12 @@ class Override:
         return self._files is not None
 
     def close(self) -> None:
-        """Remove the files that it brought."""
+        """Remove the files of the load."""
         if self._files is not None:
             self._files.cleanup()
 
     def stand_on(self, base: Repository) -> None:
-        """Have a load without files take those of a repository."""
+        """Use a repository's files for a load without files."""
         self._base, self.is_settled, self.pool = base, base.is_settled, base.pool
 
     def __str__(self) -> str:
@@ -117,7 +118,7 @@ class Override:
 
 
 def _checked(path: str) -> str:
-    """A path in the folder of a model. Raises InvalidInput."""
+    """Return a path within a model's folder, checked. Raises InvalidInput."""
     parts = PurePosixPath(path).parts
     wrong = not parts or ".." in parts or path.startswith("/") or "\0" in path or "\\" in path
     if wrong or len(path) > LOADED_PATH_CHARS_MAX or not path.isprintable():
@@ -126,7 +127,7 @@ def _checked(path: str) -> str:
 
 
 def _bytes_of(key: str, value: Any) -> bytes:
-    """A file's content: bytes over gRPC, base64 over HTTP. Raises InvalidInput."""
+    """Return a file's content from a parameter: bytes over gRPC, base64 over HTTP. Raises InvalidInput."""
     if type(value) is bytes:
         return value
     if type(value) is not str:

@@ -1,8 +1,8 @@
-"""Model repositories that are read over the network: listed and fetched beside everything that serves.
+"""Model repositories that are read over the network, on threads of their own.
 
-A Remote has a thread that lists its source at an interval. A change takes effect when two listings in a row agree, so
-that an upload under way is not taken for a model. While the source is away the last listing holds; it is asked again after
-pauses that grow.
+A Remote has a thread that lists its source at an interval. A change takes effect when two listings in a row
+agree, so that an incomplete upload is not taken for a model. While the source is unreachable, the last
+listing stays in effect, and the source is asked again after growing pauses.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from clockwork.system.clock import now_ns, to_seconds
 log = logging.getLogger("clockwork.gateway")
 
 _LABELS = re.compile(rb"""label_filename\s*:\s*["']([^"'\n]+)["']""")
-"""Names of files with labels, in a configuration."""
+"""Matches the names of files with labels in a configuration."""
 
 
 class Listing:
-    """A source's files as a repository of models, as they were listed once (see repository.Repository)."""
+    """A single listing of a source's files as a repository of models; see folders.Repository."""
 
-    is_settled = True  # Remote lets hold what two listings agree about
+    is_settled = True  # because Remote compares two listings
 
     def __init__(self, remote: Remote, files: Sequence[RemoteFile]) -> None:
         self._remote = remote
         self.pool: concurrent.futures.Executor | None = remote.pool
         self.texts: Mapping[RemoteFile, bytes | None] = {}
-        """The content of configurations and of the labels that they name; None: the file is too large."""
+        """Contents of configurations and of files with labels; None: the file is too large."""
 
         self._beside: dict[
             tuple[str, str], RemoteFile
-        ] = {}  # files beside versions, by the folder of the model and name
-        self.files: dict[str, dict[str, list[RemoteFile]]] = {}  # by the folders of model and version
+        ] = {}  # files beside the version folders, by model folder and name
+        # Files of versions, by model folder and version folder
+        self.files: dict[str, dict[str, list[RemoteFile]]] = {}
         for file in files:
             name, _, rest = file.path.partition("/")
             if not rest or name.startswith((".", "_")):
@@ -72,7 +73,7 @@ class Listing:
         return [file for (_, name), file in self._beside.items() if name == CONFIG]
 
     def labels(self) -> list[RemoteFile]:
-        """The files of labels that the configurations name, as far as these have been read."""
+        """Return the files with labels that the configurations read so far name."""
         found: dict[RemoteFile, None] = {}
         for folder, name in list(self._beside):
             if name == CONFIG and (text := self.texts.get(self._beside[folder, name])):
@@ -110,7 +111,7 @@ class Listing:
 class Remote:
     """Follows the repository at a location.
 
-    follow: list it again and again; otherwise until two listings have agreed. start() begins, close() ends all calls.
+    follow: list the source periodically; otherwise only until it was listed twice. close() ends all calls.
     """
 
     def __init__(self, location: Location, poll_s: float, follow: bool, cache: Cache) -> None:
@@ -120,15 +121,17 @@ class Remote:
         self._follow = follow
         self._cache = cache
         self._lister = Reader(location)
-        self._listing = threading.Lock()  # held while the source is listed; guards the next three
+        self._listing = threading.Lock()  # held while the source is listed; guards the next three fields
         self._texts: dict[RemoteFile, bytes | None] = {}
-        self._before: Contents | None = None  # of the listing before
-        self._failures = 0  # one after the other
+        self._before: Contents | None = None  # contents of the previous listing
+        self._failures = 0  # consecutive failures
         self._lock = threading.Lock()  # guards the fields below
-        self._contents = Contents({}, {})  # what holds
-        self._is_known = False  # two listings have agreed since the start
-        self._failing: tuple[str, int] | None = None  # why it cannot be listed, and since when
-        self._coming: dict[tuple[str, int], tuple[int, int]] = {}  # versions: bytes that have come, and all
+        self._contents = Contents({}, {})  # the contents in effect
+        self._is_known = False  # the source was listed twice since the start
+        # The reason why listing fails, and the time since which it fails
+        self._failing: tuple[str, int] | None = None
+        # Versions being fetched: bytes received, and all bytes
+        self._coming: dict[tuple[str, int], tuple[int, int]] = {}
         self._readers: list[Reader] = []
         self._idle: list[Reader] = []
         self._stop = threading.Event()
@@ -158,12 +161,15 @@ class Remote:
     # ----- any thread -------------------------------------------------------------------------
 
     def look(self) -> Contents:
-        """What holds; does not wait for the source."""
+        """Return the contents in effect, without waiting for the source."""
         with self._lock:
             return self._contents
 
     def look_now(self) -> Contents:
-        """What the source has at this moment, which then holds. Raises SourceFailed and its like."""
+        """List the source; its contents take effect at once.
+
+        Raises SourceFailed and other errors of the source.
+        """
         with self._listing:
             found = self._list()
             self._before = found
@@ -173,19 +179,19 @@ class Remote:
 
     @property
     def is_known(self) -> bool:
-        """Whether the source has been listed, so that missing files are known to be missing."""
+        """Whether the source was listed twice, so that a file's absence is certain."""
         with self._lock:
             return self._is_known
 
     @property
     def failure(self) -> str:
-        """Why it cannot be listed; "" if it can."""
+        """The reason why the source cannot be listed; "": it can."""
         with self._lock:
             return "" if self._failing is None else self._failing[0]
 
     @property
     def trouble(self) -> str:
-        """failure, and since when."""
+        """The failure, and the seconds for which it has lasted; "": there is none."""
         with self._lock:
             failing = self._failing
         if failing is None:
@@ -194,14 +200,14 @@ class Remote:
         return f"{why} (for {to_seconds(now_ns() - since_ns):.0f} s; what was registered from it serves on)"
 
     def progress(self, name: str, version: int) -> str:
-        """How far a version is fetched; "" if it is not being fetched."""
+        """Return the progress of fetching a version; "": it is not being fetched."""
         with self._lock:
             done, total = self._coming.get((name, version), (0, 0))
         return f"fetching: {done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else ""
 
     @contextlib.contextmanager
     def fetched(self, version: Version, files: Sequence[RemoteFile]) -> Iterator[Path]:
-        """The folder of a version's files, as Cache.copy() gives it."""
+        """Yield the folder of a version's files, fetched by Cache.copy()."""
         key = (version.name, version.version)
         began_ns, total = now_ns(), sum(max(0, file.bytes) for file in files)
 
@@ -263,12 +269,13 @@ class Remote:
             self._stop.wait(pause_s)
 
     def _look_again(self) -> float:
-        """List the source, and let hold what two listings agree about. Returns the seconds until the next listing."""
+        """List the source, put changes on which two listings agree into effect, and return the pause in
+        seconds."""
         with self._listing:
             before = self._before
             try:
                 found = self._list()
-            except Exception as error:  # of the source's, or a defect of ours: either must not end the thread
+            except Exception as error:  # neither an error of the source nor a defect may end the thread
                 self._fail(error)
                 return float(min(RETRY_MAX_S, self._poll_s * 2 ** min(self._failures, 20)))
             self._before = found
@@ -298,10 +305,10 @@ class Remote:
             log.warning("model repository: %s; what was registered from it serves on", why)
 
     def _list(self) -> Contents:
-        """The repository as its source has it now. Raises SourceFailed and its like."""
+        """Return the source's present contents. Raises SourceFailed and other errors of the source."""
         files = self._lister.files()
         if not files:
-            # A folder that is emptied on purpose looks like a prefix that was mistyped, or that lost its objects.
+            # An empty source may be a mistyped prefix, or a prefix that has lost its objects.
             raise SourceFailed(f"{self} has no files")
         listing = Listing(self, files)
         configs = listing.configs()
@@ -310,7 +317,7 @@ class Remote:
         return scan(listing)
 
     def _read(self, files: Sequence[RemoteFile]) -> dict[RemoteFile, bytes | None]:
-        """The content of small files; those that have been read before are not read again."""
+        """Return the contents of small files; files that were read before are not read again."""
         fresh = [file for file in files if file not in self._texts]
         texts = self._lister.read(fresh, CONFIG_BYTES_MAX) if fresh else {}
         self._texts |= {file: texts[file.path] for file in fresh}
@@ -318,11 +325,14 @@ class Remote:
 
 
 def agreed(holds: Contents, before: Contents, found: Contents) -> Contents:
-    """The contents that hold after a listing: versions on which both listings agree; elsewhere the version that held before."""
+    """Return the contents in effect after a listing.
+
+    A version on which both listings agree takes effect; otherwise the version of ``holds`` stays.
+    """
     versions = {}
     for key in sorted({*holds.versions, *before.versions, *found.versions}):
         earlier, now = before.versions.get(key), found.versions.get(key)
         is_same = (earlier and earlier.fingerprint) == (now and now.fingerprint)
-        if (one := now if is_same else holds.versions.get(key)) is not None:
-            versions[key] = one
+        if (version := now if is_same else holds.versions.get(key)) is not None:
+            versions[key] = version
     return Contents(versions, found.broken, found.numbers)

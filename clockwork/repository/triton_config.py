@@ -1,4 +1,4 @@
-"""Reads ``config.pbtxt`` of a Triton model repository: the fields that are used here, and notes on the others.
+"""Reads ``config.pbtxt`` of a Triton model repository, with notes on the fields that are not used.
 
 Source: the model configuration of Triton Inference Server's documentation.
 """
@@ -23,19 +23,19 @@ from clockwork.system.clock import to_seconds
 from clockwork.wire.packages import MODEL_FILE
 
 BACKENDS = ("", "onnxruntime", "clockwork")
-"""The backends that a model may name; each of them means the worker's own."""
+"""The backends that a model may name; all stand for the worker's own."""
 
 PLATFORMS = ("", "onnxruntime_onnx", "clockwork_onnx")
 
 SLO_PARAMETER = "clockwork_slo_ms"
-"""A parameter of our own: the SLO of requests that bring none, in milliseconds."""
+"""A parameter of Clockwork's own: the default SLO of requests, in milliseconds."""
 
 NOTES = {
     "model_warmup": "every model is run at every batch size before it takes requests",
     "instance_group": "the controller decides which devices have a model",
     "optimization": "workers choose what is fastest on their devices",
 }
-"""Reasons why fields are ignored, for the notes."""
+"""By ignored field: the reason, for the notes."""
 
 USED = {
     "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "dynamic_batching",
@@ -43,66 +43,67 @@ USED = {
 }  # fmt: skip
 
 REFUSED = ("ensemble_scheduling", "sequence_batching")
-"""Fields without which a model would answer something else."""
+"""Fields that are errors, because ignoring them would change a model's answers."""
 
 PASSED_OVER = (
     "runtime", "optimization", "instance_group", "cc_model_filenames", "metric_tags", "model_warmup", "batch_input",
     "batch_output", "model_operations", "model_transaction_policy", "model_repository_agents", "response_cache",
     "model_metrics",
 )  # fmt: skip
-"""The other fields of Triton's ModelConfig."""
+"""The other fields of Triton's ModelConfig, which are ignored with a note."""
 
 TRITON_TYPES = {
     number: "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
     for name, number in pb.DataType.items()
 }
-"""The protocol's datatypes, by Triton's DataType."""
+"""By Triton's DataType: the protocol's datatype."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorDemand:
-    """An input or output as a configuration declares it; dims without the batch where the model batches."""
+    """An input or output that a configuration declares. dims: without the batch, where the model batches."""
 
     name: str
-    dtype: int  # Triton's DataType; 0: not said
+    dtype: int  # Triton's DataType; 0: not given
     dims: tuple[int, ...]
-    reshape: tuple[int, ...] | None = None  # the model's own shape of it, as dims; None: the same
+    reshape: tuple[int, ...] | None = None  # the shape in the model, like dims; None: the same as dims
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Queueing:
-    """What a configuration says of requests that bring no priority or no timeout."""
+    """A configuration's defaults for requests without a priority or a timeout."""
 
-    levels: int = 0  # priorities that there are, 1 the highest; 0: not said
-    default_level: int = 0  # of requests without one of them; 0: the cluster's default
-    timeouts_ns: Mapping[int, int] = dataclasses.field(default_factory=dict)  # by level; 0: of all others
+    levels: int = 0  # number of priorities, of which 1 is the highest; 0: not given
+    default_level: int = 0  # priority of requests without a valid one; 0: the cluster's default
+    # Timeouts by priority; 0: of all other priorities
+    timeouts_ns: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     def level(self, asked: int) -> int:
-        """The priority of a request that asks for this one; 0 is none."""
+        """Return a request's priority. asked: the priority that the request has; 0: none."""
         return asked if not self.levels or 1 <= asked <= self.levels else self.default_level
 
     def timeout_ns(self, level: int) -> int:
-        """Of a request without one, by its priority; 0 is none."""
+        """Return the default timeout of requests of a priority; 0: none."""
         return self.timeouts_ns.get(level, self.timeouts_ns.get(0, 0))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FolderConfig:
-    """How the files of one folder of a repository are served."""
+    """The settings with which a folder's model is served."""
 
     filename: str = MODEL_FILE
-    batch_max: int | None = None  # None: not said; 0: no batching
-    newest: int = 1  # versions to serve, counted from the highest number; 0: all of them
-    versions: tuple[int, ...] = ()  # these alone
+    batch_max: int | None = None  # None: not given; 0: no batching
+    newest: int = 1  # number of versions to serve, from the highest number down; 0: all
+    versions: tuple[int, ...] = ()  # the only versions to serve; empty: see ``newest``
     slo_s: float | None = None
     inputs: tuple[TensorDemand, ...] = ()
     outputs: tuple[TensorDemand, ...] = ()
     queueing: Queueing = Queueing()
-    labels: tuple[tuple[str, str], ...] = ()  # outputs, and the files with the names of their classes
-    notes: tuple[str, ...] = ()  # for a person
+    labels: tuple[tuple[str, str], ...] = ()  # pairs of an output and the file with the names of its classes
+    notes: tuple[str, ...] = ()  # sentences for the log
 
     def chosen(self, found: Sequence[int]) -> list[int]:
-        """The versions to serve among those found, smallest first."""
+        """Return the versions to serve among those found, in ascending order."""
         ordered = sorted(found)
         if self.versions:
             return [number for number in ordered if number in self.versions]
@@ -110,13 +111,13 @@ class FolderConfig:
 
 
 def read_config(text: str, folder: str) -> FolderConfig:
-    """The configuration of a folder of that name. Raises InvalidModel, naming the field."""
+    """Return the configuration of a folder of that name. Raises InvalidModel, naming the field."""
     if len(text) > CONFIG_BYTES_MAX:
         raise InvalidModel(f"config.pbtxt has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read")
     parts = split_fields(text)
     fields = list(dict.fromkeys(field for field, _ in parts))
     _check_fields(fields, "config.pbtxt")
-    # What is passed over becomes blank, so that errors have the line and the column of the file.
+    # Ignored fields become blanks, so that errors have the file's line and column.
     used = "".join(part if field in USED else re.sub(r"[^\n]", " ", part) for field, part in parts)
     try:
         config = text_format.Parse(
@@ -145,7 +146,7 @@ def read_config(text: str, folder: str) -> FolderConfig:
     newest, versions = _policy(config.version_policy)
     queueing, notes = _queueing(config.dynamic_batching)
     slo_s = _slo(config)
-    if slo_s is not None:  # our own parameter counts before the timeouts of requests without a priority
+    if slo_s is not None:  # the parameter precedes the timeouts of requests without a priority
         own = {0, queueing.default_level}
         timeouts_ns = {level: ns for level, ns in queueing.timeouts_ns.items() if level not in own}
         queueing = dataclasses.replace(queueing, timeouts_ns=timeouts_ns)
@@ -178,7 +179,7 @@ def _check_filename(field: str, filename: str) -> None:
 
 
 def _queueing(batching: pb.ModelDynamicBatching) -> tuple[Queueing, list[str]]:
-    """What a configuration says of priorities and timeouts, and notes on what is passed over. Raises InvalidModel."""
+    """Return a configuration's priorities and timeouts, and notes on ignored fields. Raises InvalidModel."""
     levels, default = batching.priority_levels, batching.default_priority_level
     if levels > PRIORITY_MAX:
         raise InvalidModel(f"config.pbtxt: priority_levels {levels}; there are at most {PRIORITY_MAX}")
@@ -206,7 +207,10 @@ def _queueing(batching: pb.ModelDynamicBatching) -> tuple[Queueing, list[str]]:
 
 
 def text_of_json(text: str) -> str:
-    """A configuration as text, of one in JSON, as loads of the repository API bring it. Raises InvalidModel."""
+    """Return a configuration as protobuf text. text: JSON, from a load of the repository API.
+
+    Raises InvalidModel.
+    """
     if len(text) > CONFIG_BYTES_MAX:
         raise InvalidModel(
             f"the configuration has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read"
@@ -218,7 +222,7 @@ def text_of_json(text: str) -> str:
     if type(body) is not dict:
         raise InvalidModel("the configuration is no JSON object")
     named = {re.sub("[A-Z]", lambda capital: "_" + capital[0].lower(), key): body[key] for key in body}
-    # Whoever writes a whole configuration as JSON also writes what is empty of it.
+    # A complete configuration in JSON also has the empty fields.
     given = [key for key, value in named.items() if value not in (None, {}, [], "")]
     _check_fields([key for key in named if key in given or key not in REFUSED], "the configuration")
     try:
@@ -227,7 +231,7 @@ def text_of_json(text: str) -> str:
         )
     except (json_format.ParseError, RecursionError) as error:
         raise InvalidModel(f"the configuration: {str(error)[:500]}") from None
-    # 0 would not be written, and means that the model does not batch, while silence leaves that to be found out.
+    # protobuf does not write 0, which means no batching; a missing field means that batching is measured.
     silent = "max_batch_size: 0\n" if "max_batch_size" in named and not config.max_batch_size else ""
     passed_over = "".join(f"{field} {{ }}\n" for field in given if field not in USED)
     return str(text_format.MessageToString(config, as_utf8=True)) + silent + passed_over
@@ -247,7 +251,7 @@ def _did_you_mean(field: str) -> str:
 
 
 def _demand(side: str, tensor: Any) -> TensorDemand:
-    """What a ModelInput or ModelOutput declares. Raises InvalidModel."""
+    """Return the declaration of a ModelInput or ModelOutput. Raises InvalidModel."""
     dims = tuple(tensor.dims)
     if not tensor.HasField("reshape"):
         return TensorDemand(tensor.name, tensor.data_type, dims)
@@ -275,13 +279,13 @@ _TOKEN = re.compile(
 
 
 def split_fields(text: str) -> list[tuple[str, str]]:
-    """The top-level fields of a text message, in order: (name, the field's text). Raises InvalidModel.
+    """Return the top-level fields of a text message, in order: (name, the field's text). Raises InvalidModel.
 
-    Protobuf's own reader stumbles over fields that it does not know.
+    protobuf's own reader fails at unknown fields.
     """
     found: list[tuple[str, str]] = []
     name, start, at, depth = "", 0, 0, 0
-    complete = True  # a value has come for the last name
+    complete = True  # the last name has got a value
     while at < len(text):
         token = _TOKEN.match(text, at)
         if token is None:

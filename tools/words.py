@@ -29,6 +29,7 @@ KEPT = (
     "clockwork/formats",
     "clockwork/gateway",
     "clockwork/launch",
+    "clockwork/models/compile",
     "clockwork/observe",
     "clockwork/profiles.py",
     "clockwork/repository",

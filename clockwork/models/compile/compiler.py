@@ -1,7 +1,8 @@
-"""`clockwork compile`: makes a program package of an ONNX file.
+"""Compile an ONNX file to a program package (`clockwork compile`).
 
 Each variant (target, batch size, set of shapes) is lowered in a child process of its own, several at a time.
-The results are assembled here, and tested: the program's host kernels must answer as ONNX Runtime does.
+The package is assembled here from the results, and tested: the program's host kernels must answer as ONNX
+Runtime does.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ BATCHES = (1, 2, 4, 8, 16)
 """Default batch sizes."""
 
 TOLERANCES: Mapping[str, float | None] = {"fp32": None, "tf32": 1e-2, "fp16": HALF_RELATIVE}
-"""The largest difference that each of PRODUCT_DTYPES may make to an answer, relative to the largest magnitude; None:
-rounding alone."""
+"""Largest permitted difference of an answer from ONNX Runtime's, by dtype of matrix products, relative to the
+largest magnitude. None: the bound for rounding errors of fp32."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (title of the step, done, total); from several threads."""
@@ -74,7 +75,7 @@ CHILD_ENVIRONMENT = {
     "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SPEC": "0", "CACHELEVEL": "0",
 }  # fmt: skip
-"""The settings with which every variant is lowered. Other variables that tinygrad reads are not passed to the child."""
+"""Environment of the child processes. Other variables that tinygrad reads are not passed on."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,42 +83,42 @@ class Options:
     targets: tuple[str, ...]  # "sm_80" ..., "host"
     batches: tuple[int, ...] = BATCHES
     shapes: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
-    batching: str = "auto"  # auto, on, off: as at registration
+    batching: str = "auto"  # "auto", "on" or "off", as in a registration
     dtype: str = "fp32"  # of matrix products, one of PRODUCT_DTYPES
     name: str = ""  # "": the file's name
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
     jobs: int = 0  # child processes at a time; 0: one for each processor
     tune: bool = (
-        False  # time kernels on the local GPU to find the fastest; the result is not the same each time
+        False  # time kernels on the local GPU to choose the fastest; results differ between compilations
     )
-    pad: bool = True  # inputs may end early in open dimensions, where that is proven harmless
-    cache: Path | None = None  # where kernels are kept for models of equal architecture
-    ptx: bool = True  # PTX for GPUs to come, of the newest target
-    sources: Path | None = None  # directory for the CUDA C of every module that is made, named as the module
+    pad: bool = True  # also accept inputs shorter than the compiled shapes, where a proof permits padding
+    cache: Path | None = None  # directory of kernels, shared by models of equal architecture
+    ptx: bool = True  # also store PTX of the newest target, for later GPUs
+    sources: Path | None = None  # directory for the CUDA C of every module
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """The result of a compilation, for people."""
+    """The result of a compilation, as a report to the user."""
 
     program: Program
     batching_note: str
     statistics: list[list[Statistic]]  # of each launch of each variant of the program
     logs: list[str]  # the assembler's messages for each variant
-    folded: int  # kernels that were run at packaging instead of at every inference
-    reused: int  # variants whose kernels an earlier model of equal architecture had left in the cache
+    folded: int  # kernels that depend on weights alone and were run once, at compilation
+    reused: int  # variants whose kernels came from the cache
     verified: str  # the comparison with ONNX Runtime; "" if that was not asked for
-    padding_note: str  # whether shorter inputs run too, or why not; "" if the model has no open dimension
+    padding_note: str  # whether shorter inputs are padded, or the reason why not; "": no open dimension
 
 
 def is_installed() -> bool:
-    """Whether the extra [compile] is installed."""
+    """Whether tinygrad, from the extra [compile], is installed."""
     return importlib.util.find_spec("tinygrad") is not None
 
 
 def require() -> None:
-    """Raises InvalidModel, naming the package to install, unless is_installed()."""
+    """Raise InvalidModel, which names the package to install, unless tinygrad is installed."""
     if not is_installed():
         raise InvalidModel(
             "compiling needs tinygrad, which is not installed: pip install 'clockwork-serving[compile]'"
@@ -174,7 +175,7 @@ class _Job:
     shapes: list[tuple[int, ...]]
     frozen: Path
     work: Path
-    sizes: tuple[int, ...]  # of each padded dimension
+    sizes: tuple[int, ...]  # compiled size of each padded dimension
 
     @property
     def title(self) -> str:
@@ -182,7 +183,7 @@ class _Job:
 
 
 class _Compilation:
-    """The compilation of a file to a package."""
+    """The compilation of an ONNX file to a program package."""
 
     def __init__(
         self, model_path: Path, result: Path, work: Path, options: Options, progress: Progress | None
@@ -287,7 +288,7 @@ class _Compilation:
             self._proof = batching.prove_by_rows(self._session.run, self._examples, asked, meet)
 
     def _decide_padding(self, batches: Sequence[int]) -> None:
-        """Freeze every variant, so that it runs shorter inputs where that is proven to be right."""
+        """Decide whether variants accept shorter inputs, and write the frozen models for that if they do."""
         self._padded: tuple[str, ...] = ()
         self._output_dims: list[tuple[Dim, ...]] = []
         self._padding_note = ""
@@ -320,7 +321,7 @@ class _Compilation:
         self._padding_note = f"padded in {names}: proven to be harmless, and tried"
 
     def _nameless(self) -> str:
-        """Why open dimensions without a name cannot be padded, as a sentence; "" if there are none."""
+        """Return a sentence about an open dimension without a name, which cannot be padded; "" if none."""
         for index, spec in enumerate(self._inputs):
             for axis, dim in enumerate(spec.shape):
                 is_batch = self._proof.batches and not axis
@@ -341,7 +342,7 @@ class _Compilation:
     def _try_padding(
         self, bucket: Bucket, frozen: Path, symbols: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        """Raises NotProven unless the padded model answers like the model, whatever lies behind the true sizes."""
+        """Raise NotProven unless the padded model answers like the model, for several values of padding."""
         session = Session(frozen, optimise=False)
         most = self._open_sizes(bucket, symbols)
         rng = np.random.default_rng(trial.SEED)
@@ -378,8 +379,8 @@ class _Compilation:
             )
             if text := difference(first, expected):
                 raise NotProven(f"the padded model answers differently: {text}")
-            if not all(np.array_equal(one, another, equal_nan=one.dtype.kind == "f")
-                       for other in others for one, another in zip(first, other, strict=True)):  # fmt: skip
+            if not all(np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+                       for other in others for left, right in zip(first, other, strict=True)):  # fmt: skip
                 raise NotProven("what lies behind the end reaches the answers")
             tried += 1
         if not tried:
@@ -408,8 +409,8 @@ class _Compilation:
         return self._work / f"frozen-{number}-{batch}.onnx"
 
     def _lower(self, jobs: Sequence[_Job]) -> list[Built]:
-        """Run a child process for each job, several at a time. The first failure ends them all."""
-        # Kernels that are timed need the GPU for themselves.
+        """Run a child process for each job, several at a time. The first failure kills all of them."""
+        # Tuning times kernels: a second child on the GPU would disturb the measurement.
         count = 1 if self._options.tune else self._options.jobs or len(os.sched_getaffinity(0))
         running: list[subprocess.Popen[str]] = []
         failed = threading.Event()
@@ -419,7 +420,7 @@ class _Compilation:
                 for future in concurrent.futures.as_completed(futures):
                     future.result()
             except BaseException:
-                failed.set()  # first: whoever begins now finds it, or is found
+                failed.set()  # before the kill: a child that starts later sees the flag
                 for future in futures:
                     future.cancel()
                 for child in running:
@@ -429,7 +430,7 @@ class _Compilation:
 
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]], failed: threading.Event) -> Built:
         tune = TUNING_DEVICE if self._options.tune and job.target != HOST else ""
-        # What comes from the cache has no source.
+        # Cached modules have no source, so that a request for sources bypasses the cache.
         cache = "" if self._options.sources else str(self._options.cache or "")
         spec = Spec(
             str(job.frozen),
@@ -445,7 +446,8 @@ class _Compilation:
         environment = bounds.bare_environment(
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
             **CHILD_ENVIRONMENT,
-            # NVRTC initialises a driver that it finds, whatever it compiles for: it is to find no GPU, as one may serve.
+            # NVRTC initialises any CUDA driver on the machine. No GPU is shown to it, because a GPU may be
+            # serving.
             **(nvrtc.places() if tune else {"CUDA_VISIBLE_DEVICES": ""}),
         )
         with (
@@ -486,7 +488,7 @@ class _Compilation:
         known: dict[tuple[str, str], int] = {}  # weights by name and content
         weights: list[tuple[ProgramWeight, Path]] = []
         modules: dict[str, list[str]] = {}
-        texts: list[str] = []  # PTX of the one target that has it
+        texts: list[str] = []  # PTX of each module that has it
         variants = []
         for job, variant in zip(jobs, built, strict=True):
             numbers = []
@@ -542,7 +544,7 @@ class _Compilation:
         return write_program(directory, program), list(built)
 
     def _module(self, job: _Job, modules: list[str], texts: list[str], directory: Path) -> int:
-        """The index of a job's module among its target's, copied into the package, with its PTX if it has one."""
+        """Copy a job's module, and any PTX, into the package. Return the module's index in its target."""
         data = (job.work / MODULE_FILE).read_bytes()
         suffix = "so" if job.target == HOST else "cubin"
         path = f"modules/{job.target}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}"
@@ -561,8 +563,7 @@ class _Compilation:
         return modules.index(path)
 
     def _declared_outputs(self, variants: Sequence[Variant]) -> tuple[TensorSpec, ...]:
-        """The outputs as the variants have them: dimensions that the model does not declare, or declares wrongly,
-        have no name."""
+        """Return the outputs. A dimension that is undeclared, or contradicts a variant, has no name."""
         specs = []
         for index, spec in enumerate(self._outputs):
             shapes = [variant.output_shapes[index] for variant in variants]
@@ -586,7 +587,8 @@ class _Compilation:
     # ----- testing ----------------------------------------------------------------------------------
 
     def _verify(self, program: Program, directory: Path) -> tuple[str, list[Check]]:
-        """Compare with ONNX Runtime. Returns a sentence about the comparison, and the inputs and outputs compared.
+        """Compare the program with ONNX Runtime. Return a sentence for the report, and the inputs and outputs
+        compared.
 
         Raises InvalidModel unless the answers are the same up to rounding.
         """
@@ -607,14 +609,17 @@ class _Compilation:
             text = difference(actual, expected, relative)
             if text:
                 raise InvalidModel(f"the compiled program answers differently from the model: {text}")
-            worst = max(worst, *(_apart(one, other) for one, other in zip(actual, expected, strict=True)))
+            worst = max(
+                worst,
+                *(_relative_difference(left, right) for left, right in zip(actual, expected, strict=True)),
+            )
             checks.append((rows, expected))
         if not checks:
             return "not compared: no example has a compiled shape", []
         return f"{len(checks)} compared, apart by {worst:.1e} of the largest value at most", checks
 
     def _shorter(self) -> list[list[Array]]:
-        """For programs that pad: an example that ends early, with which the program and every device are tested."""
+        """Return the first example cut short, as a check of padding; no examples if nothing is padded."""
         if not self._padded:
             return []
         most = dict(zip(self._padded, self._open_sizes(self._buckets[0], self._padded), strict=True))
@@ -631,18 +636,19 @@ class _Compilation:
 
 
 PADDING_SHARES = (0.02, 0.45, 0.75, 0.99, 1.0)
-"""The sizes at which padding is tested, as parts of the compiled size."""
+"""Input sizes at which padding is tested, as fractions of the compiled size."""
 
 
 def _spec(name: str, dtype: int, shape: Sequence[int | str]) -> TensorSpec:
-    """A tensor as a program declares it: the name that a converter gives to all nameless dimensions becomes ""."""
+    """Return a tensor's declaration, in which a generic dimension name (formats.interface.is_named) becomes
+    ""."""
     return TensorSpec(
         name, dtype, tuple(dim if isinstance(dim, int) or is_named(dim) else "" for dim in shape)
     )
 
 
 def _resized(array: Array, shape: Sequence[int]) -> Array:
-    """The beginning of an array along each axis, repeated where it is too short."""
+    """Return an array of this shape: elements are cut off or repeated along each axis."""
     for axis, size in enumerate(shape):
         if not array.shape[axis] and size:
             return np.zeros(shape, array.dtype)
@@ -651,21 +657,21 @@ def _resized(array: Array, shape: Sequence[int]) -> Array:
 
 
 def _cut(array: Array, dims: Sequence[Dim], sizes: Mapping[str, int]) -> Array:
-    """The part of an output within the true sizes."""
+    """Return the part of a padded output that lies within the true sizes."""
     return array[tuple(slice(sizes.get(dim) if isinstance(dim, str) else None) for dim in dims)]
 
 
-def _apart(one: Array, other: Array) -> float:
-    if one.dtype.kind not in "f" or not one.size:
+def _relative_difference(actual: Array, expected: Array) -> float:
+    if actual.dtype.kind not in "f" or not actual.size:
         return 0.0
-    left, right = one.astype(np.float64), other.astype(np.float64)
+    left, right = actual.astype(np.float64), expected.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     scale = float(np.abs(right[finite]).max(initial=0.0))
     return float(np.abs(left[finite] - right[finite]).max(initial=0.0)) / scale if scale else 0.0
 
 
 def _renumbered(entry: Argument, weights: Sequence[int]) -> Argument:
-    """An entry of a variant's table, with the program's number of its weight."""
+    """Return a table entry with the weight's index in its variant replaced by the index in the program."""
     return dataclasses.replace(entry, index=weights[entry.index]) if entry.kind == "weight" else entry
 
 

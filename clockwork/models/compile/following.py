@@ -1,4 +1,4 @@
-"""Follows a graph from its inputs to its outputs: tracks what is known of every tensor, and inserts masks."""
+"""Follow a graph from its inputs to its outputs: derive properties of every tensor, and insert masks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from clockwork.models.split import operator
 from clockwork.wire.tensors import numpy_dtype
 
 OPSET_LEAST = 11
-"""Oldest opset of models that are followed: since then the shape operand of an operator is an ordinary input."""
+"""Oldest opset that is accepted. From this opset on, shape operands of operators are ordinary inputs."""
 
 ROWS = "clockwork.rows"
-"""Symbol of the batch, where every row has a true size of its own."""
+"""Symbol of the batch dimension in graphs whose rows each have a true size."""
 
 ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
@@ -32,7 +32,7 @@ ELEMENTWISE = (
     "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
     "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 )  # fmt: skip
-"""Operators whose every element depends on the inputs' elements at the same place."""
+"""Element-wise operators: each element of the result depends on the inputs' elements at the same position."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,19 +43,20 @@ class Padding:
     output_dims: list[tuple[Dim, ...]]  # of each output; the axis of a symbol is cut back to the true size
     limits: dict[
         str, int
-    ]  # by symbol: the largest size for which the model has tables; absent: none is known
+    ]  # by symbol: the largest size for which the model's tables suffice; absent: no limit is known
 
 
 Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
-"""Computes what is known of an operator's outputs from its inputs; the first argument is the Following."""
+"""A function that derives the properties of an operator's outputs from those of its inputs. The first
+argument is the Following."""
 
 
 Known = TypeVar("Known")
-"""What is known of a tensor."""
+"""The type of a tensor's known properties."""
 
 
 class OperatorReader(ABC, Generic[Known]):
-    """Reads what the operator that is followed is told, by attributes and by inputs."""
+    """Reads attributes and constant inputs of the current operator."""
 
     _node: onnx.NodeProto
 
@@ -66,7 +67,7 @@ class OperatorReader(ABC, Generic[Known]):
         return default
 
     def numbers(self, inputs: Sequence[Known], at: int, name: str) -> list[int] | None:
-        """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
+        """Return integers that are an attribute in some opsets and an input in others; None if absent."""
         given = self.attribute(name)
         if given is not None:
             return [int(number) for number in given] if isinstance(given, Sequence) else [int(given)]
@@ -83,7 +84,8 @@ class Following(OperatorReader[Value]):
     """The state of following a graph. Subclasses have the rules of the operators."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
-    of_shapes: ClassVar[frozenset[str]] = frozenset()  # operators that may be given sizes
+    # Operators whose inputs may hold sizes of open dimensions
+    of_shapes: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -92,8 +94,8 @@ class Following(OperatorReader[Value]):
         symbols: Sequence[str],
         by_row: bool = False,
     ) -> None:
-        """by_row: axis 0 of each input is the batch, of any size, and each row has a true size. Otherwise the shapes are
-        those of every batch, and its rows have one true size."""
+        """by_row: axis 0 of each input is a batch of any size, and each row has its own true size. Otherwise
+        every batch has these shapes, and all its rows have the same true size."""
         self._by_row = by_row
         self._graph = model.graph
         self._symbols = tuple(symbols)
@@ -102,7 +104,7 @@ class Following(OperatorReader[Value]):
             raise NotProven(f"the model is of opset {self._opset}; at least {OPSET_LEAST} is followed")
         self._sizes: dict[str, int] = {}  # compiled sizes by symbol
         self._limits: dict[str, int] = {}
-        self._places: dict[str, tuple[str, int]] = {}  # by symbol: an input that has it, and the axis
+        self._places: dict[str, tuple[str, int]] = {}  # by symbol: an input with that dimension, and the axis
         self._values: dict[str, Value] = {"": Value(())}
         for value, shape in zip(real_inputs(model), shapes, strict=True):
             dims: list[Dim] = []
@@ -120,7 +122,7 @@ class Following(OperatorReader[Value]):
         for initializer in self._graph.initializer:
             self._values[initializer.name] = constant_of(initializer)
         self._types, self._concrete = inferred(model, shapes)
-        self._nodes: list[onnx.NodeProto] = []  # of the resulting graph
+        self._nodes: list[onnx.NodeProto] = []  # nodes of the resulting graph
         self._added: list[TensorProto] = []
         self._masks: dict[tuple[str, int, int, int], str] = {}
 
@@ -177,7 +179,7 @@ class Following(OperatorReader[Value]):
         return [self._closed(name) for name in node.output]
 
     def _closed(self, name: str) -> Value:
-        """The value of a tensor that was computed from tensors without open axes: it has none."""
+        """Return the properties of a tensor without open axes, computed from tensors without open axes."""
         shape = self._concrete.get(name)
         if shape is None and name:
             raise NotProven(f"the shape of what operator {operator(self._node)} gives is not known")
@@ -198,7 +200,7 @@ class Following(OperatorReader[Value]):
     # ----- masks ----------------------------------------------------------------------------------
 
     def mask(self, at: int, axes: Sequence[int], neutral: float) -> None:
-        """Have the node read its input number ``at`` with ``neutral`` behind the true size along these open axes."""
+        """Replace the padding of the node's input number ``at`` along these open axes by ``neutral``."""
         name = self._node.input[at]
         value = self._values[name]
         for axis in axes:
@@ -216,7 +218,7 @@ class Following(OperatorReader[Value]):
         self._node.input[at] = name
 
     def _mask(self, symbol: str, value: Value, axis: int) -> str:
-        """True within the true size along an axis of a tensor, in a shape that broadcasts to the tensor's."""
+        """Return the name of a boolean mask, true within the true size, that broadcasts to the tensor."""
         number, behind = self._symbols.index(symbol), len(value.dims) - 1 - axis
         key = symbol, behind, len(value.dims), value.dims.index(ROWS) if self._by_row else -1
         if key in self._masks:
@@ -235,11 +237,11 @@ class Following(OperatorReader[Value]):
         rows, rank = value.dims.index(ROWS), len(value.dims)
         source, source_axis = self._places[self._symbols[number]]
         dims, size, places, sizes = (f"{name}.{part}" for part in ("dims", "size", "places", "sizes"))
-        zero, one, at = (self._number(np.array(one, np.int64)) for one in (0, 1, source_axis))
+        zero, step, at = (self._number(np.array(number, np.int64)) for number in (0, 1, source_axis))
         self._nodes += [
             helper.make_node("Shape", [source], [dims]),
             helper.make_node("Gather", [dims, at], [size]),
-            helper.make_node("Range", [zero, size, one], [places]),
+            helper.make_node("Range", [zero, size, step], [places]),
         ]
         self._unsqueeze(places, f"{name}.along", [at for at in range(rank) if at != axis])
         self._unsqueeze(f"{SIZE_PREFIX}{number}", sizes, [at for at in range(rank) if at != rows])
@@ -251,7 +253,7 @@ class Following(OperatorReader[Value]):
     def _with_axes(
         self, op: str, source: str, target: str, axes: Sequence[int], **attributes: Any
     ) -> onnx.NodeProto:
-        """A node that takes axes, as an input or an attribute, as the opset has it."""
+        """Make a node whose axes are an input or an attribute, as the opset requires."""
         if self._opset >= 13:
             return helper.make_node(
                 op, [source, self._number(np.array(axes, np.int64))], [target], **attributes
@@ -259,7 +261,7 @@ class Following(OperatorReader[Value]):
         return helper.make_node(op, [source], [target], axes=list(axes), **attributes)
 
     def _scalar(self, like: str, number: float) -> str:
-        """A constant of a tensor's type; an infinity becomes the bound of an integer type."""
+        """Add a scalar of the type of tensor ``like``. An infinity becomes the bound of an integer type."""
         code = self._types.get(like)
         if code is None:
             raise self._refuse("takes a tensor whose type is not known")
@@ -271,8 +273,8 @@ class Following(OperatorReader[Value]):
         return self._number(np.array(number).astype(kind))
 
     def mean(self, dims: Sequence[Dim], axes: Sequence[int], symbol: str, others: int, keepdims: int) -> None:
-        """Have the node, a mean over these axes of a tensor of ``dims``, divide the sum by the true count: the true size
-        times ``others``."""
+        """Make the node, a mean over these axes of a tensor of ``dims``, divide by the true number of
+        elements: the true size times ``others``."""
         name = self._node.output[0]
         code = self.type_of(name)
         if numpy_dtype(code).kind in "biu":
@@ -306,7 +308,7 @@ class Following(OperatorReader[Value]):
     # ----- element-wise operators ---------------------------------------------------------------------
 
     def each(self, inputs: Sequence[Value]) -> list[Value]:
-        """An element-wise operator: each element depends on the inputs' elements at the same place."""
+        """An element-wise operator: each element depends on the inputs' elements at the same position."""
         if any(value.tells_size for value in inputs):
             known = self._arithmetic(inputs)
             if known is None:
@@ -328,7 +330,7 @@ class Following(OperatorReader[Value]):
         return tuple(dims)
 
     def _arithmetic(self, inputs: Sequence[Value]) -> tuple[Size, ...] | None:
-        """The elements of an operation on sizes, by which exporters compute shapes; None unless all are known."""
+        """Return the elements of a shape computation; None unless all are known."""
         return computed_each(self._node.op_type, [value.known for value in inputs])
 
     def moved(self, inputs: Sequence[Value]) -> list[Value]:

@@ -1,4 +1,4 @@
-"""Freezes a model: an ONNX file with all shapes fixed and all constants folded, from which a variant is lowered."""
+"""Freeze a model: write an ONNX file with fixed shapes and folded constants, the input of lowering."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from clockwork.models.runtime import RunError, Session, explain
 class Bucket:
     """A set of input shapes, without the batch: a size for every open dimension of the model."""
 
-    shapes: tuple[tuple[int, ...], ...]  # per input; dimension 0 is replaced by the batch where there is one
+    # Shapes of the inputs; in a model that batches, at() replaces dimension 0 by the batch size.
+    shapes: tuple[tuple[int, ...], ...]
 
     def at(self, batch: int, batches: bool) -> list[tuple[int, ...]]:
         return [(batch, *shape[1:]) if batches else shape for shape in self.shapes]
@@ -34,8 +35,8 @@ def buckets(
 ) -> list[Bucket]:
     """The sets of shapes to compile. Raises InvalidModel for a dimension without a size.
 
-    given: the shapes of some inputs, one for each bucket. Other dimensions with their symbols get the same sizes; an
-    open first dimension is 1.
+    given: for some inputs, a shape for each bucket. Dimensions of other inputs with the same symbol get the
+    same size. An open first dimension without a size is 1.
     """
     names = {spec.name for spec in inputs}
     for name, shapes in given.items():
@@ -91,17 +92,17 @@ def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], ba
 
 
 EXPANDED = ("Attention",)
-"""Operators that are compiled as the operators which ONNX defines them by."""
+"""Operators that are replaced by their ONNX function bodies before compilation."""
 
 
 def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with every operator of EXPANDED replaced by its definition. Raises InvalidModel.
 
-    onnx.inliner cannot, where an optional input is left out before others.
+    onnx.inliner fails if an optional input is absent and a later input is present.
     """
     if not any(_is_expanded(node) for node in model.graph.node):
         return model
-    versions = sorted({one.version for one in model.opset_import if one.domain in ("", "ai.onnx")})
+    versions = sorted({opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")})
     if len(versions) != 1:
         raise InvalidModel(
             f"the model imports versions {versions} of ONNX's operators, and has to import one"
@@ -145,23 +146,24 @@ def _types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
 def _definition(
     node: onnx.NodeProto, opset: int, types: Mapping[str, onnx.TypeProto], prefix: str
 ) -> list[onnx.NodeProto]:
-    """The nodes that ONNX defines a node by. prefix: of the names of values between them. Raises InvalidModel."""
-    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")  # whose stub lacks this method
+    """Return a node's ONNX function body. prefix: of names of internal values. Raises InvalidModel."""
+    # Any: the type stub lacks the method that is called
+    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")
     given = [types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]
     try:
         made = schema.get_context_dependent_function(node.SerializeToString(), given)
-    except RuntimeError as error:  # of a type that is not known
+    except RuntimeError as error:  # the type of an input is not known
         raise InvalidModel(f"operator {node.op_type} cannot be compiled: {error}") from None
     body = onnx.FunctionProto.FromString(made)
     if not body.node:
         raise InvalidModel(f"operator {node.op_type} cannot be compiled: ONNX has no definition of it here")
     names = dict(zip(body.input, node.input)) | dict.fromkeys(body.input[len(node.input) :], "")
     names |= {formal: name for formal, name in zip(body.output, node.output) if name}
-    for one in body.node:
-        one.input[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in one.input]
-        one.output[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in one.output]
-        one.name = f"{prefix}{one.name}" if one.name else ""
-        assert not any(attribute.ref_attr_name for attribute in one.attribute), one
+    for inner in body.node:
+        inner.input[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in inner.input]
+        inner.output[:] = [names.get(name, f"{prefix}{name}") if name else "" for name in inner.output]
+        inner.name = f"{prefix}{inner.name}" if inner.name else ""
+        assert not any(attribute.ref_attr_name for attribute in inner.attribute), inner
     return list(body.node)
 
 
@@ -170,9 +172,9 @@ def freeze(
 ) -> Padding | None:
     """Write the model with inputs of these shapes, optimised independently of this machine, to ``target``.
 
-    With the shapes fixed, ONNX Runtime folds the nodes that compute shapes, and those that need only weights. symbols:
-    dimensions in which inputs may end earlier; the model gets inputs for the true sizes (see padding). Raises
-    InvalidModel, NotProven.
+    With fixed shapes, ONNX Runtime folds the nodes that compute shapes, and those that depend on weights
+    alone. symbols: dimensions in which inputs may be shorter; the model gets inputs for the true sizes (see
+    padding). Raises InvalidModel, NotProven.
     """
     model = _expanded(onnx.load(str(model_path)))
     inputs = real_inputs(model)
@@ -187,7 +189,7 @@ def freeze(
     del model.graph.input[:]
     model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 4)
-    del model.graph.value_info[:]  # has the previous shapes
+    del model.graph.value_info[:]  # declared shapes are stale now
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

@@ -1,4 +1,4 @@
-"""Puts the bodies of a model's functions in place of their calls, within a bound."""
+"""Inline the functions of an ONNX model, up to a bound on the number of operators."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from clockwork.models.compile.sizes import NotProven
 from clockwork.models.onnx_import import bodies_of
 
 STANDARD = ("ai.onnx", "com.microsoft", "com.ms", DOMAIN)
-"""How domains begin whose operators runtimes have: they run theirs, even if the model has a function of that name."""
+"""Prefixes of domains whose operators a runtime implements itself, even if a model has such a function."""
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the bodies of its functions in place of calls. Raises NotProven where that is not what runs."""
+    """Return the model with its functions inlined. Raises NotProven where a runtime runs something else."""
     if not model.functions:
         return model
-    functions = {(one.domain, one.name, one.overload): one for one in model.functions}
-    counts: dict[tuple[str, str, str], int] = {}  # operators, those of the functions called included
+    functions = {
+        (function.domain, function.name, function.overload): function for function in model.functions
+    }
+    # By function: operators, including those of functions that it calls
+    counts: dict[tuple[str, str, str], int] = {}
 
     def count(nodes: Sequence[onnx.NodeProto]) -> int:
         total = 0
         for node in nodes:
             key = (node.domain, node.op_type, node.overload)
             if key in functions and key not in counts:
-                counts[key] = FOLLOWED_MAX + 1  # if it calls itself
+                counts[key] = FOLLOWED_MAX + 1  # the count of a function that calls itself
                 counts[key] = min(count(functions[key].node), FOLLOWED_MAX + 1)
             total += counts.get(key, 1)
             for attribute in node.attribute:

@@ -1,7 +1,7 @@
-"""Kernels for this machine's processor: compiles C to a shared object, and runs launch lists without a device.
+"""Compile kernels in C for this machine's processor, and run a program's launches without a device.
 
 Each kernel is exported as ``void NAME(void **args, const unsigned grid[3], const unsigned block[3])`` where
-args[i] points at the value of argument i, as for cuLaunchKernel. It runs all blocks of the launch.
+args[i] points at the value of argument i, as for cuLaunchKernel. The function runs all blocks of the launch.
 For kernels in CUDA C, tests/native/host_kernels.h makes such functions with the name cw_host_NAME.
 """
 
@@ -30,7 +30,8 @@ FLAGS = (
     "-x", "c", "-std=gnu17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno",
     "-fno-strict-aliasing", "-fvisibility=hidden", "-w", "-Wl,--build-id=none",
 )  # fmt: skip
-"""Compiler flags for the same sums on every machine: the plain instruction set and no fused multiply-add."""
+"""Compiler flags that give equal results on every machine: baseline instruction set, no fused multiply-add.
+"""
 
 
 def compiler() -> str:
@@ -45,7 +46,8 @@ def compiler() -> str:
 
 
 def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
-    """A shared object of these kernels; each source defines ``void NAME(T *, ...)``. Raises InvalidModel."""
+    """Return a shared object of these kernels. Each source defines ``void NAME(T *, ...)``. Raises
+    InvalidModel."""
     pieces = ['#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf("")\n']
     for source, kernel in zip(sources, kernels, strict=True):
         pieces.append(source.replace(f"void {kernel.name}(", f"static void body_{kernel.name}("))
@@ -72,7 +74,7 @@ def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
 
 
 def _half_flags(text: str) -> list[str]:
-    """Flags for conversions of 16-bit numbers by instruction, which x86-64 processors have since 2013, instead of by call."""
+    """Flags for conversion of 16-bit numbers by instructions, on x86-64 since 2013, not by calls."""
     return ["-mf16c"] if "_Float16" in text and platform.machine() == "x86_64" else []
 
 
@@ -81,10 +83,11 @@ def pointer(address: int) -> ctypes.c_void_p:
 
 
 class Code:
-    """A module of host kernels, loaded into this process for good."""
+    """A module of host kernels, loaded into this process and never unloaded."""
 
     def __init__(self, module: bytes) -> None:
-        # The file stays open: dlopen() identifies modules by their path, which the next module must not reuse.
+        # The file stays open: dlopen() identifies modules by their path, which the next module must not
+        # reuse.
         self._descriptor = os.memfd_create("kernels")
         with open(self._descriptor, "wb", closefd=False) as file:
             file.write(module)
@@ -115,7 +118,7 @@ class Executor:
         self._weights = np.fromfile(directory / WEIGHTS_FILE, np.uint8) if program.weights else None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """The outputs. inputs: in the program's order, with their true sizes. Raises InvalidModel."""
+        """Return the outputs. inputs: in the program's order, not padded. Raises InvalidModel."""
         shapes = [array.shape for array in inputs]
         variant = self._program.variant(HOST, shapes)
         if variant is None:
@@ -149,7 +152,7 @@ class Executor:
     ) -> None:
         workspace = np.full(
             max(1, variant.workspace), 0xFF, np.uint8
-        )  # NaN, in case a kernel reads it before it is written
+        )  # NaN: a read of memory that no kernel wrote shows in the outputs
 
         table = (ctypes.c_uint64 * len(variant.table))()
 

@@ -1,6 +1,6 @@
-"""Converts an ONNX graph to tinygrad's tensors: finds constants, weights and values that are 16 bits wide.
+"""Convert an ONNX graph to tinygrad's tensors, and find its constants, weights and 16-bit values.
 
-Only the child process imports it, like clockwork.models.compile.lower.
+Only the child process of clockwork.models.compile.lower imports this module.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ DTYPES_BY_CODE: dict[int, DType] = {
     7: dtypes.int64, 9: dtypes.bool, 10: dtypes.float16, 11: dtypes.float64, 12: dtypes.uint32,
     13: dtypes.uint64, 16: dtypes.bfloat16,
 }  # fmt: skip
-"""tinygrad's types by ONNX's codes: the types that can be compiled."""
+"""The types that can be compiled: tinygrad's type by ONNX's code."""
 
 CODES = {kind: code for code, kind in DTYPES_BY_CODE.items()}
 
 _SUBGRAPHS = ("If", "Loop", "Scan", "SequenceMap")
-"""Operators with a body, whose execution depends on values."""
+"""Operators with a body, whose control flow depends on values."""
 
 
 class Runner(OnnxRunner):
-    """tinygrad's interpreter, fed from a parsed file: its own reader wants a device to read constants back."""
+    """tinygrad's interpreter, fed from a parsed file: its own reader needs a device for constants."""
 
     def __init__(self, model: onnx.ModelProto, directory: Path, half: bool) -> None:
-        """half: operands of matrix products are float16, and so are stored values that become operands."""
+        """half: operands of matrix products are float16, and values that become operands are stored as
+        float16."""
         graph = model.graph
         self._arrays = {
             initializer.name: numpy_helper.to_array(initializer, str(directory))
@@ -100,7 +101,7 @@ class Runner(OnnxRunner):
         self._halved = _operands(graph.node) if half else set()
 
     def _tensor(self, name: str, array: Array) -> Tensor:
-        """The tensor of an initializer: a scalar becomes part of the kernels, others are weights."""
+        """Return an initializer's tensor. Scalars become constants in kernels; others are weights."""
         kind = DTYPES_BY_CODE.get(helper.np_dtype_to_tensor_dtype(array.dtype))
         if kind is None:
             raise InvalidModel(f"constant {name!r} is {array.dtype}, which cannot be compiled")
@@ -144,7 +145,7 @@ class Runner(OnnxRunner):
         return self._arrays[self.weights[buffer]]
 
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, not yet computed. Raises InvalidModel, naming an operator that cannot be compiled."""
+        """Return the outputs by name, not yet computed. Raises InvalidModel for an unsupported operator."""
         values = self.graph_values
         values.update(inputs)
         for name in sorted(self._halved & {*inputs, *self._arrays}):
@@ -152,9 +153,7 @@ class Runner(OnnxRunner):
             if value.dtype == dtypes.float32:
                 values[name] = value.cast(dtypes.float16)
                 if name in self._arrays:
-                    values[name] = values[
-                        name
-                    ].contiguous()  # stored in this type, not cast at every inference
+                    values[name] = values[name].contiguous()  # no cast at every inference
         for node in self.graph_nodes:
             try:
                 results = self._run_node(node)
@@ -172,9 +171,9 @@ class Runner(OnnxRunner):
         return {name: values[name] for name in self.graph_outputs}
 
     def _evaluate(self, node: OnnxNode) -> list[Array] | None:
-        """The results of a node that computes with shapes; None for other nodes.
+        """Return the results of a node that computes shapes; None for other nodes.
 
-        With all shapes fixed ONNX Runtime has folded most of these.
+        With fixed shapes, ONNX Runtime has folded most of these nodes already.
         """
         source = self.graph_values.get(node.inputs[0]) if node.inputs else None
         if node.op == "Shape" and isinstance(source, Tensor):
@@ -236,7 +235,7 @@ class Runner(OnnxRunner):
 
 
 def _unknown(options: Collection[str], implementation: Callable[..., Any]) -> list[str]:
-    """The attributes that an implementation has no parameter for."""
+    """Return the attributes for which tinygrad's implementation has no parameter."""
     known = inspect.signature(implementation).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return []
@@ -246,7 +245,7 @@ def _unknown(options: Collection[str], implementation: Callable[..., Any]) -> li
 def _without_defaults(
     node: OnnxNode, options: dict[str, Any], implementation: Callable[..., Any]
 ) -> dict[str, Any]:
-    """The attributes, without those that have their default value and that the implementation does not know."""
+    """Return the attributes, less those with default values that the implementation does not know."""
     known = inspect.signature(implementation).parameters
     if not _unknown(options, implementation):
         return options
@@ -286,11 +285,11 @@ _MOVING = (
     "Concat", "Expand", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Relu", "Reshape", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
-"""Operators whose results are elements of their first input: rounding before or after them is the same."""
+"""Operators whose results are elements of their first input. Rounding may come before or after them."""
 
 
 def _operands(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """The values that become operands of matrix products, directly or after being moved."""
+    """Return the values that are operands of matrix products, directly or after being moved."""
     found: set[str] = set()
     for node in reversed(nodes):
         if node.op_type in _MATRIX:
@@ -301,7 +300,7 @@ def _operands(nodes: Sequence[onnx.NodeProto]) -> set[str]:
 
 
 def use_half() -> None:
-    """Have every matrix product of this process take float16 operands and accumulate in float32."""
+    """Make every matrix product of this process take float16 operands and accumulate in float32."""
 
     def halved(tensor: Tensor) -> Tensor:
         return tensor.cast(dtypes.float16) if tensor.dtype == dtypes.float32 else tensor
@@ -329,7 +328,7 @@ def _declared(value: onnx.ValueInfoProto) -> OnnxValue:
 
 
 def check_operators(model: onnx.ModelProto) -> None:
-    """Raises InvalidModel, naming all operators that cannot be compiled."""
+    """Raise InvalidModel if operators cannot be compiled; the text names all of them."""
     domains = {domain.value for domain in Domain} | {""}
     unknown: dict[str, None] = {}
     for node in model.graph.node:

@@ -1,11 +1,13 @@
-"""Lowers a variant of a program: makes kernels and a launch list of an ONNX file of fixed shapes.
+"""Lower a variant of a program: make kernels and a launch list from an ONNX file with fixed shapes.
 
-This is the body of a child process for a target, batch size and set of shapes. Only its modules import tinygrad, which
-keeps its state in globals, takes its settings from the environment, and numbers objects as it creates them. A fresh
-process with a fixed environment gives the same bytes for the same input.
+This module is the main program of a child process for a target, batch size and set of shapes. Only that
+process imports tinygrad, which keeps its state in globals, takes its settings from the environment, and
+numbers objects as it creates them. A fresh process with a fixed environment gives the same bytes for the same
+input.
 
-tinygrad makes the schedule (which operations share a kernel, and what each reads and writes) and the source of each
-kernel. No device is opened; kernels are compiled by clockwork.models.compile's own nvrtc and host modules.
+tinygrad makes the schedule (which operations share a kernel, and what each reads and writes) and the source
+of each kernel. No device is opened; kernels are compiled by clockwork.models.compile's own nvrtc and host
+modules.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ SIZE_VARIABLE = "size"
 """Prefix of tinygrad's variable for the true size of an open dimension; the number of its symbol follows."""
 
 KERNELS = 4
-"""Version of the kernels for a schedule. Raising it invalidates cached kernels."""
+"""Version of the code generation. A new version invalidates cached kernels."""
 
 _PRODUCT = re.compile(r"mma\.sync\.[a-z0-9.]+\.f32\.(f16|tf32)\.")
 
@@ -78,7 +80,8 @@ TUNE_WIDTH = 4
 """Beam width of the search for a fast kernel."""
 
 
-# Products of 16-bit numbers that are added up in 32 bits, where no tensor core multiplies: as those do, exactly.
+# Rewrites a float16 product that is then cast to float32 into a float32 product. Like a product on tensor
+# cores, the result is exact.
 _EXACT_PRODUCTS = PatternMatcher(
     [
         (
@@ -96,20 +99,20 @@ class _CudaRenderer(CUDARenderer):
 
     def __init__(self, target: Target) -> None:
         super(CUDARenderer, self).__init__(target)
-        # Those for float32 cut it to 10 bits of mantissa.
+        # Tensor cores for float32 truncate operands to 10 bits of mantissa (TF32).
         cores = tc.get_cuda(target.arch)
         self.tensor_cores = [core for core in cores if core.dtype_in != dtypes.float or ALLOW_TF32]
         self.compiler = Compiler()
 
 
 class _ScalarCudaRenderer(_CudaRenderer):
-    """Renders CUDA C with an element at a time. A class of its own, because tinygrad caches kernels by renderer class."""
+    """Renders CUDA C without vector accesses: a class, because tinygrad caches kernels by class."""
 
     supports_float4 = False
 
 
 class _HostRenderer(ClangRenderer):
-    """Renders plain C with an element at a time, for every C compiler."""
+    """Renders C without vector accesses, for any C compiler."""
 
     has_threads = False
     supports_float4 = False
@@ -132,7 +135,7 @@ class _HostRenderer(ClangRenderer):
                     ),
                 ),
                 (
-                    UPat.cvar("c").cast(dtypes.bfloat16),  # held as its bits
+                    UPat.cvar("c").cast(dtypes.bfloat16),  # a bfloat16 is held as its 16 bits
                     lambda ctx, c: f"{struct.unpack('I', struct.pack('f', float_to_bf16(c.val)))[0] >> 16}u",
                 ),
             ]
@@ -146,10 +149,11 @@ class _HostRenderer(ClangRenderer):
 
 
 def _renderer(target: str, scalar: bool = False) -> Any:
-    """The renderer of a target. scalar: accesses an element at a time, as the host's kernels always do."""
+    """Return the renderer of a target. scalar: without vector accesses; always so for the host."""
     if target == HOST:
         return _HostRenderer(Target(DEVICE, "CLANG", "x86_64"))
-    architecture = target.rstrip("af")  # tinygrad knows no features of one alone, and reads a number
+    # Tinygrad expects a number, without the suffix for features of a single architecture
+    architecture = target.rstrip("af")
     return (_ScalarCudaRenderer if scalar else _CudaRenderer)(Target(DEVICE, "CUDA", architecture))
 
 
@@ -236,7 +240,8 @@ class _Lowering:
                 outputs.append(answers[value.name].cast(kind).contiguous())
             Tensor.realize(*outputs)
             taken = {*self._inputs, *runner.weights}
-            for index, output in enumerate(outputs):  # an output is a whole buffer of its own
+            # Each output gets a whole buffer, shared with no other tensor.
+            for index, output in enumerate(outputs):
                 if output.uop.base.op is not Ops.BUFFER or output.uop.base in taken:
                     outputs[index] = output.clone().realize()
                 taken.add(outputs[index].uop.base)
@@ -248,12 +253,12 @@ class _Lowering:
         self._split(recorder.calls)
 
     def _true_size(self, number: int) -> Tensor:
-        """The size of an open dimension, which a kernel gets with each launch."""
+        """Return the tensor of an open dimension's true size, which is a parameter of each launch."""
         most = self._spec.sizes[number]
         return Tensor(UOp.variable(f"{SIZE_VARIABLE}{number}", 1, most).bind(most)).cast(dtypes.int64)
 
     def _split(self, calls: Sequence[UOp]) -> None:
-        """Divide the calls: those that need the inputs are launched every time, those that need only weights run now."""
+        """Divide the calls into launches, which depend on inputs, and calls on weights alone (see _fold)."""
         moving = {*self._inputs}
         self._launched: list[UOp] = []
         self._once: list[UOp] = []
@@ -270,7 +275,7 @@ class _Lowering:
     # ----- folding ----------------------------------------------------------------------------------
 
     def _fold(self) -> None:
-        """Run the kernels that need only weights, on this machine; their results become weights."""
+        """Run the kernels that depend on weights alone, on this machine. Their results become weights."""
         self._derived: dict[UOp, tuple[str, Array]] = {}
         if not self._once:
             return
@@ -315,19 +320,19 @@ class _Lowering:
                     self._derived[place.buffer] = (f"made of {key.hexdigest()[:32]}", array)
 
     def _constant(self, buffer: UOp) -> tuple[str, Array]:
-        """A weight's data, and its name, which is the same in every variant that has it."""
+        """Return a weight's name and data. The name is the same in every variant with that weight."""
         if buffer in self._derived:
             return self._derived[buffer]
         if buffer in self._runner.weights:
             return self._runner.weights[buffer], np.ascontiguousarray(self._runner.data(buffer))
-        held = buffer.buffer  # a list of numbers inside an operator
+        held = buffer.buffer  # constants that tinygrad's implementation of an operator made
         data = np.frombuffer(bytes(held.as_memoryview()), np.uint8)
         return f"numbers {hashlib.sha256(data.tobytes()).hexdigest()[:32]}", data
 
     # ----- launches -----------------------------------------------------------------------------------
 
     def run(self, directory: Path) -> Built:
-        """Write the module and the weights into ``directory``."""
+        """Write the module into ``directory``, and the weights into the directory of the Spec."""
         with Context(NOOPT=1):  # the same numbers for every target
             self._fold()
         held = {*self._inputs, *self._outputs, *self._runner.weights, *self._derived}
@@ -341,13 +346,13 @@ class _Lowering:
         return built
 
     def _lower(self, body: UOp, scalar: bool = False) -> UOp:
-        """A kernel, by tinygrad's heuristics or by the fastest timing. scalar: with an element at a time."""
+        """Make a kernel by tinygrad's heuristics, or tune it by timing. scalar: without vector accesses."""
         if scalar:
             return to_program(body, _renderer(self._spec.target, scalar=True))
         if not self._spec.tune or self._spec.target == HOST:
             return to_program(body, self._renderer)
         if body not in self._tuned:
-            # The search finds a list of transformations, with which the kernel is made here like any other.
+            # The search returns a list of transformations, by which the kernel is then made for the target.
             search = dataclasses.replace(body.arg, beam=TUNE_WIDTH)
             found = to_program(body.replace(arg=search), Device[self._spec.tune].renderer)
             chosen = dataclasses.replace(body.arg, opts_to_apply=found.src[0].arg.applied_opts)
@@ -355,7 +360,7 @@ class _Lowering:
         return self._tuned[body]
 
     def _key(self, linear: UOp) -> str:
-        """A hash that is equal for models with the same kernels and launches, whatever their weights."""
+        """Return a hash that is equal for models with equal kernels and launches, whatever their weights."""
         constants: dict[UOp, int] = {}
         spec = self._spec
         text = [
@@ -389,7 +394,8 @@ class _Lowering:
         return [MODULE_FILE, PTX_FILE] if self._spec.ptx else [MODULE_FILE]
 
     def _reuse(self, known: Path, linear: UOp, directory: Path) -> Built:
-        """Take the module and launches of an equal architecture, and write this model's weights."""
+        """Take the module and launches of a model of equal architecture from the cache, and write this
+        model's weights."""
         built = Built.read(known)
         for name in self._files():
             shutil.copyfile(known / name, directory / name)
@@ -435,10 +441,8 @@ class _Lowering:
             if body.op is not Ops.SINK:
                 raise InvalidModel(f"a {body.op.name.lower()} between kernels cannot be compiled")
             places = get_call_arg_uops(call)
-            for scalar in (
-                False,
-                True,
-            ):  # a view may begin at an address unfit for vectors: then with an element at a time
+            # The offset of a view may be unaligned for vector accesses: then the scalar kernel is used.
+            for scalar in (False, True):
                 program = self._lower(body, scalar)
                 pointers = [argument(done, index, places[index]) for index in program.arg.globals]
                 constant = tuple(place for place, pointer in enumerate(pointers) if pointer.kind == "weight")
@@ -496,7 +500,7 @@ class _Lowering:
         data = array.tobytes()
         digest = hashlib.sha256(data).hexdigest()
         path = Path(self._spec.weights) / digest
-        if not path.exists():  # variants share most weights
+        if not path.exists():  # another variant may have stored the same weight
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
                 file.write(data)
             os.replace(file.name, path)
@@ -504,7 +508,7 @@ class _Lowering:
 
 
 def _versions() -> list[str]:
-    """Versions of the tools on which the kernels depend besides the model."""
+    """Return the versions of the packages that determine the kernels, besides the model."""
     packages = ("tinygrad", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc", "clockwork-serving")
     found = []
     for name in packages:
@@ -516,7 +520,7 @@ def _versions() -> list[str]:
 
 
 def _publish(directory: Path, files: Sequence[str], built: Built, known: Path) -> None:
-    """Keep a module and its launches for the next model of this architecture. The weights are not kept."""
+    """Put a module and its launches, without weights, into the cache for models of equal architecture."""
     known.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=known.parent) as temporary:
         made = Path(temporary) / "made"
@@ -524,12 +528,12 @@ def _publish(directory: Path, files: Sequence[str], built: Built, known: Path) -
         for name in files:
             shutil.copyfile(directory / name, made / name)
         built.write(made)
-        with contextlib.suppress(OSError):  # another process was first, with the same files
+        with contextlib.suppress(OSError):  # another process has stored the same files
             os.rename(made, known)
 
 
 def _kernel(program: UOp, number: int) -> Kernel:
-    """A kernel with a unique name: tinygrad's names may be equal."""
+    """Make a kernel with a unique name, because tinygrad may give several kernels the same name."""
     info = program.arg
     (source,) = [source.arg for source in program.src if source.op is Ops.SOURCE]
     name = f"k{number}_{info.function_name}"[:200]
@@ -546,12 +550,12 @@ def _kernel(program: UOp, number: int) -> Kernel:
 
 
 def _number(variable: UOp) -> int:
-    """The number of the size that a kernel's parameter has. Sizes follow the pointers, in this order."""
+    """Return the number of the open dimension whose true size this variable is."""
     return int(variable.arg.name.removeprefix(SIZE_VARIABLE))
 
 
 def _settings(spec: Spec) -> dict[str, int]:
-    """What tinygrad is told. Without TC_OPT=2 it uses no tensor cores for convolutions."""
+    """Return tinygrad's settings. Without TC_OPT=2, tinygrad uses no tensor cores for convolutions."""
     return {
         "TC_OPT": 0 if spec.dtype == "fp32" else 2,
         "ALLOW_TF32": int(spec.dtype == "tf32"),
@@ -560,7 +564,7 @@ def _settings(spec: Spec) -> dict[str, int]:
 
 
 def main(path: str) -> int:
-    """The child process: reads a Spec, writes a Built, reports progress on stdout."""
+    """Run the child process: read a Spec, write a Built, and report progress on stdout."""
     spec = Spec.read(Path(path))
 
     def tell(done: int, total: int) -> None:
@@ -570,8 +574,8 @@ def main(path: str) -> int:
     if spec.dtype == "fp16":
         use_half()
     try:
-        # Host kernels are not optimised: lowering them then takes a third of the time, and they only run a few
-        # times, as a test.
+        # Host kernels are not optimised. Their lowering takes a third of the time then, and host kernels only
+        # run a few times, as a test.
         with Context(**_settings(spec)):
             _Lowering(spec, tell).run(directory).write(directory)
     except ClockworkError as error:

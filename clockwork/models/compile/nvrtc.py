@@ -1,4 +1,4 @@
-"""NVRTC, NVIDIA's compiler for CUDA C as a library: compiles sources to a cubin, without a GPU or a toolkit."""
+"""Compile CUDA C to a cubin by NVRTC, NVIDIA's compiler library, which needs neither a GPU nor a toolkit."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from clockwork.formats.program import HOST, Target
 from clockwork.formats.targets import Choice, choose
 
 MAJORS = (13, 12)
-"""Major versions of NVRTC to look for, best first."""
+"""Major versions of NVRTC that are searched for, preferred version first."""
 
 PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cu13")
-"""Python packages that hold the library and the headers of 16-bit types: nvidia-cuda-nvrtc-cu12 and
-nvidia-cuda-runtime-cu12, which from 13 on share a folder."""
+"""Folders of the Python packages with the library and the headers of 16-bit types. In CUDA 12 these are
+nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12; from CUDA 13 on, both share a folder."""
 
 
 class Module(NamedTuple):
-    """What becomes of a source."""
+    """The result of compiling a source."""
 
     cubin: bytes
-    ptx: bytes  # that the cubin was made of
+    ptx: bytes  # from which the cubin was assembled
     log: str  # the assembler's messages
 
 
 class _Library:
-    """Bindings of the library's functions that are used."""
+    """Bindings of NVRTC's functions."""
 
     def __init__(self) -> None:
         self._dll = ctypes.CDLL(str(_find()))
@@ -47,7 +47,7 @@ class _Library:
         return list(found)
 
     def compile(self, source: str, options: Sequence[str]) -> Module:
-        """Raises InvalidModel."""
+        """Compile a source with these command-line options. Raises InvalidModel."""
         program = ctypes.c_void_p()
         self.check(
             self._dll.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"program.cu", 0, None, None)
@@ -112,17 +112,17 @@ def is_installed() -> bool:
 
 
 def places() -> dict[str, str]:
-    """The paths of the library and its headers, as the environment variables in which tinygrad looks for them."""
+    """Return tinygrad's environment variables for the paths of the library and its headers."""
     found = {"NVRTC_PATH": str(_find())}
     for folder in _folders():
         if (folder / "include" / "cuda_fp16.h").is_file():
-            # That of the library: a newer version may be behind it.
+            # The first folder belongs to the library; later folders may hold headers of another version.
             found.setdefault("CUDA_PATH", str(folder))
     return found
 
 
 def check_target(target: str) -> None:
-    """Raises InvalidModel for an architecture that this NVRTC does not know."""
+    """Raise InvalidModel for an architecture that this NVRTC does not know."""
     known = library().architectures()
     given = re.fullmatch(r"sm_([0-9]+)[af]?", target)
     if given is None or int(given[1]) not in known:
@@ -133,8 +133,11 @@ def check_target(target: str) -> None:
 
 
 def closest(device: str) -> Choice:
-    """What to compile for so that a device of an architecture runs it: that itself where this NVRTC knows it, or an older
-    one, by its PTX if need be. Raises InvalidModel."""
+    """Return the target to compile for, given a device's architecture.
+
+    The target is the architecture itself if this NVRTC knows it, otherwise an older architecture whose cubin
+    or PTX runs on the device. Raises InvalidModel.
+    """
     if device == HOST:
         return Choice(HOST, False)
     known = {f"sm_{number}": Target(0, ("",), ("",)) for number in library().architectures()}
@@ -145,18 +148,18 @@ def closest(device: str) -> Choice:
 
 
 def driver() -> int:
-    """The oldest CUDA driver that runs NVRTC's cubins: the first of its major version."""
+    """Return the oldest CUDA driver that runs NVRTC's cubins: the first of the same major version."""
     return int(library().version[0]) * 1000
 
 
 def ptx_driver() -> int:
-    """The oldest CUDA driver that reads NVRTC's PTX: that of its own version."""
+    """Return the oldest CUDA driver that reads NVRTC's PTX: the driver of NVRTC's own version."""
     major, minor = library().version
     return 1000 * int(major) + 10 * int(minor)
 
 
 def joined(sources: Sequence[str]) -> str:
-    """One source of all kernels, as build() compiles it: each in a namespace, because their helpers have equal names."""
+    """Join the sources of kernels. Each gets a namespace, because helper functions have equal names."""
     includes: dict[str, None] = {}
     bodies = []
     for number, source in enumerate(sources):
@@ -168,7 +171,7 @@ def joined(sources: Sequence[str]) -> str:
 
 
 def build(sources: Sequence[str], target: str) -> Module:
-    """A module of all kernels. Raises InvalidModel."""
+    """Compile the sources of kernels to a module. Raises InvalidModel."""
     options = [f"--gpu-architecture={target}", "--ptxas-options=-v", "--std=c++17"]
     for folder in _folders():
         options.append(f"--include-path={folder / 'include'}")

@@ -1,4 +1,4 @@
-"""Compiles an ONNX package of a worker to a program package for its devices."""
+"""Compile a worker's ONNX package to a program package for its devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clockwork.wire.packages import MODEL_FILE
 from clockwork.wire.tensors import Array
 
 EXAMPLES_COMPARED = 4
-"""Examples for which the program must answer as ONNX Runtime does."""
+"""Number of examples on which the program is compared with ONNX Runtime."""
 
 
 def compile_package(
@@ -25,11 +25,11 @@ def compile_package(
     cache: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Make the program package of an ONNX package in ``directory``, for devices of the architecture ``target``. Raises
-    InvalidModel.
+    """Compile an ONNX package to a program package in ``directory`` for the architecture ``target``.
 
-    options: as in messages.Prepare (``batching``, ``batch_max``, ``dtype``). The examples give the sizes of open dimensions. cache:
-    directory of kernels, which the next model of equal architecture reuses with its own weights.
+    options: as in messages.Prepare (``batching``, ``batch_max``, ``dtype``). The examples give the sizes of
+    open dimensions. cache: directory of kernels, which later models of equal architecture reuse. Raises
+    InvalidModel.
     """
     require()
     model_path = Path(package_dir) / MODEL_FILE
@@ -63,7 +63,7 @@ def compile_package(
 
 
 def _shapes(names: Sequence[str], examples: Sequence[Sequence[Array]]) -> dict[str, list[list[int]]]:
-    """The sets of shapes that the examples have, each once, rows not regarded, in order."""
+    """Return the distinct sets of shapes of the examples, in order. Axis 0, the batch, is ignored."""
     distinct: dict[tuple[tuple[int, ...], ...], Sequence[Array]] = {}
     for row in examples:
         distinct.setdefault(tuple(array.shape[1:] for array in row), row)

@@ -1,17 +1,19 @@
-"""Padding: makes a model run inputs shorter than those it was compiled for, with a proof that this is right.
+"""Make a compiled model accept shorter inputs by padding, where a proof shows that padding cannot change
+answers.
 
-A model that was compiled for 128 tokens runs 100 if no value at the other 28 positions reaches the answers. The proof
-follows the graph from its inputs, and tracks for every tensor which axes are open (of a size that a request decides) and
-so hold meaningless numbers behind the true size. An element-wise operator keeps these apart. An operator that mixes
-positions (a sum, a softmax, a matrix product along the axis) gets an operand in which they are replaced by its neutral
-element: 0 for a sum, minus infinity for a maximum. The true size is an additional input, a scalar. An operator for which
-neither is known to hold ends the proof, and the model runs only in the shapes that it was compiled for.
+A model that was compiled for 128 tokens can run 100 tokens if no value at the other 28 positions reaches the
+answers. The proof follows the graph from its inputs. An axis is open if a request decides its size; behind
+the true size, the tensor holds padding with arbitrary values. Element-wise operators keep padding and data
+apart. An operator that mixes positions (a sum, a softmax, a matrix product along the axis) reads an operand
+in which a mask has replaced the padding by the operator's neutral element: 0 for a sum, minus infinity for a
+maximum. The true size is an additional input, a scalar. An operator without a rule ends the proof, and the
+model then runs only in its compiled shapes.
 
-On a CPU the sizes are not compiled, but requests of different length may share a batch: each row is padded to the longest,
-and has a true size of its own. The rules are the same, with a further symbol, ROWS, for the batch: no operator may mix
-rows, and a mask needs to know along which axis they are.
+On a CPU, sizes are not compiled, but requests of different lengths may share a batch. Each row is then padded
+to the longest row, and has its own true size. The rules are the same, with a further symbol, ROWS, for the
+batch dimension: no operator may mix rows, and a mask depends on the axis of the rows.
 
-The invariant of every tensor: within the true sizes (of each row) it equals the tensor of the model without padding.
+Invariant: within the true sizes (of each row), every tensor equals the tensor of the model without padding.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ from clockwork.models.split import constant_tensor
 from clockwork.wire.tensors import Array
 
 END = 2**31 - 1
-"""The end that exporters give to a slice up to the end of an axis; larger ends mean the same."""
+"""Smallest `end` of a slice that stands for the end of the axis, as exporters write it."""
 
 
 def open_symbols(inputs: Sequence[TensorSpec], batches: bool) -> tuple[str, ...]:
-    """The symbols of dimensions that may be open: the named dimensions of the inputs, except the batch."""
+    """Return the symbols of dimensions that may be open: named dimensions of the inputs, except the batch."""
     found = dict.fromkeys(
         dim for spec in inputs for axis, dim in enumerate(spec.shape)
         if isinstance(dim, str) and is_named(dim) and not (batches and not axis)
@@ -53,10 +55,10 @@ def open_symbols(inputs: Sequence[TensorSpec], batches: bool) -> tuple[str, ...]
 
 
 def make_padded(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]) -> Padding:
-    """Make the model answer right for inputs of these shapes that end earlier in the open dimensions.
+    """Make the model answer correctly for inputs that are shorter than these shapes in the open dimensions.
 
-    The model is changed in place: it gets a size input for each symbol, and masks. Its inputs' declared shapes have
-    the symbols. Raises NotProven.
+    The model is changed in place: each symbol gets a size input, and operators get masks. The declared shapes
+    of the inputs contain the symbols. Raises NotProven.
     """
     return _Proof(model, shapes, symbols).run()
 
@@ -64,16 +66,18 @@ def make_padded(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols
 def make_padded_by_row(
     model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]
 ) -> Padding:
-    """Make the model answer right for a batch whose rows end anywhere within the open dimensions, of whatever size.
+    """Make the model answer correctly for batches whose rows have different true sizes in the open
+    dimensions.
 
-    The model is changed in place: it gets an input for each symbol, the true size of each row, and masks. shapes: of inputs
-    that it runs. Its inputs' declared shapes have the symbols; axis 0 is the batch. Raises NotProven.
+    The model is changed in place: each symbol gets an input with the true size of each row, and operators get
+    masks. shapes: of inputs with which the model runs. The declared shapes of the inputs contain the symbols;
+    axis 0 is the batch. Raises NotProven.
     """
     return _Proof(model, shapes, symbols, by_row=True).run()
 
 
 class _Proof(Following):
-    """The rules of operators by which padding provably cannot reach the answers."""
+    """The rules of operators: each keeps padding from the answers, or raises NotProven."""
 
     # ----- shapes -----------------------------------------------------------------------------------
 
@@ -95,7 +99,7 @@ class _Proof(Following):
         return [Value(dims, known=known)]
 
     def _wanted(self, value: Value) -> tuple[Dim, ...]:
-        """The dimensions that are the elements of a tensor."""
+        """Return the elements of a shape tensor as dimensions. Raises NotProven where they are unknown."""
         if value.known is None:
             raise self._refuse("makes a shape that is only known when it runs")
         dims = []
@@ -157,7 +161,7 @@ class _Proof(Following):
         return [self._regrouped(source, [product, None])]
 
     def _regrouped(self, source: Value, target: Sequence[Size | None]) -> Value:
-        """A reshape in which every open axis stays an axis; None stands for the remaining size."""
+        """Return the result of a reshape that keeps every open axis. target: None is the remaining size."""
         sizes, symbols = 1, [dim for dim in source.dims if isinstance(dim, str)]
         for dim in source.dims:
             sizes *= dim if isinstance(dim, int) else 1
@@ -284,7 +288,7 @@ class _Proof(Following):
     def _sliced(self, dim: Dim, start: Size, end: Size, step: int) -> Dim:
         if isinstance(dim, int) and not start.terms and not end.terms:
             return len(range(dim)[start.constant : end.constant : step])
-        if isinstance(dim, int):  # a slice of a table, as long as the input
+        if isinstance(dim, int):  # a slice of a constant table, to the length of the input
             taken, begin = end.plus(start, -1).dim, start.constant
             if (
                 isinstance(taken, str)
@@ -298,7 +302,8 @@ class _Proof(Following):
         elif start == Size(0) and step == 1:
             if end == size_of(dim) or (not end.terms and end.constant >= END):
                 return dim
-            if end == Size(1) and dim != ROWS:  # the first position exists, however short the rest
+            # A true size is at least 1, so that the first position is never padding.
+            if end == Size(1) and dim != ROWS:
                 return 1
         raise self._refuse("takes a piece out of an open axis")
 
@@ -384,7 +389,7 @@ class _Proof(Following):
         self.mean(source.dims, axes, symbols[0], others, keepdims)
 
     def _product(self, source: Value) -> list[Value]:
-        """ReduceProd or ReduceSum of a shape."""
+        """The result of ReduceProd or ReduceSum on a shape."""
         found: Size | None = None
         for size in source.known or ():
             if found is None:
@@ -476,7 +481,7 @@ class _Proof(Following):
         return [Value(inputs[0].dims)]
 
     def conv(self, inputs: Sequence[Value]) -> list[Value]:
-        """A convolution: along an open axis each position reads its neighbours, and zeros behind the end, as without padding."""
+        """A convolution. Padding becomes 0, like the zeros that it reads beyond an unpadded input's end."""
         source, weight = inputs[:2]
         if any(value.is_open for value in inputs[1:]) or any(
             isinstance(dim, str) and not (dim == ROWS and axis == 0)
@@ -556,13 +561,13 @@ _Proof.of_shapes = frozenset(ELEMENTWISE) | {
     "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Identity", "Range", "ReduceProd", "ReduceSum",
     "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
-"""Operators that compute shapes, or that take a shape as an operand."""
+"""Operators that compute shapes or take a shape as an operand."""
 
 
 def padded_inputs(
     inputs: Sequence[Array], shapes: Sequence[Sequence[int]], filling: Sequence[Array]
 ) -> list[Array]:
-    """Inputs padded to these shapes, with the values of ``filling`` (of these shapes) behind their ends."""
+    """Return the inputs padded to these shapes, with values of ``filling``, which has these shapes."""
     found = []
     for array, shape, behind in zip(inputs, shapes, filling, strict=True):
         whole = np.array(behind).reshape(shape)

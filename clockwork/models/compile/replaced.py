@@ -1,6 +1,6 @@
-"""Operators whose implementation in tinygrad answers otherwise than ONNX, in some cases or all: what runs instead.
+"""Replacements of tinygrad's implementations of operators that deviate from ONNX.
 
-Only the child process imports it, like clockwork.models.compile.lower.
+Only the child process of clockwork.models.compile.lower imports this module.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Implementation = Callable[..., Any]
 
 
 def _lp_normalization(original: Implementation) -> Implementation:
-    """tinygrad divides 0 by 0 where a norm is 0."""
+    """Return 0 where the norm is 0; tinygrad divides 0 by 0 there."""
 
     def run(x: Tensor, axis: int = -1, p: int = 2) -> Tensor:
         norm = x.abs().sum(axis, keepdim=True) if p == 1 else x.square().sum(axis, keepdim=True).sqrt()
@@ -24,7 +24,7 @@ def _lp_normalization(original: Implementation) -> Implementation:
 
 
 def _mod(original: Implementation) -> Implementation:
-    """tinygrad has no remainder of floating-point numbers that takes the divisor's sign where one is infinite."""
+    """Give a floating-point remainder the divisor's sign, also for infinite operands; tinygrad does not."""
 
     def run(x: Tensor, y: Tensor, fmod: int = 0) -> Tensor:
         if fmod or not dtypes.is_float(x.dtype):
@@ -36,7 +36,7 @@ def _mod(original: Implementation) -> Implementation:
 
 
 def _conv_integer(original: Implementation) -> Implementation:
-    """tinygrad takes a zero point for each filter as one for each column of the filters."""
+    """Apply the zero points to the filters; tinygrad applies them to the columns of each filter."""
 
     def run(x: Tensor, w: Tensor, *zero_points: Tensor | None, **options: Any) -> Tensor:
         points = [Tensor(0) if point is None else point for point in zero_points]
@@ -48,7 +48,7 @@ def _conv_integer(original: Implementation) -> Implementation:
 
 
 def _rows(original: Implementation, *places: int) -> Implementation:
-    """tinygrad takes what is one for each row of a matrix as one for each column."""
+    """Apply parameters at these positions to the rows of a matrix; tinygrad applies them to the columns."""
 
     def run(*arguments: Any, **options: Any) -> Any:
         shaped = list(arguments)
@@ -67,4 +67,4 @@ REPLACED: Mapping[str, Callable[[Implementation], Implementation]] = {
     "MatMulInteger": lambda original: _rows(original, 2),
     "QLinearMatMul": lambda original: _rows(original, 1, 2),
 }
-"""By operator: makes the implementation of tinygrad's."""
+"""By operator: a function that makes the replacement from tinygrad's implementation."""

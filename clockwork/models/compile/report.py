@@ -1,4 +1,4 @@
-"""Estimates the cost of each launch of a variant without running it."""
+"""Estimate the cost of each launch of a variant without running the variant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Card:
     memory: float  # bytes a second
     fp32: float  # operations a second, without tensor cores
     fp16: float  # operations a second of dense matrix products on tensor cores
-    tf32: float = 0.0  # likewise; 0 where the card has none
+    tf32: float = 0.0  # as fp16, for TF32; 0 where the card has no such units
 
 
 CARDS: Mapping[str, Card] = {
@@ -30,7 +30,7 @@ CARDS: Mapping[str, Card] = {
     "sm_90": Card("H100 SXM", 3350e9, 66.9e12, 989e12, 494e12),
     "sm_100": Card("B200", 8000e9, 75e12, 2250e12, 1100e12),
 }
-"""A GPU of each architecture, with the figures of its data sheet."""
+"""Data-sheet figures of a GPU of each architecture."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Resources:
     """The resources that the assembler allocated to a kernel."""
 
     registers: int  # of each thread
-    shared: int  # bytes of a block, statically
+    shared: int  # bytes of static shared memory of a block
     spilled: int  # bytes stored and loaded for lack of registers
 
 
@@ -72,7 +72,7 @@ def bound_ns(card: Card, statistic: Statistic) -> tuple[float, str]:
 
 
 def rows_of(variant: Variant, statistics: Sequence[Statistic], log: str) -> tuple[list[str], list[list[str]]]:
-    """A table: titles, a row for each launch, and a row of sums."""
+    """Return a table as its titles, a row for each launch, and a row of sums."""
     card = CARDS.get(variant.target.rstrip("af"))
     resources = parse_log(log)
     titles = ["kernel", "grid", "block", "registers", "spilled", "shared", "KiB", "MFLOP"]

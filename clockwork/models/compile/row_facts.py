@@ -1,4 +1,4 @@
-"""What is known of tensors whose rows are followed, and the walk through a graph and the bodies in it."""
+"""Facts about tensors, from which rows.py proves that rows stay apart, and the walk through a graph."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ FOLDED = frozenset(
         "Unsqueeze",
     )
 )  # fmt: skip
-"""Operators by which exporters compute with small constants, and whose results are no larger than their inputs together."""
+"""Operators that are evaluated on small constants. The result is no larger than the inputs together."""
 
 MOVING_SIZES = frozenset(("Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze"))
-"""Operators by which exporters take sizes from what Shape gives; the type stays the same."""
+"""Operators by which exporters select sizes from the result of Shape, and that keep its type, int64."""
 
 COUNTING = (np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.bool_))
-"""Types of constants that are followed as sizes: those in which sizes do not wrap around."""
+"""Types of constants whose elements are tracked as sizes: types in which sizes do not wrap around."""
 
 INVALID = (
     LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError, NotImplementedError,
 )  # fmt: skip
-"""What an invalid node raises where it is followed."""
+"""Exceptions that the rules raise for an invalid node."""
 
 Dims: TypeAlias = "tuple[Size, ...]"
 
@@ -43,7 +43,10 @@ ONE = Size(1)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where the rows are: along ``axis``, whose size is ``outer`` x rows x ``inner``; [o, r, i] of it belongs to row r."""
+    """The position of the rows in a tensor: along ``axis``, whose size is ``outer`` x rows x ``inner``.
+
+    If the axis were reshaped to these three factors, element [o, r, i] would belong to row r.
+    """
 
     axis: int
     outer: Size = ONE
@@ -51,7 +54,7 @@ class Place:
 
     @property
     def size(self) -> Size:
-        """Of the axis."""
+        """The size of the axis."""
         return self.outer.times(self.inner).times(size_of(ROWS))
 
     def on(self, axis: int) -> Place:
@@ -60,7 +63,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """The numbers of a tensor of integers: of row r at least ``stride`` * r, and less than that plus ``below``."""
+    """A bound of an integer tensor's elements: those of row r lie in [stride * r, stride * r + below)."""
 
     stride: Size
     below: Size
@@ -68,12 +71,13 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:
-    """What is known of a tensor.
+    """The known properties of a tensor.
 
-    place: of its rows; None: it is the same in every batch. even: it is constant along that axis, so that any other division
-    into rows is as true. met: why rows meet in it; "": they do not, and then no size but that of the place's axis depends
-    on the batch. known: its elements, where they are sizes (and it is of rank 0 or 1). dims: None: its rank is not known.
-    span: of its numbers, where that is known.
+    dims: the dimensions; None: the rank is not known. place: the position of the rows; None: the tensor is
+    the same in every batch. even: the tensor is constant along the axis of the place, so that the axis may be
+    divided into rows in any way. met: the reason why rows may mix in the tensor; "": rows stay apart, and
+    only the size of the place's axis depends on the batch. known: the elements of a tensor of rank 0 or 1,
+    where they are sizes. span: a bound of the elements, where it is known.
     """
 
     dims: Dims | None
@@ -85,26 +89,27 @@ class Fact:
 
     @property
     def numbers_rows(self) -> bool:
-        """Whether its elements tell which row they are of."""
+        """Whether the elements' bound differs between rows, as in an index of rows."""
         return self.span is not None and self.span.stride != Size(0)
 
     @property
     def counts(self) -> bool:
-        """Whether it tells the number of rows."""
+        """Whether an element of the tensor depends on the number of rows."""
         return self.known is not None and any(ROWS in size.symbols for size in self.known)
 
     @property
     def is_same(self) -> bool:
-        """Whether it is the same in every batch."""
+        """Whether the tensor is the same in every batch."""
         return not (self.met or self.place is not None or self.counts)
 
 
 class Met(Exception):
-    """Rows meet in an operator; the text says how, and continues "operator X ..."."""
+    """An operator may mix rows. The text is the predicate of a sentence that begins "operator X"."""
 
 
 Rule: TypeAlias = "Callable[[Any, Sequence[Fact]], list[Fact]]"
-"""What is known of an operator's outputs, from its inputs; the first argument is the walk. Raises Met."""
+"""A function that derives facts about an operator's outputs from facts about its inputs. The first argument
+is the Walk. Raises Met."""
 
 
 class Walk(OperatorReader[Fact]):
@@ -112,20 +117,20 @@ class Walk(OperatorReader[Fact]):
 
     rules: ClassVar[Mapping[tuple[str, str], Rule]] = {}
     of_sizes: ClassVar[frozenset[Rule]] = frozenset()
-    """Rules that may be given sizes that tell the number of rows."""
+    """Rules that accept inputs whose elements depend on the number of rows (Fact.counts)."""
     of_numbers: ClassVar[frozenset[Rule]] = frozenset()
-    """Rules that may be given numbers of rows."""
+    """Rules that accept indices of rows as inputs (Fact.numbers_rows)."""
     moving: ClassVar[frozenset[Rule]] = frozenset()
-    """Rules that leave the numbers of their first input as they are."""
+    """Rules of operators whose results are elements of the first input, so that its span holds for them."""
 
     def __init__(self, opset: int) -> None:
         self._opset = opset
         self._fresh = itertools.count()
         self._changing: dict[tuple[str, ...], set[tuple[int, int]]] = {}
-        """Of loops that were followed, by names: the axes of the state, (tensor, axis), that change from turn to turn."""
+        """By a loop's names: axes of its state, (tensor, axis), whose sizes change between iterations."""
         self._node = NodeProto()
-        self._followed = 0  # operators, of the bodies of loops each time
-        self._computed = 0  # operators on constants
+        self._followed = 0  # number of operators, counted again in each iteration of a loop body
+        self._computed = 0  # number of operators evaluated on constants
         self._facts: dict[str, Fact] = {}
         self._arrays: dict[str, np.ndarray[Any, Any]] = {}  # small constants, in their own type
         self._int64: set[str] = set()  # tensors that Shape or Size made, and pieces of them
@@ -133,10 +138,11 @@ class Walk(OperatorReader[Fact]):
     def follow(
         self, graph: GraphProto, facts: dict[str, Fact], inside: Mapping[str, Fact] | None = None
     ) -> list[Fact]:
-        """What is known of the graph's outputs.
+        """Return facts about the graph's outputs.
 
-        facts: of what surrounds it; left as they were. A copy for each body would take the square of their number, where a
-        graph has many. inside: of its inputs, which may have names of the surroundings.
+        facts: about tensors of the enclosing graph; restored at the end, because a copy for each body would
+        take quadratic time. inside: about the graph's inputs, whose names may shadow names of the enclosing
+        graph.
         """
         inside = inside or {}
         hidden = {name: facts[name] for name in inside if name in facts}
@@ -150,7 +156,7 @@ class Walk(OperatorReader[Fact]):
             facts.update(hidden)
 
     def _follow(self, graph: GraphProto, facts: dict[str, Fact], made: list[str]) -> list[Fact]:
-        """follow(), which adds facts, and their names to ``made``."""
+        """Do the work of follow(): add facts to ``facts``, and the names of the added facts to ``made``."""
         for value in graph.input:
             self._arrays.pop(value.name, None)
             self._int64.discard(value.name)
@@ -184,7 +190,7 @@ class Walk(OperatorReader[Fact]):
         is_int64 = node.op_type in ("Shape", "Size") or (
             node.op_type in MOVING_SIZES and any(name in self._int64 for name in node.input[:1])
         )
-        for name in node.output:  # of another body
+        for name in node.output:  # may be names in another body, too
             self._arrays.pop(name, None)
             self._int64.discard(name)
         empty = Fact(())
@@ -222,7 +228,7 @@ class Walk(OperatorReader[Fact]):
         return [Fact(None, met=met) for _ in node.output]
 
     def _folded(self, node: NodeProto, arrays: Sequence[np.ndarray[Any, Any] | None]) -> list[Fact] | None:
-        """The result of a node on small constants, which becomes one, too; None if it is not computed here."""
+        """Evaluate a node on small constants. Return facts about the results; None if not evaluated."""
         if node.op_type not in FOLDED or not arrays or self._computed >= FOLDED_MAX:
             return None
         given: dict[str, np.ndarray[Any, Any]] = {}
@@ -234,7 +240,7 @@ class Walk(OperatorReader[Fact]):
         try:
             with np.errstate(all="ignore"):
                 results = ReferenceEvaluator(node, {"": self._opset}).run(None, given)
-        except (*INVALID, RuntimeError):  # not in this opset, or not of these
+        except (*INVALID, RuntimeError):  # the operator does not exist in this opset, or rejects these inputs
             return None
         return [
             self._constant(name, numpy_helper.from_array(np.asarray(array), name))
@@ -249,12 +255,12 @@ class Walk(OperatorReader[Fact]):
                 raise Met(fact.met)
             if fact.counts:
                 raise Met("computes with the number of rows")
-            if fact.place is not None:  # numbers of rows have a place, too
+            if fact.place is not None:  # tensors that number rows have a place, too
                 raise Met("is not known to keep rows apart")
         return [Fact(None) for _ in self._node.output]
 
     def _unknown(self, node: NodeProto, facts: Mapping[str, Fact]) -> Fact:
-        """An output that no rule tells of."""
+        """Return the fact about an output that the operator's rule leaves out."""
         inputs = [facts[name] for name in node.input if name in facts]
         if all(fact.is_same for fact in inputs):
             return Fact(None)
@@ -266,7 +272,7 @@ class Walk(OperatorReader[Fact]):
     # ----- nodes ----------------------------------------------------------------------------------
 
     def flag(self, name: str, default: int) -> bool:
-        """An attribute that says yes or no. Kernels differ in how they take other numbers than 1 and 0."""
+        """Return a boolean attribute. Raises Met unless it is 0 or 1: runtimes differ about others."""
         given = self.attribute(name, default)
         if given not in (0, 1):
             raise Met(f"has a {name} of {given}")
@@ -295,11 +301,11 @@ class Walk(OperatorReader[Fact]):
         return fact.dims
 
     def fresh(self) -> Size:
-        """A size that is not known."""
+        """Return an unknown size, as a new symbol."""
         return size_of(f"{MADE}{next(self._fresh)}")
 
     def any_number(self) -> Size:
-        """A number that is not known, and may be negative."""
+        """Return an unknown number, which may be negative, as a new symbol."""
         return size_of(f"{ANY}{next(self._fresh)}")
 
     def fresh_dims(self, count: int) -> Dims:
@@ -319,21 +325,24 @@ class Walk(OperatorReader[Fact]):
         return Fact(dims, known=known, span=Span(Size(0), Size(int(array.max()) + 1)) if is_index else None)
 
     def _array(self, at: int) -> np.ndarray[Any, Any] | None:
-        """The constant that is input number ``at``; None: it is none, or is large."""
+        """Return input number ``at`` if it is a small constant, otherwise None."""
         if len(self._node.input) <= at:
             return None
         return self._arrays.get(self._node.input[at])
 
     def others_are_same(self, inputs: Sequence[Fact], first: int = 1) -> None:
-        """Inputs that are parameters (weights, scales) must not have rows."""
+        """Raise Met if an input from number ``first`` on (weight, scale) depends on the batch."""
         if any(not fact.is_same for fact in inputs[first:]):
             raise Met("has parameters that depend on the rows")
 
     # ----- joining tensors --------------------------------------------------------------------------
 
     def broadcast(self, inputs: Sequence[Fact]) -> Fact:
-        """What tensors become that are joined element by element. Where one has rows, another has the same rows, or nothing
-        that could differ between them (no such axis, or an axis of 1)."""
+        """Return the fact about an element-wise result with broadcasting.
+
+        If an operand has rows, every other operand has the same rows, or no axis or an axis of size 1 at that
+        position. Otherwise Met is raised.
+        """
         if all(fact.is_same for fact in inputs) and any(fact.dims is None for fact in inputs):
             return Fact(None)
         rank = max((len(self.dims(fact)) for fact in inputs), default=0)
@@ -358,14 +367,14 @@ class Walk(OperatorReader[Fact]):
         return Fact(tuple(dims), place, even)
 
     def _joined(self, sizes: Sequence[Size]) -> Size:
-        """The size of an axis along which axes of these sizes are joined; 1 stands for any."""
+        """Return the size of an axis to which axes of these sizes are broadcast."""
         left = {size for size in sizes if size != ONE}
         if len(left) <= 1:
             return next(iter(left), ONE)
         return next((size for size in sizes if not size.terms and size.constant > 1), None) or self.fresh()
 
     def _common(self, places: Sequence[Place | None], facts: Sequence[Fact]) -> Place | None:
-        """The place that tensors have in common, of those that have one."""
+        """Return the common place of the tensors with rows, if any. Raises Met if places differ."""
         given = [(place, fact.even) for place, fact in zip(places, facts, strict=True) if place is not None]
         chosen = next((place for place, even in given if not even), given[0][0] if given else None)
         for place, even in given:
@@ -409,7 +418,7 @@ class Walk(OperatorReader[Fact]):
         return [self._either(a, b) for a, b in zip(then, otherwise, strict=True)]
 
     def _either(self, a: Fact, b: Fact) -> Fact:
-        """What is known of a tensor that is one of two, the same one for all rows of every batch."""
+        """Return a fact that holds for either of two tensors, where all rows take the same branch."""
         for fact in (a, b):
             if fact.met:
                 return fact
@@ -480,12 +489,15 @@ class Walk(OperatorReader[Fact]):
         facts: dict[str, Fact],
         behind: bool = False,
     ) -> tuple[list[Fact], list[Fact]]:
-        """What is known of a body's state and outputs, whatever number of times it runs. each: of its other inputs, which
-        come before the state, or behind it. skipped: outputs before the state."""
+        """Return facts about a loop body's state and outputs that hold for any number of iterations.
+
+        each: facts about the body's other inputs, which precede the state, or follow it if ``behind``.
+        skipped: number of outputs before the state.
+        """
         state = [dataclasses.replace(fact, known=None) if not fact.counts else fact for fact in state]
-        widened: set[Size] = set()  # sizes that change from one turn to the next
+        widened: set[Size] = set()  # symbols of sizes that change between iterations
         changing = self._changing.setdefault((*self._node.output, *names), set())
-        for at, axis in sorted(changing):  # one turn suffices then, so that loops within loops take no longer
+        for at, axis in sorted(changing):  # a nested loop, followed again, converges in one iteration
             fact = state[at]
             if (
                 fact.dims is not None
@@ -515,7 +527,7 @@ class Walk(OperatorReader[Fact]):
         raise Met(f"has a state that changes for more than {BODY_TURNS_MAX} turns")
 
     def _alike(self, a: Fact, b: Fact, widened: set[Size]) -> bool:
-        """Whether two facts of a loop's state are the same, but for sizes that were followed as any size already."""
+        """Whether two facts about a loop's state agree, apart from sizes that are widened already."""
         if a.met or b.met:
             return bool(a.met and b.met)
         if a.dims is None or b.dims is None:
@@ -537,7 +549,7 @@ class Walk(OperatorReader[Fact]):
 
 
 def _is_cast_exactly(array: np.ndarray[Any, Any]) -> bool:
-    """Whether numbers are the same in every type that holds sizes: runtimes differ for others."""
+    """Whether all numbers are finite and below 2**31 in magnitude, for which all runtimes cast alike."""
     if array.dtype.kind not in "iufb":
         return False
     return bool(np.all(np.isfinite(array)) and np.all(np.abs(array.astype(np.float64)) < 2.0**31))

@@ -1,4 +1,4 @@
-"""The rules of operators that compute sizes, and that change the shapes of tensors or take pieces of them."""
+"""Rules for operators that compute sizes, change the shapes of tensors, or select parts of tensors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from clockwork.models.split import constant_tensor
 WRAPS_BEYOND = 2**31 - 1
 
 END = 10**9
-"""The least end that tools give to a slice up to the end of an axis; no axis is as long."""
+"""Smallest `end` of a slice that stands for the end of the axis, as exporters write it. No axis is as long.
+"""
 
 _EXACT = (TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.DOUBLE)
-"""Types in which a size stays what it is."""
+"""Types to which sizes are cast without loss."""
 
 
 class Shapes(Walk):
-    """Element-wise operators, and those that only move elements."""
+    """Rules for element-wise operators, and for operators that only move elements."""
 
     # ----- element-wise ---------------------------------------------------------------------------
 
@@ -39,7 +40,7 @@ class Shapes(Walk):
         return [dataclasses.replace(self.broadcast(inputs), known=known, span=span)] * len(self._node.output)
 
     def _span(self, inputs: Sequence[Fact]) -> Span | None:
-        """The numbers of a sum, or of a product with one size."""
+        """Return the bound of a sum's elements, or of those of a product with a size; None if unknown."""
         if len(inputs) != 2 or self._node.op_type not in ("Add", "Mul"):
             return None
         left, right = (fact.span for fact in inputs)
@@ -53,8 +54,10 @@ class Shapes(Walk):
         return Span(span.stride.times(factor[0]), span.below.plus(ONE, -1).times(factor[0]).plus(ONE))
 
     def _arithmetic(self, inputs: Sequence[Fact]) -> tuple[Size, ...] | None:
-        """The elements of an operation on sizes, by which exporters compute shapes; None unless all are known, and none could
-        wrap around in 32 bits."""
+        """Return the elements of arithmetic on sizes, by which exporters compute shapes.
+
+        None unless all elements are known and none can wrap around in 32 bits.
+        """
         sizes = computed_each(self._node.op_type, [fact.known for fact in inputs])
         if sizes is not None and self.flag("fmod", 0):
             return None
@@ -77,11 +80,11 @@ class Shapes(Walk):
         return [fact]
 
     def cast_like(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """To the type of another tensor, whose elements do not matter."""
+        """CastLike: a cast to the type of the second input, whose elements do not matter."""
         return [dataclasses.replace(inputs[0], known=None, span=None)]
 
     def in_last_two(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Each element depends on its place in the last two axes, too, or on others of these axes."""
+        """Operators on matrices in the last two axes, whose elements depend on position or on each other."""
         fact = inputs[0]
         self.others_are_same(inputs)
         if fact.place is not None and fact.place.axis >= len(self.dims(fact)) - 2:
@@ -121,7 +124,7 @@ class Shapes(Walk):
         return [self._even(Fact(dims))]
 
     def _even(self, fact: Fact) -> Fact:
-        """A tensor that is the same for every row, some axis of which depends on their number."""
+        """Return the fact about a tensor of equal rows, where an axis is a multiple of their number."""
         axes = [axis for axis, dim in enumerate(fact.dims or ()) if ROWS in dim.symbols]
         if not axes:
             return fact
@@ -143,7 +146,7 @@ class Shapes(Walk):
             if not dim.terms and 0 < dim.constant <= KNOWN_MAX:
                 known = tuple(start[0].plus(Size(at)) for at in range(dim.constant))
             return [Fact((dim,), known=known, span=Span(Size(0), dim) if start == (Size(0),) else None)]
-        if start and limit and step and not any(one[0].terms for one in (start, limit, step)):
+        if start and limit and step and not any(sizes[0].terms for sizes in (start, limit, step)):
             return [Fact((Size(len(range(start[0].constant, limit[0].constant, step[0].constant))),))]
         return [Fact((self.fresh(),))]
 
@@ -154,7 +157,8 @@ class Shapes(Walk):
                 raise Met("makes a shape of what the rows hold")
             count = self.dims(wanted)[0]
             given = self.fresh_dims(self._whole(count))
-            if source.place is not None:  # along the rows it can only say 1
+            # The shape is the same in every batch, so that its size along the axis of the rows is 1.
+            if source.place is not None:
                 behind = len(self.dims(source)) - source.place.axis
                 if behind <= len(given):
                     given = (*given[: len(given) - behind], ONE, *given[len(given) - behind + 1 :])
@@ -201,7 +205,7 @@ class Shapes(Walk):
         return [self._reshaped(source, target)]
 
     def _target(self, inputs: Sequence[Fact]) -> list[Size | None] | None:
-        """The dimensions that are asked for; None stands for what remains."""
+        """Return the dimensions that a reshape requests. None: the dimension that is left to compute."""
         given = self.attribute("shape")
         wanted = tuple(Size(int(dim)) for dim in given) if given is not None else inputs[1].known
         if wanted is None:
@@ -338,7 +342,7 @@ class Shapes(Walk):
         return [Fact(dims, place, place is not None and all(fact.even for fact in inputs))]
 
     def _elements(self, fact: Fact) -> tuple[Size, ...] | None:
-        """The elements of a list of sizes, in which one that is not computed here has a symbol of its own."""
+        """Return the elements of a list of sizes. Each unknown element becomes a new symbol."""
         dims = self.dims(fact)
         if len(dims) != 1:
             return None
@@ -383,14 +387,14 @@ class Shapes(Walk):
             raise Met("takes a tensor whose rank is not known")
         rank = len(source.dims)
         if self.attribute("starts") is not None:
-            starts: Sequence[Size] | None = [Size(int(one)) for one in self.attribute("starts")]
-            ends: Sequence[Size] | None = [Size(int(one)) for one in self.attribute("ends")]
+            starts: Sequence[Size] | None = [Size(int(start)) for start in self.attribute("starts")]
+            ends: Sequence[Size] | None = [Size(int(end)) for end in self.attribute("ends")]
             axes = self.attribute("axes", range(len(starts or ())))
             steps = [1] * rank
         else:
             starts, ends = inputs[1].known, inputs[2].known
             given = self.numbers(inputs, 3, "axes")
-            count = next((len(one) for one in (starts, ends, given) if one is not None), rank)
+            count = next((len(bounds) for bounds in (starts, ends, given) if bounds is not None), rank)
             axes = given if given is not None else range(count)
             steps = self.numbers(inputs, 4, "steps") or [1] * count
             for fact in inputs[1:]:
@@ -429,7 +433,7 @@ class Shapes(Walk):
         to_end = end == dim or (not end.terms and end.constant >= END)
         if step != 1 or not dim.terms or not to_end:
             return self.fresh()
-        if not start.terms and start.constant < 0:  # the last ones, which are fewer where the axis is shorter
+        if not start.terms and start.constant < 0:  # the last elements; fewer if the axis is shorter
             last = Size(-min(-start.constant, END))
             return Size(-last.constant) if last == Size(-1) or dim.plus(last).is_natural else self.fresh()
         length = dim.plus(start, -1)
@@ -440,7 +444,7 @@ class Shapes(Walk):
         self.others_are_same(inputs)
         dims = self.dims(source)
         given = self.attribute("pads")
-        known = tuple(Size(int(one)) for one in given) if given is not None else inputs[1].known
+        known = tuple(Size(int(pad)) for pad in given) if given is not None else inputs[1].known
         axes = list(range(len(dims)))
         if len(inputs) > 3 and self._node.input[3]:
             axes = [axis % len(dims) for axis in self.numbers(inputs, 3, "axes") or ()]
@@ -483,7 +487,8 @@ class Shapes(Walk):
         return [Fact(found, source.place.on(moved), source.even)]
 
     def _picks_of_own_row(self, source: Fact, indices: Fact, axis: int) -> bool:
-        """Whether each row picks from its own part of the axis of rows: an index that exporters make of two, row and place."""
+        """Whether each row's indices select from that row's part of the axis of rows: row number x row length
+        + position."""
         place, span = source.place, indices.span
         if place is None or span is None or place.axis != axis or place.outer != ONE:
             return False
@@ -491,7 +496,7 @@ class Shapes(Walk):
         return span.stride == place.inner and left.is_natural
 
     def gather_elements(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """GatherElements and ScatterElements: elements of one axis, chosen for each place of the others."""
+        """GatherElements and ScatterElements, whose indices select along one axis."""
         dims = self.dims(inputs[0])
         axis = self.axis(len(dims), 0)
         place = self._common([fact.place for fact in inputs], inputs)
@@ -520,7 +525,7 @@ class Shapes(Walk):
         return [Fact((*picks[:-1], *dims[batch + depth.constant :]), place or indices.place)]
 
     def scatter_nd(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """The places of the first axes are the indices'; rows lie behind them, and in the updates at the same place."""
+        """ScatterND: indices address the first axes. Rows must lie behind these, also in the updates."""
         source, indices, updates = inputs
         dims, picks = self.dims(source), self.dims(indices)
         if source.is_same and indices.is_same and updates.is_same:

@@ -1,13 +1,17 @@
-"""Rows: proves about a graph that no row of a batch can reach another's answer.
+"""Prove about a graph that no row of a batch can influence the answer for another row.
 
-The proof follows axis 0 of the inputs through every operator. Of each tensor it knows one of four things: it is the same in
-every batch (a weight, or a size that is not the batch's); one of its axes has a part for each row, made of that row alone; it
-is a list of sizes, which may tell the number of rows; or rows meet in it. A model batches if every output has a row for each
-row of the inputs. An operator without a rule makes rows meet, so that a proof is never a guess.
+The proof follows axis 0 of the inputs through every operator. Every tensor is of one of four kinds:
 
-Other axes may be of any size. A size that is not computed here has a symbol of its own.
+- a tensor that is the same in every batch (a weight, or a size other than the batch size);
+- a tensor with an axis that has a part for each row, computed from that row alone;
+- a list of sizes, which may depend on the number of rows;
+- a tensor in which rows may mix.
 
-Rounding is not part of the proof: a kernel may add the same numbers in another order for another number of rows.
+A model batches if every output has a row for each row of the inputs. An operator without a rule counts as
+mixing rows, so that a proof is never a guess. Other axes may be of any size; an unknown size is a new symbol.
+
+Rounding is not part of the proof: a kernel may add the same numbers in another order for another number of
+rows.
 """
 
 from __future__ import annotations
@@ -30,14 +34,16 @@ from clockwork.models.onnx_import import optional_inputs, real_inputs
 
 
 def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
-    """Raises NotProven, which says where rows meet, unless every output has a row for each row of the inputs, made of that
-    row alone. Weights in other files are not read. masked: what a tokenizer pads to the longest text of a batch is masked
-    (models.lengths.mask_texts)."""
+    """Raise NotProven unless every output has a row for each row of the inputs, computed from that row alone.
+
+    The text names the operator that may mix rows. Weights in other files are not read. masked: the padding
+    that tokenizers add for the longest text of a batch is masked (models.lengths.mask_texts).
+    """
     model = inlined(model)
     facts: dict[str, Fact] = {}
     optional = optional_inputs(model)
     for value in real_inputs(model):
-        if value.name in optional:  # one value for the whole batch
+        if value.name in optional:  # an optional input has a single value for the whole batch
             facts[value.name] = Fact(tuple(Size(dim) for dim in optional[value.name].shape))
             continue
         dims = []
@@ -49,12 +55,13 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
             else:
                 named = is_named(dim.dim_param)
                 symbol = f"dim {dim.dim_param}" if named else f"axis {axis} of {value.name}"
-                dims.append(size_of(MADE + symbol))  # a request may be empty along all axes but the rows'
+                # A request may be empty along any axis but that of the rows
+                dims.append(size_of(MADE + symbol))
 
         if not dims:
             raise NotProven(f"input {value.name!r} has no rows")
         facts[value.name] = Fact(tuple(dims), Place(0))
-    opsets = sorted({one.version for one in model.opset_import if one.domain in ("", "ai.onnx")})
+    opsets = sorted({opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")})
     if len(opsets) > 1:
         raise NotProven("the model has two opsets")
     try:
@@ -71,7 +78,7 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
 
 
 class Rows(Shapes):
-    """Every rule."""
+    """The rules of all operators."""
 
     def __init__(self, opset: int, masked: bool = False) -> None:
         super().__init__(opset)
@@ -85,7 +92,7 @@ class Rows(Shapes):
         rank = len(self.dims(source))
         opset = int(
             self.attribute("opset", self._opset)
-        )  # ONNX Runtime's quantised one says which it goes by
+        )  # only ONNX Runtime's quantised operator has the attribute
         axis = self.axis(rank, -1 if opset >= 13 else 1)
         mixed = [axis] if opset >= 13 else list(range(axis, rank))
         if source.place is not None and source.place.axis in mixed:
@@ -93,7 +100,7 @@ class Rows(Shapes):
         return [dataclasses.replace(source, known=None)]
 
     def along(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Mixes the elements of one axis, ``axis`` (the last by default), and keeps the shape."""
+        """An operator that mixes elements along ``axis`` (by default the last axis) and keeps the shape."""
         self.others_are_same(inputs)
         source = inputs[0]
         self._not_along(source, self.axis(len(self.dims(source)), -1), "mixes rows")
@@ -106,7 +113,7 @@ class Rows(Shapes):
         return [dataclasses.replace(source, known=None)]
 
     def transformed(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """DFT: mixes the elements of an axis, and the last axis holds complex numbers."""
+        """DFT, which mixes elements along an axis. The last axis holds complex numbers."""
         self.others_are_same(inputs)
         source = inputs[0]
         rank = len(self.dims(source))
@@ -154,7 +161,7 @@ class Rows(Shapes):
         return [Fact(dims, source.place, source.even)]
 
     def _total(self, source: Fact, axes: Sequence[int] | None) -> Fact:
-        """ReduceProd, ReduceSum ... of sizes."""
+        """The result of a reduction (ReduceProd, ReduceSum ...) of sizes."""
         if not axes and self.flag("noop_with_empty_axes", 0):
             return source
         found: Size | None = None
@@ -218,7 +225,7 @@ class Rows(Shapes):
         return [self._without(whole, vectors | ({rank - 1} if len(b) < 2 else set()))]
 
     def _outer(self, fact: Fact) -> Fact:
-        """A tensor without its last two axes, as far as broadcasting them goes."""
+        """Return the fact about the leading axes of a stack of matrices: all but the last two."""
         dims = self.dims(fact)[:-2]
         place = fact.place if fact.place is not None and fact.place.axis < len(dims) else None
         return Fact(dims, place, fact.even)
@@ -237,7 +244,7 @@ class Rows(Shapes):
         return [product]
 
     def fused_mat_mul(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """ONNX Runtime's product, either of whose operands may be given with its last two axes swapped."""
+        """ONNX Runtime's FusedMatMul, which may swap the last two axes of either operand."""
         if self.flag("transBatchA", 0) or self.flag("transBatchB", 0):
             raise Met("swaps axes of batches")
         operands = []
@@ -277,13 +284,13 @@ class Rows(Shapes):
         if others or more or result.count(letter) != 1:
             raise Met("mixes rows")
         sizes[letter] = outer.times(inner).times(size_of(ROWS))
-        return [Fact(tuple(sizes[one] for one in result), Place(result.index(letter), outer, inner))]
+        return [Fact(tuple(sizes[axis] for axis in result), Place(result.index(letter), outer, inner))]
 
     # ----- images, by channel ------------------------------------------------------------------------
 
     def spatial(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Convolutions, pools and others that mix all axes but the first. Of a pool's second output, the indices, each counts
-        from the first row on."""
+        """Convolutions, pools and others that mix all axes but the first. The indices that a
+        pool returns as its second output count from the first row, and so mix rows."""
         self.others_are_same(inputs)
         source = inputs[0]
         if source.place is not None and source.place.axis != 0:
@@ -302,7 +309,7 @@ class Rows(Shapes):
         return [Fact((shape[0], channels, *sizes), source.place, source.even)]
 
     def _slid(self, axis: int, dim: Size, weight: Fact | None) -> Size:
-        """The size of a spatial axis behind a convolution or a pool, where it can be told."""
+        """Return the size of a spatial axis after a convolution or a pool; a new symbol if it is unknown."""
         name = self._node.op_type
         if "Global" in name:
             return ONE
@@ -343,7 +350,7 @@ class Rows(Shapes):
         return [dataclasses.replace(inputs[0], known=None), *[Fact(None)] * (len(self._node.output) - 1)]
 
     def dropout(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Drops nothing, unless it is told that it trains."""
+        """Dropout, which is the identity unless its input for training mode may be true."""
         self.others_are_same(inputs)
         trains = len(self._node.input) > 2 and self._node.input[2]
         if trains and (self._array(2) is None or self._array(2)):
@@ -363,7 +370,7 @@ class Rows(Shapes):
         return [Fact((*self.dims(source)[:2], *self.dims(grid)[1:-1]), Place(0))]
 
     def within_first(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Mixes all axes but the first, and keeps the shape."""
+        """An operator that mixes elements along all axes but the first and keeps the shape."""
         self.others_are_same(inputs)
         if inputs[0].place is not None and inputs[0].place.axis != 0:
             raise Met("mixes rows")
@@ -420,7 +427,7 @@ class Rows(Shapes):
                 found.append(dim)
             elif scales is None and sizes is not None:
                 found.append(asked[axis])
-            elif scales is not None and not dim.terms:  # ONNX Runtime computes in 32 bits
+            elif scales is not None and not dim.terms:  # as ONNX Runtime computes the size, in float32
                 found.append(Size(math.floor(np.float32(dim.constant) * np.float32(factors[axis]))))
             else:
                 found.append(self.fresh())
@@ -486,8 +493,8 @@ class Rows(Shapes):
         return [dataclasses.replace(source, known=None)]
 
     def attention(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """ONNX's Attention, and ONNX Runtime's operators of that kind: axis 0 is the batch of every input that has rows, and
-        only masks and weights may have none."""
+        """ONNX's Attention, and ONNX Runtime's operators of that kind: axis 0 is the batch of every input
+        that has rows, and only masks and weights may have none."""
         name = self._node.op_type if not self._node.domain else f"{self._node.domain}.{self._node.op_type}"
         mask, shared = _ATTENTION[name]
         for at, fact in enumerate(inputs):
@@ -511,7 +518,7 @@ class Rows(Shapes):
         return [Fact((*dims[:-1], self.fresh()), Place(0))]
 
     def skip_normalised(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """ONNX Runtime's sum of two tensors, normalised over the last axis; its last output is the sum."""
+        """ONNX Runtime's sum of two tensors, normalised over the last axis. The last output is the sum."""
         self.others_are_same(inputs, 2)
         found = self.broadcast(inputs[:2])
         self._not_along(found, len(self.dims(found)) - 1, "mixes rows")
@@ -519,7 +526,7 @@ class Rows(Shapes):
         return [found, none, none, found][: len(self._node.output)]
 
     def embedded(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """ONNX Runtime's EmbedLayerNormalization: ids and segments [rows, tokens], tables, mask and places."""
+        """ONNX Runtime's EmbedLayerNormalization of ids and segments, each [rows, tokens]."""
         self.others_are_same(inputs[2:7], 0)
         given = [inputs[at] for at in (0, 1, 7, 8) if at < len(inputs) and self._node.input[at]]
         if any(fact.place is not None and fact.place != Place(0) for fact in given):
@@ -530,7 +537,7 @@ class Rows(Shapes):
         return [found, Fact((rows,), tokens.place), found][: len(self._node.output)]
 
     def quantised_pair(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """ONNX Runtime's sum or product of quantised tensors: each of two has a scale and a zero behind it."""
+        """ONNX Runtime's sum or product of quantised tensors, each followed by its scale and zero point."""
         self.others_are_same([*inputs[1:3], *inputs[4:]], 0)
         return [self.broadcast([inputs[0], inputs[3]])]
 
@@ -539,7 +546,7 @@ class Rows(Shapes):
         return self.gemm([inputs[0], inputs[3]])
 
     def of_table(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Operators of ai.onnx.ml on a table, [rows, features]: trees, linear models, scalers, one answer for each row."""
+        """Operators of ai.onnx.ml on each row of a table [rows, features]: trees, linear models, scalers."""
         source = inputs[0]
         self.others_are_same(inputs)
         dims = self.dims(source)
@@ -559,7 +566,7 @@ class Rows(Shapes):
         return [Fact((dims[0], width), Place(0))]
 
     def _scores(self) -> Size:
-        """How many scores a classifier on a table gives each row, as ONNX Runtime does, where that is known."""
+        """Return the number of scores that ONNX Runtime's classifier gives each row of a table."""
         labels = max(
             len(self.attribute(name, ()))
             for name in ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
@@ -567,11 +574,12 @@ class Rows(Shapes):
         count = labels if self._node.op_type == "TreeEnsembleClassifier" else 0
         if self._node.op_type == "LinearClassifier":
             rows = len(self.attribute("intercepts", ()))
-            count = labels if rows == labels or (rows, labels) == (1, 2) else 0  # one row for two classes
+            # A binary classifier may have a single row of coefficients
+            count = labels if rows == labels or (rows, labels) == (1, 2) else 0
         return Size(count) if count else self.fresh()
 
     def picked_features(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """ArrayFeatureExtractor: elements of the last axis. Or those of a table, picked by the rows, which lie along it then."""
+        """ArrayFeatureExtractor: selects along the last axis. Rows may also be the indices."""
         source, indices = inputs
         if source.is_same and indices.place is not None and self.dims(source)[:-1] in ((), (ONE,)):
             return [self._reshaped(indices, [ONE, None])]
@@ -586,13 +594,13 @@ class Rows(Shapes):
         return [self._resized(source, len(self.dims(source)) - 1, picked)]
 
     def joined_features(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """FeatureVectorizer: columns [rows, n] beside each other."""
+        """FeatureVectorizer: concatenates tables [rows, n] along the columns."""
         if any(fact.place != Place(0) or len(self.dims(fact)) != 2 for fact in inputs):
             raise Met("takes something else than a row for each row")
         return [Fact((self.dims(inputs[0])[0], self.fresh()), Place(0))]
 
     def image(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """DecodeJpeg: an image, [height, width, channels], of each file."""
+        """DecodeJpeg: decodes each file to an image [height, width, channels]."""
         source = inputs[0]
         height, width, channels = (
             Size(int(self.attribute(name, 0))) for name in ("height", "width", "channels")
@@ -600,7 +608,7 @@ class Rows(Shapes):
         return [Fact((*self.dims(source), height, width, channels), source.place)]
 
     def tokens(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """Tokenizers: ids, mask and types, [rows, tokens], of texts."""
+        """Tokenizers: map texts to ids, mask and types, each [rows, tokens]."""
         source = inputs[0]
         length = Size(int(self.attribute("length", 0)))
         if length == Size(0):
@@ -610,7 +618,7 @@ class Rows(Shapes):
         return [Fact((*self.dims(source), length), source.place)] * len(self._node.output)
 
     def last_axis_added(self, inputs: Sequence[Fact]) -> list[Fact]:
-        """OneHotEncoder: an axis of categories behind the others."""
+        """OneHotEncoder: appends an axis of categories."""
         source = inputs[0]
         count = len(self.attribute("cats_int64s", ())) or len(self.attribute("cats_strings", ()))
         return [Fact((*self.dims(source), Size(count)), source.place, source.even)]
@@ -629,13 +637,13 @@ _ATTENTION: Mapping[str, tuple[int, frozenset[int]]] = {
     "com.microsoft.Attention": (3, frozenset((1, 2))),
     "com.microsoft.MultiHeadAttention": (4, frozenset((3,))),
 }
-"""Of operators of attention: which input is the mask, and which are weights."""
+"""By attention operator: the number of the input that is the mask, and those of inputs that are weights."""
 
 _SAME_WIDTH = frozenset(("Imputer", "Normalizer", "Scaler"))
-"""Operators on tables that give as many columns as they take."""
+"""Operators on tables that keep the number of columns."""
 
 _TARGETS: Mapping[str, str] = {"LinearRegressor": "targets", "TreeEnsembleRegressor": "n_targets"}
-"""Operators on tables whose columns are counted by an attribute."""
+"""By operator on tables: the attribute that gives the number of columns of the result."""
 
 
 def _of(rule: Rule, *names: str, domain: str = "") -> dict[tuple[str, str], Rule]:

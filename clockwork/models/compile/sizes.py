@@ -18,7 +18,7 @@ Dim: TypeAlias = "int | str"
 
 
 class NotProven(Exception):
-    """A proof about a graph does not hold (padding could reach the answers, rows could meet); the text says why."""
+    """A proof about a graph fails: padding could reach answers, or rows could mix. The text says why."""
 
 
 Product: TypeAlias = "tuple[str, ...]"
@@ -26,15 +26,16 @@ Product: TypeAlias = "tuple[str, ...]"
 
 
 MADE = "?"
-"""How symbols begin that stand for sizes made by the model, which may be 0; those of inputs' dimensions are at least 1."""
+"""Prefix of symbols for unknown sizes that may be 0. Symbols without a prefix stand for sizes of at least 1.
+"""
 
 ANY = "#"
-"""How symbols begin that stand for any number, which may be negative."""
+"""Prefix of symbols for unknown numbers that may be negative."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Size:
-    """A polynomial in shapes: a constant, plus multiples of products of open dimensions."""
+    """A size as a polynomial in open dimensions: a constant, plus multiples of products of dimensions."""
 
     constant: int
     terms: tuple[tuple[Product, int], ...] = ()
@@ -56,7 +57,7 @@ class Size:
         return _size(sums.pop((), 0), sums)
 
     def over(self, other: Size) -> Size | None:
-        """The quotient by a single term, where it is exact for all sizes; else None."""
+        """Return the quotient by a single term if it is exact for all sizes, otherwise None."""
         if self == other and self.is_positive:
             return Size(1)
         if len(other._all()) != 1:
@@ -79,12 +80,12 @@ class Size:
 
     @property
     def is_positive(self) -> bool:
-        """Whether it is above 0 whatever the open dimensions are."""
+        """Whether the size is proven to be above 0 for all open dimensions."""
         return self.equals(Size(0)) is False and self.constant + sum(count for _, count in self.terms) > 0
 
     @property
     def is_natural(self) -> bool:
-        """Whether it is at least 0 whatever the open dimensions are."""
+        """Whether the size is proven to be at least 0 for all open dimensions."""
         return self.plus(Size(1)).is_positive
 
     @property
@@ -92,7 +93,7 @@ class Size:
         return frozenset(symbol for product, _ in self.terms for symbol in product)
 
     def equals(self, other: Size) -> bool | None:
-        """Whether both are equal. None: that depends on the open dimensions."""
+        """Whether two sizes are equal or differ for all open dimensions. None: neither is proven."""
         apart = self.plus(other, -1)
         if not apart.terms:
             return apart.constant == 0
@@ -100,7 +101,7 @@ class Size:
             return None
         counts = [count for _, count in apart.terms]
         nearest = apart.constant + sum(
-            count for product, count in apart.terms if not any(one.startswith(MADE) for one in product)
+            count for product, count in apart.terms if not any(symbol.startswith(MADE) for symbol in product)
         )
         if (min(counts) > 0 and nearest > 0) or (max(counts) < 0 and nearest < 0):
             return False
@@ -108,7 +109,7 @@ class Size:
 
     @property
     def dim(self) -> Dim | None:
-        """The expression as a dimension: a number or a symbol; None if it is neither."""
+        """The size as a dimension: a number or a symbol; None if it is another expression."""
         if not self.terms:
             return self.constant
         if self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1:
@@ -132,8 +133,8 @@ class Value:
     """The known properties of a tensor."""
 
     dims: tuple[Dim, ...]
-    zero: frozenset[int] = frozenset()  # open axes along which it is 0 behind the true size
-    known: tuple[Size, ...] | None = None  # its elements, if it is a shape; of rank 0 or 1
+    zero: frozenset[int] = frozenset()  # open axes along which the padding is 0
+    known: tuple[Size, ...] | None = None  # the elements of a tensor of rank 0 or 1, where they are sizes
 
     @property
     def is_open(self) -> bool:
@@ -145,7 +146,7 @@ class Value:
 
 
 def computed(op: str, row: Sequence[Size]) -> Size | None:
-    """An element of an operator's result, from elements that are sizes; None if it is unknown."""
+    """Compute an element of an operator's result from elements that are sizes; None if it is unknown."""
     match op, row:
         case "Add", [left, right]:
             return left.plus(right)
@@ -174,7 +175,7 @@ def computed(op: str, row: Sequence[Size]) -> Size | None:
 
 
 def computed_each(op: str, operands: Sequence[tuple[Size, ...] | None]) -> tuple[Size, ...] | None:
-    """The elements of an operator's result, from operands that are lists of sizes; None unless all are known."""
+    """Compute the elements of an operator's result from lists of sizes; None unless all are known."""
     if any(operand is None for operand in operands):
         return None
     given = [operand for operand in operands if operand]
@@ -188,7 +189,10 @@ def computed_each(op: str, operands: Sequence[tuple[Size, ...] | None]) -> tuple
 
 
 def segments(dims: Sequence[Dim]) -> list[Dim]:
-    """The open dimensions in order, and between them the products of the others: the invariant of a reshape."""
+    """Return the open dimensions in order, and between them the products of fixed dimensions.
+
+    A reshape that keeps this list keeps every open axis.
+    """
     found: list[Dim] = [1]
     for dim in dims:
         if isinstance(dim, int):
@@ -211,7 +215,7 @@ def constant_of(tensor: TensorProto) -> Value:
 def inferred(
     model: onnx.ModelProto, shapes: Sequence[Sequence[int]]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """The types of the graph's tensors, and their known shapes, for inputs of these shapes."""
+    """Infer the types of the graph's tensors, and their shapes where known, for inputs of these shapes."""
     graph = model.graph
     small = onnx.ModelProto()
     small.ir_version = max(model.ir_version, 4)
@@ -225,7 +229,7 @@ def inferred(
     for value in real_inputs(model):
         code = value.type.tensor_type.elem_type
         copy.input.append(helper.make_tensor_value_info(value.name, code, given[value.name]))
-    for initializer in graph.initializer:  # weights are not needed, and may exceed protobuf's 2 GB
+    for initializer in graph.initializer:  # large weights are left out: they may exceed protobuf's 2 GB
         if math.prod(initializer.dims) <= KNOWN_MAX and initializer.data_location != TensorProto.EXTERNAL:
             copy.initializer.append(initializer)
         else:

@@ -1,6 +1,6 @@
-"""Has a kernel read the addresses of its weights, and true sizes, from the program's table instead of its parameters.
+"""Make a kernel read weight addresses and true sizes from the program's table, not from parameters.
 
-A launch's parameters are then the same for every model and request, so that launches can be recorded once.
+The parameters of a launch are then equal for every model and request, so that launches can be recorded once.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Collection
 from clockwork.models.compile.variant import Kernel
 
 ENTRY_SUFFIX = "_entry"
-"""Behind a parameter's name: the parameter in its place, which points to the entry of the table with its value."""
+"""Suffix of the name of a parameter that points to the table entry with the original parameter's value."""
 
 
 def through_table(kernel: Kernel, weights: Collection[int]) -> Kernel:
-    """The kernel with pointers to entries of the table in the place of these parameters and of every size."""
+    """Return the kernel with these parameters and every size replaced by pointers to table entries."""
     positions = {*weights, *range(kernel.arguments, kernel.arguments + kernel.sizes)}
     head = re.search(rf"\b{re.escape(kernel.name)}\(([^()]*)\) ?\{{\n?", kernel.source)
     assert head is not None, kernel.source
-    given = [one.strip() for one in head[1].split(",")]
+    given = [parameter.strip() for parameter in head[1].split(",")]
     assert len(given) == kernel.arguments + kernel.sizes, f"parameters of {kernel.name}: {given}"
     parameters, first = [], []
     for position, parameter in enumerate(given):
@@ -42,7 +42,7 @@ def through_table(kernel: Kernel, weights: Collection[int]) -> Kernel:
 
 
 def _divided(parameter: str) -> tuple[str, str]:
-    """The type and the name of a parameter."""
+    """Return the type and the name of a C parameter."""
     found = re.fullmatch(r"(.*?[\s*])(\w+)", parameter, re.DOTALL)
     assert found is not None, parameter
     return found[1].strip(), found[2]

@@ -1,4 +1,4 @@
-"""Input and output of the child process that lowers a variant."""
+"""The input and output of the child process that lowers a variant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUILT_FILE = "built.json"
 MODULE_FILE = "module"
 PTX_FILE = "ptx"
 SOURCE_FILE = "source.cu"
-"""The CUDA C that the module was compiled from, where it was compiled from that and not taken from a cache."""
+"""The CUDA C from which the module was compiled; absent for the host, and for a module from the cache."""
 
 SIZE_PREFIX = "clockwork.size."
 """Prefix of the names of inputs for true sizes, each an int64 scalar; the number of the symbol follows."""
@@ -30,8 +30,8 @@ class Spec:
     dtype: str  # of matrix products, one of PRODUCT_DTYPES
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of earlier variants, which models of equal architecture reuse; "" none
-    sizes: tuple[int, ...] = ()  # of each open dimension: inputs may be that long, or shorter
-    ptx: bool = False  # whether the PTX is wanted as well
+    sizes: tuple[int, ...] = ()  # compiled size of each open dimension; inputs may be shorter
+    ptx: bool = False  # whether PTX is written, too
 
     def write(self, directory: Path) -> Path:
         path = directory / SPEC_FILE
@@ -52,19 +52,19 @@ class Kernel:
     source: str  # C, or CUDA C
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
-    arguments: int  # pointers that it takes
-    sizes: int  # true sizes that it takes behind them, each an int
+    arguments: int  # number of pointer parameters
+    sizes: int  # number of int parameters for true sizes, which follow the pointers
     widths: tuple[int, ...]  # bytes of the widest access through each pointer to data
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statistic:
-    """The memory accesses and operations of a launch, from its source."""
+    """The memory accesses and operations of a launch, as tinygrad estimates them."""
 
     kernel: str
     operations: int
     bytes: int  # read and written, each buffer once
-    tensor_cores: str  # what it multiplies there: "f16" or "tf32"; "" where it uses none
+    tensor_cores: str  # type of the operands on tensor cores, "f16" or "tf32"; "": none are used
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,14 +76,14 @@ class StoredWeight:
     shape: list[int]
     bytes: int
     sha256: str
-    call: int  # its first use: the launch, and (``place``) the position among the arguments
+    call: int  # launch that reads the weight first; ``place``: the position among its arguments
     place: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Built:
-    """The output of the child process: a lowered variant, with its module in the directory's file ``module``,
-    and that one's PTX, if it was wanted, in ``ptx``."""
+    """The output of the child process: a lowered variant. Its module is the file ``module`` of the directory,
+    and its PTX, if requested, the file ``ptx``."""
 
     output_shapes: list[list[int]]
     workspace: int
@@ -92,8 +92,8 @@ class Built:
     weights: list[StoredWeight]
     statistics: list[Statistic]  # of each launch
     log: str  # the assembler's messages about registers and spills
-    folded: int  # kernels that were run at packaging
-    reused: bool  # the kernels were in the cache
+    folded: int  # kernels that depend on weights alone and were run once, at compilation
+    reused: bool  # whether the kernels came from the cache
 
     def write(self, directory: Path) -> None:
         (directory / BUILT_FILE).write_text(json.dumps(dataclasses.asdict(self)))

@@ -1,4 +1,4 @@
-"""Finds in a kernel's source how wide its memory accesses are."""
+"""Determine the widths of a kernel's memory accesses from its source."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ ELEMENT_BYTES = {
     "unsigned int": 4, "uint": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
     "half": 2, "_Float16": 2, "__fp16": 2, "nv_bfloat16": 2, "__bf16": 2,
 }  # fmt: skip
-"""Sizes in bytes of the types that kernels have pointers to, by their names in C."""
+"""Size in bytes of each C type to which kernels have pointers."""
 
 _PARAMETER = re.compile(
     r"(?:const )?([A-Za-z_][\w ]*?)\s*\* ?(?:restrict |__restrict__ )?(data\d+(?:_\d+)?)\b"
 )
 _CAST = re.compile(r"\*\(\((\w+)\*\)\(")
 _VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?(data\d+(?:_\d+)?)\b")
-_OWN_VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?buf\d+\b")  # of an array in the kernel, which is aligned
+# An access to an array of the kernel itself, which is aligned
+_OWN_VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?buf\d+\b")
 
 
 def widths_of(source: str) -> tuple[int, ...]:
-    """Bytes of the widest access through each pointer of a kernel: of an element, or of a vector of its type."""
+    """Return the bytes of the widest access (an element or a vector) through each pointer of a kernel."""
     head = re.search(r"\w\(([^()]*\bdata\d[^()]*)\) ?\{", source)
     assert head is not None, source
     parameters = _PARAMETER.findall(head[1])

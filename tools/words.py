@@ -29,7 +29,7 @@ KEPT = (
     "clockwork/formats",
     "clockwork/gateway",
     "clockwork/launch",
-    "clockwork/models/compile",
+    "clockwork/models",
     "clockwork/observe",
     "clockwork/profiles.py",
     "clockwork/repository",

@@ -1,4 +1,4 @@
-"""Answers held against each other. Needs no ONNX: a worker holds a program's answers against its package's, too."""
+"""Compare models' answers. The module needs no onnx: workers check programs with it, too."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import numpy as np
 from clockwork.wire.tensors import Array
 
 RELATIVE = 1e-4
-"""Largest difference of two equal float32 answers, relative to the tensor's largest magnitude."""
+"""Largest difference at which float32 answers count as equal, relative to the tensor's largest magnitude."""
 
 HALF_RELATIVE = 5e-2
-"""Largest relative difference of equal answers where a model multiplies 16-bit numbers."""
+"""Largest relative difference at which answers count as equal if the model multiplies 16-bit numbers."""
 
 QUANTISED_RELATIVE = 2e-2
-"""Largest relative difference of equal answers where a model rounds to 8 bits inside: a different rounding is no error."""
+"""Largest relative difference at which answers count as equal if the model is quantised to 8 bits."""
 
 
 def difference(actual: Sequence[Array], expected: Sequence[Array], relative: float = RELATIVE) -> str:
-    """The difference between two lists of outputs, as a sentence; "" if they are equal. NaN equals NaN."""
+    """Describe the difference of two lists of outputs in a sentence; "" if equal. NaN equals NaN."""
     if len(actual) != len(expected):
         return f"{len(actual)} outputs instead of {len(expected)}"
-    for index, (one, other) in enumerate(zip(actual, expected)):
-        text = _difference(one, other, relative)
+    for index, (actual_output, expected_output) in enumerate(zip(actual, expected)):
+        text = _difference(actual_output, expected_output, relative)
         if text:
             return f"output {index} {text}"
     return ""
 
 
-def _difference(one: Array, other: Array, relative: float) -> str:
-    if one.shape != other.shape:
-        return f"has shape {one.shape} instead of {other.shape}"
-    if one.dtype != other.dtype:
-        return f"is {one.dtype} instead of {other.dtype}"
-    if one.dtype.kind in "OSU" or one.dtype == bool:
-        return "" if bool(np.array_equal(one, other)) else "has other values"
-    if is_integer_array(one):
-        steps = 1 if relative > RELATIVE and one.dtype.itemsize == 1 else 0
-        apart = np.abs(one.astype(np.int64) - other.astype(np.int64)).max(initial=0)
+def _difference(actual: Array, expected: Array, relative: float) -> str:
+    if actual.shape != expected.shape:
+        return f"has shape {actual.shape} instead of {expected.shape}"
+    if actual.dtype != expected.dtype:
+        return f"is {actual.dtype} instead of {expected.dtype}"
+    if actual.dtype.kind in "OSU" or actual.dtype == bool:
+        return "" if bool(np.array_equal(actual, expected)) else "has other values"
+    if is_integer_array(actual):
+        steps = 1 if relative > RELATIVE and actual.dtype.itemsize == 1 else 0
+        apart = np.abs(actual.astype(np.int64) - expected.astype(np.int64)).max(initial=0)
         return "" if apart <= steps else f"is apart by {apart}"
-    name = one.dtype.name
+    name = actual.dtype.name
     least = {"float16": 1e-2, "bfloat16": 4e-2}.get(name, 0.25 if "float8" in name or "float4" in name else 0)
-    wide = np.complex128 if one.dtype.kind == "c" else np.float64
-    left, right = one.astype(wide), other.astype(wide)
+    wide = np.complex128 if actual.dtype.kind == "c" else np.float64
+    left, right = actual.astype(wide), expected.astype(wide)
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(left) & np.isfinite(right)
         same = (left == right) | (np.isnan(left) & np.isnan(right))
@@ -62,12 +62,12 @@ def _difference(one: Array, other: Array, relative: float) -> str:
 
 
 def is_integer_array(array: Array) -> bool:
-    """Whether it holds integers, of any width."""
+    """Whether an array holds integers, of any width."""
     return "int" in array.dtype.name
 
 
 def tile(inputs: Sequence[Array], rows: int, rowless: Sequence[bool] = ()) -> list[Array]:
-    """A batch of ``rows`` copies of one-row inputs. rowless: see PreparedModel.rowless()."""
+    """Return a batch of ``rows`` copies of inputs with a single row. rowless: see PreparedModel.rowless()."""
     return [
         array if rows == 1 or any(rowless[index : index + 1]) else np.concatenate([array] * rows, axis=0)
         for index, array in enumerate(inputs)

@@ -1,8 +1,10 @@
-"""Decides whether requests may share an execution: whether the rows of a model are independent.
+"""Decide whether requests may share an execution: whether the rows of a model are independent.
 
-A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. Nor are equal answers of some
-rows together and apart: rows may meet for other values only, or behind an argmax. So a model batches where its graph proves
-it (models.compile.rows), or where its owner says so. A proof is tried, too, and an owner's word is tried harder.
+A symbolic first dimension does not prove it: the dimension may be time, or the model may normalise over all
+rows. Nor do equal answers of some rows in a batch and alone: rows may influence each other only for other
+values, or behind an argmax. A model therefore batches if its graph proves independence (models.compile.rows),
+or if its registration asks for batching. In both cases rows are also run in a batch and alone; without a
+proof, with extreme values as well.
 """
 
 from __future__ import annotations
@@ -24,22 +26,25 @@ from clockwork.models.runtime import RunError
 from clockwork.wire.tensors import Array
 
 TRIED_ROWS = 3
-"""Rows that are run together and apart."""
+"""Number of rows that are run both as a batch and alone."""
 
 PROVEN = "proven: no operator lets rows meet"
 
 EXTREMES = (0.0, 1e4, -1e4, 1e-6, float("nan"))
-"""What rows beside others are filled with where rows are not proven to be independent."""
+"""Values of a row that is run beside another row, where rows are not proven to be independent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Proof:
     batches: bool
-    note: str  # why, for people
+    note: str  # the reason, as a sentence for the user
 
 
 def why_rows_meet(model: onnx.ModelProto, masked: bool = False) -> str:
-    """Where the rows of a model meet, or may, as a sentence; "" if it is proven that they do not. masked: as prove_rows()."""
+    """Return the reason why rows of a model may influence each other; "" if they are proven independent.
+
+    masked: see prove_rows().
+    """
     try:
         prove_rows(model, masked)
     except NotProven as error:
@@ -48,10 +53,11 @@ def why_rows_meet(model: onnx.ModelProto, masked: bool = False) -> str:
 
 
 def declared_reason(inputs: Sequence[TensorSpec]) -> str:
-    """Why the declared shapes of inputs that are not optional do not allow a batch, as a sentence; "" if they do.
+    """Return the reason why the declared shapes of non-optional inputs rule out batches; "" if they permit
+    them.
 
-    Declared shapes of outputs say nothing: converters give a label of each row one element, or its rows a name of their own.
-    The graph tells which outputs have rows.
+    Declared shapes of outputs are ignored, because converters declare a fixed size or another name for the
+    rows of an output. The graph determines which outputs have rows.
     """
     symbols: dict[str, None] = {}
     if not inputs:
@@ -76,7 +82,7 @@ def declared_reason(inputs: Sequence[TensorSpec]) -> str:
 
 
 def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool, meet: str) -> Proof:
-    """prove() for examples of any number of rows, which are split into rows."""
+    """Split examples of any number of rows into single rows, and judge batching with them as prove() does."""
     if any(
         array.ndim == 0 or array.shape[0] != len(example[0])
         for example in examples
@@ -103,11 +109,11 @@ def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool, me
 def prove(
     run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], asked: bool, meet: str
 ) -> Proof:
-    """Judge by the graph, and run different rows together and apart.
+    """Decide by the graph whether the model batches, and run different rows in a batch and alone.
 
-    run: the model. inputs: a single row. more: other examples; those of equal shape are used as rows, too. asked: the owner
-    asked for batches, so that a doubt is only noted, and a model that cannot run a batch at all is an error (InvalidModel).
-    meet: why_rows_meet() of the model.
+    run: the model. inputs: a single row. more: other examples, of which those of equal shape are used as
+    rows. asked: the registration asks for batches. A difference is then only noted, and a model that cannot
+    run a batch raises InvalidModel. meet: why_rows_meet() of the model.
     """
     if meet and not asked:
         return Proof(False, f"not proven that rows are independent: {meet}")
@@ -144,7 +150,7 @@ def _difference(apart: Sequence[Sequence[Array]], together: Sequence[Array]) -> 
 
 
 def _beside(run: Run, row: Sequence[Array], alone: Sequence[Array], extreme: float) -> str:
-    """How a row's answer differs beside another of extreme numbers; "" if it does not, or if that one is refused."""
+    """Compare a row's answers alone and beside extreme values; "" if equal, or if these are refused."""
     other = [
         array if array.dtype == bool or array.dtype.kind in "OSU" or is_integer_array(array)
         else np.full(array.shape, extreme).astype(array.dtype)
@@ -160,7 +166,7 @@ def _beside(run: Run, row: Sequence[Array], alone: Sequence[Array], extreme: flo
 
 
 def _structural(run: Run, rows: Sequence[Sequence[Array]]) -> tuple[str, list[list[Array]], list[Array]]:
-    """Why joined rows do not even give joined outputs ("" if they do), and the outputs apart and together."""
+    """Run rows alone and as a batch. Return the reason why shapes rule out batching, and the outputs."""
     try:
         apart = [run(row) for row in rows]
     except RunError as error:

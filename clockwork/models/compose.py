@@ -1,6 +1,6 @@
-"""Models that read what users have: the steps before a model become operators of its graph, and its input strings.
+"""Extend models by preprocessing: it becomes part of the graph, whose input is then strings.
 
-A joined model takes a list of strings, as many as rows: JPEG images (with_images) or texts (tokenizers.with_texts).
+An extended model takes a string for each row: a JPEG image (with_images) or a text (tokenizers.with_texts).
 """
 
 from __future__ import annotations
@@ -36,11 +36,9 @@ FILTERS = ("bilinear", "bicubic")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFlags:
-    """Flags about images, which complete the model's metadata (models.images); None and 0: not given."""
+    """Flags about images, which complete the model's metadata (models.images). None or 0: not given."""
 
-    shortest: int = (
-        0  # side that the shorter side is resized to, before the middle is cut out; 0: images are stretched
-    )
+    shortest: int = 0  # length of the shorter side before the centre crop; 0: images are stretched
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     scale: float | None = None
@@ -49,7 +47,7 @@ class ImageFlags:
 
 
 def read_whole(path: Path) -> onnx.ModelProto:
-    """An ONNX file that has been checked, with its external data in it. Raises InvalidModel."""
+    """Read and check an ONNX file, and load its external data. Raises InvalidModel."""
     model, _ = import_model(path)
     size = sum(external_path(path.parent, location).stat().st_size for location in external_files(model))
     if size > EXTERNAL_BYTES:
@@ -62,7 +60,7 @@ def read_whole(path: Path) -> onnx.ModelProto:
 
 
 def with_images(model: onnx.ModelProto, flags: ImageFlags) -> onnx.ModelProto:
-    """The model with JPEG images as its input, each decoded, resized, cropped and normalised as the metadata and flags say.
+    """Return the model with JPEG images as input, preprocessed according to its metadata and the flags.
 
     Raises InvalidModel.
     """
@@ -97,7 +95,8 @@ def with_images(model: onnx.ModelProto, flags: ImageFlags) -> onnx.ModelProto:
         )
     ]  # fmt: skip
     constants, last = [], names["pixels"]
-    # (p * scale - mean) / std, and of an inverted pixel 255 - p, in one multiplication and one subtraction.
+    # Fuse (p * scale - mean) / std, with 255 - p for an inverted pixel p, into a multiplication and a
+    # subtraction.
     factor = np.full(form.channels, form.scale) / np.array(form.std)
     offset = np.broadcast_to(np.array(form.mean) / np.array(form.std), factor.shape)
     if form.invert:
@@ -144,13 +143,15 @@ def join(
     contents: Mapping[str, str],
     drop: Sequence[str] = (),
 ) -> onnx.ModelProto:
-    """A graph of Clockwork's operators before a model. joined: its outputs, and the inputs of the model that they become.
+    """Put a graph of Clockwork's operators before a model.
 
-    contents: what its own inputs hold, see models.samples. drop: metadata of the model that no longer holds.
+    joined: pairs of an output of the graph and the model's input that it feeds. contents: kinds of strings in
+    the graph's inputs, see models.samples. drop: metadata of the model that no longer applies.
     """
     opsets = [helper.make_opsetid(opset.domain, opset.version) for opset in model.opset_import]
     first = helper.make_model(before, opset_imports=[*opsets, helper.make_opsetid(DOMAIN, 1)])
-    first.ir_version = model.ir_version = max(model.ir_version, 4)  # where initializers need not be inputs
+    # From version 4 on, initializers need not be inputs
+    first.ir_version = model.ir_version = max(model.ir_version, 4)
     metadata = {key: text for key, text in metadata_of(model).items() if key not in drop}
     metadata[samples.STRINGS_KEY] = json.dumps(dict(contents))
     del model.metadata_props[:]
@@ -164,7 +165,7 @@ def join(
 
 
 def with_labels(model: onnx.ModelProto, labels: Sequence[str]) -> onnx.ModelProto:
-    """The model with labels for its scores. Raises InvalidModel where it is known to have another number of them."""
+    """Add labels for a model's scores. Raises InvalidModel if their known number differs."""
     if len(model.graph.output) == 1:
         scores = _spec_of(model.graph.output[0])
         if scores.shape and type(scores.shape[-1]) is int and scores.shape[-1] != len(labels):
@@ -190,7 +191,7 @@ def _spec_of(value: onnx.ValueInfoProto) -> TensorSpec:
 
 
 def _rename_input(model: onnx.ModelProto, old: str, new: str) -> None:
-    """Give an input of the model another name, so that what comes before the model can have its own."""
+    """Rename an input of the model, so that its name is free for the graph before the model."""
     for node in nodes_within(model.graph.node):
         for place, name in enumerate(node.input):
             if name == old:

@@ -34,7 +34,7 @@ from clockwork.wire.tensors import Array
 
 @dataclasses.dataclass(slots=True)
 class Reference:
-    """Inputs, and the answers of plain ONNX Runtime, which every holding must reproduce."""
+    """Inputs, and the answers of the original model in ONNX Runtime, which every holding must reproduce."""
 
     run: Callable[[Sequence[Array]], list[Array]]
     inputs: list[list[Array]]
@@ -49,7 +49,8 @@ class Reference:
             self.deterministic = not difference(again, self.outputs[0], self.relative)
 
     def difference(self, run: Callable[[Sequence[Array]], list[Array]]) -> str:
-        """How a run of the same model differs, as a sentence; "" if it does not. Does not raise RunError."""
+        """Describe how another run of the model differs, as a sentence; "" if it does not. A RunError is
+        described, too."""
         text = self._difference(run)
         if text and self.deterministic:
             self.check_deterministic()
@@ -98,7 +99,8 @@ def build_bound(program: Program, directory: Path, page_bytes: int, reference: R
     path.unlink(missing_ok=True)
     if weights:
         write_weights(path, layout, [constant.data() for constant in program.weights], page_bytes)
-    return Bound(program, layout, weights, _verify(program.model, path, layout, weights, page_bytes, reference))  # fmt: skip
+    error = _verify(program.model, path, layout, weights, page_bytes, reference)
+    return Bound(program, layout, weights, error)
 
 
 def _verify(
@@ -123,10 +125,11 @@ def _verify(
 def choose_program(
     splitter: Splitter, whole: Program, build: Callable[[Program], Bound], known: Sequence[str]
 ) -> tuple[Bound, list[str], str]:
-    """The working program with the fewest weights inside, the operators whose weights stay inside, and why.
+    """Return the working program with the fewest weights in the graph, the operators that keep weights, and
+    the reason.
 
-    whole: the program with no weights inside. known: operators that needed their weights in an earlier model of
-    this architecture.
+    whole: the program without weights in the graph. known: operators that needed their weights in an earlier
+    model of this architecture.
     """
     if known:
         bound = build(splitter.keeping(known))
@@ -141,7 +144,7 @@ def choose_program(
     if bound.error:
         bound = build(splitter.program(lambda constant: True))
         return bound, users, _kept_note(bound.program, users, reason)
-    # The weights of all operators but the culprits may leave again, type by type.
+    # Take the weights out of the graph again, by type of operator, except for types that fail without them.
     kept = users
     for name in users:
         trial = build(splitter.keeping([operator for operator in kept if operator != name]))
@@ -158,7 +161,7 @@ def _kept_note(program: Program, operators: Sequence[str], reason: str) -> str:
 
 
 def write_program(store: Path, name: str, model: bytes, fingerprint: str) -> None:
-    """Put a program into the store, unless it is there and undamaged."""
+    """Write a program to the store, unless the store has an undamaged copy."""
     place = store / "programs" / name
     if place.is_dir() and program_damage(place / PROGRAM_FILE, fingerprint):
         set_aside(place)
@@ -209,7 +212,7 @@ class _MallocInfo(ctypes.Structure):
 
 
 def _heap_bytes() -> int:
-    """Bytes that this process has allocated; with a C library without mallinfo2() (musl), its anonymous RSS."""
+    """Return the bytes allocated by this process; without mallinfo2() (musl), its anonymous RSS."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -226,7 +229,7 @@ def is_random(operators: Sequence[str]) -> bool:
 
 
 def is_quantised(operators: Sequence[str]) -> bool:
-    """Whether a model rounds to integers inside, where a different rounding is no error."""
+    """Whether a model is quantised, so that answers may differ by rounding to integers."""
     return any(
         "Quant" in name or "QLinear" in name or "Integer" in name or "QGemm" in name for name in operators
     )

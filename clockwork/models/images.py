@@ -1,11 +1,11 @@
-"""Converts image files to a model's input, and scores to labels, by the ONNX file's metadata.
+"""Convert image files to a model's input, and scores to labels, according to the ONNX file's metadata.
 
     clockwork.input    JSON: {"layout": "NCHW", "height": 8, "width": 8, "channels": 1,
                               "scale": 0.0041, "mean": 0.0, "std": 1.0, "invert": false}
     clockwork.labels   JSON: ["0", "1", ...], one for each score
 
-A pixel p (0 to 255; 255 - p where ``invert`` is true) becomes (p * scale - mean) / std. ``mean`` and
-``std`` are numbers or lists with a number for each channel. Missing keys follow from the input's shape and type.
+A pixel p (0 to 255; 255 - p where ``invert`` is true) becomes (p * scale - mean) / std. ``mean`` and ``std``
+are numbers or lists with a number for each channel. Missing keys follow from the input's shape and type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INPUT_KEY = "clockwork.input"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """The form of a model's image input. A height or width of 0 is the image's own."""
+    """The format of a model's image input. A height or width of 0 means the size of the image."""
 
     layout: str  # "NCHW" or "NHWC"
     height: int
@@ -44,9 +44,10 @@ class ImageSpec:
 
 
 def image_to_input(path: str | Path, metadata: Mapping[str, str], input_spec: TensorSpec) -> NDArray[Any]:
-    """The image as a row of the model's input: (1, C, H, W) or (1, H, W, C), C-contiguous.
+    """Return an image as a row of the model's input: (1, C, H, W) or (1, H, W, C), C-contiguous.
 
-    Raises InvalidInput if the file is not an image or the input does not take images, InvalidModel for bad metadata.
+    Raises InvalidInput if the file is not an image or the input does not take images, InvalidModel for bad
+    metadata.
     """
     spec = image_spec(metadata, input_spec)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.channels]
@@ -80,9 +81,10 @@ def image_to_input(path: str | Path, metadata: Mapping[str, str], input_spec: Te
 
 
 def guess(path: str | Path, metadata: Mapping[str, str], input_spec: TensorSpec) -> str:
-    """How image_to_input() takes an image whose form the metadata does not give, in a sentence; "" where it does.
+    """Return a sentence about the image format that image_to_input() assumes; "" if the metadata gives the
+    format.
 
-    Raises as image_to_input() does for bad metadata and inputs; a file that is no image gives "".
+    Raises the errors of image_to_input() for bad metadata and inputs. A file that is no image gives "".
     """
     if INPUT_KEY in metadata:
         return ""
@@ -103,7 +105,7 @@ def guess(path: str | Path, metadata: Mapping[str, str], input_spec: TensorSpec)
 
 
 def labelled(scores: NDArray[Any], metadata: Mapping[str, str]) -> list[tuple[str, float]]:
-    """Each label with its score, best first (equal scores in the model's order).
+    """Return (label, score) pairs, highest score first; equal scores keep the model's order.
 
     scores: (n,) or (1, n). Without labels, or with a different number of them, the index is the label.
     Raises InvalidInput for scores of several rows, InvalidModel for bad metadata.
@@ -124,7 +126,7 @@ def has_labels(metadata: Mapping[str, str]) -> bool:
 
 
 def image_spec(metadata: Mapping[str, str], input_spec: TensorSpec) -> ImageSpec:
-    """The image input of the metadata, completed from the input's shape. Raises InvalidInput or InvalidModel."""
+    """Read the image format from metadata and the input's shape. Raises InvalidInput, InvalidModel."""
     body = metadata_value(metadata, INPUT_KEY, dict)
     shape = input_spec.shape
     if len(shape) != 4:
@@ -169,7 +171,7 @@ def _labels(metadata: Mapping[str, str]) -> list[str]:
 
 
 def metadata_value(metadata: Mapping[str, str], key: str, kind: type[Any]) -> Any:
-    """The value of a key, or an empty ``kind`` where the key is missing. Raises InvalidModel."""
+    """Parse a metadata key's JSON value; an empty ``kind`` if the key is missing. Raises InvalidModel."""
     try:
         body = json.loads(metadata[key]) if key in metadata else kind()
     except (ValueError, RecursionError) as error:
@@ -189,7 +191,7 @@ def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def _numbers(body: Mapping[str, Any], name: str, default: float, count: int) -> tuple[float, ...]:
-    """``count`` numbers: a list of them, or a single number for all."""
+    """Read ``count`` numbers: a list of numbers, or a number that is repeated."""
     value = body.get(name, default)
     values = value if isinstance(value, list) else [value]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

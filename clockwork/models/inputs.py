@@ -1,7 +1,7 @@
 """Inputs for trial runs of a model, and the comparison of answers.
 
-Real examples are best; without them inputs are generated from a fixed seed, and dimensions that the model
-leaves open are guessed until it runs.
+Real examples are preferred. Without examples, inputs are generated from a fixed seed, and open dimensions are
+guessed until the model runs.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ _SIZES = (
     (224, 128), (64, 64), (48, 48), (32, 32), (256, 256), (512, 512), (576, 576), (640, 384), (16, 16),
     (80, 80), (8, 8), (4, 4), (3, 3), (2, 2), (1, 1),
 )  # fmt: skip
-"""Guesses for dimensions left open: (height and width of an image, any other)."""
+"""Guesses for open dimensions, as pairs: height and width of an image, and any other dimension."""
 
 _ID_BOUNDS = (16, 2, 1)
-"""Bounds below which integers are drawn: for token ids and class numbers, for flags, for zeros only."""
+"""Upper bounds (exclusive) of drawn integers: for token ids and class numbers, for flags, for zeros alone."""
 
 
 def guesses(specs: Sequence[TensorSpec], contents: Mapping[str, str] = {}) -> Iterator[list[Array]]:
-    """Inputs to try, most plausible first. Axis 0, where it is open, has a single row.
+    """Yield inputs to try, most plausible first. An open axis 0 gets a single row.
 
-    contents: of strings, as samples.contents_of() has it."""
+    contents: kinds of strings by input name, see samples.contents_of().
+    """
     open_dims = any(isinstance(dim, str) for spec in specs for dim in spec.shape)
     integers = any(_is_integer(spec.dtype) for spec in specs)
     # The state of a recurrent model has its batch on axis 1.
@@ -60,7 +61,7 @@ def guesses(specs: Sequence[TensorSpec], contents: Mapping[str, str] = {}) -> It
 def first_that_runs(
     specs: Sequence[TensorSpec], run: Run, contents: Mapping[str, str] = {}
 ) -> tuple[list[Array] | None, list[Array], str]:
-    """The first guess that the model accepts, its outputs, and ""; or None and the error for the last guess."""
+    """Return the first guess that the model accepts, its outputs, and ""; or None, [] and an error."""
     error = ""
     give_up = time.monotonic() + GUESS_SECONDS
     for inputs in guesses(specs, contents):
@@ -74,7 +75,7 @@ def first_that_runs(
 
 
 def resized(specs: Sequence[TensorSpec], inputs: Sequence[Array]) -> list[Array] | None:
-    """The inputs with every open dimension larger by 1; None if the model has no open dimension."""
+    """Return the inputs with every open dimension larger by 1; None if the model has no open dimension."""
     grown, is_open = [], False
     for spec, given in zip(specs, inputs):
         array = np.asarray(given)
@@ -89,9 +90,10 @@ def resized(specs: Sequence[TensorSpec], inputs: Sequence[Array]) -> list[Array]
 def seen_outputs(
     specs: Sequence[TensorSpec], answers: Sequence[Sequence[Sequence[int]]], rows: bool
 ) -> list[TensorSpec]:
-    """The declared outputs, with only those dimensions fixed that all answers agree on.
+    """Return the declared outputs, in which dimensions are fixed only if all answers agree on them.
 
-    answers: the shapes of each answer's outputs. rows: the first dimension counts rows."""
+    answers: the shapes of each answer's outputs. rows: whether the first dimension counts rows.
+    """
     seen = []
     for index, spec in enumerate(specs):
         shapes = [answer[index] for answer in answers]
@@ -134,7 +136,7 @@ def seeded(
     id_bound: int = 16,
     content: str = samples.TEXT,
 ) -> Array:
-    """Random values that most models accept: normal floats, small non-negative integers, words or images."""
+    """Return random values that most models accept: normal floats, small integers, words or images."""
     if dtype == TensorProto.STRING:
         return samples.sample(content, shape, int(rng.integers(0, 9)))
     kind = numpy_dtype(dtype)
@@ -151,10 +153,10 @@ def _is_integer(dtype: int) -> bool:
 
 
 def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
-    """``count`` versions of one-row inputs that differ in value and in magnitude.
+    """Return ``count`` variations of inputs with a single row, which differ in value and in magnitude.
 
-    The magnitudes matter: a model that scales over all rows (dynamic quantisation) then answers each row differently
-    in a batch. Integers are drawn from those of the inputs, so that ids stay valid.
+    Different magnitudes expose a model that scales over all rows (dynamic quantisation), because its answers
+    in a batch differ. Integers are drawn from those of the inputs, so that ids stay valid.
     """
     rng = np.random.default_rng(SEED)
     rows = [[np.asarray(array) for array in inputs]]
@@ -182,8 +184,11 @@ def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
 def timed_shape(
     inputs: Sequence[Array], batches: bool, rowless: Sequence[bool] = ()
 ) -> tuple[tuple[int, ...], ...]:
-    """What an execution with these inputs is timed by: their shapes, without rows where the model batches, of strings the size
-    of one behind it, and of optional inputs (rowless: see PreparedModel.rowless()) the value."""
+    """Return the key under which execution times of these inputs are kept.
+
+    The key is the shapes, without rows if the model batches. The size of a string follows the shape of
+    strings, and an optional input (rowless: see PreparedModel.rowless()) is represented by its value.
+    """
     found: list[tuple[int, ...]] = []
     for index, array in enumerate(inputs):
         if any(rowless[index : index + 1]):

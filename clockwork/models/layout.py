@@ -1,8 +1,9 @@
 """The layout of a model's weights in pages.
 
-A *run* is a number of contiguous pages; a model takes several, which may lie anywhere in the arena. No
-tensor straddles a page unless it is larger than a page, and then it begins a run of its own, whose last
-page takes small tensors as well: with 1 MiB pages the unused tails of a resnet50 would otherwise be 15 % of it.
+A *run* is a number of contiguous pages. A model has several runs, which may lie anywhere in the arena. A
+tensor crosses a page boundary only if the tensor is larger than a page; it then begins a new run. The last
+page of such a run takes small tensors as well: with 1 MiB pages, unused tails would otherwise be 15 % of a
+resnet50.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from clockwork.config.models import OPEN_RUNS_MAX
 
 ALIGNMENT_BYTES = 64
-"""A cache line, and the widest vector: the alignment of ONNX Runtime's own allocator."""
+"""Alignment of ONNX Runtime's allocator: a cache line, and the widest vector."""
 
 
 class Layout(NamedTuple):
@@ -24,12 +25,12 @@ class Layout(NamedTuple):
 
 
 def lay_out(sizes: Sequence[int], page_bytes: int) -> Layout:
-    """Place tensors of these sizes (bytes) by first-fit decreasing. A function of its arguments alone."""
+    """Place tensors of these sizes (bytes) by first-fit decreasing. The result is deterministic."""
     if page_bytes < ALIGNMENT_BYTES or page_bytes % ALIGNMENT_BYTES:
         raise ValueError(f"page_bytes must be a multiple of {ALIGNMENT_BYTES}, not {page_bytes}")
     runs: list[int] = []
     places: list[tuple[int, int]] = [(0, 0)] * len(sizes)
-    open_runs: list[list[int]] = []  # [run, first free offset, end]; all of a run's free part is in one page
+    open_runs: list[list[int]] = []  # [run, first free offset, end]; free space lies in the last page
     for tensor in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
         size = sizes[tensor]
         if size <= page_bytes:

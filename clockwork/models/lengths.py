@@ -1,8 +1,9 @@
-"""Lengths: whether requests of different length may share a batch on a CPU.
+"""Decide whether requests of different lengths may share a batch on a CPU.
 
-Where the proof of padding holds for rows of different length (models.compile.padding), a model is prepared with masks and
-with an input for the true size of each row. What was proven is tried, too: rows of different length are run together, with
-different values behind their ends, and alone in the original.
+If padding is proven harmless for rows of different lengths (models.compile.padding), a model is prepared with
+masks and with an input for the true size of each row. The result is also tested: rows of different lengths
+are run in a batch, with several values of padding, and compared with the original model's answers for each
+row alone.
 """
 
 from __future__ import annotations
@@ -31,35 +32,35 @@ from clockwork.models.runtime import RunError, Session
 from clockwork.wire.tensors import DTYPES, STRING, Array, length_class
 
 TOKENIZERS = frozenset(("BytePairs", "WordPiece"))
-"""Our operators that make ids, a mask and types, [rows, tokens], of texts."""
+"""Clockwork's tokenizers: operators that turn texts into ids, a mask and types, each [rows, tokens]."""
 
 TOKENS = "clockwork.tokens"
-"""The symbol of the tokens of a batch's longest text."""
+"""Symbol of the number of tokens of a batch's longest text."""
 
 TOKENS_TRIED = 8
-"""Tokens of the inputs for which shapes are inferred."""
+"""Number of tokens in the inputs with which shapes are inferred."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sharing:
-    """A model whose requests share batches whatever their size in some symbols."""
+    """The proof that requests with different sizes in some symbols may share a batch."""
 
     padding: Padding
     inputs: Sequence[TensorSpec]
 
     @property
     def lengths(self) -> dict[str, int]:
-        """The symbols, and for each the largest size that the model takes; 0: none is known."""
+        """By symbol: the largest size that the model accepts; 0: no limit is known."""
         return {symbol: self.padding.limits.get(symbol, 0) for symbol in self.padding.symbols}
 
     @property
     def output_lengths(self) -> list[list[str]]:
-        """Of each output the symbol of each axis, "" where it has none."""
+        """For each output, the symbol of each axis; "" for an axis without a symbol."""
         symbols = self.padding.symbols
         return [[str(dim) if dim in symbols else "" for dim in dims] for dims in self.padding.output_dims]
 
     def sized(self, inputs: Sequence[Array]) -> list[Array]:
-        """What the prepared model takes: the inputs, and behind them the size of each row in each symbol."""
+        """Return the prepared model's inputs: the original inputs, and for each symbol the rows' sizes."""
         sizes = self.sizes(inputs)
         return [
             *inputs,
@@ -67,7 +68,7 @@ class Sharing:
         ]
 
     def sizes(self, inputs: Sequence[Array]) -> dict[str, int]:
-        """The size of inputs in each symbol."""
+        """Return the size of the inputs in each symbol."""
         return {
             str(dim): size
             for spec, array in zip(self.inputs, inputs, strict=True)
@@ -76,7 +77,7 @@ class Sharing:
         }
 
     def resized(self, inputs: Sequence[Array], sizes: dict[str, int]) -> list[Array]:
-        """The inputs cut, or repeated, to these sizes."""
+        """Return the inputs, cut or repeated to these sizes."""
         found = []
         for spec, array in zip(self.inputs, inputs, strict=True):
             for axis, dim in enumerate(spec.shape):
@@ -87,12 +88,12 @@ class Sharing:
 
 
 def has_open_axis(inputs: Sequence[TensorSpec]) -> bool:
-    """Whether requests for a model that batches may differ in shape."""
+    """Whether an input has an open dimension besides the batch, so that requests may differ in shape."""
     return any(isinstance(dim, str) for spec in inputs for dim in spec.shape[1:])
 
 
 def reason_against(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
-    """Why requests of a model that batches must have one shape to share a batch, as far as its declaration says so."""
+    """Return the reason in the declared shapes against batches of different lengths; "" if none."""
     for spec in inputs:
         for axis, dim in enumerate(spec.shape):
             if axis and isinstance(dim, str) and not is_named(dim):
@@ -116,9 +117,10 @@ def share(
     relative: float,
     target: Path,
 ) -> tuple[Sharing | None, str]:
-    """Write the model that takes rows of different length to ``target``; why that is right, or None and why not.
+    """Write a model that accepts rows of different lengths to ``target``.
 
-    model: one that batches; it is changed in place. row: inputs of a single row. run: of the original.
+    Return the proof and its summary, or None and the reason why there is no proof. model: a model that
+    batches, changed in place. row: inputs of a single row. run: executes the original model.
     """
     if why := reason_against(inputs, outputs):
         return None, f"one length in a batch: {why}"
@@ -140,7 +142,7 @@ def share(
 
 
 def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, relative: float) -> str:
-    """How the padded model answers wrongly, as a sentence; "" if it does not. Raises RunError."""
+    """Test the padded model. Return a sentence about a wrong answer; "" if none. Raises RunError."""
     full = sharing.sizes(row)
     if max(full.values()) < 2:
         return "could not be tried: no input is longer than 1; give examples"
@@ -149,12 +151,12 @@ def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, rel
     wanted += [{symbol: int(rng.integers(1, size + 1)) for symbol, size in full.items()} for _ in range(2)]
     rows = [sharing.resized(row, sizes) for sizes in wanted]
     shapes = [array.shape for array in row]
-    sizes = [np.array([one[symbol] for one in wanted], np.int64) for symbol in sharing.padding.symbols]
+    sizes = [np.array([size[symbol] for size in wanted], np.int64) for symbol in sharing.padding.symbols]
     answers = []
     for filling in _fillings(row):
-        padded = [padded_inputs(one, shapes, filling) for one in rows]
+        padded = [padded_inputs(alone, shapes, filling) for alone in rows]
         answers.append(session.run([*(np.concatenate(parts) for parts in zip(*padded)), *sizes]))
-    for number, (one, own) in enumerate(zip(rows, wanted, strict=True)):
+    for number, (alone, own) in enumerate(zip(rows, wanted, strict=True)):
         zeros, others = (
             [
                 output[number : number + 1][tuple(slice(own.get(str(dim))) for dim in dims)]
@@ -164,14 +166,18 @@ def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, rel
         )
         if text := difference(others, zeros, 0):
             return f"what is behind the end of a row changes its answer: {text}"
-        if text := difference(zeros, run(one), relative):
+        if text := difference(zeros, run(alone), relative):
             return f"rows of different length answer differently together and alone: {text}"
     return ""
 
 
 def _find_limits(sharing: Sharing, row: Sequence[Array], run: Run) -> None:
-    """Where the graph does not say how long inputs may be, and the model does not take the end of the example's class, at
-    which it would be timed, find the longest that it takes."""
+    """Find by bisection the largest size that the model accepts, for symbols whose limit the graph does not
+    give.
+
+    The search is skipped if the model accepts the largest size of the example's length class, at which it is
+    timed.
+    """
     limits = sharing.padding.limits
     for symbol, size in sharing.sizes(row).items():
         taken, refused = size, length_class(size)
@@ -195,7 +201,7 @@ def _takes(sharing: Sharing, row: Sequence[Array], run: Run, symbol: str, size: 
 
 
 def _fillings(row: Sequence[Array]) -> list[list[Array]]:
-    """Values to put behind the ends of rows, with which the answers must be the same: zeros, and what a client's could be."""
+    """Return values for padding, with which answers must be equal: zeros, and NaN or reversed integers."""
     zeros = [np.zeros_like(array) for array in row]
     other = [np.full_like(array, np.nan) if array.dtype.kind == "f" else array[:, ::-1] if array.ndim > 1 else array
              for array in row]  # fmt: skip
@@ -203,22 +209,24 @@ def _fillings(row: Sequence[Array]) -> list[list[Array]]:
 
 
 def mask_texts(model: onnx.ModelProto) -> str:
-    """Have a model with a tokenizer mask the padding behind a text's end, where that is proven to be right; "", or why not.
+    """Insert masks of padding behind a model's tokenizer, if a proof permits it. Return "", or the reason
+    against it.
 
-    The tokenizer pads texts to the longest of a batch, so that a row's answer may depend on another's length. The model is
-    changed in place. It begins with an operator of TOKENIZERS that pads to no fixed length.
+    The tokenizer pads texts to the longest text of a batch, so that without masks a row's answer may depend
+    on the length of another row. The model is changed in place. It begins with an operator of TOKENIZERS
+    without a fixed length.
     """
-    (node,) = (one for one in model.graph.node if is_padding_texts(one))
+    (tokenizer,) = (node for node in model.graph.node if is_padding_texts(node))
     behind = onnx.ModelProto()
     behind.CopyFrom(model)
     del behind.graph.node[:], behind.graph.input[:]
-    behind.graph.node.extend(one for one in model.graph.node if one is not node)
-    read = {name for one in behind.graph.node for name in one.input}
+    behind.graph.node.extend(node for node in model.graph.node if node is not tokenizer)
+    read = {name for node in behind.graph.node for name in node.input}
     texts = model.graph.input[0].type.tensor_type.shape.dim
     rows = texts[0].dim_param if texts else "N"
     behind.graph.input.extend(
         helper.make_tensor_value_info(name, TensorProto.INT64, [rows or "N", TOKENS])
-        for name in node.output
+        for name in tokenizer.output
         if name in read
     )
     try:
@@ -226,14 +234,16 @@ def mask_texts(model: onnx.ModelProto) -> str:
     except NotProven as error:
         return str(error)
     size = behind.graph.input[-1].name
-    opset = next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    opset = next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
     axes = numpy_helper.from_array(np.array([1], np.int64), f"{size}.axes")
     if opset < 13:
-        count = helper.make_node("ReduceSum", [node.output[1]], [size], axes=[1], keepdims=0)
+        count = helper.make_node("ReduceSum", [tokenizer.output[1]], [size], axes=[1], keepdims=0)
     else:
         behind.graph.initializer.append(axes)
-        count = helper.make_node("ReduceSum", [node.output[1], axes.name], [size], keepdims=0)
-    nodes = [onnx.NodeProto.FromString(one.SerializeToString()) for one in (node, count, *behind.graph.node)]
+        count = helper.make_node("ReduceSum", [tokenizer.output[1], axes.name], [size], keepdims=0)
+    nodes = [
+        onnx.NodeProto.FromString(node.SerializeToString()) for node in (tokenizer, count, *behind.graph.node)
+    ]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(behind.graph.initializer)
@@ -244,5 +254,5 @@ def is_padding_texts(node: onnx.NodeProto) -> bool:
     """Whether a node is a tokenizer that pads to the longest text of a batch."""
     if node.domain != DOMAIN or node.op_type not in TOKENIZERS:
         return False
-    length = next((one.i for one in node.attribute if one.name == "length"), 0)
+    length = next((attribute.i for attribute in node.attribute if attribute.name == "length"), 0)
     return not length

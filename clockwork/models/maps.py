@@ -1,8 +1,8 @@
-"""Outputs that are lists of maps from class to score, as classifiers' exporters write them: made tensors of scores at import.
+"""Replace outputs of classifiers that are lists of maps from class to score by tensors of scores, at import.
 
-The operator ZipMap only pairs the columns of a tensor with the names of the classes, so nothing is lost without it: the
-output becomes that tensor, and the names become the model's labels. This is what the option ``zipmap=False`` of scikit-learn's
-converter does; CatBoost's export has no such option.
+The operator ZipMap pairs the columns of a tensor with the names of the classes. The output becomes that
+tensor, and the names become the model's labels, so that nothing is lost. The option ``zipmap=False`` of
+scikit-learn's converter has the same effect; CatBoost's export has no such option.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _OPSET = 13
 
 
 def make_tensors(model: onnx.ModelProto) -> bool:
-    """Replace each output that ZipMap makes with the tensor that ZipMap reads, under the output's name. Whether there was one.
+    """Replace each output of a ZipMap by the input of the ZipMap, under the output's name. Return whether
+    there was any.
 
-    Other sequences and maps stay as they are. The output is (rows, classes) float32; the rows are left open.
+    Other sequences and maps stay. The output is (rows, classes) float32, with an open number of rows.
     """
     graph = model.graph
     makers = {
@@ -49,7 +50,7 @@ def make_tensors(model: onnx.ModelProto) -> bool:
 
 
 def _classes(zip_map: onnx.NodeProto) -> list[str]:
-    """The names of a ZipMap's classes, in the order of its input's columns."""
+    """Return the names of a ZipMap's classes, in the order of the columns of its input."""
     for attribute in zip_map.attribute:
         if attribute.name == "classlabels_int64s" and attribute.ints:
             return [str(number) for number in attribute.ints]

@@ -1,4 +1,4 @@
-"""Measures prepared models: the time of a load, and of an execution at each batch size that pays."""
+"""Measure prepared models: the time of a load, and of executions at rising batch sizes."""
 
 from __future__ import annotations
 
@@ -43,23 +43,24 @@ from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.wire.tensors import Array, decode_tensor, encode_array
 
 Execution = tuple[int, Sequence[Array]]
-"""What a bench executes: the index of a model, and its inputs."""
+"""An execution on a bench: the index of a model, and its inputs."""
 
 
 class Bench:
-    """Prepared models on a CPU device of their own, with pages for all. Times are processor time, if possible."""
+    """A CPU device with prepared models and pages for all. With one thread, times are processor time."""
 
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
-        """directories: of prepared models, at their place in a store. Raises ConfigError."""
+        """directories: of the prepared models, inside a store. Raises ConfigError."""
         models = [PreparedModel.read(directory) for directory in directories]
         self.rowless = models[0].rowless() if models else ()
-        """Of the models' inputs, which are optional: they are holdings of one model."""
+        """For each input, whether it is optional. All models are holdings of the same model.
+        """
         pages = sum(sum(prepared.runs) for prepared in models)
         threads = threads_of(fingerprint)
         self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)
         self._ids = itertools.count(1)
         self.workspace_bytes = 1
-        """The most workspace that an execution has taken: at least 1, because 0 means not measured."""
+        """Largest workspace of an execution so far, in bytes: at least 1, because 0 means "not measured"."""
         self._starts: list[list[int]] = []
         try:
             page = 0
@@ -124,7 +125,7 @@ def load_time(bench: Bench, index: int) -> int:
 
 
 def execution_time(bench: Bench, index: int, inputs: Sequence[Array], seconds: float = POINT_SECONDS) -> int:
-    """Median time of an execution in ns, after a warm-up, measured for so long. Raises RunError."""
+    """Return the median time of an execution in ns, after a warm-up. seconds: to measure. Raises RunError."""
     bench.run(index, inputs)
     times: list[int] = []
     give_up = time.monotonic() + seconds
@@ -134,7 +135,7 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array], seconds: f
 
 
 def refusal_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
-    """The least time in ns that a model takes to fail on inputs: nothing but the clock on the wall says when it did."""
+    """Return the least wall time in ns until a model fails on inputs. Failures report no times."""
     times = []
     for _ in range(RUNS_MIN):
         begun_ns = time.perf_counter_ns()
@@ -152,10 +153,10 @@ class Compared(NamedTuple):
 
 
 def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list[Compared]:
-    """Compare the bench's first two models at rising batch sizes, as long as a larger batch pays for either.
+    """Compare the bench's first two models at rising batch sizes, while throughput of either model grows.
 
-    Both are loaded and execute in turn, so that other load on the machine affects both. inputs: a single row where the
-    model batches. Raises RunError.
+    Both are loaded and execute in turn, so that other load on the machine affects both. inputs: a single row
+    where the model batches. Raises RunError.
     """
     found: list[Compared] = []
     best = [0.0, 0.0]
@@ -181,9 +182,10 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
 def _in_turn(
     bench: Bench, first: Execution, second: Execution, pairs_min: int, seconds: float = POINT_SECONDS
 ) -> list[tuple[int, int]]:
-    """Times of two executions in ns, pair by pair, after a warm-up of each: other load on the machine affects both.
+    """Measure two executions alternately, after a warm-up, and return pairs of times in ns.
 
-    At least pairs_min pairs, for so long. Raises RunError.
+    Alternation exposes both to the same load of the machine. At least ``pairs_min`` pairs are measured, and
+    pairs until the given time is over. Raises RunError.
     """
     pairs: list[tuple[int, int]] = []
     bench.run(*first)
@@ -213,11 +215,12 @@ def profile(
     batch_max: int = BATCH_MAX,
     seconds: float = POINT_SECONDS,
 ) -> tuple[list[ProfilePoint], int]:
-    """Points of rising batch size while throughput grows, and the last size that raised it.
+    """Measure rising batch sizes while throughput grows. Return their points, and the last size that raised
+    throughput.
 
-    A size and the last that raised throughput execute in turn, so that a machine that slows down meanwhile does not
-    make a batch look as if it did not pay. inputs: a single row where the model batches. The point at which throughput no
-    longer grew is kept. seconds: at each size. Raises RunError.
+    Each size is measured alternately with the last size that raised throughput, so that a slowdown of the
+    machine does not look like a loss of throughput. The first point without growth is included. inputs: a
+    single row if the model batches. seconds: to measure each size. Raises RunError.
     """
     shape = timed_shape(inputs, batches, bench.rowless)
     points = [ProfilePoint(shape, 1, execution_time(bench, index, inputs, seconds))]
@@ -243,7 +246,7 @@ def program_path(directory: Path, program: str) -> Path:
 def weight_addresses(
     weights: Sequence[WeightSpec], runs: Sequence[int], page_bytes: int, memory: mmap.mmap
 ) -> list[tuple[int, Sequence[int], int]]:
-    """(dtype, shape, address) of each weight. memory: the runs, one after another."""
+    """Return (dtype, shape, address) of each weight. memory: contains the runs, one after another."""
     base = np.frombuffer(memory, np.uint8).ctypes.data
     starts = [0]
     for pages in runs:

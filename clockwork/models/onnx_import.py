@@ -1,7 +1,7 @@
-"""Reads untrusted ONNX files, and checks them before ONNX Runtime sees them.
+"""Read untrusted ONNX files, and check them before ONNX Runtime reads them.
 
-Nothing here runs a model. Errors are InvalidModel and name the file's defect; only ONNX Runtime itself knows whether it
-has a kernel for every operator (see models.runtime).
+No function here runs a model. Errors are InvalidModel and name the file's defect. Whether ONNX Runtime has a
+kernel for every operator is not checked here (see models.runtime).
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ _EXTENSIONS_SERVED = frozenset(
         "VectorToString", "WordpieceTokenizer",
     )
 )  # fmt: skip
-"""Operators of onnxruntime-extensions that are served: those that read texts. Others of them read files that a request
-names (ImageReader), or end the process at a damaged image (DecodeImage)."""
+"""Operators of onnxruntime-extensions that are served: operators on texts. Among the others, ImageReader
+reads files that a request names, and DecodeImage ends the process at a damaged image."""
 
 
 # ----- the file ------------------------------------------------------------------------------
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """The protobuf of an ONNX file, external data not loaded. Raises InvalidModel."""
+    """Parse an ONNX file, without its external data. Raises InvalidModel."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def parse_model(data: bytes, name: str) -> onnx.ModelProto:
-    """The protobuf of an ONNX file of this name, in memory. Raises InvalidModel."""
+    """Parse the content of an ONNX file of this name. Raises InvalidModel."""
     if data.startswith(LFS_POINTER):
         raise InvalidModel(f"{name} is a pointer of Git LFS, not the model: `git lfs pull` brings it")
     model = onnx.ModelProto()
@@ -105,14 +105,16 @@ def import_model(
     given: Collection[str] = (),
     optional: Collection[str] | None = (),
 ) -> tuple[onnx.ModelProto, bytes | None]:
-    """check_model() of a model on its way into a package, and the content of the package's file; None: ``path`` has it.
+    """Check a model for a package. Return the model, and the content of the package's file; None: equal to
+    ``path``.
 
-    given: names of inputs that examples bring. optional: names of the inputs with a default that a request may give or leave
-    out; None: those that steer the graph, see steering_inputs(). Both become optional inputs (wire.optional), and other defaults
-    are constants. Raises InvalidModel, also where a name in ``optional`` is no input with a default, or cannot be optional.
+    given: names of inputs for which examples have values. optional: names of inputs with a default that a
+    request may omit; None: the inputs of steering_inputs(). Both become optional inputs (wire.optional);
+    other defaults become constants. Raises InvalidModel, also if a name in ``optional`` is no input with a
+    default, or cannot be optional.
 
-    Lists of maps become tensors, and defaults go, here and not when the package is prepared, so that whoever reads a package
-    finds in its file the interface that is served. Equal files give equal bytes.
+    Lists of maps become tensors, and defaults are removed, at this point and not at preparation, so that the
+    file in a package has the interface that is served. Equal files give equal bytes.
     """
     path = Path(path)
     model = read_model(path) if data is None else parse_model(data, path.name)
@@ -125,9 +127,10 @@ def import_model(
 def _make_optional(
     model: onnx.ModelProto, path: Path, given: Collection[str], optional: Collection[str] | None
 ) -> bool:
-    """Make inputs that have a default into inputs without, and note the defaults. Whether there was one.
+    """Remove defaults from inputs and record them in the metadata. Return whether there were any.
 
-    An input that examples bring and that cannot be optional becomes a plain input: every request gives it.
+    An input with values in examples that cannot be optional becomes a plain input, which every request must
+    give.
     """
     graph = model.graph
     declared = {value.name: value for value in graph.input}
@@ -173,7 +176,7 @@ def _make_optional(
 
 
 def _why_not_optional(declared: onnx.ValueInfoProto, default: TensorProto) -> str:
-    """Why an input with this default cannot be optional; "" if it can."""
+    """Return the reason why an input with this default cannot be optional; "" if it can."""
     if is_external(default):
         return "its default lies in another file"
     shape = [
@@ -187,11 +190,14 @@ def _why_not_optional(declared: onnx.ValueInfoProto, default: TensorProto) -> st
 
 
 def steering_inputs(model: onnx.ModelProto) -> list[str]:
-    """Inputs with a default that decide which operators run: the condition of an If, or the condition or number of turns of a
-    Loop, is made of them and of constants alone. They are optional inputs where a registration says nothing else.
+    """Return the inputs with a default that decide which operators run.
 
-    None of a file whose initializers are all inputs, as some exporters write them, unless each of them steers; nor before
-    version 4 of the format, where every initializer had to be an input.
+    From such an input and constants alone, the graph computes the condition of an If, or the condition or
+    iteration count of a Loop. By default, a registration makes these inputs optional.
+
+    The result is empty for IR versions before 4, where every initializer had to be an input. It is also empty
+    for a file whose initializers are all inputs, as some exporters write them, unless every initializer
+    decides as above.
     """
     graph = model.graph
     declared = {value.name: value for value in graph.input}
@@ -208,7 +214,7 @@ def steering_inputs(model: onnx.ModelProto) -> list[str]:
 
 def _steers(graph: onnx.GraphProto, name: str, held: Collection[str]) -> bool:
     constants = set(held)
-    made = {name}  # of the input and constants alone
+    made = {name}  # values computed from the input and constants alone
     for node in nodes_within(graph.node):
         read = [value for value in node.input if value]
         if (node.op_type == "If" and read[:1] and read[0] in made) or (
@@ -258,8 +264,10 @@ def _check_versions(model: onnx.ModelProto, name: str) -> None:
 
 
 def _check_graph(model: onnx.ModelProto, name: str) -> None:
-    """Raises InvalidModel unless every value that is read is defined. Operators are not checked here: ONNX Runtime has
-    more of them than the standard."""
+    """Raise InvalidModel unless every value that is read is defined.
+
+    Operators are not checked, because ONNX Runtime has operators beyond the standard.
+    """
 
     def walk(graph: onnx.GraphProto, outer: frozenset[str], depth: int) -> None:
         if depth > GRAPH_DEPTH_MAX:
@@ -288,7 +296,7 @@ def _check_graph(model: onnx.ModelProto, name: str) -> None:
 
 
 def check_interface(model: onnx.ModelProto, name: str) -> None:
-    """Raises InvalidModel unless all inputs and outputs are tensors; sequences, optionals and maps cannot be served."""
+    """Raise InvalidModel unless all inputs and outputs are tensors."""
     held = {tensor.name for tensor in model.graph.initializer}
     for role, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
@@ -311,14 +319,14 @@ def check_interface(model: onnx.ModelProto, name: str) -> None:
 
 
 def bodies_of(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that an operator's attribute holds."""
+    """Yield the graphs in an operator's attribute."""
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
 
 
 def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The operators, each with those of its bodies behind it."""
+    """Yield the operators, each followed by the operators in its bodies."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
@@ -327,7 +335,7 @@ def nodes_within(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def names_of(graph: onnx.GraphProto) -> Iterator[str]:
-    """The names of every value in a graph and in its bodies, some more than once."""
+    """Yield the names of all values in a graph and in its bodies, with repetitions."""
     for values in (graph.input, graph.output, graph.initializer, graph.value_info):
         yield from (value.name for value in values)
     for node in graph.node:
@@ -338,7 +346,7 @@ def names_of(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def free_names(model: onnx.ModelProto, *wanted: str) -> dict[str, str]:
-    """Names of values that the model does not have, as near to those wanted as can be."""
+    """Return, for each wanted name, a similar name that no value of the model has."""
     taken = set(names_of(model.graph))
     found = {}
     for name in wanted:
@@ -351,7 +359,7 @@ def free_names(model: onnx.ModelProto, *wanted: str) -> dict[str, str]:
 
 
 def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every operator of a model, subgraphs and functions included."""
+    """Yield every operator of a model, including subgraphs and functions."""
 
     yield from nodes_within(model.graph.node)
     for function in model.functions:
@@ -359,7 +367,7 @@ def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Every constant of a model: initializers and attributes, subgraphs and functions included."""
+    """Yield every constant of a model: initializers and attributes, including subgraphs and functions."""
 
     def of_nodes(nodes: Any) -> Iterator[TensorProto]:
         for node in nodes:
@@ -384,7 +392,7 @@ def is_external(tensor: TensorProto) -> bool:
 
 
 def external_entry(tensor: TensorProto) -> tuple[str, int, int]:
-    """Location, offset and length in bytes (-1: to the end) of an external tensor. Raises InvalidModel."""
+    """Return an external tensor's location, offset and length (-1: to the end). Raises InvalidModel."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
         return entries["location"], int(entries.get("offset", 0)), int(entries.get("length", -1))
@@ -393,7 +401,7 @@ def external_entry(tensor: TensorProto) -> tuple[str, int, int]:
 
 
 def external_files(model: onnx.ModelProto) -> list[str]:
-    """Locations of all external data files, in order of first use."""
+    """Return the locations of all external data files, in order of first use."""
     found: dict[str, None] = {}
     for tensor in tensors_of(model):
         if is_external(tensor):
@@ -402,7 +410,7 @@ def external_files(model: onnx.ModelProto) -> list[str]:
 
 
 def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
-    """Bytes of a tensor as ONNX Runtime holds it: 4-bit elements two to a byte. Raises InvalidModel."""
+    """Return a tensor's bytes in memory, where two 4-bit elements share a byte. Raises InvalidModel."""
     kind = DTYPES.get(dtype)
     if kind is None or dtype == TensorProto.STRING:
         raise InvalidModel(f"a tensor of type {dtype} has no size that is known")
@@ -410,7 +418,7 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
 
 
 def _check_tensor(tensor: TensorProto, path: Path) -> None:
-    """Raises InvalidModel unless a constant has as many bytes as its shape needs."""
+    """Raise InvalidModel unless a constant has as many bytes as its shape requires."""
     if any(size < 0 for size in tensor.dims):
         raise InvalidModel(f"{path.name}: tensor {tensor.name!r} has a negative dimension")
     if tensor.data_type == TensorProto.STRING:
@@ -440,10 +448,10 @@ def package_files(
     data: bytes | None = None,
     optional: Collection[str] | None = None,
 ) -> PackageFiles:
-    """The files of a package, model first. Raises InvalidModel.
+    """Check a model, and return the files of its package, model first. Raises InvalidModel.
 
-    The model is checked first. examples: see Examples; keys must be names of the model's inputs, of which those with a default
-    may be left out. optional: see import_model(). data: see check_model().
+    examples: see Examples; keys are names of the model's inputs, of which inputs with a default may be
+    omitted. optional: see import_model(). data: see check_model().
     """
     model_path = Path(model_path)
     model, content = import_model(model_path, data, _names_of(examples), optional)
@@ -463,14 +471,14 @@ def _names_of(examples: Examples) -> set[str]:
 
 
 def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a request must bring: those without an initializer."""
+    """Return the inputs without an initializer."""
     held = {tensor.name for tensor in model.graph.initializer}
     held |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     return [value for value in model.graph.input if value.name not in held]
 
 
 def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
-    """The bytes of examples.npz, or b"" without examples: see wire.packages. Raises InvalidModel."""
+    """Return the content of examples.npz (see wire.packages); b"" without examples. Raises InvalidModel."""
     declared = []
     for value in real_inputs(model):
         tensor = value.type.tensor_type
@@ -480,7 +488,7 @@ def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
 
 
 def optional_inputs(model: onnx.ModelProto) -> dict[str, Array]:
-    """The default of each optional input of a model in a package. Raises InvalidModel."""
+    """Return the default of each optional input of a packaged model. Raises InvalidModel."""
     types = {value.name: value.type.tensor_type for value in model.graph.input}
     declared = [
         (name, kind.elem_type, [dim.dim_value if dim.HasField("dim_value") else "" for dim in kind.shape.dim])
@@ -491,7 +499,7 @@ def optional_inputs(model: onnx.ModelProto) -> dict[str, Array]:
 
 
 def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
-    """The examples of a package, each a list in the order of the model's inputs. Raises InvalidModel."""
+    """Read the examples of a package, each a list in the order of the model's inputs. Raises InvalidModel."""
     path = directory / EXAMPLES_FILE
     if not path.is_file():
         return []
@@ -506,7 +514,7 @@ def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
 
 
 def _as_declared(array: Array, dtype: int) -> Array:
-    """The array with its declared dtype: np.load() drops the names of types that NumPy itself lacks, such as bfloat16."""
+    """Restore the declared dtype, because np.load() loses types that NumPy itself lacks, such as bfloat16."""
     if dtype == TensorProto.STRING:
         plain = array.astype(object)
         if array.dtype.kind == "V":

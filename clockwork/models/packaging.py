@@ -1,4 +1,4 @@
-"""The package of a model that is registered, checked before anything of it is sent."""
+"""Make the package of a model for its registration, and check the package before any part is sent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def package_of(model: Any, examples: Any, optional: Sequence[str] | None = None)
 
         _check_folder(path)
         return program.package_files(path)
-    from clockwork.models import onnx_import  # here, because onnx takes half a second to import
+    from clockwork.models import onnx_import  # a late import: onnx takes half a second to import
 
     if not (examples is None or isinstance(examples, Mapping)):
         proto, _ = onnx_import.import_model(path, data)

@@ -1,9 +1,8 @@
-"""Prepares packages for CPU devices: optimise, split, verify, choose a holding, profile.
+"""Prepare packages for CPU devices: optimise, split, verify, choose a holding, profile.
 
-Runs in a process of its own, model by model, away from everything with a deadline: a model
-that crashes ONNX Runtime ends only that process. The measurement of a program (its
-holding, profile, proof of batching) is kept beside it, so that the next model of equal architecture is
-only split and verified.
+Preparation runs in a separate process, one model at a time. A model that crashes ONNX Runtime ends only that
+process, and no process with deadlines. The measurement of a program (its holding, profile, proof of batching)
+is kept beside the program, so that the next model of equal architecture is only split and verified.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 Progress = Callable[[str, int, int], None]
 
 TIE = 1.10
-"""Factor between the execution times of the two holdings up to which bound is preferred: it loads faster."""
+"""Largest ratio of execution times, bound to packed, at which bound is chosen, as it loads faster."""
 
 
 _STEPS = ("optimise", "split", "verify", "measure", "write")
@@ -91,7 +90,7 @@ _STEPS = ("optimise", "split", "verify", "measure", "write")
 
 @dataclasses.dataclass(slots=True)
 class OnnxMeasurement:
-    """The measurement of a program, which holds for every model with that program."""
+    """The measurement of a program, which is valid for every model with that program."""
 
     holding: str
     batches: bool
@@ -111,13 +110,13 @@ def prepare(
     options: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> PreparedModel:
-    """Prepare the package for devices of this fingerprint, unless that is done and every byte of it is intact.
+    """Prepare the package for devices of this fingerprint, unless an intact preparation exists.
 
-    Raises InvalidModel; DamagedPackage where the package's content does not have its digest.
+    Raises InvalidModel; DamagedPackage if the package's content differs from its digest.
 
-    options: ``batching`` (auto, on, off, same-shape), ``batch_max`` (0: as measured), ``holding`` (auto, or bound or
-    packed for benches and tests; then no measurement is kept for other models), ``pages_min`` (least pages of a packed
-    model). progress: called with (step, done, total).
+    options: ``batching`` (auto, on, off, same-shape), ``batch_max`` (0: as measured), ``holding`` (auto; or
+    bound or packed for benches and tests, in which case the measurement is not kept for other models),
+    ``pages_min`` (least pages of a packed model). progress: called with (step, done, total).
     """
     package_dir, store = Path(package_dir), Path(store)
     digest = _digest(package_dir)
@@ -191,7 +190,7 @@ class _Preparation:
         self._sharing_note = ""
 
     def run(self) -> tuple[PreparedModel, Path]:
-        """The result and the directory that holds its files, still under a temporary name."""
+        """Return the result, and the directory with its files, which has a temporary name."""
         self._step(0)
         if (self._package_dir / PROGRAM_JSON).is_file():
             raise InvalidModel("a compiled program runs on CUDA devices; a CPU device needs the ONNX model")
@@ -204,7 +203,7 @@ class _Preparation:
         model_path = self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
-        # Otherwise the optimised file would go on naming external data of the original.
+        # Otherwise the optimised file would refer to external data of the original.
         external = "optimised.data" if size > EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         masked = self._mask_texts(model)
@@ -227,7 +226,7 @@ class _Preparation:
         bound: Bound | None = None
         packed: Packed | None = None
         bound_dir, packed_dir = self._directory(), self._directory()
-        if finding is not None and finding.holding == "packed":  # then building bound would be in vain
+        if finding is not None and finding.holding == "packed":  # bound would not be used
             packed = build_packed(self._optimised, packed_dir, self._expected)
         if packed is None or packed.error:
             bound, note = self._split(splitter, whole, kept, bound_dir)
@@ -289,7 +288,7 @@ class _Preparation:
     # ----- the steps -------------------------------------------------------------------------
 
     def _without_defaults(self, model: onnx.ModelProto, path: Path) -> Path:
-        """The model without initializers declared as inputs (old IR), which prevent its optimisation."""
+        """Write a copy without initializers as inputs (old IR), which would prevent optimisation."""
         wanted = real_inputs(model)
         if len(wanted) == len(model.graph.input) or external_files(model):
             return path
@@ -302,8 +301,10 @@ class _Preparation:
         return path
 
     def _mask_texts(self, model: onnx.ModelProto) -> bool:
-        """Have a model that pads texts mask the padding, if that is proven to be right. Its answers are held
-        against the original's, as ever."""
+        """Replace a model that pads texts by a model that masks the padding, if a proof permits it.
+
+        The answers are compared with those of the original, as for every model.
+        """
         if self._batching == "off" or not any(map(lengths.is_padding_texts, model.graph.node)):
             return False
         masked = onnx.ModelProto()
@@ -329,7 +330,7 @@ class _Preparation:
         self._rowless = [spec.name in self._defaults for spec in self._inputs]
 
     def _refer(self, session: Session, splitter: Splitter) -> Reference:
-        """The original's answers to its examples, or to generated inputs."""
+        """Return the original model's answers to its examples, or to generated inputs."""
         if self._examples:
             sets = self._examples[:REFERENCE_SETS]
         else:
@@ -356,12 +357,15 @@ class _Preparation:
         return reference
 
     def _with_defaults(self, inputs: Sequence[Array]) -> list[Array]:
-        """Inputs of the model with the default in the place of each optional one."""
+        """Return inputs in which each optional input has its default value."""
         return [self._defaults.get(spec.name, array) for spec, array in zip(self._inputs, inputs)]
 
     def _flip(self, session: Session, sets: list[list[Array]], outputs: list[list[Array]]) -> None:
-        """Add the inputs with each optional bool turned over, if the model runs so: they choose between bodies of an If, which are
-        to be compared with the original's, and timed, likewise."""
+        """Add a set of inputs in which all optional booleans are negated, if the model accepts it.
+
+        Such booleans choose between the bodies of an If. The added set compares and times the other body,
+        too.
+        """
         flipped = [
             ~array if rowless and array.dtype == bool else array
             for array, rowless in zip(sets[0], self._rowless)
@@ -372,8 +376,11 @@ class _Preparation:
                 sets.append(flipped)
 
     def _share_lengths(self, session: Session, model: onnx.ModelProto) -> bool:
-        """Have requests of different length share batches, where that is proven: what is prepared from here on is a model
-        with masks, which takes the sizes of the rows. model: the original, which is changed."""
+        """Replace the model by a model with masks and inputs for the sizes of rows, if a proof permits it.
+
+        Requests of different lengths then share batches. model: the original, changed in place. Return
+        whether the model was replaced.
+        """
         if not lengths.has_open_axis(self._inputs) or self._batching == "off":
             return False
         self._proved = self._prove(session)
@@ -381,7 +388,7 @@ class _Preparation:
         if proof.batches and self._defaults:
             self._sharing_note = "one length in a batch: the model has optional inputs"
             return False
-        if not proof.batches:  # another model of this program may, by whose measurement this one then goes
+        if not proof.batches:  # its program's measurement, from another model, may still say that it batches
             self._sharing_note = f"one length in a batch: {proof.note}"
             return False
         if self._batching == "same-shape":
@@ -463,10 +470,12 @@ class _Preparation:
         sharing: lengths.Sharing,
         batch_max: int,
     ) -> tuple[list[ProfilePoint], int]:
-        """Executions at the length classes of the known inputs, and of all up to the longest, and the largest batch that
-        helped at one. The first input's class comes first.
+        """Time executions at length classes. Return the points, and the largest batch that raised throughput
+        at any.
 
-        Of a model with several symbols, whose classes are too many, those of the known inputs are timed."""
+        The class of the first known input comes first. A model with a single symbol is timed at all classes
+        up to that of the longest known input; with several symbols, only at the classes of the known inputs.
+        """
         limits = sharing.lengths
         known = [sharing.sizes(row) for row in rows]
         wanted = [
@@ -499,10 +508,12 @@ class _Preparation:
         batches: bool,
         batch_max: int,
     ) -> list[ProfilePoint]:
-        """Executions with strings of rising size, up to where they take long. row: the inputs of which strings are replaced.
+        """Time executions with strings of rising size, until executions take long. row: inputs whose strings
+        are replaced.
 
-        Where the model refuses a size's sample, that size is assumed to take as long as the refusal, and at least as long
-        as smaller sizes: the model may take other strings of that size."""
+        If the model refuses the sample of a size, it may still accept other strings of that size. The time is
+        then assumed to be that of the refusal, and at least that of smaller sizes.
+        """
         strings = [index for index, spec in enumerate(self._inputs) if spec.dtype == STRING]
         if not strings:
             return []
@@ -518,7 +529,7 @@ class _Preparation:
             try:
                 timed, helps = measure.profile(bench, chosen, inputs, batches, batch_max, SAMPLE_SECONDS)
                 points += timed
-                if helps == 1:  # nor will batches of larger ones pay
+                if helps == 1:  # larger strings will not gain from batches, either
                     batch_max = 1
             except RunError:
                 taken = [point.exec_ns for point in (*known, *points) if point.batch == 1]
@@ -530,7 +541,7 @@ class _Preparation:
         return points
 
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
-        """Inputs to profile with, a single set of each shape (a single row where the model batches), and the proof."""
+        """Return a set of inputs of each shape, as single rows if the model batches, and the proof."""
         sets = self._reference.inputs
         counted = [spec for spec, rowless in zip(self._inputs, self._rowless) if not rowless]
         reason = batching.declared_reason(counted)
@@ -554,7 +565,7 @@ class _Preparation:
         return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
 
     def _prove_by_rows(self, session: Session, sets: Sequence[Sequence[Array]]) -> batching.Proof:
-        """The proof for every value of the optional inputs among the sets: the first that fails, else the last."""
+        """Prove batching for all values of optional inputs. Return the first failed proof, else the last."""
         by_value: dict[Any, list[Sequence[Array]]] = {}
         for inputs in sets:
             by_value.setdefault(self._values(inputs), []).append(inputs)
@@ -576,11 +587,11 @@ class _Preparation:
         return proof
 
     def _values(self, inputs: Sequence[Array]) -> tuple[bytes, ...]:
-        """The values of the optional ones among a model's inputs."""
+        """Return the values of the optional inputs among a model's inputs."""
         return tuple(array.tobytes() for array, rowless in zip(inputs, self._rowless) if rowless)
 
     def _answers(self, session: Session) -> list[list[Array]]:
-        """The model's answers so far, and its answer to inputs of another size, if it accepts them."""
+        """Return the known answers, and the answer to inputs of another size, if the model accepts these."""
         answers = list(self._reference.outputs)
         grown = trial.resized(self._inputs, self._reference.inputs[0])
         if grown is not None:
@@ -595,7 +606,7 @@ class _Preparation:
         return self._store / "kept" / f"{key}.json"
 
     def _recall_kept(self, whole: Program) -> list[str]:
-        """Operators that needed their weights inside in an earlier model of this architecture."""
+        """Return the operators that needed weights in the graph in an earlier model of this architecture."""
         try:
             body, is_sealed = unseal(read_plain(self._kept_path(whole)))
             names = body["kept"]
@@ -604,13 +615,17 @@ class _Preparation:
         return [str(name) for name in names] if is_sealed and type(names) is list else []
 
     def _find(self, program: Program) -> OnnxMeasurement | None:
-        """Make this the model's program. Returns its kept measurement, if any."""
+        """Set the model's program. Return its kept measurement, if any."""
         self._program = program_name(program.model, self._fingerprint)
         return self._recall()
 
     def _finding_path(self) -> Path:
-        about = [FORMAT_VERSION, JUDGED, self._meet, self._batching, self._batch_max, bool(self._examples),
-                 [[list(dims) for dims in trial.timed_shape(tensor, False, self._rowless)] for tensor in self._reference.inputs]]  # fmt: skip
+        shapes = [
+            [list(dims) for dims in trial.timed_shape(inputs, False, self._rowless)]
+            for inputs in self._reference.inputs
+        ]
+        examples = bool(self._examples)
+        about = [FORMAT_VERSION, JUDGED, self._meet, self._batching, self._batch_max, examples, shapes]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return self._store / "programs" / self._program / f"finding-{key}.json"
 
@@ -657,12 +672,12 @@ def _shapes(answer: Sequence[Array]) -> list[list[int]]:
 
 
 def _dims(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Declared dimensions; names that a converter generated become ""."""
+    """Return declared dimensions, in which names that a converter generated become ""."""
     return tuple(dim if isinstance(dim, int) or is_named(dim) else "" for dim in shape)
 
 
 def _digest(package_dir: Path) -> str:
-    """The digest of a package; for a plain folder with a model, the digest of the package that it would make."""
+    """Return a package's digest; for a plain folder, that of the package that it would make."""
     listed = package_dir / LIST_FILE
     if listed.is_file():
         return package_dir.name  # check_package() compares the content with it
@@ -674,13 +689,13 @@ def _digest(package_dir: Path) -> str:
 
 
 def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
-    """An earlier preparation, if every byte is intact, the page size is this one, and it was judged as models are now."""
+    """Read an earlier preparation; None unless intact, with this page size, and judged by today's rules."""
     prepared = _intact(directory, page_bytes)
     return prepared if prepared is not None and prepared.judged == JUDGED else None
 
 
 def _intact(directory: Path, page_bytes: int) -> PreparedModel | None:
-    """An earlier preparation, if every byte is intact and the page size is this one."""
+    """Read an earlier preparation; None unless every byte is intact and its page size is the given size."""
     try:
         prepared = PreparedModel.read(directory)
         if prepared.holding in ("bound", prepare_program.HOLDING) and prepared.runs:
@@ -704,9 +719,11 @@ def _intact(directory: Path, page_bytes: int) -> PreparedModel | None:
 def _is_judged_alike(
     prepared: PreparedModel, package_dir: Path, directory: Path, options: Mapping[str, Any]
 ) -> bool:
-    """Whether an earlier preparation, judged in an older way, may stay, as it was asked for so or is proven now; then that is
-    written into it. Otherwise the model is prepared anew."""
-    model = package_dir / MODEL_FILE  # a compiled package may have none, and batches as it was compiled
+    """Whether an earlier preparation, judged by older rules, also satisfies the current rules of batching.
+
+    If so, the preparation is updated on disk. Otherwise the model has to be prepared again.
+    """
+    model = package_dir / MODEL_FILE  # absent in a compiled package, whose batching is decided at compilation
     if prepared.batches and model.is_file() and options.get("batching", "auto") != "on":
         if batching.why_rows_meet(check_model(model)):
             return False
@@ -718,12 +735,12 @@ def _is_judged_alike(
 
 
 def is_unasked(prepared: PreparedModel) -> bool:
-    """Whether a model was prepared by a version that did not ask whether its lengths may share a batch."""
+    """Whether a model was prepared by a version without shared batches of different lengths."""
     return prepared.batches and not prepared.lengths_note and lengths.has_open_axis(prepared.inputs)
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file atomically but not durably: readers see the new or the old content, or, after a crash, nothing."""
+    """Write a file atomically, but not durably: after a crash of the machine, the file may be empty."""
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".incoming-", delete=False) as file:
         file.write(data)
     os.replace(file.name, path)
@@ -732,8 +749,8 @@ def _replace(path: Path, data: bytes) -> None:
 def _install(directory: Path, target: Path, page_bytes: int) -> None:
     """Rename the finished directory into place.
 
-    Weights and program are synced by now. The rest is not: a prepared.json that a crash of the machine
-    empties, or a directory that it loses, is detected, and the model prepared again.
+    Weights and program are synced already; the other files are not. If a crash of the machine loses the
+    directory or the content of prepared.json, the loss is detected, and the model prepared again.
     """
     os.chmod(directory, 0o755)
     if target.exists() and _read(target, page_bytes) is None:
@@ -743,13 +760,13 @@ def _install(directory: Path, target: Path, page_bytes: int) -> None:
     try:
         os.rename(directory, target)
     except OSError:
-        if _read(target, page_bytes) is None:  # else another process was first
+        if _read(target, page_bytes) is None:  # otherwise another process has installed the same preparation
             raise
 
 
 @functools.cache
 def _remove_leftovers(store: Path) -> None:
-    """Remove leftovers of preparations that died, once in the life of this process."""
+    """Remove temporary directories of preparations that crashed, once in the life of this process."""
     for parent in (store / "prepared", store / "programs"):
         for path in parent.glob(".[pio]*-*"):
             try:

@@ -1,7 +1,8 @@
-"""Prepares program packages for CUDA devices: compile an ONNX model, lay out the weights.
+"""Prepare program packages for CUDA devices: compile an ONNX model, and lay out the weights.
 
-Compiling is for the architecture that the device's fingerprint names, and needs the extra [compile]. Nothing here opens
-a GPU: answers are checked and executions timed by the worker, on the device that is to serve the model (models/trials.py).
+Compilation is for the architecture in the device's fingerprint, and needs the extra [compile]. No function
+here opens a GPU. The worker checks answers and times executions on the device that will serve the model
+(models/trials.py).
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 HOLDING = "program"
 
 KERNELS_DIRECTORY = "kernels"
-"""Directory of the store for compiled kernels, which the next model of equal architecture uses."""
+"""Directory of the store for compiled kernels, which later models of equal architecture reuse."""
 
 Progress = Callable[[str, int, int], None]
 STEPS = ("compile", "lay out", "write")
 
 
 def is_for(fingerprint: str) -> bool:
-    """Whether devices of this fingerprint take programs."""
+    """Whether devices of this fingerprint run compiled programs."""
     return fingerprint.startswith(FINGERPRINT_PREFIX)
 
 
 def _metadata(package_dir: Path) -> dict[str, str]:
-    """The metadata of an ONNX file (images, labels); a program has none."""
+    """Return the metadata of a package's ONNX file (images, labels); empty for a program."""
     path = package_dir / MODEL_FILE
     return without_defaults(onnx_import.metadata_of(onnx_import.read_model(path))) if path.is_file() else {}
 
@@ -68,7 +69,8 @@ def prepare_program(
     directory: Path,
     progress: Progress | None = None,
 ) -> PreparedModel:
-    """Prepare a package in ``directory``, which lies beside prepared directories and is renamed by the caller.
+    """Prepare a package in ``directory``, which lies beside prepared directories and is renamed by the
+    caller.
 
     Raises InvalidModel. options: as in messages.Prepare.
     """
@@ -130,13 +132,14 @@ def prepare_program(
 def _compiled(
     package_dir: Path, store: Path, work: Path, target: str, options: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """The directory of the program package: the package itself, or the result of compiling its ONNX model."""
+    """Yield the program package's directory: the package itself, or a compiled package."""
     if (package_dir / PROGRAM_JSON).is_file():
         yield package_dir
         return
     if not (package_dir / MODEL_FILE).is_file():
         raise InvalidModel(f"a CUDA device takes packages with a {PROGRAM_JSON} or a {MODEL_FILE}")
-    from clockwork.models.compile.onnx_package import compile_package  # only when it is needed
+    # A late import: only compilation needs it
+    from clockwork.models.compile.onnx_package import compile_package
 
     made = Path(tempfile.mkdtemp(prefix=".preparing-", dir=work))
     try:
@@ -162,8 +165,7 @@ def _write_weights(program: Program, source: Path, layout: Layout, path: Path, p
 
 
 def install(store: Path, name: str, program: Program, source: Path) -> None:
-    """Put a program and its modules, which models of equal architecture share, into the store, unless they are there and
-    undamaged. source: the package of the modules."""
+    """Write a program and its modules to the store, unless undamaged copies exist. source: the package."""
     place = store / "programs" / name
     if place.is_dir() and stored_damage(place):
         set_aside(place)

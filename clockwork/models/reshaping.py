@@ -1,6 +1,6 @@
-"""Gives an ONNX model's inputs and outputs other shapes, by Reshape operators that become part of its graph.
+"""Change the shapes of an ONNX model's inputs and outputs by Reshape operators in its graph.
 
-Clients, descriptions and measurements then see one interface, wherever a request comes from.
+Clients, descriptions and measurements then see the same interface wherever a request comes from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_OPSET = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reshape:
-    """One input or output that gets another shape. -1 in a shape: any size."""
+    """The shapes of a reshaped input or output, outside and inside the model. -1: any size."""
 
     name: str
     is_input: bool
@@ -30,40 +30,43 @@ class Reshape:
 
 
 def reshape_interface(model: onnx.ModelProto, reshapes: Sequence[Reshape]) -> onnx.ModelProto:
-    """A copy of a model whose inputs and outputs are reshaped. Raises InvalidModel where more than one open size changes
-    its place, and for operator sets before FIRST_OPSET."""
+    """Return a copy of a model with reshaped inputs and outputs.
+
+    Raises InvalidModel if more than one open size changes its position, and for operator sets before
+    FIRST_OPSET.
+    """
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     if opsets.get("", opsets.get("ai.onnx", 0)) < FIRST_OPSET:
         raise InvalidModel(f"a reshape takes a model of operator set {FIRST_OPSET} or later")
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
-    free = free_names(model, *(f"{one.name}/reshaped" for one in reshapes))
-    inner_names = {one.name: free[f"{one.name}/reshaped"] for one in reshapes}
-    # A Constant, because before version 4 of the format an initializer had to be an input as well.
+    free = free_names(model, *(f"{reshape.name}/reshaped" for reshape in reshapes))
+    inner_names = {reshape.name: free[f"{reshape.name}/reshaped"] for reshape in reshapes}
+    # A Constant node, because before IR version 4 an initializer had to be an input as well.
     before: list[onnx.NodeProto] = []
     after: list[onnx.NodeProto] = []
-    for one in reshapes:
-        values = graph.input if one.is_input else graph.output
-        value = next(value for value in values if value.name == one.name)
-        source, target = one.outer, one.inner
-        if not one.is_input:
+    for reshape in reshapes:
+        values = graph.input if reshape.is_input else graph.output
+        value = next(value for value in values if value.name == reshape.name)
+        source, target = reshape.outer, reshape.inner
+        if not reshape.is_input:
             source, target = target, source
-        inner = inner_names[one.name]
+        inner = inner_names[reshape.name]
         shape = helper.make_tensor(
-            "", TensorProto.INT64, [len(target) + one.batched], _target(one, source, target)
+            "", TensorProto.INT64, [len(target) + reshape.batched], _target(reshape, source, target)
         )
         nodes = [
             helper.make_node("Constant", [], [f"{inner}/shape"], value=shape),
             helper.make_node(
                 "Reshape",
-                [one.name if one.is_input else inner, f"{inner}/shape"],
-                [inner if one.is_input else one.name],
+                [reshape.name if reshape.is_input else inner, f"{inner}/shape"],
+                [inner if reshape.is_input else reshape.name],
                 name=inner,
             ),
         ]
-        (before if one.is_input else after).extend(nodes)
-        _set_outer(value, one)
+        (before if reshape.is_input else after).extend(nodes)
+        _set_outer(value, reshape)
     _rename(graph, inner_names)
     old = list(graph.node)
     del graph.node[:]
@@ -74,9 +77,9 @@ def reshape_interface(model: onnx.ModelProto, reshapes: Sequence[Reshape]) -> on
     return changed
 
 
-def _target(one: Reshape, source: Sequence[int], target: Sequence[int]) -> list[int]:
-    """The shape for a Reshape operator, for which 0 is the source's size at that place, and one -1 what is left."""
-    # The first open size of one is that of the other, and so on.
+def _target(reshape: Reshape, source: Sequence[int], target: Sequence[int]) -> list[int]:
+    """Return the shape operand of a Reshape: 0 copies the source's size, a single -1 takes the rest."""
+    # Open sizes of source and target correspond to each other in order.
     open_sizes = zip(
         [index for index, size in enumerate(source) if size == -1],
         [index for index, size in enumerate(target) if size == -1],
@@ -87,28 +90,28 @@ def _target(one: Reshape, source: Sequence[int], target: Sequence[int]) -> list[
             sizes[index] = 0
     if sizes.count(-1) > 1:
         raise InvalidModel(
-            f"{one.name!r} cannot be reshaped from {list(source)} to {list(target)}: the place of more than one open size changes"
+            f"{reshape.name!r} cannot be reshaped from {list(source)} to {list(target)}: the place of more than one open size changes"
         )
-    return [0, *sizes] if one.batched else sizes
+    return [0, *sizes] if reshape.batched else sizes
 
 
-def _set_outer(value: onnx.ValueInfoProto, one: Reshape) -> None:
+def _set_outer(value: onnx.ValueInfoProto, reshape: Reshape) -> None:
     shape = value.type.tensor_type.shape
-    batch = onnx.TensorShapeProto.Dimension(dim_param=f"{one.name}_batch")
+    batch = onnx.TensorShapeProto.Dimension(dim_param=f"{reshape.name}_batch")
     if shape.dim:
         batch.CopyFrom(shape.dim[0])
     del shape.dim[:]
-    if one.batched:
+    if reshape.batched:
         shape.dim.add().CopyFrom(batch)
-    for index, size in enumerate(one.outer):
+    for index, size in enumerate(reshape.outer):
         if size == -1:
-            shape.dim.add(dim_param=f"{one.name}_{index}")
+            shape.dim.add(dim_param=f"{reshape.name}_{index}")
         else:
             shape.dim.add(dim_value=size)
 
 
 def _rename(graph: onnx.GraphProto, names: Mapping[str, str], is_body: bool = False) -> None:
-    """Have operators read and write other values; the graph's own inputs and outputs keep their names."""
+    """Rename the values that operators read and write. The graph's inputs and outputs keep their names."""
     for node in graph.node:
         for values in (node.input, node.output):
             for index, name in enumerate(values):

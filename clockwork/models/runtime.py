@@ -1,7 +1,6 @@
-"""ONNX Runtime from Python: optimise a model, save it packed, run it to compare answers.
+"""Run ONNX Runtime from Python: optimise a model, save it packed, run it to compare answers.
 
-Only preparation uses this; inference goes through a Device. Each call makes its own session and frees
-it, so that a model leaves nothing behind for the next.
+Only preparation uses this module; inference goes through a Device.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_arr
 SILENT = 4  # ONNX Runtime's severity "fatal": errors come as exceptions, not as lines on stderr
 
 EXTERNAL_MIN_BYTES = 1024
-"""Size below which tensors stay in the file itself: ONNX Runtime cannot infer shapes from external ones."""
+"""Size below which tensors stay in the model file: external tensors prevent shape inference."""
 
 _ELEMENT_TYPES = {
     "float": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8,
@@ -44,8 +43,9 @@ _ELEMENT_TYPES = {
 
 
 _VALUE_DEPENDENT = ("ConstantSharing", "NoopElimination")
-"""Optimisers that merge small tensors of equal value, and remove additions of zeros and multiplications by ones: with
-them a model's weights would decide whether it shares its architecture's program."""
+"""Optimisers that are switched off, because their result depends on the weights: models of equal architecture
+would get different programs. The first merges small tensors of equal value; the second removes additions of 0
+and products with 1."""
 
 
 class RunError(Exception):
@@ -60,16 +60,19 @@ class RunsTooLong(InvalidModel):
 
 
 def takes_long() -> None:
-    """Called when an execution has gone on for PREPARATION_LONG_RUN_NS. The preparation process replaces it, to say so."""
+    """Called after PREPARATION_LONG_RUN_NS of an execution; replaced in the preparation process."""
 
 
 def does_not_end() -> None:
-    """Called when an execution goes on although it was told to end. The preparation process replaces it, to exit."""
+    """Called when a terminated execution does not end; in the preparation process, replaced to exit."""
 
 
 class Limit:
-    """A context that ends an execution after preparation_run_ns(): another thread calls terminate(), and does_not_end()
-    where that does not help. The context then raises RunsTooLong; at its start MemoryError, if there is none for the thread."""
+    """A context that limits an execution to preparation_run_ns().
+
+    After that time, a thread calls terminate(), and later does_not_end() if the execution still runs. The
+    context then raises RunsTooLong. Entering raises MemoryError if the thread cannot be started.
+    """
 
     def __init__(self, terminate: Callable[[], None]) -> None:
         self._terminate = terminate
@@ -104,7 +107,7 @@ class Limit:
 
 
 class Session:
-    """A model that runs on one thread of this process."""
+    """A model that runs on a single thread of this process."""
 
     def __init__(
         self,
@@ -119,10 +122,10 @@ class Session:
     ) -> None:
         """Raises RunError if ONNX Runtime rejects the model.
 
-        save_to: the optimised model is written there. packed_data: name of the file beside it for the prepacked
-        weights. external_data: name of the file beside it for the weights as they are (for models near protobuf's
-        2 GB). portable: only optimisations with the same result on every machine: constants are folded and operators
-        merged, but no processor-specific layout is chosen.
+        save_to: path to which the optimised model is written. packed_data: name of a file beside it for
+        prepacked weights. external_data: name of a file beside it for weights that are not prepacked (for
+        models near protobuf's 2 GB). portable: only optimisations with the same result on every machine.
+        Constants are folded and operators merged, but no processor-specific layout is chosen.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -167,9 +170,10 @@ class Session:
     def run(
         self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]] = ()
     ) -> list[Array]:
-        """The outputs, for inputs in the session's order. Raises RunError, or RunsTooLong, which makes the session unusable.
+        """Return the outputs for inputs in the session's order. Raises RunError; RunsTooLong, after which the
+        session is unusable.
 
-        weights: (dtype, shape, address) of the inputs after those; the memory stays the caller's.
+        weights: (dtype, shape, address) of the inputs that follow; the caller owns the memory.
         """
         with Limit(self._end):
             return self._run(inputs, weights)
@@ -208,14 +212,14 @@ class Session:
 
 
 def _feedable(array: Array) -> Array:
-    """The array as ONNX Runtime's binding reads it whole: it takes bytes for their repr(), and ends them at a zero byte."""
+    """Convert strings given as bytes, of which ONNX Runtime's binding would take the repr()."""
     if array.dtype.kind != "O" or not any(isinstance(text, bytes) for text in array.flat):
         return array
     return padded_strings(array)
 
 
 def optimise(model: Path, target: Path, external_data: str = "") -> Session:
-    """Write the optimised model to ``target``. Returns a session that runs the original. Raises InvalidModel."""
+    """Write the optimised model to ``target``. Return a session with the original. Raises InvalidModel."""
     try:
         return Session(model, optimise=True, save_to=target, external_data=external_data)
     except RunError as error:
@@ -223,7 +227,7 @@ def optimise(model: Path, target: Path, external_data: str = "") -> Session:
 
 
 def explain(text: str, name: str) -> str:
-    """A sentence for people from ONNX Runtime's message about a model that it rejects."""
+    """Turn ONNX Runtime's message about a rejected model into a sentence for the user."""
     newer = re.search(
         r"Unsupported model IR version: (?P<found>\d+), max supported IR version: (?P<most>\d+)", text
     )
@@ -252,7 +256,7 @@ def explain(text: str, name: str) -> str:
 
 
 def _memory(address: int, dtype: int, shape: Sequence[int]) -> Array:
-    """A copy of a tensor at an address."""
+    """Return a copy of a tensor at an address."""
     size = tensor_bytes(dtype, shape)
     return decode_tensor(dtype, shape, ctypes.string_at(address, size) if size else b"")
 
@@ -267,7 +271,7 @@ def _from_value(value: Any) -> Array:
 
 
 def _dtype(text: str) -> int:
-    """The dtype code of "tensor(float)" and the like. Raises RunError for other types."""
+    """Return the dtype code of a type such as "tensor(float)". Raises RunError for other types."""
     found = re.fullmatch(r"tensor\((\w+)\)", text)
     if not found or found[1] not in _ELEMENT_TYPES:
         raise RunError(f"type {text} is not a tensor")

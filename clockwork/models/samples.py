@@ -1,4 +1,4 @@
-"""Strings to try and to time a model with, where there are no examples.
+"""Generated strings with which a model is tested and timed if it has no examples.
 
     clockwork.strings    JSON, in an ONNX file's metadata: {"image": "jpeg"}, by the name of the input.
 
@@ -32,7 +32,7 @@ _SAMPLE_SIZE = {JPEG: 16_000, TEXT: 10}
 
 
 def contents_of(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What the strings of inputs hold, by the input's name. Raises InvalidModel."""
+    """Return the kind of strings of each input, by name. Raises InvalidModel."""
     found: dict[str, str] = images.metadata_value(metadata, STRINGS_KEY, dict)
     if not all(kind in (JPEG, TEXT) for kind in found.values()):
         raise InvalidModel(
@@ -42,12 +42,12 @@ def contents_of(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def sizes_of(content: str) -> Sequence[int]:
-    """The sizes at which strings are timed, each with a size of its own in wire.tensors.string_size()."""
+    """Return the sizes at which strings are timed. wire.tensors.string_size() keeps all of them distinct."""
     return JPEG_SIZES if content == JPEG else TEXT_SIZES
 
 
 def sample(content: str, shape: Sequence[int], seed: int = 0, size: int = 0) -> Array:
-    """Strings of a shape that differ in value, and, where no size is given, in size, too. size: the work of each at most."""
+    """Return different strings. size: largest work of each; 0: different sizes."""
     count = int(np.prod(shape))
     made: list[str | bytes] = []
     for index in range(count):
@@ -62,7 +62,7 @@ def sample(content: str, shape: Sequence[int], seed: int = 0, size: int = 0) -> 
 
 
 def text(size: int, seed: int) -> str:
-    """English words, of at most ``size`` bytes and almost as many."""
+    """Return English words of at most ``size`` bytes, and nearly as many."""
     rng = np.random.default_rng(seed)
     words = " ".join(_WORDS[index] for index in rng.integers(0, len(_WORDS), size // 2 + 1))
     return words[:size].strip()
@@ -70,8 +70,10 @@ def text(size: int, seed: int) -> str:
 
 @functools.lru_cache(16)
 def jpeg(size: int, seed: int) -> bytes:
-    """A JPEG image of at most ``size`` units of work (csrc/jpeg.h) and almost as many, as detailed as a photograph: it has
-    about as many bytes, and five times as many pixels."""
+    """Return a JPEG image of at most ``size`` units of work (csrc/jpeg.h), and nearly as many.
+
+    The image has about ``size`` bytes and five times as many pixels, which is the detail of a photograph.
+    """
     pixels = 5.0 * size
     for _ in range(5):
         data = _jpeg(max(8, int(pixels**0.5)), seed)
@@ -85,7 +87,7 @@ def jpeg(size: int, seed: int) -> bytes:
 def _jpeg(side: int, seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     picture = Image.new("RGB", (side, side))
-    # Forms of three sizes, from coarse to fine.
+    # Shapes of three sizes, from coarse to fine.
     for cell, weight in ((64, 1.0), (16, 0.35), (4, 0.15)):
         cells = side // cell + 1
         forms = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))

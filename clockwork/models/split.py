@@ -1,9 +1,9 @@
-"""Splits an optimised model into its program and its weights.
+"""Split an optimised model into its program and its weights.
 
-Constants that are data leave the graph and become inputs of it, after the model's own; constants that
-operators need as constants (shapes, axes, scalars) stay, and are part of the program. The program is
-written canonically: nodes in the order in which the outputs need them, values named by that order, no
-names, documentation or metadata of the exporter. Models of the same architecture then give the same bytes.
+Weights leave the graph and become its inputs, after the model's own inputs. Constants that operators need as
+constants (shapes, axes, scalars) stay in the program. The program is written canonically: nodes in the order
+in which the outputs need them, values named by that order, and no names, documentation or metadata of the
+exporter. Models of the same architecture then give the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clockwork.wire.packages import external_path
 from clockwork.wire.tensors import DTYPES
 
 SMALL_INTEGERS = 64
-"""Elements up to which integer and boolean tensors count as shapes, axes and the like, and stay."""
+"""Largest number of elements of integer and boolean tensors that count as shapes or axes, and stay."""
 
 _FLOATS = frozenset(
     code
@@ -57,7 +57,7 @@ _CONSTANT_INPUTS: dict[str, frozenset[int]] = {
         "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,), "ReduceSumSquare": (1,),
     }.items()
 }  # fmt: skip
-"""Positions of the inputs that an operator needs as constants, or runs much faster with."""
+"""By operator: positions of inputs that must be constants, or with which the operator is much faster."""
 
 _QUANTISED = (
     "QLinear",
@@ -103,7 +103,7 @@ class Constant:
         return numpy_helper.to_array(tensor).tobytes()
 
     def is_weight(self) -> bool:
-        """Whether it is data, which leaves the graph, and not a constant that an operator needs."""
+        """Whether the constant is a weight, which leaves the graph. Other constants stay in it."""
         tensor = self.tensor
         kind = tensor.data_type
         if self.is_sparse or kind in (TensorProto.STRING, TensorProto.UNDEFINED) or not tensor.dims:
@@ -134,7 +134,7 @@ class Program:
 
 
 class Splitter:
-    """An optimised model, split once, from which programs with different weights inside are made."""
+    """An optimised model, read once, from which programs with different weights in the graph are made."""
 
     def __init__(self, path: Path) -> None:
         """path: an ONNX file saved by ONNX Runtime, with its external data beside it."""
@@ -154,7 +154,7 @@ class Splitter:
         return [constant for constant in self._constants.values() if constant.is_weight()]
 
     def weight_users(self) -> list[str]:
-        """Operators that read weights, each once, in order of first use."""
+        """Return the distinct operators that read weights, in order of first use."""
         users: dict[str, None] = {}
         for constant in self.weights:
             for node, _ in constant.uses:
@@ -162,11 +162,11 @@ class Splitter:
         return list(users)
 
     def operators(self) -> list[str]:
-        """Every operator of the model, each once."""
+        """Return the distinct operators of the model."""
         return list(dict.fromkeys(operator(node) for node in nodes_within(self._graph.node)))
 
     def program(self, keep: Callable[[Constant], bool] = lambda constant: False) -> Program:
-        """The program with the weights inside for which ``keep`` is true."""
+        """Make a program in whose graph those weights stay for which ``keep`` is true."""
         leaving: dict[str, Constant] = {}
         kept: list[Constant] = []
         for name, constant in self._constants.items():
@@ -189,7 +189,7 @@ class Splitter:
         return Program(model.SerializeToString(deterministic=True), list(leaving.values()), kept)
 
     def keeping(self, operators: Sequence[str]) -> Program:
-        """The program with the weights of these operators inside."""
+        """Make a program in whose graph the weights of these operators stay."""
         wanted = set(operators)
         return self.program(lambda constant: any(operator(node) in wanted for node, _ in constant.uses))
 
@@ -200,7 +200,7 @@ class Splitter:
         return f"v{self._count}"
 
     def _canonical(self, graph: GraphProto, outer: Mapping[str, str], inputs: str = "") -> GraphProto:
-        """A copy without constants, in canonical order and names. outer: names of the enclosing graphs."""
+        """Copy a graph without constants, with canonical order and names. outer: names around the graph."""
         result = GraphProto(name="g")
         names = dict(outer)
         constants: dict[str, Constant] = {}
@@ -213,8 +213,8 @@ class Splitter:
             copy.CopyFrom(sparse)
         nodes: list[NodeProto] = []
         for node in graph.node:
-            if constant_tensor(node) is not None:
-                constants[node.output[0]] = Constant(constant_tensor(node), self._directory, [])  # type: ignore[arg-type]
+            if (held := constant_tensor(node)) is not None:
+                constants[node.output[0]] = Constant(held, self._directory, [])
             else:
                 nodes.append(node)
         for index, value in enumerate(declared for declared in graph.input if declared.name not in constants):
@@ -224,7 +224,7 @@ class Splitter:
         local = set(producers) | set(constants)
 
         def define(name: str) -> str:
-            """The canonical name of a value that is read; constants are named at their first use."""
+            """Return the canonical name of a value that is read. Constants are named at their first use."""
             if name in constants and name in local:
                 local.discard(name)
                 names[name] = self._name()
@@ -251,7 +251,7 @@ class Splitter:
         for value in graph.output:
             name = define(value.name)
             if value.name in constants or (inputs and value.name not in producers):
-                # A weight that leaves may no longer be the graph's output directly.
+                # A weight that becomes an input cannot be the graph's output directly.
                 target = self._name()
                 result.node.append(NodeProto(op_type="Identity", input=[name], output=[target]))
                 name = target
@@ -261,7 +261,7 @@ class Splitter:
                 copy.values.name = names[copy.values.name]
             else:
                 result.sparse_initializer.remove(copy)
-        # The place of each constant, should it stay: a marker by name, filled by _restore().
+        # A placeholder for each constant, by name. _restore() fills the placeholders of constants that stay.
         for name in constants:
             if name not in local and not constants[name].is_sparse:
                 result.initializer.append(TensorProto(name=names[name]))
@@ -298,7 +298,7 @@ class Splitter:
                     self._constants[name].uses.append((node, position))
 
     def _restore(self, graph: GraphProto, leaving: Mapping[str, Constant]) -> None:
-        """Put the constants that stay back into the (copied) graph that held them."""
+        """Put the constants that stay back into the copy of their graph."""
         staying = [marker.name for marker in graph.initializer if marker.name not in leaving]
         del graph.initializer[:]
         for name in sorted(staying, key=lambda name: int(name[1:])):
@@ -316,12 +316,12 @@ class Splitter:
 
 
 def operator(node: NodeProto) -> str:
-    """The usual name of an operator: Conv, com.microsoft.FusedConv."""
+    """Return the usual name of an operator: Conv, com.microsoft.FusedConv."""
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant node with a dense tensor or numbers; None for other nodes."""
+    """Return the tensor of a Constant node with a dense tensor or numbers; None for other nodes."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
@@ -343,7 +343,7 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
 
 
 def captured_by(attribute: AttributeProto) -> Iterable[str]:
-    """Names of enclosing graphs that the bodies of an attribute read, in order of first use."""
+    """Return the names in enclosing graphs that an attribute's bodies read, in order of first use."""
     if not attribute.HasField("g") and not attribute.graphs:
         return ()
     found: dict[str, None] = {}
@@ -371,9 +371,10 @@ def captured_by(attribute: AttributeProto) -> Iterable[str]:
 
 
 def in_order(outputs: Iterable[str], producers: Mapping[str, NodeProto]) -> list[NodeProto]:
-    """The nodes that the outputs need, each after the nodes whose outputs it reads: depth first, inputs in order.
+    """Return the nodes that the outputs need, each after the nodes whose outputs it reads.
 
-    The order depends on the computation alone, not on the order in the file.
+    The order is depth first, with inputs in order. It depends on the computation alone, not on the order in
+    the file.
     """
     ordered: list[NodeProto] = []
     done: set[int] = set()

@@ -1,8 +1,9 @@
-"""Models that read texts: a tokenizer of Hugging Face's library `tokenizers`, as an operator before the model.
+"""Put a tokenizer of Hugging Face's library `tokenizers` before a model, as an operator of its graph.
 
-Tokenizers of the kinds that BERT (WordPiece) and GPT-2 have (byte-level BPE) become Clockwork's operators. All that they know
-of Unicode is asked of the library here, character by character, and goes along as tables; then both are given texts of many kinds, and
-a tokenizer whose tokens would be others is refused.
+WordPiece tokenizers (as in BERT) and byte-level BPE tokenizers (as in GPT-2) become Clockwork's operators.
+Their Unicode rules are queried from the library, character by character, and become tables in the operator's
+attributes. The library and the operator then tokenize texts of many kinds; if their tokens differ, the
+tokenizer is refused.
 """
 
 from __future__ import annotations
@@ -36,29 +37,29 @@ INPUT_NAMES = {
     "mask": ("attention_mask", "mask", "input_mask"),
     "types": ("token_type_ids", "segment_ids", "type_ids"),
 }
-"""What a model calls the operator's outputs."""
+"""By output of the operator: names of the model's input that it feeds."""
 
 _SURROGATES = range(0xD800, 0xE000)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextFlags:
-    """Flags about texts, which complete the tokenizer's files. tokens_max 0: as the files say."""
+    """Command-line flags about texts, which complete the tokenizer's files. tokens_max 0: as in the files."""
 
-    tokens_max: int = 0  # of a text, with those that the tokenizer puts around it
-    truncates: bool = False  # a text of more is cut, and not refused
+    tokens_max: int = 0  # largest number of tokens of a text, including special tokens
+    truncates: bool = False  # a longer text is cut, not refused
 
 
 def require_library() -> None:
-    """Raises ConfigError where `tokenizers` is not installed."""
+    """Raise ConfigError if `tokenizers` is not installed."""
     if importlib.util.find_spec("tokenizers") is None:
         raise ConfigError("--tokenizer needs `tokenizers`: pip install 'clockwork-serving[text]'")
 
 
 def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onnx.ModelProto:
-    """The model with texts as its input, which a tokenizer reads. directory: of tokenizer.json.
+    """Return the model with texts as input, which a tokenizer reads. directory: of tokenizer.json.
 
-    Raises InvalidModel, or ConfigError where `tokenizers` is not installed.
+    Raises InvalidModel, or ConfigError if `tokenizers` is not installed.
     """
     tokenizer, spec, config = _read(directory)
     roles = _roles(model)
@@ -101,7 +102,8 @@ def with_texts(model: onnx.ModelProto, directory: Path, flags: TextFlags) -> onn
 
 
 def _read(directory: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The tokenizer of `tokenizers`, tokenizer.json, and tokenizer_config.json, if there is one."""
+    """Load a tokenizer. Return it with the content of tokenizer.json and, if present, of
+    tokenizer_config.json."""
     require_library()
     import tokenizers
 
@@ -128,7 +130,7 @@ def _read(directory: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 def _tokens_max(spec: dict[str, Any], config: dict[str, Any]) -> int:
     truncation = spec.get("truncation") or {}
     said = truncation.get("max_length") or config.get("model_max_length") or 0
-    return int(said) if 0 < said < 1 << 20 else 0  # transformers writes 1e30 for none
+    return int(said) if 0 < said < 1 << 20 else 0  # the library transformers writes 1e30 for "no limit"
 
 
 def _padding(tokenizer: Any, config: dict[str, Any]) -> int:
@@ -138,7 +140,7 @@ def _padding(tokenizer: Any, config: dict[str, Any]) -> int:
 
 
 def _attributes(tokenizer: Any, spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The operator that is the tokenizer, and its attributes: vocabulary, special tokens, tables of characters."""
+    """Return a tokenizer's operator and attributes: vocabulary, special tokens, tables of characters."""
     model = spec["model"]
     kind = model.get("type") or ("WordPiece" if "continuing_subword_prefix" in model else "BPE")
     if kind not in ("WordPiece", "BPE"):
@@ -205,7 +207,7 @@ def _byte_pairs(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 @functools.cache
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary."""
+    """Return the character that stands for each byte in a byte-level vocabulary."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return [chr(byte) if byte in plain else chr(256 + others.index(byte)) for byte in range(256)]
@@ -216,9 +218,12 @@ def _byte_characters() -> list[str]:
 
 @functools.lru_cache(4)
 def _tables(parts: str) -> dict[str, str]:
-    """What becomes of each character, and which are spaces, or words of their own.
+    """Return tables of normalised and removed characters, spaces, and characters that are a word by
+    themselves.
 
-    parts: a tokenizer's normalizer and pre_tokenizer, as JSON. Most of BERT's kind have the same; each takes 2 s."""
+    parts: a tokenizer's normalizer and pre_tokenizer, as JSON. Results are cached, because they take 2 s, and
+    most tokenizers of BERT's kind have the same parts.
+    """
     from tokenizers import Tokenizer
 
     normalizer, pre_tokenizer = json.loads(parts)
@@ -248,7 +253,7 @@ def _tables(parts: str) -> dict[str, str]:
             removed.append(point)
         elif (
             becomes == f" {character} " and has_spaces
-        ):  # as BERT has Chinese characters: the same, and half a megabyte less
+        ):  # e.g. Chinese characters in BERT; the same tokens, with tables smaller by 0.5 MB
             alone.append(point)
         elif becomes != character:
             changed.append((point, becomes))
@@ -264,7 +269,7 @@ def _tables(parts: str) -> dict[str, str]:
 
 @functools.cache
 def _classes() -> dict[str, str]:
-    """The letters, numbers and white space of the library's patterns: those that a piece goes on with."""
+    """Return tables of the characters that the library counts as letters, numbers and white space."""
     from tokenizers import Regex, pre_tokenizers
 
     text = "".join(map(chr, _points()))
@@ -282,7 +287,7 @@ def _points() -> list[int]:
 
 
 def _normalised(normalise: Callable[[str], str], points: list[int]) -> Iterator[tuple[int, str]]:
-    """Each character with its normalised form: hundreds at once, where they can be told apart, which is ten times as fast."""
+    """Yield each character with its normalised form. Batches of 256 are ten times as fast."""
     for begin in range(0, len(points), 256):
         some = points[begin : begin + 256]
         pieces = normalise("a" + "a".join(map(chr, some)) + "a").split("a")
@@ -293,7 +298,7 @@ def _normalised(normalise: Callable[[str], str], points: list[int]) -> Iterator[
 
 
 def _kinds_of(tokenizer: Any, points: list[int]) -> tuple[list[int], list[int]]:
-    """Characters that end words and vanish, and characters that are words, where they stand between letters."""
+    """Return the characters that separate words and vanish, and those that are words by themselves."""
     if tokenizer.pre_tokenizer is None:
         return [], []
     spaces, alone = [], []
@@ -312,7 +317,7 @@ def _kinds_of(tokenizer: Any, points: list[int]) -> tuple[list[int], list[int]]:
 
 
 def _ranges(points: list[int]) -> str:
-    """Sorted numbers as "first-last" in hex, separated by commas."""
+    """Format sorted numbers as ranges "first-last" in hex, separated by commas."""
 
     def runs() -> Iterator[tuple[int, int]]:
         first = last = points[0]
@@ -330,7 +335,7 @@ def _ranges(points: list[int]) -> str:
 
 
 def _verify(tokenizer: Any, operator: str, attributes: dict[str, Any], vocabulary: dict[str, int]) -> None:
-    """Raises InvalidModel for a text whose tokens are not the library's."""
+    """Raise InvalidModel if the operator tokenizes one of many texts differently from the library."""
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["N", "T"])
         for name in ("ids", "mask", "types")
@@ -364,7 +369,7 @@ def _verify(tokenizer: Any, operator: str, attributes: dict[str, Any], vocabular
 
 
 def _known(vocabulary: list[str]) -> Iterable[str]:
-    """Texts of tokens that the vocabulary has."""
+    """Yield texts that consist of tokens of the vocabulary."""
     tokens = [token.removeprefix("##").replace("\u0120", " ") for token in vocabulary]
     rng = np.random.default_rng(2)
     for _ in range(TOKENIZER_PROBES):
@@ -375,7 +380,7 @@ def _known(vocabulary: list[str]) -> Iterable[str]:
 
 
 def probes() -> Iterable[str]:
-    """Texts of many kinds, the same each time."""
+    """Yield texts of many kinds, equal in every call."""
     yield from (
         "", " ", "a", "The quick brown fox.", "Crème brûlée, naïve café", "don't stop!!", "tab\tnew\nline\r\n",
         "数据处理 hello 世界", "안녕하세요 세계", "Привет, мир", "שלום עולם", "नमस्ते दुनिया", "สวัสดี", "😀👍🏽 emoji", "e\u0301 o\u0308",
@@ -403,7 +408,7 @@ def probes() -> Iterable[str]:
 
 
 def _roles(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """The inputs of the model by what they are: ids, mask, types."""
+    """Return the inputs of the model by role: ids, mask, types."""
     found = {}
     for value in real_inputs(model):
         role = next((role for role, names in INPUT_NAMES.items() if value.name in names), None)
@@ -419,7 +424,7 @@ def _roles(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 
 
 def _fixed_length(model: onnx.ModelProto, roles: dict[str, onnx.ValueInfoProto]) -> int:
-    """The number of tokens that the model takes, if it takes no other; else 0."""
+    """Return the number of tokens that the model requires; 0 if the number is open."""
     shape = roles["ids"].type.tensor_type.shape.dim
     if len(shape) != 2:
         raise InvalidModel(

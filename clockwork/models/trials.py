@@ -1,7 +1,7 @@
-"""The last step of a registration on a GPU: a model is checked and timed on the device that is to serve it.
+"""Check and time a model on the GPU that will serve it: the last step of a registration.
 
-The device executes requests meanwhile. Whatever is done there is done in RESERVEs, which the controller orders between
-batches; a few executions at a time, and not more of them than are needed.
+The device executes requests meanwhile. Every use of the device is part of a RESERVE, which the controller
+schedules between batches. A RESERVE covers a few executions.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from clockwork.wire.tensors import Array, decode_tensor, encode_array
 
 
 class Interrupted(Exception):
-    """A model cannot be made ready now; it is no fault of the model's. The text says why."""
+    """A trial cannot go on, for a reason that is no fault of the model. The text gives the reason."""
 
 
 class Reserving(Protocol):
-    """A device.base.Reserve that can say when no more is needed."""
+    """A device.base.Reserve whose pages can be given back."""
 
     def __call__(
         self, expected_ns: int, runs: Sequence[int]
     ) -> contextlib.AbstractContextManager[list[int]]: ...
 
     def give_back(self) -> None:
-        """The pages that came with the last one are not needed any more."""
+        """Give back the pages of the last reservation."""
         ...
 
 
 @dataclasses.dataclass(slots=True)
 class Measurement:
-    """The measurement of a program, which holds for every model with that program."""
+    """The measurement of a program, which is valid for every model with that program."""
 
     batch_max: int
     load_ns: int
@@ -65,9 +65,11 @@ class Measurement:
 
 
 def try_model(trial: Trial, reserve: Reserving, directory: Path, options: Mapping[str, Any]) -> None:
-    """Check a prepared model and, unless its program has been, time it; then its directory says that it was tried.
+    """Check a prepared model, time it unless its program has been timed, and record the trial in its
+    directory.
 
-    trial: of the device that knows the model. Raises InvalidModel, Interrupted, OSError, and what ``reserve`` raises.
+    trial: of the device that has the model. Raises InvalidModel, Interrupted, OSError, and what ``reserve``
+    raises.
     """
     prepared = PreparedModel.read(directory)
     place = directory.parent.parent / "programs" / prepared.program
@@ -98,7 +100,7 @@ def try_model(trial: Trial, reserve: Reserving, directory: Path, options: Mappin
 
 
 class _Bench:
-    """A model on its device, within reservations, which it takes and leaves as it needs them."""
+    """A model on its device. Uses of the device share a reservation, or take a new reservation."""
 
     def __init__(self, trial: Trial, reserve: Reserving, prepared: PreparedModel, directory: Path) -> None:
         self._trial = trial
@@ -106,13 +108,13 @@ class _Bench:
         self._prepared = prepared
         self._weights = directory / WEIGHTS_FILE
         self._reservation = contextlib.ExitStack()
-        self._until_ns = 0  # what fits until then goes on in the same one; 0: there is none
+        self._until_ns = 0  # end of the current reservation; 0: there is none
         self._claimed = False
-        self._taken_ns: dict[int, int] = {}  # by the rows of an execution
-        self._checked_ns: dict[tuple[tuple[int, ...], ...], int] = {}  # the last of run(), by shapes
+        self._taken_ns: dict[int, int] = {}  # time of an execution, by number of rows
+        self._checked_ns: dict[tuple[tuple[int, ...], ...], int] = {}  # time of the last run(), by shapes
 
     def _enter(self, expected_ns: int) -> None:
-        """Have a reservation with as much time left."""
+        """Ensure a reservation with at least this much time left."""
         if self._until_ns and now_ns() + expected_ns <= self._until_ns:
             return
         wanted_ns = max(expected_ns, TRIAL_RESERVE_NS)
@@ -120,19 +122,19 @@ class _Bench:
         for _ in range(TRIAL_CLAIMS_MAX):
             self.pause()
             starts = self._reservation.enter_context(self._reserve(wanted_ns, self._prepared.runs))
-            self._until_ns = now_ns() + TRIAL_RESERVE_NS  # the rest was for what is done first
+            self._until_ns = now_ns() + TRIAL_RESERVE_NS  # a longer reservation is for the first use alone
             if self._claimed or not (text := self._trial.claim(starts)):
                 self._claimed = True
                 return
         raise Interrupted(f"the pages to try it in are not free: {text}")
 
     def pause(self) -> None:
-        """Let the device go on."""
+        """End the reservation, so that the device serves requests."""
         self._until_ns = 0
         self._reservation.close()
 
     def load(self) -> int:
-        """Load the model, page by page; the time in ns. The pages of a small one are copied several times."""
+        """Load the model by pages. Return the time in ns. Pages of a small model are copied repeatedly."""
         page_bytes, pages = self._prepared.page_bytes, sum(self._prepared.runs)
         taken_ns = most_ns = 0
         for page in range(pages):
@@ -150,7 +152,7 @@ class _Bench:
         return taken_ns
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """The outputs."""
+        """Execute the model, and return its outputs."""
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         rows = len(inputs[0]) if inputs and inputs[0].ndim else 1
         expected_ns = self._expected_ns(rows)
@@ -161,16 +163,18 @@ class _Bench:
         return [decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]]
 
     def time(self, variant: Variant) -> int:
-        """The median time of an execution in ns, after those in which a GPU that idled raises its clock.
+        """Return the median time of an execution in ns, after warm-up executions in which an idle GPU raises
+        its clock.
 
-        It may have idled since a check, too: an execution that took longer than the check's is no warm one.
+        The GPU may also have idled since the check: an execution that takes longer than in the check counts
+        as a warm-up.
         """
 
         def once(known_ns: int) -> int:
             self._enter(known_ns or TRIAL_FIRST_NS)
             return max(1, self._trial.time(variant.shapes, known_ns))
 
-        checked_ns = self._checked_ns.get(variant.shapes)  # it was executed once
+        checked_ns = self._checked_ns.get(variant.shapes)  # time in the check, if these shapes were checked
         times = [checked_ns or once(self._expected_ns(variant.batch))]
         while len(times) < TRIAL_WARM_RUNS and (
             len(times) < 2
@@ -187,7 +191,7 @@ class _Bench:
         return found
 
     def _expected_ns(self, rows: int) -> int:
-        """Of an execution of so many rows; the next larger size may take twice as long. 0 where nothing is known."""
+        """Return the known time in ns of so many rows, or twice that of the next fewer; 0 if none."""
         known = [size for size in self._taken_ns if size <= rows]
         return self._taken_ns[max(known)] * (1 if rows in known else 2) if known else 0
 
@@ -200,7 +204,8 @@ class _Bench:
 def _verify(
     bench: _Bench, program: Program, variants: Sequence[Variant], checks: Sequence[Check], relative: float
 ) -> None:
-    """Raises InvalidModel unless the device reproduces the package's checks, alone and in every row of a batch."""
+    """Raise InvalidModel unless the device reproduces the package's checks, alone and in every row of a
+    batch."""
     for inputs, outputs in checks:
         sizes = {1}
         if program.batches:
@@ -218,7 +223,7 @@ def _verify(
 
 
 def _measure(bench: _Bench, batches: bool, variants: Sequence[Variant], batch_max: int) -> Measurement:
-    """Execution times, for each set of shapes, of each compiled batch size while throughput grows."""
+    """Return execution times of each set of shapes, at rising compiled batch sizes while throughput grows."""
     by_shape: dict[tuple[tuple[int, ...], ...], list[Variant]] = {}
     for variant in variants:
         if batches:

@@ -1,10 +1,11 @@
-"""Well-known networks as ONNX, built in a second or so from a seed, without any framework.
+"""Build well-known networks as ONNX, in about a second, from a seed and without any framework.
 
     model = build("resnet50", seed=3, image=160)       # an onnx.ModelProto
     other = fine_tune(model, seed=9)                   # the same architecture, every weight different
 
 Shapes and parameter counts are those of the published networks; the weights are random, scaled so that
-activations keep a moderate size. The same arguments give the same bytes. Every model has a symbolic batch, "N".
+activations keep a moderate size. The same arguments give the same bytes. Every model has a symbolic batch,
+"N".
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 Floats = NDArray[np.float32]
 
 OPSET = 17
-"""The first opset with LayerNormalization; old runtimes support it."""
+"""Opset of the models: the first with LayerNormalization, so that old runtimes support it."""
 
 IR_VERSION = 8
 BN_EPSILON = 1e-5
@@ -39,7 +40,7 @@ class Builder(Protocol):
 
 
 def build(name: str, *, seed: int = 0, **options: Any) -> onnx.ModelProto:
-    """The model of a name; options are the keyword arguments of its function in ARCHITECTURES.
+    """Build the model of a name. options: keyword arguments of its function in ARCHITECTURES.
 
     Raises ValueError for a name that is not in names(), TypeError for an unknown option.
     """
@@ -49,7 +50,7 @@ def build(name: str, *, seed: int = 0, **options: Any) -> onnx.ModelProto:
 
 
 def names() -> list[str]:
-    """The names that build() accepts."""
+    """Return the names that build() accepts."""
     return list(ARCHITECTURES)
 
 
@@ -59,7 +60,7 @@ def digits() -> onnx.ModelProto:
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
-    """Trainable parameters, as papers count them: without the running statistics of batch norms."""
+    """Count the trainable parameters, as papers do: without the running statistics of batch norms."""
     statistics = {
         name for node in model.graph.node if node.op_type == "BatchNormalization" for name in node.input[3:5]
     }
@@ -71,12 +72,12 @@ def parameter_count(model: onnx.ModelProto) -> int:
 
 
 def weights_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all initializers of a model of this module (they are stored raw)."""
+    """Return the bytes of all initializers of a model of this module."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def fine_tune(model: onnx.ModelProto, seed: int, amount: float = 0.05) -> onnx.ModelProto:
-    """A copy whose float weights and biases all differ, by about ``amount`` of their size.
+    """Return a copy in which all float weights and biases differ, by about ``amount`` of their magnitude.
 
     The architecture, names and everything that is not a float tensor of rank 1 or more stay as they are.
     """
@@ -90,7 +91,7 @@ def fine_tune(model: onnx.ModelProto, seed: int, amount: float = 0.05) -> onnx.M
         weight = np.array(numpy_helper.to_array(tensor), np.float32)
         noise = rng.random(weight.shape, np.float32)
         noise -= 0.5
-        if tensor.name in variances:  # must stay positive
+        if tensor.name in variances:  # a variance must stay positive
             weight *= 1 + amount * noise
         else:
             size = math.sqrt(float(np.vdot(weight, weight)) / max(weight.size, 1))
@@ -117,7 +118,7 @@ class Graph:
         return output
 
     def constant(self, value: float | list[int]) -> str:
-        """A constant that an operator needs and training does not change: a Constant node, as exporters write it."""
+        """Add a Constant node, for a constant that training does not change. Return its name."""
         array = np.array(value, np.int64 if isinstance(value, list) else np.float32)
         return self.node("Constant", [], value=numpy_helper.from_array(array))
 
@@ -147,8 +148,9 @@ class Graph:
     ) -> str:
         """A convolution padded to "same", followed by batch norm.
 
-        channels: in and out. gain: variance of the output over the mean square of the input. norm: the batch
-        norm's mean gamma, or None for a bias instead. fold: the batch norm is computed into the weights.
+        channels: of input and output. gain: variance of the output over the mean square of the input. norm:
+        mean gamma of the batch norm; None: a bias instead of a batch norm. fold: fold the batch norm into the
+        weights.
         """
         source, target = channels
         weight = self.normal(
@@ -395,7 +397,7 @@ def transformer(
         bias = g.node("Unsqueeze", [far, g.constant([1, 2])])
     for layer in range(layers):
         x = _encoder_layer(g, f"layer.{layer}", x, width, heads, scale, bias)
-    if tokens:  # the mean without the padding
+    if tokens:  # pool by a mean over tokens, without the padding
         kept = g.node("Unsqueeze", [tokens, g.constant([2])])
         total = g.node("ReduceSum", [g.node("Mul", [x, kept]), g.constant([1])], keepdims=0)
         count = g.node("ReduceSum", [kept, g.constant([1])], keepdims=0)

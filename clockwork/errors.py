@@ -1,4 +1,4 @@
-"""What can go wrong, as a caller sees it. Everything derives from ClockworkError."""
+"""The errors that callers may get. All derive from ClockworkError."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 class ClockworkError(Exception):
     """Base of every error that Clockwork raises on purpose.
 
-    request: the number by which the controller knows the request that failed (None: none did, or it was not taken).
-    `clockwork explain` says from it what happened.
+    request: the controller's number of the failed request, for `clockwork explain` (None: no request failed,
+    or the controller did not take it).
     """
 
     request: int | None = None
@@ -18,7 +18,7 @@ class ModelNotFound(ClockworkError):
 
 
 class InvalidInput(ClockworkError, ValueError):
-    """A request that the model cannot take. Names the tensor, what was expected, and what came."""
+    """The model cannot take the request. The error names the tensor, the expected and the received value."""
 
     def __init__(self, text: str, tensor: str = "", expected: str = "", got: str = "") -> None:
         super().__init__(text)
@@ -32,18 +32,19 @@ class InvalidModel(ClockworkError, ValueError):
 
 
 class SloWarning(UserWarning):
-    """An SLO so long that it was probably not meant in seconds. It is taken as it is."""
+    """An SLO is so long that it was probably not meant in seconds. It is used unchanged."""
 
 
 class Refused(ClockworkError):
-    """The request was turned away, at arrival or while it waited, because it could not have been answered in time.
+    """The request was turned away, at arrival or while it waited, because it could not have been answered in
+    time.
 
-    reason: a word from messages.Reason. feasible_slo: the least SLO, in seconds, that would have
-    been enough, as seen when it was turned away (None if unknown). retry_after: seconds after which
-    the same request is likely to be answered (None if unknown, or if waiting would not help: the SLO
-    is below what an idle device takes, or too short to measure a new input shape). Both are estimates;
-    of a request that had waited, they count its model's queue and what its devices were sent, not the
-    other models that wait for them.
+    reason: a word from messages.Reason. feasible_slo: the least SLO, in seconds, that would have been enough
+    at the time of the refusal (None if unknown). retry_after: seconds after which the same request is likely
+    to be answered (None if unknown, or if waiting would not help: the SLO is below the time of an idle
+    device, or too short to measure a new input shape). Both are estimates. For a request that had waited,
+    they count its model's queue and the actions sent to its devices, but not other models that wait for these
+    devices.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Refused(ClockworkError):
 
 
 class DeadlineMissed(ClockworkError, TimeoutError):
-    """The request was admitted, and could not be answered by its deadline."""
+    """The request was admitted, but could not be answered by its deadline."""
 
 
 class RequestTimeout(ClockworkError, TimeoutError):
@@ -76,15 +77,15 @@ class ExecutionFailed(ClockworkError):
 
 
 class Forbidden(ClockworkError):
-    """The key (or the gateway's token) has no right to this; names the role that has."""
+    """The key (or the gateway's token) lacks the right to the call. The error names the role that has it."""
 
 
 class Unavailable(ClockworkError):
-    """The cluster cannot serve this now: no worker, or it is shutting down."""
+    """The cluster cannot serve the call now: it has no worker, or is shutting down."""
 
 
 class ConnectionLost(ClockworkError, ConnectionError):
-    """The controller went away, or could not be reached; what was in flight may or may not have run."""
+    """The connection was lost, or not established. Calls in flight may or may not have been carried out."""
 
 
 class ProtocolMismatch(ClockworkError):
@@ -92,8 +93,8 @@ class ProtocolMismatch(ClockworkError):
 
 
 class ConfigError(ClockworkError, ValueError):
-    """A flag, an environment variable or a file of settings is wrong; names it and its bound."""
+    """A flag, an environment variable or a settings file is wrong. The error names it and its bound."""
 
 
 class PolicyFailed(RuntimeError):
-    """A hook of a scheduling policy in Python failed, as its cause says; the scheduler cannot go on after that."""
+    """A hook of a scheduling policy in Python failed (see __cause__); the scheduler cannot continue."""

@@ -26,6 +26,8 @@ COLUMNS_MAX = 110
 KEPT = (
     "bench",
     "clockwork/cli",
+    "clockwork/client",
+    "clockwork/errors.py",
     "clockwork/formats",
     "clockwork/gateway",
     "clockwork/launch",

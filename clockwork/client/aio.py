@@ -55,7 +55,7 @@ class AsyncClient:
 
     @property
     def endpoint(self) -> str:
-        """Where the controller is expected."""
+        """The controller's endpoint."""
         return self._client.endpoint
 
     @overload
@@ -244,7 +244,7 @@ class AsyncClient:
         return await self._ask(calls.RECORDER, timeout, argument)
 
     async def close(self) -> None:
-        """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
+        """Disconnect. Calls under way end with ConnectionLost. Idempotent."""
         await asyncio.to_thread(self._client.close)
 
     async def __aenter__(self) -> AsyncClient:
@@ -256,7 +256,7 @@ class AsyncClient:
         await self.close()
 
     async def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> Pages:
-        """The answers to a query that is answered page by page."""
+        """Return the answers to a query that is answered in pages."""
         pages = Pages(argument, self._client._limit_ns(timeout))
         while pages.add(await self._ask(call, pages.left_s(), pages.argument)):
             pass

@@ -1,7 +1,8 @@
-"""The calls of a client, declared once: the message that a call's arguments become, and the value of its answer.
+"""The calls of a client, declared once: the message that a call's arguments become, and the value of its
+answer.
 
-Client, AsyncClient and LoopClient carry them out, each in its way; nothing here sends or waits. A call can also end
-with a Failure, of which error_of() makes the exception.
+Client, AsyncClient and LoopClient carry calls out; this module neither sends nor waits. A call may also end
+with a Failure, which error_of() turns into an exception.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from clockwork.wire.tensors import DTYPES, Array, as_array, decode_tensor, dtype
 from clockwork.wire.transport import Frame
 
 Input: TypeAlias = npt.ArrayLike
-"""One tensor: an array, whatever offers ``__array__``, a nested list of numbers or strings, or a scalar."""
+"""A tensor: an array, an object with ``__array__``, a nested list of numbers or strings, or a scalar."""
 
 Inputs: TypeAlias = Input | Mapping[str, Input]
 Outputs: TypeAlias = Array | dict[str, Array]
@@ -68,7 +69,7 @@ Batching: TypeAlias = Literal["auto", "on", "off", "same-shape"]
 ProductDtype: TypeAlias = Literal["fp32", "tf32", "fp16"]
 
 AnswerFrames: TypeAlias = tuple[Answer, list[Frame]]
-"""An inference's answer and its frames."""
+"""The Answer to an inference, and its frames."""
 
 Encoded: TypeAlias = tuple[bytes, Sequence[Frame]]
 """A message's header and frames."""
@@ -80,10 +81,10 @@ Arguments = TypeVarTuple("Arguments")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call(Generic[Value, *Arguments]):
-    """A kind of call that one message asks and one message answers.
+    """A kind of call with one request message and one answering message.
 
-    encode: the message, from a request id and the call's arguments. Raises InvalidInput.
-    decode: the call's value, from the answering message and its frames. Raises ClockworkError where they are damaged.
+    encode: makes the message from a request id and the call's arguments. Raises InvalidInput. decode: makes
+    the call's value from the answering message and its frames. Raises ClockworkError where they are damaged.
     """
 
     encode: Callable[[int, *Arguments], Encoded]
@@ -93,7 +94,7 @@ class Call(Generic[Value, *Arguments]):
 def _replied(
     message: Callable[[int, *Arguments], tuple[Any, ...]], value: Callable[[Any], Value]
 ) -> Call[Value, *Arguments]:
-    """A call without frames that a Reply answers; ``value`` is made of the reply's body."""
+    """Return a call without frames that a Reply answers. value: converts the reply's body."""
 
     def encode(request_id: int, *arguments: *Arguments) -> Encoded:
         return codec.encode(message(request_id, *arguments)), ()
@@ -121,7 +122,7 @@ def _damaged(text: str) -> NoReturn:
 
 
 def checked_ns(seconds: float, name: str) -> int:
-    """Seconds as nanoseconds. Raises InvalidInput outside (0, SECONDS_MAX], and for NaN."""
+    """Return seconds in nanoseconds. Raises InvalidInput outside (0, SECONDS_MAX], and for NaN."""
     try:
         sound = 0 < seconds <= config.SECONDS_MAX and math.isfinite(seconds)
     except TypeError:
@@ -133,7 +134,7 @@ def checked_ns(seconds: float, name: str) -> int:
 
 
 def checked_model(model: str) -> str:
-    """Raises InvalidInput where this cannot be a model's name."""
+    """Raise InvalidInput where the value cannot be a model's name."""
     if type(model) is not str or not 0 < len(model) <= config.MODEL_REFERENCE_MAX:
         raise InvalidInput(
             f"a model is named by 1 to {config.MODEL_REFERENCE_MAX} characters, not by {repr(model)[:80]}",
@@ -144,7 +145,7 @@ def checked_model(model: str) -> str:
 
 
 def _checked_version(version: int) -> int:
-    """Raises InvalidInput where this cannot be a version's number."""
+    """Raise InvalidInput where the value cannot be a version's number."""
     if type(version) is not int or not 0 <= version < 1 << 63:
         raise InvalidInput(
             f"version {version!r}: an integer of at least 0", expected=">= 0", got=repr(version)[:80]
@@ -153,7 +154,8 @@ def _checked_version(version: int) -> int:
 
 
 def _callers_level() -> int:
-    """The stacklevel at which a function that calls this warns of the first line outside this package."""
+    """Return the stacklevel with which the calling function's warning names the first line outside this
+    package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("clockwork."):
         level, frame = level + 1, frame.f_back
@@ -161,7 +163,10 @@ def _callers_level() -> int:
 
 
 def slo_ns_of(slo: float | None) -> int:
-    """An SLO in seconds as nanoseconds; 0: none. Raises InvalidInput; warns where milliseconds may have been meant."""
+    """Return an SLO of seconds in nanoseconds; 0: none.
+
+    Raises InvalidInput; warns where milliseconds may be meant.
+    """
     if slo is None:
         return 0
     slo_ns = checked_ns(slo, "slo")
@@ -175,7 +180,7 @@ def slo_ns_of(slo: float | None) -> int:
 
 
 def checked_names(optional_inputs: Any) -> list[str] | None:
-    """The names of optional inputs. Raises InvalidInput."""
+    """Return the names of optional inputs, checked. Raises InvalidInput."""
     if optional_inputs is None:
         return None
     if isinstance(optional_inputs, str | bytes) or not isinstance(optional_inputs, Iterable):
@@ -193,8 +198,11 @@ def registration_options(
     slo: float | None, batching: str | None, batch_max: int | None, version: int | None = None, origin: str = "",
     dtype: str | None = None, share: float | None = None, force: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The options of a Register message: those that are None are left out, and then are those of the version that serves.
-    Raises InvalidInput."""
+    """Return the options of a Register message. An option that is None is left out, and inherited on the
+    controller.
+
+    Raises InvalidInput.
+    """
     for option, given, allowed in (("batching", batching, BATCHING), ("dtype", dtype, PRODUCT_DTYPES)):
         if given is not None and given not in allowed:
             expected = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
@@ -250,7 +258,8 @@ def _encode_infer(
         try:
             dtype, shape, frame = encode_array(as_array(value))
         except InvalidInput as error:
-            subject = f"input {name!r}" if name else "the input"  # the only one may be given without its name
+            # The only input may be given without its name
+            subject = f"input {name!r}" if name else "the input"
             raise InvalidInput(f"{subject}: {error}", name, error.expected, error.got) from None
         references.append([name, dtype, shape, len(frames)])
         frames.append(frame)
@@ -282,7 +291,7 @@ def _encode_infer_frames(
 
 
 def _infer_header(request: InferRequest) -> bytes:
-    """Raises InvalidInput of more inputs, or longer names, than a controller takes."""
+    """Raise InvalidInput for more inputs, or longer names, than a controller takes."""
     count = len(request.tensors)
     if count > config.TENSORS_MAX:
         raise InvalidInput(
@@ -314,7 +323,7 @@ def _outputs(answer: Any, frames: list[Frame], loan: Loan | None = None) -> dict
 
 
 def _only_output(answer: Any, frames: list[Frame], loan: Loan | None = None) -> Array:
-    """The array of an answer's only output. Raises InvalidInput where the model has several."""
+    """Return the array of an answer's only output. Raises InvalidInput where there are several outputs."""
     outputs = _outputs(answer, frames, loan)
     if len(outputs) != 1:
         raise AnsweredInvalidInput(
@@ -371,7 +380,10 @@ def _route(
 
 
 def _parts(share: float) -> int:
-    """A share as parts of SHARE_WHOLE. Raises InvalidInput outside [0, 1], and for a share that would become 0."""
+    """Return a share in parts of SHARE_WHOLE.
+
+    Raises InvalidInput outside [0, 1], and for a share rounded to 0.
+    """
     if isinstance(share, int | float) and 0 <= share <= 1:
         parts = round(share * config.SHARE_WHOLE)
         if parts or not share:
@@ -391,17 +403,17 @@ def _promote(request_id: int, name: str, version: int) -> Promote:
 
 
 def _paged(what: str) -> Callable[[int, str], Query]:
-    """A query that is answered page by page: see Pages."""
+    """Return a call for a query that is answered in pages; see Pages."""
     return lambda request_id, page: Query(request_id, what, page)
 
 
 def _of_model(message: Callable[[int, str], tuple[Any, ...]]) -> Callable[[int, str], tuple[Any, ...]]:
-    """A message about a model or a version, whose name is checked."""
+    """Return a call with a message about a model or version, whose name is checked."""
     return lambda request_id, name: message(request_id, checked_model(name))
 
 
 def _models_of(page: Any) -> Any:
-    """A page of models, with a record of each."""
+    """Return a page of models, with a record of each."""
     if isinstance(page, dict) and isinstance(rows := page.get("models"), list):
         return {**page, "models": [ModelInfo.from_wire(row) for row in rows]}
     return page
@@ -424,29 +436,30 @@ def _nothing(body: Any) -> None:
 
 
 class Pages:
-    """The answers to one query for models or metrics, page by page, within one time limit and bounds of their number."""
+    """Collects the pages of a query for models or metrics, within a time limit and bounds on their number."""
 
     def __init__(self, argument: str, limit_ns: int) -> None:
         self.body: dict[str, Any] = {}
-        self.argument = argument  # of MODELS or METRICS, for the next page
+        self.argument = argument  # argument of MODELS or METRICS for the next page
         self._until_ns = now_ns() + limit_ns
         self._limit_ns = limit_ns
 
     def left_s(self) -> float:
-        """Until the limit, for the next page. Raises RequestTimeout."""
+        """Return the time left for the next page. Raises RequestTimeout."""
         left_ns = self._until_ns - now_ns()
         if left_ns <= 0:
             raise RequestTimeout(f"no answer within {to_seconds(self._limit_ns):g} s")
         return to_seconds(left_ns)
 
     def add(self, page: Any) -> bool:
-        """Add a page; whether another follows. Raises ClockworkError where the page is damaged."""
+        """Add a page, and return whether another follows. Raises ClockworkError where the page is damaged."""
         if type(page) is not dict or type(models := page.get("models")) is not list:
             _damaged("it is no page of models")
         self.argument = page.pop("next", "")
         if type(self.argument) is not str or (self.argument and not models):
             _damaged("a page without a model is followed by another")
-        if len(self.argument.encode()) > config.MODEL_REFERENCE_BYTES_MAX:  # more than a Query takes
+        # Longer than a Query's argument may be
+        if len(self.argument.encode()) > config.MODEL_REFERENCE_BYTES_MAX:
             _damaged("the next page begins with what names no model")
         if not self.body:
             self.body = page
@@ -457,19 +470,20 @@ class Pages:
         return bool(self.argument)
 
     def models(self) -> list[ModelInfo]:
-        """Of all pages of MODELS, by name and version."""
+        """Return the models of all pages of MODELS, by name and version."""
         infos: list[ModelInfo] = self.body["models"]
         return sorted(infos, key=lambda info: (info.name, info.version))
 
 
-# ----- the table -----------------------------------------------------------------------------
+# ----- the table of calls -----------------------------------------------------------------------------
 
 _Infer: TypeAlias = Call[Outputs, str, Any, float | None, int]
 INFER_MAPPING: _Infer = Call(_encode_infer_mapping, _outputs)
 INFER_ARRAY: _Infer = Call(_encode_infer_array, _only_output)
-INFER_FRAMES = Call(_encode_infer_frames, _output_frames)  # tensors as they travel, in and out
+INFER_FRAMES = Call(_encode_infer_frames, _output_frames)  # tensors as frames, in and out
 
-REGISTER = Call(_encode_register, _of_reply(ModelInfo.from_wire))  # and an upload in between: see upload.py
+# An upload follows the message; see upload.py
+REGISTER = Call(_encode_register, _of_reply(ModelInfo.from_wire))
 UNREGISTER = _replied(_of_model(Unregister), _nothing)
 LOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, True)), _nothing)
 REPORT_SOURCE = _replied(_report_source, _nothing)
@@ -488,7 +502,10 @@ RECORDER = _replied(_paged("recorder"), _unchanged)
 
 
 def infer_call(inputs: Inputs, loan: Loan | None = None) -> _Infer:
-    """The call for such inputs: one array for one array, a dict for a mapping. loan: memory for its tensors."""
+    """Return the call for these inputs, with the matching kind of outputs.
+
+    loan: shared memory for its tensors.
+    """
     is_mapping = isinstance(inputs, Mapping)
     if loan is None:
         return INFER_MAPPING if is_mapping else INFER_ARRAY
@@ -511,19 +528,19 @@ ProgressCallback: TypeAlias = Callable[[str, int, int], None]
 
 
 def error_of(failure: Failure) -> ClockworkError:
-    """The exception that says the same as a Failure message."""
+    """Return the exception for a Failure message."""
     error = _error_of(failure)
     error.request = failure.details.get("request")
     return error
 
 
 def request_of(answer: Answer) -> int | None:
-    """The number by which the controller knows an answered request; None where it did not say."""
+    """Return the controller's number of an answered request; None where the answer has none."""
     return answer.times[_REQUEST_PLACE] if len(answer.times) > _REQUEST_PLACE else None
 
 
 _REQUEST_PLACE = 6
-"""Where in Answer.times the number of the request is."""
+"""Index of the request's number in Answer.times."""
 
 
 def _error_of(failure: Failure) -> ClockworkError:

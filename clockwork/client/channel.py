@@ -1,10 +1,11 @@
-"""A client's channel to a controller: one socket, which any number of threads share, connected again after every loss.
+"""A client's channel to a controller: a socket that any number of threads share, reconnected after every
+loss.
 
-The socket's *owner* does its I/O. In the common case of one thread that calls and waits, this thread
-owns the socket for as long as its call lasts: nothing is handed to another thread and back, which
-would cost more than the rest of a round trip (130 of 240 us, when it was measured). When another thread
-calls meanwhile, or a call returns a future, an I/O thread takes over the socket and the call under
-way; it ends after CLIENT_THREAD_IDLE_NS without work.
+The socket's *owner* does its I/O. In the common case of one thread that calls and waits, this thread owns the
+socket for as long as its call lasts. To hand the call to another thread and back would cost more than the
+rest of a round trip (130 of 240 us, when it was measured). When another thread calls meanwhile, or a call
+returns a future, an I/O thread takes over the socket and the call under way; the I/O thread ends after
+CLIENT_THREAD_IDLE_NS without work.
 
 A pending call is in exactly one of these places: in ``_queue`` (for the owner to take), in ``_calls`` and
 ``_waiting`` (no connection yet), in ``_calls`` alone (sent), or done.
@@ -74,7 +75,7 @@ def _after_fork() -> None:
     _generation = next(_forks)
 
 
-if hasattr(os, "register_at_fork"):  # where there is fork()
+if hasattr(os, "register_at_fork"):  # only on systems with fork()
     os.register_at_fork(after_in_child=_after_fork)
 
 
@@ -87,11 +88,11 @@ class CallStream:
         self._call = call
 
     def send(self, message: tuple[Any, ...], frames: Sequence[Frame]) -> None:
-        """Send a further message. If the connection is lost, receive() says so."""
+        """Send a further message. A lost connection is reported by receive()."""
         self._channel.post(self._call, codec.encode(message), frames)
 
     def receive(self) -> Received:
-        """The next message of the controller. Raises what ends the call."""
+        """Return the next message of the controller. Raises the error that ended the call."""
         assert self._call.inbox is not None
         received = self._call.inbox.get()
         if isinstance(received, ClockworkError):
@@ -104,7 +105,7 @@ class CallStream:
 
 
 class Owner(enum.Enum):
-    """Which thread does the socket's I/O."""
+    """The kinds of threads that may do the socket's I/O."""
 
     NOBODY = "nobody"
     CALLER = "caller"
@@ -114,12 +115,12 @@ class Owner(enum.Enum):
 
 class _State(enum.Enum):
     DOWN = "down"
-    GREETING = "greeting"  # connected; the hello is under way
+    GREETING = "greeting"  # the dealer is connected, and the hello is under way
     READY = "ready"
 
 
 class Channel:
-    """See the module. Every method may be called from any thread.
+    """A client's channel; see the module. Every method may be called from any thread.
 
     endpoint: where the controller listens. name: how this client appears in the controller's logs.
     Raises ConfigError for an endpoint that cannot be dialled.
@@ -133,25 +134,25 @@ class Channel:
         self.kept_bytes: Callable[[], int] = lambda: 0
         self._generation = _generation
         self._ids = itertools.count(1)
-        # Guarded by _lock:
+        # Fields guarded by _lock:
         self._lock = threading.Lock()
         self._owner = Owner.NOBODY
         self._queue: collections.deque[Callable[[], None]] = collections.deque()
         self._closing = False
         self._closed = threading.Event()
-        # The owner's:
+        # Fields that only the owner uses:
         self._thread: threading.Thread | None = None
         self._calls: dict[int, PendingCall] = {}
         self._waiting: collections.deque[PendingCall] = collections.deque()
         self._deadlines: list[tuple[int, int, PendingCall]] = []
         self._state = _State.DOWN
-        # Changes that came after messages which have not been taken in yet.
+        # Changes of the connection that came after messages which were not taken in yet.
         self._unapplied: list[ConnectionEvent] = []
-        self._broken = 0  # handshakes that broke off in a row
+        self._broken = 0  # consecutive handshakes that broke off
         self._sleeping = False
         self._woken = False
-        self._lone = 0  # blocking calls in a row without another pending call
-        self._wake_lock = threading.Lock()  # held to write to the descriptor, and to close it
+        self._lone = 0  # consecutive blocking calls during which no other call was pending
+        self._wake_lock = threading.Lock()  # held to write to the wake-up descriptor, and to close it
         self._wakeup = Wake()
         self._transport: Transport | None = None
         self._dealer: Dealer | None = None
@@ -166,11 +167,11 @@ class Channel:
     # ----- for callers -----------------------------------------------------------------------
 
     def call(self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments) -> Value:
-        """Carry out a call. Blocks until it ends, and raises what it failed with."""
+        """Carry out a call. Blocks until the call ends, and raises its error."""
         request_id = next(self._ids)
         pending = PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
         direct = False
-        # Ctrl-C may strike anywhere: the call is then cancelled, and the socket released.
+        # KeyboardInterrupt may come anywhere: the call is then cancelled, and the socket released.
         try:
             with self._lock:
                 self._check_usable()
@@ -210,7 +211,7 @@ class Channel:
     def submit(
         self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
     ) -> CallFuture[Value]:
-        """Begin a call; a future of its value."""
+        """Begin a call, and return a future of its value."""
         pending = self._prepared(call, timeout_ns, *arguments)
         pending.future = future = CallFuture(pending, call.decode, self.abandon)
         self._hand_in(lambda: self._begin(pending, True), True)
@@ -219,7 +220,7 @@ class Channel:
     def open_stream(
         self, call: Call[Any, *Arguments], timeout_ns: int, renewed: bool, *arguments: *Arguments
     ) -> CallStream:
-        """Begin a call of several messages. renewed: the timeout counts anew from each sign of progress."""
+        """Begin a call of several messages. renewed: each sign of progress restarts the timeout."""
         pending = self._prepared(call, timeout_ns, *arguments)
         pending.renewed = renewed
         pending.inbox = queue.SimpleQueue()
@@ -231,18 +232,18 @@ class Channel:
         return PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
 
     def post(self, call: PendingCall, header: bytes, frames: Sequence[Frame]) -> None:
-        """Send a further message of a stream, unless it has ended."""
+        """Send a further message of a stream, unless the stream has ended."""
         self._hand_in(lambda: self._post(call, header, frames), False)
 
     def abandon(self, call: PendingCall) -> None:
-        """Forget a call whose caller has gone, and tell the controller. No error if it has ended."""
+        """Cancel a call whose caller no longer waits, at the controller too, unless the call has ended."""
         with contextlib.suppress(ClockworkError):
             self._hand_in(lambda: self._abandon(call), False)
 
     def close(self) -> None:
         """End every call with ConnectionLost and disconnect. Idempotent."""
         if self._generation != _generation:
-            return  # the parent's socket: a child must not touch it
+            return  # after a fork, the socket belongs to the parent process
         with self._lock:
             first = not self._closing
             self._closing = True
@@ -258,7 +259,10 @@ class Channel:
                 self._closed.wait(CLOSE_S)
 
     def turn_if_idle(self) -> None:
-        """Take in what has come while no thread owns the socket. Called on the thread of clockwork.client.idle."""
+        """Take in received messages while no thread owns the socket.
+
+        Called on the thread of clockwork.client.idle.
+        """
         with self._lock:
             if self._closing or self._owner is not Owner.NOBODY or self._generation != _generation:
                 return
@@ -283,7 +287,7 @@ class Channel:
             )
 
     def _hand_in(self, work: Callable[[], None], bounded: bool) -> None:
-        """Have the owner do ``work``; make an I/O thread the owner if there is none.
+        """Queue ``work`` for the owner; start an I/O thread as the owner if there is none.
 
         bounded: raise Refused past CLIENT_CALLS_MAX.
         """
@@ -302,20 +306,21 @@ class Channel:
         self._wake()
 
     def _wake(self, force: bool = False) -> None:
-        """Make the owner look at the queue, unless it will in any case."""
+        """Wake the owner for its queue, if the owner sleeps."""
         if self._sleeping or force:
-            with self._wake_lock:  # once it is closed, its number may be another descriptor's
+            with self._wake_lock:  # a closed descriptor's number may belong to another file
                 if self._wakeup.fileno() < 0:
                     return
                 self._wakeup.set()
-            # After the write: cleared before it is drained, so a wake-up is never left unread for good.
+            # Set after the write, and cleared before the descriptor is drained, so that no wake-up stays
+            # unread.
             self._woken = True
 
     def _start_thread(self) -> None:
-        """Make an I/O thread the owner. With _lock held, by the owner or where there is none."""
+        """Start an I/O thread as the owner. Called with _lock held, by the owner or where there is none."""
         before = self._owner
         self._lone = 0
-        # Set first: the thread may be at work, and in a callback, before start() returns here.
+        # Set before start(), because the thread may run a callback before start() returns.
         self._owner = Owner.THREAD
         self._thread = threading.Thread(target=self._run_thread, name="clockwork-client", daemon=True)
         try:
@@ -325,14 +330,14 @@ class Channel:
             raise
 
     def _drive(self, call: PendingCall) -> None:
-        """As the calling thread that owns the socket: see one call through, or until others need it too."""
+        """Do I/O on the calling thread, until the call is done or other calls need the socket."""
         self._begin(call, False)
         while not call.done:
             self._sleeping = True
             if self._queue or self._closing:
                 return
             self._sleep(min(call.deadline_ns, call.connect_ns if not call.sent else NEVER_NS))
-            # Most likely this is the answer: then the rest of _pump() is not needed.
+            # The message is most likely the answer, which makes the rest of _pump() unnecessary.
             if self._dealer is not None and (frames := self._dealer.receive()) is not None:
                 self._take(frames)
                 if call.done:
@@ -342,14 +347,15 @@ class Channel:
                 self._expire_call(call, now_ns())
 
     def _let_go(self, call: PendingCall) -> None:
-        """Give the socket back, or to an I/O thread if there is more to do: then wait for call.lock."""
+        """Release the socket, to an I/O thread where work is left; then wait for call.lock."""
         self._sleeping = False
         self._give_back(call)
 
     def _give_back(self, call: PendingCall | None = None) -> None:
-        """As the owning thread: release the socket, to an I/O thread where work is left.
+        """Release the socket, to an I/O thread where work is left. Called by the owner.
 
-        Where there is no thread to be had, every call ends with Unavailable: nobody would take in its answer.
+        Where no thread can be started, every call ends with Unavailable, because no thread would receive its
+        answer.
         """
         while True:
             with self._lock:
@@ -371,7 +377,7 @@ class Channel:
         self._finish()
 
     def _run_thread(self) -> None:
-        """Own the socket until there has been nothing to do for a while."""
+        """Run the I/O thread: own the socket until there was no work for CLIENT_THREAD_IDLE_NS."""
         error = ClockworkError("the client's I/O thread failed")
         try:
             idle_since = now_ns()
@@ -405,7 +411,7 @@ class Channel:
                 self._finish(error)
 
     def _finish(self, error: ClockworkError | None = None) -> None:
-        """As the last owner: end every call, say goodbye to the controller and release the socket."""
+        """End every call, say goodbye to the controller and close the socket. Called by the last owner."""
         try:
             self._end_all(error or ConnectionLost("the client was closed"))
             if self._dealer is not None and self._state is _State.READY:
@@ -415,7 +421,7 @@ class Channel:
             self._closed.set()
 
     def _end_all(self, error: ClockworkError, is_told: bool = False) -> None:
-        """End every call, those that were handed in, too. is_told: tell the controller that nobody waits."""
+        """End every call, queued calls included. is_told: cancel the calls at the controller, too."""
         while self._queue:
             self._queue.popleft()()
         for call in list(self._calls.values()):
@@ -457,7 +463,7 @@ class Channel:
             self._wakeup.clear()
 
     def _begin(self, call: PendingCall, timed: bool) -> None:
-        """Send a call if there is a connection, else let it wait for one. timed: its deadline goes into the heap."""
+        """Send a call, or let it wait for a connection. timed: put its deadline into the heap."""
         if call.future is not None and call.future.cancelled():
             call.finish(None, None)
             return
@@ -467,13 +473,13 @@ class Channel:
         self._calls[call.request_id] = call
         if timed:
             self._push_deadline(call)
-        # A connection that was lost and came back must be greeted before it is used.
+        # After a reconnection, the hello comes before any call.
         assert self._dealer is not None
         changes = self._dealer.changes()
         if changes or self._unapplied or self._state is not _State.READY:
             self._pump(changes)
             if self._state is _State.DOWN and self._dealer is not None and self._dealer.is_up:
-                self._greet()  # the controller said goodbye, and is still there
+                self._greet()  # the controller said goodbye, and the connection stands
             if call.done:
                 return
         if self._state is _State.READY and not self._waiting:
@@ -483,7 +489,7 @@ class Channel:
 
     def _send(self, call: PendingCall) -> None:
         assert self._dealer is not None
-        call.sent = True  # first, so that Ctrl-C at any point finds a request to cancel
+        call.sent = True  # set first, so that KeyboardInterrupt at any point finds a request to cancel
         call.sent = self._dealer.send(call.header, call.frames)
 
     def _post(self, call: PendingCall, header: bytes, frames: Sequence[Frame]) -> None:
@@ -508,16 +514,16 @@ class Channel:
         call.finish(received, error)
 
     def _pump(self, changes: list[ConnectionEvent] | None = None) -> None:
-        """Take in what has arrived. changes: what Dealer.changes() returned, if it was called already.
+        """Take in received messages. changes: the result of Dealer.changes(), if it was called already.
 
-        At most CLIENT_MESSAGES_PER_TURN messages, so that a flood leaves the caller time for its deadlines; the rest
-        keeps the dealer readable.
+        A call takes at most CLIENT_MESSAGES_PER_TURN messages, so that a flood does not delay the check of
+        deadlines. The dealer stays readable for the rest.
         """
         left = bounds.CLIENT_MESSAGES_PER_TURN
         if self._dealer is not None:
             self._dealer.look(self.kept_bytes())
         while (dealer := self._dealer) is not None:
-            # Changes are read first and applied last: messages that arrived before a loss still count.
+            # Changes are read first and applied last, so that messages that came before a loss still count.
             changes = self._unapplied + (dealer.changes() if changes is None else changes)
             self._unapplied = []
             while self._dealer is dealer and left > 0 and (frames := dealer.receive()) is not None:
@@ -550,7 +556,7 @@ class Channel:
             self._greet()
         elif change is ConnectionEvent.FAILED and self._broken + 1 < config.HANDSHAKES_BROKEN_MAX:
             self._broken += (
-                1  # the controller went away during the handshake, or has another key: libzmq tries again
+                1  # the controller disconnected during the handshake, or has another key; libzmq reconnects
             )
         elif change is ConnectionEvent.DOWN:
             self._state = _State.DOWN
@@ -579,14 +585,15 @@ class Channel:
             self._end(call, None, kind(text))
 
     def _take(self, frames: list[Frame]) -> None:
-        """Handle a message. Where it is none, every call fails, and the owner goes on."""
+        """Handle a message. A damaged message fails every call, and the owner continues."""
         try:
             message = codec.decode(frames[0], TO_CLIENT)
             self._obey(message, frames)
         except codec.WireError as error:
             self._lose_all(ProtocolMismatch, f"{self.endpoint} does not speak Clockwork's protocol: {error}")
             self._hang_up()
-        except Exception as error:  # a defect of ours: every caller hears of it, and the owner goes on
+        # A defect of the client: every call fails with it, and the owner continues
+        except Exception as error:
             text = f"this client failed at a message of {self.endpoint}: {type(error).__name__}: {tell(str(error))}"
             self._lose_all(ClockworkError, text)
             self._hang_up()
@@ -610,7 +617,7 @@ class Channel:
                     return
                 if call.renewed:
                     call.deadline_ns = now_ns() + call.timeout_ns
-                call.inbox.put((message, []))  # these messages have no frames; any that came are dropped
+                call.inbox.put((message, []))  # these messages have no frames; received frames are dropped
         elif kind is ClientWelcome:
             if message.protocol == PROTOCOL_VERSION:
                 self._state = _State.READY
@@ -619,13 +626,13 @@ class Channel:
         elif kind is Mismatch:
             self._mismatch(message.text)
         elif kind is HelloNeeded and self._state is _State.READY:
-            # Not while a hello is on its way: a message sent before the last connection ended overtook it.
+            # Ignored while a hello is under way: the message was sent before the last connection ended.
             self._lose_sent(f"the controller at {self.endpoint} was restarted")
             self._greet()
         elif kind is Goodbye:
             self._state = _State.DOWN
             self._lose_sent(f"the controller at {self.endpoint} shut down")
-            if not self._calls:  # it may have needed the seat: the next call dials again
+            if not self._calls:  # the controller may have needed the seat; the next call dials again
                 self._hang_up()
 
     def _mismatch(self, text: str) -> None:
@@ -641,7 +648,7 @@ class Channel:
         due_ns = call.deadline_ns if call.sent else min(call.deadline_ns, call.connect_ns)
         heapq.heappush(self._deadlines, (due_ns, call.request_id, call))
         if len(self._deadlines) > 64 + 2 * len(self._calls):
-            # Most calls end long before their deadline: drop their entries before they pile up.
+            # Most calls end long before their deadlines; their entries are dropped before they accumulate.
             self._deadlines = [entry for entry in self._deadlines if not entry[2].done]
             heapq.heapify(self._deadlines)
 
@@ -671,7 +678,7 @@ class Channel:
 
 
 def _no_thread(error: RuntimeError) -> Unavailable:
-    """The system has no thread to give, or Python is ending."""
+    """Return the error for a thread that cannot be started, for lack of resources or at Python's exit."""
     return Unavailable(f"the client needs a thread for this: {error}")
 
 

@@ -1,7 +1,7 @@
-"""The thread that receives for channels which no thread uses at the moment.
+"""The thread that receives for idle channels, which no other thread uses at the moment.
 
-libzmq receives for an idle channel all the same, without a bound in bytes; taking messages in and Dealer.look() bound
-it. One thread does so for all channels of a process, while there are any.
+libzmq also receives for an idle channel, without a bound on bytes. Taking in messages and Dealer.look() bound
+the bytes. A single thread does so for all channels of a process, while there are any.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ _thread: threading.Thread | None = None
 
 
 def attend(channel: Idle) -> None:
-    """Have turn_if_idle() of a channel called now and then, until it is dismissed or garbage.
+    """Call turn_if_idle() of a channel periodically, until the channel is dismissed or garbage.
 
-    Where the system has no thread to give, it is not called: an idle channel is then without a bound.
+    Where no thread can be started, turn_if_idle() is not called, and an idle channel's received bytes have no
+    bound.
     """
     global _thread
     with _lock:
@@ -48,7 +49,7 @@ def attend(channel: Idle) -> None:
 
 
 def dismiss(channel: Idle) -> None:
-    """End what attend() began."""
+    """End the calls that attend() began."""
     with _lock:
         _idle.discard(channel)
 
@@ -64,15 +65,15 @@ def _attend() -> None:
                 return
         for channel in found:
             channel.turn_if_idle()
-        del found[:]  # else a channel that nobody else refers to would live on
+        del found[:]  # drop the reference, so that an unused channel can be collected
         channel = None  # type: ignore[assignment]
 
 
 def _after_fork() -> None:
-    """The child has neither the thread nor the parent's channels."""
+    """Reset the state in a forked child, which has neither the thread nor the parent's channels."""
     global _lock, _idle, _thread
     _lock, _idle, _thread = threading.Lock(), weakref.WeakSet(), None
 
 
-if hasattr(os, "register_at_fork"):  # where there is fork()
+if hasattr(os, "register_at_fork"):  # only on systems with fork()
     os.register_at_fork(after_in_child=_after_fork)

@@ -1,8 +1,8 @@
 """A client whose I/O is done by an asyncio event loop itself, without a thread of its own.
 
-AsyncClient hands every call to an I/O thread, which hands the answer back, so that any loop and any thread may share
-it; these two changes of thread a call are most of what a gateway would spend. Here the event loop itself owns the
-socket (see clockwork.client.channel).
+AsyncClient hands every call to an I/O thread, which hands the answer back, so that any loop and any thread
+may share the client. These two changes of thread would be most of a gateway's cost for a call. Here the event
+loop itself owns the socket (see clockwork.client.channel).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clockwork.wire.transport import Dealer, Frame
 
 
 class _LoopFuture(asyncio.Future[Value], Generic[Value]):
-    """The future of a call that the loop's thread began. cancel() tells the controller, too."""
+    """The future of a call that the loop's thread began. cancel() cancels the call at the controller, too."""
 
     def __init__(
         self,
@@ -52,34 +52,32 @@ class _LoopFuture(asyncio.Future[Value], Generic[Value]):
 
 
 class LoopChannel(Channel):
-    """A channel whose socket the running loop owns from start() on. Other threads may call its methods, too."""
+    """A channel whose socket belongs to the running loop from start() on. Any thread may call its methods."""
 
     def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: Dealer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = NEVER_NS
-        self._busy = False  # inside _turn()
-        self._again: asyncio.Handle | None = None  # the next turn, where messages are left for it
+        self._busy = False  # whether _turn() runs
+        self._again: asyncio.Handle | None = None  # the scheduled next turn, where messages are left
         super().__init__(endpoint, keys, name)
 
     def start(self) -> None:
-        """Have the running loop own the socket until close(). Before the first call."""
+        """Make the running loop the socket's owner until close(). To be called before the first call."""
         self._loop = asyncio.get_running_loop()
         with self._lock:
             assert self._owner is Owner.NOBODY
             self._owner = Owner.LOOP
             self._thread = threading.current_thread()
-        self._sleeping = (
-            True  # as far as other threads know: they write to the descriptor that the loop watches
-        )
+        self._sleeping = True  # for other threads, which write to the descriptor that the loop watches
         self._loop.add_reader(self._wakeup.fileno(), self._woken_up)
         self._turn()
 
     def submit_on_loop(
         self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
     ) -> asyncio.Future[Value]:
-        """Like submit(), on the loop's thread and for it. Raises Refused past the bound."""
+        """Like submit(), for callers on the loop's thread. Raises Refused past the bound."""
         assert self._loop is not None
         pending = self._prepared(call, timeout_ns, *arguments)
         pending.future = future = _LoopFuture(pending, call.decode, self.abandon, self._loop)
@@ -115,8 +113,10 @@ class LoopChannel(Channel):
         self._turn()
 
     def _turn(self) -> None:
-        """Do the queued work and receive. Schedule the next turn: at the next deadline, or, where a flood leaves
-        messages, as soon as other handlers have run."""
+        """Do the queued work, receive, and schedule the next turn.
+
+        The next turn comes at the next deadline, or, where a flood leaves messages, after other handlers.
+        """
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -185,17 +185,17 @@ class _LoopedClient(Client):
 
 
 class LoopClient(AsyncClient):
-    """AsyncClient for one event loop, whose thread does the I/O: made, used and closed while it runs."""
+    """AsyncClient whose I/O runs on an event loop's thread. Made, used and closed while that loop runs."""
 
     client_type = _LoopedClient
     _channel: LoopChannel
 
     def start(self) -> None:
-        """Have the running loop own the socket; before the first call."""
+        """Make the running loop the socket's owner. To be called before the first call."""
         self._channel.start()
 
     def discount(self, kept_bytes: Callable[[], int]) -> None:
-        """Have bytes that the process holds for its callers not be taken for the controller's (see Inflow.look())."""
+        """Leave bytes that the process holds for its callers out of the controller's; see Inflow.look()."""
         self._channel.kept_bytes = kept_bytes
 
     async def _ask(
@@ -212,10 +212,10 @@ class LoopClient(AsyncClient):
         priority: int,
         timeout_ns: int,
     ) -> asyncio.Future[AnswerFrames]:
-        """Like infer(), with tensors as they travel: a future of the Answer and its frames.
+        """Like infer() with encoded tensors; return a future of the Answer and its frames.
 
-        The controller alone checks the references against the model. The frames must not change before the future is
-        done. Raises InvalidInput for what is too large for a message, which the controller would drop.
+        Only the controller checks the references against the model. The frames must not change before the
+        future is done. Raises InvalidInput for a message that is too large, which the controller would drop.
         """
         return self._channel.submit_on_loop(
             INFER_FRAMES, timeout_ns, model, references, frames, slo_ns, priority

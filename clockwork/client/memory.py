@@ -1,7 +1,8 @@
-"""Memory that a client shares with workers on its machine, so that large tensors are written once and never sent.
+"""Memory that a client shares with workers on its machine, so that large tensors are written once and never
+sent.
 
-See clockwork/wire/shared.py for the form. A request has a *loan* of it, until its answer has been read: then the memory of
-its inputs is another's.
+See clockwork/wire/shared.py for the layout. A request has a *loan* of memory until its answer has been read;
+then the memory of its inputs is free for other requests.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ log = logging.getLogger("clockwork.client")
 
 
 def _create(size: int) -> tuple[int, bytes]:
-    """Anonymous memory of that size for good, which begins with a new key: its descriptor and the key."""
-    import fcntl  # here, because the client runs where there is none
+    """Create memory of a fixed size that begins with a new key; return its descriptor and the key."""
+    import fcntl  # imported here, because not every system of a client has it
 
     descriptor = -1
     try:
@@ -67,7 +68,7 @@ def _create(size: int) -> tuple[int, bytes]:
 
 
 class _Part:
-    """A piece of memory for inputs, and what of it is free."""
+    """A piece of memory for inputs, and its free ranges."""
 
     def __init__(self, size: int) -> None:
         self.descriptor, self.key = _create(size)
@@ -76,12 +77,12 @@ class _Part:
         self.ranges = Ranges(FIRST_OFFSET, size)
 
     def close(self) -> None:
-        """The memory itself goes when nobody maps it any more, workers included."""
+        """Unmap the memory. The system frees it when no process, worker or client, maps it any more."""
         os.close(self.descriptor)
 
 
 class Loan:
-    """The memory of one request: for its inputs, and a room for its outputs."""
+    """The memory of a request: a range for its inputs, and a room for its outputs."""
 
     def __init__(self, memory: ClientMemory, room_bytes: int) -> None:
         self._memory = memory
@@ -92,17 +93,25 @@ class Loan:
 
     @property
     def is_used(self) -> bool:
-        """Whether the request refers to memory."""
+        """Whether the request refers to shared memory."""
         return self._part is not None
 
     def place(self, references: list[NamedTensorRef], frames: list[Frame]) -> None:
-        """Write a request's large inputs to memory, and put references in the place of their frames. The request stays as
-        it is where there are none, or no memory is left. For a room alone, any input has to do, since its reference says
-        where the room is."""
-        sizes = [(one, memoryview(frames[one[3]]).nbytes) for one in references if one[1] != STRING]
-        large = [(one, size) for one, size in sizes if size >= CLIENT_SHARED_TENSOR_BYTES]
+        """Write a request's large inputs to shared memory, and replace their frames by references.
+
+        The request stays unchanged where it has no large input, or where no memory is left. A request that
+        only has a room for outputs also needs a reference, which tells the place of the room; then its
+        largest input is written.
+        """
+        sizes = [
+            (reference, memoryview(frames[reference[3]]).nbytes)
+            for reference in references
+            if reference[1] != STRING
+        ]
+        large = [(reference, size) for reference, size in sizes if size >= CLIENT_SHARED_TENSOR_BYTES]
         if not large and self._room_bytes:
-            # The largest, because the value of an optional input cannot be lent, and is small.
+            # The largest input, because an optional input's value, which is small, cannot be in shared
+            # memory.
             large = sorted((pair for pair in sizes if pair[1] > 0), key=lambda pair: -pair[1])[:1]
         whole = sum(aligned(size) for _, size in large)
         found = self._memory.take(whole) if large else None
@@ -114,7 +123,7 @@ class Loan:
         if self._room_bytes:
             self._room, room_key = _create(FIRST_OFFSET + self._room_bytes)
         for reference, size in large:
-            # Not by a slice of the mapping: this copy lets other threads run.
+            # np.copyto() instead of a slice assignment, because it lets other threads run.
             np.copyto(part.bytes[at : at + size], np.frombuffer(frames[reference[3]], np.uint8))
             where = Reference(
                 self._memory.machine, os.getpid(), part.descriptor, part.key, at, self._room, room_key, self._room_bytes
@@ -124,7 +133,10 @@ class Loan:
             at += aligned(size)
 
     def fetch(self, frame: Frame) -> Array:
-        """The bytes of an output that the worker wrote. Raises InvalidInput for a place that is not in the room."""
+        """Return the bytes of an output that the worker wrote.
+
+        Raises InvalidInput for a place outside the room.
+        """
         place = bytes(frame)
         at, size = PLACE.unpack(place) if len(place) == PLACE.size else (-1, 0)
         if self._room < 0 or not 0 <= size <= self._room_bytes - (at - FIRST_OFFSET) <= self._room_bytes:
@@ -138,7 +150,7 @@ class Loan:
         return found
 
     def release(self) -> None:
-        """Give the memory back. Idempotent."""
+        """Release the memory. Idempotent."""
         if self._room >= 0:
             os.close(self._room)
             self._room = -1
@@ -148,11 +160,14 @@ class Loan:
 
 
 class AnsweredInvalidInput(InvalidInput):
-    """An error that is found in the answer of a request that was carried out: sending it again would change nothing."""
+    """An error in the answer of a request that was carried out, so that sending it again would not help."""
 
 
 class _AskedTwice(Future[Any]):
-    """The future of a request that is sent again where its memory cannot be used. cancel() cancels the attempt under way."""
+    """The future of a request that is sent again where a worker cannot use its memory.
+
+    cancel() cancels the attempt under way.
+    """
 
     def __init__(self, asked: Future[Any]) -> None:
         super().__init__()
@@ -165,13 +180,13 @@ class _AskedTwice(Future[Any]):
         return cancelled
 
     def follow(self, asked: Future[Any]) -> None:
-        """It is asked again."""
+        """Follow the future of a second attempt."""
         self._asked = asked
-        if self.cancelled():  # meanwhile
+        if self.cancelled():  # cancelled before the second attempt began
             asked.cancel()
 
     def end(self, asked: Future[Any]) -> None:
-        """As that one has ended."""
+        """End with the outcome of the attempt ``asked``."""
         if asked.cancelled():
             super().cancel()
         if not self.set_running_or_notify_cancel():
@@ -190,30 +205,33 @@ class _AskedTwice(Future[Any]):
 class ClientMemory:
     """All memory that one client shares. Thread-safe.
 
-    A worker that cannot use it fails the request, which is then sent again with its tensors in it; after that, nothing is
-    shared for a while (CLIENT_MEMORY_PAUSE_NS, and longer each time in a row), and a warning is logged.
+    A worker that cannot use the memory fails the request, which is then sent again with its tensors. After
+    that, sharing pauses (for CLIENT_MEMORY_PAUSE_NS, and longer each time in a row), and a warning is logged.
     """
 
     def __init__(self) -> None:
-        """Raises ConfigError where the system has no such memory."""
+        """Raise ConfigError where the system has no such memory."""
         self.machine = machine_id() if hasattr(os, "memfd_create") else 0
         if self.machine == 0:
             raise ConfigError("shared_memory=True needs Linux, with /proc and memfd_create()")
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._parts: list[_Part] = []
-        self._rooms: dict[str, int] = {}  # by model: the bytes of the largest outputs that it gave
+        self._rooms: dict[str, int] = {}  # by model: bytes of its largest outputs so far
         self._paused_until_ns = 0
         self._pause_ns = CLIENT_MEMORY_PAUSE_NS
         self._is_closed = False
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is shared now, because a worker could not use it."""
+        """Whether sharing pauses, because a worker could not use the memory."""
         return now_ns() < self._paused_until_ns
 
     def infer(self, ask: Callable[[Loan | None], Outputs], model: str) -> Outputs:
-        """The outputs of a request. ask: carries it out; its argument is where its tensors may lie, None: with it."""
+        """Return the outputs of a request.
+
+        ask: carries the request out with a loan; None: tensors in the message.
+        """
         loan = self._lend(model)
         if loan is None:
             return ask(None)
@@ -228,12 +246,12 @@ class ClientMemory:
             return outputs
         finally:
             loan.release()
-        outputs = ask(None)  # where the tensors themselves are wrong, this says so
+        outputs = ask(None)  # raises the error where the tensors themselves are wrong
         self._pause(refused)
         return outputs
 
     def submit(self, ask: Callable[[Loan | None], Future[Outputs]], model: str) -> Future[Outputs]:
-        """Like infer(), of a request that ask() begins and whose future it returns."""
+        """Like infer(), for an ``ask`` that begins the request and returns its future."""
         loan = self._lend(model)
         if loan is None:
             return ask(None)
@@ -275,7 +293,7 @@ class ClientMemory:
         return future
 
     def take(self, size: int) -> tuple[_Part, int] | None:
-        """So many bytes, in which part and where; None where the bound is reached."""
+        """Reserve bytes, and return their part and offset in it; None past the bound."""
         with self._lock:
             if self._is_closed:
                 return None
@@ -296,7 +314,7 @@ class ClientMemory:
             part.ranges.give_back(offset, size)
 
     def close(self) -> None:
-        """Have workers forget the memory. Idempotent."""
+        """Make workers forget the memory. Idempotent."""
         with self._lock:
             self._is_closed = True
             for part in self._parts:
@@ -304,7 +322,7 @@ class ClientMemory:
             self._parts.clear()
 
     def _lend(self, model: str) -> Loan | None:
-        # After a fork, two processes would each think that the memory is theirs to lend.
+        # After a fork, both processes would lend the same memory.
         if self.is_paused or os.getpid() != self._process:
             return None
         return Loan(self, self._rooms.get(model, 0))
@@ -315,7 +333,7 @@ class ClientMemory:
         log.warning("tensors are sent, not shared, for %g s: %s", to_seconds(pause_ns), refused)
 
     def _note_answer(self, model: str, outputs: Any, is_by_reference: bool) -> None:
-        """Lend the next request of the model room for outputs like these, if any of them is large."""
+        """Note the size of outputs, so that the model's next request gets a room for them if any is large."""
         if is_by_reference:
             self._pause_ns = CLIENT_MEMORY_PAUSE_NS
         arrays = outputs.values() if isinstance(outputs, dict) else (outputs,)

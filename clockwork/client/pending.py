@@ -1,4 +1,4 @@
-"""Pending calls: requests under way, and the futures of those that no thread waits for."""
+"""Pending calls: requests under way, and the futures of calls for which no thread waits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 class Receiver(Protocol):
-    """A future, as a pending call sees it."""
+    """The interface of futures that a pending call needs."""
 
     def cancelled(self) -> bool: ...
 
@@ -51,20 +51,23 @@ class PendingCall:
         self.done = False
         self.received: Received | None = None
         self.error: ClockworkError | None = None
-        self.lock: threading.Lock | None = None  # held until done, for a thread that waits
+        self.lock: threading.Lock | None = None  # held until the call is done, where a thread waits
         self.future: Receiver | None = None
-        self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # of a stream
+        self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # the messages of a stream
 
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
         """End the call, unless it has ended: ``received`` or ``error`` is set.
 
-        The channel knows the call until its deadline; of an answer, which may be large, it keeps nothing as long."""
+        The channel refers to the call until its deadline, but drops the answer, which may be large, at the
+        end.
+        """
         if self.done:
             return
         self.done = True
         self.frames = ()
         if self.future is not None:
-            future, self.future = self.future, None  # which has the call: no cycle is left
+            # The future refers to the call: no reference cycle is left
+            future, self.future = self.future, None
             future.finish(received, error)
         elif self.inbox is not None:
             self.inbox.put(error if error is not None else present(received))
@@ -74,7 +77,10 @@ class PendingCall:
                 self.lock.release()
 
     def result(self) -> Received:
-        """The answer of a call that is done and has no future, once. Raises the error that it ended with."""
+        """Return the answer of a done call without a future, and drop it.
+
+        Raises the error that ended the call.
+        """
         received, self.received = self.received, None
         if self.error is not None:
             raise self.error
@@ -89,7 +95,7 @@ def present(received: Received | None) -> Received:
 class CallFuture(concurrent.futures.Future[Value], Generic[Value]):
     """The future of a call. Its callbacks run on the channel's I/O thread and must not block.
 
-    cancel() also tells the controller, which then drops the request if it can.
+    cancel() also cancels the request at the controller, which drops it if it can.
     """
 
     def __init__(
@@ -120,11 +126,12 @@ def settle(
     received: Received | None,
     error: ClockworkError | None,
 ) -> None:
-    """Set the result or the exception of a call's future, from the message or the error that ended the call."""
+    """Set a future's result or exception from the message or the error that ended its call."""
     if error is None:
         try:
             future.set_result(decode(*present(received)))
-        except Exception as wrong:  # the caller's to see, whatever it is: the socket's owner goes on
+        # The caller gets any exception of decoding, and the socket's owner continues
+        except Exception as wrong:
             future.set_exception(wrong)
     else:
         future.set_exception(error)

@@ -1,7 +1,7 @@
-"""The interface of an ONNX model, changed without onnx as clockwork.models.onnx_import changes it.
+"""Changes an ONNX model's interface without the library onnx, in the way of clockwork.models.onnx_import.
 
-Only fields that change are written anew, in the order in which serializers write them. So the bytes are those
-that the library makes of the same file.
+Only changed fields are encoded again, in the order of serializers. The resulting bytes are therefore the same
+as the library's.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ DIMENSION_VALUE, DIMENSION_NAME = 1, 2
 FLOAT = 1
 ZIP_MAP, ML_DOMAIN = "ZipMap", "ai.onnx.ml"
 STANDARD_OPSET = 13
-"""Version of the standard operators for a model that uses none so far: as in clockwork.models.maps."""
+"""Version of the standard operators for a model that uses none yet; the same as in clockwork.models.maps."""
 
 LABELS_KEY = "clockwork.labels"
-"""Metadata of a model: see clockwork.formats.interface."""
+"""Keys of a model's metadata; see clockwork.formats.interface."""
 
 
 class _Node(NamedTuple):
@@ -62,11 +62,11 @@ class _Node(NamedTuple):
 def change_interface(
     content: memoryview, file_name: str, given: Collection[str], optional: Sequence[str] | None
 ) -> bytes | None:
-    """The file with optional inputs and without lists of maps; None: it stays as it is.
+    """Return the file with optional inputs and without lists of maps; None: the file needs no change.
 
     Raises InvalidModel, Damaged.
 
-    given, optional: as in clockwork.models.onnx_import.import_model().
+    given, optional: see clockwork.models.onnx_import.import_model().
     """
     made = _make_optional(content, file_name, given, optional)
     without_maps = _make_tensors(content if made is None else memoryview(made))
@@ -128,7 +128,7 @@ def _make_optional(
 
 
 def optional_defaults(content: memoryview, inputs: Sequence[DeclaredInput]) -> dict[str, Array]:
-    """The defaults of a package's optional inputs. Raises Damaged."""
+    """Return the defaults of a package's optional inputs. Raises Damaged."""
     dtypes = {declared.name: declared.dtype for declared in inputs}
     found = {}
     for entry in Message(content).all(MODEL_METADATA):
@@ -173,12 +173,12 @@ def _why_not_optional(declared: memoryview, default: memoryview) -> str:
 
 
 def default_of(tensor: memoryview) -> Default:
-    """A tensor that is small and lies in the file. Raises Damaged."""
+    """Return a small tensor that is stored in the file. Raises Damaged."""
     dtype = number_of(tensor, TENSOR_DTYPE)
     shape = tuple(integers(tensor, TENSOR_DIMS))
     raw = Message(tensor).last(TENSOR_RAW)
     if raw is None:
-        width = max(1, DTYPES[dtype].bits // 8)  # an int32 holds one byte of elements below a byte
+        width = max(1, DTYPES[dtype].bits // 8)  # an int32 holds a byte of elements smaller than a byte
         raw = memoryview(
             b"".join(Message(tensor).all(TENSOR_FLOATS))
             or b"".join(Message(tensor).all(TENSOR_DOUBLES))
@@ -197,7 +197,7 @@ def default_of(tensor: memoryview) -> Default:
 
 
 def _steers(graph: memoryview, name: str, held: Collection[str]) -> bool:
-    """As clockwork.models.onnx_import.steering_inputs() has it."""
+    """Return the same names as clockwork.models.onnx_import.steering_inputs()."""
     constants, made = set(held), {name}
     for node in _nodes(graph, 0):
         read = [value for value in node.inputs if value]
@@ -216,7 +216,7 @@ def _steers(graph: memoryview, name: str, held: Collection[str]) -> bool:
 
 
 def _nodes(graph: memoryview, depth: int) -> Iterator[_Node]:
-    """The operators of a graph, each with those of its bodies behind it."""
+    """Yield the operators of a graph, each followed by the operators of its bodies."""
     if depth > GRAPH_DEPTH_MAX:
         raise InvalidModel(f"the model nests subgraphs deeper than {GRAPH_DEPTH_MAX}")
     for node in Message(graph).all(GRAPH_NODE):
@@ -247,7 +247,7 @@ def _bodies(attribute: memoryview) -> Iterator[memoryview]:
 
 
 def _make_tensors(content: memoryview) -> bytes | None:
-    """As clockwork.models.maps.make_tensors() has it."""
+    """Make the same changes as clockwork.models.maps.make_tensors()."""
     model = Message(content)
     graph = model.last(MODEL_GRAPH)
     if graph is None:

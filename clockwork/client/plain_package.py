@@ -1,7 +1,7 @@
-"""The package of an ONNX model without the library onnx: what clockwork-client alone registers.
+"""Packages an ONNX model without the library onnx, for clockwork-client without clockwork-serving.
 
-Of the file is read only which other files it refers to, and which inputs and outputs it has, as far as they are changed or
-examples given. Whether it can be served is left to the worker that prepares it.
+Only the file's references to other files are read, and its inputs and outputs where they are changed or where
+examples are given. The worker that prepares the model finds out whether it can be served.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHAPE_DIMENSION = 1
 
 
 def package_of(model: Any, examples: Any, optional: Sequence[str] | None = None) -> PackageFiles:
-    """The files of Client.register()'s model and examples. Raises InvalidModel."""
+    """Return the package's files for Client.register()'s model and examples. Raises InvalidModel."""
     check_examples(examples)
     path, data = source_of(model)
     if data is None:
@@ -91,7 +91,7 @@ def _names_of(examples: Any) -> set[str]:
 
 
 def _read(model: memoryview) -> tuple[list[str], list[DeclaredInput]]:
-    """The external files of a ModelProto, in the order of their first use, and the inputs that a request must bring."""
+    """Return a ModelProto's external files, in the order of first use, and its required inputs."""
     graphs = Message(model).all(MODEL_GRAPH)
     if not graphs:
         raise Damaged
@@ -106,11 +106,11 @@ def _read(model: memoryview) -> tuple[list[str], list[DeclaredInput]]:
     for sparse in Message(graph).all(GRAPH_SPARSE):
         held |= {text_of(tensor, TENSOR_NAME) for tensor in Message(sparse).all(SPARSE_VALUES)}
     declared = map(_declared, Message(graph).all(GRAPH_INPUT))
-    return list(locations), [one for one in declared if one.name not in held]
+    return list(locations), [value for value in declared if value.name not in held]
 
 
 def _of_graph(graph: memoryview, depth: int) -> Iterator[str]:
-    """Locations of the external tensors of a GraphProto."""
+    """Yield the locations of the external tensors of a GraphProto."""
     if depth > GRAPH_DEPTH_MAX:
         raise InvalidModel(f"the model nests subgraphs deeper than {GRAPH_DEPTH_MAX}")
     for tensor in Message(graph).all(GRAPH_INITIALIZER):
@@ -139,7 +139,7 @@ def _of_tensor(tensor: memoryview) -> Iterator[str]:
 
 
 def _declared(value: memoryview) -> DeclaredInput:
-    """An input, of a ValueInfoProto. One that is no tensor has dtype 0."""
+    """Return the input of a ValueInfoProto; an input that is no tensor has dtype 0."""
     dtype, rank = 0, None
     for kind in Message(value).all(VALUE_TYPE):
         for tensor in Message(kind).all(TYPE_TENSOR):

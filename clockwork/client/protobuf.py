@@ -1,4 +1,4 @@
-"""Protobuf messages without a library: read field by field, and written with some fields replaced.
+"""Reads protobuf messages field by field, and writes them with some fields replaced, without a library.
 
 Values of fields are views of the message's bytes, so that tensors are skipped over and not copied.
 """
@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 Field: TypeAlias = tuple[int, int | memoryview]
-"""Number and value of a field: an int, or a view of a text, a message, or of the bytes of a fixed size."""
+"""A field's number and value: an int, or a view of a text, a message or a value of fixed size."""
 
 Replace: TypeAlias = Callable[[int, memoryview], Iterable[bytes] | None]
-"""Function of number and value of a field: the fields that replace it; None: it stays as it is."""
+"""A function from a field's number and value to the fields that replace it; None: the field stays."""
 
 
 class Damaged(ValueError):
-    """These bytes are no protobuf message."""
+    """The bytes are no protobuf message."""
 
 
 class Message:
-    """The fields of a message. Raises Damaged where the bytes are none."""
+    """Read the fields of a message. Raises Damaged where the bytes are no message."""
 
     def __init__(self, content: memoryview) -> None:
         self._fields: list[tuple[int, int | memoryview, memoryview]] = []
@@ -31,18 +31,18 @@ class Message:
             at = end
 
     def all(self, number: int) -> list[memoryview]:
-        """The messages or texts of a field, in order."""
+        """Return the messages or texts of a repeated field, in order."""
         return [
             value for found, value, _ in self._fields if found == number and isinstance(value, memoryview)
         ]
 
     def last(self, number: int) -> memoryview | None:
-        """The message or text of a field that is there once; None where it is not."""
+        """Return the message or text of a singular field; None: the field is missing."""
         found = self.all(number)
         return found[-1] if found else None
 
     def changed(self, replace: Replace) -> bytes:
-        """The bytes of the message with other fields in the places of some."""
+        """Return the message's bytes with some fields replaced."""
         parts: list[bytes | memoryview] = []
         for number, value, whole in self._fields:
             others = replace(number, value) if isinstance(value, memoryview) else None
@@ -50,7 +50,7 @@ class Message:
         return b"".join(parts)
 
     def with_all(self, number: int, messages: Sequence[bytes]) -> bytes:
-        """The bytes of the message with these values of a field instead of all others."""
+        """Return the message's bytes with these values as the only values of a field."""
         kept = [(found, whole) for found, _, whole in self._fields if found != number]
         before = [whole for _, whole in itertools.takewhile(lambda pair: pair[0] < number, kept)]
         after = [whole for _, whole in kept[len(before) :]]
@@ -58,25 +58,25 @@ class Message:
 
 
 def field(number: int, value: int | bytes) -> bytes:
-    """The bytes of a field: a natural number, a text or a message."""
+    """Return the bytes of a field: a natural number, a text or a message."""
     if isinstance(value, int):
         return _encode(number << 3) + _encode(value)
     return _encode(number << 3 | 2) + _encode(len(value)) + value
 
 
 def fields(message: memoryview) -> Iterator[Field]:
-    """The fields of a message, in order. Raises Damaged."""
+    """Return the fields of a message, in order. Raises Damaged."""
     return ((number, value) for number, value, _ in _fields(message))
 
 
 def number_of(message: memoryview, number: int, default: int = 0) -> int:
-    """The last integer of a field. Raises Damaged."""
+    """Return the last integer of a field. Raises Damaged."""
     found = integers(message, number)
     return found[-1] if found else default
 
 
 def integers(message: memoryview, number: int) -> list[int]:
-    """The integers of a field, packed or not, as signed numbers of 64 bits. Raises Damaged."""
+    """Return the integers of a field, packed or not, as signed numbers of 64 bits. Raises Damaged."""
     found: list[int] = []
     for key, value in fields(message):
         if key != number:
@@ -92,12 +92,12 @@ def integers(message: memoryview, number: int) -> list[int]:
 
 
 def texts(message: memoryview, number: int) -> list[str]:
-    """The texts of a field, in order. Raises Damaged."""
+    """Return the texts of a field, in order. Raises Damaged."""
     return [_text(value) for key, value in fields(message) if key == number and isinstance(value, memoryview)]
 
 
 def text_of(message: memoryview, number: int) -> str:
-    """The last text of a field, "" without one. Raises Damaged."""
+    """Return the last text of a field; "": there is none. Raises Damaged."""
     found = None
     for key, value in fields(message):
         if key == number and isinstance(value, memoryview):
@@ -113,7 +113,7 @@ def _text(value: memoryview) -> str:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
-    """Number, value and end of each field."""
+    """Yield the number, the value and the end of each field."""
     at, end = 0, len(message)
     while at < end:
         key, at = _varint(message, at)
@@ -135,7 +135,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer, and where it ends."""
+    """Return the varint at ``at``, and the index after it."""
     value = shift = 0
     while at < len(message) and shift < 64:
         byte = message[at]
@@ -148,7 +148,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _encode(number: int) -> bytes:
-    """A natural number as a varint."""
+    """Return a natural number as a varint."""
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)

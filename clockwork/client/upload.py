@@ -1,4 +1,4 @@
-"""Registration: the one call of several messages each way, in which the package of a model is uploaded."""
+"""Registration: the only call with several messages each way, which uploads a model's package."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ def register(
     opened: Callable[[CallStream], None] | None = None,
     optional: Sequence[str] | None = None,
 ) -> ModelInfo:
-    """Client.register(); blocks its thread. ``opened`` is called with the stream once there is one.
+    """Carry out Client.register(), which blocks its thread.
 
-    optional: names of optional inputs, see Client.register(). share: of the name's requests, for a version that is registered without any (see "traffic" of messages.Register)."""
+    opened: called with the stream when it is open. optional: names of optional inputs; see Client.register().
+    share: part of the name's requests, for a version that is registered without traffic (see "traffic" of
+    messages.Register).
+    """
     calls.checked_model(name)
     tell = progress if progress is not None else lambda stage, done, total: None
     limit_ns = config.CLIENT_TIMEOUT_NS if timeout_ns is None else timeout_ns
@@ -56,10 +59,10 @@ def register(
 
 
 def _package(model: Any, examples: Any, optional: Sequence[str] | None) -> PackageFiles:
-    """The files of a model's package. Raises InvalidModel.
+    """Return the files of a model's package. Raises InvalidModel.
 
-    With clockwork-serving, whose readers know the formats, they are checked before they are sent; with clockwork-client alone
-    whoever prepares the model checks them.
+    With clockwork-serving, whose readers know the formats, files are checked before they are sent. With
+    clockwork-client alone, the worker that prepares the model checks them.
     """
     try:
         from clockwork.models.packaging import package_of
@@ -99,7 +102,7 @@ def _upload(
             if window:
                 raise ClockworkError("the controller asks for the package a second time")
             chunks = _chunks(sources, rows, message.chunk_bytes)
-            # What is sent and not acknowledged is in this process's memory.
+            # Chunks that are sent and not acknowledged take this process's memory.
             window = min(message.window, max(1, config.UPLOAD_AHEAD_BYTES_MAX // message.chunk_bytes))
         elif type(message) is UploadAck:
             unacknowledged = max(0, unacknowledged - message.chunks)
@@ -116,7 +119,10 @@ def _upload(
 def _chunks(
     sources: Sequence[Path | bytes], rows: Sequence[Sequence[Any]], chunk_bytes: int
 ) -> Iterator[tuple[int, int, bytes | memoryview]]:
-    """(file, offset, bytes) of every chunk; an empty file has none. Raises InvalidModel if a file shrank."""
+    """Yield (file, offset, bytes) of every chunk; an empty file has none.
+
+    Raises InvalidModel if a file shrank.
+    """
     for index, (source, row) in enumerate(zip(sources, rows)):
         size = row[1]
         if isinstance(source, bytes):

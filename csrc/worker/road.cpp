@@ -315,10 +315,23 @@ bool Road::receive_message(Ns now) {
     const std::int64_t tag = wire::tag_of(message_[0].view());
     if (serves_ && take_action(tag, now))
         return true;
+    if (tag == TAG_FORGET)
+        note_forgotten(message_[0].view());
     if (tag == TAG_WORKER_WELCOME)
         serves_ = false;  // what follows is of another session, which begins when Python has seen this
     give_message(Notice::MESSAGE, now);
     return true;
+}
+
+// The model is gone for the actions behind a Forget, whenever Python comes to it.
+void Road::note_forgotten(std::string_view header) {
+    Reader reader(header.data(), header.size());
+    std::uint32_t count = 0;
+    std::int64_t tag = 0, model_id = 0;
+    if (reader.array(count) && count == 2 && reader.integer(tag) && reader.integer(model_id) && reader.done()) {
+        models_.erase(model_id);
+        absences_.erase(model_id);
+    }
 }
 
 void Road::give_message(Notice::Kind kind, Ns now) {

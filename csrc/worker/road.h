@@ -205,6 +205,7 @@ private:
     void fail(const std::exception& error);
     bool receive_message(Ns now);
     bool take_action(std::int64_t tag, Ns now);
+    void note_forgotten(std::string_view header);
     void give_message(Notice::Kind kind, Ns now);
     void note_views();
     void queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns now);

@@ -259,12 +259,12 @@ def test_a_window_that_has_closed_is_answered_and_a_revoked_action_too(make: Cal
 def test_what_the_road_does_not_carry_is_handed_over_in_order(make: Callable[..., Stage]) -> None:
     stage = make()
     stage.start()
-    for model_id in range(5):
+    for model_id in range(2, 7):
         stage.send(Forget(model_id))
     stage.send(WorkerWelcome(1, "1", 7, 3))
     stage.send(Ping(5))
     assert [codec.decode(stage.notice(_road.MESSAGE)[4][0], TO_WORKER) for _ in range(7)] == [
-        *(Forget(model_id) for model_id in range(5)),
+        *(Forget(model_id) for model_id in range(2, 7)),
         WorkerWelcome(1, "1", 7, 3),
         Ping(5),
     ]
@@ -279,6 +279,17 @@ def test_what_the_road_does_not_carry_is_handed_over_in_order(make: Callable[...
     assert isinstance(pong, Pong)
     assert pong.sent_ns == 6
     assert came_ns <= pong.received_ns <= pong.returned_ns <= now_ns()
+
+
+def test_actions_behind_a_forget_name_no_model_although_the_loop_has_not_come_to_it(
+    make: Callable[..., Stage],
+) -> None:
+    stage = make()
+    stage.start()
+    stage.send(Forget(MODEL))
+    action_id = stage.infer()
+    assert stage.result() == (action_id, Status.UNKNOWN_MODEL, "model id 1 is not known to this worker")
+    assert codec.decode(stage.notice(_road.MESSAGE)[4][0], TO_WORKER) == Forget(MODEL)
 
 
 def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stage]) -> None:

@@ -27,6 +27,7 @@ KEPT = (
     "bench",
     "clockwork/cli",
     "clockwork/client",
+    "clockwork/config",
     "clockwork/errors.py",
     "clockwork/formats",
     "clockwork/gateway",

@@ -1,4 +1,4 @@
-"""Settings of commands that the environment has."""
+"""Settings of commands from environment variables."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def events_endpoint() -> str:
 
 
 def operator_key_file() -> Path | None:
-    """CLOCKWORK_OPERATOR_KEY: the file of an operator's key, with which a gateway loads and unloads models."""
+    """CLOCKWORK_OPERATOR_KEY: file of an operator's key, for loads and unloads by a gateway."""
     name = environment("OPERATOR_KEY", "")
     return Path(name).expanduser() if name else None
 
 
 def allowed_hosts() -> tuple[str, ...]:
-    """CLOCKWORK_ALLOWED_HOST: names under which a gateway may be asked, with commas between them."""
+    """CLOCKWORK_ALLOWED_HOST: accepted host names of a gateway, with commas between them."""
     return tuple(name.strip() for name in environment("ALLOWED_HOST", "").split(",") if name.strip())
 
 
 def set_log_format(value: str) -> None:
-    """Have this process and those that it starts log in one of LOG_FORMATS."""
+    """Make this process and its child processes log in one of LOG_FORMATS."""
     os.environ[LOG_FORMAT_VARIABLE] = value
 
 
 def status_codes() -> str:
-    """CLOCKWORK_STATUS_CODES: which statuses a gateway answers refusals with; "" for its default."""
+    """CLOCKWORK_STATUS_CODES: choice of a gateway's statuses for refusals; "": the default."""
     return environment("STATUS_CODES", "")
 
 

@@ -10,67 +10,75 @@ from clockwork.config import CLIENTS_MAX, HELLO_NS, RECEIVED_BYTES_MAX, WORKERS_
 
 STATS_BYTES_WORKER, STATS_BYTES_DEVICE = 4 << 10, 2 << 10
 STATS_VALUES_WORKER, STATS_VALUES_DEVICE = 128, 96
-"""What a heartbeat may have of them, for the worker and for each of its devices: about three times what it has."""
+"""Most bytes and values of statistics in a heartbeat, for the worker and for each device: about three times
+the usual."""
 
 STATUS_ROWS_MAX = 2_048
-"""Devices and failed preparations that status describes, those of the workers with the fewest first, so that any number of
-workers fits REPLY_BYTES_MAX and REPLY_VALUES_MAX."""
+"""Devices and failed preparations that status describes, those of the workers with the fewest first, so that
+any number of workers fits REPLY_BYTES_MAX and REPLY_VALUES_MAX."""
 
 HELLO_BYTES_MAX = 1 << 20
 """Bytes that may wait to be received on a connection without a hello."""
 
 HELLO_BYTES_ALL_MAX = 64 << 20
-"""Bytes that may wait to be received on all connections of a port without a hello; the largest is ended first."""
+"""Bytes that may wait to be received on all connections of a port without a hello; the largest is ended
+first."""
 
 UNGREETED_MAX = 4_096
-"""Connections of a port without a hello; the next one ends the oldest of the address with the most of them."""
+"""Connections of a port without a hello; a further connection ends the oldest of the address with the most of
+them.
+"""
 
 SEAT_IDLE_NS = 5_000_000_000
-"""Silence after which a peer without requests under way gives way, where all seats are taken, to another one with the same
-key or address. A holder of more seats than another's gives way at once."""
+"""Silence after which a peer without requests under way gives way, where all seats are taken, to another one
+with the same key or address. A holder of more seats than another's gives way at once."""
 
 RECEIVED_BYTES_ALL_MAX = 4 << 30
 """Bytes of all peers of a port that may wait to be received; the peer with the most is disconnected first."""
 
 CLIENT_UNREAD_BYTES_MAX = 256 << 20
-"""Bytes of answers that a client may leave unread, beyond as many as it has read: half of UNREAD_BYTES_ALL_MAX at most. A
-further answer of more than 64 KiB is replaced by a refusal; a quarter more, and the connection is ended."""
+"""Bytes of answers that a client may leave unread, beyond as many as it has read: half of
+UNREAD_BYTES_ALL_MAX at most. A further answer of more than 64 KiB is replaced by a refusal; a quarter more,
+and the connection is ended."""
 
 UNREAD_NS = 10_000_000_000
-"""Time for which a peer with more than a MiB unread may read less than 256 KiB a second, until its connection is ended."""
+"""Time for which a peer with more than a MiB unread may read less than 256 KiB a second, until its connection
+is ended."""
 
 WORKER_UNREAD_BYTES_MAX = 1 << 30
 """Bytes of orders that a worker may leave unread: more than a client's, because batches are larger."""
 
 UNREAD_BYTES_ALL_MAX = 2 << 30
-"""Bytes that all peers of a port may leave unread; a further answer is replaced by a refusal, peers that stand still are
-disconnected, and beyond a quarter more the peer with the most."""
+"""Bytes that all peers of a port may leave unread; a further answer is replaced by a refusal, peers that
+stand still are disconnected, and beyond a quarter more the peer with the most."""
 
 MEMORY_SHARE_MAX = 0.75
-"""Part of the memory that the controller may have. Beyond it, peers with the most bytes waiting to be received are
-disconnected: small frames take 32 times as much memory as the bytes that are counted."""
+"""Part of the memory that the controller may have. Beyond it, peers with the most bytes waiting to be
+received are disconnected: small frames take 32 times as much memory as the bytes that are counted."""
 
 DESCRIPTORS_KEPT = 64
 DESCRIPTORS_LEAST = 64
 """Descriptors that a controller keeps for files, and those that it needs for connections."""
 
 FETCHES_MAX = 64
-"""Chunks that a worker may have asked for and the controller not read yet: two windows for each of its transfers. A
-worker that asks for more is disconnected."""
+"""Chunks that a worker may have asked for and the controller not read yet: two windows for each of its
+transfers. A worker that asks for more is disconnected."""
 
 # ----- requests, uploads and changes -----------------------------------------------------------
 
 SEATS_ASKED_MAX = 64
-"""Clients that are passed over for a newcomer's seat because they wait for an answer; no more, so that a hello costs little."""
+"""Clients that are skipped in a search for a seat because they wait for an answer; bounded so that a hello is
+cheap."""
 
 UPLOADS_MAX = 64
-"""Uploads at one time. For a further one an upload of the client or key with the most of them ends, or one that stands
-still."""
+"""Uploads at a time. A further upload ends an upload of the client or key with the most of them, or a stalled
+upload."""
 
 UPLOAD_STALL_NS = 2_000_000_000
 UPLOAD_IDLE_NS = 60_000_000_000
 UPLOAD_BYTES_LEAST = 256 << 10
-"""An upload stands still that has not sent so many bytes, or its rest, for UPLOAD_STALL_NS, and ends after UPLOAD_IDLE_NS."""
+"""An upload is stalled if it has not sent so many bytes, or its rest, for UPLOAD_STALL_NS; it ends after
+UPLOAD_IDLE_NS."""
 
 CHANGES_WAITING_MAX = 256
 """Changes of a name that may wait until an earlier change of it is on disk."""
@@ -85,8 +93,8 @@ DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
 
 TURN_HEADER_BYTES = 256 << 10
-"""Bytes of headers taken from a socket before the scheduler plans; 256 usual requests have 30,000. A message that needs
-Python counts for 4 KiB more."""
+"""Bytes of headers taken from a socket before the scheduler plans; 256 usual requests have 30,000. A message
+that needs Python counts for 4 KiB more."""
 
 TURN_PYTHON_NS = 5_000_000
 """Time for which Python handles messages of clients, or of workers, before the scheduler plans."""
@@ -95,11 +103,11 @@ PREDICTION_BOUNDS_NS = tuple(round(base * 10**exponent) for exponent in range(4,
 """Upper bounds of the buckets of a controller's histograms of prediction errors: from 10 us to 500 ms."""
 
 WORKER_FAULTS_MAX = 2
-"""Impossible results (of another size, type or shape than the model's, say) after which a worker is disconnected. Fewer
-than the tries of a request, so that another worker answers whatever this one was sent."""
+"""Impossible results (of another size, type or shape than the model's, say) after which a worker is
+disconnected. Fewer than the tries of a request, so that another worker answers whatever this one was sent."""
 
 PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
-"""Pauses after which a worker that failed to prepare a model is asked again, one after the other; then no more."""
+"""Pauses before the retries after a worker failed to prepare a model; after the last, there is no retry."""
 
 FAILURES_TOLD_MAX = 20
 """Failed preparations of a worker whose reasons status lists."""
@@ -108,13 +116,13 @@ RUN_PAGES_MAX = (1 << 31) - 1
 """Most pages of a model, in all runs of its layout."""
 
 TROUBLES_PER_KIND_MAX = 64
-"""Troubles of a kind that status lists; further ones are only counted."""
+"""Troubles of a kind that status lists; further troubles are only counted."""
 
 REPORTED_SOURCES_MAX = 64
 """Model sources that gateways report as failing at one time."""
 
 TROUBLE_KEPT_NS = 86_400_000_000_000
-"""Time after its last event at which a trouble that nothing mends is forgotten: a day."""
+"""Time after its last event at which an unresolved trouble is forgotten: a day."""
 
 RECORD_BYTES_MAX = 1 << 30
 """Size at which a recording of a controller's events ends: some 10 million requests."""
@@ -124,9 +132,9 @@ RECORD_BYTES_MAX = 1 << 30
 EVIDENCE_LOST = 1
 EVIDENCE_CRASHED = 2
 EVIDENCE_MAX = 3
-"""Evidence against a request that was executing when its worker ended: EVIDENCE_CRASHED if the worker reported a crash,
-EVIDENCE_LOST if it vanished, which may have another cause. At EVIDENCE_MAX the request is not tried again, and its model
-is set aside."""
+"""Evidence against a request that was executing when its worker ended: EVIDENCE_CRASHED if the worker
+reported a crash, EVIDENCE_LOST if it vanished, which may have another cause. At EVIDENCE_MAX the request is
+not tried again, and its model is set aside."""
 
 OVERRUNS_MAX = 5
 """Executions of a model beyond their limit, within FAULT_WINDOW_NS, at which the model is set aside."""
@@ -149,10 +157,10 @@ class ConnectionBounds:
     unread_bytes: int = CLIENT_UNREAD_BYTES_MAX
     unread_bytes_all: int = UNREAD_BYTES_ALL_MAX
     unread_ns: int = UNREAD_NS
-    memory_share: float = MEMORY_SHARE_MAX  # of limits.memory_bytes()
+    memory_share: float = MEMORY_SHARE_MAX  # share of limits.memory_bytes()
 
     def within(self, greeted: int, ungreeted: int) -> ConnectionBounds:
-        """These bounds, with at most so many connections."""
+        """Return these bounds with at most so many connections."""
         return dataclasses.replace(
             self, greeted=min(self.greeted, greeted), ungreeted=min(self.ungreeted, ungreeted)
         )
@@ -164,14 +172,14 @@ WORKER_CONNECTIONS = ConnectionBounds(greeted=WORKERS_MAX, unread_bytes=WORKER_U
 # ----- workers ---------------------------------------------------------------------------------
 
 WORKER_TIMEOUT_NS = 2_000_000_000
-"""Silence after which a worker counts as lost, and its actions are planned anew."""
+"""Silence after which a worker counts as lost, and its actions are planned again."""
 
 CLOCK_LIMIT_NS = 2_000_000_000
 """Time after a worker's hello at which an unknown clock is a trouble: the worker has answered no ping."""
 
 JITTER_COUNTED_MAX_NS = 5_000_000
-"""Most wake-up jitter of a worker that plans allow for. On a busy machine the jitter is tens of milliseconds; allowing
-for all of it would refuse every request with such an SLO, when most would be in time."""
+"""Most wake-up jitter of a worker that plans allow for. On a busy machine the jitter is tens of milliseconds;
+allowing for all of it would refuse every request with such an SLO, when most would be in time."""
 
 CLOCK_WINDOW = 64
 """Pings over which a worker's clock offset is bounded; the drift within it is small."""
@@ -182,7 +190,7 @@ DRIFT_PPM = 200
 """Bound of the drift between two clocks: twice that of the worst crystals."""
 
 LOST_NS = 500_000_000
-"""Uncertainty of a clock's offset at which windows mean nothing, and the worker's clock counts as lost."""
+"""Uncertainty of a clock's offset at which windows are meaningless, and the worker's clock counts as lost."""
 
 RESET_TOLD_NS = 10_000_000_000
 """Time for which a jump of a clock is reported."""

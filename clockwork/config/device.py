@@ -1,4 +1,4 @@
-"""Bounds of devices, and the settings of theirs that the environment has."""
+"""Bounds of devices, and their settings from environment variables."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from clockwork.errors import ConfigError
 # ----- lanes and executions --------------------------------------------------------------------
 
 LANE_SPIN_NS = 30_000
-"""Time before an action's window opens, or before what a GPU does is predicted to end, at which a lane stops sleeping and
-spins: about the cost of a wake-up, so that starting on time takes a core for no longer than that."""
+"""Time before an action's window opens, or before what a GPU does is predicted to end, at which a lane stops
+sleeping and spins: about the cost of a wake-up, so that starting on time takes a core for no longer than
+that."""
 
 EXECUTION_WORKSPACE_BYTES = 512 << 20
-"""Memory that every execution on a CPU device may take, whatever its profile says: inputs of a shape that was not
-measured may need far more."""
+"""Memory that every execution on a CPU device may take, whatever its profile says: inputs of a shape that was
+not measured may need far more."""
 
 EXECUTION_WORKSPACE_FACTOR = 16
-"""An execution may take this many times the memory of its profile, or EXECUTION_WORKSPACE_BYTES if that is more."""
+"""An execution may take this many times the memory of its profile, or EXECUTION_WORKSPACE_BYTES if that is
+more."""
 
 WORKSPACE_SHARE = 2
-"""All executions of a process may take 1 / WORKSPACE_SHARE of the machine's memory, unless CLOCKWORK_WORKSPACE_BYTES says
-how much."""
+"""All executions of a process may take 1 / WORKSPACE_SHARE of the machine's memory, unless
+CLOCKWORK_WORKSPACE_BYTES says how much."""
 
 # ----- CUDA devices ------------------------------------------------------------------------------
 
 CUDA_LOAD_PIECE_BYTES = 4 << 20
-"""Weights that a LOAD copies at a time. Three such pieces are on their way to the GPU, so that an input waits for 12 MiB at
-most (0.5 ms at 25 GB/s), and the link is busy for two of them while the end of one is noticed."""
+"""Weights that a LOAD copies at a time. Three such pieces are on their way to the GPU, so that an input waits
+for 12 MiB at most (0.5 ms at 25 GB/s), and the link is busy for two of them while the end of one is noticed.
+"""
 
 CUDA_DRIVER = "libcuda.so.1"
 """The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path."""
@@ -41,21 +44,22 @@ CUDA_EXTRAS_OLDEST = 12000
 """CUDA 12.0: the first driver for which CuPy is among this package's extras."""
 
 CUDA_ARENA_SHARE = 0.85
-"""Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is for
-workspace and slots, and for the modules."""
+"""Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is
+for workspace and slots, and for the modules."""
 
 CUDA_WORKSPACE_BYTES = 256 << 20
 """Workspace of a CUDA device at start; it grows when a model that needs more is prepared."""
 
 CUDA_GRAPHS_MAX = 4096
-"""Most CUDA graphs of a device: one for each variant of a program and slot. The driver takes memory of the device for
-each, it does not say how much. What is beyond is launched kernel by kernel."""
+"""Most CUDA graphs of a device: one for each variant of a program and slot. The driver takes memory of the
+device for each, it does not say how much. What is beyond is launched kernel by kernel."""
 
 CUDA_IO_SLOT_BYTES = 16 << 20
-"""Size at start of each slot for inputs and outputs of a CUDA device; it grows likewise."""
+"""Initial size of each slot for inputs and outputs of a CUDA device; it grows with the models' needs."""
 
 RESERVE_STALL_NS = 10_000_000
-"""Time of a device that a worker asks for to load a program's modules, until some have been loaded; then the time of those."""
+"""Time of a device that a worker reserves to load a program's modules, until loads of modules have been
+measured."""
 
 CLOCK_SAMPLE_NS = 200_000_000
 """Interval at which a thread of a worker asks NVML for the clocks of its GPUs."""
@@ -69,7 +73,8 @@ EMULATED_SPIN_NS = 60_000
 """Time before the end of an emulated action at which the process wakes and spins, where it may."""
 
 STALE_EVENTS_MAX = 1024
-"""Stale entries that the heap of emulated lanes may have beyond one for each lane, before it is built anew."""
+"""Stale entries that the heap of emulated lanes may have beyond one for each lane, before it is built anew.
+"""
 
 ELEMENTS_MAX = 1 << 40
 """Most elements of an input, as on other devices."""
@@ -102,18 +107,18 @@ def fake_clocks() -> Path | None:
 
 
 def sysfs() -> Path:
-    """CLOCKWORK_SYSFS: where a test has the kernel's description of the machine."""
+    """CLOCKWORK_SYSFS: the folder in which a test has the kernel's description of the machine."""
     return Path(environment("SYSFS", "/sys"))
 
 
 def workspace_bytes_max() -> int:
-    """The most that executions on the CPU devices of this process may take together. Raises ConfigError."""
+    """Return the memory that all executions on this process's CPU devices may take. Raises ConfigError."""
     said = environment("WORKSPACE_BYTES", "")
     return parse_bytes(said) if said else machine_bytes() // WORKSPACE_SHARE
 
 
 def execution_workspace_bytes(measured: int) -> int:
-    """Memory that an execution may take. measured: the most that the model's profile took; 0: not measured."""
+    """Return the memory that an execution may take. measured: the profile's maximum; 0: not measured."""
     most = workspace_bytes_max()
     if measured == 0:
         return most
@@ -121,7 +126,7 @@ def execution_workspace_bytes(measured: int) -> int:
 
 
 def load_kernels_eagerly() -> None:
-    """Have CUDA load kernels with their module rather than at their first launch, in the middle of an INFER.
+    """Make CUDA load kernels with their module, not at their first launch during an INFER.
 
     To be called before the driver is initialised.
     """

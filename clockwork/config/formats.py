@@ -5,11 +5,12 @@ from __future__ import annotations
 # ----- formats/interface.py --------------------------------------------------------------------
 
 FIELDS_MAX = 1 << 17
-"""Fields of an ONNX file that are read or skipped: nodes, weights, strings of a weight. They take half a second at most."""
+"""Fields of an ONNX file that are read or skipped: nodes, weights, strings of a weight. They take half a
+second at most."""
 
 PROGRAM_HEAD_BYTES = 1 << 20
-"""Bytes at the beginning of a program.json that hold its inputs and outputs; the weights and launches behind them may be 64
-times as much."""
+"""Bytes at the beginning of a program.json that hold its inputs and outputs; the weights and launches behind
+them may be 64 times as much."""
 
 # ----- formats/profiled.py ---------------------------------------------------------------------
 
@@ -55,7 +56,7 @@ SHARED_BYTES_MAX = 232_448
 """Most dynamic shared memory of a block: 227 KiB on the largest GPUs."""
 
 TOLERANCE_MAX = 0.25
-"""Of a program: how far its answers may be from those of its checks, relative to the largest magnitude."""
+"""Tolerance of a program's answers in its checks, relative to the largest magnitude."""
 
 # ----- controller/catalog/store.py -------------------------------------------------------------------
 
@@ -79,7 +80,8 @@ DAMAGED_KEPT_MAX = 4
 """Damaged files or directories that a folder keeps for inspection; older ones are removed."""
 
 SEALED_BYTES_MAX = 64 << 20
-"""Largest sealed file: a record, a route, or the description of a prepared model, which has a row for each weight."""
+"""Largest sealed file: a record, a route, or the description of a prepared model, which has a row for each
+weight."""
 
 MENDED_BYTES_MAX = 8192
 """Largest sealed file in which a flipped bit is searched for: trying each bit takes a quarter of a second."""
@@ -87,7 +89,7 @@ MENDED_BYTES_MAX = 8192
 # ----- formats/fetching.py ---------------------------------------------------------------------
 
 TRANSFERS_MAX = 4
-"""Packages that a worker fetches at once; more wait for their turn."""
+"""Packages that a worker fetches at once; further packages wait."""
 
 # ----- formats/profiles.py ---------------------------------------------------------------------
 

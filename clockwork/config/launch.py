@@ -5,13 +5,14 @@ from __future__ import annotations
 # ----- launch/local.py -------------------------------------------------------------------------
 
 DRAIN_NS = 1_000_000_000
-"""Time for which stopping workers go on with their actions."""
+"""Time for which stopping workers continue their actions."""
 
 STOP_WORKERS_NS = 1_150_000_000
-"""Time that workers may take to end; then the controller is told to end in any case."""
+"""Time limit for workers to end; after it, the controller is told to end in any case."""
 
 STOP_NS = 1_500_000_000
-"""Time that all processes may take to end in order; the rest is killed. Everything is over in two seconds."""
+"""Time limit for all processes to end in order; the others are then killed. The end takes two seconds at
+most."""
 
 READY_NS = 120 * 1_000_000_000
 """Time that the cluster may take to become ready."""
@@ -40,20 +41,23 @@ END_S = 2.0
 # ----- launch/demo.py --------------------------------------------------------------------------
 
 DEMO_ARENA = "1GiB"
-"""Memory of each device: less than the models take, so that some have to be loaded while others are served."""
+"""Memory of each device: less than the models take, so that models have to be loaded while others are served.
+"""
 
 DEMO_INPUT_BYTES = 2_000
-"""Bytes of a request: the models' own are 0.6 MB, which no machine moves a thousand times a second beside the rest."""
+"""Bytes of a request. The models' own inputs of 0.6 MB are too large to be moved a thousand times a second.
+"""
 
 DEMO_SLO_S = 0.1
 
 DEMO_LOAD_S = 3_600
-"""How long a load lasts; then it begins anew."""
+"""Time after which the load begins again."""
 
 # ----- launch/restarts.py ----------------------------------------------------------------------
 
 RESTART_PAUSE_NS = 250_000_000
-"""Pause before the second restart in a row of a process that ended, doubled each time; the first restart is immediate."""
+"""Pause before the second restart in a row of a process that ended, doubled each time; the first restart is
+immediate."""
 
 RESTART_PAUSE_MAX_NS = 16_000_000_000
 """Longest pause before a restart."""

@@ -7,7 +7,7 @@ import os
 # ----- models/lengths.py -----------------------------------------------------------------------
 
 LENGTH_SECONDS = 0.04
-"""For which executions at one of a model's length classes, in batches of one size, are timed."""
+"""Time for timing executions at a length class of a model, in batches of one size."""
 
 LENGTHS_TIMED = 16
 """Lengths at which a model is timed whose lengths share batches: the smallest classes."""
@@ -18,7 +18,7 @@ BATCH_MAX = 16
 """Largest batch that is measured, unless the user asks for another bound."""
 
 BATCH_GAIN = 1.02
-"""Factor by which a larger batch must raise throughput over the last size that did."""
+"""Factor by which a larger batch must raise throughput over the last size that raised it."""
 
 POINT_SECONDS = 0.25
 """Time for a point of a profile; a slow model gets RUNS_MIN runs whatever they take."""
@@ -75,8 +75,8 @@ OPTIONAL_RANK_MAX = 8
 
 KEPT_SHARE_MAX = 0.1
 KEPT_BYTES_MIN = 64 << 10
-"""A program with more constant weights than KEPT_BYTES_MIN and this share of all weights costs memory that no page counts:
-then the packed holding is preferred, if it works."""
+"""A program with more constant weights than KEPT_BYTES_MIN and this share of all weights costs memory that no
+page counts: then the packed holding is preferred, if it works."""
 
 EXTERNAL_BYTES = 1_500_000_000
 """Size of models beyond which they are optimised into a file with external data: protobuf ends at 2 GB."""
@@ -94,22 +94,25 @@ LEFTOVER_SECONDS = 86_400
 
 TEXT_SIZES = (64, 256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20)
 JPEG_SIZES = (16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
-"""Bytes of the texts, and work of the images (csrc/jpeg.h), that a model is timed with. A request whose strings lie between two of these is taken to need as
-long as with the larger one, until some like it have been executed."""
+"""Bytes of the texts, and work of the images (csrc/jpeg.h), with which a model is timed. A request with
+strings between two of these sizes is predicted to take the time of the larger size, until similar requests
+have been executed."""
 
 JPEG_PIXELS_MAX = 1 << 25
-"""Pixels of an image that is decoded, if its model does not say another bound: a small file may hold very many."""
+"""Pixels of an image that is decoded, if its model does not say another bound: a small file may hold very
+many."""
 
 SAMPLE_SECONDS = 0.08
-"""For which executions with strings of one size, in batches of one size, are timed."""
+"""Time for timing executions with strings of one size, in batches of one size."""
 
 SAMPLES_NS = 500_000_000
-"""No larger strings are timed than those with which one execution takes so long."""
+"""Duration of an execution beyond which no larger strings are timed."""
 
 # ----- models/tokenizers.py --------------------------------------------------------------------
 
 TOKENIZER_PROBES = 100
-"""Texts of random characters, and as many of a vocabulary's tokens, with which a tokenizer is compared with its library's."""
+"""Texts of random characters, and as many of a vocabulary's tokens, with which a tokenizer is compared with
+its library's."""
 
 # ----- models/trials.py ------------------------------------------------------------------------
 
@@ -127,16 +130,18 @@ CONSTANT_INDICES_MAX = 8
 """Constant indices up to which a Gather becomes slices; with more, it reads them from memory."""
 
 FOLDED_MAX = 5_000
-"""Operators on small constants that are computed for a proof about rows, each in about 0.1 ms; the others are not known."""
+"""Operators on small constants that are computed for a proof about rows, each in about 0.1 ms; the others are
+not known."""
 
 FOLLOWED_RANK_MAX = 64
 """Most dimensions of a tensor that is followed; an operator may make more than are served."""
 
 BODY_TURNS_MAX = 4
-"""How often the body of a loop is followed until what is known of its state changes no more."""
+"""Most passes over a loop's body until the knowledge of its state no longer changes."""
 
 FOLLOWED_MAX = 100_000
-"""Operators of a model that are followed, those in bodies of loops each time, until a proof about rows is given up."""
+"""Operators of a model that are followed, those in bodies of loops each time, until a proof about rows is
+given up."""
 
 DEGREE_MAX = 16
 """Most open dimensions that are multiplied in a term of a size."""
@@ -161,20 +166,22 @@ TRIAL_COPIES = 3
 """A model of fewer pages has each copied so often to time a LOAD of it; a larger one copies enough."""
 
 TRIAL_CLAIMS_MAX = 20
-"""Reservations in which the pages to try a model in may still be in use, before it is given up."""
+"""Reservations in which the pages for a model's trial may still be in use, before the trial is given up."""
 
 TRIAL_RUNS = 5
-"""Executions of each batch size by which a model on a GPU is timed; the last of those to warm up is the first of them."""
+"""Executions of each batch size by which a model on a GPU is timed; the last of those to warm up is the first
+of them."""
 
 TRIAL_LONG_RUNS = 3
-"""The same, of a size that takes longer than a RESERVE for several: others wait for each."""
+"""The same for a batch size that takes longer than a RESERVE for several executions; other work waits for
+each."""
 
 TRIAL_WARM, TRIAL_WARM_RUNS = 0.97, 20
 """Executions before those: until one takes more than this part of the one before, and at most so many."""
 
 
 def bare_environment(**values: str) -> dict[str, str]:
-    """The variables that every program needs to run, and ``values``: for a child process whose result must not depend on
-    this process's environment."""
+    """Return the variables that every program needs, and ``values``, for a child process that must not depend
+    on this process's environment."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
     return {**{name: os.environ[name] for name in kept if name in os.environ}, **values}

@@ -22,10 +22,11 @@ HTTP_REQUESTS_AT_ONCE = 16
 """Requests to an HTTP server that are under way while it is listed."""
 
 PIECE_BYTES = 4 << 20
-"""Bytes that are asked of a source at once."""
+"""Bytes that are requested of a source at once."""
 
 ROWS_PER_LINE = 500
-"""Files in a line of the reader's answer: parsing one line blocks the other threads of the process that reads it."""
+"""Files in a line of the reader's answer: parsing one line blocks the other threads of the process that reads
+it."""
 
 READ_AT_ONCE = 16
 """Small files that are read at once."""
@@ -39,7 +40,7 @@ READER_MEMORY_BYTES = 2 << 30
 # ----- sources/reading.py ----------------------------------------------------------------------
 
 LIST_LIMIT_S = 120.0
-"""Time that a listing may take."""
+"""Time limit of a listing."""
 
 STALL_S = 60.0
 """Time in which a source must start to answer, and must give each PIECE_BYTES (70 kB/s)."""
@@ -63,8 +64,8 @@ ABANDONED_S = 86_400.0
 
 
 def source_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """CLOCKWORK_SOURCE_NETWORKS: networks, with commas between them, in which servers that models are fetched from may
-    redirect to addresses that are not public. Raises ConfigError."""
+    """CLOCKWORK_SOURCE_NETWORKS: networks, with commas between them, in which servers that models are fetched
+    from may redirect to addresses that are not public. Raises ConfigError."""
     said = environment("SOURCE_NETWORKS", "")
     try:
         return [ipaddress.ip_network(word.strip()) for word in said.split(",") if word.strip()]

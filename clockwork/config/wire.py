@@ -5,12 +5,14 @@ from __future__ import annotations
 # ----- wire/transport.py -----------------------------------------------------------------------
 
 HEARTBEAT_MS = 500
-"""Interval of ZMTP heartbeats, which the peer's I/O thread answers: they notice a dead host, not a stuck process."""
+"""Interval of ZMTP heartbeats, which the peer's I/O thread answers: they notice a dead host, not a stuck
+process."""
 
 HEARTBEAT_TIMEOUT_MS = 3_000
 KEEPALIVE_S = 1
 KEEPALIVE_COUNT = 2
-"""Interval of TCP keepalive probes of a bound socket, and how many may stay unanswered: a dead host is noticed after 3 s."""
+"""Interval of TCP keepalive probes of a bound socket, and how many may stay unanswered: a dead host is
+noticed after 3 s."""
 
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
@@ -18,9 +20,9 @@ LINGER_MS = 250
 """Time for which a closing socket still tries to send its queued messages."""
 
 COPY_BYTES = 262_144
-"""Size below which a copy is cheaper than a zero-copy send, because pyzmq learns of each freed buffer on a thread that
-needs the interpreter's lock: sending and receiving 48 KB takes 42 us of processor time instead of 59, 200 KB 69 instead
-of 91; for 600 KB both take the same."""
+"""Size below which a copy is cheaper than a zero-copy send, because pyzmq learns of each freed buffer on a
+thread that needs the interpreter's lock: sending and receiving 48 KB takes 42 us of processor time instead of
+59, 200 KB 69 instead of 91; for 600 KB both take the same."""
 
 # ----- wire/inflow.py --------------------------------------------------------------------------
 
@@ -28,8 +30,8 @@ FRAME_EXTRA_BYTES = 64
 """Bytes added for each frame taken: more than framing and encryption add on the wire."""
 
 FRAME_MEMORY_RATIO = 64
-"""Most bytes of memory for a byte on the wire. The worst case is messages of a single byte: three bytes on the wire become
-64 bytes of libzmq's and the allocator's overhead."""
+"""Most bytes of memory for a byte on the wire. The worst case is messages of a single byte: three bytes on
+the wire become 64 bytes of libzmq's and the allocator's overhead."""
 
 HEARTBEAT_BYTES_PER_S = 1 << 10
 """Allowance for the peer's heartbeats, which libzmq takes itself."""
@@ -54,8 +56,8 @@ TOLD_CHARS = 80
 
 COMPLAINT_LINES = 5
 COMPLAINT_INTERVAL_NS = 1_000_000_000
-"""Complaints of a kind about peers: COMPLAINT_LINES lines are logged at once, and one for each interval after that.
-Complaints that are left out are counted."""
+"""Complaints of a kind about peers: COMPLAINT_LINES lines are logged at once, and one for each interval after
+that. Complaints that are left out are counted."""
 
 COMPLAINT_CHARS_MAX = 4_000
 COMPLAINT_FRAMES = 12
@@ -65,26 +67,26 @@ LOG_CHARS_MAX = 16_000
 """Longest line of a log."""
 
 STRING_SIZE_MIN = 64
-"""Bytes, or work of an image, up to which strings count as of one size where executions are timed; longer ones count as of
-the next power of two."""
+"""Bytes, or work of an image, up to which strings count as of one size where executions are timed; longer
+ones count as of the next power of two."""
 
 LENGTH_CLASS_MIN = 4
-"""Size up to which dimensions count as of one size in which requests of different length share batches; larger ones as of
-the next power of two, or of the next that is one and a half."""
+"""Size up to which dimensions count as of one size in which requests of different length share batches;
+larger ones as of the next power of two, or of the next that is one and a half."""
 
 SEND_QUEUE_MAX = 65_536
-"""ZMQ_SNDHWM: messages that may wait for a peer; a peer that lets more pile up is disconnected."""
+"""ZMQ_SNDHWM: messages that may wait for a peer; a further message disconnects the peer."""
 
 EVENTS_QUEUE_MAX = 1_024
-"""Events of a few hundred bytes that may wait for a subscriber; a subscriber that does not keep up loses the rest."""
+"""Events of a few hundred bytes that may wait for a subscriber; a slow subscriber loses further events."""
 
 EVENTS_TOPIC_BYTES_MAX = 1 << 10
 EVENTS_RECEIVED_BYTES_MAX = 64 << 10
-"""Largest subscription, and most bytes that a subscriber may send; more ends its connection. A publisher keeps every
-subscription."""
+"""Largest subscription, and most bytes that a subscriber may send; more ends its connection. A publisher
+keeps every subscription."""
 
 SUBSCRIPTIONS_PER_LOOK = 256
-"""Subscriptions that a publisher takes in at once: half a millisecond."""
+"""Subscriptions that a publisher takes in at once, in half a millisecond."""
 
 ALLOWED_BYTES_MAX = 4 << 20
 """Largest list of allowed keys: some 60,000 of them."""
@@ -104,7 +106,8 @@ SUMMARY_TEXT_CHARS_MAX = 4_096
 
 PAGE_BYTES_MAX = 1 << 28
 PAGES_MAX = 1 << 24
-"""Largest page, and most pages, of a device's arena. All pages of WORKER_DEVICES_MAX devices fit 62 bits of bytes."""
+"""Largest page, and most pages, of a device's arena. All pages of WORKER_DEVICES_MAX devices fit 62 bits of
+bytes."""
 
 RUN_AHEAD_MAX = 256
 """Largest run_ahead that a device may announce."""

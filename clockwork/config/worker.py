@@ -11,33 +11,33 @@ from clockwork.errors import ConfigError
 # ----- worker/{road,session,devices}.py ------------------------------------------------------
 
 END_PAUSE_S = 0.001
-"""Pause between two looks at whether ended executions have stopped."""
+"""Interval at which a worker checks whether ended executions have stopped."""
 
 FAREWELL_LIMIT_NS = 1_000_000_000 // 2
-"""Time for which a worker that gives up because of an action waits until the controller knows why. Half the time that a
-crashed lane waits (csrc/device/crash.h)."""
+"""Time for which a worker that ends because of an action waits until the controller has the reason: half the
+time of a crashed lane (csrc/device/crash.h)."""
 
 DEVICES_ALONE_MAX = 12
 """Most devices with a descriptor of their own that a worker's loop waits on."""
 
 NOTICE_BYTES_MAX = 8 << 20
-"""Bytes of messages that the road has received and the loop has not taken: beyond these the road receives no further
-message, and the bytes that wait are bounded as those of any connection."""
+"""Bytes of messages that the road has received and the loop has not taken: beyond these the road receives no
+further message, and the bytes that wait are bounded as those of any connection."""
 
 # ----- worker/{snapshots,lending}.py -------------------------------------------------------------
 
 SNAPSHOT_BYTES_MAX = 1 << 30
 OWNER_SNAPSHOT_BYTES_MAX = 512 << 20
-"""Memory for copies of inputs, in all and for each process that lends memory: what goes beyond is refused, and the client
-sends those tensors."""
+"""Memory for copies of inputs, in all and for each process that lends memory: what goes beyond is refused,
+and the client sends those tensors."""
 
 SNAPSHOT_IDLE_NS = 10_000_000_000
-"""Time without a copy after which that memory's pages are the system's again."""
+"""Time without a copy after which the snapshots' pages are returned to the system."""
 
 ROOM_WAIT_NS = 50_000_000
 ROOM_WAIT_BYTE_NS = 10
-"""Time for writing outputs to a client's memory, and what is added for each byte: after that they are sent, so that no
-client's memory delays the answers of a batch for long."""
+"""Time for writing outputs to a client's memory, and what is added for each byte: after that they are sent,
+so that no client's memory delays the answers of a batch for long."""
 
 # ----- worker/preparation.py -------------------------------------------------------------------
 
@@ -58,9 +58,9 @@ REFETCHES_MAX = 2
 # ----- worker/session.py -----------------------------------------------------------------------
 
 HELLO_PAUSE_NS = 250_000_000
-"""Pause before the next hello of a worker that the controller let go soon after it had let it in; doubled each time up to
-HELLO_PAUSE_MAX_NS. Without it, a worker that the controller cannot handle would join and leave hundreds of times a
-second."""
+"""Pause before the next hello of a worker that the controller let go soon after it had let it in; doubled
+each time up to HELLO_PAUSE_MAX_NS. Without it, a worker that the controller cannot handle would join and
+leave hundreds of times a second."""
 
 HELLO_PAUSE_MAX_NS = 8_000_000_000
 
@@ -76,10 +76,12 @@ JITTER_WINDOW = 256
 """Timed waits over which a worker measures how late it wakes; at four heartbeats a second, one minute."""
 
 SWITCH_INTERVAL_NS = 50_000
-"""How long a worker's helper threads may keep the interpreter once its loop wants it (Python's own: 5 ms)."""
+"""Switch interval of a worker's helper threads: the time for which they may keep the interpreter from the
+loop (Python's default: 5 ms)."""
 
 COLLECT_INTERVAL_NS = 10_000_000_000
-"""Interval at which a worker collects cyclic garbage, in a heartbeat rather than in the middle of other work."""
+"""Interval at which a worker collects cyclic garbage, in a heartbeat rather than in the middle of other work.
+"""
 
 PREPARATION_SLOW_NS = 10_000_000_000
 """Time after which a preparation is slow: the next one starts beside it, or instead of it."""
@@ -94,48 +96,54 @@ PREPARATION_RSS_MAX = 2 << 30
 """Memory beyond which a preparation process is replaced before the next model."""
 
 PREPARATION_BYTES = 2 << 30
-"""Memory that a preparation may take whatever its package's size, unless CLOCKWORK_PREPARATION_BYTES says otherwise: at 16
-rows, a network for images takes 0.7 GiB of it."""
+"""Memory that a preparation may take whatever its package's size, unless CLOCKWORK_PREPARATION_BYTES says
+otherwise: at 16 rows, a network for images takes 0.7 GiB of it."""
 
 PREPARATION_BYTES_FACTOR = 12
-"""Memory beyond PREPARATION_BYTES that a preparation may take, as a multiple of its package's size. A model of 244 MiB took
+"""Memory beyond PREPARATION_BYTES that a preparation may take, as a multiple of its package's size. A model
+of 244 MiB took
 9.5 times its size, twice of it as arenas in which it was timed; smaller ones no more than 10 times."""
 
 PREPARATION_BYTES_PER_CPU = 32 << 20
-"""And for each processor: the stacks of two sessions' threads, which are counted whole."""
+"""Additional memory of a preparation for each processor: the stacks of two sessions' threads, counted in
+full."""
 
 PREPARATION_FREE_SHARE = 0.75
-"""Share of the machine's free memory that a preparation may take: beyond that, the machine has too little for it."""
+"""Share of the machine's free memory that a preparation may take: beyond that, the machine has too little for
+it."""
 
 EXECUTION_LIMIT_NS = 2_000_000_000
 EXECUTION_LIMIT_FACTOR = 10
-"""An execution is ended after EXECUTION_LIMIT_FACTOR times its predicted time, but not before EXECUTION_LIMIT_NS: on a
-busy machine it may be descheduled for a second."""
+"""An execution is ended after EXECUTION_LIMIT_FACTOR times its predicted time, but not before
+EXECUTION_LIMIT_NS: on a busy machine it may be descheduled for a second."""
 
 LOAD_LIMIT_NS = 30_000_000_000
 LOAD_LIMIT_FACTOR = 10
-"""A worker begins anew when a LOAD or FETCH, which cannot be interrupted, takes more than LOAD_LIMIT_FACTOR times its
-predicted time, but not before LOAD_LIMIT_NS (or CLOCKWORK_LOAD_LIMIT's seconds): a disk of 333 MB/s reads 10 GB that have
-left the page cache in that time."""
+"""A worker restarts when a LOAD or FETCH, which cannot be interrupted, takes more than LOAD_LIMIT_FACTOR
+times its predicted time, but not before LOAD_LIMIT_NS (or CLOCKWORK_LOAD_LIMIT's seconds): a disk of 333 MB/s
+reads 10 GB that have left the page cache in that time."""
 
 CHECK_LIMIT_NS = 600_000_000_000
-"""Limit of the check of stored bytes that a LOAD waits for, after which its worker begins anew: 60 GB at 100 MB/s."""
+"""Limit of the check of stored bytes before a LOAD, after which the worker restarts: 60 GB at 100 MB/s."""
 
 WATCH_INTERVAL_NS = 50_000_000
 """Interval at which a worker checks running actions against their limits."""
 
 WATCH_GAP_MAX_NS = 200_000_000
-"""Most time between two of these checks that counts against an action: beyond it the worker itself did not run."""
+"""Most time between two of these checks that counts against an action: beyond it the worker itself did not
+run."""
 
 PREPARATION_OOM_SCORE = 1000
-"""oom_score_adj of a preparation, which goes before its worker whatever either of them has taken: it can be repeated."""
+"""oom_score_adj of a preparation. The kernel ends it before its worker, because a preparation can be
+repeated."""
 
 DRAIN_SETTLE_NS = 1_000_000_000
-"""Time for which an idle worker that stops waits for the controller's word that no more actions are on their way."""
+"""Time for which an idle worker that stops waits for the controller's word that no more actions are on their
+way."""
 
 
 def show_mig_instances(uuids: Sequence[str]) -> None:
-    """Have CUDA show these MIG instances (MIG-...) to this process, unless CUDA_VISIBLE_DEVICES hides them.
+    """Make CUDA show these MIG instances (MIG-...) to this process, unless CUDA_VISIBLE_DEVICES hides them.
 
     To be called before the driver is initialised, which shows the first instance of the first card otherwise.
     """
@@ -145,7 +153,7 @@ def show_mig_instances(uuids: Sequence[str]) -> None:
 
 
 def preparation_bytes(package_bytes: int) -> int:
-    """Memory that preparing a package may take. Raises ConfigError."""
+    """Return the memory that preparing a package may take. Raises ConfigError."""
     said = environment("PREPARATION_BYTES", "")
     base = parse_bytes(said) if said else PREPARATION_BYTES
     processors = (os.cpu_count() or 1) * PREPARATION_BYTES_PER_CPU
@@ -153,7 +161,7 @@ def preparation_bytes(package_bytes: int) -> int:
 
 
 def load_limit_ns() -> int:
-    """Lower bound of the limits of LOADs and FETCHes. Raises ConfigError."""
+    """Return the lower bound of the limits of LOADs and FETCHes. Raises ConfigError."""
     said = environment("LOAD_LIMIT", "")
     try:
         seconds = float(said) if said else LOAD_LIMIT_NS / 1e9

@@ -34,8 +34,9 @@ MINUTES_MAX = 60 * 1440
 # ----- sim/world.py ----------------------------------------------------------------------------
 
 SIMULATED_RECORDING_BYTES = 1 << 30
-"""Memory between a simulated world and its recording; what is not needed is never touched. The events of a turn take some tens
-of megabytes, and thousands of models on hundreds of workers some hundreds when they join."""
+"""Memory between a simulated world and its recording; what is not needed is never touched. The events of a
+turn take some tens of megabytes, and thousands of models on hundreds of workers some hundreds when they join.
+"""
 
 SIMULATED_PIECE_BYTES = 1 << 20
 """Bytes that are written to a recording at once."""
@@ -53,7 +54,8 @@ WARM_UP_MIN_NS = 1_000_000_000
 DEVICES_MAX = 4096
 SLO_MAX_NS = 60 * 1_000_000_000
 OVERLOADS_MAX = 100
-"""Largest factor by which the load is raised to find a failing trial beside an answer that has no smaller one."""
+"""Largest factor by which the load is raised to find a failing trial beside an answer that has no smaller
+one."""
 
 # ----- workloads/load_generator.py -------------------------------------------------------------------
 

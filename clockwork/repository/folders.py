@@ -278,7 +278,7 @@ def _row(path: Path, name: str) -> Row:
 class Done:
     """The state of a version's registration by this process."""
 
-    fingerprint: Fingerprint  # empty: an earlier run has registered it
+    fingerprint: Fingerprint  # of the registered files; empty: an earlier run registered them
     error: str = ""  # the reason why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: none

@@ -64,7 +64,7 @@ FORMAT_BYTES_MAX = 20
 
 # ----- controller/catalog/options.py -------------------------------------------------------------------
 
-ORIGIN_MAX = 4096  # characters
+ORIGIN_MAX = 4096  # longest, in characters
 
 # ----- scheduler/recording.py ------------------------------------------------------------------
 

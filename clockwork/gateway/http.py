@@ -371,7 +371,7 @@ class HttpServer:
             self._service.hold(-held)
 
     async def _piece(self, request: web.BaseRequest, begun: float, received: int) -> bytes:
-        """Return the next bytes of a body after the ``received`` first; b"" at its end. Raises TooSlow."""
+        """Return the next bytes of a body; b"" at its end. received: bytes so far. Raises TooSlow."""
         settings, seat = self._settings, cast(_Connection, request.protocol).seat
         due_s = min(settings.body_s, BODY_GRACE_S + received / BODY_BYTES_PER_S_MIN)
         seat.end(now_ns())  # while it waits, the connection may lose its seat

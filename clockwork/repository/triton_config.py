@@ -285,7 +285,7 @@ def split_fields(text: str) -> list[tuple[str, str]]:
     """
     found: list[tuple[str, str]] = []
     name, start, at, depth = "", 0, 0, 0
-    complete = True  # the last name has got a value
+    complete = True  # whether the last name has its value
     while at < len(text):
         token = _TOKEN.match(text, at)
         if token is None:

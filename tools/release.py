@@ -222,7 +222,7 @@ def assemble(directory: Path) -> tuple[Path, Path]:
     (client / "pyproject.toml").write_text(tables(client_project(project)), encoding="utf-8")
     (server / "pyproject.toml").write_text(tables(server_project(project)), encoding="utf-8")
     (server / "MANIFEST.in").write_text(
-        "graft csrc\nrecursive-include clockwork *.pyx *.pxd *.pyi *.proto\nrecursive-exclude clockwork *.c *.cpp *.so\n",
+        "graft csrc\nrecursive-include clockwork *.pyx *.pxd *.pxi *.pyi *.proto\nrecursive-exclude clockwork *.c *.cpp *.so\n",
         encoding="utf-8",
     )
     return client, server

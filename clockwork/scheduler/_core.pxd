@@ -8,28 +8,11 @@ from libcpp.string_view cimport string_view
 from libcpp.vector cimport vector
 
 from clockwork.scheduler._policy cimport CHooks
+from clockwork.scheduler._commands cimport CCommand, CFault, CommandKind, CText
 from clockwork.wire._messages cimport CReason, CStatus
 
 
 cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
-    cdef enum class CText "clockwork::Text"(uint8_t):
-        pass
-
-    cdef enum class CommandKind(uint8_t):
-        SEND_LOAD
-        SEND_UNLOAD
-        SEND_INFER
-        SEND_PROFILE
-        SEND_REVOKE
-        ANSWER_OK
-        ANSWER_FAILED
-        MODEL_GONE
-        WAKE
-        SEND_FETCH
-        SEND_DROP
-        MODEL_FAULT
-        SEND_RESERVE
-
     cdef cppclass CRequest "clockwork::Request":
         uint64_t id
         int64_t model_id
@@ -71,32 +54,6 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         int64_t duration_ns
         int64_t ready_ns
         const string *text
-
-    cdef cppclass CCommand "clockwork::Command":
-        CommandKind kind
-        CStatus status
-        CReason reason
-        CText text
-        int32_t worker
-        int32_t device
-        uint32_t first
-        uint32_t count
-        uint32_t part
-        uint32_t shape
-        uint32_t rows
-        int32_t said
-        uint64_t action_id
-        int64_t model_id
-        uint64_t load_id
-        uint64_t request_id
-        int64_t earliest_ns
-        int64_t latest_ns
-        int64_t expected_ns
-        int64_t a
-        int64_t b
-        int64_t c
-        int64_t feasible_slo_ns
-        int64_t retry_after_ns
 
     cdef cppclass CCommands "clockwork::Commands":
         vector[CCommand] list

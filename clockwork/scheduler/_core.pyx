@@ -15,14 +15,12 @@ from libc.stdint cimport UINT32_MAX
 import msgpack
 
 from clockwork.errors import ConfigError
-from clockwork.wire.messages import Reason, Status
+from clockwork.wire.messages import ActionKind, Reason, Status
 from clockwork.wire.optional import is_value
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
-    ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelFault, ModelGone, ModelReady,
-    ModelRemoved, RequestCancelled,
-    SendDrop, SendFetch, SendInfer, SendLoad, SendProfile, SendReserve, SendRevoke, SendUnload, Tick, TimeWanted, Wake,
-    WorkerDraining, WorkerJoined, WorkerLeft,
+    ActionDone, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelReady, ModelRemoved, RequestCancelled, Tick,
+    TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
 )
 
 BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
@@ -49,7 +47,7 @@ cdef uint64_t ROWS_MAX = 1 << 30
 cdef object ELEMENTS_MAX = 1 << 62
 
 cdef tuple STATES = ("pending", "loading", "resident")
-cdef tuple FLIGHTS = ("load", "unload", "infer", "profile", "fetch", "drop")
+cdef tuple FLIGHTS = tuple(kind.name.lower() for kind in ActionKind)
 cdef tuple REASONS = ("", *Reason)
 cdef list STATUSES = [None] * 256
 for _status in Status:
@@ -98,10 +96,6 @@ cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _Request
 cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
 cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock, _TimeWanted = TimeWanted
 cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
-cdef object _SendInfer = SendInfer, _SendLoad = SendLoad, _SendUnload = SendUnload, _SendProfile = SendProfile
-cdef object _SendFetch = SendFetch, _SendDrop = SendDrop, _SendReserve = SendReserve
-cdef object _SendRevoke = SendRevoke, _AnswerOk = AnswerOk, _AnswerFailed = AnswerFailed
-cdef object _ModelGone = ModelGone, _ModelFault = ModelFault, _Wake = Wake
 cdef tuple FAULTS = tuple(Fault)
 
 cdef extern from "duration.h" namespace "clockwork":
@@ -385,7 +379,7 @@ cdef class Core(Driven):
         cdef size_t index = place
         if index >= self._core.out.list.size():
             raise IndexError(place)
-        return self._command(&self._core.out.list[index])
+        return command_record(self, &self._core.out.list[index])
 
     def end_orders(self):
         """Remove all orders from ``out`` after they were carried out, and forget removed models' names."""
@@ -528,82 +522,10 @@ cdef class Core(Driven):
     cdef list _commands(self):
         cdef size_t place
         cdef list commands = [
-            self._command(&self._core.out.list[place]) for place in range(self._core.out.list.size())
+            command_record(self, &self._core.out.list[place]) for place in range(self._core.out.list.size())
         ]
         self.end_orders()
         return commands
-
-    cdef object _command(self, CCommand *command):
-        cdef CCommands *out = &self._core.out
-        if command.kind == CommandKind.ANSWER_OK:
-            record = clockwork_new_record(_AnswerOk, 6)
-            put(record, 0, command.request_id)
-            put(record, 1, command.action_id)
-            put(record, 2, command.part)
-            put(record, 3, command.a)
-            put(record, 4, command.b)
-            put(record, 5, command.c)
-        elif command.kind == CommandKind.SEND_INFER:
-            record = clockwork_new_record(_SendInfer, 9)
-            self._head(record, command)
-            put(record, 5, ids_of(out.ids.data() + command.first, command.count))
-            self._window(record, command, 6)
-        elif command.kind == CommandKind.WAKE:
-            record = clockwork_new_record(_Wake, 1)
-            put(record, 0, command.earliest_ns)
-        elif command.kind == CommandKind.ANSWER_FAILED:
-            record = clockwork_new_record(_AnswerFailed, 6)
-            put(record, 0, command.request_id)
-            put(record, 1, STATUSES[<uint8_t>command.status])
-            put(record, 2, REASONS[<uint8_t>command.reason])
-            put(record, 3, self._text(command))
-            put(record, 4, command.feasible_slo_ns)
-            put(record, 5, command.retry_after_ns)
-        elif command.kind == CommandKind.SEND_LOAD or command.kind == CommandKind.SEND_RESERVE:
-            record = clockwork_new_record(_SendLoad if command.kind == CommandKind.SEND_LOAD else _SendReserve, 9)
-            self._head(record, command)
-            put(record, 5, starts_of(out.runs.data() + command.first, command.count))
-            self._window(record, command, 6)
-        elif command.kind == CommandKind.SEND_UNLOAD:
-            record = clockwork_new_record(_SendUnload, 8)
-            self._head(record, command)
-            self._window(record, command, 5)
-        elif command.kind == CommandKind.SEND_FETCH or command.kind == CommandKind.SEND_DROP:
-            record = clockwork_new_record(_SendFetch if command.kind == CommandKind.SEND_FETCH else _SendDrop, 8)
-            self._head(record, command)
-            self._window(record, command, 5)
-        elif command.kind == CommandKind.SEND_PROFILE:
-            record = clockwork_new_record(_SendProfile, 10)
-            self._head(record, command)
-            put(record, 5, command.rows)
-            put(record, 6, self._shapes.thing(command.shape))
-            self._window(record, command, 7)
-        elif command.kind == CommandKind.SEND_REVOKE:
-            record = clockwork_new_record(_SendRevoke, 2)
-            put(record, 0, command.worker)
-            put(record, 1, command.action_id)
-        elif command.kind == CommandKind.MODEL_FAULT:
-            record = clockwork_new_record(_ModelFault, 4)
-            put(record, 0, command.model_id)
-            put(record, 1, command.worker)
-            put(record, 2, FAULTS[command.a])
-            put(record, 3, bool(command.b))
-        else:
-            record = clockwork_new_record(_ModelGone, 1)
-            put(record, 0, command.model_id)
-        return record
-
-    cdef inline void _head(self, object record, CCommand *command) noexcept:
-        put(record, 0, command.worker)
-        put(record, 1, command.device)
-        put(record, 2, command.action_id)
-        put(record, 3, command.model_id)
-        put(record, 4, command.load_id)
-
-    cdef inline void _window(self, object record, CCommand *command, Py_ssize_t place) noexcept:
-        put(record, place, command.earliest_ns)
-        put(record, place + 1, command.latest_ns)
-        put(record, place + 2, command.expected_ns)
 
     cdef str _text(self, CCommand *command):
         cdef uint8_t number = <uint8_t>command.text
@@ -963,3 +885,6 @@ cdef class Estimates:
         found._program = &self._estimates.use_program(self._numbers.number(program), self._numbers.number(kind))
         found._keeper = self
         return found
+
+
+include "_commands.pxi"

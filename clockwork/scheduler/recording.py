@@ -7,7 +7,7 @@ the time of the decisions. Events and commands are [number of the type, fields..
 only tells when the next Tick comes; a Tick is a step without events. Schedulers are deterministic, so the
 events are enough to repeat every decision.
 
-csrc/recording/recorder.cpp writes the same bytes.
+csrc/recording/records.h, which is generated, writes the same bytes.
 
 A recording is untrusted: the types and ranges of all fields are checked.
 """
@@ -28,38 +28,25 @@ import msgpack
 from clockwork.config.formats import STEP_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.scheduler.types import (
+    COMMANDS,
+    DEVICE_SHAPE,
+    EVENTS,
+    MOMENTS,
     ActionDone,
     AnswerFailed,
     AnswerOk,
     Arrived,
     Command,
-    DeviceClock,
-    DeviceLost,
     Event,
     Fault,
-    LinkMeasured,
     ModelFault,
-    ModelGone,
     ModelReady,
-    ModelRemoved,
     ModelSpec,
     ProfilePoint,
     Request,
-    RequestCancelled,
-    SendDrop,
-    SendFetch,
     SendInfer,
-    SendLoad,
-    SendProfile,
-    SendReserve,
-    SendRevoke,
-    SendUnload,
     Tick,
-    TimeWanted,
     Wake,
-    WorkerDraining,
-    WorkerJoined,
-    WorkerLeft,
 )
 from clockwork.wire.messages import Reason, Status
 
@@ -75,31 +62,13 @@ DIGEST_BYTES = 8
 STATE_DIGEST_BYTES = 16
 
 
-EVENTS: tuple[type[Any], ...] = (
-    Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,
-    ModelRemoved, Tick, DeviceLost, DeviceClock, TimeWanted,
-)  # fmt: skip
-COMMANDS: tuple[type[Any], ...] = (
-    SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,
-    SendFetch, SendDrop, ModelFault, SendReserve,
-)  # fmt: skip
 REASONS = ("", *Reason)
 _EVENT_NUMBERS = {kind: number for number, kind in enumerate(EVENTS)}
 _COMMAND_NUMBERS = {kind: number for number, kind in enumerate(COMMANDS)}
 _REASON_NUMBERS = {reason: number for number, reason in enumerate(REASONS)}
 
-_MOMENTS = (
-    "now_ns",
-    "begin_ns",
-    "end_ns",
-    "ready_ns",
-    "arrived_ns",
-    "deadline_ns",
-    "earliest_ns",
-    "latest_ns",
-)
 _REQUEST_MOMENTS = tuple(
-    place for place, field in enumerate(dataclasses.fields(Request)) if field.name in _MOMENTS
+    place for place, field in enumerate(dataclasses.fields(Request)) if field.name in MOMENTS
 )
 
 
@@ -109,7 +78,7 @@ Body = tuple[Any, ...]
 
 def _moments(kind: type[Any]) -> tuple[int, ...]:
     """Return the indices of the fields that are times of the controller's clock."""
-    return tuple(place for place, name in enumerate(kind._fields) if name in _MOMENTS)
+    return tuple(place for place, name in enumerate(kind._fields) if name in MOMENTS)
 
 
 _EVENT_MOMENTS = {kind: _moments(kind) for kind in EVENTS}
@@ -429,7 +398,7 @@ def _check_shape(shape: Any) -> None:
             raise ValueError(f"shape is {shape!r:.40}, with a dimension below 0")
 
 
-_WORKERS_DEVICE = _Numbers("page_bytes", "page_count", "run_ahead")
+_WORKERS_DEVICE = _Numbers(*DEVICE_SHAPE[1:])
 _PROFILE_POINT = _Numbers("batch", "exec_ns")
 
 

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from clockwork.wire.messages import NEVER_NS, Reason, Status
+from clockwork.wire.messages import NEVER_NS, ActionKind, Reason, Status
 
 __all__ = ["NEVER_NS", "Reason", "Status"]
 
@@ -352,6 +352,45 @@ Command: TypeAlias = (
     SendLoad | SendUnload | SendInfer | SendProfile | SendRevoke | AnswerOk | AnswerFailed | ModelGone | Wake
     | SendFetch | SendDrop | ModelFault | SendReserve
 )  # fmt: skip
+
+
+EVENTS: tuple[type[Any], ...] = (
+    Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,
+    ModelRemoved, Tick, DeviceLost, DeviceClock, TimeWanted,
+)  # fmt: skip
+"""Events, by their numbers in recordings."""
+
+COMMANDS: tuple[type[Any], ...] = (
+    SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,
+    SendFetch, SendDrop, ModelFault, SendReserve,
+)  # fmt: skip
+"""Commands, by their numbers in recordings and in C++."""
+
+ORDERS: dict[ActionKind, type[Any]] = {
+    ActionKind.LOAD: SendLoad,
+    ActionKind.UNLOAD: SendUnload,
+    ActionKind.INFER: SendInfer,
+    ActionKind.PROFILE: SendProfile,
+    ActionKind.FETCH: SendFetch,
+    ActionKind.DROP: SendDrop,
+    ActionKind.RESERVE: SendReserve,
+}
+"""The command that orders each action."""
+
+MOMENTS = (
+    "now_ns",
+    "begin_ns",
+    "end_ns",
+    "ready_ns",
+    "arrived_ns",
+    "deadline_ns",
+    "earliest_ns",
+    "latest_ns",
+)
+"""Fields of events, commands and requests that are times of the controller's clock."""
+
+DEVICE_SHAPE = ("kind", "page_bytes", "page_count", "run_ahead")
+"""The values of each of WorkerJoined's devices."""
 
 
 class Scheduler(Protocol):

@@ -59,9 +59,9 @@ void Answers::write_success(const Command& command, const HeldRequest& held, con
         answer_.tensors.push_back(
             {names[index], refs[index].dtype, {first, shape.count}, static_cast<std::int64_t>(index)});
     }
-    answer_.times = {command.a,
-                     command.b,
-                     command.c,
+    answer_.times = {command.queue_ns,
+                     command.load_ns,
+                     command.exec_ns,
                      now - held.arrived_ns,
                      took_ns(result.header.copy_in),
                      took_ns(result.header.copy_out),

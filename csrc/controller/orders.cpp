@@ -8,14 +8,11 @@ void Orders::send(const Command& command, const Commands& all, Ns now) {
         return;
     switch (command.kind) {
         case CommandKind::SEND_INFER: infer(command, all, *worker, now); break;
-        case CommandKind::SEND_LOAD: action(command, all, *worker, ActionKind::LOAD, now); break;
-        case CommandKind::SEND_UNLOAD: action(command, all, *worker, ActionKind::UNLOAD, now); break;
-        case CommandKind::SEND_FETCH: action(command, all, *worker, ActionKind::FETCH, now); break;
-        case CommandKind::SEND_DROP: action(command, all, *worker, ActionKind::DROP, now); break;
-        case CommandKind::SEND_RESERVE: action(command, all, *worker, ActionKind::RESERVE, now); break;
         case CommandKind::SEND_PROFILE: profile(command, *worker, now); break;
         case CommandKind::SEND_REVOKE: revoke(command, *worker, now); break;
-        default: break;  // no order to a worker
+        default:  // any other action, or no order to a worker
+            if (std::optional<ActionKind> kind = action_of(command.kind))
+                action(command, all, *worker, *kind, now);
     }
 }
 

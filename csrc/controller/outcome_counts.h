@@ -17,7 +17,7 @@ public:
         all_.count(Status::OK);
         held.model->outcomes.count(Status::OK);
         held.model->counts->succeeded(now, held.rows,
-                                      {now - held.arrived_ns, command.a, command.b, took_ns(done.execute),
+                                      {now - held.arrived_ns, command.queue_ns, command.load_ns, took_ns(done.execute),
                                        took_ns(done.copy_in), took_ns(done.copy_out)});
     }
 

@@ -61,7 +61,7 @@ Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
 
 // An action that ended well.
 void ResultIntake::count(WorkerLink& worker, const Expected& sent, const wire::Result& result) {
-    if (sent.kind == ActionKind::FETCH || sent.kind == ActionKind::DROP) {  // for whichever of its devices
+    if (lane_of(sent.kind) == Lane::FETCH) {  // for whichever of its devices
         ++(sent.kind == ActionKind::FETCH ? worker.fetches : worker.drops);
         return;
     }

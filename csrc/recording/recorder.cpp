@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "recording/records.h"
+
 namespace clockwork {
 
 namespace {
-
-// Of EVENTS in clockwork/scheduler/recording.py. COMMANDS there are in the order of CommandKind.
-enum EventNumber : std::int64_t { ARRIVED, CANCELLED, ACTION_DONE };
 
 // Numbers and heads of a record, and a shape's, text's or list's besides.
 constexpr std::size_t NUMBERS_BYTES_MAX = 16 * 9;
@@ -152,50 +151,38 @@ RingState Ring::state() const {
 void Recorder::arrived(Ns now, const Request& request, std::string_view shape) {
     Ns time = time_ns(now);
     ++event_count_;
-    Packer packer = events_.begin(NUMBERS_BYTES_MAX + shape.size());
-    packer.array(11);
-    packer.integer(ARRIVED);
-    packer.integer(now - time);
-    packer.natural(request.id);
-    packer.integer(request.model_id);
-    packer.natural(request.rows);
-    packer.raw(shape);
-    packer.natural(request.bytes);
-    packer.integer(request.arrived_ns - time);
-    packer.integer(request.deadline_ns - time);
-    packer.natural(request.priority);
-    packer.natural(request.copied_bytes);
-    events_.end(packer);
+    recorded::Arrived{.now_ns = now,
+                      .id = request.id,
+                      .model_id = request.model_id,
+                      .rows = request.rows,
+                      .shape = shape,
+                      .bytes = request.bytes,
+                      .arrived_ns = request.arrived_ns,
+                      .deadline_ns = request.deadline_ns,
+                      .priority = request.priority,
+                      .copied_bytes = request.copied_bytes}
+        .write(events_, time);
 }
 
 void Recorder::cancelled(Ns now, RequestId request_id) {
     Ns time = time_ns(now);
     ++event_count_;
-    Packer packer = events_.begin(NUMBERS_BYTES_MAX);
-    packer.array(3);
-    packer.integer(CANCELLED);
-    packer.integer(now - time);
-    packer.natural(request_id);
-    events_.end(packer);
+    recorded::RequestCancelled{.now_ns = now, .request_id = request_id}.write(events_, time);
 }
 
 void Recorder::action_done(Ns now, const ActionResult& result, std::string_view text) {
     Ns time = time_ns(now);
     ++event_count_;
-    Packer packer = events_.begin(NUMBERS_BYTES_MAX + text.size());
-    packer.array(10);
-    packer.integer(ACTION_DONE);
-    packer.integer(now - time);
-    packer.integer(result.worker);
-    packer.natural(result.action_id);
-    packer.natural(static_cast<std::uint64_t>(result.status));
-    packer.text(text.size());
-    packer.raw(text);
-    packer.integer(result.begin_ns - time);
-    packer.integer(result.end_ns - time);
-    packer.integer(result.duration_ns);
-    packer.integer(result.ready_ns - time);
-    events_.end(packer);
+    recorded::ActionDone{.now_ns = now,
+                         .worker = result.worker,
+                         .action_id = result.action_id,
+                         .status = result.status,
+                         .text = text,
+                         .begin_ns = result.begin_ns,
+                         .end_ns = result.end_ns,
+                         .duration_ns = result.duration_ns,
+                         .ready_ns = result.ready_ns}
+        .write(events_, time);
 }
 
 void Recorder::noted(std::string_view event) {
@@ -222,99 +209,11 @@ void Recorder::settle(Ns now) {
     command_count_ = 0;
 }
 
-void Recorder::head(Packer& packer, const Command& command, std::size_t fields) const {
-    packer.array(1 + 5 + fields + 3);
-    packer.natural(static_cast<std::uint64_t>(command.kind));
-    packer.integer(command.worker);
-    packer.integer(command.device);
-    packer.natural(command.action_id);
-    packer.integer(command.model_id);
-    packer.natural(command.load_id);
-}
-
-void Recorder::window(Packer& packer, const Command& command) const {
-    packer.integer(command.earliest_ns - settled_time_ns_);
-    packer.integer(command.latest_ns - settled_time_ns_);
-    packer.integer(command.expected_ns);
-}
-
 void Recorder::ordered(const Command& command, const Commands& all, std::string_view text, std::string_view shape) {
     if (command.kind == CommandKind::WAKE)
         return;
     ++command_count_;
-    Packer packer = commands_.begin(NUMBERS_BYTES_MAX + text.size() + shape.size() + 9 * std::size_t{command.count});
-    std::uint64_t number = static_cast<std::uint64_t>(command.kind);
-    switch (command.kind) {
-        case CommandKind::SEND_LOAD:
-        case CommandKind::SEND_RESERVE:
-            head(packer, command, 1);
-            packer.array(command.count);
-            for (std::uint32_t place = 0; place < command.count; ++place)
-                packer.natural(all.runs[command.first + place]);
-            window(packer, command);
-            break;
-        case CommandKind::SEND_INFER:
-            head(packer, command, 1);
-            packer.array(command.count);
-            for (std::uint32_t place = 0; place < command.count; ++place)
-                packer.natural(all.ids[command.first + place]);
-            window(packer, command);
-            break;
-        case CommandKind::SEND_PROFILE:
-            head(packer, command, 2);
-            packer.natural(command.rows);
-            packer.raw(shape);
-            window(packer, command);
-            break;
-        case CommandKind::SEND_UNLOAD:
-        case CommandKind::SEND_FETCH:
-        case CommandKind::SEND_DROP:
-            head(packer, command, 0);
-            window(packer, command);
-            break;
-        case CommandKind::SEND_REVOKE:
-            packer.array(3);
-            packer.natural(number);
-            packer.integer(command.worker);
-            packer.natural(command.action_id);
-            break;
-        case CommandKind::ANSWER_OK:
-            packer.array(7);
-            packer.natural(number);
-            packer.natural(command.request_id);
-            packer.natural(command.action_id);
-            packer.natural(command.part);
-            packer.integer(command.a);
-            packer.integer(command.b);
-            packer.integer(command.c);
-            break;
-        case CommandKind::ANSWER_FAILED:
-            packer.array(7);
-            packer.natural(number);
-            packer.natural(command.request_id);
-            packer.natural(static_cast<std::uint64_t>(command.status));
-            packer.natural(static_cast<std::uint64_t>(command.reason));
-            packer.text(text.size());
-            packer.raw(text);
-            packer.integer(command.feasible_slo_ns);
-            packer.integer(command.retry_after_ns);
-            break;
-        case CommandKind::MODEL_GONE:
-            packer.array(2);
-            packer.natural(number);
-            packer.integer(command.model_id);
-            break;
-        case CommandKind::MODEL_FAULT:
-            packer.array(5);
-            packer.natural(number);
-            packer.integer(command.model_id);
-            packer.integer(command.worker);
-            packer.integer(command.a);
-            packer.flag(command.b != 0);
-            break;
-        case CommandKind::WAKE: break;
-    }
-    commands_.end(packer);
+    recorded::write(commands_, command, all, settled_time_ns_, text, shape);
 }
 
 void Recorder::end() {

@@ -130,9 +130,6 @@ public:
     void forget_shapes() { shapes_.clear(); }
 
 private:
-    void head(Packer& packer, const Command& command, std::size_t fields) const;
-    void window(Packer& packer, const Command& command) const;
-
     std::shared_ptr<Ring> ring_;
     const bool is_on_;
     Ns time_ns_ = 0;  // of the step to come

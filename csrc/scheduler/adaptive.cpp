@@ -173,7 +173,7 @@ void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {
     std::uint32_t kind = flight.residency->spec->kind;
-    if (flight.kind != FlightKind::INFER || flight.batch->curve == nullptr || flight.expected_ns <= 0) {
+    if (flight.kind != ActionKind::INFER || flight.batch->curve == nullptr || flight.expected_ns <= 0) {
         return;
     }
     if (kind >= margins_.size()) {

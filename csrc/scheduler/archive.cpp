@@ -135,13 +135,13 @@ void Batch::archive(Archive& archive) {
 
 void Flight::archive(Archive& archive) {
     archive(action_id);
-    archive.choice(kind, FlightKind::DROP);
+    archive.choice(kind, ActionKind::DROP);
     archive(revoked, is_recalled, is_apart, was_executing, is_narrow, arena, residency);
     archive.maybe(executor);
     archive.maybe(batch);
     archive(expected_ns, duration_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work, inputs);
     archive(copied_bytes);
-    bool is_executed = kind == FlightKind::INFER || kind == FlightKind::PROFILE;
+    bool is_executed = kind == ActionKind::INFER || kind == ActionKind::PROFILE;
     Archive::need(is_executed == (executor != nullptr) && is_executed == (batch != nullptr),
                   "an action is without what it executes");
 }
@@ -303,9 +303,9 @@ void State::check_read() {
     pool<Flight>().for_each_used([&](Flight& flight) {
         const Worker& worker = *flight.arena->worker;
         const Model& model = *flight.residency->model;
-        bool is_host = flight.kind == FlightKind::FETCH || flight.kind == FlightKind::DROP;
+        bool is_host = lane_of(flight.kind) == Lane::FETCH;
         Archive::need(flight.inputs <= worker.inputs.last() && (!is_host || model.slot < worker.host.size()) &&
-                          (flight.kind != FlightKind::INFER || !flight.batch->pendings.empty()),
+                          (flight.kind != ActionKind::INFER || !flight.batch->pendings.empty()),
                       "an action is of what is not there");
     });
     pool<Worker>().for_each_used([](Worker& worker) {

@@ -302,7 +302,7 @@ void Arenas::send_load(Residency& residency, bool hurries) {
     residency.state = ResidencyState::LOADING;
     residency.load_id = state_.next_load();
     residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
-    Flight* flight = flights_.make(arena, FlightKind::LOAD, residency, nullptr, expected, planned);
+    Flight* flight = flights_.make(arena, ActionKind::LOAD, residency, nullptr, expected, planned);
     flights_.enter(*flight);
     residency.action_id = flight->action_id;
     Command& command = flights_.order(CommandKind::SEND_LOAD, *flight);
@@ -545,10 +545,10 @@ void Arenas::send_unload(Residency& residency) {
     }
     ++residency.model->unloads;
     ++residency.attempts;
-    order_release(FlightKind::UNLOAD, CommandKind::SEND_UNLOAD, residency);
+    order_release(ActionKind::UNLOAD, CommandKind::SEND_UNLOAD, residency);
 }
 
-void Arenas::order_release(FlightKind kind, CommandKind order, Residency& residency) {
+void Arenas::order_release(ActionKind kind, CommandKind order, Residency& residency) {
     Flight* flight = flights_.make(*residency.arena, kind, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
     flights_.enter(*flight);
     Command& command = flights_.order(order, *flight);

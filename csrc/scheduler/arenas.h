@@ -176,7 +176,7 @@ private:
     void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
     void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
     // Order an UNLOAD or a DROP without a window.
-    void order_release(FlightKind kind, CommandKind order, Residency& residency);
+    void order_release(ActionKind kind, CommandKind order, Residency& residency);
     bool find_victims(Residency& residency, bool doom);
     void find_busy(Arena& arena);
     // Free room for these runs on trial_ by evicting idle models, which are appended to the victims. False:

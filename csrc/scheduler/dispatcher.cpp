@@ -136,7 +136,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     }
     Flight& flight = *found;
     bool is_stuck =
-        result.status == Status::OVERRUN && (flight.kind == FlightKind::LOAD || flight.kind == FlightKind::FETCH);
+        result.status == Status::OVERRUN && (flight.kind == ActionKind::LOAD || flight.kind == ActionKind::FETCH);
     if (result.status == Status::CRASHED || is_stuck) {
         worker_draining(now, result.worker);  // it is about to end: nothing more is sent there
     }
@@ -145,20 +145,21 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     state_.touch(*flight.arena);
     Model& model = *flight.residency->model;
     switch (flight.kind) {
-        case FlightKind::LOAD: load_done(flight, result); break;
-        case FlightKind::UNLOAD:
+        case ActionKind::LOAD: load_done(flight, result); break;
+        case ActionKind::UNLOAD:
             if (arenas_.unload_ended(flight, result.status) && model.draining) {
                 parts_.models.check_removed(model);
             }
             break;
-        case FlightKind::FETCH: fetch_done(flight, result); break;
-        case FlightKind::DROP:
+        case ActionKind::FETCH: fetch_done(flight, result); break;
+        case ActionKind::DROP:
             if (arenas_.drop_ended(flight, result.status) && model.draining) {
                 parts_.models.check_removed(model);
             }
             break;
-        case FlightKind::INFER:
-        case FlightKind::PROFILE: execution_done(flight, result); break;
+        case ActionKind::INFER:
+        case ActionKind::PROFILE: execution_done(flight, result); break;
+        case ActionKind::RESERVE: break;  // Reservations keeps its own
     }
 }
 
@@ -239,15 +240,15 @@ void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
     executions_.count(flight, result);
     executions_.leave_lane(flight, result);
     Model& model = *flight.residency->model;
-    bool was_overdue = flight.kind == FlightKind::INFER && executions_.charge_overdue(flight, result);
+    bool was_overdue = flight.kind == ActionKind::INFER && executions_.charge_overdue(flight, result);
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
         policy_->executed(flight, took);
         parts_.learning.executed(flight, took);
-        if (flight.kind == FlightKind::INFER) {
+        if (flight.kind == ActionKind::INFER) {
             answer(flight, result);
         }
-    } else if (flight.kind == FlightKind::INFER) {
+    } else if (flight.kind == ActionKind::INFER) {
         infer_failed(flight, result);
     } else if (result.status == Status::CRASHED || result.status == Status::OVERRUN) {
         recovery_.accuse(flight, result.status == Status::CRASHED ? Fault::CRASHED : Fault::OVERRUN);

@@ -14,15 +14,15 @@ Batch* Executions::make_batch(Executor& executor, Residency& residency, std::uin
     return batch;
 }
 
-Flight* Executions::fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns duration_ns) {
+Flight* Executions::fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns duration_ns) {
     Residency& residency = *batch.residency;
     Executor& executor = *batch.executor;
     Flight* flight = flights_.make(*executor.arena, kind, residency, &batch, expected_ns, duration_ns);
-    if (kind == FlightKind::INFER) {
+    if (kind == ActionKind::INFER) {
         deciders_.policy->depart(*flight);
     }
     flights_.enter(*flight);
-    if (executor.lane.empty() && kind == FlightKind::INFER) {
+    if (executor.lane.empty() && kind == ActionKind::INFER) {
         Ns came = state_.now;  // a request may have waited for a reservation, or for a load
         for (const Pending* pending : batch.pendings) {
             came = std::min(came, pending->request.arrived_ns);
@@ -47,7 +47,7 @@ Flight* Executions::send(Batch& batch) {
     Executor& executor = *batch.executor;
     const Worker& worker = *executor.worker;
     Ns expected = executor.paced(batch.expected_ns(batch.size));
-    Flight* flight = fly(FlightKind::INFER, batch, expected, executor.paced(batch.duration_ns));
+    Flight* flight = fly(ActionKind::INFER, batch, expected, executor.paced(batch.duration_ns));
     charge(residency, state_.now, expected);
     Command& command = flights_.order(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(state_.out.ids.size());
@@ -79,7 +79,7 @@ Flight* Executions::send(Batch& batch) {
 void Executions::recall_waiting(const Executor& executor) {
     for (Flight* flight = executor.lane.next(executor.lane.front()); flight != nullptr;
          flight = executor.lane.next(flight)) {
-        if (flight->kind == FlightKind::INFER && !flight->revoked) {
+        if (flight->kind == ActionKind::INFER && !flight->revoked) {
             flight->is_recalled = true;
             state_.revoke(*flight);
         }
@@ -102,7 +102,7 @@ void Executions::measure(Executor& executor, Residency& residency, std::uint32_t
                          Ns bound_ns) {
     Batch* batch = make_batch(executor, residency, shape, nullptr, NEVER_NS);
     batch->size = rows;
-    Flight* flight = fly(FlightKind::PROFILE, *batch, bound_ns, bound_ns);
+    Flight* flight = fly(ActionKind::PROFILE, *batch, bound_ns, bound_ns);
     Command& command = flights_.order(CommandKind::SEND_PROFILE, *flight);
     command.rows = rows;
     command.shape = shape;
@@ -141,7 +141,7 @@ void Executions::count(const Flight& flight, const ActionResult& result) {
     if (!has_run || result.begin_ns <= 0 || result.end_ns < result.begin_ns || result.end_ns > state_.now) {
         return;
     }
-    if (flight.kind == FlightKind::INFER) {
+    if (flight.kind == ActionKind::INFER) {
         Ns until = flight.leaves_work ? result.begin_ns : std::min(result.begin_ns, flight.sent_ns);
         state_.count_idle(*flight.executor, flight.waits_since_ns, until);
     }
@@ -162,7 +162,7 @@ void Executions::take_back(Flight& flight, std::vector<Pending*>& waiting) {
 }
 
 void Executions::retire(Flight& flight) {
-    if (flight.kind == FlightKind::INFER) {
+    if (flight.kind == ActionKind::INFER) {
         deciders_.policy->ended(flight);
     }
     for (Pending* pending : flight.batch->pendings) {

@@ -46,7 +46,7 @@ private:
     // Revoke the actions behind the first of an executor's lane.
     void recall_waiting(const Executor& executor);
     // Enter an action of the execute lane in the books.
-    Flight* fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);
+    Flight* fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);
 
     State& state_;
     Flights& flights_;

@@ -16,12 +16,12 @@ Command& Flights::order(CommandKind kind, const Flight& flight) {
 }
 
 PredictedLane& Flights::predicted_lane(const Flight& flight) {
-    return flight.kind == FlightKind::LOAD    ? flight.arena->worker->predicted_loads
-           : flight.kind == FlightKind::FETCH ? flight.arena->worker->predicted_fetches
+    return flight.kind == ActionKind::LOAD    ? flight.arena->worker->predicted_loads
+           : flight.kind == ActionKind::FETCH ? flight.arena->worker->predicted_fetches
                                               : flight.executor->predicted;
 }
 
-Flight* Flights::make(Arena& arena, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
+Flight* Flights::make(Arena& arena, ActionKind kind, Residency& residency, Batch* batch, Ns expected_ns,
                       Ns duration_ns) {
     Flight* flight = state_.pool<Flight>().make();
     flight->action_id = state_.next_action();
@@ -38,7 +38,7 @@ Flight* Flights::make(Arena& arena, FlightKind kind, Residency& residency, Batch
 }
 
 void Flights::enter(Flight& flight) {
-    if (flight.kind != FlightKind::UNLOAD && flight.kind != FlightKind::DROP) {
+    if (!frees(flight.kind)) {
         PredictedLane& lane = predicted_lane(flight);
         flight.predicted_end_ns = lane.sent(flight.there_ns, flight.expected_ns);
     }
@@ -49,16 +49,16 @@ void Flights::enter(Flight& flight) {
 void Flights::end(Flight& flight) {
     state_.flights.erase(flight.action_id);
     flight.arena->worker->flights.erase(&flight);
-    if (flight.kind == FlightKind::LOAD) {
+    if (flight.kind == ActionKind::LOAD) {
         flight.arena->worker->loads_ns -= flight.duration_ns;
-    } else if (flight.kind == FlightKind::FETCH) {
+    } else if (flight.kind == ActionKind::FETCH) {
         flight.arena->worker->fetches_ns -= flight.duration_ns;
     }
     state_.retire(&flight);
 }
 
 void Flights::judge(const Flight& flight, const ActionResult& result) {
-    if (flight.kind == FlightKind::UNLOAD || flight.kind == FlightKind::DROP) {
+    if (frees(flight.kind)) {
         return;
     }
     bool is_done = result.status == Status::OK;
@@ -67,12 +67,12 @@ void Flights::judge(const Flight& flight, const ActionResult& result) {
     bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;
     Ns end = is_sane ? result.end_ns : state_.now - flight.arena->worker->back_ns;
     lane.ended(is_done ? end - flight.predicted_end_ns : -flight.expected_ns);
-    if (!is_done || flight.kind == FlightKind::PROFILE || flight.sent_ns < state_.judged_from_ns ||
+    if (!is_done || flight.kind == ActionKind::PROFILE || flight.sent_ns < state_.judged_from_ns ||
         flight.sent_ns >= state_.judged_until_ns) {
         return;
     }
     Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
-    bool is_load = flight.kind == FlightKind::LOAD, is_fetch = flight.kind == FlightKind::FETCH;
+    bool is_load = flight.kind == ActionKind::LOAD, is_fetch = flight.kind == ActionKind::FETCH;
     Errors& durations = is_load    ? state_.predictions.load_duration
                         : is_fetch ? state_.predictions.fetch_duration
                                    : state_.predictions.infer_duration;
@@ -80,7 +80,7 @@ void Flights::judge(const Flight& flight, const ActionResult& result) {
                           : is_fetch ? state_.predictions.fetch_completion
                                      : state_.predictions.infer_completion;
     durations.add(flight.expected_ns - took);
-    if (flight.kind == FlightKind::INFER && flight.expected_ns > 0) {
+    if (flight.kind == ActionKind::INFER && flight.expected_ns > 0) {
         state_.predictions.took(took, flight.expected_ns);
     }
     completions.add(flight.predicted_end_ns - end);

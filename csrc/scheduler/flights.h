@@ -11,7 +11,7 @@ public:
 
     // Make an action that is about to be sent. It enters the books with enter(); until then its arrival time
     // may be corrected.
-    Flight* make(Arena& arena, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
+    Flight* make(Arena& arena, ActionKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
     void enter(Flight& flight);
     // Return the order that sends the action; the caller fills in the fields of its kind.
     Command& order(CommandKind kind, const Flight& flight);

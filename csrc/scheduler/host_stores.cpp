@@ -196,7 +196,7 @@ void Arenas::send_fetch(Worker& worker, Model& model, const KindSpec& spec) {
     copy.bytes = spec.host_bytes;
     copy.used_ns = state_.now;
     copy.ready_ns = worker.disk_free_ns + worker.back_ns;
-    Flight* flight = flights_.make(*residency.arena, FlightKind::FETCH, residency, nullptr, expected, planned);
+    Flight* flight = flights_.make(*residency.arena, ActionKind::FETCH, residency, nullptr, expected, planned);
     flights_.enter(*flight);
     Command& command = flights_.order(CommandKind::SEND_FETCH, *flight);
     command.earliest_ns = state_.now;
@@ -213,14 +213,14 @@ void Arenas::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
     Residency& residency = stand_in(worker, model);
     residency.attempts = static_cast<std::uint8_t>(attempts + 1);
     ++model.drops;
-    order_release(FlightKind::DROP, CommandKind::SEND_DROP, residency);
+    order_release(ActionKind::DROP, CommandKind::SEND_DROP, residency);
 }
 
 // ----- results --------------------------------------------------------------------------------------
 
 void Arenas::end_host_action(Flight& flight) {
     Model& model = *flight.residency->model;
-    --(flight.kind == FlightKind::FETCH ? model.fetches : model.drops);
+    --(flight.kind == ActionKind::FETCH ? model.fetches : model.drops);
     state_.retire(flight.residency);
 }
 

@@ -383,7 +383,7 @@ void Queued::send(Executor& executor, const Choice& choice) {
 void Queued::answer_overdue(Executor& executor) {
     for (Flight* flight = executor.lane.front(); flight != nullptr; flight = executor.lane.next(flight)) {
         Batch* batch = flight->batch;
-        if (flight->kind != FlightKind::INFER || batch->limit_ns >= NEVER_NS) {
+        if (flight->kind != ActionKind::INFER || batch->limit_ns >= NEVER_NS) {
             continue;
         }
         if (batch->limit_ns <= state_.now) {

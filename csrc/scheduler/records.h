@@ -330,12 +330,10 @@ struct alignas(CACHE_LINE) Residency {
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
 };
 
-enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
-
 // An action that was sent and has not been answered.
 struct Flight {
     ActionId action_id = 0;
-    FlightKind kind = FlightKind::INFER;
+    ActionKind kind = ActionKind::INFER;
     bool revoked = false;        // its worker was told not to begin it, or it has ended
     bool is_recalled = false;    // revoked, to be planned anew, because the action before it is overdue
     bool is_apart = false;       // nothing else is sent to its device meanwhile

@@ -91,7 +91,7 @@ void Recovery::blame(const Arena& arena) {
     }
     for (Flight* other_flight = arena.worker->flights.front(); other_flight != nullptr;
          other_flight = arena.worker->flights.next(other_flight)) {
-        if (other_flight->arena == &arena && other_flight->kind == FlightKind::LOAD) {
+        if (other_flight->arena == &arena && other_flight->kind == ActionKind::LOAD) {
             suspect(*other_flight);
             break;
         }
@@ -106,16 +106,16 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
     if (fault == Fault::OVERRUN) {
         // An overrun of an idle-time measurement, whose values mean nothing, is only noted. Overruns at the
         // same time count as one: several devices that are slow together are not the model's doing.
-        if (flight.kind == FlightKind::INFER && flight.sent_ns >= model.overrun_ns) {
+        if (flight.kind == ActionKind::INFER && flight.sent_ns >= model.overrun_ns) {
             model.overrun_ns = state_.now;
             is_enough = model.overruns.add(state_.now);
         }
-    } else if (flight.kind == FlightKind::LOAD || flight.kind == FlightKind::FETCH) {
+    } else if (flight.kind == ActionKind::LOAD || flight.kind == ActionKind::FETCH) {
         model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
         is_enough = model.load_evidence >= EVIDENCE_MAX;
     } else {
         bool has_open = false;
-        if (flight.kind == FlightKind::INFER) {
+        if (flight.kind == ActionKind::INFER) {
             for (Pending* pending : flight.batch->pendings) {
                 if (!pending->answered) {
                     has_open = true;
@@ -126,7 +126,7 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
             }
         }
         // An execution whose requests had all expired took long, which makes an accident less likely.
-        bool counts = fault == Fault::CRASHED || (!has_open && flight.kind == FlightKind::INFER);
+        bool counts = fault == Fault::CRASHED || (!has_open && flight.kind == ActionKind::INFER);
         for (std::uint8_t count = 0; counts && count < evidence; ++count) {
             is_enough |= model.unanswerable.add(state_.now);
         }
@@ -138,8 +138,8 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
     Command& command = state_.order(CommandKind::MODEL_FAULT);
     command.model_id = model.model_id;
     command.worker = flight.arena->worker->worker_id;
-    command.a = static_cast<Ns>(fault);
-    command.b = sets_aside;
+    command.fault = fault;
+    command.set_aside = sets_aside;
     if (!sets_aside) {
         return;
     }

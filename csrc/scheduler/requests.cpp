@@ -127,9 +127,9 @@ void Requests::answer_ok(Pending& pending, const Flight& flight, const ActionRes
     command.model_id = request.model_id;
     command.action_id = result.action_id;
     command.part = pending.part;
-    command.a = std::max<Ns>(result.begin_ns - request.arrived_ns - pending.load_ns, 0);
-    command.b = pending.load_ns;
-    command.c = result.duration_ns;
+    command.queue_ns = std::max<Ns>(result.begin_ns - request.arrived_ns - pending.load_ns, 0);
+    command.load_ns = pending.load_ns;
+    command.exec_ns = result.duration_ns;
     ++pending.model->served;
     ++flight.executor->served;
     ++counts_.answered;

@@ -118,8 +118,8 @@ bool Reservations::ended(const ActionResult& result) {
             Command& command = state_.order(CommandKind::MODEL_FAULT);
             command.model_id = reservation.model_id;
             command.worker = result.worker;
-            command.a = static_cast<Ns>(Fault::TRIAL_STUCK);
-            command.b = false;
+            command.fault = Fault::TRIAL_STUCK;
+            command.set_aside = false;
         }
         Ns over = std::clamp<Ns>(state_.now - reservation.until_ns, 0, RESERVE_OVER_NS_MAX);
         reservation.over_ns = std::max(over, reservation.over_ns - reservation.over_ns / 8);
@@ -169,7 +169,7 @@ bool Reservations::take_pages(Executor& executor) {
     }
     for (const Flight* flight = flights.front(); !reservation.runs.empty() && flight != nullptr;
          flight = flights.next(flight)) {
-        if (flight->kind == FlightKind::UNLOAD && flight->arena == executor.arena) {
+        if (flight->kind == ActionKind::UNLOAD && flight->arena == executor.arena) {
             return false;  // the pages of a model that was evicted for it may still be in use
         }
     }

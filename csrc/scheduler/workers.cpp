@@ -110,7 +110,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         if (flight->arena != arena) {
             continue;
         }
-        if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
+        if (lane_of(flight->kind) == Lane::FETCH) {
             // The host store is the worker's: its actions continue in the name of another device.
             Residency& stand_in = *flight->residency;
             flight->arena = stand_in.arena = worker->arenas.front();
@@ -118,7 +118,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
             stand_in.spec = spec != nullptr ? spec : stand_in.spec;
             continue;
         }
-        if (flight->kind == FlightKind::LOAD) {
+        if (flight->kind == ActionKind::LOAD) {
             worker->predicted_loads.ended(-flight->expected_ns);
         }
         lose_flight(*flight, waiting);
@@ -155,10 +155,10 @@ void Dispatcher::take_unsent(Arena& arena, std::vector<Pending*>& waiting) {
 // Ends an action without a result; appends its requests to `waiting`.
 void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
     parts_.flights.end(flight);
-    if (flight.kind == FlightKind::UNLOAD) {
+    if (flight.kind == ActionKind::UNLOAD) {
         --flight.residency->model->unloads;
         state_.retire(flight.residency);
-    } else if (flight.kind == FlightKind::FETCH || flight.kind == FlightKind::DROP) {
+    } else if (lane_of(flight.kind) == Lane::FETCH) {
         arenas_.end_host_action(flight);
     }
     if (flight.batch != nullptr) {

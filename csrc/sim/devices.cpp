@@ -284,7 +284,7 @@ void World::deliver(std::uint32_t slot) {
     queued.action_id = action.id;
     queued.earliest_ns = action.earliest_ns;
     queued.latest_ns = action.latest_ns;
-    queued.is_unload = action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP;
+    queued.is_unload = frees(action.kind);
     queued.lane = lane_of(action.kind);
     queued.token = slot;
     auto commands = buffer();

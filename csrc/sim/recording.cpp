@@ -2,15 +2,14 @@
 // recorder.
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "recording/records.h"
 #include "sim/world.h"
 
 namespace clockwork::sim {
 
 namespace {
-
-// Numbers of EVENTS in clockwork/scheduler/recording.py.
-enum EventNumber : std::int64_t { WORKER_JOINED = 3, WORKER_LEFT = 4, LINK_MEASURED = 6, MODEL_READY = 7 };
 
 constexpr std::string_view NO_INPUTS = "\x90";  // shape of a request without inputs: an empty array
 
@@ -20,6 +19,13 @@ void World::record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<
     recorder_ = std::make_unique<Recorder>(std::move(ring));
     sentences_ = std::move(sentences);
     names_ = std::move(names);
+}
+
+template <typename Event>
+void World::record_event(const Event& event) {
+    event_.clear();
+    event.write(event_, recorder_->time_ns(now_));
+    recorder_->noted(event_.view());
 }
 
 // ----- events -----------------------------------------------------------------------------------
@@ -42,73 +48,43 @@ void World::record_done(const ActionResult& result) {
 void World::record_joined(const WorkerState& worker) {
     if (!recorder_)
         return;
-    Writer& out = begin_event(WORKER_JOINED, 5);
-    out.integer(worker.id);
-    out.array(specs_.size());
-    for (const DeviceSpec& spec : specs_) {
-        out.array(4);
-        out.text("emulated");
-        out.natural(spec.page_bytes);
-        out.natural(spec.page_count);
-        out.natural(spec.run_ahead);
-    }
-    out.natural(cluster_.host_bytes);
-    recorder_->noted(out.view());
+    std::vector<recorded::DeviceShape> devices;
+    for (const DeviceSpec& spec : specs_)
+        devices.push_back({"emulated", spec.page_bytes, spec.page_count, spec.run_ahead});
+    record_event(recorded::WorkerJoined{
+        .now_ns = now_, .worker = worker.id, .devices = devices, .host_bytes = cluster_.host_bytes});
 }
 
 void World::record_link(WorkerId worker, Ns there_ns, Ns back_ns) {
-    if (!recorder_)
-        return;
-    Writer& out = begin_event(LINK_MEASURED, 5);
-    out.integer(worker);
-    out.integer(there_ns);
-    out.integer(back_ns);
-    recorder_->noted(out.view());
+    if (recorder_)
+        record_event(
+            recorded::LinkMeasured{.now_ns = now_, .worker = worker, .there_ns = there_ns, .back_ns = back_ns});
 }
 
 void World::record_ready(WorkerId worker, const ModelSpec& spec) {
     if (!recorder_)
         return;
     const Named& named = names_.at(static_cast<std::size_t>(spec.model_id));
-    Writer& out = begin_event(MODEL_READY, 13);
-    out.integer(worker);
-    out.integer(spec.model_id);
-    out.text(named.name);
-    out.integer(named.version);
-    out.text(named.program);
-    Packer packer = out.begin(1);
-    packer.flag(spec.batches);
-    out.end(packer);
-    out.natural(spec.batch_max);
-    out.integer(spec.slo_ns);
-    out.array(spec.runs.size());
-    for (std::uint32_t run : spec.runs)
-        out.natural(run);
-    out.integer(spec.load_ns);
-    out.array(spec.profile.size());
-    for (const ProfilePoint& point : spec.profile) {
-        out.array(3);
-        out.raw(NO_INPUTS);
-        out.natural(point.batch);
-        out.integer(point.exec_ns);
-    }
-    recorder_->noted(out.view());
+    std::vector<recorded::Point> profile;
+    for (const ProfilePoint& point : spec.profile)
+        profile.push_back({NO_INPUTS, point.batch, point.exec_ns});
+    record_event(recorded::ModelReady{.now_ns = now_,
+                                      .worker = worker,
+                                      .model_id = spec.model_id,
+                                      .name = named.name,
+                                      .version = named.version,
+                                      .program = named.program,
+                                      .batches = spec.batches,
+                                      .batch_max = spec.batch_max,
+                                      .slo_ns = spec.slo_ns,
+                                      .runs = spec.runs,
+                                      .load_ns = spec.load_ns,
+                                      .profile = profile});
 }
 
 void World::record_left(WorkerId worker) {
-    if (!recorder_)
-        return;
-    Writer& out = begin_event(WORKER_LEFT, 3);
-    out.integer(worker);
-    recorder_->noted(out.view());
-}
-
-Writer& World::begin_event(std::int64_t number, std::size_t fields) {
-    event_.clear();
-    event_.array(fields);
-    event_.integer(number);
-    event_.integer(now_ - recorder_->time_ns(now_));
-    return event_;
+    if (recorder_)
+        record_event(recorded::WorkerLeft{.now_ns = now_, .worker = worker});
 }
 
 // ----- steps ------------------------------------------------------------------------------------

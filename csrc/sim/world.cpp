@@ -364,7 +364,7 @@ void World::answer(const Command& command) {
     Outcome outcome;
     if (command.kind == CommandKind::ANSWER_OK) {
         outcome = now_ <= request->deadline_ns ? Outcome::GOOD : Outcome::LATE;
-        if (command.b > 0 && request->counted) {
+        if (command.load_ns > 0 && request->counted) {
             ++accounts_.models[request->model].cold;
             ++accounts_.classes[request->class_index].cold;
         }

@@ -337,7 +337,8 @@ private:
     void record_ready(WorkerId worker, const ModelSpec& spec);
     void record_left(WorkerId worker);
     void record_step();
-    Writer& begin_event(std::int64_t number, std::size_t fields);
+    template <typename Event>
+    void record_event(const Event& event);
 
     // disturbances.cpp
     void start_disturbances();

@@ -30,6 +30,7 @@ from clockwork.scheduler._core cimport (
     CCommand,
     CCommands,
     CommandKind,
+    CFault,
     CReason,
     CRequest,
     CStatus,
@@ -452,12 +453,16 @@ cdef class Recorder:
                 one.reason = <CReason><uint8_t>REASONS.index(value)
             elif name == "text":
                 text = value.encode()
-            elif name in ("queue_ns", "fault"):
-                one.a = value
-            elif name in ("load_ns", "set_aside"):
-                one.b = value
+            elif name == "queue_ns":
+                one.queue_ns = value
+            elif name == "load_ns":
+                one.load_ns = value
             elif name == "exec_ns":
-                one.c = value
+                one.exec_ns = value
+            elif name == "fault":
+                one.fault = <CFault><uint8_t>value
+            elif name == "set_aside":
+                one.set_aside = value
             elif name == "feasible_slo_ns":
                 one.feasible_slo_ns = value
             elif name == "retry_after_ns":

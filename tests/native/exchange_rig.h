@@ -750,7 +750,7 @@ private:
     void order() {
         const Command& command = scheduler_->out.list[exchange_->parts().router.place()];
         if (command.kind == CommandKind::MODEL_FAULT) {
-            if (command.b != 0)
+            if (command.set_aside)
                 leave(command.model_id);  // set aside: the scheduler removes it by itself
             return;
         }

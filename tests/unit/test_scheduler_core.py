@@ -36,7 +36,7 @@ from tests.unit import stories
 
 MS = 1_000_000
 SHAPE = ((3, 8, 8),)
-HEADER = (Path(__file__).parents[2] / "csrc" / "scheduler" / "types.h").read_text(encoding="utf-8")
+HEADER = (Path(__file__).parents[2] / "csrc" / "scheduler" / "texts.h").read_text(encoding="utf-8")
 
 
 def members(name: str) -> list[tuple[str, str]]:

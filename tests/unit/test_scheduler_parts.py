@@ -12,6 +12,8 @@ ROOM = Path(__file__).parents[2] / "csrc" / "scheduler"
 ORDER = [
     # values, and what is learnt of them
     ["archive"],
+    ["ids", "texts"],
+    ["commands"],
     ["types", "chain", "bits", "pool", "pages"],
     ["histogram"],
     ["decay", "link", "inputs", "predictions", "estimates", "demand", "shares"],

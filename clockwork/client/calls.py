@@ -38,6 +38,7 @@ from clockwork.system.clock import now_ns, to_ns, to_seconds
 from clockwork.wire import codec
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.messages import (
+    ANSWER_TIMES,
     BATCHING,
     PRODUCT_DTYPES,
     Answer,
@@ -539,8 +540,7 @@ def request_of(answer: Answer) -> int | None:
     return answer.times[_REQUEST_PLACE] if len(answer.times) > _REQUEST_PLACE else None
 
 
-_REQUEST_PLACE = 6
-"""Index of the request's number in Answer.times."""
+_REQUEST_PLACE = ANSWER_TIMES.index("request")
 
 
 def _error_of(failure: Failure) -> ClockworkError:

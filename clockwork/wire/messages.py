@@ -371,6 +371,10 @@ class ClientWelcome(NamedTuple):
     epoch: Id
 
 
+ANSWER_TIMES = ("queue_ns", "load_ns", "exec_ns", "total_ns", "copy_in_ns", "copy_out_ns", "request")
+"""The values of Answer.times, in order. An older controller sends fewer."""
+
+
 class Answer(NamedTuple):
     """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a load, on the
     device, in all; then the parts of the device's time that copied inputs in and outputs out. Last, no time but the number

@@ -41,6 +41,7 @@ KEPT = (
     "clockwork/sources",
     "clockwork/system",
     "clockwork/web",
+    "clockwork/worker",
     "clockwork/workloads",
     "csrc/duration.h",
     "csrc/id_table.h",

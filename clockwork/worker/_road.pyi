@@ -1,4 +1,4 @@
-"""Types of the native road, for checkers. Any thread may call the methods; start() and stop() are for one."""
+"""Types of the native road, for checkers. Any thread may call methods; start() and stop() share one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,11 +21,11 @@ DRAINED: int
 FAILED: int
 
 class Ended:
-    """An INFER that has ended on its device and whose result is Python's to make; close() frees it."""
+    """An INFER that has ended on its device and whose result Python builds. close() frees it."""
 
     completion: Completion
     inputs: list[list[TensorView]]
-    """Of each part, without their bytes."""
+    """The inputs of each part, without their bytes."""
 
     received_ns: int
     model_id: int
@@ -51,38 +51,39 @@ class Road:
         """socket, monitor: their addresses; filenos: their descriptors. clock: WorkerClock.settings."""
 
     def add_device(self, port: object, run_ahead: int) -> None:
-        """port: a capsule of the device's. Before start()."""
+        """Add a device by the capsule of its port. Called before start()."""
 
     def add_outlet(self, outlet: object) -> None:
-        """outlet: a capsule. Before start()."""
+        """Add an outlet, given as a capsule. Called before start()."""
 
     def start(self) -> None: ...
     def stop(self) -> None:
-        """Nothing is received or answered any more. Devices may be closed from then on."""
+        """Stop receiving and answering. Devices may be closed from then on."""
 
     def fileno(self) -> int:
-        """Readable while take() has something."""
+        """Return a descriptor that is readable while take() has notices."""
 
     def take(self) -> list[tuple[int, int, int, int, Any]]:
-        """What there is to do: (kind, number, value, when it came in ns, frames or text or an Ended)."""
+        """Return the notices since the last call: (kind, number, value, time in ns, frames, text or an
+        Ended)."""
 
     def serve(self, serves: bool) -> None:
-        """Whether actions are taken."""
+        """Set whether actions are taken."""
 
     def send(self, header: bytes, frames: Sequence[Any] = ()) -> bool:
-        """False: the connection's queue is full."""
+        """Send a message. False: the connection's queue is full."""
 
     def renumber(self, kept: Sequence[int]) -> None:
-        """kept: of the devices that go on, the numbers of add_device(), in order. Nothing may be held."""
+        """Give the remaining devices new indices. kept: their add_device() numbers. No action may be held."""
 
     def reset(self) -> None:
         """Forget every action."""
 
     def cancel(self, action_id: int = 0, status: int = 0, text: str = "") -> None:
-        """Answer every action as cancelled, but for one with this outcome, and refuse all that come."""
+        """Answer `action_id` with this outcome and all other actions as cancelled; refuse later actions."""
 
     def drain(self) -> None:
-        """Have DRAINED be told once nothing is held."""
+        """Request the notice DRAINED, which comes once no action is held."""
 
     def model_ready(
         self,
@@ -93,35 +94,37 @@ class Road:
         strings_max: int,
         output_bytes_max: int,
     ) -> None:
-        """Actions may name the model. outputs: (dtype, dimensions with -1 for any, or None for any shape) each."""
+        """Let actions name the model. outputs: (dtype, dimensions, -1 for any size, or None for any shape)
+        each."""
 
     def model_gone(self, model_id: int, absence: str = "") -> None:
-        """Actions may not name the model. absence: why, as a sentence; "": it is not known."""
+        """Have actions that name the model refused. absence: why, as a sentence; "": the model is unknown."""
 
     def model_whole(self, model_id: int) -> None:
-        """The model's stored bytes are whole: LOADs that waited for that start."""
+        """Start the LOADs that waited for the model's files to be checked: the files are whole."""
 
     def deliver(self, frames: Sequence[Any], now: int) -> bool:
-        """Take an action that came before the session began. False: it is no action."""
+        """Take an action that came before the session began. False: the message is no action."""
 
     def receive_copied(self, header: bytes, tensors: Sequence[Any], now: int) -> None:
-        """Queue an INFER whose inputs were copied, or refuse it. tensors: the bytes of all of them, in order."""
+        """Queue an INFER whose inputs were copied, or refuse it. tensors: the inputs' bytes, in order."""
 
     def holds(self, action_id: int) -> bool:
         """Whether an action has been received and not answered."""
 
     def lost(self, device: int) -> None:
-        """A device's fault was told: its orders are answered again. device: the number of add_device()."""
+        """Answer a broken device's orders again, after its fault was sent. device: the number of
+        add_device()."""
 
     @property
     def count(self) -> int:
-        """Actions that have not been answered."""
+        """Return the number of actions that have not been answered."""
 
     def counts(self, device: int) -> tuple[int, int]:
-        """Actions of a device that wait, and that it was given."""
+        """Return the numbers of a device's actions that wait, and of those that it was given."""
 
     def jitter_p99_ns(self) -> int:
-        """The 99th percentile of the lateness of timed waits."""
+        """Return the 99th percentile of the lateness of timed waits, in ns."""
 
     def take_received(self) -> tuple[int, int, bool]:
-        """(bytes, frames, whether at some time none was left) of what was received since the last call."""
+        """Return (bytes, frames, whether at some time none was left) received since the last call."""

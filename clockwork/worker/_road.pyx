@@ -1,5 +1,5 @@
 # distutils: language = c++
-"""The native road of actions (csrc/worker/road.h) in Python's terms."""
+"""Wraps the native road of actions (csrc/worker/road.h) for Python."""
 
 from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -162,7 +162,7 @@ cdef inline string_view view_of(bytes data):
 
 
 cdef class _Buffers:
-    """Frames of any bytes-like kind, pinned."""
+    """Pinned frames; each is a bytes-like object."""
 
     cdef deque[Py_buffer] pinned
     cdef vector[string_view] views
@@ -187,12 +187,12 @@ cdef class _Buffers:
 
 
 cdef class Ended:
-    """An INFER that has ended on its device and whose result is Python's to make; close() frees it."""
+    """An INFER that has ended on its device and whose result Python builds. close() frees it."""
 
     cdef Order* order
     cdef Road road
     cdef readonly object completion
-    cdef readonly list inputs  # of each part, without their bytes
+    cdef readonly list inputs  # the inputs of each part, without their bytes
     cdef readonly int64_t received_ns
     cdef readonly int64_t model_id
 
@@ -207,11 +207,11 @@ cdef class Ended:
 
 
 cdef class Road:
-    """See csrc/worker/road.h. Any thread may call the methods; start() and stop() are for one."""
+    """Wraps worker::Road. Any thread may call methods; start() and stop() share one."""
 
     cdef unique_ptr[CRoad] road
     cdef object functions
-    cdef list drivers  # what ports and outlets belong to
+    cdef list drivers  # keeps the owners of ports and outlets alive
 
     def __init__(self, Functions functions not None, uintptr_t socket, uintptr_t monitor, filenos, clock, *, limits, **bounds):
         cdef Clock worker_clock
@@ -233,12 +233,12 @@ cdef class Road:
         self.road.reset(new CRoad(DealerSocket(<void*>socket, <void*>monitor), make_array2(own, monitors), worker_clock, given))
 
     def add_device(self, port, uint32_t run_ahead):
-        """port: a capsule of the device's. Before start()."""
+        """Add a device by the capsule of its port. Called before start()."""
         self.drivers.append(port)
         self.road.get().add_device((<Port*>PyCapsule_GetPointer(port, b"clockwork.Port"))[0], run_ahead)
 
     def add_outlet(self, outlet):
-        """outlet: a capsule. Before start()."""
+        """Add an outlet, given as a capsule. Called before start()."""
         self.drivers.append(outlet)
         self.road.get().add_outlet((<Outlet*>PyCapsule_GetPointer(outlet, b"clockwork.Outlet"))[0])
 
@@ -246,44 +246,45 @@ cdef class Road:
         self.road.get().start()
 
     def stop(self):
-        """Nothing is received or answered any more. Devices may be closed from then on."""
+        """Stop receiving and answering. Devices may be closed from then on."""
         with nogil:
             self.road.get().stop()
         release_spent()
 
     def fileno(self):
-        """Readable while take() has something."""
+        """Return a descriptor that is readable while take() has notices."""
         return self.road.get().notice_fd()
 
     def take(self):
-        """What there is to do: (kind, number, value, when it came, frames or text or an Ended)."""
+        """Return the notices since the last call: (kind, number, value, time in ns, frames, text or an
+        Ended)."""
         cdef deque[Notice] notices
         cdef size_t place, index
-        cdef Notice* one
+        cdef Notice* notice
         cdef list found = []
         cdef object rest
         with nogil:
             notices = self.road.get().take_notices()
         release_spent()
         for place in range(notices.size()):
-            one = &notices[place]
-            if one.order != NULL:
-                rest = self.ended(one.order)
-            elif one.frames.empty():
-                rest = one.text.decode(errors="replace")
+            notice = &notices[place]
+            if notice.order != NULL:
+                rest = self.ended(notice.order)
+            elif notice.frames.empty():
+                rest = notice.text.decode(errors="replace")
             else:
-                rest = [PyBytes_FromStringAndSize(one.frames[index].data(), one.frames[index].size())
-                        for index in range(one.frames.size())]
-            found.append((<int>one.kind, one.number, one.value, one.now_ns, rest))
+                rest = [PyBytes_FromStringAndSize(notice.frames[index].data(), notice.frames[index].size())
+                        for index in range(notice.frames.size())]
+            found.append((<int>notice.kind, notice.number, notice.value, notice.now_ns, rest))
         return found
 
     cdef Ended ended(self, Order* order):
-        cdef Ended one = Ended.__new__(Ended)
+        cdef Ended ended = Ended.__new__(Ended)
         cdef size_t part, index, at = 0
         cdef int axis
-        one.order, one.road = order, self
-        one.received_ns, one.model_id = order.received_ns, order.model_id
-        one.inputs = []
+        ended.order, ended.road = order, self
+        ended.received_ns, ended.model_id = order.received_ns, order.model_id
+        ended.inputs = []
         for part in range(order.views.counts.size()):
             row = []
             for index in range(order.views.counts[part]):
@@ -291,19 +292,19 @@ cdef class Road:
                                for axis in range(order.views.tensors[at].rank)])
                 row.append(TensorView(order.views.tensors[at].dtype, shape, b""))
                 at += 1
-            one.inputs.append(row)
-        one.completion = completion_of(order)
-        return one
+            ended.inputs.append(row)
+        ended.completion = completion_of(order)
+        return ended
 
     # ----- the session
 
     def serve(self, bint serves):
-        """Whether actions are taken."""
+        """Set whether actions are taken."""
         with nogil:
             self.road.get().serve(serves)
 
     def send(self, bytes header, frames=()):
-        """False: the connection's queue is full."""
+        """Send a message. False: the connection's queue is full."""
         cdef _Buffers buffers = _Buffers()
         cdef string_view head = view_of(header)
         cdef bint sent
@@ -313,7 +314,7 @@ cdef class Road:
         return sent
 
     def renumber(self, kept):
-        """kept: of the devices that go on, the numbers of add_device(), in order."""
+        """Give the remaining devices new indices. kept: their add_device() numbers. No action may be held."""
         cdef vector[uint32_t] numbers = kept
         with nogil:
             self.road.get().renumber(numbers)
@@ -324,14 +325,14 @@ cdef class Road:
             self.road.get().reset()
 
     def cancel(self, int64_t action_id=0, status=0, str text=""):
-        """Answer every action as cancelled, but for one with this outcome, and refuse all that come."""
+        """Answer `action_id` with this outcome and all other actions as cancelled; refuse later actions."""
         cdef Outcome outcome
         outcome.action_id, outcome.status, outcome.text = action_id, <CStatus><uint8_t>status, text.encode()
         with nogil:
             self.road.get().cancel(outcome)
 
     def drain(self):
-        """Have DRAINED be told once nothing is held."""
+        """Request the notice DRAINED, which comes once no action is held."""
         with nogil:
             self.road.get().drain()
 
@@ -339,7 +340,8 @@ cdef class Road:
 
     def model_ready(self, int64_t model_id, outputs, bint verified, bint batches, int64_t strings_max,
                     int64_t output_bytes_max):
-        """outputs: (dtype, dimensions with -1 for any, or None for any shape) each."""
+        """Let actions name the model. outputs: (dtype, dimensions, -1 for any size, or None for any shape)
+        each."""
         cdef shared_ptr[Declared] declared = make_shared[Declared]()
         cdef DeclaredOutput output
         for dtype, dims in outputs:
@@ -352,21 +354,21 @@ cdef class Road:
             self.road.get().model_ready(model_id, <shared_ptr[const Declared]>declared)
 
     def model_gone(self, int64_t model_id, str absence=""):
-        """absence: why actions may not name it; "": it is not known."""
+        """Have actions that name the model refused. absence: why, as a sentence; "": the model is unknown."""
         cdef bytes text = absence.encode()
         cdef string_view view = view_of(text)
         with nogil:
             self.road.get().model_gone(model_id, view)
 
     def model_whole(self, int64_t model_id):
-        """Its stored bytes are whole."""
+        """Start the LOADs that waited for the model's files to be checked: the files are whole."""
         with nogil:
             self.road.get().model_whole(model_id)
 
     # ----- actions
 
     def deliver(self, frames, int64_t now):
-        """Take an action that came before the session began. False: it is no action."""
+        """Take an action that came before the session began. False: the message is no action."""
         cdef _Buffers buffers = _Buffers()
         cdef bint done
         buffers.pin(frames)
@@ -375,7 +377,7 @@ cdef class Road:
         return done
 
     def receive_copied(self, bytes header, tensors, int64_t now):
-        """Queue an INFER whose inputs were copied. tensors: the bytes of all of them, in order."""
+        """Queue an INFER whose inputs were copied, or refuse it. tensors: the inputs' bytes, in order."""
         cdef Lent* lent = new Lent()
         cdef unique_ptr[Keeper] keeper
         cdef vector[string_view] views
@@ -402,36 +404,37 @@ cdef class Road:
         return held
 
     def lost(self, uint32_t device):
-        """A device's fault was told: its orders are answered again. device: the number of add_device()."""
+        """Answer a broken device's orders again, after its fault was sent. device: the number of
+        add_device()."""
         with nogil:
             self.road.get().lost(device)
 
-    # ----- what it tells
+    # ----- counts
 
     @property
     def count(self):
-        """Actions that have not been answered."""
+        """Return the number of actions that have not been answered."""
         cdef size_t count
         with nogil:
             count = self.road.get().count()
         return count
 
     def counts(self, uint32_t device):
-        """Actions of a device that wait, and that it was given."""
+        """Return the numbers of a device's actions that wait, and of those that it was given."""
         cdef DeviceCounts counts
         with nogil:
             counts = self.road.get().counts(device)
         return counts.queued, counts.started
 
     def jitter_p99_ns(self):
-        """The 99th percentile of the lateness of timed waits."""
+        """Return the 99th percentile of the lateness of timed waits, in ns."""
         cdef int64_t late
         with nogil:
             late = self.road.get().jitter_p99_ns()
         return late
 
     def take_received(self):
-        """(bytes, frames, whether at some time none was left) of what was received since the last call."""
+        """Return (bytes, frames, whether at some time none was left) of the reception since the last call."""
         cdef Received received
         with nogil:
             received = self.road.get().take_received()

@@ -1,7 +1,8 @@
-"""Checks of stored models: each is compared with its checksums before its first load after a start.
+"""Checks of stored models: their files are compared with checksums before the first load after a start.
 
-A thread of the worker checks models that are about to be loaded, in the order of demand; the preparation process checks
-the others in idle time, at its low priority and with a bounded share of a core. worker.models replaces damaged models.
+A thread of the worker checks models that are about to be loaded, in the order of demand; the preparation
+process checks the others in idle time, at its low priority and with a bounded share of a core. worker.models
+replaces damaged models.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ Checksums = Mapping[str, int]
 
 
 class Checked(NamedTuple):
-    """A directory has been checked. damage: a sentence; "" if there is none."""
+    """The outcome of checking a directory. damage: a sentence; "" if the files are whole."""
 
     directory: Path
     damage: str
 
 
 class Checks:
-    """The directories that this process has checked, and those still to check. Every method belongs to the loop's thread.
+    """The directories that this process has checked, and those still to check. The loop's thread calls it.
 
     wake: has the loop call poll() soon, from any thread.
     """
@@ -43,19 +44,21 @@ class Checks:
         self._thread.start()
 
     def add(self, directory: Path, checksums: Checksums) -> None:
-        """Enter a prepared model's directory that this process found, and has not made itself."""
+        """Add a prepared model's directory that this process found and did not write, so that it is to be
+        checked."""
         if not checksums:
             self._whole.add(directory)
         elif directory not in self._whole and directory not in self._under_way:
             self._waiting[directory] = checksums
 
     def made(self, directory: Path) -> None:
-        """Enter a directory that has just been written, with checksums taken from the bytes written."""
+        """Add a directory that has just been written: its checksums come from the written bytes, so it is
+        whole."""
         self._waiting.pop(directory, None)
         self._whole.add(directory)
 
     def drop(self, directory: Path) -> None:
-        """Forget a directory: its models are gone, or it is to be made anew."""
+        """Forget a directory whose models are gone, or which is to be written again."""
         self._waiting.pop(directory, None)
         self._whole.discard(directory)
 
@@ -75,23 +78,24 @@ class Checks:
             self._orders.put((directory, checksums))
 
     def some(self, count: int) -> dict[Path, Checksums]:
-        """Directories to be checked in idle time; they still count as waiting, for demand may be faster."""
+        """Return directories to check in idle time. They still wait: a load may have the thread check them
+        first."""
         return {directory: self._waiting[directory] for directory, _ in zip(self._waiting, range(count))}
 
     @property
     def count(self) -> int:
-        """Directories that have not been checked."""
+        """Return the number of directories that have not been checked."""
         return len(self._waiting) + len(self._under_way)
 
     def poll(self) -> list[Checked]:
-        """The directories that the thread has checked since the last call."""
+        """Return the outcomes of the thread's checks since the last call."""
         ended = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
         for checked in ended:
             self._under_way.discard(checked.directory)
         return ended
 
     def note(self, checked: Checked) -> bool:
-        """Keep an outcome, of the thread or of the preparation process. False: the directory is damaged."""
+        """Record the outcome of a check. Returns False if the directory is damaged."""
         self._waiting.pop(checked.directory, None)
         if checked.damage:
             self._whole.discard(checked.directory)

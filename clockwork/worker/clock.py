@@ -9,7 +9,7 @@ _BILLION = 1_000_000_000
 
 
 class WorkerClock:
-    """Converts between the machine's monotonic clock, which devices read, and the clock that the controller sees.
+    """Converts between the machine's monotonic clock, which devices read, and the controller's view of it.
 
     Everything inside the worker is machine time; messages carry worker time.
     """
@@ -24,23 +24,25 @@ class WorkerClock:
 
     @property
     def settings(self) -> tuple[int, int, int]:
-        """Epoch in ns, offset in ns and drift in parts per billion: for native code that converts likewise."""
+        """The epoch in ns, the offset in ns and the drift in parts per billion, by which native code
+        converts."""
         return self._epoch_ns, self._offset_ns, self._drift_ppb
 
     def to_worker(self, machine_ns: int) -> int:
-        """A time of the machine's clock as a time of this worker's clock."""
+        """Convert a time in ns of the machine's clock to this worker's clock."""
         drift_ns = (machine_ns - self._epoch_ns) * self._drift_ppb // _BILLION
         return machine_ns + self._offset_ns + drift_ns
 
     def to_machine(self, worker_ns: int) -> int:
-        """Inverse of to_worker(), to the nanosecond or two. NEVER_NS stays as it is."""
+        """Convert a time of this worker's clock to the machine's, to within 2 ns. NEVER_NS is returned
+        unchanged."""
         if worker_ns >= NEVER_NS:
             return worker_ns
         elapsed_ns = worker_ns - self._offset_ns - self._epoch_ns
         return self._epoch_ns + elapsed_ns * _BILLION // (_BILLION + self._drift_ppb)
 
     def phase(self, phase: Phase) -> Phase:
-        """A phase in worker time; a phase that did not happen stays zeros."""
+        """Convert a phase to worker time. A phase that did not happen stays zero."""
         if not self.shifted or phase[0] == 0:
             return phase
         return [self.to_worker(phase[0]), self.to_worker(phase[1]), phase[2]]

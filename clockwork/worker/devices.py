@@ -1,4 +1,4 @@
-"""Opens the devices of a worker, and the observer of their clocks. Loads the code of no other kind of device."""
+"""Opens the devices of a worker and the observer of their clocks; loads the code of their kind alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("clockwork.worker")
 
 
 def open_devices(settings: WorkerSettings) -> list[Device]:
-    """The devices that the settings ask for, all of one kind. Raises ConfigError where one cannot be opened."""
+    """Open the devices that the settings name, all of one kind. Raises ConfigError if one fails to open."""
     kinds = list(dict.fromkeys(kind_of(name) for name in settings.devices))
     if len(kinds) != 1 or kinds[0] not in KINDS:
         raise ConfigError(f"no worker can have the devices {list(settings.devices)}")
@@ -81,7 +81,7 @@ def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Device]:
 
 
 def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
-    """GPUs of one driver and one host store. Raises ConfigError, naming what was not found."""
+    """Return a function that opens a GPU. All share a driver and a host store. Raises ConfigError."""
     from clockwork.device.cuda import CudaDevice
     from clockwork.device.cuda_host import BudgetedHost, HostStore, PinnedFiles
     from clockwork.device.cuda_memory import find_card, open_driver, open_memory
@@ -126,7 +126,7 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
 
 
 def end_runs(devices: Iterable[Device]) -> bool:
-    """End running executions, and wait for loads. False: some of them do not end."""
+    """End running executions and wait for loads. Returns False if some of them do not end."""
     given_up_ns = now_ns() + EXECUTION_GRACE_NS
     all_devices = list(devices)
     while True:
@@ -144,7 +144,7 @@ def end_runs(devices: Iterable[Device]) -> bool:
 
 
 def open_clocks(devices: Sequence[Device]) -> ClockSource | None:
-    """The observer of the clocks of these devices, where they are GPUs and the machine has an observer."""
+    """Open the observer of these GPUs' clocks; None for other devices, or where there is no observer."""
     if devices[0].info.kind != "cuda":
         return None
     from clockwork.device.cuda import CudaDevice

@@ -1,8 +1,8 @@
 """The declared outputs of a model, with which the worker compares every answer before it is sent.
 
-The controller compares as well, and takes an impossible answer for the worker's fault. So an output that contradicts what
-registration saw (a dimension that depends on the data, where its file says that it is fixed) must end here, as a failure
-of that request alone.
+The controller compares as well, and counts a contradicting answer as the worker's fault. Therefore an
+output that contradicts the registration (a dimension that depends on the data although the model's file
+says that it is fixed) fails here, and only its own request fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec, 
 
 
 class Given(NamedTuple):
-    """The outputs that a prepared model gives. verified: registration has seen their shapes."""
+    """The outputs that a prepared model declares. verified: a run at registration has shown their shapes."""
 
     outputs: Sequence[TensorSpec]
     verified: bool
@@ -25,7 +25,7 @@ class Given(NamedTuple):
 
     @staticmethod
     def of(summary: Mapping[str, Any]) -> Given:
-        """summary: PreparedModel.summary()."""
+        """Read the declared outputs from PreparedModel.summary()."""
         outputs = [
             TensorSpec(output["name"], output["dtype"], tuple(output["shape"]))
             for output in summary["outputs"]
@@ -35,7 +35,8 @@ class Given(NamedTuple):
         return Given(outputs, summary.get("outputs_verified", False), summary["batches"], counted)
 
     def declared(self) -> tuple[list[tuple[int, list[int] | None]], bool, bool, int, int]:
-        """What the road compares results with; see model_ready() in worker/_road.pyi. Dimensions of -1 may be anything."""
+        """Return the arguments of Road.model_ready() that describe the outputs; a dimension of -1 has any
+        size."""
         outputs: list[tuple[int, list[int] | None]] = [
             (
                 spec.dtype,
@@ -50,7 +51,8 @@ class Given(NamedTuple):
     def contradicted_by(
         self, answers: Sequence[Sequence[TensorView]], inputs: Sequence[Sequence[TensorView]]
     ) -> str:
-        """How the answers of a batch contradict the model, as a sentence; "" if they do not. inputs: of each part."""
+        """Return a sentence that says how a batch's outputs contradict the model, or "". inputs: of each
+        part."""
         for answer, part in zip(answers, inputs):
             rows = part[self.counted].shape[0] if self.batches and part and part[self.counted].shape else 0
             for spec, (dtype, shape, data) in zip(self.outputs, answer):

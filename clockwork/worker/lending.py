@@ -1,8 +1,8 @@
 """INFERs whose inputs lie in a client's memory, or whose outputs may be written there; see worker/memory.py.
 
-All other actions pass through the native road (csrc/worker/road.h) alone. The road hands over an INFER that refers to a
-client's memory, takes it back once its inputs have been copied, and hands over its end. Everything here belongs to the
-loop's thread.
+All other actions pass through the native road (csrc/worker/road.h) alone. The road hands over an INFER that
+refers to a client's memory, takes it back once its inputs have been copied, and hands over its end.
+Everything here belongs to the loop's thread.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_PHASE: Phase = [0, 0, 0]
 
 
 class EndedInfer(Protocol):
-    """An INFER that has ended on its device; see worker/_road.pyi."""
+    """An INFER that has ended on its device; see Ended in worker/_road.pyi."""
 
     completion: Completion
     inputs: list[list[TensorView]]
@@ -50,7 +50,7 @@ class EndedInfer(Protocol):
 
 
 class Road(Protocol):
-    """The part of the road that takes INFERs back."""
+    """The methods of the native road to which INFERs with copied inputs return."""
 
     def receive_copied(self, header: bytes, tensors: Sequence[object], now: int) -> None: ...
 
@@ -58,7 +58,7 @@ class Road(Protocol):
 
 
 class Outcome(NamedTuple):
-    """How an action ends that another action takes along."""
+    """The outcome of the action because of which all others are cancelled."""
 
     action_id: int
     status: Status
@@ -66,17 +66,17 @@ class Outcome(NamedTuple):
 
 
 class _Copying:
-    """An INFER for which something is copied from or to clients' memory."""
+    """An INFER whose inputs or outputs are being copied from or to a client's memory."""
 
     __slots__ = ("copies", "due_ns")
 
     def __init__(self, due_ns: int) -> None:
-        self.due_ns = due_ns  # when it is answered although copies are under way
-        self.copies: list[Copy] = []  # that have not ended
+        self.due_ns = due_ns  # the time at which it is answered although copies are under way
+        self.copies: list[Copy] = []  # copies that have not ended
 
 
 class _Arriving(_Copying):
-    """Its inputs are copied; due when its window closes."""
+    """An INFER whose inputs are being copied. It is due when its window closes."""
 
     __slots__ = ("action_id", "header", "parts", "rooms")
 
@@ -91,7 +91,7 @@ class _Arriving(_Copying):
 
 
 class _Leaving(_Copying):
-    """It has ended on its device, and its outputs are copied."""
+    """An INFER that has ended on its device and whose outputs are being copied."""
 
     __slots__ = ("completion", "places", "received_ns")
 
@@ -99,12 +99,13 @@ class _Leaving(_Copying):
         super().__init__(due_ns)
         self.completion = completion
         self.received_ns = received_ns
-        # In the room of each part, as soon as they have been written there.
+        # The offsets of each part's outputs in its client's memory, once they have been written.
         self.places: list[Sequence[int]] = [()] * len(completion.parts)
 
 
 class Lending:
-    """INFERs between clients' memory and the road. given: what each ready model declares."""
+    """INFERs whose tensors are copied between clients' memory and the road. given: declared outputs by model
+    id."""
 
     def __init__(
         self,
@@ -122,30 +123,30 @@ class Lending:
         self._snapshots = Snapshots()
         self._arriving: dict[int, _Arriving] = {}
         self._leaving: dict[int, _Leaving] = {}
-        self._rooms: dict[int, Rooms] = {}  # of INFERs that the road has; tidy() drops those that it refused
+        self._rooms: dict[int, Rooms] = {}  # by id of an INFER in the road; tidy() drops refused INFERs
         self._is_cancelled = False
 
     @property
     def count(self) -> int:
-        """INFERs that have not been answered, beside those of the road."""
+        """The number of unanswered INFERs outside the road."""
         return len(self._arriving) + len(self._leaving)
 
     def holds(self, action_id: int) -> bool:
-        """Whether this action is among them."""
+        """Whether this action is an unanswered INFER outside the road."""
         return action_id in self._arriving or action_id in self._leaving
 
     @property
     def due_ns(self) -> int:
-        """When run_due() has something to do."""
+        """The earliest time in ns at which run_due() has an answer to send."""
         due_ns = NEVER_NS
         for copying in (self._arriving, self._leaving):
-            for one in copying.values():
-                due_ns = min(due_ns, one.due_ns)
+            for held in copying.values():
+                due_ns = min(due_ns, held.due_ns)
         return due_ns
 
     @property
     def copied_bytes(self) -> int:
-        """Bytes of inputs from clients' memory that are held."""
+        """The bytes held by copies of inputs from clients' memory."""
         return self._snapshots.used_bytes
 
     def reset(self) -> None:
@@ -159,7 +160,7 @@ class Lending:
         self._rooms.clear()
 
     def cancel(self, outcome: Outcome) -> list[Answer]:
-        """End every action for good, with its outcome or as cancelled; actions that come later are cancelled, too."""
+        """End the action of `outcome` with it, all others as cancelled. Later actions are cancelled, too."""
         self._is_cancelled = True
         received_ns = self._clock.to_worker(now_ns())
         answers = [
@@ -175,7 +176,7 @@ class Lending:
     # ----- events ------------------------------------------------------------------------------
 
     def begin(self, action: Infer, frames: list[Frame], now: int) -> list[Answer]:
-        """Have the inputs copied that lie in clients' memory. frames: of the message."""
+        """Start copying the inputs that lie in clients' memory. frames: all frames of the INFER's message."""
         if self.holds(action.action_id) or self._road.holds(action.action_id):
             log_twice(action.action_id)
             return []
@@ -200,7 +201,7 @@ class Lending:
         return []
 
     def take_copies(self, now: int) -> list[Answer]:
-        """Go on with the actions whose copies have ended."""
+        """Continue the INFERs whose copies have ended. Returns the answers that are complete."""
         answers: list[Answer] = []
         for copy in self._copies.ended():
             if copy.is_dropped:
@@ -231,15 +232,16 @@ class Lending:
         return answers
 
     def revoke(self, action_id: int, now: int) -> list[Answer]:
-        """Drop an action whose inputs are being copied, if there is such an action."""
+        """Revoke an action whose inputs are being copied; any other action is ignored."""
         arriving = self._arriving.get(action_id)
         if arriving is None:
             return []
         return [self._refuse(arriving, Status.ACTION_CANCELLED, "the action was revoked", now)]
 
     def ended(self, infer: EndedInfer, now: int) -> list[Answer]:
-        """Answer an INFER that has ended on its device, as a failure if its outputs contradict the model. What of them
-        fits into its clients' rooms is being written there first."""
+        """Answer an INFER that has ended on its device, as a failure if its outputs contradict the model.
+
+        Outputs that fit into their client's memory are written there before the answer is sent."""
         completion = infer.completion
         given = self._given.get(infer.model_id)
         if given is not None and completion.parts:
@@ -252,7 +254,8 @@ class Lending:
         ):
             if room is None or not any(places := room.places(outputs)):
                 continue
-            # Not in turn with the client's inputs: a write waits for a lock that the owner may hold, and a read does not.
+            # Writes have a queue of their own: a write may wait for a lock that the client holds, a read does
+            # not.
             try:
                 copy = self._copies.submit(
                     ~room.process, room.write(outputs, places), (leaving, part, places)
@@ -269,40 +272,42 @@ class Lending:
         return []
 
     def run_due(self, now: int) -> list[Answer]:
-        """Answer what has waited for copies long enough."""
+        """Answer the INFERs whose copies have not ended by their due time."""
         answers: list[Answer] = []
-        for arriving in [one for one in self._arriving.values() if one.due_ns <= now]:
+        for arriving in [copying for copying in self._arriving.values() if copying.due_ns <= now]:
             text = "its window closed while its inputs were copied from a client's memory"
             answers.append(self._refuse(arriving, Status.TOO_LATE, text, now))
-        for leaving in [one for one in self._leaving.values() if one.due_ns <= now]:
+        for leaving in [copying for copying in self._leaving.values() if copying.due_ns <= now]:
             del self._leaving[leaving.completion.action_id]
             self._drop(leaving)
             answers.append(self._result(leaving))
         return answers
 
     def tidy(self, now: int) -> None:
-        """Give back memory that has not been used for a while."""
+        """Give memory that has been unused for a while back to the system."""
         self._snapshots.tidy(now)
-        for action_id in [one for one in self._rooms if not self._road.holds(one)]:
+        for action_id in [held for held in self._rooms if not self._road.holds(held)]:
             del self._rooms[action_id]
 
     # ----- inside ------------------------------------------------------------------------------
 
     def _drop(self, copying: _Copying) -> None:
-        """Wait for an action's copies no longer."""
+        """Stop waiting for an action's copies."""
         for copy in copying.copies:
             self._copies.drop(copy)
-        copying.copies.clear()  # each refers to the action: such a circle would wait for the collector
+        copying.copies.clear()  # breaks the cycle of references between copies and action
 
     def _refuse(self, arriving: _Arriving, status: Status, text: str, now: int) -> Answer:
-        """End an action whose inputs are being copied."""
+        """Build the refusal of an action whose inputs are being copied."""
         del self._arriving[arriving.action_id]
         self._drop(arriving)
         return refusal(arriving.action_id, status, text, self._clock.to_worker(now))
 
     def _result(self, leaving: _Leaving) -> Answer:
-        """The result of an action that has ended on its device: outputs that have been written to their client's memory by
-        their places, all others by their bytes."""
+        """Build the result of an action that has ended on its device.
+
+        An output that has been written to its client's memory is given by its place, any other by its bytes.
+        """
         completion = leaving.completion
         frames: list[Frame] = []
         parts: list[list[TensorRef]] = []
@@ -331,10 +336,10 @@ class Lending:
 
 
 def log_twice(action_id: int) -> None:
-    """Say that an action came a second time."""
+    """Log that an action came a second time."""
     log.warning("action %d was sent twice; the second is dropped", action_id)
 
 
 def refusal(action_id: int, status: Status, text: str, received_ns: int) -> Answer:
-    """The result of an action that did not reach its device."""
+    """Build the result of an action that did not reach its device."""
     return codec.encode(Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])), ()

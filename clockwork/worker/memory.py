@@ -1,9 +1,11 @@
-"""The memory of clients on this machine, in which their tensors lie; see wire/shared.py.
+"""Reads and writes tensors in the memory of clients on this machine; see wire/shared.py.
 
-Nothing here trusts its owner, who may write to it, lock it or make it shorter at any time. So it is never mapped, and no
-tensor is computed on, or even checked, in it: inputs are read into memory of the worker's own, and outputs written, by
-threads that may wait (system/copies.py). What is opened is known to be such memory before it is opened, since to open another
-file may wait, or do something: a FIFO, a device, a file of a remote or a user's file system, a file with a lease.
+The memory's owner is not trusted: a client may write to the memory, lock it or truncate it at any time.
+Therefore it is never mapped, and no tensor is checked or computed on in place. Threads that may block
+(system/copies.py) read inputs into the worker's own memory and write outputs.
+
+A file is known to be anonymous memory before it is opened: opening a FIFO, a device, a file of a remote or
+user file system or a file with a lease may block or have side effects.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from clockwork.worker.snapshots import Snapshots
 
 
 class Room(NamedTuple):
-    """Where a request's outputs may be written."""
+    """The part of a client's memory in which a request's outputs may be written."""
 
     process: int
     descriptor: int
@@ -35,7 +37,7 @@ class Room(NamedTuple):
     size: int
 
     def places(self, outputs: Sequence[TensorView]) -> list[int]:
-        """The offset of each output in the room; 0 for an output that does not fit, or may not lie there."""
+        """Return the offset of each output; 0 for an output that does not fit or may not be written there."""
         found = []
         at = FIRST_OFFSET
         for dtype, _, data in outputs:
@@ -46,8 +48,9 @@ class Room(NamedTuple):
         return found
 
     def write(self, outputs: Sequence[TensorView], places: Sequence[int]) -> Work:
-        """Write the outputs that have places, piece by piece. Raises InvalidInput where the room is gone, as it is with
-        its client, or cannot be written to."""
+        """Write the outputs whose offset in `places` is not 0, piece by piece.
+
+        Raises InvalidInput where the memory cannot be written, for example because its client has ended."""
         with _Opened(self.process, self.descriptor, self.key, os.O_RDWR) as descriptor:
             for (_, _, data), at in zip(outputs, places):
                 content = memoryview(data).cast("B")
@@ -64,7 +67,7 @@ class Room(NamedTuple):
 class Wanted(NamedTuple):
     """An input that lies in its client's memory."""
 
-    place: int  # among the inputs of its request
+    place: int  # its index among the inputs of its request
     dtype: int
     shape: tuple[int, ...]
     size: int
@@ -75,18 +78,18 @@ class SharedInputs:
     """The inputs of one request that lie in its client's memory."""
 
     def __init__(self, row: list[TensorView]) -> None:
-        """row: the request's inputs; it gets those of add() as they are read."""
+        """row: the inputs of the request; read() fills in those that add() entered."""
         self._row = row
         self._wanted: list[Wanted] = []
         self.room: Room | None = None
 
     @property
     def process(self) -> int:
-        """The client's."""
+        """The process id of the client."""
         return self._wanted[0].reference.process
 
     def add(self, dtype: int, shape: Sequence[int], frame: Frame) -> None:
-        """Want the next input of the row. Raises InvalidInput for a frame that is no reference to one."""
+        """Enter the next input of the row, to be read. Raises InvalidInput if its frame is no reference."""
         try:
             reference = unpack(bytes(frame))
         except ValueError as error:
@@ -109,7 +112,7 @@ class SharedInputs:
             self.room = Room(reference.process, reference.room, reference.room_key, reference.room_bytes)
 
     def read(self, snapshots: Snapshots) -> Work:
-        """Copy the inputs, piece by piece. Raises InvalidInput where their memory is not what the references say."""
+        """Copy the inputs, piece by piece. Raises InvalidInput if a reference does not match the memory."""
         for place, dtype, shape, size, reference in self._wanted:
             with _Opened(reference.process, reference.descriptor, reference.key, os.O_RDONLY) as descriptor:
                 whole = os.fstat(descriptor).st_size
@@ -137,7 +140,7 @@ class SharedInputs:
 
 
 class _Opened:
-    """A client's memory, open while it is read or written. Raises InvalidInput unless it has the key of the request."""
+    """A client's memory while it is open. Raises InvalidInput unless it contains the request's key."""
 
     def __init__(self, process: int, descriptor: int, key: bytes, mode: int) -> None:
         self._process, self._number = process, descriptor
@@ -149,7 +152,7 @@ class _Opened:
         try:
             if hmac.compare_digest(os.pread(self._descriptor, len(MAGIC) + KEY_BYTES, 0), MAGIC + key):
                 return
-        except OSError as error:  # its pages cannot be read from swap, say
+        except OSError as error:  # for example, its pages cannot be read from swap
             why = str(error)
         os.close(self._descriptor)
         raise _unusable(process, descriptor, why)
@@ -162,17 +165,18 @@ class _Opened:
 
 
 def _open_memory(path: str, mode: int) -> int:
-    """A descriptor of the anonymous memory at a path below /proc. Raises OSError, also for everything else: that is not
-    opened, and nothing that looks at it here asks its file system."""
+    """Open the anonymous memory at a path below /proc and return its descriptor.
+
+    Raises OSError, also for any other kind of file, which is neither opened nor asked of its file system."""
     if not os.readlink(path).startswith("/memfd:"):
         raise OSError("it is no memory")
     seen = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if (
             mount_of(seen) != _mount_of_memory()
-        ):  # that of huge pages has another: there may be none left to read
+        ):  # memory of huge pages has another type: no huge page may be left for a read
             raise OSError("it is no memory of ordinary pages")
-        # NONBLOCK: of memory with a lease it is refused at once.
+        # NONBLOCK: opening memory with a lease fails at once instead of blocking.
         return os.open(f"/proc/self/fd/{seen}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(seen)
@@ -190,11 +194,10 @@ def _mount_of_memory() -> int:
 def views(
     parts: list[list[TensorRef]], frames: list[Frame]
 ) -> tuple[list[list[TensorView]], list[SharedInputs | None]]:
-    """The inputs of each part, in place, and what of them is still to be read. Raises InvalidInput for a reference that
-    leads nowhere.
+    """Return the inputs of each part, and the inputs that are still to be read from clients' memory.
 
-    frames: of the whole message, its header first. Whether a frame holds what its reference declares is for the device
-    to check: it knows the model.
+    frames: all frames of the message, its header first. Raises InvalidInput for a reference to no frame. The
+    device, which knows the model, checks whether a frame holds as many bytes as its tensor declares.
     """
     result = []
     shared: list[SharedInputs | None] = []

@@ -1,15 +1,16 @@
-"""Models from Prepare to Prepared: found in the cache, or fetched and prepared, then made known to the devices.
+"""Takes models from Prepare to Prepared: found in the cache, or fetched and prepared, then opened on devices.
 
     Prepare -> opening thread: is it prepared already? --yes--> device.prepare -> Prepared
                     | no
                     v
                fetch the package (unless it is here) -> preparation process -> opening thread again
 
-A package for emulated devices is only a profile: the opening thread (worker.opening) prepares it itself. On a GPU, it has
-the model checked and timed as well, and asks for the device's time before it does what would stall it.
+A package for emulated devices is only a profile: the opening thread (worker.opening) prepares it itself. On a
+GPU, the opening thread also checks and times the model, and reserves the device's time before steps that
+stall it.
 
-A model that is found prepared is compared with its checksums before its first load (worker.checks). Damaged files, in the
-cache or in a package, are set aside, prepared or fetched again, and counted for the controller.
+A model that is found prepared is compared with its checksums before its first load (worker.checks). Damaged
+files, in the cache or in a package, are set aside, prepared or fetched again, and counted for the controller.
 
 The loop only moves models between these steps; threads and processes read the files.
 """
@@ -40,7 +41,7 @@ log = logging.getLogger("clockwork.worker")
 
 
 class Road(Protocol):
-    """Who is told which models actions may name; see worker/_road.pyi."""
+    """The methods of the native road that say which models actions may name; see worker/_road.pyi."""
 
     def model_ready(
         self,
@@ -74,8 +75,10 @@ class WorkerModels:
         start_over: Callable[[], None] = lambda: None,
         need_time: Callable[[ModelHolder, int, int, list[int]], None] = lambda *_: None,
     ) -> None:
-        """start_over: has the worker say hello anew, because its Prepared of a model no longer holds. need_time: tells the
-        controller that a device is needed for a model, for how many ns and with pages in which runs."""
+        """start_over: has the worker say hello again, because its Prepared of a model no longer holds.
+
+        need_time: asks the controller for a device's time: for which model, how many ns, and pages in which
+        runs."""
         self._devices = list(devices)
         self._store = store
         self._road = road
@@ -85,14 +88,14 @@ class WorkerModels:
         self._checking = 0  # the preparation process's job that checks ``_checked``; 0: none
         self._checked: list[Path] = []
         self._known: dict[int, WorkerModel] = {}  # models that are ready
-        self._repairing: dict[int, str] = {}  # models that were ready and are prepared again, and why
+        self._repairing: dict[int, str] = {}  # why each model that was ready is prepared again
         self._damaged = self._repaired = 0
         self._damage = ""  # the last damage, as a sentence
         self.ready: dict[int, Given] = {}  # model ids that actions may name
         self._coming: dict[int, WorkerModel] = {}
         self._fetching: dict[str, list[WorkerModel]] = {}  # by digest
         self._turns = Turns()
-        self._to_prepare: dict[int, WorkerModel] = {}  # by job, as all that wait for their turns
+        self._to_prepare: dict[int, WorkerModel] = {}  # by job; each waits for its turn
         self._preparing: dict[int, WorkerModel] = {}  # by job
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
@@ -103,7 +106,7 @@ class WorkerModels:
         self._reader = OpeningThread((), store, wake, self._asks)  # of pieces of packages, which do not wait
 
     def prepare(self, message: Prepare) -> None:
-        """Begin to make a model ready; a Prepared is sent in the end, whatever happens."""
+        """Begin to make a model ready. Exactly a Prepared, of success or of failure, is sent in the end."""
         model_id = message.model_id
         if model_id in self.ready or model_id in self._coming:
             text = f"model id {model_id} was announced twice"
@@ -137,8 +140,9 @@ class WorkerModels:
             self._preparation.cancel(model.job_id)
 
     def _leave(self, model_id: int, absence: str = "") -> bool:
-        """Drop a model that is ready from the devices. Returns whether all of them dropped it. absence: why actions may not
-        name it, as a sentence."""
+        """Drop a ready model from the devices. Returns whether all devices dropped it.
+
+        absence: a sentence that says why actions may not name the model."""
         del self.ready[model_id]
         self._road.model_gone(model_id, absence)
         model = self._known.pop(model_id)
@@ -155,43 +159,44 @@ class WorkerModels:
         return left
 
     def demand_check(self, model_id: int) -> None:
-        """Have a model's stored bytes checked before all others: a LOAD waits for that. wake() follows the check."""
+        """Have a model's files checked before all others, because a LOAD waits. wake() is called after the
+        check."""
         model = self._known.get(model_id)
         if model is not None and not self._tell_whole(model_id):
             for directory in model.checksums:
                 self._checks.hurry(directory)
 
     def _tell_whole(self, model_id: int) -> bool:
-        """Tell the road of a model whose stored bytes are known to be whole. Returns whether they are."""
+        """Tell the road that a model's files are whole, if they are known to be. Returns whether they are."""
         whole = all(self._checks.is_whole(directory) for directory in self._known[model_id].checksums)
         if whole:
             self._road.model_whole(model_id)
         return whole
 
     def lose(self, device: ModelHolder) -> None:
-        """A device is broken: models are made known to the other devices alone."""
+        """Remove a broken device: models are opened on the other devices alone."""
         if device in self._devices:
             self._devices.remove(device)
             self._opener.devices = tuple(self._devices)
-            device.end_reserve()  # last: who looks from here on finds it gone
+            device.end_reserve()  # last: any thread that looks afterwards finds the device gone
 
     def on_chunk(self, chunk: Chunk, frame: Any) -> None:
-        """A piece of a package (frame: bytes-like or None)."""
+        """Take a piece of a package that is being fetched. frame: bytes-like, or None."""
         failed = self._fetcher.on_chunk(chunk, frame)
         if failed is not None:
             self._fetched(failed.digest, failed.status, failed.text)
 
     def read(self, fetch: Fetch) -> None:
-        """Answer the controller's Fetch with a Chunk: a piece of a package, or a failure."""
+        """Answer the controller's Fetch with a Chunk, which holds a piece of a package or a failure."""
         files = next(
             (model.files for model in self._known.values() if model.message.digest == fetch.digest), []
         )
-        is_there = fetch.file < len(files)  # the message's form has the other bounds
+        is_there = fetch.file < len(files)  # decoding has checked all other bounds
         path = self._store.directory(fetch.digest) / files[fetch.file].path if is_there else None
         self._reader.read(ReadPiece(fetch, path))
 
     def poll(self) -> None:
-        """Move models on whose step in a thread or process has ended."""
+        """Advance the models whose step in a thread or process has ended."""
         while self._asks:
             self._need_time(*self._asks.popleft())
         for fetch, data in self._reader.poll_read():
@@ -228,12 +233,13 @@ class WorkerModels:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Have forgotten models give back what they had, unless the next model is about to."""
+        """Have resources of forgotten models released, unless opening the next model is about to release
+        them."""
         if not self._coming:
             self._opener.tidy()
 
     def beat(self) -> None:
-        """Called now and then: a model that waits behind a slow preparation may start beside it."""
+        """Start a waiting model beside a slow preparation where its turn has come. Called periodically."""
         if self._to_prepare:
             self._prepare_next()
 
@@ -270,11 +276,11 @@ class WorkerModels:
         }
 
     def forgive_trial(self) -> None:
-        """The worker ends, and the model that is being tried is not the reason."""
+        """Remove the note of the model that is being tried: the worker ends for another reason."""
         self._opener.notes.close()
 
     def close(self) -> None:
-        """Stop the threads and the process."""
+        """Stop the threads and the preparation processes."""
         for model in self._coming.values():
             model.cancelled = True
         self._preparation.close()
@@ -316,7 +322,7 @@ class WorkerModels:
             self._fetch(model, opened.damage)
 
     def _enter(self, model: WorkerModel) -> None:
-        """A model is ready. Stored bytes that were not written just now have still to be checked."""
+        """Enter a ready model. Files that were not written just now are still to be checked."""
         model_id = model.message.model_id
         assert model.given is not None
         self.ready[model_id] = model.given
@@ -340,7 +346,8 @@ class WorkerModels:
         self._start_over()
 
     def _fetch(self, model: WorkerModel, damage: str) -> None:
-        """Fetch a model's package. damage: of the package that was here; REFETCHES_MAX bounds these."""
+        """Fetch a model's package. damage: why the stored package is unusable; REFETCHES_MAX bounds such
+        fetches."""
         if damage:
             model.refetches += 1
         if model.refetches > REFETCHES_MAX:
@@ -366,14 +373,14 @@ class WorkerModels:
         self._note_damage(text)
         aside: Path | None = checked.directory
         for model_id, before in list(self._known.items()):
-            # It was not loaded since the start, so that nothing holds it on a device.
+            # The model was not loaded since the start, so no device holds it.
             absence = f"the model is prepared again: {text}"
             if checked.directory in before.checksums and self._leave(model_id, absence):
                 self._repairing[model_id] = text
                 model = WorkerModel(before.message, before.files, layout=before.layout, aside=aside)
                 self._coming[model_id] = model
                 self._opener.put(model)
-                aside = None  # once: before the next model it may have been replaced
+                aside = None  # once: the directory may have been replaced before the next model
 
     def _idly_checked(self, done: JobDone) -> None:
         self._checking = 0
@@ -383,11 +390,11 @@ class WorkerModels:
                 self._checks.hurry(directory)
             return
         for directory in self._checked:
-            if self._checks.is_waiting(directory):  # else demand was faster
+            if self._checks.is_waiting(directory):  # otherwise the thread has checked it for a load
                 self._note_checked(Checked(directory, str(done.damage.get(str(directory), ""))))
 
     def _check_some(self) -> None:
-        """Check some directories in idle time: when nothing is fetched, prepared or opened."""
+        """Check some directories if nothing is being fetched, prepared or opened."""
         if self._checking or self._preparing or self._coming:
             return
         some = self._checks.some(CHECK_JOB_MODELS)
@@ -413,7 +420,7 @@ class WorkerModels:
         self._prepare_next()
 
     def _queue(self, model: WorkerModel, *, is_anew: bool = False) -> None:
-        """Have a model prepared when its turn comes."""
+        """Queue a model for preparation. is_anew: its preparation was stopped before."""
         self._job_id += 1
         model.job_id = self._job_id
         self._to_prepare[model.job_id] = model
@@ -450,7 +457,8 @@ class WorkerModels:
 
 
 def _as_before(model: WorkerModel) -> dict[str, Any]:
-    """Additional options of a repair: a packed model, whose size is measured, keeps at least the pages that the controller
-    planned for."""
+    """Return additional options of a repair.
+
+    The size of a packed model is measured: it keeps at least the pages that the controller planned for."""
     known = dict(zip(LAYOUT, model.layout))
     return {"pages_min": sum(known["runs"])} if known.get("holding") == "packed" else {}

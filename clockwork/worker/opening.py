@@ -1,7 +1,10 @@
-"""The thread that opens prepared models: reads what is in the cache, makes it known to the devices and, on a GPU, has it
-checked and timed there (models.trials), for which it asks for the device's time.
+"""The thread that opens prepared models: it reads them from the cache and makes them known to the devices.
 
-A model is the thread's from put() to poll(). What of it waits for a device ends when the loop says that it may wait in vain.
+On a GPU, the thread also has each model checked and timed (models.trials), and reserves the device's time for
+that.
+
+The thread owns a model from put() to poll(). Its waits for a device end when the loop announces that the
+device may never become free.
 """
 
 from __future__ import annotations
@@ -52,8 +55,8 @@ class WorkerModel:
     message: Prepare
     files: list[PackageFile] = dataclasses.field(default_factory=list)
     opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # devices that know the model now
-    was_prepared: bool = False  # by the preparation process, on behalf of this model
-    job_id: int = 0  # while the preparation process works on it
+    was_prepared: bool = False  # the preparation process has run for this model
+    job_id: int = 0  # the preparation process's job for it; 0: none
     # Checksums of the model's files, by directory.
     checksums: dict[Path, dict[str, int]] = dataclasses.field(default_factory=dict)
     layout: tuple[Any, ...] = ()  # values of LAYOUT, with which the controller plans
@@ -68,11 +71,11 @@ class WorkerModel:
 
 
 LAYOUT = ("runs", "batches", "batch_max", "holding", "program")
-"""Fields of a summary with which the controller plans."""
+"""Fields of PreparedModel.summary() with which the controller plans."""
 
 
 class Opened(NamedTuple):
-    """The opening thread's outcome for a model: it is ready (``reply`` OK), has to be prepared, or has failed."""
+    """The outcome of opening a model: ready (``reply`` OK), failed, or still to be prepared (``missing``)."""
 
     model: WorkerModel
     missing: bool  # neither ready nor failed: it has to be prepared
@@ -90,11 +93,12 @@ class ReadPiece(NamedTuple):
 
 
 class _Tidy(NamedTuple):
-    """What forgotten models had is to be given back."""
+    """An order to release the resources of forgotten models."""
 
 
 class ModelReserve:
-    """A device's time, for a model. Implements trials.Reserving. Raises Interrupted, DeviceBroken or InvalidModel."""
+    """Reserves a device's time for a model: trials.Reserving. Raises Interrupted, DeviceBroken or
+    InvalidModel."""
 
     def __init__(self, thread: OpeningThread, device: ModelHolder, model: WorkerModel | None) -> None:
         self._thread = thread
@@ -124,7 +128,7 @@ class ModelReserve:
 
     def _ask(self, expected_ns: int, runs: list[int]) -> None:
         self._thread.ask(self._device, self._model_id, min(expected_ns, RESERVE_NS_MAX), runs)
-        if self._is_over():  # since it was looked at last
+        if self._is_over():  # it has ended since the last look
             self._device.end_reserve()
 
     def give_back(self) -> None:
@@ -141,8 +145,8 @@ class OpeningThread:
         wake: Callable[[], None],
         asks: deque[tuple[ModelHolder, int, int, list[int]]],
     ) -> None:
-        """asks: what of the devices' time is needed is appended to it, and wake() follows."""
-        self.devices = tuple(devices)  # the loop exchanges it for a shorter one
+        """asks: receives each request for a device's time; wake() is called afterwards."""
+        self.devices = tuple(devices)  # the loop replaces it when a device is lost
         self._asks = asks
         self._tidies = False  # a _Tidy is among the orders
         self.is_interrupted = False  # until it drains
@@ -171,32 +175,33 @@ class OpeningThread:
         self._orders.put(order)
 
     def ask(self, device: ModelHolder, model_id: int, expected_ns: int, runs: list[int]) -> None:
-        """Have the loop ask for a device's time. This thread's."""
+        """Have the loop ask for a device's time. Called by the opening thread."""
         self._asks.append((device, model_id, expected_ns, runs))
         self._wake()
 
     def interrupt(self) -> None:
-        """Have the thread wait for no device any more until drain(), or for good. The loop's."""
+        """End the thread's waits for devices until drain(), or for good. Called by the loop."""
         self.is_interrupted = True
         self.look_again()
 
     def look_again(self) -> None:
-        """Something has happened because of which the thread may wait for a device in vain. The loop's."""
+        """Have the thread check whether the device that it waits for can still become free. Called by the
+        loop."""
         for device in self.devices:
             device.end_reserve()
 
     def tidy(self) -> None:
-        """Have forgotten models give back what they had, when there is nothing else to do. The loop's."""
+        """Have resources of forgotten models released once no other order waits. Called by the loop."""
         if not self._tidies and any(device.is_untidy for device in self.devices):
             self._tidies = True
             self._orders.put(_Tidy())
 
     def poll_read(self) -> list[tuple[Fetch, bytes | None]]:
-        """Pieces of packages that were read since the last call; None: could not be read."""
+        """Return the pieces of packages read since the last call; None for a piece that could not be read."""
         return [self._pieces.popleft() for _ in range(len(self._pieces))]
 
     def drain(self) -> None:
-        """Wait until every model that was put has an outcome; cancelled ones take no time."""
+        """Wait until every model that was put has an outcome. Cancelled models are skipped."""
         passed = threading.Event()
         self._orders.put(passed)
         passed.wait()
@@ -240,7 +245,7 @@ class OpeningThread:
     def _tidy(self) -> None:
         self._tidies = False
         for device in self.devices:
-            # What is not given back now is so with the next model, or never is by a device that breaks.
+            # A failure is not final: opening the next model releases the rest, unless the device breaks.
             with contextlib.suppress(Interrupted, DeviceBroken):
                 device.tidy(ModelReserve(self, device, None) if device.reserves else None)
 
@@ -305,7 +310,7 @@ class OpeningThread:
             try:
                 self._prepare(model, device)
             except DeviceBroken:
-                continue  # the loop will find that out, too
+                continue  # the loop sees the fault as well
             except InvalidModel as error:
                 if model.was_prepared:
                     raise
@@ -320,10 +325,10 @@ class OpeningThread:
         return reserve
 
     def _try(self, model: WorkerModel, devices: Sequence[ModelHolder]) -> dict[str, Any]:
-        """Have each directory that was not tried yet tried on the first of its devices that does not break; the summary of
-        the first directory.
+        """Try each untried directory on the first of its devices that does not break.
 
-        The device knows the model from then on. Raises as trials.try_model(), and Interrupted if every device breaks."""
+        Returns the summary of the first directory. The device knows the model from then on. Raises the
+        exceptions of trials.try_model(), and Interrupted if every device breaks."""
         summaries, why = [], ""
         for directory in list(model.checksums):
             for device in devices:
@@ -340,7 +345,8 @@ class OpeningThread:
         return summaries[0]
 
     def _try_on(self, model: WorkerModel, device: ModelHolder, directory: Path) -> dict[str, Any]:
-        """Have a directory tried on this device, unless it has been; its summary. Raises as _try(), and DeviceBroken."""
+        """Try a directory on a device unless it was tried; return its summary. Raises as _try(), and
+        DeviceBroken."""
         message, info = model.message, device.info
         summary = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
         if summary is None or summary["untried"]:
@@ -378,7 +384,7 @@ def _read_piece(order: ReadPiece) -> bytes | None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Raises InvalidModel unless the options that determine a directory's name are valid."""
+    """Check the options that determine a directory's name. Raises InvalidModel."""
     batching, batch_max = options.get("batching", "auto"), options.get("batch_max", 0)
     if batching not in BATCHING or type(batch_max) is not int or batch_max < 0:
         raise InvalidModel(f"batching {batching!r} with batch_max {batch_max!r} is no way to batch")
@@ -387,7 +393,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_kind(model: WorkerModel, devices: Sequence[ModelHolder]) -> None:
-    """Raises InvalidModel unless a profile is for emulated devices, or a model for other devices."""
+    """Check that a profile is for emulated devices, and a model for other devices. Raises InvalidModel."""
     for device in devices:
         emulated = device.info.kind == "emulated"
         if model.is_profile and not emulated:
@@ -404,7 +410,8 @@ def _check_kind(model: WorkerModel, devices: Sequence[ModelHolder]) -> None:
 
 
 def _told(prepared: Prepared) -> bytes:
-    """The header of a Prepared, whose names and notes come from the model. Raises InvalidModel if it breaks a bound."""
+    """Encode a Prepared, whose names and notes come from the model. Raises InvalidModel if it exceeds a
+    bound."""
     try:
         return codec.check(prepared)
     except codec.WireError as error:
@@ -420,11 +427,11 @@ class DamagedRecord(ValueError):
 
 
 def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int) -> dict[str, Any] | None:
-    """PreparedModel.summary() as it is on disk, ``checksums`` and ``untried``. Raises DamagedRecord.
+    """Read PreparedModel.summary() with ``checksums`` and ``untried`` from disk. Raises DamagedRecord.
 
-    None if it is not there, was made for another device, or by a version that took no checksums or batches too readily.
-
-    Read as plain JSON, without the objects: thousands of these are read when a worker starts.
+    Returns None if there is no summary, or if it was made for another device or by a version of Clockwork
+    that took no checksums or batched models that do not bear it. The summary is parsed as plain JSON:
+    thousands are read when a worker starts.
     """
     path = directory / PREPARED_FILE
     try:

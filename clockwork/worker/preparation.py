@@ -4,10 +4,10 @@
 one at a time and at low priority, and imports onnx and onnxruntime so that the worker need not. A model
 that crashes the process harms no other. PreparationProcess is the worker's handle on it.
 
-A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check: directories
-and their checksums}, then {started: true}, {slow: true} where an execution takes long, then {status, text, leaving, ...}.
-A process that is leaving takes no further job. A package is prepared within a budget of memory, beyond which the kernel
-gives the process none.
+A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check:
+directories and their checksums}, then {started: true}, {slow: true} where an execution takes long, then
+{status, text, leaving, ...}. A process that is leaving takes no further job. A package is prepared within a
+budget of memory, which the kernel enforces.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class JobDone(NamedTuple):
     status: Status
     text: str
     refetch: bool = False  # the stored package was damaged, and has been set aside
-    damage: Mapping[str, str] = MappingProxyType({})  # found by a check: a sentence for each directory
+    # Found by a check: a sentence for each damaged directory
+    damage: Mapping[str, str] = MappingProxyType({})
 
 
 class PreparationProcess:
@@ -95,7 +96,7 @@ class PreparationProcess:
         self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._done: deque[JobDone] = deque()
         self._slow: deque[int] = deque()
-        self._lock = threading.Lock()  # over the next three, which close() and cancel() use
+        self._lock = threading.Lock()  # guards the next three, which close() and cancel() use
         self._current = 0
         self._closing = False
         self._child: subprocess.Popen[bytes] | None = None
@@ -106,15 +107,15 @@ class PreparationProcess:
         self._thread.start()
 
     def submit(self, job_id: int, job: Job) -> None:
-        """Queue a job; its end comes from poll(). job_id: positive, unique."""
+        """Queue a job; poll() returns its end. job_id: positive, unique."""
         self._jobs.put((job_id, job))
 
     def poll(self) -> list[JobDone]:
-        """Jobs that ended since the last call."""
+        """Return the jobs that ended since the last call."""
         return [self._done.popleft() for _ in range(len(self._done))]
 
     def poll_slow(self) -> list[int]:
-        """Jobs of which an execution was found to take long since the last call; they may have ended."""
+        """Return the jobs of which an execution was found slow since the last call. A job may have ended."""
         return [self._slow.popleft() for _ in range(len(self._slow))]
 
     def cancel(self, job_id: int) -> None:
@@ -164,7 +165,8 @@ class PreparationProcess:
         self._stop_child()
 
     def _work(self, job_id: int, job: Job) -> dict[str, Any] | None:
-        """The process's answer to a job; None if the process left by itself (exit status 0) before it began the job."""
+        """Return the process's answer to a job; None if the process exited with status 0 before it began the
+        job."""
         self._started = False
         try:
             connection = self._start_child(job_id)
@@ -190,7 +192,8 @@ class PreparationProcess:
         return answer
 
     def _answer(self, connection: socket.socket, job_id: int) -> dict[str, Any] | None:
-        """The answer to the job; None if the process died. The limit counts from {started}. Raises TimeoutError."""
+        """Return the answer to the job; None if the process died. Raises TimeoutError, counted from
+        {started}."""
         unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
         connection.settimeout(None)  # it may wait for another worker's preparation, which has its own limit
         deadline_ns = 0
@@ -213,10 +216,11 @@ class PreparationProcess:
 
     def _end_job(self) -> None:
         with self._lock:
-            self._current = 0  # from here on cancel() comes too late to hit the wrong job
+            self._current = 0  # from here on cancel() has no effect, and cannot end a later job
 
     def _start_child(self, job_id: int) -> socket.socket:
-        """The connection to a live process, started if need be; cancel(job_id) works from here on."""
+        """Return the connection to the process, started if need be. From then on cancel(job_id) has an
+        effect."""
         with self._lock:
             alive = self._child is not None and self._child.poll() is None
         if not alive or self._connection is None:
@@ -227,7 +231,7 @@ class PreparationProcess:
                     child = subprocess.Popen(
                         [*self._command, str(theirs.fileno())],
                         stdin=subprocess.DEVNULL,
-                        stdout=2,  # the worker's own output stays free of it
+                        stdout=2,  # its output must not mix with the worker's
                         pass_fds=(theirs.fileno(),),
                     )
                 except OSError:
@@ -264,7 +268,7 @@ class PreparationProcess:
         if code == EXIT_ENDLESS:
             text = f"one execution of the model takes longer than {preparation_run_ns() / SECOND:g} s"
             return {"status": Status.INVALID_MODEL, "text": text}
-        if code == -signal.SIGKILL:  # from outside: nothing that a model computes sends it
+        if code == -signal.SIGKILL:  # comes from outside: no computation of a model sends it
             text = "the preparation process was killed, most likely because this machine ran out of memory"
             return {"status": Status.INTERNAL, "text": text}
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -275,7 +279,8 @@ class PreparationProcess:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve jobs on the inherited socket until it is closed, also in the middle of a job: nothing waits for it then."""
+    """Serve jobs on the inherited socket until it is closed. If that happens during a job, the job is
+    abandoned."""
     guard_stderr("preparation")
     _yield_to_everybody()
     with socket.socket(fileno=int(arguments[0])) as connection:
@@ -284,7 +289,7 @@ def main(arguments: Sequence[str]) -> int:
                 if not _say(connection, {"started": True}):
                     break
                 answer = _check(job["check"]) if "check" in job else _prepare(job, connection)
-            # Ending gives back the memory of a large model; the next job starts another process.
+            # Exiting releases the memory of a large model; the next job starts another process.
             leaving = _rss_bytes() > PREPARATION_RSS_MAX
             if not _say(connection, answer | {"leaving": leaving}) or leaving:
                 break
@@ -314,13 +319,14 @@ def _say(connection: socket.socket, message: dict[str, Any]) -> bool:
 
 
 def _rss_bytes() -> int:
-    """Resident memory of this process. (ru_maxrss would not do: a child's begins with its parent's maximum.)"""
+    """Return this process's resident bytes. ru_maxrss is no substitute: it starts at the parent's maximum."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _yield_to_everybody() -> None:
-    """Die with the worker, leave Ctrl-C to it, run at the lowest priority, and be the first to go for want of memory."""
+    """Set up the process: ends with the worker, ignores Ctrl-C, lowest priority, first victim of the OOM
+    killer."""
     parent = os.getppid()
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
@@ -337,10 +343,11 @@ def _yield_to_everybody() -> None:
 def _turn(job: Job) -> Iterator[None]:
     """Hold the locks that a preparation needs among the workers that share a store.
 
-    They are the package's lock, so that no model is prepared twice, and one of PREPARATIONS_MAX turns. Only the first
-    turn is taken at once, so that preparations do not measure each other; further turns are for preparations that have
-    waited behind slow ones, here or before ("beside" is the number of those). The first one is not for a preparation that
-    begins anew, so that those of all workers together leave a turn. The locks end with the process."""
+    The package's lock keeps a model from being prepared twice. Beside it, a job holds one of PREPARATIONS_MAX
+    turns. Only the first turn is taken at once, so that preparations do not disturb each other's
+    measurements. Further turns are for preparations that have waited behind slow ones, here or before
+    ("beside" is the number of those). A preparation that begins anew never takes the first turn, so that a
+    turn is left whatever all workers do. The process's end releases the locks."""
     directory = Path(job["store"]) / "prepared"
     directory.mkdir(parents=True, exist_ok=True)
     names = [".lock", *(f".lock-{number}" for number in range(2, PREPARATIONS_MAX + 1)), ".lock-packages"]
@@ -369,7 +376,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 class _Budget:
-    """The memory that preparing a package may take: by its size, or less where the machine has less that is free."""
+    """The bytes that a preparation may take: by the package's size, at most what the machine has free."""
 
     def __init__(self, package: Path) -> None:
         self._package_bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
@@ -378,7 +385,7 @@ class _Budget:
         self.bytes = min(self._wanted_bytes, self._free_bytes)
 
     def exceeded(self) -> dict[str, Any]:
-        """The answer to a job that was not given all the memory that it asked for."""
+        """Return the answer to a job that asked for more memory than its budget."""
         if self.bytes < self._wanted_bytes:
             return {
                 "status": int(Status.INTERNAL),
@@ -394,9 +401,9 @@ class _Budget:
 
 def _prepare(job: Job, connection: socket.socket) -> dict[str, Any]:
     from clockwork.models import runtime
-    from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
+    from clockwork.models.prepare import prepare  # importing onnx and onnxruntime takes a second
 
-    def takes_long() -> None:  # in another thread, which ends before this one says anything
+    def takes_long() -> None:  # called by another thread, which ends before this thread sends its answer
         _say(connection, {"slow": True})
 
     runtime.takes_long = takes_long
@@ -431,7 +438,7 @@ def _prepare(job: Job, connection: socket.socket) -> dict[str, Any]:
 
 
 def set_package_aside(package: Path, error: DamagedPackage) -> dict[str, Any]:
-    """Move a damaged package away, so that it is fetched again. Returns the job's answer."""
+    """Move a damaged package aside, so that it is fetched again. Returns the job's answer."""
     try:
         set_aside(package)
     except OSError as second:
@@ -440,7 +447,7 @@ def set_package_aside(package: Path, error: DamagedPackage) -> dict[str, Any]:
 
 
 def _check(directories: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """Check stored models in idle time (see worker.checks)."""
+    """Compare stored models with their checksums (see worker.checks). Returns the job's answer."""
     damage = {
         directory: found
         for directory, checksums in directories.items()

@@ -1,10 +1,10 @@
-"""The worker: sessions, models, faults and whatever else is rare beside its road.
+"""The worker's loop: sessions, models, faults and other rare events.
 
-The road (csrc/worker/road.h) is a native thread that owns the controller's socket and carries out each action inside its
-window, or answers that it could not. This loop does what the road hands over. Slow work (files, preparation) happens in
-other threads and processes.
+The road (csrc/worker/road.h) is a native thread that owns the controller's socket. It carries out each action
+inside its window, or answers that it could not. This loop handles the notices of the road. Slow work (files,
+preparation) happens in other threads and processes.
 
-Times inside are of the machine's monotonic clock; WorkerClock converts those of messages.
+Times are of the machine's monotonic clock; WorkerClock converts the times of messages.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ from clockwork.worker.settings import WorkerSettings
 log = logging.getLogger("clockwork.worker")
 
 EXIT_STUCK = 75
-"""The exit status of a worker with an execution or load that does not end, where its process does not restart itself."""
+"""Exit status of a worker whose execution or load does not end and whose process does not restart itself."""
 
 ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop, Reserve)
 
 
 class WorkerDevice:
-    """A device as the controller and the road know it."""
+    """A device, with its numbers at the controller and the road."""
 
     __slots__ = ("clock_mhz", "device", "index", "offline", "place")
 
@@ -113,7 +113,7 @@ class Worker:
         self._devices_lost: list[str] = []  # sentences about the devices that are offline
         self._groups = list(dict.fromkeys(device.group for device in devices if device.group is not None))
         self._all_devices = [WorkerDevice(place, device) for place, device in enumerate(devices)]
-        self._online = list(self._all_devices)  # of the session, in the order of their indices
+        self._online = list(self._all_devices)  # the session's devices, by index
         self._session = Session(settings, transport)
         self._dealer = self._session.dealer
         self._departure = Departure(settings.drain_ns)
@@ -141,7 +141,7 @@ class Worker:
         self._stop_signals = 0
         self._exit: int | None = None
         self.crashed = False
-        """Whether a lane has crashed, and the process is about to end."""
+        """Whether a lane has crashed, so that the process is about to end."""
         self.starts_over = False
         """Whether the loop has ended because an action does not end: its process is to restart."""
         self._is_trial_stuck = False
@@ -168,7 +168,7 @@ class Worker:
         }
 
     def run(self) -> int:
-        """Serve until told to stop; the process's exit status."""
+        """Serve until told to stop. Returns the process's exit status."""
         log.info("%s waits for the controller at %s", self._settings.name, self._settings.endpoint)
         self._road.start()
         while self._exit is None:
@@ -178,14 +178,14 @@ class Worker:
         return self._exit
 
     def stop(self, signal_number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Leave in order; called again, leave at once. A signal handler; any thread may call it."""
+        """Drain and leave; on a second call leave at once. A signal handler; any thread may call it."""
         self._stop_signals += 1
         self.wake()
 
     def wake(self) -> None:
-        """Have the loop turn once. Any thread may call it."""
+        """Wake the loop for a turn. Any thread may call it."""
         self._wake_asked = True
-        with contextlib.suppress(BlockingIOError):  # then it is full of wake-ups already
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes the loop as well
             os.write(self._wake_write, b"\0")
 
     @property
@@ -195,7 +195,7 @@ class Worker:
 
     @property
     def is_hurried(self) -> bool:
-        """Whether the worker has been told twice to leave, and so does it at once."""
+        """Whether the worker has been told twice to leave, so that it leaves at once."""
         return self._stop_signals > 1
 
     @property
@@ -204,11 +204,12 @@ class Worker:
         return self._wake_write
 
     def end_runs(self) -> bool:
-        """End whatever still executes, and wait for what loads. False: some of it does not come back."""
-        return end_runs(one.device for one in self._all_devices)
+        """End running executions and wait for loads. Returns False if some of them do not end."""
+        return end_runs(worker_device.device for worker_device in self._all_devices)
 
     def close(self) -> None:
-        """Stop every thread and process, and close `clocks`. Messages sent before still go out when the transport closes."""
+        """Stop all threads and processes and close `clocks`. Closing the transport still sends earlier
+        messages."""
         self._road.stop()
         if self._watch is not None:
             self._watch.close()
@@ -222,7 +223,7 @@ class Worker:
 
     @property
     def _count(self) -> int:
-        """Actions that have not been answered."""
+        """Return the number of actions that have not been answered."""
         return self._road.count + self._lending.count
 
     def _turn(self) -> None:
@@ -234,10 +235,10 @@ class Worker:
         for kind, number, value, came_ns, rest in self._road.take():
             self._on_notice(kind, number, value, came_ns, rest)
         if self._wake_asked:
-            self._wake_asked = False  # before reading: what is asked for from here on turns the loop again
+            self._wake_asked = False  # cleared before reading: a later wake() causes another turn
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
-            self._lose_broken()  # before what was made ready on the others is told
+            self._lose_broken()  # before Prepared is sent for models on the other devices
             self._models.poll()
             self._answer(lending.take_copies(now_ns()))
             self._report_clocks()
@@ -253,7 +254,7 @@ class Worker:
             self._heartbeat()
 
     def _on_notice(self, kind: int, number: int, value: int, came_ns: int, rest: Any) -> None:
-        """Do what the road hands over; see Notice in csrc/worker/road.h."""
+        """Handle a notice of the road; see Notice in csrc/worker/road.h."""
         match kind:
             case _road.MESSAGE:
                 self._on_message(rest, came_ns)
@@ -283,7 +284,14 @@ class Worker:
                 raise RuntimeError(f"the road has ended: {rest}")
 
     def _need_time(self, holder: ModelHolder, model_id: int, expected_ns: int, runs: list[int]) -> None:
-        queue = next((one for one in self._online if one.device is holder and not one.offline), None)
+        queue = next(
+            (
+                worker_device
+                for worker_device in self._online
+                if worker_device.device is holder and not worker_device.offline
+            ),
+            None,
+        )
         if queue is not None and self._session.welcomed:
             self._send(codec.encode(TimeNeeded(queue.index, model_id, expected_ns, runs)))
 
@@ -297,7 +305,7 @@ class Worker:
             self._exit = 1
 
     def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
-        """False: the controller takes nothing any more, and the worker starts over."""
+        """Send a message. False: the controller takes no more messages, and a new session starts."""
         if self._session.send(header, frames):
             return True
         self._start_over()
@@ -306,10 +314,10 @@ class Worker:
     def _answer(self, answers: Iterable[Answer]) -> None:
         for header, frames in answers:
             if not self._send(header, frames):
-                break  # the others belong to the session that has just ended
+                break  # the other answers belong to the session that has just ended
 
     def _start_over(self) -> None:
-        """Drop every action, and be a new worker to the controller: a hello is due."""
+        """Drop every action and begin a new session: a hello is due."""
         self._forget_actions()
         self._session.end(hello_due_ns=now_ns())
 
@@ -337,7 +345,7 @@ class Worker:
         if now >= self._next_collect_ns:
             self._next_collect_ns = now + COLLECT_INTERVAL_NS
             gc.collect()
-            gc.freeze()  # what lives now is not looked at again
+            gc.freeze()  # excludes the objects that exist now from collections
 
     def _stats(self) -> dict[str, Any]:
         pages = int(os.pread(self._statm, 256, 0).split()[1])
@@ -350,42 +358,44 @@ class Worker:
             "devices_lost": self._devices_lost,
             "devices": [
                 {
-                    **one.device.memory(),
-                    **self._gpu_stats(one),
-                    **dict(zip(("actions_queued", "actions_started"), self._road.counts(one.place))),
+                    **worker_device.device.memory(),
+                    **self._gpu_stats(worker_device),
+                    **dict(
+                        zip(("actions_queued", "actions_started"), self._road.counts(worker_device.place))
+                    ),
                 }
-                for one in self._online
+                for worker_device in self._online
             ],
             **self._models.stats(),
             **{name: value for group in self._groups for name, value in group.stats().items()},
         }
 
-    def _gpu_stats(self, one: WorkerDevice) -> dict[str, Any]:
-        return {"gpu": self._watch.states[one.place].describe()} if self._watch is not None else {}
+    def _gpu_stats(self, worker_device: WorkerDevice) -> dict[str, Any]:
+        return {"gpu": self._watch.states[worker_device.place].describe()} if self._watch is not None else {}
 
     def _report_clocks(self) -> None:
         """Tell the controller of clocks that have changed."""
         if self._watch is None:
             return
         states, clocks = self._watch.states, self._watch.clocks
-        for one in self._online:
-            if one.offline:
+        for worker_device in self._online:
+            if worker_device.offline:
                 continue
-            if states[one.place].lost:
-                self._lose(one, states[one.place].lost)
-            elif self._session.welcomed and clocks[one.place] != one.clock_mhz:
-                one.clock_mhz = clocks[one.place]
-                self._send(codec.encode(ClockChanged(one.index, one.clock_mhz)))
+            if states[worker_device.place].lost:
+                self._lose(worker_device, states[worker_device.place].lost)
+            elif self._session.welcomed and clocks[worker_device.place] != worker_device.clock_mhz:
+                worker_device.clock_mhz = clocks[worker_device.place]
+                self._send(codec.encode(ClockChanged(worker_device.index, worker_device.clock_mhz)))
 
     # ----- the session -------------------------------------------------------------------------
 
     def _hello(self) -> None:
-        """Offer the devices that work. Nothing is under way on this connection, so their indices may change."""
-        self._online = [one for one in self._online if not one.offline]
-        for index, one in enumerate(self._online):
-            one.index, one.clock_mhz = index, 0
-        self._road.renumber([one.place for one in self._online])
-        self._session.hello(one.device.info for one in self._online)
+        """Offer the working devices to the controller. No action runs, so their indices may change."""
+        self._online = [worker_device for worker_device in self._online if not worker_device.offline]
+        for index, worker_device in enumerate(self._online):
+            worker_device.index, worker_device.clock_mhz = index, 0
+        self._road.renumber([worker_device.place for worker_device in self._online])
+        self._session.hello(worker_device.device.info for worker_device in self._online)
 
     def _abandon(self) -> None:
         """Drop every action: the controller has given them up as well."""
@@ -399,9 +409,9 @@ class Worker:
             self.starts_over = True
             self._exit = EXIT_STUCK
             return
-        for one in self._all_devices:  # broken devices, too: they release their memory
-            one.device.reset()
-            one.device.poll()
+        for worker_device in self._all_devices:  # broken devices, too: they release their memory
+            worker_device.device.reset()
+            worker_device.device.poll()
         self._models.reset()
         self._session.begin(now)
         self._road.serve(True)
@@ -416,7 +426,7 @@ class Worker:
 
     def _on_hello_needed(self, message: HelloNeeded, frames: list[Frame], now: int) -> None:
         if not self._session.welcomed:
-            return  # a hello is on its way: something sent before the last connection ended came first
+            return  # a hello is under way, and this message was sent before the last connection ended
         self._forget_actions()
         self._session.end_by_controller(now)
         if self._session.is_hello_due(now):
@@ -456,11 +466,11 @@ class Worker:
                 self._answer_failed(kind, message[0] if message else 0, Status.DEVICE_ERROR, text, now)
 
     def _answer_failed(self, kind: type | None, number: int, status: Status, text: str, now: int) -> None:
-        """Have the controller hear that nothing comes of a message. number: of its action or model."""
+        """Tell the controller that a message failed. number: the id of its action or model."""
         if kind is Prepare:
             self._send(codec.encode(Prepared(number, Status.INTERNAL, text, {})))
         elif kind in ACTIONS and not self._road.holds(number) and not self._lending.holds(number):
-            # An action that is held is answered at the end of its window or by its device.
+            # A held action is answered at the end of its window or by its device.
             self._answer([refusal(number, status, text, self._clock.to_worker(now))])
 
     def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
@@ -476,12 +486,12 @@ class Worker:
         self._models.forget(message.model_id)
 
     def _on_action(self, message: Message, frames: list[Frame], now: int) -> None:
-        """An action, or a Revoke, that came before the session began."""
+        """Take an action, or a Revoke, that came before the session began."""
         if not self._road.deliver(frames, now):
             raise AssertionError(f"the road takes no {type(message).__name__}")
 
     def _on_shared(self, frames: list[Frame], now: int) -> None:
-        """An INFER with inputs in a client's memory."""
+        """Take an INFER with inputs in a client's memory."""
         message = codec.decode(frames[0], TO_WORKER)
         assert isinstance(message, Infer)
         try:
@@ -494,7 +504,7 @@ class Worker:
     # ----- leaving -----------------------------------------------------------------------------
 
     def _drain(self) -> None:
-        """Leave once the actions have ended, or their time is up, or the second signal has come."""
+        """Leave once all actions have ended, the drain limit has passed, or a second signal has come."""
         now, departure, count = now_ns(), self._departure, self._count
         if not departure.began_ns:
             departure.began_ns = now
@@ -518,7 +528,7 @@ class Worker:
         self._give_up(Outcome(action_id, Status.OVERRUN, text), EXIT_STUCK)
 
     def _say_last_words(self, number: int, action_id: int) -> None:
-        """A lane has crashed, and its thread waits for this before the process ends by its signal."""
+        """Answer the action of a crashed lane. The lane's thread then ends the process by its signal."""
         name = signal.Signals(number).name
         log.critical("action %d crashed: %s; the worker ends", action_id, name)
         self.crashed = True
@@ -526,9 +536,9 @@ class Worker:
         self._give_up(Outcome(action_id, Status.CRASHED, text), 128 + number)
 
     def _give_up(self, outcome: Outcome, status: int) -> None:
-        """Leave as soon as the controller knows the outcome of every action, or soon if it does not answer.
+        """Leave once the controller has read the outcome of every action, or soon if it does not answer.
 
-        Any other action than that of the outcome ends as cancelled: for the controller it has not begun.
+        All actions but that of the outcome end as cancelled: to the controller they have not begun.
         """
         welcomed = self._session.welcomed
         self._departure.give_up(status, now_ns(), farewells=2 if welcomed else 0)
@@ -541,25 +551,25 @@ class Worker:
             self._send(codec.encode(Goodbye()))
 
     def _lose_broken(self) -> None:
-        for one in self._online:
-            if not one.offline and one.device.fault:
-                self._lose(one, one.device.fault)
+        for worker_device in self._online:
+            if not worker_device.offline and worker_device.device.fault:
+                self._lose(worker_device, worker_device.device.fault)
 
-    def _lose(self, one: WorkerDevice, text: str) -> None:
-        """Go on without a broken device, which only another process can use again.
+    def _lose(self, worker_device: WorkerDevice, text: str) -> None:
+        """Continue without a broken device, which only another process can use again.
 
-        The controller hears of the fault first, and plans the device's work anew; each of its actions ends by itself, as
-        an error. A worker without a device ends, and whatever watches over its process starts the next."""
-        if one.offline:
+        The controller is told of the fault first, and plans the device's work anew. Each of the device's
+        actions ends as an error. A worker without a device exits, and its supervisor starts the next."""
+        if worker_device.offline:
             return
-        one.offline = text
-        name = one.device.info.name
+        worker_device.offline = text
+        name = worker_device.device.info.name
         self._devices_lost.append(f"{name}: {text}"[:TROUBLE_CHARS_MAX])
-        log.critical("device %d (%s) is offline: %s", one.index, name, text)
+        log.critical("device %d (%s) is offline: %s", worker_device.index, name, text)
         if self._session.welcomed:
-            self._send(codec.encode(DeviceFault(one.index, text)))
-        self._road.lost(one.place)
-        self._models.lose(one.device)
+            self._send(codec.encode(DeviceFault(worker_device.index, text)))
+        self._road.lost(worker_device.place)
+        self._models.lose(worker_device.device)
         if all(other.offline for other in self._online):
             log.critical("no device is left: the worker ends")
             self._exit = 1
@@ -569,7 +579,7 @@ class Worker:
 
 
 def _open_store(root: Path) -> PackageStore:
-    """The packages below a directory, which is made if need be. Raises ConfigError."""
+    """Open the store of packages below a directory, which is made if need be. Raises ConfigError."""
     try:
         store = PackageStore(root)
     except OSError as error:
@@ -581,7 +591,7 @@ def _open_store(root: Path) -> PackageStore:
 
 @contextlib.contextmanager
 def _signals(worker: Worker) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the worker while this lasts."""
+    """Have SIGINT and SIGTERM stop the worker inside this context."""
     wake = signal.set_wakeup_fd(worker.wake_fileno, warn_on_full_buffer=False)
     handlers = [(number, signal.signal(number, worker.stop)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -593,14 +603,14 @@ def _signals(worker: Worker) -> Iterator[None]:
 
 
 def _stop_the_process(arguments: threading.ExceptHookArgs) -> None:
-    """End the process when a helper thread has failed: without the thread the worker would hang sooner or later."""
+    """End the process when a helper thread has failed: without the thread the worker would hang."""
     name = arguments.thread.name if arguments.thread is not None else "?"
     log.critical("thread %s failed", name, exc_info=arguments.exc_value)
     os._exit(1)
 
 
 def main(settings: WorkerSettings) -> int:
-    """Run a worker until a signal ends it; the process's exit status."""
+    """Run a worker until a signal ends it. Returns the process's exit status."""
     start_log("worker")
     threading.excepthook = _stop_the_process
     silence_onnxruntime()
@@ -634,18 +644,19 @@ def main(settings: WorkerSettings) -> int:
             if worker.starts_over:
                 _start_over(worker)
             _crash.told()
-            threading.Event().wait()  # for the signal
+            threading.Event().wait()  # the signal ends the process
         if worker.is_hurried or not worker.end_runs():
             os._exit(status)  # closing a device would wait for its executions
         return status
 
 
 def _start_over(worker: Worker) -> NoReturn:
-    """Restart as a new process of the same command, which ends every thread. The process id stays, so that the supervisor
-    of this process has nothing to do."""
+    """Replace the process by a new run of the same command, which ends every thread.
+
+    The process id stays the same, so the supervisor of this process need not act."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    if worker.is_stopping:  # a signal has come since, and a new process would not know of it
+    if worker.is_stopping:  # a new process would not know of a signal that has come meanwhile
         os._exit(0)
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -28,11 +28,12 @@ from clockwork.wire.transport import Dealer, socket_functions
 from clockwork.worker._road import Road
 
 RESERVATION = "reservation"
-"""The operation of a RESERVE, in which the worker's own work has the device; see Road::watch()."""
+"""The watched operation of a RESERVE, during which the worker itself uses the device; see Road::watch()."""
 
 
 def open_road(dealer: Dealer, devices: Sequence[Device], clock: tuple[int, int, int]) -> Road:
-    """A road between this socket, which it owns from start() to stop(), and these devices. clock: WorkerClock.settings."""
+    """Open a road from a socket, which it owns from start() to stop(), to devices. clock:
+    WorkerClock.settings."""
     road = Road(
         socket_functions(),
         *dealer.addresses(),

@@ -1,7 +1,8 @@
 """A worker's side of its connection to the controller: hello, welcome, and leaving.
 
-A Session belongs to one connection at a time. It begins with a WorkerWelcome and ends when the connection does, when the
-controller lets go of the worker, or when the controller takes no more messages; then another hello follows.
+A session belongs to one connection at a time. It begins with a WorkerWelcome. It ends when the connection
+does, when the controller lets go of the worker, or when the controller takes no more messages; then another
+hello follows.
 """
 
 from __future__ import annotations
@@ -44,17 +45,17 @@ class Session:
         self._deliver: Callable[[bytes, Sequence[Frame]], bool] = self.dealer.send
         self.welcomed = False
         self._welcomed_ns = 0
-        self._hello_due_ns = 0  # connected, and a hello is to be sent from then on; 0: none
-        self._hello_pause_ns = 0  # before the next hello, if the controller soon lets go of this worker again
+        self._hello_due_ns = 0  # the time from which a hello is due on this connection; 0: none is due
+        self._hello_pause_ns = 0  # the pause before the next hello if the controller soon lets go again
         self._was_up = False
         self._refusals = 0
 
     def send_by(self, deliver: Callable[[bytes, Sequence[Frame]], bool]) -> None:
-        """Have messages go by native code, which owns the socket from now on."""
+        """Send messages by `deliver`, native code that owns the socket from now on."""
         self._deliver = deliver
 
     def note(self, event: int, value: int) -> ConnectionEvent | None:
-        """Take an event of the connection's monitor into account. UP, DOWN, or REFUSED for good; None: nothing changes."""
+        """Process an event of the socket's monitor. Returns UP, DOWN or REFUSED (final); None: no change."""
         change = self.dealer.note(event, value)
         if change is ConnectionEvent.UP:
             log.info("connected to %s", self._endpoint)
@@ -77,21 +78,21 @@ class Session:
         return change
 
     def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
-        """False: the controller has let this worker in and takes no more of its messages, so a hello is due."""
+        """Send a message. False: the welcomed worker's messages are no longer taken, so a hello is due."""
         if self._send(header, frames) or not self.welcomed:
             return True
         self.note_unsent()
         return False
 
     def note_unsent(self) -> None:
-        """The controller takes no more messages."""
+        """Record that the controller takes no more messages."""
         log.warning("%s does not take what is sent; starting over", self._endpoint)
 
     def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         return self.dealer.is_up and self._deliver(header, frames)
 
     def hello(self, devices: Iterable[DeviceInfo]) -> None:
-        """Offer these devices to the controller; their order gives them their indices."""
+        """Offer these devices to the controller; a device's index is its place in this order."""
         fields = [dataclasses.asdict(info) for info in devices]
         hello = WorkerHello(PROTOCOL_VERSION, config.VERSION, self._name, self._epoch, fields)
         sent = self._send(codec.encode(hello))
@@ -102,12 +103,13 @@ class Session:
         return self._hello_due_ns != 0 and now >= self._hello_due_ns
 
     def end(self, hello_due_ns: int = 0) -> None:
-        """The controller no longer counts on this worker. hello_due_ns: when to offer it again; 0: not on this connection."""
+        """End the session. hello_due_ns: the time of the next hello; 0: none on this connection."""
         self.welcomed = False
         self._hello_due_ns = hello_due_ns
 
     def end_by_controller(self, now: int) -> None:
-        """The controller let go of this worker: another hello is due, after a pause if this happens often."""
+        """End the session because the controller did: another hello is due, after a pause if this happens
+        often."""
         settled = now - self._welcomed_ns >= HELLO_SETTLED_NS
         self._hello_pause_ns = (
             0 if settled else min(max(2 * self._hello_pause_ns, HELLO_PAUSE_NS), HELLO_PAUSE_MAX_NS)
@@ -120,29 +122,30 @@ class Session:
             )  # fmt: skip
 
     def begin(self, now: int) -> None:
-        """The controller has let this worker in."""
+        """Begin the session: the controller has sent a WorkerWelcome."""
         self.welcomed = True
         self._welcomed_ns = now
 
 
 @dataclasses.dataclass(slots=True)
 class Departure:
-    """How a worker leaves: after its actions have ended (drain), or at once because of one of them (give up).
+    """The departure of a worker: once its actions have ended (drain), or at once after a failure (give up).
 
-    The controller says Goodbye to each Goodbye. To a draining worker it means that no action follows. A worker that gives
-    up says it twice, before and behind its last answers: when the second has come back, the controller has read those. A
-    connection that is closed earlier may be missed before its last messages are read.
+    The controller answers each Goodbye with a Goodbye. To a draining worker the answer means that no action
+    follows. A worker that gives up sends Goodbye twice, before and after its last answers: the second answer
+    shows that the controller has read them. A connection that is closed earlier may be given up with its last
+    messages unread.
     """
 
-    drain_ns: int  # how long actions may take to end
-    began_ns: int = 0  # when draining began; 0: it has not
+    drain_ns: int  # the limit of the time in which actions end
+    began_ns: int = 0  # the time at which draining began; 0: it has not
     released: bool = False  # the controller sends no more actions
-    exit_status: int = 0  # of a worker that gives up; 0: it does not
+    exit_status: int = 0  # the exit status of a worker that gives up; 0: it does not give up
     _farewells_due: int = 0
     _latest_ns: int = NEVER_NS
 
     def drain_due_ns(self, action_count: int) -> int:
-        """When a draining worker leaves at the latest; NEVER_NS if it is not draining."""
+        """Return the latest time at which a draining worker leaves; NEVER_NS if it is not draining."""
         if not self.began_ns:
             return NEVER_NS
         if action_count:
@@ -150,11 +153,11 @@ class Departure:
         return self.began_ns + (0 if self.released else min(DRAIN_SETTLE_NS, self.drain_ns))
 
     def due_ns(self, action_count: int) -> int:
-        """When the worker leaves if nothing else happens."""
+        """Return the time at which the worker leaves if no event comes before."""
         return min(self.drain_due_ns(action_count), self._latest_ns)
 
     def give_up(self, exit_status: int, now: int, farewells: int) -> None:
-        """Leave once so many Goodbyes have come, or soon if they do not."""
+        """Leave once the given number of Goodbyes has come, or soon if they do not come."""
         self.exit_status = exit_status
         self._farewells_due = farewells
         self._latest_ns = now + FAREWELL_LIMIT_NS
@@ -164,7 +167,7 @@ class Departure:
         return self.exit_status != 0 and (self._farewells_due <= 0 or now >= self._latest_ns)
 
     def on_goodbye(self) -> None:
-        """The controller said Goodbye."""
+        """Process a Goodbye of the controller."""
         if self.exit_status:
             self._farewells_due -= 1
         elif self.began_ns:

@@ -12,7 +12,7 @@ from clockwork.errors import ConfigError
 
 
 def default_name() -> str:
-    """``host-pid``: unique among the workers of one cluster, and readable."""
+    """Return ``host-pid``, which is unique among the workers of a cluster, and readable."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
@@ -20,15 +20,15 @@ KINDS = ("cpu", "cuda", "emulated")
 
 
 def kind_of(device: str) -> str:
-    """The kind of a device that was asked for by name: "cuda:1" is a cuda device."""
+    """Return the kind of a named device: "cuda" for "cuda:1"."""
     return device.partition(":")[0]
 
 
 def device_names(text: str, count: int = 1) -> tuple[str, ...]:
-    """The devices that ``--device`` and ``--devices`` ask for. Raises ConfigError.
+    """Return the names of the devices that ``--device`` and ``--devices`` ask for. Raises ConfigError.
 
-    text: a kind, or names with commas between them: cpu, emulated, cuda (the first GPU; ``count`` of them from it
-    on), cuda:1, cuda:GPU-<uuid>, and a MIG instance as nvidia-smi names it, MIG-<uuid>.
+    text: a kind, or names with commas between them: cpu, emulated, cuda (the first GPU; ``count`` of them
+    from it on), cuda:1, cuda:GPU-<uuid>, and a MIG instance as nvidia-smi names it, MIG-<uuid>.
     """
     names = [name.strip() for name in text.split(",")]
     names = [f"cuda:{name}" if name.upper().startswith(("MIG-", "GPU-")) else name for name in names]
@@ -54,14 +54,14 @@ def device_names(text: str, count: int = 1) -> tuple[str, ...]:
 
 
 def why_no_gpu() -> str:
-    """Why no GPU can be used on this machine, as a sentence; "" if a GPU can be used."""
+    """Return a sentence that says why no GPU of this machine can be used; "" if a GPU can be used."""
     from clockwork.device.cuda_memory import why_unusable  # here, so that workers without GPUs do not load it
 
     return why_unusable()
 
 
 def first_gpu() -> str:
-    """The name of the GPU that ``cuda`` means, where one can be used."""
+    """Return the name of the GPU that ``cuda`` means, where a GPU can be used."""
     from clockwork.device.cuda_memory import cards, open_driver
 
     return cards(open_driver())[0].name
@@ -75,9 +75,8 @@ class WorkerSettings:
     arena_bytes: int = 0  # of each device; 0: the default of its kind
     page_bytes: int = 0  # of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
-    pinned_bytes: int = (
-        0  # of CUDA devices without that: for the weights of whatever is prepared; 0: the default
-    )
+    # Without a host store: CUDA devices' pinned memory for the weights of all prepared models. 0: default.
+    pinned_bytes: int = 0
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated
     threads: int = 1  # of each CPU device's execution
     run_ahead: int = config.RUN_AHEAD

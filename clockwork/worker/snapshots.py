@@ -16,34 +16,36 @@ from clockwork.wire.tensors import Array
 
 
 class Snapshots:
-    """The memory.
+    """Memory for copies, as one mapping.
 
-    It is one mapping, of which the lowest free place is taken, so that its pages are used again; after a while without
-    use they go back to the system. What is taken is free again when nobody holds it any more. take() may be called by
-    any thread.
+    take() uses the lowest free place, so that pages are used again. Pages that have been unused for a while
+    go back to the system. A place is free again when no reference to its array is left. Any thread may call
+    take().
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._memory: mmap.mmap | None = None  # made at the first use
+        self._memory: mmap.mmap | None = None  # created by the first take()
         self._bytes: Array = np.empty(0, np.uint8)
         self._ranges = Ranges(0, SNAPSHOT_BYTES_MAX)
         self._used: dict[int, int] = {}  # bytes, by owner
-        # Of what is held no more: owner, offset, size. A reference may end anywhere, also while the lock is held.
+        # Places that are free again: owner, offset, size. A reference may end in any thread, or
+        # while the lock is held.
         self._returned: collections.deque[tuple[int, int, int]] = collections.deque()
-        self._used_ns = 0  # of the last tidy() that found something taken
-        self._was_used = False  # since the last tidy()
+        self._used_ns = 0  # the time of the last tidy() that found memory in use
+        self._was_used = False  # whether memory was taken since the last tidy()
         self._has_pages = False
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that are held."""
+        """The number of bytes that are held."""
         with self._lock:
             self._take_back()
             return sum(self._used.values())
 
     def take(self, owner: int, size: int) -> Array:
-        """So many bytes, aligned, with anything in them. Raises InvalidInput where a bound is reached."""
+        """Return an aligned, uninitialised array of `size` bytes. Raises InvalidInput where a bound is
+        reached."""
         whole = aligned(size)
         with self._lock:
             self._take_back()
@@ -68,7 +70,7 @@ class Snapshots:
         return found
 
     def tidy(self, now: int) -> None:
-        """Give the memory's pages back, if nobody has held any of them for a while."""
+        """Give the pages back to the system if none has been held for a while."""
         with self._lock:
             self._take_back()
             if self._used or self._was_used:

@@ -1,8 +1,9 @@
-"""Which model a worker was trying when it ended.
+"""Notes that name the model that a worker was trying when the worker ended.
 
-A kernel that does not end takes its worker with it, which begins anew, and must not do so for ever. So a note lies in the
-store while a model is being tried: a file with an exclusive lock, which ends with the process. Who finds one that nobody
-has locked knows what became of the trial. Several workers may share a store.
+A kernel that does not end forces its worker to restart, which must not repeat for ever. Therefore a note lies
+in the store while a model is being tried: a file with an exclusive lock, which the process's end releases. A
+worker that finds an unlocked note knows that the trial ended another worker. Several workers may share a
+store.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ FOLDER = "trying"
 
 
 class TrialNotes:
-    """The note of one worker, which tries one model at a time. begin() and end() belong to the thread that tries."""
+    """The note of a worker, which tries one model at a time. The trying thread calls begin() and end()."""
 
     def __init__(self, store: Path) -> None:
         self._folder = store / FOLDER
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the attributes below
         self._is_over = False
         self._path: Path | None = None
         self._descriptor = -1
 
     def begin(self, name: str) -> bool:
-        """Note that the model of this prepared directory is being tried. False: a worker ended in the middle of trying it;
-        that note is gone, and the next begin() is a first one. Raises OSError."""
+        """Write a note that the model of this prepared directory is being tried. Raises OSError.
+
+        Returns False if a worker ended during a trial of the model. That worker's note is deleted, so that
+        the next begin() succeeds."""
         with self._lock:
             if self._is_over:
                 return True
@@ -37,23 +40,24 @@ class TrialNotes:
             self._path, self._descriptor = path, descriptor
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # another worker tries the same, and has a note of it
+            except BlockingIOError:  # another worker is trying the same model, and holds its note
                 self._path = None
                 self._drop()
                 return True
             if os.fstat(descriptor).st_size:
                 self._drop()
                 return False
-            os.write(descriptor, b"1")  # a note that is empty says nothing: it is being made, or taken away
+            os.write(descriptor, b"1")  # an empty note is being created or deleted
             return True
 
     def end(self) -> None:
-        """Whatever came of it, the worker has not ended."""
+        """Delete the note: the trial, successful or not, is over and the worker still runs."""
         with self._lock:
             self._drop()
 
     def close(self) -> None:
-        """The worker ends, for no reason that lies in the trial. Any thread; begin() does nothing from then on."""
+        """Delete the note as the worker ends for another reason. Any thread; later calls of begin() do
+        nothing."""
         with self._lock:
             self._is_over = True
             self._drop()

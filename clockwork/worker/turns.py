@@ -1,15 +1,15 @@
-"""Whose model is prepared next: pure, time comes with the event.
+"""Decides which model is prepared next. Pure: the time is an argument.
 
-A preparation takes a fraction of a second or minutes, and nobody knows which before it has run. First come, first served
-fails when somebody registers models whose executions do not end: everybody else waits for their limits. So owners take
-turns, and a preparation that turns out to be slow gives way:
+A preparation takes a fraction of a second or minutes, and its time is unknown before it has run. First come,
+first served fails when an owner registers models whose executions do not end: all other owners wait until the
+limits of those. Therefore owners take turns, and a slow preparation gives way:
 
-- As long as each ends soon, jobs run one at a time, because two would disturb each other's measurements. Beside slow ones
-  the next begins at once, up to PREPARATIONS_MAX.
-- A job is slow once it has run for PREPARATION_SLOW_NS, or one of its executions for PREPARATION_LONG_RUN_NS.
-- Where all places are taken by slow ones and a job waits for its first turn, a slow one of the owner that has the most of
-  them is stopped. It begins anew where no job waits for its first turn, and is not stopped again; jobs that begin anew have
-  all places but one.
+- Jobs that are not slow run one at a time, because two would disturb each other's measurements. Beside slow
+  jobs the next begins at once, up to PREPARATIONS_MAX.
+- A job is slow once it has run for PREPARATION_SLOW_NS, or an execution for PREPARATION_LONG_RUN_NS.
+- Where slow jobs take all places and a job waits for its first turn, a slow job of the owner that has the most
+  is stopped. A stopped job begins anew when no job waits for its first turn, and is not stopped again. Jobs
+  that begin anew have all places but one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clockwork.config.worker import PREPARATION_SLOW_NS, PREPARATIONS_MAX
 
 
 class Turn(NamedTuple):
-    """A job begins. beside: the number of jobs that run already, all of them slow."""
+    """The start of a job. beside: the number of jobs that run already, all of them slow."""
 
     job_id: int
     beside: int
@@ -39,7 +39,8 @@ class _Run:
 
 
 class _Ring:
-    """Jobs that wait, by owner: each owner's in order, and one of each owner in turn, those first that have the least."""
+    """Waiting jobs. Owners take turns, the owner with the fewest running jobs first; each owner's jobs in
+    order."""
 
     def __init__(self) -> None:
         self._jobs: dict[int, deque[int]] = {}  # by owner, in the order of their turns
@@ -51,7 +52,7 @@ class _Ring:
         self._jobs.setdefault(owner, deque()).append(job_id)
 
     def take(self, running: Counter[int]) -> tuple[int, int]:
-        """The next job, and its owner, whose next turn comes after those of all others. running: jobs by owner."""
+        """Take the next job and its owner, who goes behind all others. running: number of jobs by owner."""
         owner = min(self._jobs, key=running.__getitem__)
         jobs = self._jobs.pop(owner)
         job_id = jobs.popleft()
@@ -73,20 +74,21 @@ class Turns:
 
     def __init__(self) -> None:
         self._first = _Ring()
-        self._anew = _Ring()  # of those that were stopped
+        self._anew = _Ring()  # jobs that were stopped
         self._running: dict[int, _Run] = {}
 
     def put(self, job_id: int, owner: int, *, is_anew: bool = False) -> None:
-        """A job waits. owner: a number of whoever registered the model. is_anew: it was stopped before."""
+        """Queue a job. owner: the number of the user who registered the model. is_anew: the job was stopped
+        before."""
         (self._anew if is_anew else self._first).put(job_id, owner)
 
     def drop(self, job_id: int, owner: int) -> None:
-        """A job that waits is not wanted any more."""
+        """Remove a waiting job."""
         self._first.drop(job_id, owner)
         self._anew.drop(job_id, owner)
 
     def take(self, now_ns: int) -> Turn | None:
-        """The job that begins now; None: none may, or none waits."""
+        """Take the job that begins now; None if no job may begin, or no job waits."""
         running = self._running.values()
         if len(running) >= PREPARATIONS_MAX or not all(self._is_slow(run, now_ns) for run in running):
             return None
@@ -101,7 +103,7 @@ class Turns:
         return Turn(job_id, beside, is_anew)
 
     def stop(self, now_ns: int) -> int:
-        """The job that is to be stopped now; 0: none. Ids of jobs are positive."""
+        """Choose the job that is to be stopped now; 0 for none. Ids of jobs are positive."""
         running = self._running.values()
         if not self._first or len(running) < PREPARATIONS_MAX:
             return 0
@@ -117,16 +119,16 @@ class Turns:
         return job_id
 
     def found_slow(self, job_id: int) -> None:
-        """An execution of a job takes long; it may have ended meanwhile."""
+        """Record that an execution of a job takes long. The job may have ended meanwhile."""
         if job_id in self._running:
             self._running[job_id].is_slow = True
 
     def ended(self, job_id: int) -> bool:
-        """A job has ended. Returns whether it was stopped by stop()."""
+        """Record the end of a job. Returns whether stop() had chosen the job."""
         return self._running.pop(job_id).is_stopped
 
     def _counts(self) -> Counter[int]:
-        """Jobs that run, by owner."""
+        """Return the number of running jobs by owner."""
         return Counter(run.owner for run in self._running.values())
 
     @staticmethod

@@ -6,10 +6,10 @@ limits of those. Therefore owners take turns, and a slow preparation gives way:
 
 - Jobs that are not slow run one at a time, because two would disturb each other's measurements. Beside slow
   jobs the next begins at once, up to PREPARATIONS_MAX.
-- A job is slow once it has run for PREPARATION_SLOW_NS, or an execution for PREPARATION_LONG_RUN_NS.
-- Where slow jobs take all places and a job waits for its first turn, a slow job of the owner that has the most
-  is stopped. A stopped job begins anew when no job waits for its first turn, and is not stopped again. Jobs
-  that begin anew have all places but one.
+- A job is slow once it has run for PREPARATION_SLOW_NS, or one of its executions for PREPARATION_LONG_RUN_NS.
+- Where slow jobs take all places and a job waits for its first turn, a slow job of the owner with the most is
+  stopped. A stopped job begins anew when no job waits for its first turn, and is not stopped again. Jobs that
+  begin anew have all places but one.
 """
 
 from __future__ import annotations

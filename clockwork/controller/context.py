@@ -1,4 +1,4 @@
-"""What the parts of a controller's process share: who is connected, what is wrong, and what time it is."""
+"""State that the parts of a controller's process share: the connected peers, the troubles and the time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from clockwork.wire.complaints import Complaints
 
 COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "worker fault",
               "storage failed", "key refused", "clients cut", "workers cut", "events cut")  # fmt: skip
-"""From whom a message was, and whether it made no sense, met a defect of ours, or was an answer that cannot be; and
-connections that were not let in, or were ended."""
+"""Kinds of complaints: by sender, a malformed message, a message at which a handler failed, and an impossible
+answer; refused keys; connections that were ended."""
 
 
 class Context:
-    """One of a controller, whose thread alone uses it. What is to be done goes by controller.effects.
+    """A controller's shared state, for its own thread alone. Decisions go by controller.effects.
 
-    epoch: of this controller, by which its peers tell it from the one before. now_ns: of this turn of the loop.
+    epoch: a number of this run of the controller, by which its peers tell it from an earlier run.
+    now_ns: the time of this turn of the loop.
     """
 
     def __init__(

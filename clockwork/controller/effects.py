@@ -1,7 +1,8 @@
-"""Decisions of the controller's Python, as values. Whoever decides appends them to one queue, and controller.outlet alone
-carries them out, in this order. A job that storage has ended comes back as an event, ``Registrar.ended(job, value, error)``.
+"""Decisions of the controller's Python, as values.
 
-Beside that, peers' seats are the exchange's: a hello is answered by whether there is one, so that ports ask for it at once.
+The deciding part appends them to a queue, and controller.outlet alone carries them out, in that order. A job
+that storage has ended comes back as an event, ``Registrar.ended(job, value, error)``. Seats of peers are no
+effects: the answer to a hello depends on whether there is a seat, so ports ask the exchange for it at once.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ class SendWorker(NamedTuple):
 
 
 class Post(NamedTuple):
-    """Queue an encoded message for the peer at a descriptor, whom the exchange need not know. A peer that it knows and
-    cannot reach has left."""
+    """Queue an encoded message for the peer at a descriptor, which need not be known to the exchange. A known
+    peer that cannot be reached has left."""
 
     side: int  # CLIENTS or WORKERS of the exchange
     identity: bytes
@@ -69,7 +70,7 @@ class Post(NamedTuple):
 
 
 class PingWorker(NamedTuple):
-    """Ask a worker for its clock: the message says when it was sent, and so is made then."""
+    """Ask a worker for its clock. The message holds the time of sending, so it is made when it is sent."""
 
     worker: int
 
@@ -82,7 +83,7 @@ class Publish(NamedTuple):
 
 
 class NoteTrouble(NamedTuple):
-    """Something is wrong; see Troubles.note()."""
+    """Note a trouble; see Troubles.note()."""
 
     kind: TroubleKind
     subject: str
@@ -90,14 +91,14 @@ class NoteTrouble(NamedTuple):
 
 
 class ClearTrouble(NamedTuple):
-    """Something that was wrong is mended."""
+    """Clear a trouble that is mended."""
 
     kind: TroubleKind
     subject: str
 
 
 class Complain(NamedTuple):
-    """Count something that should not have come, or that went wrong. kind: of context.COMPLAINTS."""
+    """Count a message that should not have come, or a failure. kind: an element of context.COMPLAINTS."""
 
     kind: str
     text: str
@@ -105,20 +106,20 @@ class Complain(NamedTuple):
 
 
 class Alert(NamedTuple):
-    """Have the flight recorder keep what led to this."""
+    """Have the flight recorder dump the events that led to this."""
 
     what: str
 
 
 class Blame(NamedTuple):
-    """A worker said of a model what cannot be."""
+    """Hold an impossible statement about a model against its worker."""
 
     worker: int
     why: str
 
 
 class LetGo(NamedTuple):
-    """A worker that is known has left."""
+    """Let go of a known worker, as if it had left."""
 
     worker: int
     why: str
@@ -128,7 +129,7 @@ class LetGo(NamedTuple):
 
 
 class Tell(NamedTuple):
-    """The scheduler hears of an event: now, or when the orders of the decision under way have been carried out."""
+    """Tell the scheduler of an event: now, or once the current decision's orders are carried out."""
 
     event: Event
 
@@ -147,50 +148,50 @@ class ScheduleRemoval(NamedTuple):
 
 
 class Serve(NamedTuple):
-    """The exchange checks requests against what a model takes by now, and counts from its default SLO."""
+    """Have the exchange check requests against a model's current interface, and apply its default SLO."""
 
     model: ModelVersion
 
 
 class Forward(NamedTuple):
-    """The exchange has a name's traffic go to these models, by parts of SHARE_WHOLE, or to none."""
+    """Have the exchange route a name's traffic to these models, in parts of SHARE_WHOLE, or to none."""
 
     name: str
     shares: Sequence[tuple[int, int]]  # (model id, parts)
-    shadow: tuple[int, Shadow] | None  # (model id, what is asked of it)
+    shadow: tuple[int, Shadow] | None  # (model id, its shadow's settings)
 
 
 class Withdraw(NamedTuple):
-    """The exchange forgets a model, to which no name's traffic goes."""
+    """Have the exchange forget a model that no name's traffic goes to."""
 
     model_id: int
 
 
 class ForgetReferences(NamedTuple):
-    """The exchange asks anew which model a text addresses."""
+    """Have the exchange drop its cache of the models that texts address."""
 
 
 class CountDevices(NamedTuple):
-    """The scheduler has as many copies for shadows at once."""
+    """Count the devices anew, which bound the copies for shadows that the scheduler has at once."""
 
     devices: int
 
 
 class ShareMachine(NamedTuple):
-    """Requests may refer to memory of this machine, which all workers see; 0: of none."""
+    """Allow requests to refer to memory of this machine, on which all workers are; 0: no machine."""
 
     machine: int
 
 
 class SetClock(NamedTuple):
-    """Times are converted to a worker's clock by these bounds, of ClockSync.bounds()."""
+    """Have times converted to a worker's clock by these bounds, which ClockSync.bounds() gave."""
 
     worker: int
     bounds: tuple[int, int, int, int]
 
 
 class FailAction(NamedTuple):
-    """An action that a worker has under way ends as a failure of the device."""
+    """End an action that a worker has under way, as a failure of the device."""
 
     worker: int
     action_id: int
@@ -198,7 +199,7 @@ class FailAction(NamedTuple):
 
 
 class FailActions(NamedTuple):
-    """All of a worker's do."""
+    """End all actions that a worker has under way, as failures of their devices."""
 
     worker: int
     text: str
@@ -215,13 +216,13 @@ class Disconnect(NamedTuple):
 
 
 class Inspect(NamedTuple):
-    """Compare a package with its checksums: something is odd about it."""
+    """Compare a suspect package with its checksums."""
 
     digest: str
 
 
 class PackageArrived(NamedTuple):
-    """Somebody has uploaded a package whole."""
+    """A whole package has been uploaded."""
 
     digest: str
 
@@ -237,14 +238,14 @@ class PackagePrepared(NamedTuple):
 
 
 class WriteChange(NamedTuple):
-    """Have the catalog changed durably. Ends with what is wrong all the same, as a sentence."""
+    """Change the catalog durably. The result: "", or a sentence about packages that could not be removed."""
 
     name: str  # the model's
     change: Change
 
 
 class OpenUpload(NamedTuple):
-    """Ends with whether the package's bytes are needed: False where the store has all of them."""
+    """Begin an upload. The result: whether the package's bytes are needed."""
 
     upload_id: int
     digest: str
@@ -259,19 +260,19 @@ class WriteChunk(NamedTuple):
 
 
 class CommitUpload(NamedTuple):
-    """Check all that was written and put it in its place."""
+    """Check the whole uploaded package, and move it to its place."""
 
     upload_id: int
 
 
 class AbortUpload(NamedTuple):
-    """Remove what was written, if anything."""
+    """Remove the written chunks of an upload, if there are any."""
 
     upload_id: int
 
 
 class ReadUpload(NamedTuple):
-    """Ends with the Interface that an uploaded package declares, or None."""
+    """Read the Interface that an uploaded package declares. The result is None where it cannot be read."""
 
     upload_id: int
     digest: str
@@ -280,9 +281,9 @@ class ReadUpload(NamedTuple):
 
 
 class ReadRecord(NamedTuple):
-    """Read what the package of a record of an earlier version declares, and check all of it where ``prepared`` differs.
+    """Read the Interface that a package declares whose record is of an earlier release.
 
-    Ends with the Interface, or None.
+    Where it differs from ``prepared``, the whole package is checked. The result is the Interface, or None.
     """
 
     model_id: int
@@ -296,7 +297,7 @@ class RemovePackage(NamedTuple):
 
 
 class ReadChunk(NamedTuple):
-    """Ends with bytes of a package, for a worker that fetches it."""
+    """Read bytes of a package for a worker that fetches it; the result is the bytes."""
 
     worker: int
     digest: str

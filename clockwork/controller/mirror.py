@@ -1,4 +1,4 @@
-"""What the exchange is told of models: it checks requests against them without asking Python."""
+"""The models' interfaces and routes as the exchange has them, to check requests without Python."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from clockwork.controller.models.version import ModelVersion
 
 
 class ExchangeMirror:
-    """Hands the changes of a ModelTable on. Models of one declaration share one copy of it."""
+    """Forwards the changes of a ModelTable to the exchange. Models with equal declarations share a copy."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._interfaces: weakref.WeakValueDictionary[Any, Interface] = weakref.WeakValueDictionary()
-        self._interface_of: dict[int, Interface] = {}  # by model id; what keeps them
+        self._interface_of: dict[int, Interface] = {}  # by model id; keeps them alive
 
     def serve(self, model: ModelVersion) -> None:
         prepared = model.prepared

@@ -1,4 +1,4 @@
-"""The one exit of the controller's decisions: carries effects out, in the order in which they were decided."""
+"""The single exit of the controller's decisions: carries effects out in the order of the decisions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ from clockwork.wire.transport import Publisher
 
 
 class Outlet:
-    """Of one controller, whose thread alone uses it. effects: the queue that all parts append to."""
+    """Carries effects out, on the controller's thread. effects: the queue that all parts append to."""
 
     def __init__(
         self,
@@ -98,12 +98,13 @@ class Outlet:
         self._jobs = jobs
         self._mirror = ExchangeMirror(context.exchange)
         self._is_deciding = False
-        self._late: list[Event] = []  # for the scheduler, when the decision under way is over
+        self._late: list[Event] = []  # for the scheduler, once the current decision is over
 
     def carry_out(self, is_deciding: bool = False) -> None:
-        """Do all that was decided, and what follows from that.
+        """Carry out every effect in the queue, and those that follow from them.
 
-        is_deciding: the scheduler's orders are being carried out, so that it is told of nothing before they all are.
+        is_deciding: the scheduler's orders are being carried out; it is told of no event before that has
+        ended.
         """
         self._is_deciding = is_deciding
         if self._late and not is_deciding:
@@ -228,7 +229,7 @@ class Outlet:
                 assert_never(effect)
 
     def _job_ended(self, job: Job, value: Any, error: BaseException | None) -> None:
-        """Storage has done a job, or has failed at it."""
+        """Take in a job of the storage thread that has ended or failed."""
         if isinstance(job, ReadChunk):
             self._workers.chunk_read(job, value, error)
         else:
@@ -236,12 +237,12 @@ class Outlet:
         self.carry_out()
 
     def _slot(self, worker_id: int) -> int | None:
-        """Of a worker that is known, in the exchange."""
+        """A known worker's slot in the exchange; None of an unknown worker."""
         worker = self._context.links.worker_by_id.get(worker_id)
         return None if worker is None else worker.slot
 
     def _to_client(self, client: bytes, message: tuple[Any, ...]) -> None:
-        """Send to a client that may be gone: then there is nobody to tell."""
+        """Send to a client; nothing is sent to a client that is gone."""
         post = self._clients.post(client, message)
         if post is not None:
             self._post(post)
@@ -259,7 +260,7 @@ class Outlet:
         self._publisher.send(topic.encode(), msgpack.packb(body))
 
     def _note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None:
-        """Have status and metrics say so until it is cleared, or a day if nothing can mend it."""
+        """Show a trouble in status and metrics until it is cleared; a passing event for a day."""
         if kind in ALERTING:
             self._context.flight.alert(kind.value.replace("_", "-"), self._context.now_ns)
         self._context.troubles.note(kind, subject, text, self._context.now_ns)

@@ -1,10 +1,10 @@
-"""The controller's process: sockets, timers and books. Every decision is the scheduler's.
+"""The controller's process: sockets, timers and books. Scheduling decisions are the scheduler's.
 
-One thread drains the sockets, lets the scheduler decide once for all that came together, and carries its orders
-out. Requests, results, and the orders and answers that they lead to are the exchange's (``_exchange``), which needs no
-Python for them but for names, and for the sentences about what is wrong. What is rare stops there and comes to this
-module, which hands it on: messages to ``clients`` and ``workers``. Disk work happens on the storage thread, preparation
-on the workers.
+A single thread drains the sockets, lets the scheduler decide once for all messages that came together, and
+carries its orders out. The exchange (``_exchange``) handles requests, results, and the orders and answers
+that follow from them; it calls Python only to look names up and to word errors. Every rarer message stops the
+exchange, and this module hands it on to ``clients`` or ``workers``. Disk work happens on the storage thread,
+preparation on the workers.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Controller:
-    """Everything of one controller. run() returns when stop() was called or a signal came."""
+    """A controller with all its parts. run() returns when stop() was called or a signal came."""
 
     def __init__(self, settings: ControllerSettings) -> None:
         access = self._access = Access(settings.key, settings.allowed)
@@ -82,7 +82,7 @@ class Controller:
         self.events_endpoint = self._sockets.publisher.endpoint
         self._stopping = False
 
-        self._effects: deque[Effect] = deque()  # all that the parts below decide
+        self._effects: deque[Effect] = deque()  # the decisions of the parts below
         self._table = ModelTable(self._effects)
         self._links = Links()
         served = Served(self._table, self._links)
@@ -120,8 +120,8 @@ class Controller:
         self._restore(settings)
 
     def _open(self, settings: ControllerSettings) -> Sockets:
-        """The sockets, and the files that are recorded to: these last, so that a controller that cannot start spoils no
-        files of another one that runs."""
+        """Open the sockets, then the recorded files, so that a controller that cannot start damages no file
+        of a running controller."""
         sockets: Sockets | None = None
         try:
             sockets = Sockets(settings, self._access, self.seats)
@@ -143,7 +143,7 @@ class Controller:
         return Context(self._exchange, self._links, flight, Troubles(), complaints, epoch, now_ns())
 
     def _restore(self, settings: ControllerSettings) -> None:
-        """Take up what is registered."""
+        """Restore the registered models and routes from the catalog."""
         records, complaints = self._catalog.records()
         self._registrar.restore(records, complaints, *self._catalog.routes())
         self._registrar.versions.await_names(settings.await_models)
@@ -176,7 +176,7 @@ class Controller:
             outlet.carry_out(is_deciding=need == ORDER)
 
     def _needs(self) -> dict[int, Callable[[], None]]:
-        """What to do where the exchange stops."""
+        """The handler of each reason for which the exchange returns to Python."""
         return {
             OTHER: self._other,
             WORKERS_LEFT: self._workers.ended,
@@ -191,18 +191,19 @@ class Controller:
         }
 
     def time_stages(self) -> None:
-        """Count what the processor time of this thread goes to."""
+        """Count this thread's processor time by stage of the loop."""
         self._exchange.is_timed = True
 
     def stages_ns(self) -> dict[str, int]:
-        """Nanoseconds of processor time by stage of the loop since time_stages(), without those of libzmq's own thread."""
+        """Nanoseconds of processor time by stage of the loop since time_stages(), without libzmq's own
+        thread."""
         return self._exchange.spent_ns()
 
     def close(self) -> None:
-        """Answer what is open, say goodbye, release everything."""
+        """Answer the open requests, say goodbye to all peers, and release every resource."""
         text = "the controller is shutting down"
         self._exchange.fail_all(Status.UNAVAILABLE, text)
-        self._effects.clear()  # what is left of a controller that failed
+        self._effects.clear()  # left over from a controller that failed
         self._clients.dismiss()
         self._workers.dismiss()
         self._outlet.carry_out(is_deciding=True)  # the scheduler is told nothing more
@@ -216,7 +217,7 @@ class Controller:
     # ----- what the exchange stops for ---------------------------------------------------------------
 
     def _other(self) -> None:
-        """What is neither a message nor an order."""
+        """Serve the timers and descriptors, which are neither a message nor an order."""
         self._storage.drain(self._after_job_failed)
         self._repairs.drain(self._after_job_failed)
         self._context.flight.drain(self._after_job_failed)
@@ -225,7 +226,7 @@ class Controller:
             self._beat()
 
     def _after_job_failed(self, error: Exception) -> None:
-        """What follows a job of the storage thread raised: whoever waits for that hears nothing, and all others do."""
+        """Complain of an exception raised while a storage job's result was taken in."""
         text = "failed at what follows a job of the storage thread"
         self._effects.append(Complain("storage failed", text, error))
 
@@ -274,7 +275,7 @@ class Controller:
         self._effects.append(Publish("counts", counted))
 
     def _read_keys(self) -> None:
-        """Take in the list of keys as it is now, and end the connections of keys that lost what they were let in for."""
+        """Read the list of keys again, and end the connections of keys whose rights were lost."""
         try:
             revoked = self._access.read_again()
         except ConfigError as error:
@@ -294,7 +295,7 @@ class Controller:
 def main(settings: ControllerSettings) -> int:
     """Run a controller until SIGINT or SIGTERM; returns the exit status. Raises ConfigError."""
     start_log("controller")
-    # A signal may come while it starts, too: it then ends in order before it has begun.
+    # A signal may come during the start, too: the controller then ends in order before it serves.
     stopped = False
     controller: Controller | None = None
 

@@ -1,4 +1,4 @@
-"""What a controller is told when it starts."""
+"""A controller's settings, as its command line gives them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class ControllerSettings:
     events_endpoint: str = config.EVENTS_ENDPOINT
     data: Path = dataclasses.field(default_factory=config.data_directory)
     policy: str = config.POLICY
-    memory: str = ""  # whose rules load and evict; "": the policy's own
+    memory: str = ""  # the memory policy, whose rules load and evict; "": the policy's own
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the policy, by name
     key: Path | None = None  # a controller.key file; none: no encryption, loopback only
     allowed: Path | None = None  # the list of keys that are let in; none: allowed.keys beside `key`
     insecure: bool = False  # listen beyond loopback without keys
     await_models: Sequence[str] = ()  # names of models that must be registered before the cluster is ready
-    record: Path | None = None  # where to write down what the scheduler is told
+    record: Path | None = None  # file for the recording of the scheduler's events
     record_bytes_max: int = bounds.RECORD_BYTES_MAX
     recorder_bytes: int = RECORDER_BYTES  # of the flight recorder's ring; 0: it is off
-    telemetry: Path | None = None  # where every request and action is written
+    telemetry: Path | None = None  # folder for rows of every request and action
     telemetry_bytes_max: int = TELEMETRY_BYTES
     client_bounds: bounds.ConnectionBounds = bounds.CLIENT_CONNECTIONS
     worker_bounds: bounds.ConnectionBounds = bounds.WORKER_CONNECTIONS
 
 
 def check_recorder(recorder_bytes: int, record: Path | None, telemetry: Path | None) -> None:
-    """Raises ConfigError for a ring that is too small, or none although files are to be written from it."""
+    """Raises ConfigError for a ring that is too small, or that is off although files are written from it."""
     for name, path in (("--record", record), ("--telemetry", telemetry)):
         if recorder_bytes == 0 and path is not None:
             raise ConfigError(f"{name} needs the flight recorder: leave --recorder-bytes 0 out")
@@ -48,7 +48,7 @@ def check_recorder(recorder_bytes: int, record: Path | None, telemetry: Path | N
 
 
 def check_policy(policy: str, save_devices: bool, host_bytes: int = 0) -> None:
-    """Raises ConfigError where a policy cannot do what other flags ask of it, before anything has started."""
+    """Raises ConfigError for a policy that does not support the other flags, before anything has started."""
     options = known_options(policy)
     if save_devices and "save_devices" not in options:
         raise ConfigError(

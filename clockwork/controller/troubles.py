@@ -1,7 +1,8 @@
-"""What is wrong and since when, for status and metrics: a failure of ours that nobody asked about is loud.
+"""Troubles and their ages, for status and metrics: a failure of the system shows there without a request.
 
-Pure bookkeeping: no sockets, no clocks. Whoever finds something wrong notes it under a kind and a subject; whoever sees
-it mended clears it. What merely happened (PASSING) is forgotten a day after it happened last.
+Pure bookkeeping: no sockets, no clocks. The part that finds a trouble notes it under a kind and a subject;
+the part that sees it mended clears it. An event that nothing mends (PASSING) is forgotten a day after it
+happened last.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from clockwork.config.controller import TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
 
 
 class TroubleKind(enum.StrEnum):
-    """What can be wrong. A kind is a label of metrics, so there are few; the subject says which one."""
+    """Kinds of troubles. A kind is a label of metrics, so there are few; the subject is the affected part."""
 
     MODEL_SET_ASIDE = "model_set_aside"  # Its executions ended workers or overran; subject: name@version.
     MODEL_OVERRUN = "model_overrun"  # An execution was ended because it took too long; subject: name@version.
     WORKER_KILLED = "worker_killed"  # A worker died with an execution under way; subject: name@version.
-    WORKER_STUCK = "worker_stuck"  # A load, or a trial, did not end, and its worker began anew; subject: the worker's name.
+    # A load, or a trial, did not end, and its worker began anew; subject: the worker's name.
+    WORKER_STUCK = "worker_stuck"
     WORKER_LET_GO = "worker_let_go"  # A worker's answers were wrong too often; subject: the worker's name.
     WORKER_CLOCK = "worker_clock"  # A worker's clock cannot be followed; subject: the worker's name.
     DEVICE_LOST = "device_lost"  # A device of a worker is broken for good; subject: worker/device.
-    PREPARATION_FAILED = "preparation_failed"  # A worker cannot prepare a model that was ready; subject: name@version on its name.
-    FILE_REPAIRED = "file_repaired"  # A stored file was damaged and has been replaced; subject: what it held.
+    # A worker cannot prepare a model that was ready; subject: name@version on the worker's name.
+    PREPARATION_FAILED = "preparation_failed"
+    FILE_REPAIRED = "file_repaired"  # A stored file was damaged and has been replaced; subject: its content.
     FILE_DAMAGED = (
-        "file_damaged"  # A stored file is damaged and nobody has another copy; subject: what it held.
+        "file_damaged"  # A stored file is damaged and there is no other copy; subject: its content.
     )
     MODEL_SOURCE_FAILED = (
         "model_source_failed"  # A gateway cannot read a model repository; subject: its folder or URL.
     )
-    STORAGE_FAILED = "storage_failed"  # Something could not be written or erased; subject: what.
+    STORAGE_FAILED = "storage_failed"  # A file could not be written or erased; subject: its content.
     KEYS_UNREADABLE = (
         "keys_unreadable"  # The list of keys is broken, and the one before holds; subject: keys.
     )
@@ -51,12 +54,12 @@ ALERTING = frozenset({
     TroubleKind.MODEL_SET_ASIDE, TroubleKind.MODEL_OVERRUN, TroubleKind.WORKER_KILLED, TroubleKind.WORKER_STUCK,
     TroubleKind.WORKER_LET_GO, TroubleKind.WORKER_CLOCK, TroubleKind.DEVICE_LOST,
 })  # fmt: skip
-"""Kinds that the minute before may explain: the flight recorder is dumped when one is noted."""
+"""Kinds whose cause may lie in the minute before: the flight recorder is dumped when one is noted."""
 
 
 @dataclasses.dataclass(slots=True)
 class Trouble:
-    """One thing that is wrong. text: of the last time that it was noted."""
+    """A trouble. text: the sentence of the last note."""
 
     kind: TroubleKind
     subject: str
@@ -67,7 +70,7 @@ class Trouble:
 
 
 class Troubles:
-    """What is wrong. Bounded for each kind, so that none of them hides the others."""
+    """The open troubles, bounded for each kind, so that no kind hides the others."""
 
     def __init__(self) -> None:
         self._open: dict[TroubleKind, dict[str, Trouble]] = {kind: {} for kind in TroubleKind}
@@ -75,7 +78,7 @@ class Troubles:
         self._left_out: dict[TroubleKind, int] = dict.fromkeys(TroubleKind, 0)
 
     def note(self, kind: TroubleKind, subject: str, text: str, now_ns: int) -> None:
-        """Something is wrong, or has gone wrong once more: then it keeps its beginning and takes the newer text."""
+        """Note a trouble. A trouble that is already open keeps its beginning and takes the newer text."""
         self._noted[kind] += 1
         subject, text = subject[:TROUBLE_CHARS_MAX], text[:TROUBLE_CHARS_MAX]
         of_kind = self._open[kind]
@@ -93,32 +96,35 @@ class Troubles:
         of_kind[subject] = Trouble(kind, subject, text, now_ns, now_ns, 1)
 
     def clear(self, kind: TroubleKind, subject: str) -> bool:
-        """It is mended. False: it was not noted, or left out."""
+        """Clear a trouble that is mended. False: it was not noted, or left out."""
         return self._open[kind].pop(subject[:TROUBLE_CHARS_MAX], None) is not None
 
     def describe(self, now_ns: int) -> dict[str, Any]:
-        """``open``: oldest first, with ages in place of times, which are this machine's alone. ``left_out``: notes of
-        subjects that had no room, by kind. ``noted``: all notes ever, by kind."""
+        """The troubles for status.
+
+        ``open``: oldest first, with ages, since times hold on this machine alone. ``left_out``: notes of
+        subjects that had no room, by kind. ``noted``: all notes since the start, by kind.
+        """
         current = (trouble for kind in self._open for trouble in self._current(kind, now_ns))
         found = sorted(current, key=lambda trouble: trouble.since_ns)
         return {
             "open": [
                 {
-                    "kind": one.kind.value,
-                    "subject": one.subject,
-                    "text": one.text,
-                    "count": one.count,
-                    "since_ns": now_ns - one.since_ns,
-                    "last_ns": now_ns - one.last_ns,
+                    "kind": trouble.kind.value,
+                    "subject": trouble.subject,
+                    "text": trouble.text,
+                    "count": trouble.count,
+                    "since_ns": now_ns - trouble.since_ns,
+                    "last_ns": now_ns - trouble.last_ns,
                 }
-                for one in found
+                for trouble in found
             ],
             "left_out": {kind.value: count for kind, count in self._left_out.items() if count},
             "noted": {kind.value: count for kind, count in self._noted.items()},
         }
 
     def summary(self, now_ns: int) -> dict[str, dict[str, int]]:
-        """For metrics: by kind, how many are open, the age of the oldest, and how often one was noted in all."""
+        """Metrics by kind: the open troubles, the age of the oldest in ns, and all notes since the start."""
         body = {}
         for kind, noted in self._noted.items():
             ages = [now_ns - trouble.since_ns for trouble in self._current(kind, now_ns)]
@@ -130,5 +136,5 @@ class Troubles:
 
 
 def _is_over(trouble: Trouble, now_ns: int) -> bool:
-    """Whether what merely happened did so long ago."""
+    """Whether a passing event happened too long ago to be shown."""
     return trouble.kind in PASSING and now_ns - trouble.last_ns >= TROUBLE_KEPT_NS

@@ -1,1 +1,1 @@
-"""What is registered: records as values, and how they lie on disk."""
+"""Registered models: records as values, and their form on disk."""

@@ -1,4 +1,4 @@
-"""What a registration may say besides the model itself."""
+"""Options of a registration, besides the model itself."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ ORDERS = ("traffic", "forced")
 
 
 def preparation_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of a registration's options that decide how workers prepare the model. A record of an earlier release may lack some."""
+    """The options that decide how workers prepare the model. A record of an earlier release may lack some."""
     return {key: options.get(key, _OPTIONS[key]) for key in _PREPARED_BY}
 
 
 def kept_options(said: Mapping[str, Any], serving: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a registration, completed by those of the version that serves. said: those that came, as they came."""
+    """The options of a registration, completed by those of the version that serves. said: those that came."""
     kept = {key: serving[key] for key in _KEPT if key in serving}
     return _OPTIONS | kept | {key: value for key, value in said.items() if key in _OPTIONS}
 
 
 def orders_of(said: Mapping[str, Any]) -> tuple[str, bool]:
-    """Which traffic a registration's version is to take, and whether that is forced. Raises InvalidInput."""
+    """The traffic that a new version is to take, and whether that is forced. Raises InvalidInput."""
     traffic = said.get("traffic", TRAFFIC[0])
     if traffic not in TRAFFIC:
         raise InvalidInput(f"traffic is {', '.join(TRAFFIC)}; not {tell(traffic)}")

@@ -1,4 +1,4 @@
-"""What is registered, as values: a version's record, and a change of what is on disk."""
+"""Values of the catalog: a version's record, and a change of the files on disk."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ModelRecord:
     options: dict[str, Any]  # of its Register message
     offered: bool = True  # whether it serves; see messages.Offer
     aside: str = ""  # why it was set aside, and so is not offered; "": it was not
-    is_read: bool = False  # its package has been read for ``interface``; earlier versions did not
-    interface: Interface | None = None  # what its package declares; None: nothing that can be read
+    is_read: bool = False  # the package has been read for ``interface``; earlier releases did not read it
+    interface: Interface | None = None  # as its package declares it; None: it cannot be read
 
     @property
     def label(self) -> str:
-        """What people are told it is called, and may call it."""
+        """The version's name for people, ``name@version``, which they may use as well."""
         return f"{self.name}@{self.version}"
 
     def to_json(self) -> bytes:
@@ -50,7 +50,7 @@ class ModelRecord:
 
     @staticmethod
     def from_body(body: dict[str, Any]) -> ModelRecord:
-        """Raises ValueError, KeyError, TypeError, InvalidModel or InvalidInput of what no version of this wrote."""
+        """Read a record. Raises ValueError, KeyError, TypeError, InvalidModel or InvalidInput."""
         name, version, offered, aside = (
             body["name"], body["version"], body.get("offered", True), body.get("aside", ""),
         )  # fmt: skip
@@ -82,13 +82,13 @@ class ModelRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What one order changes of what is registered: all of it, or nothing."""
+    """The changes of the catalog that one order makes: all of them, or none."""
 
     save: Sequence[ModelRecord] = ()
     remove: Sequence[ModelRecord] = ()
     route: NameRoute | None = None  # as it is to be
     unroute: str = ""  # the name whose route goes
-    packages: Sequence[str] = ()  # digests that nothing uses any more, afterwards
+    packages: Sequence[str] = ()  # digests that nothing uses any more after the change
 
 
 class Complaint(NamedTuple):

@@ -1,11 +1,12 @@
-"""How a name's traffic is split between its versions, as somebody has said; and how that changes.
+"""The split of a name's traffic between its versions, as an operator has set it, and changes of the split.
 
-Pure, and in whole parts of SHARE_WHOLE. Without a route of its own a name's traffic goes to its newest version that is
-ready (controller.registration.table). Rules:
+Pure, and in whole parts of SHARE_WHOLE. Without a route of its own a name's traffic goes to its newest
+version that is ready (controller.registration.table). Rules:
 
-- Shares add up to the whole. Those that are not named share what the named leave, as they shared before.
-- Who gets a share, or a copy, is ready, and takes the same inputs as the others: any request for the name may be its.
-- A change remembers what was before, ROUTES_KEPT times, also where a new version takes all of it; going back does not.
+- Shares add up to the whole. Versions without a named share divide the rest in their former proportions.
+- A version with a share, or a copy, is ready and takes the same inputs as the others: it may get any request.
+- A change keeps the split before it (the last ROUTES_KEPT of them), also where a new version takes all
+  traffic; a rollback keeps none.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ class Shadow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Split:
-    """Who has a name's traffic. ``shares``: (version, parts), by version; they add up to SHARE_WHOLE."""
+    """The split of a name's traffic. ``shares``: (version, parts), by version; the sum is SHARE_WHOLE."""
 
     shares: tuple[tuple[int, int], ...]
     shadow: Shadow | None = None
 
     def versions(self) -> list[int]:
-        """All that it names."""
+        """Every version that the split names."""
         return [version for version, _ in self.shares] + ([self.shadow.version] if self.shadow else [])
 
     def to_wire(self) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Split:
 
     @staticmethod
     def from_wire(body: Any) -> Split:
-        """Raises ValueError, KeyError or TypeError on what to_wire() did not make."""
+        """Inverse of to_wire(). Raises ValueError, KeyError or TypeError for any other body."""
         shares = tuple(
             (_natural(version, VERSION_MAX), _natural(parts, SHARE_WHOLE))
             for version, parts in body["shares"]
@@ -85,25 +86,25 @@ def whole(version: int) -> Split:
 
 @dataclasses.dataclass(slots=True)
 class NameRoute:
-    """What was said of a name. ``split`` None: it is as if nothing had been."""
+    """An operator's route of a name. ``split`` None: the newest version that is ready has the traffic."""
 
     name: str
     split: Split | None = None
     earlier: list[Split] = dataclasses.field(default_factory=list)  # the last is the latest
 
     def change(self, split: Split | None, now: Split) -> None:
-        """``now``: where the traffic goes at this moment, which is what one can go back to."""
+        """Set a new split. ``now``: the split at this moment, which a rollback restores."""
         if split != now:
             self.keep(now)
         self.split = split
 
     def keep(self, now: Split) -> None:
-        """Have a rollback go back to where the traffic goes at this moment."""
+        """Have a rollback restore the split of this moment."""
         if self.earlier[-1:] != [now]:
             self.earlier = [*self.earlier, now][-ROUTES_KEPT:]
 
     def forget(self, version: int) -> bool:
-        """Keep nothing to go back to that names a version that is no more. Whether there was such."""
+        """Drop the earlier splits that name a removed version. Whether there were such."""
         kept = [split for split in self.earlier if version not in split.versions()]
         changed = len(kept) < len(self.earlier)
         self.earlier = kept
@@ -122,7 +123,7 @@ class NameRoute:
 
     @staticmethod
     def from_body(body: dict[str, Any]) -> NameRoute:
-        """Raises ValueError, KeyError, TypeError or InvalidModel of what no version of this wrote."""
+        """Read a route. Raises ValueError, KeyError, TypeError or InvalidModel for any other body."""
         check_name(body["name"])
         split, earlier = body["split"], body["earlier"]
         if type(earlier) is not list or len(earlier) > ROUTES_KEPT:
@@ -139,7 +140,7 @@ class NameRoute:
 
 
 def divide(whole_parts: int, weights: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """``whole_parts`` in the proportions of (version, weight), in whole parts: the largest remainders get more."""
+    """Divide ``whole_parts`` by (version, weight), in whole parts: the largest remainders are rounded up."""
     total = sum(weight for _, weight in weights)
     parts = {version: whole_parts * weight // total for version, weight in weights}
     left = whole_parts - sum(parts.values())
@@ -150,7 +151,7 @@ def divide(whole_parts: int, weights: Sequence[tuple[int, int]]) -> dict[int, in
 
 
 def share_out(now: Sequence[tuple[int, int]], asked: Sequence[Sequence[Any]]) -> tuple[tuple[int, int], ...]:
-    """New shares from those of now and [version, parts] each of those that were named. Raises InvalidInput."""
+    """New shares from the present shares and the named [version, parts]. Raises InvalidInput."""
     named: dict[int, int] = {}
     for pair in asked:
         match pair:
@@ -208,18 +209,18 @@ def read_shadow(asked: Sequence[Any], now: Shadow | None) -> Shadow | None:
 def changed(now: Split, shares: Sequence[Sequence[Any]], shadow: Sequence[Any]) -> Split:
     """The split that a Route asks for. Raises InvalidInput."""
     split = Split(share_out(now.shares, shares) if shares else now.shares, read_shadow(shadow, now.shadow))
-    one = split.shadow
-    if one is None or any(version != one.version for version, _ in split.shares):
+    copied = split.shadow
+    if copied is None or any(version != copied.version for version, _ in split.shares):
         return split
     if shadow:
         raise InvalidInput(
-            f"version {one.version} has all the traffic: there is nothing that it could be the shadow of"
+            f"version {copied.version} has all the traffic: there is nothing that it could be the shadow of"
         )
-    return Split(split.shares)  # it has grown to be the one that serves
+    return Split(split.shares)  # the shadow has become the version that serves
 
 
 def serving(split: Split, ready: Iterable[int]) -> list[tuple[int, int]]:
-    """The shares while only these versions can serve: theirs, and in proportion those of the others."""
+    """The shares while only ``ready`` versions can serve: the others' are divided in proportion."""
     able = set(ready)
     there = [(version, parts) for version, parts in split.shares if version in able]
     return sorted(divide(SHARE_WHOLE, there).items()) if there else []
@@ -228,10 +229,10 @@ def serving(split: Split, ready: Iterable[int]) -> list[tuple[int, int]]:
 def check_inputs(
     inputs: Mapping[int, Sequence[TensorSpec]], name: str, optional: Mapping[int, Collection[str]] = {}
 ) -> None:
-    """Raises InvalidInput where requests for one of these versions would not do for another.
+    """Raises InvalidInput where requests for one of these versions would not fit another.
 
-    inputs, optional: by version. Dimensions that have no fixed size agree, whatever they are called. Of optional inputs only
-    those that all versions have must agree: a request need not give any.
+    inputs, optional: by version. Dimensions without a fixed size agree, whatever their names are. Only
+    optional inputs that all versions have must agree: a request need not give any.
     """
     shared = set.intersection(*(set(optional.get(version, ())) for version in inputs)) if inputs else set()
     forms = {

@@ -7,7 +7,7 @@
     <data>/routes/<name>.json   how the name's traffic is split, where somebody has said so
     <data>/undo, <data>/done    of changes of several of these at once, see models.durable
 
-A record arrives by rename after its package is durable, so that what is listed can be served. Apart
+A record arrives by rename after its package is durable, so that every listed version can be served. Apart
 from open(), records() and routes(), which run before the loop, everything here does file I/O and is
 called on the controller's storage thread.
 """
@@ -39,7 +39,7 @@ from clockwork.wire.telling import printable, tell
 FORMAT = "1"
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidModel, InvalidInput)
-"""What reading a file raises that is not what this version, or an earlier one, wrote."""
+"""Exceptions of reading a file that neither this release nor an earlier one wrote."""
 
 
 T = TypeVar("T", ModelRecord, NameRoute)
@@ -93,7 +93,7 @@ class Catalog:
             self._lock = -1
 
     def records(self) -> tuple[list[ModelRecord], list[Complaint]]:
-        """Every usable record, oldest version first, and what was wrong with others. Raises OSError.
+        """Every usable record, oldest version first, and complaints about the others. Raises OSError.
 
         A record without its package is usable: workers may have the model prepared, and the package.
         """
@@ -102,7 +102,7 @@ class Catalog:
         return records, complaints
 
     def routes(self) -> tuple[list[NameRoute], list[Complaint]]:
-        """Every usable route of a name, by name, and what was wrong with others. Raises OSError."""
+        """Every usable route of a name, by name, and complaints about the others. Raises OSError."""
         return self._read_all("routes", NameRoute.from_body)
 
     def _read_all(self, folder: str, parse: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[Complaint]]:
@@ -146,7 +146,7 @@ class Catalog:
     def change(self, change: Change) -> str:
         """Make a change durably. Raises OSError: then nothing has changed (or, NotUndone, nobody knows).
 
-        Returns what is wrong all the same, as a sentence: packages that could not be removed.
+        Returns a sentence about packages that could not be removed, or "".
         """
         files: dict[Path, bytes | None] = {self._path(record): record.to_json() for record in change.save}
         files |= dict.fromkeys(map(self._path, change.remove))
@@ -164,7 +164,7 @@ class Catalog:
         return "; ".join(left)
 
     def is_whole(self, digest: str) -> bool:
-        """Whether a package is there, every byte of it, for good. A damaged one is set aside. Raises OSError."""
+        """Whether a package is stored whole and durably; sets a damaged one aside. Raises OSError."""
         if not self.store.settle(digest):
             return False
         try:
@@ -174,7 +174,8 @@ class Catalog:
         return True
 
     def inspect(self, digest: str, busy_share: float = 1.0, stop: threading.Event | None = None) -> None:
-        """Compare a package with its checksums. Raises DamagedPackage: it has been set aside, if it was there at all.
+        """Compare a package with its checksums. Raises DamagedPackage: the package, if there was one, is set
+        aside.
 
         busy_share, stop: see models.checksums.pieces_of().
         """
@@ -188,8 +189,11 @@ class Catalog:
     def declared(
         self, digest: str, files: Sequence[PackageFile], options: dict[str, Any]
     ) -> Interface | None:
-        """What a package that is whole declares of its model; None: nothing that can be read, and then no worker
-        prepares it. Raises OSError. options: of its registration."""
+        """The interface that a whole package declares of its model; None: it cannot be read, and no worker
+        prepares it.
+
+        options: of its registration. Raises OSError.
+        """
         try:
             return read_interface(self.store.directory(digest), files, options)
         except InvalidModel:
@@ -212,7 +216,7 @@ class Catalog:
 
 
 def _parse(data: bytes, path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
-    one = parse(unseal(data)[0])
-    if one.file_name != path.name:
-        raise ValueError(f"it is that of {one.file_name}")
-    return one
+    entry = parse(unseal(data)[0])
+    if entry.file_name != path.name:
+        raise ValueError(f"it is that of {entry.file_name}")
+    return entry

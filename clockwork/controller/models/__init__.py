@@ -1,1 +1,1 @@
-"""A version of a model by itself: where it is in its life, and what workers have said of it."""
+"""A version of a model by itself: its state, and the workers' answers about it."""

@@ -1,4 +1,4 @@
-"""What is said of a model whose executions end workers or do not end."""
+"""Sentences about a model whose executions end workers or do not end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from clockwork.scheduler.types import Fault
 
 
 class Account(NamedTuple):
-    """name: by which it is counted. kind: of the trouble that it is, if it is one by itself. text: this once; reason:
-    of a model that is set aside for it, "" where none is. is_workers: whether the trouble is the worker's rather than the
-    model's."""
+    """The description of a fault.
+
+    name: the label by which it is counted. kind: of the trouble, where the fault is a trouble by itself.
+    text: the sentence about this fault. reason: the sentence of a model that is set aside for it; "" where
+    none is. is_workers: whether the trouble is the worker's rather than the model's.
+    """
 
     name: str
     kind: TroubleKind | None
@@ -22,7 +25,7 @@ class Account(NamedTuple):
 
 
 def account(fault: Fault, worker: str, is_of_model: bool = True) -> Account:
-    """worker: its name; "" if it is gone. is_of_model: whether a model is at issue, not what models that are gone had."""
+    """Describe a fault. worker: its name; "" if it is gone. is_of_model: the fault concerns a model."""
     where = f"worker {worker}" if worker else "a worker"
     if fault is Fault.OVERRUN:
         minutes = FAULT_WINDOW_NS // 60_000_000_000

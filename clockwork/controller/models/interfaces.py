@@ -1,7 +1,7 @@
-"""What a worker tells of a model that it has prepared.
+"""Summaries of models that workers have prepared.
 
-What the model takes and gives is its package's (models.interface); what a worker measured (layout, times, the largest
-batch that helps) is its own.
+The package declares a model's inputs and outputs (models.interface); the layout, the times and the largest
+batch that helps are each worker's own measurements.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from clockwork.wire.optional import is_value
 from clockwork.wire.telling import tell
 
 SIZE_END = 1 << 62
-"""No size of a dimension is that large."""
+"""A bound above every size of a dimension."""
 
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:
-    """A summary that has the form of its message. Raises InvalidInput where it makes no sense all the same."""
+    """Read a summary, which has its message's form. Raises InvalidInput where its values contradict each
+    other."""
     try:
         prepared = PreparedModel.from_dict(summary | {"weights": []})
     except (ValueError, TypeError, KeyError) as error:
@@ -43,13 +44,13 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
 
 
 def may_share_lengths(prepared: PreparedModel, lengths: Iterable[str]) -> bool:
-    """Whether a worker that prepared a model so takes batches of requests that differ in these symbols."""
+    """Whether a worker's program, prepared so, takes batches of requests that differ in these symbols."""
     return all(symbol in prepared.lengths for symbol in lengths)
 
 
 def as_counted(points: Iterable[ProfilePoint], batches: bool) -> list[ProfilePoint]:
-    """Measurements of a worker that does not batch a model which others do (batches), or the other way round, with
-    shape and batch as requests are counted."""
+    """Measurements with shape and batch as requests are counted, of a worker that differs from the others in
+    whether it batches the model (batches: whether the others do)."""
     found = []
     for point in points:
         if not batches:

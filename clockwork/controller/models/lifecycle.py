@@ -1,7 +1,7 @@
 """The life of a version, as one table: (state, event) -> (state, steps).
 
-What the events mean is told here, and what a version is in each state; ``controller.registration.versions`` takes the steps.
-``python -m clockwork.controller.models.lifecycle`` prints the table as a Mermaid diagram, which docs/life-cycle.md shows.
+The states and events are explained here; ``controller.registration.versions`` takes the steps. ``python -m
+clockwork.controller.models.lifecycle`` prints the table as a Mermaid diagram, which docs/life-cycle.md shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 
 class ModelState(enum.StrEnum):
-    """Where a version is in its life. What people are told is ``shown``."""
+    """The state of a version. People are told ``shown``."""
 
     NEW = "new"  # its record is on disk, and nobody knows of it yet
     PREPARING = "preparing"  # workers make it ready
@@ -20,7 +20,7 @@ class ModelState(enum.StrEnum):
     UNLOADING = "unloading"  # it takes no more requests, and has some under way
     UNLOADED = "unloaded"  # it is registered, and no worker has it
     REMOVING = "removing"  # erased on disk; it has requests under way
-    REMOVED = "removed"  # it is no more
+    REMOVED = "removed"  # it is gone
 
     @property
     def shown(self) -> str:
@@ -38,7 +38,7 @@ class ModelState(enum.StrEnum):
 
 
 class VersionEvent(enum.StrEnum):
-    """What happens to a version. What changes the disk has been written when it happens, but for SET_ASIDE."""
+    """Events of a version. An event that changes the disk comes after the write, except SET_ASIDE."""
 
     REGISTERED = "registered"
     FOUND = "found at start"
@@ -50,30 +50,30 @@ class VersionEvent(enum.StrEnum):
     GIVEN_UP = "erased, of no use"  # no worker had prepared it meanwhile
     LOAD = "load"
     UNLOAD = "unload"
-    SET_ASIDE = "set aside"  # the scheduler lets go of it; what is on disk follows
+    SET_ASIDE = "set aside"  # the scheduler lets go of it; its record is written later
     ERASED = "erased"
     DRAINED = "last request answered"
 
 
 class Step(enum.StrEnum):
-    """What has to be done when a version goes from one state to another; in this order where there are several."""
+    """Steps of a version's transition to another state; several steps are taken in this order."""
 
-    ENLIST = "enlist"  # workers and scheduler may know it from now on, by a new id
+    ENLIST = "enlist"  # it gets a new id, by which workers and scheduler may know it
     TRUST = "trust"  # it was ready before: as soon as one worker has it, it is served again
-    NOTE = "note why"  # status says that it is set aside, and the disk does
-    PARDON = "pardon"  # it is set aside no more, if it was
+    NOTE = "note why"  # status and the record say that it is set aside
+    PARDON = "pardon"  # it is no longer set aside
     ASK = "ask workers"  # every worker prepares it
-    TURN_AWAY = "turn away"  # those who wait for it hear that it goes
-    ROUTE = "route"  # its name's traffic goes where it belongs now
-    RETIRE = "retire old"  # of its name's versions only so many newest stay
+    TURN_AWAY = "turn away"  # its waiters hear that it goes
+    ROUTE = "route"  # its name's traffic is routed anew
+    RETIRE = "retire old"  # the oldest versions of its name are removed
     UNROUTE = "unroute"  # its name's traffic goes to others
     FORGET = "forget"  # the workers forget it
     KEEP = "keep"  # its record stays
     DROP = "drop"  # its record goes
     ANNOUNCE = "announce"  # subscribers are told the new state
-    ANSWER = "answer"  # those who wait for it get its description
-    REFUSE = "refuse"  # those who wait for it hear that it cannot be served
-    GIVE_UP = "give up"  # its record is erased, and then those who wait for it hear why
+    ANSWER = "answer"  # its waiters get its description
+    REFUSE = "refuse"  # its waiters hear that it cannot be served
+    GIVE_UP = "give up"  # its record is erased, and then its waiters hear why
     DRAIN = "drain"  # the scheduler takes no more requests for it
 
 
@@ -86,7 +86,7 @@ _IS_SET_ASIDE = (Step.NOTE, Step.TURN_AWAY, Step.UNROUTE, Step.ANNOUNCE)
 
 
 def _registered(becomes_ready: tuple[Step, ...]) -> dict[VersionEvent, Transition]:
-    """Of the states between which preparation decides. becomes_ready: what it takes to be READY from there."""
+    """Transitions of the states in which workers prepare a version. becomes_ready: the steps to READY."""
     return {
         VersionEvent.SERVABLE: (ModelState.READY, becomes_ready),
         VersionEvent.PREPARED: (ModelState.READY, (*becomes_ready, Step.ANSWER)),
@@ -138,7 +138,7 @@ TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
 
 
 def transition(state: ModelState, event: VersionEvent) -> Transition:
-    """The state that follows, and the steps to take. An event that cannot come in this state is a defect."""
+    """The next state, and the steps to take. An event that cannot come in this state is a defect."""
     found = TABLE[state].get(event)
     assert found is not None, f"{event!r} of a version that is {state}"
     return found

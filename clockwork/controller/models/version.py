@@ -19,7 +19,7 @@ class Waiter(NamedTuple):
 
 
 class ModelVersion:
-    """One version of one model: its record, where it is in its life, and what workers have said of it."""
+    """A version of a model: its record, its state, and the workers' answers about it."""
 
     __slots__ = (
         "batches", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "owner", "prepared", "record",
@@ -30,39 +30,39 @@ class ModelVersion:
         self.record = record
         self.state = ModelState.NEW
         self.waiters: list[Waiter] = []
-        self.owner = 0  # a number of whoever had it registered or loaded; 0: nobody since the start
+        self.owner = 0  # the number of the client that registered or loaded it; 0: no client since the start
         self.begin(model_id)
 
     def begin(self, model_id: int) -> None:
-        """Forget what was found out under an earlier id. model_id: 0 of a version that no worker knows."""
+        """Forget the workers' answers under an earlier id. model_id: 0 of a version that no worker knows."""
         self.model_id = model_id
         self.slo_ns = int(self.record.options.get("slo_ns", 0))
         self.text = ""  # why it failed
         self.is_blamed = False  # a worker that could not prepare it found the model at fault, and not itself
         self.was_ready = False  # in this life of the controller or an earlier one
-        # By one worker; what it takes and gives: as the package declares it.
+        # A worker's measurements; inputs and outputs are as the package declares them.
         self.prepared: PreparedModel | None = None
-        # Whether every worker has held what is fixed of its outputs against what it returned.
+        # Whether every worker has compared the fixed parts of the outputs' declarations with real outputs.
         self.verified = True
         self.batches = False  # whether its requests count rows, as the first worker found since the start
-        self.lengths: dict[str, int] = {}  # in which symbols they may differ in a batch, on every worker
+        self.lengths: dict[str, int] = {}  # symbols in which requests may differ in a batch, on every worker
         self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
         self.input_index: dict[str, int] = {}
-        self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
-        self.faults: dict[str, int] = {}  # what its executions did to workers, by what it was
+        self.workers: dict[int, str] = {}  # worker id: preparing, ready, or the error
+        self.faults: dict[str, int] = {}  # faults that its executions caused on workers, by kind
 
     @property
     def label(self) -> str:
         return self.record.label
 
     def verdict(self) -> VersionEvent | None:
-        """What the workers' answers so far come to; None: nothing yet."""
+        """The event that follows from the workers' answers so far; None: no event yet."""
         states = self.workers.values()
         is_ready, is_open = "ready" in states, "preparing" in states
         if is_ready and not is_open:
             return VersionEvent.PREPARED
-        # A version that takes traffic for the first time does so when it is ready everywhere; what did before (in an
-        # earlier life of the controller, or before it was unloaded) is served as soon as one worker can.
+        # A new version takes traffic when it is ready everywhere. A version that took traffic before (in an
+        # earlier run of the controller, or before it was unloaded) is served as soon as one worker can.
         if is_ready:
             return VersionEvent.SERVABLE if self.was_ready else None
         if is_open or not states:
@@ -70,7 +70,7 @@ class ModelVersion:
         return VersionEvent.LOST if self.was_ready else VersionEvent.REFUSED
 
     def spec(self, prepared: PreparedModel) -> ModelSpec:
-        """What the scheduler is told of a worker that prepared it so."""
+        """The scheduler's description of this version on a worker that prepared it so."""
         is_alike = prepared.batches == self.batches
         return ModelSpec(
             model_id=self.model_id,

@@ -1,1 +1,1 @@
-"""What is known of clients and workers: who may connect, how many, and what their clocks say."""
+"""Clients and workers: their rights, their number and the workers' clocks."""

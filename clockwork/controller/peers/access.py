@@ -1,7 +1,7 @@
-"""Whom the controller lets in, and what each may ask: the table of clockwork.wire.roles, applied to keys.
+"""Access to the controller: the table of clockwork.wire.roles, applied to keys.
 
-The list of keys is read again while the controller runs. Everything here is the controller's thread's but admits(),
-which the thread that authenticates calls.
+The list of keys is read again while the controller runs. The controller's thread calls everything here except
+admits(), which the authenticating thread calls.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Port
 log = logging.getLogger("clockwork.controller")
 
 REFUSALS_KEPT = 64
-"""Connections that were not let in, of which the controller has yet to say so; of more the first are forgotten."""
+"""Bound of the refused connections that are kept until they are logged; beyond it the oldest are forgotten.
+"""
 
 _Stamp = tuple[int, int, int] | None
-"""Of a file: it was replaced or written to if this changed."""
+"""The identity of a file's content: a different stamp means that the file was replaced or written to."""
 
 
 class Access:
-    """key: the controller's key file, or none: then everything is allowed. allowed: the list of keys; else the one
-    beside the key file. Raises ConfigError for a file that is missing or broken."""
+    """The keys that may connect, and their rights.
+
+    key: the controller's key file; None: everything is allowed. allowed: the list of keys; None: the list
+    beside the key file. Raises ConfigError for a file that is missing or broken.
+    """
 
     def __init__(self, key: Path | None, allowed: Path | None = None) -> None:
         self.keys: ControllerKeys | None = None
@@ -43,9 +47,9 @@ class Access:
         self._rows: Mapping[str, AllowedKey] = {}
         self._roles: Mapping[
             str, frozenset[Role]
-        ] = {}  # of every key that is let in; replaced, never changed
-        self._stamps: tuple[_Stamp, ...] = ()  # of what was read
-        self._seen: tuple[_Stamp, ...] = ()  # at the last look
+        ] = {}  # every key that is let in; replaced as a whole, never changed
+        self._stamps: tuple[_Stamp, ...] = ()  # of the files that were read
+        self._seen: tuple[_Stamp, ...] = ()  # of the files at the last look
         self._may_lack_list = allowed is None
         self._refusals: deque[str] = deque(maxlen=REFUSALS_KEPT)
         if key is None:
@@ -79,14 +83,14 @@ class Access:
         return False
 
     def refusals(self) -> list[str]:
-        """What admits() refused since this was last asked, a sentence for each connection."""
+        """The connections that admits() refused since the last call, a sentence for each."""
         found = []
         while self._refusals:
             found.append(self._refusals.popleft())
         return found
 
     def check(self, public: str, message: Any) -> None:
-        """Raises Forbidden where the key of a connection may not send this message. "": no key."""
+        """Raises Forbidden where a connection's key may not send this message. public: "" without a key."""
         if self.keys is None:
             return
         may = MESSAGES[type(message)]
@@ -106,17 +110,19 @@ class Access:
     # ----- read again --------------------------------------------------------------------------
 
     def has_changed(self) -> bool:
-        """Whether a file was changed since it was last read, and no more since this was last asked: one that is being
-        written is not read, for a key that is not in it yet would be revoked."""
+        """Whether a file was changed since it was last read, and not since the last call.
+
+        A file that is being written is not read: a key that is not in it yet would be revoked.
+        """
         if self.keys is None:
             return False
         before, self._seen = self._seen, self._look()
         return self._seen != self._stamps and self._seen == before
 
     def read_again(self) -> frozenset[str]:
-        """Take in the files as they are now: the keys whose rights are not what they were.
+        """Read the files again, and return the keys whose rights have changed.
 
-        Raises ConfigError for a file that is missing or broken: what was read before then holds on.
+        Raises ConfigError for a file that is missing or broken: the rights that were read before then stay.
         """
         if self.keys is None:
             return frozenset()
@@ -144,7 +150,7 @@ class Access:
         rows: Mapping[str, AllowedKey] = {}
         if not (keys.allowed and self._may_lack_list) or self._allowed.exists():
             rows = read_allowed_keys(self._allowed)
-            self._may_lack_list = False  # from here on, one that is gone is a mistake
+            self._may_lack_list = False  # from here on, a missing list is an error
         roles = {public: frozenset({row.role}) for public, row in rows.items()}
         legacy = [public for public in keys.allowed if public not in roles]
         if legacy:

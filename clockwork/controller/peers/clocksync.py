@@ -1,4 +1,4 @@
-"""A worker's clock, as the controller knows it: bounds that hold, not a guess that may not.
+"""A worker's clock, as the controller knows it: bounds that always hold, instead of an estimate.
 
 A message from the controller arrives after it was sent: the worker's stamp minus the controller's is
 at least the offset. A message back gives the other bound. The least and the greatest over a sliding
@@ -24,7 +24,7 @@ def _drift_ns(age_ns: int) -> int:
 class ClockSync:
     """The offset of one worker's clock (worker minus controller), and the delay of its link.
 
-    Until the first sample both clocks are taken to be one; known says whether there was one.
+    Until the first sample both clocks are taken to be equal; known says whether there was a sample.
     """
 
     __slots__ = (
@@ -62,23 +62,23 @@ class ClockSync:
         self._refresh(now_ns)
 
     def bounds(self) -> tuple[int, int, int, int]:
-        """The upper bound and its time, the lower bound and its time: what the conversions are made of."""
+        """The upper bound and its time, the lower bound and its time, by which times are converted."""
         return self._upper, self._upper_at, self._lower, self._lower_at
 
     def upper_ns(self, at_ns: int) -> int:
-        """The offset is at most this, at a controller time."""
+        """The upper bound of the offset at a controller time."""
         return self._upper + _drift_ns(at_ns - self._upper_at) if self._sends else 0
 
     def lower_ns(self, at_ns: int) -> int:
-        """The offset is at least this, at a controller time."""
+        """The lower bound of the offset at a controller time."""
         return self._lower - _drift_ns(at_ns - self._lower_at) if self._returns else 0
 
     def offset_ns(self, at_ns: int) -> int:
-        """The middle of the bounds."""
+        """The middle of the offset's bounds at a controller time."""
         return (self.upper_ns(at_ns) + self.lower_ns(at_ns)) // 2
 
     def uncertainty_ns(self, at_ns: int) -> int:
-        """Half the distance of the bounds; NEVER_NS before the first sample."""
+        """Half the distance of the offset's bounds; NEVER_NS before the first sample."""
         return (self.upper_ns(at_ns) - self.lower_ns(at_ns) + 1) // 2 if self.known else NEVER_NS
 
     def complaint(self, joined_ns: int, now_ns: int) -> str:
@@ -95,11 +95,11 @@ class ClockSync:
         return ""
 
     def there_ns(self) -> int:
-        """The delay to the worker of the last round trip, by the middle of the bounds: with back_ns() its time."""
+        """The last round trip's delay to the worker, by the middle of the offset's bounds."""
         return self._there
 
     def back_ns(self) -> int:
-        """The delay back of the last round trip."""
+        """The last round trip's delay from the worker, by the middle of the offset's bounds."""
         return self._back
 
     def _refresh(self, now_ns: int) -> None:
@@ -113,7 +113,7 @@ class ClockSync:
         self._back = max(middle - self._returns[-1][1], 0)
 
     def _reconcile(self, now_ns: int) -> None:
-        """Bounds that exclude each other say that a clock has jumped: only the newest samples count."""
+        """Keep only the newest samples where the bounds exclude each other, since a clock has jumped."""
         if self.upper_ns(now_ns) >= self.lower_ns(now_ns):
             return
         self.resets += 1
@@ -125,7 +125,7 @@ class ClockSync:
         self._returns.append(returns)
         self._upper_at, self._upper = sends
         self._lower_at, self._lower = returns
-        if self._upper < self._lower:  # even those: one is from before the jump; the later one holds
+        if self._upper < self._lower:  # one of the newest is from before the jump: the later sample holds
             if self._upper_at > self._lower_at:
                 self._lower, self._lower_at = self._upper, self._upper_at
                 self._returns[-1] = (self._lower_at, self._lower)

@@ -1,4 +1,4 @@
-"""What a controller knows of each peer, and by what it tells them apart."""
+"""Connected peers: the controller's records of clients and workers, and their identities."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ CLIENT_AT_WORKERS = Mismatch(
     PROTOCOL_VERSION,
     "this port is for workers; clients connect to another, 5555 unless the controller was told otherwise",
 )
-"""Answers to peers that took the wrong one of two neighbouring ports."""
+"""Answers to peers that dialled the wrong of two neighbouring ports."""
 
 
 class ClientLink:
-    """A connected client. What it waits for is the exchange's, which knows it by its slot."""
+    """A connected client. The exchange holds its requests, by its slot."""
 
     __slots__ = ("fd", "identity", "key", "name", "owner", "slot", "waits")
 
@@ -40,16 +40,16 @@ class ClientLink:
         self.slot = slot
         self.key = key  # the public key of its connection; "": none
         self.owner = _number(key.encode() or identity)  # as in messages.Prepare
-        self.waits: set[int] = set()  # requests of it, inferences apart, that are not answered yet
+        self.waits: set[int] = set()  # its unanswered requests, without inferences
 
 
 def _number(owner: bytes) -> int:
-    """A positive number for a key, or for a connection that has none; a peer cannot choose another's."""
+    """A positive number for a key, or for a connection without a key; a peer cannot choose another's."""
     return 1 + int.from_bytes(hashlib.sha256(owner).digest()[:6])
 
 
 class WorkerLink:
-    """A connected worker: its clock and its devices. Its actions are the exchange's, which knows it by its slot."""
+    """A connected worker: its clock and devices. The exchange holds its actions, by its slot."""
 
     __slots__ = (
         "clock", "clock_is_lost", "devices", "faults", "fd", "fetches", "identity", "is_draining", "jitter_ns", "joined_ns", "key", "name",
@@ -78,17 +78,17 @@ class WorkerLink:
         self.joined_ns = joined_ns
         self.key = key  # the public key of its connection; "": none
         self.clock = ClockSync()
-        self.clock_is_lost = False  # it cannot be followed, which has been told
+        self.clock_is_lost = False  # the clock cannot be followed, which has been noted
         self.jitter_ns = 0
-        self.offline: dict[int, str] = {}  # devices that are lost, and why
+        self.offline: dict[int, str] = {}  # lost devices, and the reason of each
         self.is_draining = False  # it has said Goodbye
-        self.faults = 0  # answers of it that cannot be
+        self.faults = 0  # its impossible answers
         self.fetches = 0  # chunks that are being read for it
         self.stats: dict[str, Any] = {}
 
 
 class Links:
-    """Everybody who is connected: by the name that libzmq gave, by the descriptor, and by number."""
+    """All connected peers: by libzmq's identity, by descriptor, and by number."""
 
     def __init__(self) -> None:
         self.clients: dict[bytes, ClientLink] = {}
@@ -117,20 +117,20 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[WorkerDevice]:
 
 
 def count_values(value: Any, most: int) -> int:
-    """The values in a value, itself included; some number above ``most`` where there are more."""
+    """The number of values in a value, itself included; some number above ``most`` where there are more."""
     count, left = 0, [value]
     while left and count <= most:
-        one = left.pop()
+        item = left.pop()
         count += 1
-        if type(one) is dict:
-            left += one.values()
-        elif type(one) is list:
-            left += one
+        if type(item) is dict:
+            left += item.values()
+        elif type(item) is list:
+            left += item
     return count
 
 
 def check_stats(stats: dict[str, Any], device_count: int) -> None:
-    """That those stats of a worker which people are shown are what they are shown as. Raises InvalidInput."""
+    """Raises InvalidInput where a worker's stats that people are shown have another type than is shown."""
     rows = stats.get("devices", [])
     if type(rows) is not list or len(rows) not in (0, device_count):
         raise InvalidInput(f"stats of devices are a list of {device_count}, got {tell(rows)}")
@@ -142,11 +142,11 @@ def check_stats(stats: dict[str, Any], device_count: int) -> None:
 
 
 def _are_texts(value: Any) -> bool:
-    return type(value) is list and all(type(one) is str for one in value)
+    return type(value) is list and all(type(text) is str for text in value)
 
 
 def new_damage(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What a worker has found to be damaged in its store since its last heartbeat, as a sentence; "" nothing."""
+    """A sentence about damage that a worker found in its store since its last heartbeat, or ""."""
     counts = [stats.get("damaged", 0) for stats in (before, now)]
     if not all(type(count) is int for count in counts) or counts[1] <= counts[0]:
         return ""
@@ -154,7 +154,7 @@ def new_damage(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def named(peer: ClientLink | WorkerLink | None) -> str:
-    """A peer's name for a sentence. A client says nothing better than what it calls itself."""
+    """A peer's name for a sentence; a client is named as it names itself."""
     return (
         "an unknown peer"
         if peer is None
@@ -168,7 +168,7 @@ def is_ours(identity: bytes) -> bool:
 
 
 def is_older(identity: bytes, other: bytes) -> bool:
-    """Whether this peer connected before the other one. libzmq counts peers in 32 bits, from any number on."""
+    """Whether this peer connected before the other. libzmq counts peers in 32 bits, from any number on."""
     return (int.from_bytes(identity[1:]) - int.from_bytes(other[1:])) % (1 << 32) >= 1 << 31
 
 

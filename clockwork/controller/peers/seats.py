@@ -1,4 +1,4 @@
-"""How many peers the controller has descriptors for. Pure: the limit comes in."""
+"""The number of peers that the controller has descriptors for. Pure: the limit comes in."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class Seats(NamedTuple):
 
 
 def divide(limit: int, used: int) -> Seats:
-    """Seats for a process that may open ``limit`` descriptors and has ``used`` open. Raises ConfigError where they are too few.
+    """Seats for a process that may open ``limit`` descriptors and has ``used`` open.
 
-    Workers have theirs, whatever clients do: a cluster without workers serves nobody.
+    Workers have seats of their own, however many clients there are: without workers no request is served.
+    Raises ConfigError where the descriptors are too few.
     """
     left = limit - used - DESCRIPTORS_KEPT
     if left < DESCRIPTORS_LEAST:

@@ -1,1 +1,1 @@
-"""The messages of clients and workers: who is let in, and what each message leads to."""
+"""Messages of clients and workers: the admission of peers, and the handling of each message."""

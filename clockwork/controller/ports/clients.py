@@ -1,6 +1,6 @@
-"""The clients of a controller: who is let in, what their messages lead to, and what they are told.
+"""The clients of a controller: their admission, the handling of their messages, and the answers to them.
 
-Whatever a message of a client is, and whatever it leads to, costs that client alone.
+A client's message, whatever it holds, can do harm to that client alone.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _STATUS_OF = {
 
 
 class Served:
-    """Which model requests are for that no route leads to."""
+    """Look-up of the models of requests that no route of the exchange leads to."""
 
     def __init__(self, table: ModelTable, links: Links) -> None:
         self._table = table
@@ -92,10 +92,10 @@ class Served:
         self._refusal: Exception | None = None
 
     def find(self, text: str) -> int:
-        """The model that requests for a text are for which is no route's; 0: they are turned away, and refusal() is why."""
+        """The model of requests for a text that has no route; 0: they are refused, and refusal() is why."""
         try:
             return self._servable(text).model_id
-        except Exception as error:  # a defect costs this request alone, too: Clients.wrong_request() tells it
+        except Exception as error:  # a defect fails this request alone: Clients.wrong_request() reports it
             self._refusal = error
             return 0
 
@@ -105,7 +105,7 @@ class Served:
             raise Unavailable(self._table.absence(text))
         if model is None:
             raise ModelNotFound(self._table.absence(text))
-        if model.record.aside:  # and going, which takes a moment
+        if model.record.aside:  # and about to be unloaded
             raise Unavailable(set_aside_text(model.record))
         if model.state is ModelState.FAILED:
             raise Unavailable(f"{model.label} cannot be served: {model.text}")
@@ -116,14 +116,14 @@ class Served:
         return model
 
     def refusal(self) -> Exception:
-        """Why the last text led to no model."""
+        """The reason why the last text led to no model."""
         error, self._refusal = self._refusal, None
         assert error is not None
         return error
 
 
 class Clients:
-    """All of them. They come and go by what the exchange has read of their connections."""
+    """All clients. The exchange, which reads their connections, reports when they come and go."""
 
     def __init__(
         self,
@@ -148,21 +148,21 @@ class Clients:
     # ----- coming and going --------------------------------------------------------------------------
 
     def ended(self) -> None:
-        """Of connections that have ended."""
+        """Let clients go whose connections have ended."""
         for fd in self._exchange.ended(CLIENTS):
             client = self._links.client_of_fd.pop(fd, None)
             if client is not None:
                 self._gone(client, "disconnected")
 
     def lost(self, slots: Iterable[int]) -> None:
-        """Of clients that could not be reached."""
+        """Let clients go that could not be reached."""
         by_slot = {client.slot: client for client in self._links.clients.values()}
         for slot in slots:
             if slot in by_slot:
                 self._gone(by_slot[slot], "cannot be reached")
 
     def unreachable(self, identity: bytes, fd: int) -> None:
-        """A message could not be queued for whoever is at this descriptor."""
+        """Let the client at this descriptor go: a message for it could not be queued."""
         client = self._links.clients.get(identity)
         if client is not None and client.fd == fd:
             self._gone(client, "cannot be reached")
@@ -175,7 +175,7 @@ class Clients:
             self._effects.append(Disconnect(CLIENTS, client.fd))
 
     def dismiss(self) -> None:
-        """Tell all that the controller ends."""
+        """Tell all clients that the controller ends."""
         for client in self._links.clients.values():
             self._effects.append(to_client(client.identity, client.fd, Goodbye()))
 
@@ -203,7 +203,7 @@ class Clients:
             self._effects.append(to_client(identity, fd, welcome))
 
     def _note(self, identity: bytes, fd: int, name: str, key: str) -> bool:
-        """False if its connection has ended: a hello may be read after that."""
+        """Note a new client. False if its connection has ended, since a hello may be read after the end."""
         if not is_ours(identity):
             self._effects.append(to_client(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT)))
             return False
@@ -223,12 +223,13 @@ class Clients:
         return True
 
     def _make_room(self, identity: bytes, fd: int, key: str) -> bool:
-        """Where all seats are taken, end the stay of the client that the exchange names, or turn this one away."""
+        """Where all seats are taken, dismiss the client that the exchange names, or refuse the newcomer."""
         seat = self._exchange.seat_for(CLIENTS, fd, key)
         for _ in range(SEATS_ASKED_MAX):
             if seat in (SEAT_FREE, SEAT_NONE) or not self._links.client_of_fd[seat].waits:
                 break
-            self._exchange.heard(CLIENTS, seat)  # it waits for a registration, say: silence is its part
+            # A client that waits, for example for a registration, may be silent
+            self._exchange.heard(CLIENTS, seat)
             seat = self._exchange.seat_for(CLIENTS, fd, key)
         if seat == SEAT_NONE:
             text = f"{len(self._links.clients)} clients are connected, which is the most, and all of them are in use"
@@ -236,7 +237,8 @@ class Clients:
             return False
         if seat != SEAT_FREE:
             idlest = self._links.client_of_fd[seat]
-            # A client of ours hangs up at this, and dials again when it is used; any other has HELLO_NS to go.
+            # Our client library closes its connection at this, and dials again when it is used; any other
+            # client has HELLO_NS to go.
             self._effects.append(to_client(idlest.identity, idlest.fd, Goodbye()))
             self._gone(idlest, "gave way to another")
         return True
@@ -244,7 +246,7 @@ class Clients:
     # ----- messages ----------------------------------------------------------------------------------
 
     def message(self) -> None:
-        """The exchange has one that is no request."""
+        """Handle a message of a client that is no inference request, which the exchange holds."""
         self._from(*self._exchange.message(), self._exchange.key())
 
     def _from(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
@@ -267,12 +269,12 @@ class Clients:
             _, request_id = codec.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
             self._tell_why(identity, fd, request_id, "message", error)
         except PolicyFailed:
-            raise  # the scheduler is in the middle of something
+            raise  # the scheduler's state may be inconsistent
         except Exception as error:
             self._tell_why(identity, fd, getattr(message, "request_id", 0), type(message).__name__, error)
 
     def _tell_why(self, identity: bytes, fd: int, request_id: int, kind: str, error: Exception) -> None:
-        """Tell a client why its message led to nothing."""
+        """Tell a client why its message failed."""
         client = self._links.clients.get(identity)
         if client is not None:
             fd = client.fd  # which a message with too many frames does not tell
@@ -293,7 +295,7 @@ class Clients:
             self._effects.append(to_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {})))
 
     def wrong_request(self) -> None:
-        """The exchange has turned a request down: say why."""
+        """Answer a request that the exchange has refused as wrong with the reason."""
         identity, fd, frames = self._exchange.message()
         flaw = self._exchange.flaw()
         error: Exception
@@ -306,7 +308,7 @@ class Clients:
         self._tell_why(identity, fd, flaw.id, "InferRequest", error)
 
     def _error_of(self, flaw: Flaw, header: bytes) -> Exception:
-        """What a request is turned down with."""
+        """The error with which a request is refused."""
         if flaw.code == "unserved":
             return self._served.refusal()
         if flaw.header is not None:
@@ -314,7 +316,7 @@ class Clients:
         return request_error(flaw, self._table.by_id[flaw.model_id].record.name)
 
     def _cancel(self, client: ClientLink, message: Cancel, frames: list[Any]) -> None:
-        """Of what is no inference's."""
+        """Cancel a request that is no inference."""
         self._registrar.cancel(client.identity, message.request_id)
         client.waits.discard(message.request_id)
 
@@ -381,7 +383,7 @@ class Clients:
     # ----- telling -----------------------------------------------------------------------------------
 
     def post(self, client: bytes, message: tuple[Any, ...]) -> Post | None:
-        """A message for a client that may be gone: then there is nobody to tell. An answer ends its request's wait."""
+        """A message for a client, or None where the client is gone. An answer ends its request's wait."""
         link = self._links.clients.get(client)
         if link is None:
             return None
@@ -395,7 +397,7 @@ class Clients:
 
 
 def failure(request_id: int, error: ClockworkError) -> Failure:
-    """What a client is answered of a request that came to nothing."""
+    """The answer to a client's failed request."""
     status = _STATUS_OF.get(type(error), Status.INTERNAL)
     details = {}
     if isinstance(error, InvalidInput):

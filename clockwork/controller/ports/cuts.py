@@ -20,7 +20,7 @@ CUT_TEXTS = {
 
 
 class Cuts:
-    """Looks how many there are now and then."""
+    """Counts the connections that the exchange has ended, now and then."""
 
     def __init__(self, exchange: Exchange, effects: deque[Effect]) -> None:
         self._exchange = exchange
@@ -28,7 +28,7 @@ class Cuts:
         self._counts: dict[tuple[int, str], int] = {}  # by port and by bound
 
     def note(self) -> None:
-        """Complain about those since the last time, by port and by bound."""
+        """Complain about the connections ended since the last call, by port and by bound."""
         for side, name in ((CLIENTS, "clients"), (WORKERS, "workers")):
             found = self._exchange.connections(side)["cut"]
             for reason, count in found.items():

@@ -1,4 +1,4 @@
-"""Sentences about wrong requests and results. The exchange finds what is wrong, and decides what becomes of them:
+"""Sentences about wrong requests and results. The exchange finds the flaws, and decides the outcomes:
 csrc/controller/checks.cpp and flaws.h.
 """
 
@@ -29,12 +29,12 @@ from clockwork.wire.tensors import (
 
 
 class Flaw(NamedTuple):
-    """What is wrong with a message. Which fields say something depends on ``code``; see csrc/controller/flaws.h."""
+    """A flaw of a message. The fields that count depend on ``code``; see csrc/controller/flaws.h."""
 
     code: str  # a word of FLAW_NAMES
     id: int  # of the request or action; 0: it cannot be read
     model_id: int = 0
-    header: HeaderFlaw | None = None  # the message is malformed, and there is no more to it
+    header: HeaderFlaw | None = None  # the message is malformed, and the other fields do not count
     inputs: tuple[str, ...] = ()  # the names of the model's inputs
     tensor: str = ""  # the name of the input or output
     declared: str = ""  # its shape, as people read it
@@ -66,7 +66,7 @@ _TENSORS: Mapping[str, Callable[[Flaw], InvalidInput]] = {
     "string_outside": lambda flaw: string_outside(flaw.got, flaw.expected, flaw.bytes),
     "strings_end": lambda flaw: bytes_behind_strings(flaw.got, flaw.expected),
 }
-"""Of an input and an output alike: what follows its name and a colon."""
+"""Sentences about an input or an output, which follow its name and a colon."""
 
 # ----- requests ------------------------------------------------------------------------------
 
@@ -167,11 +167,11 @@ _OUTPUTS: Mapping[str, Callable[[Flaw], str]] = {
     "output_rows": lambda flaw: prepared.other_rows(flaw.shape, flaw.expected),
     "shape": lambda flaw: prepared.other_shape(flaw.shape, flaw.declared),
 }
-"""Of an output: what follows its name."""
+"""Sentences about an output, which follow its name."""
 
 
 def result_text(flaw: Flaw) -> str:
-    """What is wrong with a result that is well formed."""
+    """A sentence about the flaw of a result that is well formed."""
     if (of_result := _RESULTS.get(flaw.code)) is not None:
         return of_result(flaw)
     if (of_output := _OUTPUTS.get(flaw.code)) is not None:
@@ -180,4 +180,4 @@ def result_text(flaw: Flaw) -> str:
 
 
 SAID = frozenset((*_TENSORS, *_REQUESTS, *_RESULTS, *_OUTPUTS, "no_input"))
-"""Every code that has a sentence here. What is ``unserved``, the controller's look-up knows."""
+"""Every code that has a sentence here. The sentence of ``unserved`` is that of the controller's look-up."""

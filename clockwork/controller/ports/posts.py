@@ -1,4 +1,4 @@
-"""Messages to peers, encoded where they are decided: a message that cannot be is its handler's defect."""
+"""Messages to peers, encoded where they are decided: a message that cannot be encoded fails its handler."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def to_client(identity: bytes, fd: int, message: tuple[Any, ...]) -> Post:
 
 
 def to_worker(identity: bytes, fd: int, message: tuple[Any, ...], frames: Sequence[Any] = ()) -> Post:
-    """A message for the worker at a descriptor. frames: anything with bytes, which must not change until they are sent."""
+    """A message for the worker at a descriptor. frames: bytes-like, unchanged until they are sent."""
     return Post(WORKERS, identity, fd, codec.encode(message), b"", frames)

@@ -18,10 +18,10 @@ from clockwork.wire.transport import Transport, socket_functions
 
 
 class Sockets:
-    """One for clients, one for workers, and one that publishes events. Owns them until close()."""
+    """The sockets for clients, for workers and for published events; owned until close()."""
 
     def __init__(self, settings: ControllerSettings, access: Access, seats: Seats) -> None:
-        """Raises ConfigError where one cannot be bound."""
+        """Bind the sockets. Raises ConfigError where a socket cannot be bound."""
         keys, gate = access.keys, access.admits
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         self._settings = settings
@@ -53,7 +53,7 @@ class Sockets:
 
     @property
     def filenos(self) -> list[int]:
-        """Of the sockets that the exchange takes from."""
+        """The descriptors of the sockets that the exchange receives from."""
         return [*self.workers.filenos, *self.clients.filenos]
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""The workers of a controller: who is let in, what their messages lead to, and who is let go.
+"""The workers of a controller: their admission, the handling of their messages, and their dismissal.
 
-Whatever a message of a worker is, and whatever it leads to, costs that worker alone.
+A worker's message, whatever it holds, can do harm to that worker alone.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Workers:
-    """All of them. They come and go by what the exchange has read of their connections, and by what they say.
+    """All workers. They come and go by their messages, and as the exchange reports of their connections.
 
     policy, plans_fetches: the scheduler's; see Scheduler.
     """
@@ -128,27 +128,28 @@ class Workers:
         self._repairs = repairs
         self._policy = policy
         self._plans_fetches = plans_fetches
-        self._let_go: dict[int, str] = {}  # by epochs of workers: why; they are not taken in again
+        # By epochs of workers that were let go: the reason; they are not admitted again
+        self._let_go: dict[int, str] = {}
         self._next_id = 1
 
     # ----- coming and going --------------------------------------------------------------------------
 
     def ended(self) -> None:
-        """Of connections that have ended."""
+        """Let workers go whose connections have ended."""
         for fd in self._exchange.ended(WORKERS):
             worker = self._links.worker_of_fd.pop(fd, None)
             if worker is not None:
                 self._gone(worker, "disconnected")
 
     def lost(self, worker_ids: Iterable[int]) -> None:
-        """Of workers that could not be reached."""
+        """Let workers go that could not be reached."""
         for worker_id in worker_ids:
             worker = self._links.worker_by_id.get(worker_id)
             if worker is not None:
                 self._gone(worker, "cannot be reached")
 
     def unreachable(self, identity: bytes, fd: int) -> None:
-        """A message could not be queued for whoever is at this descriptor."""
+        """Let the worker at this descriptor go: a message for it could not be queued."""
         worker = self._links.workers.get(identity)
         if worker is not None and worker.fd == fd:
             self._gone(worker, "cannot be reached")
@@ -160,12 +161,12 @@ class Workers:
             self._effects.append(Disconnect(WORKERS, worker.fd))
 
     def dismiss(self) -> None:
-        """Tell all that the controller ends."""
+        """Tell all workers that the controller ends."""
         for worker in self._links.workers.values():
             self._effects.append(to_worker(worker.identity, worker.fd, Goodbye()))
 
     def beat(self) -> None:
-        """Time passed: ask all how their clocks are, and let go of whom nothing was heard."""
+        """Ping all workers for their clocks, and let silent workers go. Called at each heartbeat."""
         for worker in list(self._links.workers.values()):
             if self._context.now_ns - self._exchange.heard_ns(worker.slot) > WORKER_TIMEOUT_NS:
                 self._gone(worker, f"unheard of for {WORKER_TIMEOUT_NS / 1e9:g} s")
@@ -234,8 +235,8 @@ class Workers:
         self._ping(worker)
         self._count_devices()
         shapes = tuple(
-            (f"{one.kind}/{one.fingerprint}", one.page_bytes, one.page_count, one.run_ahead)
-            for one in devices
+            (f"{device.kind}/{device.fingerprint}", device.page_bytes, device.page_count, device.run_ahead)
+            for device in devices
         )
         self._effects.append(
             Tell(WorkerJoined(self._context.now_ns, worker.worker_id, shapes, devices[0].host_bytes))
@@ -271,9 +272,9 @@ class Workers:
         self._effects.append(Publish("worker", {"worker": worker.name, "state": "left", "why": why}))
 
     def _fault(self, worker: WorkerLink, why: str) -> bool:
-        """A worker said what cannot be, and does not have many more tries; False if that was its last."""
+        """Count an impossible statement of a worker; False if it was the last that is tolerated."""
         if worker.worker_epoch in self._let_go:
-            return False  # it is on its way out
+            return False  # it leaves already
         worker.faults += 1
         text = f"worker {worker.name} answered what cannot be: {why}"
         self._effects.append(Complain("worker fault", text))
@@ -287,7 +288,8 @@ class Workers:
         if len(self._let_go) >= WORKERS_MAX:
             del self._let_go[next(iter(self._let_go))]
         self._let_go[worker.worker_epoch] = why
-        # It goes like one that leaves in order: what it had under way is nobody's fault but its own.
+        # It goes like a worker that leaves in order: no model is at fault for the actions that it had under
+        # way.
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         self._effects.append(FailActions(worker.worker_id, "the worker that had it was let go"))
         self._effects.append(
@@ -302,7 +304,7 @@ class Workers:
         self._compare_machines()
 
     def _compare_machines(self) -> None:
-        """Have the exchange know the machine whose memory all workers see, if they are all on one; see wire/shared.py."""
+        """Tell the exchange the machine that all workers are on, if there is one; see wire/shared.py."""
         machines = [worker.stats.get(MACHINE, 0) for worker in self._links.workers.values()]
         is_one = bool(machines) and all(
             type(machine) is int and machine == machines[0] for machine in machines
@@ -311,7 +313,7 @@ class Workers:
         self._effects.append(ShareMachine(machine))
 
     def _watch_clock(self, worker: WorkerLink) -> None:
-        """Name a worker whose clock cannot be followed: its windows mean nothing."""
+        """Note a trouble of a worker whose clock cannot be followed, since its windows are meaningless."""
         complaint = worker.clock.complaint(worker.joined_ns, self._context.now_ns)
         if complaint and not worker.clock_is_lost:
             log.warning("the clock of worker %s cannot be followed: %s", worker.name, complaint)
@@ -326,7 +328,7 @@ class Workers:
     # ----- messages ----------------------------------------------------------------------------------
 
     def message(self) -> None:
-        """The exchange has one that is no result."""
+        """Handle a message of a worker that is no result, which the exchange holds."""
         self._from(*self._exchange.message(), self._exchange.key())
 
     def _from(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
@@ -345,7 +347,7 @@ class Workers:
         except Forbidden as error:
             self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error))))
         except PolicyFailed:
-            raise  # the scheduler is in the middle of something
+            raise  # the scheduler's state may be inconsistent
         except Exception as error:
             if worker is None and is_hello(frames, FROM_CLIENT, ClientHello):
                 self._effects.append(to_worker(identity, fd, CLIENT_AT_WORKERS))
@@ -356,7 +358,7 @@ class Workers:
     def _turn_away(
         self, identity: bytes, fd: int, worker: WorkerLink | None, kind: str, error: Exception
     ) -> None:
-        """Let go of a worker whose message could not be dealt with: its books and ours may differ from here on."""
+        """Let a worker go whose message could not be handled: its state and ours may differ from then on."""
         if isinstance(error, codec.WireError | InvalidInput):
             self._effects.append(
                 Complain("worker malformed", f"malformed message from {named(worker)}: {error}")
@@ -372,13 +374,13 @@ class Workers:
             self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX])))
 
     def wrong_result(self) -> None:
-        """The exchange has found a result that cannot be: hold it against its worker."""
+        """Hold an impossible result, which the exchange has found, against its worker."""
         identity, fd, frames = self._exchange.message()
         worker = self._links.workers[identity]
         try:
             self._hold_against(worker, self._exchange.flaw(), frames[0])
         except PolicyFailed:
-            raise  # the scheduler is in the middle of something
+            raise  # the scheduler's state may be inconsistent
         except Exception as error:
             self._turn_away(identity, fd, worker, "Result", error)
 
@@ -386,14 +388,17 @@ class Workers:
         if flaw.header is not None:
             raise codec.WireError(codec.complaint(header, FROM_WORKER, flaw.header))
         if self._fault(worker, result_text(flaw)):
-            # What it was for is planned anew.
+            # The scheduler plans the action's requests anew.
             self._effects.append(FailAction(worker.worker_id, flaw.id, "a worker's answer was none"))
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
         bytes_max = STATS_BYTES_WORKER + STATS_BYTES_DEVICE * len(worker.devices)
         values_max = STATS_VALUES_WORKER + STATS_VALUES_DEVICE * len(worker.devices)
         if len(frames[0]) > bytes_max:
-            raise InvalidInput(f"a heartbeat of {len(frames[0])} bytes, of which a worker of {len(worker.devices)} devices has {bytes_max}")  # fmt: skip
+            raise InvalidInput(
+                f"a heartbeat of {len(frames[0])} bytes, of which a worker of {len(worker.devices)} devices "
+                f"has {bytes_max}"
+            )
         if count_values(message.stats, values_max) > values_max:
             raise InvalidInput(f"stats of more than {values_max} values, for {len(worker.devices)} devices")
         check_stats(message.stats, len(worker.devices))
@@ -489,8 +494,7 @@ class Workers:
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         worker.is_draining = True
         self._registrar.worker_drains(worker.worker_id)
-        # Whatever was ordered of it went before this, and from here on it is ordered nothing: once it has answered
-        # what it has, it may go.
+        # All its orders were sent before this, and it gets no more: once it has answered them, it may go.
         self._effects.append(to_worker(worker.identity, worker.fd, Goodbye()))
         log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
         self._effects.append(Publish("worker", {"worker": worker.name, "state": "draining"}))
@@ -510,24 +514,24 @@ class Workers:
     # ----- what others have found --------------------------------------------------------------------
 
     def name(self, worker_id: int) -> str:
-        """Of one that is connected, else ""."""
+        """The name of a connected worker, else ""."""
         worker = self._links.worker_by_id.get(worker_id)
         return worker.name if worker else ""
 
     def let_go(self, worker_id: int, why: str) -> None:
-        """It has left, if it has not already."""
+        """Let a worker go, if it has not left already."""
         worker = self._links.worker_by_id.get(worker_id)
         if worker is not None:
             self._gone(worker, why)
 
     def blame(self, worker_id: int, why: str) -> None:
-        """It said what cannot be."""
+        """Hold an impossible statement against a worker."""
         worker = self._links.worker_by_id.get(worker_id)
         if worker is not None:
             self._fault(worker, why)
 
     def chunk_read(self, job: ReadChunk, data: bytes | None, error: BaseException | None) -> None:
-        """Storage has read a piece of a package, or has failed at it."""
+        """Send a worker the piece of a package that storage has read, or that the read failed."""
         if isinstance(error, OSError):
             self._repairs.inspect(job.digest)
         worker = self._links.worker_by_id.get(job.worker)

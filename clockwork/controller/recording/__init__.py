@@ -1,1 +1,1 @@
-"""The flight recorder's files, and what follows it as it is written."""
+"""The flight recorder's files, and the threads that follow its ring."""

@@ -1,4 +1,4 @@
-"""A thread that hands on what the flight recorder keeps, as it comes."""
+"""A thread that hands on the flight recorder's stream as it is written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from clockwork.config.recorder import FOLLOW_S, READ_BYTES
 from clockwork.controller._exchange import Ring
 
 Take = Callable[[int, bytes, int], bool]
-"""take(place, piece, lost): a piece that begins at a place of the stream; b"": there is nothing more for now. lost: bytes
-that the ring had forgotten before it. False ends it. Called in the follower's thread."""
+"""take(place, piece, lost): a piece that begins at a place of the stream; b"": there is nothing more for now.
+
+lost: bytes before the piece that the ring had forgotten. Returns False to end the follower. Called in the
+follower's thread."""
 
 
 class RingFollower:
@@ -24,8 +26,10 @@ class RingFollower:
         self._thread.start()
 
     def close(self, within_s: float | None = None) -> bool:
-        """Hand on what there is, and stop; wait so long for it. False: ``take`` still has a piece, and what it uses has to
-        stay open."""
+        """Hand on the rest, and stop, waiting at most ``within_s`` seconds.
+
+        False: ``take`` still has a piece, and the resources that it uses have to stay open.
+        """
         self._stop.set()
         self._thread.join(within_s)
         return not self._thread.is_alive()

@@ -1,11 +1,14 @@
-"""The flight recorder's files, and what is told of it. What it records, it writes natively into a ring
-(csrc/recording/recorder.h).
+"""The flight recorder's files, and the answers to queries about it. Native code writes the records into a
+ring (csrc/recording/recorder.h).
 
-A ring that has forgotten the controller's start cannot be replayed by itself. So now and then the scheduler's whole state is
-kept beside it, and a dump begins where the oldest of them was taken that the ring still reaches back to: from there on
-every decision can be had again. For what simulates a recording instead, a dump tells of the cluster where it begins: a Cluster
-folds what left the ring of what only Python tells the scheduler, workers and models; and what every device held when
-the dump was written says what they held already at its beginning, by the loads in between.
+A ring that has forgotten the controller's start cannot be replayed by itself. So now and then the scheduler's
+whole state is kept beside it. A dump begins at the oldest kept state that the ring still reaches back to:
+from there on every decision can be replayed.
+
+A simulation of a recording needs no such state, but the cluster at the dump's beginning. So a Cluster folds
+the events of workers and models, which only Python tells the scheduler, as they leave the ring. The models
+that each device held at the beginning follow from those that it held when the dump was written and the loads
+in between.
 """
 
 from __future__ import annotations
@@ -62,19 +65,19 @@ from clockwork.wire.telling import tell
 log = logging.getLogger("clockwork.controller")
 
 DIRECTORY = "recordings"
-"""Of the controller's data directory: the dumps."""
+"""The folder of the dumps in the controller's data directory."""
 
 SUFFIX = ".rec"
 PARTIAL = ".part"
-"""Of a dump that is being written."""
+"""The suffix of a dump that is being written."""
 
 
 # ----- a file of everything ----------------------------------------------------------------------
 
 
 class RecordingFile:
-    """A file that follows a ring from its start, on a thread of its own, until it is full, the disk is, or the ring has
-    forgotten what was not yet written."""
+    """A file that a thread of its own writes from a ring's start on, until the file or the disk is full, or
+    the ring has forgotten bytes before they were written."""
 
     def __init__(self, path: Path, header: Header, ring: Ring, bytes_max: int) -> None:
         """Raises ConfigError if the file cannot be written."""
@@ -88,7 +91,7 @@ class RecordingFile:
         self._follower = RingFollower("recording", ring, self._take)
 
     def close(self) -> None:
-        """Write what there is, and stop."""
+        """Write the rest, and stop."""
         self._follower.close()
         if not self._file.closed:
             self._close()
@@ -105,7 +108,7 @@ class RecordingFile:
 
     def _write(self, body: bytes) -> None:
         is_full = len(body) > self._left
-        rest = memoryview(body)[: self._left]  # a step that is cut off is left out by whoever reads
+        rest = memoryview(body)[: self._left]  # readers leave out a step that is cut off
         self._left -= len(rest)
         try:
             while rest:
@@ -130,7 +133,7 @@ class RecordingFile:
 
 @dataclasses.dataclass(slots=True)
 class _Worker:
-    """What was said of a worker that is there: the newest event of each kind, encoded."""
+    """The events of a connected worker: the newest of each kind, encoded."""
 
     joined: bytes
     draining: bytes = b""
@@ -145,8 +148,8 @@ class _Worker:
 
 
 class Told(NamedTuple):
-    """An event that is neither a request's nor an action's: its kind, whom it is of, and its bytes, as of the time of whichever
-    step it will be in."""
+    """An event that is neither a request's nor an action's: its kind, its worker, and its bytes without a
+    time, which is that of the step."""
 
     kind: type[Event]
     worker: int
@@ -155,7 +158,7 @@ class Told(NamedTuple):
 
     @classmethod
     def of(cls, event: Event) -> Told:
-        """What is kept of an event that the scheduler is told."""
+        """The kept parts of an event that the scheduler is told."""
         number = 0
         match event:
             case DeviceClock() | DeviceLost():
@@ -168,7 +171,7 @@ class Told(NamedTuple):
 
 
 class Cluster:
-    """Workers, and the models that they have prepared: the events from which a fresh scheduler would know them."""
+    """Workers and the models that they have prepared, as events that make them known to a fresh scheduler."""
 
     def __init__(self) -> None:
         self._workers: dict[int, _Worker] = {}
@@ -180,8 +183,8 @@ class Cluster:
             self._workers[event.worker] = _Worker(body)
             return
         if kind is ModelRemoved:
-            for one in self._workers.values():
-                one.models.pop(event.number, None)
+            for known in self._workers.values():
+                known.models.pop(event.number, None)
             return
         worker = self._workers.get(event.worker)
         if worker is None:
@@ -199,17 +202,22 @@ class Cluster:
             by_number[event.number] = body
 
     def copy(self) -> Cluster:
-        """One that goes its own way. Of each worker's models only the references are copied."""
+        """An independent copy. Only the references of each worker's models are copied."""
         other = Cluster()
-        for number, one in self._workers.items():
+        for number, worker in self._workers.items():
             other._workers[number] = _Worker(
-                one.joined, one.draining, one.link, one.clocks.copy(), one.lost.copy(), one.models.copy()
+                worker.joined,
+                worker.draining,
+                worker.link,
+                worker.clocks.copy(),
+                worker.lost.copy(),
+                worker.models.copy(),
             )
         return other
 
     def steps(self, now_ns: int) -> Iterable[bytes]:
         """The events as they would be told now, a step for each worker."""
-        return (encode_told(now_ns, one.events()) for one in self._workers.values())
+        return (encode_told(now_ns, worker.events()) for worker in self._workers.values())
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -220,7 +228,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
-    """What the scheduler was at a place of the ring, between two steps."""
+    """The scheduler's state at a place of the ring, between two steps."""
 
     place: int
     at_ns: int
@@ -228,30 +236,30 @@ class State:
 
 
 class States:
-    """States of the scheduler that are kept with a ring, so that it can be replayed from one of them on."""
+    """States of the scheduler that are kept with a ring, from each of which the ring can be replayed."""
 
     def __init__(
         self, ring: Ring, policy: str, save: Callable[[int], bytes | None], pause: Callable[[int], None]
     ) -> None:
-        """save: the scheduler's state, of so many bytes at most. pause: have take() called between two decisions, when nothing
-        waits or by a time."""
+        """save: returns the scheduler's state, of so many bytes at most. pause: has take() called between two
+        decisions, when no message waits, or at the latest by a time."""
         self._ring = ring
         self._save = save
         self._pause = pause
         self._bytes_max = min(STATE_BYTES_MAX, ring.state()["bytes_max"])
         self._states: deque[State] = deque()
-        self._tried = (0, 0)  # place and time of the last, or the first that was to be
-        self._next_ns = 0  # not before
+        self._tried = (0, 0)  # place and time of the last attempt, or of the start
+        self._next_ns = 0  # the earliest time of the next state
         self._is_paused = False
-        self._spent_ns = 0  # processor time of the last
+        self._spent_ns = 0  # processor time that the last state took
         self._has_states = ring.is_on and not is_scripted(policy)
         self.missing = (
             "" if self._has_states else "the policy is a class in Python, whose state only it knows"
         )
-        """Why there is none; "" if there is one, or will be."""
+        """The reason why there is no state; "" if there is a state, or will be."""
 
     def look(self, now_ns: int) -> None:
-        """Now and then: ask for a pause if a state is due."""
+        """Ask for a pause if a state is due. Called now and then."""
         if not self._has_states or self._is_paused or now_ns < self._next_ns:
             return
         ring = self._ring.state()
@@ -270,7 +278,7 @@ class States:
         began_ns = time.thread_time_ns()
         try:
             body = self._save(self._bytes_max)
-        except ValueError as error:  # its books are wrong; that is no reason to serve nobody
+        except ValueError as error:  # the scheduler's books are inconsistent; serving goes on without a state
             self._has_states, self.missing = False, f"the scheduler's state could not be written: {error}"
             log.error("no more states of the flight recorder: %s", self.missing)
             return
@@ -287,12 +295,12 @@ class States:
             self._states.popleft()
 
     def oldest(self, place: int) -> State | None:
-        """The first that was taken at a place or behind it, and that something follows."""
+        """The first state that was taken at a place or behind it, and that steps follow."""
         end = self._ring.state()["end"]
-        return next((one for one in self._states if place <= one.place < end), None)
+        return next((state for state in self._states if place <= state.place < end), None)
 
     def describe(self) -> dict[str, Any]:
-        """exact_ns: when the oldest step was told from which on the ring can be replayed; 0: there is none."""
+        """exact_ns: the time of the oldest step from which the ring can be replayed; 0: there is none."""
         ring = self._ring.state()
         oldest = self.oldest(ring["begin"])
         newest = self._states[-1] if self._states else None
@@ -317,15 +325,15 @@ class Dump:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Content:
-    """What a dump begins with, as the loop hands it to the thread that writes it."""
+    """The beginning of a dump, as the loop hands it to the thread that writes the dump."""
 
-    header: Header  # without what follows
-    tail: Cluster  # as it was where the ring began
-    told: Sequence[Told]  # from there until where the dump begins
+    header: Header  # without the fields below
+    tail: Cluster  # the cluster where the ring began
+    told: Sequence[Told]  # events from there to the dump's beginning
     held: bytes  # see Core.held()
 
     def cluster(self) -> Cluster:
-        """As it was where the dump begins; takes the tail."""
+        """The cluster where the dump begins. Consumes the tail."""
         for number, event in enumerate(self.told):
             if number % CLUSTER_EVENTS_AT_ONCE == 0:
                 time.sleep(DUMP_REST_S)  # the loop needs the interpreter now and then
@@ -333,12 +341,12 @@ class Content:
         return self.tail
 
     def head(self, cluster: Cluster) -> Header:
-        """The whole header."""
+        """The header with the number of the cluster's steps and the devices' models."""
         return self.header._replace(cluster_steps=len(cluster), held=Held.of(self.held))
 
 
 class Dumps:
-    """The newest dumps in a directory. Belongs to the thread that writes them."""
+    """The newest dumps in a directory. Used by the thread that writes them alone."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -349,7 +357,7 @@ class Dumps:
         header = content.head(cluster)
         self._directory.mkdir(exist_ok=True)
         for left in self._directory.glob(f"*{PARTIAL}"):
-            left.unlink(missing_ok=True)  # of a controller that was killed
+            left.unlink(missing_ok=True)  # left by a controller that was killed
         partial = self._directory / (name + PARTIAL)
         try:
             with partial.open("wb") as file:
@@ -376,12 +384,12 @@ class Dumps:
         return Dump(name + SUFFIX, size)
 
     def describe(self) -> list[dict[str, Any]]:
-        """Name, size and age of each, oldest first."""
+        """Name, size and age of each dump, oldest first."""
         found = [(path.name, path.stat()) for path in self._files()]
         return [{"name": name, "bytes": stat.st_size, "written_s": stat.st_mtime} for name, stat in found]
 
     def read(self, name: str, offset: int) -> bytes:
-        """A piece of one. Raises FileNotFoundError, OSError."""
+        """A piece of a dump. Raises FileNotFoundError, OSError."""
         with (self._directory / name).open("rb") as file:
             file.seek(offset)
             return file.read(READ_BYTES)
@@ -397,11 +405,14 @@ class Dumps:
 # ----- the recorder as the controller has it -------------------------------------------------------
 
 Answered = Callable[[Any, Exception | None], None]
-"""Told the answer to a query, or why there is none."""
+"""Takes the answer to a query, or the error in place of it."""
 
 
 class FlightRecorder:
-    """Answers what is asked of the ring, and writes dumps, at an alert by itself. The loop's; its files are a thread's."""
+    """Answers queries about the ring, and writes dumps, by itself at an alert.
+
+    Used by the loop's thread; its files are read and written on a thread of their own.
+    """
 
     def __init__(
         self,
@@ -413,8 +424,8 @@ class FlightRecorder:
         save: Callable[[int], bytes | None],
         pause: Callable[[int], None],
     ) -> None:
-        """header: of the scheduler. directory, epoch: the controller's. held: what the scheduler thinks that devices hold. save,
-        pause: see States."""
+        """header: of the scheduler. directory, epoch: the controller's. held: returns the models on each
+        device, as the scheduler knows them. save, pause: see States."""
         self._states = States(ring, header.policy, save, pause)
         self._epoch = epoch
         self._ring = ring
@@ -422,8 +433,8 @@ class FlightRecorder:
         self._held = held
         self._dumps = Dumps(directory / DIRECTORY)
         self._thread = StorageThread("recorder")
-        self._tail = Cluster()  # as it was where the ring begins
-        self._noted: deque[tuple[int, Told]] = deque()  # in the ring, by the place before it
+        self._tail = Cluster()  # the cluster where the ring begins
+        self._noted: deque[tuple[int, Told]] = deque()  # events in the ring, each with the place before it
         self._is_dumping = False
         self._reads = 0
         self._alert = ""
@@ -444,19 +455,19 @@ class FlightRecorder:
         self._thread.close()
 
     def told(self, event: Event) -> None:
-        """The scheduler is about to be told what is neither a request's nor an action's."""
+        """Note an event, neither a request's nor an action's, that the scheduler is about to be told."""
         if self._ring.is_on:
             self._noted.append((self._ring.state()["end"], Told.of(event)))
             self._advance()
 
     def _advance(self) -> None:
-        """Fold what has left the ring."""
+        """Fold the noted events that have left the ring into the tail."""
         begin = self._ring.state()["begin"]
         while self._noted and self._noted[0][0] < begin:
             self._tail.told(self._noted.popleft()[1])
 
     def paused(self, now_ns: int) -> None:
-        """Between two decisions, as it was asked for."""
+        """Keep the scheduler's state: the pause between two decisions that States asked for."""
         self._states.take(now_ns)
 
     # ----- queries -----------------------------------------------------------------------------
@@ -464,8 +475,9 @@ class FlightRecorder:
     def ask(self, argument: str, now_ns: int, done: Answered) -> None:
         """Answer a query, at once or when a file has been read or written. Raises InvalidInput, Unavailable.
 
-        argument: "" for the state of the ring; "#PLACE" for the bytes from a place on, "-NS" for those from the step that
-        was told so long ago; "dump" to write one, "dumps" for a list, "NAME#OFFSET" for a piece of one.
+        argument: "" for the state of the ring; "#PLACE" for the bytes from a place on, "-NS" for those from
+        the step of so many ns ago; "dump" to write a dump, "dumps" for a list, "NAME#OFFSET" for a piece of a
+        dump.
         """
         name, mark, number = argument.rpartition("#")
         if argument == "":
@@ -508,8 +520,8 @@ class FlightRecorder:
             "next": place + len(found),
             "lost": max(0, place - since),
             "end": self._ring.state()["end"],
-            "epoch": self._epoch,  # of another controller, places are others
-            "bytes": found,  # the last, so that codec.encode_reply() need not copy it
+            "epoch": self._epoch,  # places count within an epoch
+            "bytes": found,  # the last key, so that codec.encode_reply() need not copy the value
         }
 
     def _read(self, job: Callable[[], Any], done: Answered) -> None:
@@ -547,8 +559,11 @@ class FlightRecorder:
         self._thread.submit(functools.partial(self._dumps.write, name, content, self._ring, end), written)
 
     def _start(self, now_ns: int) -> tuple[int, State | None]:
-        """Where a dump begins, and what the scheduler was there. While it is written the ring goes on forgetting, so a dump
-        begins a little behind the ring, unless that has room for what comes meanwhile."""
+        """The place where a dump begins, and the scheduler's state there.
+
+        The ring goes on forgetting while the dump is written, so a dump begins a little behind the ring's
+        begin, unless the ring has room for the steps that come meanwhile.
+        """
         self._advance()
         ring = self._ring.state()
         begin, end = ring["begin"], ring["end"]
@@ -561,7 +576,7 @@ class FlightRecorder:
         return state.place if state is not None else start, state
 
     def _content(self, start: int, state: State | None) -> Content:
-        """Of a dump that begins at a place of the ring."""
+        """The content of a dump that begins at a place of the ring."""
         header = self._header._replace(start=start)
         if state is not None:
             header = header._replace(state=state.body)
@@ -569,19 +584,21 @@ class FlightRecorder:
             header = header._replace(
                 inexact=self._states.missing or "no state of the scheduler was kept in time"
             )
-        told = [event for _, event in itertools.takewhile(lambda one: one[0] < start, self._noted)]
+        told = [event for _, event in itertools.takewhile(lambda noted: noted[0] < start, self._noted)]
         return Content(header, self._tail.copy(), told, self._held())
 
     # ----- alerts ------------------------------------------------------------------------------
 
     def alert(self, why: str, now_ns: int) -> None:
-        """Something began that a dump may explain: one is written soon, when the ring has what followed, too; at most one
-        a minute."""
+        """Have a dump written soon, once the ring has the steps after the cause; at most one a minute."""
         if self._ring.is_on and not self._alert and now_ns - self._alerted_ns >= ALERT_INTERVAL_NS:
             self._alert, self._alert_due_ns, self._alerted_ns = why, now_ns + ALERT_AFTER_NS, now_ns
 
     def beat(self, answered: int, bad: int, now_ns: int) -> None:
-        """Now and then. answered, bad: requests since the start; refused, missed and failed ones are bad."""
+        """Keep a state and write a dump if they are due; raise an alert where too many requests fail.
+
+        answered, bad: requests since the start; refused, missed and failed requests are bad.
+        """
         self._states.look(now_ns)
         if now_ns - self._counted_ns >= BURST_SPAN_NS:
             good_now, bad_now = answered - self._counted[0], bad - self._counted[1]
@@ -606,7 +623,7 @@ def _is_number(text: str) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    """Whether this can be a dump's name, and no path to elsewhere."""
+    """Whether a text can be a dump's name, and is no path to another folder."""
     return (
         text.endswith(SUFFIX)
         and text.replace("-", "").replace(".", "").replace("_", "").isalnum()

@@ -1,4 +1,4 @@
-"""What a controller keeps of its scheduler's steps: the ring in memory, and the files that follow it."""
+"""A controller's recordings of its scheduler's steps: the ring in memory, and the files that follow it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clockwork.system.clock import now_ns
 
 
 class Recordings:
-    """The ring is there at once. Owns the files and their followers until close()."""
+    """The ring, made at once, and the files with their followers, owned until close()."""
 
     def __init__(self, settings: ControllerSettings) -> None:
         self.ring = Ring(settings.recorder_bytes, RECORDER_SPAN_NS)
@@ -25,7 +25,7 @@ class Recordings:
         self._telemetry: TelemetryProcess | None = None
 
     def open(self) -> None:
-        """Begin the files that the settings ask for. Raises ConfigError, with none of them open."""
+        """Begin the files that the settings ask for. Raises ConfigError, with no file left open."""
         settings = self._settings
         if settings.record is not None:
             self._file = RecordingFile(settings.record, self.header, self.ring, settings.record_bytes_max)
@@ -40,7 +40,7 @@ class Recordings:
             raise
 
     def failure(self) -> tuple[str, str]:
-        """The folder that requests and actions can no longer be written to, and why; "" twice: they are, or need not be."""
+        """The folder of telemetry that is no longer written, and the reason; "" twice without a failure."""
         if self._telemetry is None or not (text := self._telemetry.failure()):
             return "", ""
         return str(self._telemetry.folder), text

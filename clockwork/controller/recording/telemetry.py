@@ -1,9 +1,10 @@
-"""The process that writes every request and every action to files, fed with what the flight recorder keeps.
+"""The process that writes every request and every action to files, fed from the flight recorder's ring.
 
-It is `clockwork telemetry` with its input piped, so that nothing it does takes the controller's time or memory: a thread
-copies from the ring into a socket that is the process's standard input, without the interpreter's lock. Where the process
-is too slow for so long that the ring comes round, what was lost is counted, here and in the files. It is a socket and no
-pipe, because a write that waits is ended by shutting a socket down, and by nothing that one can do to a pipe.
+The process is `clockwork telemetry` with its input piped, so that its work takes none of the controller's
+time or memory: a thread copies from the ring into a socket that is the process's standard input, without the
+interpreter's lock. Where the process is so slow that the ring comes round, the lost bytes are counted, here
+and in the files. The input is a socket and no pipe, because shutting a socket down ends a write that waits; a
+pipe has no such call.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ log = logging.getLogger("clockwork.controller")
 
 
 class TelemetryProcess:
-    """folder: of the files. bytes_max: what they may take together. wall_ns: what makes the time of day of the
-    controller's clock. Raises ConfigError where the process cannot begin to write; it has said why."""
+    """The process and the follower that feeds it.
+
+    folder: of the files. bytes_max: bound of their sum. wall_ns: offset that makes the controller's clock the
+    time of day. Raises ConfigError where the process cannot begin to write; the process has said why.
+    """
 
     def __init__(self, folder: Path, bytes_max: int, header: Header, ring: Ring, wall_ns: int) -> None:
         self.folder = folder
@@ -50,7 +54,7 @@ class TelemetryProcess:
         self._follower = RingFollower("telemetry", ring, self._take)
 
     def failure(self) -> str:
-        """What has gone wrong since the last call; else ""."""
+        """A sentence about the failure since the last call; else ""."""
         found, self._failure = self._failure, ""
         return found
 
@@ -70,7 +74,7 @@ class TelemetryProcess:
         return bool(found) and output.readline() == b"ready\n"
 
     def _take(self, place: int, piece: bytes, lost: int) -> bool:
-        """Hand on a piece, or that there is nothing more, at which files that are old end."""
+        """Hand on a piece; an empty piece, when there is nothing more, lets the process end old files."""
         if lost:
             self.lost_bytes += lost
             self._failure = f"it was too slow: {self.lost_bytes} bytes of steps were lost since the start"
@@ -90,7 +94,7 @@ class TelemetryProcess:
         return True
 
     def _end(self) -> None:
-        """Nothing more comes: the process writes what it has, and ends."""
+        """End the input: the process writes the rest, and ends."""
         self._input.close()
         assert self._child.stdout is not None
         self._child.stdout.close()

@@ -1,1 +1,1 @@
-"""How models come, change and go: the table of all versions, and what clients, workers and storage do to it."""
+"""Registration of models: the table of all versions, and the events of clients, workers and storage."""

@@ -1,8 +1,8 @@
-"""Which worker has prepared which model, or why it could not: bookkeeping, without sockets, files or clocks.
+"""The preparations of models by worker, with their failures: bookkeeping, without sockets, files or clocks.
 
-A model's own record of that is ModelVersion.workers; here it is counted by worker, and what is to be tried again is
-remembered. A worker that failed is asked again after pauses that grow, a bounded number of times, where that may
-help; and whenever it joins anew, or somebody loads or registers the model again.
+A model's own record of its preparations is ModelVersion.workers; here they are counted by worker, and retries
+are scheduled. A worker that failed is asked again after growing pauses, a bounded number of times, where that
+may help; it is also asked whenever it joins anew, or a client loads or registers the model again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class _Worker:
     is_draining: bool = False
     failed: dict[int, ModelVersion] = dataclasses.field(
         default_factory=dict
-    )  # by id; why is the model's to say
-    attempts: dict[int, int] = dataclasses.field(default_factory=dict)  # that failed, by model id
+    )  # by id; the model holds the reasons
+    attempts: dict[int, int] = dataclasses.field(default_factory=dict)  # failed attempts, by model id
 
 
 class Preparations:
@@ -41,59 +41,60 @@ class Preparations:
         self._workers[worker] = _Worker(name)
 
     def name(self, worker: int) -> str:
-        one = self._workers.get(worker)
-        return one.name if one is not None else str(worker)
+        found = self._workers.get(worker)
+        return found.name if found is not None else str(worker)
 
     def drains(self, worker: int) -> None:
-        """It takes no more orders: what only it has prepared is served by nobody."""
+        """Note that a worker takes no more orders: models that only it has prepared are unserved."""
         self._workers[worker].is_draining = True
 
     def left(self, worker: int) -> None:
-        """Its models are forgotten one by one, with forget()."""
+        """Forget a worker. Its models are forgotten one by one, with forget()."""
         self._workers.pop(worker, None)
 
     def note(self, model: ModelVersion, worker: int, state: str) -> None:
-        """state: PREPARING, READY, or why it could not."""
+        """Note a preparation's state: PREPARING, READY, or the reason of its failure."""
         self.forget(model, worker)
         model.workers[worker] = state
-        one = self._workers.get(worker)
-        if one is None:
+        found = self._workers.get(worker)
+        if found is None:
             return
         if state == PREPARING:
-            one.preparing += 1
+            found.preparing += 1
         elif state == READY:
-            one.ready += 1
-            one.attempts.pop(model.model_id, None)
+            found.ready += 1
+            found.attempts.pop(model.model_id, None)
         else:
-            one.failed[model.model_id] = model
-            one.attempts[model.model_id] = one.attempts.get(model.model_id, 0) + 1
+            found.failed[model.model_id] = model
+            found.attempts[model.model_id] = found.attempts.get(model.model_id, 0) + 1
 
     def forget(self, model: ModelVersion, worker: int) -> str | None:
-        """What it was, if anything."""
+        """Forget a preparation. Returns its state, if there was one."""
         state = model.workers.pop(worker, None)
         model.measured.pop(worker, None)
-        one = self._workers.get(worker)
-        if one is None or state is None:
+        found = self._workers.get(worker)
+        if found is None or state is None:
             return state
         if state == PREPARING:
-            one.preparing -= 1
+            found.preparing -= 1
         elif state == READY:
-            one.ready -= 1
+            found.ready -= 1
         else:
-            one.failed.pop(model.model_id, None)
+            found.failed.pop(model.model_id, None)
         return state
 
     def forget_model(self, model: ModelVersion) -> None:
-        """The model is gone."""
+        """Forget all preparations and attempts of a model that is gone."""
         for worker in list(model.workers):
             self.forget(model, worker)
-        for one in self._workers.values():
-            one.attempts.pop(model.model_id, None)
+        for found in self._workers.values():
+            found.attempts.pop(model.model_id, None)
 
     def try_again(self, model: ModelVersion, worker: int, now_ns: int) -> bool:
-        """Have due() name a failed preparation once more after a pause. False: it has been tried often enough."""
-        one = self._workers.get(worker)
-        attempts = one.attempts.get(model.model_id, 0) if one is not None else 0
+        """Have due() name a failed preparation once more after a pause. False: it has been tried often
+        enough."""
+        found = self._workers.get(worker)
+        attempts = found.attempts.get(model.model_id, 0) if found is not None else 0
         if not 0 < attempts <= len(PREPARE_AGAIN_NS):
             return False
         heapq.heappush(self._again, (now_ns + PREPARE_AGAIN_NS[attempts - 1], worker, model.model_id))
@@ -104,27 +105,27 @@ class Preparations:
         found = []
         while self._again and self._again[0][0] <= now_ns:
             _, worker, model_id = heapq.heappop(self._again)
-            one = self._workers.get(worker)
-            if one is not None and model_id in one.failed and not one.is_draining:
-                found.append((worker, one.failed[model_id]))
+            entry = self._workers.get(worker)
+            if entry is not None and model_id in entry.failed and not entry.is_draining:
+                found.append((worker, entry.failed[model_id]))
         return found
 
     def failed_on(self, model: ModelVersion) -> list[int]:
-        """The workers that could not prepare it."""
+        """The workers that could not prepare a model."""
         return [worker for worker, state in model.workers.items() if state not in (PREPARING, READY)]
 
     def is_served(self, model: ModelVersion) -> bool:
-        """Whether a worker that does not leave has prepared it, and its requests are taken."""
+        """Whether the model's requests are taken and a worker that does not leave has prepared it."""
         if model.state is not ModelState.READY:
             return False
         for worker, state in model.workers.items():
-            one = self._workers.get(worker)
-            if state == READY and one is not None and not one.is_draining:
+            found = self._workers.get(worker)
+            if state == READY and found is not None and not found.is_draining:
                 return True
         return False
 
     def worker_ids(self) -> list[int]:
-        """Those that are connected, in the order in which they joined."""
+        """The connected workers, in the order in which they joined."""
         return list(self._workers)
 
     def has_workers(self) -> bool:
@@ -132,12 +133,12 @@ class Preparations:
         return any(not worker.is_draining for worker in self._workers.values())
 
     def count(self, worker: int) -> dict[str, int]:
-        """A worker's models by what became of them there."""
-        one = self._workers.get(worker, _Worker())
-        return {"ready": one.ready, "preparing": one.preparing, "failed": len(one.failed)}
+        """The number of a worker's models by the state of their preparation."""
+        found = self._workers.get(worker, _Worker())
+        return {"ready": found.ready, "preparing": found.preparing, "failed": len(found.failed)}
 
     def describe(self, worker: int) -> dict[str, Any]:
-        """That, and why the first of those that it failed to prepare could not be."""
+        """The counts of count(), with the reasons of the worker's first failures."""
         failed = self._workers[worker].failed.values() if worker in self._workers else ()
         failures = itertools.islice(failed, FAILURES_TOLD_MAX)
         return {
@@ -148,6 +149,6 @@ class Preparations:
         }
 
     def failure_count(self, worker: int) -> int:
-        """Of how many failures describe() tells."""
-        one = self._workers.get(worker)
-        return min(len(one.failed), FAILURES_TOLD_MAX) if one is not None else 0
+        """The number of failures that describe() lists."""
+        found = self._workers.get(worker)
+        return min(len(found.failed), FAILURES_TOLD_MAX) if found is not None else 0

@@ -1,9 +1,10 @@
-"""How a model comes, changes and goes, as clients ask: what each task is checked against, what it has written, and what
-follows once that is on disk.
+"""Registration, change and removal of models at clients' requests: the checks of each task, its change on
+disk, and the steps once the change is written.
 
-A reply to Register, Unregister, Offer, Route, Promote or Rollback is true after a crash, too, and a failure means that
-nothing has changed; see controller.registration.turns. Pure: every method is an event, time comes with it, and what is to be done is
-appended to ``effects``. Uploads, life cycles and releases are parts of their own (controller.registration.uploads, .versions, .releases).
+A reply to Register, Unregister, Offer, Route, Promote or Rollback holds after a crash, too, and a failure
+means that nothing has changed; see controller.registration.turns. Pure: every method is an event, time comes
+with it, and its effects are appended to ``effects``. Uploads, life cycles and releases are parts of their own
+(controller.registration.uploads, .versions, .releases).
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Registrar:
         self.versions = Versions(effects, table)
         self._uploads = Uploads(effects)
         self._turns = Turns(effects)
-        self._refused: dict[ModelVersion, None] = {}  # to be erased, which has failed
+        self._refused: dict[ModelVersion, None] = {}  # to be erased, after a failed attempt
         self._retry_ns = 0
 
     # ----- start -------------------------------------------------------------------------------
@@ -103,7 +104,8 @@ class Registrar:
         routes: Sequence[NameRoute],
         route_complaints: Sequence[Complaint],
     ) -> None:
-        """Take up what the catalog holds; workers are asked when they join. complaints: of files that were damaged."""
+        """Restore the catalog's models and routes; workers are asked as they join. complaints: of damaged
+        files."""
         lost = {complaint.name for complaint in complaints if not complaint.mended}
         for complaint in complaints:
             self._complain(complaint)
@@ -122,11 +124,11 @@ class Registrar:
         for route in routes:
             if route.name in self._table.versions:
                 self._table.restore_route(route)
-            elif route.name not in lost:  # whose record may be put right by hand
+            elif route.name not in lost:  # of such a name a record may be repaired by hand
                 self._turns.write(WriteChange(route.name, Change(unroute=route.name)), None)
 
     def _complain(self, complaint: Complaint) -> None:
-        """A file of the catalog was not as it should be."""
+        """Note a trouble of a damaged file of the catalog."""
         log.error("%s", complaint.text)
         kind = TroubleKind.FILE_REPAIRED if complaint.mended else TroubleKind.FILE_DAMAGED
         subject = (
@@ -142,9 +144,11 @@ class Registrar:
         message: Register | Unregister | Offer | Route | Promote | Rollback,
         owner: int = 0,
     ) -> None:
-        """A client wants something changed. Raises ClockworkError of what is refused at once; all else is answered.
+        """Take a client's request for a change. Raises ClockworkError where it is refused at once; else it is
+        answered.
 
-        owner: the client's number, as in messages.Prepare."""
+        owner: the client's number, as in messages.Prepare.
+        """
         waiter = Waiter(client, message.request_id)
         if isinstance(message, Register):
             registration = self._check(message, owner)
@@ -171,13 +175,14 @@ class Registrar:
         self._go_on()
 
     def cancel(self, client: bytes, request_id: int) -> None:
-        """A client has given up: its upload ends. A model that is past that is prepared all the same."""
+        """End the upload of a client that has given up. A model that is uploaded already is prepared all the
+        same."""
         self._turns.drop(client, request_id)
         self._uploads.cancel(Waiter(client, request_id))
         self._go_on()
 
     def client_gone(self, client: bytes) -> None:
-        """Nobody waits for its uploads and registrations any more; models that are under way stay."""
+        """Drop a client's uploads and waiting requests; models that are being prepared stay."""
         self._turns.drop(client)
         self._uploads.client_gone(client)
         self.versions.client_gone(client)
@@ -189,7 +194,7 @@ class Registrar:
         self.versions.worker_joined(worker, name)
 
     def worker_drains(self, worker: int) -> None:
-        """It takes no more orders; what it has said stays, until it has left."""
+        """Note that a worker takes no more orders; its preparations stay until it has left."""
         self.versions.preparations.drains(worker)
 
     def worker_left(self, worker: int) -> None:
@@ -197,22 +202,22 @@ class Registrar:
         self._go_on()
 
     def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
-        """A worker has prepared a model, or could not. Raises InvalidInput."""
+        """Take a worker's answer that it has prepared a model, or could not. Raises InvalidInput."""
         self.versions.prepared(worker, message, now_ns)
         self._go_on()
 
     def drained(self, model_id: int) -> None:
-        """The scheduler let go of a version that leaves."""
+        """Finish a leaving version, of which the scheduler has let go."""
         self.versions.drained(model_id)
         self._go_on()
 
     def faulted(self, model_id: int, fault: Fault, worker: str, is_set_aside: bool) -> None:
-        """The scheduler saw executions of a version do harm; see Versions.faulted()."""
+        """Take a fault of a version's executions that the scheduler saw; see Versions.faulted()."""
         self.versions.faulted(model_id, fault, worker, is_set_aside)
         self._go_on()
 
     def beat(self, now_ns: int) -> None:
-        """Try again, now and then, what could not be written, and what could not be prepared."""
+        """Retry failed writes and failed preparations. Called now and then."""
         self.versions.prepare_again(now_ns)
         self._uploads.beat(now_ns)
         if self._refused and now_ns >= self._retry_ns:
@@ -224,7 +229,7 @@ class Registrar:
     # ----- storage -----------------------------------------------------------------------------
 
     def ended(self, job: Job, value: Any, error: BaseException | None, now_ns: int) -> None:
-        """A job of the storage thread has ended with a value, or has failed."""
+        """Take a job of the storage thread that has ended with a value, or has failed."""
         match job:
             case WriteChange():
                 self._written(job, value, error, now_ns)
@@ -251,14 +256,14 @@ class Registrar:
             else:
                 self._refuse_change(following, refusal, now_ns)
             self._go_on()
-        finally:  # whatever became of this one, the next is another's
+        finally:  # the next task is another client's
             while (task := self._turns.next(job.name)) is not None:
                 self._begin_or_refuse(task)
 
     # ----- turns -------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Take up what follows from an event: tasks of our own, and answers to those who wait for versions to go."""
+        """Take up an event's consequences: tasks of our own, and answers to waiters for versions to go."""
         while self.versions.tasks:
             self._take(self.versions.tasks.popleft())
         while self._uploads.dropped:
@@ -267,7 +272,8 @@ class Registrar:
         self.versions.answer_gone()
 
     def _take(self, task: Task) -> None:
-        """Begin a task once no change of its name is under way, which may be now. Raises what it raises now."""
+        """Begin a task now, or once no change of its name is under way. Raises ClockworkError where it begins
+        now."""
         if self._turns.is_free(task.name):
             self._begin(task)
         else:
@@ -277,10 +283,10 @@ class Registrar:
         try:
             self._begin(task)
         except PolicyFailed:
-            raise  # the scheduler is in the middle of something
+            raise  # the scheduler's state may be inconsistent
         except ClockworkError as refusal:
             self._refuse_task(task, refusal)
-        except Exception as defect:  # a defect of ours: it costs this task, and the next is another's
+        except Exception as defect:  # a defect of ours fails this task alone
             log.error("an order about %s failed", task.name, exc_info=defect)
             self._refuse_task(task, Unavailable(f"the controller failed at this ({type(defect).__name__})"))
 
@@ -291,7 +297,8 @@ class Registrar:
             log.error("%s: %s", task.name, refusal)
 
     def _begin(self, task: Task) -> None:
-        """Check a task against what holds now, and have its change written, if it has any. Raises ClockworkError."""
+        """Check a task against the present state, and have its change, if any, written. Raises
+        ClockworkError."""
         match task:
             case ClientTask(waiter=waiter, wanted=Registration() as registration):
                 self._register(waiter, registration)
@@ -317,7 +324,7 @@ class Registrar:
         self._turns.write(WriteChange(name, change), following)
 
     def _follow(self, following: Following | None, change: Change) -> None:
-        """Have a change hold that is on disk now."""
+        """Apply a change that is on disk."""
         match following:
             case Add():
                 self._hold_route(change)
@@ -327,7 +334,8 @@ class Registrar:
             case Load():
                 for model in following.models:
                     self._load(model, following.owner)
-                self._await_load(following.models[-1], following.waiter)  # which takes the name's traffic
+                # The last version takes the name's traffic
+                self._await_load(following.models[-1], following.waiter)
             case Leave():
                 self._hold_route(change)
                 self._leave(following)
@@ -341,21 +349,21 @@ class Registrar:
             case GiveUp(model=model):
                 self.versions.refuse(model)
                 self._hold_route(change)
-                # A worker that has come meanwhile may have prepared it.
+                # A worker that has joined meanwhile may have prepared it.
                 is_unknown = model.state is ModelState.FAILED and model.prepared is None
                 self.versions.happen(model, VersionEvent.GIVEN_UP if is_unknown else VersionEvent.ERASED)
             case Reroute():
                 self._rerouted(following, change)
         for record in change.remove:
-            if record.digest not in change.packages:  # who used it then may have been erased meanwhile
+            if record.digest not in change.packages:  # its users of that time may have been erased meanwhile
                 self._remove_unused(record.name, record.digest)
 
     def _refuse_change(self, following: Following | None, error: ClockworkError, now_ns: int) -> None:
-        """A change is not on disk: nothing has changed."""
+        """Refuse a change that could not be written: nothing has changed."""
         match following:
             case Add():
                 self._discard(following.upload, error)
-            case Adopt() | Retire():  # what is not retired stays until the next version is ready
+            case Adopt() | Retire():  # a version that is not retired stays until the next version is ready
                 self._refuse(following.waiters, error)
             case Load() | Leave() | Reroute():
                 self._refuse([following.waiter], error)
@@ -368,7 +376,7 @@ class Registrar:
         self._effects.extend(Refuse(waiter, error) for waiter in waiters)
 
     def _hold_route(self, change: Change) -> None:
-        """A route of a name is as a change has it."""
+        """Apply a change's route of a name."""
         if change.unroute:
             del self._table.named[change.unroute]
             self._table.apply(change.unroute)
@@ -390,7 +398,7 @@ class Registrar:
         if model is not None:
             options = kept_options(registration.said, model.record.options)
             registration = registration._replace(options=options)
-        # What is damaged is uploaded once more, and then is the version that is there: see _become().
+        # A damaged package is uploaded once more, and then is the existing version's: see _become().
         is_lacking = self._lacks(registration.digest)
         if not is_lacking and self._adopt([waiter], registration):
             return
@@ -400,7 +408,7 @@ class Registrar:
         self._uploads.begin(waiter, registration)
 
     def _become(self, task: Become) -> None:
-        """Until it is a version nobody removes its package, for its upload is listed."""
+        """Make an upload a version. Until then its package is kept, because the upload is listed."""
         upload = self._uploads.get(task.upload_id)
         try:
             if self._adopt(upload.waiters, upload.registration):
@@ -433,23 +441,24 @@ class Registrar:
         self.versions.happen(model, VersionEvent.REGISTERED)
 
     def _discard(self, upload: Upload, error: ClockworkError) -> None:
-        """An upload whose package is stored does not become a version."""
+        """Refuse an upload whose package is stored, and remove the package if it is unused."""
         self._uploads.remove(upload)
         self._refuse(upload.waiters, error)
         self._remove_unused(upload.registration.name, upload.registration.digest)
 
     def _remove_unused(self, name: str, digest: str) -> None:
-        """Have a package go that a name no longer needs, unless others use it, or a record of it may be on disk."""
+        """Remove a package that a name no longer needs, unless others use it, or a record of it may be on
+        disk."""
         if not self._turns.is_unsure(name) and not self._uses(digest):
             self._effects.append(RemovePackage(digest))
 
     def _uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
-        """Whether a package is of a version that stays, or of an upload."""
+        """Whether a version that stays, or an upload, uses a package."""
         return self._table.uses(digest, apart_from) or self._uploads.uses(digest)
 
     def _before(self, registration: Registration) -> ModelVersion | None:
-        """The version whose options hold where a registration says nothing: the newest, or the one that is asked for, if it is
-        of the same content, else the one that serves."""
+        """The version that gives a registration its missing options: the newest, or the requested version, if
+        its content is the same, else the version that serves."""
         name, wanted = registration.name, registration.options["version"]
         versions = self._table.versions.get(name, {})
         newest = versions.get(wanted) if wanted in versions else next(reversed(versions.values()), None)
@@ -458,7 +467,7 @@ class Registrar:
         return self._table.serving(name)
 
     def _current(self, registration: Registration) -> ModelVersion | None:
-        """The version that was asked for, else the newest, where it already is what is being registered."""
+        """The requested version, else the newest, if it already has the content that is being registered."""
         name, digest, options, *_ = registration
         wanted = options["version"]
         versions = [
@@ -474,9 +483,9 @@ class Registrar:
         return versions[-1] if is_same and can_serve else None
 
     def _adopt(self, waiters: Sequence[Waiter], registration: Registration) -> bool:
-        """Have a registration mean a version that is there, if it is of the same content. Raises InvalidInput.
+        """Have a registration refer to an existing version with the same content. Raises InvalidInput.
 
-        What may be new is its default SLO, and that it serves.
+        The registration may change its default SLO, and have it serve.
         """
         model = self._current(registration)
         if model is None:
@@ -505,7 +514,7 @@ class Registrar:
         model, options = following.model, following.options
         is_new = options is not model.record.options
         model.record.options = options
-        if model.record.aside:  # since the change was begun; what is on disk follows
+        if model.record.aside:  # set aside since the change was begun; its record is written later
             self._refuse(following.waiters, Unavailable(set_aside_text(model.record)))
             return
         if model.state is ModelState.UNLOADED:
@@ -515,7 +524,7 @@ class Registrar:
         self._join(model, following.waiters)
 
     def _join(self, model: ModelVersion, waiters: Sequence[Waiter]) -> None:
-        """Have clients wait for a version that is served, or about to be."""
+        """Have clients wait for a version that is served, or will be."""
         for waiter in waiters:
             self.versions.wait(model, waiter)
         self.versions.ask_again(model)
@@ -524,7 +533,7 @@ class Registrar:
     # ----- loading and unloading ---------------------------------------------------------------
 
     def _addressed(self, text: str) -> list[ModelVersion]:
-        """The one version that ``name@version`` means, or all of a name, without those that are unloaded."""
+        """The loaded version that ``name@version`` means, or all loaded versions of a name."""
         name, at, _ = text.partition("@")
         if not at:
             return list(self._table.live(name).values())
@@ -532,8 +541,8 @@ class Registrar:
         return [found] if found else []
 
     def _standing(self, text: str) -> tuple[list[ModelVersion], list[ModelVersion]]:
-        """The versions that are served, and those that are unloaded. Raises ModelNotFound, or Unavailable of one that is
-        just going."""
+        """The served versions, and the unloaded versions. Raises ModelNotFound, or Unavailable for a version
+        that is being removed."""
         models, away = self._addressed(text), self._table.find_unloaded(text)
         if not models and not away:
             raise ModelNotFound(self._table.absence(text))
@@ -575,7 +584,7 @@ class Registrar:
         self._write(models[0].record.name, Change(save=saved), leave)
 
     def _leave(self, following: Leave) -> None:
-        """Have versions go, and answer when they are gone: at once if there are none."""
+        """Have versions go, and answer when they are gone: at once if there are no such versions."""
         is_removal = following.event is VersionEvent.ERASED
         for model in following.models:
             if not is_removal:
@@ -596,7 +605,7 @@ class Registrar:
         self._write(models[0].record.name, change, Leave(waiter, text, models, VersionEvent.ERASED))
 
     def _check_free(self, text: str, what: str) -> None:
-        """Raises InvalidInput of a single version that is part of its name's route: that has to be changed first."""
+        """Raises InvalidInput for a single version in its name's route, which has to be changed first."""
         name, at, version = text.partition("@")
         route = self._table.named.get(name)
         if at and route is not None and route.names(int(version)):
@@ -615,7 +624,7 @@ class Registrar:
         is_last = all(model in models for model in self._table.versions[name].values())
         if route is not None and (with_route or (is_last and route.split is None)):
             return Change(remove=records, packages=packages, unroute=name)
-        if route is not None:  # nobody goes back to a version that is no more
+        if route is not None:  # a rollback must not restore an erased version
             kept = dataclasses.replace(route)
             for record in records:
                 kept.forget(record.version)
@@ -645,6 +654,6 @@ class Registrar:
 
     def _keep_record(self, task: KeepRecord) -> None:
         record, state = task.model.record, task.model.state
-        # Somebody may have been faster: it serves again, or is erased.
+        # Another task may have been faster: the version serves again, or is erased.
         if bool(record.aside) if task.of_aside else state.is_live and not state.is_leaving:
             self._write(task.name, Change(save=[dataclasses.replace(record)]), task)

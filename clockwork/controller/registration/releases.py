@@ -1,4 +1,4 @@
-"""How the traffic of a name changes when somebody splits it, promotes a version or goes back: decided, not yet done."""
+"""Decisions about a name's traffic when an operator splits it, promotes a version or rolls back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Release: TypeAlias = Route | Promote | Rollback
 
 
 def next_route(table: ModelTable, release: Release) -> NameRoute:
-    """The route that a name is to have. Raises ModelNotFound, InvalidInput and Unavailable; changes nothing."""
+    """The route that a name is to have. Raises ModelNotFound, InvalidInput and Unavailable."""
     name = release.name
     now = _split_now(table, name)
     before = table.named.get(name) or NameRoute(name)
@@ -25,7 +25,7 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
         earlier = list(before.earlier)
         while (
             earlier and earlier[-1] == now
-        ):  # a version that was to take the traffic never did, or went again
+        ):  # a version that was to take the traffic never did, or left again
             earlier.pop()
         if not earlier:
             raise InvalidInput(f"there is no earlier route of {name} to go back to")
@@ -33,7 +33,7 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
         return NameRoute(name, earlier[-1], earlier[:-1])
     if isinstance(release, Route):
         split: Split | None = changed(now, release.shares, release.shadow)
-    else:  # version 0: as if nothing had been said
+    else:  # version 0: as without a route
         split = whole(release.version) if release.version else None
     if split is not None:
         _check_split(table, name, split)
@@ -43,7 +43,8 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
 
 
 def check_traffic(table: ModelTable, registration: Registration) -> None:
-    """Raises InvalidInput where a version is to get none of its name's traffic, and nothing else could have it."""
+    """Raises InvalidInput where a version is to get no traffic of its name, and no other version could have
+    it."""
     name = registration.name
     if registration.traffic != "all" and table.split_now(name) is None:
         raise InvalidInput(
@@ -52,12 +53,13 @@ def check_traffic(table: ModelTable, registration: Registration) -> None:
 
 
 def upgrade(table: ModelTable, registration: Registration, declared: Interface | None) -> NameRoute | None:
-    """The route that a name is to have when a registration becomes a version of it; None: as it is. Raises InvalidInput
-    where the version would get requests that fit the version that serves, and do not fit it.
+    """The route that a name is to have when a registration becomes its version; None: the route stays.
 
-    declared: by its package; None: nothing that can be read, and then it never is ready.
-    Where nobody has split the traffic, the new version takes it when it is ready. That the present version has it now is kept
-    at once, as one change with the version's record, so that a rollback finds it whenever the controller ends.
+    declared: by its package; None: it cannot be read, and the version never is ready. Without a split, the
+    new version takes the traffic when it is ready. The present version's hold of the traffic is kept at once,
+    in the same change as the new version's record, so that a rollback finds it whenever the controller ends.
+    Raises InvalidInput where the new version would get requests that fit the version that serves, and do not
+    fit the new one.
     """
     check_traffic(table, registration)
     name, traffic = registration.name, registration.traffic
@@ -103,7 +105,7 @@ def _split_now(table: ModelTable, name: str) -> Split:
 
 
 def _check_split(table: ModelTable, name: str, split: Split) -> None:
-    """Raises where a version that it names is not ready, or takes other inputs than the others."""
+    """Raises where a version of the split is not ready, or takes other inputs than the others."""
     inputs, optional = {}, {}
     live = table.live(name)
     for version in split.versions():

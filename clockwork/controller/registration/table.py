@@ -1,7 +1,8 @@
-"""The versions of models that are registered, by name and by id, and where the traffic of each name goes.
+"""The registered versions of models, by name and by id, and the route of each name.
 
-Pure bookkeeping: no sockets, no files. A name routes to its newest version that is ready everywhere, unless somebody
-has split its traffic (controller.catalog.routes); ``name@version`` addresses any version that is still registered.
+Pure bookkeeping: no sockets, no files. A name routes to its newest version that is ready everywhere, unless
+an operator has split its traffic (controller.catalog.routes); ``name@version`` addresses any version that is
+still registered.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from clockwork.wire.telling import tell
 
 
 def _measured(prepared: PreparedModel) -> tuple[Any, ...]:
-    """What may differ between workers that serve one model, but for times."""
+    """The properties, besides times, in which workers that serve a model may differ."""
     return prepared.holding, prepared.batches, prepared.batch_max, prepared.runs
 
 
 def _declared(model: ModelVersion, prepared: PreparedModel, outputs: list[TensorSpec]) -> PreparedModel:
-    """What a worker measured, with these outputs, and all else that the model takes and gives as the package says."""
+    """A worker's measurements, with these outputs, and everything else as the package declares it."""
     shown = dataclasses.replace(prepared, outputs=outputs)
     declared = model.record.interface
     if declared is not None:
@@ -45,35 +46,35 @@ def _declared(model: ModelVersion, prepared: PreparedModel, outputs: list[Tensor
 
 
 def set_aside_text(record: ModelRecord) -> str:
-    """Why requests for a version are turned away, and what to do."""
+    """The reason why requests for a version are refused, and the remedy."""
     return f"{record.label} is set aside: {record.aside}; have it serve again with `clockwork models load {record.label}`"
 
 
 class ModelTable:
-    """Every version that is registered, by name, and by id those that workers know or are about to.
+    """Every registered version by name, and by id those that workers know or will know.
 
-    What the exchange is to know of a change is appended to ``effects``.
+    Changes that the exchange has to know are appended to ``effects``.
     """
 
     def __init__(self, effects: deque[Effect]) -> None:
         self._effects = effects
-        self.by_id: dict[int, ModelVersion] = {}  # ascending: ids are given out in order, and none twice
+        self.by_id: dict[int, ModelVersion] = {}  # ascending: ids are given in order, and never again
         self.versions: dict[str, dict[int, ModelVersion]] = {}  # name: version: model, oldest first
-        self.routes: dict[str, ModelVersion] = {}  # name: what serves it now, or the most of it
-        self.named: dict[str, NameRoute] = {}  # name: how somebody has split its traffic
-        # Of names that are split: whose turns the exchange counts.
+        self.routes: dict[str, ModelVersion] = {}  # name: the version that has its traffic now, or most of it
+        self.named: dict[str, NameRoute] = {}  # name: the split of its traffic that an operator has set
+        # By name, for split names: the shares and the shadow by which the exchange counts turns.
         self._taken: dict[str, tuple[list[tuple[ModelVersion, int]], Shadow | None]] = {}
-        # By name: a number is not given twice, or a pinned client meets other weights.
+        # By name. A number is not given twice, so that a pinned client never gets other weights.
         self._last_version: dict[str, int] = {}
         self._of_digest: dict[str, list[ModelVersion]] = {}
         self._shared: dict[tuple[str, str], PreparedModel] = {}
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
         self._next_id = 1
         self.count = 0
-        """Versions that are registered."""
+        """The number of registered versions."""
 
     def add(self, record: ModelRecord) -> ModelVersion:
-        """A version that is registered from now on, without an id yet."""
+        """Register a version, which has no id yet."""
         model = ModelVersion(0, record)
         versions = self.versions.setdefault(record.name, {})
         versions[record.version] = model
@@ -91,7 +92,8 @@ class ModelTable:
         self.by_id[model.model_id] = model
 
     def delist(self, model: ModelVersion) -> None:
-        """Workers and scheduler have forgotten a version, or are told to: inverse of enlist()."""
+        """Take the id from a version that workers and scheduler have forgotten, or are told to: inverse of
+        enlist()."""
         self.unroute(model)
         self._effects.append(Withdraw(model.model_id))
         del self.by_id[model.model_id]
@@ -125,7 +127,7 @@ class ModelTable:
         ]
 
     def absence(self, text: str) -> str:
-        """Why find() finds nothing, as a sentence."""
+        """The reason why find() finds no model, as a sentence."""
         away = self.find_unloaded(text)
         if away and away[-1].record.aside:
             return set_aside_text(away[-1].record)
@@ -137,24 +139,24 @@ class ModelTable:
         return f"no model {tell(text, 200)} is registered"
 
     def is_set_aside(self, text: str) -> bool:
-        """Whether what find() does not find was set aside: then absence() says why."""
+        """Whether find() finds no model because it was set aside: then absence() says why."""
         away = self.find_unloaded(text)
         return bool(away) and bool(away[-1].record.aside)
 
     def uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
-        """Whether any version that stays, unloaded ones too, is of that package."""
+        """Whether any version that stays, unloaded versions included, is of that package."""
         return any(
             model.state is not ModelState.REMOVING and all(model.record is not other for other in apart_from)
             for model in self._of_digest.get(digest, ())
         )
 
     def split_of(self, name: str) -> Split | None:
-        """How somebody has split a name's traffic; None: nobody has."""
+        """The split of a name's traffic that an operator has set; None: there is none."""
         route = self.named.get(name)
         return None if route is None else route.split
 
     def route(self, model: ModelVersion) -> None:
-        """A version has become ready, or no longer is: have it take its name's traffic if that is its part."""
+        """Route a version's name anew when the version has become ready, or is no longer."""
         name = model.record.name
         if self.split_of(name) is not None:
             self.apply(name)
@@ -166,7 +168,7 @@ class ModelTable:
             self._take(name, [(model, SHARE_WHOLE)], None)
 
     def unroute(self, model: ModelVersion) -> None:
-        """Take a version out of its name's traffic, which falls to the newest other that is ready."""
+        """Take a version out of its name's traffic, which goes to the newest other version that is ready."""
         name = model.record.name
         if self.split_of(name) is not None:
             self.apply(name)
@@ -175,9 +177,11 @@ class ModelTable:
             self.apply(name)
 
     def apply(self, name: str) -> None:
-        """Have a name's traffic go where it belongs: by its split, among those of it that are ready, or to the newest.
+        """Route a name's traffic by its split, among the ready versions of the split, or to the newest
+        version.
 
-        What is not ready anywhere gets nothing while others of the split are. If none is, nobody does.
+        A version that is not ready anywhere gets no traffic. If no version of the split is ready, the name is
+        unserved.
         """
         versions = self.versions.get(name, {})
         ready = {version: model for version, model in versions.items() if model.state is ModelState.READY}
@@ -190,7 +194,7 @@ class ModelTable:
             return
         shares = [(ready[version], parts) for version, parts in serving(split, ready)]
         shadow = split.shadow if split.shadow is not None and split.shadow.version in ready else None
-        if self._taken.get(name) != (shares, shadow):  # else whose turn it is must not begin anew
+        if self._taken.get(name) != (shares, shadow):  # if it is unchanged, the turns must not begin anew
             self._taken[name] = (shares, shadow)
             self._take(name, shares, None if shadow is None else (ready[shadow.version], shadow))
 
@@ -205,25 +209,25 @@ class ModelTable:
         self._effects.append(Forward(name, by_id, (shadow[0].model_id, shadow[1]) if shadow else None))
 
     def shares(self, name: str) -> list[tuple[ModelVersion, int]]:
-        """Who serves a name at this moment, and their parts."""
+        """The versions that serve a name at this moment, and their parts."""
         if name in self._taken:
             return self._taken[name][0]
         model = self.routes.get(name)
         return [] if model is None else [(model, SHARE_WHOLE)]
 
     def split_now(self, name: str) -> Split | None:
-        """Where a name's traffic is to go at this moment, split or not; None: it has no version that is ready."""
+        """The present split of a name's traffic, set or not; None: no version of the name is ready."""
         split = self.split_of(name)
         if split is None and name in self.routes:
             split = whole(self.routes[name].record.version)
         return split
 
     def serving(self, name: str) -> ModelVersion | None:
-        """The version that has a name's traffic at this moment, or the most of it; None: no version has."""
+        """The version that has a name's traffic at this moment, or most of it; None: no version has."""
         return self.routes.get(name)
 
     def find(self, text: str) -> ModelVersion | None:
-        """The model that ``name`` or ``name@version`` addresses, in whatever state but unloaded."""
+        """The model that ``name`` or ``name@version`` addresses, in any state except unloaded."""
         model = self.routes.get(text)
         if model is not None:
             return model
@@ -234,19 +238,19 @@ class ModelTable:
         if at:
             return live.get(int(version)) if version.isascii() and version.isdigit() else None
         split = self.split_of(name)
-        if split is not None:  # none of it is ready; another version is not meant
+        if split is not None:  # no version of the split is ready; other versions are not meant
             for chosen, _ in sorted(split.shares, key=lambda share: -share[1]):
                 if chosen in live:
                     return live[chosen]
         return next(reversed(live.values()), None)
 
     def files_of(self, digest: str) -> list[PackageFile]:
-        """The files of a package that some version uses; empty where none does."""
+        """The files of a package that some version uses; empty where no version does."""
         models = self._of_digest.get(digest)
         return models[0].record.files if models else []
 
     def digests(self) -> list[str]:
-        """Of every package that some version uses, those that are served first."""
+        """The digest of every package that some version uses, served versions first."""
         return sorted(
             self._of_digest,
             key=lambda digest: not any(model.state.is_live for model in self._of_digest[digest]),
@@ -263,26 +267,26 @@ class ModelTable:
         return list(dict.fromkeys(ready))
 
     def free_version(self, name: str, wanted: int) -> int:
-        """The number of a version to come: the one that is wanted (0: none) unless there is one, else the next."""
+        """The number of a version to come: the wanted number (0: none) unless it is taken, else the next."""
         taken = self.versions.get(name, {})
         return wanted if wanted and wanted not in taken else self._last_version.get(name, 0) + 1
 
     def reserve(self, name: str, version: int) -> None:
-        """A version is not given again: its record is damaged, and somebody may put it right."""
+        """Keep a version's number from being given: its record is damaged, and may be repaired by hand."""
         self._last_version[name] = max(version, self._last_version.get(name, 0))
 
     def restore_route(self, route: NameRoute) -> None:
-        """Take up a name's route as it was kept. A number that it names is not given to another version."""
+        """Restore a name's route from disk. The version numbers in it are not given to other versions."""
         self.named[route.name] = route
         splits = [*route.earlier, *([route.split] if route.split is not None else [])]
         seen = [version for split in splits for version in split.versions()]
         self._last_version[route.name] = max([*seen, self._last_version.get(route.name, 0)])
 
     def learn(self, model: ModelVersion, worker: int, prepared: PreparedModel) -> None:
-        """Keep what a worker found out, which does not contradict the package.
+        """Keep a worker's measurements, which do not contradict the package.
 
-        Answers are held against what the package and all workers since the start fix alike, so that no worker's word
-        makes another's answers look wrong.
+        Answers are checked against the properties on which the package and all workers since the start agree,
+        so that no worker's statement makes another's answers look wrong.
         """
         self._share(prepared)
         declared, before = model.record.interface, model.prepared
@@ -322,10 +326,10 @@ class ModelTable:
             model.measured[worker] = prepared
 
     def _share(self, prepared: PreparedModel) -> None:
-        """Have models of one program share what they have in common.
+        """Have models of one program share their common description.
 
-        A thousand fine-tunes then cost one description: what remains a model's own is its digest, its layout and its
-        load time.
+        A thousand fine-tunes then cost one description; a model's own are its digest, its layout and its load
+        time.
         """
         shared = self._shared.setdefault((prepared.program, prepared.fingerprint), prepared)
         for field in (

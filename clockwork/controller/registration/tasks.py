@@ -1,4 +1,5 @@
-"""Tasks that change what is registered, and what follows each change once it is on disk: values; see controller.registration.turns."""
+"""Values: tasks that change the registered models, and the consequences of each change once it is on disk;
+see controller.registration.turns."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ class Become:
 
 @dataclasses.dataclass(slots=True)
 class GiveUp:
-    """Erase a version that no worker could prepare, and refuse it to whoever registered it."""
+    """Erase a version that no worker could prepare, and refuse it to the clients that registered it."""
 
     name: str
     model: ModelVersion
@@ -44,7 +45,7 @@ class GiveUp:
 
 @dataclasses.dataclass(slots=True)
 class Retire:
-    """Erase a version that VERSIONS_MAX newer ones have followed. waiters: they registered just that."""
+    """Erase a version that VERSIONS_MAX newer versions have followed. waiters: clients that registered it."""
 
     name: str
     model: ModelVersion
@@ -53,7 +54,7 @@ class Retire:
 
 @dataclasses.dataclass(slots=True)
 class KeepRecord:
-    """Write a version's record as it is now: why it is set aside, or what its package declares."""
+    """Write a version's record anew: why it is set aside, or the interface of its package."""
 
     name: str
     model: ModelVersion
@@ -72,7 +73,7 @@ class Leave:
     """Versions go: they are removed, or unloaded."""
 
     waiter: Waiter
-    text: str  # what the client named
+    text: str  # the client's reference of them
     models: Sequence[ModelVersion]
     event: VersionEvent  # ERASED or UNLOAD
 
@@ -88,7 +89,7 @@ class Load:
 
 @dataclasses.dataclass(slots=True)
 class Adopt:
-    """A registration means a version that is there, and has it serve, or changes its default SLO."""
+    """A registration refers to an existing version, and has it serve, or changes its default SLO."""
 
     waiters: Sequence[Waiter]
     model: ModelVersion
@@ -98,7 +99,7 @@ class Adopt:
 
 @dataclasses.dataclass(slots=True)
 class Add:
-    """An upload is a version."""
+    """An upload becomes a version."""
 
     upload: Upload
     record: ModelRecord
@@ -106,7 +107,7 @@ class Add:
 
 @dataclasses.dataclass(slots=True)
 class Reroute:
-    """A name's traffic goes another way."""
+    """A name's traffic is routed anew."""
 
     waiter: Waiter
 

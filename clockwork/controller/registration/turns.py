@@ -1,7 +1,7 @@
-"""Changes of what is on disk: those of one name come one after another, and hold only once they are written.
+"""The order of changes on disk: changes of a name come one after another, and hold once they are written.
 
-So a reply follows the disk, and whatever a change was checked against is still so when it takes effect. Pure: tasks that
-wait, and what follows a change that is being written, are values.
+So a reply follows the disk, and the state that a change was checked against still holds when it takes effect.
+Pure: waiting tasks, and the consequences of a change that is being written, are values.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ DATA_DIRECTORY = "data directory"
 
 
 class Turns:
-    """Who is next. Of a name, at most one task is under way: the one whose change is being written."""
+    """Queues of tasks by name. At most one task of a name is under way: its change is being written."""
 
     def __init__(self, effects: deque[Effect]) -> None:
         self._effects = effects
         self._waiting: dict[str, deque[Task]] = {}
         self._following: dict[
             str, Following | None
-        ] = {}  # by name: what is to follow the change that is being written
+        ] = {}  # by name: the consequence of the change that is being written
         self._unsure: set[str] = set()
 
     def is_free(self, name: str) -> bool:
@@ -38,7 +38,7 @@ class Turns:
         return name not in self._following
 
     def wait(self, task: Task) -> None:
-        """Have next() give this task later. Raises Unavailable."""
+        """Queue a task for next(). Raises Unavailable where the queue is full."""
         waiting = self._waiting.setdefault(task.name, deque())
         if isinstance(task, ClientTask) and len(waiting) >= CHANGES_WAITING_MAX:
             raise Unavailable(
@@ -57,7 +57,7 @@ class Turns:
         return None
 
     def write(self, job: WriteChange, following: Following | None) -> None:
-        """Have a change written. following: what written() gives back when that has ended."""
+        """Have a change written. following: returned by written() when the write has ended."""
         assert self.is_free(job.name), job.name
         self._following[job.name] = following
         self._effects.append(job)
@@ -65,7 +65,7 @@ class Turns:
     def written(
         self, name: str, left: str, error: BaseException | None
     ) -> tuple[Following | None, ClockworkError | None]:
-        """A change has been written, or could not be: what follows it, and what is to be said of the failure."""
+        """Take the end of a write. Returns the change's consequence, and the error if the write failed."""
         self._unsure.discard(name)
         following = self._following.pop(name)
         if error is not None:
@@ -82,7 +82,7 @@ class Turns:
         return name in self._unsure
 
     def drop(self, client: bytes, request_id: int | None = None) -> None:
-        """Forget what waits for its turn on behalf of a client that is gone, or of one request of it."""
+        """Drop the waiting tasks of a client that is gone, or of one of its requests."""
         for name, waiting in self._waiting.items():
             self._waiting[name] = deque(
                 task

@@ -1,5 +1,5 @@
-"""Packages on their way in from clients, chunk by chunk, until all of one is stored and read. Pure: what storage is to do
-is appended to ``effects``, and what it has done comes back by ended()."""
+"""Uploads of packages from clients, chunk by chunk, until the whole package is stored and read. Pure: jobs of
+storage are appended to ``effects``, and their results come back by ended()."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Registration(NamedTuple):
-    """What a client registers, checked: a package under a name. options: see controller.catalog.options. owner: the client's number,
-    as in messages.Prepare. said: the options as they came. traffic, forced: see messages.Register."""
+    """A client's checked registration: a package under a name.
+
+    options: see controller.catalog.options. owner: the client's number, as in messages.Prepare. said: the
+    options as they came. traffic, forced: see messages.Register.
+    """
 
     name: str
     digest: str
@@ -47,16 +50,16 @@ class Registration(NamedTuple):
 
 
 class Phase(enum.Enum):
-    """How far an upload is."""
+    """Phases of an upload."""
 
-    OPENING = enum.auto()  # whether the store has it already is being looked up
+    OPENING = enum.auto()  # storage looks up whether the package is stored already
     RECEIVING = enum.auto()
-    STORED = enum.auto()  # all of it has come: it becomes a version whoever waits for that
+    STORED = enum.auto()  # the whole package has come: it becomes a version even if its client has gone
 
 
 @dataclasses.dataclass(slots=True)
 class Upload:
-    """One package on its way in. Chunks are written in the order in which they come."""
+    """An upload of a package. Chunks are written in the order in which they come."""
 
     upload_id: int
     registration: Registration
@@ -65,31 +68,32 @@ class Upload:
     phase: Phase = Phase.OPENING
     outstanding: int = 0  # chunks given to storage
     is_awaited: bool = True
-    moved_bytes: int = 0  # that came since it was last found to move
-    since_ns: int = 0  # when that was
-    has_moved: bool = True  # since the last beat, as far as its client is concerned
+    moved_bytes: int = 0  # bytes that came since it was last found to move
+    since_ns: int = 0  # the time when it was last found to move
+    has_moved: bool = True  # whether its client has sent since the last beat
 
     @property
     def waiters(self) -> list[Waiter]:
-        """Its client, unless that has given up."""
+        """The upload's client, unless the client has given up."""
         return [self.waiter] if self.is_awaited else []
 
 
 class Uploads:
-    """Every upload is removed once: when its package has become a version, or of no use."""
+    """All uploads. Each is removed once: when its package has become a version, or is of no use."""
 
     def __init__(self, effects: deque[Effect]) -> None:
         self._effects = effects
         self._open: dict[int, Upload] = {}
         self._by_request: dict[Waiter, Upload] = {}
         self._next_id = 1
-        self._now_ns = 0  # of the last beat
+        self._now_ns = 0  # the time of the last beat
         self.dropped: deque[Registration] = deque()
-        """Of uploads that ended before their packages were stored, for the registrar: it may have been erasing twins of
-        theirs and have left the packages to them."""
+        """Registrations of uploads that ended before their packages were stored, for the registrar: it may
+        have erased versions of the same content and have left the packages to these uploads."""
 
     def begin(self, waiter: Waiter, registration: Registration) -> None:
-        """Find out whether the store has a package, and have its client send it if not. Raises InvalidInput, Unavailable."""
+        """Begin an upload: its client sends the package unless it is stored. Raises InvalidInput,
+        Unavailable."""
         if waiter in self._by_request:
             raise InvalidInput(f"request {waiter.request_id} is in use")
         if len(self._open) >= UPLOADS_MAX:
@@ -101,7 +105,7 @@ class Uploads:
         self._effects.append(OpenUpload(upload.upload_id, registration.digest, registration.files))
 
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
-        """One chunk of an upload; those of an upload that failed or is unknown are dropped."""
+        """Take a chunk of an upload; a chunk of a failed or unknown upload is dropped."""
         upload = self._by_request.get(Waiter(client, message.request_id))
         if upload is None or upload.phase is not Phase.RECEIVING:
             return
@@ -120,7 +124,7 @@ class Uploads:
     def ended(
         self, job: OpenUpload | WriteChunk | CommitUpload, value: Any, error: BaseException | None
     ) -> None:
-        """A job has ended with a value, or failed."""
+        """Take the end of a storage job of an upload, with a value or an error."""
         upload = self._open.get(job.upload_id)
         if upload is None:
             return
@@ -136,7 +140,7 @@ class Uploads:
             self._arrived(upload)
 
     def cancel(self, waiter: Waiter) -> None:
-        """A client has given up: its upload ends, unless all of it has come."""
+        """End the upload of a client that has given up, unless the whole package has come."""
         upload = self._by_request.get(waiter)
         if upload is None:
             return
@@ -149,7 +153,7 @@ class Uploads:
             self.cancel(waiter)
 
     def beat(self, now_ns: int) -> None:
-        """Time passed: end the uploads of which too little came for too long."""
+        """End the uploads of which too little came for too long. Called at each heartbeat."""
         self._now_ns = now_ns
         for upload in list(self._open.values()):
             if upload.has_moved or upload.outstanding or upload.phase is not Phase.RECEIVING:
@@ -164,17 +168,18 @@ class Uploads:
         return self._open[upload_id]
 
     def remove(self, upload: Upload) -> None:
-        """Its package has become a version, or is of no use."""
+        """Remove an upload whose package has become a version, or is of no use."""
         del self._open[upload.upload_id], self._by_request[upload.waiter]
 
     def uses(self, digest: str) -> bool:
-        """Whether a package is one of those on their way."""
+        """Whether a package is being uploaded."""
         return any(upload.registration.digest == digest for upload in self._open.values())
 
     # ----- inside ------------------------------------------------------------------------------
 
     def _make_room(self, owner: int) -> None:
-        """End an upload for one of this owner. Raises Unavailable where none has to give way."""
+        """End another upload if there is no room for an upload of this owner. Raises Unavailable where none
+        gives way."""
         most = f"{UPLOADS_MAX} uploads are under way, which is the most"
         counts = Counter(upload.registration.owner for upload in self._open.values())
         largest = max(counts.values())
@@ -215,14 +220,14 @@ class Uploads:
         self._effects.append(CommitUpload(upload.upload_id))
 
     def _arrived(self, upload: Upload) -> None:
-        """The package is in the store: read what it declares."""
+        """Have the interface of a stored package read."""
         upload.phase = Phase.STORED
         _, digest, options, files, *_ = upload.registration
         self._effects.append(PackageArrived(digest))
         self._effects.append(ReadUpload(upload.upload_id, digest, files, options))
 
     def _fail(self, upload: Upload, error: ClockworkError | None) -> None:
-        """An upload ends before its package is in the store."""
+        """End an upload before its package is stored."""
         if error is not None:
             self._effects.extend(Refuse(waiter, error) for waiter in upload.waiters)
         self.remove(upload)
@@ -231,7 +236,7 @@ class Uploads:
 
 
 def storage_error(error: BaseException) -> ClockworkError:
-    """What is said of an upload that could not be stored."""
+    """The error for a client whose upload could not be stored."""
     if isinstance(error, ClockworkError):
         return error
     if isinstance(error, OSError):

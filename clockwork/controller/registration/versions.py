@@ -1,5 +1,5 @@
-"""What becomes of versions: takes the steps of their life cycle (controller.models.lifecycle) as clients, workers and the scheduler
-cause them. Pure: what is to be done outside is appended to ``effects``."""
+"""The life cycle of versions: takes the steps (controller.models.lifecycle) that events of clients, workers
+and the scheduler cause. Pure: effects outside are appended to ``effects``."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Removal(NamedTuple):
 
 
 class Versions:
-    """Every method is an event. ``tasks``: changes of what is on disk that follow, for the registrar to take up."""
+    """Every method is an event. ``tasks``: resulting changes of the catalog, which the registrar takes up."""
 
     def __init__(self, effects: deque[Effect], table: ModelTable) -> None:
         self._effects = effects
@@ -65,28 +65,28 @@ class Versions:
         self._removals: list[Removal] = []
         # Versions for which a start still waits; see readiness().
         self._starting: dict[ModelVersion, None] = {}
-        self._unregistered: dict[str, None] = {}  # names that it waits for, too
+        self._unregistered: dict[str, None] = {}  # names for which a start waits as well
         self._has_started = False
 
     # ----- the start ---------------------------------------------------------------------------
 
     def await_names(self, names: Iterable[str]) -> None:
-        """The start is not over before models of these names are registered, and are served or have failed."""
+        """Have the start wait until models of these names are registered, and are served or have failed."""
         self._unregistered.update((name, None) for name in names if name not in self._table.versions)
 
     def await_start(self, model: ModelVersion) -> None:
-        """A start that is not over yet waits for this version, too."""
+        """Have a start that is not over yet wait for this version as well."""
         if not self._has_started:
             self._starting[model] = None
             self._unregistered.pop(model.record.name, None)
 
     def readiness(self) -> str:
-        """Why the cluster is not ready, as a sentence; "" once it is.
+        """The reason why the cluster is not ready, as a sentence; "" once it is.
 
-        It has started when every model that was registered before or since is served by somebody, or has failed for a
-        reason, and no awaited model is missing: among hundreds of models a failure keeps nobody waiting, and a later
-        registration makes nothing unready. From then on the cluster is ready while there is a worker that does not leave;
-        each model has a readiness of its own.
+        The start is over when every registered model is served by a worker, or has failed for a reason, and
+        no awaited model is missing: a failure among hundreds of models delays no start, and a later
+        registration makes no cluster unready. From then on the cluster is ready while there is a worker that
+        does not leave; each model has a readiness of its own.
         """
         if not self.preparations.has_workers():
             return "no worker is connected"
@@ -114,7 +114,7 @@ class Versions:
     # ----- the life cycle ----------------------------------------------------------------------
 
     def happen(self, model: ModelVersion, event: VersionEvent, why: str = "") -> None:
-        """Have a version go to the state that follows. why: it is set aside."""
+        """Take the transition of an event. why: the reason where the version is set aside."""
         model.state, steps = transition(model.state, event)
         if model.state is ModelState.READY:
             model.text, model.was_ready = "", True
@@ -127,24 +127,25 @@ class Versions:
         self._note_start(model)
 
     def settle(self, model: ModelVersion) -> None:
-        """See whether preparing has come to an end, one way or the other."""
+        """Take the event of a version whose preparation has ended, in success or failure."""
         verdict = model.verdict()
         if verdict is not None and model.state in (ModelState.PREPARING, ModelState.READY, ModelState.FAILED):
             self.happen(model, verdict)
 
     def drained(self, model_id: int) -> None:
-        """The scheduler let go of a version that leaves."""
+        """Finish a leaving version, of which the scheduler has let go."""
         self.happen(self._table.by_id[model_id], VersionEvent.DRAINED)
 
     def faulted(self, model_id: int, fault: Fault, worker: str, is_set_aside: bool) -> None:
-        """Executions or loads of a version did harm to a worker. worker: its name; "" if it is gone. model_id: 0 of none.
+        """Take a fault that executions or loads of a version caused on a worker.
 
-        is_set_aside: the scheduler takes no more requests for the version and lets go of it. It is unloaded then, and says
-        why, after a restart, too; what cannot be written of that is a trouble of its own.
+        worker: its name; "" if it is gone. model_id: 0 without a model. is_set_aside: the scheduler takes no
+        more requests for the version and lets go of it. The version is unloaded then, and keeps the reason
+        after a restart; a failed write of the reason is a trouble of its own.
         """
         found = account(fault, worker, bool(model_id))
         model = self._table.by_id.get(model_id)
-        if model is None:  # it was forgotten meanwhile, or there is none
+        if model is None:  # the model was forgotten meanwhile, or the fault has none
             if found.kind is not None and found.is_workers and worker:
                 of_whom = "a model that is gone: " if model_id else ""
                 self._effects.append(NoteTrouble(found.kind, worker, of_whom + found.text))
@@ -201,7 +202,7 @@ class Versions:
         for old in versions[:-VERSIONS_MAX]:
             if old.record.version not in kept:
                 waiters: list[Waiter] = []
-                if old is model:  # to try that again would come to the same
+                if old is model:  # another try would come to the same
                     waiters, model.waiters = model.waiters, []
                     self._awaited.pop(model, None)
                 self.tasks.append(Retire(name, old, waiters))
@@ -248,12 +249,12 @@ class Versions:
     # ----- who waits ---------------------------------------------------------------------------
 
     def wait(self, model: ModelVersion, waiter: Waiter) -> None:
-        """Have a client hear what becomes of a version, which is being prepared or about to be."""
+        """Have a client wait for a version that is being prepared or will be."""
         model.waiters.append(waiter)
         self._awaited[model] = None
 
     def answer(self, model: ModelVersion) -> None:
-        """Whoever waits for a version gets its description."""
+        """Answer all waiters of a version with its description."""
         self._effects.extend(ReplyModel(waiter, model) for waiter in model.waiters)
         model.waiters.clear()
         self._awaited.pop(model, None)
@@ -264,7 +265,7 @@ class Versions:
         self._awaited.pop(model, None)
 
     def refuse(self, model: ModelVersion) -> None:
-        """Whoever waits for a version that failed hears why."""
+        """Refuse all waiters of a failed version with the reason."""
         self._refuse(model)
 
     def wait_gone(self, waiter: Waiter, body: dict[str, Any], models: Sequence[ModelVersion]) -> None:
@@ -272,7 +273,7 @@ class Versions:
         self._removals.append(Removal(waiter, body, models))
 
     def answer_gone(self) -> None:
-        """Answer whoever waits for versions to go, and they are gone. On disk they were first."""
+        """Answer the waiters for versions that are gone. The disk was changed before."""
         gone = [
             removal
             for removal in self._removals
@@ -300,7 +301,8 @@ class Versions:
 
     def worker_left(self, worker: int) -> None:
         for model in list(self._table.by_id.values()):
-            # A version that is ready stays so; those who wait for its last worker wait no more.
+            # A ready version stays ready; its waiters no longer wait for a worker that was the last to
+            # answer.
             if self._forget_preparation(model, worker) and (
                 model.state is ModelState.PREPARING or model.verdict() is VersionEvent.PREPARED
             ):
@@ -308,7 +310,7 @@ class Versions:
         self.preparations.left(worker)
 
     def prepare_again(self, now_ns: int) -> None:
-        """Ask workers again that could not prepare a model, when their pauses are over."""
+        """Ask workers again to prepare a model that they could not, when their pauses are over."""
         for worker, model in self.preparations.due(now_ns):
             if worker in self.preparations.failed_on(model) and not model.state.is_leaving:
                 self.ask(model, worker)
@@ -325,19 +327,19 @@ class Versions:
         self._effects.append(SendWorker(worker, prepare))
 
     def ask_again(self, model: ModelVersion) -> None:
-        """Somebody wants it served: whoever could not prepare it is asked once more."""
+        """Ask each worker that could not prepare a version once more, because a client wants it served."""
         for worker in self.preparations.failed_on(model):
             self.ask(model, worker)
 
     def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
-        """A worker has prepared a model, or could not. Raises InvalidInput."""
+        """Take a worker's answer that it has prepared a model, or could not. Raises InvalidInput."""
         model = self._table.by_id.get(message.model_id)
         if model is None or model.workers.get(worker) != PREPARING:
             return
         if message.status != Status.OK:
-            # An invalid model is one for everybody: another try may only help where others serve it.
+            # An invalid model is invalid on every worker: a retry may only help where others serve it.
             may_help = message.status != Status.INVALID_MODEL or model.was_ready
-            if message.status == Status.INTERNAL:  # perhaps what it was sent is not what was stored
+            if message.status == Status.INTERNAL:  # its package may be damaged
                 self._effects.append(Inspect(model.record.digest))
             model.is_blamed |= message.status == Status.INVALID_MODEL
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help, now_ns)
@@ -352,10 +354,10 @@ class Versions:
     def record_read(
         self, job: ReadRecord, interface: Interface | None, error: BaseException | None, now_ns: int
     ) -> None:
-        """What the package of a record of an earlier version declares has been read, or could not be."""
+        """Take the interface that was read from the package of an earlier release's record, or the error."""
         record = job.record
         model = self._table.by_id.get(job.model_id)
-        if error is not None:  # until it has been replaced, its workers' word is all there is
+        if error is not None:  # until the package is replaced, only its workers' statements are known
             self._effects.append(Inspect(record.digest))
         elif not record.is_read:
             record.is_read, record.interface = True, interface
@@ -366,7 +368,7 @@ class Versions:
             self.settle(model)
 
     def _learn(self, model: ModelVersion, worker: int, prepared: PreparedModel, now_ns: int) -> None:
-        """A worker has prepared a model, it says."""
+        """Check and keep a worker's statement that it has prepared a model."""
         lie = _contradiction(model, prepared)
         why = lie or _unsuitable(model, prepared)
         if why:
@@ -388,12 +390,12 @@ class Versions:
         name = self.preparations.name(worker)
         later = "; asked again later" if again else ""
         log.warning("worker %s cannot prepare %s: %s%s", name, model.label, why, later)
-        if model.was_ready:  # nobody waits for it, who would hear of it
+        if model.was_ready:  # no client waits, which would hear of it
             subject = f"{model.label} on {name}"
             self._effects.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
 
     def _forget_preparation(self, model: ModelVersion, worker: int) -> bool:
-        """What a worker said of a model holds no more; False if it said nothing."""
+        """Forget a worker's answer about a model; False if there was no answer."""
         state = self.preparations.forget(model, worker)
         if state is not None and state not in (PREPARING, READY):
             subject = f"{model.label} on {self.preparations.name(worker)}"
@@ -422,12 +424,13 @@ class Versions:
 
 
 def gone_before_ready(model: ModelVersion) -> Unavailable:
-    """What is told to those who wait for a version that goes."""
+    """The error for waiters of a version that goes."""
     return Unavailable(f"{model.label} was unregistered before it was ready")
 
 
 def _contradiction(model: ModelVersion, prepared: PreparedModel) -> str:
-    """In what a worker's word cannot be of a model's package; "" if in nothing. What it measured is its own."""
+    """The contradiction between a worker's statement and a model's package; "" without any. Measurements may
+    differ."""
     record = model.record
     if prepared.digest != record.digest:
         return f"it prepared another package: {tell(prepared.digest)}"
@@ -436,7 +439,7 @@ def _contradiction(model: ModelVersion, prepared: PreparedModel) -> str:
 
 
 def _unsuitable(model: ModelVersion, prepared: PreparedModel) -> str:
-    """Why a worker that prepared it so may not serve a model; "" if it may."""
+    """The reason why a worker that prepared a model so may not serve it; "" if it may."""
     fastest = min((point.exec_ns for point in prepared.profile), default=0)
     if 0 < model.slo_ns < fastest and not model.was_ready:
         return f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"

@@ -1,4 +1,4 @@
-# The exchange as Cython sees it; what each thing means is said in csrc/controller/.
+# Cython's declarations of the exchange; csrc/controller/ documents them.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr

@@ -27,13 +27,13 @@ SEAT_NONE: int
 TIMES: tuple[str, ...]
 
 class FrameView:
-    """A frame as it came, for as long as this object: bytes without a copy. Any thread may hold it."""
+    """A received frame: bytes without a copy, valid as long as this object. Any thread may hold it."""
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Ring:
-    """The steps that the flight recorder keeps: a stream of bytes, with places since the start. Any thread may read."""
+    """The flight recorder's steps: a stream of bytes, with places since the start. Any thread may read."""
 
     is_on: bool
 
@@ -74,7 +74,7 @@ class Exchange:
     def wait_on(self, descriptors: Sequence[int], others: Sequence[int]) -> None: ...
     def run(self, until: int) -> int: ...
     def pause(self, by: int) -> None:
-        """Have run() need PAUSED once, between two decisions: as soon as nothing more has come, or at this time."""
+        """Have run() return PAUSED once, between two decisions: when no message waits, or at this time."""
 
     @property
     def now_ns(self) -> int: ...

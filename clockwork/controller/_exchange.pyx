@@ -1,8 +1,8 @@
 # distutils: language = c++
-"""The road of requests and results (csrc/controller/exchange.h) for the controller's loop in Python.
+"""The exchange of requests and results (csrc/controller/exchange.h) for the controller's loop in Python.
 
-What is rare comes up from here as a message or an order, and is decided in Python; of what is wrong, flaw() says in what.
-Names and shapes, which are numbers down there, are looked up in the middle of its work.
+Every rarer message or order is handed to Python, which decides about it; flaw() tells the flaw of a wrong
+message. The exchange calls Python to look up names and shapes, which are numbers in C++.
 """
 
 import sys
@@ -46,7 +46,7 @@ ACTION_KINDS = tuple([kind.name.lower() for kind in ActionKind])
 
 
 cdef class FrameView:
-    """A frame as it came, for as long as this object: bytes without a copy. Any thread may hold it."""
+    """A received frame: bytes without a copy, valid as long as this object. Any thread may hold it."""
 
     cdef CFrame _frame
 
@@ -78,7 +78,7 @@ cdef int look_up_shape(void *owner, uint32_t number, vector[int64_t] *shape) exc
 
 
 cdef class Ring:
-    """The steps that the flight recorder keeps: a stream of bytes, with places since the start. Any thread may read."""
+    """The flight recorder's steps: a stream of bytes, with places since the start. Any thread may read."""
 
     cdef shared_ptr[CRing] _ring
 
@@ -91,11 +91,13 @@ cdef class Ring:
         return bool(self._ring.get().is_on())
 
     def append(self, int64_t at, bytes step):
-        """A step that was told at a time, as scheduler.recording encodes it. For tests: a recorder does so itself."""
+        """Append a step of a time, as scheduler.recording encodes it. For tests: a recorder appends by
+        itself."""
         self._ring.get().append(at, view_of(step))
 
     def read(self, uint64_t since, size_t bytes_max):
-        """(place, bytes): at most so many from a place on, or from the oldest kept where that is later."""
+        """(place, bytes): at most ``bytes_max`` bytes from a place on, or from the oldest kept place if
+        later."""
         cdef CRingState state = self._ring.get().state()
         cdef uint64_t place = min(max(since, state.begin), state.end)
         cdef size_t asked = min(<uint64_t>bytes_max, state.end - place), size = asked
@@ -106,15 +108,15 @@ cdef class Ring:
         return place, found if size == asked else found[:size]
 
     def seek(self, int64_t at):
-        """Where a step begins that was told at a time or shortly before: at most 64 KiB of steps."""
+        """The place of a step that was told at a time or at most 64 KiB of steps before."""
         return self._ring.get().seek(at)
 
     def step_from(self, uint64_t place):
-        """Where a step begins, at a place or shortly behind."""
+        """The beginning of a step, at a place or shortly behind."""
         return self._ring.get().step_from(place)
 
     def step_ns(self, uint64_t place):
-        """When the step was told that begins at a place; 0 if that is not kept."""
+        """The time of the step that begins at a place; 0 if it is not kept."""
         return self._ring.get().step_ns(place)
 
     def state(self):
@@ -127,12 +129,12 @@ cdef class Ring:
 
 
 cdef class Exchange:
-    """Requests and results in, orders and answers out. The thread of the sockets only.
+    """Requests and results in, orders and answers out. Only for the thread of the sockets.
 
-    core: a Core, whose C++ scheduler is driven from here. find_model: the id of the model that a text addresses which is
-    no route's, 0 where its requests are turned away. functions: libzmq's. workers, clients: what
-    Router.addresses() says. templates, status_names, reasons: see csrc/recording/sentences.h. connections: bounds of
-    each side, by side. ring: where the flight recorder writes.
+    core: a Core, whose C++ scheduler the exchange drives. find_model: returns the id of the model that a text
+    without a route addresses, 0 where its requests are refused. functions: libzmq's. workers, clients:
+    results of Router.addresses(). templates, reasons: see csrc/recording/sentences.h. connections: bounds of
+    each side, by side. ring: of the flight recorder.
     """
 
     cdef unique_ptr[CExchange] _exchange
@@ -179,7 +181,8 @@ cdef class Exchange:
         self._exchange.get().wait_on(descriptors, others)
 
     def run(self, int64_t until):
-        """Serve until Python is needed, and for what; OTHER at this time at the latest, and after a signal."""
+        """Serve until Python is needed, and return the reason; OTHER at this time at the latest, and after a
+        signal."""
         cdef CNeed need
         with nogil:
             need = self._exchange.get().run(until)
@@ -188,26 +191,27 @@ cdef class Exchange:
         return <int>need
 
     cdef int forget_shapes(self) except 0:
-        """Between decisions: take back the numbers of shapes that nothing needs any more, if there are many."""
+        """Release the numbers of unused shapes, if there are many. Called between decisions."""
         if self._core.forget_shapes():
             self._parts.forget_shapes()
         return 1
 
     def pause(self, int64_t by):
-        """Have run() need PAUSED once, between two decisions: as soon as nothing more has come, or at this time."""
+        """Have run() return PAUSED once, between two decisions: when no message waits, or at this time."""
         self._exchange.get().pause(by)
 
     @property
     def now_ns(self):
-        """When the turn began that run() is in."""
+        """The time at which run()'s present turn began."""
         return self._exchange.get().now()
 
     def flaw(self):
-        """What is wrong with message(), after WRONG_REQUEST and WRONG_RESULT: a flaws.Flaw."""
+        """The flaw of message(), a flaws.Flaw, after WRONG_REQUEST and WRONG_RESULT."""
         return flaw_of(self._exchange.get().wrong())
 
     def message(self):
-        """(identity, descriptor or -1, frames): header (bytes) first, or none at all where they make no message."""
+        """(identity, descriptor or -1, frames): header (bytes) first; no frames where they make no message.
+        """
         cdef CExchange *exchange = self._exchange.get()
         cdef const CArrival *arrival = &exchange.current()
         cdef CFrame *frame = &exchange.haul().frame(arrival.first)
@@ -244,12 +248,12 @@ cdef class Exchange:
         return self._exchange.get().port(<CSide>side).ended()
 
     def disconnect(self, int side, int fd):
-        """End the connection with this descriptor: its end then comes like any other. False if there is none."""
+        """End the connection with this descriptor; ended() then reports it. False if there is none."""
         return self._exchange.get().port(<CSide>side).disconnect(fd)
 
     def seat_for(self, int side, int fd, str key):
-        """The descriptor whose peer has to leave before one with this key ("": none) joins at this descriptor; SEAT_FREE,
-        or SEAT_NONE where nobody has to leave for it."""
+        """The descriptor whose peer has to leave before a peer with this key ("": none) joins at this
+        descriptor; SEAT_FREE; or SEAT_NONE where no peer has to leave for it."""
         cdef bytes encoded = key.encode()
         cdef CExchange *exchange = self._exchange.get()
         return exchange.port(<CSide>side).seat_for(fd, view_of(encoded), exchange.now())
@@ -259,10 +263,10 @@ cdef class Exchange:
         self._exchange.get().port(<CSide>side).heard(fd, self._exchange.get().now())
 
     def send(self, int side, bytes identity, int fd, bytes header, frames=(), bytes rest=b""):
-        """Queue one message for the peer at this descriptor. False if it is gone, or takes nothing any more.
+        """Queue a message for the peer at this descriptor. False if it is gone, or takes nothing any more.
 
-        A connection that has not read too much of what was sent before is ended. frames: anything with bytes, copied. rest:
-        more of the header's frame, which is joined here, where it is copied anyway.
+        A connection with too many unread bytes of earlier messages is ended. frames: bytes-like, copied.
+        rest: the end of the header's frame, joined here, where the header is copied anyway.
         """
         cdef CPort *port = &self._exchange.get().port(<CSide>side)
         cdef Py_ssize_t left = len(frames)
@@ -287,11 +291,12 @@ cdef class Exchange:
         return True
 
     def connections(self, int side):
-        """What there is of one side's connections: their number, those without a hello, bytes, and who was cut."""
+        """Counts of a side's connections: their number, those without a hello, bytes, and those cut, by
+        bound."""
         return describe_connections(self._exchange.get().port(<CSide>side).connections())
 
     def note(self, event):
-        """Have the scheduler hear of something that only Python knows."""
+        """Tell the scheduler an event that only Python knows."""
         cdef CRecorder *recorder = &self._parts.scheduler.recorder()
         cdef bytes encoded = b""
         if recorder.is_on():
@@ -300,15 +305,15 @@ cdef class Exchange:
         self._parts.scheduler.noted(view_of(encoded))
 
     def order(self):
-        """The order that is Python's."""
+        """The order that Python has to carry out."""
         return self._core.order(self._parts.router.place())
 
     def end_orders(self):
-        """All orders have been carried out: forget them, and what they followed from."""
+        """Forget the orders of a decision, all carried out, and the events that led to them."""
         self._core.end_orders()
 
     def lost(self):
-        """(slots of clients, ids of workers) that could not be reached since this was asked last."""
+        """(slots of clients, ids of workers) that could not be reached since the last call."""
         cdef vector[uint32_t] *clients = &self._parts.clients.lost()
         cdef vector[int32_t] *workers = &self._parts.workers.lost()
         if clients.empty() and workers.empty():
@@ -321,34 +326,34 @@ cdef class Exchange:
     # ----- clients -----------------------------------------------------------------------------
 
     def client_joined(self, bytes identity, int fd, str key):
-        """Its slot here, until client_left(). None if the connection of its hello has ended."""
+        """The client's slot, until client_left(). None if the connection of its hello has ended."""
         cdef bytes encoded = key.encode()
         cdef uint32_t slot = self._parts.clients.joined(view_of(identity), fd, view_of(encoded), self._exchange.get().now())
         return None if slot == C_NO_SLOT else slot
 
     def client_left(self, uint32_t client):
-        """Send it nothing more, and cancel what it waits for."""
+        """Send a client nothing more, and cancel its requests."""
         self._parts.clients.left(client, self._exchange.get().now())
 
     def fail_all(self, status, str text):
-        """Answer every request that is held."""
+        """Answer every held request with a failure."""
         cdef bytes encoded = text.encode()
         self._parts.answers.fail_all(<CStatus><uint8_t>status, view_of(encoded), self._exchange.get().now())
 
     @property
     def held_count(self):
-        """Requests that are held, copies for shadows too."""
+        """The number of held requests, copies for shadows included."""
         return self._parts.requests.size()
 
     @property
     def copy_count(self):
-        """Of them, those copies."""
+        """The number of held copies for shadows."""
         return self._parts.shadows.size()
 
     # ----- workers -----------------------------------------------------------------------------
 
     def worker_joined(self, bytes identity, int fd, str key, int32_t worker_id, size_t device_count):
-        """Its slot here, until worker_left(). None if the connection of its hello has ended."""
+        """The worker's slot, until worker_left(). None if the connection of its hello has ended."""
         cdef bytes encoded = key.encode()
         cdef uint32_t slot = self._parts.workers.joined(
             view_of(identity), fd, view_of(encoded), worker_id, device_count, self._exchange.get().now()
@@ -359,64 +364,64 @@ cdef class Exchange:
         self._parts.workers.left(worker, self._exchange.get().now())
 
     def heard_ns(self, uint32_t worker):
-        """When it was last heard of."""
+        """The time at which a worker was last heard of."""
         return self._parts.workers.at(worker).heard_ns
 
     def set_clock(self, uint32_t worker, int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at):
-        """The bounds of a worker's clock, of ClockSync.bounds()."""
+        """Set the bounds of a worker's clock, as ClockSync.bounds() gives them."""
         self._parts.workers.at(worker).clock.set(upper, upper_at, lower, lower_at)
 
     def fail_action(self, uint32_t worker, uint64_t action_id, str text):
-        """End an action whose result makes no sense. False if it is not under way."""
+        """End an action whose result is invalid. False if it is not under way."""
         cdef bytes encoded = text.encode()
         return bool(self._parts.result_intake.fail_action(worker, action_id, view_of(encoded), self._exchange.get().now()))
 
     def fail_actions(self, uint32_t worker, str text):
-        """End whatever a worker has under way."""
+        """End all actions that a worker has under way."""
         cdef bytes encoded = text.encode()
         self._parts.result_intake.fail_actions(worker, view_of(encoded), self._exchange.get().now())
 
     def action_count(self, uint32_t worker):
-        """Actions that it has not answered."""
+        """The number of a worker's unanswered actions."""
         return self._parts.workers.at(worker).actions.size()
 
     def actions_sent(self, uint32_t worker):
-        """By kind, of those that it was sent."""
+        """The numbers of actions that a worker was sent, by kind."""
         cdef uint64_t *counts = self._parts.workers.at(worker).sent_data()
         return {ACTION_KINDS[kind]: counts[kind] for kind in range(len(ACTION_KINDS)) if counts[kind]}
 
     def action_results(self, uint32_t worker):
-        """By status."""
+        """The numbers of a worker's results, by status."""
         cdef uint64_t *counts = self._parts.workers.at(worker).results_data()
         return {status.name.lower(): counts[<int>status] for status in Status if counts[<int>status]}
 
     # ----- models ------------------------------------------------------------------------------
 
     def serve(self, int64_t model_id, int64_t version, str label, int64_t slo_ns, Interface interface):
-        """A model that requests may be for, or what is new about it."""
+        """Serve a model from now on, or change its interface or SLO."""
         cdef bytes encoded = label.encode()
         self._parts.models.serve(
             model_id, version, view_of(encoded), slo_ns, <shared_ptr[const CModelInterface]>interface._model
         )
 
     def forget(self, int64_t model_id):
-        """It is gone."""
+        """Forget a model that is gone."""
         self._parts.models.forget(model_id)
 
     def route(self, str text, shares, int64_t shadow=0, int64_t copies=0, double tolerance=0):
-        """Requests for this text are for these models, which are served.
+        """Route requests for this text to these models, which are served.
 
-        shares: (model, parts of SHARE_WHOLE) each. shadow: to which model so many parts of the others' are copied,
-        0 for none; tolerance: of the relative difference of answers.
+        shares: (model, parts of SHARE_WHOLE) each. shadow: the model that gets copies of the others'
+        requests, 0 for none. copies: the copied parts. tolerance: of the relative difference of answers.
         """
         cdef bytes encoded = text.encode()
         cdef vector[pair[int64_t, int64_t]] parts
-        for model_id, one in shares:
-            parts.push_back(pair[int64_t, int64_t](model_id, one))
+        for model_id, share in shares:
+            parts.push_back(pair[int64_t, int64_t](model_id, share))
         self._parts.routes.route(view_of(encoded), parts, shadow, copies, tolerance)
 
     def shadow_results(self, str text):
-        """What became of the copies of this text's requests, by name; None where nothing is copied."""
+        """Results of the copies of this text's requests, by name; None where nothing is copied."""
         cdef bytes encoded = text.encode()
         cdef CShadowTally *tally = self._parts.routes.shadow_tally(view_of(encoded))
         if tally == NULL:
@@ -425,7 +430,7 @@ cdef class Exchange:
         return {
             "copied": found.copied, "dropped": found.dropped, "unanswered": found.unanswered, "moot": found.moot,
             "compared": found.compared, "differing": found.differing, "beyond": found.beyond,
-            # Finite, for whoever makes JSON of it.
+            # Finite, so that JSON can hold it.
             "absolute_max": min(found.absolute_max, FLOAT_MAX), "relative_max": min(found.relative_max, FLOAT_MAX),
         }
 
@@ -434,13 +439,13 @@ cdef class Exchange:
         self._parts.routes.unroute(view_of(encoded))
 
     def forget_references(self):
-        """What find_model() said may be something else now."""
+        """Drop the cached results of find_model(), which may have changed."""
         self._parts.routes.forget_references()
 
     # ----- counts ------------------------------------------------------------------------------
 
     def outcomes(self, model_id=None):
-        """(answered, refused, missed, cancelled, failed, invalid), of one model or of all."""
+        """Counts (answered, refused, missed, cancelled, failed, invalid), of a model or of all."""
         cdef COutcomes found
         cdef CServedModel *model
         if model_id is None:
@@ -453,11 +458,12 @@ cdef class Exchange:
         return found.answered, found.refused, found.missed, found.cancelled, found.failed, found.invalid
 
     def refusals(self, int reason):
-        """By the number of a reason: 1 is the first of messages.Reason."""
+        """The number of refusals with a reason, by its number: 1 is the first of messages.Reason."""
         return self._parts.counts.refusals(<CReason><uint8_t>reason)
 
     def model_counts(self, int64_t model_id):
-        """What the query "metrics" says of it, as far as it is counted here; None while nothing was asked of it."""
+        """A model's counts of the query "metrics", as far as the exchange counts; None before its first
+        request."""
         cdef CServedModel *model = self._parts.models.find(model_id)
         if model == NULL or model.counts() == NULL:
             return None
@@ -487,14 +493,14 @@ cdef class Exchange:
         }
 
     def device_counts(self, uint32_t worker):
-        """Of each device of a worker: actions that ended well, and the time that they took."""
-        cdef CDeviceCounts one
+        """Successful actions, and the time that they took, for each device of a worker."""
+        cdef CDeviceCounts device
         return [
             {
-                "executions": one.executions, "busy_ns": one.busy_ns, "loads": one.loads,
-                "load_busy_ns": one.load_busy_ns, "unloads": one.unloads,
+                "executions": device.executions, "busy_ns": device.busy_ns, "loads": device.loads,
+                "load_busy_ns": device.load_busy_ns, "unloads": device.unloads,
             }
-            for one in self._parts.workers.at(worker).devices
+            for device in self._parts.workers.at(worker).devices
         ]
 
     def host_counts(self, uint32_t worker):
@@ -503,11 +509,11 @@ cdef class Exchange:
         return link.fetches, link.drops
 
     def lag(self):
-        """How late the loop is, as a histogram of turns; see csrc/controller/loop_times.h."""
+        """The lateness of the loop, as a histogram of turns; see csrc/controller/loop_times.h."""
         return durations_of(self._exchange.get().times().lag())
 
     def spent_ns(self):
-        """Processor time of this thread by what it was for, since is_timed was set."""
+        """This thread's processor time by stage of the loop, since is_timed was set."""
         cdef int64_t *spent = self._exchange.get().times().spent_data()
         return {name: spent[place] for place, name in enumerate(STAGES)}
 
@@ -522,7 +528,7 @@ cdef class Exchange:
 
     @property
     def shadow_width(self):
-        """Copies for shadows that the scheduler has at once."""
+        """The number of copies for shadows that the scheduler has at once."""
         return self._parts.shadows.width
 
     @shadow_width.setter
@@ -531,7 +537,7 @@ cdef class Exchange:
 
     @property
     def shared_machine(self):
-        """The machine whose memory every worker sees, as wire.shared.machine_id() numbers it; 0: there is none."""
+        """The machine whose memory every worker sees, by wire.shared.machine_id(); 0: there is none."""
         return self._parts.request_intake.shared_machine
 
     @shared_machine.setter

@@ -1,4 +1,4 @@
-# What goes between Python and the exchange; what each thing means is said in csrc/.
+# Declarations of the values between Python and the exchange; csrc/ documents them.
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
@@ -121,4 +121,4 @@ cdef tuple shapes_of(const vector[int64_t] &shape)
 cdef CSentences sentences_of(templates, reasons) except *
 cdef CConnectionBounds connection_bounds(bounds) except *
 cdef dict describe_connections(const CConnections &connections)
-cdef dict durations_of(const CDurations &one)
+cdef dict durations_of(const CDurations &durations)

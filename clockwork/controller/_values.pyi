@@ -8,7 +8,7 @@ HEADER_FLAW_NAMES: tuple[str, ...]
 CUT_REASONS: tuple[str, ...]
 
 class Interface:
-    """What a model takes and gives, as PreparedModel declares it; models of one program may share one."""
+    """A model's inputs and outputs, as PreparedModel declares them; models of a program may share this."""
 
     def __init__(
         self,

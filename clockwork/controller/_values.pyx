@@ -1,5 +1,6 @@
 # distutils: language = c++
-"""What goes between Python and the exchange: declarations and bounds down, flaws, shapes and counts up."""
+"""Conversions between Python and the exchange: declarations and bounds into C++; flaws, shapes and counts
+from it."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.memory cimport make_shared
@@ -30,32 +31,35 @@ cdef str word_of(string_view text):
 
 
 cdef class Interface:
-    """What a model takes and gives, as PreparedModel declares it; models of one program may share one."""
+    """A model's inputs and outputs, as PreparedModel declares them; models of a program may share this."""
 
     def __init__(self, inputs, outputs, batches, verified, lengths={}, defaults={}):
-        """inputs, outputs: of TensorSpec. batches, lengths: as PreparedModel's. defaults: of optional inputs. verified: the outputs' shapes are what the model
-        returned, and every answer is held against them; else against their dtypes alone."""
+        """inputs, outputs: of TensorSpec. batches, lengths: as PreparedModel's. defaults: of optional inputs.
+
+        verified: the outputs' shapes are those that the model returned, and every answer is checked against
+        them; else it is checked against their dtypes alone.
+        """
         self._model = make_shared[CModelInterface]()
         cdef CModelInterface *model = self._model.get()
-        cdef CInputSpec one
+        cdef CInputSpec taken
         cdef COutputSpec given
         symbols = {}
         for spec in inputs:
-            one = CInputSpec()
-            one.name = spec.name.encode()
-            one.declared = ("[" + ", ".join([str(dimension or "?") for dimension in spec.shape]) + "]").encode()
-            one.dtype = spec.dtype
-            one.bits = bits_of(spec.dtype)
-            one.any_rank = spec.shape == UNKNOWN_RANK
-            for dimension in spec.shape if not one.any_rank else ():
-                one.dims.push_back(dimension_of(dimension))
-                one.limits.push_back(lengths.get(dimension, C_EXACT))
-                one.symbols.push_back(-1)
+            taken = CInputSpec()
+            taken.name = spec.name.encode()
+            taken.declared = ("[" + ", ".join([str(dimension or "?") for dimension in spec.shape]) + "]").encode()
+            taken.dtype = spec.dtype
+            taken.bits = bits_of(spec.dtype)
+            taken.any_rank = spec.shape == UNKNOWN_RANK
+            for dimension in spec.shape if not taken.any_rank else ():
+                taken.dims.push_back(dimension_of(dimension))
+                taken.limits.push_back(lengths.get(dimension, C_EXACT))
+                taken.symbols.push_back(-1)
                 if type(dimension) is str and dimension:
-                    one.symbols[one.symbols.size() - 1] = symbols.setdefault(dimension, len(symbols))
+                    taken.symbols[taken.symbols.size() - 1] = symbols.setdefault(dimension, len(symbols))
             if spec.name in defaults:
-                one.optional, one.value = True, defaults[spec.name].data
-            model.inputs.push_back(one)
+                taken.optional, taken.value = True, defaults[spec.name].data
+            model.inputs.push_back(taken)
         model.index_inputs()
         for spec in outputs:
             model.outputs.push_back(spec.name.encode())
@@ -73,7 +77,7 @@ cdef class Interface:
 
 
 cdef int64_t bits_of(dtype) except? -2:
-    """Of one element of a declared dtype, as the exchange has it."""
+    """The bits of an element of a declared dtype, as the exchange encodes them."""
     kind = DTYPES.get(dtype)
     if kind is None:
         return C_BITS_UNKNOWN
@@ -81,14 +85,14 @@ cdef int64_t bits_of(dtype) except? -2:
 
 
 cdef int64_t dimension_of(dimension) except? -3:
-    """A declared dimension, as the exchange has it."""
+    """A declared dimension, as the exchange encodes it."""
     if type(dimension) is str:
         return C_DIMENSION_ANY
     return dimension if 0 <= dimension < 1 << 63 else C_DIMENSION_NONE
 
 
 cdef object flaw_of(const CWrong &wrong):
-    """What the exchange says is wrong, for flaws.py."""
+    """The flaw that the exchange has found, for flaws.py."""
     cdef const CFlaw *flaw = &wrong.flaw
     cdef const CHeaderFlaw *header = &wrong.header
     cdef const CModelInterface *model = wrong.interface.get()
@@ -170,12 +174,12 @@ cdef dict describe_connections(const CConnections &connections):
     }
 
 
-cdef dict durations_of(const CDurations &one):
-    """As the query "metrics" has it: the counts add up from bucket to bucket."""
+cdef dict durations_of(const CDurations &durations):
+    """Durations as the query "metrics" has them: the counts accumulate from bucket to bucket."""
     cdef uint64_t seen = 0
     cdef size_t place
     cdef list buckets = []
-    for place in range(one.size()):
-        seen += one.data()[place]
+    for place in range(durations.size()):
+        seen += durations.data()[place]
         buckets.append(seen)
-    return {"count": seen, "sum_ns": one.sum_ns, "buckets": buckets}
+    return {"count": seen, "sum_ns": durations.sum_ns, "buckets": buckets}

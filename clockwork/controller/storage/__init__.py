@@ -1,1 +1,1 @@
-"""The thread that reads and writes files, and the repair of packages that are damaged."""
+"""The thread that reads and writes files, and the repair of damaged packages."""

@@ -1,8 +1,9 @@
-"""Packages of the catalogue that are damaged, or not there: found out after a start, and fetched from a worker that has one.
+"""Repair of damaged or missing packages: found after a start, and fetched from a worker that has them.
 
-Each package is compared with its checksums once after a start, at a bounded share of a core, and again when a worker could
-not use what it was sent. What is damaged is set aside, and fetched from whoever has the model prepared, one after the
-other, or taken from the next upload of the same content. Models go on being served meanwhile by workers that have them.
+Each package is compared with its checksums once after a start, at a bounded share of a core, and again when a
+worker could not use the package that it was sent. A damaged package is set aside, and fetched from the
+workers that have prepared the model, one after the other, or taken from the next upload of the same content.
+Meanwhile the workers that have the model go on serving it.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ log = logging.getLogger("clockwork.controller")
 
 @dataclasses.dataclass(slots=True)
 class _Repair:
-    """One package that is not as it should be."""
+    """The repair of a damaged or missing package."""
 
     files: list[PackageFile]
     text: str
-    worker: int = 0  # that it is being fetched from; 0: nobody
-    tried: set[int] = dataclasses.field(default_factory=set)  # workers that do not have it whole
+    worker: int = 0  # the worker that it is being fetched from; 0: none
+    tried: set[int] = dataclasses.field(default_factory=set)  # workers that do not have the whole package
 
 
 class Repairs:
-    """Every method belongs to the loop's thread. It reads and writes on a thread of its own: nobody waits for it. What is to
-    be done outside is appended to ``effects``."""
+    """All repairs. Every method belongs to the loop's thread, and files are read and written on a thread of
+    their own. Effects outside are appended to ``effects``."""
 
     def __init__(self, effects: deque[Effect], catalog: Catalog, table: ModelTable) -> None:
         self._effects = effects
@@ -59,23 +60,23 @@ class Repairs:
         return self._thread.fileno()
 
     def start(self) -> None:
-        """Look at every package that the table knows, once."""
+        """Queue every package that the table knows for a single inspection."""
         self._queue.extend(self._table.digests())
         self._inspect_next()
 
     def inspect(self, digest: str) -> None:
-        """Something is odd about a package: look at it next."""
+        """Inspect a suspect package next."""
         if digest not in self._open and digest != self._inspecting:
             self._queue.appendleft(digest)
             self._inspect_next()
 
     @property
     def left_count(self) -> int:
-        """Packages that have not been looked at since the start."""
+        """The number of packages that have not been inspected since the start."""
         return len(self._queue) + bool(self._inspecting)
 
     def on_chunk(self, worker: int, chunk: Chunk, frame: Any) -> None:
-        """A piece of a package from a worker; one that nobody has asked it for is dropped."""
+        """Take a piece of a package from a worker; a piece that was not asked for is dropped."""
         repair = self._open.get(chunk.digest)
         if repair is not None and repair.worker == worker:
             failed = self._fetcher.on_chunk(chunk, frame)
@@ -83,7 +84,7 @@ class Repairs:
                 self._fetched(failed)
 
     def worker_ready(self, worker: int, digest: str) -> None:
-        """A worker has prepared a model of this package, so it may have the package."""
+        """Note that a worker has prepared a model of this package, so it may have the package."""
         repair = self._open.get(digest)
         if repair is not None and not repair.worker:
             self._seek(digest)
@@ -96,11 +97,11 @@ class Repairs:
                 self._seek(digest)
 
     def lacks(self, digest: str) -> bool:
-        """Whether a package was found damaged, and nobody has brought it since."""
+        """Whether a package was found damaged, and has not been replaced since."""
         return digest in self._open
 
     def arrived(self, digest: str) -> None:
-        """Somebody has uploaded the same content."""
+        """End the repair of a package whose content a client has uploaded."""
         repair = self._open.get(digest)
         if repair is not None:
             if repair.worker:
@@ -146,7 +147,7 @@ class Repairs:
         self._inspect_next()
 
     def _damaged(self, digest: str, text: str) -> None:
-        """It has been set aside."""
+        """Begin the repair of a damaged package, which has been set aside."""
         files = self._table.files_of(digest)
         if not files:
             return
@@ -156,7 +157,7 @@ class Repairs:
         self._seek(digest)
 
     def _seek(self, digest: str) -> None:
-        """Fetch it from the next worker that may have it, or wait for one."""
+        """Fetch a package from the next worker that may have it, or wait for such a worker."""
         repair = self._open[digest]
         workers = [worker for worker in self._table.workers_with(digest) if worker not in repair.tried]
         repair.worker = workers[0] if workers else 0

@@ -1,5 +1,5 @@
-"""File I/O, so that no disk ever holds up the loop: a thread for it, one job after another, in order; and what the jobs
-of controller.effects do there."""
+"""File I/O on a thread of its own, so that no disk ever blocks the loop: jobs run one after another, in
+order. The jobs of controller.effects are carried out here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from clockwork.formats.interface import Interface, difference
 from clockwork.formats.package import PackageWriter
 
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
-"""Called on the loop's thread with what the job returned, or with what it raised."""
+"""Called on the loop's thread with the job's result, or with its exception."""
 
 
 class StorageThread:
@@ -57,18 +57,18 @@ class StorageThread:
         self._jobs.put((job, done))
 
     def drain(self, failed: Callable[[Exception], None]) -> None:
-        """Call what is due of the callbacks given to submit(), in order. failed: told what one of them raised."""
+        """Call the callbacks of ended jobs, in order. failed: gets an exception of a callback."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event)
         while self._done:
             done, value, error = self._done.popleft()
             try:
                 done(value, error)
-            except Exception as defect:  # its own: the next one is another peer's
+            except Exception as defect:  # a defect of this callback: the next is another peer's
                 failed(defect)
 
     def close(self) -> None:
-        """Finish what was submitted, and stop."""
+        """Finish the submitted jobs, and stop."""
         self._jobs.put(None)
         self._thread.join()
         os.close(self._event)
@@ -78,21 +78,21 @@ class StorageThread:
             job, done = item
             try:
                 result: tuple[Done, Any, BaseException | None] = (done, job(), None)
-            except Exception as error:  # whatever it is, the loop decides what it means
+            except Exception as error:  # the loop handles every exception
                 result = (done, None, error)
             self._done.append(result)
             os.eventfd_write(self._event, 1)
 
 
 class CatalogJobs:
-    """Does the jobs; run() belongs to the storage thread."""
+    """Runs the jobs; run() belongs to the storage thread."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._writers: dict[int, PackageWriter] = {}  # by upload id
 
     def run(self, job: Job) -> Any:
-        """What the job ends with. Raises OSError, InvalidModel, DamagedPackage."""
+        """Run a job, and return its result. Raises OSError, InvalidModel, DamagedPackage."""
         match job:
             case WriteChange():
                 return self._catalog.change(job.change)
@@ -104,7 +104,8 @@ class CatalogJobs:
             case WriteChunk():
                 return self._writers[job.upload_id].write(job.file, job.offset, job.frame)
             case CommitUpload():
-                return self._writers.pop(job.upload_id).commit()  # which removes what it cannot keep
+                # Commit() removes a package that it cannot keep
+                return self._writers.pop(job.upload_id).commit()
             case AbortUpload():
                 writer = self._writers.pop(job.upload_id, None)
                 return None if writer is None else writer.abort()
@@ -122,6 +123,7 @@ class CatalogJobs:
         record = job.record
         interface = self._catalog.declared(record.digest, record.files, record.options)
         if interface is not None and difference(interface, job.prepared):
-            # Every byte, which would hold up a start with thousands of them.
+            # It reads every byte, which for thousands of packages would delay a start: only where they
+            # differ.
             self._catalog.inspect(record.digest)
         return interface

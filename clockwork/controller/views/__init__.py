@@ -1,1 +1,1 @@
-"""What is answered about the state of a controller; asking changes nothing."""
+"""Answers about the state of a controller; queries change nothing."""

@@ -1,8 +1,8 @@
-"""The query "metrics": every number that a controller has, for whoever makes metrics of them.
+"""The query "metrics": every number that a controller has, for a process that makes metrics of them.
 
-Counts only grow, from the start of the controller (those of a worker or a model: from when it came). Everything is
-counted where it happens, in the exchange and the scheduler; here it is gathered, a page of models at a time, because
-the controller serves nobody meanwhile.
+Counts only grow, from the start of the controller (those of a worker or a model: from its arrival). The
+exchange and the scheduler count; this module gathers the counts, a page of models at a time, because the
+controller serves no request meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
 
 _LEARNT = ("margin", "contested_ns", "level", "beyond")
-"""What the scheduler has learnt of a device, as csrc/scheduler/scheduler.h describes it in DeviceStatus."""
+"""The scheduler's estimates about a device; csrc/scheduler/scheduler.h describes them in DeviceStatus."""
 
 _NOTHING: dict[str, Any] = {"count": 0, "sum_ns": 0, "buckets": [0] * (len(METRIC_BOUNDS_NS) + 1)}
 
@@ -40,11 +40,11 @@ _UNASKED: dict[str, Any] = {
     "times": dict.fromkeys(TIMES, _NOTHING),
     "batches": {},
 }  # fmt: skip
-"""Of a model of which nothing was asked yet."""
+"""The counts of a model without any request yet."""
 
 
 class MetricsQuery:
-    """Answers the query."""
+    """Answers the query "metrics"."""
 
     def __init__(
         self,
@@ -63,20 +63,21 @@ class MetricsQuery:
         self._policy = policy
         self._started_ns = started_ns
         self.unserved = {"model_not_found": 0, "unavailable": 0}
-        """Requests for no model, and for one that nobody serves: they are in no model's outcomes."""
+        """Requests for a missing or an unserved model, which are in no model's outcomes."""
 
     def count_unserved(self, error: ClockworkError) -> None:
-        """A request got this error in place of a place in some model's queue."""
+        """Count a request that got this error before it reached a model's queue."""
         if isinstance(error, ModelNotFound):
             self.unserved["model_not_found"] += 1
         elif isinstance(error, Unavailable):
             self.unserved["unavailable"] += 1
 
     def body(self, argument: str) -> dict[str, Any]:
-        """argument: "" for everything, of which this is the first page of models; "next" of a page for the one
-        behind it; the name of a model for its versions, or name@version for one, and nothing else.
+        """The body of the reply.
 
-        Raises InvalidInput and ModelNotFound.
+        argument: "" for everything, with the first page of models; "next" of a page for the page behind it;
+        the name of a model for its versions alone, or name@version for that version alone. Raises
+        InvalidInput and ModelNotFound.
         """
         workers = list(self._context.links.workers.values())
         names = unique_names({worker.worker_id: worker.name for worker in workers})
@@ -87,7 +88,7 @@ class MetricsQuery:
             if found is None:
                 raise ModelNotFound(self._table.absence(argument))
             return body | {"models": self._models(versions or [found], names), "next": ""}
-        ids = list(self._table.by_id)  # ascending: they are given out in order, and none twice
+        ids = list(self._table.by_id)  # ascending: ids are given in order, and never again
         page, following = page_of(ids, argument, METRICS_MODELS_PAGE)
         body |= {
             "models": self._models([self._table.by_id[number] for number in page], names),
@@ -153,7 +154,7 @@ class MetricsQuery:
             plans.setdefault(plan["worker"], {})[plan["device"]] = plan
         rows = []
         for worker in workers:
-            of_worker = plans.get(worker.worker_id, {})  # without those that are lost
+            of_worker = plans.get(worker.worker_id, {})  # without lost devices
             fetches, drops = self._exchange.host_counts(worker.slot)
             first = next(iter(of_worker.values()), {})
             lost = ("pages", "pages_free", "resident", "evicted_early", "clock_mhz", "idle_with_work_ns")
@@ -196,6 +197,8 @@ class MetricsQuery:
 
 
 def unique_names(names: Mapping[int, str]) -> dict[int, str]:
-    """Workers' names by id; those that several have get their ids, or what is told of one would be told of the others."""
+    """Workers' names by id; a name that several have gets their ids, so that each can be told apart."""
     counts = collections.Counter(names.values())
-    return {one: name if counts[name] == 1 else f"{name}#{one}" for one, name in names.items()}
+    return {
+        worker_id: name if counts[name] == 1 else f"{name}#{worker_id}" for worker_id, name in names.items()
+    }

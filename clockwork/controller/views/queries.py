@@ -1,4 +1,4 @@
-"""What clients ask of the controller: descriptions of models, routes and workers, and counts. Asking changes nothing."""
+"""Answers to clients' queries: descriptions of models, routes and workers, and counts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
 
 OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed", "invalid_input")
-"""What can become of a request, in the order in which the exchange counts it."""
+"""The outcomes of a request, in the order of the exchange's counts."""
 
 SET_ASIDE = "set_aside"
-"""The state of a version that is unloaded because of what its executions did."""
+"""The state of a version that is unloaded because its executions did harm."""
 
 UNSERVED = "unserved"
-"""The state of a version that is ready and that no worker serves: those that have it left, or leave."""
+"""The state of a ready version that no worker serves: the workers that had it left, or leave."""
 
 
 PAGE_MARK = "#"
@@ -67,7 +67,8 @@ class Queries:
         self._seats = seats
 
     def answer(self, query: Query) -> Any:
-        """The body of the reply to a query for status, models or model. Raises ModelNotFound and InvalidInput."""
+        """The body of the reply to a query for status, models or model. Raises ModelNotFound and
+        InvalidInput."""
         match query.what:
             case "status":
                 return self.status()
@@ -82,9 +83,10 @@ class Queries:
         )
 
     def list_models(self, argument: str = "") -> dict[str, Any]:
-        """A page of what ``clockwork models list`` shows: short descriptions of versions, unloaded ones on the last pages.
+        """A page of ``clockwork models list``: short descriptions of versions, unloaded versions last.
 
-        argument: "" for the first page, then "next" of the page before; the last page has "" there. Raises InvalidInput.
+        argument: "" for the first page, then "next" of the page before; the last page has "" there. Raises
+        InvalidInput.
         """
         if argument and not argument.startswith(PAGE_MARK):
             raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
@@ -113,7 +115,7 @@ class Queries:
         return {"models": rows, "next": f"{PAGE_MARK}{last[0]}@{last[1]}"}
 
     def find_model(self, text: str) -> dict[str, Any]:
-        """The description of what ``name`` or ``name@version`` addresses. Raises ModelNotFound."""
+        """The description of the model that ``name`` or ``name@version`` addresses. Raises ModelNotFound."""
         found = self._table.find(text)
         if found is not None:
             return self.describe(found)
@@ -123,7 +125,7 @@ class Queries:
         return describe_unloaded(away[-1].record)
 
     def describe(self, model: ModelVersion) -> dict[str, Any]:
-        """What ``clockwork models show`` shows."""
+        """The description of a version that ``clockwork models show`` shows."""
         names = self._worker_names()
         versions = self._table.live(model.record.name)
         prepared = model.prepared
@@ -135,13 +137,13 @@ class Queries:
             **({"expected_ns": expected} if expected else {}),
             **self._state(model),
             **traffic(self._table, model),
-            "versions": [number for number, one in versions.items() if one.state is ModelState.READY],
+            "versions": [number for number, version in versions.items() if version.state is ModelState.READY],
             "route": self.describe_route(model.record.name),
             "hosted": self._hosts(model, names),
         }
 
     def describe_route(self, name: str) -> dict[str, Any]:
-        """How a name's traffic is split, where it goes at this moment, and what became of the copies."""
+        """A name's split, the traffic at this moment, and the results of a shadow's copies."""
         route = self._table.named.get(name)
         split = self._table.split_now(name)
         body: dict[str, Any] = {
@@ -156,7 +158,7 @@ class Queries:
         return body
 
     def status(self) -> dict[str, Any]:
-        """What ``clockwork status`` shows."""
+        """The state of the cluster that ``clockwork status`` shows."""
         states: dict[str, int] = {}
         programs = set()
         for model in self._table.by_id.values():
@@ -194,7 +196,7 @@ class Queries:
         }
 
     def count_all(self) -> dict[str, Any]:
-        """Requests by what became of them, and refusals by reason."""
+        """Counts of requests by outcome, and of refusals by reason."""
         refusals = {str(reason): self._exchange.refusals(number) for number, reason in enumerate(Reason, 1)}
         return {
             **dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True)),
@@ -241,7 +243,7 @@ class Queries:
         ]
 
     def _workers_described(self) -> set[int]:
-        """The workers whose devices there is room for: those with the fewest rows first."""
+        """The workers whose devices are described, as far as there is room: the fewest rows first."""
         rows = sorted(
             (len(worker.devices) + self._preparations.failure_count(worker.worker_id), worker.worker_id)
             for worker in self._links.workers.values()
@@ -296,7 +298,7 @@ class Queries:
         return {worker.worker_id: worker.name for worker in self._links.workers.values()}
 
     def _whereabouts(self, model: ModelVersion, names: Mapping[int, str]) -> list[dict[str, Any]]:
-        """The devices that have a model, or are about to."""
+        """The devices that have a model, or load it."""
         return [
             {"worker": names.get(worker, str(worker)), "device": device, "state": state}
             for worker, device, state in self._scheduler.whereabouts(model.model_id)
@@ -313,7 +315,7 @@ class Queries:
 
 
 def state_of(model: ModelVersion, preparations: Preparations) -> tuple[str, str]:
-    """A version's state as people are told it, and why."""
+    """A version's state as shown to people, and its reason."""
     if model.state is ModelState.READY and not preparations.is_served(model):
         failed = (model.workers[worker] for worker in preparations.failed_on(model))
         return UNSERVED, next(failed, "no worker that is connected serves it")
@@ -321,8 +323,8 @@ def state_of(model: ModelVersion, preparations: Preparations) -> tuple[str, str]
 
 
 def traffic(table: ModelTable, model: ModelVersion) -> dict[str, Any]:
-    """What a version has of its name's requests: parts that it serves, parts of which it gets a copy, and whether it is
-    the version that is meant where a single one is (``current``)."""
+    """A version's parts of its name's requests: those that it serves and those of which it gets a copy;
+    ``current``: whether the name alone means this version."""
     name = model.record.name
     split = table.split_of(name)
     shadow = split.shadow if split is not None else None
@@ -334,7 +336,7 @@ def traffic(table: ModelTable, model: ModelVersion) -> dict[str, Any]:
 
 
 def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
-    """The description of a version that was unloaded: what its registration said."""
+    """The description of an unloaded version, from its registration."""
     return {
         "name": record.name,
         "version": record.version,
@@ -349,7 +351,7 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
 
 
 def _describe(model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
-    """What is known of a version by itself. names: of workers, by id."""
+    """The description of a version by itself. names: of workers, by id."""
     body: dict[str, Any] = {
         "name": model.record.name,
         "version": model.record.version,
@@ -387,7 +389,7 @@ def _describe(model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _describe_preparations(model: ModelVersion, names: Mapping[int, str]) -> list[dict[str, Any]]:
-    """By worker: preparing, ready or why it could not be prepared, and what was measured there."""
+    """By worker: preparing, ready or the reason of a failure, and the measurements there."""
     rows = []
     for worker, state in model.workers.items():
         row: dict[str, Any] = {"worker": names.get(worker, str(worker)), "state": state}
@@ -418,7 +420,8 @@ def _describe_tensor(spec: TensorSpec) -> dict[str, Any]:
 
 
 def page_of(ids: Sequence[int], argument: str, most: int) -> tuple[Sequence[int], str]:
-    """A page of at most so many ascending ids, and the argument that asks for the page behind it, "" after the last.
+    """A page of at most so many ascending ids, and the argument that asks for the page behind it, "" after
+    the last.
 
     argument: "" for the first page. Raises InvalidInput.
     """

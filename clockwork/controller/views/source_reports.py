@@ -1,7 +1,7 @@
-"""What gateways report of model sources (repositories of models) that they cannot read, as troubles.
+"""Gateways' reports about model sources (repositories of models) that they cannot read, as troubles.
 
-Pure bookkeeping. Several gateways may read one source: it is well again when none of them reports it any more, by its own
-word or because it has left.
+Pure bookkeeping. Several gateways may read the same source: its trouble ends when no gateway reports it any
+more, because each has withdrawn its report or has left.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from clockwork.errors import InvalidInput
 
 
 class SourceReports:
-    """The sources that are reported, and by which clients."""
+    """The reported sources, with the clients that report them."""
 
     def __init__(self, effects: deque[Effect]) -> None:
         self._effects = effects
         self._clients: dict[str, dict[bytes, None]] = {}  # by source
 
     def note(self, client: bytes, source: str, text: str) -> None:
-        """A client cannot read a source, or, with an empty text, can again. Raises InvalidInput beyond the bound."""
+        """Note that a client cannot read a source, or, by an empty text, can again. Raises InvalidInput
+        beyond the bound."""
         if not text:
             self._withdraw(client, source)
             return
@@ -34,7 +35,7 @@ class SourceReports:
         self._effects.append(NoteTrouble(TroubleKind.MODEL_SOURCE_FAILED, source, text))
 
     def client_gone(self, client: bytes) -> None:
-        """A client has left, and what it reported is not known to hold any more."""
+        """Withdraw the reports of a client that has left."""
         for source in [source for source, clients in self._clients.items() if client in clients]:
             self._withdraw(client, source)
 

@@ -1,4 +1,4 @@
-"""All that is answered about the state of a controller."""
+"""All answers about the state of a controller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clockwork.scheduler.types import Scheduler
 
 
 class Views:
-    """Of one controller. policy: the scheduler's, by its name."""
+    """The views of a controller. policy: the name of the scheduler's policy."""
 
     def __init__(
         self,
